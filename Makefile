@@ -1,0 +1,56 @@
+# Each target does all its own set-up, in .venv-3.11, .venv-3.12 or .venv-3.13 by the Python in use.
+#   make test PYTHON=python3.12       another Python than the newest on the path
+#   make test ARGS="tests/unit -x"    arguments for the command that the target runs
+
+PYTHON ?=
+ARGS ?=
+in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak coverage bench lint format types wheel servers lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+demo: ## redis-py and ResilientRedis through the same faults, on a server of its own
+	$(in_venv) test python -m resilient_io.demo $(ARGS)
+
+test: ## every test but the long scenes
+	$(in_venv) test python -m pytest $(ARGS)
+
+soak: ## the scenes that take over 10 s each
+	$(in_venv) test python -m pytest -m soak $(ARGS)
+
+coverage: ## the tests, and which lines and branches they miss
+	$(in_venv) test coverage run -m pytest $(ARGS)
+	$(in_venv) test coverage report
+
+bench: ## measure against redis-py, coredis and valkey-glide
+	$(in_venv) test,bench python -m benchmarks $(ARGS)
+
+lint: ## ruff, and the checks of generated files
+	$(in_venv) test,lint ruff check
+	$(in_venv) test,lint ruff format --check
+	$(in_venv) test,lint python scripts/check_locks.py
+	$(in_venv) test,lint python scripts/command_table.py --check
+
+format: ## mend what ruff can mend
+	$(in_venv) test,lint ruff check --fix
+	$(in_venv) test,lint ruff format
+
+types: ## mypy --strict and pyright, on the package and on the typing tests
+	$(in_venv) test,lint mypy
+	$(in_venv) test,lint sh -c 'pyright --pythonpath "$$(command -v python)"'
+
+wheel: ## build the wheel, install it into a fresh environment, import every public name
+	$(in_venv) test python scripts/check_wheel.py
+
+servers: ## install the real Redis (Debian, Ubuntu); no service is left running
+	@scripts/install_servers.sh
+
+lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everything)
+	$(in_venv) lock scripts/lock.sh $(ARGS)
+
+clean: ## remove everything that the other targets made
+	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	find src tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +

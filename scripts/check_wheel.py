@@ -1,0 +1,50 @@
+"""Builds the wheel, installs it alone into a fresh environment, and imports every public name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Runs in the fresh environment, away from the checkout.
+IMPORT = """
+import importlib.metadata, importlib.resources, sys
+import resilient_io
+assert sys.prefix in resilient_io.__file__, resilient_io.__file__
+assert importlib.resources.files(resilient_io).joinpath("py.typed").is_file()
+for name in resilient_io.__all__:
+    getattr(resilient_io, name)
+version = importlib.metadata.version("resilient-io")
+print(f"resilient-io {version}: {len(resilient_io.__all__)} public names import")
+"""
+
+
+def pip(python: Path | str, *arguments: str) -> None:
+    command = [python, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*command, *arguments], check=True)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        wheels, fresh = Path(folder, "wheels"), Path(folder, "venv")
+        # The build backend is in the lock of this environment.
+        here = ("--no-index", "--no-deps", "--no-build-isolation", str(ROOT))
+        pip(sys.executable, "wheel", "-q", "--wheel-dir", str(wheels), *here)
+        (wheel,) = wheels.glob("*.whl")
+        venv.create(fresh, with_pip=True)
+        python = fresh / "bin" / "python"
+        lock = ROOT / "requirements" / "runtime.txt"
+        pip(python, "install", "-q", "--require-hashes", "-r", str(lock))
+        pip(python, "install", "-q", "--no-index", "--no-deps", str(wheel))
+        # The lock must hold all that the wheel says it needs.
+        pip(python, "check")
+        print(wheel.name, flush=True)
+        subprocess.run([python, "-W", "error", "-c", IMPORT], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    main()

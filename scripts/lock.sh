@@ -1,0 +1,21 @@
+#!/bin/sh
+# Rewrites requirements/*.txt from pyproject.toml and requirements/*.in, for all Pythons at once.
+# Pins that still fit are kept; `scripts/lock.sh --upgrade` takes the newest of everything.
+set -eu
+cd "$(dirname "$0")/.."
+
+lock() {
+    output=requirements/$1.txt
+    shift
+    # No index address may stand in a lock: whoever installs from it uses their own.
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+        --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+        --output-file "$output" "$@"
+}
+
+# In this order: each is held to the versions of those before it.
+lock test pyproject.toml --extra testing requirements/test.in "$@"
+lock runtime pyproject.toml --constraints requirements/test.txt "$@"
+lock lint requirements/lint.in "$@"
+lock bench requirements/bench.in "$@"
+lock lock requirements/lock.in "$@"
