@@ -35,7 +35,7 @@ def main() -> None:
         here = ("--no-index", "--no-deps", "--no-build-isolation", str(ROOT))
         pip(sys.executable, "wheel", "-q", "--wheel-dir", str(wheels), *here)
         (wheel,) = wheels.glob("*.whl")
-        venv.create(fresh, with_pip=True)
+        venv.create(fresh, symlinks=True, with_pip=True)
         python = fresh / "bin" / "python"
         lock = ROOT / "requirements" / "runtime.txt"
         pip(python, "install", "-q", "--require-hashes", "-r", str(lock))

@@ -45,7 +45,7 @@ class Environment:
         (self.stamps / what).write_text(state)
 
     def pip(self, *arguments: str) -> None:
-        command = [self.path / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        command = [str(self.path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         # Standard output is ours: the caller reads the path of the environment from it.
         subprocess.run([*command, *arguments], cwd=ROOT, stdout=sys.stderr, check=True)
 
@@ -64,12 +64,12 @@ class Environment:
         if importlib.util.find_spec("ensurepip") is None:
             version = sysconfig.get_python_version()
             sys.exit(
-                f"{sys.executable} comes without ensurepip, so it cannot make a virtual environment."
+                f"{sys.executable} comes without ensurepip, so it makes no virtual environments."
                 f" On Debian or Ubuntu install python{version}-venv;"
                 " or name another Python: make ... PYTHON=/path/to/python",
             )
         shutil.rmtree(self.path, ignore_errors=True)
-        venv.create(self.path, with_pip=True)
+        venv.create(self.path, symlinks=True, with_pip=True)
         self.stamps.mkdir()
         self.remember("base", base)
 
@@ -104,9 +104,7 @@ def main() -> None:
         try:
             environment.install(locks)
         except subprocess.CalledProcessError as error:
-            sys.exit(
-                f"Setting up {environment.path.name} failed (pip exited with {error.returncode})"
-            )
+            sys.exit(f"Setting up {environment.path.name} failed: pip exited {error.returncode}")
         if (took := time.monotonic() - started) > 1:
             print(f"{environment.path.name} is ready ({took:.0f} s)", file=sys.stderr)
     print(environment.path)
