@@ -43,7 +43,9 @@ def main() -> None:
         # The lock must hold all that the wheel says it needs.
         pip(python, "check")
         print(wheel.name, flush=True)
-        subprocess.run([python, "-W", "error", "-c", IMPORT], cwd=folder, check=True)
+        imported = subprocess.run([python, "-W", "error", "-c", IMPORT], cwd=folder, check=False)
+        if imported.returncode:
+            sys.exit(f"{wheel.name} does not import")
 
 
 if __name__ == "__main__":
