@@ -1,1 +1,91 @@
-"""resilient-io."""
+"""asyncio clients that never repeat a write, never swallow a cancel, and know first.
+
+Everything public is here and is imported when it is first used: a service that does not use a
+driver does not pay for its import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resilient_io._policy import Deadline, RetryPolicy, deadline
+    from resilient_io.errors import (
+        Closed,
+        ConfigurationError,
+        DeadlineExceeded,
+        DependencyUnavailable,
+        OutcomeUnknown,
+        Overloaded,
+        Progress,
+        ResilientIOError,
+    )
+    from resilient_io.health import (
+        Cause,
+        Change,
+        Dependency,
+        HealthMonitor,
+        HealthSettings,
+        MonitorChange,
+        State,
+    )
+
+__all__ = [
+    "Cause",
+    "Change",
+    "Closed",
+    "ConfigurationError",
+    "Deadline",
+    "DeadlineExceeded",
+    "Dependency",
+    "DependencyUnavailable",
+    "HealthMonitor",
+    "HealthSettings",
+    "MonitorChange",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Progress",
+    "ResilientIOError",
+    "RetryPolicy",
+    "State",
+    "deadline",
+]
+
+_HOMES = {
+    "resilient_io._policy": ("Deadline", "RetryPolicy", "deadline"),
+    "resilient_io.errors": (
+        "Closed",
+        "ConfigurationError",
+        "DeadlineExceeded",
+        "DependencyUnavailable",
+        "OutcomeUnknown",
+        "Overloaded",
+        "Progress",
+        "ResilientIOError",
+    ),
+    "resilient_io.health": (
+        "Cause",
+        "Change",
+        "Dependency",
+        "HealthMonitor",
+        "HealthSettings",
+        "MonitorChange",
+        "State",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562)."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

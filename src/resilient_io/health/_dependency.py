@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 from collections import deque
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from resilient_io.health._settings import HealthSettings
 from resilient_io.health._states import Cause, Change, State
 from resilient_io.health._subscription import Subscription, Subscriptions
 from resilient_io.health._waiting import wait_until
+from resilient_io.health._wording import describe, first_change, record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,8 +27,6 @@ __all__ = ["Attachment", "Dependency"]
 
 CLOSE_GRACE = 1.0
 """Seconds that callbacks get to end when their owner is closed."""
-
-_log = logging.getLogger("resilient_io.health")
 
 
 class Dependency:
@@ -69,7 +67,7 @@ class Dependency:
         )
         self._history: deque[Change] = deque(maxlen=self.settings.history)
         self._subscriptions: Subscriptions[Change] = Subscriptions(name)
-        self._feed = Feed(_first_change(name, 0.0))
+        self._feed = Feed(first_change(name, 0.0))
 
     # --- reading
 
@@ -158,7 +156,7 @@ class Dependency:
             timeout=timeout,
             dependency=self.name,
             operation="until_up",
-            describe=lambda: f"still {_describe(machine.state, machine.cause, machine.detail)}",
+            describe=lambda: f"still {describe(machine.state, machine.cause, machine.detail)}",
         )
 
     def snapshot(self) -> dict[str, object]:
@@ -186,7 +184,7 @@ class Dependency:
 
     def __repr__(self) -> str:
         machine = self._machine
-        how = _describe(machine.state, machine.cause, machine.detail)
+        how = describe(machine.state, machine.cause, machine.detail)
         return f"<Dependency {self.name}: {how}>"
 
     # --- writing: for clients and other drivers
@@ -326,7 +324,7 @@ class Dependency:
             # What that loop knew, and who waited in it, is gone with it.
             self._prober.abandon()
             self._machine.forget(now)
-            self._feed = Feed(_first_change(self.name, now))
+            self._feed = Feed(first_change(self.name, now))
         self._machine.since = now
         self._loop = loop
         self._take(None)
@@ -338,7 +336,7 @@ class Dependency:
         if change is None:
             return
         self._history.append(change)
-        _record(change)
+        record(change)
         self._feed.publish(change)
         self._subscriptions.tell(change)
 
@@ -366,45 +364,3 @@ def _check_functions(*given: object) -> None:
     for function in given:
         if not callable(function):
             raise TypeError(f"{function!r} is no function: write start(probe, last_reply=...)")
-
-
-def _first_change(name: str, now: float) -> Change:
-    return Change(
-        dependency=name,
-        state=State.UNKNOWN,
-        previous=State.UNKNOWN,
-        cause=None,
-        detail="",
-        at=now,
-        after=0.0,
-    )
-
-
-def _describe(state: State, cause: Cause | None, detail: str) -> str:
-    why = ": ".join(word for word in (cause.value if cause is not None else "", detail) if word)
-    return f"{state.value} ({why})" if why else state.value
-
-
-def _record(change: Change) -> None:
-    """Write the one log record of a transition."""
-    well = change.state in (State.UP, State.UNKNOWN)
-    _log.log(
-        logging.INFO if well else logging.WARNING,
-        "%s is %s after %.3f s %s; meanwhile %d probes (%d failed), %d failures, %d refusals",
-        change.dependency,
-        _describe(change.state, change.cause, change.detail),
-        change.after,
-        change.previous.value,
-        change.probes,
-        change.probes_failed,
-        change.failures,
-        change.refusals,
-        extra={
-            "dependency": change.dependency,
-            "state": change.state.value,
-            "previous": change.previous.value,
-            "cause": change.cause.value if change.cause is not None else None,
-            "detail": change.detail,
-            "after": change.after,
-        },
-    )

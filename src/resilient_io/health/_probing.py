@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Prober"]
 
-_DOUBT_SPACING = 0.03
+_DOUBT_SPACING = 0.02
 """Least seconds between probes on fresh connections that clients' failures ask for."""
 
 _log = logging.getLogger("resilient_io.health")
