@@ -1,0 +1,1 @@
+"""Redis: the client, its lanes, its gate and its command table."""
