@@ -42,8 +42,16 @@ if [ ! -e "$policy" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 
+new=
+for service in redis-server redis-sentinel; do
+    command -v "$service" >/dev/null || new="$new $service"
+done
 apt-get update -qq
 apt-get install -qq -y --no-install-recommends redis-server redis-sentinel redis-tools >/dev/null
+for service in $new; do
+    # Nor at the next boot.
+    update-rc.d "$service" disable
+done
 
 lacking=$(missing | tr '\n' ' ')
 [ -z "$lacking" ] || advise "apt-get installed the packages, yet these are not on the path."
