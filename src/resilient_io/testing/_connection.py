@@ -1,0 +1,348 @@
+"""One connection through the proxy: a client on one side, the server on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from resilient_io.testing._link import Link, reset
+from resilient_io.testing._resp import ReplyScanner, Request, RequestScanner
+from resilient_io.testing.faults import Effect
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from resilient_io.testing.faults import Ending, Fault
+    from resilient_io.testing.proxy import Direction, FaultProxy
+
+# After these the server sends what answers no single request.
+_OPEN_ENDED: Final = frozenset(
+    {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"}
+    | {"MONITOR", "SYNC", "PSYNC"}
+)
+
+
+class _Side(asyncio.Protocol):
+    """Protocol of one of the two transports; hands on what happens there."""
+
+    def __init__(
+        self,
+        received: Callable[[bytes], None],
+        lost: Callable[[Exception | None], None],
+        outgoing: Link,
+    ) -> None:
+        self._received = received
+        self._lost = lost
+        self._outgoing = outgoing
+
+    def data_received(self, data: bytes) -> None:
+        self._received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(exc)
+
+    def pause_writing(self) -> None:
+        self._outgoing.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._outgoing.resume_writing()
+
+
+class ProxiedConnection:
+    """A connection through a `FaultProxy`, to be listed and struck.
+
+    Attributes:
+        number: Its place in the order of acceptance, counted from 1.
+    """
+
+    def __init__(self, proxy: FaultProxy, number: int) -> None:
+        self.number = number
+        self._proxy = proxy
+        self._client: asyncio.Transport | None = None
+        self._server: asyncio.Transport | None = None
+        self._client_over = False
+        self._server_over = False
+        self._ending: Ending | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._to_server = Link(proxy.to_server, self._read_client, self.reset)
+        self._to_client = Link(proxy.to_client, self._read_server, self.reset)
+        self._requests = RequestScanner(number)
+        self._replies = ReplyScanner()
+        self._counting = proxy.resp
+        self._unanswered: deque[Fault | None] = deque()  # of each request, what strikes its reply
+        self._kept = bytearray()  # what has come of a reply that is to be struck
+        self._held: list[Request] | None = None
+        self._muted = False
+
+    def __repr__(self) -> str:
+        client = "gone" if self._client_over else self.client_address
+        return f"<ProxiedConnection {self.number}, client {client}>"
+
+    @property
+    def client_address(self) -> tuple[str, int] | None:
+        """Address of the client's socket, to tell clients apart."""
+        address = self._client.get_extra_info("peername") if self._client else None
+        return address and (address[0], address[1])
+
+    @property
+    def server_side_address(self) -> tuple[str, int] | None:
+        """Address that the server sees, as in its CLIENT LIST."""
+        address = self._server.get_extra_info("sockname") if self._server else None
+        return address and (address[0], address[1])
+
+    # What a test may do to it
+
+    def reset(self) -> None:
+        """Reset it towards the client (RST); the server reads what has gone on to it, then EOF."""
+        self._end("reset")
+
+    def close(self) -> None:
+        """Close it towards the client (FIN); the server reads what has gone on to it, then EOF."""
+        self._end("close")
+
+    def mute(self) -> None:
+        """Deliver nothing more to the client, but stay open, whatever the server does."""
+        self._muted = True
+
+    def inject(self, data: bytes) -> None:
+        """Send these bytes to the client, as if they came from the server."""
+        self._deliver(data)
+
+    def stall(self, direction: Direction = "both") -> None:
+        """Let nothing through, until `resume`; nothing is lost."""
+        self.set_stalled(direction, stalled=True)
+
+    def resume(self, direction: Direction = "both") -> None:
+        """Let through what was stalled, and what comes."""
+        self.set_stalled(direction, stalled=False)
+
+    # What the proxy does with it
+
+    def set_stalled(self, direction: Direction, *, stalled: bool) -> None:
+        """Stall or resume its links."""
+        for link in self.links(direction):
+            link.stalled = stalled
+            link.pump()
+
+    def links(self, direction: Direction) -> list[Link]:
+        """Give its links of this direction."""
+        one = {"requests": [self._to_server], "replies": [self._to_client]}
+        return one.get(direction) or [self._to_server, self._to_client]
+
+    def open(self, client: socket.socket, *, silent: bool) -> None:
+        """Take the client's socket, and connect to the server unless it should stay silent."""
+        self._opening = asyncio.create_task(self._open(client, silent=silent), name=f"{self!r}")
+
+    def abort(self) -> None:
+        """End both sides now."""
+        self._end("reset")
+        self._to_client.discard()
+        self._to_server.discard()
+        self._end_server()
+
+    async def wait_ended(self) -> None:
+        """Wait until both sides are closed."""
+        await self._ended.wait()
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+
+    def release(self) -> bool:
+        """Let the held requests go on; tell whether the server is still there to take them."""
+        held, self._held = self._held or [], None
+        for place, request in enumerate(held):
+            if self._held is not None:
+                self._held.append(request)  # the next fault holds from here
+            elif place == 0:
+                self._forward(request, None)
+            else:
+                self._take(request)
+        if self._client_over and self._held is None:
+            self._to_server.finish(self._end_server)
+        return bool(held) and not self._server_over
+
+    async def _open(self, client: socket.socket, *, silent: bool) -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: _Side(self._from_client, self._on_client_lost, self._to_client), client
+        )
+        self._client = transport
+        try:
+            if self._ending is not None:
+                self._end(self._ending)
+            elif silent:
+                transport.pause_reading()
+            else:
+                self._to_client.attach(transport)
+                await self._connect(loop)
+        finally:
+            if self._server is None:
+                self._server_over = True
+                self._forget_if_ended()
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        host, port = self._proxy.target
+        try:
+            self._server, _ = await loop.create_connection(
+                lambda: _Side(self._from_server, self._on_server_lost, self._to_server), host, port
+            )
+        except OSError:
+            self._end("reset")
+        else:
+            self._to_server.attach(self._server)
+
+    # From the client to the server
+
+    def _from_client(self, data: bytes) -> None:
+        if not self._proxy.resp:
+            self._to_server.feed(data)
+            return
+        for request in self._requests.feed(data):
+            if self._held is not None:
+                self._held.append(request)
+            elif self._ending is None:
+                self._take(request)
+
+    def _take(self, request: Request) -> None:
+        fault = self._proxy.fault_for(request) if request.arguments else None
+        match fault and fault.effect:
+            case None:
+                self._forward(request, None)
+                return
+            case Effect.HOLD:
+                self._held = [request]
+            case Effect.RESET_BEFORE:
+                self.reset()
+            case Effect.RESET_AFTER:
+                self._forward(request, None)
+                self.reset()
+            case Effect.ANSWER if self._counting:
+                self._unanswered.append(fault)
+                self._answer_what_is_due()
+                return
+            case _:
+                self._forward(request, fault)
+                return
+        if fault is not None:
+            fault.note(self)
+
+    def _forward(self, request: Request, fault: Fault | None) -> None:
+        if request.arguments:
+            self._proxy.requests[request.name] += 1
+            self._counting = self._counting and request.name not in _OPEN_ENDED
+            if self._counting:
+                self._unanswered.append(fault)
+            elif fault is not None:
+                self._strike(fault, b"")  # which reply is its own is not known
+        self._to_server.feed(request.raw)
+
+    # From the server to the client
+
+    def _from_server(self, data: bytes) -> None:
+        if self._replies.lost or not (self._counting or self._unanswered):
+            self._deliver(data)
+            return
+        start = plain = 0  # what lies from `plain` to `start` goes on as it is
+        for end, push in self._replies.feed(data):
+            fault = None if push or not self._unanswered else self._unanswered[0]
+            if not push and self._unanswered:
+                self._unanswered.popleft()
+            if fault is not None:
+                self._deliver(data[plain:start])
+                reply = bytes(self._kept) + data[start:end]
+                self._kept.clear()
+                self._strike(fault, reply)
+                plain = end
+            elif self._kept:  # a push came where the reply was awaited
+                self._deliver(bytes(self._kept) + data[start:end])
+                self._kept.clear()
+                plain = end
+            if self._strikes_next():
+                self._deliver(data[plain:end])
+                plain = end
+                self._answer_what_is_due()
+            start = end
+        if self._strikes_next():
+            self._deliver(data[plain:start])
+            self._kept += data[start:]
+        else:
+            self._deliver(data[plain:])
+
+    def _strikes_next(self) -> bool:
+        return bool(self._unanswered) and self._unanswered[0] is not None
+
+    def _strike(self, fault: Fault, reply: bytes) -> None:
+        """Do to a complete reply what is to be done to it."""
+        if fault.effect is Effect.DROP_REPLY:
+            self.mute()
+        elif fault.effect is Effect.HALF_REPLY:
+            self._deliver(reply[: len(reply) // 2 if fault.keep is None else fault.keep])
+            self.mute()
+            if fault.ending != "silence":
+                self._to_client.finish(functools.partial(self._end, fault.ending))
+        else:
+            self._deliver(fault.data)
+        fault.note(self)
+
+    def _answer_what_is_due(self) -> None:
+        """Answer in the server's place, as long as it is the turn of that."""
+        while self._unanswered:
+            fault = self._unanswered[0]
+            if fault is None or fault.effect is not Effect.ANSWER:
+                break
+            self._unanswered.popleft()
+            self._strike(fault, b"")
+
+    def _deliver(self, data: bytes) -> None:
+        if data and not self._muted and not self._client_over:
+            self._to_client.feed(data)
+
+    # Its end
+
+    def _end(self, ending: Ending) -> None:
+        """End the client's side; the server's follows when it has all that went on to it."""
+        self._ending = ending
+        self._held = None
+        if self._client is None or self._client_over:
+            return
+        if ending == "reset":
+            reset(self._client)
+        else:
+            self._client.close()
+
+    def _end_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        elif self._client is not None and self._opening is not None:
+            self._opening.cancel()
+
+    def _on_client_lost(self, _: Exception | None) -> None:
+        self._client_over = True
+        self._to_client.discard()
+        if self._held is None:
+            self._to_server.finish(self._end_server)
+        self._forget_if_ended()
+
+    def _on_server_lost(self, exc: Exception | None) -> None:
+        self._server_over = True
+        self._to_server.discard()
+        if not self._muted:
+            ending: Ending = "reset" if isinstance(exc, ConnectionResetError) else "close"
+            self._to_client.finish(functools.partial(self._end, ending))
+        self._forget_if_ended()
+
+    def _forget_if_ended(self) -> None:
+        if self._client_over and self._server_over and not self._ended.is_set():
+            self._ended.set()
+            self._proxy.connections.remove(self)
+
+    def _read_client(self, reading: bool) -> None:  # noqa: FBT001 - the one argument of a callback
+        if self._client is not None and not self._client.is_closing():
+            (self._client.resume_reading if reading else self._client.pause_reading)()
+
+    def _read_server(self, reading: bool) -> None:  # noqa: FBT001 - as above
+        if self._server is not None and not self._server.is_closing():
+            (self._server.resume_reading if reading else self._server.pause_reading)()

@@ -1,0 +1,151 @@
+"""An event loop on which time passes only when nothing else is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    from _typeshed import FileDescriptorLike
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_PATIENCE_BEFORE_A_JUMP: Final = 0.02
+_PATIENCE_WITHOUT_TIMERS: Final = 5.0
+
+
+class NothingWillHappenError(Exception):
+    """All tasks wait for what nobody will bring about; the message lists them."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time starts at 0.0 and jumps to the next timer when nothing is ready.
+
+    A test that sleeps for an hour takes no time, and `loop.time()` is exact and the same in every
+    run. When all tasks wait and no timer is set, `NothingWillHappenError` is raised out of the
+    loop, where another loop would hang. Threads of `run_in_executor` are waited for. Sockets work,
+    but each jump then gives them 20 ms of real time first; against servers, take a real loop.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._threads = 0
+        super().__init__(_PatientSelector(self))
+
+    def time(self) -> float:
+        """Give the virtual time in seconds."""
+        return self._now
+
+    def block(self, seconds: float) -> None:
+        """Let time pass while nothing runs, as code does that blocks the loop."""
+        if not seconds >= 0:
+            raise ValueError(f"time does not go back: seconds must be 0 or more, got {seconds}")
+        self._now += seconds
+
+    @property
+    def waits_for_threads(self) -> bool:
+        """A thread of an executor works, so time stands still."""
+        return self._threads > 0
+
+    def jump(self) -> bool:
+        """Go to the time of the next timer; False if there is none. For its selector."""
+        # Leans on BaseEventLoop._scheduled (CPython 3.4 to 3.14), whose head is a live timer when
+        # the selector is asked: adding up timeouts would let the time drift by rounding.
+        timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        if timers:
+            self._now = max(self._now, timers[0].when())
+        return bool(timers)
+
+    def run_in_executor(
+        self,
+        executor: Executor | None,
+        func: Callable[[*_Ts], _T],
+        *args: *_Ts,
+    ) -> asyncio.Future[_T]:
+        """Run a function in a thread; time stands still until it ends."""
+        future = super().run_in_executor(executor, func, *args)
+        self._threads += 1
+        future.add_done_callback(self._thread_ended)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads; time stands still meanwhile, so no `timeout` strikes."""
+        del timeout
+        self._threads += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._threads -= 1
+
+    def _thread_ended(self, _: asyncio.Future[_T]) -> None:
+        self._threads -= 1
+
+
+def new_virtual_loop() -> VirtualTimeLoop:
+    """Make a loop with virtual time, as a `loop_factory` for `asyncio.Runner` or pytest."""
+    return VirtualTimeLoop()
+
+
+class _PatientSelector(selectors.BaseSelector):
+    """Asks the real selector; when nothing is ready, the loop jumps instead of waiting."""
+
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        self._loop = loop
+        self._inner = selectors.DefaultSelector()
+
+    def register(
+        self, fileobj: FileDescriptorLike, events: int, data: object = None
+    ) -> selectors.SelectorKey:
+        return self._inner.register(fileobj, events, data)
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._inner.unregister(fileobj)
+
+    def modify(
+        self, fileobj: FileDescriptorLike, events: int, data: object = None
+    ) -> selectors.SelectorKey:
+        return self._inner.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return self._inner.get_map()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._inner.select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if self._loop.waits_for_threads:
+            return self._inner.select(1.0)
+        if len(self._inner.get_map()) > 1:  # one is the loop's own, to be woken by threads
+            ready = self._inner.select(
+                _PATIENCE_WITHOUT_TIMERS if timeout is None else _PATIENCE_BEFORE_A_JUMP
+            )
+        if not ready and not self._loop.jump():
+            raise NothingWillHappenError(_waiting_tasks(self._loop))
+        return ready
+
+
+def _waiting_tasks(loop: asyncio.AbstractEventLoop) -> str:
+    tasks = sorted(asyncio.all_tasks(loop), key=asyncio.Task.get_name)
+    places = [f"  {task.get_name()} in {_place(task.get_coro())}" for task in tasks]
+    return "\n".join(["no timer is set, nothing is ready, and these tasks wait:", *places])
+
+
+def _place(awaited: object) -> str:
+    """Say where the innermost coroutine waits."""
+    place = repr(awaited)
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        place = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+        awaited = getattr(awaited, "cr_await", None)
+    return place
