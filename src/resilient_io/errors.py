@@ -91,6 +91,10 @@ class ResilientIOError(Exception):
             f"({self.progress.value}, {tries}, {self.elapsed:.3f} s)"
         )
 
+    def __repr__(self) -> str:
+        """Say everything; a driver's error among the bases would say its own."""
+        return f"<{type(self).__name__}: {self}>"
+
     def __reduce__(
         self,
     ) -> tuple[object, tuple[type[ResilientIOError], tuple[object, ...]], dict[str, object]]:
