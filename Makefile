@@ -53,4 +53,4 @@ lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everythi
 
 clean: ## remove everything that the other targets made
 	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
-	find src tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +

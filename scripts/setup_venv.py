@@ -68,6 +68,7 @@ class Environment:
                 f" On Debian or Ubuntu install python{version}-venv;"
                 " or name another Python: make ... PYTHON=/path/to/python",
             )
+        print(f"Setting up {self.path.name} ...", file=sys.stderr)
         shutil.rmtree(self.path, ignore_errors=True)
         venv.create(self.path, symlinks=True, with_pip=True)
         self.stamps.mkdir()
@@ -99,7 +100,6 @@ def main() -> None:
         fcntl.flock(lock_file, fcntl.LOCK_EX)
         started = time.monotonic()
         if environment.is_stale(base):
-            print(f"Setting up {environment.path.name} ...", file=sys.stderr)
             environment.create(base)
         try:
             environment.install(locks)
