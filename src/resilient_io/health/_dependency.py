@@ -1,27 +1,22 @@
-"""One dependency's availability: read, awaited and subscribed to; fed by its clients."""
+"""A dependency: its availability, and how clients feed it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import random
-from collections import deque
 from typing import TYPE_CHECKING
 
-from resilient_io._checking import check_name
-from resilient_io.health._feed import Feed, Watch
-from resilient_io.health._machine import Machine
-from resilient_io.health._probing import Client, Prober
-from resilient_io.health._settings import HealthSettings
-from resilient_io.health._states import Cause, Change, State
-from resilient_io.health._subscription import Subscription, Subscriptions
-from resilient_io.health._waiting import wait_until
-from resilient_io.health._wording import describe, first_change, record
+from resilient_io.health._availability import Availability
+from resilient_io.health._feed import Feed
+from resilient_io.health._probing import Client
+from resilient_io.health._wording import first_change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from resilient_io.health._lag import LoopLag
+    from resilient_io.health._settings import HealthSettings
+    from resilient_io.health._states import Cause
 
 __all__ = ["Attachment", "Dependency"]
 
@@ -29,7 +24,7 @@ CLOSE_GRACE = 1.0
 """Seconds that callbacks get to end when their owner is closed."""
 
 
-class Dependency:
+class Dependency(Availability):
     """How one dependency is, as its clients' calls and a probe task see it.
 
     Several clients of one server may share it. It belongs to the event loop in which its first
@@ -39,13 +34,6 @@ class Dependency:
         name: How logs, errors and snapshots call it, for example "redis".
         settings: Times and thresholds.
         rng: Source of the jitter; give a seeded one to replay a schedule.
-
-    Attributes:
-        name: As given.
-        settings: As given.
-        available: False while it is DOWN. For reading only.
-        refusing: True while it is known to refuse writes: only then need a client report
-            `accepted()`. For reading only.
     """
 
     def __init__(
@@ -55,139 +43,7 @@ class Dependency:
         settings: HealthSettings | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self.name = check_name("name", name)
-        self.settings = settings if settings is not None else HealthSettings()
-        # Plain attributes: every call of a client reads them.
-        self.available = True
-        self.refusing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._machine = Machine(name, self.settings)
-        self._prober = Prober(
-            self._machine, rng if rng is not None else random.Random(), self._take
-        )
-        self._history: deque[Change] = deque(maxlen=self.settings.history)
-        self._subscriptions: Subscriptions[Change] = Subscriptions(name)
-        self._feed = Feed(first_change(name, 0.0))
-
-    # --- reading
-
-    @property
-    def state(self) -> State:
-        """The state it is in."""
-        return self._machine.state
-
-    @property
-    def since(self) -> float:
-        """Absolute loop time at which it came into this state."""
-        return self._machine.since
-
-    @property
-    def cause(self) -> Cause | None:
-        """Why it is not well; None when it is."""
-        return self._machine.cause
-
-    @property
-    def detail(self) -> str:
-        """The cause in words, one line, without secrets."""
-        return self._machine.detail
-
-    @property
-    def latency(self) -> float | None:
-        """Seconds that the latest measured answer took."""
-        return self._machine.latency
-
-    @property
-    def history(self) -> tuple[Change, ...]:
-        """The latest transitions, oldest first."""
-        return tuple(self._history)
-
-    @property
-    def lag(self) -> LoopLag | None:
-        """The watch over the event loop's own stalls, while a client is attached."""
-        return self._prober.lag
-
-    def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
-        """Call a function, sync or async, after every transition.
-
-        It runs in the event loop, never inside a call or a probe. An async one that is still
-        busy gets only the newest change afterwards. One that raises is logged once and goes on
-        being called; it harms nobody else. Needs no running loop.
-
-        Args:
-            callback: Takes the `Change`; what it returns is awaited if it can be.
-
-        Returns:
-            A handle to `remove()` it, also usable as a context manager.
-
-        Raises:
-            TypeError: `callback` is not callable.
-        """
-        return self._subscriptions.add(callback)
-
-    def watch(self) -> Watch[Change]:
-        """Iterate over its changes: `async for change in dependency.watch()`.
-
-        The first item comes at once and tells the state it is in (the latest change, or one
-        from UNKNOWN to UNKNOWN before the first), so that nothing is missed between looking and
-        watching. Each further one is the newest since the one before: who is slow skips, and
-        nothing queues. Cancelling, or leaving the loop, leaves nothing behind. `aclose()` ends
-        the iteration, after the last change.
-        """
-        return Watch(self._feed)
-
-    async def until_up(self, timeout: float | None = None) -> None:
-        """Wait until it answers (UP or DEGRADED).
-
-        Returns at once when it already does. Cancelling the wait changes nothing. Somebody must
-        be watching it: a client starts that when it is entered or first used.
-
-        Args:
-            timeout: Longest wait in seconds; None waits for ever. An enclosing
-                `resilient_io.deadline` bounds it too.
-
-        Raises:
-            DeadlineExceeded: It was still not answering.
-            Closed: It was closed meanwhile.
-        """
-        machine = self._machine
-        await wait_until(
-            self._feed,
-            lambda: machine.state.answering,
-            timeout=timeout,
-            dependency=self.name,
-            operation="until_up",
-            describe=lambda: f"still {describe(machine.state, machine.cause, machine.detail)}",
-        )
-
-    def snapshot(self) -> dict[str, object]:
-        """Return how it is as plain data that `json.dumps` takes. Times are in seconds."""
-        machine, lag = self._machine, self._prober.lag
-        return {
-            "name": self.name,
-            "state": machine.state.value,
-            "age": self._loop.time() - machine.since if self._loop is not None else 0.0,
-            "cause": machine.cause.value if machine.cause is not None else None,
-            "detail": machine.detail,
-            "latency": machine.latency,
-            "watched": self._prober.running,
-            "transitions": machine.transitions,
-            "probes": {"ok": machine.probes_ok, "failed": machine.probes_failed},
-            "failures": machine.failures,
-            "refusals": machine.refusals,
-            "parts_lost": machine.parts_lost,
-            "loop_lag": {
-                "current": lag.current if lag is not None else 0.0,
-                "worst": lag.worst if lag is not None else 0.0,
-                "stalled": lag.stalled if lag is not None else 0.0,
-            },
-        }
-
-    def __repr__(self) -> str:
-        machine = self._machine
-        how = describe(machine.state, machine.cause, machine.detail)
-        return f"<Dependency {self.name}: {how}>"
-
-    # --- writing: for clients and other drivers
+        super().__init__(name, settings, rng if rng is not None else random.Random())
 
     def start(
         self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
@@ -288,10 +144,6 @@ class Dependency:
         later `start()` begins anew; callbacks stay registered. Cancelling this leaves at once;
         what it began ends by itself.
         """
-        if self._loop is None or self._loop.is_closed():
-            self._prober.abandon()
-            self._feed.closed = True
-            return
         leaving = [task for client in self._prober.clients if (task := self._detach(client))]
         self._feed.close()
         if leaving:
@@ -301,9 +153,12 @@ class Dependency:
     # --- inside
 
     def _detach(self, client: Client) -> asyncio.Task[None] | None:
+        if self._loop is None or self._loop.is_closed():
+            self._prober.abandon()  # its task ended, or will never end, with its loop
+            return None
         leaving = self._prober.remove(client)
         if leaving is not None and not self._prober.running:
-            self._take(self._machine.forget(asyncio.get_running_loop().time()))
+            self._take(self._machine.forget(self._loop.time()))
         return leaving
 
     def _bind(self) -> float:
@@ -315,6 +170,7 @@ class Dependency:
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
+        forgotten = None
         if self._loop is not None:
             if self._prober.running and not self._loop.is_closed():
                 raise RuntimeError(
@@ -323,22 +179,12 @@ class Dependency:
                 )
             # What that loop knew, and who waited in it, is gone with it.
             self._prober.abandon()
-            self._machine.forget(now)
             self._feed = Feed(first_change(self.name, now))
+            self._machine.since = now  # the times of two loops cannot be compared
+            forgotten = self._machine.forget(now)
         self._machine.since = now
         self._loop = loop
-        self._take(None)
-
-    def _take(self, change: Change | None) -> None:
-        machine = self._machine
-        self.available = machine.state is not State.DOWN
-        self.refusing = machine.refusing
-        if change is None:
-            return
-        self._history.append(change)
-        record(change)
-        self._feed.publish(change)
-        self._subscriptions.tell(change)
+        self._take(forgotten)
 
 
 class Attachment:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 
 __all__ = ["LoopLag"]
 
 _BEAT = 0.1
 _TOLERANCE = 0.02
 
-_watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag] = (
-    weakref.WeakKeyDictionary()
-)
+_watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 
 
 class LoopLag:
@@ -43,6 +40,8 @@ class LoopLag:
         loop = asyncio.get_running_loop()
         watch = _watches.get(loop)
         if watch is None:
+            for other in [other for other in _watches if other.is_closed()]:
+                del _watches[other]  # closed without a release: nobody else would free it
             watch = _watches[loop] = cls(loop)
         watch._users += 1
         if watch._timer is None:
@@ -56,7 +55,6 @@ class LoopLag:
         if not self._users and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            # The watch refers to its loop: kept in the table, neither would ever be freed.
             _watches.pop(self._loop, None)
 
     @property

@@ -1,0 +1,177 @@
+"""The read side of a dependency's availability: look, await, subscribe."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resilient_io._checking import check_name
+from resilient_io.health._feed import Feed, Watch
+from resilient_io.health._machine import Machine
+from resilient_io.health._probing import Prober
+from resilient_io.health._settings import HealthSettings
+from resilient_io.health._states import Cause, Change, State
+from resilient_io.health._subscription import Subscription, Subscriptions
+from resilient_io.health._waiting import wait_until
+from resilient_io.health._wording import describe, first_change, record
+
+if TYPE_CHECKING:
+    import asyncio
+    import random
+    from collections.abc import Callable
+
+    from resilient_io.health._lag import LoopLag
+
+__all__ = ["Availability"]
+
+
+class Availability:
+    """How a dependency is, for those who only look.
+
+    Attributes:
+        name: How logs, errors and snapshots call it.
+        settings: Times and thresholds.
+        available: False while it is DOWN. For reading only.
+        refusing: True while it is known to refuse writes: only then need a client report
+            `accepted()`. For reading only.
+    """
+
+    def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
+        self.name = check_name("name", name)
+        self.settings = settings if settings is not None else HealthSettings()
+        # Plain attributes: every call of a client reads them.
+        self.available = True
+        self.refusing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._machine = Machine(name, self.settings)
+        self._prober = Prober(self._machine, rng, self._take)
+        self._history: deque[Change] = deque(maxlen=self.settings.history)
+        self._subscriptions: Subscriptions[Change] = Subscriptions(name)
+        self._feed = Feed(first_change(name, 0.0))
+
+    @property
+    def state(self) -> State:
+        """The state it is in."""
+        return self._machine.state
+
+    @property
+    def since(self) -> float:
+        """Absolute loop time at which it came into this state."""
+        return self._machine.since
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it is not well; None when it is."""
+        return self._machine.cause
+
+    @property
+    def detail(self) -> str:
+        """The cause in words, one line, without secrets."""
+        return self._machine.detail
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds that the latest measured answer took."""
+        return self._machine.latency
+
+    @property
+    def history(self) -> tuple[Change, ...]:
+        """The latest transitions, oldest first."""
+        return tuple(self._history)
+
+    @property
+    def lag(self) -> LoopLag | None:
+        """The watch over the event loop's own stalls, while a client is attached."""
+        return self._prober.lag
+
+    def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
+        """Call a function, sync or async, after every transition.
+
+        It runs in the event loop, never inside a call or a probe. An async one that is still
+        busy gets only the newest change afterwards. One that raises is logged once and goes on
+        being called; it harms nobody else. Needs no running loop.
+
+        Args:
+            callback: Takes the `Change`; what it returns is awaited if it can be.
+
+        Returns:
+            A handle to `remove()` it, also usable as a context manager.
+
+        Raises:
+            TypeError: `callback` is not callable.
+        """
+        return self._subscriptions.add(callback)
+
+    def watch(self) -> Watch[Change]:
+        """Iterate over its changes: `async for change in dependency.watch()`.
+
+        The first item comes at once and tells the state it is in (the latest change, or one
+        from UNKNOWN to UNKNOWN before the first), so that nothing is missed between looking and
+        watching. Each further one is the newest since the one before: who is slow skips, and
+        nothing queues. Cancelling, or leaving the loop, leaves nothing behind. `aclose()` ends
+        the iteration, after the last change.
+        """
+        return Watch(self._feed)
+
+    async def until_up(self, timeout: float | None = None) -> None:
+        """Wait until it answers (UP or DEGRADED).
+
+        Returns at once when it already does. Cancelling the wait changes nothing. Somebody must
+        be watching it: a client starts that when it is entered or first used.
+
+        Args:
+            timeout: Longest wait in seconds; None waits for ever. An enclosing
+                `resilient_io.deadline` bounds it too.
+
+        Raises:
+            DeadlineExceeded: It was still not answering.
+            Closed: It was closed meanwhile.
+        """
+        machine = self._machine
+        await wait_until(
+            self._feed,
+            lambda: machine.state.answering,
+            timeout=timeout,
+            dependency=self.name,
+            operation="until_up",
+            describe=lambda: f"still {describe(machine.state, machine.cause, machine.detail)}",
+        )
+
+    def snapshot(self) -> dict[str, object]:
+        """Return how it is as plain data that `json.dumps` takes. Times are in seconds."""
+        machine, lag = self._machine, self._prober.lag
+        return {
+            "name": self.name,
+            "state": machine.state.value,
+            "age": self._loop.time() - machine.since if self._loop is not None else 0.0,
+            "cause": machine.cause.value if machine.cause is not None else None,
+            "detail": machine.detail,
+            "latency": machine.latency,
+            "watched": self._prober.running,
+            "transitions": machine.transitions,
+            "probes": {"ok": machine.probes_ok, "failed": machine.probes_failed},
+            "failures": machine.failures,
+            "refusals": machine.refusals,
+            "parts_lost": machine.parts_lost,
+            "loop_lag": {
+                "current": lag.current if lag is not None else 0.0,
+                "worst": lag.worst if lag is not None else 0.0,
+                "stalled": lag.stalled if lag is not None else 0.0,
+            },
+        }
+
+    def __repr__(self) -> str:
+        machine = self._machine
+        how = describe(machine.state, machine.cause, machine.detail)
+        return f"<{type(self).__name__} {self.name}: {how}>"
+
+    def _take(self, change: Change | None) -> None:
+        machine = self._machine
+        self.available = machine.state is not State.DOWN
+        self.refusing = machine.refusing
+        if change is None:
+            return
+        self._history.append(change)
+        record(change)
+        self._feed.publish(change)
+        self._subscriptions.tell(change)

@@ -1,0 +1,293 @@
+"""Reading, awaiting and recording a dependency's availability."""
+
+import asyncio
+import json
+import logging
+import math
+import random
+import re
+
+import pytest
+
+from resilient_io._policy import deadline
+from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
+from resilient_io.health import Cause, Dependency, HealthSettings, State
+
+
+@pytest.fixture
+async def dependency():
+    """One without a probe: what is reported to it decides."""
+    made = Dependency("redis", rng=random.Random(1))
+    yield made
+    await made.aclose()
+
+
+async def pong(suspicious):
+    return 0.001
+
+
+async def never(suspicious):
+    await asyncio.Event().wait()
+
+
+def fell(dependency, cause=Cause.REFUSED, detail="nobody listens"):
+    dependency.failed(cause, detail, definite=True)
+
+
+async def test_waiting_for_an_available_one_returns_at_once(dependency):
+    dependency.succeeded(0.002)
+    await dependency.until_up()
+    dependency.refused(Cause.READ_ONLY)
+    assert dependency.state is State.DEGRADED
+    await dependency.until_up(0)
+    assert asyncio.get_running_loop().time() == 0.0
+
+
+async def test_waiting_ends_as_soon_as_it_is_up(dependency):
+    asyncio.get_running_loop().call_later(7.0, dependency.succeeded)
+    await dependency.until_up()
+    assert asyncio.get_running_loop().time() == 7.0
+
+
+async def test_waiting_ends_after_the_timeout_and_says_how_it_is(dependency):
+    fell(dependency)
+    with pytest.raises(DeadlineExceeded) as late:
+        await dependency.until_up(2.5)
+    assert str(late.value) == (
+        "redis: until_up: still down (refused: nobody listens) (not sent, 0 attempts, 2.500 s)"
+    )
+
+
+async def test_waiting_keeps_the_deadline_in_force(dependency):
+    with deadline(1.0), pytest.raises(DeadlineExceeded):
+        await dependency.until_up(60)
+    with deadline(60), pytest.raises(DeadlineExceeded):
+        await dependency.until_up(1.0)
+    assert asyncio.get_running_loop().time() == 2.0
+
+
+async def test_cancelling_the_wait_leaves_at_once_and_nothing_behind(dependency):
+    task = asyncio.create_task(dependency.until_up())
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not dependency._feed._waiting
+    dependency.succeeded()
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, math.inf, "5", True])
+async def test_a_timeout_that_is_no_time_is_refused(dependency, timeout):
+    with pytest.raises(ConfigurationError, match="timeout="):
+        await dependency.until_up(timeout)
+
+
+async def test_closing_ends_the_wait():
+    dependency = Dependency("redis")
+    dependency.start(never, last_reply=lambda: -math.inf)
+    waiting = asyncio.create_task(dependency.until_up())
+    await asyncio.sleep(1)
+    await dependency.aclose()
+    with pytest.raises(Closed, match="redis: until_up: it was closed"):
+        await waiting
+
+
+async def test_a_watch_begins_with_how_it_is(dependency):
+    watch = dependency.watch()
+    first = await anext(watch)
+    assert (first.state, first.previous) == (State.UNKNOWN, State.UNKNOWN)
+    dependency.succeeded()
+    fell(dependency)
+    assert (await anext(dependency.watch())).state is State.DOWN
+
+
+async def test_a_slow_watcher_sees_only_the_newest_state(dependency):
+    watch = dependency.watch()
+    await anext(watch)
+    for _ in range(1000):
+        dependency.refused(Cause.READ_ONLY)
+        dependency.accepted()
+    fell(dependency)
+    assert (await anext(watch)).state is State.DOWN
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await anext(watch)
+
+
+async def test_a_watcher_that_keeps_up_sees_every_change(dependency):
+    seen = []
+
+    async def look():
+        async for change in dependency.watch():
+            seen.append(change.state)  # noqa: PERF401 - seen while the watch goes on
+
+    task = asyncio.create_task(look())
+    await asyncio.sleep(1)
+    dependency.succeeded()
+    await asyncio.sleep(1)
+    fell(dependency)
+    await asyncio.sleep(1)
+    assert seen == [State.UNKNOWN, State.UP, State.DOWN]
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not dependency._feed._waiting
+
+
+async def test_closing_ends_every_watch_after_the_last_change():
+    dependency = Dependency("redis")
+    dependency.start(pong, last_reply=lambda: -math.inf)
+    await dependency.until_up()
+    seen = []
+
+    async def look():
+        async for change in dependency.watch():
+            seen.append(change.state)  # noqa: PERF401 - seen while the watch goes on
+
+    tasks = [asyncio.create_task(look()) for _ in range(3)]
+    await asyncio.sleep(1.5)
+    await dependency.aclose()
+    await asyncio.gather(*tasks)
+    assert seen == [State.UP] * 3 + [State.UNKNOWN] * 3
+
+
+async def test_the_history_keeps_the_latest_transitions():
+    dependency = Dependency("redis", settings=HealthSettings(history=3))
+    dependency.succeeded()
+    for _ in range(5):
+        dependency.refused(Cause.READ_ONLY)
+        dependency.accepted()
+    assert [change.state.value for change in dependency.history] == ["up", "degraded", "up"]
+
+
+async def test_a_snapshot_is_plain_data_with_everything_in_it(dependency):
+    assert dependency.snapshot()["state"] == "unknown"
+    dependency.succeeded(0.004)
+    dependency.part_lost("lane 1", Cause.LANE_LOST, "reset")
+    await asyncio.sleep(2.0)
+    assert json.loads(json.dumps(dependency.snapshot())) == {
+        "name": "redis",
+        "state": "degraded",
+        "age": 2.0,
+        "cause": "lane lost",
+        "detail": "lane 1: reset",
+        "latency": 0.004,
+        "watched": False,
+        "transitions": 2,
+        "probes": {"ok": 0, "failed": 0},
+        "failures": 0,
+        "refusals": 0,
+        "parts_lost": ["lane 1"],
+        "loop_lag": {"current": 0.0, "worst": 0.0, "stalled": 0.0},
+    }
+
+
+def test_it_can_be_made_and_read_without_a_loop():
+    dependency = Dependency("redis")
+    dependency.on_change(print)
+    assert (dependency.state, dependency.available, dependency.since) == (State.UNKNOWN, True, 0.0)
+    assert json.dumps(dependency.snapshot())
+    assert repr(dependency) == "<Dependency redis: unknown>"
+    assert dependency.history == ()
+
+
+async def test_each_transition_is_one_record_with_cause_time_and_counts(dependency, caplog):
+    caplog.set_level(logging.DEBUG, "resilient_io")
+    dependency.part_back("nothing")  # the first thing it hears; since then it is unknown
+    await asyncio.sleep(1)
+    dependency.succeeded()
+    await asyncio.sleep(3)
+    for _ in range(500):
+        dependency.failed(Cause.TIMED_OUT, "silent")
+        await asyncio.sleep(0.01)
+    records = caplog.records
+    assert [record.levelname for record in records] == ["INFO", "WARNING"]
+    assert records[0].getMessage().startswith("redis is up after 1.000 s unknown; meanwhile 0")
+    assert records[1].getMessage() == (
+        "redis is down (timed out: silent) after 3.010 s up; "
+        "meanwhile 0 probes (0 failed), 2 failures, 0 refusals"
+    )
+    assert records[1].name == "resilient_io.health"
+    assert (records[1].dependency, records[1].state, records[1].cause) == (
+        "redis",
+        "down",
+        "timed out",
+    )
+    assert records[1].after == pytest.approx(3.01)
+
+
+async def test_refusals_count_in_the_record(dependency, caplog):
+    dependency.succeeded()
+    dependency.refused(Cause.OUT_OF_MEMORY, "OOM command not allowed")
+    assert re.search(r"redis is degraded \(out of memory: OOM .*1 refusals", caplog.text)
+
+
+@pytest.mark.parametrize("name", ["", None, 7])
+def test_a_dependency_needs_a_name(name):
+    with pytest.raises(ConfigurationError, match='write name="redis"'):
+        Dependency(name)
+
+
+async def test_what_cannot_be_called_is_no_probe(dependency):
+    with pytest.raises(TypeError, match=r"write start\(probe, last_reply"):
+        dependency.start(None, last_reply=lambda: 0.0)
+    with pytest.raises(TypeError, match="3 is no function"):
+        dependency.start(pong, last_reply=3)
+    assert dependency.snapshot()["watched"] is False
+
+
+def test_it_starts_anew_in_the_next_loop_when_its_own_was_closed(caplog):
+    caplog.set_level(logging.INFO)
+    dependency = Dependency("redis")
+    seen = []
+    dependency.on_change(lambda change: seen.append(change.state))
+
+    async def use(*, close):
+        dependency.start(pong, last_reply=lambda: -math.inf)
+        assert dependency.state is State.UNKNOWN
+        await dependency.until_up(5)
+        await asyncio.sleep(0)
+        if close:
+            await dependency.aclose()
+
+    for close in (False, False, True):
+        asyncio.run(use(close=close))
+    assert [state.value for state in seen] == ["up"] + ["unknown", "up"] * 2 + ["unknown"]
+
+
+def test_in_a_second_living_loop_it_says_what_to_do():
+    dependency = Dependency("redis")
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        dependency.start(pong, last_reply=lambda: -math.inf)
+        await dependency.until_up(5)
+
+    loop.run_until_complete(start())
+    with pytest.raises(RuntimeError, match="make one Dependency per loop"):
+        asyncio.run(start())
+    assert dependency.state is State.UP
+    loop.run_until_complete(dependency.aclose())
+    asyncio.run(start())  # the first loop has let go of it
+    loop.close()
+
+
+def test_closing_it_after_its_loop_was_closed_is_harmless():
+    dependency = Dependency("redis")
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        return dependency.start(pong, last_reply=lambda: -math.inf)
+
+    attachment = loop.run_until_complete(start())
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+    async def close():
+        await attachment.detach()
+        await dependency.aclose()
+
+    asyncio.run(close())
+    assert dependency.snapshot()["watched"] is False

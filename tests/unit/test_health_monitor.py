@@ -1,0 +1,171 @@
+"""The dependencies of a service together."""
+
+import asyncio
+import json
+
+import pytest
+
+from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
+from resilient_io.health import Cause, Dependency, HealthMonitor, State
+
+UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
+
+
+@pytest.fixture
+def redis():
+    return Dependency("redis")
+
+
+@pytest.fixture
+def cache():
+    return Dependency("cache")
+
+
+@pytest.fixture
+async def monitor(redis, cache):
+    async with HealthMonitor(redis, optional=[cache]) as made:
+        yield made
+
+
+def put(dependency, state):
+    if state is DOWN:
+        dependency.failed(Cause.REFUSED, definite=True)
+    elif state is not UNKNOWN:
+        dependency.succeeded()
+        if state is DEGRADED:
+            dependency.refused(Cause.READ_ONLY)
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("critical", "optional", "state", "ready"),
+    [
+        (UP, UP, UP, True),
+        (UP, UNKNOWN, UP, True),
+        (UP, DEGRADED, DEGRADED, True),
+        (UP, DOWN, DEGRADED, True),
+        (DEGRADED, UP, DEGRADED, True),
+        (UNKNOWN, UP, UNKNOWN, False),
+        (UNKNOWN, DOWN, UNKNOWN, False),
+        (DOWN, UP, DOWN, False),
+        (DOWN, DOWN, DOWN, False),
+    ],
+)
+async def test_critical_dependencies_decide_and_optional_ones_only_degrade(
+    monitor, redis, cache, critical, optional, state, ready
+):
+    put(redis, critical)
+    put(cache, optional)
+    assert (monitor.state, monitor.ready) == (state, ready)
+
+
+async def test_one_critical_dependency_that_is_down_outweighs_all_that_are_unknown(redis, cache):
+    monitor = HealthMonitor(redis, cache)
+    put(cache, DOWN)
+    assert monitor.state is DOWN
+
+
+async def test_a_service_of_optional_dependencies_is_always_ready(cache):
+    monitor = HealthMonitor(optional=[cache])
+    put(cache, DOWN)
+    assert (monitor.ready, monitor.state) == (True, DEGRADED)
+
+
+async def test_callbacks_hear_of_every_dependency_and_of_the_whole(monitor, redis, cache):
+    seen = []
+    subscription = monitor.on_change(seen.append)
+    put(redis, UP)
+    await settle()
+    put(cache, DOWN)
+    await settle()
+    assert [(news.change.dependency, news.state, news.previous, news.ready) for news in seen] == [
+        ("redis", UP, UNKNOWN, True),
+        ("cache", DEGRADED, UP, True),
+    ]
+    subscription.remove()
+    put(redis, DOWN)
+    await settle()
+    assert len(seen) == 2
+
+
+async def test_a_slow_watcher_sees_how_the_service_is_now(monitor, redis, cache):
+    watch = monitor.watch()
+    first = await anext(watch)
+    assert (first.state, first.ready, first.change) == (UNKNOWN, False, None)
+    put(redis, DOWN)
+    await settle()
+    put(cache, UP)
+    await settle()
+    news = await anext(watch)
+    assert (news.change.dependency, news.ready, news.state) == ("cache", False, DOWN)
+
+
+async def test_waiting_until_it_is_ready(monitor, redis):
+    await_it = asyncio.create_task(monitor.until_ready(10))
+    asyncio.get_running_loop().call_later(3.0, put, redis, UP)
+    await await_it
+    assert asyncio.get_running_loop().time() == 3.0
+
+
+async def test_waiting_says_what_it_waited_for(monitor, redis, cache):
+    put(redis, DOWN)
+    with pytest.raises(DeadlineExceeded, match="redis is down, cache is unknown"):
+        await monitor.until_ready(1)
+
+
+async def test_closing_ends_watches_and_waits_and_lets_go_of_the_dependencies(redis, cache):
+    monitor = HealthMonitor(redis, optional=[cache])
+    seen = []
+    monitor.on_change(seen.append)
+
+    async def watch():
+        return [news.state async for news in monitor.watch()]
+
+    watching = asyncio.create_task(watch())
+    waiting = asyncio.create_task(monitor.until_ready())
+    await settle()
+    await monitor.aclose()
+    await monitor.aclose()
+    assert await watching == [UNKNOWN]
+    with pytest.raises(Closed):
+        await waiting
+    put(redis, UP)
+    await settle()
+    assert seen == []
+    assert redis._subscriptions._all == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_the_snapshot_is_plain_data(monitor, redis):
+    put(redis, UP)
+    snapshot = json.loads(json.dumps(monitor.snapshot()))
+    assert (snapshot["ready"], snapshot["state"]) == (True, "up")
+    assert [entry["name"] for entry in snapshot["critical"] + snapshot["optional"]] == [
+        "redis",
+        "cache",
+    ]
+
+
+def test_it_can_be_made_without_a_loop(redis, cache):
+    monitor = HealthMonitor(redis, optional=[cache])
+    assert repr(monitor) == "<HealthMonitor unknown: redis is unknown, cache is unknown>"
+    assert monitor.dependencies == (redis, cache)
+
+
+def test_what_is_no_dependency_or_is_named_twice_is_refused(redis):
+    with pytest.raises(ConfigurationError, match=r"write HealthMonitor\(redis.health\)"):
+        HealthMonitor()
+    with pytest.raises(TypeError, match="'redis' is no Dependency"):
+        HealthMonitor("redis")
+    with pytest.raises(ConfigurationError, match="'redis' is named twice"):
+        HealthMonitor(redis, optional=[redis])
+    assert redis._subscriptions._all == []
+
+
+async def test_a_callback_that_cannot_be_called_is_refused(monitor):
+    with pytest.raises(TypeError, match=r"write on_change\(print\)"):
+        monitor.on_change("ready")

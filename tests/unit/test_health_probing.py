@@ -1,0 +1,459 @@
+"""When the probe knocks, and what it makes of the answers; all on virtual time."""
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import math
+import random
+
+import pytest
+
+from resilient_io._policy import current_deadline, deadline
+from resilient_io.errors import DeadlineExceeded
+from resilient_io.health import (
+    Cause,
+    Dependency,
+    HealthSettings,
+    ProbeDegraded,
+    ProbeFailed,
+    State,
+)
+
+UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
+
+
+class Server:
+    """What the probe finds: `mode` is ok, refused, reset, mute, replica, auth or bug."""
+
+    def __init__(self, mode="ok"):
+        self.mode = mode
+        self.knocks = []  # (time, suspicious)
+        self.heard = -math.inf
+        self.answer_in = 0.001
+
+    async def probe(self, suspicious):
+        loop = asyncio.get_running_loop()
+        self.knocks.append((loop.time(), suspicious))
+        if self.mode == "refused":
+            raise ProbeFailed(Cause.REFUSED, "nobody listens", definite=True)
+        if self.mode == "reset":
+            raise ProbeFailed(Cause.RESET, "", definite=True)
+        if self.mode == "auth":
+            raise ProbeFailed(Cause.AUTH, "WRONGPASS")
+        if self.mode == "bug":
+            raise ZeroDivisionError
+        if self.mode == "cancels itself":
+            raise asyncio.CancelledError
+        if self.mode == "mute":
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.answer_in)
+        if self.mode == "replica":
+            raise ProbeDegraded(Cause.READ_ONLY, "role is replica")
+        return self.answer_in
+
+    def times(self, since=0.0):
+        return [at for at, _ in self.knocks if at >= since]
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+async def watched(server):
+    dependency = Dependency("redis", rng=random.Random(1))
+    dependency.start(server.probe, last_reply=lambda: server.heard)
+    yield dependency
+    await dependency.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+async def until_down(dependency):
+    async for change in dependency.watch():
+        if change.state is DOWN:
+            return
+
+
+async def test_the_first_probe_knocks_at_once(server, watched):
+    await watched.until_up(1)
+    assert server.knocks == [(0.0, True)]
+    assert watched.latency == 0.001
+
+
+async def test_while_it_is_up_and_quiet_it_is_probed_once_per_interval(server, watched):
+    await asyncio.sleep(10.5)
+    assert server.times() == pytest.approx([1.001 * n for n in range(11)])
+    assert not any(suspicious for _, suspicious in server.knocks[1:])
+
+
+async def test_while_replies_arrive_no_probe_is_sent(server, watched):
+    await watched.until_up()
+    for _ in range(100):
+        await asyncio.sleep(0.5)
+        server.heard = now()
+    assert len(server.knocks) == 1
+    last = server.heard
+    await asyncio.sleep(1.5)
+    assert server.times()[1:] == pytest.approx([last + 1.0])
+
+
+async def test_a_refused_probe_is_down_at_once(server, watched):
+    await watched.until_up()
+    server.mode = "refused"
+    await asyncio.sleep(1.1)
+    assert (watched.state, watched.cause) == (DOWN, Cause.REFUSED)
+    assert not watched.available
+
+
+async def test_a_failure_of_a_call_makes_the_probe_look_at_once_on_a_fresh_connection(
+    server, watched
+):
+    await asyncio.sleep(0.5)
+    server.mode = "refused"
+    watched.failed(Cause.RESET, "connection reset")
+    assert watched.state is UP
+    await asyncio.sleep(0.001)
+    assert watched.state is DOWN
+    assert server.knocks[-1] == (0.5, True)
+
+
+async def test_a_failure_of_a_call_alone_changes_nothing(server, watched):
+    await asyncio.sleep(0.5)
+    for _ in range(50):
+        watched.failed(Cause.TIMED_OUT, "")
+        watched.failed(Cause.RESET, "", definite=True)
+        await asyncio.sleep(0.01)
+    assert watched.state is UP
+    assert len(watched.history) == 1
+
+
+async def test_failures_that_storm_in_do_not_make_the_probe_storm(server, watched):
+    await asyncio.sleep(0.5)
+    for _ in range(1000):
+        watched.failed(Cause.RESET, "")
+        await asyncio.sleep(0.001)
+    assert len(server.times(0.5)) <= 1.0 / 0.02 + 1
+
+
+async def test_a_probe_that_waits_on_a_doubtful_connection_gives_way_to_a_fresh_one(
+    server, watched
+):
+    await watched.until_up()
+    server.mode = "mute"
+    await asyncio.sleep(1.2)
+    assert server.knocks[-1] == (pytest.approx(1.001), False)
+    server.mode = "refused"
+    watched.failed(Cause.RESET, "")
+    await asyncio.sleep(0.001)
+    assert watched.state is DOWN
+    assert server.knocks[-1] == (pytest.approx(1.201), True)
+
+
+async def test_a_reset_of_the_connection_in_use_is_looked_into_on_a_fresh_one():
+    seen = []
+
+    async def probe(suspicious):
+        seen.append(suspicious)
+        if not suspicious and len(seen) == 2:
+            raise ProbeFailed(Cause.RESET, "a load balancer forgot it", definite=True)
+        return 0.0
+
+    dependency = Dependency("redis")
+    dependency.start(probe, last_reply=lambda: -math.inf)
+    await asyncio.sleep(1.5)
+    assert seen == [True, False, True]
+    assert [change.state for change in dependency.history] == [UP]
+    await dependency.aclose()
+
+
+async def test_a_frozen_server_without_traffic_is_down_after_two_probe_timeouts(server, watched):
+    await watched.until_up()
+    server.mode = "mute"
+    frozen = now()
+    await until_down(watched)
+    assert watched.cause is Cause.TIMED_OUT
+    assert now() - frozen <= 1.0 + 2 * 1.0 + 0.05
+
+
+async def test_a_frozen_server_under_traffic_is_down_one_probe_after_the_response_timeout(
+    server, watched
+):
+    await watched.until_up()
+    await asyncio.sleep(5)
+    server.heard = frozen = now()
+    server.mode = "mute"
+    asyncio.get_running_loop().call_later(2.0, watched.failed, Cause.TIMED_OUT, "silent for 2 s")
+    await until_down(watched)
+    assert now() - frozen <= 2.0 + 1.0 + 0.05
+
+
+async def test_it_is_never_down_while_it_answers_others(server, watched):
+    await watched.until_up()
+    server.mode = "mute"
+    for _ in range(200):
+        await asyncio.sleep(0.1)
+        server.heard = now()
+        watched.failed(Cause.TIMED_OUT, "one connection is mute")
+    assert [change.state for change in watched.history] == [UP]
+
+
+async def test_a_refusing_listener_does_not_make_it_down_while_its_lanes_answer(server, watched):
+    async def refuse(suspicious):
+        server.knocks.append((now(), suspicious))
+        await asyncio.sleep(0.01)
+        raise ProbeFailed(Cause.MAX_CLIENTS, "", definite=True)
+
+    await asyncio.sleep(0.5)
+    server.probe = refuse
+    other = watched.start(refuse, last_reply=now)  # a busy client: it always just heard
+    await asyncio.sleep(0)
+    watched.failed(Cause.RESET, "")
+    await asyncio.sleep(5)
+    assert watched.state is UP
+    assert len(server.knocks) < 15
+    await other.detach()
+
+
+async def test_while_it_is_down_it_knocks_fast_at_first_and_never_stops(server, watched):
+    server.mode = "refused"
+    await asyncio.sleep(10.5)
+    times = server.times(0.5)
+    pauses = [b - a for a, b in itertools.pairwise(times[1:])]
+    assert 0.08 <= min(pauses) < 0.1
+    assert 0.14 < max(pauses) <= 0.15
+
+
+async def test_after_a_long_outage_it_knocks_at_most_every_two_seconds_with_jitter(server, watched):
+    server.mode = "refused"
+    await asyncio.sleep(3600)
+    times = server.times(30.0)
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert 0.07 <= min(pauses) < 0.2
+    assert 1.8 < max(pauses) <= 2.0
+    assert 0.9 < sum(pauses) / len(pauses) < 1.2
+
+
+async def test_calls_do_not_make_it_knock_while_it_is_down(server, watched):
+    server.mode = "refused"
+    await asyncio.sleep(60)
+    knocks = len(server.knocks)
+    for _ in range(1000):
+        watched.failed(Cause.REFUSED, "", definite=True)
+        await asyncio.sleep(0.001)
+    assert len(server.knocks) - knocks <= 12
+
+
+@pytest.mark.parametrize("outage", [0.3, 1.0, 5.0, 9.0])
+@pytest.mark.parametrize("seed", range(5))
+async def test_recovery_from_a_short_outage_is_noticed_within_250_ms(server, outage, seed):
+    dependency = Dependency("redis", rng=random.Random(seed))
+    dependency.start(server.probe, last_reply=lambda: -math.inf)
+    await dependency.until_up()
+    server.mode = "refused"
+    dependency.failed(Cause.RESET, "")
+    await asyncio.sleep(outage)
+    assert dependency.state is DOWN
+    server.mode = "ok"
+    await dependency.until_up(0.25)
+    await dependency.aclose()
+
+
+@pytest.mark.parametrize("mode", ["auth", "bug", "cancels itself", "replica"])
+async def test_what_the_probe_meets_becomes_state_and_cause(server, watched, mode):
+    server.mode = mode
+    await asyncio.sleep(1.5)
+    expected = {
+        "auth": (DOWN, Cause.AUTH, "WRONGPASS"),
+        "bug": (DOWN, Cause.OTHER, "the probe raised ZeroDivisionError"),
+        "cancels itself": (DOWN, Cause.OTHER, "the probe cancelled itself"),
+        "replica": (DEGRADED, Cause.READ_ONLY, "role is replica"),
+    }
+    assert (watched.state, watched.cause, watched.detail) == expected[mode]
+    server.mode = "ok"
+    await asyncio.sleep(2.5)
+    assert watched.state is UP
+
+
+async def test_a_wrong_password_is_not_knocked_with_ten_times_a_second(server, watched):
+    server.mode = "auth"
+    await asyncio.sleep(10)
+    assert len(server.knocks) < 20
+
+
+async def test_a_probe_with_a_bug_is_logged_once(server, watched, caplog):
+    server.mode = "bug"
+    await asyncio.sleep(60)
+    bugs = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(bugs) == 1
+    assert "the probe raised" in bugs[0].getMessage()
+
+
+async def test_a_flapping_server_is_damped_to_nine_transitions(server, watched):
+    """1 s on, 1 s off for 20 s: undamped there would be 20."""
+    await watched.until_up()
+    before = len(watched.history)
+    for _ in range(10):
+        server.mode = "refused"
+        watched.failed(Cause.RESET, "")
+        await asyncio.sleep(1)
+        server.mode = "ok"
+        await asyncio.sleep(1)
+    assert len(watched.history) - before <= 9
+    await watched.until_up(2.0)  # 16 good probes, 0.1 s apart
+
+
+async def test_no_stall_of_our_own_is_taken_for_a_silence_of_its(server, watched):
+    await watched.until_up()
+    server.answer_in = 0.5
+    loop = asyncio.get_running_loop()
+    for _ in range(20):
+        await asyncio.sleep(1.1)  # a probe is on its way
+        loop.block(5.0)
+    await asyncio.sleep(1)
+    assert [change.state for change in watched.history] == [UP]
+    assert watched.snapshot()["probes"]["failed"] == 0
+    assert watched.snapshot()["loop_lag"]["worst"] > 4.8
+
+
+async def test_a_mute_server_is_found_out_although_our_loop_stalls(server, watched):
+    await watched.until_up()
+    server.mode = "mute"
+    for _ in range(4):
+        await asyncio.sleep(0.7)
+        asyncio.get_running_loop().block(3.0)
+    await asyncio.sleep(1)
+    assert watched.state is DOWN
+
+
+async def test_a_refusing_server_is_probed_although_replies_arrive(server, watched):
+    await watched.until_up()
+    watched.refused(Cause.OUT_OF_MEMORY, "OOM")
+    assert (watched.state, watched.refusing) == (DEGRADED, True)
+    for _ in range(95):
+        await asyncio.sleep(0.1)
+        server.heard = now()
+    assert watched.state is DEGRADED
+    for _ in range(20):
+        await asyncio.sleep(0.1)
+        server.heard = now()
+    assert (watched.state, watched.refusing) == (UP, False)
+
+
+async def test_a_lost_part_waits_for_the_verdict_on_the_whole(server, watched):
+    await asyncio.sleep(0.5)
+    watched.part_lost("lane 0", Cause.LANE_LOST, "reset")
+    assert watched.state is UP
+    await asyncio.sleep(0.01)
+    assert (watched.state, watched.detail) == (DEGRADED, "lane 0: reset")
+    watched.part_back("lane 0")
+    assert watched.state is UP
+
+
+async def test_a_connection_that_was_made_makes_it_up_without_waiting_for_the_probe(
+    server, watched
+):
+    server.mode = "mute"
+    await asyncio.sleep(0.1)
+    watched.succeeded(0.003)
+    assert (watched.state, watched.latency) == (UP, 0.003)
+
+
+async def test_the_probe_inherits_no_deadline_from_the_call_that_started_it():
+    word = contextvars.ContextVar("word", default="unset")
+    seen = []
+
+    async def probe(suspicious):
+        seen.append((current_deadline(), word.get()))
+        return 0.0
+
+    dependency = Dependency("redis")
+    word.set("of the request")
+    with deadline(0.1):
+        attachment = dependency.start(probe, last_reply=lambda: -math.inf)
+    await asyncio.sleep(0.5)
+    assert seen == [(None, "unset")]
+    await attachment.detach()
+
+
+async def test_the_probe_task_is_named_after_the_dependency(watched):
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert "resilient-io probe redis" in names
+
+
+async def test_detaching_while_the_probe_is_stuck_ends_it(server):
+    server.mode = "mute"
+    dependency = Dependency("redis")
+    attachment = dependency.start(server.probe, last_reply=lambda: -math.inf)
+    await asyncio.sleep(0.5)
+    await attachment.detach()
+    await attachment.detach()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert dependency.lag is None
+    assert now() == 0.5
+
+
+async def test_the_next_client_takes_over_when_the_probing_one_leaves():
+    first, second = Server("mute"), Server()
+    dependency = Dependency("redis")
+    a = dependency.start(first.probe, last_reply=lambda: -math.inf)
+    b = dependency.start(second.probe, last_reply=lambda: -math.inf)
+    await asyncio.sleep(0.5)
+    assert not second.knocks
+    await a.detach()
+    await dependency.until_up(0.1)
+    await asyncio.sleep(5.1)
+    assert len(second.knocks) == 6
+    knocks = len(first.knocks)
+    c = dependency.start(first.probe, last_reply=lambda: -math.inf)
+    await c.detach()  # not the probing one: nothing is interrupted
+    assert len(first.knocks) == knocks
+    assert dependency.state is UP
+    await b.detach()
+    assert (dependency.state, dependency.cause) == (UNKNOWN, Cause.CLOSED)
+
+
+async def test_of_several_clients_the_newest_reply_counts():
+    server, other = Server(), Server()
+    dependency = Dependency("redis")
+    dependency.start(server.probe, last_reply=lambda: server.heard)
+    dependency.start(other.probe, last_reply=lambda: other.heard)
+    for _ in range(20):
+        await asyncio.sleep(0.5)
+        other.heard = now()
+    assert len(server.knocks) == 1
+    await dependency.aclose()
+
+
+async def test_it_can_be_started_again_after_it_was_closed(server):
+    dependency = Dependency("redis")
+    for _ in range(3):
+        dependency.start(server.probe, last_reply=lambda: -math.inf)
+        await dependency.until_up(1)
+        await dependency.aclose()
+        await dependency.aclose()
+        assert dependency.state is UNKNOWN
+    assert len(server.knocks) == 3
+    with pytest.raises(DeadlineExceeded):
+        server.mode = "refused"
+        dependency.start(server.probe, last_reply=lambda: -math.inf)
+        await dependency.until_up(1)
+    await dependency.aclose()
+
+
+async def test_settings_rule_the_schedule(server):
+    settings = HealthSettings(interval=10.0, timeout=3.0, fall=1)
+    dependency = Dependency("redis", settings=settings)
+    dependency.start(server.probe, last_reply=lambda: -math.inf)
+    await dependency.until_up()
+    server.mode = "mute"
+    await asyncio.sleep(12.9)
+    assert dependency.state is UP
+    await asyncio.sleep(0.2)
+    assert dependency.state is DOWN
+    await dependency.aclose()
