@@ -1,0 +1,197 @@
+"""A pipeline's commands as one call: one contiguous write on one lane, judged as one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.asyncio.connection import DefaultParser
+from redis.exceptions import ExecAbortError, ResponseError, WatchError
+
+from resilient_io.errors import Progress
+
+from .classification import advise, refusal
+from .commands import Effect, effect_of
+from .errors import RedisOutcomeUnknown
+from .exchange import AttemptFailed, follow
+from .lane import LARGE
+from .ticket import NoLanes, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resilient_io._policy import RetryPolicy
+    from resilient_io.errors import ResilientIOError
+
+    from .calls import Call, Packer
+    from .commands import CommandSpec
+    from .gate import Gate
+
+    Command = tuple[tuple[Any, ...], dict[str, Any]]
+
+_MULTI = b"*1\r\n$5\r\nMULTI\r\n"
+_EXEC = b"*1\r\n$4\r\nEXEC\r\n"
+
+
+class BatchCall:
+    """A pipeline, with or without MULTI and EXEC around it.
+
+    In a plain one the answered commands are settled: only the unanswered tail is judged, and sent
+    again where that is allowed. With MULTI it is all or nothing.
+    """
+
+    bounded = True
+
+    def __init__(
+        self,
+        gate: Gate,
+        policy: RetryPolicy,
+        packer: Packer,
+        commands: Sequence[Command],
+        specs: Sequence[CommandSpec],
+        *,
+        transaction: bool,
+        otherwise: Call,
+    ) -> None:
+        """Prepare; every argument is encoded here, so a wrong one sends nothing.
+
+        Args:
+            gate: Its lanes and callbacks are used.
+            policy: Its response timeout is this call's patience.
+            packer: Encodes the commands.
+            commands: As redis-py queues them: arguments and options of each.
+            specs: Their rows in the table.
+            transaction: Put MULTI and EXEC around them.
+            otherwise: The same call for a driver whose connections cannot be lanes.
+        """
+        self._gate = gate
+        self._patience = policy.response_timeout
+        self._commands = commands
+        self._specs = specs
+        self._transaction = transaction
+        self._otherwise = otherwise
+        self._answers: list[object] = []
+        self.operation = "MULTI" if transaction else "PIPELINE"
+        self._packed = [
+            packer.pack(spec.words, args)
+            for spec, (args, options) in zip(specs, commands, strict=True)
+            if not (transaction and EMPTY_RESPONSE in options)
+        ]
+
+    @property
+    def effect(self) -> Effect:
+        """What executing the unanswered commands twice would do; a mixture accumulates."""
+        pending = [
+            effect_of(spec, args)
+            for spec, (args, _) in zip(self._specs, self._commands, strict=True)
+        ][len(self._answers) :]
+        first = pending[0] if pending else Effect.READ
+        if first <= Effect.IDEMPOTENT and all(effect is first for effect in pending):
+            return first
+        return max(Effect.ACCUMULATING, *pending)
+
+    async def attempt(self, until: float | None) -> object:
+        """Send what is unanswered as one write, and wait for all of its replies."""
+        if self._transaction:
+            ticket = self._ticket(_MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2)
+        else:
+            done = len(self._answers)
+            raw = frozenset(
+                place
+                for place, (_, options) in enumerate(self._commands[done:])
+                if NEVER_DECODE in options
+            )
+            ticket = self._ticket(b"".join(self._packed[done:]), len(self._packed) - done, raw)
+        self._gate.lanes.submit(ticket)
+        try:
+            replies = await follow(
+                self._gate.lanes,
+                ticket,
+                until=until,
+                patience=self._patience,
+                read=self.effect is Effect.READ,
+            )
+        except AttemptFailed:
+            if not self._transaction:
+                self._answers += ticket.replies
+            raise
+        if isinstance(replies, NoLanes):
+            return await self._otherwise.attempt(until)
+        answers = replies if isinstance(replies, list) else [replies]
+        if self._transaction:
+            return await self._finish_transaction(answers)
+        return await self._finish(answers)
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Say in the error which commands were answered and which may have been applied."""
+        if isinstance(error, RedisOutcomeUnknown):
+            error.answered = tuple(self._answers)
+            error.unanswered = tuple(range(len(self._answers), len(self._commands)))
+
+    def _ticket(self, data: bytes, count: int, raw: frozenset[int] = frozenset()) -> Ticket:
+        return Ticket(data, count=count, raw=raw, large=len(data) > LARGE)
+
+    async def _finish(self, answers: list[object]) -> list[object]:
+        if not self._answers:
+            _raise_if_refused(answers, self._specs)
+        self._answers += answers
+        return [await self._read(place, reply) for place, reply in enumerate(self._answers)]
+
+    async def _finish_transaction(self, replies: list[object]) -> list[object]:
+        *queued, result = replies
+        errors = [reply for reply in queued if isinstance(reply, Exception)]
+        if isinstance(result, ExecAbortError):
+            first = errors[0] if errors else _reason(result)
+            _raise_refused(first)
+            raise first from result if first is not result else None
+        if isinstance(result, Exception):
+            _raise_if_refused(replies, self._specs[:1])
+            raise result
+        if result is None:
+            raise WatchError("Watched variable changed.")
+        if not isinstance(result, list):
+            raise ResponseError("EXEC did not answer with a list")
+        answers = iter(result)
+        return [
+            options[EMPTY_RESPONSE]
+            if EMPTY_RESPONSE in options
+            else await self._read(place, next(answers))
+            for place, (_, options) in enumerate(self._commands)
+        ]
+
+    async def _read(self, place: int, reply: object) -> object:
+        options = self._commands[place][1]
+        if isinstance(reply, Exception):
+            advise(reply)
+            return options.get(EMPTY_RESPONSE, reply)
+        try:
+            value = self._gate.apply_callback(self._specs[place].name, reply, options)
+            return await value if inspect.isawaitable(value) else value
+        except ResponseError as error:
+            return error
+
+
+def _raise_if_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> None:
+    """Raise when nothing at all was applied: every single reply is a refusal."""
+    if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
+        return
+    if all(spec.known and not spec.name.startswith(("EVAL", "FCALL")) for spec in specs):
+        _raise_refused(replies[0])
+
+
+def _raise_refused(error: object) -> None:
+    meaning = refusal(error) if isinstance(error, Exception) else None
+    if meaning is not None and isinstance(error, Exception):
+        raise AttemptFailed(
+            Progress.REFUSED, meaning.cause, str(error), error=error, refusal=meaning
+        )
+
+
+def _reason(aborted: ExecAbortError) -> Exception:
+    """Return the error that EXECABORT quotes, or itself."""
+    _, found, quoted = str(aborted).partition("because of: ")
+    if not found:
+        return aborted
+    error: Exception = DefaultParser.parse_error(quoted)
+    return error

@@ -1,0 +1,144 @@
+"""What each failure means: one table for error replies, one for failed connections.
+
+An error reply proves that nothing was applied ("refused") only for a single, known, native command:
+a script may increment a counter and then return "LOADING x". Who asks must check that.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis import exceptions as driver
+
+from resilient_io.health import Cause
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reply that says: not applied, and worth another attempt later.
+
+    Attributes:
+        cause: What health is told.
+        degraded: The server answers but refuses writes; else it does not serve at all.
+        elsewhere: Another server may accept it: drop the lane and find the address anew.
+    """
+
+    cause: Cause
+    degraded: bool = False
+    elsewhere: bool = False
+
+
+_BY_CLASS: dict[type[BaseException], Refusal] = {
+    driver.BusyLoadingError: Refusal(Cause.LOADING),
+    driver.ReadOnlyError: Refusal(Cause.READ_ONLY, degraded=True, elsewhere=True),
+    driver.MasterDownError: Refusal(Cause.MASTER_DOWN, degraded=True, elsewhere=True),
+    driver.ClusterDownError: Refusal(Cause.OTHER, degraded=True),
+    driver.TryAgainError: Refusal(Cause.OVERLOADED),
+    driver.OutOfMemoryError: Refusal(Cause.OUT_OF_MEMORY, degraded=True),
+}
+
+_BY_PREFIX: dict[str, Refusal] = {
+    "MISCONF": Refusal(Cause.DISK_ERROR, degraded=True),
+    "NOREPLICAS": Refusal(Cause.NO_REPLICAS, degraded=True),
+    "BUSY": Refusal(Cause.OVERLOADED, degraded=True),
+}
+
+_MAX_CLIENTS = "max number of clients reached"
+
+
+def refusal(error: BaseException) -> Refusal | None:
+    """Say what an error reply refuses for now.
+
+    Returns None when the reply is final (WRONGTYPE, NOPERM, a syntax error …) or proves nothing.
+    """
+    found = _BY_CLASS.get(type(error))
+    if found is None and type(error) is driver.ResponseError:
+        found = _BY_PREFIX.get(str(error).partition(" ")[0])
+    if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
+        found = Refusal(Cause.MAX_CLIENTS)
+    return found
+
+
+def advise(error: BaseException) -> None:
+    """Add a note to a final error reply where the reader can do something about it."""
+    if isinstance(error, driver.MovedError):
+        error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a connection could not be made, or was lost.
+
+    Attributes:
+        cause: For people, logs and metrics.
+        detail: One line, without secrets.
+        definite: An answer (refused, reset), not mere silence.
+        permanent: Somebody has to change something; waiting does not help.
+    """
+
+    cause: Cause
+    detail: str
+    definite: bool = True
+    permanent: bool = False
+
+
+def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
+    """Say why dialling or talking to the server failed.
+
+    Args:
+        error: What redis-py or asyncio raised; its causes are looked at, too.
+        tls: Whether the connection was to be encrypted.
+    """
+    chain = list(_chain(error))
+    detail = _line(error)
+    for link in chain:
+        match link:
+            case driver.AuthenticationError() | driver.AuthorizationError():
+                return Failure(Cause.AUTH, detail, permanent=True)
+            case driver.NoPermissionError():
+                return Failure(Cause.AUTH, detail, permanent=True)
+            case ssl.SSLError():
+                return Failure(Cause.TLS, f"{detail} (is this a TLS port?)", permanent=True)
+            case socket.gaierror():
+                return Failure(Cause.DNS, detail)
+            case ConnectionRefusedError() | FileNotFoundError():
+                return Failure(Cause.REFUSED, detail)
+            case PermissionError():
+                return Failure(Cause.REFUSED, detail, permanent=True)
+            case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError():
+                return Failure(Cause.RESET, detail)
+            case driver.TimeoutError() | TimeoutError():
+                hint = " (is this a TLS port?)" if tls else ""
+                return Failure(Cause.TIMED_OUT, f"no answer in time{hint}", definite=False)
+            case driver.InvalidResponse():
+                return Failure(Cause.PROTOCOL, detail, permanent=True)
+            case _:
+                refused = refusal(link)
+                if refused is not None:
+                    return Failure(refused.cause, detail)
+    if any(isinstance(link, driver.ResponseError) for link in chain):
+        # The handshake (HELLO, SELECT, CLIENT SETNAME) was refused: a wrong database, say.
+        cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
+        return Failure(cause, detail, permanent=True)
+    if any(isinstance(link, OSError) for link in chain):
+        return Failure(Cause.UNREACHABLE, detail)
+    if isinstance(error, driver.ConnectionError):
+        return Failure(Cause.RESET, detail)
+    return Failure(Cause.OTHER, f"{type(error).__name__}: {detail}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,168 @@
+"""What a client and all its views share: lanes, dedicated connections, the gate; one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from resilient_io._policy import RetryBudget
+
+from .dedicated import DedicatedConnections
+from .gate import Gate
+from .lanes import Lanes, LaneSettings
+from .probe import RedisProbe
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, MutableMapping
+
+    from redis.asyncio.connection import ConnectionPool
+
+    from resilient_io._policy import RetryPolicy
+    from resilient_io.health import Attachment, Change, Dependency, Subscription
+
+    from .target import PoolTarget
+
+_engines: list[weakref.ref[Engine]] = []
+
+
+class Engine:
+    """Runs in the event loop of its first use; starts anew when that loop is closed."""
+
+    def __init__(
+        self,
+        *,
+        pool: ConnectionPool,
+        target: PoolTarget,
+        policy: RetryPolicy,
+        health: Dependency,
+        settings: LaneSettings,
+        dedicated_limit: int,
+        rng: random.Random,
+        callbacks: MutableMapping[str | bytes, Callable[..., Any]],
+        bound: bool,
+    ) -> None:
+        """Prepare; nothing is opened before `start`."""
+        self.health = health
+        self.target = target
+        self.policy = policy
+        self.bound = bound
+        self._pool = pool
+        self._settings = LaneSettings(count=1, in_flight=settings.in_flight) if bound else settings
+        self._dedicated_limit = dedicated_limit
+        self._rng = rng
+        self._callbacks = callbacks
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forked = False
+        self._attachment: Attachment | None = None
+        self._subscription: Subscription[Change] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._build()
+        _engines[:] = [known for known in _engines if known() is not None]
+        _engines.append(weakref.ref(self))
+
+    def _build(self) -> None:
+        self.lanes = Lanes(
+            target=self.target,
+            policy=self.policy,
+            health=self.health,
+            settings=self._settings,
+            rng=self._rng,
+            client_name=self.target.client_name,
+            bound=self.bound,
+        )
+        self.dedicated = DedicatedConnections(
+            target=self.target, policy=self.policy, limit=self._dedicated_limit, like=self._pool
+        )
+        lanes = self.lanes
+        self.gate = Gate(
+            lanes=lanes,
+            dedicated=self.dedicated,
+            health=self.health,
+            budget=RetryBudget(self.policy.retry_budget, lambda: lanes.replies),
+            rng=self._rng,
+            callbacks=self._callbacks,
+        )
+
+    def start(self) -> None:
+        """Start in the running loop, if that has not happened; never waits for the server.
+
+        Raises:
+            RuntimeError: It runs in another living event loop, or the process was forked.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._forked:
+            raise RuntimeError(
+                "this client was made before a fork, whose parent uses its connections: make a new "
+                "ResilientRedis in the child process"
+            )
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError(
+                    "this client is in use in another running event loop: make one ResilientRedis "
+                    "for each event loop"
+                )
+            self._build()
+        self._loop = loop
+        self.lanes.start()
+        self._attachment = self.health.start(
+            RedisProbe(
+                lanes=self.lanes, target=self.target, policy=self.policy, health=self.health
+            ),
+            last_reply=self.lanes.last_byte,
+        )
+        self._subscription = self.health.on_change(self._health_changed)
+
+    def reopen(self) -> None:
+        """Make a closed engine usable again."""
+        if self.gate.closed:
+            self._build()
+
+    def _health_changed(self, _change: Change) -> None:
+        self.lanes.refresh()
+        if not self.health.available:
+            self.dedicated.drop_all()
+
+    async def aclose(self) -> None:
+        """Settle every call as closed, close every connection, end every task.
+
+        Closing twice is fine. Cancelling leaves at once; the closing goes on by itself.
+        """
+        self.gate.closed = True
+        if self._loop is None:
+            return
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(
+                self._close(), name="resilient-io close"
+            )
+        await asyncio.wait([self._leaving])
+
+    async def _close(self) -> None:
+        if self._subscription is not None:
+            self._subscription.remove()
+        await self.lanes.aclose()
+        await self.dedicated.aclose()
+        await self.target.aclose()
+        if self._attachment is not None:
+            await self._attachment.detach()
+        self._attachment = self._subscription = self._loop = self._leaving = None
+
+    def note_fork(self) -> None:
+        """Refuse every further use: the sockets belong to the parent process."""
+        if self._loop is not None:
+            self._forked, self._loop = True, None
+            self.lanes.fast = self.lanes.current = None
+
+
+def _after_fork() -> None:
+    for known in _engines:
+        engine = known()
+        if engine is not None:
+            engine.note_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,198 @@
+"""One attempt: sending a ticket, following it to its reply, and saying how far a failure got."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from resilient_io.errors import Progress
+from resilient_io.health import Cause
+
+from .lane import SECOND_LOOK
+from .ticket import TICK, Handover, LaneLost, Undeliverable
+
+if TYPE_CHECKING:
+    from .classification import Refusal
+    from .lane import Lane
+    from .lanes import Lanes
+    from .ticket import Ticket
+
+
+class AttemptFailed(Exception):
+    """An attempt ended without a usable reply.
+
+    Attributes:
+        progress: How far it got.
+        cause: For health and metrics.
+        detail: One line for the error message.
+        timed_out: It was silence that ended it, so repeating costs more of the budget.
+        expired: The call's own time is used up: no further attempt.
+        overloaded: It waited for room on a lane that is open.
+        final: Whatever the effect, no further attempt.
+        lane: The lane that may still carry it to the server, if any.
+        error: The driver's exception behind it, if any.
+        refusal: For an error reply that says that nothing was applied: what it said.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        cause: Cause,
+        detail: str,
+        *,
+        timed_out: bool = False,
+        expired: bool = False,
+        overloaded: bool = False,
+        final: bool = False,
+        lane: Lane | None = None,
+        error: BaseException | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
+        """Record the facts."""
+        super().__init__(detail)
+        self.progress = progress
+        self.cause = cause
+        self.detail = detail
+        self.timed_out = timed_out
+        self.expired = expired
+        self.overloaded = overloaded
+        self.final = final
+        self.lane = lane
+        self.error = error
+        self.refusal = refusal
+
+
+def failed_by(mark: LaneLost | Undeliverable) -> AttemptFailed:
+    """Translate what a lane or the set of lanes said."""
+    if isinstance(mark, LaneLost):
+        return AttemptFailed(
+            Progress.PERHAPS_APPLIED,
+            mark.cause,
+            mark.detail,
+            timed_out=mark.cause is Cause.TIMED_OUT,
+            lane=mark.lane,
+        )
+    return AttemptFailed(
+        Progress.NOT_SENT, mark.failure.cause, mark.failure.detail, final=True, error=mark.error
+    )
+
+
+async def follow(
+    lanes: Lanes, ticket: Ticket, *, until: float | None, patience: float, read: bool
+) -> object:
+    """Wait for the reply to a ticket, with an eye on the clock.
+
+    Cancelling abandons the ticket: it is not sent if it was not yet, and its reply is dropped.
+
+    Args:
+        lanes: Where the ticket travels.
+        ticket: A submitted ticket.
+        until: Absolute loop time at which the call's time is used up; None for no bound.
+        patience: Seconds of the lane's silence after which this call gives up.
+        read: Whether it may be asked again on another lane while this one is merely slow.
+
+    Raises:
+        AttemptFailed: There will be no reply, or none in time.
+    """
+    loop = asyncio.get_running_loop()
+    clock = _Clock(lanes, ticket, patience)
+    while True:
+        now = loop.time()
+        wake = now + (SECOND_LOOK if clock.suspicious else patience)
+        if until is not None and not clock.suspicious:
+            wake = min(wake, until)
+        timer = loop.call_at(wake, ticket.tick)
+        answered = False
+        try:
+            reply = await ticket.future
+            answered = True
+        finally:
+            timer.cancel()
+            if not answered:
+                lanes.abandon(ticket)
+        if reply is TICK:
+            failure = clock.judge(until=until, read=read)
+            if failure is not None:
+                lanes.abandon(ticket)
+                raise failure
+            ticket.renew()
+        elif isinstance(reply, Handover):
+            ticket = clock.ticket = reply.ticket
+        elif isinstance(reply, LaneLost | Undeliverable):
+            raise failed_by(reply)
+        else:
+            return reply
+
+
+class _Clock:
+    """Judges the waiting of one ticket each time the caller looks at the clock."""
+
+    def __init__(self, lanes: Lanes, ticket: Ticket, patience: float) -> None:
+        self.lanes = lanes
+        self.ticket = ticket
+        self.patience = patience
+        self.suspicious = False
+        self._since = asyncio.get_running_loop().time()
+        self._stalled = self._lag()
+
+    def _lag(self) -> float:
+        lag = self.lanes.lag
+        return lag.stalled if lag is not None else 0.0
+
+    def judge(self, *, until: float | None, read: bool) -> AttemptFailed | None:
+        """Say why the waiting is over, or None while it is not.
+
+        A first verdict is only a suspicion: what lies in the socket by then is read first.
+        """
+        now = asyncio.get_running_loop().time()
+        failure = self._expired(now, until) or self._impatient(now, read=read)
+        if failure is None:
+            self.suspicious = False
+            return None
+        if not self.suspicious:
+            self.suspicious = True
+            return None
+        return failure
+
+    def _expired(self, now: float, until: float | None) -> AttemptFailed | None:
+        if until is None or now < until:
+            return None
+        lane = self.ticket.lane
+        if self.ticket.sent:
+            return AttemptFailed(
+                Progress.PERHAPS_APPLIED,
+                Cause.TIMED_OUT,
+                "no reply before the deadline",
+                timed_out=True,
+                expired=True,
+                lane=lane,
+            )
+        waited_for = "room" if self.lanes.open_lanes else "a connection"
+        return AttemptFailed(
+            Progress.NOT_SENT,
+            Cause.OVERLOADED if self.lanes.open_lanes else Cause.TIMED_OUT,
+            f"the deadline passed while it waited for {waited_for}",
+            expired=True,
+            overloaded=bool(self.lanes.open_lanes),
+        )
+
+    def _impatient(self, now: float, *, read: bool) -> AttemptFailed | None:
+        lane = self.ticket.lane
+        if lane is None or not self.ticket.sent:
+            self._since, self._stalled = now, self._lag()
+            return None
+        waited = now - self._since - (self._lag() - self._stalled)
+        if waited < self.patience:
+            return None
+        silent = lane.last_byte <= self._since
+        elsewhere = read and self.lanes.current not in (None, lane)
+        if not silent and not elsewhere:
+            self._since, self._stalled = lane.last_byte, self._lag()
+            return None
+        return AttemptFailed(
+            Progress.PERHAPS_APPLIED,
+            Cause.TIMED_OUT,
+            f"no reply within {self.patience:g} s",
+            timed_out=True,
+            lane=lane,
+        )

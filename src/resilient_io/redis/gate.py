@@ -1,0 +1,338 @@
+"""The gate: every call passes it, and it alone decides to send, retry, wait or fail.
+
+It knows four facts: what the command does (`commands`), how far the call got (`exchange`), how the
+dependency is (`health`), and how much time is left (the deadline).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from resilient_io._policy import current_deadline, retrying
+from resilient_io.errors import Progress
+from resilient_io.health import Cause
+
+from .classification import connection_failure
+from .commands import Effect
+from .errors import (
+    RedisClosed,
+    RedisDeadlineExceeded,
+    RedisLoginRefused,
+    RedisOutcomeUnknown,
+    RedisOverloaded,
+    RedisUnavailable,
+)
+from .exchange import AttemptFailed
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, MutableMapping
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from resilient_io._policy import RetryBudget, RetryPolicy
+    from resilient_io.errors import ResilientIOError
+    from resilient_io.health import Dependency
+
+    from .calls import Call
+    from .dedicated import DedicatedConnections
+    from .lanes import Lanes
+
+_REPEATABLE = {
+    "read": Effect.READ,
+    "idempotent": Effect.IDEMPOTENT,
+    "checked": Effect.CHECKED,
+    "any": Effect.ACCUMULATING,
+}
+
+_RETRY_COST = 5.0
+_TIMEOUT_COST = 10.0
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How calls ended that did not simply succeed, and how often attempts were repeated."""
+
+    retries: int = 0
+    refused: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+
+    def count(self, error: ResilientIOError) -> None:
+        """Count a call that ended in one of our errors."""
+        name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == _ERRORS)
+        self.ended[name] = self.ended.get(name, 0) + 1
+
+
+_ERRORS = "resilient_io.errors"
+
+
+class Gate:
+    """Sends calls and judges what became of them, for one client and all its views."""
+
+    def __init__(
+        self,
+        *,
+        lanes: Lanes,
+        dedicated: DedicatedConnections,
+        health: Dependency,
+        budget: RetryBudget,
+        rng: random.Random,
+        callbacks: MutableMapping[str | bytes, Callable[..., Any]],
+    ) -> None:
+        """Bring together what the decisions need.
+
+        Args:
+            lanes: The shared connections.
+            dedicated: The connections for one call.
+            health: The dependency's state, asked and fed.
+            budget: Tokens for retries.
+            rng: Jitter.
+            callbacks: redis-py's response callbacks, by command.
+        """
+        self.lanes = lanes
+        self.dedicated = dedicated
+        self.health = health
+        self.budget = budget
+        self.callbacks = callbacks
+        self.outcomes = Outcomes()
+        self.closed = False
+        self._rng = rng
+
+    async def run(
+        self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
+    ) -> Any:
+        """Bring a call to its end.
+
+        Cancelling leaves at once, from wherever it waits.
+
+        Args:
+            call: What to send.
+            policy: How hard to try.
+            started: Absolute loop time at which the caller called.
+            deliberate: The policy was chosen for this call, so it covers guarded commands, too.
+
+        Raises:
+            ResilientIOError: One of its Redis-flavoured kinds, by what it means for the caller.
+            redis.exceptions.RedisError: The server refused it; as redis-py raises it.
+        """
+        until = self._until(call, policy, started)
+        attempts = 1
+
+        def may_repeat(failure: BaseException) -> bool:
+            return isinstance(failure, AttemptFailed) and self._may_repeat(
+                call, failure, policy, deliberate=deliberate
+            )
+
+        def note(attempt: int, _backoff: float) -> None:
+            nonlocal attempts
+            attempts = attempt
+            self.outcomes.retries += 1
+
+        try:
+            return await call.attempt(until)
+        except AttemptFailed as failure:
+            self._learn(failure)
+            first = last = failure
+        if may_repeat(first):
+
+            async def again() -> Any:
+                nonlocal last
+                try:
+                    await self._safe_to_repeat(call, last, policy, until)
+                    return await call.attempt(until)
+                except AttemptFailed as failure:
+                    self._learn(failure)
+                    last = failure
+                    raise
+
+            try:
+                return await retrying(
+                    policy,
+                    first=first,
+                    attempt=again,
+                    may_repeat=may_repeat,
+                    until=until,
+                    budget=self.budget,
+                    cost=_cost,
+                    rng=self._rng,
+                    on_retry=note,
+                )
+            except AttemptFailed as failure:
+                last = failure
+        elapsed = asyncio.get_running_loop().time() - started
+        raise self._verdict(call, last, attempts, elapsed) from last.error
+
+    def _until(self, call: Call, policy: RetryPolicy, started: float) -> float | None:
+        around = current_deadline()
+        if policy.deadline is None or not call.bounded:
+            return around
+        own = started + policy.deadline
+        return own if around is None or own < around else around
+
+    # -- deciding --------------------------------------------------------------------------
+
+    def _may_repeat(
+        self, call: Call, failure: AttemptFailed, policy: RetryPolicy, *, deliberate: bool
+    ) -> bool:
+        if failure.final or failure.expired or failure.cause is Cause.CLOSED:
+            return False
+        if failure.progress is not Progress.PERHAPS_APPLIED:
+            return True
+        allowed = _REPEATABLE[policy.repeat]
+        if allowed is Effect.ACCUMULATING and deliberate:
+            allowed = Effect.GUARDED
+        return call.effect <= allowed
+
+    async def _safe_to_repeat(
+        self, call: Call, last: AttemptFailed, policy: RetryPolicy, until: float | None
+    ) -> None:
+        """Before a write is repeated: its first copy can no longer arrive.
+
+        Raises:
+            AttemptFailed: That cannot be known, and the policy does not allow it all the same.
+        """
+        lane = last.lane
+        if lane is None or call.effect is Effect.READ or policy.repeat in ("checked", "any"):
+            return
+        if lane.lost is None:
+            # It travels still. A copy behind it on the same lane is applied after it.
+            fenced = self.lanes.current is lane
+        else:
+            try:
+                async with asyncio.timeout_at(until):
+                    await asyncio.wait([lane.fenced])
+            except TimeoutError:
+                last.expired = True
+                raise last from None
+            fenced = lane.fenced.result()
+        if not fenced:
+            last.final = True
+            last.detail += "; the server does not let us end the connection that carried it"
+            raise last
+
+    def _learn(self, failure: AttemptFailed) -> None:
+        """Tell health what an attempt has shown; lanes tell about themselves."""
+        refused = failure.refusal
+        if refused is None:
+            return
+        self.outcomes.refused += 1
+        if refused.degraded:
+            self.health.refused(refused.cause, failure.detail)
+            self.lanes.refresh()
+        else:
+            self.health.failed(refused.cause, failure.detail)
+        if refused.elsewhere and self.lanes.current is not None:
+            self.lanes.retire(self.lanes.current)
+
+    def accepted(self) -> None:
+        """Note an accepted write: it ends a time of refusals."""
+        self.health.accepted()
+        self.lanes.refresh()
+
+    def _verdict(
+        self, call: Call, last: AttemptFailed, attempts: int, elapsed: float
+    ) -> BaseException:
+        reply = last.error
+        if last.refusal is not None and reply is not None:
+            reply.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+            return reply
+        kind: type[ResilientIOError]
+        harmless = call.effect is Effect.READ or last.progress is not Progress.PERHAPS_APPLIED
+        reason = last.detail
+        if last.cause is Cause.CLOSED:
+            kind = RedisClosed
+        elif not harmless:
+            kind = RedisOutcomeUnknown
+            reason = f"{reason}; it may have been applied"
+        elif last.overloaded:
+            kind = RedisOverloaded
+        elif last.expired or last.timed_out:
+            kind = RedisDeadlineExceeded
+        elif last.cause is Cause.AUTH:
+            kind = RedisLoginRefused
+        else:
+            kind = RedisUnavailable
+        error = self.error(kind, reason, call.operation, attempts, elapsed, last.progress)
+        finish = getattr(call, "describe", None)
+        if finish is not None:
+            finish(error)
+        return error
+
+    def error(
+        self,
+        kind: type[ResilientIOError],
+        reason: str,
+        operation: str,
+        attempts: int = 0,
+        elapsed: float = 0.0,
+        progress: Progress = Progress.NOT_SENT,
+    ) -> ResilientIOError:
+        """Make, and count, an error about this dependency."""
+        error = kind(
+            reason,
+            dependency=self.health.name,
+            operation=operation,
+            attempts=attempts,
+            elapsed=elapsed,
+            progress=progress,
+        )
+        self.outcomes.count(error)
+        return error
+
+    def refusal_while_down(self, operation: str) -> ResilientIOError:
+        """Make the error of a call that is not even tried."""
+        undeliverable = self.lanes.undeliverable
+        cause = self.health.cause
+        kind = RedisLoginRefused if cause is Cause.AUTH else RedisUnavailable
+        why = f"{cause.value}: {self.health.detail}" if cause is not None else "it is down"
+        error = self.error(kind, f"down ({why})", operation)
+        if undeliverable is not None:
+            error.__cause__ = undeliverable.error
+        return error
+
+    # -- what calls use --------------------------------------------------------------------
+
+    async def borrow(self, until: float | None) -> AbstractConnection:
+        """Lend a dedicated connection, waiting for a dependency that is down.
+
+        Raises:
+            AttemptFailed: There is none in time; nothing was sent.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(until):
+                if not self.health.available:
+                    await self.health.until_up()
+                return await self.dedicated.acquire()
+        except (RedisError, OSError) as error:
+            failure = connection_failure(error)
+            self.health.failed(failure.cause, failure.detail)
+            raise AttemptFailed(
+                Progress.NOT_SENT,
+                failure.cause,
+                failure.detail,
+                expired=until is not None and loop.time() >= until,
+                final=failure.permanent,
+                error=error,
+            ) from error
+
+    def apply_callback(self, name: str, reply: Any, options: dict[str, Any]) -> Any:
+        """Apply redis-py's response callback, as its `parse_response` does."""
+        callback = self.callbacks.get(name)
+        if callback is None:
+            return reply
+        plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}
+        return callback(reply, **plain)
+
+
+_NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
+"""Options of redis-py 8.1 that its `parse_response` takes out before it calls a callback."""
+
+
+def _cost(failure: BaseException) -> float:
+    timed_out = isinstance(failure, AttemptFailed) and failure.timed_out
+    return _TIMEOUT_COST if timed_out else _RETRY_COST

@@ -1,0 +1,427 @@
+"""A lane: one shaken-hands connection that many callers share, its replies matched in order.
+
+redis-py makes the connection (so TLS, ACL, unix sockets and credential providers work); then its
+transport is given to `Lane`, an `asyncio.Protocol` that packs the commands of one loop tick into
+one write and feeds what comes to a `hiredis.Reader`. Nothing here decides about retries: a lane
+only says what it knows, by setting results. A reply is a result; so are `LaneLost` and `Handover`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, Protocol
+
+import hiredis
+from redis.exceptions import InvalidResponse
+
+from resilient_io.health import Cause
+
+from .ticket import Handover, LaneLost, Ticket
+
+if TYPE_CHECKING:
+    from resilient_io.health import LoopLag
+
+    from .stats import Latencies
+    from .ticket import Entry
+
+NOT_ENOUGH = object()
+"""What the reader returns while a reply is incomplete (False is a reply in RESP3)."""
+
+LARGE = 64 * 1024
+"""Bytes from which a request or a reply makes its lane busy for small calls."""
+
+CALL_COST = 4096
+"""Bytes that a call counts for beside its own, so that one bound covers calls and bytes."""
+
+SECOND_LOOK = 0.005
+"""Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
+
+
+class LaneOwner(Protocol):
+    """What a lane talks to: the set of lanes that it belongs to."""
+
+    def lane_lost(self, lane: Lane, unsent: list[tuple[Entry, bytes]]) -> None:
+        """Take over the calls that were never written; the lane is closed already."""
+
+    def lane_changed(self, lane: Lane) -> None:
+        """Choose anew: the lane became full, busy with a large value, or free again."""
+
+
+class Group:
+    """The calls of one write: when they left, how many are unanswered, what they count for."""
+
+    __slots__ = ("cost", "remaining", "stalled", "written_at")
+
+    def __init__(self, written_at: float, stalled: float, remaining: int, cost: int) -> None:
+        """Note one write."""
+        self.written_at = written_at
+        self.stalled = stalled
+        self.remaining = remaining
+        self.cost = cost
+
+
+class Lane(asyncio.Protocol):
+    """The traffic of one connection, from the end of its handshake to its death."""
+
+    def __init__(
+        self,
+        connection: Any,
+        *,
+        owner: LaneOwner,
+        name: str,
+        client_id: int | None,
+        response_timeout: float,
+        limit: int,
+        latencies: Latencies,
+        lag: LoopLag,
+    ) -> None:
+        """Take over the transport of a connection that has shaken hands.
+
+        Args:
+            connection: redis-py's connection. It is kept: its StreamWriter closes the transport.
+            owner: Who hears of the lane's death and of changes in its load.
+            name: The connection's unique client name on the server.
+            client_id: Its CLIENT ID, None where the server forbids the question.
+            response_timeout: Seconds of silence, with calls outstanding, that end the lane.
+            limit: Bytes in flight (see `CALL_COST`) above which the lane calls itself full.
+            latencies: Where the time of each answered write is recorded.
+            lag: How long the event loop was blocked; that time is nobody's silence.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.connection = connection
+        self.name = name
+        self.client_id = client_id
+        self.response_timeout = response_timeout
+        self.limit = limit
+        self._owner = owner
+        self._latencies = latencies
+        self._lag = lag
+        self._queue: list[tuple[Entry, bytes]] = []
+        self._inflight: deque[Entry] = deque()
+        self._groups: deque[Group] = deque()
+        self._scheduled = False
+        self._paused = False
+        self._special = 0
+        self._large = 0
+        self._partial = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.allowance = 0.0
+        """Seconds that a blocking command may stay silent beyond the response timeout."""
+        self.load = 0
+        self.full = False
+        self.flushed = 0
+        self.replies = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.lost: LaneLost | None = None
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.retired: asyncio.Future[None] = self._loop.create_future()
+        self.fenced: asyncio.Future[bool] = self._loop.create_future()
+        self.last_byte = self._loop.time()
+        self._last_stalled = lag.stalled
+        encoder = connection.encoder
+        decoding: dict[str, str] = {}
+        if encoder.decode_responses:
+            decoding = {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
+        # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=connection._parser.parse_error,  # noqa: SLF001
+            notEnoughData=NOT_ENOUGH,
+            **decoding,
+        )
+        # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
+        # reply has been read, so its StreamReader holds nothing that we would miss.
+        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
+        self._transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self._transport.set_protocol(self)
+
+    # -- what callers use ------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a large value is on its way, so that small calls should go elsewhere."""
+        return self._large > 0 or self._partial > LARGE
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that were accepted and have no reply yet, abandoned ones included."""
+        return len(self._inflight) + len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is outstanding."""
+        return not self._inflight and not self._queue
+
+    def send(self, entry: Entry, data: bytes) -> None:
+        """Send one packed command; `entry` gets its reply as the result.
+
+        At once when nothing is in flight, else together with all others of this loop tick.
+        """
+        self.load += len(data) + CALL_COST
+        if self._inflight or self._queue or self._paused:
+            self._queue.append((entry, data))
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._flush)
+        else:
+            self._inflight.append(entry)
+            self._written(1, len(data))
+            self._transport.write(data)
+        if self.load > self.limit and not self.full:
+            self.full = True
+            self._owner.lane_changed(self)
+
+    def send_ticket(self, ticket: Ticket) -> None:
+        """Send all commands of a ticket uninterrupted."""
+        ticket.lane = self
+        ticket.ordinal = self.flushed + len(self._queue)
+        if not ticket.special:
+            self.send(ticket, ticket.data)
+            return
+        self._special += ticket.count
+        self._large += ticket.large
+        # The data hangs on the first place; the others hold the room for their replies.
+        self.load += (ticket.count - 1) * CALL_COST
+        self._queue.extend(repeat((ticket, b""), ticket.count))
+        self._queue[-ticket.count] = (ticket, ticket.data)
+        self.load += len(ticket.data) + CALL_COST
+        if self._inflight or self._scheduled:
+            self._schedule()
+        else:
+            self._flush()
+        if ticket.large or self.load > self.limit:
+            self.full = self.load > self.limit
+            self._owner.lane_changed(self)
+
+    def retire(self) -> list[tuple[Entry, bytes]]:
+        """Take no more calls, close when those in flight are answered; return the unsent ones."""
+        self.retired.set_result(None)
+        queue, self._queue = self._queue, []
+        if not self._inflight:
+            self.close(Cause.CLOSED, "replaced")
+        return [place for place in queue if not place[0].done()]
+
+    def close(self, cause: Cause, detail: str) -> None:
+        """Drop the connection at once and settle every call; doing it twice is fine."""
+        if self.lost is not None:
+            return
+        self.lost = lost = LaneLost(cause, detail, self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()
+        unsent, self._queue = [place for place in self._queue if not place[0].done()], []
+        inflight, self._inflight = self._inflight, deque()
+        self._groups.clear()
+        if not inflight:
+            # Nothing of ours can still be on its way, so there is nothing to fence.
+            self.fenced.set_result(True)
+        for entry in inflight:
+            if isinstance(entry, Ticket):
+                entry.interrupt(lost)
+            elif not entry.done():
+                entry.set_result(lost)
+        self._owner.lane_lost(self, unsent)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._paused or self.lost is not None:
+            return
+        queue, self._queue = self._queue, []
+        chunks: list[bytes] = []
+        sent = self._inflight.append
+        for entry, data in queue:
+            if entry.done():
+                # Cancelled before it was written: never sent.
+                self._forget(entry, len(data))
+            else:
+                sent(entry)
+                chunks.append(data)
+        if chunks:
+            blob = b"".join(chunks) if len(chunks) > 1 else chunks[0]
+            self._written(len(chunks), len(blob))
+            self._transport.write(blob)
+
+    def _forget(self, entry: Entry, size: int) -> None:
+        self.flushed += 1
+        self.load -= size + CALL_COST
+        if isinstance(entry, Ticket) and entry.special:
+            self._special -= 1
+            if size:
+                self._large -= entry.large
+
+    def _written(self, count: int, size: int) -> None:
+        now = self._loop.time()
+        self.flushed += count
+        self.bytes_sent += size
+        self._groups.append(Group(now, self._lag.stalled, count, size + count * CALL_COST))
+        if self._timer is None:
+            self._timer = self._loop.call_at(now + self.response_timeout, self._watch)
+
+    def pause_writing(self) -> None:
+        """Keep calls in the queue: what is not handed to the transport is certainly not sent."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Write what gathered meanwhile."""
+        self._paused = False
+        if self._queue:
+            self._schedule()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Match replies with calls, in order."""
+        self.last_byte = now = self._loop.time()
+        self._last_stalled = self._lag.stalled
+        self.bytes_received += len(data)
+        outstanding = len(self._inflight)
+        self._reader.feed(data)
+        try:
+            if self._special:
+                self._read_special()
+            else:
+                self._read()
+        except IndexError:
+            self.close(Cause.PROTOCOL, "a reply came that nobody had asked for")
+            return
+        except InvalidResponse as error:
+            self.close(Cause.PROTOCOL, f"what came is not RESP: {error}")
+            return
+        answered = outstanding - len(self._inflight)
+        if answered:
+            self._answered(answered, now)
+        elif self._partial <= LARGE:
+            self._partial += len(data)
+            if self._partial > LARGE:
+                self._owner.lane_changed(self)
+
+    def _read(self) -> None:
+        gets, next_entry = self._reader.gets, self._inflight.popleft
+        push = hiredis.PushNotification
+        reply: object
+        while True:
+            try:
+                reply = gets()
+            except UnicodeDecodeError as error:
+                # hiredis 3.5 raises for this one reply and stays in step.
+                reply = error
+            if reply is NOT_ENOUGH:
+                return
+            if type(reply) is push:
+                continue
+            entry = next_entry()
+            if not entry.done():
+                entry.set_result(reply)
+
+    def _read_special(self) -> None:
+        """Read as `_read` does, with tickets in flight that want a look at each reply."""
+        reply: object
+        while True:
+            head = self._inflight[0] if self._inflight else None
+            ticket = head if isinstance(head, Ticket) and head.special else None
+            try:
+                reply = self._reader.gets(ticket is None or ticket.position not in ticket.raw)
+            except UnicodeDecodeError as error:
+                reply = error
+            if reply is NOT_ENOUGH:
+                return
+            if type(reply) is hiredis.PushNotification:
+                continue
+            entry = self._inflight.popleft()
+            if ticket is not None:
+                self._special -= 1
+                ticket.position += 1
+                if ticket.large and ticket.position == ticket.count:
+                    self._large -= 1
+                    self._owner.lane_changed(self)
+            if not entry.done():
+                entry.set_result(reply)
+
+    def _answered(self, count: int, now: float) -> None:
+        self.replies += count
+        groups = self._groups
+        while count:
+            group = groups[0]
+            taken = min(count, group.remaining)
+            self._latencies.record(now - group.written_at, taken)
+            group.remaining -= taken
+            count -= taken
+            if not group.remaining:
+                groups.popleft()
+                self.load -= group.cost
+        if not groups:
+            self.allowance = 0.0
+            if self.retired.done():
+                self.close(Cause.CLOSED, "replaced")
+                return
+        was_busy, self._partial = self._partial > LARGE, 0
+        if was_busy or (self.full and self.load <= self.limit):
+            self.full = False
+            self._owner.lane_changed(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Settle what is left: the connection is gone."""
+        detail = f"the connection was lost: {exc}" if exc else "the server closed the connection"
+        self.close(Cause.RESET, detail)
+        # redis-py 8.1 warns of connections that still have a writer when they are collected.
+        self.connection._reader = self.connection._writer = None  # noqa: SLF001
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # -- watching --------------------------------------------------------------------------
+
+    def _silence(self) -> float:
+        """Seconds without a byte since the oldest outstanding write, our own stalls taken off."""
+        oldest = self._groups[0]
+        since, stalled = oldest.written_at, oldest.stalled
+        if self.last_byte > since:
+            since, stalled = self.last_byte, self._last_stalled
+        return self._loop.time() - since - (self._lag.stalled - stalled)
+
+    def _watch(self) -> None:
+        """Judge the silence; armed while calls are outstanding, one timer a lane."""
+        self._timer = None
+        if not self._groups:
+            return
+        patience = self.response_timeout + self.allowance
+        left = patience - self._silence()
+        if left <= 0:
+            self._timer = self._loop.call_later(SECOND_LOOK, self._judge, self.last_byte)
+            return
+        self._hand_over_late(self._loop.time() - patience)
+        self._timer = self._loop.call_later(left, self._watch)
+
+    def _judge(self, last_byte: float) -> None:
+        self._timer = None
+        patience = self.response_timeout + self.allowance
+        if self.last_byte != last_byte or not self._groups or self._silence() < patience:
+            self._watch()
+        else:
+            self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")
+
+    def _hand_over_late(self, written_before: float) -> None:
+        """Give tickets to the calls that wait too long although the lane is alive."""
+        late = 0
+        for group in self._groups:
+            if group.written_at > written_before:
+                break
+            late += group.remaining
+        if not any(isinstance(entry, asyncio.Future) for entry in islice(self._inflight, late)):
+            return
+        entries = list(self._inflight)
+        for place, entry in enumerate(entries[:late]):
+            if isinstance(entry, asyncio.Future) and not entry.done():
+                ticket = entries[place] = Ticket(b"")
+                ticket.lane, ticket.ordinal = self, self.flushed - len(entries) + place
+                entry.set_result(Handover(ticket))
+        self._inflight = deque(entries)

@@ -1,0 +1,110 @@
+"""redis-py's own options for retries and times, translated into a policy or refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as driver
+from redis.backoff import ConstantBackoff
+
+from resilient_io._policy import RetryPolicy
+from resilient_io.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RETRIED_ANYWAY = (
+    driver.ConnectionError,
+    driver.TimeoutError,
+    driver.ReadOnlyError,
+    driver.TryAgainError,
+    driver.ClusterDownError,
+    driver.OutOfMemoryError,
+    OSError,
+)
+
+
+def policy_from(options: Mapping[str, Any]) -> RetryPolicy:
+    """Read what existing code says about times and retries, as our policy says it.
+
+    Args:
+        options: Options of `redis.asyncio.Redis`, or the settings of a connection pool.
+
+    Raises:
+        ConfigurationError: An option has no equivalent; the message names what to write.
+    """
+    changes: dict[str, Any] = {}
+    response = options.get("socket_timeout")
+    if response is not None:
+        changes["response_timeout"] = float(response)
+    connect = options.get("socket_connect_timeout")
+    if connect is not None:
+        changes["connect_timeout"] = float(connect)
+    retry = options.get("retry")
+    if retry is not None:
+        changes |= _from_retry(retry)
+    _check_errors(options.get("retry_on_error") or [])
+    default = RetryPolicy()
+    if default.deadline is not None:
+        # A longer wait for one reply was asked for: the call as a whole may take as long.
+        times = (changes.get("response_timeout", 0.0), changes.get("connect_timeout", 0.0))
+        changes["deadline"] = max(default.deadline, *times)
+    return default.replace(**changes)
+
+
+def check_given(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
+    """Refuse options, given directly, that contradict a policy or can never work.
+
+    Raises:
+        ConfigurationError: Says what to write instead.
+    """
+    if "socket_timeout" in options and options["socket_timeout"] is None:
+        msg = (
+            "socket_timeout=None would let a call hang for ever: leave it out, or write "
+            "policy=RetryPolicy(response_timeout=600.0, deadline=None)"
+        )
+        raise ConfigurationError(msg)
+    if policy is None:
+        return
+    equivalents = {
+        "socket_timeout": "response_timeout",
+        "socket_connect_timeout": "connect_timeout",
+        "retry": "attempts, backoff and backoff_cap",
+        "retry_on_error": "repeat",
+        "retry_on_timeout": "repeat",
+    }
+    for option, equivalent in equivalents.items():
+        if options.get(option):
+            msg = f"{option}= beside policy= says it twice: write it in RetryPolicy as {equivalent}"
+            raise ConfigurationError(msg)
+
+
+def _from_retry(retry: Any) -> dict[str, Any]:
+    # redis-py 8.1 `AbstractRetry._retries` and `._backoff`; backoffs keep `_base`, `_cap`, `_backoff`.
+    retries = retry.get_retries()
+    if retries < 0:
+        msg = (
+            "retry=Retry(..., -1) would retry for ever: write policy=RetryPolicy(attempts=10, "
+            "deadline=60.0), or wait with `await redis.health.until_up()`"
+        )
+        raise ConfigurationError(msg)
+    changes: dict[str, Any] = {"attempts": retries + 1}
+    backoff = getattr(retry, "_backoff", None)
+    if isinstance(backoff, ConstantBackoff):
+        changes["backoff"] = changes["backoff_cap"] = float(backoff._backoff)  # noqa: SLF001
+    elif hasattr(backoff, "_base") and hasattr(backoff, "_cap"):
+        changes["backoff_cap"] = float(backoff._cap)  # noqa: SLF001
+        changes["backoff"] = min(float(backoff._base), changes["backoff_cap"])  # noqa: SLF001
+    return changes
+
+
+def _check_errors(errors: list[type[BaseException]]) -> None:
+    for error in errors:
+        if not (isinstance(error, type) and issubclass(error, _RETRIED_ANYWAY)):
+            name = getattr(error, "__name__", repr(error))
+            msg = (
+                f"retry_on_error=[{name}] cannot be honoured: what is retried follows from the "
+                f"command and from how far it got. Leave it out; to repeat more, write "
+                f'policy=RetryPolicy(repeat="checked") or "any"'
+            )
+            raise ConfigurationError(msg)

@@ -1,0 +1,224 @@
+"""`ResilientPipeline`: redis-py's pipeline, sent through the gate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.client import Pipeline
+from redis.exceptions import RedisError, WatchError
+
+from resilient_io.errors import Progress
+
+from .batch import BatchCall
+from .classification import connection_failure, refusal
+from .commands import SPECS, Effect, Route, effect_of, lookup
+from .errors import RedisClosed, RouteRefused
+from .exchange import AttemptFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from .client import ResilientRedis
+    from .commands import CommandSpec
+
+_HARMLESS = ("WATCH", "UNWATCH")
+
+
+class ResilientPipeline(Pipeline):
+    """Queues commands as redis-py's pipeline does; `execute` sends them as one call.
+
+    Without WATCH they travel a lane in one uninterrupted write. After WATCH the pipeline has a
+    connection of its own until it is executed or reset.
+    """
+
+    def __init__(self, client: ResilientRedis, transaction: bool, shard_hint: str | None) -> None:  # noqa: FBT001 (redis-py's signature)
+        super().__init__(
+            client._engine.dedicated,  # noqa: SLF001 (one client in two files)
+            client.response_callbacks,
+            transaction,
+            shard_hint,
+        )
+        self._client = client
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 (redis-py's signature)
+        """Send the queued commands and return their replies, in order.
+
+        Afterwards the pipeline is empty, whatever happened. Cancelling leaves at once.
+
+        Args:
+            raise_on_error: Raise the first error reply; else it stands among the replies.
+
+        Raises:
+            RedisOutcomeUnknown: Replies are missing and repeating is not safe. `answered` holds the
+                replies that came, `unanswered` the places of the commands that may be applied.
+            WatchError: A watched key changed: run the whole transaction again.
+            redis.exceptions.RedisError: An error reply.
+        """
+        try:
+            if not self.command_stack and not self.watching:
+                return []
+            if self.scripts:
+                await self._load_scripts()
+            commands = list(self.command_stack)
+            specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
+            transaction = bool(self.is_transaction or self.explicit_transaction)
+            blocking = any(spec.route is Route.DEDICATED for spec in specs)
+            alone = _Watched(
+                self, "EXEC" if transaction else "PIPELINE", self._exchange_watched, specs
+            )
+            if self.connection is not None or (blocking and not transaction):
+                replies = await self._run(alone)
+            else:
+                for spec in specs:
+                    _check(spec)
+                client = self._client
+                gate = client._engine.gate  # noqa: SLF001
+                replies = await self._run(
+                    BatchCall(
+                        gate,
+                        client._policy,  # noqa: SLF001
+                        client._packer,  # noqa: SLF001
+                        commands,
+                        specs,
+                        transaction=transaction,
+                        otherwise=alone,
+                    )
+                )
+            if raise_on_error:
+                self.raise_first_error(commands, replies)
+            return replies
+        finally:
+            await self.reset()
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command now, on this pipeline's own connection (between WATCH and MULTI).
+
+        Raises:
+            WatchError: The connection was lost while keys were watched; nothing was applied.
+        """
+        spec = SPECS.get(args[0]) or lookup(args)
+
+        async def exchange(connection: AbstractConnection) -> Any:
+            return await self._send_command_parse_response(connection, args[0], *args, **options)
+
+        return await self._run(_Watched(self, spec.name, exchange, [spec], args))
+
+    async def reset(self) -> None:
+        """Empty the pipeline and give its connection back; one that still watches is closed."""
+        self.command_stack = []
+        self.scripts = set()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            clean = not self.watching and connection.is_connected
+            self._client._engine.dedicated.give_back(connection, clean=clean)  # noqa: SLF001
+        self.watching = False
+        self.explicit_transaction = False
+
+    async def _run(self, call: Any) -> Any:
+        client = self._client
+        engine = client._engine  # noqa: SLF001
+        gate = engine.gate
+        if gate.closed:
+            raise gate.error(RedisClosed, "the client is closed", call.operation)
+        engine.start()
+        policy = client._policy  # noqa: SLF001
+        if not client.health.available and policy.while_down == "fail":
+            raise gate.refusal_while_down(call.operation)
+        return await gate.run(
+            call,
+            policy,
+            started=asyncio.get_running_loop().time(),
+            deliberate=client._careful,  # noqa: SLF001
+        )
+
+    async def _exchange_watched(self, connection: AbstractConnection) -> list[Any]:
+        execute: Callable[..., Awaitable[list[Any]]] = (
+            self._execute_transaction
+            if self.is_transaction or self.explicit_transaction
+            else self._execute_pipeline
+        )
+        return await execute(connection, self.command_stack, raise_on_error=False)
+
+    async def _load_scripts(self) -> None:
+        scripts = list(self.scripts)
+        known = await self._client.script_exists(*(script.sha for script in scripts))
+        for script, exists in zip(scripts, known, strict=True):
+            if not exists:
+                script.sha = await self._client.script_load(script.script)
+
+
+class _Watched:
+    """An exchange on the pipeline's own connection; once keys are watched, it is never repeated."""
+
+    bounded = True
+
+    def __init__(
+        self,
+        pipeline: ResilientPipeline,
+        operation: str,
+        exchange: Callable[[AbstractConnection], Awaitable[Any]],
+        specs: list[CommandSpec],
+        args: tuple[Any, ...] | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._exchange = exchange
+        self._specs = specs
+        self._args = args
+        self.operation = operation
+
+    @property
+    def effect(self) -> Effect:
+        """What executing it twice would do."""
+        if self._args is None:
+            return Effect.ACCUMULATING if self._specs else Effect.READ
+        if self.operation in _HARMLESS:
+            return Effect.READ
+        return effect_of(self._specs[0], self._args)
+
+    async def attempt(self, until: float | None) -> Any:
+        pipeline, client = self._pipeline, self._pipeline._client  # noqa: SLF001
+        gate = client._engine.gate  # noqa: SLF001
+        watched = pipeline.watching
+        if pipeline.connection is None:
+            pipeline.connection = await gate.borrow(until)
+        connection = pipeline.connection
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + client._policy.response_timeout + self._block()  # noqa: SLF001
+        try:
+            async with asyncio.timeout_at(limit if until is None else min(limit, until)):
+                return await self._exchange(connection)
+        except (RedisError, OSError) as error:
+            timed_out = isinstance(error, TimeoutError)
+            if refusal(error) is not None or (connection.is_connected and not timed_out):
+                raise
+            gate.dedicated.give_back(connection, clean=False)
+            pipeline.connection, pipeline.watching = None, False
+            failure = connection_failure(error)
+            gate.health.failed(failure.cause, failure.detail)
+            if watched and self.effect is Effect.READ:
+                raise WatchError(
+                    f"the connection was lost while keys were watched ({failure.detail}); nothing "
+                    f"was applied: run the transaction again"
+                ) from error
+            raise AttemptFailed(
+                Progress.PERHAPS_APPLIED,
+                failure.cause,
+                failure.detail,
+                timed_out=timed_out,
+                final=watched or self._args is None,
+                error=error,
+            ) from error
+
+    def _block(self) -> float:
+        if self._args is None or self._specs[0].block is None:
+            return 0.0
+        block = self._specs[0].block(self._args)
+        return 1e6 if block is None else block
+
+
+def _check(spec: CommandSpec) -> None:
+    if spec.route in (Route.BOUND, Route.REFUSED):
+        raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")

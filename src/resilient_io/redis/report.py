@@ -1,0 +1,71 @@
+"""What `ResilientRedis.stats()` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class RedisStats:
+    """Counters since the client was started; times in seconds, sizes in bytes.
+
+    Attributes:
+        replies: Replies that came over lanes, one for each command of a batch.
+        ended: Calls that ended in one of our errors, by its name.
+        refused: Replies that said "not applied, for now".
+        retries: Attempts beyond the first.
+        lanes: Shared connections that are open.
+        dedicated: Connections lent to, or kept for, single calls.
+        in_flight: Calls on the lanes without a reply yet.
+        waiting: Calls that wait for a connection or for room.
+        bytes_sent: Bytes written to lanes.
+        bytes_received: Bytes read from lanes.
+        budget: Tokens left for retries.
+        latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the replies came, counted from
+            the write; None while there were none.
+    """
+
+    replies: int
+    ended: Mapping[str, int]
+    refused: int
+    retries: int
+    lanes: int
+    dedicated: int
+    in_flight: int
+    waiting: int
+    bytes_sent: int
+    bytes_received: int
+    budget: float
+    latency: Mapping[str, float | None]
+
+
+def stats_of(engine: Engine) -> RedisStats:
+    """Read an engine's counters."""
+    lanes, gate = engine.lanes, engine.gate
+    sent, received = lanes.traffic
+    quantile = lanes.latencies.quantile
+    return RedisStats(
+        replies=lanes.replies,
+        ended=dict(gate.outcomes.ended),
+        refused=gate.outcomes.refused,
+        retries=gate.outcomes.retries,
+        lanes=len(lanes.open_lanes),
+        dedicated=engine.dedicated.open,
+        in_flight=sum(lane.in_flight for lane in lanes.open_lanes),
+        waiting=lanes.waiting,
+        bytes_sent=sent,
+        bytes_received=received,
+        budget=gate.budget.tokens,
+        latency={
+            "p50": quantile(0.5),
+            "p90": quantile(0.9),
+            "p99": quantile(0.99),
+            "p99.9": quantile(0.999),
+        },
+    )
