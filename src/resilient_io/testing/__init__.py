@@ -20,6 +20,13 @@ if TYPE_CHECKING:
         find_embedded_redis,
         find_redis,
     )
+    from resilient_io.testing.cancellation import (
+        CancelReport,
+        Finding,
+        Moment,
+        Problem,
+        cancel_everywhere,
+    )
     from resilient_io.testing.certificates import Certificates, make_certificates
     from resilient_io.testing.faults import Fault
     from resilient_io.testing.proxy import FaultProxy
@@ -37,11 +44,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Binary",
+    "CancelReport",
     "Certificates",
     "Fault",
     "FaultProxy",
+    "Finding",
+    "Moment",
     "NoServerError",
     "NothingWillHappenError",
+    "Problem",
     "ProxiedConnection",
     "RedisServer",
     "Reply",
@@ -49,6 +60,7 @@ __all__ = [
     "ServerDidNotStartError",
     "ServerError",
     "VirtualTimeLoop",
+    "cancel_everywhere",
     "embedded_redis",
     "encode",
     "find_embedded_redis",
@@ -62,6 +74,7 @@ _MODULES = {
     "_connection": ("ProxiedConnection",),
     "_resp": ("Reply", "Request", "ServerError", "encode"),
     "binaries": ("Binary", "NoServerError", "find_embedded_redis", "find_redis"),
+    "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
     "proxy": ("FaultProxy",),

@@ -13,6 +13,12 @@ Reply: TypeAlias = "bytes | int | list[Reply] | None"
 _ARGUMENTS_KEPT: Final = 8
 _BYTES_KEPT: Final = 256
 
+# Replies: values that end with their line, those of a length, and how many elements a count means.
+_SCALARS: Final = (b"+", b"-", b":", b"_", b"#", b",", b"(")
+_BULKS: Final = (b"$", b"=", b"!")
+_COUNTS: Final = {b"$": 1, b"=": 1, b"!": 1, b"*": 1, b"~": 1, b">": 1, b"%": 2, b"|": 2}
+_EMPTY_IS_COMPLETE: Final = (b"*", b"~", b">", b"%")
+
 
 class ServerError(Exception):
     """The server answered with an error; its text is the message."""
@@ -104,51 +110,55 @@ class RequestScanner:
         buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
         requests: list[Request] = []
         at = 0
+        self._needed = 1
         while at < len(buffer):
-            arguments, end = self._parse(buffer, at)
-            if end > len(buffer):
+            try:
+                arguments, end = self._parse(buffer, at)
+            except _IncompleteError as incomplete:
+                self._needed = incomplete.needed
                 break
+            except ValueError:
+                self._opaque = True  # the server will say what it thinks of it
+                continue
             requests.append(Request(self._connection, arguments, buffer[at:end]))
             at = end
-        else:
-            self._needed = 1
         self._pieces = [buffer[at:]] if at < len(buffer) else []
         self._held = len(buffer) - at
         return requests
 
     def _parse(self, buffer: bytes, start: int) -> tuple[tuple[bytes, ...], int]:
-        """Give the arguments of the request at `start` and its end, past the buffer if cut."""
-        size = len(buffer)
-        line_end = buffer.find(b"\n", start) + 1
+        """Give the arguments of the request at `start`, and its end."""
         if self._opaque:
-            return (), size
-        if line_end == 0:
-            return self._wait(size - start + 1), size + 1
+            return (), len(buffer)
+        at = _line_end(buffer, start, start)
         if buffer[start] != ord("*"):
-            words = buffer[start:line_end].split()
-            return tuple(word[:_BYTES_KEPT] for word in words[:_ARGUMENTS_KEPT]), line_end
+            words = buffer[start:at].split()
+            return tuple(word[:_BYTES_KEPT] for word in words[:_ARGUMENTS_KEPT]), at
         arguments: list[bytes] = []
-        try:
-            count = int(buffer[start + 1 : line_end])
-            at = line_end
-            for _ in range(count):
-                line_end = buffer.find(b"\n", at) + 1
-                if line_end == 0:
-                    return self._wait(size - start + 1), size + 1
-                length = int(buffer[at + 1 : line_end])
-                at = line_end + length + 2
-                if at > size:
-                    return self._wait(at - start), size + 1
-                if len(arguments) < _ARGUMENTS_KEPT:
-                    arguments.append(buffer[line_end : line_end + min(length, _BYTES_KEPT)])
-        except ValueError:
-            self._opaque = True  # the server will say what it thinks of it
-            return (), size
+        for _ in range(int(buffer[start + 1 : at])):
+            body = _line_end(buffer, at, start)
+            length = int(buffer[at + 1 : body])
+            at = body + length + 2
+            if at > len(buffer):
+                raise _IncompleteError(at - start)
+            if len(arguments) < _ARGUMENTS_KEPT:
+                arguments.append(buffer[body : body + min(length, _BYTES_KEPT)])
         return tuple(arguments), at
 
-    def _wait(self, needed: int) -> tuple[bytes, ...]:
-        self._needed = needed
-        return ()
+
+class _IncompleteError(Exception):
+    """The request is longer than what has come of it."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
+def _line_end(buffer: bytes, at: int, start: int) -> int:
+    end = buffer.find(b"\n", at) + 1
+    if end == 0:
+        raise _IncompleteError(len(buffer) - start + 1)
+    return end
 
 
 class ReplyEnd(NamedTuple):
@@ -198,25 +208,20 @@ class ReplyScanner:
         kind = line[:1]
         if not self._open:
             self._push = kind == b">"
-        if kind in b"+-:_#,(":
+        if kind in _SCALARS:
             return self._finish_value()
         try:
-            count = int(line[1:])
-        except ValueError:
+            count = int(line[1:]) * _COUNTS[kind]
+        except (ValueError, KeyError):
             self.lost = True
             return False
-        if kind in b"$=!":
-            if count < 0:
-                return self._finish_value()
+        if count < 0 or (count == 0 and kind in _EMPTY_IS_COMPLETE):
+            return self._finish_value()
+        if kind in _BULKS:
             self._skip = count + 2
-            return False
-        if kind not in b"*~>%|":
-            self.lost = True
-            return False
-        if count <= 0:
-            return kind != b"|" and self._finish_value()
-        self._open.append(2 * count if kind in b"%|" else count)
-        self._prefix.append(kind == b"|")
+        elif count:
+            self._open.append(count)
+            self._prefix.append(kind == b"|")
         return False
 
     def _finish_value(self) -> bool:

@@ -143,7 +143,9 @@ class RedisServer:
         return path.read_text() if path.exists() else ""
 
     async def start(self) -> None:
-        """Start it, and wait until it answers and has its data loaded; nothing if it runs.
+        """Start it, and wait until it answers and has its data; nothing if it runs.
+
+        A replica has its data when it has synced, which takes up to 2 s.
 
         When this fails or is cancelled, no process is left.
 
@@ -254,6 +256,7 @@ class RedisServer:
             "port": self.port,
             "dir": f'"{self.folder}"',
             "save": '""',
+            "repl-diskless-sync-delay": 0,  # tests do not wait for more replicas to come
         }
         if self.password is not None:
             lines["requirepass"] = f'"{self.password}"'
@@ -263,7 +266,6 @@ class RedisServer:
             lines |= {"appendonly": "yes", "appendfsync": "always"}
         if self._replica_of is not None:
             lines["replicaof"] = f"{self._replica_of.host} {self._replica_of.port}"
-            lines["repl-diskless-sync-delay"] = 0
             if self._replica_of.password is not None:
                 lines["masterauth"] = f'"{self._replica_of.password}"'
         if self.tls_port is not None:
@@ -311,12 +313,18 @@ class RedisServer:
             # The port might have gone to another server: the process id tells.
             with contextlib.suppress(OSError, ServerError, asyncio.IncompleteReadError):
                 await self.query("PING")
-                facts = await self.query("INFO", "server")
-                if isinstance(facts, bytes) and b"process_id:%d\r" % self.pid in facts:
+                facts = await self.query("INFO")
+                if isinstance(facts, bytes) and self._is_ready(facts):
                     return True
             await asyncio.sleep(_LOOK_AGAIN)
         self._reap()
         return False
+
+    def _is_ready(self, facts: bytes) -> bool:
+        follows = self._replica_of is not None and self._replica_of.running
+        return b"process_id:%d\r" % self.pid in facts and (
+            not follows or b"master_link_status:up\r" in facts
+        )
 
     def _told(self, what: str) -> str:
         tail = "".join(self.log.splitlines(keepends=True)[-10:])

@@ -6,6 +6,8 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
+from resilient_io.testing._places import place_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
@@ -134,18 +136,5 @@ class _PatientSelector(selectors.BaseSelector):
 
 def _waiting_tasks(loop: asyncio.AbstractEventLoop) -> str:
     tasks = sorted(asyncio.all_tasks(loop), key=asyncio.Task.get_name)
-    places = [f"  {task.get_name()} in {_place(task.get_coro())}" for task in tasks]
+    places = [f"  {task.get_name()} in {place_of(task.get_coro())}" for task in tasks]
     return "\n".join(["no timer is set, nothing is ready, and these tasks wait:", *places])
-
-
-def _place(awaited: object) -> str:
-    """Say where the innermost coroutine waits."""
-    place = repr(awaited)
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None)
-        if frame is None:
-            break
-        code = frame.f_code
-        place = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
-        awaited = getattr(awaited, "cr_await", None)
-    return place

@@ -1,0 +1,118 @@
+"""Finds what a piece of code leaves behind: tasks, sockets, complaints to the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_STEPS: Final = 50
+_LOOK_AGAIN: Final = 0.002
+_OLDEST: Final = 2
+
+
+class LeakWatch:
+    """Compares tasks and sockets of this process, and listens for warnings about unclosed ones.
+
+    It is entered once around everything, `begin` and `end` enclose each piece.
+
+    Args:
+        settle: Seconds that tasks and sockets have to go away by themselves.
+    """
+
+    def __init__(self, settle: float) -> None:
+        self._settle = settle
+        self._loop = asyncio.get_running_loop()
+        self._recorder = warnings.catch_warnings(record=True)
+        self._warnings: list[warnings.WarningMessage] = []
+        self._complaints: list[str] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sockets: set[tuple[int, int]] = set()
+
+    def __enter__(self) -> Self:
+        gc.collect()  # what others left is not to be blamed on the first piece
+        self._others_handler = self._loop.get_exception_handler()
+        self._loop.set_exception_handler(self._complain)
+        self._warnings = self._recorder.__enter__()
+        warnings.simplefilter("always", ResourceWarning)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._recorder.__exit__(kind, error, traceback)
+        self._loop.set_exception_handler(self._others_handler)
+        for other in self._warnings:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+
+    def begin(self) -> None:
+        """Remember what there is."""
+        self._tasks = asyncio.all_tasks()
+        self._sockets = open_sockets()
+
+    async def end(self) -> tuple[list[str], list[str], list[str]]:
+        """Describe the tasks, the sockets and the complaints that are new and do not go away.
+
+        The tasks are cancelled then, so that they do not disturb what comes after them.
+        """
+        until = self._loop.time() + self._settle
+        steps = _STEPS
+        while (self._new_tasks() or open_sockets() - self._sockets) and (
+            steps or self._loop.time() < until
+        ):
+            await asyncio.sleep(0 if steps else _LOOK_AGAIN)
+            steps = max(0, steps - 1)
+        tasks = self._new_tasks()
+        names = sorted(map(repr, tasks))
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._settle)
+        del tasks
+        unclosed = self.collected(_OLDEST - 1)
+        sockets = [f"file descriptor {fd}" for fd, _ in sorted(open_sockets() - self._sockets)]
+        return names, unclosed + sockets, self.complaints()
+
+    def collected(self, generation: int = _OLDEST) -> list[str]:
+        """Collect garbage, and describe what was unclosed in it."""
+        gc.collect(generation)
+        unclosed = [each for each in self._warnings if each.category is ResourceWarning]
+        for each in unclosed:
+            self._warnings.remove(each)
+        return [str(each.message) for each in unclosed]
+
+    def complaints(self) -> list[str]:
+        """Give what the loop was told of since the last time, such as exceptions nobody saw."""
+        complaints, self._complaints = self._complaints, []
+        return complaints
+
+    def _new_tasks(self) -> list[asyncio.Task[Any]]:
+        new = asyncio.all_tasks() - self._tasks
+        return sorted(new, key=asyncio.Task.get_name)
+
+    def _complain(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self._complaints.append(context["message"] + (f": {error!r}" if error else ""))
+
+
+def open_sockets() -> set[tuple[int, int]]:
+    """Give the descriptors of this process that are sockets, each with its inode."""
+    sockets = set()
+    for path in Path("/dev/fd").iterdir():
+        try:
+            status = os.fstat(int(path.name))
+        except OSError:  # the descriptor with which the folder was listed
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            sockets.add((int(path.name), status.st_ino))
+    return sockets

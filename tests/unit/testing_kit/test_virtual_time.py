@@ -1,0 +1,125 @@
+"""The loop with virtual time: exact, never waiting, and loud when nothing will happen."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from resilient_io.testing import NothingWillHappenError, VirtualTimeLoop, new_virtual_loop
+
+
+def run(coroutine):
+    with asyncio.Runner(loop_factory=new_virtual_loop) as runner:
+        return runner.run(coroutine)
+
+
+async def test_unit_tests_run_on_it():
+    assert isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
+
+
+async def test_an_hour_takes_no_time_and_is_exact():
+    loop = asyncio.get_running_loop()
+    start = time.perf_counter()
+    began = loop.time()
+    for _ in range(100):
+        await asyncio.sleep(36)
+    assert loop.time() - began == 3600
+    assert time.perf_counter() - start < 1
+
+
+def test_time_starts_at_zero_and_timers_fire_at_their_very_time():
+    fired = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        assert loop.time() == 0
+        for at in (0.3, 0.1, 0.7):
+            loop.call_at(at, lambda: fired.append(loop.time()))
+        await asyncio.sleep(1)
+
+    run(main())
+    assert fired == [0.1, 0.3, 0.7]
+
+
+async def test_what_is_ready_goes_before_time():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    sleeper = asyncio.create_task(asyncio.sleep(0.001))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert loop.time() == began
+    assert not sleeper.done()
+    await sleeper
+
+
+async def test_timeouts_work():
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await asyncio.Event().wait()
+
+
+async def test_a_cancelled_timer_does_not_move_time():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    loop.call_later(1, int).cancel()
+    await asyncio.sleep(2)
+    assert loop.time() == began + 2
+
+
+def test_it_raises_when_nothing_will_ever_happen_and_says_who_waits():
+    async def waits_for_ever():
+        await asyncio.Event().wait()
+
+    with pytest.raises(NothingWillHappenError, match=r"Event\.wait \(.*locks\.py:\d+\)"):
+        run(waits_for_ever())
+
+
+async def test_time_passes_in_a_blocked_loop():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    due = []
+    loop.call_later(1, lambda: due.append(loop.time() - began))
+    loop.block(5)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert due == [5]
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match="does not go back"):
+            loop.block(wrong)
+
+
+async def test_time_stands_still_while_a_thread_works():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(0.001):
+        assert await asyncio.to_thread(time.sleep, 0.05) is None
+    assert loop.time() == began
+    assert await loop.getaddrinfo("127.0.0.1", 1, type=socket.SOCK_STREAM)
+
+
+def test_it_closes_with_threads_that_are_still_at_work():
+    async def main():
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.05)
+
+    run(main())
+
+
+async def test_sockets_go_before_time():
+    here, there = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=here)
+    _, other = await asyncio.open_connection(sock=there)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(10):
+        other.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+    assert loop.time() == began
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10):
+            await reader.read(1)
+    assert loop.time() == began + 10
+    writer.close()
+    other.close()
+    await writer.wait_closed()
+    await other.wait_closed()
