@@ -12,6 +12,7 @@ from resilient_io.redis.commands._spec import Route
 DEDICATED = Route.DEDICATED
 
 _MIXED = "computed from itself, it comes out differently the second time"
+_STORES = "a read unless it stores; " + _MIXED
 _POPS = "its reply is data that is gone from the server"
 _MORE = "adds once more"
 _COUNTS = "the reply tells what changed, and nothing changes the second time"
@@ -64,7 +65,7 @@ ROWS = (
         ACCUMULATING,
         "SORT",
         judge=collections.sort,
-        reason="a read unless it stores; " + _MIXED,
+        reason=_STORES,
     ),
     # Lists.
     Row(READ, "LRANGE LINDEX LLEN LPOS"),
@@ -142,8 +143,8 @@ ROWS = (
     ),
     Row(READ, "GEODIST GEOHASH GEOPOS GEOSEARCH GEORADIUS_RO GEORADIUSBYMEMBER_RO"),
     Row(CHECKED, "GEOADD", reason=_COUNTS),
-    Row(ACCUMULATING, "GEORADIUS", judge=collections.georadius, reason="a read unless it stores"),
-    Row(ACCUMULATING, "GEORADIUSBYMEMBER", judge=collections.georadiusbymember, reason="as above"),
+    Row(ACCUMULATING, "GEORADIUS", judge=collections.georadius, reason=_STORES),
+    Row(ACCUMULATING, "GEORADIUSBYMEMBER", judge=collections.georadiusbymember, reason=_STORES),
     # HyperLogLog.
     Row(READ, "PFCOUNT", reason="it may refresh a cached count inside the value"),
     Row(CHECKED, "PFADD", reason=_COUNTS),

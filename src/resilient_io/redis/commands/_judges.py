@@ -40,10 +40,7 @@ def hsetex(operands: Sequence[object]) -> Effect:
     options = list(operands[1:])
     for index, option in enumerate(options):
         if token(option) == "FIELDS":
-            effect = _conditional_write(options[:index])
-            ends = {token(each) for each in options[:index]} & _ABSOLUTE_ENDS
-            # An end in the past deletes the fields, and the reply may say so only once.
-            return max(effect, CHECKED) if ends else effect
+            return _conditional_write(options[:index])
     return ACCUMULATING
 
 

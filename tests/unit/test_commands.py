@@ -1,0 +1,210 @@
+"""Finding the row of a call, and adding rows."""
+
+import pytest
+
+from resilient_io.redis.commands import (
+    SPECS,
+    Effect,
+    Route,
+    effect_of,
+    known_names,
+    lookup,
+    register,
+)
+from resilient_io.redis.commands import _lookup as table
+
+
+@pytest.fixture
+def _restored():
+    """Undo what a test registers: the table is the process's."""
+    kept = [(each, dict(each)) for each in (SPECS, table._CONDITIONAL, table._CONTAINERS)]
+    yield
+    for each, copy in kept:
+        each.clear()
+        each.update(copy)
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "words"),
+    [
+        (("GET", "k"), "GET", (b"GET",)),
+        (("get", "k"), "GET", (b"get",)),
+        ((b"GET", "k"), "GET", (b"GET",)),
+        ((bytearray(b"GET"), "k"), "GET", (b"GET",)),
+        ((memoryview(b"GET"), "k"), "GET", (b"GET",)),
+        ((" GET ", "k"), "GET", (b"GET",)),
+        (("GET k",), "GET", (b"GET", b"k")),
+        (("CONFIG GET", "x"), "CONFIG GET", (b"CONFIG", b"GET")),
+        ((b"config get", "x"), "CONFIG GET", (b"config", b"get")),
+        (("CONFIG", "GET", "x"), "CONFIG GET", (b"CONFIG",)),
+        (("CONFIG", b"get", "x"), "CONFIG GET", (b"CONFIG",)),
+        (("CONFIG GET x",), "CONFIG GET", (b"CONFIG", b"GET", b"x")),
+        (("COMMAND",), "COMMAND", (b"COMMAND",)),
+        (("LOLWUT VERSION", 5), "LOLWUT", (b"LOLWUT", b"VERSION")),
+        (("DEBUG OBJECT", "k"), "DEBUG", (b"DEBUG", b"OBJECT")),
+        (("JSON.SET", "k", "$", "1"), "JSON.SET", (b"JSON.SET",)),
+        (("OBJECT", "ENCODING", "k"), "OBJECT ENCODING", (b"OBJECT",)),
+    ],
+)
+def test_a_call_is_found_however_it_is_spelled(args, name, words):
+    spec = lookup(args)
+    assert (spec.name, spec.words, spec.known) == (name, words, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (("NEW.ADD", "k"), "NEW.ADD"),
+        (("CONFIG", "FROB"), "CONFIG"),
+        (("CONFIG",), "CONFIG"),
+        (("CONFIG", None), "CONFIG"),
+        (("COMMAND", "FROB"), "COMMAND"),
+        ((5, "k"), "5"),
+        ((None,), "NONE"),
+        (("\udcff",), "\udcff".upper()),
+        (("ß",), "SS"),
+    ],
+)
+def test_what_the_table_does_not_know_is_accumulating_on_a_lane(args, name):
+    spec = lookup(args)
+    assert not spec.known
+    assert (spec.route, effect_of(spec, args)) == (Route.LANE, Effect.ACCUMULATING)
+    if args[0] != "\udcff":
+        assert spec.name == name
+
+
+def test_an_unknown_subcommand_of_client_keeps_off_the_lanes():
+    spec = lookup(("CLIENT", "FROB", "ON"))
+    assert (spec.known, spec.route) == (False, Route.BOUND)
+
+
+@pytest.mark.parametrize("args", [(), ("",), ("  ",), (b"",)])
+def test_a_call_without_a_name_is_an_error_that_says_what_to_write(args):
+    with pytest.raises(ValueError, match="A command needs a name"):
+        lookup(args)
+
+
+def test_the_first_argument_alone_finds_every_row_whose_route_it_decides():
+    assert SPECS["GET"] is lookup(("GET", "k"))
+    assert SPECS["CONFIG GET"] is lookup(("CONFIG GET", "x"))
+    for undecided in ("CONFIG", "CLIENT", "COMMAND", "XREAD", "XREADGROUP", "TS.READ", "DEBUG"):
+        assert undecided not in SPECS
+
+
+@pytest.mark.parametrize(
+    ("args", "route"),
+    [
+        (("XREAD", "COUNT", 5, "STREAMS", "s", "0"), Route.LANE),
+        (("XREAD", "BLOCK", 5, "STREAMS", "s", "$"), Route.DEDICATED),
+        (("XREAD", b"count", 5, b"block", 5, b"streams", "s", "$"), Route.DEDICATED),
+        (("XREAD", "STREAMS", "BLOCK", "0"), Route.LANE),
+        (("XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"), Route.LANE),
+        (("XREADGROUP", "GROUP", "BLOCK", "STREAMS", "STREAMS", "s", ">"), Route.LANE),
+        (("XREADGROUP", "GROUP", "g", "c", "BLOCK", 5, "STREAMS", "s", ">"), Route.DEDICATED),
+        (("TS.READ", "BLOCK", "0"), Route.LANE),
+        (("TS.READ", "t", "$", "BLOCK", 5, 1), Route.DEDICATED),
+        (("DEBUG", "SLEEP", "1"), Route.DEDICATED),
+        (("DEBUG SLEEP", "1"), Route.DEDICATED),
+        (("DEBUG", "OBJECT", "k"), Route.LANE),
+        (("BLPOP", "l", 0), Route.DEDICATED),
+        (("HIMPORT SET", "k", "set", "v"), Route.DEDICATED),
+        (("SAVE",), Route.DEDICATED),
+        (("KEYS", "*"), Route.LANE),
+        (("CLIENT ID",), Route.LANE),
+        (("CLIENT", "SETNAME", "x"), Route.BOUND),
+        (("WAIT", 1, 0), Route.BOUND),
+        (("WATCH", "k"), Route.BOUND),
+        (("SELECT", 1), Route.BOUND),
+        (("SUBSCRIBE", "c"), Route.REFUSED),
+        (("MONITOR",), Route.REFUSED),
+        (("CLIENT REPLY", "OFF"), Route.REFUSED),
+        (("PSYNC", "?", -1), Route.REFUSED),
+    ],
+)
+def test_the_route_follows_the_command_and_where_needed_its_options(args, route):
+    assert lookup(args).route is route
+
+
+def test_what_a_shared_client_refuses_names_what_to_use_instead():
+    for name in known_names():
+        spec = lookup((name,))
+        if spec.route in {Route.BOUND, Route.REFUSED}:
+            assert "`" in spec.advice or "replication" in spec.advice, name
+            assert spec.advice.endswith("."), name
+        else:
+            assert not spec.advice, name
+
+
+def test_odd_arguments_never_raise_and_never_beat_the_worst_case_of_the_row():
+    odd = [None, "", b"\xff", "BLOCK", "STREAMS", "FIELDS", -1, 1.5, object(), "STORE", "*", "0"]
+    for name in known_names():
+        for size in range(len(odd) + 1):
+            for args in ((name, *odd[:size]), (name, *odd[size:]), (*name.split(), *odd[-size:])):
+                spec = lookup(args)
+                assert effect_of(spec, args) <= spec.effect, args
+                if spec.block is not None:
+                    assert (spec.block(args) or 0.0) >= 0.0, args
+
+
+def test_effects_are_ordered_so_that_a_batch_takes_the_worst():
+    assert max(Effect.READ, Effect.CHECKED, Effect.IDEMPOTENT) is Effect.CHECKED
+    assert list(Effect) == sorted(Effect)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_registered_command_is_known():
+    register("MY.CMD", effect=Effect.READ)
+    assert SPECS["MY.CMD"] is lookup(("MY.CMD", "k"))
+    spec = lookup(("my.cmd", "k"))
+    assert (spec.known, spec.effect, spec.route) == (True, Effect.READ, Route.LANE)
+    assert "MY.CMD" in known_names()
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_registered_subcommand_makes_its_first_word_a_container():
+    register("mymod stats", effect=Effect.READ)
+    assert lookup(("MYMOD", "STATS")).known
+    assert not lookup(("MYMOD", "RESET")).known
+
+
+@pytest.mark.usefixtures("_restored")
+def test_registering_overrides_a_known_row_with_its_options():
+    register("SET", effect=Effect.CHECKED)
+    assert effect_of(lookup(("SET", "k", "v")), ("SET", "k", "v")) is Effect.CHECKED
+    register("XREAD", effect=Effect.READ)
+    assert lookup(("XREAD", "BLOCK", 0, "STREAMS", "s", "$")).route is Route.LANE
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_registered_blocking_command_waits_as_long_as_its_function_says():
+    register("MY.POP", effect=Effect.ACCUMULATING, route=Route.DEDICATED)
+    register("MY.WAIT", effect=Effect.READ, route=Route.DEDICATED, block=lambda _args: 3.0)
+    forever, bounded = SPECS["MY.POP"].block, SPECS["MY.WAIT"].block
+    assert forever is not None
+    assert bounded is not None
+    assert (forever(("MY.POP",)), bounded(("MY.WAIT",))) == (None, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"name": b"X", "effect": Effect.READ}, TypeError, "must be a str"),
+        ({"name": "X", "effect": "read"}, TypeError, "one of Effect"),
+        ({"name": "X", "effect": 0}, TypeError, "one of Effect"),
+        ({"name": "X", "effect": Effect.READ, "route": "lane"}, TypeError, "one of Route"),
+        ({"name": "X", "effect": Effect.READ, "block": 3}, TypeError, "function"),
+        ({"name": "", "effect": Effect.READ}, ValueError, "COMMAND SUBCOMMAND"),
+        ({"name": "A B C", "effect": Effect.READ}, ValueError, "COMMAND SUBCOMMAND"),
+        ({"name": "É", "effect": Effect.READ}, ValueError, "COMMAND SUBCOMMAND"),
+        ({"name": "CONFIG", "effect": Effect.READ}, ValueError, "has subcommands"),
+        ({"name": "GET IT", "effect": Effect.READ}, ValueError, "has no subcommands"),
+        ({"name": "XREAD IT", "effect": Effect.READ}, ValueError, "has no subcommands"),
+        ({"name": "X", "effect": Effect.READ, "block": len}, ValueError, "DEDICATED"),
+    ],
+)
+@pytest.mark.usefixtures("_restored")
+def test_a_wrong_registration_says_what_to_write_instead(kwargs, error, message):
+    before = dict(SPECS)
+    with pytest.raises(error, match=message):
+        register(**kwargs)
+    assert before == SPECS
