@@ -47,7 +47,6 @@ _UNPROVED = {
     "COMMANDLOG GET": "as SLOWLOG GET",
     "COMMANDLOG LEN": "as SLOWLOG LEN",
     "COMMANDLOG RESET": "as SLOWLOG RESET",
-    "DEBUG": "see its subcommands",
 }
 # More careful than this one sample needs, and why.
 _CAREFUL = {
@@ -168,7 +167,8 @@ def test_executing_it_twice_shows_the_effect_that_the_table_claims(servers, samp
 def _prove(server: Server, sample: Sample) -> bool:
     call = server.words(sample.command)
     assert effect_of(lookup(call), call) is sample.effect
-    if lookup(call).name not in server.commands:
+    name = lookup(call).name
+    if name not in server.commands and name.partition(" ")[0] not in server.commands:
         return False
     server.clean()
     for line in sample.setup:

@@ -1,6 +1,7 @@
 """Finding the row of a call, and adding rows."""
 
 import pytest
+import redis.asyncio
 
 from resilient_io.redis.commands import (
     SPECS,
@@ -41,7 +42,7 @@ def _restored():
         (("CONFIG GET x",), "CONFIG GET", (b"CONFIG", b"GET", b"x")),
         (("COMMAND",), "COMMAND", (b"COMMAND",)),
         (("LOLWUT VERSION", 5), "LOLWUT", (b"LOLWUT", b"VERSION")),
-        (("DEBUG OBJECT", "k"), "DEBUG", (b"DEBUG", b"OBJECT")),
+        (("DEBUG OBJECT", "k"), "DEBUG OBJECT", (b"DEBUG", b"OBJECT")),
         (("JSON.SET", "k", "$", "1"), "JSON.SET", (b"JSON.SET",)),
         (("OBJECT", "ENCODING", "k"), "OBJECT ENCODING", (b"OBJECT",)),
     ],
@@ -78,6 +79,11 @@ def test_an_unknown_subcommand_of_client_keeps_off_the_lanes():
     assert (spec.known, spec.route) == (False, Route.BOUND)
 
 
+def test_an_unknown_subcommand_of_debug_is_as_guarded_as_debug():
+    spec = lookup(("DEBUG", "FROB"))
+    assert (spec.known, spec.effect, spec.route) == (False, Effect.GUARDED, Route.LANE)
+
+
 @pytest.mark.parametrize("args", [(), ("",), ("  ",), (b"",)])
 def test_a_call_without_a_name_is_an_error_that_says_what_to_write(args):
     with pytest.raises(ValueError, match="A command needs a name"):
@@ -87,7 +93,7 @@ def test_a_call_without_a_name_is_an_error_that_says_what_to_write(args):
 def test_the_first_argument_alone_finds_every_row_whose_route_it_decides():
     assert SPECS["GET"] is lookup(("GET", "k"))
     assert SPECS["CONFIG GET"] is lookup(("CONFIG GET", "x"))
-    for undecided in ("CONFIG", "CLIENT", "COMMAND", "XREAD", "XREADGROUP", "TS.READ", "DEBUG"):
+    for undecided in ("CONFIG", "CLIENT", "COMMAND", "DEBUG", "XREAD", "XREADGROUP", "TS.READ"):
         assert undecided not in SPECS
 
 
@@ -146,6 +152,14 @@ def test_odd_arguments_never_raise_and_never_beat_the_worst_case_of_the_row():
                     assert (spec.block(args) or 0.0) >= 0.0, args
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_every_response_callback_of_redis_py_is_found_under_the_name_of_the_row(protocol):
+    driver = redis.asyncio.Redis(protocol=protocol)
+    names = [*driver.response_callbacks, *driver.json()._MODULE_CALLBACKS]
+    assert len(names) > 100
+    assert [name for name in names if lookup((name,)).name != name] == []
+
+
 def test_effects_are_ordered_so_that_a_batch_takes_the_worst():
     assert max(Effect.READ, Effect.CHECKED, Effect.IDEMPOTENT) is Effect.CHECKED
     assert list(Effect) == sorted(Effect)
@@ -173,6 +187,14 @@ def test_registering_overrides_a_known_row_with_its_options():
     assert effect_of(lookup(("SET", "k", "v")), ("SET", "k", "v")) is Effect.CHECKED
     register("XREAD", effect=Effect.READ)
     assert lookup(("XREAD", "BLOCK", 0, "STREAMS", "s", "$")).route is Route.LANE
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_command_that_is_registered_as_refused_says_what_to_use_instead():
+    register("MY.SESSION", effect=Effect.READ, route=Route.BOUND)
+    register("MY.FEED", effect=Effect.READ, route=Route.REFUSED, advice="Use `feed()`.")
+    assert "`client()`" in SPECS["MY.SESSION"].advice
+    assert SPECS["MY.FEED"].advice == "Use `feed()`."
 
 
 @pytest.mark.usefixtures("_restored")

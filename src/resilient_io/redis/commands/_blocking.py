@@ -52,9 +52,9 @@ def for_ever(_operands: Sequence[object]) -> float | None:
     return None
 
 
-def debug_sleep(operands: Sequence[object]) -> float | None:
+def sleep(operands: Sequence[object]) -> float | None:
     """DEBUG SLEEP: seconds, and 0 does not sleep."""
-    return (seconds(operands[1]) or 0.0) if len(operands) > 1 else 0.0
+    return (seconds(operands[0]) or 0.0) if operands else 0.0
 
 
 def stream_read_blocks(operands: Sequence[object]) -> bool:
@@ -65,11 +65,6 @@ def stream_read_blocks(operands: Sequence[object]) -> bool:
 def series_read_blocks(operands: Sequence[object]) -> bool:
     """Tell whether a TS.READ may wait."""
     return index_of(operands, "BLOCK", 2) < len(operands)
-
-
-def debug_sleeps(operands: Sequence[object]) -> bool:
-    """Tell whether a DEBUG puts the server to sleep."""
-    return bool(operands) and token(operands[0]) == "SLEEP"
 
 
 def _block_of_stream_read(operands: Sequence[object]) -> int | None:

@@ -26,6 +26,11 @@ _CONTAINERS: dict[str, CommandSpec | None] = {}
 
 _MOST_WORDS = 2
 
+_DEFAULT_ADVICE = {
+    Route.BOUND: "Use `client()` for a connection of your own.",
+    Route.REFUSED: "The application registered it as refused.",
+}
+
 
 def lookup(args: Sequence[object]) -> CommandSpec:
     """Find the row of a call.
@@ -115,7 +120,7 @@ def register(
             route=route,
             effect=effect,
             block=block,
-            advice=advice,
+            advice=advice or _DEFAULT_ADVICE.get(route, ""),
             reason="registered by the application",
         )
     )
@@ -141,7 +146,8 @@ def _subcommand(name: str, args: Sequence[object], words: list[bytes]) -> Comman
     unknown = _unknown(name)
     if container is None:
         return unknown
-    return replace(unknown, route=container.route, advice=container.advice)
+    effect = max(unknown.effect, container.effect)
+    return replace(unknown, effect=effect, route=container.route, advice=container.advice)
 
 
 def _unknown(name: str) -> CommandSpec:

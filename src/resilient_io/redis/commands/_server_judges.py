@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 
     from resilient_io.redis.commands._spec import Effect
 
-_DEBUG_READS = {
-    "OBJECT",
-    "DIGEST",
-    "DIGEST-VALUE",
-    "SDSLEN",
-    "ZIPLIST",
-    "LISTPACK",
-    "QUICKLIST",
-    "HTSTATS",
-    "HTSTATS-KEY",
-    "STRINGMATCH-LEN",
-    "PROTOCOL",
-    "STRUCTSIZE",
-    "MALLCTL-STR",
-    "HELP",
-}
-
 
 def function_load(operands: Sequence[object]) -> Effect:
     """FUNCTION LOAD [REPLACE] code."""
@@ -59,11 +42,6 @@ def acl_setuser(operands: Sequence[object]) -> Effect:
 def acl_log(operands: Sequence[object]) -> Effect:
     """ACL LOG [count | RESET]."""
     return IDEMPOTENT if operands and token(operands[0]) == "RESET" else READ
-
-
-def debug(operands: Sequence[object]) -> Effect:
-    """DEBUG subcommand [...]: the readers are known, the others crash, reload or corrupt."""
-    return READ if operands and token(operands[0]) in _DEBUG_READS else GUARDED
 
 
 def sentinel_config(operands: Sequence[object]) -> Effect:
