@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.asyncio.connection import DefaultParser
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ExecAbortError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
 
+from .calls import SCRIPTED
 from .classification import advise, refusal
 from .commands import Effect, effect_of
 from .errors import RedisOutcomeUnknown
@@ -19,7 +20,7 @@ from .lane import LARGE
 from .ticket import NoLanes, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.errors import ResilientIOError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .gate import Gate
 
-    Command = tuple[tuple[Any, ...], dict[str, Any]]
+    Command = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
@@ -176,7 +177,7 @@ def _raise_if_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -
     """Raise when nothing at all was applied: every single reply is a refusal."""
     if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
         return
-    if all(spec.known and not spec.name.startswith(("EVAL", "FCALL")) for spec in specs):
+    if all(spec.known and not spec.name.startswith(SCRIPTED) for spec in specs):
         _raise_refused(replies[0])
 
 
@@ -193,5 +194,5 @@ def _reason(aborted: ExecAbortError) -> Exception:
     _, found, quoted = str(aborted).partition("because of: ")
     if not found:
         return aborted
-    error: Exception = DefaultParser.parse_error(quoted)
+    error: Exception = DefaultParser.parse_error(quoted)  # type: ignore[no-untyped-call]
     return error

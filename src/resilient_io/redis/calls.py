@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import hiredis
-from redis.asyncio.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import DataError, RedisError
 
 from resilient_io.errors import Progress
@@ -19,7 +21,7 @@ from .lane import LARGE
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .gate import Gate
 
-_SCRIPTED = ("EVAL", "EVALSHA", "FCALL")
+SCRIPTED = ("EVAL", "FCALL")
+"""How the names of commands begin that run code of the user's on the server."""
+
+_FOR_EVER = 1e6
+"""Seconds that stand for a block without an end."""
 
 
 class Call(Protocol):
@@ -48,6 +54,28 @@ class Call(Protocol):
         Raises:
             AttemptFailed: No usable reply came; the gate decides what follows.
         """
+
+
+_pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command as it was given to `execute_command`, with its row of the table."""
+
+    spec: CommandSpec
+    args: Sequence[Any]
+    options: Mapping[str, Any]
+
+    @property
+    def effect(self) -> Effect:
+        """What executing it twice would do."""
+        return effect_of(self.spec, self.args)
+
+    @property
+    def block(self) -> float | None:
+        """For how many seconds the server may hold back the reply; None is for ever."""
+        return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
 class Packer:
@@ -71,21 +99,14 @@ class Packer:
             redis.exceptions.DataError: An argument is neither bytes, str, int nor float.
         """
         if self.direct:
-            try:
-                packed: bytes = hiredis.pack_command((*words, *args[1:]))
-            except TypeError:
-                pass  # a bytearray, say, or what the encoder refuses with a better message
-            else:
-                return packed
+            with contextlib.suppress(TypeError):
+                # Not a bytearray, say, nor what the encoder refuses with a better message.
+                return _pack((*words, *args[1:]))
         encode = self._encoder.encode
-        encoded = (bytes(encode(argument)) for argument in args[1:])
-        packed = hiredis.pack_command((*words, *encoded))
-        return packed
+        return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
 
 
-def read_reply(
-    gate: Gate, spec: CommandSpec, args: Sequence[object], reply: object, options: dict[str, Any]
-) -> object:
+def read_reply(gate: Gate, command: Command, reply: object) -> object:
     """Turn a raw reply into what redis-py would return, or raise what it means.
 
     Raises:
@@ -94,34 +115,31 @@ def read_reply(
     """
     if isinstance(reply, Exception):
         # What a script or an unknown command answers proves nothing: it may have worked before.
-        native = spec.known and not spec.name.startswith(_SCRIPTED)
-        meaning = refusal(reply) if native or effect_of(spec, args) is Effect.READ else None
+        native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
+        meaning = refusal(reply) if native or command.effect is Effect.READ else None
         if meaning is not None:
             raise AttemptFailed(
                 Progress.REFUSED, meaning.cause, str(reply), error=reply, refusal=meaning
             )
-        if EMPTY_RESPONSE in options and isinstance(reply, RedisError):
-            return options[EMPTY_RESPONSE]
+        if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
+            return command.options[EMPTY_RESPONSE]
         advise(reply)
         raise reply
-    if gate.health.refusing and effect_of(spec, args) is not Effect.READ:
+    if gate.health.refusing and command.effect is not Effect.READ:
         gate.accepted()
-    return gate.apply_callback(spec.name, reply, options)
+    return gate.apply_callback(command.spec.name, reply, command.options)
 
 
 class LaneCall:
     """One command on a lane."""
 
-    bounded = True
-
     def __init__(
         self,
         gate: Gate,
         policy: RetryPolicy,
-        spec: CommandSpec,
-        args: Sequence[object],
-        options: dict[str, Any],
+        command: Command,
         data: bytes,
+        *,
         otherwise: DedicatedCall,
         first: Exception | None = None,
     ) -> None:
@@ -130,60 +148,55 @@ class LaneCall:
         Args:
             gate: Its lanes and callbacks are used.
             policy: Its response timeout is this call's patience.
+            command: What to send.
+            data: The same, packed.
             otherwise: The same call for a driver whose connections cannot be lanes.
-            spec: The command's row in the table.
-            args: The arguments as given, for judging the effect.
-            options: redis-py's options for the response callback.
-            data: The packed command.
             first: What the fast path got instead of a plain reply.
         """
         self._gate = gate
-        self._patience = policy.response_timeout
-        self._spec = spec
-        self._args = args
-        self._options = options
+        self._command = command
         self._data = data
-        self._first = first
         self._otherwise = otherwise
-        self.operation = spec.name
-        if spec.block is not None and spec.route is Route.DEDICATED:
-            block = spec.block(args)
-            self.bounded = False
-            self._patience = float("inf") if block is None else block + self._patience
+        self._first = first
+        self.operation = command.spec.name
+        # Only a client's own single lane carries commands that block.
+        blocking = command.spec.route is Route.DEDICATED and command.spec.block is not None
+        self.bounded = not blocking
+        block = command.block if blocking else 0.0
+        self._patience = policy.response_timeout + (_FOR_EVER if block is None else block)
 
     @property
     def effect(self) -> Effect:
         """What executing it twice would do."""
-        return effect_of(self._spec, self._args)
+        return self._command.effect
 
     async def attempt(self, until: float | None) -> object:
         """Send it, or go on with what the fast path began."""
-        gate = self._gate
         first, self._first = self._first, None
+        if isinstance(first, LaneLost | Undeliverable):
+            raise failed_by(first)
         if first is None or isinstance(first, Handover):
             ticket = self._submit() if first is None else first.ticket
             reply = await follow(
-                gate.lanes,
+                self._gate.lanes,
                 ticket,
                 until=until,
-                patience=min(self._patience, 1e6),
+                patience=self._patience,
                 read=self.effect is Effect.READ,
             )
-        elif isinstance(first, LaneLost | Undeliverable):
-            raise failed_by(first)
         else:
             reply = first
         if isinstance(reply, NoLanes):
             return await self._otherwise.attempt(until)
-        result = read_reply(gate, self._spec, self._args, reply, self._options)
+        result = read_reply(self._gate, self._command, reply)
         return await result if inspect.isawaitable(result) else result
 
     def _submit(self) -> Ticket:
         lanes = self._gate.lanes
-        raw = frozenset({0}) if NEVER_DECODE in self._options else frozenset()
+        raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
         ticket = Ticket(self._data, raw=raw, large=len(self._data) > LARGE)
         if not self.bounded and lanes.current is not None:
-            lanes.current.allowance = max(lanes.current.allowance, min(self._patience, 1e6))
+            lanes.current.allowance = max(lanes.current.allowance, self._patience)
         lanes.submit(ticket)
         return ticket
 
@@ -191,30 +204,27 @@ class LaneCall:
 class DedicatedCall:
     """One command on a connection of its own; through redis-py's own sending and parsing."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        policy: RetryPolicy,
-        client: Any,
-        spec: CommandSpec,
-        args: Sequence[object],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Prepare; `client` is the redis-py client whose parsing and callbacks are used."""
+    def __init__(self, gate: Gate, policy: RetryPolicy, command: Command, client: Any) -> None:
+        """Prepare.
+
+        Args:
+            gate: Its dedicated connections are used.
+            policy: Its response timeout is added to the time for which the command blocks.
+            command: What to send.
+            client: The redis-py client whose parsing and callbacks are used.
+        """
         self._gate = gate
+        self._command = command
         self._client = client
-        self._spec = spec
-        self._args = args
-        self._options = options
-        self.operation = spec.name
-        self.bounded = spec.block is None
-        block = spec.block(args) if spec.block is not None else 0.0
+        self.operation = command.spec.name
+        self.bounded = command.spec.block is None
+        block = command.block
         self._patience = None if block is None else block + policy.response_timeout
 
     @property
     def effect(self) -> Effect:
         """What executing it twice would do."""
-        return effect_of(self._spec, self._args)
+        return self._command.effect
 
     async def attempt(self, until: float | None) -> object:
         """Borrow a connection, send, wait as long as the command may block, give it back."""
@@ -226,27 +236,25 @@ class DedicatedCall:
             clean = True
         finally:
             gate.dedicated.give_back(connection, clean=clean)
-        if isinstance(reply, Exception):
-            return read_reply(gate, self._spec, self._args, reply, dict(self._options))
-        return reply
+        return read_reply(gate, self._command, reply) if isinstance(reply, Exception) else reply
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()
         limits = [] if self._patience is None else [loop.time() + self._patience]
         if until is not None:
             limits.append(until)
-        limit = min(limits, default=None)
+        args = self._command.args
         try:
-            async with asyncio.timeout_at(limit):
-                return await self._client._send_command_parse_response(  # noqa: SLF001 (redis-py 8.1)
-                    connection, self._args[0], *self._args, **self._options
+            async with asyncio.timeout_at(min(limits, default=None)):
+                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+                return await self._client._send_command_parse_response(
+                    connection, args[0], *args, **self._command.options
                 )
         except DataError:
             raise
         except (RedisError, OSError) as error:
-            if refusal(error) is not None or (
-                connection.is_connected and not isinstance(error, TimeoutError)
-            ):
+            timed_out = isinstance(error, TimeoutError)
+            if refusal(error) is not None or (connection.is_connected and not timed_out):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             failure = connection_failure(error)
             if failure.definite:
@@ -255,7 +263,7 @@ class DedicatedCall:
                 Progress.PERHAPS_APPLIED,
                 failure.cause,
                 failure.detail,
-                timed_out=isinstance(error, TimeoutError),
+                timed_out=timed_out,
                 expired=until is not None and loop.time() >= until,
                 error=error,
             ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from redis import exceptions as driver
@@ -88,6 +88,25 @@ class Failure:
     permanent: bool = False
 
 
+_FAILURES: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
+    (
+        (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError),
+        Failure(Cause.AUTH, "", permanent=True),
+    ),
+    ((ssl.SSLError,), Failure(Cause.TLS, " (is this a TLS port?)", permanent=True)),
+    ((socket.gaierror,), Failure(Cause.DNS, "")),
+    ((ConnectionRefusedError, FileNotFoundError), Failure(Cause.REFUSED, "")),
+    ((PermissionError,), Failure(Cause.REFUSED, "", permanent=True)),
+    (
+        (ConnectionResetError, BrokenPipeError, ConnectionAbortedError),
+        Failure(Cause.RESET, ""),
+    ),
+    ((driver.TimeoutError, TimeoutError), Failure(Cause.TIMED_OUT, "", definite=False)),
+    ((driver.InvalidResponse,), Failure(Cause.PROTOCOL, "", permanent=True)),
+)
+"""What an exception among the causes of a failed connection means; `detail` is a hint to add."""
+
+
 def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
     """Say why dialling or talking to the server failed.
 
@@ -98,30 +117,18 @@ def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
     chain = list(_chain(error))
     detail = _line(error)
     for link in chain:
-        match link:
-            case driver.AuthenticationError() | driver.AuthorizationError():
-                return Failure(Cause.AUTH, detail, permanent=True)
-            case driver.NoPermissionError():
-                return Failure(Cause.AUTH, detail, permanent=True)
-            case ssl.SSLError():
-                return Failure(Cause.TLS, f"{detail} (is this a TLS port?)", permanent=True)
-            case socket.gaierror():
-                return Failure(Cause.DNS, detail)
-            case ConnectionRefusedError() | FileNotFoundError():
-                return Failure(Cause.REFUSED, detail)
-            case PermissionError():
-                return Failure(Cause.REFUSED, detail, permanent=True)
-            case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError():
-                return Failure(Cause.RESET, detail)
-            case driver.TimeoutError() | TimeoutError():
-                hint = " (is this a TLS port?)" if tls else ""
-                return Failure(Cause.TIMED_OUT, f"no answer in time{hint}", definite=False)
-            case driver.InvalidResponse():
-                return Failure(Cause.PROTOCOL, detail, permanent=True)
-            case _:
-                refused = refusal(link)
-                if refused is not None:
-                    return Failure(refused.cause, detail)
+        for kinds, failure in _FAILURES:
+            if isinstance(link, kinds):
+                slow_tls = tls and failure.cause is Cause.TIMED_OUT
+                hint = " (is this a TLS port?)" if slow_tls else failure.detail
+                return replace(failure, detail=detail + hint)
+        refused = refusal(link)
+        if refused is not None:
+            return Failure(refused.cause, detail)
+    return _unnamed_failure(error, chain, detail)
+
+
+def _unnamed_failure(error: BaseException, chain: list[BaseException], detail: str) -> Failure:
     if any(isinstance(link, driver.ResponseError) for link in chain):
         # The handshake (HELLO, SELECT, CLIENT SETNAME) was refused: a wrong database, say.
         cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER

@@ -5,31 +5,35 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import redis.asyncio as driver
-from redis.asyncio.client import NEVER_DECODE
+from redis.client import NEVER_DECODE
 
 from resilient_io._policy import RetryPolicy, current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency, HealthSettings
 
-from .calls import DedicatedCall, LaneCall, Packer
+from .calls import Command, DedicatedCall, LaneCall, Packer
 from .commands import SPECS, Route, lookup
 from .engine import Engine
 from .errors import RedisClosed, RedisUnavailable, RouteRefused
 from .lane import LARGE
 from .lanes import LaneSettings
 from .lock import ResilientLock
-from .options import check_given, policy_from
+from .options import check_given, check_types, policy_from, pool_from_url
 from .pipeline import ResilientPipeline
 from .report import RedisStats, stats_of
 from .target import PoolTarget
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio.connection import ConnectionPool
 
     from .commands import CommandSpec
+
+_get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 _ENDS_TRANSACTION = ("EXEC", "DISCARD", "UNWATCH")
 
@@ -41,9 +45,10 @@ class ResilientRedis(driver.Redis):
     starts the probe; without it the first command does. A server that is down at the start
     neither raises nor hangs: `redis.health` says so.
 
-    A call fails with one of the errors in `resilient_io.redis.errors`, which are redis-py's too; what
-    the server refuses for good (WRONGTYPE, NOPERM) is raised as redis-py raises it. Cancelling a call
-    leaves at once: a command that was not written yet is never sent, one that was may be applied.
+    A call fails with one of the errors in `resilient_io.redis.errors`, which are redis-py's too;
+    what the server refuses for good (WRONGTYPE, NOPERM) is raised as redis-py raises it. Cancelling
+    a call leaves at once: a command that was not written yet is never sent, one that was may be
+    applied.
 
     Args:
         policy: How hard and how long to try; by default, `RetryPolicy()` with the times and retries
@@ -71,7 +76,7 @@ class ResilientRedis(driver.Redis):
         single_connection_client: bool = False,
         **options: Any,
     ) -> None:
-        _check_types(policy, health, lanes)
+        check_types(policy, health, lanes)
         check_given(options, policy)
         interval = options.pop("health_check_interval", 0)
         retry_settings = {
@@ -100,7 +105,7 @@ class ResilientRedis(driver.Redis):
             health = Dependency(f"redis {target.name}", settings=settings, rng=self._rng)
         self.health = health
         self._lane_settings = lanes if lanes is not None else LaneSettings()
-        self._packer = Packer(pool.get_encoder())
+        self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._careful = False
         self._engine = Engine(
             pool=pool,
@@ -118,8 +123,8 @@ class ResilientRedis(driver.Redis):
     def from_url(
         cls,
         url: str,
-        single_connection_client: bool = False,  # noqa: FBT001, FBT002 (redis-py's signature)
-        auto_close_connection_pool: bool | None = None,  # noqa: FBT001 (redis-py's signature)
+        single_connection_client: bool = False,
+        auto_close_connection_pool: bool | None = None,
         **options: Any,
     ) -> Self:
         """Make a client from a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
@@ -135,13 +140,7 @@ class ResilientRedis(driver.Redis):
         """
         ours = {key: options.pop(key) for key in _OURS if key in options}
         check_given(options, ours.get("policy"))
-        try:
-            pool = driver.ConnectionPool.from_url(url, **options)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ConfigurationError(
-                f"the Redis URL cannot be understood ({error}): write "
-                "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
-            ) from None
+        pool = pool_from_url(url, options)
         client = cls(
             connection_pool=pool, single_connection_client=single_connection_client, **ours
         )
@@ -192,9 +191,10 @@ class ResilientRedis(driver.Redis):
         lane.send(future, data)
         reply = await future
         if isinstance(reply, Exception):
-            call = self._lane_call(spec, args, options, data, reply)
+            call = self._lane_call(Command(spec, args, options), data, reply)
             return await self._engine.gate.run(call, self._policy, started=started)
-        callback = dict.get(self.response_callbacks, spec.name)  # keys are upper-case already
+        # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
+        callback = _get_callback(self.response_callbacks, spec.name)
         if callback is None:
             return reply
         options.pop("keys", None)
@@ -212,25 +212,18 @@ class ResilientRedis(driver.Redis):
             raise gate.refusal_while_down(spec.name)
         self._check_route(spec)
         started = engine.lanes.time()
+        command = Command(spec, args, options)
         call: DedicatedCall | LaneCall
         if spec.route is Route.DEDICATED and not engine.bound:
-            call = DedicatedCall(gate, self._policy, self, spec, args, options)
+            call = DedicatedCall(gate, self._policy, command, self)
         else:
-            data = self._packer.pack(spec.words, args)
-            call = self._lane_call(spec, args, options, data)
+            call = self._lane_call(command, self._packer.pack(spec.words, args))
         return await gate.run(call, self._policy, started=started, deliberate=self._careful)
 
-    def _lane_call(
-        self,
-        spec: CommandSpec,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        data: bytes,
-        first: Exception | None = None,
-    ) -> LaneCall:
-        gate = self._engine.gate
-        otherwise = DedicatedCall(gate, self._policy, self, spec, args, options)
-        return LaneCall(gate, self._policy, spec, args, options, data, otherwise, first)
+    def _lane_call(self, command: Command, data: bytes, first: Exception | None = None) -> LaneCall:
+        gate, policy = self._engine.gate, self._policy
+        otherwise = DedicatedCall(gate, policy, command, self)
+        return LaneCall(gate, policy, command, data, otherwise=otherwise, first=first)
 
     def _check_route(self, spec: CommandSpec) -> None:
         lanes = self._engine.lanes
@@ -301,10 +294,10 @@ class ResilientRedis(driver.Redis):
         Raises:
             ConfigurationError: The policy contradicts itself.
         """
-        _check_types(policy, None, None)
+        check_types(policy, None, None)
         view = copy.copy(self)
-        view._policy = (policy if policy is not None else self._policy).replace(**changes)  # noqa: SLF001
-        view._careful = True  # noqa: SLF001
+        view._policy = (policy if policy is not None else self._policy).replace(**changes)
+        view._careful = True
         return view
 
     def stats(self) -> RedisStats:
@@ -334,7 +327,7 @@ class ResilientRedis(driver.Redis):
     def __exit__(self, *_: object) -> None:
         """Exist, so that `with` gets as far as `__enter__` and its message."""
 
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 (redis-py's signature)
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close: every waiting call ends with `Closed`, every connection and task is gone.
 
         Bounded by the connect timeout. Closing twice is fine. Cancelling leaves at once; the
@@ -356,17 +349,3 @@ class ResilientRedis(driver.Redis):
 
 
 _OURS = ("policy", "health", "lanes", "rng")
-
-
-def _check_types(
-    policy: RetryPolicy | None, health: Dependency | None, lanes: LaneSettings | None
-) -> None:
-    for name, value, kind in (
-        ("policy", policy, RetryPolicy),
-        ("health", health, Dependency),
-        ("lanes", lanes, LaneSettings),
-    ):
-        if value is not None and not isinstance(value, cast("type", kind)):
-            raise ConfigurationError(
-                f"{name} must be a {kind.__name__}, not {value!r}: write {name}={kind.__name__}(...)"
-            )

@@ -40,7 +40,7 @@ async def dial(
         async with asyncio.timeout(timeout):
             await target.locate()
             connection = target.connection(client_name=client_name, connect_timeout=timeout)
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
     except BaseException:  # whatever ends the dial, its socket must not outlive it
         if connection is not None:
             abort(connection)
@@ -56,7 +56,7 @@ def abort(connection: AbstractConnection) -> None:
     transport = getattr(writer, "transport", None)
     if transport is not None:
         transport.abort()
-        connection._reader = connection._writer = None  # noqa: SLF001
+        connection._reader = connection._writer = None
 
 
 def can_be_a_lane(connection: AbstractConnection) -> bool:

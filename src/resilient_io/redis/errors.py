@@ -66,4 +66,4 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 
 class RouteRefused(driver.DataError):
-    """The command changes its connection, and that connection is shared. The message says what to use."""
+    """The command changes its connection, which is shared; the message says what to use."""

@@ -30,7 +30,7 @@ from .exchange import AttemptFailed
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -256,7 +256,14 @@ class Gate:
             kind = RedisLoginRefused
         else:
             kind = RedisUnavailable
-        error = self.error(kind, reason, call.operation, attempts, elapsed, last.progress)
+        error = self.error(
+            kind,
+            reason,
+            call.operation,
+            attempts=attempts,
+            elapsed=elapsed,
+            progress=last.progress,
+        )
         finish = getattr(call, "describe", None)
         if finish is not None:
             finish(error)
@@ -267,6 +274,7 @@ class Gate:
         kind: type[ResilientIOError],
         reason: str,
         operation: str,
+        *,
         attempts: int = 0,
         elapsed: float = 0.0,
         progress: Progress = Progress.NOT_SENT,
@@ -320,7 +328,7 @@ class Gate:
                 error=error,
             ) from error
 
-    def apply_callback(self, name: str, reply: Any, options: dict[str, Any]) -> Any:
+    def apply_callback(self, name: str, reply: Any, options: Mapping[str, Any]) -> Any:
         """Apply redis-py's response callback, as its `parse_response` does."""
         callback = self.callbacks.get(name)
         if callback is None:

@@ -128,13 +128,13 @@ class Lane(asyncio.Protocol):
         # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
-            replyError=connection._parser.parse_error,  # noqa: SLF001
+            replyError=connection._parser.parse_error,
             notEnoughData=NOT_ENOUGH,
             **decoding,
         )
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds nothing that we would miss.
-        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
+        self._transport: asyncio.Transport = connection._writer.transport
         self._transport.set_write_buffer_limits(high=4 * 1024 * 1024)
         self._transport.set_protocol(self)
 
@@ -374,7 +374,7 @@ class Lane(asyncio.Protocol):
         detail = f"the connection was lost: {exc}" if exc else "the server closed the connection"
         self.close(Cause.RESET, detail)
         # redis-py 8.1 warns of connections that still have a writer when they are collected.
-        self.connection._reader = self.connection._writer = None  # noqa: SLF001
+        self.connection._reader = self.connection._writer = None
         if not self.closed.done():
             self.closed.set_result(None)
 

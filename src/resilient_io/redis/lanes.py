@@ -1,8 +1,8 @@
 """The set of lanes of one client: opening, choosing, replacing and fencing them.
 
 Calls go to one lane, so that they keep their order; the other stands by, and takes over while the
-first is busy with a large value, or when it dies. Calls that cannot be sent yet wait in the backlog,
-in order, ahead of newer ones.
+first is busy with a large value, or when it dies. Calls that cannot be sent yet wait in the
+backlog, in order, ahead of newer ones.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ class LaneSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         if type(self.count) is not int or not 1 <= self.count <= 16:  # noqa: PLR2004
-            msg = f"count must be an int from 1 to 16, not {self.count!r}: write LaneSettings(count=2)"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(
+                f"count must be an int from 1 to 16, not {self.count!r}: write count=2"
+            )
         if type(self.in_flight) is not int or self.in_flight < 64 * 1024:
-            msg = f"in_flight must be an int of at least 65536 (bytes), not {self.in_flight!r}"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(
+                f"in_flight must be an int of at least 65536 (bytes), not {self.in_flight!r}"
+            )
 
 
 class Lanes:
@@ -87,7 +89,7 @@ class Lanes:
         Args:
             target: Where to dial, asked at every dial.
             policy: Its connect and response timeouts hold for the lanes.
-            health: What is told about lost and opened lanes, and asked whether dialling is worth it.
+            health: Told about lost and opened lanes, and asked whether dialling is worth it.
             settings: How many lanes and how much in flight.
             rng: Jitter and names.
             client_name: The name that the caller chose for its connections, a prefix of ours.

@@ -42,7 +42,7 @@ class ResilientLock(Lock):
             if await self._holds(expected_token, unknown):
                 await super().do_release(expected_token)
 
-    async def do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:  # noqa: FBT001 (redis-py's signature)
+    async def do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:
         """Extend it."""
         try:
             return await super().do_extend(additional_time, replace_ttl)
@@ -65,9 +65,10 @@ class ResilientLock(Lock):
             raise LockNotOwnedError("Cannot extend a lock that's no longer owned") from unknown
 
     async def _holds(self, token: str | bytes, unknown: RedisOutcomeUnknown) -> bool:
-        encode: Any = self.redis.connection_pool.get_encoder().encode
+        client: Any = self.redis
+        encode = client.connection_pool.get_encoder().encode
         try:
-            stored = await self.redis.get(self.name)
+            stored = await client.get(self.name)
         except RedisError:
             raise unknown from None
         return stored is not None and encode(stored) == encode(token)

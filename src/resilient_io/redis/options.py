@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import exceptions as driver
+from redis.asyncio.connection import ConnectionPool
 from redis.backoff import ConstantBackoff
 
 from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
+from resilient_io.health import Dependency
+
+from .lanes import LaneSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +84,7 @@ def check_given(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
 
 
 def _from_retry(retry: Any) -> dict[str, Any]:
-    # redis-py 8.1 `AbstractRetry._retries` and `._backoff`; backoffs keep `_base`, `_cap`, `_backoff`.
+    # redis-py 8.1 `AbstractRetry._backoff`; backoffs keep `_base`, `_cap` or `_backoff`.
     retries = retry.get_retries()
     if retries < 0:
         msg = (
@@ -89,18 +93,18 @@ def _from_retry(retry: Any) -> dict[str, Any]:
         )
         raise ConfigurationError(msg)
     changes: dict[str, Any] = {"attempts": retries + 1}
-    backoff = getattr(retry, "_backoff", None)
+    backoff: Any = getattr(retry, "_backoff", None)
     if isinstance(backoff, ConstantBackoff):
-        changes["backoff"] = changes["backoff_cap"] = float(backoff._backoff)  # noqa: SLF001
+        changes["backoff"] = changes["backoff_cap"] = float(backoff._backoff)
     elif hasattr(backoff, "_base") and hasattr(backoff, "_cap"):
-        changes["backoff_cap"] = float(backoff._cap)  # noqa: SLF001
-        changes["backoff"] = min(float(backoff._base), changes["backoff_cap"])  # noqa: SLF001
+        changes["backoff_cap"] = float(backoff._cap)
+        changes["backoff"] = min(float(backoff._base), changes["backoff_cap"])
     return changes
 
 
 def _check_errors(errors: list[type[BaseException]]) -> None:
     for error in errors:
-        if not (isinstance(error, type) and issubclass(error, _RETRIED_ANYWAY)):
+        if not issubclass(error, _RETRIED_ANYWAY):
             name = getattr(error, "__name__", repr(error))
             msg = (
                 f"retry_on_error=[{name}] cannot be honoured: what is retried follows from the "
@@ -108,3 +112,39 @@ def _check_errors(errors: list[type[BaseException]]) -> None:
                 f'policy=RetryPolicy(repeat="checked") or "any"'
             )
             raise ConfigurationError(msg)
+
+
+def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
+    """Let redis-py read a URL.
+
+    Raises:
+        ConfigurationError: It cannot; the message says how URLs are written, and not the URL.
+    """
+    try:
+        return ConnectionPool.from_url(url, **options)
+    except (ValueError, AttributeError, TypeError) as error:
+        said = " ".join(str(error).split()).replace(str(url), "…")
+        raise ConfigurationError(
+            f"the Redis URL cannot be understood ({said}): write "
+            "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
+        ) from None
+
+
+def check_types(
+    policy: RetryPolicy | None, health: Dependency | None, lanes: LaneSettings | None
+) -> None:
+    """Refuse a policy, dependency or setting of another type.
+
+    Raises:
+        ConfigurationError: Says what to write instead.
+    """
+    for name, value, kind in (
+        ("policy", policy, RetryPolicy),
+        ("health", health, Dependency),
+        ("lanes", lanes, LaneSettings),
+    ):
+        if value is not None and not isinstance(value, cast("type", kind)):
+            raise ConfigurationError(
+                f"{name} must be a {kind.__name__}, not {value!r}: "
+                f"write {name}={kind.__name__}(...)"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, WatchError
@@ -19,7 +19,7 @@ from .exchange import AttemptFailed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from .client import ResilientRedis
     from .commands import CommandSpec
@@ -34,16 +34,16 @@ class ResilientPipeline(Pipeline):
     connection of its own until it is executed or reset.
     """
 
-    def __init__(self, client: ResilientRedis, transaction: bool, shard_hint: str | None) -> None:  # noqa: FBT001 (redis-py's signature)
+    def __init__(self, client: ResilientRedis, transaction: bool, shard_hint: str | None) -> None:
         super().__init__(
-            client._engine.dedicated,  # noqa: SLF001 (one client in two files)
+            cast("ConnectionPool", client._engine.dedicated),
             client.response_callbacks,
             transaction,
             shard_hint,
         )
         self._client = client
 
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 (redis-py's signature)
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
 
         Afterwards the pipeline is empty, whatever happened. Cancelling leaves at once.
@@ -70,23 +70,21 @@ class ResilientPipeline(Pipeline):
                 self, "EXEC" if transaction else "PIPELINE", self._exchange_watched, specs
             )
             if self.connection is not None or (blocking and not transaction):
-                replies = await self._run(alone)
+                call: _Watched | BatchCall = alone
             else:
                 for spec in specs:
                     _check(spec)
                 client = self._client
-                gate = client._engine.gate  # noqa: SLF001
-                replies = await self._run(
-                    BatchCall(
-                        gate,
-                        client._policy,  # noqa: SLF001
-                        client._packer,  # noqa: SLF001
-                        commands,
-                        specs,
-                        transaction=transaction,
-                        otherwise=alone,
-                    )
+                call = BatchCall(
+                    client._engine.gate,
+                    client._policy,
+                    client._packer,
+                    commands,
+                    specs,
+                    transaction=transaction,
+                    otherwise=alone,
                 )
+            replies: list[Any] = await self._run(call)
             if raise_on_error:
                 self.raise_first_error(commands, replies)
             return replies
@@ -102,36 +100,38 @@ class ResilientPipeline(Pipeline):
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
-            return await self._send_command_parse_response(connection, args[0], *args, **options)
+            # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+            send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
+            return await send(connection, args[0], *args, **options)
 
         return await self._run(_Watched(self, spec.name, exchange, [spec], args))
 
-    async def reset(self) -> None:
+    async def reset(self) -> None:  # type: ignore[override]  # redis-py has a command of that name
         """Empty the pipeline and give its connection back; one that still watches is closed."""
         self.command_stack = []
         self.scripts = set()
         connection, self.connection = self.connection, None
         if connection is not None:
             clean = not self.watching and connection.is_connected
-            self._client._engine.dedicated.give_back(connection, clean=clean)  # noqa: SLF001
+            self._client._engine.dedicated.give_back(connection, clean=clean)
         self.watching = False
         self.explicit_transaction = False
 
     async def _run(self, call: Any) -> Any:
         client = self._client
-        engine = client._engine  # noqa: SLF001
+        engine = client._engine
         gate = engine.gate
         if gate.closed:
             raise gate.error(RedisClosed, "the client is closed", call.operation)
         engine.start()
-        policy = client._policy  # noqa: SLF001
+        policy = client._policy
         if not client.health.available and policy.while_down == "fail":
             raise gate.refusal_while_down(call.operation)
         return await gate.run(
             call,
             policy,
             started=asyncio.get_running_loop().time(),
-            deliberate=client._careful,  # noqa: SLF001
+            deliberate=client._careful,
         )
 
     async def _exchange_watched(self, connection: AbstractConnection) -> list[Any]:
@@ -179,14 +179,15 @@ class _Watched:
         return effect_of(self._specs[0], self._args)
 
     async def attempt(self, until: float | None) -> Any:
-        pipeline, client = self._pipeline, self._pipeline._client  # noqa: SLF001
-        gate = client._engine.gate  # noqa: SLF001
+        pipeline, client = self._pipeline, self._pipeline._client
+        gate = client._engine.gate
         watched = pipeline.watching
-        if pipeline.connection is None:
-            pipeline.connection = await gate.borrow(until)
-        connection = pipeline.connection
+        connection: AbstractConnection | None = pipeline.connection
+        if connection is None:
+            connection = await gate.borrow(until)
+            pipeline.connection = cast("Connection", connection)
         loop = asyncio.get_running_loop()
-        limit = loop.time() + client._policy.response_timeout + self._block()  # noqa: SLF001
+        limit = loop.time() + client._policy.response_timeout + self._block()
         try:
             async with asyncio.timeout_at(limit if until is None else min(limit, until)):
                 return await self._exchange(connection)

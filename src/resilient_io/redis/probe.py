@@ -36,7 +36,7 @@ class RedisProbe:
         self._policy = policy
         self._health = health
 
-    async def __call__(self, suspicious: bool) -> float:  # noqa: FBT001 (health's protocol)
+    async def __call__(self, suspicious: bool) -> float:
         """Return the seconds that the answer took.
 
         Raises:
