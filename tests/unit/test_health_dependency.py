@@ -12,6 +12,8 @@ import pytest
 from resilient_io._policy import deadline
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthSettings, State
+from resilient_io.health._feed import Feed
+from resilient_io.testing import VirtualTimeLoop
 
 
 @pytest.fixture
@@ -64,6 +66,12 @@ async def test_waiting_keeps_the_deadline_in_force(dependency):
     with deadline(60), pytest.raises(DeadlineExceeded):
         await dependency.until_up(1.0)
     assert asyncio.get_running_loop().time() == 2.0
+
+
+async def test_it_is_not_late_when_it_is_up_at_the_last_moment(dependency):
+    asyncio.get_running_loop().call_later(5.0, dependency.succeeded)
+    await dependency.until_up(5.0)
+    assert asyncio.get_running_loop().time() == 5.0
 
 
 async def test_cancelling_the_wait_leaves_at_once_and_nothing_behind(dependency):
@@ -291,3 +299,57 @@ def test_closing_it_after_its_loop_was_closed_is_harmless():
 
     asyncio.run(close())
     assert dependency.snapshot()["watched"] is False
+
+
+def test_the_times_of_two_loops_are_not_mixed():
+    dependency = Dependency("redis")
+
+    async def use(seconds):
+        await asyncio.sleep(seconds)
+        dependency.start(pong, last_reply=lambda: -math.inf)
+        await dependency.until_up()
+
+    for seconds in (1000.0, 10.0):
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(use(seconds))
+    assert [change.after for change in dependency.history] == [0.0, 0.0, 0.0]
+    assert dependency.since == 10.0
+
+
+def test_news_that_a_closed_loop_never_delivered_do_not_block_the_next_ones():
+    dependency = Dependency("redis")
+    seen = []
+    dependency.on_change(lambda change: seen.append(change.state))
+
+    async def report(news):
+        news()
+
+    loop = asyncio.new_event_loop()
+    # Reported in the last step of the loop: its call_soon never runs.
+    handle = loop.create_task(report(dependency.succeeded))
+    handle.add_done_callback(lambda task: loop.stop())
+    loop.run_forever()
+    loop.close()
+
+    async def go_on():
+        dependency.refused(Cause.READ_ONLY)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(go_on())
+    assert seen[-1] is State.DEGRADED
+
+
+def test_who_waited_in_a_closed_loop_does_not_break_the_news():
+    feed = Feed("old")
+
+    async def begin():
+        task = asyncio.ensure_future(feed.wait())
+        await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin())
+    loop.close()
+    task._log_destroy_pending = False  # that is this test's own doing
+    feed.publish("new")
+    assert feed.newest == "new"

@@ -63,11 +63,13 @@ def test_fall_is_configurable():
     assert [time_out(machine, float(now)) is None for now in range(5)] == [True] * 3 + [False, True]
 
 
-def test_a_timed_out_call_counts_as_one_however_many_there_are(up):
+def test_a_timed_out_call_counts_as_one_however_many_there_are():
+    up = Machine("redis", HealthSettings(fall=3))
+    up.probe_ok(1.0, 0.001)
     for _ in range(200):
         assert up.failed(2.0, Cause.TIMED_OUT, "", definite=False, probed=True) is None
-    assert up.state is UP
-    change = time_out(up, 3.0)
+    assert time_out(up, 3.0) is None
+    change = time_out(up, 4.0)
     assert (change.state, change.failures) == (DOWN, 200)
 
 

@@ -24,6 +24,9 @@ __all__ = ["Client", "Prober"]
 _DOUBT_SPACING = 0.02
 """Least seconds between probes on fresh connections that clients' failures ask for."""
 
+_RESOLUTION = 1e-6
+"""Seconds below which no time is left; a rest by rounding would never pass on a virtual loop."""
+
 _log = logging.getLogger("resilient_io.health")
 
 
@@ -68,7 +71,7 @@ class Prober:
     def _reset(self) -> None:
         self._suspected = False
         self._preempted = False
-        self._overruled = False
+        self._overruled = -math.inf  # when a failed probe was last overruled by other replies
         self._ended = -math.inf  # when the latest probe ended
         self._doubt_ended = -math.inf  # when the latest one on a fresh connection ended
         self._pause = 0.0  # after it, while it is down
@@ -194,8 +197,6 @@ class Prober:
             self._doubt_ended = self._ended
         if failure is not None:
             change = self._judge(failure, began, suspicious=suspicious)
-        else:
-            self._overruled = False
         self._pause = self._draw_pause()
         self._publish(change)
 
@@ -205,10 +206,9 @@ class Prober:
         if self._last_reply() > began:
             # It answered others meanwhile. Look again once: the reply may have lain in the
             # socket of a server that is gone.
-            self._suspected = not self._overruled
-            self._overruled = True
+            self._suspected = now - self._overruled >= self._settings.interval
+            self._overruled = now
             return machine.probe_overruled(now)
-        self._overruled = False
         if failure.definite and not suspicious:
             # Its connection died, not necessarily the dependency: ask on a fresh one.
             self._suspected = True
@@ -247,7 +247,7 @@ class Prober:
             nonlocal timer
             ours = lag.stalled - stalled if lag is not None else 0.0
             left = allowed - (loop.time() - began - ours)
-            if left > 0.0:
+            if left > _RESOLUTION:
                 timer = loop.call_later(left, look)
             else:
                 scope.reschedule(loop.time())
