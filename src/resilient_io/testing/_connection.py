@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -75,6 +74,7 @@ class ProxiedConnection:
         self._counting = proxy.resp
         self._unanswered: deque[Fault | None] = deque()  # of each request, what strikes its reply
         self._kept = bytearray()  # what has come of a reply that is to be struck
+        self._outgoing: list[bytes] = []
         self._held: list[Request] | None = None
         self._muted = False
 
@@ -97,11 +97,14 @@ class ProxiedConnection:
     # What a test may do to it
 
     def reset(self) -> None:
-        """Reset it towards the client (RST); the server reads what has gone on to it, then EOF."""
+        """Reset it towards the client (RST); the server reads what was sent to it, then EOF.
+
+        What is held for it stays held.
+        """
         self._end("reset")
 
     def close(self) -> None:
-        """Close it towards the client (FIN); the server reads what has gone on to it, then EOF."""
+        """Close it towards the client (FIN), else as `reset`."""
         self._end("close")
 
     def mute(self) -> None:
@@ -138,7 +141,8 @@ class ProxiedConnection:
         self._opening = asyncio.create_task(self._open(client, silent=silent), name=f"{self!r}")
 
     def abort(self) -> None:
-        """End both sides now."""
+        """End both sides now; what waits or is held is lost."""
+        self._held = None
         self._end("reset")
         self._to_client.discard()
         self._to_server.discard()
@@ -160,6 +164,7 @@ class ProxiedConnection:
                 self._forward(request, None)
             else:
                 self._take(request)
+        self._flush()
         if self._client_over and self._held is None:
             self._to_server.finish(self._end_server)
         return bool(held) and not self._server_over
@@ -205,6 +210,7 @@ class ProxiedConnection:
                 self._held.append(request)
             elif self._ending is None:
                 self._take(request)
+        self._flush()
 
     def _take(self, request: Request) -> None:
         fault = self._proxy.fault_for(request) if request.arguments else None
@@ -218,6 +224,7 @@ class ProxiedConnection:
                 self.reset()
             case Effect.RESET_AFTER:
                 self._forward(request, None)
+                self._flush()
                 self.reset()
             case Effect.ANSWER if self._counting:
                 self._unanswered.append(fault)
@@ -237,7 +244,14 @@ class ProxiedConnection:
                 self._unanswered.append(fault)
             elif fault is not None:
                 self._strike(fault, b"")  # which reply is its own is not known
-        self._to_server.feed(request.raw)
+        self._outgoing.append(request.raw)
+
+    def _flush(self) -> None:
+        """Send on together what came together."""
+        if self._outgoing:
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            self._to_server.feed(data)
 
     # From the server to the client
 
@@ -265,11 +279,12 @@ class ProxiedConnection:
                 plain = end
                 self._answer_what_is_due()
             start = end
-        if self._strikes_next():
+        if self._strikes_next() and not self._replies.lost:
             self._deliver(data[plain:start])
             self._kept += data[start:]
         else:
-            self._deliver(data[plain:])
+            self._deliver(bytes(self._kept) + data[plain:])
+            self._kept.clear()
 
     def _strikes_next(self) -> bool:
         return bool(self._unanswered) and self._unanswered[0] is not None
@@ -282,7 +297,7 @@ class ProxiedConnection:
             self._deliver(reply[: len(reply) // 2 if fault.keep is None else fault.keep])
             self.mute()
             if fault.ending != "silence":
-                self._to_client.finish(functools.partial(self._end, fault.ending))
+                self._to_client.finish(lambda: self._end(fault.ending))
         else:
             self._deliver(fault.data)
         fault.note(self)
@@ -305,7 +320,6 @@ class ProxiedConnection:
     def _end(self, ending: Ending) -> None:
         """End the client's side; the server's follows when it has all that went on to it."""
         self._ending = ending
-        self._held = None
         if self._client is None or self._client_over:
             return
         if ending == "reset":
@@ -331,7 +345,7 @@ class ProxiedConnection:
         self._to_server.discard()
         if not self._muted:
             ending: Ending = "reset" if isinstance(exc, ConnectionResetError) else "close"
-            self._to_client.finish(functools.partial(self._end, ending))
+            self._to_client.finish(lambda: self._end(ending))
         self._forget_if_ended()
 
     def _forget_if_ended(self) -> None:

@@ -130,13 +130,18 @@ class RequestScanner:
         """Give the arguments of the request at `start`, and its end."""
         if self._opaque:
             return (), len(buffer)
-        at = _line_end(buffer, start, start)
+        find = buffer.find
+        at = find(b"\n", start) + 1
+        if not at:
+            raise _IncompleteError(len(buffer) - start + 1)
         if buffer[start] != ord("*"):
             words = buffer[start:at].split()
             return tuple(word[:_BYTES_KEPT] for word in words[:_ARGUMENTS_KEPT]), at
         arguments: list[bytes] = []
         for _ in range(int(buffer[start + 1 : at])):
-            body = _line_end(buffer, at, start)
+            body = find(b"\n", at) + 1
+            if not body:
+                raise _IncompleteError(len(buffer) - start + 1)
             length = int(buffer[at + 1 : body])
             at = body + length + 2
             if at > len(buffer):
@@ -152,13 +157,6 @@ class _IncompleteError(Exception):
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
         self.needed = needed
-
-
-def _line_end(buffer: bytes, at: int, start: int) -> int:
-    end = buffer.find(b"\n", at) + 1
-    if end == 0:
-        raise _IncompleteError(len(buffer) - start + 1)
-    return end
 
 
 class ReplyEnd(NamedTuple):

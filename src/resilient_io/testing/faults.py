@@ -61,7 +61,7 @@ class Fault:
         self.effect = effect
         self.data = data
         self.keep = keep
-        self.ending = ending
+        self.ending: Ending = ending
         self.struck: list[Request] = []
         """The requests that it struck, in their order."""
         self._matches: Callable[[Request], bool]
@@ -94,7 +94,7 @@ class Fault:
     def release(self) -> int:
         """Let the requests that it holds go on to the server, in their order.
 
-        This works also when the client has closed the connection meanwhile.
+        This works also when the client's side was closed or reset meanwhile.
 
         Returns:
             How many connections could still be carried on; the others were closed by the server.

@@ -298,7 +298,8 @@ class FaultProxy:
     # The port
 
     def _bind(self) -> socket.socket:
-        listener = socket.socket()
+        # The protocol is spelled out, for else asyncio leaves Nagle's algorithm on.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         listener.bind((self.host, self.port))

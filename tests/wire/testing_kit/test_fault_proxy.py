@@ -144,6 +144,72 @@ async def test_a_held_request_reaches_the_server_when_released_though_its_client
     assert await redis_server.query("MGET", "held", "k") == [b"old", b"after"]
 
 
+async def test_what_is_held_outlives_a_reset_of_the_client(redis_server, fault_proxy, connect):
+    client = await connect()
+    fault = fault_proxy.hold("SET")
+    client.send("SET", "k", "held")
+    await fault.happened()
+    fault_proxy.reset()
+    with pytest.raises(ConnectionResetError):
+        await client.read(1)
+    assert await redis_server.query("GET", "k") is None
+    assert fault.release() == 1
+    await eventually(lambda: not fault_proxy.connections)
+    assert await redis_server.query("GET", "k") == b"held"
+
+
+async def test_each_of_two_holds_is_released_in_turn(redis_server, fault_proxy, connect):
+    client = await connect()
+    fault = fault_proxy.hold("INCR", times=2)
+    for _ in range(3):
+        client.send("INCR", "n")
+    await fault.happened()
+    for expected in (b"1", b"3"):
+        assert fault.release() == 1
+        await client.read(4 if expected == b"1" else 8)
+        assert await redis_server.query("GET", "n") == expected
+    assert fault.spent
+    assert fault.release() == 0
+
+
+async def test_a_removed_fault_strikes_no_more(fault_proxy, connect):
+    client = await connect()
+    fault = fault_proxy.answer("PING", b"+NO\r\n", times=None)
+    assert await client.ask("PING", size=5) == b"+NO\r\n"
+    assert await client.ask("PING", size=5) == b"+NO\r\n"
+    fault.remove()
+    assert await client.ask("PING", size=7) == b"+PONG\r\n"
+    assert len(fault.struck) == 2
+
+
+async def test_a_reply_in_pieces_is_struck_as_a_whole(fault_proxy, connect):
+    client = await connect()
+    value = b"0123456789" * 100_000
+    await client.ask("SET", "k", value, size=5)
+    fault_proxy.answer("GET", b"+instead\r\n", forward=True)
+    client.send("GET", "k")
+    client.send("PING")
+    assert await client.read(17) == b"+instead\r\n+PONG\r\n"
+
+
+async def test_garbage_from_the_server_is_handed_on(connect):
+    async def garbage(reader, writer):
+        await reader.readline()
+        writer.write(b"+OK\r\n?what\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(garbage, "127.0.0.1", 0)
+    async with FaultProxy(server.sockets[0].getsockname()[1]) as proxy:
+        client = await connect(proxy)
+        proxy.drop_reply(nth=2)
+        client.writer.write(b"PING\r\nPING\r\n")
+        assert await client.read(12) == b"+OK\r\n?what\r\n"[:12]
+        await closed(client.writer)
+    server.close()
+    await server.wait_closed()
+
+
 async def test_releasing_tells_that_the_server_has_killed_the_connection(
     redis_server, fault_proxy, connect
 ):
