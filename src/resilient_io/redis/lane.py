@@ -18,6 +18,7 @@ from redis.exceptions import InvalidResponse
 
 from resilient_io.health import Cause
 
+from .outstanding import CALL_COST, Outstanding
 from .ticket import Handover, LaneLost, Ticket
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ NOT_ENOUGH = object()
 LARGE = 64 * 1024
 """Bytes from which a request or a reply makes its lane busy for small calls."""
 
-CALL_COST = 4096
-"""Bytes that a call counts for beside its own, so that one bound covers calls and bytes."""
-
 SECOND_LOOK = 0.005
 """Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
 
@@ -47,19 +45,6 @@ class LaneOwner(Protocol):
 
     def lane_changed(self, lane: Lane) -> None:
         """Choose anew: the lane became full, busy with a large value, or free again."""
-
-
-class Group:
-    """The calls of one write: when they left, how many are unanswered, what they count for."""
-
-    __slots__ = ("cost", "remaining", "stalled", "written_at")
-
-    def __init__(self, written_at: float, stalled: float, remaining: int, cost: int) -> None:
-        """Note one write."""
-        self.written_at = written_at
-        self.stalled = stalled
-        self.remaining = remaining
-        self.cost = cost
 
 
 class Lane(asyncio.Protocol):
@@ -96,11 +81,9 @@ class Lane(asyncio.Protocol):
         self.response_timeout = response_timeout
         self.limit = limit
         self._owner = owner
-        self._latencies = latencies
-        self._lag = lag
+        self._outstanding = Outstanding(latencies, lag)
         self._queue: list[tuple[Entry, bytes]] = []
         self._inflight: deque[Entry] = deque()
-        self._groups: deque[Group] = deque()
         self._scheduled = False
         self._paused = False
         self._special = 0
@@ -119,8 +102,6 @@ class Lane(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.retired: asyncio.Future[None] = self._loop.create_future()
         self.fenced: asyncio.Future[bool] = self._loop.create_future()
-        self.last_byte = self._loop.time()
-        self._last_stalled = lag.stalled
         encoder = connection.encoder
         decoding: dict[str, str] = {}
         if encoder.decode_responses:
@@ -146,14 +127,14 @@ class Lane(asyncio.Protocol):
         return self._large > 0 or self._partial > LARGE
 
     @property
+    def last_byte(self) -> float:
+        """Loop time at which the last byte came."""
+        return self._outstanding.last_byte
+
+    @property
     def in_flight(self) -> int:
         """Calls that were accepted and have no reply yet, abandoned ones included."""
         return len(self._inflight) + len(self._queue)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is outstanding."""
-        return not self._inflight and not self._queue
 
     def send(self, entry: Entry, data: bytes) -> None:
         """Send one packed command; `entry` gets its reply as the result.
@@ -214,7 +195,7 @@ class Lane(asyncio.Protocol):
         self._transport.abort()
         unsent, self._queue = [place for place in self._queue if not place[0].done()], []
         inflight, self._inflight = self._inflight, deque()
-        self._groups.clear()
+        self._outstanding.writes.clear()
         if not inflight:
             # Nothing of ours can still be on its way, so there is nothing to fence.
             self.fenced.set_result(True)
@@ -260,10 +241,9 @@ class Lane(asyncio.Protocol):
                 self._large -= entry.large
 
     def _written(self, count: int, size: int) -> None:
-        now = self._loop.time()
         self.flushed += count
         self.bytes_sent += size
-        self._groups.append(Group(now, self._lag.stalled, count, size + count * CALL_COST))
+        now = self._outstanding.wrote(count, size)
         if self._timer is None:
             self._timer = self._loop.call_at(now + self.response_timeout, self._watch)
 
@@ -281,8 +261,7 @@ class Lane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Match replies with calls, in order."""
-        self.last_byte = now = self._loop.time()
-        self._last_stalled = self._lag.stalled
+        self._outstanding.heard()
         self.bytes_received += len(data)
         outstanding = len(self._inflight)
         self._reader.feed(data)
@@ -299,7 +278,7 @@ class Lane(asyncio.Protocol):
             return
         answered = outstanding - len(self._inflight)
         if answered:
-            self._answered(answered, now)
+            self._answered(answered)
         elif self._partial <= LARGE:
             self._partial += len(data)
             if self._partial > LARGE:
@@ -347,24 +326,15 @@ class Lane(asyncio.Protocol):
             if not entry.done():
                 entry.set_result(reply)
 
-    def _answered(self, count: int, now: float) -> None:
+    def _answered(self, count: int) -> None:
         self.replies += count
-        groups = self._groups
-        while count:
-            group = groups[0]
-            taken = min(count, group.remaining)
-            self._latencies.record(now - group.written_at, taken)
-            group.remaining -= taken
-            count -= taken
-            if not group.remaining:
-                groups.popleft()
-                self.load -= group.cost
-        if not groups:
+        self.load -= self._outstanding.answered(count)
+        was_busy, self._partial = self._partial > LARGE, 0
+        if not self._inflight:
             self.allowance = 0.0
             if self.retired.done():
                 self.close(Cause.CLOSED, "replaced")
                 return
-        was_busy, self._partial = self._partial > LARGE, 0
         if was_busy or (self.full and self.load <= self.limit):
             self.full = False
             self._owner.lane_changed(self)
@@ -380,42 +350,30 @@ class Lane(asyncio.Protocol):
 
     # -- watching --------------------------------------------------------------------------
 
-    def _silence(self) -> float:
-        """Seconds without a byte since the oldest outstanding write, our own stalls taken off."""
-        oldest = self._groups[0]
-        since, stalled = oldest.written_at, oldest.stalled
-        if self.last_byte > since:
-            since, stalled = self.last_byte, self._last_stalled
-        return self._loop.time() - since - (self._lag.stalled - stalled)
-
     def _watch(self) -> None:
         """Judge the silence; armed while calls are outstanding, one timer a lane."""
         self._timer = None
-        if not self._groups:
+        if not self._inflight:
             return
         patience = self.response_timeout + self.allowance
-        left = patience - self._silence()
+        left = patience - self._outstanding.silence()
         if left <= 0:
+            # What lies in the socket is read before anything is judged.
             self._timer = self._loop.call_later(SECOND_LOOK, self._judge, self.last_byte)
             return
-        self._hand_over_late(self._loop.time() - patience)
+        self._hand_over(self._outstanding.written_before(self._loop.time() - patience))
         self._timer = self._loop.call_later(left, self._watch)
 
     def _judge(self, last_byte: float) -> None:
         self._timer = None
         patience = self.response_timeout + self.allowance
-        if self.last_byte != last_byte or not self._groups or self._silence() < patience:
+        if self.last_byte != last_byte or not self._inflight or self._outstanding.silence() < patience:
             self._watch()
         else:
             self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")
 
-    def _hand_over_late(self, written_before: float) -> None:
-        """Give tickets to the calls that wait too long although the lane is alive."""
-        late = 0
-        for group in self._groups:
-            if group.written_at > written_before:
-                break
-            late += group.remaining
+    def _hand_over(self, late: int) -> None:
+        """Give tickets to the oldest calls: they wait too long, though the lane is alive."""
         if not any(isinstance(entry, asyncio.Future) for entry in islice(self._inflight, late)):
             return
         entries = list(self._inflight)

@@ -1,4 +1,4 @@
-"""The set of lanes of one client: opening, choosing, replacing and fencing them.
+"""The set of lanes of one client: choosing the one that takes calls, and the backlog.
 
 Calls go to one lane, so that they keep their order; the other stands by, and takes over while the
 first is busy with a large value, or when it dies. Calls that cannot be sent yet wait in the
@@ -12,36 +12,28 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
-from resilient_io._deadline import context_without_deadline
 from resilient_io.errors import ConfigurationError
-from resilient_io.health import Cause, LoopLag, State
+from resilient_io.health import Cause, LoopLag
 
-from .classification import Failure, connection_failure
-from .dial import abort, ask_over, can_be_a_lane, client_id, dial, fence
+from .classification import Failure
+from .keeper import Keeper
 from .lane import Lane
 from .stats import Latencies
 from .ticket import Handover, NoLanes, Ticket, Undeliverable
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine
-    from typing import Any
+    from collections.abc import Callable
 
     from redis.asyncio.connection import AbstractConnection
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
 
-    from .dial import Ask
     from .target import Target
     from .ticket import Entry
 
-CLOSING = "the client was closed"
-_BACKOFF = 0.05
-_BACKOFF_CAP = 1.0
-_PERMANENT_CAP = 10.0
+_CLOSED = Failure(Cause.CLOSED, "the client was closed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +45,9 @@ class LaneSettings:
             the time when it is busy with a large value or dies.
         in_flight: Bytes that may be in flight on a lane, each call counted as its own bytes and
             4 KiB: so at most 16,384 calls with the default. Past it callers wait.
+
+    Raises:
+        ConfigurationError: A value is out of range.
     """
 
     count: int = 2
@@ -71,7 +66,7 @@ class LaneSettings:
 
 
 class Lanes:
-    """Keeps the lanes of one client open and hands calls to the right one."""
+    """Hands each call to the right lane, or keeps it until there is one."""
 
     def __init__(
         self,
@@ -95,24 +90,26 @@ class Lanes:
             client_name: The name that the caller chose for its connections, a prefix of ours.
             bound: The lane is one caller's own connection; the caller may change its state.
         """
-        self._target = target
         self._policy = policy
         self._health = health
         self._settings = settings
-        self._rng = rng
-        self._names = f"{client_name or 'resilient-io'}:{rng.getrandbits(32):08x}"
-        self._opened = 0
         self._bound = bound
+        self._keeper = Keeper(
+            self,
+            self._make_lane,
+            target=target,
+            policy=policy,
+            health=health,
+            rng=rng,
+            client_name=client_name,
+        )
         self._slots: list[Lane | None] = [None] * settings.count
-        self._preferred: Lane | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._retiring: list[Lane] = []
-        self._fences: deque[Lane] = deque()
+        self._preferred: Lane | None = None
         self._backlog: deque[Ticket] = deque()
         self._abandoned = 0
         self._closing = False
-        self._retired_replies = 0
-        self._retired_bytes = [0, 0]
+        self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.time: Callable[[], float]
@@ -129,19 +126,17 @@ class Lanes:
         self.current: Lane | None = None
         """The lane that takes calls now; None while they have to wait."""
         self.fast: Lane | None = None
-        """The same for calls that need no second thought; None also while writes are refused."""
+        """The same for calls that need no second thought; None while anything is amiss."""
 
     # -- what the gate uses ----------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the lanes, each kept by a task of its own, until `aclose`."""
-        if self.loop is not None:
-            return
-        self.loop = loop = asyncio.get_running_loop()
-        self.time, self.create_future = loop.time, loop.create_future
-        self.lag = LoopLag.acquire()
-        for slot in range(len(self._slots)):
-            self._own(self._keep(slot), f"lane {slot}")
+        """Open the lanes in the running loop; doing it twice is fine."""
+        if self.loop is None:
+            self.loop = loop = asyncio.get_running_loop()
+            self.time, self.create_future = loop.time, loop.create_future
+            self.lag = LoopLag.acquire()
+            self._keeper.start(len(self._slots))
 
     def submit(self, ticket: Ticket) -> None:
         """Send a ticket on the current lane, or put it in the backlog."""
@@ -152,15 +147,10 @@ class Lanes:
             ticket.interrupt(NoLanes())
         elif self.undeliverable is not None:
             ticket.interrupt(self.undeliverable)
+        elif self._closing:
+            ticket.interrupt(Undeliverable(_CLOSED))
         else:
             self._backlog.append(ticket)
-
-    def another(self, lane: Lane) -> Lane | None:
-        """Return an open lane beside `lane` that is not busy with a large value."""
-        for other in self._slots:
-            if other is not None and other is not lane and not other.busy and not other.full:
-                return other
-        return None
 
     def abandon(self, ticket: Ticket) -> None:
         """Note that nobody waits for a ticket any more; it is not sent if it was not yet."""
@@ -173,13 +163,12 @@ class Lanes:
 
     def retire(self, lane: Lane) -> None:
         """Replace a lane: another server should take new calls, those in flight may finish."""
-        if lane not in self._slots:
-            return
-        self._slots = [None if other is lane else other for other in self._slots]
-        self._retiring.append(lane)
-        for entry, data in reversed(lane.retire()):
-            self._requeue(entry, data)
-        self._choose()
+        if lane in self._slots:
+            self._drop(lane)
+            self._retiring.append(lane)
+            for entry, data in reversed(lane.retire()):
+                self._requeue(entry, data)
+            self._choose()
 
     def refresh(self) -> None:
         """Choose the lane anew: something that the choice depends on has changed."""
@@ -198,22 +187,38 @@ class Lanes:
     @property
     def replies(self) -> int:
         """Replies received so far, over all lanes that ever were."""
-        return self._retired_replies + sum(lane.replies for lane in self.open_lanes)
+        return self.traffic[0]
 
     @property
-    def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received so far, over all lanes that ever were."""
-        sent, received = self._retired_bytes
-        for lane in self.open_lanes:
+    def traffic(self) -> tuple[int, int, int]:
+        """Replies, bytes sent and bytes received so far, over all lanes that ever were."""
+        replies, sent, received = self._past
+        for lane in (*self.open_lanes, *self._retiring):
+            replies += lane.replies
             sent += lane.bytes_sent
             received += lane.bytes_received
-        return sent, received
+        return replies, sent, received
 
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open lane, -inf without one."""
         return max((lane.last_byte for lane in self.open_lanes), default=float("-inf"))
 
-    # -- what lanes tell -------------------------------------------------------------------
+    async def aclose(self) -> None:
+        """Close every lane; whatever still waits ends as closed. Doing it twice is fine."""
+        self._closing = True
+        lanes = [*self.open_lanes, *self._retiring]
+        self._give_up_backlog(Undeliverable(_CLOSED))
+        for lane in lanes:
+            lane.close(_CLOSED.cause, _CLOSED.detail)
+        await self._keeper.aclose()
+        if lanes:
+            await asyncio.wait([lane.closed for lane in lanes])
+        if self.lag is not None:
+            self.lag.release()
+            self.lag = None
+        self._choose()
+
+    # -- what lanes and their keeper tell --------------------------------------------------
 
     def lane_changed(self, lane: Lane) -> None:  # noqa: ARG002 (the owner's protocol)
         """Choose anew: a lane became full, busy or free."""
@@ -221,27 +226,72 @@ class Lanes:
 
     def lane_lost(self, lane: Lane, unsent: list[tuple[Entry, bytes]]) -> None:
         """Move the calls that were never written to the front of the line, and fence the rest."""
-        self._slots = [None if other is lane else other for other in self._slots]
-        self._retiring = [other for other in self._retiring if other is not lane]
-        self._retired_replies += lane.replies
-        self._retired_bytes[0] += lane.bytes_sent
-        self._retired_bytes[1] += lane.bytes_received
+        replies, sent, received = self._past
+        self._past = (
+            replies + lane.replies,
+            sent + lane.bytes_sent,
+            received + lane.bytes_received,
+        )
+        self._drop(lane)
         for entry, data in reversed(unsent):
             self._requeue(entry, data)
-        if not lane.fenced.done():
-            self._fences.append(lane)
         if self.session:
             self.session, self.session_lost = [], self.session
-            why = "the connection that held its state was lost"
-            self._give_up_backlog(Undeliverable(Failure(Cause.RESET, why)))
+            why = Failure(Cause.RESET, "the connection that held its state was lost")
+            self._give_up_backlog(Undeliverable(why))
         lost = lane.lost
-        if lost is not None and not self._closing:
-            if not lane.retired.done():
-                self._health.failed(lost.cause, lost.detail)
-            survivor = next(iter(self.open_lanes), None)
-            if self._fences and survivor is not None:
-                self._own(self._fence_over(survivor), "fence")
+        if lost is not None and not self._closing and not lane.retired.done():
+            self._health.failed(lost.cause, lost.detail)
+        self._keeper.lost(lane, next(iter(self.open_lanes), None))
         self._choose()
+
+    def lane_opened(self, slot: int, lane: Lane) -> None:
+        """Take a new lane into use."""
+        if self._closing:
+            lane.close(_CLOSED.cause, _CLOSED.detail)
+            return
+        self.undeliverable = None
+        self._slots[slot] = lane
+        self._health.part_back(f"lane {slot}")
+        self._health.succeeded()
+        self._choose()
+
+    def dial_failed(self, slot: int, failure: Failure, error: BaseException) -> None:
+        """Hear why there is no lane in this slot."""
+        if self.open_lanes:
+            self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
+            return
+        self._health.failed(failure.cause, failure.detail)
+        if failure.permanent:
+            self.undeliverable = Undeliverable(failure, error)
+            self._give_up_backlog(self.undeliverable)
+
+    def go_without(self) -> None:
+        """Hear that this driver's connections cannot be lanes."""
+        self.laneless = True
+        self._health.succeeded()
+        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
+        for ticket in waiting:
+            ticket.interrupt(NoLanes())
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _make_lane(self, connection: AbstractConnection, name: str, client_id: int | None) -> Lane:
+        assert self.lag is not None, "lanes are opened only after start()"  # noqa: S101
+        return Lane(
+            connection,
+            owner=self,
+            name=name,
+            client_id=client_id,
+            response_timeout=self._policy.response_timeout,
+            limit=self._settings.in_flight,
+            latencies=self.latencies,
+            lag=self.lag,
+        )
+
+    def _drop(self, lane: Lane) -> None:
+        self._slots = [None if other is lane else other for other in self._slots]
+        self._retiring = [other for other in self._retiring if other is not lane]
 
     def _requeue(self, entry: Entry, data: bytes) -> None:
         if not isinstance(entry, Ticket):
@@ -253,176 +303,37 @@ class Lanes:
         entry.lane = None
         self._backlog.appendleft(entry)
 
-    # -- choosing --------------------------------------------------------------------------
+    def _give_up_backlog(self, why: Undeliverable) -> None:
+        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
+        for ticket in waiting:
+            ticket.interrupt(why)
 
     def _choose(self) -> None:
-        lane = self._preferred
-        if lane is None or lane.lost is not None or lane.busy:
-            free = [other for other in self.open_lanes if not other.busy]
-            if free:
-                lane = free[0]
-            elif lane is None or lane.lost is not None:
-                lane = next(iter(self.open_lanes), None)
-            self._preferred = lane
-        if self._fences or self._closing or lane is None or lane.full:
-            self.current = self.fast = None
+        lane = self._preferred = self._prefer()
+        self.current = self.fast = None
+        if lane is None or lane.full or self._closing or self._keeper.fencing:
             return
         self.current = lane
         while self._backlog and not lane.full:
             ticket = self._backlog.popleft()
             if ticket.done():
                 self._abandoned -= 1
-            else:
-                lane.send_ticket(ticket)
+                continue
+            lane.send_ticket(ticket)
             if self.current is not lane:
-                return  # sending changed the choice, which went on from there
+                return  # sending changed the choice, and that choice went on from here
         if lane.full:
             self.current = None
-        unhurried = self._health.available and not self._health.refusing and not self._bound
-        self.fast = self.current if unhurried else None
+        elif self._health.available and not self._health.refusing and not self._bound:
+            self.fast = lane
 
-    # -- keeping lanes open ----------------------------------------------------------------
-
-    async def _keep(self, slot: int) -> None:
-        failures = 0
-        while not self._closing:
-            try:
-                lane = await self._open()
-            except (RedisError, OSError) as error:
-                failures += 1
-                self._dial_failed(slot, error)
-                await self._until_worth_dialling(failures)
-                continue
-            if lane is None:
-                return
-            if self._closing:
-                lane.close(Cause.CLOSED, CLOSING)
-                await lane.closed
-                return
-            failures = 0
-            self.undeliverable = None
-            self._slots[slot] = lane
-            self._health.part_back(f"lane {slot}")
-            self._health.succeeded()
-            self._choose()
-            await asyncio.wait([lane.closed, lane.retired], return_when=asyncio.FIRST_COMPLETED)
-
-    async def _open(self) -> Lane | None:
-        self._opened += 1
-        policy = self._policy
-        name = f"{self._names}-{self._opened}"
-        connection = await dial(
-            self._target,
-            client_name=name,
-            timeout=policy.connect_timeout,
-            user_timeout=policy.response_timeout,
-        )
-        assert self.lag is not None, "lanes are opened only after start()"  # noqa: S101
-        try:
-            if not can_be_a_lane(connection):
-                await self._do_without(connection)
-                return None
-            ask = ask_over(connection, policy.connect_timeout)
-            identity = await client_id(ask)
-            await self._settle_fences(ask)
-            return Lane(
-                connection,
-                owner=self,
-                name=name,
-                client_id=identity,
-                response_timeout=policy.response_timeout,
-                limit=self._settings.in_flight,
-                latencies=self.latencies,
-                lag=self.lag,
-            )
-        except BaseException:  # a connection that did not become a lane must not stay open
-            abort(connection)
-            raise
-
-    async def _do_without(self, connection: AbstractConnection) -> None:
-        self.laneless = True
-        self._health.succeeded()
-        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
-        for ticket in waiting:
-            ticket.interrupt(NoLanes())
-        await connection.disconnect()
-
-    def _dial_failed(self, slot: int, error: BaseException) -> None:
-        failure = connection_failure(error, tls=self._target.uses_tls)
-        if self.open_lanes:
-            self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
-            return
-        self._health.failed(failure.cause, failure.detail)
-        if failure.permanent:
-            self.undeliverable = Undeliverable(failure, error)
-            self._give_up_backlog(self.undeliverable)
-
-    async def _until_worth_dialling(self, failures: int) -> None:
-        cap = _BACKOFF_CAP if self.undeliverable is None else _PERMANENT_CAP
-        await asyncio.sleep(self._rng.uniform(0.01, min(cap, _BACKOFF * 2.0 ** min(failures, 10))))
-        if self._health.state is State.DOWN:
-            # Only probes knock at a dependency that is down.
-            await self._health.until_up()
-
-    # -- fencing ---------------------------------------------------------------------------
-
-    async def _settle_fences(self, ask: Ask) -> None:
-        """Before anything is repeated or newly sent: what dead lanes sent must be over."""
-        while self._fences:
-            lane = self._fences[0]
-            fenced = await fence(ask, client_id=lane.client_id, name=lane.name)
-            if self._fences and self._fences[0] is lane:
-                self._fences.popleft()
-                lane.fenced.set_result(fenced)
-
-    async def _fence_over(self, survivor: Lane) -> None:
-        async def ask(*command: object) -> object:
-            ticket = Ticket(survivor.connection.pack_command(*command)[0])
-            survivor.send_ticket(ticket)
-            reply = await ticket.future
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
-
-        try:
-            await self._settle_fences(ask)
-        except Exception as error:  # noqa: BLE001 (a LaneLost or error reply: the successor will do it)
-            self._health.failed(Cause.LANE_LOST, f"fencing a dead lane failed: {error}")
-        self._choose()
-
-    # -- the end ---------------------------------------------------------------------------
-
-    def _give_up_backlog(self, why: Undeliverable) -> None:
-        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
-        for ticket in waiting:
-            ticket.interrupt(why)
-
-    def _own(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        # In a context of its own: a caller's deadline must not end what outlives the call.
-        task = asyncio.get_running_loop().create_task(
-            work, name=f"resilient-io {what}", context=context_without_deadline()
-        )
-        self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
-
-    async def aclose(self) -> None:
-        """Close every lane; whatever still waits ends as closed. Doing it twice is fine."""
-        self._closing = True
-        lanes = [*self.open_lanes, *self._retiring]
-        self._give_up_backlog(Undeliverable(Failure(Cause.CLOSED, CLOSING)))
-        for lane in lanes:
-            lane.close(Cause.CLOSED, CLOSING)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        if lanes:
-            await asyncio.wait([lane.closed for lane in lanes])
-        for lane in self._fences:
-            if not lane.fenced.done():
-                lane.fenced.set_result(False)
-        if self.lag is not None:
-            self.lag.release()
-            self.lag = None
-        self._choose()
+    def _prefer(self) -> Lane | None:
+        """Stay with a lane while that keeps the calls in order and nothing large is in the way."""
+        preferred = self._preferred
+        alive = preferred is not None and preferred in self._slots
+        if alive and preferred is not None and not preferred.busy:
+            return preferred
+        free = next((lane for lane in self.open_lanes if not lane.busy), None)
+        if free is None and alive:
+            return preferred
+        return free if free is not None else next(iter(self.open_lanes), None)

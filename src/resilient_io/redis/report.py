@@ -48,10 +48,10 @@ class RedisStats:
 def stats_of(engine: Engine) -> RedisStats:
     """Read an engine's counters."""
     lanes, gate = engine.lanes, engine.gate
-    sent, received = lanes.traffic
+    replies, sent, received = lanes.traffic
     quantile = lanes.latencies.quantile
     return RedisStats(
-        replies=lanes.replies,
+        replies=replies,
         ended=dict(gate.outcomes.ended),
         refused=gate.outcomes.refused,
         retries=gate.outcomes.retries,
