@@ -69,8 +69,8 @@ class Command:
 
     @property
     def effect(self) -> Effect:
-        """What executing it twice would do."""
-        return effect_of(self.spec, self.args)
+        """What executing it twice would do; what a connection remembers means nothing elsewhere."""
+        return Effect.GUARDED if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
 
     @property
     def block(self) -> float | None:

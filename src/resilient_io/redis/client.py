@@ -17,7 +17,7 @@ from resilient_io.health import Dependency, HealthSettings
 from .calls import Command, DedicatedCall, LaneCall, Packer
 from .commands import SPECS, Route, lookup
 from .engine import Engine
-from .errors import RedisClosed, RedisUnavailable, RouteRefused
+from .errors import RedisUnavailable, RouteRefused
 from .lane import LARGE
 from .lanes import LaneSettings
 from .lock import ResilientLock
@@ -205,7 +205,7 @@ class ResilientRedis(driver.Redis):
         engine = self._engine
         gate = engine.gate
         if gate.closed:
-            raise gate.error(RedisClosed, "the client is closed", str(args[0]))
+            raise gate.refusal_when_closed(str(args[0]))
         engine.start()
         spec = SPECS.get(args[0]) or lookup(args)
         if not self.health.available and self._policy.while_down == "fail":
@@ -233,7 +233,7 @@ class ResilientRedis(driver.Redis):
             return
         if lanes.session_lost:
             lost, lanes.session_lost = lanes.session_lost, []
-            raise self._engine.gate.error(
+            raise self._engine.gate.verdicts.error(
                 RedisUnavailable,
                 f"the connection was lost, and with it what {', '.join(lost)} had set: begin again",
                 spec.name,

@@ -7,7 +7,7 @@ dependency is (`health`), and how much time is left (the deadline).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import math
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -18,15 +18,9 @@ from resilient_io.health import Cause
 
 from .classification import connection_failure
 from .commands import Effect
-from .errors import (
-    RedisClosed,
-    RedisDeadlineExceeded,
-    RedisLoginRefused,
-    RedisOutcomeUnknown,
-    RedisOverloaded,
-    RedisUnavailable,
-)
+from .errors import RedisClosed
 from .exchange import AttemptFailed
+from .verdict import Verdicts
 
 if TYPE_CHECKING:
     import random
@@ -51,23 +45,6 @@ _REPEATABLE = {
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
-
-
-@dataclass(slots=True)
-class Outcomes:
-    """How calls ended that did not simply succeed, and how often attempts were repeated."""
-
-    retries: int = 0
-    refused: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
-
-    def count(self, error: ResilientIOError) -> None:
-        """Count a call that ended in one of our errors."""
-        name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == _ERRORS)
-        self.ended[name] = self.ended.get(name, 0) + 1
-
-
-_ERRORS = "resilient_io.errors"
 
 
 class Gate:
@@ -98,7 +75,7 @@ class Gate:
         self.health = health
         self.budget = budget
         self.callbacks = callbacks
-        self.outcomes = Outcomes()
+        self.verdicts = Verdicts(health.name)
         self.closed = False
         self._rng = rng
 
@@ -130,7 +107,7 @@ class Gate:
         def note(attempt: int, _backoff: float) -> None:
             nonlocal attempts
             attempts = attempt
-            self.outcomes.retries += 1
+            self.verdicts.retries += 1
 
         try:
             return await call.attempt(until)
@@ -157,14 +134,16 @@ class Gate:
                     may_repeat=may_repeat,
                     until=until,
                     budget=self.budget,
-                    cost=_cost,
+                    cost=self._cost,
                     rng=self._rng,
                     on_retry=note,
                 )
             except AttemptFailed as failure:
                 last = failure
+        if attempts < policy.attempts and may_repeat(last) and self.budget.tokens < _TIMEOUT_COST:
+            last.detail += "; not repeated: the retry budget is used up"
         elapsed = asyncio.get_running_loop().time() - started
-        raise self._verdict(call, last, attempts, elapsed) from last.error
+        raise self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed) from last.error
 
     def _until(self, call: Call, policy: RetryPolicy, started: float) -> float | None:
         around = current_deadline()
@@ -219,7 +198,7 @@ class Gate:
         refused = failure.refusal
         if refused is None:
             return
-        self.outcomes.refused += 1
+        self.verdicts.refused += 1
         if refused.degraded:
             self.health.refused(refused.cause, failure.detail)
             self.lanes.refresh()
@@ -233,74 +212,27 @@ class Gate:
         self.health.accepted()
         self.lanes.refresh()
 
-    def _verdict(
-        self, call: Call, last: AttemptFailed, attempts: int, elapsed: float
-    ) -> BaseException:
-        reply = last.error
-        if last.refusal is not None and reply is not None:
-            reply.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
-            return reply
-        kind: type[ResilientIOError]
-        harmless = call.effect is Effect.READ or last.progress is not Progress.PERHAPS_APPLIED
-        reason = last.detail
-        if last.cause is Cause.CLOSED:
-            kind = RedisClosed
-        elif not harmless:
-            kind = RedisOutcomeUnknown
-            reason = f"{reason}; it may have been applied"
-        elif last.overloaded:
-            kind = RedisOverloaded
-        elif last.expired or last.timed_out:
-            kind = RedisDeadlineExceeded
-        elif last.cause is Cause.AUTH:
-            kind = RedisLoginRefused
-        else:
-            kind = RedisUnavailable
-        error = self.error(
-            kind,
-            reason,
-            call.operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=last.progress,
-        )
-        finish = getattr(call, "describe", None)
-        if finish is not None:
-            finish(error)
-        return error
+    def _cost(self, failure: BaseException) -> float:
+        """Say what repeating costs; all calls that one lost lane carried pay together, once.
 
-    def error(
-        self,
-        kind: type[ResilientIOError],
-        reason: str,
-        operation: str,
-        *,
-        attempts: int = 0,
-        elapsed: float = 0.0,
-        progress: Progress = Progress.NOT_SENT,
-    ) -> ResilientIOError:
-        """Make, and count, an error about this dependency."""
-        error = kind(
-            reason,
-            dependency=self.health.name,
-            operation=operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=progress,
-        )
-        self.outcomes.count(error)
-        return error
+        They are repeated over a new connection, which the server has accepted by then.
+        """
+        timed_out = isinstance(failure, AttemptFailed) and failure.timed_out
+        price = _TIMEOUT_COST if timed_out else _RETRY_COST
+        lane = failure.lane if isinstance(failure, AttemptFailed) else None
+        if lane is None or lane.lost is None:
+            return price
+        if lane.repeats_paid is None:
+            lane.repeats_paid = self.budget.try_spend(price)
+        return 0.0 if lane.repeats_paid else math.inf
 
     def refusal_while_down(self, operation: str) -> ResilientIOError:
         """Make the error of a call that is not even tried."""
-        undeliverable = self.lanes.undeliverable
-        cause = self.health.cause
-        kind = RedisLoginRefused if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {self.health.detail}" if cause is not None else "it is down"
-        error = self.error(kind, f"down ({why})", operation)
-        if undeliverable is not None:
-            error.__cause__ = undeliverable.error
-        return error
+        return self.verdicts.while_down(operation, self.health, self.lanes.undeliverable)
+
+    def refusal_when_closed(self, operation: str) -> ResilientIOError:
+        """Make the error of a call on a closed client."""
+        return self.verdicts.error(RedisClosed, "the client is closed", operation)
 
     # -- what calls use --------------------------------------------------------------------
 
@@ -339,8 +271,3 @@ class Gate:
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options of redis-py 8.1 that its `parse_response` takes out before it calls a callback."""
-
-
-def _cost(failure: BaseException) -> float:
-    timed_out = isinstance(failure, AttemptFailed) and failure.timed_out
-    return _TIMEOUT_COST if timed_out else _RETRY_COST

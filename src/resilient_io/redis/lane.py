@@ -99,6 +99,8 @@ class Lane(asyncio.Protocol):
         self.bytes_sent = 0
         self.bytes_received = 0
         self.lost: LaneLost | None = None
+        self.repeats_paid: bool | None = None
+        """Whether the retry budget covers the calls that this lane lost; None until asked."""
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.retired: asyncio.Future[None] = self._loop.create_future()
         self.fenced: asyncio.Future[bool] = self._loop.create_future()
@@ -367,7 +369,11 @@ class Lane(asyncio.Protocol):
     def _judge(self, last_byte: float) -> None:
         self._timer = None
         patience = self.response_timeout + self.allowance
-        if self.last_byte != last_byte or not self._inflight or self._outstanding.silence() < patience:
+        if (
+            self.last_byte != last_byte
+            or not self._inflight
+            or self._outstanding.silence() < patience
+        ):
             self._watch()
         else:
             self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")

@@ -13,7 +13,7 @@ from resilient_io.errors import Progress
 from .batch import BatchCall
 from .classification import connection_failure, refusal
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .errors import RedisClosed, RouteRefused
+from .errors import RouteRefused
 from .exchange import AttemptFailed
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class ResilientPipeline(Pipeline):
 
         return await self._run(_Watched(self, spec.name, exchange, [spec], args))
 
-    async def reset(self) -> None:  # type: ignore[override]  # redis-py has a command of that name
+    async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and give its connection back; one that still watches is closed."""
         self.command_stack = []
         self.scripts = set()
@@ -122,7 +122,7 @@ class ResilientPipeline(Pipeline):
         engine = client._engine
         gate = engine.gate
         if gate.closed:
-            raise gate.error(RedisClosed, "the client is closed", call.operation)
+            raise gate.refusal_when_closed(call.operation)
         engine.start()
         policy = client._policy
         if not client.health.available and policy.while_down == "fail":

@@ -52,9 +52,9 @@ def stats_of(engine: Engine) -> RedisStats:
     quantile = lanes.latencies.quantile
     return RedisStats(
         replies=replies,
-        ended=dict(gate.outcomes.ended),
-        refused=gate.outcomes.refused,
-        retries=gate.outcomes.retries,
+        ended=dict(gate.verdicts.ended),
+        refused=gate.verdicts.refused,
+        retries=gate.verdicts.retries,
         lanes=len(lanes.open_lanes),
         dedicated=engine.dedicated.open,
         in_flight=sum(lane.in_flight for lane in lanes.open_lanes),
