@@ -1,0 +1,164 @@
+"""Clients that must leave nothing behind, and an independent look into the server.
+
+Times are those of the row that a test holds, plus `SLACK`: what a loaded machine of two cores may
+add before a callback or a task gets its turn.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from resilient_io import Change, HealthSettings, RetryPolicy, State
+from resilient_io.health import Dependency
+from resilient_io.redis import ResilientRedis
+from resilient_io.testing import RedisServer
+from resilient_io.testing._leaks import open_sockets
+
+SLACK = 0.15
+_SETTLE = 2.0
+
+
+@pytest.fixture
+def slack() -> float:
+    """Seconds that a loaded machine may add to any bound."""
+    return SLACK
+
+
+@pytest.fixture
+def quick() -> RetryPolicy:
+    """The default policy, four times as fast, so that a scene is short."""
+    return RetryPolicy(response_timeout=0.5, connect_timeout=0.25, deadline=1.25)
+
+
+class Transitions:
+    """Writes down every transition of a dependency, and when its callback was called."""
+
+    def __init__(self, health: Dependency) -> None:
+        self.changes: list[Change] = []
+        self.heard: list[float] = []
+        self._health = health
+        self._new = asyncio.Event()
+        self._handle = health.on_change(self._take)
+
+    def _take(self, change: Change) -> None:
+        self.changes.append(change)
+        self.heard.append(asyncio.get_running_loop().time())
+        self._new.set()
+
+    @property
+    def states(self) -> list[State]:
+        return [change.state for change in self.changes]
+
+    def count(self, state: State) -> int:
+        return self.states.count(state)
+
+    async def until(self, state: State, *, within: float) -> float:
+        """Wait for a transition to `state` from now on; give the time of its callback."""
+        seen = len(self.changes)
+        async with asyncio.timeout(within):
+            while True:
+                for place in range(seen, len(self.changes)):
+                    if self.changes[place].state is state:
+                        return self.heard[place]
+                self._new.clear()
+                await self._new.wait()
+
+
+Watch = Callable[[ResilientRedis], Transitions]
+Connect = Callable[..., Awaitable[ResilientRedis]]
+
+
+@pytest.fixture
+def watch() -> Watch:
+    """Give a recorder of a client's transitions from now on."""
+    return lambda redis: Transitions(redis.health)
+
+
+def _connections_to(ports: list[int]) -> list[str]:
+    """Describe this process's sockets that lead to one of these ports."""
+    found = []
+    for number, _ in sorted(open_sockets()):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
+            peer = sock.getpeername()
+            if isinstance(peer, tuple) and peer[1] in ports:
+                found.append(f"descriptor {number} to {peer}")
+    return found
+
+
+@pytest_asyncio.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Make clients; when the test ends they are closed and must have left no task, no socket."""
+    before = asyncio.all_tasks()
+    clients: list[ResilientRedis] = []
+    ports: list[int] = []
+
+    async def make(
+        server: Any, *, up: bool = True, health: HealthSettings | None = None, **options: Any
+    ) -> ResilientRedis:
+        dependency = None
+        if health is not None:
+            dependency = Dependency("redis", settings=health)
+        url = server if isinstance(server, str) else server.url
+        redis = ResilientRedis.from_url(url, health=dependency, **options)
+        ports.append(int(redis.connection_pool.connection_kwargs.get("port", 0)))
+        clients.append(redis)
+        await redis.initialize()
+        if up:
+            await redis.health.until_up(10)
+            async with asyncio.timeout(10):
+                while redis.stats().lanes < len(redis._engine.lanes._slots):
+                    await asyncio.sleep(0.005)
+        return redis
+
+    yield make
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for redis in clients:
+        await redis.aclose()
+        await redis.health.aclose()
+    assert loop.time() - began < _SETTLE, "aclose() took too long"
+    until = loop.time() + _SETTLE
+    while loop.time() < until and (_connections_to(ports) or _ours(before)):
+        await asyncio.sleep(0.005)
+    assert not _connections_to(ports)
+    assert not _ours(before)
+
+
+def _ours(before: set[asyncio.Task[Any]]) -> list[str]:
+    """Name the library's tasks that are new."""
+    new = asyncio.all_tasks() - before
+    return sorted(task.get_name() for task in new if task.get_name().startswith("resilient-io"))
+
+
+@pytest.fixture
+def executed() -> Callable[[RedisServer, str], Awaitable[int]]:
+    """Ask the server itself how often it executed a command."""
+
+    async def ask(server: RedisServer, command: str) -> int:
+        said = await server.query("INFO", "commandstats")
+        assert isinstance(said, bytes)
+        found = re.search(rb"cmdstat_%b:calls=(\d+)" % command.lower().encode(), said)
+        return int(found[1]) if found else 0
+
+    return ask
+
+
+@pytest.fixture
+def connections_made() -> Callable[[RedisServer], Awaitable[int]]:
+    """Ask the server itself how many connections it ever accepted, this question's included."""
+
+    async def ask(server: RedisServer) -> int:
+        said = await server.query("INFO", "stats")
+        assert isinstance(said, bytes)
+        found = re.search(rb"total_connections_received:(\d+)", said)
+        assert found is not None
+        return int(found[1])
+
+    return ask

@@ -1,0 +1,153 @@
+"""A lane that was given up may not write behind the back of what was acknowledged later."""
+
+import asyncio
+
+import pytest
+
+from resilient_io import OutcomeUnknown
+
+ALL_BUT_FENCING = "+@all -client|kill -client|list -client|id".split()
+
+
+def sets(value: bytes):
+    return lambda request: request.name == "SET" and value in request.arguments
+
+
+async def give_up_the_lane_of_a_held_set(redis, proxy):
+    """Hold a SET on its way to the server; give its task and the fault."""
+    held = proxy.hold(sets(b"first"), times=1)
+    first = asyncio.create_task(redis.set("key", "first"))
+    await held.happened()
+    return first, held
+
+
+async def test_a_set_that_arrives_after_a_later_one_was_acknowledged_is_fenced(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    with pytest.raises(OutcomeUnknown):
+        await first
+
+    assert await redis.set("key", "later") is True
+    assert await redis_server.query("GET", "key") == b"later"
+    held.release()
+    await asyncio.sleep(0.1)
+
+    assert await redis_server.query("GET", "key") == b"later"
+    assert await redis.get("key") == b"later"
+
+
+async def test_the_repeat_of_a_held_set_is_the_only_one_that_is_applied(
+    redis_server, fault_proxy, connect, quick, executed
+):
+    redis = await connect(fault_proxy, policy=quick)
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    assert await first is True  # repeated on another lane, after the dead one was fenced
+
+    assert await redis.set("key", "later") is True
+    held.release()
+    await asyncio.sleep(0.1)
+
+    assert await redis_server.query("GET", "key") == b"later"
+    assert await executed(redis_server, "SET") == 2
+
+
+async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    kills = fault_proxy.hold("CLIENT KILL", times=1)
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    await kills.happened()
+
+    later = asyncio.create_task(redis.set("key", "later"))
+    await asyncio.sleep(0.2)
+    assert not later.done()
+    assert await redis_server.query("GET", "key") is None
+
+    kills.release()
+    assert await later is True
+    held.release()
+    await asyncio.sleep(0.1)
+    assert await redis_server.query("GET", "key") == b"later"
+    with pytest.raises(OutcomeUnknown):
+        await first
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
+    lanes, redis_server, fault_proxy, connect, quick
+):
+    from resilient_io.redis import LaneSettings
+
+    redis = await connect(
+        fault_proxy, policy=quick.replace(repeat="read"), lanes=LaneSettings(count=lanes)
+    )
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    with pytest.raises(OutcomeUnknown):
+        await first
+
+    assert await redis.set("key", "later") is True
+    held.release()
+    await asyncio.sleep(0.1)
+    assert await redis_server.query("GET", "key") == b"later"
+
+
+async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unknown(
+    redis_server, fault_proxy, connect, quick, executed
+):
+    await redis_server.query(
+        "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING
+    )
+    url = fault_proxy.url.replace("redis://", "redis://app:secret@")
+    redis = await connect(url, policy=quick)
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+
+    with pytest.raises(OutcomeUnknown) as caught:
+        await first
+    assert "secret" not in str(caught.value)
+    assert caught.value.attempts == 1
+    assert await executed(redis_server, "SET") == 0
+
+    assert await redis.set("key", "later") is True
+    held.release()
+
+
+@pytest.mark.parametrize("forbidden", ["-client|kill", "-client|list", "-client|id"])
+async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
+    forbidden, redis_server, fault_proxy, connect, quick
+):
+    await redis_server.query(
+        "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", forbidden
+    )
+    url = fault_proxy.url.replace("redis://", "redis://app:secret@")
+    redis = await connect(url, policy=quick)
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+
+    with pytest.raises(OutcomeUnknown):
+        await first
+    assert await redis.set("key", "later") is True
+    held.release()
+
+
+async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    await redis_server.restart()
+    strangers = []
+    for _ in range(20):  # ids start again: these have those of our dead lanes
+        reader, writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        strangers.append((reader, writer))
+    with pytest.raises(OutcomeUnknown):
+        await first
+
+    await redis.health.until_up(3)
+    assert await redis.set("key", "later") is True
+    for reader, writer in strangers:
+        writer.write(b"PING\r\n")
+        assert await reader.readline() == b"+PONG\r\n"
+        writer.close()
+    held.release()

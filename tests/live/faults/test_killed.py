@@ -1,0 +1,147 @@
+"""The server is killed under load."""
+
+import asyncio
+import statistics
+import time
+
+import pytest
+
+from resilient_io import DependencyUnavailable, OutcomeUnknown, ResilientIOError, State
+from resilient_io.health import Cause
+from resilient_io.testing import RedisServer
+
+CALLERS = 200
+PUBLISHED_WITHIN = 0.05
+
+
+class Callers:
+    """Tasks that call as fast as they can until `stop`, and write down how each call ended."""
+
+    def __init__(self, redis) -> None:
+        self.redis = redis
+        self.acknowledged = self.unknown = self.not_applied = 0
+        self.others: list[BaseException] = []
+        self.longest = 0.0
+        self.stop = False
+        self.tasks = [asyncio.create_task(self._call(n)) for n in range(CALLERS)]
+
+    async def _call(self, number: int) -> None:
+        time_of = asyncio.get_running_loop().time
+        while not self.stop:
+            began = time_of()
+            try:
+                if number % 2:
+                    await self.redis.incr("counter")
+                    self.acknowledged += 1
+                else:
+                    await self.redis.get("counter")
+            except OutcomeUnknown:
+                self.unknown += 1
+            except DependencyUnavailable:
+                self.not_applied += 1
+                await asyncio.sleep(0.01)
+            except ResilientIOError as error:
+                self.others.append(error)
+            self.longest = max(self.longest, time_of() - began)
+
+
+async def test_down_is_published_within_50_ms_and_every_call_is_settled(
+    connect, quick, watch, slack
+):
+    async with RedisServer(persist=True) as server:
+        redis = await connect(server, policy=quick)
+        seen = watch(redis)
+        callers = Callers(redis)
+        await asyncio.sleep(0.3)
+
+        killed = asyncio.get_running_loop().time()
+        server.kill()
+        down = await seen.until(State.DOWN, within=2)
+        callers.stop = True
+        await asyncio.wait_for(asyncio.gather(*callers.tasks), quick.deadline + 2 * slack)
+
+        assert down - killed <= PUBLISHED_WITHIN
+        assert seen.changes[-1].cause in {Cause.REFUSED, Cause.RESET}
+        assert callers.longest <= quick.deadline + slack
+        assert not [error for error in callers.others if not isinstance(error, TimeoutError)]
+        assert callers.acknowledged > CALLERS
+
+        await server.start()
+        found = int(await server.query("GET", "counter"))
+        assert callers.acknowledged <= found <= callers.acknowledged + callers.unknown
+
+
+@pytest.mark.parametrize("repeat", range(3))
+async def test_down_is_published_within_50_ms_of_each_kill_without_traffic(
+    repeat, redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    await asyncio.sleep(0.05 * repeat)
+
+    killed = asyncio.get_running_loop().time()
+    redis_server.kill()
+
+    assert await seen.until(State.DOWN, within=2) - killed <= PUBLISHED_WITHIN
+
+
+async def test_a_call_while_down_fails_at_once_without_touching_the_network(
+    redis_server, connect, watch
+):
+    """The benchmark holds the 5 µs; this holds the order of magnitude on a busy machine."""
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    redis_server.kill()
+    await seen.until(State.DOWN, within=2)
+
+    rounds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(200):
+            try:
+                await redis.get("key")
+            except DependencyUnavailable:
+                continue
+            pytest.fail("a call went through while the server was dead")
+        rounds.append((time.perf_counter() - began) / 200)
+
+    assert min(rounds) <= 10e-6, f"{min(rounds) * 1e6:.1f} µs, median {statistics.median(rounds)}"
+
+
+async def test_waiting_calls_of_a_dead_server_end_with_their_deadline(
+    redis_server, connect, quick, watch, slack
+):
+    redis = await connect(redis_server, policy=quick.replace(while_down="wait"))
+    seen = watch(redis)
+    redis_server.kill()
+    await seen.until(State.DOWN, within=2)
+
+    began = asyncio.get_running_loop().time()
+    results = await asyncio.gather(*[redis.incr("n") for _ in range(CALLERS)], return_exceptions=True)
+    took = asyncio.get_running_loop().time() - began
+
+    assert quick.deadline - 0.05 <= took <= quick.deadline + slack
+    for result in results:
+        assert isinstance(result, ResilientIOError)
+        assert not isinstance(result, OutcomeUnknown)
+
+
+async def test_closing_settles_the_calls_of_a_dead_server_and_leaves_nothing(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    calls = [asyncio.create_task(redis.incr("counter")) for _ in range(CALLERS)]
+    await asyncio.sleep(0)
+    redis_server.kill()
+    calls += [asyncio.create_task(redis.get("counter")) for _ in range(CALLERS)]
+    await asyncio.sleep(0.02)
+
+    began = asyncio.get_running_loop().time()
+    await redis.aclose()
+
+    assert asyncio.get_running_loop().time() - began <= 1.0
+    done, pending = await asyncio.wait(calls, timeout=0.1)
+    assert not pending
+    for call in done:
+        error = call.exception()
+        assert error is None or isinstance(error, ResilientIOError)

@@ -1,0 +1,86 @@
+"""Our own event loop is blocked while the server is well: that is not the server's fault."""
+
+import asyncio
+import time
+
+import pytest
+
+from resilient_io import State
+
+
+@pytest.mark.parametrize("blocked", [2.5, 5.0])
+async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
+    blocked, redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    calls = [asyncio.create_task(redis.incr("counter")) for _ in range(100)]
+    calls += [asyncio.create_task(redis.get("absent")) for _ in range(100)]
+    await asyncio.sleep(0)  # they start
+    await asyncio.sleep(0)  # they are written
+
+    time.sleep(blocked)
+    results = await asyncio.gather(*calls)
+    await asyncio.sleep(1.5)  # a probe or two
+
+    assert sorted(results[:100]) == list(range(1, 101))
+    assert results[100:] == [None] * 100
+    assert not seen.changes
+    assert redis.stats().retries == 0
+    assert redis._engine.lanes.open_lanes == lanes
+
+
+async def test_an_idle_client_keeps_its_state_and_lanes_through_a_stall_of_5_s(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+
+    time.sleep(5)
+    assert await redis.incr("counter") == 1
+    await asyncio.sleep(0.5)
+
+    assert not seen.changes
+    assert redis._engine.lanes.open_lanes == lanes
+    assert redis.health.snapshot()["loop_lag"]["worst"] >= 4.5
+
+
+async def test_a_stall_in_the_middle_of_a_probe_is_taken_off_its_time(
+    redis_server, fault_proxy, connect, watch
+):
+    redis = await connect(fault_proxy)
+    seen = watch(redis)
+    ping = fault_proxy.hold("PING")
+    await ping.happened()
+    ping.release()
+
+    time.sleep(2.5)
+    await asyncio.sleep(1.5)
+
+    assert not seen.changes
+
+
+async def test_stutters_under_load_change_nothing(redis_server, connect, watch, quick):
+    redis = await connect(redis_server, policy=quick)
+    seen = watch(redis)
+    stop = False
+    done = 0
+
+    async def call():
+        nonlocal done
+        while not stop:
+            await redis.incr("counter")
+            done += 1
+
+    callers = [asyncio.create_task(call()) for _ in range(50)]
+    for _ in range(4):
+        await asyncio.sleep(0.05)
+        time.sleep(0.7)  # longer than the response timeout
+    stop = True
+    await asyncio.gather(*callers)
+
+    assert int(await redis_server.query("GET", "counter")) == done
+    assert not seen.changes
+    assert redis.health.state is State.UP
