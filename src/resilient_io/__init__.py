@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MonitorChange,
         State,
     )
+    from resilient_io.redis import LaneSettings, RedisStats, ResilientRedis
 
 __all__ = [
     "Cause",
@@ -42,11 +43,14 @@ __all__ = [
     "DependencyUnavailable",
     "HealthMonitor",
     "HealthSettings",
+    "LaneSettings",
     "MonitorChange",
     "OutcomeUnknown",
     "Overloaded",
     "Progress",
+    "RedisStats",
     "ResilientIOError",
+    "ResilientRedis",
     "RetryPolicy",
     "State",
     "deadline",
@@ -73,6 +77,7 @@ _HOMES = {
         "MonitorChange",
         "State",
     ),
+    "resilient_io.redis": ("LaneSettings", "RedisStats", "ResilientRedis"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

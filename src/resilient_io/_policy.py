@@ -55,9 +55,9 @@ _MAX_DOUBLINGS = 64
 class RetryPolicy:
     """How a client treats a call that fails, and how long it may take.
 
-    Contradictions are refused when it is made. Three attempts with full jitter and the budget's
-    proportions are those of the AWS SDKs' standard mode; never retrying at more than one layer,
-    and the bound on retries by successes, follow Google's SRE book.
+    Contradictions are refused when it is made. Three attempts with full jitter, and the size and
+    proportions of the budget, are those of the AWS SDKs' standard mode; that retries are bounded
+    by successes, and made at one layer only, follows Google's SRE book.
 
     Args:
         attempts: Attempts of a call, the first included.
@@ -89,7 +89,7 @@ class RetryPolicy:
     connect_timeout: float = 1.0
     repeat: Repeat = "idempotent"
     while_down: WhileDown = "fail"
-    retry_budget: float = 100.0
+    retry_budget: float = 500.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

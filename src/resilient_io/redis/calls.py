@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,7 +55,7 @@ class Call(Protocol):
         """
 
 
-_pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+_pack: Callable[[Sequence[object]], bytes] = hiredis.pack_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,11 @@ class Packer:
             redis.exceptions.DataError: An argument is neither bytes, str, int nor float.
         """
         if self.direct:
-            with contextlib.suppress(TypeError):
-                # Not a bytearray, say, nor what the encoder refuses with a better message.
-                return _pack((*words, *args[1:]))
+            try:
+                # One word stands as it was given.
+                return _pack((*words, *args[1:]) if len(words) > 1 else args)
+            except TypeError:
+                pass  # a bytearray, say, or what the encoder refuses with a better message
         encode = self._encoder.encode
         return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
 

@@ -36,17 +36,18 @@ async def dial(
         OSError: The name could not be looked up, or the time was used up (`TimeoutError`).
     """
     connection: AbstractConnection | None = None
+    connected = False
     try:
         async with asyncio.timeout(timeout):
             await target.locate()
             connection = target.connection(client_name=client_name, connect_timeout=timeout)
             await connection.connect()  # type: ignore[no-untyped-call]
-    except BaseException:  # whatever ends the dial, its socket must not outlive it
-        if connection is not None:
+        _set_user_timeout(connection, user_timeout)
+        connected = True
+        return connection
+    finally:
+        if connection is not None and not connected:
             abort(connection)
-        raise
-    _set_user_timeout(connection, user_timeout)
-    return connection
 
 
 def abort(connection: AbstractConnection) -> None:

@@ -85,6 +85,7 @@ class Lane(asyncio.Protocol):
         self._queue: list[tuple[Entry, bytes]] = []
         self._inflight: deque[Entry] = deque()
         self._scheduled = False
+        self._crowded = False
         self._paused = False
         self._special = 0
         self._large = 0
@@ -141,19 +142,20 @@ class Lane(asyncio.Protocol):
     def send(self, entry: Entry, data: bytes) -> None:
         """Send one packed command; `entry` gets its reply as the result.
 
-        At once when nothing is in flight, else together with all others of this loop tick.
+        At once when nothing is in flight, else together with all others of this loop tick; also
+        when several replies have just come, for then several callers are about to call again.
         """
-        self.load += len(data) + CALL_COST
-        if self._inflight or self._queue or self._paused:
+        load = self.load = self.load + len(data) + CALL_COST
+        if self._scheduled:
             self._queue.append((entry, data))
-            if not self._scheduled:
-                self._scheduled = True
-                self._loop.call_soon(self._flush)
+        elif self._inflight or self._crowded or self._queue or self._paused:
+            self._queue.append((entry, data))
+            self._schedule()
         else:
             self._inflight.append(entry)
             self._written(1, len(data))
             self._transport.write(data)
-        if self.load > self.limit and not self.full:
+        if load > self.limit and not self.full:
             self.full = True
             self._owner.lane_changed(self)
 
@@ -279,6 +281,7 @@ class Lane(asyncio.Protocol):
             self.close(Cause.PROTOCOL, f"what came is not RESP: {error}")
             return
         answered = outstanding - len(self._inflight)
+        self._crowded = answered > 1
         if answered:
             self._answered(answered)
         elif self._partial <= LARGE:

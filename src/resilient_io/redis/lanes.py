@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from resilient_io.errors import ConfigurationError
@@ -134,7 +135,7 @@ class Lanes:
         """Open the lanes in the running loop; doing it twice is fine."""
         if self.loop is None:
             self.loop = loop = asyncio.get_running_loop()
-            self.time, self.create_future = loop.time, loop.create_future
+            self.time, self.create_future = loop.time, partial(asyncio.Future, loop=loop)
             self.lag = LoopLag.acquire()
             self._keeper.start(len(self._slots))
 

@@ -51,6 +51,10 @@ class RedisProbe:
                 await self._ask_in_band()
         except (RedisError, OSError) as error:
             failure = connection_failure(error, tls=self._target.uses_tls)
+            if self._lanes.open_lanes and failure.definite:
+                # Only new connections fail, as long as an old one answers.
+                await self._ask_in_band()
+                raise ProbeDegraded(failure.cause, failure.detail) from error
             raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite) from error
         return asyncio.get_running_loop().time() - began
 

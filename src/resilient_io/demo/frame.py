@@ -1,0 +1,98 @@
+"""What is shown while a client goes through the script; it fits into 80 columns and 24 lines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from resilient_io.demo.run import TICK
+from resilient_io.demo.screen import Colour, Line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resilient_io.demo.run import Event, Kind, Run
+
+_EVENTS: Final = 10
+_COLOURS: Final[dict[Kind, Colour]] = {
+    "fault": "yellow",
+    "good": "green",
+    "bad": "red",
+    "error": "red",
+}
+
+
+def frame(run: Run, part: int, blocks: str) -> list[Line]:
+    """Draw how it goes at this moment.
+
+    Args:
+        run: What has happened so far.
+        part: 1 for the first client, 2 for the second.
+        blocks: Characters for the curve.
+    """
+    now = asyncio.get_running_loop().time()
+    rate, p50, p99 = run.lately()
+    waiting = sorted(now - began for began in run.waiting.values())
+    longest = f", the longest for {waiting[-1]:.1f} s" if waiting else ""
+    hangs = bool(waiting) and waiting[-1] > 1.0
+    retries = run.side.retries()
+    errors = "   ".join(f"{count:,} {name}" for name, count in run.errors.most_common(2))
+    title = f"{part} of 2: {run.side.title}"
+    spent = f"{now - run.began:.1f} of {run.seconds:.0f} s"
+    return [
+        Line(),
+        Line(f"{title:<60}{spent:>19}", "bold"),
+        Line(),
+        Line(f"  answered   {rate:7,.0f} commands/s    p50 {ms(p50)}   p99 {ms(p99)}"),
+        Line(f"  waiting    {len(waiting):7,} calls{longest}", "red" if hangs else "plain"),
+        Line(f"  server     {run.side.state(now)}"),
+        Line(f"  retries    {retries:7,}" if retries is not None else "  retries    not told"),
+        Line(f"  errors     {errors or 'none'}", "red" if errors else "plain"),
+        *curves([run], blocks),
+        Line(),
+        *[event_line(event) for event in run.events[-_EVENTS:]],
+    ]
+
+
+def event_line(event: Event) -> Line:
+    """Show a line of the timeline."""
+    return Line(f"  {event.at:7.3f} s  {event.text}", _COLOURS[event.kind])
+
+
+def status_line(run: Run) -> Line:
+    """Say in one line how it goes."""
+    now = asyncio.get_running_loop().time()
+    rate, p50, p99 = run.lately()
+    said = f"{rate:,.0f} commands/s, p50 {ms(p50).strip()}, p99 {ms(p99).strip()}"
+    longest = max((now - began for began in run.waiting.values()), default=0.0)
+    return Line(
+        f"  {now - run.began:7.3f} s  . . {said}; {len(run.waiting)} waiting, up to {longest:.1f} s"
+    )
+
+
+def curves(runs: Sequence[Run], blocks: str) -> list[Line]:
+    """Draw answered commands over time, all to the same scale, and the faults below them."""
+    highest = max([max(run.curve, default=0) for run in runs] + [1])
+    lines = []
+    for run in runs:
+        heights = [-(-count * (len(blocks) - 1) // highest) for count in run.curve]
+        drawn = "".join(blocks[height] for height in heights)
+        label = run.side.name if len(runs) > 1 else "over time"
+        lines.append(Line(f"  {label:<{_label_width(runs)}} {drawn}"))
+    signs: dict[int, str] = {}
+    for fault in runs[0].faults:
+        signs[int((fault.at - runs[0].began) / TICK)] = fault.scene.sign
+    width = max(signs, default=-1) + 1
+    below = "".join(signs.get(place, " ") for place in range(width))
+    legend = "   L: replies lost  K: killed  F: frozen" if below and len(runs) == 1 else ""
+    lines.append(Line(f"  {'':<{_label_width(runs)}} {below}{legend}", "yellow"))
+    return lines
+
+
+def ms(seconds: float | None) -> str:
+    """Show a duration in milliseconds, or that there is none."""
+    return "   -    " if seconds is None else f"{seconds * 1000:5,.1f} ms"
+
+
+def _label_width(runs: Sequence[Run]) -> int:
+    return max(len(run.side.name) for run in runs) if len(runs) > 1 else len("over time ")

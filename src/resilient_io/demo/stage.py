@@ -1,0 +1,116 @@
+"""The whole demo, in its order: the server, the speed, both clients, the report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from resilient_io.demo.frame import event_line, frame, status_line
+from resilient_io.demo.ledger import Ledger
+from resilient_io.demo.report import report, speed_line
+from resilient_io.demo.run import Run
+from resilient_io.demo.screen import Line, Screen
+from resilient_io.demo.script import Script, play
+from resilient_io.demo.sides import SIDES
+from resilient_io.demo.speed import measure
+from resilient_io.demo.workload import Workload
+from resilient_io.testing import FaultProxy, RedisServer, find_redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from resilient_io.demo.ledger import Audit
+    from resilient_io.demo.run import Event
+    from resilient_io.demo.sides import OurSide, PlainSide
+
+_REDRAW: Final = 0.125
+_TELL: Final = 2.0
+_DRAIN: Final = 2.0
+
+
+async def perform(script: Script, screen: Screen) -> bool:
+    """Show the demo; return whether the ledger of `ResilientRedis` balances.
+
+    Failing or cancelled, it leaves no process and no folder.
+
+    Raises:
+        NoServerError: There is no server on this machine.
+        ServerDidNotStartError: The server does not start.
+    """
+    binary = find_redis()
+    screen.say(
+        Line(f"Server: {binary}"),
+        Line(
+            "It is started here, behind a proxy that can lose its replies. Both clients go through"
+        ),
+        Line(f"the same {len(script.scenes)} faults, {script.seconds:.0f} s each."),
+    )
+    # Written to disk before it is answered: what is acknowledged must be found again.
+    async with (
+        RedisServer(binary=binary, persist=True) as server,
+        FaultProxy(server.port) as proxy,
+    ):
+        screen.draw([Line(), Line("First, the speed of both without any fault ...")])
+        speeds = await measure(script, server)
+        screen.say(Line(), speed_line(speeds))
+        results = []
+        for part, kind in enumerate(SIDES, 1):
+            results.append(await _go_through(script, kind, part, server, proxy, screen))
+        screen.say(*report(results, speeds, screen.blocks))
+    return results[-1][1].balanced
+
+
+async def _go_through(
+    script: Script,
+    kind: type[PlainSide | OurSide],
+    part: int,
+    server: RedisServer,
+    proxy: FaultProxy,
+    screen: Screen,
+) -> tuple[Run, Audit]:
+    side = kind(proxy.port, script.socket_timeout)
+
+    def show(event: Event) -> None:
+        if not screen.live:
+            screen.say(event_line(event))
+
+    if not screen.live:
+        screen.say(Line(), Line(f"{part} of {len(SIDES)}: {side.title}"))
+    ledger = Ledger(side.key)
+    run = Run(side, ledger, script.seconds, show)
+    try:
+        async with _shown(run, part, screen), Workload(run):
+            await play(script, run, server, proxy)
+        run.ended()
+    finally:
+        await side.client.aclose()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN):
+            # What is still on its way would change the server behind the reader's back.
+            while proxy.connections:  # noqa: ASYNC110 - the proxy has no event for it
+                await asyncio.sleep(0.01)
+    return run, await ledger.audit(server)
+
+
+@contextlib.asynccontextmanager
+async def _shown(run: Run, part: int, screen: Screen) -> AsyncIterator[None]:
+    async def redraw() -> None:
+        while True:
+            screen.draw(frame(run, part, screen.blocks))
+            await asyncio.sleep(_REDRAW)
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_TELL)
+            screen.say(status_line(run))
+
+    task = asyncio.create_task(redraw() if screen.live else tell(), name="demo screen")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    task.cancelled() or task.result()
+    if screen.live:
+        screen.say(*frame(run, part, screen.blocks))
