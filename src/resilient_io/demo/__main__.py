@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m resilient_io.demo",
-        description="redis-py and ResilientRedis through the same faults, on a server of its own.",
-        epilog="Exit code: 0 if the ledger of ResilientRedis balances, 1 if not, 2 without a server.",
+        description="redis-py and ResilientRedis through the same faults, on a server of its own",
+        epilog="exit code: 0 if ResilientRedis's ledger balances, 1 if not, 2 without a server",
     )
     parser.add_argument(
         "--quick",

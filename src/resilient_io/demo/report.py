@@ -65,7 +65,9 @@ def _load(runs: Sequence[Run]) -> list[Line]:
         p50, p99 = quantile(took, 0.5), quantile(took, 0.99)
         return "-" if p50 is None or p99 is None else f"{p50 * 1e3:.1f} / {p99 * 1e3:,.1f} ms"
 
-    names = sorted({name for run in runs for name in run.errors})
+    def ended_by(name: str) -> Line:
+        return row(f"calls ended by {name}", lambda run: f"{run.errors[name]:,}")
+
     return [
         row("calls made", lambda run: f"{run.calls:,}"),
         row("calls answered a second", lambda run: f"{len(run.answered) / run.seconds:,.0f}"),
@@ -73,7 +75,7 @@ def _load(runs: Sequence[Run]) -> list[Line]:
         row("longest call", lambda run: f"{run.longest:.2f} s"),
         row("calls that took over 1 s", lambda run: f"{run.hung:,}"),
         row("retries", lambda run: _or(run.side.retries(), "not told", ",")),
-        *[row(f"calls ended by {n}", lambda run, n=n: f"{run.errors[n]:,}") for n in names],
+        *[ended_by(name) for name in sorted({name for run in runs for name in run.errors})],
     ]
 
 
@@ -121,13 +123,13 @@ def _ledger(audits: Sequence[Audit]) -> list[Line]:
 
 
 def _words(run: Run, audit: Audit) -> list[Line]:
-    open_ends = f"{audit.unknown:,} ended in an error that leaves open whether they were done"
+    open_ends = f"{_some(audit.unknown).capitalize()} ended in an error that leaves open whether they were done"
     if audit.not_done:
         open_ends += f", and {audit.not_done:,} in one that says they were not"
         open_ends += f" (but {audit.contradicted:,} were)" if audit.contradicted else ""
+    were = "were" if audit.repeated > 1 else "was"
     sentences = [
-        f"{run.side.name}: {_some(audit.repeated)} of {audit.writes:,} writes "
-        f"{'was' if audit.repeated <= 1 else 'were'} done more than once.",
+        f"{run.side.name}: {_some(audit.repeated)} of {audit.writes:,} writes {were} done twice.",
         f"{audit.lost:,} acknowledged ones were missing." if audit.lost else "",
         f"{open_ends}.",
         f"The longest call took {run.longest:.1f} s, and {run.hung:,} took over a second.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 import redis
 import redis.asyncio
@@ -12,8 +13,6 @@ from resilient_io.errors import OutcomeUnknown, Progress, ResilientIOError
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from resilient_io.health import Change
 
 HOST = "127.0.0.1"
@@ -89,4 +88,4 @@ class OurSide:
 
 
 Side = PlainSide | OurSide
-SIDES: tuple[type[PlainSide], type[OurSide]] = (PlainSide, OurSide)
+SIDES: Final[tuple[Callable[[int, float | None], Side], ...]] = (PlainSide, OurSide)

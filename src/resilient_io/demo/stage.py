@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.demo.frame import event_line, frame, status_line
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
     from resilient_io.demo.ledger import Audit
     from resilient_io.demo.run import Event
-    from resilient_io.demo.sides import OurSide, PlainSide
+    from resilient_io.demo.sides import Side
 
 _REDRAW: Final = 0.125
 _TELL: Final = 2.0
 _DRAIN: Final = 2.0
+_LOOK_AGAIN: Final = 0.01
 
 
 async def perform(script: Script, screen: Screen) -> bool:
@@ -52,45 +54,62 @@ async def perform(script: Script, screen: Screen) -> bool:
         FaultProxy(server.port) as proxy,
     ):
         screen.draw([Line(), Line("First, the speed of both without any fault ...")])
+        stage = Stage(script, server, proxy, screen)
         speeds = await measure(script, server)
         screen.say(Line(), speed_line(speeds))
-        results = []
-        for part, kind in enumerate(SIDES, 1):
-            results.append(await _go_through(script, kind, part, server, proxy, screen))
+        results = [
+            await stage.go_through(kind(proxy.port, script.socket_timeout), part)
+            for part, kind in enumerate(SIDES, 1)
+        ]
         screen.say(*report(results, speeds, screen.blocks))
     return results[-1][1].balanced
 
 
-async def _go_through(
-    script: Script,
-    kind: type[PlainSide | OurSide],
-    part: int,
-    server: RedisServer,
-    proxy: FaultProxy,
-    screen: Screen,
-) -> tuple[Run, Audit]:
-    side = kind(proxy.port, script.socket_timeout)
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What both clients meet.
 
-    def show(event: Event) -> None:
+    Attributes:
+        script: The faults.
+        server: Suffers them.
+        proxy: Stands before the server, and loses replies.
+        screen: Shows what happens.
+    """
+
+    script: Script
+    server: RedisServer
+    proxy: FaultProxy
+    screen: Screen
+
+    async def go_through(self, side: Side, part: int) -> tuple[Run, Audit]:
+        """Let one client go through the script, close it, and check its ledger.
+
+        Args:
+            side: The client.
+            part: 1 for the first, 2 for the second.
+        """
+        screen = self.screen
+
+        def show(event: Event) -> None:
+            if not screen.live:
+                screen.say(event_line(event))
+
         if not screen.live:
-            screen.say(event_line(event))
-
-    if not screen.live:
-        screen.say(Line(), Line(f"{part} of {len(SIDES)}: {side.title}"))
-    ledger = Ledger(side.key)
-    run = Run(side, ledger, script.seconds, show)
-    try:
-        async with _shown(run, part, screen), Workload(run):
-            await play(script, run, server, proxy)
-        run.ended()
-    finally:
-        await side.client.aclose()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN):
-            # What is still on its way would change the server behind the reader's back.
-            while proxy.connections:  # noqa: ASYNC110 - the proxy has no event for it
-                await asyncio.sleep(0.01)
-    return run, await ledger.audit(server)
+            screen.say(Line(), Line(f"{part} of {len(SIDES)}: {side.title}"))
+        ledger = Ledger(side.key)
+        run = Run(side, ledger, self.script.seconds, show)
+        try:
+            async with _shown(run, part, screen), Workload(run):
+                await play(self.script, run, self.server, self.proxy)
+            run.ended()
+        finally:
+            await side.client.aclose()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                # What is still on its way would change the server behind the reader's back.
+                while self.proxy.connections:  # noqa: ASYNC110 - the proxy has no event for it
+                    await asyncio.sleep(_LOOK_AGAIN)
+        return run, await ledger.audit(self.server)
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +130,7 @@ async def _shown(run: Run, part: int, screen: Screen) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-    task.cancelled() or task.result()
+    if not task.cancelled():
+        task.result()
     if screen.live:
         screen.say(*frame(run, part, screen.blocks))
