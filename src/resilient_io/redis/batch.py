@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -20,7 +20,7 @@ from .lane import LARGE
 from .ticket import NoLanes, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.errors import ResilientIOError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .gate import Gate
 
-    Command = tuple[tuple[Any, ...], Mapping[str, Any]]
+    Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
+    Annotate = Callable[[Exception, int, Iterable[object]], None]
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
@@ -49,11 +50,12 @@ class BatchCall:
         gate: Gate,
         policy: RetryPolicy,
         packer: Packer,
-        commands: Sequence[Command],
+        commands: Sequence[Queued],
         specs: Sequence[CommandSpec],
         *,
         transaction: bool,
         otherwise: Call,
+        annotate: Annotate,
     ) -> None:
         """Prepare; every argument is encoded here, so a wrong one sends nothing.
 
@@ -65,6 +67,7 @@ class BatchCall:
             specs: Their rows in the table.
             transaction: Put MULTI and EXEC around them.
             otherwise: The same call for a driver whose connections cannot be lanes.
+            annotate: Adds to an error which command of the pipeline it is about.
         """
         self._gate = gate
         self._patience = policy.response_timeout
@@ -72,6 +75,7 @@ class BatchCall:
         self._specs = specs
         self._transaction = transaction
         self._otherwise = otherwise
+        self._annotate = annotate
         self._answers: list[object] = []
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
@@ -141,11 +145,8 @@ class BatchCall:
 
     async def _finish_transaction(self, replies: list[object]) -> list[object]:
         *queued, result = replies
-        errors = [reply for reply in queued if isinstance(reply, Exception)]
         if isinstance(result, ExecAbortError):
-            first = errors[0] if errors else _reason(result)
-            _raise_refused(first)
-            raise first from result if first is not result else None
+            self._raise_aborted(queued[1:], result)
         if isinstance(result, Exception):
             _raise_if_refused(replies, self._specs[:1])
             raise result
@@ -161,13 +162,25 @@ class BatchCall:
             for place, (_, options) in enumerate(self._commands)
         ]
 
+    def _raise_aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> NoReturn:
+        """Raise what made the server discard the transaction: nothing was applied."""
+        sent = [args for args, options in self._commands if EMPTY_RESPONSE not in options]
+        for place, reply in enumerate(queued):
+            if isinstance(reply, Exception):
+                _raise_refused(reply)
+                self._annotate(reply, place + 1, sent[place])
+                raise reply from aborted
+        reason = _reason(aborted)
+        _raise_refused(reason)
+        raise reason
+
     async def _read(self, place: int, reply: object) -> object:
-        options = self._commands[place][1]
+        args, options = self._commands[place]
         if isinstance(reply, Exception):
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = self._gate.apply_callback(self._specs[place].name, reply, options)
+            value = self._gate.apply_callback(args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error

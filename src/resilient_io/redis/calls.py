@@ -55,7 +55,7 @@ class Call(Protocol):
         """
 
 
-_pack: Callable[[Sequence[object]], bytes] = hiredis.pack_command
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def read_reply(gate: Gate, command: Command, reply: object) -> object:
         raise reply
     if gate.health.refusing and command.effect is not Effect.READ:
         gate.accepted()
-    return gate.apply_callback(command.spec.name, reply, command.options)
+    return gate.apply_callback(command.args[0], reply, command.options)
 
 
 class LaneCall:

@@ -194,7 +194,7 @@ class ResilientRedis(driver.Redis):
             call = self._lane_call(Command(spec, args, options), data, reply)
             return await self._engine.gate.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
-        callback = _get_callback(self.response_callbacks, spec.name)
+        callback = _get_callback(self.response_callbacks, args[0])
         if callback is None:
             return reply
         options.pop("keys", None)

@@ -260,9 +260,9 @@ class Gate:
                 error=error,
             ) from error
 
-    def apply_callback(self, name: str, reply: Any, options: Mapping[str, Any]) -> Any:
-        """Apply redis-py's response callback, as its `parse_response` does."""
-        callback = self.callbacks.get(name)
+    def apply_callback(self, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
+        """Apply redis-py's response callback, found by the name as it was given."""
+        callback = self.callbacks.get(name) if isinstance(name, str | bytes) else None
         if callback is None:
             return reply
         plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}

@@ -8,6 +8,7 @@ from redis import exceptions as driver
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import ConstantBackoff
 
+from resilient_io._checking import check_seconds
 from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
@@ -40,10 +41,10 @@ def policy_from(options: Mapping[str, Any]) -> RetryPolicy:
     changes: dict[str, Any] = {}
     response = options.get("socket_timeout")
     if response is not None:
-        changes["response_timeout"] = float(response)
+        changes["response_timeout"] = check_seconds("socket_timeout", response)
     connect = options.get("socket_connect_timeout")
     if connect is not None:
-        changes["connect_timeout"] = float(connect)
+        changes["connect_timeout"] = check_seconds("socket_connect_timeout", connect)
     retry = options.get("retry")
     if retry is not None:
         changes |= _from_retry(retry)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.client import Pipeline
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
 
@@ -17,10 +17,11 @@ from .errors import RouteRefused
 from .exchange import AttemptFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
+    from .batch import Queued
     from .client import ResilientRedis
     from .commands import CommandSpec
 
@@ -83,10 +84,11 @@ class ResilientPipeline(Pipeline):
                     specs,
                     transaction=transaction,
                     otherwise=alone,
+                    annotate=self.annotate_exception,
                 )
             replies: list[Any] = await self._run(call)
             if raise_on_error:
-                self.raise_first_error(commands, replies)
+                self._raise_first(commands, replies)
             return replies
         finally:
             await self.reset()
@@ -116,6 +118,13 @@ class ResilientPipeline(Pipeline):
             self._client._engine.dedicated.give_back(connection, clean=clean)
         self.watching = False
         self.explicit_transaction = False
+
+    def _raise_first(self, commands: Sequence[Queued], replies: Sequence[Any]) -> None:
+        for place, reply in enumerate(replies):
+            if isinstance(reply, ResponseError):
+                self.annotate_exception(reply, place + 1, commands[place][0])
+            if isinstance(reply, Exception):
+                raise reply
 
     async def _run(self, call: Any) -> Any:
         client = self._client

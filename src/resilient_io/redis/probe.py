@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from redis import exceptions as driver
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
@@ -86,11 +85,10 @@ class RedisProbe:
                 await ask("PING")
                 if self._health.refusing and self._health.cause is Cause.READ_ONLY:
                     await self._ask_role(ask)
-            except driver.NoPermissionError:
-                return  # an answer, if not to the question
             except RedisError as error:
                 _read_refusal(error)
-                raise
+                if not isinstance(error, ResponseError):
+                    raise
         finally:
             abort(connection)
 
@@ -101,8 +99,7 @@ class RedisProbe:
 
 
 def _read_refusal(error: Exception) -> None:
-    if isinstance(error, driver.NoPermissionError):
-        return
+    """Raise what an error reply says of the server; any other is an answer, if to no question."""
     meaning = refusal(error)
     if meaning is None:
         return
