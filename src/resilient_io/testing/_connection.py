@@ -224,8 +224,7 @@ class ProxiedConnection:
                 self.reset()
             case Effect.RESET_AFTER:
                 self._forward(request, None)
-                self._flush()
-                self.reset()
+                self.reset()  # takes effect after this piece has been sent on
             case Effect.ANSWER if self._counting:
                 self._unanswered.append(fault)
                 self._answer_what_is_due()

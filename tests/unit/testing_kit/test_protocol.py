@@ -56,6 +56,15 @@ def test_requests_are_cut_wherever_the_bytes_are_split(size):
     assert found[0].connection == 7
 
 
+def test_a_large_value_is_joined_once_not_at_every_piece():
+    request = encode("SET", "k", b"x" * 1000)
+    scanner = RequestScanner(1)
+    for at in range(0, 900, 100):
+        assert scanner.feed(request[at : at + 100]) == []
+    assert len(scanner._pieces) == 9
+    assert scanner.feed(request[900:])[0].raw == request
+
+
 def test_what_is_no_request_is_handed_on():
     scanner = RequestScanner(1)
     garbage = b"*1\r\n$x\r\nmore"

@@ -1,6 +1,8 @@
 """The loop with virtual time: exact, never waiting, and loud when nothing will happen."""
 
 import asyncio
+import os
+import signal
 import socket
 import time
 
@@ -51,6 +53,17 @@ async def test_what_is_ready_goes_before_time():
     assert loop.time() == began
     assert not sleeper.done()
     await sleeper
+
+
+async def test_a_signal_goes_before_time():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    seen = []
+    loop.add_signal_handler(signal.SIGUSR1, lambda: seen.append(loop.time() - began))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await asyncio.sleep(5)
+    loop.remove_signal_handler(signal.SIGUSR1)
+    assert seen == [0]
 
 
 async def test_timeouts_work():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 
 import pytest
 
@@ -192,22 +193,62 @@ async def test_a_reply_in_pieces_is_struck_as_a_whole(fault_proxy, connect):
     assert await client.read(17) == b"+instead\r\n+PONG\r\n"
 
 
-async def test_garbage_from_the_server_is_handed_on(connect):
-    async def garbage(reader, writer):
-        await reader.readline()
-        writer.write(b"+OK\r\n?what\r\n")
-        await reader.read()
-        writer.close()
+@contextlib.asynccontextmanager
+async def proxied_stub(*pieces):
+    """A server that answers the first request with these pieces, and then listens only."""
 
-    server = await asyncio.start_server(garbage, "127.0.0.1", 0)
+    async def answer(reader, writer):
+        await reader.read(100)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        await reader.read()
+        await closed(writer)
+        finished.set()
+
+    finished = asyncio.Event()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with FaultProxy(server.sockets[0].getsockname()[1]) as proxy:
+        yield proxy
+        for connection in proxy.connections:
+            connection.close()
+        await finished.wait()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_garbage_from_the_server_is_handed_on(connect):
+    async with proxied_stub(b"+OK\r\n?wh", b"at\r\n") as proxy:
         client = await connect(proxy)
         proxy.drop_reply(nth=2)
         client.writer.write(b"PING\r\nPING\r\n")
-        assert await client.read(12) == b"+OK\r\n?what\r\n"[:12]
-        await closed(client.writer)
-    server.close()
-    await server.wait_closed()
+        assert await client.read(12) == b"+OK\r\n?what\r\n"
+
+
+async def test_a_push_where_the_struck_reply_was_awaited_passes(connect):
+    async with proxied_stub(b">1\r\n+pu", b"sh\r\n>1\r\n+two\r\n:1\r\n>0\r\n") as proxy:
+        client = await connect(proxy)
+        fault = proxy.answer("INCR", b":7\r\n", forward=True)
+        client.send("INCR", "n")
+        expected = b">1\r\n+push\r\n>1\r\n+two\r\n:7\r\n>0\r\n"
+        assert await client.read(len(expected)) == expected
+        await fault.happened()
+
+
+async def test_a_port_that_refuses_is_taken_by_nobody_else(fault_proxy):
+    fault_proxy.refuse()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((fault_proxy.host, fault_proxy.port))
+
+
+async def test_a_stall_of_replies_strikes_new_connections_too(fault_proxy, connect):
+    fault_proxy.stall("replies", existing=False)
+    client = await connect()
+    client.send("PING")
+    assert await client.hears_nothing()
+    assert fault_proxy.requests == {"PING": 1}
+    fault_proxy.restore()
+    assert await client.read(7) == b"+PONG\r\n"
 
 
 async def test_releasing_tells_that_the_server_has_killed_the_connection(
