@@ -17,6 +17,7 @@ from .classification import advise, connection_failure, refusal
 from .commands import Effect, Route, effect_of
 from .exchange import AttemptFailed, failed_by, follow
 from .lane import LARGE
+from .salvage import can_be_salvaged
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 
 if TYPE_CHECKING:
@@ -231,13 +232,32 @@ class DedicatedCall:
         """Borrow a connection, send, wait as long as the command may block, give it back."""
         gate = self._gate
         connection = await gate.borrow(until)
-        clean = False
+        clean = blocked = False
         try:
+            if can_be_salvaged(self._command):
+                await self._identify(connection, until)
+                blocked = True
             reply = await self._exchange(connection, until)
             clean = True
         finally:
-            gate.dedicated.give_back(connection, clean=clean)
-        return read_reply(gate, self._command, reply) if isinstance(reply, Exception) else reply
+            if blocked and not clean and connection.is_connected:
+                gate.salvage(connection, self._command)
+            else:
+                gate.dedicated.give_back(connection, clean=clean)
+        if blocked or isinstance(reply, Exception):
+            return read_reply(gate, self._command, reply)
+        return reply
+
+    async def _identify(self, connection: AbstractConnection, until: float | None) -> None:
+        """Learn the connection's id, by which a blocked command can be ended."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._gate.dedicated.identify(connection)
+        except (RedisError, OSError) as error:
+            failure = connection_failure(error)
+            raise AttemptFailed(
+                Progress.NOT_SENT, failure.cause, failure.detail, error=error
+            ) from error
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()
@@ -247,6 +267,10 @@ class DedicatedCall:
         args = self._command.args
         try:
             async with asyncio.timeout_at(min(limits, default=None)):
+                if can_be_salvaged(self._command):
+                    await connection.send_command(*args)
+                    # A cancelled read must leave the connection open, for the salvage.
+                    return await connection.read_response(disconnect_on_error=False)
                 # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
                 return await self._client._send_command_parse_response(
                     connection, args[0], *args, **self._command.options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_io._deadline import context_without_deadline
 
-from .dial import abort, dial
+from .dial import abort, ask_over, client_id, dial
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -40,6 +40,7 @@ class DedicatedConnections:
         self._like = like
         self._room = asyncio.Semaphore(limit)
         self._idle: list[AbstractConnection] = []
+        self._identities: dict[AbstractConnection, int | None] = {}
         self._lent: list[AbstractConnection] = []
         self._dials: list[asyncio.Task[AbstractConnection]] = []
         self._closed = False
@@ -68,13 +69,23 @@ class DedicatedConnections:
             if not lent:
                 self._room.release()
 
+    async def identify(self, connection: AbstractConnection) -> None:
+        """Ask a lent connection's CLIENT ID, once, while it is still free to answer."""
+        if connection not in self._identities:
+            ask = ask_over(connection, self._policy.response_timeout)
+            self._identities[connection] = await client_id(ask)
+
+    def identity(self, connection: AbstractConnection) -> int | None:
+        """Return the CLIENT ID that `identify` was told; None where the server forbids it."""
+        return self._identities.get(connection)
+
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
             connection = self._idle.pop()
             # Anything to read on an idle connection is a farewell or somebody else's reply.
             if connection.is_connected and not await connection.can_read():
                 return connection
-            abort(connection)
+            self._discard(connection)
         return None
 
     async def _dial(self) -> AbstractConnection:
@@ -107,9 +118,13 @@ class DedicatedConnections:
 
     def _keep(self, connection: AbstractConnection) -> None:
         if self._closed or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
-            abort(connection)
+            self._discard(connection)
         else:
             self._idle.append(connection)
+
+    def _discard(self, connection: AbstractConnection) -> None:
+        self._identities.pop(connection, None)
+        abort(connection)
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
         """Take a lent connection back; one that is not clean is closed."""
@@ -120,12 +135,12 @@ class DedicatedConnections:
         if clean:
             self._keep(connection)
         else:
-            abort(connection)
+            self._discard(connection)
 
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so nobody waits on it for ever."""
         for connection in [*self._idle, *self._lent]:
-            abort(connection)
+            self._discard(connection)
         self._idle.clear()
 
     async def aclose(self) -> None:

@@ -144,6 +144,7 @@ class Engine:
     async def _close(self) -> None:
         if self._subscription is not None:
             self._subscription.remove()
+        await self.gate.aclose()
         await self.lanes.aclose()
         await self.dedicated.aclose()
         await self.target.aclose()

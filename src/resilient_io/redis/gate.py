@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from resilient_io._policy import current_deadline, retrying
+from resilient_io._policy import context_without_deadline, current_deadline, retrying
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 
@@ -20,6 +20,7 @@ from .classification import connection_failure
 from .commands import Effect
 from .errors import RedisClosed
 from .exchange import AttemptFailed
+from .salvage import salvage
 from .verdict import Verdicts
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
 
-    from .calls import Call
+    from .calls import Call, Command
     from .dedicated import DedicatedConnections
     from .lanes import Lanes
 
@@ -78,6 +79,7 @@ class Gate:
         self.verdicts = Verdicts(health.name)
         self.closed = False
         self._rng = rng
+        self._salvages: list[asyncio.Task[None]] = []
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
@@ -104,11 +106,6 @@ class Gate:
                 call, failure, policy, deliberate=deliberate
             )
 
-        def note(attempt: int, _backoff: float) -> None:
-            nonlocal attempts
-            attempts = attempt
-            self.verdicts.retries += 1
-
         try:
             return await call.attempt(until)
         except AttemptFailed as failure:
@@ -117,9 +114,11 @@ class Gate:
         if may_repeat(first):
 
             async def again() -> Any:
-                nonlocal last
+                nonlocal last, attempts
                 try:
                     await self._safe_to_repeat(call, last, policy, until)
+                    attempts += 1
+                    self.verdicts.retries += 1
                     return await call.attempt(until)
                 except AttemptFailed as failure:
                     self._learn(failure)
@@ -136,7 +135,6 @@ class Gate:
                     budget=self.budget,
                     cost=self._cost,
                     rng=self._rng,
-                    on_retry=note,
                 )
             except AttemptFailed as failure:
                 last = failure
@@ -259,6 +257,24 @@ class Gate:
                 final=failure.permanent,
                 error=error,
             ) from error
+
+    def salvage(self, connection: AbstractConnection, command: Command) -> None:
+        """End a blocking pop that nobody waits for any more, in a task of the client's."""
+        if self.closed:
+            self.dedicated.give_back(connection, clean=False)
+            return
+        task = asyncio.get_running_loop().create_task(
+            salvage(connection, command, lanes=self.lanes, dedicated=self.dedicated),
+            name=f"resilient-io salvage {command.spec.name}",
+            context=context_without_deadline(),
+        )
+        self._salvages.append(task)
+        task.add_done_callback(self._salvages.remove)
+
+    async def aclose(self) -> None:
+        """Wait for what is being salvaged; each is bounded."""
+        if self._salvages:
+            await asyncio.wait(list(self._salvages))
 
     def apply_callback(self, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
         """Apply redis-py's response callback, found by the name as it was given."""

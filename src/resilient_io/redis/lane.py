@@ -61,6 +61,7 @@ class Lane(asyncio.Protocol):
         limit: int,
         latencies: Latencies,
         lag: LoopLag,
+        pushes: bool = False,
     ) -> None:
         """Take over the transport of a connection that has shaken hands.
 
@@ -73,6 +74,7 @@ class Lane(asyncio.Protocol):
             limit: Bytes in flight (see `CALL_COST`) above which the lane calls itself full.
             latencies: Where the time of each answered write is recorded.
             lag: How long the event loop was blocked; that time is nobody's silence.
+            pushes: Whether its caller may have asked for RESP3 pushes (CLIENT TRACKING).
         """
         self._loop = asyncio.get_running_loop()
         self.connection = connection
@@ -81,6 +83,7 @@ class Lane(asyncio.Protocol):
         self.response_timeout = response_timeout
         self.limit = limit
         self._owner = owner
+        self._pushes = pushes
         self._outstanding = Outstanding(latencies, lag)
         self._queue: list[tuple[Entry, bytes]] = []
         self._inflight: deque[Entry] = deque()
@@ -279,6 +282,9 @@ class Lane(asyncio.Protocol):
             return
         except InvalidResponse as error:
             self.close(Cause.PROTOCOL, f"what came is not RESP: {error}")
+            return
+        if not self._inflight and self._reader.has_data() and not self._pushes:
+            self.close(Cause.PROTOCOL, "half a reply came that nobody had asked for")
             return
         answered = outstanding - len(self._inflight)
         self._crowded = answered > 1

@@ -109,6 +109,7 @@ class Lanes:
         self._preferred: Lane | None = None
         self._backlog: deque[Ticket] = deque()
         self._abandoned = 0
+        self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
@@ -288,6 +289,7 @@ class Lanes:
             limit=self._settings.in_flight,
             latencies=self.latencies,
             lag=self.lag,
+            pushes=self._bound,
         )
 
     def _drop(self, lane: Lane) -> None:
@@ -310,22 +312,32 @@ class Lanes:
             ticket.interrupt(why)
 
     def _choose(self) -> None:
+        self._stale = True
+        if self._choosing:
+            return  # sending from the backlog changed something: the loop below begins again
+        self._choosing = True
+        try:
+            while self._stale:
+                self._stale = False
+                self._choose_once()
+        finally:
+            self._choosing = False
+
+    def _choose_once(self) -> None:
         lane = self._preferred = self._prefer()
         self.current = self.fast = None
         if lane is None or lane.full or self._closing or self._keeper.fencing:
             return
-        self.current = lane
-        while self._backlog and not lane.full:
+        while self._backlog and not self._stale:
             ticket = self._backlog.popleft()
             if ticket.done():
                 self._abandoned -= 1
-                continue
-            lane.send_ticket(ticket)
-            if self.current is not lane:
-                return  # sending changed the choice, and that choice went on from here
-        if lane.full:
-            self.current = None
-        elif self._health.available and not self._health.refusing and not self._bound:
+            else:
+                lane.send_ticket(ticket)
+        if self._stale:
+            return
+        self.current = lane
+        if self._health.available and not self._health.refusing and not self._bound:
             self.fast = lane
 
     def _prefer(self) -> Lane | None:

@@ -1,0 +1,111 @@
+"""A blocking pop whose caller went away: ended so that no element is lost, where that can be.
+
+Closing the connection would lose an element that is already on its way. So the server is asked,
+over a lane, to unblock the connection; then its one reply is read. It is empty, or it is the
+element, which is put back at the end it came from. Nobody waits for that: it is a bounded task of
+the client's.
+
+What cannot be helped: the server or the network fails in that moment, an ACL forbids CLIENT
+UNBLOCK, or another consumer has taken later elements meanwhile (then the order changes). BLMOVE
+and streams have none of these troubles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from .calls import Command
+    from .dedicated import DedicatedConnections
+    from .lanes import Lanes
+
+_log = logging.getLogger("resilient_io.redis")
+
+GRACE = 1.0
+"""Seconds within which it has to be over; then the connection is closed."""
+
+
+async def salvage(
+    connection: AbstractConnection,
+    command: Command,
+    *,
+    lanes: Lanes,
+    dedicated: DedicatedConnections,
+) -> None:
+    """End a blocking command that nobody waits for any more, and put back what it popped.
+
+    Args:
+        connection: The lent connection on which it blocks.
+        command: The command.
+        lanes: Where the server is asked.
+        dedicated: Where the connection is given back.
+    """
+    clean = False
+    try:
+        async with asyncio.timeout(GRACE):
+            await _ask(lanes, "CLIENT", "UNBLOCK", dedicated.identity(connection))
+            reply: Any = await connection.read_response()
+            clean = True
+            if reply is not None:
+                for restoring in _RESTORE[command.spec.name](reply):
+                    await _ask(lanes, *restoring)
+    except (RedisError, OSError) as error:
+        _log.warning(
+            "a cancelled %s could not be ended cleanly, so an element may be lost: %s",
+            command.spec.name,
+            error,
+            extra={"operation": command.spec.name},
+        )
+    finally:
+        dedicated.give_back(connection, clean=clean)
+
+
+def can_be_salvaged(command: Command) -> bool:
+    """Tell whether the command pops elements that can be put back."""
+    return command.spec.name in _RESTORE
+
+
+async def _ask(lanes: Lanes, *words: Any) -> object:
+    lane = lanes.current
+    if lane is None:
+        raise ConnectionResetError("there is no open lane to ask over")
+    ticket = Ticket(b"".join(lane.connection.pack_command(*words)))
+    lane.send_ticket(ticket)
+    reply = await ticket.future
+    if isinstance(reply, RedisError):
+        raise reply
+    if isinstance(reply, Exception):
+        raise ConnectionResetError(str(reply)) from reply
+    return reply
+
+
+def _push(end: str) -> Callable[[Any], list[Sequence[Any]]]:
+    def restore(reply: Any) -> list[Sequence[Any]]:
+        key, element = reply
+        return [(end, key, element)]
+
+    return restore
+
+
+def _add_back(reply: Any) -> list[Sequence[Any]]:
+    key, member, score = reply
+    return [("ZADD", key, "NX", score, member)]
+
+
+_RESTORE: dict[str, Callable[[Any], list[Sequence[Any]]]] = {
+    "BLPOP": _push("LPUSH"),
+    "BRPOP": _push("RPUSH"),
+    "BZPOPMIN": _add_back,
+    "BZPOPMAX": _add_back,
+}
+"""How each pop is undone, from its raw reply."""
