@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resilient_io.testing._configuration import free_port
     from resilient_io.testing._connection import ProxiedConnection
     from resilient_io.testing._resp import Reply, Request, ServerError, encode
     from resilient_io.testing.binaries import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
         RedisServer,
         ServerDidNotStartError,
         embedded_redis,
-        free_port,
     )
     from resilient_io.testing.virtual_time import (
         NothingWillHappenError,
@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "_configuration": ("free_port",),
     "_connection": ("ProxiedConnection",),
     "_resp": ("Reply", "Request", "ServerError", "encode"),
     "binaries": ("Binary", "NoServerError", "find_embedded_redis", "find_redis"),
@@ -78,7 +79,7 @@ _MODULES = {
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
     "proxy": ("FaultProxy",),
-    "servers": ("RedisServer", "ServerDidNotStartError", "embedded_redis", "free_port"),
+    "servers": ("RedisServer", "ServerDidNotStartError", "embedded_redis"),
     "virtual_time": ("NothingWillHappenError", "VirtualTimeLoop", "new_virtual_loop"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

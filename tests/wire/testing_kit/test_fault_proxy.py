@@ -19,7 +19,7 @@ class Client:
         self.writer.write(encode(*arguments))
 
     async def read(self, size):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             return await self.reader.readexactly(size)
 
     async def ask(self, *arguments, size):
@@ -52,7 +52,7 @@ async def closed(writer):
 
 
 async def eventually(condition):
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - what others do raises no event here
             await asyncio.sleep(0.002)
 
@@ -395,7 +395,7 @@ async def test_latency_is_added_in_each_direction(fault_proxy, connect):
     fault_proxy.latency(requests=0.03, replies=0.05)
     start = loop.time()
     assert await client.ask("PING", size=7) == b"+PONG\r\n"
-    assert 0.08 <= loop.time() - start < 0.16
+    assert 0.08 <= loop.time() - start < 1
 
 
 async def test_bandwidth_is_limited_and_nothing_is_lost(fault_proxy, connect):
@@ -406,7 +406,7 @@ async def test_bandwidth_is_limited_and_nothing_is_lost(fault_proxy, connect):
     fault_proxy.bandwidth(replies=256_000)
     start = loop.time()
     assert await client.ask("GET", "k", size=len(value) + 10) == b"$51200\r\n" + value + b"\r\n"
-    assert 0.17 <= loop.time() - start < 0.4
+    assert 0.17 <= loop.time() - start < 2
     fault_proxy.bandwidth()
 
 
@@ -435,7 +435,7 @@ async def test_pushes_of_resp3_answer_no_request(redis_server, fault_proxy, conn
     client.send("HELLO", 3)
     client.send("CLIENT", "TRACKING", "ON", "BCAST")
     client.send("PING")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await client.reader.readuntil(b"+PONG\r\n")
     fault = fault_proxy.drop_reply("INCR")
     await redis_server.query("SET", "k", 1)
@@ -453,7 +453,7 @@ async def test_after_subscribe_all_passes_and_a_fault_strikes_at_once(
     client = await connect()
     fault = fault_proxy.drop_reply("UNSUBSCRIBE")
     client.send("SUBSCRIBE", "a", "b")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await client.reader.readuntil(b":2\r\n")
     message = b"*3\r\n$7\r\nmessage\r\n$1\r\nb\r\n$2\r\nhi\r\n"
     await redis_server.query("PUBLISH", "b", "hi")

@@ -85,9 +85,9 @@ async def test_a_persistent_server_keeps_what_it_acknowledged_before_it_was_kill
 
 
 async def test_a_password_is_required_and_shown_in_no_repr():
-    async with RedisServer(password="secret of ours") as server:
+    async with RedisServer(password='"secret" \\of ours') as server:
         assert await server.query("PING") == b"PONG"
-        assert server.url == f"redis://:secret%20of%20ours@127.0.0.1:{server.port}/0"
+        assert server.url == f"redis://:%22secret%22%20%5Cof%20ours@127.0.0.1:{server.port}/0"
         assert "secret" not in repr(server)
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"PING\r\n")
