@@ -1,0 +1,151 @@
+"""Every block of code in README.md and docs/ is executed, against a real server.
+
+The blocks of one file run in order, in one namespace, with `await` at the top level as in
+`python -m asyncio`. A block with `asyncio.run(` is a program of its own, one with `def test_` is a
+file of tests for pytest: both run in a process of their own. Of shell blocks, the commands of this
+repository must exist.
+"""
+
+import ast
+import asyncio
+import inspect
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ADDRESS = "redis://localhost:6379"
+
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+_PYTEST = """\
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+filterwarnings = error
+addopts = -p no:cacheprovider
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, with the line of its first line of code."""
+
+    language: str
+    code: str
+    line: int
+
+
+def blocks_of(page):
+    text = page.read_text()
+    return [
+        Block(found[2], textwrap.dedent(found[3]), text.count("\n", 0, found.start()) + 2)
+        for found in _FENCE.finditer(text)
+    ]
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def pages_with(*languages):
+    return [
+        pytest.param(page, id=name_of(page))
+        for page in PAGES
+        if any(block.language in languages for block in blocks_of(page))
+    ]
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+async def test_the_python_of_a_page_runs_as_it_stands(page, redis_server, tmp_path):
+    namespace = {"__name__": "__docs__"}
+    for block in blocks_of(page):
+        if block.language != "python":
+            continue
+        code = block.code.replace(ADDRESS, f"redis://127.0.0.1:{redis_server.port}")
+        if "asyncio.run(" in code:
+            await run_program(code, tmp_path)
+        elif "def test_" in code:
+            await run_tests(code, tmp_path)
+        else:
+            await run_block(code, block.line, name_of(page), namespace)
+
+
+async def run_block(code, line, page, namespace):
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    # The empty lines make a traceback name the line of the page.
+    compiled = compile("\n" * (line - 1) + code, page, "exec", flags=flags)
+    result = eval(compiled, namespace)  # noqa: S307 -- our own pages
+    if inspect.iscoroutine(result):
+        await result
+
+
+async def run_program(code, folder):
+    program = folder / "program.py"
+    program.write_text(code)
+    await run_python(program, folder=folder)
+
+
+async def run_tests(code, folder):
+    (folder / "pytest.ini").write_text(_PYTEST)
+    (folder / "conftest.py").write_text(
+        'pytest_plugins = ["resilient_io.testing.pytest_plugin"]\n'
+    )
+    tests = folder / "test_of_page.py"
+    tests.write_text(code)
+    await run_python("-m", "pytest", tests, folder=folder)
+
+
+async def run_python(*arguments, folder):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        *map(str, arguments),
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, output.decode()
+
+
+@pytest.mark.parametrize("page", pages_with("sh", "console"))
+def test_the_commands_of_a_page_exist(page):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for block in blocks_of(page):
+        if block.language not in {"sh", "console"}:
+            continue
+        for target in re.findall(r"\bmake ([a-z]+)", block.code):
+            assert target in targets, f"{name_of(page)}:{block.line}: no `make {target}`"
+        for module in re.findall(r"\bpython -m ([\w.]+)", block.code):
+            assert find_spec(module), f"{name_of(page)}:{block.line}: no module {module}"
+        for script in re.findall(r"\bpython ([\w/]+\.py)", block.code):
+            assert (ROOT / script).exists(), f"{name_of(page)}:{block.line}: no {script}"
+
+
+def test_no_block_is_of_a_kind_that_nobody_checks():
+    known = {"python", "sh", "console", "text", "mermaid"}
+    for page in PAGES:
+        for block in blocks_of(page):
+            where = f"{name_of(page)}:{block.line}"
+            if "reference" not in page.parts:  # those are docstrings' own drawings
+                assert block.language in known, f"{where}: say what this block is"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{name_of(page)}: {link} is not there"
