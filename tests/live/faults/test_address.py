@@ -1,0 +1,155 @@
+"""The server's name is gone and comes back, with another address.
+
+No real DNS: the loop's `getaddrinfo`, which both the library and asyncio ask, is replaced.
+"""
+
+import asyncio
+import socket
+
+import pytest
+import pytest_asyncio
+
+from resilient_io import State
+from resilient_io.health import Cause
+from resilient_io.testing import RedisServer
+
+NAME = "cache.example"
+
+
+class OtherServer(RedisServer):
+    """A server on another loopback address."""
+
+    host = "127.0.0.2"
+
+
+class Names:
+    """What a resolver would say, and how often it was asked."""
+
+    def __init__(self, loop, monkeypatch) -> None:
+        self.address: str | None = "127.0.0.1"
+        self.hangs = False
+        self.asked = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self._real = loop.getaddrinfo
+        monkeypatch.setattr(loop, "getaddrinfo", self._look_up)
+
+    async def _look_up(self, host, port, **options):
+        if host != NAME:
+            return await self._real(host, port, **options)
+        self.asked += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            while self.hangs:
+                await asyncio.sleep(0.01)
+            if self.address is None:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (self.address, port))]
+        finally:
+            self.at_once -= 1
+
+
+@pytest_asyncio.fixture
+async def names(monkeypatch):
+    return Names(asyncio.get_running_loop(), monkeypatch)
+
+
+@pytest_asyncio.fixture
+async def other_server(redis_server):
+    async with OtherServer(port=redis_server.port) as server:
+        yield server
+
+
+def url(server: RedisServer) -> str:
+    return f"redis://{NAME}:{server.port}/0"
+
+
+async def test_a_name_that_goes_and_comes_back_with_another_address_leads_to_the_new_one(
+    names, redis_server, other_server, connect, watch
+):
+    await redis_server.query("SET", "who", "old")
+    await other_server.query("SET", "who", "new")
+    redis = await connect(url(redis_server))
+    seen = watch(redis)
+    assert await redis.get("who") == b"old"
+
+    names.address = None
+    redis_server.kill()
+    await seen.until(State.DOWN, within=1)
+    assert redis.health.cause is Cause.DNS
+    assert NAME in str(redis)
+    await asyncio.sleep(0.3)
+    names.address = "127.0.0.2"
+    back = asyncio.get_running_loop().time()
+    up = await seen.until(State.UP, within=3)
+
+    assert up - back <= 0.25
+    results = await asyncio.gather(*[redis.get("who") for _ in range(50)])
+    assert results == [b"new"] * 50
+    assert names.most_at_once <= 2  # one of ours, one of asyncio's as it connects
+
+
+async def test_an_address_that_changed_without_notice_is_found_at_the_first_failure(
+    names, redis_server, other_server, connect, watch
+):
+    await other_server.query("SET", "who", "new")
+    redis = await connect(url(redis_server))
+    seen = watch(redis)
+
+    names.address = "127.0.0.2"
+    redis_server.kill()
+    results = await asyncio.gather(*[redis.get("who") for _ in range(20)])
+
+    assert results == [b"new"] * 20
+    assert seen.count(State.DOWN) <= 1
+
+
+async def test_a_name_that_does_not_exist_at_the_start_neither_raises_nor_hangs(
+    names, redis_server, connect, quick
+):
+    names.address = None
+    redis = await connect(url(redis_server), up=False, policy=quick)
+    call = asyncio.create_task(redis.incr("counter"))
+    await asyncio.sleep(0.2)
+    assert redis.health.state is State.DOWN
+    assert redis.health.cause is Cause.DNS
+
+    names.address = "127.0.0.1"
+    await redis.health.until_up(3)
+    assert await call == 1
+
+
+async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_deadline(
+    names, redis_server, connect, quick, slack
+):
+    names.hangs = True
+    redis = await connect(url(redis_server), up=False, policy=quick)
+    began = asyncio.get_running_loop().time()
+    results = await asyncio.gather(
+        *[redis.get("key") for _ in range(50)], return_exceptions=True
+    )
+    assert all(isinstance(result, Exception) for result in results)
+    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
+    assert names.most_at_once == 1
+
+    names.hangs = False
+    await redis.health.until_up(5)
+    assert await redis.get("key") is None
+
+
+async def test_a_server_that_became_a_replica_is_left_for_the_new_master(
+    names, redis_server, other_server, connect, watch
+):
+    """A failover behind a name: the old master answers READONLY, the name shows the new one."""
+    redis = await connect(url(redis_server))
+    assert await redis.set("who", "old")
+
+    await other_server.query("SET", "who", "new")
+    await redis_server.query("REPLICAOF", "127.0.0.2", other_server.port)
+    names.address = "127.0.0.2"
+    results = await asyncio.gather(*[redis.incr("counter") for _ in range(20)])
+
+    assert sorted(results) == list(range(1, 21))
+    assert await other_server.query("GET", "counter") == b"20"
+    assert redis.health.state is not State.DOWN

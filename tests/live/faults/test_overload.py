@@ -1,0 +1,141 @@
+"""10,000 callers on a server slowed by 100 ms."""
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from resilient_io import OutcomeUnknown, Overloaded, ResilientIOError
+from resilient_io.redis import LaneSettings
+
+CALLERS = 10_000
+MEMORY_PER_CALLER = 12 * 1024
+"""Bytes that a waiting caller may cost, its own task and coroutine (about 4 KiB) included."""
+
+
+def resident() -> int:
+    """Give the bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_10_000_callers_on_a_server_slowed_by_100_ms_are_all_served_within_bounds(
+    redis_server, fault_proxy, connect, watch
+):
+    await redis_server.query("SET", "key", "value")
+    redis = await connect(fault_proxy)
+    seen = watch(redis)
+    fault_proxy.latency(requests=0.05, replies=0.05)
+    loop = asyncio.get_running_loop()
+    longest = 0.0
+    overloaded = 0
+    peak = 0
+
+    async def call(number):
+        nonlocal longest, overloaded
+        for _ in range(2):
+            began = loop.time()
+            try:
+                if number % 2:
+                    assert await redis.get("key") == b"value"
+                else:
+                    await redis.incr("counter")
+            except Overloaded:
+                overloaded += 1
+            longest = max(longest, loop.time() - began)
+
+    async def weigh():
+        nonlocal peak
+        while True:
+            peak = max(peak, resident())
+            await asyncio.sleep(0.02)
+
+    gc.collect()
+    before = resident()
+    scale = asyncio.create_task(weigh())
+    await asyncio.gather(*[call(number) for number in range(CALLERS)])
+    scale.cancel()
+
+    assert longest <= 5.0  # the deadline
+    assert int(await redis_server.query("GET", "counter")) + overloaded >= CALLERS
+    assert not seen.changes
+    assert peak - before <= CALLERS * MEMORY_PER_CALLER
+    assert redis.stats().in_flight == redis.stats().waiting == 0
+
+
+async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_having_been_sent(
+    redis_server, fault_proxy, connect, watch, quick, slack
+):
+    """16 calls fit at a time, each round takes 100 ms: 10,000 cannot be served in 1.25 s."""
+    redis = await connect(
+        fault_proxy, policy=quick, lanes=LaneSettings(count=2, in_flight=64 * 1024)
+    )
+    seen = watch(redis)
+    fault_proxy.latency(requests=0.05, replies=0.05)
+    began = asyncio.get_running_loop().time()
+    peak = 0
+
+    async def look():
+        nonlocal peak
+        while True:
+            peak = max(peak, redis.stats().in_flight)
+            await asyncio.sleep(0.01)
+
+    scale = asyncio.create_task(look())
+    results = await asyncio.gather(
+        *[redis.incr("counter") for _ in range(CALLERS)], return_exceptions=True
+    )
+    took = asyncio.get_running_loop().time() - began
+    scale.cancel()
+
+    served = [result for result in results if isinstance(result, int)]
+    overloaded = [result for result in results if isinstance(result, Overloaded)]
+    sent_late = [result for result in results if isinstance(result, OutcomeUnknown)]
+    assert len(served) + len(overloaded) + len(sent_late) == CALLERS
+    assert served
+    assert len(overloaded) > CALLERS / 2
+    assert peak <= 64
+    assert took <= quick.deadline + 1.0  # 10,000 errors at one moment take their time to be told
+    await asyncio.sleep(0.3)
+    found = int(await redis_server.query("GET", "counter"))
+    assert len(served) <= found <= len(served) + len(sent_late)
+    assert not seen.changes
+
+
+async def test_a_request_above_the_bound_is_admitted_alone(redis_server, connect):
+    redis = await connect(redis_server, lanes=LaneSettings(in_flight=64 * 1024))
+    value = b"x" * (1024 * 1024)
+
+    results = await asyncio.gather(
+        *[redis.set(f"big:{n}", value) for n in range(5)], *[redis.incr("n") for _ in range(100)]
+    )
+
+    assert results[:5] == [True] * 5
+    assert sorted(results[5:]) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("transaction", [True, False], ids=["MULTI", "plain"])
+async def test_memory_does_not_grow_with_the_calls_that_gave_up(
+    transaction, redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(
+        fault_proxy,
+        policy=quick.replace(deadline=0.5, response_timeout=0.5),
+        lanes=LaneSettings(count=1, in_flight=64 * 1024),
+    )
+    fault_proxy.latency(replies=0.1)
+
+    async def call():
+        try:
+            await redis.pipeline(transaction=transaction).get("absent").execute()
+        except ResilientIOError:
+            return
+
+    for _ in range(3):
+        await asyncio.gather(*[call() for _ in range(1000)])
+    await asyncio.sleep(0.3)
+
+    assert redis.stats().waiting == redis.stats().in_flight == 0
+    assert len(redis._engine.lanes._line) == 0 if hasattr(redis._engine.lanes, "_line") else True

@@ -1,0 +1,162 @@
+"""Wrong password, wrong database, TLS to a plain port: one clear permanent error, no storm."""
+
+import asyncio
+
+import pytest
+import redis as driver
+
+from resilient_io import DependencyUnavailable, State
+from resilient_io.health import Cause
+from resilient_io.testing import RedisServer
+
+WATCHED_FOR = 2.0
+MOST_DIALS = 12
+"""Connections in the first two seconds: two lanes and the probe, each a few times."""
+
+SECRET = "hunter2-is-wrong"
+
+
+async def told(redis):
+    """Give the errors of calls made before, and after, the state is known."""
+    errors = []
+    for _ in range(2):
+        with pytest.raises(DependencyUnavailable) as caught:
+            await redis.get("key")
+        errors.append(caught.value)
+    return errors
+
+
+async def dials_within(seconds, server, connections_made) -> int:
+    """Count the connections that come at the server, this question's own taken off."""
+    before = await connections_made(server)
+    await asyncio.sleep(seconds)
+    return await connections_made(server) - before - 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:{wrong}@127.0.0.1:{port}/0", "redis://127.0.0.1:{port}/0"],
+    ids=["wrong password", "none"],
+)
+async def test_a_wrong_password_is_one_clear_error_and_no_storm(
+    url, connect, connections_made, quick
+):
+    async with RedisServer(password="right") as server:
+        before = await connections_made(server)
+        redis = await connect(
+            url.format(wrong=SECRET, port=server.port), up=False, policy=quick
+        )
+
+        first, second = await told(redis)
+
+        assert isinstance(first, driver.AuthenticationError)
+        assert isinstance(second, driver.AuthenticationError)
+        assert SECRET not in f"{first} {second} {redis!r} {redis.health.snapshot()}"
+        assert first.attempts <= 1
+        await asyncio.sleep(WATCHED_FOR)
+        assert redis.health.state is State.DOWN
+        assert redis.health.cause is Cause.AUTH
+        assert await connections_made(server) - before <= MOST_DIALS
+        assert redis.stats().retries == 0
+
+        await server.query("CONFIG", "SET", "requirepass", "")
+        server.password = None
+        if SECRET not in url.format(wrong=SECRET, port=0):
+            await redis.health.until_up(4)
+            assert await redis.incr("counter") == 1
+
+
+async def test_an_unknown_user_is_one_clear_error(redis_server, connect, quick):
+    url = f"redis://nobody:{SECRET}@127.0.0.1:{redis_server.port}/0"
+    redis = await connect(url, up=False, policy=quick)
+
+    first, second = await told(redis)
+
+    assert isinstance(first, driver.AuthenticationError)
+    assert isinstance(second, driver.AuthenticationError)
+    assert redis.health.cause is Cause.AUTH
+
+
+async def test_a_wrong_database_is_one_clear_error_and_no_storm(
+    redis_server, connect, connections_made, quick
+):
+    before = await connections_made(redis_server)
+    redis = await connect(
+        f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=quick
+    )
+
+    first, second = await told(redis)
+
+    assert "DB index" in str(first)
+    assert "DB index" in str(second)
+    await asyncio.sleep(WATCHED_FOR)
+    assert redis.health.state is State.DOWN
+    assert redis.health.cause is Cause.WRONG_DATABASE
+    assert await connections_made(redis_server) - before <= MOST_DIALS
+    assert redis.stats().retries == 0
+
+
+async def test_tls_to_a_plain_port_is_one_clear_error_and_no_storm(
+    redis_server, connect, connections_made, quick
+):
+    before = await connections_made(redis_server)
+    redis = await connect(
+        f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=quick
+    )
+
+    first, second = await told(redis)
+
+    for error in (first, second):
+        assert "TLS port?" in str(error)
+    await asyncio.sleep(WATCHED_FOR)
+    assert redis.health.state is State.DOWN
+    assert redis.health.cause is Cause.TLS
+    assert await connections_made(redis_server) - before <= MOST_DIALS
+    assert redis.stats().retries == 0
+
+
+async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_storm(
+    connect, connections_made, quick
+):
+    async with RedisServer(tls=True) as server:
+        before = await connections_made(server)
+        redis = await connect(
+            f"redis://127.0.0.1:{server.tls_port}/0", up=False, policy=quick
+        )
+
+        for error in await told(redis):
+            assert error.attempts <= 1
+        await asyncio.sleep(WATCHED_FOR)
+
+        assert redis.health.state is State.DOWN
+        assert redis.health.cause in {Cause.RESET, Cause.TLS, Cause.PROTOCOL}
+        assert await connections_made(server) - before <= 4 * MOST_DIALS
+
+
+async def test_a_certificate_that_is_not_trusted_is_one_clear_error(connect, quick):
+    async with RedisServer(tls=True) as server:
+        redis = await connect(
+            f"rediss://127.0.0.1:{server.tls_port}/0", up=False, policy=quick
+        )
+
+        first, second = await told(redis)
+
+        assert "certificate" in str(first).lower()
+        assert "certificate" in str(second).lower()
+        assert redis.health.cause is Cause.TLS
+
+
+async def test_a_trusted_tls_server_works(connect):
+    async with RedisServer(tls=True) as server:
+        redis = await connect(server.tls_url)
+        assert await redis.incr("counter") == 1
+
+
+@pytest.mark.soak
+async def test_in_20_s_of_a_wrong_password_the_dials_become_rare(connect, connections_made):
+    async with RedisServer(password="right") as server:
+        redis = await connect(f"redis://:{SECRET}@127.0.0.1:{server.port}/0", up=False)
+        await asyncio.sleep(5)
+        assert redis.health.cause is Cause.AUTH
+        # At most one knock every 2 s, jitter down to half of it.
+        assert await dials_within(15, server, connections_made) <= 20

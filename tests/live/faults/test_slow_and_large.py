@@ -1,0 +1,181 @@
+"""A script that takes 1.5 s, a reply of 200 MiB on a slow link: only their own callers wait."""
+
+import asyncio
+
+import pytest
+
+from resilient_io import DeadlineExceeded, OutcomeUnknown, deadline
+
+MIB = 1024 * 1024
+# In a script TIME goes on only before Redis 7.2, and there is an `os` only since then.
+SLOW_SCRIPT = """
+local has_os, clock = pcall(function() return os.clock end)
+local function now()
+  if has_os then return clock() end
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
+local began = now()
+while now() - began < 1.5 do end
+return 'done'
+"""
+
+
+async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    loop = asyncio.get_running_loop()
+
+    async def impatient():
+        with deadline(0.5):
+            await redis.eval(SLOW_SCRIPT, 0)
+
+    began = loop.time()
+    script = asyncio.create_task(impatient())
+    await asyncio.sleep(0.05)
+    others = [asyncio.create_task(redis.incr("counter")) for _ in range(50)]
+    others += [asyncio.create_task(redis.get("absent")) for _ in range(50)]
+    await asyncio.wait([script])
+
+    assert isinstance(script.exception(), OutcomeUnknown)
+    assert 0.45 <= loop.time() - began <= 0.65
+    results = await asyncio.gather(*others)
+    assert loop.time() - began >= 1.4, "the script did not take as long as it should"
+    assert sorted(results[:50]) == list(range(1, 51))
+    assert results[50:] == [None] * 50
+    assert redis._engine.lanes.open_lanes == lanes
+    assert redis.stats().retries == 0
+    await asyncio.sleep(1.2)
+    assert not seen.changes
+
+
+async def test_a_patient_caller_gets_the_answer_of_a_slow_script(redis_server, connect, watch):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+
+    assert await redis.eval(SLOW_SCRIPT, 0) == b"done"
+
+    assert redis._engine.lanes.open_lanes == lanes
+    assert not seen.changes
+
+
+@pytest.mark.parametrize(
+    ("size", "rate"),
+    [
+        pytest.param(24 * MIB, 8 * MIB, id="24 MiB in 3 s"),
+        pytest.param(200 * MIB, 16 * MIB, id="200 MiB in 12.5 s", marks=pytest.mark.soak),
+    ],
+)
+async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
+    size, rate, redis_server, fault_proxy, connect, watch, quick
+):
+    """The reply takes far longer than the response timeout (0.5 s), but never stops coming."""
+    await redis_server.query("SETRANGE", "big", size - 1, "x")
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    fault_proxy.bandwidth(replies=rate)
+    loop = asyncio.get_running_loop()
+    big = asyncio.create_task(redis.with_policy(deadline=60.0).get("big"))
+    await asyncio.sleep(0.3)
+
+    times = []
+    count = 0
+    while not big.done():
+        began = loop.time()
+        count += 1
+        assert await redis.incr("counter") == count
+        times.append(loop.time() - began)
+        await asyncio.sleep(0.02)
+
+    assert len(await big) == size
+    assert count > 20
+    assert max(times) <= quick.response_timeout
+    assert redis._engine.lanes.open_lanes == lanes
+    assert redis.stats().retries == 0
+    assert not seen.changes
+
+
+async def test_only_the_caller_of_a_huge_reply_times_out(
+    redis_server, fault_proxy, connect, watch, quick, slack
+):
+    await redis_server.query("SETRANGE", "big", 24 * MIB - 1, "x")
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    fault_proxy.bandwidth(replies=8 * MIB)
+    loop = asyncio.get_running_loop()
+
+    began = loop.time()
+    big = asyncio.create_task(redis.get("big"))
+    results = []
+    await asyncio.sleep(0.3)
+    while not big.done():
+        results.append(await redis.incr("counter"))
+        await asyncio.sleep(0.02)
+    took = loop.time() - began
+
+    with pytest.raises(DeadlineExceeded):
+        await big
+    assert took <= quick.deadline + slack
+    while loop.time() - began < 3.5:  # the rest of it still comes, and is thrown away
+        results.append(await redis.incr("counter"))
+        await asyncio.sleep(0.02)
+    assert results == list(range(1, len(results) + 1))
+    assert redis._engine.lanes.open_lanes == lanes
+    assert not seen.changes
+
+
+async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
+    redis_server, fault_proxy, connect, watch, quick
+):
+    """Sent together with it, they wait for it; reads among them may ask again elsewhere."""
+    await redis_server.query("SETRANGE", "big", 8 * MIB - 1, "x")
+    await redis_server.query("SET", "key", "value")
+    redis = await connect(fault_proxy, policy=quick.replace(deadline=5.0))
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    fault_proxy.bandwidth(replies=8 * MIB)
+
+    big, *others = await asyncio.gather(
+        redis.get("big"),
+        *[redis.incr("counter") for _ in range(20)],
+        *[redis.get("key") for _ in range(20)],
+    )
+
+    assert len(big) == 8 * MIB
+    assert others == [*range(1, 21), *[b"value"] * 20]
+    assert redis._engine.lanes.open_lanes == lanes
+    assert not seen.changes
+
+
+async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
+    redis_server, fault_proxy, connect, watch, quick
+):
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    lanes = redis._engine.lanes.open_lanes
+    fault_proxy.bandwidth(requests=8 * MIB)
+    loop = asyncio.get_running_loop()
+    big = asyncio.create_task(
+        redis.with_policy(deadline=60.0).set("big", b"x" * (24 * MIB))
+    )
+    await asyncio.sleep(0.1)
+
+    times = []
+    while not big.done():
+        began = loop.time()
+        await redis.incr("counter")
+        times.append(loop.time() - began)
+        await asyncio.sleep(0.02)
+
+    assert await big is True
+    assert await redis_server.query("STRLEN", "big") == 24 * MIB
+    assert max(times) <= quick.response_timeout
+    assert int(await redis_server.query("GET", "counter")) == len(times)
+    assert redis._engine.lanes.open_lanes == lanes
+    assert not seen.changes
