@@ -84,8 +84,9 @@ def curves(runs: Sequence[Run], blocks: str) -> list[Line]:
         signs[int((fault.at - runs[0].began) / TICK)] = fault.scene.sign
     width = max(signs, default=-1) + 1
     below = "".join(signs.get(place, " ") for place in range(width))
-    legend = "   L: replies lost  K: killed  F: frozen" if below and len(runs) == 1 else ""
-    lines.append(Line(f"  {'':<{_label_width(runs)}} {below}{legend}", "yellow"))
+    lines.append(Line(f"  {'':<{_label_width(runs)}} {below}", "yellow"))
+    legend = "L: replies lost   K: server killed   F: server frozen" if below else ""
+    lines.append(Line(f"  {'':<{_label_width(runs)}} {legend}", "dim"))
     return lines
 
 

@@ -25,7 +25,7 @@ def speed_line(speeds: Sequence[float]) -> Line:
     """Say how fast both are without faults."""
     plain, ours = speeds
     return Line(
-        f"Reads a second without faults, {CALLERS} callers: "
+        f"Reads a second, {CALLERS} callers, no fault: "
         f"redis-py {plain:,.0f}, ResilientRedis {ours:,.0f}."
     )
 
@@ -123,13 +123,15 @@ def _ledger(audits: Sequence[Audit]) -> list[Line]:
 
 
 def _words(run: Run, audit: Audit) -> list[Line]:
-    open_ends = f"{_some(audit.unknown).capitalize()} ended in an error that leaves open whether they were done"
+    open_ends = f"{_some(audit.unknown).capitalize()} ended in an error that leaves open "
+    open_ends += "whether they were done"
     if audit.not_done:
         open_ends += f", and {audit.not_done:,} in one that says they were not"
         open_ends += f" (but {audit.contradicted:,} were)" if audit.contradicted else ""
     were = "were" if audit.repeated > 1 else "was"
+    repeated = f"{_some(audit.repeated)} of {audit.writes:,} writes {were} done more than once"
     sentences = [
-        f"{run.side.name}: {_some(audit.repeated)} of {audit.writes:,} writes {were} done twice.",
+        f"{run.side.name}: {repeated}.",
         f"{audit.lost:,} acknowledged ones were missing." if audit.lost else "",
         f"{open_ends}.",
         f"The longest call took {run.longest:.1f} s, and {run.hung:,} took over a second.",
@@ -143,20 +145,8 @@ def _some(count: int) -> str:
     return f"{count:,}" if count else "none"
 
 
-def _outages(run: Run) -> str:
-    outages = [fault for fault in run.faults if fault.scene.what != "lost replies"]
-    published = [fault for fault in outages if fault.down_at is not None]
-    if not published:
-        return f"It published none of the {len(outages)} outages."
-    first = sum(
-        1
-        for fault in published
-        if fault.error_at is None or (fault.down_at or 0.0) < fault.error_at
-    )
-    return (
-        f"It published {len(published)} of the {len(outages)} outages, {_some(first)} of them "
-        "before any caller met an error."
-    )
+def _some(count: int) -> str:
+    return f"{count:,}" if count else "none"
 
 
 def _verdict(audit: Audit) -> Line:

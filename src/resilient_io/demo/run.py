@@ -36,6 +36,8 @@ class Fault:
         down_at: When the client published that the server is down.
         up_at: When it published that it is up again.
         error_at: When a caller met the first error.
+        errors: Calls that failed between this fault and the next.
+        errors_before_down: Those among them that failed before `down_at`.
         longest: Seconds that the longest call took that ended between this fault and the next.
     """
 
@@ -44,6 +46,8 @@ class Fault:
     down_at: float | None = None
     up_at: float | None = None
     error_at: float | None = None
+    errors: int = 0
+    errors_before_down: int = 0
     longest: float = 0.0
 
 
@@ -115,8 +119,10 @@ class Run:
         name = type(error).__name__
         if fault is None or fault.error_at is None:
             self._tell(now, "error", f"a caller gets {name} after {took:.3f} s")
-        if fault is not None and fault.error_at is None:
-            fault.error_at = now
+        if fault is not None:
+            fault.error_at = fault.error_at or now
+            fault.errors += 1
+            fault.errors_before_down += fault.down_at is None
         self.errors[name] += 1
 
     def fault_began(self, scene: Scene) -> None:

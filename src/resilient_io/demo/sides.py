@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -13,6 +12,8 @@ from resilient_io.errors import OutcomeUnknown, Progress, ResilientIOError
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_io.health import Change
 
 HOST = "127.0.0.1"

@@ -43,10 +43,10 @@ async def perform(script: Script, screen: Screen) -> bool:
     binary = find_redis()
     screen.say(
         Line(f"Server: {binary}"),
+        Line("It is started here, behind a proxy that can lose replies. Both clients meet the"),
         Line(
-            "It is started here, behind a proxy that can lose its replies. Both clients go through"
+            f"same {len(script.scenes)} faults, one after the other, {script.seconds:.0f} s each."
         ),
-        Line(f"the same {len(script.scenes)} faults, {script.seconds:.0f} s each."),
     )
     # Written to disk before it is answered: what is acknowledged must be found again.
     async with (
