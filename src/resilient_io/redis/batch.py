@@ -16,7 +16,7 @@ from .classification import advise, refusal
 from .commands import Effect, effect_of
 from .errors import RedisOutcomeUnknown
 from .exchange import AttemptFailed, follow
-from .lane import LARGE
+from .replies import LARGE
 from .ticket import NoLanes, Ticket
 
 if TYPE_CHECKING:

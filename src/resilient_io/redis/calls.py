@@ -16,7 +16,7 @@ from resilient_io.errors import Progress
 from .classification import advise, connection_failure, refusal
 from .commands import Effect, Route, effect_of
 from .exchange import AttemptFailed, failed_by, follow
-from .lane import LARGE
+from .replies import LARGE
 from .salvage import can_be_salvaged
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 

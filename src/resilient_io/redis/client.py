@@ -18,11 +18,11 @@ from .calls import Command, DedicatedCall, LaneCall, Packer
 from .commands import SPECS, Route, lookup
 from .engine import Engine
 from .errors import RedisUnavailable, RouteRefused
-from .lane import LARGE
 from .lanes import LaneSettings
 from .lock import ResilientLock
 from .options import check_given, check_types, policy_from, pool_from_url
 from .pipeline import ResilientPipeline
+from .replies import LARGE
 from .report import RedisStats, stats_of
 from .target import PoolTarget
 

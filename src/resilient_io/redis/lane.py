@@ -2,36 +2,29 @@
 
 redis-py makes the connection (so TLS, ACL, unix sockets and credential providers work); then its
 transport is given to `Lane`, an `asyncio.Protocol` that packs the commands of one loop tick into
-one write and feeds what comes to a `hiredis.Reader`. Nothing here decides about retries: a lane
-only says what it knows, by setting results. A reply is a result; so are `LaneLost` and `Handover`.
+one write; `Replies` matches what comes. Nothing here decides about retries: a lane only says what
+it knows, by setting results. A reply is a result; so are `LaneLost` and `Handover`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from itertools import islice, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
-import hiredis
 from redis.exceptions import InvalidResponse
 
 from resilient_io.health import Cause
 
 from .outstanding import CALL_COST, Outstanding
-from .ticket import Handover, LaneLost, Ticket
+from .replies import Replies
+from .ticket import LaneLost, Ticket
 
 if TYPE_CHECKING:
     from resilient_io.health import LoopLag
 
     from .stats import Latencies
     from .ticket import Entry
-
-NOT_ENOUGH = object()
-"""What the reader returns while a reply is incomplete (False is a reply in RESP3)."""
-
-LARGE = 64 * 1024
-"""Bytes from which a request or a reply makes its lane busy for small calls."""
 
 SECOND_LOOK = 0.005
 """Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
@@ -83,16 +76,12 @@ class Lane(asyncio.Protocol):
         self.response_timeout = response_timeout
         self.limit = limit
         self._owner = owner
-        self._pushes = pushes
         self._outstanding = Outstanding(latencies, lag)
         self._queue: list[tuple[Entry, bytes]] = []
-        self._inflight: deque[Entry] = deque()
+        self._replies = Replies(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
         self._paused = False
-        self._special = 0
-        self._large = 0
-        self._partial = 0
         self._timer: asyncio.TimerHandle | None = None
         self.allowance = 0.0
         """Seconds that a blocking command may stay silent beyond the response timeout."""
@@ -108,17 +97,6 @@ class Lane(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.retired: asyncio.Future[None] = self._loop.create_future()
         self.fenced: asyncio.Future[bool] = self._loop.create_future()
-        encoder = connection.encoder
-        decoding: dict[str, str] = {}
-        if encoder.decode_responses:
-            decoding = {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
-        # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
-        self._reader = hiredis.Reader(
-            protocolError=InvalidResponse,
-            replyError=connection._parser.parse_error,
-            notEnoughData=NOT_ENOUGH,
-            **decoding,
-        )
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds nothing that we would miss.
         self._transport: asyncio.Transport = connection._writer.transport
@@ -130,7 +108,7 @@ class Lane(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """Whether a large value is on its way, so that small calls should go elsewhere."""
-        return self._large > 0 or self._partial > LARGE
+        return self._replies.busy
 
     @property
     def last_byte(self) -> float:
@@ -140,7 +118,7 @@ class Lane(asyncio.Protocol):
     @property
     def in_flight(self) -> int:
         """Calls that were accepted and have no reply yet, abandoned ones included."""
-        return len(self._inflight) + len(self._queue)
+        return len(self._replies.waiting) + len(self._queue)
 
     def send(self, entry: Entry, data: bytes) -> None:
         """Send one packed command; `entry` gets its reply as the result.
@@ -151,11 +129,11 @@ class Lane(asyncio.Protocol):
         load = self.load = self.load + len(data) + CALL_COST
         if self._scheduled:
             self._queue.append((entry, data))
-        elif self._inflight or self._crowded or self._queue or self._paused:
+        elif self._replies.waiting or self._crowded or self._queue or self._paused:
             self._queue.append((entry, data))
             self._schedule()
         else:
-            self._inflight.append(entry)
+            self._replies.waiting.append(entry)
             self._written(1, len(data))
             self._transport.write(data)
         if load > self.limit and not self.full:
@@ -169,14 +147,13 @@ class Lane(asyncio.Protocol):
         if not ticket.special:
             self.send(ticket, ticket.data)
             return
-        self._special += ticket.count
-        self._large += ticket.large
+        self._replies.expect(ticket)
         # The data hangs on the first place; the others hold the room for their replies.
         self.load += (ticket.count - 1) * CALL_COST
         self._queue.extend(repeat((ticket, b""), ticket.count))
         self._queue[-ticket.count] = (ticket, ticket.data)
         self.load += len(ticket.data) + CALL_COST
-        if self._inflight or self._scheduled:
+        if self._replies.waiting or self._scheduled:
             self._schedule()
         else:
             self._flush()
@@ -188,7 +165,7 @@ class Lane(asyncio.Protocol):
         """Take no more calls, close when those in flight are answered; return the unsent ones."""
         self.retired.set_result(None)
         queue, self._queue = self._queue, []
-        if not self._inflight:
+        if not self._replies.waiting:
             self.close(Cause.CLOSED, "replaced")
         return [place for place in queue if not place[0].done()]
 
@@ -201,16 +178,10 @@ class Lane(asyncio.Protocol):
             self._timer.cancel()
         self._transport.abort()
         unsent, self._queue = [place for place in self._queue if not place[0].done()], []
-        inflight, self._inflight = self._inflight, deque()
         self._outstanding.writes.clear()
-        if not inflight:
+        if not self._replies.settle(lost):
             # Nothing of ours can still be on its way, so there is nothing to fence.
             self.fenced.set_result(True)
-        for entry in inflight:
-            if isinstance(entry, Ticket):
-                entry.interrupt(lost)
-            elif not entry.done():
-                entry.set_result(lost)
         self._owner.lane_lost(self, unsent)
 
     # -- writing ---------------------------------------------------------------------------
@@ -226,7 +197,7 @@ class Lane(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         chunks: list[bytes] = []
-        sent = self._inflight.append
+        sent = self._replies.waiting.append
         for entry, data in queue:
             if entry.done():
                 # Cancelled before it was written: never sent.
@@ -243,9 +214,7 @@ class Lane(asyncio.Protocol):
         self.flushed += 1
         self.load -= size + CALL_COST
         if isinstance(entry, Ticket) and entry.special:
-            self._special -= 1
-            if size:
-                self._large -= entry.large
+            self._replies.forget(entry, first=size > 0)
 
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
@@ -270,84 +239,25 @@ class Lane(asyncio.Protocol):
         """Match replies with calls, in order."""
         self._outstanding.heard()
         self.bytes_received += len(data)
-        outstanding = len(self._inflight)
-        self._reader.feed(data)
+        was_busy = self.busy
         try:
-            if self._special:
-                self._read_special()
-            else:
-                self._read()
-        except IndexError:
-            self.close(Cause.PROTOCOL, "a reply came that nobody had asked for")
-            return
+            answered = self._replies.feed(data)
         except InvalidResponse as error:
-            self.close(Cause.PROTOCOL, f"what came is not RESP: {error}")
+            self.close(Cause.PROTOCOL, f"what came is no answer: {error}")
             return
-        if not self._inflight and self._reader.has_data() and not self._pushes:
-            self.close(Cause.PROTOCOL, "half a reply came that nobody had asked for")
-            return
-        answered = outstanding - len(self._inflight)
         self._crowded = answered > 1
         if answered:
-            self._answered(answered)
-        elif self._partial <= LARGE:
-            self._partial += len(data)
-            if self._partial > LARGE:
-                self._owner.lane_changed(self)
-
-    def _read(self) -> None:
-        gets, next_entry = self._reader.gets, self._inflight.popleft
-        push = hiredis.PushNotification
-        reply: object
-        while True:
-            try:
-                reply = gets()
-            except UnicodeDecodeError as error:
-                # hiredis 3.5 raises for this one reply and stays in step.
-                reply = error
-            if reply is NOT_ENOUGH:
-                return
-            if type(reply) is push:
-                continue
-            entry = next_entry()
-            if not entry.done():
-                entry.set_result(reply)
-
-    def _read_special(self) -> None:
-        """Read as `_read` does, with tickets in flight that want a look at each reply."""
-        reply: object
-        while True:
-            head = self._inflight[0] if self._inflight else None
-            ticket = head if isinstance(head, Ticket) and head.special else None
-            try:
-                reply = self._reader.gets(ticket is None or ticket.position not in ticket.raw)
-            except UnicodeDecodeError as error:
-                reply = error
-            if reply is NOT_ENOUGH:
-                return
-            if type(reply) is hiredis.PushNotification:
-                continue
-            entry = self._inflight.popleft()
-            if ticket is not None:
-                self._special -= 1
-                ticket.position += 1
-                if ticket.large and ticket.position == ticket.count:
-                    self._large -= 1
-                    self._owner.lane_changed(self)
-            if not entry.done():
-                entry.set_result(reply)
-
-    def _answered(self, count: int) -> None:
-        self.replies += count
-        self.load -= self._outstanding.answered(count)
-        was_busy, self._partial = self._partial > LARGE, 0
-        if not self._inflight:
-            self.allowance = 0.0
-            if self.retired.done():
-                self.close(Cause.CLOSED, "replaced")
-                return
-        if was_busy or (self.full and self.load <= self.limit):
+            self.replies += answered
+            self.load -= self._outstanding.answered(answered)
+            if not self._replies.waiting:
+                self.allowance = 0.0
+                if self.retired.done():
+                    self.close(Cause.CLOSED, "replaced")
+                    return
+        if self.full and self.load <= self.limit:
             self.full = False
+            self._owner.lane_changed(self)
+        elif self.busy is not was_busy:
             self._owner.lane_changed(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -364,7 +274,7 @@ class Lane(asyncio.Protocol):
     def _watch(self) -> None:
         """Judge the silence; armed while calls are outstanding, one timer a lane."""
         self._timer = None
-        if not self._inflight:
+        if not self._replies.waiting:
             return
         patience = self.response_timeout + self.allowance
         left = patience - self._outstanding.silence()
@@ -372,7 +282,8 @@ class Lane(asyncio.Protocol):
             # What lies in the socket is read before anything is judged.
             self._timer = self._loop.call_later(SECOND_LOOK, self._judge, self.last_byte)
             return
-        self._hand_over(self._outstanding.written_before(self._loop.time() - patience))
+        late = self._outstanding.written_before(self._loop.time() - patience)
+        self._replies.hand_over(late, self._own)
         self._timer = self._loop.call_later(left, self._watch)
 
     def _judge(self, last_byte: float) -> None:
@@ -380,21 +291,12 @@ class Lane(asyncio.Protocol):
         patience = self.response_timeout + self.allowance
         if (
             self.last_byte != last_byte
-            or not self._inflight
+            or not self._replies.waiting
             or self._outstanding.silence() < patience
         ):
             self._watch()
         else:
             self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")
 
-    def _hand_over(self, late: int) -> None:
-        """Give tickets to the oldest calls: they wait too long, though the lane is alive."""
-        if not any(isinstance(entry, asyncio.Future) for entry in islice(self._inflight, late)):
-            return
-        entries = list(self._inflight)
-        for place, entry in enumerate(entries[:late]):
-            if isinstance(entry, asyncio.Future) and not entry.done():
-                ticket = entries[place] = Ticket(b"")
-                ticket.lane, ticket.ordinal = self, self.flushed - len(entries) + place
-                entry.set_result(Handover(ticket))
-        self._inflight = deque(entries)
+    def _own(self, ticket: Ticket, from_end: int) -> None:
+        ticket.lane, ticket.ordinal = self, self.flushed - from_end
