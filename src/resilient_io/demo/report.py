@@ -141,8 +141,18 @@ def _words(run: Run, audit: Audit) -> list[Line]:
     return [Line(line) for line in [*textwrap.wrap(text, _WIDTH), ""]]
 
 
-def _some(count: int) -> str:
-    return f"{count:,}" if count else "none"
+def _outages(run: Run) -> str:
+    outages = [fault for fault in run.faults if fault.scene.what != "lost replies"]
+    published = [(fault, fault.down_at) for fault in outages if fault.down_at is not None]
+    if not published:
+        return f"It published none of the {len(outages)} outages."
+    delays = " and ".join(f"{(at - fault.at) * 1e3:,.0f} ms" for fault, at in published)
+    before = sum(fault.errors_before_down for fault, _ in published)
+    after = sum(fault.errors for fault, _ in published) - before
+    return (
+        f"It published {len(published)} of the {len(outages)} outages, {delays} after they began: "
+        f"{_some(before)} of the calls that failed in them did so before that, {after:,} after."
+    )
 
 
 def _some(count: int) -> str:
