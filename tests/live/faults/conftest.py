@@ -72,6 +72,7 @@ class Transitions:
 
 
 Watch = Callable[[ResilientRedis], Transitions]
+Stranger = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[..., Awaitable[ResilientRedis]]
 
 
@@ -162,3 +163,20 @@ def connections_made() -> Callable[[RedisServer], Awaitable[int]]:
         return int(found[1])
 
     return ask
+
+
+@pytest_asyncio.fixture
+async def stranger() -> AsyncIterator[Callable[[int], Awaitable[Stranger]]]:
+    """Open plain connections that are nobody's; ask for it after `connect`, which looks for ours."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def meet(port: int) -> Stranger:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        return reader, writer
+
+    yield meet
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

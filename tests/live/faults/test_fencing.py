@@ -132,15 +132,13 @@ async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
 
 
 async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
-    redis_server, fault_proxy, connect, quick
+    redis_server, fault_proxy, connect, stranger, quick
 ):
     redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     await redis_server.restart()
-    strangers = []
-    for _ in range(20):  # ids start again: these have those of our dead lanes
-        reader, writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
-        strangers.append((reader, writer))
+    # Ids start again: these have those of our dead lanes.
+    strangers = [await stranger(redis_server.port) for _ in range(20)]
     with pytest.raises(OutcomeUnknown):
         await first
 
@@ -149,5 +147,4 @@ async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
     for reader, writer in strangers:
         writer.write(b"PING\r\n")
         assert await reader.readline() == b"+PONG\r\n"
-        writer.close()
     held.release()

@@ -1,0 +1,322 @@
+"""What each error reply means: the caller's exception, attempts at the server, state and cause.
+
+The replies are a real server's own, except where a server gives them only by chance.
+"""
+
+import asyncio
+import shutil
+
+import pytest
+from redis import exceptions as driver
+
+from resilient_io import State
+from resilient_io.health import Cause
+from resilient_io.testing import FaultProxy, RedisServer
+
+ATTEMPTS = 3  # the policy's
+
+ENDLESS_SCRIPT = "while true do end"
+
+
+@pytest.fixture
+def refused(connect, quick, watch):
+    """Make a client through a proxy, hold a refused write to its facts; give client and proxy."""
+
+    async def check(proxy, redis, *, error, cause, command="SET"):
+        seen = watch(redis)
+        before = proxy.requests[command]
+        with pytest.raises(error) as caught:
+            await (redis.set("key", "value") if command == "SET" else redis.get("key"))
+        assert proxy.requests[command] - before == ATTEMPTS
+        assert "3 attempts" in caught.value.__notes__[0]
+        assert "nothing was applied" in caught.value.__notes__[0]
+        assert redis.health.state is State.DEGRADED
+        assert redis.health.cause is cause
+        await asyncio.sleep(0)
+        assert seen.states == [State.DEGRADED]
+        assert redis.health.available
+
+    return check
+
+
+async def test_readonly(redis_server, connect, quick, refused):
+    async with (
+        RedisServer(replica_of=redis_server) as replica,
+        FaultProxy(replica.port) as proxy,
+    ):
+        redis = await connect(proxy, policy=quick)
+
+        await refused(proxy, redis, error=driver.ReadOnlyError, cause=Cause.READ_ONLY)
+
+        assert await redis.get("key") is None  # reads go on
+        await replica.query("REPLICAOF", "NO", "ONE")
+        assert await redis.set("key", "value") is True
+        assert redis.health.state is State.UP
+        await redis.aclose()
+
+
+async def test_masterdown(connect, quick, refused):
+    async with RedisServer() as master:
+        replica = RedisServer(replica_of=master, options={"replica-serve-stale-data": "no"})
+        async with replica, FaultProxy(replica.port) as proxy:
+            redis = await connect(proxy, policy=quick)
+            assert await redis.get("key") is None
+            master.kill()
+            while b"master_link_status:up" in await replica.query("INFO", "replication"):
+                await asyncio.sleep(0.01)
+
+            before = proxy.requests["GET"]
+            with pytest.raises(driver.MasterDownError):
+                await redis.get("key")
+
+            assert proxy.requests["GET"] - before == ATTEMPTS
+            assert redis.health.state is State.DEGRADED
+            assert redis.health.cause is Cause.MASTER_DOWN
+            await redis.aclose()
+
+
+async def test_oom(redis_server, fault_proxy, connect, quick, refused):
+    redis = await connect(fault_proxy, policy=quick)
+    await redis_server.query("CONFIG", "SET", "maxmemory", "100kb")
+
+    await refused(fault_proxy, redis, error=driver.OutOfMemoryError, cause=Cause.OUT_OF_MEMORY)
+
+    assert await redis.get("key") is None
+    await redis_server.query("CONFIG", "SET", "maxmemory", "0")
+    assert await redis.set("key", "value") is True
+    assert redis.health.state is State.UP
+
+
+async def test_misconf(tmp_path, connect, quick, refused):
+    data = tmp_path / "data"
+    data.mkdir()
+    options = {"dir": f'"{data}"', "save": "3600 1", "stop-writes-on-bgsave-error": "yes"}
+    async with RedisServer(options=options) as server, FaultProxy(server.port) as proxy:
+        redis = await connect(proxy, policy=quick)
+        shutil.rmtree(data)
+        await server.query("BGSAVE")
+        while b"rdb_last_bgsave_status:err" not in await server.query("INFO", "persistence"):
+            await asyncio.sleep(0.01)
+
+        await refused(proxy, redis, error=driver.ResponseError, cause=Cause.DISK_ERROR)
+
+        assert await redis.get("key") is None
+        await server.query("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+        assert await redis.set("key", "value") is True
+        assert redis.health.state is State.UP
+        await redis.aclose()
+
+
+async def test_noreplicas(redis_server, fault_proxy, connect, quick, refused):
+    redis = await connect(fault_proxy, policy=quick)
+    await redis_server.query("CONFIG", "SET", "min-replicas-to-write", "1")
+
+    await refused(fault_proxy, redis, error=driver.ResponseError, cause=Cause.NO_REPLICAS)
+
+    assert await redis.get("key") is None
+    await redis_server.query("CONFIG", "SET", "min-replicas-to-write", "0")
+    assert await redis.set("key", "value") is True
+    assert redis.health.state is State.UP
+
+
+async def test_busy(redis_server, fault_proxy, connect, stranger, quick, refused):
+    await redis_server.query("CONFIG", "SET", "lua-time-limit", "100")
+    redis = await connect(fault_proxy, policy=quick)
+    reader, writer = await stranger(redis_server.port)
+    writer.write(b"EVAL '%b' 0\r\n" % ENDLESS_SCRIPT.encode())
+    await asyncio.sleep(0.25)
+
+    await refused(fault_proxy, redis, error=driver.ResponseError, cause=Cause.OVERLOADED)
+
+    await redis_server.query("SCRIPT", "KILL")
+    assert b"killed" in await reader.readline()
+    assert await redis.set("key", "value") is True
+    assert redis.health.state is State.UP
+
+
+async def test_loading(redis_server, fault_proxy, connect, quick, watch):
+    """A server that reloads its data for about 0.5 s answers -LOADING to everything."""
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+    faults = [
+        fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "GET", "PING")
+    ]
+
+    with pytest.raises((driver.BusyLoadingError, driver.ConnectionError)):
+        await redis.incr("counter")
+    await asyncio.sleep(0.3)
+    assert redis.health.state is State.DOWN
+    assert redis.health.cause is Cause.LOADING
+    assert fault_proxy.requests["INCRBY"] == 0  # none reached the server
+
+    for fault in faults:
+        fault.remove()
+    await redis.health.until_up(2)
+    assert await redis.incr("counter") == 1
+    assert seen.states == [State.DOWN, State.UP]
+
+
+async def test_a_short_loading_is_no_error_to_a_call_that_was_admitted_before(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick)
+    loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+    faults = [fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "PING")]
+
+    calls = [asyncio.create_task(redis.incr("counter")) for _ in range(20)]
+    await asyncio.sleep(0.3)
+    for fault in faults:
+        fault.remove()
+    results = await asyncio.gather(*calls)
+
+    assert sorted(results) == list(range(1, 21))
+
+
+async def test_a_real_server_that_loads_its_data_is_down_for_loading(connect, quick, watch):
+    options = {"enable-debug-command": "yes", "key-load-delay": 500}
+    async with RedisServer(options=options) as server:
+        await server.query("DEBUG", "POPULATE", 2000)
+        redis = await connect(server, policy=quick)
+        seen = watch(redis)
+        await server.query("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
+        reload = asyncio.create_task(server.query("DEBUG", "RELOAD"))
+        await asyncio.sleep(0.2)
+
+        with pytest.raises((driver.BusyLoadingError, driver.ConnectionError)):
+            await redis.with_policy(deadline=0.5).incr("counter")
+        await asyncio.sleep(0.2)  # while it loads it answers a probe's handshake slowly
+        assert redis.health.state is State.DOWN
+        assert redis.health.cause is Cause.LOADING
+
+        await reload
+        await redis.health.until_up(3)
+        assert await redis.incr("counter") == 1
+        assert seen.states == [State.DOWN, State.UP]
+
+
+async def test_max_clients(connect, stranger, quick):
+    async with RedisServer(options={"maxclients": 5}) as server:
+        others = [await stranger(server.port) for _ in range(5)]
+        for reader, writer in others:
+            writer.write(b"PING\r\n")
+            await reader.readline()
+        redis = await connect(server, up=False, policy=quick)
+
+        with pytest.raises(driver.RedisError) as caught:
+            await redis.incr("counter")
+        assert "max number of clients" in str(caught.value)
+        assert redis.health.state is State.DOWN
+        assert redis.health.cause is Cause.MAX_CLIENTS
+
+        for _, writer in others:
+            writer.close()
+        await redis.health.until_up(3)
+        assert await redis.incr("counter") == 1
+
+
+async def test_max_clients_while_lanes_are_open_takes_nothing_down(connect, stranger, quick):
+    async with RedisServer(options={"maxclients": 5}) as server:
+        redis = await connect(server, policy=quick)
+        for _ in range(6):
+            await stranger(server.port)
+        await asyncio.sleep(0.05)
+
+        with pytest.raises(driver.RedisError):
+            await redis.blpop(["absent"], timeout=0.1)
+        assert await redis.incr("counter") == 1
+        await asyncio.sleep(1.5)
+        assert await redis.incr("counter") == 2
+        assert redis.health.available
+
+
+FINAL = {
+    "NOPERM": (b"-NOPERM this user has no permissions\r\n", driver.NoPermissionError),
+    "NOAUTH": (b"-NOAUTH Authentication required.\r\n", driver.AuthenticationError),
+    "WRONGPASS": (b"-WRONGPASS invalid username-password pair\r\n", driver.AuthenticationError),
+    "WRONGTYPE": (b"-WRONGTYPE Operation against a key\r\n", driver.ResponseError),
+    "ERR": (b"-ERR value is not an integer or out of range\r\n", driver.ResponseError),
+    "MOVED": (b"-MOVED 3999 127.0.0.1:6381\r\n", driver.MovedError),
+}
+
+
+@pytest.mark.parametrize(("reply", "error"), FINAL.values(), ids=FINAL)
+async def test_what_the_server_refuses_for_good_passes_through_after_one_attempt(
+    reply, error, redis_server, fault_proxy, connect, quick, watch
+):
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    fault = fault_proxy.answer("INCRBY", reply, times=None)
+
+    with pytest.raises(error):
+        await redis.incr("counter")
+
+    assert len(fault.struck) == 1
+    await asyncio.sleep(0.1)
+    assert not seen.changes
+    assert redis.stats().retries == 0
+
+
+async def test_a_real_noperm_passes_through_and_the_user_needs_no_ping_to_be_up(
+    redis_server, connect, quick
+):
+    await redis_server.query("ACL", "SETUSER", "app", "on", ">pw", "~a:*", "+get", "+hello")
+    redis = await connect(f"redis://app:pw@127.0.0.1:{redis_server.port}/0", policy=quick)
+
+    with pytest.raises(driver.NoPermissionError):
+        await redis.incr("a:counter")
+    with pytest.raises(driver.NoPermissionError):
+        await redis.get("b:key")
+    assert await redis.get("a:key") is None
+    await asyncio.sleep(1.2)  # a probe: its PING is forbidden, and that is an answer
+    assert redis.health.state is State.UP
+
+
+async def test_garbage_in_place_of_a_reply_ends_the_lane_and_is_never_a_reply(
+    redis_server, fault_proxy, connect, quick, watch
+):
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    fault_proxy.answer("GET", b"garbage\r\n")
+    assert await redis.get("key") is None
+
+    fault_proxy.answer("INCRBY", b"garbage\r\n", forward=True)
+    with pytest.raises(driver.ConnectionError) as caught:
+        await redis.incr("counter")
+
+    assert "may have been applied" in str(caught.value)
+    assert "Protocol error" in str(caught.value)
+    assert await redis_server.query("GET", "counter") == b"1"
+    assert State.DOWN not in seen.states
+    assert await redis.incr("counter") == 2
+
+
+async def test_a_reset_before_the_request_arrives_is_not_taken_for_not_sent(
+    redis_server, fault_proxy, connect, quick
+):
+    """We cannot tell it from one after it: what was handed to the network may be applied."""
+    redis = await connect(fault_proxy, policy=quick)
+    fault_proxy.reset_on("INCRBY")
+
+    with pytest.raises(driver.ConnectionError) as caught:
+        await redis.incr("counter")
+
+    assert "perhaps applied" in str(caught.value)
+    assert await redis_server.query("GET", "counter") is None
+
+
+@pytest.mark.parametrize("transaction", [True, False], ids=["MULTI", "plain"])
+async def test_a_batch_that_was_refused_as_a_whole_is_repeated(
+    transaction, redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick)
+    await redis_server.query("CONFIG", "SET", "min-replicas-to-write", "1")
+
+    with pytest.raises(driver.RedisError):
+        await redis.pipeline(transaction=transaction).incr("a").incr("b").execute()
+    assert fault_proxy.requests["INCRBY"] == 2 * ATTEMPTS
+    assert await redis_server.query("EXISTS", "a", "b") == 0
+
+    await redis_server.query("CONFIG", "SET", "min-replicas-to-write", "0")
+    result = await redis.pipeline(transaction=transaction).incr("a").incr("b").execute()
+    assert result == [1, 1]
