@@ -147,11 +147,11 @@ def _outages(run: Run) -> str:
     if not published:
         return f"It published none of the {len(outages)} outages."
     delays = " and ".join(f"{(at - fault.at) * 1e3:,.0f} ms" for fault, at in published)
+    failed = sum(fault.errors for fault, _ in published)
     before = sum(fault.errors_before_down for fault, _ in published)
-    after = sum(fault.errors for fault, _ in published) - before
     return (
-        f"It published {len(published)} of the {len(outages)} outages, {delays} after they began: "
-        f"{_some(before)} of the calls that failed in them did so before that, {after:,} after."
+        f"It published {len(published)} of the {len(outages)} outages, {delays} after the server "
+        f"was gone; {_some(failed)} of the calls made then failed, {before:,} before that moment."
     )
 
 

@@ -1,0 +1,249 @@
+"""The demo does what it says, with a terminal and without, and its ledger can fail."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from resilient_io.demo import command, stage
+from resilient_io.demo.ledger import Ledger, Told
+from resilient_io.demo.run import Run
+from resilient_io.demo.script import Scene, Script
+from resilient_io.demo.sides import OurSide
+from resilient_io.demo.workload import Workload
+from resilient_io.testing import RedisServer
+
+DEMO = [sys.executable, "-m", "resilient_io.demo"]
+TINY = Script(
+    scenes=(Scene(what="away", before=0.2, lasts=0.1, after=0.3),),
+    speed_round=0.02,
+)
+RUN_TINY = (
+    "import sys\n"
+    "from resilient_io.demo import command\n"
+    "from resilient_io.demo.script import Scene, Script\n"
+    f"command.QUICK = {TINY!r}\n"
+    "sys.exit(command.main(['--quick']))\n"
+)
+
+
+def row(output, label):
+    """Return the two numbers of a line of the report."""
+    found = re.search(rf"^ *{re.escape(label)} +([\d,]+) +([\d,]+)$", output, re.MULTILINE)
+    assert found, f"no line {label!r} in:\n{output}"
+    return [int(number.replace(",", "")) for number in found.groups()]
+
+
+def processes_of(folder):
+    """Return the command lines of living processes that name a folder."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(entry.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in lines if str(folder) in line]
+
+
+def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
+    shown = subprocess.run(
+        [*DEMO, "--quick"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    output = shown.stdout
+    assert shown.stderr == ""
+    assert shown.returncode == 0, output
+    assert "\x1b" not in output
+    assert "Traceback" not in output
+    assert re.match(r"Server: (Redis|Valkey) \d+\.\d+\.\d+ \(.+\)\n", output)
+    assert max(map(len, output.splitlines()[1:])) <= 80
+    assert "published: DOWN" in output
+    acknowledged, found = row(output, "acknowledged"), row(output, "found in the server")
+    unknown = row(output, "unknown (perhaps done)")
+    assert min(acknowledged) > 100
+    assert acknowledged[1] <= found[1] <= acknowledged[1] + unknown[1]
+    # Eight replies are lost: redis-py sends these writes again, we tell their callers.
+    assert row(output, "repeated (done more than once)")[0] >= 8
+    assert row(output, "repeated (done more than once)")[1] == 0
+    assert unknown[1] >= 8
+    assert row(output, "lost (acknowledged, not found)") == [0, 0]
+    assert row(output, "refused, but found")[1] == 0
+    assert output.endswith("The ledger of ResilientRedis balances.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def ledger_of_a_run(server):
+    """Return the ledger of our client after a moment of load."""
+    side = OurSide(server.port, None)
+    ledger = Ledger("test")
+    run = Run(side, ledger, 0.3, lambda event: None)
+    try:
+        async with Workload(run):
+            await asyncio.sleep(0.3)
+    finally:
+        await side.client.aclose()
+    return ledger
+
+
+async def test_the_ledger_sees_writes_that_are_repeated_lost_denied_or_nobodys(redis_server):
+    ledger = await ledger_of_a_run(redis_server)
+    query = redis_server.query
+    good = await ledger.audit(redis_server)
+    assert good.balanced
+    assert good.acknowledged == good.found == good.writes > 20
+    pushed = (await query("LRANGE", ledger.pushes, 0, 0))[0]
+
+    await query("RPUSH", ledger.pushes, pushed)
+    await query("HINCRBY", ledger.increments, "increment-0-1", 1)
+    audit = await ledger.audit(redis_server)
+    assert not audit.balanced
+    assert (audit.repeated, audit.lost, audit.found) == (2, 0, good.found)
+
+    await query("LREM", ledger.pushes, 0, pushed)
+    await query("HDEL", ledger.increments, "increment-0-1")
+    audit = await ledger.audit(redis_server)
+    assert not audit.balanced
+    assert (audit.repeated, audit.lost, audit.found) == (0, 2, good.found - 2)
+
+    await query("RPUSH", ledger.pushes, pushed)
+    await query("HINCRBY", ledger.increments, "increment-0-1", 1)
+    assert (await ledger.audit(redis_server)).balanced
+
+    await query("RPUSH", ledger.pushes, "nobody's")
+    audit = await ledger.audit(redis_server)
+    assert not audit.balanced
+    assert audit.strangers == 1
+    await query("LREM", ledger.pushes, 0, "nobody's")
+
+    ledger.settle("increment-0-1", Told.NOT_DONE)
+    audit = await ledger.audit(redis_server)
+    assert not audit.balanced
+    assert audit.contradicted == 1
+
+    ledger.settle("increment-0-1", Told.UNKNOWN)
+    assert (await ledger.audit(redis_server)).balanced
+    await query("HDEL", ledger.increments, "increment-0-1")
+    assert (await ledger.audit(redis_server)).balanced
+
+
+@pytest.mark.parametrize("plant", ["nothing", "a duplicate", "a loss"])
+def test_its_exit_code_follows_our_ledger_alone(monkeypatch, capsys, plant):
+    class Planted(Ledger):
+        async def audit(self, server):
+            if plant == "a duplicate" and "resilient" in self.pushes:
+                await server.query("HINCRBY", self.increments, "increment-0-1", 1)
+            if plant == "a loss" and "resilient" in self.pushes:
+                await server.query("HDEL", self.increments, "increment-0-1")
+            if "plain" in self.pushes:
+                await server.query("HINCRBY", self.increments, "increment-0-1", 1)
+            return await super().audit(server)
+
+    monkeypatch.setattr(command, "QUICK", TINY)
+    monkeypatch.setattr(stage, "Ledger", Planted)
+    code = command.main(["--quick"])
+    output = capsys.readouterr().out
+    repeated = row(output, "repeated (done more than once)")
+    assert repeated[0] >= 1
+    assert repeated[1] == int(plant == "a duplicate")
+    assert code == (0 if plant == "nothing" else 1)
+    assert ("DOES NOT BALANCE" in output) == (plant != "nothing")
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_on_a_terminal_it_redraws_in_place_and_honours_no_color(colour):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = os.environ | {"TERM": "xterm", "NO_COLOR": "" if colour else "1"}
+        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - our own
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    output = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its other side is gone
+        while read := os.read(terminal, 65536):
+            output += read
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = output.decode()
+    assert "Traceback" not in text
+    heights = [int(lines) for lines in re.findall(r"\x1b\[(\d+)F", text)]
+    assert len(heights) > 5
+    assert max(heights) <= 23
+    assert bool(re.search(r"\x1b\[\d+m", text)) == colour
+    seen = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", text).replace("\r", "")
+    assert max(map(len, seen.split("\n"))) <= 80
+    assert "2 of 2: ResilientRedis" in seen
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("moment", ["redis-py", "ResilientRedis"])
+def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
+    seconds = 30.0 if moment == "redis-py" else 1.0
+    script = RUN_TINY.replace("'away'", "'frozen'").replace("lasts=0.1", f"lasts={seconds}")
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as demo:
+        part = ""
+        for line in demo.stdout:
+            part = line if " of 2: " in line else part
+            if moment in part and "freezes" in line:
+                break
+        time.sleep(0.3)
+        assert processes_of(tmp_path)
+        began = time.monotonic()
+        demo.send_signal(signal.SIGINT)
+        output, errors = demo.communicate(timeout=10)
+        assert time.monotonic() - began < 3
+    assert demo.returncode == 130
+    assert errors == ""
+    assert "Interrupted" in output
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_server_it_says_how_to_get_one(monkeypatch, capsys):
+    monkeypatch.setenv("RESILIENT_IO_REDIS_SERVER", "/no/such/server")
+    assert command.main([]) == 2
+    shown = capsys.readouterr()
+    assert "needs a Redis server" in shown.err
+    assert "/no/such/server" in shown.err
+    assert shown.out == ""
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command_line = f'{sys.executable} -c "$SCRIPT" | head -1'
+    shown = subprocess.run(
+        ["/bin/sh", "-c", command_line],
+        env=os.environ | {"SCRIPT": RUN_TINY},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert shown.stdout.startswith("Server: ")
+    assert shown.stderr == ""
+
+
+async def test_the_server_keeps_what_it_acknowledged_so_that_lost_means_lost():
+    async with RedisServer(persist=True) as server:
+        ledger = await ledger_of_a_run(server)
+        await server.restart()
+        audit = await ledger.audit(server)
+        assert audit.lost == 0
+        assert audit.found >= audit.acknowledged > 20
