@@ -10,6 +10,7 @@ import ast
 import asyncio
 import inspect
 import re
+import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -147,3 +148,14 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{name_of(page)}: {link} is not there"
+
+
+def test_the_generated_pages_are_up_to_date():
+    # In a process of its own: tests may have registered commands in this one.
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reference.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
