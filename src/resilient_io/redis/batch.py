@@ -15,7 +15,7 @@ from .calls import SCRIPTED
 from .classification import advise, refusal
 from .commands import Effect, effect_of
 from .errors import RedisOutcomeUnknown
-from .exchange import AttemptFailed, follow
+from .exchange import AttemptFailed, Limits, follow
 from .replies import LARGE
 from .ticket import NoLanes, Ticket
 
@@ -96,7 +96,7 @@ class BatchCall:
             return first
         return max(Effect.ACCUMULATING, *pending)
 
-    async def attempt(self, until: float | None) -> object:
+    async def attempt(self, limits: Limits) -> object:
         """Send what is unanswered as one write, and wait for all of its replies."""
         if self._transaction:
             ticket = self._ticket(_MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2)
@@ -113,7 +113,7 @@ class BatchCall:
             replies = await follow(
                 self._gate.lanes,
                 ticket,
-                until=until,
+                limits=limits,
                 patience=self._patience,
                 read=self.effect is Effect.READ,
             )
@@ -122,7 +122,7 @@ class BatchCall:
                 self._answers += ticket.replies
             raise
         if isinstance(replies, NoLanes):
-            return await self._otherwise.attempt(until)
+            return await self._otherwise.attempt(limits)
         answers = replies if isinstance(replies, list) else [replies]
         if self._transaction:
             return await self._finish_transaction(answers)

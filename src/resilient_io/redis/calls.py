@@ -15,7 +15,7 @@ from resilient_io.errors import Progress
 
 from .classification import advise, connection_failure, refusal
 from .commands import Effect, Route, effect_of
-from .exchange import AttemptFailed, failed_by, follow
+from .exchange import AttemptFailed, Limits, failed_by, follow
 from .replies import LARGE
 from .salvage import can_be_salvaged
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
@@ -48,8 +48,8 @@ class Call(Protocol):
     def effect(self) -> Effect:
         """What executing it twice would do; asked only after a failure."""
 
-    async def attempt(self, until: float | None) -> object:
-        """Make one attempt, bounded by the absolute loop time `until`.
+    async def attempt(self, limits: Limits) -> object:
+        """Make one attempt within its limits.
 
         Raises:
             AttemptFailed: No usable reply came; the gate decides what follows.
@@ -172,7 +172,7 @@ class LaneCall:
         """What executing it twice would do."""
         return self._command.effect
 
-    async def attempt(self, until: float | None) -> object:
+    async def attempt(self, limits: Limits) -> object:
         """Send it, or go on with what the fast path began."""
         first, self._first = self._first, None
         if isinstance(first, LaneLost | Undeliverable):
@@ -182,14 +182,14 @@ class LaneCall:
             reply = await follow(
                 self._gate.lanes,
                 ticket,
-                until=until,
+                limits=limits,
                 patience=self._patience,
                 read=self.effect is Effect.READ,
             )
         else:
             reply = first
         if isinstance(reply, NoLanes):
-            return await self._otherwise.attempt(until)
+            return await self._otherwise.attempt(limits)
         result = read_reply(self._gate, self._command, reply)
         return await result if inspect.isawaitable(result) else result
 
@@ -228,16 +228,16 @@ class DedicatedCall:
         """What executing it twice would do."""
         return self._command.effect
 
-    async def attempt(self, until: float | None) -> object:
+    async def attempt(self, limits: Limits) -> object:
         """Borrow a connection, send, wait as long as the command may block, give it back."""
         gate = self._gate
-        connection = await gate.borrow(until)
+        connection = await gate.borrow(limits.sent)
         clean = blocked = False
         try:
             if can_be_salvaged(self._command):
-                await self._identify(connection, until)
+                await self._identify(connection, limits.sent)
                 blocked = True
-            reply = await self._exchange(connection, until)
+            reply = await self._exchange(connection, limits.until)
             clean = True
         finally:
             if blocked and not clean and connection.is_connected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import random
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -98,7 +99,7 @@ class ResilientRedis(driver.Redis):
         target = PoolTarget(pool)
         target.check()
         interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
-        self._owns_health = health is None
+        health_is_ours = health is None
         self._rng = rng if rng is not None else random.Random()
         if health is None:
             settings = HealthSettings(interval=float(interval)) if interval else HealthSettings()
@@ -117,6 +118,7 @@ class ResilientRedis(driver.Redis):
             rng=self._rng,
             callbacks=self.response_callbacks,
             bound=single_connection_client,
+            owns_health=health_is_ours,
         )
 
     @classmethod
@@ -338,10 +340,15 @@ class ResilientRedis(driver.Redis):
         """
         if self._careful:
             return
-        await self._engine.aclose()
-        if self._owns_health:
-            await self.health.aclose()
-        await super().aclose(close_connection_pool)
+        pool = functools.partial(super().aclose, close_connection_pool)
+        await self._engine.aclose(also=pool)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close when the last `async with` is left; cancelling leaves the closing to go on."""
+        # redis-py 8.1 awaits a lock to count down: cancelled there, it would never close.
+        self._usage_counter -= 1
+        if self._usage_counter == 0:
+            await self.aclose()
 
     def __repr__(self) -> str:
         """Show the address and the state, and no secret."""

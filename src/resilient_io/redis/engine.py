@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._policy import RetryBudget
+from resilient_io._policy import RetryBudget, context_without_deadline
 
 from .dedicated import DedicatedConnections
 from .gate import Gate
@@ -16,7 +16,7 @@ from .probe import RedisProbe
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     from redis.asyncio.connection import ConnectionPool
 
@@ -43,6 +43,7 @@ class Engine:
         rng: random.Random,
         callbacks: MutableMapping[str | bytes, Callable[..., Any]],
         bound: bool,
+        owns_health: bool,
     ) -> None:
         """Prepare; nothing is opened before `start`."""
         self.health = health
@@ -56,6 +57,7 @@ class Engine:
         self._callbacks = callbacks
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forked = False
+        self._owns_health = owns_health
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Change] | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -127,21 +129,24 @@ class Engine:
         if not self.health.available:
             self.dedicated.drop_all()
 
-    async def aclose(self) -> None:
+    async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Settle every call as closed, close every connection, end every task.
 
         Closing twice is fine. Cancelling leaves at once; the closing goes on by itself.
+
+        Args:
+            also: What the client closes beside, as a part of the same closing.
         """
         self.gate.closed = True
-        if self._loop is None:
-            return
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(
-                self._close(), name="resilient-io close"
+                self._close(also), name="resilient-io close", context=context_without_deadline()
             )
-        await asyncio.wait([self._leaving])
+        leaving = self._leaving
+        await asyncio.wait([leaving])
+        leaving.result()
 
-    async def _close(self) -> None:
+    async def _close(self, also: Callable[[], Awaitable[None]]) -> None:
         if self._subscription is not None:
             self._subscription.remove()
         await self.gate.aclose()
@@ -150,6 +155,9 @@ class Engine:
         await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
+        if self._owns_health:
+            await self.health.aclose()
+        await also()
         self._attachment = self._subscription = self._loop = self._leaving = None
 
     def note_fork(self) -> None:

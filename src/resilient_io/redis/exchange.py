@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from .lane import Lane
     from .lanes import Lanes
     from .ticket import Ticket
+
+
+class Limits(NamedTuple):
+    """Absolute loop times that bound an attempt; None for no bound.
+
+    They differ only for commands that block: those may wait long for a reply, but not for a
+    connection.
+    """
+
+    until: float | None
+    """When the reply must have come."""
+
+    sent: float | None
+    """When the request must have left."""
 
 
 class AttemptFailed(Exception):
@@ -78,7 +92,7 @@ def failed_by(mark: LaneLost | Undeliverable) -> AttemptFailed:
 
 
 async def follow(
-    lanes: Lanes, ticket: Ticket, *, until: float | None, patience: float, read: bool
+    lanes: Lanes, ticket: Ticket, *, limits: Limits, patience: float, read: bool
 ) -> object:
     """Wait for the reply to a ticket, with an eye on the clock.
 
@@ -87,7 +101,7 @@ async def follow(
     Args:
         lanes: Where the ticket travels.
         ticket: A submitted ticket.
-        until: Absolute loop time at which the call's time is used up; None for no bound.
+        limits: When the call's time is used up.
         patience: Seconds of the lane's silence after which this call gives up.
         read: Whether it may be asked again on another lane while this one is merely slow.
 
@@ -99,8 +113,9 @@ async def follow(
     while True:
         now = loop.time()
         wake = now + (SECOND_LOOK if clock.suspicious else patience)
-        if until is not None and not clock.suspicious:
-            wake = min(wake, until)
+        limit = limits.until if ticket.sent else limits.sent
+        if limit is not None and not clock.suspicious:
+            wake = min(wake, limit)
         timer = loop.call_at(wake, ticket.tick)
         answered = False
         try:
@@ -111,7 +126,7 @@ async def follow(
             if not answered:
                 lanes.abandon(ticket)
         if reply is TICK:
-            failure = clock.judge(until=until, read=read)
+            failure = clock.judge(limits, read=read)
             if failure is not None:
                 lanes.abandon(ticket)
                 raise failure
@@ -139,13 +154,13 @@ class _Clock:
         lag = self.lanes.lag
         return lag.stalled if lag is not None else 0.0
 
-    def judge(self, *, until: float | None, read: bool) -> AttemptFailed | None:
+    def judge(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
         """Say why the waiting is over, or None while it is not.
 
         A first verdict is only a suspicion: what lies in the socket by then is read first.
         """
         now = asyncio.get_running_loop().time()
-        failure = self._expired(now, until) or self._impatient(now, read=read)
+        failure = self._expired(now, limits) or self._impatient(now, read=read)
         if failure is None:
             self.suspicious = False
             return None
@@ -154,11 +169,13 @@ class _Clock:
             return None
         return failure
 
-    def _expired(self, now: float, until: float | None) -> AttemptFailed | None:
-        if until is None or now < until:
+    def _expired(self, now: float, limits: Limits) -> AttemptFailed | None:
+        sent = self.ticket.sent
+        limit = limits.until if sent else limits.sent
+        if limit is None or now < limit:
             return None
         lane = self.ticket.lane
-        if self.ticket.sent:
+        if sent:
             return AttemptFailed(
                 Progress.PERHAPS_APPLIED,
                 Cause.TIMED_OUT,
@@ -185,7 +202,8 @@ class _Clock:
         if waited < self.patience:
             return None
         silent = lane.last_byte <= self._since
-        elsewhere = read and self.lanes.current not in (None, lane)
+        # Its own reply may be what keeps the lane busy: then asking again would only add to it.
+        elsewhere = read and self.lanes.current not in (None, lane) and not lane.serves(self.ticket)
         if not silent and not elsewhere:
             self._since, self._stalled = lane.last_byte, self._lag()
             return None

@@ -19,7 +19,7 @@ from resilient_io.health import Cause
 from .classification import connection_failure
 from .commands import Effect
 from .errors import RedisClosed
-from .exchange import AttemptFailed
+from .exchange import AttemptFailed, Limits
 from .salvage import salvage
 from .verdict import Verdicts
 
@@ -98,7 +98,7 @@ class Gate:
             ResilientIOError: One of its Redis-flavoured kinds, by what it means for the caller.
             redis.exceptions.RedisError: The server refused it; as redis-py raises it.
         """
-        until = self._until(call, policy, started)
+        limits = _limits(call, policy, started)
         attempts = 1
 
         def may_repeat(failure: BaseException) -> bool:
@@ -107,7 +107,7 @@ class Gate:
             )
 
         try:
-            return await call.attempt(until)
+            return await call.attempt(limits)
         except AttemptFailed as failure:
             self._learn(failure)
             first = last = failure
@@ -116,10 +116,10 @@ class Gate:
             async def again() -> Any:
                 nonlocal last, attempts
                 try:
-                    await self._safe_to_repeat(call, last, policy, until)
+                    await self._safe_to_repeat(call, last, policy, limits.until)
                     attempts += 1
                     self.verdicts.retries += 1
-                    return await call.attempt(until)
+                    return await call.attempt(_limits(call, policy, started))
                 except AttemptFailed as failure:
                     self._learn(failure)
                     last = failure
@@ -131,7 +131,7 @@ class Gate:
                     first=first,
                     attempt=again,
                     may_repeat=may_repeat,
-                    until=until,
+                    until=limits.until,
                     budget=self.budget,
                     cost=self._cost,
                     rng=self._rng,
@@ -142,13 +142,6 @@ class Gate:
             last.detail += "; not repeated: the retry budget is used up"
         elapsed = asyncio.get_running_loop().time() - started
         raise self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed) from last.error
-
-    def _until(self, call: Call, policy: RetryPolicy, started: float) -> float | None:
-        around = current_deadline()
-        if policy.deadline is None or not call.bounded:
-            return around
-        own = started + policy.deadline
-        return own if around is None or own < around else around
 
     # -- deciding --------------------------------------------------------------------------
 
@@ -287,3 +280,20 @@ class Gate:
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options of redis-py 8.1 that its `parse_response` takes out before it calls a callback."""
+
+
+def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:
+    """Say when an attempt that begins now must have been sent and answered."""
+    around = current_deadline()
+    if policy.deadline is None:
+        return Limits(around, around)
+    if call.bounded:
+        until = _earlier(started + policy.deadline, around)
+        return Limits(until, until)
+    # A command that blocks brings its own time; reaching the server does not take longer for it.
+    now = asyncio.get_running_loop().time()
+    return Limits(around, _earlier(now + policy.deadline, around))
+
+
+def _earlier(moment: float, other: float | None) -> float:
+    return moment if other is None else min(moment, other)

@@ -9,6 +9,9 @@ it knows, by setting results. A reply is a result; so are `LaneLost` and `Handov
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +84,7 @@ class Lane(asyncio.Protocol):
         self._replies = Replies(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
+        self._last_leaving = 0
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self.allowance = 0.0
@@ -119,6 +123,11 @@ class Lane(asyncio.Protocol):
     def in_flight(self) -> int:
         """Calls that were accepted and have no reply yet, abandoned ones included."""
         return len(self._replies.waiting) + len(self._queue)
+
+    def serves(self, ticket: Ticket) -> bool:
+        """Tell whether the reply that comes next is this ticket's."""
+        waiting = self._replies.waiting
+        return bool(waiting) and waiting[0] is ticket
 
     def send(self, entry: Entry, data: bytes) -> None:
         """Send one packed command; `entry` gets its reply as the result.
@@ -221,7 +230,7 @@ class Lane(asyncio.Protocol):
         self.bytes_sent += size
         now = self._outstanding.wrote(count, size)
         if self._timer is None:
-            self._timer = self._loop.call_at(now + self.response_timeout, self._watch)
+            self._timer = self._loop.call_at(now + self.response_timeout / 2, self._watch)
 
     def pause_writing(self) -> None:
         """Keep calls in the queue: what is not handed to the transport is certainly not sent."""
@@ -272,10 +281,18 @@ class Lane(asyncio.Protocol):
     # -- watching --------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Judge the silence; armed while calls are outstanding, one timer a lane."""
+        """Judge the silence; armed while calls are outstanding, one timer a lane.
+
+        It looks twice within the response timeout: a large request that is still leaving is no
+        silence, and only what lies between two looks shows that it is.
+        """
         self._timer = None
         if not self._replies.waiting:
             return
+        leaving = self._leaving()
+        if leaving < self._last_leaving:
+            self._outstanding.moved()
+        self._last_leaving = leaving
         patience = self.response_timeout + self.allowance
         left = patience - self._outstanding.silence()
         if left <= 0:
@@ -284,19 +301,25 @@ class Lane(asyncio.Protocol):
             return
         late = self._outstanding.written_before(self._loop.time() - patience)
         self._replies.hand_over(late, self._own)
-        self._timer = self._loop.call_later(left, self._watch)
+        self._timer = self._loop.call_later(min(left, patience / 2), self._watch)
 
     def _judge(self, last_byte: float) -> None:
         self._timer = None
         patience = self.response_timeout + self.allowance
-        if (
-            self.last_byte != last_byte
-            or not self._replies.waiting
-            or self._outstanding.silence() < patience
-        ):
+        waiting = self._replies.waiting
+        if self.last_byte != last_byte or not waiting or self._outstanding.silence() < patience:
             self._watch()
         else:
             self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")
+
+    def _leaving(self) -> int:
+        """Bytes of ours that the peer has not acknowledged yet."""
+        size = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return size
+        queued: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return size + int.from_bytes(queued, sys.byteorder)
 
     def _own(self, ticket: Ticket, from_end: int) -> None:
         ticket.lane, ticket.ordinal = self, self.flushed - from_end

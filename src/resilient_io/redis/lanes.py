@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .target import Target
     from .ticket import Entry
 
+_DOUBT = 0.5
+"""Seconds that callers wait at most for health to confirm that dialling fails for good."""
+
 _CLOSED = Failure(Cause.CLOSED, "the client was closed")
 
 
@@ -119,6 +122,7 @@ class Lanes:
         self.latencies = Latencies()
         self.undeliverable: Undeliverable | None = None
         """Why dialling fails for good (a wrong password, say), while it does."""
+        self._doubt: Undeliverable | None = None
         self.laneless = False
         """Whether the driver's connections turned out to have no transport (fakes, say)."""
         self.session: list[str] = []
@@ -174,6 +178,8 @@ class Lanes:
 
     def refresh(self) -> None:
         """Choose the lane anew: something that the choice depends on has changed."""
+        if not self._health.available:
+            self._give_up()
         self._choose()
 
     @property
@@ -252,7 +258,7 @@ class Lanes:
         if self._closing:
             lane.close(_CLOSED.cause, _CLOSED.detail)
             return
-        self.undeliverable = None
+        self.undeliverable = self._doubt = None
         self._slots[slot] = lane
         self._health.part_back(f"lane {slot}")
         self._health.succeeded()
@@ -264,9 +270,10 @@ class Lanes:
             self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
             return
         self._health.failed(failure.cause, failure.detail)
-        if failure.permanent:
-            self.undeliverable = Undeliverable(failure, error)
-            self._give_up_backlog(self.undeliverable)
+        if failure.permanent and self.undeliverable is None:
+            # Health is to know before the callers do; if it never agrees, they wait no longer.
+            self._doubt = Undeliverable(failure, error)
+            asyncio.get_running_loop().call_later(_DOUBT, self._give_up)
 
     def go_without(self) -> None:
         """Hear that this driver's connections cannot be lanes."""
@@ -305,6 +312,12 @@ class Lanes:
             return  # a further place of a ticket that is moved by its first
         entry.lane = None
         self._backlog.appendleft(entry)
+
+    def _give_up(self) -> None:
+        """Tell those who wait that dialling fails for good, if that is still so."""
+        if self._doubt is not None:
+            self.undeliverable = self._doubt
+            self._give_up_backlog(self._doubt)
 
     def _give_up_backlog(self, why: Undeliverable) -> None:
         waiting, self._backlog, self._abandoned = self._backlog, deque(), 0

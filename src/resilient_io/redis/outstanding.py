@@ -33,14 +33,14 @@ class Outstanding:
     Time during which our own event loop was blocked is nobody's silence.
     """
 
-    __slots__ = ("_lag", "_latencies", "_loop", "_stalled", "last_byte", "writes")
+    __slots__ = ("_lag", "_latencies", "_loop", "_moved", "_stalled", "last_byte", "writes")
 
     def __init__(self, latencies: Latencies, lag: LoopLag) -> None:
         self._loop = asyncio.get_running_loop()
         self._latencies = latencies
         self._lag = lag
         self.writes: deque[Write] = deque()
-        self.last_byte = self._loop.time()
+        self.last_byte = self._moved = self._loop.time()
         self._stalled = lag.stalled
 
     def wrote(self, count: int, size: int) -> float:
@@ -53,6 +53,10 @@ class Outstanding:
         """Note that bytes came."""
         self.last_byte = self._loop.time()
         self._stalled = self._lag.stalled
+
+    def moved(self) -> None:
+        """Note that a part of what we wrote has left: that is no silence."""
+        self._moved, self._stalled = self._loop.time(), self._lag.stalled
 
     def answered(self, count: int) -> int:
         """Take `count` replies off, oldest first; return what they counted for."""
@@ -72,8 +76,9 @@ class Outstanding:
         """Seconds without a byte since the oldest unanswered write."""
         oldest = self.writes[0]
         since, stalled = oldest.at, oldest.stalled
-        if self.last_byte > since:
-            since, stalled = self.last_byte, self._stalled
+        latest = max(self.last_byte, self._moved)
+        if latest > since:
+            since, stalled = latest, self._stalled
         return self._loop.time() - since - (self._lag.stalled - stalled)
 
     def written_before(self, moment: float) -> int:

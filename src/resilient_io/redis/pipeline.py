@@ -14,7 +14,7 @@ from .batch import BatchCall
 from .classification import connection_failure, refusal
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .errors import RouteRefused
-from .exchange import AttemptFailed
+from .exchange import AttemptFailed, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -187,18 +187,18 @@ class _Watched:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
 
-    async def attempt(self, until: float | None) -> Any:
+    async def attempt(self, limits: Limits) -> Any:
         pipeline, client = self._pipeline, self._pipeline._client
         gate = client._engine.gate
         watched = pipeline.watching
         connection: AbstractConnection | None = pipeline.connection
         if connection is None:
-            connection = await gate.borrow(until)
+            connection = await gate.borrow(limits.sent)
             pipeline.connection = cast("Connection", connection)
         loop = asyncio.get_running_loop()
         limit = loop.time() + client._policy.response_timeout + self._block()
         try:
-            async with asyncio.timeout_at(limit if until is None else min(limit, until)):
+            async with asyncio.timeout_at(min(limit, limits.until or limit)):
                 return await self._exchange(connection)
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
