@@ -144,10 +144,18 @@ def test_no_block_is_of_a_kind_that_nobody_checks():
                 assert block.language in known, f"{where}: say what this block is"
 
 
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{name_of(page)}: {link} is not there"
+        for link, _, anchor in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", page.read_text()):
+            target = (page.parent / link) if link else page
+            assert target.exists(), f"{name_of(page)}: {link} is not there"
+            if anchor:
+                assert anchor in anchors_of(target), f"{name_of(page)}: no {anchor} in {link}"
 
 
 def test_the_generated_pages_are_up_to_date():
