@@ -13,6 +13,7 @@ from .dedicated import DedicatedConnections
 from .gate import Gate
 from .lanes import Lanes, LaneSettings
 from .probe import RedisProbe
+from .rotation import follow_credentials
 
 if TYPE_CHECKING:
     import random
@@ -111,6 +112,7 @@ class Engine:
             self._build()
         self._loop = loop
         self.lanes.start()
+        follow_credentials(self._pool, self)
         self._attachment = self.health.start(
             RedisProbe(
                 lanes=self.lanes, target=self.target, policy=self.policy, health=self.health

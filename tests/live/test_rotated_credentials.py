@@ -1,0 +1,86 @@
+"""A streaming credential provider hands out new credentials while calls are in flight."""
+
+import asyncio
+
+from redis.credentials import StreamingCredentialProvider
+
+from resilient_io import ResilientRedis
+
+
+class Token:
+    def __init__(self, user, password):
+        self._user = user
+        self._password = password
+
+    def try_get(self, key):
+        assert key == "oid"
+        return self._user
+
+    def get_value(self):
+        return self._password
+
+
+class Provider(StreamingCredentialProvider):
+    def __init__(self, user, password):
+        self.current = (user, password)
+        self.listener = None
+
+    async def get_credentials_async(self):
+        return self.current
+
+    def on_next(self, callback):
+        self.listener = callback
+
+    def on_error(self, callback):
+        pass
+
+    def is_streaming(self):
+        return True
+
+    async def rotate(self, user, password):
+        self.current = (user, password)
+        await self.listener(Token(user, password))
+
+
+async def names(server):
+    listed = (await server.query("CLIENT", "LIST")).decode()
+    return [
+        dict(part.split("=", 1) for part in line.split())["user"]
+        for line in listed.splitlines()
+        if "resilient-io:" in line
+    ]
+
+
+async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
+    await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
+    await redis_server.query("ACL", "SETUSER", "new", "on", ">two", "~*", "+@all")
+    provider = Provider("old", "one")
+    async with ResilientRedis(
+        host=redis_server.host, port=redis_server.port, credential_provider=provider
+    ) as redis:
+        await redis.incr("counter")
+        lanes = redis._engine.lanes.open_lanes
+        assert await names(redis_server) == ["old", "old"]
+
+        busy = [asyncio.create_task(redis.incr("counter")) for _ in range(100)]
+        await provider.rotate("new", "two")
+
+        assert sorted(await asyncio.gather(*busy)) == list(range(2, 102))
+        assert await names(redis_server) == ["new", "new"]
+        assert redis._engine.lanes.open_lanes == lanes
+
+
+async def test_refused_credentials_leave_the_old_login_and_show_no_secret(redis_server, caplog):
+    await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
+    provider = Provider("old", "one")
+    async with ResilientRedis(
+        host=redis_server.host, port=redis_server.port, credential_provider=provider
+    ) as redis:
+        await redis.incr("counter")
+
+        await provider.rotate("old", "s3cret-but-wrong")
+
+        assert await redis.incr("counter") == 2
+        assert await names(redis_server) == ["old", "old"]
+    assert "rotated credentials were refused" in caplog.text
+    assert "s3cret" not in caplog.text
