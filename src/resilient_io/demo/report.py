@@ -46,7 +46,10 @@ def report(runs: Sequence[tuple[Run, Audit]], speeds: Sequence[float], blocks: s
         *_ledger([audit for _, audit in runs]),
         Line(),
         *[line for run, found in runs for line in _words(run, found)],
-        Line(f"Without faults ResilientRedis was {speeds[1] / speeds[0]:.1f} times as fast."),
+        Line(
+            f"Reading for {CALLERS} callers, without faults, ResilientRedis was "
+            f"{speeds[1] / speeds[0]:.1f} times as fast."
+        ),
         Line(),
         _verdict(audit),
     ]
