@@ -167,3 +167,11 @@ def test_the_generated_pages_are_up_to_date():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_file_map_of_the_design_names_every_module():
+    said = (ROOT / "DESIGN.md").read_text()
+    modules = {path.name for path in (ROOT / "src").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(name for name in modules if f"`{name}`" not in said) == []
+    named = set(re.findall(r"`(\w+\.py)`", said))
+    assert sorted(named - modules - {"__init__.py"}) == []
