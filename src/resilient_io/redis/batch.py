@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
     Annotate = Callable[[Exception, int, Iterable[object]], None]
 
+_OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
+"""What writes constants and reads nothing: any sequence of these, repeated, ends as it did.
+
+Of others that is not true, though each alone may be repeated: COPY a b, then SET a.
+"""
+
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -91,9 +97,12 @@ class BatchCall:
             effect_of(spec, args)
             for spec, (args, _) in zip(self._specs, self._commands, strict=True)
         ][len(self._answers) :]
-        first = pending[0] if pending else Effect.READ
-        if first <= Effect.IDEMPOTENT and all(effect is first for effect in pending):
-            return first
+        if all(effect is Effect.READ for effect in pending):
+            return Effect.READ
+        if all(effect is Effect.IDEMPOTENT for effect in pending):
+            names = [spec.name for spec in self._specs[len(self._answers) :]]
+            if len(names) == 1 or all(name in _OVERWRITES for name in names):
+                return Effect.IDEMPOTENT
         return max(Effect.ACCUMULATING, *pending)
 
     async def attempt(self, limits: Limits) -> object:

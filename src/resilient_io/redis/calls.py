@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, RedisError
 
 from resilient_io.errors import Progress
@@ -196,9 +197,12 @@ class LaneCall:
     def _submit(self) -> Ticket:
         lanes = self._gate.lanes
         raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
-        ticket = Ticket(self._data, raw=raw, large=len(self._data) > LARGE)
-        if not self.bounded and lanes.current is not None:
-            lanes.current.allowance = max(lanes.current.allowance, self._patience)
+        ticket = Ticket(
+            self._data,
+            raw=raw,
+            large=len(self._data) > LARGE,
+            allowance=0.0 if self.bounded else self._patience,
+        )
         lanes.submit(ticket)
         return ticket
 
@@ -279,7 +283,10 @@ class DedicatedCall:
             raise
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
-            if refusal(error) is not None or (connection.is_connected and not timed_out):
+            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected"
+            # when it was told not to disconnect.
+            lost = type(error) is ConnectionLostError or not connection.is_connected
+            if refusal(error) is not None or not (lost or timed_out):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             failure = connection_failure(error)
             if failure.definite:

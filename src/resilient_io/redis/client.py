@@ -16,9 +16,9 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency, HealthSettings
 
 from .calls import Command, DedicatedCall, LaneCall, Packer
-from .commands import SPECS, Route, lookup
+from .commands import SPECS, Effect, Route, lookup
 from .engine import Engine
-from .errors import RedisUnavailable, RouteRefused
+from .errors import RouteRefused
 from .lanes import LaneSettings
 from .lock import ResilientLock
 from .options import check_given, check_types, policy_from, pool_from_url
@@ -233,16 +233,14 @@ class ResilientRedis(driver.Redis):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         if not self._engine.bound:
             return
-        if lanes.session_lost:
-            lost, lanes.session_lost = lanes.session_lost, []
-            raise self._engine.gate.verdicts.error(
-                RedisUnavailable,
-                f"the connection was lost, and with it what {', '.join(lost)} had set: begin again",
-                spec.name,
-            )
+        self._engine.gate.check_session(spec.name)
         if spec.name in _ENDS_TRANSACTION:
             lanes.session = [name for name in lanes.session if name not in ("WATCH", "MULTI")]
-        elif spec.route is Route.BOUND:
+        elif (
+            spec.route is Route.BOUND
+            and spec.effect is not Effect.READ
+            and spec.name not in lanes.session
+        ):
             lanes.session.append(spec.name)
 
     # -- what redis-py builds on it --------------------------------------------------------

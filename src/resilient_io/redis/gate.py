@@ -18,7 +18,7 @@ from resilient_io.health import Cause
 
 from .classification import connection_failure
 from .commands import Effect
-from .errors import RedisClosed
+from .errors import RedisClosed, RedisUnavailable
 from .exchange import AttemptFailed, Limits
 from .salvage import salvage
 from .verdict import Verdicts
@@ -150,6 +150,8 @@ class Gate:
     ) -> bool:
         if failure.final or failure.expired or failure.cause is Cause.CLOSED:
             return False
+        if self.lanes.session_lost:
+            return False
         if failure.progress is not Progress.PERHAPS_APPLIED:
             return True
         allowed = _REPEATABLE[policy.repeat]
@@ -268,6 +270,21 @@ class Gate:
         """Wait for what is being salvaged; each is bounded."""
         if self._salvages:
             await asyncio.wait(list(self._salvages))
+
+    def check_session(self, operation: str) -> None:
+        """Tell the caller of a bound connection, once, that what it had set there is gone.
+
+        Raises:
+            RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
+        """
+        lanes = self.lanes
+        if lanes.session_lost:
+            lost, lanes.session_lost = lanes.session_lost, []
+            raise self.verdicts.error(
+                RedisUnavailable,
+                f"the connection was lost, and with it what {', '.join(lost)} had set: begin again",
+                operation,
+            )
 
     def apply_callback(self, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
         """Apply redis-py's response callback, found by the name as it was given."""

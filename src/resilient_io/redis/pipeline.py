@@ -133,6 +133,7 @@ class ResilientPipeline(Pipeline):
         if gate.closed:
             raise gate.refusal_when_closed(call.operation)
         engine.start()
+        gate.check_session(call.operation)
         policy = client._policy
         if not client.health.available and policy.while_down == "fail":
             raise gate.refusal_while_down(call.operation)

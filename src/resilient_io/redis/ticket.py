@@ -61,6 +61,7 @@ class Ticket:
     """One exchange whose progress is known: `count` commands packed in `data`, sent as one."""
 
     __slots__ = (
+        "allowance",
         "count",
         "data",
         "future",
@@ -79,6 +80,7 @@ class Ticket:
         count: int = 1,
         raw: frozenset[int] = frozenset(),
         large: bool = False,
+        allowance: float = 0.0,
     ) -> None:
         """Make a ticket in the running loop.
 
@@ -87,11 +89,13 @@ class Ticket:
             count: How many commands they are, so how many replies will come.
             raw: The positions whose replies must not be decoded.
             large: Whether small calls should avoid the lane meanwhile.
+            allowance: Seconds that the lane may stay silent beyond its response timeout.
         """
         self.data = data
         self.count = count
         self.raw = raw
         self.large = large
+        self.allowance = allowance
         self.replies: list[object] = []
         self.position = 0
         self.lane: Lane | None = None
