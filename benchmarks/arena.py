@@ -1,0 +1,212 @@
+"""Lets the clients take turns on one server: one worker process each, one at work at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from resilient_io.testing import RedisServer
+
+from .plan import CLIENTS, KEYS, OURS
+from .statistics import turn
+from .worker import value_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from .plan import Work
+
+_WARM_UP = 0.1
+_PATIENCE = 60.0
+_IDLE_CLIENTS = 50
+
+Rounds = dict[str, list[dict[str, float]]]
+"""What each client achieved, round by round."""
+
+
+class WorkerFailedError(Exception):
+    """A worker ended, or did not answer in time; its own message stands on standard error."""
+
+
+class Worker:
+    """A client in a process of its own."""
+
+    def __init__(self, client: str, url: str, loop: str) -> None:
+        self.client = client
+        self._command = [sys.executable, "-m", "benchmarks.worker", client, url, loop]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the process."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def do(self, order: str, **details: Any) -> dict[str, float]:
+        """Have it do something and return what it measured.
+
+        Raises:
+            WorkerFailedError: It ended instead, or took longer than a minute.
+        """
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"do": order, **details}).encode() + b"\n")
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            raise WorkerFailedError(f"{self.client} did not end {order} {details}") from None
+        if not line:
+            raise WorkerFailedError(f"{self.client} ended during {order} {details}")
+        result: dict[str, float] = json.loads(line)
+        return result
+
+
+class Arena:
+    """A server and a worker for each client, on one kind of event loop."""
+
+    def __init__(self, loop: str, say: Callable[[str], object]) -> None:
+        self._loop = loop
+        self._say = say
+        self._stack = AsyncExitStack()
+        self._workers: dict[str, Worker] = {}
+        self._server = RedisServer()
+
+    async def __aenter__(self) -> Self:
+        """Start the server, fill it, start the workers."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._server)
+            await fill(self._server)
+            for client in CLIENTS:
+                worker = Worker(client, self._server.url, self._loop)
+                self._workers[client] = await stack.enter_async_context(worker)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End everything."""
+        await self._stack.aclose()
+
+    async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
+        """Let every client do a work, `rounds` times each, in turning order."""
+        results: Rounds = {client: [] for client in CLIENTS}
+        for client in CLIENTS:
+            self._say(f"{self._loop}: {work.title}, warming up {client}")
+            await self._workers[client].do("open", callers=work.callers)
+            await self._drive(client, work, _WARM_UP)
+        for number in range(rounds):
+            for client in turn(CLIENTS, number):
+                self._say(f"{self._loop}: {work.title}, round {number + 1}, {client}")
+                results[client].append(await self._drive(client, work, seconds * work.stretch))
+        for client in CLIENTS:
+            await self._workers[client].do("close")
+        return results
+
+    async def _drive(self, client: str, work: Work, seconds: float) -> dict[str, float]:
+        return await self._workers[client].do(
+            "drive", kind=work.kind, callers=work.callers, seconds=seconds
+        )
+
+    async def overhead(self, rounds: int, seconds: float) -> Rounds:
+        """Compare ours with the bare lane, within one process."""
+        worker = self._workers[OURS]
+        await worker.do("open", callers=50)
+        await worker.do("overhead", seconds=_WARM_UP)
+        results = []
+        for number in range(rounds):
+            self._say(f"{self._loop}: overhead, round {number + 1}")
+            results.append(await worker.do("overhead", seconds=seconds))
+        await worker.do("close")
+        return {OURS: results}
+
+    async def idle(self) -> Rounds:
+        """Ask what an idle client weighs, in a fresh process each; Linux only."""
+        results: Rounds = {}
+        for client in CLIENTS:
+            self._say(f"{self._loop}: idle {client}")
+            async with Worker(client, self._server.url, self._loop) as worker:
+                before = await self._connections()
+                result = await worker.do("gather", count=_IDLE_CLIENTS)
+                connections = await self._connections() - before
+                result["connections"] = connections / (_IDLE_CLIENTS + 1)
+                await worker.do("scatter")
+                results[client] = [result]
+        return results
+
+    async def _connections(self) -> int:
+        said = await self._server.query("INFO", "clients")
+        assert isinstance(said, bytes)
+        return int(said.split(b"connected_clients:")[1].split()[0])
+
+    async def down(self, rounds: int) -> Rounds:
+        """Kill the server under connected clients, and ask what a call then costs; comes last."""
+        for worker in self._workers.values():
+            await worker.do("open", callers=1)
+            await worker.do("drive", kind="get", callers=1, seconds=_WARM_UP)
+        self._server.kill()
+        results: Rounds = {}
+        for client, worker in self._workers.items():
+            self._say(f"{self._loop}: {client} while the server is dead")
+            times = rounds if client == OURS else 1
+            results[client] = [await worker.do("down") for _ in range(times)]
+        return results
+
+
+async def fill(server: RedisServer) -> None:
+    """Write what the works read."""
+    for place in range(KEYS):
+        await server.query("SET", f"key:{place}", value_of(place))
+    for place in range(50):
+        key = f"mixed:{place}"
+        await server.query("SET", key, value_of(place))
+        fields = [part for number in range(8) for part in (f"field:{number}", "x" * 16)]
+        await server.query("HSET", f"hash:{key}", *fields)
+        members = [part for number in range(8) for part in (number, f"member:{number}")]
+        await server.query("ZADD", f"zset:{key}", *members)
+
+
+async def tune(clients: Sequence[str], sizes: Sequence[int], say: Callable[[str], object]) -> None:
+    """Print how fast the pools are at several sizes."""
+    async with RedisServer() as server:
+        await fill(server)
+        for client in clients:
+            async with Worker(client, server.url, "asyncio") as worker:
+                for callers in (50, 500, 5000):
+                    rates: dict[int, list[float]] = {size: [] for size in sizes}
+                    for size in [*sizes] * 3:
+                        await worker.do("open", callers=callers, connections=size)
+                        await worker.do("drive", kind="get", callers=callers, seconds=_WARM_UP)
+                        result = await worker.do("drive", kind="get", callers=callers, seconds=0.5)
+                        rates[size].append(result["rate"])
+                    found = ", ".join(f"{size}: {sorted(r)[1]:,.0f}" for size, r in rates.items())
+                    say(f"{client}, {callers} callers, GETs per second by connections: {found}")

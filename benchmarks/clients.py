@@ -1,0 +1,197 @@
+"""How each client is set up: at the best setting that its documentation offers for the work."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import urlsplit
+
+from .plan import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+REDIS_PY_CONNECTIONS = 16
+"""Of its blocking pool. `python -m benchmarks --tune` tries others: less or more is slower."""
+
+COREDIS_CONNECTIONS = 2
+"""Of its pool; its callers share them (multiplexing), as it is meant to be used."""
+
+
+GLIDE_IN_FLIGHT = 1000
+"""Its default bound."""
+
+
+class Client(Protocol):
+    """What a worker drives; its calls are the client's own bound methods wherever they can be."""
+
+    get: Callable[[str], Awaitable[Any]]
+    set: Callable[[str, bytes], Awaitable[Any]]
+    mixed: Sequence[Callable[[str], Awaitable[Any]]]
+    """GET, SET, HGETALL, ZRANGE and INCR, each on a key of its own type."""
+
+    async def pipeline(self, keys: Sequence[str]) -> Sequence[Any]:
+        """GET all keys in one explicit pipeline without a transaction."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+def own_key(call: Callable[..., Awaitable[Any]], prefix: str, *args: Any) -> Any:
+    """Return a call on the key of that prefix; it costs every client the same."""
+
+    def on(key: str) -> Awaitable[Any]:
+        return call(prefix + key, *args)
+
+    return on
+
+
+def _mixed(client: Any, value: bytes, zrange: Callable[[str], Awaitable[Any]]) -> list[Any]:
+    return [
+        own_key(client.get, ""),
+        own_key(client.set, "", value),
+        own_key(client.hgetall, "hash:"),
+        own_key(zrange, "zset:"),
+        own_key(client.incr, "count:"),
+    ]
+
+
+class _RedisLike:
+    """redis-py's interface, which ours has, too."""
+
+    def __init__(self, client: Any, value: bytes) -> None:
+        self.client = client
+        self.get = client.get
+        self.set = client.set
+        self.mixed = _mixed(client, value, partial(client.zrange, start=0, end=-1))
+
+    async def pipeline(self, keys: Sequence[str]) -> Sequence[Any]:
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.get(key)
+        result: Sequence[Any] = await pipe.execute()
+        return result
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+class RedisPy(_RedisLike):
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:
+        import redis.asyncio as redis  # noqa: PLC0415 (a worker imports its own client only)
+
+        limit = connections or min(callers, REDIS_PY_CONNECTIONS)
+        pool = redis.BlockingConnectionPool.from_url(url, max_connections=limit, timeout=None)
+        client = cls(redis.Redis.from_pool(pool), value)
+        await client.client.ping()
+        return client
+
+
+class Ours(_RedisLike):
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003
+        from resilient_io.redis import ResilientRedis  # noqa: PLC0415 (as above)
+
+        client = ResilientRedis.from_url(url)
+        await client.initialize()
+        await client.health.until_up(5)
+        return cls(client, value)
+
+
+class Coredis:
+    def __init__(self, client: Any, value: bytes, stack: AsyncExitStack) -> None:
+        self.client = client
+        self.get = client.get
+        self.set = client.set
+        self.mixed = _mixed(client, value, partial(client.zrange, min_=0, max_=-1))
+        self._stack = stack
+
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:
+        import coredis  # noqa: PLC0415 (as above)
+
+        stack = AsyncExitStack()
+        limit = connections or min(callers, COREDIS_CONNECTIONS)
+        opened = await stack.enter_async_context(coredis.Redis.from_url(url, max_connections=limit))
+        await opened.ping()
+        return cls(opened, value, stack)
+
+    async def pipeline(self, keys: Sequence[str]) -> Sequence[Any]:
+        async with self.client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.get(key)
+        result: Sequence[Any] = pipe.results
+        return result
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+
+class Glide:
+    def __init__(self, client: Any, value: bytes) -> None:
+        from glide import Batch, RangeByIndex  # noqa: PLC0415 (as above)
+
+        self.client = client
+        self.get = client.get
+        self.set = client.set
+        self.mixed = _mixed(client, value, partial(client.zrange, range_query=RangeByIndex(0, -1)))
+        self._batch = Batch
+
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003 (the openers are called alike)
+        from glide import (  # noqa: PLC0415 (as above)
+            GlideClient,
+            GlideClientConfiguration,
+            Logger,
+            LogLevel,
+            NodeAddress,
+        )
+
+        Logger.init(LogLevel.OFF)
+        parts = urlsplit(url)
+        # By default it refuses above 1,000 calls in flight, and gives up after 250 ms.
+        crowd = callers > GLIDE_IN_FLIGHT
+        configuration = GlideClientConfiguration(
+            [NodeAddress(parts.hostname or "", parts.port or 0)],
+            request_timeout=60_000 if crowd else None,
+            inflight_requests_limit=2 * callers if crowd else None,
+        )
+        return cls(await GlideClient.create(configuration), value)
+
+    async def pipeline(self, keys: Sequence[str]) -> Sequence[Any]:
+        batch = self._batch(is_atomic=False)
+        for key in keys:
+            batch.get(key)
+        result: Sequence[Any] = await self.client.exec(batch, raise_on_error=True)
+        return result
+
+    async def aclose(self) -> None:
+        await self.client.close()
+
+
+class Bare(_RedisLike):
+    """A lane without policy, health and statistics, under redis-py's commands."""
+
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003
+        from .bare import BareRedis  # noqa: PLC0415 (as above)
+
+        client = BareRedis.from_url(url)
+        await client.initialize()
+        return cls(client, value)
+
+    async def aclose(self) -> None:
+        self.client.lane.connection_lost(None)
+        await asyncio.sleep(0)
+
+
+OPENERS: dict[str, Any] = {
+    "redis-py": RedisPy.open,
+    "coredis": Coredis.open,
+    "valkey-glide": Glide.open,
+    OURS: Ours.open,
+    "bare lane": Bare.open,
+}

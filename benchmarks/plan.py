@@ -1,0 +1,112 @@
+"""What is measured, and what must be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+PEERS: Final = ("redis-py", "coredis", "valkey-glide")
+OURS: Final = "resilient-io"
+CLIENTS: Final = (*PEERS, OURS)
+"""In the order of the first round; each further round begins one further."""
+
+VALUE_BYTES: Final = 64
+LARGE_BYTES: Final = 1024 * 1024
+KEYS: Final = 1000
+PIPELINE: Final = 100
+
+Kind = Literal["get", "set", "mixed", "pipeline", "large", "latency"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What every client does in turn.
+
+    Attributes:
+        name: Its short name, for `--only`.
+        title: What it is called in the table.
+        kind: What each caller does again and again.
+        callers: Tasks that do it at the same time.
+        stretch: How many times the usual length its rounds have.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    callers: int
+    stretch: float = 1.0
+
+
+WORKS: Final = (
+    Work(name="get-1", title="GET, 1 caller", kind="get", callers=1),
+    Work(name="get-50", title="GET, 50 callers", kind="get", callers=50),
+    Work(name="set-50", title="SET, 50 callers", kind="set", callers=50),
+    Work(name="get-500", title="GET, 500 callers", kind="get", callers=500),
+    Work(name="get-10000", title="GET, 10,000 callers", kind="get", callers=10_000, stretch=2.0),
+    Work(name="mixed-50", title="mixed commands, 50 callers", kind="mixed", callers=50),
+    Work(name="pipeline", title="explicit pipeline of 100 GETs", kind="pipeline", callers=1),
+    Work(name="large-8", title="1 MiB values, SET and GET, 8 callers", kind="large", callers=8),
+    Work(name="latency-50", title="latency of GET, 50 callers", kind="latency", callers=50),
+)
+
+EXTRAS: Final = ("overhead", "down", "idle")
+"""What is measured beside the works: ours alone, or once a client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What must hold for one row.
+
+    Attributes:
+        against: The client that ours is compared with; for `cost` and `alone` what the row tells.
+        least: What is asked for.
+        accepted: What still counts, where that is less.
+        most: The other way round: a bound from above.
+    """
+
+    against: str
+    least: float | None = None
+    accepted: float | None = None
+    most: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """Say whether it was reached."""
+        if self.most is not None:
+            return "reached" if value <= self.most else "**missed**"
+        assert self.least is not None
+        if value >= self.least:
+            return "reached"
+        if self.accepted is not None and value >= self.accepted:
+            return f"least ({self.accepted:g}x) reached"
+        return "**missed**"
+
+    @property
+    def wording(self) -> str:
+        """Say what is asked for."""
+        if self.most is not None:
+            return f"≤{self.most:g}x {self.against}"
+        least = f" (least {self.accepted:g}x)" if self.accepted is not None else ""
+        return f"≥{self.least:g}x {self.against}{least}"
+
+
+_FAST = (
+    Target(against="redis-py", least=10, accepted=8),
+    Target(against="valkey-glide", least=4),
+)
+RATE_TARGETS: Final[dict[str, tuple[Target, ...]]] = {
+    "get-1": (Target(against="redis-py", least=1.2),),
+    "get-50": _FAST,
+    "set-50": _FAST,
+    "get-500": (Target(against="redis-py", least=20),),
+    "mixed-50": (Target(against="redis-py", least=8),),
+    "pipeline": (Target(against="redis-py", least=1.2),),
+    "large-8": (Target(against="redis-py", least=1.0),),
+}
+COST_TARGET: Final = 1.3
+"""A call at 10,000 callers may cost that much more than one at 500."""
+TAIL_TARGET: Final = 1.0
+"""Our p99 over redis-py's p50."""
+DOWN_TARGET: Final = 5.0
+"""µs of a call that is refused while the server is down, its `except` included."""
+OVERHEAD_TARGET: Final = 0.10
+"""What policy, health and statistics may add to a call."""

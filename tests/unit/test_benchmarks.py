@@ -1,0 +1,189 @@
+"""The pure parts of `python -m benchmarks`: statistics, verdicts, tables, the document."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _checkout_on_the_path(monkeypatch):
+    # The package is part of the checkout, not of what is installed.
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def module(name):
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def rounds(*rates, **other):
+    return [{"rate": rate, "cpu": 1e6 / rate, **other} for rate in rates]
+
+
+def of_each(ours, redis_py, others=5.0):
+    return {
+        "redis-py": rounds(*redis_py),
+        "coredis": rounds(*[others] * len(ours)),
+        "valkey-glide": rounds(*[others] * len(ours)),
+        "resilient-io": rounds(*ours),
+    }
+
+
+def row(lines, title):
+    return next(line for line in lines if line.startswith(f"| {title}"))
+
+
+def test_ratios_are_taken_round_by_round():
+    # The medians' ratio would be 3.0; a machine that was slow in two rounds must not count.
+    found = module("statistics").ratios([10.0, 30.0, 200.0], [5.0, 10.0, 100.0])
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 3.0)
+
+
+def test_ratios_of_unequal_rounds_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        module("statistics").ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("function", ["spread", "quantile"])
+def test_nothing_measured_is_refused(function):
+    arguments = ([],) if function == "spread" else ([], 0.5)
+    with pytest.raises(ValueError, match="there is no"):
+        getattr(module("statistics"), function)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1), (0.5, 50), (0.501, 51), (0.99, 99), (1.0, 100)]
+)
+def test_a_quantile_is_a_value_that_was_measured(share, expected):
+    assert module("statistics").quantile(list(range(100, 0, -1)), share) == expected
+
+
+def test_each_client_begins_a_round_in_its_turn():
+    turn = module("statistics").turn
+    assert [turn(["a", "b", "c"], number) for number in range(4)] == [
+        ["a", "b", "c"],
+        ["b", "c", "a"],
+        ["c", "a", "b"],
+        ["a", "b", "c"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (10.0, "reached"),
+        (9.99, "least (8x) reached"),
+        (8.0, "least (8x) reached"),
+        (7.99, "**missed**"),
+    ],
+)
+def test_a_target_says_whether_it_was_reached(ratio, verdict):
+    target = module("plan").Target(against="redis-py", least=10, accepted=8)
+    assert target.verdict(ratio) == verdict
+
+
+def test_a_row_holds_the_medians_and_the_verdict_on_the_rounds_ratios():
+    results = {"get-1": of_each([1100.0, 1200.0, 1500.0], [1000.0, 1000.0, 1000.0])}
+    line = row(module("tables").speed_table(results), "GET, 1 caller")
+    assert line == (
+        "| GET, 1 caller, per second | 1,000 | 5 | 5 | 1,200 | ≥1.2x redis-py "
+        "| 1.20x (1.10-1.50) | reached |"
+    )
+
+
+def test_a_work_with_two_targets_has_a_row_for_each():
+    results = {"get-50": of_each([90.0], [10.0], others=30.0)}
+    lines = module("tables").speed_table(results)
+    assert "9.00x (9.00-9.00) | least (8x) reached |" in lines[2]
+    assert lines[3].startswith("|  |")
+    assert lines[3].endswith("≥4x valkey-glide | 3.00x (3.00-3.00) | **missed** |")
+
+
+def test_cost_at_many_callers_is_judged_against_few():
+    results = {
+        "get-500": of_each([130.0, 140.0], [1.0, 1.0]),
+        "get-10000": of_each([100.0, 100.0], [1.0, 1.0]),
+    }
+    line = row(module("tables").speed_table(results), "cost of a call at 10,000 callers")
+    assert line.endswith("| 1.35x | ≤1.3x | 1.35x (1.30-1.40) | **missed** |")
+
+
+def test_our_tail_is_judged_against_the_peers_middle():
+    results = {"latency-50": of_each([1.0], [1.0])}
+    for client, measured in results["latency-50"].items():
+        measured[0] |= {"p50": 1000.0, "p99": 900.0 if client == "resilient-io" else 2000.0}
+    line = row(module("tables").speed_table(results), "GET, 50 callers: p50 / p99")
+    assert "| 1,000 / 2,000 | 1,000 / 2,000 | 1,000 / 2,000 | 1,000 / 900 |" in line
+    assert line.endswith("| 0.90x (0.90-0.90) | reached |")
+
+
+def test_a_call_that_nobody_waited_for_to_fail_is_said_to_take_over_that_long():
+    costs = {"redis-py": 200.0, "coredis": 5e6, "valkey-glide": 250_000.0, "resilient-io": 5.5}
+    results = {"down": {client: [{"refused": cost}] for client, cost in costs.items()}}
+    line = row(module("tables").speed_table(results), "a call while the server is dead")
+    assert "| 200 | over 5,000,000 | 250,000 | 5.5 | ≤5 µs | 5.50 (5.50-5.50) |" in line
+    assert line.endswith("**missed** |")
+
+
+def test_overhead_is_judged_by_what_is_added():
+    measured = [{"ours": 11.0, "bare": 10.0, "overhead": 0.10}]
+    line = row(module("tables").speed_table({"overhead": {"resilient-io": measured}}), "policy")
+    assert line.endswith("| 11.00 against 10.00 | ≤10% more | 10% (10% to 10%) | reached |")
+
+
+def test_resources_have_a_table_of_their_own():
+    weights = {"redis-py": 37_000.0, "coredis": 1.0, "valkey-glide": 2.0, "resilient-io": 64_000.0}
+    results = {
+        "get-50": of_each([500_000.0], [10_000.0]),
+        "idle": {c: [{"bytes": w, "connections": 2.0}] for c, w in weights.items()},
+    }
+    lines = module("tables").resource_table(results)
+    assert row(lines, "CPU µs per call: GET, 50 callers").startswith(
+        "| CPU µs per call: GET, 50 callers | 100 |"
+    )
+    assert row(lines, "bytes per idle client").endswith("| 37,000 | 1 | 2 | 64,000 |")
+    assert row(lines, "connections of an idle client").endswith("| 2 | 2 | 2 | 2 |")
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    results = {work.name: of_each([9.0], [1.0]) for work in module("plan").WORKS}
+    for measured in results["latency-50"].values():
+        measured[0] |= {"p50": 1.0, "p99": 1.0}
+    for table in (module("tables").speed_table, module("tables").resource_table):
+        assert len({line.count("|") for line in table(results)}) == 1
+
+
+def test_only_what_stands_between_the_markers_is_rewritten():
+    tables = module("tables")
+    before = f"# Title\n{tables.BEGIN}\nold\n{tables.END}\nkept\n"
+    after = tables.replace_measured(before, "\nnew\n")
+    assert after == f"# Title\n{tables.BEGIN}\nnew\n{tables.END}\nkept\n"
+    assert tables.replace_measured(after, "new") == after
+
+
+@pytest.mark.parametrize("document", ["", "<!-- measured: begin -->", "<!-- measured: end -->" * 2])
+def test_a_document_without_its_markers_is_refused(document):
+    with pytest.raises(ValueError, match="must have one"):
+        module("tables").replace_measured(document, "new")
+
+
+def test_the_document_has_its_markers_and_every_row():
+    tables = module("tables")
+    document = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert tables.replace_measured(document, "x") != document
+    for work in module("plan").WORKS:
+        assert work.title in document, work.title
+
+
+def test_docs_are_not_rewritten_from_a_part_of_the_rows(capsys):
+    with pytest.raises(SystemExit):
+        module("__main__").parse(["--write-docs", "--only", "get-1"])
+    assert "needs every row" in capsys.readouterr().err
+
+
+def test_importing_the_command_brings_no_peer():
+    module("__main__")
+    assert not {"coredis", "glide"} & sys.modules.keys()
