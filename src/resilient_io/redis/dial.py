@@ -63,7 +63,8 @@ def abort(connection: AbstractConnection) -> None:
 def can_be_a_lane(connection: AbstractConnection) -> bool:
     """Tell whether the connection has a real transport that a lane can take over."""
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
-    return isinstance(transport, asyncio.Transport)
+    # By what it can do: uvloop's transports are no subclasses of `asyncio.Transport`.
+    return callable(getattr(transport, "set_protocol", None))
 
 
 def ask_over(connection: AbstractConnection, timeout: float) -> Ask:
