@@ -16,6 +16,7 @@ from resilient_io.errors import Progress
 
 from .classification import advise, connection_failure, refusal
 from .commands import Effect, Route, effect_of
+from .dial import abort
 from .exchange import AttemptFailed, Limits, failed_by, follow
 from .replies import LARGE
 from .salvage import can_be_salvaged
@@ -288,6 +289,8 @@ class DedicatedCall:
             lost = type(error) is ConnectionLostError or not connection.is_connected
             if refusal(error) is not None or not (lost or timed_out):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
+            if lost:
+                abort(connection)
             failure = connection_failure(error)
             if failure.definite:
                 self._gate.health.failed(failure.cause, failure.detail)

@@ -42,6 +42,9 @@ class LaneOwner(Protocol):
     def lane_changed(self, lane: Lane) -> None:
         """Choose anew: the lane became full, busy with a large value, or free again."""
 
+    def lane_fell_silent(self, lane: Lane) -> None:
+        """Hear that half of the response timeout passed without a byte, with calls waiting."""
+
 
 class Lane(asyncio.Protocol):
     """The traffic of one connection, from the end of its handshake to its death."""
@@ -118,6 +121,11 @@ class Lane(asyncio.Protocol):
     def last_byte(self) -> float:
         """Loop time at which the last byte came."""
         return self._outstanding.last_byte
+
+    @property
+    def last_sign(self) -> float:
+        """Loop time of the last sign of life: a byte came, or a part of what we wrote left."""
+        return self._outstanding.last_sign
 
     @property
     def in_flight(self) -> int:
@@ -296,14 +304,19 @@ class Lane(asyncio.Protocol):
             self._outstanding.moved()
         self._last_leaving = leaving
         patience = self.response_timeout + self.allowance
-        left = patience - self._outstanding.silence()
+        silence = self._outstanding.silence()
+        left = patience - silence
         if left <= 0:
             # What lies in the socket is read before anything is judged.
             self._timer = self._loop.call_later(SECOND_LOOK, self._judge, self.last_byte)
             return
         late = self._outstanding.written_before(self._loop.time() - patience)
         self._replies.hand_over(late, self._own)
-        self._timer = self._loop.call_later(min(left, patience / 2), self._watch)
+        if silence < patience / 2:
+            left = patience / 2 - silence
+        else:
+            self._owner.lane_fell_silent(self)
+        self._timer = self._loop.call_later(max(left, SECOND_LOOK), self._watch)
 
     def _judge(self, last_byte: float) -> None:
         self._timer = None
