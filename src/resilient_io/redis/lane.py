@@ -160,8 +160,7 @@ class Lane(asyncio.Protocol):
     def send_ticket(self, ticket: Ticket) -> None:
         """Send all commands of a ticket uninterrupted."""
         ticket.lane = self
-        if ticket.allowance > self.allowance:
-            self.allowance = ticket.allowance
+        self.allowance = max(self.allowance, ticket.allowance)
         ticket.ordinal = self.flushed + len(self._queue)
         if not ticket.special:
             self.send(ticket, ticket.data)
