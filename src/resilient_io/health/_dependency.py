@@ -92,6 +92,19 @@ class Dependency(Availability):
         )
         self._prober.suspect()
 
+    async def judged(self, timeout: float) -> None:
+        """Wait until the probe that a reported failure asked for has ended.
+
+        So a client can let it know of an outage before its callers do. Returns at once when no
+        probe was asked for, or when it is DOWN already. Cancelling leaves at once.
+
+        Args:
+            timeout: Longest wait in seconds; then it returns, too.
+        """
+        verdict = self._prober.verdict()
+        if verdict is not None:
+            await asyncio.wait([verdict], timeout=timeout)
+
     def succeeded(self, latency: float | None = None) -> None:
         """Report good news that cost something, for example that a connection was made.
 

@@ -66,6 +66,7 @@ class Prober:
         self._asked: Client | None = None
         self._asked_suspicious = False
         self._complained = False
+        self._verdict: asyncio.Future[None] | None = None  # of the doubt that is being cleared up
         self._reset()
 
     def _reset(self) -> None:
@@ -105,6 +106,7 @@ class Prober:
             return None
         task.cancel()
         self._task = None
+        self._clear_up()
         if self._clients:
             self._start()
         elif self.lag is not None:
@@ -115,7 +117,7 @@ class Prober:
     def abandon(self) -> None:
         """Forget the clients and the task of a loop that was closed."""
         self._clients.clear()
-        self._task = self._sleeper = self._scope = self._asked = None
+        self._task = self._sleeper = self._scope = self._asked = self._verdict = None
         if self.lag is not None:
             self.lag.release()
             self.lag = None
@@ -130,6 +132,20 @@ class Prober:
             self._scope.reschedule(asyncio.get_running_loop().time())
         elif self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
+
+    def verdict(self) -> asyncio.Future[None] | None:
+        """Return a future that is done when a pending doubt is cleared up; None without one."""
+        pending = self._suspected or (self._scope is not None and self._asked_suspicious)
+        if not pending or self._task is None or self._machine.state is State.DOWN:
+            return None
+        if self._verdict is None:
+            self._verdict = asyncio.get_running_loop().create_future()
+        return self._verdict
+
+    def _clear_up(self) -> None:
+        if self._verdict is not None:
+            self._verdict.set_result(None)
+            self._verdict = None
 
     def _start(self) -> None:
         # A fresh context: the task outlives the call, and its deadline, that happens to start it.
@@ -199,6 +215,8 @@ class Prober:
             change = self._judge(failure, began, suspicious=suspicious)
         self._pause = self._draw_pause()
         self._publish(change)
+        if suspicious:
+            self._clear_up()
 
     def _judge(self, failure: ProbeFailed, began: float, *, suspicious: bool) -> Change | None:
         machine = self._machine

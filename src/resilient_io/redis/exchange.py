@@ -184,13 +184,13 @@ class _Clock:
                 expired=True,
                 lane=lane,
             )
-        waited_for = "room" if self.lanes.open_lanes else "a connection"
+        crowded = self.lanes.crowded
         return AttemptFailed(
             Progress.NOT_SENT,
-            Cause.OVERLOADED if self.lanes.open_lanes else Cause.TIMED_OUT,
-            f"the deadline passed while it waited for {waited_for}",
+            Cause.OVERLOADED if crowded else Cause.TIMED_OUT,
+            f"the deadline passed while it waited for {self.lanes.obstacle}",
             expired=True,
-            overloaded=bool(self.lanes.open_lanes),
+            overloaded=crowded,
         )
 
     def _impatient(self, now: float, *, read: bool) -> AttemptFailed | None:
@@ -201,11 +201,11 @@ class _Clock:
         waited = now - self._since - (self._lag() - self._stalled)
         if waited < self.patience:
             return None
-        silent = lane.last_byte <= self._since
+        silent = lane.last_sign <= self._since
         # Its own reply may be what keeps the lane busy: then asking again would only add to it.
         elsewhere = read and self.lanes.current not in (None, lane) and not lane.serves(self.ticket)
         if not silent and not elsewhere:
-            self._since, self._stalled = lane.last_byte, self._lag()
+            self._since, self._stalled = lane.last_sign, self._lag()
             return None
         return AttemptFailed(
             Progress.PERHAPS_APPLIED,

@@ -44,6 +44,9 @@ _REPEATABLE = {
     "any": Effect.ACCUMULATING,
 }
 
+_JUDGEMENT = 0.05
+"""Seconds that the caller of a call that was cut waits at most for health's look at it."""
+
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
@@ -140,6 +143,11 @@ class Gate:
                 last = failure
         if attempts < policy.attempts and may_repeat(last) and self.budget.tokens < _TIMEOUT_COST:
             last.detail += "; not repeated: the retry budget is used up"
+        if self.lanes.session_lost and last.lane is not None:
+            last.detail += self._session_loss()
+        if last.cause is Cause.RESET:
+            # Nobody hears of an outage before health has looked.
+            await self.health.judged(_JUDGEMENT)
         elapsed = asyncio.get_running_loop().time() - started
         raise self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed) from last.error
 
@@ -277,14 +285,14 @@ class Gate:
         Raises:
             RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
         """
-        lanes = self.lanes
-        if lanes.session_lost:
-            lost, lanes.session_lost = lanes.session_lost, []
+        if self.lanes.session_lost:
             raise self.verdicts.error(
-                RedisUnavailable,
-                f"the connection was lost, and with it what {', '.join(lost)} had set: begin again",
-                operation,
+                RedisUnavailable, f"the connection was lost{self._session_loss()}", operation
             )
+
+    def _session_loss(self) -> str:
+        lost, self.lanes.session_lost = self.lanes.session_lost, []
+        return f", and with it what {', '.join(lost)} had set: begin again"
 
     def apply_callback(self, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
         """Apply redis-py's response callback, found by the name as it was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,6 +88,7 @@ class Keeper:
         self._dialled = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._fences: deque[Lane] = deque()
+        self._worth_it = asyncio.Event()
         self._closing = False
 
     @property
@@ -98,6 +100,11 @@ class Keeper:
         """Open that many lanes."""
         for slot in range(slots):
             self._own(self._keep(slot), f"lane {slot}")
+
+    def hurry(self) -> None:
+        """Dial now where it is paused: a probe has got through."""
+        self._worth_it.set()
+        self._worth_it.clear()
 
     def lost(self, lane: Lane, survivor: Lane | None) -> None:
         """Fence a dead lane whose calls were perhaps applied; a successor does it otherwise."""
@@ -163,7 +170,10 @@ class Keeper:
 
     async def _until_worth_dialling(self, failures: int, *, permanent: bool) -> None:
         cap = _PERMANENT_CAP if permanent else _BACKOFF_CAP
-        await asyncio.sleep(self._rng.uniform(0.01, min(cap, _BACKOFF * 2.0 ** min(failures, 10))))
+        pause = self._rng.uniform(0.01, min(cap, _BACKOFF * 2.0 ** min(failures, 10)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._worth_it.wait()
         if self._health.state is State.DOWN:
             # Only probes knock at a dependency that is down.
             await self._health.until_up()

@@ -123,6 +123,8 @@ class Lanes:
         self.undeliverable: Undeliverable | None = None
         """Why dialling fails for good (a wrong password, say), while it does."""
         self._doubt: Undeliverable | None = None
+        self._trouble: Failure | None = None
+        self._failed_at = 0.0
         self.laneless = False
         """Whether the driver's connections turned out to have no transport (fakes, say)."""
         self.session: list[str] = []
@@ -151,7 +153,7 @@ class Lanes:
             lane.send_ticket(ticket)
         elif self.laneless:
             ticket.interrupt(NoLanes())
-        elif self.undeliverable is not None:
+        elif self.undeliverable is not None and not self._recovered():
             ticket.interrupt(self.undeliverable)
         elif self._closing:
             ticket.interrupt(Undeliverable(_CLOSED))
@@ -180,12 +182,29 @@ class Lanes:
         """Choose the lane anew: something that the choice depends on has changed."""
         if not self._health.available:
             self._give_up()
+        elif self._recovered():
+            self.undeliverable = self._doubt = None
+            self._keeper.hurry()
         self._choose()
 
     @property
     def open_lanes(self) -> list[Lane]:
         """The lanes that are open now."""
         return [lane for lane in self._slots if lane is not None]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether calls in the backlog wait for nothing but room."""
+        return bool(self.open_lanes) and self._health.available
+
+    @property
+    def obstacle(self) -> str:
+        """What calls in the backlog wait for, in words."""
+        if self.crowded:
+            return "room"
+        if self.open_lanes:
+            return f"it to be up again ({self._health.detail})"
+        return f"a connection ({self._trouble.detail})" if self._trouble else "a connection"
 
     @property
     def waiting(self) -> int:
@@ -232,6 +251,11 @@ class Lanes:
         """Choose anew: a lane became full, busy or free."""
         self._choose()
 
+    def lane_fell_silent(self, lane: Lane) -> None:
+        """Let health look before the callers' patience is at its end."""
+        quiet = lane.response_timeout / 2
+        self._health.failed(Cause.TIMED_OUT, f"no byte came within {quiet:g} s")
+
     def lane_lost(self, lane: Lane, unsent: list[tuple[Entry, bytes]]) -> None:
         """Move the calls that were never written to the front of the line, and fence the rest."""
         replies, sent, received = self._past
@@ -258,7 +282,7 @@ class Lanes:
         if self._closing:
             lane.close(_CLOSED.cause, _CLOSED.detail)
             return
-        self.undeliverable = self._doubt = None
+        self.undeliverable = self._doubt = self._trouble = None
         self._slots[slot] = lane
         self._health.part_back(f"lane {slot}")
         self._health.succeeded()
@@ -269,6 +293,7 @@ class Lanes:
         if self.open_lanes:
             self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
             return
+        self._trouble, self._failed_at = failure, self.time()
         self._health.failed(failure.cause, failure.detail)
         if failure.permanent and self.undeliverable is None:
             # Health is to know before the callers do; if it never agrees, they wait no longer.
@@ -313,6 +338,15 @@ class Lanes:
         entry.lane = None
         self._backlog.appendleft(entry)
 
+    def _recovered(self) -> bool:
+        """Whether health has become better since dialling failed last."""
+        health = self._health
+        return (
+            self._trouble is not None
+            and health.state.answering
+            and (health.since > self._failed_at)
+        )
+
     def _give_up(self) -> None:
         """Tell those who wait that dialling fails for good, if that is still so."""
         if self._doubt is not None:
@@ -341,6 +375,8 @@ class Lanes:
         self.current = self.fast = None
         if lane is None or lane.full or self._closing or self._keeper.fencing:
             return
+        if not self._health.available:
+            return  # it answers that it does not serve (LOADING), or is silent: only probes knock
         while self._backlog and not self._stale:
             ticket = self._backlog.popleft()
             if ticket.done():

@@ -54,6 +54,11 @@ class Outstanding:
         self.last_byte = self._loop.time()
         self._stalled = self._lag.stalled
 
+    @property
+    def last_sign(self) -> float:
+        """Loop time of the last sign of life: a byte came, or a part of what we wrote left."""
+        return max(self.last_byte, self._moved)
+
     def moved(self) -> None:
         """Note that a part of what we wrote has left: that is no silence."""
         self._moved, self._stalled = self._loop.time(), self._lag.stalled
@@ -76,9 +81,8 @@ class Outstanding:
         """Seconds without a byte since the oldest unanswered write."""
         oldest = self.writes[0]
         since, stalled = oldest.at, oldest.stalled
-        latest = max(self.last_byte, self._moved)
-        if latest > since:
-            since, stalled = latest, self._stalled
+        if self.last_sign > since:
+            since, stalled = self.last_sign, self._stalled
         return self._loop.time() - since - (self._lag.stalled - stalled)
 
     def written_before(self, moment: float) -> int:
