@@ -386,7 +386,7 @@ class Lanes:
         if self._stale:
             return
         self.current = lane
-        if self._health.available and not self._health.refusing and not self._bound:
+        if not self._health.refusing and not self._bound:
             self.fast = lane
 
     def _prefer(self) -> Lane | None:
