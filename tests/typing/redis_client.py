@@ -171,4 +171,5 @@ def refused(client: ResilientRedis) -> None:
     RetryPolicy(3)  # type: ignore[call-arg]
     ResilientRedis(policy=3)  # type: ignore[arg-type]
     client.health.on_change("print")  # type: ignore[arg-type]
+    client.lock("l", timeout="long")  # type: ignore[arg-type]
     client.stats().nothing  # type: ignore[attr-defined]  # noqa: B018

@@ -49,6 +49,7 @@ class Call(Protocol):
     @property
     def effect(self) -> Effect:
         """What executing it twice would do; asked only after a failure."""
+        raise NotImplementedError
 
     async def attempt(self, limits: Limits) -> object:
         """Make one attempt within its limits.

@@ -145,12 +145,11 @@ class ResilientPipeline(Pipeline):
         )
 
     async def _exchange_watched(self, connection: AbstractConnection) -> list[Any]:
-        execute: Callable[..., Awaitable[list[Any]]] = (
-            self._execute_transaction
-            if self.is_transaction or self.explicit_transaction
-            else self._execute_pipeline
-        )
-        return await execute(connection, self.command_stack, raise_on_error=False)
+        transaction = self.is_transaction or self.explicit_transaction
+        # redis-py 8.1 types them for TCP connections only.
+        execute: Any = self._execute_transaction if transaction else self._execute_pipeline
+        replies: list[Any] = await execute(connection, self.command_stack, raise_on_error=False)
+        return replies
 
     async def _load_scripts(self) -> None:
         scripts = list(self.scripts)

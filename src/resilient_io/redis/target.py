@@ -29,10 +29,12 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """The address in words, without any secret."""
+        raise NotImplementedError
 
     @property
     def uses_tls(self) -> bool:
         """Whether connections are encrypted."""
+        raise NotImplementedError
 
     async def locate(self) -> None:
         """Make sure that the address can be found now.
@@ -43,6 +45,7 @@ class Target(Protocol):
 
     def connection(self, *, client_name: str | None, connect_timeout: float) -> AbstractConnection:
         """Build a new connection object that is not connected yet."""
+        raise NotImplementedError
 
 
 class PoolTarget:
