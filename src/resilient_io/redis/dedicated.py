@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError  # noqa: A004 (redis-py's own name for it)
+
 from resilient_io._deadline import context_without_deadline
 
 from .dial import abort, ask_over, client_id, dial
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from .target import Target
 
+_CLOSED = "the client was closed"
 _KEPT_IDLE = 8
 """Idle connections that are kept for the next call."""
 
@@ -50,17 +53,25 @@ class DedicatedConnections:
         """Connections that are open now."""
         return len(self._idle) + len(self._lent)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether all that may be open are lent."""
+        return self._room.locked()
+
     async def acquire(self) -> AbstractConnection:
         """Lend a connection that is shaken hands with, clean and alive.
 
         Cancelling leaves at once; a dial that is under way ends by itself and is kept as idle.
 
         Raises:
-            redis.exceptions.RedisError: It cannot be made (also `OSError`, `TimeoutError`).
+            redis.exceptions.RedisError: It cannot be made (also `OSError`, `TimeoutError`), or the
+                client is closed meanwhile.
         """
         await self._room.acquire()
         lent = False
         try:
+            if self._closed:
+                raise ConnectionError(_CLOSED)
             connection = await self._clean_idle() or await self._dial()
             self._lent.append(connection)
             lent = True
@@ -110,6 +121,8 @@ class DedicatedConnections:
         finally:
             if not taken:
                 task.add_done_callback(self._keep_orphan)
+        if task.cancelled():
+            raise ConnectionError(_CLOSED)
         return task.result()
 
     def _keep_orphan(self, task: asyncio.Task[AbstractConnection]) -> None:
@@ -147,6 +160,7 @@ class DedicatedConnections:
         """Close every connection and wait for dials under way; doing it twice is fine."""
         self._closed = True
         self.drop_all()
+        self._room.release()  # who waits for room wakes, sees that it is over, and wakes the next
         dials = list(self._dials)
         for task in dials:
             task.cancel()

@@ -78,6 +78,18 @@ def ask_over(connection: AbstractConnection, timeout: float) -> Ask:
     return ask
 
 
+async def introduce(ask: Ask, name: str) -> int | None:
+    """Give our connection a name and ask for its CLIENT ID; None where an ACL forbids either.
+
+    Not in the handshake: there redis-py would take the forbidden name for a failed connection.
+    """
+    try:
+        await ask("CLIENT", "SETNAME", name)
+    except ResponseError:
+        return None
+    return await client_id(ask)
+
+
 async def client_id(ask: Ask) -> int | None:
     """Ask for our CLIENT ID; None where an ACL forbids the question."""
     try:

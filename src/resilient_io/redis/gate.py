@@ -16,7 +16,7 @@ from resilient_io._policy import context_without_deadline, current_deadline, ret
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 
-from .classification import connection_failure
+from .classification import Failure, connection_failure
 from .commands import Effect
 from .errors import RedisClosed, RedisUnavailable
 from .exchange import AttemptFailed, Limits
@@ -46,6 +46,9 @@ _REPEATABLE = {
 
 _JUDGEMENT = 0.05
 """Seconds that the caller of a call that was cut waits at most for health's look at it."""
+
+_HEARING = 0.25
+"""The same for a call that was told that the server does not serve, before it is repeated."""
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
@@ -175,6 +178,9 @@ class Gate:
         Raises:
             AttemptFailed: That cannot be known, and the policy does not allow it all the same.
         """
+        if last.refusal is not None and not last.refusal.degraded:
+            # If health finds, too, that it does not serve, the lanes hold the call back.
+            await self.health.judged(_HEARING)
         lane = last.lane
         if lane is None or call.effect is Effect.READ or policy.repeat in ("checked", "any"):
             return
@@ -243,23 +249,39 @@ class Gate:
         Raises:
             AttemptFailed: There is none in time; nothing was sent.
         """
-        loop = asyncio.get_running_loop()
+        patience = asyncio.timeout_at(until)
         try:
-            async with asyncio.timeout_at(until):
+            async with patience:
                 if not self.health.available:
                     await self.health.until_up()
                 return await self.dedicated.acquire()
         except (RedisError, OSError) as error:
-            failure = connection_failure(error)
-            self.health.failed(failure.cause, failure.detail)
+            if self.closed:
+                failure = Failure(Cause.CLOSED, str(error))
+            elif patience.expired():
+                raise self._never_borrowed(error) from error
+            else:
+                failure = connection_failure(error)
+                self.health.failed(failure.cause, failure.detail)
             raise AttemptFailed(
                 Progress.NOT_SENT,
                 failure.cause,
                 failure.detail,
-                expired=until is not None and loop.time() >= until,
                 final=failure.permanent,
                 error=error,
             ) from error
+
+    def _never_borrowed(self, error: BaseException) -> AttemptFailed:
+        crowded = self.health.available and self.dedicated.crowded
+        waited_for = "one of its dedicated connections" if crowded else self.lanes.obstacle
+        return AttemptFailed(
+            Progress.NOT_SENT,
+            Cause.OVERLOADED if crowded else Cause.TIMED_OUT,
+            f"the deadline passed while it waited for {waited_for}",
+            expired=True,
+            overloaded=crowded,
+            error=error,
+        )
 
     def salvage(self, connection: AbstractConnection, command: Command) -> None:
         """End a blocking pop that nobody waits for any more, in a task of the client's."""

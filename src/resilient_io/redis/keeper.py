@@ -13,7 +13,7 @@ from resilient_io._deadline import context_without_deadline
 from resilient_io.health import State
 
 from .classification import connection_failure
-from .dial import abort, ask_over, can_be_a_lane, client_id, dial, fence
+from .dial import abort, ask_over, can_be_a_lane, dial, fence, introduce
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Keeper:
         name = f"{self._names}-{self._dialled}"
         connection = await dial(
             self._target,
-            client_name=name,
+            client_name=None,
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
@@ -159,7 +159,7 @@ class Keeper:
         try:
             if can_be_a_lane(connection):
                 ask = ask_over(connection, policy.connect_timeout)
-                identity = await client_id(ask)
+                identity = await introduce(ask, name)
                 await self._settle_fences(ask)
                 lane = self._make_lane(connection, name, identity)
         finally:
