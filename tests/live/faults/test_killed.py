@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from resilient_io import DependencyUnavailable, OutcomeUnknown, ResilientIOError, State
+from resilient_io import Closed, DependencyUnavailable, OutcomeUnknown, ResilientIOError, State
 from resilient_io.health import Cause
 from resilient_io.testing import RedisServer
 
@@ -145,3 +145,34 @@ async def test_closing_settles_the_calls_of_a_dead_server_and_leaves_nothing(
     for call in done:
         error = call.exception()
         assert error is None or isinstance(error, ResilientIOError)
+
+
+async def test_closing_settles_the_calls_that_wait_for_a_dedicated_connection(
+    redis_server, fault_proxy, connect
+):
+    redis = await connect(fault_proxy, max_connections=2)
+    held = fault_proxy.hold("BLPOP", times=None)
+    pops = [asyncio.create_task(redis.blpop([f"queue:{n}"], timeout=0)) for n in range(6)]
+    await held.happened()
+    await asyncio.sleep(0.05)
+
+    await redis.aclose()
+
+    done, pending = await asyncio.wait(pops, timeout=0.5)
+    assert not pending
+    assert all(isinstance(pop.exception(), ResilientIOError) for pop in done)
+    assert sum(isinstance(pop.exception(), Closed) for pop in done) >= 4
+
+
+async def test_closing_settles_a_call_whose_dedicated_connection_is_being_dialled(
+    redis_server, fault_proxy, connect
+):
+    redis = await connect(fault_proxy)
+    fault_proxy.accept_silently()
+    pop = asyncio.create_task(redis.blpop(["queue"], timeout=0))
+    await asyncio.sleep(0.05)
+
+    await redis.aclose()
+
+    await asyncio.wait([pop], timeout=0.5)
+    assert isinstance(pop.exception(), Closed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io import OutcomeUnknown, Overloaded, ResilientIOError
+from resilient_io import OutcomeUnknown, Overloaded, ResilientIOError, deadline
 from resilient_io.redis import LaneSettings
 
 CALLERS = 10_000
@@ -139,3 +139,19 @@ async def test_memory_does_not_grow_with_the_calls_that_gave_up(
 
     assert redis.stats().waiting == redis.stats().in_flight == 0
     assert len(redis._engine.lanes._line) == 0 if hasattr(redis._engine.lanes, "_line") else True
+
+
+async def test_the_bound_on_dedicated_connections_is_ours_and_no_failure_of_the_server(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server, max_connections=1)
+    seen = watch(redis)
+    first = asyncio.create_task(redis.blpop(["queue"], timeout=1))
+    await asyncio.sleep(0.05)
+
+    with pytest.raises(Overloaded), deadline(0.3):
+        await redis.blpop(["queue"], timeout=1)
+
+    assert redis.health.snapshot()["failures"] == 0
+    assert not seen.changes
+    assert await first is None

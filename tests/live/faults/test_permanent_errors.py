@@ -13,16 +13,21 @@ WATCHED_FOR = 2.0
 MOST_DIALS = 12
 """Connections in the first two seconds: two lanes and the probe, each a few times."""
 
+CONFIRMED_WITHIN = 0.5
+
 SECRET = "hunter2-is-wrong"
 
 
 async def told(redis):
-    """Give the errors of calls made before, and after, the state is known."""
+    """Give the errors of calls made before, and after, a probe has confirmed the state."""
     errors = []
     for _ in range(2):
         with pytest.raises(DependencyUnavailable) as caught:
             await redis.get("key")
         errors.append(caught.value)
+        async with asyncio.timeout(CONFIRMED_WITHIN):
+            while redis.health.state is not State.DOWN:
+                await asyncio.sleep(0.005)
     return errors
 
 

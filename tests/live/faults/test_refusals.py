@@ -9,7 +9,7 @@ import shutil
 import pytest
 from redis import exceptions as driver
 
-from resilient_io import State
+from resilient_io import DeadlineExceeded, State
 from resilient_io.health import Cause
 from resilient_io.testing import FaultProxy, RedisServer
 
@@ -143,7 +143,7 @@ async def test_loading(redis_server, fault_proxy, connect, quick, watch):
         fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "GET", "PING")
     ]
 
-    with pytest.raises((driver.BusyLoadingError, driver.ConnectionError)):
+    with pytest.raises((driver.BusyLoadingError, driver.ConnectionError, DeadlineExceeded)):
         await redis.incr("counter")
     await asyncio.sleep(0.3)
     assert redis.health.state is State.DOWN
@@ -183,7 +183,7 @@ async def test_a_real_server_that_loads_its_data_is_down_for_loading(connect, qu
         reload = asyncio.create_task(server.query("DEBUG", "RELOAD"))
         await asyncio.sleep(0.2)
 
-        with pytest.raises((driver.BusyLoadingError, driver.ConnectionError)):
+        with pytest.raises((driver.BusyLoadingError, driver.ConnectionError, DeadlineExceeded)):
             await redis.with_policy(deadline=0.5).incr("counter")
         await asyncio.sleep(0.2)  # while it loads it answers a probe's handshake slowly
         assert redis.health.state is State.DOWN
