@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,9 @@ from resilient_io.errors import ConfigurationError
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
+_PLAIN_ANSWER = 0.25
+"""Seconds for a server's answer in the clear."""
+
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of what redis-py 8.1's pool adds to its connections for maintenance notifications."""
 
@@ -34,6 +38,13 @@ class Target(Protocol):
     @property
     def uses_tls(self) -> bool:
         """Whether connections are encrypted."""
+        raise NotImplementedError
+
+    speaks_plainly: bool
+    """Whether connections should be encrypted, and the server was seen to answer in the clear."""
+
+    async def look_for_plain_port(self) -> bool:
+        """Ask a server that was silent in a TLS handshake whether it answers in the clear."""
         raise NotImplementedError
 
     async def locate(self) -> None:
@@ -87,6 +98,7 @@ class PoolTarget:
             socket_timeout=None,
         )
         self._lookup: asyncio.Task[object] | None = None
+        self.speaks_plainly = False
 
     def check(self) -> None:
         """Build a connection object and drop it, so that a wrong option is refused right away.
@@ -121,6 +133,21 @@ class PoolTarget:
     def uses_tls(self) -> bool:
         """Whether connections are encrypted."""
         return hasattr(self._class, "cert_reqs")
+
+    async def look_for_plain_port(self) -> bool:
+        """Ask a server that was silent in a TLS handshake whether it answers in the clear.
+
+        Redis takes a TLS greeting for the beginning of a command and waits for its end: a plain
+        port looks like a frozen server until it is asked.
+        """
+        host, port = self._settings.get("host"), self._settings.get("port")
+        plain = False
+        if isinstance(host, str):
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(_PLAIN_ANSWER):
+                    plain = await _answers_in_the_clear(host, int(port or 6379))
+        self.speaks_plainly = plain
+        return plain
 
     async def locate(self) -> None:
         """Look the host's name up, with at most one look-up in flight.
@@ -161,6 +188,15 @@ class PoolTarget:
             **self._settings
             | {"client_name": client_name, "socket_connect_timeout": connect_timeout}
         )
+
+
+async def _answers_in_the_clear(host: str, port: int) -> bool:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"PING\r\n")
+        return await reader.read(1) in (b"+", b"-")
+    finally:
+        writer.transport.abort()
 
 
 async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
