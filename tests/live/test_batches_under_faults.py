@@ -1,0 +1,280 @@
+"""Batches whose replies are lost: answered commands are settled, the tail is judged."""
+
+import asyncio
+
+import pytest
+import redis.asyncio as driver
+from redis.exceptions import WatchError
+
+from resilient_io import OutcomeUnknown, Progress, RetryPolicy
+from resilient_io.redis import RedisOutcomeUnknown, RedisUnavailable, ResilientRedis
+
+QUICK = RetryPolicy(response_timeout=0.15, connect_timeout=0.5, deadline=2.0, backoff=0.01)
+
+
+@pytest.fixture
+async def client(fault_proxy):
+    async with ResilientRedis.from_url(fault_proxy.url, policy=QUICK) as client:
+        await client.ping()
+        yield client
+
+
+async def settled(client):
+    """Wait until a reset is over: connections, and a probe that it may have hit too."""
+    await asyncio.sleep(0.02)
+    await client.health.until_up(2)
+    while client.stats().lanes < 2:  # noqa: ASYNC110 - there is no event of it
+        await asyncio.sleep(0.005)
+
+
+async def test_the_error_of_a_plain_pipeline_says_how_far_it_got(client, fault_proxy, redis_server):
+    fault_proxy.reset_on("INCRBY", nth=3)
+    pipe = client.pipeline(transaction=False)
+    pipe.set("k", "v").incr("n").incr("n").incr("n").get("k")
+    with pytest.raises(RedisOutcomeUnknown, match="it may have been applied") as caught:
+        await pipe.execute()
+    error = caught.value
+    assert isinstance(error, OutcomeUnknown)
+    assert isinstance(error, driver.ConnectionError)
+    assert error.operation == "PIPELINE"
+    assert error.progress is Progress.PERHAPS_APPLIED
+    assert len(error.answered) + len(error.unanswered) == 5
+    assert tuple(error.answered) == (b"OK", 1, 2)[: len(error.answered)]
+    assert tuple(error.unanswered) == tuple(range(len(error.answered), 5))
+    assert 3 in error.unanswered
+    assert await redis_server.query("GET", "n") == b"2"
+    assert len(pipe) == 0
+
+
+@pytest.mark.parametrize("answered", [0, 1, 3])
+async def test_answered_and_unanswered_commands_are_told_apart(
+    client, fault_proxy, redis_server, answered
+):
+    fault_proxy.drop_reply("INCRBY", nth=answered + 1)
+    pipe = client.pipeline(transaction=False)
+    for _ in range(4):
+        pipe.incr("n")
+    with pytest.raises(RedisOutcomeUnknown) as caught:
+        await pipe.execute()
+    assert list(caught.value.answered) == list(range(1, answered + 1))
+    assert list(caught.value.unanswered) == list(range(answered, 4))
+    assert await redis_server.query("GET", "n") == b"4"
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_of_reads_is_repeated(client, fault_proxy, redis_server, transaction):
+    await client.mset({"a": 1, "b": 2})
+    fault_proxy.drop_reply("EXEC" if transaction else "GET", nth=1 if transaction else 2)
+    pipe = client.pipeline(transaction=transaction).get("a").get("b").hgetall("none").get("a")
+    assert await pipe.execute() == [b"1", b"2", {}, b"1"]
+    assert client.stats().retries == 1
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_of_plain_overwrites_is_repeated(
+    client, fault_proxy, redis_server, transaction
+):
+    fault_proxy.drop_reply("EXEC" if transaction else "SET", nth=1 if transaction else 2)
+    pipe = client.pipeline(transaction=transaction)
+    pipe.set("a", 1).set("b", 2).mset({"c": 3}).set("a", 4)
+    assert await pipe.execute() == [True] * 4
+    assert await redis_server.query("MGET", "a", "b", "c") == [b"4", b"2", b"3"]
+    assert client.stats().retries == 1
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda pipe: pipe.copy("a", "b", replace=True).set("a", 2),
+        lambda pipe: pipe.get("a").set("a", 2),
+        lambda pipe: pipe.set("a", 2).incr("n"),
+        lambda pipe: pipe.set("a", 2).delete("b"),
+        lambda pipe: pipe.eval("return 1", 0),
+    ],
+)
+async def test_a_mixture_is_not_repeated(client, fault_proxy, redis_server, fill, transaction):
+    await client.set("a", 1)
+    pipe = client.pipeline(transaction=transaction)
+    fill(pipe)
+    count = len(pipe)
+    name = "EXEC" if transaction else pipe.command_stack[0][0][0]
+    fault_proxy.drop_reply(name)
+    with pytest.raises(RedisOutcomeUnknown) as caught:
+        await pipe.execute()
+    assert caught.value.attempts == 1
+    assert list(caught.value.unanswered) == list(range(count))
+    assert client.stats().retries == 0
+
+
+async def test_of_a_mixture_only_the_unanswered_tail_counts(client, fault_proxy, redis_server):
+    fault_proxy.drop_reply("GET", nth=1)
+    pipe = client.pipeline(transaction=False).incr("n").incr("n").get("n").get("n")
+    assert await pipe.execute() == [1, 2, b"2", b"2"]
+    assert await redis_server.query("GET", "n") == b"2"
+    assert fault_proxy.requests["INCRBY"] == 2
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_with_the_opt_in_a_mixture_is_repeated(client, fault_proxy, transaction):
+    fault_proxy.drop_reply("EXEC" if transaction else "INCRBY")
+    careless = client.with_policy(repeat="any")
+    pipe = careless.pipeline(transaction=transaction).incr("n").set("k", 1)
+    assert await pipe.execute() == [2, True]
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_what_was_not_sent_is_sent_when_the_server_is_back(
+    client, fault_proxy, redis_server, transaction
+):
+    await redis_server.restart()
+    await client.health.until_up(2)
+    pipe = client.pipeline(transaction=transaction).incr("n").incr("n")
+    assert await pipe.execute() == [1, 2]
+
+
+async def test_a_lost_answer_to_exec_is_no_watch_error(client, fault_proxy, redis_server):
+    fault_proxy.drop_reply("EXEC")
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        pipe.multi()
+        pipe.incr("n")
+        with pytest.raises(RedisOutcomeUnknown) as caught:
+            await pipe.execute()
+    assert not isinstance(caught.value, WatchError)
+    assert caught.value.operation == "EXEC"
+    assert await redis_server.query("GET", "n") == b"1"
+    # transaction() repeats WatchErrors, so it must not have been one.
+    calls = 0
+
+    async def add(pipe):
+        nonlocal calls
+        calls += 1
+        pipe.multi()
+        pipe.incr("n")
+
+    fault_proxy.drop_reply("EXEC")
+    with pytest.raises(RedisOutcomeUnknown):
+        await client.transaction(add, "n")
+    assert calls == 1
+    assert await redis_server.query("GET", "n") == b"2"
+    assert await client.transaction(add, "n") == [3]
+
+
+async def test_a_watch_lost_before_exec_is_a_watch_error(client, fault_proxy, redis_server):
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        await pipe.get("n")
+        fault_proxy.reset()
+        with pytest.raises(WatchError, match="nothing was applied"):
+            await pipe.get("n")
+    await settled(client)
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        fault_proxy.reset()
+        await asyncio.sleep(0.02)
+        pipe.multi()
+        pipe.incr("n")
+        with pytest.raises((WatchError, RedisOutcomeUnknown)):
+            await pipe.execute()
+    assert await redis_server.query("GET", "n") is None
+    await settled(client)
+    calls = 0
+
+    async def add(pipe):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            fault_proxy.reset()
+        value = int(await pipe.get("n") or 0)
+        pipe.multi()
+        pipe.set("n", value + 1)
+
+    assert await client.transaction(add, "n") == [True]
+    assert calls == 2
+
+
+async def test_a_connection_that_was_lost_with_its_state_says_so_once(
+    client, fault_proxy, redis_server
+):
+    async with client.client() as own:
+        await own.select(3)
+        await own.set("k", "three")
+        fault_proxy.reset()
+        with pytest.raises(driver.ConnectionError, match="what SELECT had set: begin again"):
+            await own.get("k")
+        assert await own.get("k") is None
+        await own.select(3)
+        assert await own.get("k") == b"three"
+        await own.execute_command("MULTI")
+        await own.incr("n")
+        fault_proxy.reset()
+        with pytest.raises(driver.ConnectionError, match="SELECT.* had set: begin again"):
+            await own.execute_command("EXEC")
+        assert await own.incr("n") == 1
+        assert await redis_server.query("GET", "n") == b"1"
+
+
+async def test_guarded_commands_need_the_word_on_the_call_itself(fault_proxy, redis_server):
+    careless = QUICK.replace(repeat="any")
+    async with ResilientRedis.from_url(fault_proxy.url, policy=careless) as client:
+        fault_proxy.drop_reply("INCRBY")
+        assert await client.incr("n") == 2
+        fault_proxy.drop_reply("FLUSHALL")
+        with pytest.raises(RedisOutcomeUnknown):
+            await client.flushall()
+        assert fault_proxy.requests["FLUSHALL"] == 1
+        fault_proxy.drop_reply("FLUSHALL")
+        assert await client.with_policy(repeat="any").flushall() is True
+        assert fault_proxy.requests["FLUSHALL"] == 3
+        fault_proxy.drop_reply("FLUSHALL")
+        with pytest.raises(RedisOutcomeUnknown):
+            await client.with_policy(repeat="checked").flushall()
+
+
+async def test_a_view_shares_the_connections_and_has_its_own_policy(client, fault_proxy):
+    view = client.with_policy(repeat="any", attempts=2)
+    fault_proxy.drop_reply("INCRBY")
+    assert await view.incr("n") == 2
+    fault_proxy.drop_reply("INCRBY")
+    with pytest.raises(RedisOutcomeUnknown):
+        await client.incr("n")
+    fault_proxy.drop_reply("GET", times=2)
+    with pytest.raises(driver.TimeoutError):
+        await view.get("n")
+    await settled(client)
+    before = fault_proxy.accepted
+    async with client.with_policy(response_timeout=0.1) as other:
+        assert await other.get("n") == b"3"
+    assert fault_proxy.accepted == before
+    assert await client.get("n") == b"3"  # leaving the view closed nothing
+
+
+async def test_statistics_tell_what_happened(client, fault_proxy):
+    before = client.stats()
+    await asyncio.gather(*(client.set("k", "x" * 100) for _ in range(50)))
+    await client.pipeline().get("k").get("k").execute()
+    stats = client.stats()
+    assert stats.replies - before.replies == 54  # MULTI, two GET, EXEC
+    assert stats.bytes_sent - before.bytes_sent > 5000
+    assert stats.bytes_received > before.bytes_received
+    assert (stats.in_flight, stats.waiting, stats.retries) == (0, 0, 0)
+    assert stats.ended == {}
+    assert 0 < stats.latency["p50"] <= stats.latency["p99.9"] < 1
+    fault_proxy.drop_reply("GET")
+    await client.get("k")
+    fault_proxy.drop_reply("INCRBY")
+    with pytest.raises(RedisOutcomeUnknown):
+        await client.incr("n")
+    stats = client.stats()
+    assert stats.retries == 1
+    assert stats.ended == {"OutcomeUnknown": 1}
+    assert stats.budget < before.budget
+    fault_proxy.refuse()
+    fault_proxy.reset()
+    while client.health.available:  # noqa: ASYNC110 - the state itself is under test
+        await asyncio.sleep(0.005)
+    with pytest.raises(RedisUnavailable):
+        await client.get("k")
+    assert client.stats().ended["DependencyUnavailable"] == 1
+    assert client.stats().lanes == 0

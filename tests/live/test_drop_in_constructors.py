@@ -1,0 +1,260 @@
+"""Every way of making a redis.asyncio.Redis makes a ResilientRedis, with the same options."""
+
+import asyncio
+import contextlib
+import subprocess
+
+import pytest
+import redis.asyncio as driver
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ConstantBackoff, ExponentialBackoff
+from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
+from redis.exceptions import AuthenticationError
+from redis.exceptions import TimeoutError as DriverTimeoutError
+
+from resilient_io import ConfigurationError, RetryPolicy
+from resilient_io.redis import ResilientRedis
+from resilient_io.testing import RedisServer, free_port
+
+
+@pytest.fixture
+async def guarded_redis(redis_server):
+    """A server that wants a password, with a second user."""
+    await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
+    await redis_server.query("CONFIG", "SET", "requirepass", "master")
+    redis_server.password = "master"
+    return redis_server
+
+
+async def works(client):
+    """Round trips on a lane, on a connection of its own, in batches; then close."""
+    async with client:
+        assert await client.set("k", "v")
+        assert await client.get("k") in ("v", b"v")
+        assert await client.pipeline().incr("n").incr("n").execute() == [1, 2]
+        async with client.pipeline() as pipe:
+            await pipe.watch("n")
+            assert int(await pipe.get("n")) == 2
+            pipe.multi()
+            assert await pipe.delete("n").execute() == [1]
+        await client.rpush("l", "x")
+        assert (await client.blpop("l", timeout=1))[1] in ("x", b"x")
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe("c")
+            assert (await pubsub.get_message(timeout=1))["type"] == "subscribe"
+    return client
+
+
+async def test_the_constructor_and_from_url(shared_redis):
+    await works(ResilientRedis(host=shared_redis.host, port=shared_redis.port))
+    await works(ResilientRedis.from_url(shared_redis.url, decode_responses=True))
+    client = await works(ResilientRedis.from_url(shared_redis.url + "?protocol=2&db=3"))
+    assert client.connection_pool.connection_kwargs["db"] == 3
+
+
+async def test_tls_with_a_certificate_of_our_own_authority():
+    async with RedisServer(tls=True) as server:
+        await works(ResilientRedis.from_url(server.tls_url))
+        await works(
+            ResilientRedis(
+                host="localhost",
+                port=server.tls_port,
+                ssl=True,
+                ssl_ca_certs=str(server.certificates.authority),
+            )
+        )
+
+
+async def test_an_untrusted_certificate_is_one_clear_error():
+    async with (
+        RedisServer(tls=True) as server,
+        ResilientRedis(host="localhost", port=server.tls_port, ssl=True) as client,
+    ):
+        with pytest.raises(driver.ConnectionError, match="certificate verify failed"):
+            await client.get("k")
+
+
+async def test_unix_sockets():
+    async with RedisServer(unix_socket=True) as server:
+        await works(ResilientRedis.from_url(server.unix_url))
+        await works(ResilientRedis(unix_socket_path=str(server.unix_socket)))
+
+
+@pytest.mark.parametrize("pool_class", [driver.ConnectionPool, driver.BlockingConnectionPool])
+async def test_a_pool_that_was_given_is_read_and_not_changed(shared_redis, pool_class):
+    pool = pool_class.from_url(shared_redis.url, decode_responses=True, health_check_interval=7)
+    before = dict(pool.connection_kwargs)
+    retry = before.get("retry")
+    client = await works(ResilientRedis(connection_pool=pool))
+    assert pool.connection_kwargs == before
+    assert pool.connection_kwargs.get("retry") is retry
+    # It is the caller's: another client goes on with it.
+    async with driver.Redis(connection_pool=pool) as theirs:
+        assert await theirs.get("k") == "v"
+    assert client.connection_pool is pool
+    await pool.aclose()
+
+
+async def test_from_pool_owns_the_pool(shared_redis):
+    pool = driver.ConnectionPool.from_url(shared_redis.url)
+    client = await works(ResilientRedis.from_pool(pool))
+    assert client.auto_close_connection_pool
+    assert not any(connection.is_connected for connection in pool._available_connections)
+
+
+async def test_a_client_of_one_connection_keeps_what_was_set_on_it(shared_redis):
+    async with ResilientRedis(port=shared_redis.port, single_connection_client=True) as client:
+        await client.select(5)
+        await client.set("there", 1)
+        assert await client.execute_command("WATCH", "there")
+        assert await client.execute_command("MULTI")
+        await client.incr("there")
+        assert await client.execute_command("EXEC") == [2]
+        assert await client.client_id() == await client.client_id()
+    async with ResilientRedis(port=shared_redis.port) as client:
+        assert await client.get("there") is None
+        async with client.client() as own:
+            assert isinstance(own, ResilientRedis)
+            await own.select(5)
+            assert await own.get("there") == b"2"
+            # The shared connections are where they were.
+            assert await client.get("there") is None
+        assert await client.ping()
+
+
+async def test_one_connection_sees_its_own_wait(redis_server):
+    async with ResilientRedis.from_url(redis_server.url) as client, client.client() as own:
+        await own.set("k", 1)
+        assert await own.wait(0, 100) == 0
+
+
+async def test_the_database_and_the_name_of_the_connections(shared_redis):
+    async with ResilientRedis(port=shared_redis.port, db=4, client_name="orders") as client:
+        await client.set("k", "four")
+        assert (await shared_redis.query("CLIENT", "LIST")).count(b"name=orders:") >= 1
+        assert (await client.client_getname()).startswith("orders:")
+    async with ResilientRedis(port=shared_redis.port, db=4) as client:
+        assert await client.get("k") == b"four"
+
+
+async def test_users_and_passwords(guarded_redis):
+    port = guarded_redis.port
+    await works(ResilientRedis(port=port, password="master"))
+    await works(ResilientRedis(port=port, username="app", password="secret"))
+    await works(ResilientRedis.from_url(f"redis://app:secret@127.0.0.1:{port}/0"))
+    provider = UsernamePasswordCredentialProvider("app", "secret")
+    await works(ResilientRedis(port=port, credential_provider=provider))
+    async with ResilientRedis(port=port, username="app", password="wrong") as client:
+        with pytest.raises(AuthenticationError, match="invalid username-password pair") as caught:
+            await client.get("k")
+        assert "wrong" not in str(caught.value)
+
+
+async def test_a_credential_provider_is_asked_at_every_dial(guarded_redis):
+    class Rotating(CredentialProvider):
+        asked = 0
+        password = "secret"
+
+        async def get_credentials_async(self):
+            self.asked += 1
+            return "app", self.password
+
+        def get_credentials(self):
+            raise AssertionError("redis-py asks the other one")
+
+    provider = Rotating()
+    async with ResilientRedis(port=guarded_redis.port, credential_provider=provider) as client:
+        await client.set("k", "v")
+        await guarded_redis.query("ACL", "SETUSER", "app", "resetpass", ">rotated")
+        provider.password = "rotated"
+        await guarded_redis.query("CLIENT", "KILL", "USER", "app")
+        before = provider.asked
+        assert await client.get("k") == b"v"
+        assert provider.asked > before
+
+
+async def test_a_sentinel_says_where_the_master_is(redis_server, tmp_path):
+    port = free_port()
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {redis_server.port} 1\n"
+    )
+    process = subprocess.Popen(["redis-server", settings, "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        sentinel = Sentinel([("127.0.0.1", port)])
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(driver.RedisError):
+                    await sentinel.discover_master("mymaster")
+                    break
+                await asyncio.sleep(0.02)
+        client = sentinel.master_for("mymaster", redis_class=ResilientRedis)
+        assert isinstance(client, ResilientRedis)
+        assert "mymaster" in repr(client)
+        await works(client)
+        for known in sentinel.sentinels:
+            await known.aclose()
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_times_and_retries_of_redis_py_become_the_policy(shared_redis):
+    client = ResilientRedis(
+        port=shared_redis.port,
+        socket_timeout=0.7,
+        socket_connect_timeout=0.3,
+        retry=driver.retry.Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
+        retry_on_error=[driver.ConnectionError, DriverTimeoutError],
+        retry_on_timeout=True,
+        health_check_interval=9,
+    )
+    policy = client._policy
+    assert (policy.response_timeout, policy.connect_timeout) == (0.7, 0.3)
+    assert (policy.attempts, policy.backoff, policy.backoff_cap) == (5, 0.02, 0.5)
+    await works(client)
+    url = f"{shared_redis.url}?socket_timeout=0.7&socket_connect_timeout=0.3"
+    policy = ResilientRedis.from_url(url)._policy
+    assert (policy.response_timeout, policy.connect_timeout) == (0.7, 0.3)
+    constant = driver.retry.Retry(ConstantBackoff(0.2), 0)
+    policy = ResilientRedis(retry=constant)._policy
+    assert (policy.attempts, policy.backoff, policy.backoff_cap) == (1, 0.2, 0.2)
+    assert ResilientRedis()._policy == RetryPolicy()
+    assert ResilientRedis(socket_timeout=60)._policy.deadline == 60
+
+
+async def test_a_socket_timeout_bounds_the_wait_for_a_frozen_server(redis_server):
+    async with ResilientRedis(port=redis_server.port, socket_timeout=0.2) as client:
+        await client.ping()
+        redis_server.freeze()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(driver.RedisError):
+            await client.incr("k")
+        assert loop.time() - began < 0.5
+        redis_server.thaw()
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"retry": driver.retry.Retry(ConstantBackoff(1), -1)}, r"attempts=10"),
+        ({"retry_on_error": [ValueError]}, r"repeat="),
+        ({"socket_timeout": None}, r"response_timeout=600"),
+        ({"socket_timeout": 1, "policy": RetryPolicy()}, r"response_timeout"),
+        ({"socket_connect_timeout": 1, "policy": RetryPolicy()}, r"connect_timeout"),
+        ({"retry_on_timeout": True, "policy": RetryPolicy()}, r"repeat"),
+        ({"socket_timeout": -1}, r"socket_timeout=-1"),
+        ({"socket_timeout": "soon"}, r"socket_timeout='soon'"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_honoured_is_refused_by_name(options, advice):
+    with pytest.raises(ConfigurationError, match=advice):
+        ResilientRedis(**options)
+
+
+async def test_set_retry_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match="with_policy"):
+        ResilientRedis().set_retry(None)
