@@ -126,9 +126,7 @@ async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_de
     names.hangs = True
     redis = await connect(url(redis_server), up=False, policy=quick)
     began = asyncio.get_running_loop().time()
-    results = await asyncio.gather(
-        *[redis.get("key") for _ in range(50)], return_exceptions=True
-    )
+    results = await asyncio.gather(*[redis.get("key") for _ in range(50)], return_exceptions=True)
     assert all(isinstance(result, Exception) for result in results)
     assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
     assert names.most_at_once == 1

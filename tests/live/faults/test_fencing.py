@@ -97,9 +97,7 @@ async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
 async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unknown(
     redis_server, fault_proxy, connect, quick, executed
 ):
-    await redis_server.query(
-        "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING
-    )
+    await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING)
     url = fault_proxy.url.replace("redis://", "redis://app:secret@")
     redis = await connect(url, policy=quick)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)

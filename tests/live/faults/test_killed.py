@@ -117,7 +117,9 @@ async def test_waiting_calls_of_a_dead_server_end_with_their_deadline(
     await seen.until(State.DOWN, within=2)
 
     began = asyncio.get_running_loop().time()
-    results = await asyncio.gather(*[redis.incr("n") for _ in range(CALLERS)], return_exceptions=True)
+    results = await asyncio.gather(
+        *[redis.incr("n") for _ in range(CALLERS)], return_exceptions=True
+    )
     took = asyncio.get_running_loop().time() - began
 
     assert quick.deadline - 0.05 <= took <= quick.deadline + slack

@@ -48,9 +48,7 @@ async def test_a_wrong_password_is_one_clear_error_and_no_storm(
 ):
     async with RedisServer(password="right") as server:
         before = await connections_made(server)
-        redis = await connect(
-            url.format(wrong=SECRET, port=server.port), up=False, policy=quick
-        )
+        redis = await connect(url.format(wrong=SECRET, port=server.port), up=False, policy=quick)
 
         first, second = await told(redis)
 
@@ -86,9 +84,7 @@ async def test_a_wrong_database_is_one_clear_error_and_no_storm(
     redis_server, connect, connections_made, quick
 ):
     before = await connections_made(redis_server)
-    redis = await connect(
-        f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=quick
-    )
+    redis = await connect(f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=quick)
 
     first, second = await told(redis)
 
@@ -105,9 +101,7 @@ async def test_tls_to_a_plain_port_is_one_clear_error_and_no_storm(
     redis_server, connect, connections_made, quick
 ):
     before = await connections_made(redis_server)
-    redis = await connect(
-        f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=quick
-    )
+    redis = await connect(f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=quick)
 
     first, second = await told(redis)
 
@@ -125,9 +119,7 @@ async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_st
 ):
     async with RedisServer(tls=True) as server:
         before = await connections_made(server)
-        redis = await connect(
-            f"redis://127.0.0.1:{server.tls_port}/0", up=False, policy=quick
-        )
+        redis = await connect(f"redis://127.0.0.1:{server.tls_port}/0", up=False, policy=quick)
 
         # A server that resets cannot be told from one that is starting: the first call waits.
         with pytest.raises(DeadlineExceeded, match="reset"):
@@ -143,9 +135,7 @@ async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_st
 
 async def test_a_certificate_that_is_not_trusted_is_one_clear_error(connect, quick):
     async with RedisServer(tls=True) as server:
-        redis = await connect(
-            f"rediss://127.0.0.1:{server.tls_port}/0", up=False, policy=quick
-        )
+        redis = await connect(f"rediss://127.0.0.1:{server.tls_port}/0", up=False, policy=quick)
 
         first, second = await told(redis)
 

@@ -139,9 +139,7 @@ async def test_loading(redis_server, fault_proxy, connect, quick, watch):
     redis = await connect(fault_proxy, policy=quick)
     seen = watch(redis)
     loading = b"-LOADING Redis is loading the dataset in memory\r\n"
-    faults = [
-        fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "GET", "PING")
-    ]
+    faults = [fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "GET", "PING")]
 
     with pytest.raises((driver.BusyLoadingError, driver.ConnectionError, DeadlineExceeded)):
         await redis.incr("counter")

@@ -64,7 +64,12 @@ async def test_a_nested_undecodable_value_leaves_the_replies_in_step(redis_serve
         return_exceptions=True,
     )
 
-    assert [type(result) for result in results] == [UnicodeDecodeError, str, UnicodeDecodeError, str]
+    assert [type(result) for result in results] == [
+        UnicodeDecodeError,
+        str,
+        UnicodeDecodeError,
+        str,
+    ]
 
 
 async def test_a_callback_that_raises_fails_only_its_own_caller(redis_server, connect, watch):
