@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import random
+from _thread import get_ident  # half the price of asyncio.get_running_loop on Python 3.11
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import redis.asyncio as driver
+from hiredis import pack_command
 from redis.client import NEVER_DECODE
 
 from resilient_io._policy import RetryPolicy, current_deadline
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis.asyncio.connection import ConnectionPool
+    from redis.asyncio.lock import Lock
 
     from .commands import CommandSpec
+
+_NO_OPTIONS: dict[str, Any] = {}
 
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
@@ -108,6 +112,7 @@ class ResilientRedis(driver.Redis):
         self._lane_settings = lanes if lanes is not None else LaneSettings()
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._careful = False
+        self._hot = self._packer.direct
         self._engine = Engine(
             pool=pool,
             target=target,
@@ -176,9 +181,10 @@ class ResilientRedis(driver.Redis):
         if (
             lane is None
             or spec is None
-            or spec.route is not Route.LANE
-            or self._careful
-            or lanes.loop is not asyncio.get_running_loop()
+            or not spec.simple
+            or not self._hot
+            or get_ident() != lanes.thread
+            or not lanes.is_running()
             or NEVER_DECODE in options
         ):
             return await self._execute(args, options)
@@ -186,9 +192,16 @@ class ResilientRedis(driver.Redis):
         limit = current_deadline()
         if limit is not None and limit < started + self._policy.response_timeout:
             return await self._execute(args, options)
-        data = self._packer.pack(spec.words, args)
+        try:
+            data = pack_command(args)
+        except TypeError:
+            data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
             return await self._execute(args, options)
+        options.pop("keys", None)
+        if not options:
+            # Ten thousand empty dictionaries would keep the garbage collector busy.
+            options = _NO_OPTIONS
         future = lanes.create_future()
         lane.send(future, data)
         reply = await future
@@ -199,9 +212,16 @@ class ResilientRedis(driver.Redis):
         callback = _get_callback(self.response_callbacks, args[0])
         if callback is None:
             return reply
-        options.pop("keys", None)
         reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
+
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signature
+
+        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
+            """Set a key, as redis-py does; a plain one without redis-py's check of 14 options."""
+            if more or options:
+                return super().set(name, value, *more, **options)
+            return self.execute_command("SET", name, value)
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         engine = self._engine
@@ -256,10 +276,12 @@ class ResilientRedis(driver.Redis):
         """
         return ResilientPipeline(self, transaction, shard_hint)
 
-    def lock(self, name: Any, *args: Any, **options: Any) -> driver.lock.Lock:
-        """Return redis-py's lock, which asks for the truth when an answer was lost."""
-        options.setdefault("lock_class", ResilientLock)
-        return super().lock(name, *args, **options)
+    if not TYPE_CHECKING:  # its types are redis-py's
+
+        def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
+            """Return redis-py's lock, which asks for the truth when an answer was lost."""
+            options.setdefault("lock_class", ResilientLock)
+            return super().lock(name, *args, **options)
 
     def client(self) -> Self:
         """Return a client with one connection of its own, for WATCH, MULTI, SELECT by hand."""
@@ -297,7 +319,7 @@ class ResilientRedis(driver.Redis):
         check_types(policy, None, None)
         view = copy.copy(self)
         view._policy = (policy if policy is not None else self._policy).replace(**changes)
-        view._careful = True
+        view._careful, view._hot = True, False
         return view
 
     def stats(self) -> RedisStats:

@@ -166,7 +166,7 @@ class Engine:
         """Refuse every further use: the sockets belong to the parent process."""
         if self._loop is not None:
             self._forked, self._loop = True, None
-            self.lanes.fast = self.lanes.current = None
+            self.lanes.disown()
 
 
 def _after_fork() -> None:

@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import sys
 import termios
-from itertools import repeat
+from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import InvalidResponse
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from .stats import Latencies
     from .ticket import Entry
+
+_ENOUGH = 16
+"""Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 SECOND_LOOK = 0.005
 """Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
@@ -83,7 +86,9 @@ class Lane(asyncio.Protocol):
         self.limit = limit
         self._owner = owner
         self._outstanding = Outstanding(latencies, lag)
-        self._queue: list[tuple[Entry, bytes]] = []
+        self._queue: list[Entry] = []
+        self._data: list[bytes] = []
+        self._enough = _ENOUGH
         self._replies = Replies(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
@@ -140,14 +145,19 @@ class Lane(asyncio.Protocol):
     def send(self, entry: Entry, data: bytes) -> None:
         """Send one packed command; `entry` gets its reply as the result.
 
-        At once when nothing is in flight, else together with all others of this loop tick; also
-        when several replies have just come, for then several callers are about to call again.
+        At once when nothing is in flight, else together with the others of this loop tick; also
+        when several replies have just come, for then several callers are about to call again. Of
+        many, a part is written before the tick ends: so the server works while we pack the rest.
         """
         load = self.load = self.load + len(data) + CALL_COST
         if self._scheduled:
-            self._queue.append((entry, data))
+            self._queue.append(entry)
+            self._data.append(data)
+            if len(self._data) >= self._enough:
+                self._write_queue()
         elif self._replies.waiting or self._crowded or self._queue or self._paused:
-            self._queue.append((entry, data))
+            self._queue.append(entry)
+            self._data.append(data)
             self._schedule()
         else:
             self._replies.waiting.append(entry)
@@ -168,8 +178,9 @@ class Lane(asyncio.Protocol):
         self._replies.expect(ticket)
         # The data hangs on the first place; the others hold the room for their replies.
         self.load += (ticket.count - 1) * CALL_COST
-        self._queue.extend(repeat((ticket, b""), ticket.count))
-        self._queue[-ticket.count] = (ticket, ticket.data)
+        self._queue.extend(repeat(ticket, ticket.count))
+        self._data.append(ticket.data)
+        self._data.extend(repeat(b"", ticket.count - 1))
         self.load += len(ticket.data) + CALL_COST
         if self._replies.waiting or self._scheduled:
             self._schedule()
@@ -182,10 +193,10 @@ class Lane(asyncio.Protocol):
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Take no more calls, close when those in flight are answered; return the unsent ones."""
         self.retired.set_result(None)
-        queue, self._queue = self._queue, []
+        unsent = self._take_queue()
         if not self._replies.waiting:
             self.close(Cause.CLOSED, "replaced")
-        return [place for place in queue if not place[0].done()]
+        return unsent
 
     def close(self, cause: Cause, detail: str) -> None:
         """Drop the connection at once and settle every call; doing it twice is fine."""
@@ -195,7 +206,7 @@ class Lane(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
-        unsent, self._queue = [place for place in self._queue if not place[0].done()], []
+        unsent = self._take_queue()
         self._outstanding.writes.clear()
         if not self._replies.settle(lost):
             # Nothing of ours can still be on its way, so there is nothing to fence.
@@ -211,22 +222,39 @@ class Lane(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._write_queue()
+
+    def _write_queue(self) -> None:
         if self._paused or self.lost is not None:
             return
         queue, self._queue = self._queue, []
-        chunks: list[bytes] = []
-        sent = self._replies.waiting.append
-        for entry, data in queue:
-            if entry.done():
-                # Cancelled before it was written: never sent.
-                self._forget(entry, len(data))
-            else:
-                sent(entry)
-                chunks.append(data)
-        if chunks:
-            blob = b"".join(chunks) if len(chunks) > 1 else chunks[0]
-            self._written(len(chunks), len(blob))
+        data, self._data = self._data, []
+        if True in [entry.done() for entry in queue]:
+            queue, data = self._without_cancelled(queue, data)
+        if queue:
+            waiting = self._replies.waiting
+            waiting.extend(queue)
+            self._enough = max(_ENOUGH, len(waiting) // 4)
+            blob = b"".join(data) if len(data) > 1 else data[0]
+            self._written(len(queue), len(blob))
             self._transport.write(blob)
+
+    def _without_cancelled(
+        self, queue: list[Entry], data: list[bytes]
+    ) -> tuple[list[Entry], list[bytes]]:
+        """Leave out the calls that were cancelled before they were written: never sent."""
+        for entry, packed in zip(queue, data, strict=True):
+            if entry.done():
+                self._forget(entry, len(packed))
+        kept = [not entry.done() for entry in queue]
+        return list(compress(queue, kept)), list(compress(data, kept))
+
+    def _take_queue(self) -> list[tuple[Entry, bytes]]:
+        """Give up the queue: what in it somebody still waits for."""
+        places = zip(self._queue, self._data, strict=True)
+        unsent = [place for place in places if not place[0].done()]
+        self._queue, self._data = [], []
+        return unsent
 
     def _forget(self, entry: Entry, size: int) -> None:
         self.flushed += 1

@@ -8,6 +8,7 @@ backlog, in order, ahead of newer ones.
 from __future__ import annotations
 
 import asyncio
+from _thread import get_ident
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -117,6 +118,9 @@ class Lanes:
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+        """The thread of that loop: together they tell a call from elsewhere."""
+        self.is_running: Callable[[], bool]
         self.time: Callable[[], float]
         self.create_future: Callable[[], asyncio.Future[object]]
         self.latencies = Latencies()
@@ -142,6 +146,8 @@ class Lanes:
         """Open the lanes in the running loop; doing it twice is fine."""
         if self.loop is None:
             self.loop = loop = asyncio.get_running_loop()
+            self.thread = get_ident()
+            self.is_running = loop.is_running
             self.time, self.create_future = loop.time, partial(asyncio.Future, loop=loop)
             self.lag = LoopLag.acquire()
             self._keeper.start(len(self._slots))
@@ -229,6 +235,11 @@ class Lanes:
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open lane, -inf without one."""
         return max((lane.last_byte for lane in self.open_lanes), default=float("-inf"))
+
+    def disown(self) -> None:
+        """Take no more calls: the connections belong to the process that this one forked from."""
+        self._closing = True
+        self._choose()
 
     async def aclose(self) -> None:
         """Close every lane; whatever still waits ends as closed. Doing it twice is fine."""

@@ -104,9 +104,10 @@ class Replies:
                 return
             if type(reply) is push:
                 continue
-            entry = next_entry()
-            if not entry.done():
-                entry.set_result(reply)
+            try:
+                next_entry().set_result(reply)
+            except asyncio.InvalidStateError:
+                continue  # nobody waits for it any more
 
     def _read_each(self) -> None:
         """Read as `_read` does, with special tickets in the line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class CommandSpec:
         advice: What to use instead where a shared client refuses it, as a sentence.
         reason: Why the row says so, where it surprises.
         known: False for what the table does not know.
+        simple: It travels lanes and is one word: the hot path can send it as it was given.
     """
 
     name: str
@@ -71,6 +72,10 @@ class CommandSpec:
     advice: str = ""
     reason: str = ""
     known: bool = True
+    simple: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "simple", self.route is Route.LANE and len(self.words) == 1)
 
 
 def effect_of(spec: CommandSpec, args: Sequence[object]) -> Effect:
