@@ -209,7 +209,7 @@ async def test_a_connection_that_was_lost_with_its_state_says_so_once(
         await own.execute_command("MULTI")
         await own.incr("n")
         fault_proxy.reset()
-        with pytest.raises(driver.ConnectionError, match="SELECT.* had set: begin again"):
+        with pytest.raises(driver.ConnectionError, match=r"SELECT.* had set: begin again"):
             await own.execute_command("EXEC")
         assert await own.incr("n") == 1
         assert await redis_server.query("GET", "n") == b"1"

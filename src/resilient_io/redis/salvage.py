@@ -54,7 +54,8 @@ async def salvage(
     try:
         async with asyncio.timeout(GRACE):
             await _ask(lanes, "CLIENT", "UNBLOCK", dedicated.identity(connection))
-            reply: Any = await connection.read_response()
+            # As bytes: what cannot be decoded has to go back as it was, too.
+            reply: Any = await connection.read_response(disable_decoding=True)
             clean = True
             if reply is not None:
                 for restoring in _RESTORE[command.spec.name](reply):

@@ -1,0 +1,138 @@
+"""A cancelled blocking pop: its element is put back where it was, or goes to the next caller."""
+
+import asyncio
+import logging
+
+import pytest
+
+from resilient_io.redis import ResilientRedis
+
+POPS = {
+    "BLPOP": (
+        lambda c: c.blpop("k", timeout=5),
+        lambda c: c.rpush("k", "a", "b", "c"),
+        lambda c: c.lrange("k", 0, -1),
+        [b"a", b"b", b"c"],
+    ),
+    "BRPOP": (
+        lambda c: c.brpop("k", timeout=5),
+        lambda c: c.rpush("k", "a", "b", "c"),
+        lambda c: c.lrange("k", 0, -1),
+        [b"a", b"b", b"c"],
+    ),
+    "BZPOPMIN": (
+        lambda c: c.bzpopmin("k", timeout=5),
+        lambda c: c.zadd("k", {"a": 1, "b": 2.5, "c": 3}),
+        lambda c: c.zrange("k", 0, -1, withscores=True),
+        [(b"a", 1.0), (b"b", 2.5), (b"c", 3.0)],
+    ),
+    "BZPOPMAX": (
+        lambda c: c.bzpopmax("k", timeout=5),
+        lambda c: c.zadd("k", {"a": 1, "b": 2.5, "c": 3}),
+        lambda c: c.zrange("k", 0, -1, withscores=True),
+        [(b"a", 1.0), (b"b", 2.5), (b"c", 3.0)],
+    ),
+    "BLMOVE": (
+        lambda c: c.blmove("k", "other", 5),
+        lambda c: c.rpush("k", "a", "b", "c"),
+        None,
+        [b"a", b"b", b"c"],
+    ),
+}
+
+
+@pytest.fixture
+async def client(shared_redis):
+    async with ResilientRedis(port=shared_redis.port) as client:
+        await client.ping()
+        yield client
+
+
+async def idle(client):
+    """Wait until nothing of a cancelled call is under way."""
+    async with asyncio.timeout(2):
+        while client._engine.dedicated._lent:  # noqa: ASYNC110 - there is no event of it
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("name", POPS)
+async def test_no_element_is_lost_and_the_order_stays(shared_redis, name, protocol, caplog):
+    pop, push, look, expected = POPS[name]
+    async with ResilientRedis(port=shared_redis.port, protocol=protocol) as client:
+        returned = 0
+        for steps in range(25):
+            await client.delete("k", "other")
+            waiting = asyncio.ensure_future(pop(client))
+            await asyncio.sleep(0.003)
+            pushed = asyncio.ensure_future(push(client))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+            await pushed
+            await idle(client)
+            if look is None:
+                left = await client.lrange("other", 0, -1) + await client.lrange("k", 0, -1)
+            else:
+                left = [tuple(e) if isinstance(e, list) else e for e in await look(client)]
+            if isinstance(outcome, asyncio.CancelledError):
+                assert left == expected, f"cancelled after {steps} steps"
+            else:
+                returned += 1
+                assert len(left) == 3 if look is None else 2
+        assert returned < 25
+        assert await client.ping()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+async def test_an_element_that_cannot_be_decoded_is_put_back_as_it_was(shared_redis, errors):
+    async with ResilientRedis(
+        port=shared_redis.port, decode_responses=True, encoding_errors=errors
+    ) as client:
+        cancelled = 0
+        for steps in range(15):
+            await client.delete("k")
+            waiting = asyncio.ensure_future(client.blpop("k", timeout=5))
+            await asyncio.sleep(0.003)
+            pushed = asyncio.ensure_future(client.rpush("k", b"\xff\x00a"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+            await pushed
+            await idle(client)
+            if isinstance(outcome, asyncio.CancelledError):
+                cancelled += 1
+                assert await shared_redis.query("LRANGE", "k", 0, -1) == [b"\xff\x00a"]
+        assert cancelled
+
+
+async def test_connections_of_cancelled_pops_are_used_again(client):
+    await client.blpop("k", timeout=0.01)
+    ids = set()
+    for _ in range(10):
+        waiting = asyncio.ensure_future(client.blpop("k", timeout=5))
+        await asyncio.sleep(0.005)
+        blocked = [c for c in await client.client_list() if c["cmd"] == "blpop"]
+        ids.update(c["id"] for c in blocked)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await idle(client)
+    assert len(ids) == 1
+
+
+async def test_a_client_closed_just_after_a_cancel_leaves_nothing(shared_redis):
+    for _ in range(5):
+        client = ResilientRedis(port=shared_redis.port)
+        waiting = [asyncio.ensure_future(client.blpop("k", timeout=5)) for _ in range(5)]
+        await asyncio.sleep(0.02)
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+        async with asyncio.timeout(2):
+            await client.aclose()
+    async with asyncio.timeout(2):
+        while b"cmd=blpop" in await shared_redis.query("CLIENT", "LIST"):
+            await asyncio.sleep(0.005)
