@@ -134,5 +134,5 @@ async def test_a_client_closed_just_after_a_cancel_leaves_nothing(shared_redis):
         async with asyncio.timeout(2):
             await client.aclose()
     async with asyncio.timeout(2):
-        while b"cmd=blpop" in await shared_redis.query("CLIENT", "LIST"):
+        while b"cmd=blpop" in await shared_redis.query("CLIENT", "LIST"):  # noqa: ASYNC110 - its state
             await asyncio.sleep(0.005)

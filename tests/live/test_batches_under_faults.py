@@ -194,6 +194,46 @@ async def test_a_watch_lost_before_exec_is_a_watch_error(client, fault_proxy, re
     assert calls == 2
 
 
+async def test_keys_watched_before_an_outage_are_not_watched_after_it(
+    client, fault_proxy, redis_server
+):
+    """redis-py connects anew by itself: EXEC would then apply what nobody watched over."""
+    for explicit in (True, False):
+        async with client.pipeline() as pipe:
+            await pipe.watch("n")
+            value = int(await pipe.get("n") or 0)
+            if explicit:
+                pipe.multi()
+                pipe.set("n", value + 1)
+            redis_server.kill()
+            async with asyncio.timeout(2):
+                while client.health.available:  # noqa: ASYNC110 - the state is waited for
+                    await asyncio.sleep(0.005)
+            await redis_server.start()
+            await settled(client)
+            await redis_server.query("SET", "n", 100)  # somebody else's
+            with pytest.raises(WatchError, match="nothing was applied"):
+                await (pipe.execute() if explicit else pipe.get("n"))
+        assert await redis_server.query("GET", "n") == b"100"
+
+
+async def test_a_watch_known_to_be_lost_is_a_watch_error(client, fault_proxy, redis_server):
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        pipe.multi()
+        pipe.incr("n")
+        fault_proxy.reset()
+        await asyncio.sleep(0.05)
+        with pytest.raises(WatchError, match="nothing was applied"):
+            await pipe.execute()
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        await pipe.unwatch()
+        fault_proxy.reset()
+        await settled(client)
+        assert await pipe.incr("n").execute() == [1]
+
+
 async def test_a_connection_that_was_lost_with_its_state_says_so_once(
     client, fault_proxy, redis_server
 ):

@@ -245,6 +245,9 @@ class DedicatedCall:
                 blocked = True
             reply = await self._exchange(connection, limits.until)
             clean = True
+        except UnicodeDecodeError:
+            clean = True  # the reply was read, and redis-py's parser stays in step
+            raise
         finally:
             if blocked and not clean and connection.is_connected:
                 gate.salvage(connection, self._command)

@@ -75,6 +75,18 @@ def abort(connection: AbstractConnection) -> None:
         connection._reader = connection._writer = None
 
 
+def is_lost(connection: AbstractConnection) -> bool:
+    """Tell whether a connection is known to be gone, before anything is sent on it.
+
+    redis-py 8.1 would connect anew by itself, without the keys that were watched.
+    """
+    writer = getattr(connection, "_writer", None)
+    if writer is None:
+        return not connection.is_connected
+    reader: asyncio.StreamReader | None = connection._reader
+    return writer.transport.is_closing() or reader is None or reader.at_eof()
+
+
 def can_be_a_lane(connection: AbstractConnection) -> bool:
     """Tell whether the connection has a real transport that a lane can take over."""
     transport = getattr(getattr(connection, "_writer", None), "transport", None)

@@ -13,6 +13,7 @@ from resilient_io.errors import Progress
 from .batch import BatchCall
 from .classification import connection_failure, refusal
 from .commands import SPECS, Effect, Route, effect_of, lookup
+from .dial import is_lost
 from .errors import RouteRefused
 from .exchange import AttemptFailed, Limits
 
@@ -192,6 +193,11 @@ class _Watched:
         gate = client._engine.gate
         watched = pipeline.watching
         connection: AbstractConnection | None = pipeline.connection
+        if connection is not None and is_lost(connection):
+            self._drop(connection)
+            if watched:
+                raise _unwatched("it is closed")
+            connection = None
         if connection is None:
             connection = await gate.borrow(limits.sent)
             pipeline.connection = cast("Connection", connection)
@@ -204,15 +210,11 @@ class _Watched:
             timed_out = isinstance(error, TimeoutError)
             if refusal(error) is not None or (connection.is_connected and not timed_out):
                 raise
-            gate.dedicated.give_back(connection, clean=False)
-            pipeline.connection, pipeline.watching = None, False
+            self._drop(connection)
             failure = connection_failure(error)
             gate.health.failed(failure.cause, failure.detail)
             if watched and self.effect is Effect.READ:
-                raise WatchError(
-                    f"the connection was lost while keys were watched ({failure.detail}); nothing "
-                    f"was applied: run the transaction again"
-                ) from error
+                raise _unwatched(failure.detail) from error
             raise AttemptFailed(
                 Progress.PERHAPS_APPLIED,
                 failure.cause,
@@ -222,11 +224,23 @@ class _Watched:
                 error=error,
             ) from error
 
+    def _drop(self, connection: AbstractConnection) -> None:
+        pipeline = self._pipeline
+        pipeline._client._engine.gate.dedicated.give_back(connection, clean=False)
+        pipeline.connection, pipeline.watching = None, False
+
     def _block(self) -> float:
         if self._args is None or self._specs[0].block is None:
             return 0.0
         block = self._specs[0].block(self._args)
         return 1e6 if block is None else block
+
+
+def _unwatched(detail: str) -> WatchError:
+    return WatchError(
+        f"the connection was lost while keys were watched ({detail}); nothing was applied: run "
+        f"the transaction again"
+    )
 
 
 def _check(spec: CommandSpec) -> None:
