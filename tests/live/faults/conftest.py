@@ -114,7 +114,7 @@ async def connect() -> AsyncIterator[Connect]:
         if up:
             await redis.health.until_up(10)
             async with asyncio.timeout(10):
-                while redis.stats().lanes < len(redis._engine.lanes._slots):
+                while redis.stats().lanes < len(redis._engine.lanes._slots):  # noqa: ASYNC110 - the opening of a lane is no event
                     await asyncio.sleep(0.005)
         return redis
 
@@ -126,7 +126,7 @@ async def connect() -> AsyncIterator[Connect]:
         await redis.health.aclose()
     assert loop.time() - began < _SETTLE, "aclose() took too long"
     until = loop.time() + _SETTLE
-    while loop.time() < until and (_connections_to(ports) or _ours(before)):
+    while loop.time() < until and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - nor is the closing of sockets
         await asyncio.sleep(0.005)
     assert not _connections_to(ports)
     assert not _ours(before)
@@ -167,7 +167,7 @@ def connections_made() -> Callable[[RedisServer], Awaitable[int]]:
 
 @pytest_asyncio.fixture
 async def stranger() -> AsyncIterator[Callable[[int], Awaitable[Stranger]]]:
-    """Open plain connections that are nobody's; ask for it after `connect`, which looks for ours."""
+    """Open plain connections that are nobody's; ask for it after `connect`, which looks."""
     writers: list[asyncio.StreamWriter] = []
 
     async def meet(port: int) -> Stranger:

@@ -6,7 +6,7 @@ import pytest
 
 from resilient_io import OutcomeUnknown
 
-ALL_BUT_FENCING = "+@all -client|kill -client|list -client|id".split()
+ALL_BUT_FENCING = ["+@all", "-client|kill", "-client|list", "-client|id"]
 
 
 def sets(value: bytes):

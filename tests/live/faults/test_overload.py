@@ -97,7 +97,7 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
     assert served
     assert len(overloaded) > CALLERS / 2
     assert peak <= 64
-    assert took <= quick.deadline + 1.0  # 10,000 errors at one moment take their time to be told
+    assert took <= quick.deadline + 1.5  # 10,000 errors at one moment take their time to be told
     await asyncio.sleep(0.3)
     found = int(await redis_server.query("GET", "counter"))
     assert len(served) <= found <= len(served) + len(sent_late)
@@ -138,7 +138,7 @@ async def test_memory_does_not_grow_with_the_calls_that_gave_up(
     await asyncio.sleep(0.3)
 
     assert redis.stats().waiting == redis.stats().in_flight == 0
-    assert len(redis._engine.lanes._line) == 0 if hasattr(redis._engine.lanes, "_line") else True
+    assert len(redis._engine.lanes._backlog) == 0
 
 
 async def test_the_bound_on_dedicated_connections_is_ours_and_no_failure_of_the_server(

@@ -3,14 +3,11 @@
 import asyncio
 import time
 
-import pytest
-
 from resilient_io import State
 
 
-@pytest.mark.parametrize("blocked", [2.5, 5.0])
-async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
-    blocked, redis_server, connect, watch
+async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall_of_5_s(
+    redis_server, connect, watch
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
@@ -20,9 +17,9 @@ async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
     await asyncio.sleep(0)  # they start
     await asyncio.sleep(0)  # they are written
 
-    time.sleep(blocked)
+    time.sleep(5)
     results = await asyncio.gather(*calls)
-    await asyncio.sleep(1.5)  # a probe or two
+    await asyncio.sleep(1.2)  # a probe
 
     assert sorted(results[:100]) == list(range(1, 101))
     assert results[100:] == [None] * 100
@@ -31,20 +28,20 @@ async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
     assert redis._engine.lanes.open_lanes == lanes
 
 
-async def test_an_idle_client_keeps_its_state_and_lanes_through_a_stall_of_5_s(
+async def test_an_idle_client_keeps_its_state_and_lanes_through_a_stall(
     redis_server, connect, watch
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
     lanes = redis._engine.lanes.open_lanes
 
-    time.sleep(5)
+    time.sleep(2.5)
     assert await redis.incr("counter") == 1
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
 
     assert not seen.changes
     assert redis._engine.lanes.open_lanes == lanes
-    assert redis.health.snapshot()["loop_lag"]["worst"] >= 4.5
+    assert redis.health.snapshot()["loop_lag"]["worst"] >= 2.3
 
 
 async def test_a_stall_in_the_middle_of_a_probe_is_taken_off_its_time(
@@ -56,8 +53,8 @@ async def test_a_stall_in_the_middle_of_a_probe_is_taken_off_its_time(
     await ping.happened()
     ping.release()
 
-    time.sleep(2.5)
-    await asyncio.sleep(1.5)
+    time.sleep(1.5)  # longer than a probe may take
+    await asyncio.sleep(1.1)
 
     assert not seen.changes
 

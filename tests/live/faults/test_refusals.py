@@ -39,6 +39,13 @@ def refused(connect, quick, watch):
     return check
 
 
+async def until(server: RedisServer, section: str, fact: bytes) -> None:
+    """Wait until the server's INFO says so."""
+    async with asyncio.timeout(5):
+        while fact not in await server.query("INFO", section):  # noqa: ASYNC110 - it tells no more
+            await asyncio.sleep(0.01)
+
+
 async def test_readonly(redis_server, connect, quick, refused):
     async with (
         RedisServer(replica_of=redis_server) as replica,
@@ -62,8 +69,7 @@ async def test_masterdown(connect, quick, refused):
             redis = await connect(proxy, policy=quick)
             assert await redis.get("key") is None
             master.kill()
-            while b"master_link_status:up" in await replica.query("INFO", "replication"):
-                await asyncio.sleep(0.01)
+            await until(replica, "replication", b"master_link_status:down")
 
             before = proxy.requests["GET"]
             with pytest.raises(driver.MasterDownError):
@@ -95,8 +101,7 @@ async def test_misconf(tmp_path, connect, quick, refused):
         redis = await connect(proxy, policy=quick)
         shutil.rmtree(data)
         await server.query("BGSAVE")
-        while b"rdb_last_bgsave_status:err" not in await server.query("INFO", "persistence"):
-            await asyncio.sleep(0.01)
+        await until(server, "persistence", b"rdb_last_bgsave_status:err")
 
         await refused(proxy, redis, error=driver.ResponseError, cause=Cause.DISK_ERROR)
 
