@@ -282,6 +282,7 @@ def test_a_client_whose_loop_was_closed_starts_anew_in_the_next(_server_of_sessi
                 # As asyncio.run() does when it leaves a client open.
                 for task in asyncio.all_tasks(loop):
                     task.cancel()
+                del task  # it holds what it was cancelled in
                 loop.run_until_complete(asyncio.sleep(0.01))
         finally:
             loop.close()
