@@ -95,7 +95,7 @@ async def test_no_call_outlives_its_deadline_while_the_server_is_frozen(
 
     redis_server.freeze()
     try:
-        for _ in range(3):
+        for _ in range(2):
             pipeline = redis.pipeline().incr("c").incr("c")
             times = await asyncio.gather(
                 *[timed(redis.get("key")) for _ in range(20)],
@@ -130,7 +130,7 @@ async def test_after_thawing_no_wrong_reply_reaches_anyone(redis_server, connect
                 wrong.append((number, value))
 
     readers = [asyncio.create_task(read(number)) for number in range(CALLERS)]
-    for nap in (0.1, 0.3, 0.6, 0.9):
+    for nap in (0.1, 0.7):
         await asyncio.sleep(0.1)
         redis_server.freeze()
         await asyncio.sleep(nap)

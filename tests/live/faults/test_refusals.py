@@ -228,7 +228,7 @@ async def test_max_clients_while_lanes_are_open_takes_nothing_down(connect, stra
         with pytest.raises(driver.RedisError):
             await redis.blpop(["absent"], timeout=0.1)
         assert await redis.incr("counter") == 1
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.1)
         assert await redis.incr("counter") == 2
         assert redis.health.available
 

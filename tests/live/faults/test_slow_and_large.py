@@ -53,17 +53,6 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
     assert not seen.changes
 
 
-async def test_a_patient_caller_gets_the_answer_of_a_slow_script(redis_server, connect, watch):
-    redis = await connect(redis_server)
-    seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
-
-    assert await redis.eval(SLOW_SCRIPT, 0) == b"done"
-
-    assert redis._engine.lanes.open_lanes == lanes
-    assert not seen.changes
-
-
 @pytest.mark.parametrize(
     ("size", "rate"),
     [
@@ -104,7 +93,7 @@ async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
 async def test_only_the_caller_of_a_huge_reply_times_out(
     redis_server, fault_proxy, connect, watch, quick, slack
 ):
-    await redis_server.query("SETRANGE", "big", 24 * MIB - 1, "x")
+    await redis_server.query("SETRANGE", "big", 16 * MIB - 1, "x")
     redis = await connect(fault_proxy, policy=quick)
     seen = watch(redis)
     lanes = redis._engine.lanes.open_lanes
@@ -123,7 +112,7 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
     with pytest.raises(DeadlineExceeded):
         await big
     assert took <= quick.deadline + slack
-    while loop.time() - began < 3.5:  # the rest of it still comes, and is thrown away
+    while loop.time() - began < 2.4:  # the rest of it still comes, and is thrown away
         results.append(await redis.incr("counter"))
         await asyncio.sleep(0.02)
     assert results == list(range(1, len(results) + 1))
