@@ -12,10 +12,10 @@ from .errors import (
     RedisUnavailable,
     RouteRefused,
 )
-from .lanes import LaneSettings
 from .lock import ResilientLock
 from .pipeline import ResilientPipeline
 from .report import RedisStats
+from .settings import LaneSettings
 
 __all__ = [
     "LaneSettings",

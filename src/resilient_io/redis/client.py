@@ -20,12 +20,12 @@ from .calls import Command, DedicatedCall, LaneCall, Packer
 from .commands import SPECS, Effect, Route, lookup
 from .engine import Engine
 from .errors import RouteRefused
-from .lanes import LaneSettings
 from .lock import ResilientLock
 from .options import check_given, check_types, policy_from, pool_from_url
 from .pipeline import ResilientPipeline
 from .replies import LARGE
 from .report import RedisStats, stats_of
+from .settings import LaneSettings
 from .target import PoolTarget
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from resilient_io._policy import RetryBudget, context_without_deadline
 
 from .dedicated import DedicatedConnections
 from .gate import Gate
-from .lanes import Lanes, LaneSettings
+from .lanes import Lanes
 from .probe import RedisProbe
 from .rotation import follow_credentials
+from .settings import LaneSettings
 
 if TYPE_CHECKING:
     import random

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 
-from .lane import SECOND_LOOK
 from .ticket import TICK, Handover, LaneLost, Undeliverable
+from .watchdog import SECOND_LOOK
 
 if TYPE_CHECKING:
     from .classification import Refusal

@@ -235,7 +235,7 @@ class Gate:
 
     def refusal_while_down(self, operation: str) -> ResilientIOError:
         """Make the error of a call that is not even tried."""
-        return self.verdicts.while_down(operation, self.health, self.lanes.undeliverable)
+        return self.verdicts.while_down(operation, self.health, self.lanes.prospects.undeliverable)
 
     def refusal_when_closed(self, operation: str) -> ResilientIOError:
         """Make the error of a call on a closed client."""

@@ -9,9 +9,6 @@ it knows, by setting results. A reply is a result; so are `LaneLost` and `Handov
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import sys
-import termios
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +19,7 @@ from resilient_io.health import Cause
 from .outstanding import CALL_COST, Outstanding
 from .replies import Replies
 from .ticket import LaneLost, Ticket
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from resilient_io.health import LoopLag
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
 
 _ENOUGH = 16
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
-
-SECOND_LOOK = 0.005
-"""Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
 
 
 class LaneOwner(Protocol):
@@ -90,11 +85,10 @@ class Lane(asyncio.Protocol):
         self._data: list[bytes] = []
         self._enough = _ENOUGH
         self._replies = Replies(connection, pushes=pushes)
+        self._watchdog = Watchdog(self, self._outstanding, self._replies)
         self._scheduled = False
         self._crowded = False
-        self._last_leaving = 0
         self._paused = False
-        self._timer: asyncio.TimerHandle | None = None
         self.allowance = 0.0
         """Seconds that a blocking command may stay silent beyond the response timeout."""
         self.load = 0
@@ -111,9 +105,9 @@ class Lane(asyncio.Protocol):
         self.fenced: asyncio.Future[bool] = self._loop.create_future()
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds nothing that we would miss.
-        self._transport: asyncio.Transport = connection._writer.transport
-        self._transport.set_write_buffer_limits(high=4 * 1024 * 1024)
-        self._transport.set_protocol(self)
+        self.transport: asyncio.Transport = connection._writer.transport
+        self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self.transport.set_protocol(self)
 
     # -- what callers use ------------------------------------------------------------------
 
@@ -162,7 +156,7 @@ class Lane(asyncio.Protocol):
         else:
             self._replies.waiting.append(entry)
             self._written(1, len(data))
-            self._transport.write(data)
+            self.transport.write(data)
         if load > self.limit and not self.full:
             self.full = True
             self._owner.lane_changed(self)
@@ -203,9 +197,8 @@ class Lane(asyncio.Protocol):
         if self.lost is not None:
             return
         self.lost = lost = LaneLost(cause, detail, self)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._transport.abort()
+        self._watchdog.stop()
+        self.transport.abort()
         unsent = self._take_queue()
         self._outstanding.writes.clear()
         if not self._replies.settle(lost):
@@ -237,7 +230,7 @@ class Lane(asyncio.Protocol):
             self._enough = max(_ENOUGH, len(waiting) // 4)
             blob = b"".join(data) if len(data) > 1 else data[0]
             self._written(len(queue), len(blob))
-            self._transport.write(blob)
+            self.transport.write(blob)
 
     def _without_cancelled(
         self, queue: list[Entry], data: list[bytes]
@@ -265,9 +258,7 @@ class Lane(asyncio.Protocol):
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
         self.bytes_sent += size
-        now = self._outstanding.wrote(count, size)
-        if self._timer is None:
-            self._timer = self._loop.call_at(now + self.response_timeout / 2, self._watch)
+        self._watchdog.arm(self._outstanding.wrote(count, size))
 
     def pause_writing(self) -> None:
         """Keep calls in the queue: what is not handed to the transport is certainly not sent."""
@@ -315,53 +306,12 @@ class Lane(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    # -- watching --------------------------------------------------------------------------
+    # -- what its watchdog tells -----------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Judge the silence; armed while calls are outstanding, one timer a lane.
+    def fall_silent(self) -> None:
+        """Pass on that half of the patience is over."""
+        self._owner.lane_fell_silent(self)
 
-        It looks twice within the response timeout: a large request that is still leaving is no
-        silence, and only what lies between two looks shows that it is.
-        """
-        self._timer = None
-        if not self._replies.waiting:
-            return
-        leaving = self._leaving()
-        if leaving < self._last_leaving:
-            self._outstanding.moved()
-        self._last_leaving = leaving
-        patience = self.response_timeout + self.allowance
-        silence = self._outstanding.silence()
-        left = patience - silence
-        if left <= 0:
-            # What lies in the socket is read before anything is judged.
-            self._timer = self._loop.call_later(SECOND_LOOK, self._judge, self.last_byte)
-            return
-        late = self._outstanding.written_before(self._loop.time() - patience)
-        self._replies.hand_over(late, self._own)
-        if silence < patience / 2:
-            left = patience / 2 - silence
-        else:
-            self._owner.lane_fell_silent(self)
-        self._timer = self._loop.call_later(max(left, SECOND_LOOK), self._watch)
-
-    def _judge(self, last_byte: float) -> None:
-        self._timer = None
-        patience = self.response_timeout + self.allowance
-        waiting = self._replies.waiting
-        if self.last_byte != last_byte or not waiting or self._outstanding.silence() < patience:
-            self._watch()
-        else:
-            self.close(Cause.TIMED_OUT, f"no byte came within {self.response_timeout:g} s")
-
-    def _leaving(self) -> int:
-        """Bytes of ours that the peer has not acknowledged yet."""
-        size = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
-            return size
-        queued: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        return size + int.from_bytes(queued, sys.byteorder)
-
-    def _own(self, ticket: Ticket, from_end: int) -> None:
+    def own(self, ticket: Ticket, from_end: int) -> None:
+        """Take over a ticket for a call that was sent with a bare future."""
         ticket.lane, ticket.ordinal = self, self.flushed - from_end

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from _thread import get_ident
-from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause, LoopLag
 
+from .backlog import Backlog
 from .classification import Failure
 from .keeper import Keeper
 from .lane import Lane
+from .prospects import Prospects
 from .stats import Latencies
-from .ticket import Handover, NoLanes, Ticket, Undeliverable
+from .ticket import NoLanes, Undeliverable
 
 if TYPE_CHECKING:
     import random
@@ -32,42 +31,11 @@ if TYPE_CHECKING:
     from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
 
+    from .settings import LaneSettings
     from .target import Target
-    from .ticket import Entry
-
-_DOUBT = 0.5
-"""Seconds that callers wait at most for health to confirm that dialling fails for good."""
+    from .ticket import Entry, Ticket
 
 _CLOSED = Failure(Cause.CLOSED, "the client was closed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSettings:
-    """How much a client shares.
-
-    Args:
-        count: Connections that all callers share. One carries the calls, the others stand by for
-            the time when it is busy with a large value or dies.
-        in_flight: Bytes that may be in flight on a lane, each call counted as its own bytes and
-            4 KiB: so at most 16,384 calls with the default. Past it callers wait.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    count: int = 2
-    in_flight: int = 64 * 1024 * 1024
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        if type(self.count) is not int or not 1 <= self.count <= 16:  # noqa: PLR2004
-            raise ConfigurationError(
-                f"count must be an int from 1 to 16, not {self.count!r}: write count=2"
-            )
-        if type(self.in_flight) is not int or self.in_flight < 64 * 1024:
-            raise ConfigurationError(
-                f"in_flight must be an int of at least 65536 (bytes), not {self.in_flight!r}"
-            )
 
 
 class Lanes:
@@ -111,8 +79,8 @@ class Lanes:
         self._slots: list[Lane | None] = [None] * settings.count
         self._retiring: list[Lane] = []
         self._preferred: Lane | None = None
-        self._backlog: deque[Ticket] = deque()
-        self._abandoned = 0
+        self._backlog = Backlog()
+        self.prospects = Prospects(health, self._backlog.give_up)
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -124,11 +92,6 @@ class Lanes:
         self.time: Callable[[], float]
         self.create_future: Callable[[], asyncio.Future[object]]
         self.latencies = Latencies()
-        self.undeliverable: Undeliverable | None = None
-        """Why dialling fails for good (a wrong password, say), while it does."""
-        self._doubt: Undeliverable | None = None
-        self._trouble: Failure | None = None
-        self._failed_at = 0.0
         self.laneless = False
         """Whether the driver's connections turned out to have no transport (fakes, say)."""
         self.session: list[str] = []
@@ -159,8 +122,8 @@ class Lanes:
             lane.send_ticket(ticket)
         elif self.laneless:
             ticket.interrupt(NoLanes())
-        elif self.undeliverable is not None and not self._recovered():
-            ticket.interrupt(self.undeliverable)
+        elif self.prospects.undeliverable is not None and not self.prospects.better:
+            ticket.interrupt(self.prospects.undeliverable)
         elif self._closing:
             ticket.interrupt(Undeliverable(_CLOSED))
         else:
@@ -170,26 +133,22 @@ class Lanes:
         """Note that nobody waits for a ticket any more; it is not sent if it was not yet."""
         ticket.future.cancel()
         if ticket.lane is None:
-            self._abandoned += 1
-            if self._abandoned * 2 > len(self._backlog):
-                self._backlog = deque(t for t in self._backlog if not t.done())
-                self._abandoned = 0
+            self._backlog.note_abandoned()
 
     def retire(self, lane: Lane) -> None:
         """Replace a lane: another server should take new calls, those in flight may finish."""
         if lane in self._slots:
             self._drop(lane)
             self._retiring.append(lane)
-            for entry, data in reversed(lane.retire()):
-                self._requeue(entry, data)
+            self._backlog.put_back(lane.retire())
             self._choose()
 
     def refresh(self) -> None:
         """Choose the lane anew: something that the choice depends on has changed."""
         if not self._health.available:
-            self._give_up()
-        elif self._recovered():
-            self.undeliverable = self._doubt = None
+            self.prospects.conclude()
+        elif self.prospects.better:
+            self.prospects.brighten()
             self._keeper.hurry()
         self._choose()
 
@@ -210,12 +169,13 @@ class Lanes:
             return "room"
         if self.open_lanes:
             return f"it to be up again ({self._health.detail})"
-        return f"a connection ({self._trouble.detail})" if self._trouble else "a connection"
+        why = self.prospects.detail
+        return f"a connection ({why})" if why else "a connection"
 
     @property
     def waiting(self) -> int:
         """Calls in the backlog."""
-        return len(self._backlog) - self._abandoned
+        return self._backlog.waiting
 
     @property
     def replies(self) -> int:
@@ -245,7 +205,8 @@ class Lanes:
         """Close every lane; whatever still waits ends as closed. Doing it twice is fine."""
         self._closing = True
         lanes = [*self.open_lanes, *self._retiring]
-        self._give_up_backlog(Undeliverable(_CLOSED))
+        self._backlog.give_up(Undeliverable(_CLOSED))
+        self.prospects.brighten()
         for lane in lanes:
             lane.close(_CLOSED.cause, _CLOSED.detail)
         await self._keeper.aclose()
@@ -276,12 +237,11 @@ class Lanes:
             received + lane.bytes_received,
         )
         self._drop(lane)
-        for entry, data in reversed(unsent):
-            self._requeue(entry, data)
+        self._backlog.put_back(unsent)
         if self.session:
             self.session, self.session_lost = [], self.session
             why = Failure(Cause.RESET, "the connection that held its state was lost")
-            self._give_up_backlog(Undeliverable(why))
+            self._backlog.give_up(Undeliverable(why))
         lost = lane.lost
         if lost is not None and not self._closing and not lane.retired.done():
             self._health.failed(lost.cause, lost.detail)
@@ -293,7 +253,7 @@ class Lanes:
         if self._closing:
             lane.close(_CLOSED.cause, _CLOSED.detail)
             return
-        self.undeliverable = self._doubt = self._trouble = None
+        self.prospects.succeeded()
         self._slots[slot] = lane
         self._health.part_back(f"lane {slot}")
         self._health.succeeded()
@@ -304,20 +264,14 @@ class Lanes:
         if self.open_lanes:
             self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
             return
-        self._trouble, self._failed_at = failure, self.time()
         self._health.failed(failure.cause, failure.detail)
-        if failure.permanent and self.undeliverable is None:
-            # Health is to know before the callers do; if it never agrees, they wait no longer.
-            self._doubt = Undeliverable(failure, error)
-            asyncio.get_running_loop().call_later(_DOUBT, self._give_up)
+        self.prospects.failed(failure, error)
 
     def go_without(self) -> None:
         """Hear that this driver's connections cannot be lanes."""
         self.laneless = True
         self._health.succeeded()
-        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
-        for ticket in waiting:
-            ticket.interrupt(NoLanes())
+        self._backlog.give_up(NoLanes())
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -339,36 +293,6 @@ class Lanes:
         self._slots = [None if other is lane else other for other in self._slots]
         self._retiring = [other for other in self._retiring if other is not lane]
 
-    def _requeue(self, entry: Entry, data: bytes) -> None:
-        if not isinstance(entry, Ticket):
-            ticket = Ticket(data)
-            entry.set_result(Handover(ticket))
-            entry = ticket
-        elif not data:
-            return  # a further place of a ticket that is moved by its first
-        entry.lane = None
-        self._backlog.appendleft(entry)
-
-    def _recovered(self) -> bool:
-        """Whether health has become better since dialling failed last."""
-        health = self._health
-        return (
-            self._trouble is not None
-            and health.state.answering
-            and (health.since > self._failed_at)
-        )
-
-    def _give_up(self) -> None:
-        """Tell those who wait that dialling fails for good, if that is still so."""
-        if self._doubt is not None:
-            self.undeliverable = self._doubt
-            self._give_up_backlog(self._doubt)
-
-    def _give_up_backlog(self, why: Undeliverable) -> None:
-        waiting, self._backlog, self._abandoned = self._backlog, deque(), 0
-        for ticket in waiting:
-            ticket.interrupt(why)
-
     def _choose(self) -> None:
         self._stale = True
         if self._choosing:
@@ -389,11 +313,7 @@ class Lanes:
         if not self._health.available:
             return  # it answers that it does not serve (LOADING), or is silent: only probes knock
         while self._backlog and not self._stale:
-            ticket = self._backlog.popleft()
-            if ticket.done():
-                self._abandoned -= 1
-            else:
-                lane.send_ticket(ticket)
+            self._backlog.send_next(lane)
         if self._stale:
             return
         self.current = lane

@@ -13,7 +13,7 @@ from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 
-from .lanes import LaneSettings
+from .settings import LaneSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
