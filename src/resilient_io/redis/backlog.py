@@ -20,9 +20,9 @@ class Backlog:
         self._tickets: deque[Ticket] = deque()
         self._abandoned = 0
 
-    def __bool__(self) -> bool:
-        """Tell whether anything is in it, abandoned places included."""
-        return bool(self._tickets)
+    def __len__(self) -> int:
+        """Count the places, abandoned ones included."""
+        return len(self._tickets)
 
     @property
     def waiting(self) -> int:

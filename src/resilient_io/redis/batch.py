@@ -13,6 +13,7 @@ from resilient_io.errors import Progress
 
 from .calls import SCRIPTED
 from .classification import advise, refusal
+from .codec import apply_callback
 from .commands import Effect, effect_of
 from .errors import RedisOutcomeUnknown
 from .exchange import AttemptFailed, Limits, follow
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from resilient_io._policy import RetryPolicy
     from resilient_io.errors import ResilientIOError
 
-    from .calls import Call, Packer
+    from .calls import Call
+    from .codec import Packer
     from .commands import CommandSpec
     from .gate import Gate
 
@@ -149,6 +151,7 @@ class BatchCall:
     async def _finish(self, answers: list[object]) -> list[object]:
         if not self._answers:
             _raise_if_refused(answers, self._specs)
+        self._note_accepted(answers)
         self._answers += answers
         return [await self._read(place, reply) for place, reply in enumerate(self._answers)]
 
@@ -163,6 +166,7 @@ class BatchCall:
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
             raise ResponseError("EXEC did not answer with a list")
+        self._note_accepted(result)
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
@@ -170,6 +174,16 @@ class BatchCall:
             else await self._read(place, next(answers))
             for place, (_, options) in enumerate(self._commands)
         ]
+
+    def _note_accepted(self, answers: Sequence[object]) -> None:
+        """End a time of refused writes, if the server has taken one here."""
+        if self._gate.health.refusing and any(
+            not isinstance(reply, Exception) and effect_of(spec, args) is not Effect.READ
+            for reply, spec, (args, _) in zip(
+                reversed(answers), reversed(self._specs), reversed(self._commands), strict=False
+            )
+        ):
+            self._gate.accepted()
 
     def _raise_aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> NoReturn:
         """Raise what made the server discard the transaction: nothing was applied."""
@@ -189,7 +203,7 @@ class BatchCall:
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = self._gate.apply_callback(args[0], reply, options)
+            value = apply_callback(self._gate.callbacks, args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error

@@ -7,7 +7,6 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, RedisError
@@ -15,6 +14,7 @@ from redis.exceptions import DataError, RedisError
 from resilient_io.errors import Progress
 
 from .classification import advise, connection_failure, refusal
+from .codec import apply_callback
 from .commands import Effect, Route, effect_of
 from .dial import abort
 from .exchange import AttemptFailed, Limits, failed_by, follow
@@ -23,7 +23,7 @@ from .salvage import can_be_salvaged
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -59,9 +59,6 @@ class Call(Protocol):
         """
 
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command as it was given to `execute_command`, with its row of the table."""
@@ -79,36 +76,6 @@ class Command:
     def block(self) -> float | None:
         """For how many seconds the server may hold back the reply; None is for ever."""
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
-
-
-class Packer:
-    """Packs commands as redis-py's encoder would, through hiredis where both agree."""
-
-    def __init__(self, encoder: Any) -> None:
-        """Use the encoder of the client's pool."""
-        self._encoder = encoder
-        self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (
-            encoder.encoding_errors == "strict"
-        )
-
-    def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
-        """Pack a command.
-
-        Args:
-            words: The command's name as it goes over the wire.
-            args: The arguments as given to `execute_command`, the name included.
-
-        Raises:
-            redis.exceptions.DataError: An argument is neither bytes, str, int nor float.
-        """
-        if self.direct:
-            try:
-                # One word stands as it was given.
-                return _pack((*words, *args[1:]) if len(words) > 1 else args)
-            except TypeError:
-                pass  # a bytearray, say, or what the encoder refuses with a better message
-        encode = self._encoder.encode
-        return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
 
 
 def read_reply(gate: Gate, command: Command, reply: object) -> object:
@@ -132,7 +99,7 @@ def read_reply(gate: Gate, command: Command, reply: object) -> object:
         raise reply
     if gate.health.refusing and command.effect is not Effect.READ:
         gate.accepted()
-    return gate.apply_callback(command.args[0], reply, command.options)
+    return apply_callback(gate.callbacks, command.args[0], reply, command.options)
 
 
 class LaneCall:
@@ -236,12 +203,12 @@ class DedicatedCall:
 
     async def attempt(self, limits: Limits) -> object:
         """Borrow a connection, send, wait as long as the command may block, give it back."""
-        gate = self._gate
-        connection = await gate.borrow(limits.sent)
+        borrowing = self._gate.borrowing
+        connection = await borrowing.borrow(limits.sent)
         clean = blocked = False
         try:
             if can_be_salvaged(self._command):
-                await self._identify(connection, limits.sent)
+                await borrowing.identify(connection, limits.sent)
                 blocked = True
             reply = await self._exchange(connection, limits.until)
             clean = True
@@ -250,23 +217,12 @@ class DedicatedCall:
             raise
         finally:
             if blocked and not clean and connection.is_connected:
-                gate.salvage(connection, self._command)
+                borrowing.salvage(connection, self._command)
             else:
-                gate.dedicated.give_back(connection, clean=clean)
+                borrowing.give_back(connection, clean=clean)
         if blocked or isinstance(reply, Exception):
-            return read_reply(gate, self._command, reply)
+            return read_reply(self._gate, self._command, reply)
         return reply
-
-    async def _identify(self, connection: AbstractConnection, until: float | None) -> None:
-        """Learn the connection's id, by which a blocked command can be ended."""
-        try:
-            async with asyncio.timeout_at(until):
-                await self._gate.dedicated.identify(connection)
-        except (RedisError, OSError) as error:
-            failure = connection_failure(error)
-            raise AttemptFailed(
-                Progress.NOT_SENT, failure.cause, failure.detail, error=error
-            ) from error
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()

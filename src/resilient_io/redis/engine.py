@@ -140,7 +140,7 @@ class Engine:
         Args:
             also: What the client closes beside, as a part of the same closing.
         """
-        self.gate.closed = True
+        self.gate.borrowing.closed = True
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(
                 self._close(also), name="resilient-io close", context=context_without_deadline()
@@ -152,7 +152,7 @@ class Engine:
     async def _close(self, also: Callable[[], Awaitable[None]]) -> None:
         if self._subscription is not None:
             self._subscription.remove()
-        await self.gate.aclose()
+        await self.gate.borrowing.aclose()
         await self.lanes.aclose()
         await self.dedicated.aclose()
         await self.target.aclose()

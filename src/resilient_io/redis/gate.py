@@ -10,30 +10,25 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
-from resilient_io._policy import context_without_deadline, current_deadline, retrying
+from resilient_io._policy import current_deadline, retrying
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 
-from .classification import Failure, connection_failure
+from .borrowing import Borrowing
 from .commands import Effect
 from .errors import RedisClosed, RedisUnavailable
 from .exchange import AttemptFailed, Limits
-from .salvage import salvage
 from .verdict import Verdicts
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping, MutableMapping
-
-    from redis.asyncio.connection import AbstractConnection
+    from collections.abc import Callable, MutableMapping
 
     from resilient_io._policy import RetryBudget, RetryPolicy
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
 
-    from .calls import Call, Command
+    from .calls import Call
     from .dedicated import DedicatedConnections
     from .lanes import Lanes
 
@@ -78,14 +73,17 @@ class Gate:
             callbacks: redis-py's response callbacks, by command.
         """
         self.lanes = lanes
-        self.dedicated = dedicated
+        self.borrowing = Borrowing(dedicated, lanes=lanes, health=health)
         self.health = health
         self.budget = budget
         self.callbacks = callbacks
         self.verdicts = Verdicts(health.name)
-        self.closed = False
         self._rng = rng
-        self._salvages: list[asyncio.Task[None]] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self.borrowing.closed
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
@@ -146,8 +144,8 @@ class Gate:
                 last = failure
         if attempts < policy.attempts and may_repeat(last) and self.budget.tokens < _TIMEOUT_COST:
             last.detail += "; not repeated: the retry budget is used up"
-        if self.lanes.session_lost and last.lane is not None:
-            last.detail += self._session_loss()
+        if self.lanes.session.lost and last.lane is not None:
+            last.detail += self.lanes.session.take_loss()
         if last.cause is Cause.RESET:
             # Nobody hears of an outage before health has looked.
             await self.health.judged(_JUDGEMENT)
@@ -161,7 +159,7 @@ class Gate:
     ) -> bool:
         if failure.final or failure.expired or failure.cause is Cause.CLOSED:
             return False
-        if self.lanes.session_lost:
+        if self.lanes.session.lost:
             return False
         if failure.progress is not Progress.PERHAPS_APPLIED:
             return True
@@ -241,92 +239,17 @@ class Gate:
         """Make the error of a call on a closed client."""
         return self.verdicts.error(RedisClosed, "the client is closed", operation)
 
-    # -- what calls use --------------------------------------------------------------------
-
-    async def borrow(self, until: float | None) -> AbstractConnection:
-        """Lend a dedicated connection, waiting for a dependency that is down.
-
-        Raises:
-            AttemptFailed: There is none in time; nothing was sent.
-        """
-        patience = asyncio.timeout_at(until)
-        try:
-            async with patience:
-                if not self.health.available:
-                    await self.health.until_up()
-                return await self.dedicated.acquire()
-        except (RedisError, OSError) as error:
-            if self.closed:
-                failure = Failure(Cause.CLOSED, str(error))
-            elif patience.expired():
-                raise self._never_borrowed(error) from error
-            else:
-                failure = connection_failure(error)
-                self.health.failed(failure.cause, failure.detail)
-            raise AttemptFailed(
-                Progress.NOT_SENT,
-                failure.cause,
-                failure.detail,
-                final=failure.permanent,
-                error=error,
-            ) from error
-
-    def _never_borrowed(self, error: BaseException) -> AttemptFailed:
-        crowded = self.health.available and self.dedicated.crowded
-        waited_for = "one of its dedicated connections" if crowded else self.lanes.obstacle
-        return AttemptFailed(
-            Progress.NOT_SENT,
-            Cause.OVERLOADED if crowded else Cause.TIMED_OUT,
-            f"the deadline passed while it waited for {waited_for}",
-            expired=True,
-            overloaded=crowded,
-            error=error,
-        )
-
-    def salvage(self, connection: AbstractConnection, command: Command) -> None:
-        """End a blocking pop that nobody waits for any more, in a task of the client's."""
-        if self.closed:
-            self.dedicated.give_back(connection, clean=False)
-            return
-        task = asyncio.get_running_loop().create_task(
-            salvage(connection, command, lanes=self.lanes, dedicated=self.dedicated),
-            name=f"resilient-io salvage {command.spec.name}",
-            context=context_without_deadline(),
-        )
-        self._salvages.append(task)
-        task.add_done_callback(self._salvages.remove)
-
-    async def aclose(self) -> None:
-        """Wait for what is being salvaged; each is bounded."""
-        if self._salvages:
-            await asyncio.wait(list(self._salvages))
-
     def check_session(self, operation: str) -> None:
         """Tell the caller of a bound connection, once, that what it had set there is gone.
 
         Raises:
             RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
         """
-        if self.lanes.session_lost:
+        session = self.lanes.session
+        if session.lost:
             raise self.verdicts.error(
-                RedisUnavailable, f"the connection was lost{self._session_loss()}", operation
+                RedisUnavailable, f"the connection was lost{session.take_loss()}", operation
             )
-
-    def _session_loss(self) -> str:
-        lost, self.lanes.session_lost = self.lanes.session_lost, []
-        return f", and with it what {', '.join(lost)} had set: begin again"
-
-    def apply_callback(self, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
-        """Apply redis-py's response callback, found by the name as it was given."""
-        callback = self.callbacks.get(name) if isinstance(name, str | bytes) else None
-        if callback is None:
-            return reply
-        plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}
-        return callback(reply, **plain)
-
-
-_NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
-"""Options of redis-py 8.1 that its `parse_response` takes out before it calls a callback."""
 
 
 def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:

@@ -19,6 +19,7 @@ from .classification import Failure
 from .keeper import Keeper
 from .lane import Lane
 from .prospects import Prospects
+from .session import Session
 from .stats import Latencies
 from .ticket import NoLanes, Undeliverable
 
@@ -94,10 +95,8 @@ class Lanes:
         self.latencies = Latencies()
         self.laneless = False
         """Whether the driver's connections turned out to have no transport (fakes, say)."""
-        self.session: list[str] = []
-        """The commands that changed the state of a bound connection (WATCH, SELECT …)."""
-        self.session_lost: list[str] = []
-        """The same of a connection that was lost, until the caller has been told."""
+        self.session = Session()
+        """What the caller of a bound connection has set on it."""
         self.current: Lane | None = None
         """The lane that takes calls now; None while they have to wait."""
         self.fast: Lane | None = None
@@ -239,7 +238,7 @@ class Lanes:
         self._drop(lane)
         self._backlog.put_back(unsent)
         if self.session:
-            self.session, self.session_lost = [], self.session
+            self.session.lose()
             why = Failure(Cause.RESET, "the connection that held its state was lost")
             self._backlog.give_up(Undeliverable(why))
         lost = lane.lost

@@ -199,7 +199,7 @@ class _Watched:
                 raise _unwatched("it is closed")
             connection = None
         if connection is None:
-            connection = await gate.borrow(limits.sent)
+            connection = await gate.borrowing.borrow(limits.sent)
             pipeline.connection = cast("Connection", connection)
         loop = asyncio.get_running_loop()
         limit = loop.time() + client._policy.response_timeout + self._block()
@@ -226,7 +226,7 @@ class _Watched:
 
     def _drop(self, connection: AbstractConnection) -> None:
         pipeline = self._pipeline
-        pipeline._client._engine.gate.dedicated.give_back(connection, clean=False)
+        pipeline._client._engine.gate.borrowing.give_back(connection, clean=False)
         pipeline.connection, pipeline.watching = None, False
 
     def _block(self) -> float:
