@@ -17,7 +17,8 @@ async def give_up_the_lane_of_a_held_set(redis, proxy):
     """Hold a SET on its way to the server; give its task and the fault."""
     held = proxy.hold(sets(b"first"), times=1)
     first = asyncio.create_task(redis.set("key", "first"))
-    await held.happened()
+    async with asyncio.timeout(5):
+        await held.happened()
     return first, held
 
 
@@ -59,7 +60,8 @@ async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
     redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
     kills = fault_proxy.hold("CLIENT KILL", times=1)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
-    await kills.happened()
+    async with asyncio.timeout(5):
+        await kills.happened()
 
     later = asyncio.create_task(redis.set("key", "later"))
     await asyncio.sleep(0.2)
