@@ -48,17 +48,14 @@ def check_seconds(name: str, value: object) -> float:
     return check_number(name, value, above=True)
 
 
-def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number from `least` to `most`, or refuse it by its `name`.
+def check_count(name: str, value: object, *, least: int = 1) -> int:
+    """Return a whole number of at least `least`, or refuse it by its `name`.
 
     Raises:
-        ConfigurationError: It is no whole number, too small or too great.
+        ConfigurationError: It is no whole number, or too small.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         message = f"{name}={value!r} must be a whole number of at least {least}"
-        raise ConfigurationError(message)
-    if most is not None and value > most:
-        message = f"{name}={value!r} is too great: write at most {most}"
         raise ConfigurationError(message)
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resilient_io._checking import check_count
+from resilient_io.errors import ConfigurationError
 
 _MOST_LANES = 16
 _LEAST_IN_FLIGHT = 64 * 1024
@@ -29,5 +30,8 @@ class LaneSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        check_count("count", self.count, most=_MOST_LANES)
+        if type(self.count) is not int or not 1 <= self.count <= _MOST_LANES:
+            raise ConfigurationError(
+                f"count must be an int from 1 to {_MOST_LANES}, not {self.count!r}: write count=2"
+            )
         check_count("in_flight", self.in_flight, least=_LEAST_IN_FLIGHT)
