@@ -354,3 +354,8 @@ def test_who_waited_in_a_closed_loop_does_not_break_the_news():
     task._log_destroy_pending = False  # that is this test's own doing
     feed.publish("new")
     assert feed.newest == "new"
+
+
+def test_settings_of_another_kind_are_refused_with_what_to_write():
+    with pytest.raises(ConfigurationError, match=r"write HealthSettings\(\.\.\.\)"):
+        Dependency("redis", settings=Dependency("other"))

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from resilient_io._checking import check_name
+from resilient_io.errors import ConfigurationError
 from resilient_io.health._feed import Feed, Watch
 from resilient_io.health._machine import Machine
 from resilient_io.health._probing import Prober
@@ -39,6 +40,11 @@ class Availability:
     def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
         self.name = check_name("name", name)
         self.settings = settings if settings is not None else HealthSettings()
+        if not isinstance(self.settings, HealthSettings):
+            message = (
+                f"settings must be HealthSettings, not {settings!r}: write HealthSettings(...)"
+            )
+            raise ConfigurationError(message)
         # Plain attributes: every call of a client reads them.
         self.available = True
         self.refusing = False

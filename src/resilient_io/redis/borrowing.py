@@ -36,6 +36,7 @@ class Borrowing:
         self._lanes = lanes
         self._health = health
         self._salvages: list[asyncio.Task[None]] = []
+        self._waiting: list[asyncio.Timeout] = []
         self.closed = False
 
     async def borrow(self, until: float | None) -> AbstractConnection:
@@ -45,6 +46,7 @@ class Borrowing:
             AttemptFailed: There is none in time; nothing was sent.
         """
         patience = asyncio.timeout_at(until)
+        self._waiting.append(patience)
         try:
             async with patience:
                 if not self._health.available:
@@ -52,7 +54,7 @@ class Borrowing:
                 return await self._dedicated.acquire()
         except (RedisError, OSError) as error:
             if self.closed:
-                failure = Failure(Cause.CLOSED, str(error))
+                failure = Failure(Cause.CLOSED, "the client was closed")
             elif patience.expired():
                 raise self._too_late(error) from error
             else:
@@ -65,6 +67,8 @@ class Borrowing:
                 final=failure.permanent,
                 error=error,
             ) from error
+        finally:
+            self._waiting.remove(patience)
 
     async def identify(self, connection: AbstractConnection, until: float | None) -> None:
         """Learn a lent connection's id, by which a command that blocks on it can be ended.
@@ -97,6 +101,14 @@ class Borrowing:
         )
         self._salvages.append(task)
         task.add_done_callback(self._salvages.remove)
+
+    def close(self) -> None:
+        """Lend nothing more; who waits for a connection, waits no longer."""
+        self.closed = True
+        now = asyncio.get_running_loop().time()
+        for patience in self._waiting:
+            if not patience.expired():
+                patience.reschedule(now)
 
     async def aclose(self) -> None:
         """Wait for what is being salvaged; each is bounded."""

@@ -93,6 +93,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
         (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError),
         Failure(Cause.AUTH, "", permanent=True),
     ),
+    ((ssl.SSLCertVerificationError,), Failure(Cause.TLS, "", permanent=True)),
     ((ssl.SSLError,), Failure(Cause.TLS, " (is this a TLS port?)", permanent=True)),
     ((socket.gaierror,), Failure(Cause.DNS, "")),
     ((ConnectionRefusedError, FileNotFoundError), Failure(Cause.REFUSED, "")),

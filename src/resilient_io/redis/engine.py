@@ -140,7 +140,7 @@ class Engine:
         Args:
             also: What the client closes beside, as a part of the same closing.
         """
-        self.gate.borrowing.closed = True
+        self.gate.borrowing.close()
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(
                 self._close(also), name="resilient-io close", context=context_without_deadline()

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from resilient_io import Closed, DependencyUnavailable, OutcomeUnknown, ResilientIOError, State
+from resilient_io import (
+    Closed,
+    DependencyUnavailable,
+    OutcomeUnknown,
+    ResilientIOError,
+    ResilientRedis,
+    RetryPolicy,
+    State,
+)
 from resilient_io.health import Cause
 from resilient_io.testing import RedisServer
 
@@ -177,6 +185,28 @@ async def test_closing_settles_a_call_whose_dedicated_connection_is_being_dialle
     fault_proxy.accept_silently()
     pop = asyncio.create_task(redis.blpop(["queue"], timeout=0))
     await asyncio.sleep(0.05)
+
+    await redis.aclose()
+
+    await asyncio.wait([pop], timeout=0.5)
+    assert isinstance(pop.exception(), Closed)
+
+
+async def test_closing_settles_a_blocking_call_that_waits_for_a_shared_health_to_be_up(
+    redis_server, connect
+):
+    """The other client keeps the health alive, so only the closing can end the wait."""
+    other = await connect(redis_server)
+    policy = RetryPolicy(while_down="wait", deadline=30.0)
+    redis = ResilientRedis.from_url(redis_server.url, policy=policy, health=other.health)
+    await redis.ping()
+    redis_server.kill()
+    async for change in other.health.watch():
+        if change.state is State.DOWN:
+            break
+    pop = asyncio.create_task(redis.blpop(["queue"], timeout=0))
+    await asyncio.sleep(0.05)
+    assert not pop.done()
 
     await redis.aclose()
 
