@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from resilient_io._policy import RetryPolicy
     from resilient_io.errors import ResilientIOError
 
-    from .calls import Call
+    from .call import Call
     from .codec import Packer
     from .commands import CommandSpec
     from .gate import Gate

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
-    from .calls import Command
+    from .call import Command
     from .dedicated import DedicatedConnections
     from .lanes import Lanes
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ConnectionError as ConnectionLostError
@@ -15,7 +14,7 @@ from resilient_io.errors import Progress
 
 from .classification import advise, connection_failure, refusal
 from .codec import apply_callback
-from .commands import Effect, Route, effect_of
+from .commands import Effect, Route
 from .dial import abort
 from .exchange import AttemptFailed, Limits, failed_by, follow
 from .replies import LARGE
@@ -23,13 +22,11 @@ from .salvage import can_be_salvaged
 from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from redis.asyncio.connection import AbstractConnection
 
     from resilient_io._policy import RetryPolicy
 
-    from .commands import CommandSpec
+    from .call import Command
     from .gate import Gate
 
 SCRIPTED = ("EVAL", "FCALL")
@@ -37,45 +34,6 @@ SCRIPTED = ("EVAL", "FCALL")
 
 _FOR_EVER = 1e6
 """Seconds that stand for a block without an end."""
-
-
-class Call(Protocol):
-    """What the gate sends, judges and repeats."""
-
-    operation: str
-    bounded: bool
-    """Whether the policy's deadline holds for it; a blocking command brings its own time."""
-
-    @property
-    def effect(self) -> Effect:
-        """What executing it twice would do; asked only after a failure."""
-        raise NotImplementedError
-
-    async def attempt(self, limits: Limits) -> object:
-        """Make one attempt within its limits.
-
-        Raises:
-            AttemptFailed: No usable reply came; the gate decides what follows.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command as it was given to `execute_command`, with its row of the table."""
-
-    spec: CommandSpec
-    args: Sequence[Any]
-    options: Mapping[str, Any]
-
-    @property
-    def effect(self) -> Effect:
-        """What executing it twice would do; what a connection remembers means nothing elsewhere."""
-        return Effect.GUARDED if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
-
-    @property
-    def block(self) -> float | None:
-        """For how many seconds the server may hold back the reply; None is for ever."""
-        return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
 def read_reply(gate: Gate, command: Command, reply: object) -> object:

@@ -13,9 +13,8 @@ from .watchdog import SECOND_LOOK
 
 if TYPE_CHECKING:
     from .classification import Refusal
-    from .lane import Lane
     from .lanes import Lanes
-    from .ticket import Ticket
+    from .ticket import Carrier, Ticket
 
 
 class Limits(NamedTuple):
@@ -58,7 +57,7 @@ class AttemptFailed(Exception):
         expired: bool = False,
         overloaded: bool = False,
         final: bool = False,
-        lane: Lane | None = None,
+        lane: Carrier | None = None,
         error: BaseException | None = None,
         refusal: Refusal | None = None,
     ) -> None:

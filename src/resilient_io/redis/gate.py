@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
 
-    from .calls import Call
+    from .call import Call
     from .dedicated import DedicatedConnections
     from .lanes import Lanes
 

@@ -11,7 +11,8 @@ from redis.client import NEVER_DECODE
 
 from resilient_io._policy import current_deadline
 
-from .calls import Command, DedicatedCall, LaneCall
+from .call import Command
+from .calls import DedicatedCall, LaneCall
 from .commands import SPECS, Route, lookup
 from .errors import RouteRefused
 from .replies import LARGE

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from .batch import Queued
-    from .client import ResilientRedis
     from .commands import CommandSpec
+    from .path import CommandPath
 
 _HARMLESS = ("WATCH", "UNWATCH")
 
@@ -36,7 +36,7 @@ class ResilientPipeline(Pipeline):
     connection of its own until it is executed or reset.
     """
 
-    def __init__(self, client: ResilientRedis, transaction: bool, shard_hint: str | None) -> None:
+    def __init__(self, client: CommandPath, transaction: bool, shard_hint: str | None) -> None:
         super().__init__(
             cast("ConnectionPool", client._engine.dedicated),
             client.response_callbacks,

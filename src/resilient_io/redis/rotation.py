@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.credentials import StreamingCredentialProvider
 
@@ -13,12 +13,21 @@ from .ticket import Ticket
 if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
 
-    from .engine import Engine
+    from resilient_io.health import Dependency
+
+    from .lanes import Lanes
 
 _log = logging.getLogger("resilient_io.redis")
 
 
-def follow_credentials(pool: ConnectionPool, engine: Engine) -> None:
+class Logged(Protocol):
+    """Who has lanes that are logged in."""
+
+    lanes: Lanes
+    health: Dependency
+
+
+def follow_credentials(pool: ConnectionPool, engine: Logged) -> None:
     """Have every lane send AUTH when a streaming provider hands out new credentials.
 
     A refused AUTH leaves the connection logged in as before; it is logged. Connections made later

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from .calls import Command
+    from .call import Command
     from .dedicated import DedicatedConnections
     from .lanes import Lanes
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from resilient_io.health import Cause
 
     from .classification import Failure
-    from .lane import Lane
+
+
+class Carrier(Protocol):
+    """What carries a ticket: a lane, as those see it who follow a call."""
+
+    flushed: int
+    """How many calls were handed to the transport so far."""
+
+    lost: LaneLost | None
+    fenced: asyncio.Future[bool]
+    repeats_paid: bool | None
+
+    @property
+    def last_sign(self) -> float:
+        """Loop time of the last sign of life."""
+
+    def serves(self, ticket: Ticket) -> bool:
+        """Tell whether the reply that comes next is this ticket's."""
 
 
 class LaneLost(Exception):
     """The lane died after this call had been handed to the transport: it was perhaps applied."""
 
-    def __init__(self, cause: Cause, detail: str, lane: Lane) -> None:
+    def __init__(self, cause: Cause, detail: str, lane: Carrier) -> None:
         """Keep what the lane knew when it died."""
         super().__init__(detail)
         self.cause = cause
@@ -98,7 +115,7 @@ class Ticket:
         self.allowance = allowance
         self.replies: list[object] = []
         self.position = 0
-        self.lane: Lane | None = None
+        self.lane: Carrier | None = None
         self.ordinal = 0
         self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
 
-    from .calls import Call
+    from .call import Call
     from .exchange import AttemptFailed
     from .ticket import Undeliverable
 

@@ -6,17 +6,34 @@ import asyncio
 import fcntl
 import sys
 import termios
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from resilient_io.health import Cause
 
 if TYPE_CHECKING:
-    from .lane import Lane
     from .outstanding import Outstanding
     from .replies import Replies
+    from .ticket import Ticket
 
 SECOND_LOOK = 0.005
 """Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
+
+
+class Watched(Protocol):
+    """What a watchdog needs of its lane."""
+
+    response_timeout: float
+    allowance: float
+    transport: asyncio.Transport
+
+    def fall_silent(self) -> None:
+        """Hear that half of the patience is over."""
+
+    def close(self, cause: Cause, detail: str) -> None:
+        """Die."""
+
+    def own(self, ticket: Ticket, from_end: int) -> None:
+        """Take over a ticket for a call that was sent with a bare future."""
 
 
 class Watchdog:
@@ -28,7 +45,7 @@ class Watchdog:
 
     __slots__ = ("_lane", "_last_leaving", "_loop", "_outstanding", "_replies", "_timer")
 
-    def __init__(self, lane: Lane, outstanding: Outstanding, replies: Replies) -> None:
+    def __init__(self, lane: Watched, outstanding: Outstanding, replies: Replies) -> None:
         """Watch a lane.
 
         Args:
