@@ -19,7 +19,8 @@ import pytest
 from resilient_io.demo import command, stage
 from resilient_io.demo.ledger import Ledger, Told
 from resilient_io.demo.run import Run
-from resilient_io.demo.script import Scene, Script
+from resilient_io.demo.scene import Scene
+from resilient_io.demo.script import Script
 from resilient_io.demo.sides import OurSide
 from resilient_io.demo.workload import Workload
 from resilient_io.testing import RedisServer
@@ -32,7 +33,8 @@ TINY = Script(
 RUN_TINY = (
     "import sys\n"
     "from resilient_io.demo import command\n"
-    "from resilient_io.demo.script import Scene, Script\n"
+    "from resilient_io.demo.scene import Scene\n"
+    "from resilient_io.demo.script import Script\n"
     f"command.QUICK = {TINY!r}\n"
     "sys.exit(command.main(['--quick']))\n"
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_io.demo.ledger import Audit, Ledger
-    from resilient_io.demo.script import Scene
+    from resilient_io.demo.scene import Scene
     from resilient_io.demo.sides import Side
     from resilient_io.health import Change
 

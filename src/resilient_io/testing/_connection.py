@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from resilient_io.testing._link import Link, reset
 from resilient_io.testing._replies import ReplyStream
@@ -12,16 +12,34 @@ from resilient_io.testing.faults import Effect
 
 if TYPE_CHECKING:
     import socket
+    from collections import Counter
     from collections.abc import Callable
 
+    from resilient_io.testing._link import Direction, Traffic
     from resilient_io.testing.faults import Ending, Fault
-    from resilient_io.testing.proxy import Direction, FaultProxy
 
 # After these the server sends what answers no single request.
 _OPEN_ENDED: Final = frozenset(
     {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"}
     | {"MONITOR", "SYNC", "PSYNC"}
 )
+
+
+class Proxy(Protocol):
+    """What a connection needs of its proxy."""
+
+    to_server: Traffic
+    to_client: Traffic
+    resp: bool
+    requests: Counter[str]
+    connections: list[ProxiedConnection]
+
+    @property
+    def target(self) -> tuple[str, int]:
+        """Where the server is."""
+
+    def fault_for(self, request: Request) -> Fault | None:
+        """Return the fault that strikes this request."""
 
 
 class _Side(asyncio.Protocol):
@@ -57,7 +75,7 @@ class ProxiedConnection:
         number: Its place in the order of acceptance, counted from 1.
     """
 
-    def __init__(self, proxy: FaultProxy, number: int) -> None:
+    def __init__(self, proxy: Proxy, number: int) -> None:
         self.number = number
         self._proxy = proxy
         self._client: asyncio.Transport | None = None

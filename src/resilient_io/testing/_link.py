@@ -7,13 +7,17 @@ import socket
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _HIGH_WATER: Final = 1 << 20  # bytes that may wait in a link before its source is no longer read
 _PIECE_SECONDS: Final = 0.01  # a bandwidth limit lets through this much time's worth at once
+
+
+Direction: TypeAlias = Literal["requests", "replies", "both"]
+"""Which way bytes travel: to the server, to the client."""
 
 
 @dataclass(slots=True)

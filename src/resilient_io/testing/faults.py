@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.testing._connection import ProxiedConnection
     from resilient_io.testing._resp import Request
 
 Which: TypeAlias = "str | Callable[[Request], bool] | None"
@@ -30,6 +29,13 @@ class Effect(enum.Enum):
     HOLD = enum.auto()
     RESET_BEFORE = enum.auto()
     RESET_AFTER = enum.auto()
+
+
+class Holding(Protocol):
+    """A connection that holds a request back."""
+
+    def release(self) -> bool:
+        """Let it go on; False if the server has closed its side meanwhile."""
 
 
 class Fault:
@@ -73,7 +79,7 @@ class Fault:
         self._to_pass = nth - 1
         self._times = times
         self._happened = asyncio.Event()
-        self._holding: list[ProxiedConnection] = []
+        self._holding: list[Holding] = []
 
     @property
     def spent(self) -> bool:
@@ -112,7 +118,7 @@ class Fault:
         self.struck.append(request)
         return True
 
-    def note(self, connection: ProxiedConnection) -> None:
+    def note(self, connection: Holding) -> None:
         """Take down that it has done its work on this connection. For the proxy."""
         if self.effect is Effect.HOLD:
             self._holding.append(connection)

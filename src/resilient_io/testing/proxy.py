@@ -6,18 +6,16 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self
 
 from resilient_io.testing._connection import ProxiedConnection
-from resilient_io.testing._link import Link, Traffic
+from resilient_io.testing._link import Direction, Link, Traffic
 from resilient_io.testing.faults import Effect, Ending, Fault, Which
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from resilient_io.testing._resp import Request
-
-Direction: TypeAlias = Literal["requests", "replies", "both"]
 
 _BACKLOG = 1024
 
