@@ -221,7 +221,7 @@ class ResilientRedis(CommandPath):
         Raises:
             RuntimeError: The client is in use in another living event loop, or was forked.
         """
-        self._engine.reopen()
+        await self._engine.reopen()
         self._engine.start()
         return self
 

@@ -99,18 +99,17 @@ class Engine:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
+        self._leave_dead_loop()
         if self._forked:
             raise RuntimeError(
                 "this client was made before a fork, whose parent uses its connections: make a new "
                 "ResilientRedis in the child process"
             )
         if self._loop is not None:
-            if not self._loop.is_closed():
-                raise RuntimeError(
-                    "this client is in use in another running event loop: make one ResilientRedis "
-                    "for each event loop"
-                )
-            self._build()
+            raise RuntimeError(
+                "this client is in use in another running event loop: make one ResilientRedis "
+                "for each event loop"
+            )
         self._loop = loop
         self.lanes.start()
         follow_credentials(self._pool, self)
@@ -122,9 +121,18 @@ class Engine:
         )
         self._subscription = self.health.on_change(self._health_changed)
 
-    def reopen(self) -> None:
-        """Make a closed engine usable again."""
+    async def reopen(self) -> None:
+        """Make a closed engine usable again, when a closing that is under way has ended."""
+        self._leave_dead_loop()
+        if self._leaving is not None:
+            await asyncio.wait([self._leaving])
         if self.gate.closed:
+            self._build()
+
+    def _leave_dead_loop(self) -> None:
+        """Forget what belongs to a loop that was closed: nothing of it can be ended any more."""
+        if self._loop is not None and self._loop.is_closed():
+            self._loop = self._leaving = None
             self._build()
 
     def _health_changed(self, _change: Change) -> None:
@@ -140,6 +148,7 @@ class Engine:
         Args:
             also: What the client closes beside, as a part of the same closing.
         """
+        self._leave_dead_loop()
         self.gate.borrowing.close()
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(

@@ -125,11 +125,10 @@ async def follow(
             if not answered:
                 lanes.abandon(ticket)
         if reply is TICK:
-            failure = clock.judge(limits, read=read)
+            failure = None if ticket.done() else clock.judge(limits, read=read)
             if failure is not None:
                 lanes.abandon(ticket)
                 raise failure
-            ticket.renew()
         elif isinstance(reply, Handover):
             ticket = clock.ticket = reply.ticket
         elif isinstance(reply, LaneLost | Undeliverable):

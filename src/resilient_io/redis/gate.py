@@ -45,6 +45,9 @@ _JUDGEMENT = 0.05
 _HEARING = 0.25
 """The same for a call that was told that the server does not serve, before it is repeated."""
 
+_NEXT_ADDRESS = 0.1
+"""Seconds between two looks for another server that would take the writes."""
+
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
@@ -79,6 +82,8 @@ class Gate:
         self.callbacks = callbacks
         self.verdicts = Verdicts(health.name)
         self._rng = rng
+        self._left = float("-inf")
+        """Loop time at which a lane was last left because its server refused writes."""
 
     @property
     def closed(self) -> bool:
@@ -178,7 +183,8 @@ class Gate:
         """
         if last.refusal is not None and not last.refusal.degraded:
             # If health finds, too, that it does not serve, the lanes hold the call back.
-            await self.health.judged(_HEARING)
+            now = asyncio.get_running_loop().time()
+            await self.health.judged(_HEARING if until is None else min(_HEARING, until - now))
         lane = last.lane
         if lane is None or call.effect is Effect.READ or policy.repeat in ("checked", "any"):
             return
@@ -209,8 +215,14 @@ class Gate:
             self.lanes.refresh()
         else:
             self.health.failed(refused.cause, failure.detail)
-        if refused.elsewhere and self.lanes.current is not None:
-            self.lanes.retire(self.lanes.current)
+        lane = self.lanes.current
+        now = asyncio.get_running_loop().time()
+        if not refused.elsewhere or lane is None:
+            return
+        # One opened since has just asked for the address: the next would come to the same server.
+        if lane.opened <= self._left or now - self._left >= _NEXT_ADDRESS:
+            self._left = now
+            self.lanes.retire(lane)
 
     def accepted(self) -> None:
         """Note an accepted write: it ends a time of refusals."""

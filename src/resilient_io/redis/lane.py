@@ -55,6 +55,7 @@ class Lane(asyncio.Protocol):
         name: str,
         client_id: int | None,
         response_timeout: float,
+        deadline: float | None,
         limit: int,
         latencies: Latencies,
         lag: LoopLag,
@@ -68,6 +69,7 @@ class Lane(asyncio.Protocol):
             name: The connection's unique client name on the server.
             client_id: Its CLIENT ID, None where the server forbids the question.
             response_timeout: Seconds of silence, with calls outstanding, that end the lane.
+            deadline: Seconds that a call may take; near them it gets a ticket and a timer.
             limit: Bytes in flight (see `CALL_COST`) above which the lane calls itself full.
             latencies: Where the time of each answered write is recorded.
             lag: How long the event loop was blocked; that time is nobody's silence.
@@ -78,6 +80,7 @@ class Lane(asyncio.Protocol):
         self.name = name
         self.client_id = client_id
         self.response_timeout = response_timeout
+        self.deadline = deadline
         self.limit = limit
         self._owner = owner
         self._outstanding = Outstanding(latencies, lag)
@@ -94,6 +97,7 @@ class Lane(asyncio.Protocol):
         self.load = 0
         self.full = False
         self.flushed = 0
+        self.opened = self._loop.time()
         self.replies = 0
         self.bytes_sent = 0
         self.bytes_received = 0

@@ -137,9 +137,12 @@ class Lanes:
     def retire(self, lane: Lane) -> None:
         """Replace a lane: another server should take new calls, those in flight may finish."""
         if lane in self._slots:
+            held = bool(self.session)
             self._drop(lane)
             self._retiring.append(lane)
             self._backlog.put_back(lane.retire())
+            if held:
+                self._lose_session()
             self._choose()
 
     def refresh(self) -> None:
@@ -238,9 +241,7 @@ class Lanes:
         self._drop(lane)
         self._backlog.put_back(unsent)
         if self.session:
-            self.session.lose()
-            why = Failure(Cause.RESET, "the connection that held its state was lost")
-            self._backlog.give_up(Undeliverable(why))
+            self._lose_session()
         lost = lane.lost
         if lost is not None and not self._closing and not lane.retired.done():
             self._health.failed(lost.cause, lost.detail)
@@ -282,11 +283,19 @@ class Lanes:
             name=name,
             client_id=client_id,
             response_timeout=self._policy.response_timeout,
+            deadline=self._policy.deadline,
             limit=self._settings.in_flight,
             latencies=self.latencies,
             lag=self.lag,
             pushes=self._bound,
         )
+
+    def _lose_session(self) -> None:
+        """Send nothing on a successor that was meant for the state of the connection before."""
+        if self.session:
+            self.session.lose()
+        why = Failure(Cause.RESET, "the connection that held its state was lost")
+        self._backlog.give_up(Undeliverable(why))
 
     def _drop(self, lane: Lane) -> None:
         self._slots = [None if other is lane else other for other in self._slots]

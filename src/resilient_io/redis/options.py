@@ -125,10 +125,13 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
         return ConnectionPool.from_url(url, **options)
     except (ValueError, AttributeError, TypeError) as error:
         said = " ".join(str(error).split()).replace(str(url), "…")
-        raise ConfigurationError(
-            f"the Redis URL cannot be understood ({said}): write "
-            "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
-        ) from None
+        if "Port" in said:
+            said = "what stands for the port is no number"  # it may be a part of the password
+    # Here, not above: the driver's error, which may quote the password, must not hang on ours.
+    raise ConfigurationError(
+        f"the Redis URL cannot be understood ({said}): write "
+        "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
+    )
 
 
 def check_types(

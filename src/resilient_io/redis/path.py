@@ -66,7 +66,7 @@ class CommandPath(driver.Redis):
             return await self._execute(args, options)
         started = lanes.time()
         limit = current_deadline()
-        if limit is not None and limit < started + self._policy.response_timeout:
+        if limit is not None and limit < started + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
         try:
             data = pack_command(args)
@@ -101,10 +101,10 @@ class CommandPath(driver.Redis):
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         engine = self._engine
-        gate = engine.gate
-        if gate.closed:
-            raise gate.refusal_when_closed(str(args[0]))
+        if engine.gate.closed:
+            raise engine.gate.refusal_when_closed(str(args[0]))
         engine.start()
+        gate = engine.gate  # another one, if the loop of the first was closed
         spec = SPECS.get(args[0]) or lookup(args)
         if not self.health.available and self._policy.while_down == "fail":
             raise gate.refusal_while_down(spec.name)

@@ -64,6 +64,7 @@ class ResilientPipeline(Pipeline):
                 return []
             if self.scripts:
                 await self._load_scripts()
+            self._start()
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             transaction = bool(self.is_transaction or self.explicit_transaction)
@@ -100,6 +101,7 @@ class ResilientPipeline(Pipeline):
         Raises:
             WatchError: The connection was lost while keys were watched; nothing was applied.
         """
+        self._start()
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -127,13 +129,17 @@ class ResilientPipeline(Pipeline):
             if isinstance(reply, Exception):
                 raise reply
 
+    def _start(self) -> None:
+        """Start before anything is made for the engine: in a new loop its parts are new, too."""
+        engine = self._client._engine
+        if engine.gate.closed:
+            raise engine.gate.refusal_when_closed("PIPELINE")
+        engine.start()
+
     async def _run(self, call: Any) -> Any:
         client = self._client
         engine = client._engine
         gate = engine.gate
-        if gate.closed:
-            raise gate.refusal_when_closed(call.operation)
-        engine.start()
         gate.check_session(call.operation)
         policy = client._policy
         if not client.health.available and policy.while_down == "fail":

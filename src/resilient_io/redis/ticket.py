@@ -148,13 +148,13 @@ class Ticket:
             self.future.set_result(mark)
 
     def tick(self) -> None:
-        """Wake the waiting caller so that it looks at the clock."""
-        self.interrupt(TICK)
+        """Wake the waiting caller so that it looks at the clock.
 
-    def renew(self) -> asyncio.Future[object]:
-        """Go on waiting after a tick."""
-        self.future = asyncio.get_running_loop().create_future()
-        return self.future
+        What comes before the caller runs must not take it for gone, nor be lost on it.
+        """
+        if not self.future.done():
+            woken, self.future = self.future, self.future.get_loop().create_future()
+            woken.set_result(TICK)
 
 
 Entry: TypeAlias = asyncio.Future[object] | Ticket

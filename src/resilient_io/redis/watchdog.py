@@ -23,6 +23,7 @@ class Watched(Protocol):
     """What a watchdog needs of its lane."""
 
     response_timeout: float
+    deadline: float | None
     allowance: float
     transport: asyncio.Transport
 
@@ -76,7 +77,7 @@ class Watchdog:
         return self._lane.response_timeout + self._lane.allowance
 
     def _watch(self) -> None:
-        self._timer = None
+        self._timer, lane = None, self._lane
         if not self._replies.waiting:
             return
         leaving = self._leaving()
@@ -89,13 +90,15 @@ class Watchdog:
                 SECOND_LOOK, self._judge, self._outstanding.last_byte
             )
             return
-        late = self._outstanding.written_before(self._loop.time() - patience)
-        self._replies.hand_over(late, self._lane.own)
+        # Not later than their deadline, though the next look is half of the patience away.
+        age = patience if lane.deadline is None else min(patience, lane.deadline - patience / 2)
+        late = self._outstanding.written_before(self._loop.time() - age)
+        self._replies.hand_over(late, lane.own)
         if silence < patience / 2:
             next_look = patience / 2 - silence
         else:
             next_look = patience - silence
-            self._lane.fall_silent()
+            lane.fall_silent()
         self._timer = self._loop.call_later(max(next_look, SECOND_LOOK), self._watch)
 
     def _judge(self, last_byte: float) -> None:
