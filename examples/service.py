@@ -20,6 +20,8 @@ import os
 import signal
 from http import HTTPStatus
 
+from redis.exceptions import RedisError
+
 from resilient_io import (
     Change,
     DependencyUnavailable,
@@ -82,6 +84,8 @@ class Service:
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error), "counted": False}
         except ResilientIOError as error:  # the time was used up, or too much is in flight
             return HTTPStatus.GATEWAY_TIMEOUT, {"error": str(error), "counted": False}
+        except RedisError as error:  # Redis refused it: out of memory, a replica, a wrong type
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error), "counted": False}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection: one request, one answer."""
