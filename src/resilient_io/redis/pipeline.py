@@ -132,14 +132,15 @@ class ResilientPipeline(Pipeline):
     def _start(self) -> None:
         """Start before anything is made for the engine: in a new loop its parts are new, too."""
         engine = self._client._engine
-        if engine.gate.closed:
-            raise engine.gate.refusal_when_closed("PIPELINE")
-        engine.start()
+        if not engine.gate.closed:
+            engine.start()
 
     async def _run(self, call: Any) -> Any:
         client = self._client
         engine = client._engine
         gate = engine.gate
+        if gate.closed:
+            raise gate.refusal_when_closed(call.operation)
         gate.check_session(call.operation)
         policy = client._policy
         if not client.health.available and policy.while_down == "fail":
