@@ -11,7 +11,13 @@ import asyncio
 import os
 import uuid
 
-from resilient_io import DependencyUnavailable, OutcomeUnknown, ResilientRedis, deadline
+from resilient_io import (
+    DependencyUnavailable,
+    OutcomeUnknown,
+    Overloaded,
+    ResilientRedis,
+    deadline,
+)
 
 
 class RateLimiter:
@@ -44,7 +50,7 @@ class RateLimiter:
                 await self._redis.sadd(key, request_id)
                 await self._redis.expire(key, 2 * self._window)
                 return await self._redis.scard(key) <= self._limit
-        except (DependencyUnavailable, OutcomeUnknown, TimeoutError):
+        except (DependencyUnavailable, OutcomeUnknown, Overloaded, TimeoutError):
             # Better to serve too much than to serve nobody. To protect something dear, return
             # False here. Either way the count stays right: this request is in it once or not.
             return True

@@ -42,6 +42,9 @@ class Progress(enum.Enum):
     PERHAPS_APPLIED = "perhaps applied"
     """It was handed to the transport, and no reply proves what became of it."""
 
+    SENT = "sent"
+    """It was handed to the transport, and it only reads: there is nothing to apply."""
+
     REFUSED = "refused"
     """The server answered that it did not apply it."""
 

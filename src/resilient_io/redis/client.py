@@ -21,6 +21,7 @@ from .settings import LaneSettings
 from .target import PoolTarget
 
 if TYPE_CHECKING:
+    from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
 
@@ -163,12 +164,26 @@ class ResilientRedis(CommandPath):
         """
         return ResilientPipeline(self, transaction, shard_hint)
 
-    if not TYPE_CHECKING:  # its types are redis-py's
+    if not TYPE_CHECKING:  # their types are redis-py's
+
+        def pubsub(self, **options: Any) -> PubSub:
+            """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
+            self._check_open("pubsub")
+            return super().pubsub(**options)
+
+        def monitor(self) -> Monitor:
+            """Return redis-py's monitor, on a connection of redis-py's own pool."""
+            self._check_open("monitor")
+            return super().monitor()
 
         def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
             """Return redis-py's lock, which asks for the truth when an answer was lost."""
             options.setdefault("lock_class", ResilientLock)
             return super().lock(name, *args, **options)
+
+    def _check_open(self, operation: str) -> None:
+        if self._engine.gate.closed:
+            raise self._engine.gate.refusal_when_closed(operation)
 
     def client(self) -> Self:
         """Return a client with one connection of its own, for WATCH, MULTI, SELECT by hand."""

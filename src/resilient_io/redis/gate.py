@@ -186,8 +186,14 @@ class Gate:
             now = asyncio.get_running_loop().time()
             await self.health.judged(_HEARING if until is None else min(_HEARING, until - now))
         lane = last.lane
-        if lane is None or call.effect is Effect.READ or policy.repeat in ("checked", "any"):
+        if last.progress is not Progress.PERHAPS_APPLIED or call.effect is Effect.READ:
             return
+        if policy.repeat in ("checked", "any"):
+            return
+        if lane is None:
+            last.final = True
+            last.detail += "; a copy may still be on its way on a connection of its own"
+            raise last
         if lane.lost is None:
             # It travels still. A copy behind it on the same lane is applied after it.
             fenced = self.lanes.current is lane

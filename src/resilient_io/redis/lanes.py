@@ -21,7 +21,7 @@ from .lane import Lane
 from .prospects import Prospects
 from .session import Session
 from .stats import Latencies
-from .ticket import NoLanes, Undeliverable
+from .ticket import Handover, NoLanes, Undeliverable
 
 if TYPE_CHECKING:
     import random
@@ -133,6 +133,13 @@ class Lanes:
         ticket.future.cancel()
         if ticket.lane is None:
             self._backlog.note_abandoned()
+
+    def forget(self, future: asyncio.Future[object]) -> None:
+        """Note that a call was cancelled whose place may belong to a ticket by now."""
+        if future.done() and not future.cancelled():
+            reply = future.result()
+            if isinstance(reply, Handover):
+                self.abandon(reply.ticket)
 
     def retire(self, lane: Lane) -> None:
         """Replace a lane: another server should take new calls, those in flight may finish."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import get_ident  # half the price of asyncio.get_running_loop on Python 3.11
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as driver
@@ -80,7 +81,11 @@ class CommandPath(driver.Redis):
             options = _NO_OPTIONS
         future = lanes.create_future()
         lane.send(future, data)
-        reply = await future
+        try:
+            reply = await future
+        except CancelledError:
+            lanes.forget(future)
+            raise
         if isinstance(reply, Exception):
             call = self._lane_call(Command(spec, args, options), data, reply)
             return await self._engine.gate.run(call, self._policy, started=started)

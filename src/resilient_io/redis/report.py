@@ -28,7 +28,8 @@ class RedisStats:
         bytes_received: Bytes read from lanes.
         budget: Tokens left for retries.
         latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the replies came, counted from
-            the write; None while there were none.
+            the write; None while there were none. They are as fine as the loop's clock, which
+            on uvloop steps by 1 ms.
     """
 
     replies: int

@@ -63,7 +63,7 @@ class Verdicts:
             call.operation,
             attempts=attempts,
             elapsed=elapsed,
-            progress=last.progress,
+            progress=_progress(call, last),
         )
         if isinstance(error, RedisOutcomeUnknown):
             error.reason += "; it may have been applied"
@@ -106,6 +106,12 @@ class Verdicts:
             elapsed=elapsed,
             progress=progress,
         )
+
+
+def _progress(call: Call, last: AttemptFailed) -> Progress:
+    if last.progress is Progress.PERHAPS_APPLIED and call.effect is Effect.READ:
+        return Progress.SENT
+    return last.progress
 
 
 def _kind(call: Call, last: AttemptFailed) -> type[ResilientIOError]:
