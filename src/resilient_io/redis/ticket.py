@@ -24,9 +24,11 @@ class Carrier(Protocol):
     @property
     def last_sign(self) -> float:
         """Loop time of the last sign of life."""
+        ...
 
     def serves(self, ticket: Ticket) -> bool:
         """Tell whether the reply that comes next is this ticket's."""
+        ...
 
 
 class LaneLost(Exception):

@@ -37,6 +37,7 @@ class Proxy(Protocol):
     @property
     def target(self) -> tuple[str, int]:
         """Where the server is."""
+        ...
 
     def fault_for(self, request: Request) -> Fault | None:
         """Return the fault that strikes this request."""

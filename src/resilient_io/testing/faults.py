@@ -36,6 +36,7 @@ class Holding(Protocol):
 
     def release(self) -> bool:
         """Let it go on; False if the server has closed its side meanwhile."""
+        ...
 
 
 class Fault:
