@@ -194,6 +194,10 @@ def test_on_a_terminal_it_redraws_in_place_and_honours_no_color(colour):
 def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
     seconds = 30.0 if moment == "redis-py" else 1.0
     script = RUN_TINY.replace("'away'", "'frozen'").replace("lasts=0.1", f"lasts={seconds}")
+    # Tests that run in the background of a shell are started with Ctrl-C ignored.
+    script = (
+        f"import signal\nsignal.signal({signal.SIGINT:d}, signal.default_int_handler)\n{script}"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
