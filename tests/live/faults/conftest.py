@@ -21,7 +21,7 @@ from resilient_io.redis import ResilientRedis
 from resilient_io.testing import RedisServer
 from resilient_io.testing._leaks import open_sockets
 
-SLACK = 0.15
+SLACK = 0.25
 _SETTLE = 2.0
 
 
