@@ -30,6 +30,9 @@ class _Alone:
     def lane_changed(self, lane: Lane) -> None:
         """Do nothing: there is no other lane."""
 
+    def lane_fell_silent(self, lane: Lane) -> None:
+        """Do nothing: nobody waits for health."""
+
 
 class _NoLag:
     stalled = 0.0
@@ -66,6 +69,7 @@ class BareRedis(driver.Redis):
             name="bare",
             client_id=None,
             response_timeout=2.0,
+            deadline=None,
             limit=2**63,
             latencies=Latencies(),
             lag=lag,
