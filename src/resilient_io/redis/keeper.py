@@ -14,7 +14,6 @@ from resilient_io.health import State
 
 from .classification import connection_failure
 from .dial import abort, ask_over, can_be_a_lane, dial, fence, introduce
-from .ticket import Ticket
 
 if TYPE_CHECKING:
     import random
@@ -190,19 +189,8 @@ class Keeper:
                 lane.fenced.set_result(fenced)
 
     async def _fence_over(self, survivor: Lane) -> None:
-        async def ask(*command: object) -> object:
-            packed: list[bytes] = survivor.connection.pack_command(*command)
-            ticket = Ticket(b"".join(packed))
-            survivor.send_ticket(ticket)
-            reply = await ticket.future
-            if isinstance(reply, RedisError):
-                raise reply
-            if isinstance(reply, Exception):
-                raise ConnectionResetError(str(reply)) from reply
-            return reply
-
         try:
-            await self._settle_fences(ask)
+            await self._settle_fences(survivor.ask)
         except (RedisError, OSError):
             return  # the survivor died, too, which it has reported: the next lane does it
         self._kept.refresh()

@@ -12,7 +12,7 @@ import asyncio
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
 
@@ -187,6 +187,24 @@ class Lane(asyncio.Protocol):
         if ticket.large or self.load > self.limit:
             self.full = self.load > self.limit
             self._owner.lane_changed(self)
+
+    async def ask(self, *words: Any) -> Any:
+        """Ask a question of our own, beside the callers' traffic.
+
+        Cancelling drops the reply. It sets no time limit but the lane's own.
+
+        Raises:
+            redis.exceptions.RedisError: The server answered with an error.
+            OSError: The lane died.
+        """
+        ticket = Ticket(b"".join(self.connection.pack_command(*words)))
+        self.send_ticket(ticket)
+        reply = await ticket.future
+        if isinstance(reply, RedisError):
+            raise reply
+        if isinstance(reply, Exception):
+            raise ConnectionResetError(str(reply)) from reply
+        return reply
 
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Take no more calls, close when those in flight are answered; return the unsent ones."""

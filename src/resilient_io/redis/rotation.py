@@ -7,8 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.credentials import StreamingCredentialProvider
-
-from .ticket import Ticket
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
@@ -49,15 +48,13 @@ def follow_credentials(pool: ConnectionPool, engine: Logged) -> None:
         if living is None:
             return
         for lane in living.lanes.open_lanes:
-            words = ("AUTH", token.try_get("oid"), token.get_value())
-            ticket = Ticket(b"".join(lane.connection.pack_command(*words)))
-            lane.send_ticket(ticket)
-            reply = await ticket.future
-            if isinstance(reply, Exception):
+            try:
+                await lane.ask("AUTH", token.try_get("oid"), token.get_value())
+            except (RedisError, OSError) as error:
                 _log.warning(
                     "%s: rotated credentials were refused, the old login stays: %s",
                     living.health.name,
-                    reply,
+                    error,
                     extra={"dependency": living.health.name},
                 )
 

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from .ticket import Ticket
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -80,14 +78,7 @@ async def _ask(lanes: Lanes, *words: Any) -> object:
     lane = lanes.current
     if lane is None:
         raise ConnectionResetError("there is no open lane to ask over")
-    ticket = Ticket(b"".join(lane.connection.pack_command(*words)))
-    lane.send_ticket(ticket)
-    reply = await ticket.future
-    if isinstance(reply, RedisError):
-        raise reply
-    if isinstance(reply, Exception):
-        raise ConnectionResetError(str(reply)) from reply
-    return reply
+    return await lane.ask(*words)
 
 
 def _push(end: str) -> Callable[[Any], list[Sequence[Any]]]:
