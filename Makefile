@@ -45,7 +45,7 @@ types: ## mypy --strict and pyright, on the package and on the typing tests
 wheel: ## build the wheel, install it into a fresh environment, import every public name
 	$(in_venv) test python scripts/check_wheel.py
 
-servers: ## install the real Redis (Debian, Ubuntu); no service is left running
+servers: ## install the real Redis (Debian, Ubuntu), fetch Apache Kafka; no service is left running
 	@scripts/install_servers.sh
 
 lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everything)

@@ -1,58 +1,84 @@
 #!/bin/sh
-# Installs the real servers that the tests use: redis-server, redis-sentinel and redis-cli.
-# Does nothing when they are there. No service is started, and none that runs is touched.
+# Installs the real servers that the tests use: redis-server, redis-sentinel and redis-cli, and
+# Apache Kafka with the Java that it takes. Does nothing when they are there. No service is started,
+# and none that runs is touched.
 set -eu
+here=$(dirname "$0")
 
 missing() {
     for program in redis-server redis-sentinel redis-cli; do
         command -v "$program" >/dev/null || echo "$program"
     done
+    [ "$("$here/java_version.sh")" -ge 17 ] || echo "java"
+    command -v mvn >/dev/null || [ -n "${RESILIENT_IO_KAFKA_LIBS:-}" ] || echo "mvn"
 }
-
-lacking=$(missing | tr '\n' ' ')
-if [ -z "$lacking" ]; then
-    redis-server --version
-    exit 0
-fi
 
 advise() {
     echo "Missing: $lacking" >&2
-    echo "$1 Install Redis 7 or newer so that these are on the path, then try again." >&2
-    echo "(\`make test\` and \`make demo\` do without: they use the Valkey that comes as a wheel.)" >&2
+    echo "$1 Install Redis 7, Java 17 and Maven, or newer, so that these are on the path," \
+        "then try again." >&2
+    echo "(\`make test\` and \`make demo\` do without: they use servers that come as wheels.)" >&2
     exit 1
 }
 
-command -v apt-get >/dev/null || advise "Only Debian's and Ubuntu's apt-get is known here."
-if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || advise "Installing takes root, and there is no sudo."
-    if [ -t 0 ]; then
-        exec sudo "$0"
+has() {
+    apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
+}
+
+# install_packages: the part that needs root.
+install_packages() {
+    # Debian starts a service as soon as it is installed, unless this policy says no.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
     fi
-    # Nobody is there to type a password.
-    exec sudo -n "$0"
-fi
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+    apt-get update -qq
 
-# Debian starts a service as soon as it is installed, unless this policy says no.
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
-    trap 'exit 1' HUP INT TERM
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
-fi
-export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
-
-new=
-for service in redis-server redis-sentinel; do
-    command -v "$service" >/dev/null || new="$new $service"
-done
-apt-get update -qq
-apt-get install -qq -y --no-install-recommends redis-server redis-sentinel redis-tools >/dev/null
-for service in $new; do
-    # Nor at the next boot.
-    update-rc.d "$service" disable
-done
+    packages=
+    new=
+    for program in $lacking; do
+        case $program in
+        redis-cli) packages="$packages redis-tools" ;;
+        redis-*) packages="$packages $program" new="$new $program" ;;
+        java)
+            if has openjdk-17-jre-headless; then
+                packages="$packages openjdk-17-jre-headless"
+            else
+                packages="$packages default-jre-headless"
+            fi
+            ;;
+        mvn) packages="$packages maven" ;;
+        esac
+    done
+    # shellcheck disable=SC2086
+    apt-get install -qq -y --no-install-recommends $packages >/dev/null
+    for service in $new; do
+        # Nor at the next boot.
+        update-rc.d "$service" disable
+    done
+}
 
 lacking=$(missing | tr '\n' ' ')
-[ -z "$lacking" ] || advise "apt-get installed the packages, yet these are not on the path."
+if [ "${1:-}" = "--packages" ]; then
+    install_packages
+    exit 0
+fi
+if [ -n "$lacking" ]; then
+    command -v apt-get >/dev/null || advise "Only Debian's and Ubuntu's apt-get is known here."
+    as_root=
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || advise "Installing takes root, and there is no sudo."
+        as_root=sudo
+        # Without a terminal nobody is there to type a password.
+        [ -t 0 ] || as_root="$as_root -n"
+    fi
+    $as_root "$0" --packages
+    lacking=$(missing | tr '\n' ' ')
+    [ -z "$lacking" ] || advise "apt-get installed the packages, yet these are not on the path."
+fi
 redis-server --version
+exec "$here/fetch_kafka.sh"
