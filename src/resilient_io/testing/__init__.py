@@ -1,9 +1,10 @@
 """The kit that this library is tested with, for tests of what is built on it.
 
-Servers to kill and freeze (`RedisServer`), a proxy that loses replies and holds requests
-(`FaultProxy`), a check of every point at which a coroutine can be cancelled (`cancel_everywhere`),
-an event loop with virtual time (`VirtualTimeLoop`), and fixtures over them
-(`resilient_io.testing.pytest_plugin`). What it needs is installed by `resilient-io[testing]`.
+Servers to kill and freeze (`RedisServer`, `KafkaServer`, `KafkaCluster`), a proxy that loses
+replies and holds requests (`FaultProxy`), a check of every point at which a coroutine can be
+cancelled (`cancel_everywhere`), an event loop with virtual time (`VirtualTimeLoop`), and fixtures
+over them (`resilient_io.testing.pytest_plugin`). What it needs is installed by
+`resilient-io[testing]`; Apache Kafka also takes Java and `make servers`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resilient_io.testing._configuration import free_port
     from resilient_io.testing._connection import ProxiedConnection
+    from resilient_io.testing._process import ServerDidNotStartError
     from resilient_io.testing._resp import Reply, Request, ServerError, encode
     from resilient_io.testing.binaries import (
         Binary,
@@ -30,12 +32,17 @@ if TYPE_CHECKING:
     )
     from resilient_io.testing.certificates import Certificates, make_certificates
     from resilient_io.testing.faults import Fault
-    from resilient_io.testing.proxy import FaultProxy
-    from resilient_io.testing.servers import (
-        RedisServer,
-        ServerDidNotStartError,
-        embedded_redis,
+    from resilient_io.testing.kafka.cluster import KafkaCluster
+    from resilient_io.testing.kafka.distribution import (
+        ApacheKafka,
+        Tansu,
+        find_apache_kafka,
+        find_embedded_kafka,
+        find_kafka,
     )
+    from resilient_io.testing.kafka.server import KafkaServer
+    from resilient_io.testing.proxy import FaultProxy
+    from resilient_io.testing.servers import RedisServer, embedded_redis
     from resilient_io.testing.virtual_time import (
         NothingWillHappenError,
         VirtualTimeLoop,
@@ -43,12 +50,15 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ApacheKafka",
     "Binary",
     "CancelReport",
     "Certificates",
     "Fault",
     "FaultProxy",
     "Finding",
+    "KafkaCluster",
+    "KafkaServer",
     "Moment",
     "NoServerError",
     "NothingWillHappenError",
@@ -59,11 +69,15 @@ __all__ = [
     "Request",
     "ServerDidNotStartError",
     "ServerError",
+    "Tansu",
     "VirtualTimeLoop",
     "cancel_everywhere",
     "embedded_redis",
     "encode",
+    "find_apache_kafka",
+    "find_embedded_kafka",
     "find_embedded_redis",
+    "find_kafka",
     "find_redis",
     "free_port",
     "make_certificates",
@@ -73,13 +87,23 @@ __all__ = [
 _MODULES = {
     "_configuration": ("free_port",),
     "_connection": ("ProxiedConnection",),
+    "_process": ("ServerDidNotStartError",),
     "_resp": ("Reply", "Request", "ServerError", "encode"),
     "binaries": ("Binary", "NoServerError", "find_embedded_redis", "find_redis"),
     "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
+    "kafka.cluster": ("KafkaCluster",),
+    "kafka.distribution": (
+        "ApacheKafka",
+        "Tansu",
+        "find_apache_kafka",
+        "find_embedded_kafka",
+        "find_kafka",
+    ),
+    "kafka.server": ("KafkaServer",),
     "proxy": ("FaultProxy",),
-    "servers": ("RedisServer", "ServerDidNotStartError", "embedded_redis"),
+    "servers": ("RedisServer", "embedded_redis"),
     "virtual_time": ("NothingWillHappenError", "VirtualTimeLoop", "new_virtual_loop"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

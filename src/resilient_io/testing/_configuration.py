@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from resilient_io.testing.certificates import Certificates
+
+_PORTS: Final = range(10_000, 32_000)
 
 Option: TypeAlias = str | int | Sequence[str]
 """A value as it is written in the file, or several for a line that is repeated."""
@@ -43,7 +47,18 @@ def written(options: Mapping[str, Option]) -> str:
 
 def free_port() -> int:
     """Give a port of the loopback interface that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Give so many different ones."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            sock = stack.enter_context(socket.socket())
+            # Below those that Linux gives to outgoing connections: one of these would be taken by
+            # some client while its server is down, at times by a client that connects to itself.
+            with contextlib.suppress(OSError):
+                sock.bind(("127.0.0.1", secrets.choice(_PORTS)))
+                ports.append(sock.getsockname()[1])
+    return ports

@@ -20,6 +20,9 @@ import pytest
 import pytest_asyncio
 
 from resilient_io.testing.binaries import NoServerError, find_redis
+from resilient_io.testing.kafka.cluster import KafkaCluster
+from resilient_io.testing.kafka.distribution import find_apache_kafka
+from resilient_io.testing.kafka.server import KafkaServer
 from resilient_io.testing.proxy import FaultProxy
 from resilient_io.testing.servers import RedisServer
 from resilient_io.testing.virtual_time import VirtualTimeLoop, new_virtual_loop
@@ -86,6 +89,44 @@ async def shared_redis(_server_of_session: RedisServer) -> RedisServer:
     return _server_of_session
 
 
+@pytest.fixture(scope="session")
+def _kafka_of_session() -> Iterator[KafkaServer]:
+    _require_kafka()
+    server = KafkaServer()
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # as for Redis
+        runner.run(server.start())
+        yield server
+        runner.run(server.aclose())
+
+
+@pytest_asyncio.fixture
+async def kafka_server() -> AsyncIterator[KafkaServer]:
+    """A broker of the test's own, to be killed and frozen; about 3 s to start."""
+    _require_kafka()
+    _require_real_time("kafka_server")
+    async with KafkaServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def kafka_cluster() -> AsyncIterator[KafkaCluster]:
+    """Three brokers of the test's own; about 8 s to start."""
+    _require_kafka()
+    _require_real_time("kafka_cluster")
+    async with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest_asyncio.fixture
+async def shared_kafka(_kafka_of_session: KafkaServer) -> KafkaServer:
+    """A broker that all tests share.
+
+    It is never emptied: each test uses topics, groups and transactional ids with names of its own.
+    """
+    _require_real_time("shared_kafka")
+    return _kafka_of_session
+
+
 @pytest_asyncio.fixture
 async def fault_proxy(redis_server: RedisServer) -> AsyncIterator[FaultProxy]:
     """A proxy in front of `redis_server`."""
@@ -111,12 +152,20 @@ async def no_leaks() -> AsyncIterator[None]:
 
 
 def _require_server() -> None:
+    _require(find_redis, "A REDIS SERVER")
+
+
+def _require_kafka() -> None:
+    _require(find_apache_kafka, "APACHE KAFKA")
+
+
+def _require(find: Callable[[], object], what: str) -> None:
     try:
-        find_redis()
+        find()
     except NoServerError as error:
         if os.environ.get(REQUIRE_VARIABLE) == "1":
             pytest.fail(f"{REQUIRE_VARIABLE}=1, but {error}", pytrace=False)
-        pytest.skip(f"NEEDS A REDIS SERVER: {error}")
+        pytest.skip(f"NEEDS {what}: {error}")
 
 
 def _require_real_time(fixture: str) -> None:
