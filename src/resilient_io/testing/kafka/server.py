@@ -50,6 +50,7 @@ class KafkaServer(ServerProcess, Topics):
         kafka: The distribution; None lets `find_apache_kafka` look for it.
         quick: Start sooner and serve slower (the JVM compiles less); False for benchmarks.
         heap: Memory for the JVM's heap.
+        jvm: Further options for the JVM.
         seat: Its place in a cluster, for `KafkaCluster`.
     """
 
@@ -68,6 +69,7 @@ class KafkaServer(ServerProcess, Topics):
         kafka: ApacheKafka | None = None,
         quick: bool = True,
         heap: str = "384m",
+        jvm: Sequence[str] = (),
         seat: Seat | None = None,
     ) -> None:
         super().__init__(fixed_ports=port is not None or seat is not None)
@@ -83,6 +85,7 @@ class KafkaServer(ServerProcess, Topics):
         self._kafka = kafka
         self._quick = quick
         self._heap = heap
+        self._jvm = list(jvm)
 
     def __repr__(self) -> str:
         state = "up" if self.running else "not running"
@@ -169,7 +172,8 @@ class KafkaServer(ServerProcess, Topics):
 
     def _command(self) -> Sequence[str | Path]:
         kafka = self._kafka or find_apache_kafka()
-        return [*self._java(kafka), "kafka.Kafka", self._settings()]
+        java, *options = self._java(kafka)
+        return [java, *self._jvm, *options, "kafka.Kafka", self._settings()]
 
     async def _is_ready(self) -> bool:
         inquirer = self._inquirers[0]
