@@ -50,6 +50,11 @@ class Cause(enum.Enum):
     MAX_CLIENTS = "max clients"
     PROTOCOL = "protocol"
     LANE_LOST = "lane lost"
+    BROKER_LOST = "broker lost"
+    NO_LEADER = "no leader"
+    NO_COORDINATOR = "no coordinator"
+    FENCED = "fenced"
+    STALLED = "stalled"
     CLOSED = "closed"
     OTHER = "other"
 

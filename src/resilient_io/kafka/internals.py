@@ -1,0 +1,274 @@
+"""What is private in aiokafka 0.14 and leant on all the same, each with the attribute's name.
+
+`tests/unit/kafka/test_driver_contract.py` fails when a new aiokafka changes any of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from .protocols import Connection, Driver, DriverClient
+
+__all__ = [
+    "InstanceEnded",
+    "background_tasks",
+    "client_of",
+    "connections_in",
+    "connections_of",
+    "dead_sender_is_ours",
+    "drop",
+    "fail_transaction",
+    "oldest_request",
+    "parts_of",
+    "reconnect",
+    "seal",
+    "works_for",
+]
+
+
+class InstanceEnded(KafkaError):
+    """Raised by an ended instance to whoever still waits on it, or uses it.
+
+    Attributes:
+        sent: Whether what was handed over may have left this process; False is certain.
+    """
+
+    def __init__(self, reason: str, *, sent: bool = False) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+def client_of(instance: Driver) -> DriverClient:
+    """Give an instance's client: `AIOKafkaProducer.client`, `AIOKafkaConsumer._client`."""
+    owner: Any = instance
+    client: DriverClient = owner.client if hasattr(owner, "client") else owner._client
+    return client
+
+
+def background_tasks(instance: Driver) -> list[tuple[str, asyncio.Task[Any]]]:
+    """Give the tasks without which a started instance is dead, with what they do.
+
+    The heartbeat and the look for committed offsets are not among them: the coordination task
+    watches those.
+    """
+    owner: Any = instance
+    client: Any = client_of(instance)
+    found = [("metadata", client._sync_task)]
+    if hasattr(owner, "_sender"):
+        found.append(("sending", owner._sender._sender_task))
+    if (fetcher := getattr(owner, "_fetcher", None)) is not None:
+        found.append(("fetching", fetcher._fetch_task))
+    if (coordinator := getattr(owner, "_coordinator", None)) is not None:
+        found += [
+            ("coordination", getattr(coordinator, name, None))
+            for name in ("_coordination_task", "_reset_committed_task")
+        ]
+    return [(what, task) for what, task in found if task is not None]
+
+
+def connections_of(instance: Driver) -> list[Connection]:
+    """Give the connections an instance has (`AIOKafkaClient._conns`)."""
+    client: Any = client_of(instance)
+    return list(client._conns.values())
+
+
+def oldest_request(connection: Connection) -> object | None:
+    """Give the request that has waited longest for its answer (`AIOKafkaConnection._requests`)."""
+    known: Any = connection
+    return known._requests[0] if known._requests else None
+
+
+def drop(connection: Connection) -> asyncio.Future[None] | None:
+    """Close a connection at once, also one whose peer takes nothing any more.
+
+    Returns:
+        What is done when the socket is closed; None when it was never opened.
+    """
+    known: Any = connection
+    writer = known._writer  # None once it was closed
+    if writer is not None:
+        writer.transport.abort()
+    for _, _, future in known._requests:
+        future.add_done_callback(_ask)  # who waited may be cancelled before it hears
+    closed: asyncio.Future[None] | None = connection.close(reason=CloseReason.SHUTDOWN)
+    return closed
+
+
+def reconnect(connection: Connection) -> None:
+    """Close a connection so that the instance dials anew and sends again what it may."""
+    known: Any = connection
+    writer = known._writer
+    if writer is not None:
+        writer.transport.abort()
+    connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+
+
+def parts_of(instance: Driver) -> list[object]:
+    """Give the objects whose coroutines run as an instance's tasks."""
+    owner: Any = instance
+    client: Any = client_of(instance)
+    parts = [owner, client, *client._conns.values()]
+    for name in (
+        "_sender",
+        "_message_accumulator",
+        "_txn_manager",
+        "_fetcher",
+        "_coordinator",
+        "_subscription",
+    ):
+        part = getattr(owner, name, None)
+        if part is not None:
+            parts.append(part)
+    return parts
+
+
+def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
+    """Tell whether a task runs a coroutine of one of these objects.
+
+    A task of ours that happens to await one of them does not: its own coroutine is ours. The
+    handlers of aiokafka's sender hold it as `_sender`.
+    """
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    if frame is None:
+        return False
+    worker = frame.f_locals.get("self")
+    if worker is None:
+        return False
+    chief = getattr(worker, "_sender", None)
+    return any(worker is part or (chief is not None and chief is part) for part in parts)
+
+
+def connections_in(task: asyncio.Task[Any]) -> list[Connection]:
+    """Give the connections that only the frames of a waiting task know.
+
+    `AIOKafkaClient.bootstrap` holds its first one so: cancelled, it would leave it open.
+    """
+    found: list[Connection] = []
+    coroutine: Any = task.get_coro()
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        found += [
+            value
+            for name, value in frame.f_locals.items()
+            if name != "self" and isinstance(value, AIOKafkaConnection)
+        ]
+        coroutine = coroutine.cr_await
+    return found
+
+
+def dead_sender_is_ours(instance: Driver) -> None:
+    """Take over from aiokafka what happens when a producer's sending task dies.
+
+    Its own `Sender._fail_all` ends in an AttributeError where no transaction was begun
+    (`TransactionManager.fatal_error`), and it does not tell which batches were never sent.
+    """
+    sender: Any = getattr(instance, "_sender", None)
+    if sender is not None and sender._sender_task is not None:
+        sender._sender_task.remove_done_callback(sender._fail_all)
+
+
+def fail_transaction(instance: Driver, error: BaseException) -> None:
+    """Tell those who wait for a transaction's end the error of which the sending task died."""
+    manager: Any = getattr(instance, "_txn_manager", None)
+    if manager is None or manager._transaction_waiter is None or manager.is_fatal_error():
+        return
+    manager.fatal_error(error)
+    manager._transaction_waiter.exception()
+
+
+def seal(instance: Driver, reason: str, error: BaseException | None = None) -> None:
+    """Let nothing begin, and nobody wait, on an instance that has ended.
+
+    A call that comes late would dial anew, retry for ever or wait for a task that is gone.
+
+    Args:
+        instance: What has ended.
+        reason: What those are told who wait on it.
+        error: Of what it ended; the cause of what they are told.
+    """
+
+    def ended(*, sent: bool = False) -> InstanceEnded:
+        told = InstanceEnded(reason, sent=sent)
+        told.__cause__ = error
+        return told
+
+    def refuse(*_args: object, **_options: object) -> Any:
+        raise ended()
+
+    async def refuse_later(*_args: object, **_options: object) -> Any:
+        raise ended()
+
+    owner: Any = instance
+    client: Any = client_of(instance)
+    owner._closed = True  # else `__del__` complains
+    client.force_metadata_update = refuse
+    client._get_conn = refuse_later
+    # Whoever waits for metadata sees that there is none, asks again, and is refused.
+    if client._md_update_fut is not None and not client._md_update_fut.done():
+        client._md_update_fut.set_result(False)
+    if hasattr(owner, "_sender"):
+        _seal_producer(owner, ended)
+    else:
+        _seal_consumer(owner, ended, refuse_later)
+
+
+def _seal_producer(owner: Any, ended: Callable[..., InstanceEnded]) -> None:
+    accumulator = owner._message_accumulator
+    accumulator._closed = True
+    if accumulator._wakeup_handle is not None:
+        accumulator._wakeup_handle.cancel()
+    for batch in [
+        *(batch for batches in accumulator._batches.values() for batch in batches),
+        *accumulator._pending_batches,
+    ]:
+        batch.failure(ended(sent=batch.retry_count > 0))
+        # Nobody else may ask: `send_batch` gave a shield of the first, which knows it already.
+        for future in (batch.future, batch._drain_waiter):
+            _ask(future)
+    accumulator._exception = ended()
+    manager = owner._txn_manager
+    if manager is None:
+        return
+    # `wait_for_pid`, `wait_for_transaction_end` and `add_offsets_to_txn` wait on these.
+    for future in (
+        manager._pid_waiter,
+        manager._transaction_waiter,
+        *(entry[2] for entry in manager._pending_txn_offsets),
+    ):
+        _fail(future, ended(sent=True))
+
+
+def _seal_consumer(
+    owner: Any, ended: Callable[..., InstanceEnded], refuse_later: Callable[..., Any]
+) -> None:
+    coordinator, fetcher = owner._coordinator, owner._fetcher
+    if coordinator is not None and hasattr(coordinator, "_closing"):
+        if not coordinator._closing.done():
+            coordinator._closing.set_result(None)
+        coordinator._send_req = refuse_later
+        coordinator.ensure_coordinator_known = refuse_later
+    if fetcher is not None:
+        fetcher._closed = True
+        for waiter in list(fetcher._fetch_waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+    for waiter in owner._subscription._assignment_waiters:
+        _fail(waiter, ended())
+
+
+def _fail(future: Any, error: InstanceEnded) -> None:
+    if future is not None and not future.done():
+        future.set_exception(error)
+        _ask(future)
+
+
+def _ask(future: Any) -> None:
+    """Take note of a future's error, so that the loop does not complain that nobody did."""
+    if future.done() and not future.cancelled():
+        future.exception()

@@ -1,0 +1,362 @@
+"""Owns one aiokafka instance: starts it, watches it, replaces it, ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+from typing import TYPE_CHECKING, Generic
+
+from aiokafka.errors import KafkaError
+
+from resilient_io._deadline import current_deadline
+from resilient_io.health import State
+
+from .classification import connection_failure, meaning_of
+from .errors import KafkaClosed, KafkaDeadlineExceeded, KafkaLoginRefused, KafkaUnavailable
+from .instance import end_instance, start_instance
+from .protocols import DriverT
+from .quiet import Tally, context_of_driver
+from .watch import Watch
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from resilient_io._policy import RetryPolicy, WhileDown
+    from resilient_io.health import Change, Dependency, Subscription
+
+__all__ = ["Supervisor"]
+
+_log = logging.getLogger("resilient_io.kafka")
+
+_STEADY = 30.0
+"""Seconds of service after which an instance's predecessors' failures are forgotten."""
+
+_PERMANENT_CAP = 30.0
+"""Greatest bound of the backoff, in seconds, when only somebody's change can help."""
+
+_GRACE = 2.0
+"""Seconds beyond its timeout that `aclose` allows force to take."""
+
+
+class Supervisor(Generic[DriverT]):
+    """Keeps an instance of aiokafka's in service, for as long as the cluster answers.
+
+    It lives in one task, in the event loop of `start()`. It never knocks at a cluster that is down:
+    it waits until health says that it answers. The health must be attached to a probe by whoever
+    owns it, before `start()`.
+
+    Args:
+        role: "producer" or "consumer", for logs, errors and the names of tasks.
+        build: Makes a new instance that is not started. What it raises is told by `ready()`.
+        health: The cluster's.
+        policy: Its backoff, its response timeout and what it says of calls while it is down.
+        rng: Source of the jitter.
+        prepare: Called with a started instance before it enters service; bounded like the start.
+        entered: Called when an instance enters service.
+        retired: Called when one that was in service has ended (its sockets closed, its tasks
+            gone) with what it had to end for; None when it was closed.
+        start_timeout: Seconds for starting an instance, and again for preparing it.
+        stop_timeout: Seconds for good order when an instance is replaced; None for the policy's
+            response timeout.
+
+    Attributes:
+        instance: The one in service; None while there is none.
+        generation: How many instances have entered service.
+        tally: Counts the driver's log records that were dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        build: Callable[[], DriverT],
+        health: Dependency,
+        policy: RetryPolicy,
+        rng: random.Random,
+        prepare: Callable[[DriverT], Awaitable[None]] | None = None,
+        entered: Callable[[DriverT], None] | None = None,
+        retired: Callable[[DriverT, BaseException | None], None] | None = None,
+        start_timeout: float = 10.0,
+        stop_timeout: float | None = None,
+    ) -> None:
+        self.role = role
+        self.instance: DriverT | None = None
+        self.generation = 0
+        self.tally = Tally()
+        self._build = build
+        self._health = health
+        self._policy = policy
+        self._rng = rng
+        self._prepare = prepare
+        self._entered = entered
+        self._retired = retired
+        self._start_timeout = start_timeout
+        self._stop_timeout = policy.response_timeout if stop_timeout is None else stop_timeout
+        self._task: asyncio.Task[None] | None = None
+        self._watch: Watch[DriverT] | None = None
+        self._subscription: Subscription[Change] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._refusal: Exception | None = None  # why there is none, when waiting does not help
+        self._halted = False
+        self._failures = 0
+        self._closing = False
+        self._graceful = True
+        self._closing_until = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._closing
+
+    @property
+    def refusal(self) -> Exception | None:
+        """Why there will be no instance until somebody changes something; None when all is well."""
+        return self._refusal
+
+    def context(self) -> Context:
+        """Give a new context in which the driver's records are ours.
+
+        For every task of ours that calls an instance: courier, committer, fetch loop.
+        """
+        return context_of_driver(self.tally)
+
+    def start(self) -> None:
+        """Begin, in the running loop; never waits for Kafka. Starting twice does no harm."""
+        if self._task is not None or self._closing:
+            return
+        self._subscription = self._health.on_change(self._health_changed)
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"resilient-io kafka {self.role} supervisor", context=self.context()
+        )
+
+    async def ready(
+        self, until: float | None, operation: str, *, while_down: WhileDown | None = None
+    ) -> DriverT:
+        """Wait until an instance is in service.
+
+        Cancelling leaves at once and changes nothing.
+
+        Args:
+            until: Absolute loop time at which the wait ends; None for no bound of its own. An
+                enclosing `resilient_io.deadline` bounds it, too.
+            operation: What the caller is about to do, for the error.
+            while_down: What to do while Kafka is down; None for what the policy says.
+
+        Raises:
+            KafkaUnavailable: Kafka is down and the call is not to wait for it.
+            KafkaLoginRefused: Kafka does not accept the credentials.
+            KafkaDeadlineExceeded: There was none in time.
+            KafkaClosed: It was closed.
+            KafkaError: What an instance was refused for good, as aiokafka raised it.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        fails = (while_down or self._policy.while_down) == "fail"
+        # Who comes while it is down is told at once; who was let in may wait for its return.
+        impatient = fails and self._health.state in (State.DOWN, State.UNKNOWN)
+        bound = current_deadline()
+        if bound is not None and (until is None or bound < until):
+            until = bound
+        try:
+            async with asyncio.timeout_at(until):
+                while True:
+                    self._raise_trouble(operation, began, fails=fails, impatient=impatient)
+                    if self.instance is not None:
+                        return self.instance
+                    waiter = loop.create_future()
+                    self._waiting.append(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        with contextlib.suppress(ValueError):
+                            self._waiting.remove(waiter)
+        except TimeoutError:
+            raise KafkaDeadlineExceeded(
+                f"no {self.role} was ready in time",
+                dependency=self._health.name,
+                operation=operation,
+                elapsed=loop.time() - began,
+            ) from None
+
+    def broken(self, instance: DriverT, error: BaseException, *, replace: bool = True) -> None:
+        """Report that an instance can do its work no more.
+
+        It is ended, settled (`retired`) and replaced. Reporting it twice, or one that is no longer
+        in service, changes nothing.
+
+        Args:
+            instance: The one that was used.
+            error: What it raised.
+            replace: False to let none follow it: then `ready()` raises this error from now on.
+        """
+        if instance is not self.instance or self._watch is None:
+            return
+        if not replace:
+            self._halted = True
+            self._refusal = error if isinstance(error, Exception) else KafkaError(repr(error))
+        self._watch.report(error)
+
+    async def aclose(self, timeout: float, *, graceful: bool = True) -> None:
+        """End it all: whoever waits is told `KafkaClosed`, the instance is ended, then retired.
+
+        Returns within the timeout and a moment for force. Closing twice waits for the first.
+        Cancelling leaves at once; the closing goes on by itself, within its timeout.
+
+        Args:
+            timeout: Seconds for good order (batches settled, group left).
+            graceful: False goes straight to force.
+        """
+        task = self._task
+        if not self._closing:
+            self._closing = True
+            self._graceful = graceful and timeout > 0
+            self._closing_until = asyncio.get_running_loop().time() + timeout
+            if self._subscription is not None:
+                self._subscription.remove()
+            self._wake()
+            if task is not None:
+                task.cancel()
+        if task is not None and not task.done():
+            await asyncio.wait([task], timeout=timeout + _GRACE)
+
+    # --- inside
+
+    def _raise_trouble(self, operation: str, began: float, *, fails: bool, impatient: bool) -> None:
+        elapsed = asyncio.get_running_loop().time() - began
+        name, cause = self._health.name, self._health.cause
+        if self._closing:
+            raise KafkaClosed(
+                f"the {self.role} was closed", dependency=name, operation=operation, elapsed=elapsed
+            )
+        if self._refusal is not None:
+            told = copy.copy(self._refusal)
+            told.add_note(f"{name}: no {self.role} can be in service because of this")
+            raise told from self._refusal
+        if self._health.available or cause is None:
+            return
+        if impatient or (fails and cause.permanent):
+            kind = KafkaLoginRefused if cause.value == "auth" else KafkaUnavailable
+            detail = f": {self._health.detail}" if self._health.detail else ""
+            raise kind(
+                f"it is down ({cause.value}{detail})",
+                dependency=name,
+                operation=operation,
+                elapsed=elapsed,
+            )
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _health_changed(self, change: Change) -> None:
+        self._wake()
+        if self._watch is not None and change.previous is State.DOWN:
+            self._watch.outage_over()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._halted:
+            await self._health.until_up()
+            served = loop.time()
+            error = await self._live()
+            if loop.time() - served >= _STEADY:
+                self._failures = 0
+            self._failures += 1
+            self._report(error)
+            if not self._halted:
+                await asyncio.sleep(self._pause(error))
+
+    async def _live(self) -> Exception:
+        """Let one instance live; return what it ended of. Cancelled, it ends in good order."""
+        loop = asyncio.get_running_loop()
+        try:
+            instance = self._build()
+        # The boundary to the driver's constructor and the user's options: told by `ready()`.
+        except Exception as refused:  # noqa: BLE001
+            self._refusal = refused
+            return refused
+        error: Exception | None = None
+        started = serving = False
+        try:
+            await start_instance(instance, self._start_timeout, context=self.context())
+            started = True
+            if self._prepare is not None:
+                async with asyncio.timeout(self._start_timeout):
+                    await self._prepare(instance)
+            self._watch = Watch(instance, self._health, self._policy.response_timeout, self.context)
+            serving = True
+            self._enter(instance)
+            error = await self._watch.until_broken()
+        # The supervisor's boundary: whatever an instance dies of, the next one may live.
+        except Exception as failure:  # noqa: BLE001
+            error = failure
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+            self.instance = self._watch = None
+            if started:
+                left = self._stop_timeout
+                if self._closing:
+                    left = self._closing_until - loop.time() if self._graceful else 0.0
+                await end_instance(
+                    instance,
+                    left,
+                    reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",
+                    error=error,
+                    context=self.context(),
+                )
+            if serving and self._retired is not None:
+                self._retired(instance, error)
+        return error
+
+    def _enter(self, instance: DriverT) -> None:
+        self.generation += 1
+        self._refusal = None
+        self.instance = instance
+        if self.generation > 1 or self._failures:
+            _log.info(
+                "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
+                self._health.name,
+                self.role,
+                self.generation,
+                self._failures,
+                self.tally.dropped,
+            )
+        if self._entered is not None:
+            self._entered(instance)
+        self._wake()
+
+    def _report(self, error: Exception) -> None:
+        """Tell health, those who wait, and once the log."""
+        failure = connection_failure(error)
+        meaning = meaning_of(error)
+        if meaning.kind == "permanent" and self._refusal is None:
+            self._refusal = error
+        if self._failures == 1 or self._refusal is error:
+            _log.log(
+                logging.ERROR if self._halted else logging.WARNING,
+                "%s: the %s %s: %s; last word of the driver: %s",
+                self._health.name,
+                self.role,
+                "is not replaced" if self._halted else "has to be replaced",
+                failure.detail,
+                self.tally.newest or "none",
+            )
+        if meaning.kind in ("perhaps", "transient") or failure.permanent:
+            # Not "definite": the probe looks for itself, and finds the true cause.
+            self._health.failed(failure.cause, failure.detail)
+        self._wake()
+
+    def _pause(self, error: Exception) -> float:
+        policy = self._policy
+        cap = policy.backoff_cap
+        if meaning_of(error).kind == "permanent":
+            cap = max(cap, _PERMANENT_CAP)
+        bound = max(policy.backoff, 0.05) * 2.0 ** min(self._failures - 1, 32)
+        return self._rng.random() * min(bound, cap)
