@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from resilient_io.testing.certificates import Certificates, make_certificates
     from resilient_io.testing.faults import Fault
+    from resilient_io.testing.kafka.broker import KafkaBroker
     from resilient_io.testing.kafka.cluster import KafkaCluster
     from resilient_io.testing.kafka.distribution import (
         ApacheKafka,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         find_embedded_kafka,
         find_kafka,
     )
+    from resilient_io.testing.kafka.embedded import TansuServer, embedded_kafka, local_kafka
     from resilient_io.testing.kafka.server import KafkaServer
     from resilient_io.testing.proxy import FaultProxy
     from resilient_io.testing.servers import RedisServer, embedded_redis
@@ -57,6 +59,7 @@ __all__ = [
     "Fault",
     "FaultProxy",
     "Finding",
+    "KafkaBroker",
     "KafkaCluster",
     "KafkaServer",
     "Moment",
@@ -70,8 +73,10 @@ __all__ = [
     "ServerDidNotStartError",
     "ServerError",
     "Tansu",
+    "TansuServer",
     "VirtualTimeLoop",
     "cancel_everywhere",
+    "embedded_kafka",
     "embedded_redis",
     "encode",
     "find_apache_kafka",
@@ -80,6 +85,7 @@ __all__ = [
     "find_kafka",
     "find_redis",
     "free_port",
+    "local_kafka",
     "make_certificates",
     "new_virtual_loop",
 ]
@@ -93,6 +99,7 @@ _MODULES = {
     "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
+    "kafka.broker": ("KafkaBroker",),
     "kafka.cluster": ("KafkaCluster",),
     "kafka.distribution": (
         "ApacheKafka",
@@ -101,6 +108,7 @@ _MODULES = {
         "find_embedded_kafka",
         "find_kafka",
     ),
+    "kafka.embedded": ("TansuServer", "embedded_kafka", "local_kafka"),
     "kafka.server": ("KafkaServer",),
     "proxy": ("FaultProxy",),
     "servers": ("RedisServer", "embedded_redis"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from resilient_io.testing._configuration import free_ports
-from resilient_io.testing._process import ServerDidNotStartError, ServerProcess
+from resilient_io.testing._process import ServerDidNotStartError
 from resilient_io.testing.kafka._storage import (
     Listener,
     Seat,
@@ -14,9 +14,8 @@ from resilient_io.testing.kafka._storage import (
     new_id,
     written,
 )
-from resilient_io.testing.kafka._wire import NOT_YET, Inquirer, KafkaRefusedError
+from resilient_io.testing.kafka.broker import KafkaBroker
 from resilient_io.testing.kafka.distribution import find_apache_kafka
-from resilient_io.testing.kafka.topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -27,10 +26,9 @@ if TYPE_CHECKING:
 
 _JVM: Final = ("-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true")
 _LOGGER: Final = "-Dorg.slf4j.simpleLogger"
-_GROUP: Final = "resilient-io-testing"
 
 
-class KafkaServer(ServerProcess, Topics):
+class KafkaServer(KafkaBroker):
     """A broker of Apache Kafka of its own, on free ports of the loopback interface.
 
     It is its own controller, keeps its data over `kill` and `restart`, and never outlives this
@@ -55,7 +53,6 @@ class KafkaServer(ServerProcess, Topics):
     """
 
     _start_timeout: ClassVar[float] = 60.0
-    _look_again: ClassVar[float] = 0.03
 
     def __init__(
         self,
@@ -72,10 +69,12 @@ class KafkaServer(ServerProcess, Topics):
         jvm: Sequence[str] = (),
         seat: Seat | None = None,
     ) -> None:
-        super().__init__(fixed_ports=port is not None or seat is not None)
         free = free_ports(3)
-        self.port = port if port is not None else free[0]
-        self.advertised_port = advertised_port
+        super().__init__(
+            port=port if port is not None else free[0],
+            advertised_port=advertised_port,
+            fixed_ports=port is not None or seat is not None,
+        )
         self._direct_port = free[1]
         self._seat = seat or Seat(node=1, cluster_id=new_id(), voters={1: free[2]})
         self._users = dict(users or {})
@@ -86,15 +85,6 @@ class KafkaServer(ServerProcess, Topics):
         self._quick = quick
         self._heap = heap
         self._jvm = list(jvm)
-
-    def __repr__(self) -> str:
-        state = "up" if self.running else "not running"
-        return f"<KafkaServer {self.node_id}, {self.host}:{self.port} {state}>"
-
-    @property
-    def bootstrap_servers(self) -> str:
-        """Address for clients."""
-        return f"{self.host}:{self.advertised_port or self.port}"
 
     @property
     def direct_servers(self) -> str:
@@ -118,8 +108,8 @@ class KafkaServer(ServerProcess, Topics):
         await super().start()
 
     @property
-    def _inquirers(self) -> list[Inquirer]:
-        return [Inquirer(self.host, self._direct_port)]
+    def _cluster_id(self) -> str:
+        return self._seat.cluster_id
 
     async def _prepare(self) -> None:
         self._kafka = self._kafka or find_apache_kafka()
@@ -130,7 +120,7 @@ class KafkaServer(ServerProcess, Topics):
             *self._java(self._kafka),
             "kafka.tools.StorageTool",
             "format",
-            f"--cluster-id={self._seat.cluster_id}",
+            f"--cluster-id={self._cluster_id}",
             f"--config={self._settings()}",
         ]
         if await self._run(command):
@@ -175,23 +165,9 @@ class KafkaServer(ServerProcess, Topics):
         java, *options = self._java(kafka)
         return [java, *self._jvm, *options, "kafka.Kafka", self._settings()]
 
-    async def _is_ready(self) -> bool:
-        inquirer = self._inquirers[0]
-        known = await inquirer.metadata()
-        # The port might have gone to another server: the cluster's id tells.
-        if known.cluster_id != self._seat.cluster_id or self.node_id not in known.brokers:
-            return False
-        try:
-            await inquirer.coordinator(_GROUP)
-        except KafkaRefusedError as error:
-            if error.code not in NOT_YET:
-                raise
-            return False
-        return True
-
     def _take_other_ports(self) -> None:
         self.port, self._direct_port, controller = free_ports(3)
-        self._seat = Seat(node=1, cluster_id=self._seat.cluster_id, voters={1: controller})
+        self._seat = Seat(node=1, cluster_id=self._cluster_id, voters={1: controller})
 
     def _described(self) -> str:
         return f"{self._kafka or find_apache_kafka()} on port {self.port}"
