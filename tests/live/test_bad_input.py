@@ -215,7 +215,7 @@ async def test_closing_settles_those_who_wait(redis_server):
     calls = [asyncio.ensure_future(client.get("k")) for _ in range(20)]
     batches = [asyncio.ensure_future(client.pipeline().get("k").execute()) for _ in range(3)]
     await asyncio.sleep(0.02)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await client.aclose()
         outcomes = await asyncio.gather(*calls, *batches, blocked, return_exceptions=True)
     for outcome in outcomes[:-1]:
@@ -236,7 +236,7 @@ async def test_use_from_another_living_loop(client):
                 client.initialize(),
             )
             for use in uses:
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(10):
                     with pytest.raises(RuntimeError, match="one ResilientRedis for each") as caught:
                         await use
                     outcomes.append(str(caught.value))
@@ -304,7 +304,7 @@ def test_use_after_a_fork(_server_of_session):
                 code = 1
                 try:
                     async def child():
-                        async with asyncio.timeout(3):
+                        async with asyncio.timeout(15):
                             for use in (client.get("k"), client.pipeline().get("k").execute()):
                                 try:
                                     await use
@@ -334,7 +334,7 @@ def test_use_after_a_fork(_server_of_session):
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=40,
         check=False,
     )
     assert done.returncode == 0, done.stderr

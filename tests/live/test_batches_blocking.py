@@ -9,7 +9,7 @@ from resilient_io import DeadlineExceeded, OutcomeUnknown, RetryPolicy, deadline
 from resilient_io.redis import RedisOutcomeUnknown, RedisUnavailable, ResilientRedis
 from resilient_io.testing import free_port
 
-QUICK = RetryPolicy(response_timeout=0.15, connect_timeout=0.2, deadline=0.4, backoff=0.01)
+QUICK = RetryPolicy(response_timeout=0.3, connect_timeout=0.5, deadline=0.7, backoff=0.01)
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ async def elapsed(awaitable):
 
 
 async def test_a_block_may_be_longer_than_the_response_timeout_and_the_deadline(client):
-    outcome, took = await elapsed(client.blpop("l", timeout=0.6))
+    outcome, took = await elapsed(client.blpop("l", timeout=0.9))
     assert outcome is None
-    assert took >= 0.6
+    assert took >= 0.9
     assert client.health.state.value == "up"
 
 
@@ -86,20 +86,22 @@ async def test_a_block_may_be_longer_than_the_response_timeout_and_the_deadline(
 async def test_a_blocked_call_gets_what_comes_while_others_go_on(client, wait, push, expected):
     await client.xgroup_create("q", "g", id="0", mkstream=True)
     waiting = asyncio.ensure_future(wait(client))
-    for number in range(30):
+    for number in range(35):
         await client.set("k", number)
         await asyncio.sleep(0.01)  # together longer than the response timeout
     assert not waiting.done()
     await push(client)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         got = await waiting
     assert got == expected
     assert client.health.state.value == "up"
 
 
 async def test_many_block_at_once(client):
-    waiting = [asyncio.ensure_future(client.blpop(f"l:{n}", timeout=5)) for n in range(40)]
-    await asyncio.sleep(0.05)
+    waiting = [asyncio.ensure_future(client.blpop(f"l:{n}", timeout=20)) for n in range(40)]
+    async with asyncio.timeout(10):
+        while (await client.info("clients"))["blocked_clients"] < 40:  # noqa: ASYNC110 - its state
+            await asyncio.sleep(0.01)
     assert client.stats().dedicated == 40
     await asyncio.gather(*(client.rpush(f"l:{n}", n) for n in range(40)))
     results = await asyncio.gather(*waiting)
@@ -118,7 +120,7 @@ async def test_waiting_for_ever_ends_with_the_server(client, redis_server):
     await asyncio.sleep(0.3)
     assert not waiting.done()
     redis_server.kill()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         outcome, _ = await waiting
     assert isinstance(outcome, RedisOutcomeUnknown)  # the pop may have happened
     assert outcome.operation == "BLPOP"
@@ -136,39 +138,41 @@ async def test_waiting_for_ever_ends_with_a_frozen_server(client, redis_server):
     redis_server.thaw()
 
 
-async def test_a_lost_answer_ends_the_wait_soon_after_the_block(client, fault_proxy, redis_server):
+async def test_a_lost_answer_ends_the_wait_soon_after_the_block(
+    client, fault_proxy, redis_server, slack
+):
     await redis_server.query("RPUSH", "l", "gone")
     fault_proxy.drop_reply("BLPOP")
     outcome, took = await elapsed(client.blpop("l", timeout=0.1))
     assert isinstance(outcome, RedisOutcomeUnknown)
-    assert 0.2 < took < 0.6
+    assert 0.1 + QUICK.response_timeout - 0.05 < took < 0.1 + QUICK.response_timeout + slack()
     assert await redis_server.query("LLEN", "l") == 0
 
 
 @pytest.mark.parametrize("while_down", ["fail", "wait"])
-async def test_a_block_does_not_hang_on_a_server_that_is_not_there(while_down):
+async def test_a_block_does_not_hang_on_a_server_that_is_not_there(while_down, slack):
     policy = QUICK.replace(while_down=while_down)
     async with ResilientRedis(port=free_port(), policy=policy) as client:
         for call in (client.blpop("l", timeout=0), client.blpop("l", timeout=0.01)):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(10):
                 outcome, took = await elapsed(call)
             assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
-            assert took < 1
+            assert took < QUICK.deadline + slack()
         async with client.client() as own:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(10):
                 outcome, _ = await elapsed(own.blpop("l", timeout=0))
             assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
 
 
-async def test_an_enclosing_deadline_ends_a_block(client):
+async def test_an_enclosing_deadline_ends_a_block(client, slack):
     with deadline(0.15):
         outcome, took = await elapsed(client.blpop("l", timeout=5))
     assert isinstance(outcome, (OutcomeUnknown, DeadlineExceeded))
-    assert took < 0.3
+    assert took < 0.15 + slack()
     with deadline(0.15):
         outcome, took = await elapsed(client.xread({"s": "$"}, block=5000))
     assert isinstance(outcome, DeadlineExceeded)  # a read
-    assert took < 0.3
+    assert took < 0.15 + slack()
 
 
 async def test_a_cancelled_pop_takes_no_element_and_leaves_no_dirty_connection(client):
@@ -180,8 +184,8 @@ async def test_a_cancelled_pop_takes_no_element_and_leaves_no_dirty_connection(c
             await waiting
         await client.rpush("l", turn)
         # Whoever asks next gets the element: the cancelled one has not eaten it.
-        async with asyncio.timeout(1):
-            assert await client.blpop("l", timeout=1) == (b"l", str(turn).encode())
+        async with asyncio.timeout(5):
+            assert await client.blpop("l", timeout=5) == (b"l", str(turn).encode())
     assert client.stats().dedicated <= 8
 
 
@@ -197,16 +201,16 @@ async def test_a_pop_cancelled_as_its_element_comes_gives_it_back(client):
         outcome = (await asyncio.gather(waiting, return_exceptions=True))[0]
         await pushed
         if isinstance(outcome, asyncio.CancelledError):
-            async with asyncio.timeout(1):
-                outcome = await client.blpop("l", timeout=1)
+            async with asyncio.timeout(5):
+                outcome = await client.blpop("l", timeout=5)
         assert outcome == (b"l", str(turn).encode())
 
 
 async def test_blocks_on_a_connection_of_ones_own(client):
     async with client.client() as own:
-        outcome, took = await elapsed(own.blpop("l", timeout=0.6))
+        outcome, took = await elapsed(own.blpop("l", timeout=0.9))
         assert outcome is None
-        assert took >= 0.6
+        assert took >= 0.9
         waiting = asyncio.ensure_future(own.blpop("l", timeout=0))
         await asyncio.sleep(0.5)
         await client.rpush("l", "x")

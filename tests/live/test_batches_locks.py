@@ -9,7 +9,7 @@ from redis.exceptions import LockError, LockNotOwnedError
 from resilient_io import OutcomeUnknown, RetryPolicy
 from resilient_io.redis import ResilientLock, ResilientRedis
 
-QUICK = RetryPolicy(response_timeout=0.15, connect_timeout=0.5, deadline=2.0, backoff=0.01)
+QUICK = RetryPolicy(response_timeout=0.2, connect_timeout=0.5, deadline=5.0, backoff=0.01)
 
 
 @pytest.fixture(params=[False, True], ids=["bytes", "str"])
@@ -62,7 +62,7 @@ async def test_not_taken_and_the_answer_was_lost(client, fault_proxy, redis_serv
 async def test_not_taken_because_the_request_was_lost(client, fault_proxy, redis_server):
     fault_proxy.reset_on("SET")
     lock = client.lock("lock", timeout=5, sleep=0.01)
-    assert await lock.acquire(blocking_timeout=1) is True
+    assert await lock.acquire(blocking_timeout=5) is True
     assert await lock.owned()
     await lock.release()
 
@@ -126,7 +126,7 @@ async def test_pubsub_hears_what_is_published(client):
         await pubsub.subscribe("c")
         await pubsub.psubscribe("p*")
         for expected in ("subscribe", "psubscribe"):
-            assert (await pubsub.get_message(timeout=1))["type"] == expected
+            assert (await pubsub.get_message(timeout=5))["type"] == expected
         assert await pubsub.get_message(timeout=0.01) is None
         assert await client.publish("c", "one") == 1
         assert await client.publish("pp", "two") == 1
@@ -142,7 +142,7 @@ async def test_pubsub_hears_what_is_published(client):
 async def test_monitor_sees_the_commands(client, redis_server):
     async with client.monitor() as monitor:
         await client.set("seen", 1)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while True:
                 command = await monitor.next_command()
                 if command["command"].startswith("SET seen"):

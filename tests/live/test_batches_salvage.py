@@ -50,7 +50,7 @@ async def client(shared_redis):
 
 async def idle(client):
     """Wait until nothing of a cancelled call is under way."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while client._engine.dedicated._lent:  # noqa: ASYNC110 - there is no event of it
             await asyncio.sleep(0.001)
 
@@ -113,9 +113,11 @@ async def test_connections_of_cancelled_pops_are_used_again(client):
     await client.blpop("k", timeout=0.01)
     ids = set()
     for _ in range(10):
-        waiting = asyncio.ensure_future(client.blpop("k", timeout=5))
-        await asyncio.sleep(0.005)
-        blocked = [c for c in await client.client_list() if c["cmd"] == "blpop"]
+        waiting = asyncio.ensure_future(client.blpop("k", timeout=20))
+        blocked = []
+        async with asyncio.timeout(10):
+            while not blocked:
+                blocked = [c for c in await client.client_list() if c["cmd"] == "blpop"]
         ids.update(c["id"] for c in blocked)
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -131,8 +133,8 @@ async def test_a_client_closed_just_after_a_cancel_leaves_nothing(shared_redis):
         for one in waiting:
             one.cancel()
         await asyncio.wait(waiting)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             await client.aclose()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         while b"cmd=blpop" in await shared_redis.query("CLIENT", "LIST"):  # noqa: ASYNC110 - its state
             await asyncio.sleep(0.005)

@@ -9,7 +9,7 @@ from redis.exceptions import WatchError
 from resilient_io import OutcomeUnknown, Progress, RetryPolicy
 from resilient_io.redis import RedisOutcomeUnknown, RedisUnavailable, ResilientRedis
 
-QUICK = RetryPolicy(response_timeout=0.15, connect_timeout=0.5, deadline=2.0, backoff=0.01)
+QUICK = RetryPolicy(response_timeout=0.2, connect_timeout=0.5, deadline=5.0, backoff=0.01)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ async def client(fault_proxy):
 async def settled(client):
     """Wait until a reset is over: connections, and a probe that it may have hit too."""
     await asyncio.sleep(0.02)
-    await client.health.until_up(2)
+    await client.health.until_up(5)
     while client.stats().lanes < 2:  # noqa: ASYNC110 - there is no event of it
         await asyncio.sleep(0.005)
 
@@ -128,7 +128,7 @@ async def test_what_was_not_sent_is_sent_when_the_server_is_back(
     client, fault_proxy, redis_server, transaction
 ):
     await redis_server.restart()
-    await client.health.until_up(2)
+    await client.health.until_up(5)
     pipe = client.pipeline(transaction=transaction).incr("n").incr("n")
     assert await pipe.execute() == [1, 2]
 
@@ -206,7 +206,7 @@ async def test_keys_watched_before_an_outage_are_not_watched_after_it(
                 pipe.multi()
                 pipe.set("n", value + 1)
             redis_server.kill()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(5):
                 while client.health.available:  # noqa: ASYNC110 - the state is waited for
                     await asyncio.sleep(0.005)
             await redis_server.start()
@@ -284,7 +284,7 @@ async def test_a_view_shares_the_connections_and_has_its_own_policy(client, faul
         await view.get("n")
     await settled(client)
     before = fault_proxy.accepted
-    async with client.with_policy(response_timeout=0.1) as other:
+    async with client.with_policy(response_timeout=0.15) as other:
         assert await other.get("n") == b"3"
     assert fault_proxy.accepted == before
     assert await client.get("n") == b"3"  # leaving the view closed nothing

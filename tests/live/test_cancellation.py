@@ -59,8 +59,9 @@ async def increment(pipe):
 
 
 async def lock_and_unlock(client):
-    async with client.lock("lock", timeout=0.05, blocking_timeout=2, sleep=0.005) as lock:
-        await lock.extend(0.05)
+    # A name of its own for each run: nobody waits for a lock that a cancelled one has left.
+    async with client.lock(f"lock:{next(_unique)}", timeout=10, blocking_timeout=2) as lock:
+        await lock.extend(10)
         await lock.reacquire()
         await lock.owned()
 

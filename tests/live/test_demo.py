@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io.demo import command, stage
+from resilient_io.demo import command, report, stage
 from resilient_io.demo.ledger import Ledger, Told
 from resilient_io.demo.run import Run
 from resilient_io.demo.scene import Scene
@@ -62,7 +62,7 @@ def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
@@ -192,7 +192,7 @@ def test_on_a_terminal_it_redraws_in_place_and_honours_no_color(colour):
 
 @pytest.mark.parametrize("moment", ["redis-py", "ResilientRedis"])
 def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
-    seconds = 30.0 if moment == "redis-py" else 1.0
+    seconds = 30.0 if moment == "redis-py" else 2.0
     script = RUN_TINY.replace("'away'", "'frozen'").replace("lasts=0.1", f"lasts={seconds}")
     # Tests that run in the background of a shell are started with Ctrl-C ignored.
     script = (
@@ -214,8 +214,8 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
         assert processes_of(tmp_path)
         began = time.monotonic()
         demo.send_signal(signal.SIGINT)
-        output, errors = demo.communicate(timeout=10)
-        assert time.monotonic() - began < 3
+        output, errors = demo.communicate(timeout=20)
+        assert time.monotonic() - began < 10  # redis-py would stay for 30 s
     assert demo.returncode == 130
     assert errors == ""
     assert "Interrupted" in output
@@ -239,7 +239,7 @@ def test_a_reader_that_goes_away_is_no_error():
         env=os.environ | {"SCRIPT": RUN_TINY},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert shown.stdout.startswith("Server: ")
@@ -253,3 +253,7 @@ async def test_the_server_keeps_what_it_acknowledged_so_that_lost_means_lost():
         audit = await ledger.audit(server)
         assert audit.lost == 0
         assert audit.found >= audit.acknowledged > 20
+
+
+def test_no_speed_is_too_wide_for_the_line():
+    assert len(report.speed_line([99_999.4, 9_999_999.4]).text) <= 80

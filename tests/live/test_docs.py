@@ -112,7 +112,7 @@ async def run_python(*arguments, folder):
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:

@@ -40,7 +40,7 @@ def test_a_lost_reply_and_a_dead_server_end_as_on_asyncio(on_uvloop, redis_serve
             with pytest.raises(OutcomeUnknown):
                 await redis.incr("n")
             redis_server.thaw()
-            await redis.health.until_up(2)
+            await redis.health.until_up(5)
             redis_server.kill()
             async for change in redis.health.watch():
                 if change.state is State.DOWN:

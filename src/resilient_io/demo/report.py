@@ -25,8 +25,7 @@ def speed_line(speeds: Sequence[float]) -> Line:
     """Say how fast both are without faults."""
     plain, ours = speeds
     return Line(
-        f"Reads a second, {CALLERS} callers, no fault: "
-        f"redis-py {plain:,.0f}, ResilientRedis {ours:,.0f}."
+        f"{CALLERS} callers, no fault, reads/s: redis-py {plain:,.0f}, ResilientRedis {ours:,.0f}."
     )
 
 

@@ -1,7 +1,6 @@
 """Clients that must leave nothing behind, and an independent look into the server.
 
-Times are those of the row that a test holds, plus `SLACK`: what a loaded machine of two cores may
-add before a callback or a task gets its turn.
+Times are those of the row that a test holds, plus `slack()`.
 """
 
 import asyncio
@@ -9,7 +8,9 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,20 +22,19 @@ from resilient_io.redis import ResilientRedis
 from resilient_io.testing import RedisServer
 from resilient_io.testing._leaks import open_sockets
 
-SLACK = 0.25
 _SETTLE = 2.0
-
-
-@pytest.fixture
-def slack() -> float:
-    """Seconds that a loaded machine may add to any bound."""
-    return SLACK
 
 
 @pytest.fixture
 def quick() -> RetryPolicy:
     """The default policy, four times as fast, so that a scene is short."""
     return RetryPolicy(response_timeout=0.5, connect_timeout=0.25, deadline=1.25)
+
+
+@pytest.fixture
+def patient(quick: RetryPolicy) -> RetryPolicy:
+    """The same, for calls that are to succeed in the end, whatever the machine does meanwhile."""
+    return quick.replace(deadline=5.0)
 
 
 class Transitions:
@@ -71,6 +71,22 @@ class Transitions:
                 await self._new.wait()
 
 
+async def _accepting(port: int) -> float:
+    loop = asyncio.get_running_loop()
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+            return loop.time()
+        await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def accepting() -> Callable[[int], Awaitable[float]]:
+    """Wait until a port accepts a connection; give the time at which it did."""
+    return _accepting
+
+
 Watch = Callable[[ResilientRedis], Transitions]
 Stranger = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[..., Awaitable[ResilientRedis]]
@@ -94,7 +110,7 @@ def _connections_to(ports: list[int]) -> list[str]:
 
 
 @pytest_asyncio.fixture
-async def connect() -> AsyncIterator[Connect]:
+async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
     """Make clients; when the test ends they are closed and must have left no task, no socket."""
     before = asyncio.all_tasks()
     clients: list[ResilientRedis] = []
@@ -124,9 +140,9 @@ async def connect() -> AsyncIterator[Connect]:
     for redis in clients:
         await redis.aclose()
         await redis.health.aclose()
-    assert loop.time() - began < _SETTLE, "aclose() took too long"
+    assert loop.time() - began < _SETTLE + slack(), "aclose() took too long"
     until = loop.time() + _SETTLE
-    while loop.time() < until and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - nor is the closing of sockets
+    while loop.time() < until + slack() and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - nor is the closing of sockets
         await asyncio.sleep(0.005)
     assert not _connections_to(ports)
     assert not _ours(before)
@@ -136,6 +152,58 @@ def _ours(before: set[asyncio.Task[Any]]) -> list[str]:
     """Name the library's tasks that are new."""
     new = asyncio.all_tasks() - before
     return sorted(task.get_name() for task in new if task.get_name().startswith("resilient-io"))
+
+
+class SlowServer:
+    """A server behind a proxy in a process of its own.
+
+    In this process, thousands of callers that all want their turn would starve the proxy.
+    """
+
+    def __init__(self, server: RedisServer, process: subprocess.Popen[str]) -> None:
+        self.query = server.query
+        self._process = process
+        self.url = f"redis://127.0.0.1:{self._said()}/0"
+
+    def slow_down(self, latency: float) -> None:
+        """Let each request, and each reply, take so many seconds longer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{latency}\n")
+        self._process.stdin.flush()
+        assert self._said() == "slow"
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+_PROXY = """
+import asyncio
+import sys
+from resilient_io.testing import FaultProxy
+
+async def main():
+    async with FaultProxy(int(sys.argv[1])) as proxy:
+        print(proxy.port, flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            proxy.latency(requests=float(line), replies=float(line))
+            print("slow", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def slow_server(redis_server: RedisServer) -> Iterator[SlowServer]:
+    """A server that can be slowed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROXY, str(redis_server.port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield SlowServer(redis_server, process)
+        process.kill()
 
 
 @pytest.fixture

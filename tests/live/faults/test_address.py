@@ -65,7 +65,7 @@ def url(server: RedisServer) -> str:
 
 
 async def test_a_name_that_goes_and_comes_back_with_another_address_leads_to_the_new_one(
-    names, redis_server, other_server, connect, watch
+    names, redis_server, other_server, connect, watch, slack
 ):
     await redis_server.query("SET", "who", "old")
     await other_server.query("SET", "who", "new")
@@ -75,15 +75,15 @@ async def test_a_name_that_goes_and_comes_back_with_another_address_leads_to_the
 
     names.address = None
     redis_server.kill()
-    await seen.until(State.DOWN, within=1)
+    await seen.until(State.DOWN, within=5)
     assert redis.health.cause is Cause.DNS
     assert NAME in str(redis)
     await asyncio.sleep(0.3)
     names.address = "127.0.0.2"
     back = asyncio.get_running_loop().time()
-    up = await seen.until(State.UP, within=3)
+    up = await seen.until(State.UP, within=5)
 
-    assert up - back <= 0.25 + 0.1
+    assert up - back <= 0.25 + slack(0.1)
     results = await asyncio.gather(*[redis.get("who") for _ in range(50)])
     assert results == [b"new"] * 50
     assert names.most_at_once <= 2  # one of ours, one of asyncio's as it connects
@@ -108,14 +108,16 @@ async def test_a_name_that_does_not_exist_at_the_start_neither_raises_nor_hangs(
     names, redis_server, connect, quick
 ):
     names.address = None
-    redis = await connect(url(redis_server), up=False, policy=quick)
+    redis = await connect(url(redis_server), up=False, policy=quick.replace(deadline=5.0))
     call = asyncio.create_task(redis.incr("counter"))
-    await asyncio.sleep(0.2)
-    assert redis.health.state is State.DOWN
+    async with asyncio.timeout(3):
+        async for change in redis.health.watch():
+            if change.state is State.DOWN:
+                break
     assert redis.health.cause is Cause.DNS
 
     names.address = "127.0.0.1"
-    await redis.health.until_up(3)
+    await redis.health.until_up(5)
     assert await call == 1
 
 
@@ -127,7 +129,7 @@ async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_de
     began = asyncio.get_running_loop().time()
     results = await asyncio.gather(*[redis.get("key") for _ in range(50)], return_exceptions=True)
     assert all(isinstance(result, Exception) for result in results)
-    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
+    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack()
     assert names.most_at_once == 1
 
     names.hangs = False

@@ -23,9 +23,9 @@ async def give_up_the_lane_of_a_held_set(redis, proxy):
 
 
 async def test_a_set_that_arrives_after_a_later_one_was_acknowledged_is_fenced(
-    redis_server, fault_proxy, connect, quick
+    redis_server, fault_proxy, connect, patient
 ):
-    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):
         await first
@@ -40,9 +40,9 @@ async def test_a_set_that_arrives_after_a_later_one_was_acknowledged_is_fenced(
 
 
 async def test_the_repeat_of_a_held_set_is_the_only_one_that_is_applied(
-    redis_server, fault_proxy, connect, quick, executed
+    redis_server, fault_proxy, connect, patient, executed
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     assert await first is True  # repeated on another lane, after the dead one was fenced
 
@@ -55,9 +55,9 @@ async def test_the_repeat_of_a_held_set_is_the_only_one_that_is_applied(
 
 
 async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
-    redis_server, fault_proxy, connect, quick
+    redis_server, fault_proxy, connect, patient
 ):
-    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
     kills = fault_proxy.hold("CLIENT KILL", times=1)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     async with asyncio.timeout(5):
@@ -79,12 +79,12 @@ async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
 
 @pytest.mark.parametrize("lanes", [1, 2])
 async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
-    lanes, redis_server, fault_proxy, connect, quick
+    lanes, redis_server, fault_proxy, connect, patient
 ):
     from resilient_io.redis import LaneSettings
 
     redis = await connect(
-        fault_proxy, policy=quick.replace(repeat="read"), lanes=LaneSettings(count=lanes)
+        fault_proxy, policy=patient.replace(repeat="read"), lanes=LaneSettings(count=lanes)
     )
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):
@@ -97,11 +97,11 @@ async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
 
 
 async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unknown(
-    redis_server, fault_proxy, connect, quick, executed
+    redis_server, fault_proxy, connect, patient, executed
 ):
     await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING)
     url = fault_proxy.url.replace("redis://", "redis://app:secret@")
-    redis = await connect(url, policy=quick)
+    redis = await connect(url, policy=patient)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
 
     with pytest.raises(OutcomeUnknown) as caught:
@@ -116,13 +116,13 @@ async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unkn
 
 @pytest.mark.parametrize("forbidden", ["-client|kill", "-client|list", "-client|id"])
 async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
-    forbidden, redis_server, fault_proxy, connect, quick
+    forbidden, redis_server, fault_proxy, connect, patient
 ):
     await redis_server.query(
         "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", forbidden
     )
     url = fault_proxy.url.replace("redis://", "redis://app:secret@")
-    redis = await connect(url, policy=quick)
+    redis = await connect(url, policy=patient)
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
 
     with pytest.raises(OutcomeUnknown):
@@ -132,9 +132,9 @@ async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
 
 
 async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
-    redis_server, fault_proxy, connect, stranger, quick
+    redis_server, fault_proxy, connect, stranger, patient
 ):
-    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     await redis_server.restart()
     # Ids start again: these have those of our dead lanes.
@@ -142,7 +142,7 @@ async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
     with pytest.raises(OutcomeUnknown):
         await first
 
-    await redis.health.until_up(3)
+    await redis.health.until_up(5)
     assert await redis.set("key", "later") is True
     for reader, writer in strangers:
         writer.write(b"PING\r\n")

@@ -44,16 +44,16 @@ async def test_a_server_that_freezes_under_traffic_is_down_within_response_timeo
     redis_server.freeze()
     try:
         down = await seen.until(State.DOWN, within=10)
-        assert down - frozen <= POLICY.response_timeout + PROBE + slack
+        assert down - frozen <= POLICY.response_timeout + PROBE + slack()
         await asyncio.sleep(0.2)
     finally:
         redis_server.thaw()
-    await redis.health.until_up(3)
+    await redis.health.until_up(5)
     await asyncio.sleep(0.3)
     stop = True
     await asyncio.gather(*callers)
 
-    assert longest <= POLICY.deadline + slack
+    assert longest <= POLICY.deadline + slack()
     assert seen.states == [State.DOWN, State.UP]
     found = int(await redis_server.query("GET", "counter"))
     assert acknowledged <= found <= acknowledged + unknown
@@ -69,12 +69,12 @@ async def test_a_server_that_freezes_without_traffic_is_down_within_response_tim
     redis_server.freeze()
     try:
         down = await seen.until(State.DOWN, within=10)
-        assert down - frozen <= POLICY.response_timeout + PROBE + slack
+        assert down - frozen <= POLICY.response_timeout + PROBE + slack()
         await asyncio.sleep(0.3)
     finally:
         redis_server.thaw()
 
-    await redis.health.until_up(3)
+    await redis.health.until_up(5)
     results = await asyncio.gather(*[redis.incr("counter") for _ in range(CALLERS)])
     assert sorted(results) == list(range(1, CALLERS + 1))
     assert seen.states == [State.DOWN, State.UP]
@@ -103,7 +103,7 @@ async def test_no_call_outlives_its_deadline_while_the_server_is_frozen(
                 *[timed(redis.incr("counter")) for _ in range(20)],
                 timed(pipeline.execute()),
             )
-            assert max(times) <= quick.deadline + slack
+            assert max(times) <= quick.deadline + slack()
     finally:
         redis_server.thaw()
 
@@ -135,18 +135,19 @@ async def test_after_thawing_no_wrong_reply_reaches_anyone(redis_server, connect
         redis_server.freeze()
         await asyncio.sleep(nap)
         redis_server.thaw()
-    await redis.health.until_up(3)
-    before = answered
-    await asyncio.sleep(0.3)
+    await redis.health.until_up(5)
+    until = answered + 2 * CALLERS
+    async with asyncio.timeout(10):
+        while answered < until:  # noqa: ASYNC110 - a count is no event
+            await asyncio.sleep(0.01)
     stop = True
     await asyncio.gather(*readers)
 
     assert not wrong
-    assert answered > before
 
 
 async def test_a_blocking_pop_on_a_frozen_server_ends_when_it_goes_down(
-    redis_server, connect, quick, watch, slack
+    redis_server, connect, quick, watch
 ):
     """A BLPOP without an end has no deadline of its own: going down ends it."""
     redis = await connect(
@@ -157,9 +158,9 @@ async def test_a_blocking_pop_on_a_frozen_server_ends_when_it_goes_down(
     await asyncio.sleep(0.1)
     redis_server.freeze()
     try:
-        await seen.until(State.DOWN, within=3)
-        done, _ = await asyncio.wait([pop], timeout=slack)
-        assert done
+        await seen.until(State.DOWN, within=10)
+        async with asyncio.timeout(2):
+            await asyncio.wait([pop])
         assert isinstance(pop.exception(), ResilientIOError)
     finally:
         redis_server.thaw()

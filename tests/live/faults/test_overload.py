@@ -22,12 +22,12 @@ def resident() -> int:
 
 
 async def test_10_000_callers_on_a_server_slowed_by_100_ms_are_all_served_within_bounds(
-    redis_server, fault_proxy, connect, watch
+    slow_server, connect, watch, slack
 ):
-    await redis_server.query("SET", "key", "value")
-    redis = await connect(fault_proxy)
+    await slow_server.query("SET", "key", "value")
+    redis = await connect(slow_server)
     seen = watch(redis)
-    fault_proxy.latency(requests=0.05, replies=0.05)
+    slow_server.slow_down(0.05)
     loop = asyncio.get_running_loop()
     longest = 0.0
     overloaded = 0
@@ -58,22 +58,23 @@ async def test_10_000_callers_on_a_server_slowed_by_100_ms_are_all_served_within
     await asyncio.gather(*[call(number) for number in range(CALLERS)])
     scale.cancel()
 
-    assert longest <= 5.0  # the deadline
-    assert int(await redis_server.query("GET", "counter")) + overloaded >= CALLERS
+    assert longest <= 5.0 + slack()  # the deadline
+    assert int(await slow_server.query("GET", "counter")) + overloaded >= CALLERS
     assert not seen.changes
     assert peak - before <= CALLERS * MEMORY_PER_CALLER
     assert redis.stats().in_flight == redis.stats().waiting == 0
 
 
 async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_having_been_sent(
-    redis_server, fault_proxy, connect, watch, quick, slack
+    slow_server, connect, watch, quick, slack
 ):
-    """16 calls fit at a time, each round takes 100 ms: 10,000 cannot be served in 1.25 s."""
+    """16 calls fit at a time, each round takes 100 ms: 5,000 cannot be served in 1.25 s."""
+    callers = CALLERS // 2
     redis = await connect(
-        fault_proxy, policy=quick, lanes=LaneSettings(count=2, in_flight=64 * 1024)
+        slow_server, policy=quick, lanes=LaneSettings(count=2, in_flight=64 * 1024)
     )
     seen = watch(redis)
-    fault_proxy.latency(requests=0.05, replies=0.05)
+    slow_server.slow_down(0.05)
     began = asyncio.get_running_loop().time()
     peak = 0
 
@@ -85,7 +86,7 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
 
     scale = asyncio.create_task(look())
     results = await asyncio.gather(
-        *[redis.incr("counter") for _ in range(CALLERS)], return_exceptions=True
+        *[redis.incr("counter") for _ in range(callers)], return_exceptions=True
     )
     took = asyncio.get_running_loop().time() - began
     scale.cancel()
@@ -93,13 +94,13 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
     served = [result for result in results if isinstance(result, int)]
     overloaded = [result for result in results if isinstance(result, Overloaded)]
     sent_late = [result for result in results if isinstance(result, OutcomeUnknown)]
-    assert len(served) + len(overloaded) + len(sent_late) == CALLERS
+    assert len(served) + len(overloaded) + len(sent_late) == callers
     assert served
-    assert len(overloaded) > CALLERS / 2
+    assert len(overloaded) > callers / 2
     assert peak <= 64
-    assert took <= quick.deadline + 1.5  # 10,000 errors at one moment take their time to be told
+    assert took <= quick.deadline + slack()  # to start them, and to tell them, blocks our loop
     await asyncio.sleep(0.3)
-    found = int(await redis_server.query("GET", "counter"))
+    found = int(await slow_server.query("GET", "counter"))
     assert len(served) <= found <= len(served) + len(sent_late)
     assert not seen.changes
 
@@ -145,12 +146,15 @@ async def test_the_bound_on_dedicated_connections_is_ours_and_no_failure_of_the_
 ):
     redis = await connect(redis_server, max_connections=1)
     seen = watch(redis)
-    first = asyncio.create_task(redis.blpop(["queue"], timeout=1))
-    await asyncio.sleep(0.05)
+    first = asyncio.create_task(redis.blpop(["queue"], timeout=30))
+    async with asyncio.timeout(5):
+        while b"cmd=blpop" not in await redis_server.query("CLIENT", "LIST"):  # noqa: ASYNC110 - its state
+            await asyncio.sleep(0.01)
 
     with pytest.raises(Overloaded), deadline(0.3):
         await redis.blpop(["queue"], timeout=1)
 
     assert redis.health.snapshot()["failures"] == 0
     assert not seen.changes
-    assert await first is None
+    await redis.rpush("queue", "element")
+    assert await first == (b"queue", b"element")

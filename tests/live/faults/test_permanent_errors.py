@@ -14,7 +14,7 @@ WATCHED_FOR = 1.0
 MOST_DIALS = 12
 """Connections in that time: two lanes and the probe, each a few times."""
 
-CONFIRMED_WITHIN = 0.5
+CONFIRMED_WITHIN = 5.0
 
 SECRET = "hunter2-is-wrong"
 
@@ -78,7 +78,7 @@ async def test_a_wrong_password_is_one_clear_error_and_no_storm(
         await server.query("CONFIG", "SET", "requirepass", "")
         server.password = None
         if SECRET not in url.format(wrong=SECRET, port=0):
-            await redis.health.until_up(4)
+            await redis.health.until_up(10)
             assert await redis.incr("counter") == 1
 
 

@@ -11,7 +11,7 @@ from redis import exceptions as driver
 
 from resilient_io import DeadlineExceeded, State
 from resilient_io.health import Cause
-from resilient_io.testing import FaultProxy, RedisServer
+from resilient_io.testing import FaultProxy, RedisServer, ServerError
 
 ATTEMPTS = 3  # the policy's
 
@@ -44,6 +44,23 @@ async def until(server: RedisServer, section: str, fact: bytes) -> None:
     async with asyncio.timeout(5):
         while fact not in await server.query("INFO", section):  # noqa: ASYNC110 - it tells no more
             await asyncio.sleep(0.01)
+
+
+async def down(redis) -> None:
+    """Wait until its health says so."""
+    async with asyncio.timeout(5):
+        async for change in redis.health.watch():
+            if change.state is State.DOWN:
+                return
+
+
+async def busy(server: RedisServer) -> bool:
+    """Ask the server something, and see whether it has no time for that."""
+    try:
+        await server.query("PING")
+    except ServerError as error:
+        return str(error).startswith("BUSY")
+    return False
 
 
 async def test_readonly(redis_server, connect, quick, refused):
@@ -129,7 +146,9 @@ async def test_busy(redis_server, fault_proxy, connect, stranger, quick, refused
     redis = await connect(fault_proxy, policy=quick)
     reader, writer = await stranger(redis_server.port)
     writer.write(b"EVAL '%b' 0\r\n" % ENDLESS_SCRIPT.encode())
-    await asyncio.sleep(0.25)
+    async with asyncio.timeout(5):
+        while not await busy(redis_server):  # noqa: ASYNC110 - its state
+            await asyncio.sleep(0.01)
 
     await refused(fault_proxy, redis, error=driver.ResponseError, cause=Cause.OVERLOADED)
 
@@ -148,8 +167,7 @@ async def test_loading(redis_server, fault_proxy, connect, quick, watch):
 
     with pytest.raises((driver.BusyLoadingError, driver.ConnectionError, DeadlineExceeded)):
         await redis.incr("counter")
-    await asyncio.sleep(0.3)
-    assert redis.health.state is State.DOWN
+    await down(redis)
     assert redis.health.cause is Cause.LOADING
     assert fault_proxy.requests["INCRBY"] == 0  # none reached the server
 
@@ -163,7 +181,7 @@ async def test_loading(redis_server, fault_proxy, connect, quick, watch):
 async def test_a_short_loading_is_no_error_to_a_call_that_was_admitted_before(
     redis_server, fault_proxy, connect, quick
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=quick.replace(deadline=5.0))
     loading = b"-LOADING Redis is loading the dataset in memory\r\n"
     faults = [fault_proxy.answer(name, loading, times=None) for name in ("INCRBY", "PING")]
 
@@ -177,23 +195,22 @@ async def test_a_short_loading_is_no_error_to_a_call_that_was_admitted_before(
 
 
 async def test_a_real_server_that_loads_its_data_is_down_for_loading(connect, quick, watch):
-    options = {"enable-debug-command": "yes", "key-load-delay": 500}
+    options = {"enable-debug-command": "yes", "key-load-delay": 500}  # 10 s in all
     async with RedisServer(options=options) as server:
-        await server.query("DEBUG", "POPULATE", 2000)
+        await server.query("DEBUG", "POPULATE", 20_000)
         redis = await connect(server, policy=quick)
         seen = watch(redis)
         await server.query("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
         reload = asyncio.create_task(server.query("DEBUG", "RELOAD"))
-        await asyncio.sleep(0.2)
-
+        await down(redis)
         with pytest.raises((driver.BusyLoadingError, driver.ConnectionError, DeadlineExceeded)):
             await redis.with_policy(deadline=0.5).incr("counter")
-        await asyncio.sleep(0.2)  # while it loads it answers a probe's handshake slowly
         assert redis.health.state is State.DOWN
         assert redis.health.cause is Cause.LOADING
 
+        await server.query("CONFIG", "SET", "key-load-delay", "0")
         await reload
-        await redis.health.until_up(3)
+        await redis.health.until_up(5)
         assert await redis.incr("counter") == 1
         assert seen.states == [State.DOWN, State.UP]
 
@@ -214,7 +231,7 @@ async def test_max_clients(connect, stranger, quick):
 
         for _, writer in others:
             writer.close()
-        await redis.health.until_up(3)
+        await redis.health.until_up(5)
         assert await redis.incr("counter") == 1
 
 

@@ -19,16 +19,16 @@ losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
 
 @losses
 async def test_an_increment_whose_reply_is_lost_was_executed_once_and_its_outcome_is_unknown(
-    lose, redis_server, fault_proxy, connect, quick, slack
+    lose, redis_server, fault_proxy, connect, quick, patient, slack
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     fault = lose(fault_proxy, "INCRBY")
     began = asyncio.get_running_loop().time()
 
     with pytest.raises(OutcomeUnknown) as caught:
         await redis.incr("counter")
 
-    assert asyncio.get_running_loop().time() - began <= quick.response_timeout + slack
+    assert asyncio.get_running_loop().time() - began <= quick.response_timeout + slack()
     assert caught.value.progress is Progress.PERHAPS_APPLIED
     assert caught.value.attempts == 1
     assert len(fault.struck) == 1
@@ -39,54 +39,54 @@ async def test_an_increment_whose_reply_is_lost_was_executed_once_and_its_outcom
 
 @losses
 async def test_an_increment_is_repeated_if_the_caller_allows_it(
-    lose, redis_server, fault_proxy, connect, quick, slack
+    lose, redis_server, fault_proxy, connect, quick, patient, slack
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     lose(fault_proxy, "INCRBY")
     began = asyncio.get_running_loop().time()
 
     assert await redis.with_policy(repeat="any").incr("counter") == 2
 
-    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
+    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack()
     assert await redis_server.query("GET", "counter") == b"2"
 
 
 @losses
 async def test_a_read_whose_reply_is_lost_is_answered_within_the_deadline(
-    lose, redis_server, fault_proxy, connect, quick, slack
+    lose, redis_server, fault_proxy, connect, quick, patient, slack
 ):
     await redis_server.query("SET", "key", "value")
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     lose(fault_proxy, "GET")
     began = asyncio.get_running_loop().time()
 
     assert await redis.get("key") == b"value"
 
-    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
+    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack()
     assert fault_proxy.requests["GET"] == 2
 
 
 @losses
 async def test_a_plain_set_whose_reply_is_lost_is_repeated_within_the_deadline(
-    lose, redis_server, fault_proxy, connect, quick, slack, executed
+    lose, redis_server, fault_proxy, connect, quick, patient, slack, executed
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     lose(fault_proxy, "SET")
     began = asyncio.get_running_loop().time()
 
     assert await redis.set("key", "value") is True
 
-    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack
+    assert asyncio.get_running_loop().time() - began <= quick.deadline + slack()
     assert await executed(redis_server, "SET") == 2
     assert await redis_server.query("GET", "key") == b"value"
 
 
 @losses
 async def test_others_on_the_lost_lane_are_judged_each_by_its_own_command(
-    lose, redis_server, fault_proxy, connect, quick
+    lose, redis_server, fault_proxy, connect, patient
 ):
     await redis_server.query("SET", "key", "value")
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     lose(fault_proxy, "INCRBY")
 
     first, *others = await asyncio.gather(
@@ -109,9 +109,9 @@ async def test_others_on_the_lost_lane_are_judged_each_by_its_own_command(
 
 @pytest.mark.parametrize("transaction", [True, False], ids=["MULTI", "plain"])
 async def test_a_batch_of_increments_whose_replies_are_lost_was_executed_once(
-    transaction, redis_server, fault_proxy, connect, quick
+    transaction, redis_server, fault_proxy, connect, patient
 ):
-    redis = await connect(fault_proxy, policy=quick)
+    redis = await connect(fault_proxy, policy=patient)
     fault_proxy.drop_reply("INCRBY", nth=3)
     pipeline = redis.pipeline(transaction=transaction)
     for _ in range(5):
@@ -126,9 +126,9 @@ async def test_a_batch_of_increments_whose_replies_are_lost_was_executed_once(
 
 
 async def test_a_script_that_answers_with_a_refusal_of_its_own_is_not_repeated(
-    redis_server, connect, quick
+    redis_server, connect, patient
 ):
-    redis = await connect(redis_server, policy=quick.replace(repeat="checked"))
+    redis = await connect(redis_server, policy=patient.replace(repeat="checked"))
     script = "redis.call('INCR', KEYS[1]) return redis.error_reply('LOADING after the fact')"
 
     with pytest.raises(Exception, match="after the fact") as caught:
@@ -141,9 +141,9 @@ async def test_a_script_that_answers_with_a_refusal_of_its_own_is_not_repeated(
 
 @pytest.mark.parametrize("prefix", ["LOADING", "READONLY", "OOM", "MISCONF", "BUSY", "MASTERDOWN"])
 async def test_no_error_of_a_script_proves_that_nothing_was_applied(
-    prefix, redis_server, connect, quick, watch
+    prefix, redis_server, connect, patient, watch
 ):
-    redis = await connect(redis_server, policy=quick)
+    redis = await connect(redis_server, policy=patient)
     seen = watch(redis)
     script = f"redis.call('INCR', KEYS[1]) return redis.error_reply('{prefix} x')"
     pipeline = redis.pipeline(transaction=False).eval(script, 1, "counter")

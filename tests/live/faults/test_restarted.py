@@ -1,25 +1,12 @@
 """The server is killed and comes back on the same port."""
 
 import asyncio
-import contextlib
-import socket
 
 import pytest
 
 from resilient_io import OutcomeUnknown, ResilientIOError, State
 
 UP_WITHIN = 0.25
-
-
-async def accepting(port: int) -> float:
-    """Wait until the port accepts a connection; give the time at which it did."""
-    loop = asyncio.get_running_loop()
-    while True:
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, ("127.0.0.1", port))
-            return loop.time()
-        await asyncio.sleep(0.002)
 
 
 class Readers:
@@ -45,6 +32,13 @@ class Readers:
                 self.turned_away += 1
                 await asyncio.sleep(0.005)
 
+    async def read_on(self) -> None:
+        """Wait until each has read twice on average from now on."""
+        until = self.reads + 2 * len(self.tasks)
+        async with asyncio.timeout(10):
+            while self.reads < until:  # noqa: ASYNC110 - a count is no event
+                await asyncio.sleep(0.005)
+
     async def end(self) -> None:
         self.stop = True
         await asyncio.gather(*self.tasks)
@@ -52,19 +46,19 @@ class Readers:
 
 @pytest.mark.parametrize("outage", [0.3, 5.0])
 async def test_up_is_published_within_250_ms_after_the_server_accepts_again(
-    outage, redis_server, connect, watch, slack
+    outage, redis_server, connect, watch, accepting, slack
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
     redis_server.kill()
-    await seen.until(State.DOWN, within=1)
+    await seen.until(State.DOWN, within=5)
     await asyncio.sleep(outage)
 
     knock = asyncio.create_task(accepting(redis_server.port))
     start = asyncio.create_task(redis_server.start())
     up = await seen.until(State.UP, within=5)
 
-    assert up - await knock <= UP_WITHIN + slack / 3
+    assert up - await knock <= UP_WITHIN + slack(0.1)
     await start
     results = await asyncio.gather(*[redis.incr("n") for _ in range(50)])
     assert sorted(results) == list(range(1, 51))
@@ -76,32 +70,30 @@ async def test_no_admitted_read_fails_in_an_outage_of_300_ms(redis_server, conne
     redis = await connect(redis_server)
     seen = watch(redis)
     readers = Readers(redis, 50)
-    await asyncio.sleep(0.2)
+    await readers.read_on()
 
     redis_server.kill()
     await asyncio.sleep(0.3)
     await redis_server.start()
-    await redis.health.until_up(2)
-    before = readers.reads
-    await asyncio.sleep(0.3)
+    await redis.health.until_up(5)
+    await readers.read_on()
     await readers.end()
 
     assert not readers.admitted_and_failed
-    assert readers.reads > before
     assert seen.count(State.DOWN) == 1
 
 
 async def test_no_read_fails_at_all_in_an_outage_of_300_ms_if_calls_wait(
     redis_server, connect, quick
 ):
-    redis = await connect(redis_server, policy=quick.replace(while_down="wait", deadline=3.0))
+    redis = await connect(redis_server, policy=quick.replace(while_down="wait", deadline=10.0))
     readers = Readers(redis, 50)
-    await asyncio.sleep(0.1)
+    await readers.read_on()
 
     redis_server.kill()
     await asyncio.sleep(0.3)
     await redis_server.start()
-    await asyncio.sleep(0.5)
+    await readers.read_on()
     await readers.end()
 
     assert readers.turned_away == 0
@@ -115,7 +107,7 @@ async def test_an_idle_client_does_not_notice_a_quick_restart_in_its_first_comma
     assert await redis.set("key", "value")
 
     await redis_server.restart()
-    await redis.health.until_up(2)
+    await redis.health.until_up(5)
 
     assert await redis.incr("counter") == 1
     assert await redis.get("key") is None
@@ -129,9 +121,9 @@ async def test_after_an_outage_no_caller_gets_an_error_from_a_connection_of_befo
     errors_after: list[BaseException] = []
     for _ in range(3):
         redis_server.kill()
-        await seen.until(State.DOWN, within=1)
+        await seen.until(State.DOWN, within=5)
         await redis_server.start()
-        await redis.health.until_up(3)
+        await redis.health.until_up(5)
         results = await asyncio.gather(
             *[redis.incr("counter") for _ in range(100)],
             *[redis.blpop(["absent"], timeout=0.01) for _ in range(5)],

@@ -23,7 +23,7 @@ return 'done'
 
 
 async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
-    redis_server, connect, watch
+    redis_server, connect, watch, slack
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
@@ -42,7 +42,7 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
     await asyncio.wait([script])
 
     assert isinstance(script.exception(), OutcomeUnknown)
-    assert 0.45 <= loop.time() - began <= 0.65
+    assert 0.45 <= loop.time() - began <= 0.5 + slack(0.15)
     results = await asyncio.gather(*others)
     assert loop.time() - began >= 1.4, "the script did not take as long as it should"
     assert sorted(results[:50]) == list(range(1, 51))
@@ -56,12 +56,12 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
 @pytest.mark.parametrize(
     ("size", "rate"),
     [
-        pytest.param(24 * MIB, 8 * MIB, id="24 MiB in 3 s"),
+        pytest.param(16 * MIB, 8 * MIB, id="16 MiB in 2 s"),
         pytest.param(200 * MIB, 16 * MIB, id="200 MiB in 12.5 s", marks=pytest.mark.soak),
     ],
 )
 async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
-    size, rate, redis_server, fault_proxy, connect, watch, quick
+    size, rate, redis_server, fault_proxy, connect, watch, quick, slack
 ):
     """The reply takes far longer than the response timeout (0.5 s), but never stops coming."""
     await redis_server.query("SETRANGE", "big", size - 1, "x")
@@ -84,7 +84,7 @@ async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
 
     assert len(await big) == size
     assert count > 20
-    assert max(times) <= quick.response_timeout
+    assert max(times) <= quick.response_timeout + slack(0)
     assert redis._engine.lanes.open_lanes == lanes
     assert redis.stats().retries == 0
     assert not seen.changes
@@ -111,7 +111,7 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
 
     with pytest.raises(DeadlineExceeded):
         await big
-    assert took <= quick.deadline + slack
+    assert took <= quick.deadline + slack()
     while loop.time() - began < 2.4:  # the rest of it still comes, and is thrown away
         results.append(await redis.incr("counter"))
         await asyncio.sleep(0.02)
@@ -144,7 +144,7 @@ async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
 
 
 async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
-    redis_server, connect, watch, quick
+    redis_server, connect, watch, quick, slack
 ):
     """40 MiB at 16 MiB/s, the last 6 MiB of which may lie in the proxy's own receive buffer.
 
@@ -171,7 +171,7 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
         assert await big is True
         assert loop.time() - began > 2.5 * patient.response_timeout
         assert await redis_server.query("STRLEN", "big") == 40 * MIB
-        assert max(times) <= patient.response_timeout
+        assert max(times) <= patient.response_timeout + slack(0)
         assert int(await redis_server.query("GET", "counter")) == len(times)
         assert redis._engine.lanes.open_lanes == lanes
         assert not seen.changes
