@@ -16,6 +16,7 @@ from aiokafka import errors as driver
 from resilient_io.health import Cause
 
 from .internals import InstanceEnded
+from .tokens import TokenFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,7 @@ _MEANINGS: dict[type[BaseException], Meaning] = {
     driver.StaleMetadata: Meaning("transient", Cause.UNREACHABLE),
     driver.KafkaUnavailableError: Meaning("transient", Cause.UNREACHABLE),
     driver.ProducerClosed: Meaning("transient", Cause.CLOSED),
+    TokenFailed: Meaning("transient", Cause.AUTH),
     # An answer is missing.
     driver.KafkaConnectionError: Meaning("perhaps", Cause.RESET),
     # Of one attempt it says "not sent"; a batch that expires with it may have been sent before.
@@ -190,6 +192,9 @@ def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
     for link in _chain(error):
         if isinstance(link, driver.KafkaError):
             meaning = meaning_of(link)
+            if isinstance(link, TokenFailed):
+                # Its own causes are the provider's, not Kafka's; the next token may be good.
+                return Failure(meaning.cause, detail)
             if meaning.kind == "permanent":
                 return Failure(meaning.cause, detail, permanent=meaning.cause.permanent)
         for kinds, failure in _FAILURES:

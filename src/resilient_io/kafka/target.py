@@ -78,6 +78,11 @@ class Target:
         return str(self._options.get("security_protocol", "")).endswith("SSL")
 
     @property
+    def logs_in(self) -> bool:
+        """Whether connections give credentials."""
+        return str(self._options.get("security_protocol", "")).startswith("SASL")
+
+    @property
     def brokers(self) -> dict[int, tuple[str, int]]:
         """Host and port of the brokers last seen, by node id; empty before the first answer."""
         return dict(self._brokers)
