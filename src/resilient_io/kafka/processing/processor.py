@@ -1,0 +1,251 @@
+"""`run`: its parts put together, and every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+from resilient_io._deadline import context_without_deadline
+
+from .backlog import Backlog
+from .batches import Batches
+from .dead_letter import DeadLetters
+from .failures import Failures
+from .gatekeeping import Gate
+from .intake import Intake
+from .patience import Patience
+from .report import RunStats
+from .singles import Singles
+from .workers import EVICTION_GRACE, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from resilient_io.kafka.consumer.record import TopicPartition
+    from resilient_io.kafka.consumer.source import Source
+
+    from .dead_letter import DeadLetterProducer
+    from .plan import Plan
+
+__all__ = ["Processor"]
+
+_FEEDER_GRACE = 1.0
+_FORCE = 1.0
+
+
+class Processor:
+    """One `run` of a consumer; made in its event loop.
+
+    Cancelling `run()` leaves it at once. What is left to do then (draining, committing) is done by
+    a task of its own, for which `aclose()` waits.
+
+    Args:
+        source: Where the records come from.
+        plan: What was asked for.
+        max_poll_interval: The consumer's `max_poll_interval_ms`, in seconds.
+        make_producer: Makes the producer for dead letters, when the plan names none.
+        rng: Source of the jitter.
+        commit_timeout: Seconds for the last commit.
+        ended: Called once when nothing of it runs any more.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        *,
+        max_poll_interval: float,
+        make_producer: Callable[[], DeadLetterProducer],
+        rng: random.Random | None = None,
+        commit_timeout: float = 3.0,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._source = source
+        self._limits = plan.limits
+        self._commit_timeout = commit_timeout
+        self._ended = ended
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._error: BaseException | None = None
+        self._feeder: asyncio.Task[None] | None = None
+        self._winding_down: asyncio.Task[None] | None = None
+        self._drain_timeout = plan.limits.drain_timeout
+        self._cancelled = 0
+        letter = plan.dead_letter
+        self._dead_letters = (
+            DeadLetters(letter.topic, producer=letter.producer, make=make_producer)
+            if letter is not None
+            else None
+        )
+        self._gate = Gate(
+            plan.requires,
+            concurrency=plan.concurrency,
+            slow_start=plan.limits.slow_start,
+            moved=self._gate_moved,
+            handled=lambda: self._work.handled,
+        )
+        self._backlog = Backlog(plan.order, plan.limits, self._make_room)
+        self._failures = Failures(
+            self._backlog,
+            policy=plan.policy,
+            gate=self._gate,
+            dead_letters=self._dead_letters,
+            on_failure=plan.on_failure,
+            on_unknown=plan.on_unknown,
+            rng=rng or random.Random(),
+            ready=self._wake,
+            stop=self._stop,
+        )
+        self._work = self._work_of(plan)
+        self._workers = Workers(self._work, self._backlog, plan.concurrency, self._stop)
+        self._intake = Intake(source, self._backlog, self._gate, self._wake)
+        self._patience = Patience(
+            self._workers, longest=max_poll_interval, drain=plan.limits.drain_timeout
+        )
+
+    async def run(self) -> None:
+        """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`.
+
+        Raises:
+            Exception: What ended it: the error of a handler with `on_failure="stop"`, or what
+                Kafka refuses for good.
+        """
+        if not self._over.done():
+            self._start()
+        try:
+            await asyncio.wait([self._over])
+        finally:
+            winding_down = self._wind_down_soon()
+        await asyncio.wait([winding_down])
+        if self._error is not None:
+            raise self._error
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """End: fetch no more, drain, commit; `run()` returns then.
+
+        Twice is fine. Cancelling it leaves at once; what it began ends by itself.
+
+        Args:
+            timeout: Seconds for all of it; None for what the limits of `run` say.
+        """
+        if timeout is not None:
+            self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - EVICTION_GRACE))
+        self._end()
+        winding_down = self._wind_down_soon()
+        await asyncio.wait([winding_down], timeout=timeout)
+        if not winding_down.done():
+            winding_down.cancel()
+            await asyncio.wait([winding_down], timeout=_FORCE)
+
+    def stats(self) -> RunStats:
+        """Return the counters."""
+        backlog, failures = self._backlog, self._failures
+        return RunStats(
+            handled=self._work.handled,
+            failed=failures.failed,
+            excused=failures.excused,
+            retried=failures.retried,
+            dead_lettered=failures.dead_lettered,
+            skipped=failures.skipped,
+            cancelled=self._cancelled,
+            in_flight=backlog.records,
+            in_flight_bytes=backlog.bytes,
+            ready=len(backlog.ready),
+            resting=backlog.resting,
+            handlers=len(self._workers.busy()),
+            allowed=self._workers.allowed,
+            pauses=self._gate.closed,
+        )
+
+    # --- wiring
+
+    def _work_of(self, plan: Plan) -> Singles | Batches:
+        rest: dict[str, Any] = {
+            "timeout": plan.policy.timeout,
+            "backlog": self._backlog,
+            "failures": self._failures,
+            "stop": self._stop,
+        }
+        if plan.batch_size is None:
+            return Singles(plan.handler, **rest)
+        return Batches(plan.handler, plan.batch_size, **rest)
+
+    def _make_room(self) -> None:
+        self._intake.change()
+
+    def _wake(self) -> None:
+        self._workers.wake()
+
+    def _gate_moved(self) -> None:
+        self._workers.allow(self._gate.allowed)
+        self._intake.change()
+
+    def _start(self) -> None:
+        self._source.on_revoked(self._drain)
+        self._source.on_assigned(self._intake.assigned)
+        self._gate.start()
+        self._patience.start()
+        self._feeder = self._task(self._intake.feed(), "run")
+        self._feeder.add_done_callback(self._feeder_ended)
+
+    def _feeder_ended(self, feeder: asyncio.Task[None]) -> None:
+        if not feeder.cancelled() and (error := feeder.exception()) is not None:
+            self._stop(error)
+        else:
+            self._end()
+
+    def _task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return self._loop.create_task(
+            work, name=f"resilient-io {name}", context=context_without_deadline()
+        )
+
+    # --- ending
+
+    def _stop(self, error: BaseException) -> None:
+        if not self._over.done():
+            self._error = error
+            self._over.set_result(None)
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    async def _drain(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Partitions are taken away: drop what waits, let what is in hand end, then cancel it."""
+        flows = self._backlog.flows
+        self._intake.revoked(partitions)
+        self._backlog.withdraw([flows[each] for each in partitions if each in flows])
+        self._cancelled += await self._workers.empty_hands(partitions, self._drain_timeout)
+
+    def _wind_down_soon(self) -> asyncio.Task[None]:
+        self._end()
+        if self._winding_down is None:
+            self._winding_down = self._task(self._wind_down(), "run winding down")
+        return self._winding_down
+
+    async def _wind_down(self) -> None:
+        try:
+            if self._feeder is not None:
+                self._feeder.cancel()
+                await asyncio.wait([self._feeder], timeout=_FEEDER_GRACE)
+            self._gate.stop()
+            self._patience.stop()
+            self._backlog.withdraw(list(self._backlog.flows.values()))
+            self._cancelled += await self._workers.empty_hands(None, self._drain_timeout)
+            await self._source.commit(self._commit_timeout)
+            if self._dead_letters is not None:
+                await self._dead_letters.aclose()
+        finally:
+            # Also when it is cut short: nothing of it may go on.
+            self._gate.stop()
+            self._patience.stop()
+            leaving = self._workers.dismiss()
+            self._intake.revoked(self._source.assignment())
+            self._source.on_revoked(None)
+            self._source.on_assigned(None)
+            self._failures.close()
+            if self._ended is not None:
+                self._ended()
+        if leaving:
+            await asyncio.wait(leaving, timeout=EVICTION_GRACE)

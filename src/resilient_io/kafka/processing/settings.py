@@ -1,0 +1,151 @@
+"""What can be chosen for `run`, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from resilient_io._checking import check_count, check_number, check_seconds
+from resilient_io.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import random
+
+    from resilient_io.kafka.producer import ResilientKafkaProducer
+
+__all__ = ["DeadLetter", "HandlerPolicy", "OnUnknown", "Order", "RunLimits"]
+
+Order = Literal["key", "partition", "none"]
+"""Which records wait for each other: those of one key, of one partition, or none."""
+
+OnUnknown = Literal["retry", "dead_letter", "stop", "skip"]
+"""What becomes of a record whose handler raised `OutcomeUnknown`."""
+
+_MAX_DOUBLINGS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerPolicy:
+    """How often a failing handler is called again, and how long a call of it may take.
+
+    Args:
+        attempts: Calls of the handler for one record, the first included.
+        backoff: Upper bound of the first wait, in seconds; it doubles with each retry. The wait is
+            drawn evenly between half of the bound and the bound. Only the record's own line (its
+            key, or its partition) waits meanwhile.
+        backoff_cap: Greatest bound of a wait, in seconds.
+        timeout: Seconds after which a call is cancelled and counts as failed; None lets it take
+            as long as it needs, with one warning before `max_poll_interval_ms`.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    attempts: int = 3
+    backoff: float = 0.1
+    backoff_cap: float = 10.0
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_count("attempts", self.attempts)
+        check_number("backoff", self.backoff)
+        check_number("backoff_cap", self.backoff_cap)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
+        if self.backoff > self.backoff_cap:
+            raise ConfigurationError(
+                f"backoff={self.backoff!r} is above backoff_cap={self.backoff_cap!r}: "
+                f"write backoff_cap={self.backoff!r} or more"
+            )
+
+    def wait_before(self, retry: int, rng: random.Random) -> float:
+        """Return the seconds to wait before the `retry`-th retry (1 is the first)."""
+        bound = min(self.backoff * 2.0 ** min(retry - 1, _MAX_DOUBLINGS), self.backoff_cap)
+        return bound * (0.5 + 0.5 * rng.random())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """How much of `run` may be under way, and how long its ends may take.
+
+    Args:
+        records: Records in memory, being handled or waiting for it. When reached, no more are
+            fetched until half of them are handled; polling and heartbeats go on.
+        bytes: Bytes of their keys and values, as they came. One fetch may go past it.
+        drain_timeout: Seconds that handlers get to end by themselves when their partition is
+            revoked or `run` is stopped; then they are cancelled. Must stay well below the
+            consumer's `rebalance_timeout_ms` (by default `session_timeout_ms`, 10 s), or the group
+            goes on without waiting for this member.
+        slow_start: Seconds over which the number of handlers grows from 1 to `concurrency` after
+            a dependency of `requires` came back; 0 starts them all at once.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    records: int = 10_000
+    bytes: int = 64 * 1024 * 1024
+    drain_timeout: float = 5.0
+    slow_start: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_count("records", self.records)
+        check_count("bytes", self.bytes)
+        check_number("drain_timeout", self.drain_timeout)
+        check_number("slow_start", self.slow_start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """Where records go that could not be handled.
+
+    The dead letter has the key, value and headers of the record as they came, its own timestamp
+    (so that it is kept for as long as its topic says), and more headers: `x-original-topic`, `x-original-partition`, `x-original-offset`,
+    `x-original-timestamp`, `x-error-type`, `x-error-message` (up to 1,000 characters),
+    `x-attempts`, `x-first-failure-ago` and `x-last-failure-ago` (seconds before it was written),
+    and `x-outcome-unknown` (how many attempts may have been applied) if there was any.
+
+    Args:
+        topic: Topic to write to.
+        producer: Writes them; without serializers, for the bytes are passed on as they came. It
+            stays yours to close. None makes one to the consumer's own cluster when the first
+            dead letter is written, and closes it when `run` ends.
+
+    Raises:
+        ConfigurationError: `topic` is no string, or empty.
+    """
+
+    topic: str
+    producer: ResilientKafkaProducer[Any, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not isinstance(self.topic, str) or not self.topic:
+            raise ConfigurationError(
+                f'topic={self.topic!r} must be the name of a topic: write DeadLetter(topic="x.dead")'
+            )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the choices.
+
+    Raises:
+        ConfigurationError: It is none of them; the message names the closest.
+    """
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    wanted = " or ".join(f'{name}="{choice}"' for choice in close or choices)
+    raise ConfigurationError(f"{name}={value!r} is unknown: write {wanted}")
+
+
+def check_order(order: object) -> None:
+    """Refuse an unknown order.
+
+    Raises:
+        ConfigurationError: It is no `Order`.
+    """
+    check_choice("order", order, get_args(Order))
