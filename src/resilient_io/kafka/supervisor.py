@@ -289,7 +289,13 @@ class Supervisor(Generic[DriverT]):
             if self._prepare is not None:
                 async with asyncio.timeout(self._start_timeout):
                     await self._prepare(instance)
-            self._watch = Watch(instance, self._health, self._policy.response_timeout, self.context)
+            self._watch = Watch(
+                instance,
+                self._health,
+                self._policy.response_timeout,
+                self.context,
+                self._leave_service,
+            )
             serving = True
             self._enter(instance)
             error = await self._watch.until_broken()
@@ -319,7 +325,7 @@ class Supervisor(Generic[DriverT]):
         self.generation += 1
         self._refusal = None
         self.instance = instance
-        if self.generation > 1 or self._failures:
+        if self._failures and self._is_news():
             _log.info(
                 "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
                 self._health.name,
@@ -332,13 +338,20 @@ class Supervisor(Generic[DriverT]):
             self._entered(instance)
         self._wake()
 
+    def _is_news(self) -> bool:
+        """Tell whether this failure is worth a record: the 1st, 2nd, 4th, 8th … of a series."""
+        return self._failures & (self._failures - 1) == 0
+
+    def _leave_service(self) -> None:
+        self.instance = None
+
     def _report(self, error: Exception) -> None:
         """Tell health, those who wait, and once the log."""
         failure = connection_failure(error)
         meaning = meaning_of(error)
         if meaning.kind == "permanent" and self._refusal is None:
             self._refusal = error
-        if self._failures == 1 or self._refusal is error:
+        if self._halted or self._is_news():
             _log.log(
                 logging.ERROR if self._halted else logging.WARNING,
                 "%s: the %s %s: %s; last word of the driver: %s",

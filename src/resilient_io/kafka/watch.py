@@ -43,6 +43,7 @@ class Watch(Generic[DriverT]):
         health: Of the cluster; its probe also asks the bootstrap servers.
         timeout: Seconds for an answer through the instance.
         context: Makes a context in which the driver's records are ours.
+        broken: Called at once when the first word comes that it is broken.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Watch(Generic[DriverT]):
         health: Dependency,
         timeout: float,
         context: Callable[[], Context],
+        broken: Callable[[], None],
     ) -> None:
         self._instance = instance
         self._health = health
         self._timeout = timeout
         self._context = context
+        self._when_broken = broken
         self._broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._doubt = asyncio.Event()
         self._after_outage = False
@@ -70,6 +73,7 @@ class Watch(Generic[DriverT]):
         """Take somebody's word that it is broken; the first word counts."""
         if not self._broken.done():
             self._broken.set_result(error)
+            self._when_broken()
 
     def outage_over(self) -> None:
         """Look whether the instance has found its way back, too."""

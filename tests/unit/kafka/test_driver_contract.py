@@ -1,0 +1,221 @@
+"""What we lean on of aiokafka: fails when a new version of it changes any of that."""
+
+import asyncio
+import inspect
+
+import aiokafka
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn, errors
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
+from aiokafka.producer.sender import BaseHandler, Sender
+from aiokafka.producer.transaction_manager import TransactionManager
+
+from resilient_io.kafka import protocols, questions
+from resilient_io.kafka.internals import (
+    InstanceEnded,
+    background_tasks,
+    client_of,
+    connections_of,
+    dead_sender_is_ours,
+    parts_of,
+    seal,
+    works_for,
+)
+from resilient_io.kafka.options import CLIENT_OPTIONS
+from resilient_io.kafka.target import _CONNECTION_OPTIONS
+
+NOWHERE = "127.0.0.1:1"
+
+
+def _source(function):
+    return inspect.getsource(function)
+
+
+async def _ended(*instances):
+    for instance in instances:
+        seal(instance, "the test is over")
+
+
+def test_it_is_the_version_that_was_read():
+    assert aiokafka.__version__.startswith("0.14.")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "driver"),
+    [
+        (protocols.ProducerDriver, AIOKafkaProducer),
+        (protocols.ConsumerDriver, AIOKafkaConsumer),
+        (protocols.DriverClient, AIOKafkaClient),
+        (protocols.Cluster, aiokafka.cluster.ClusterMetadata),
+        (protocols.Connection, AIOKafkaConnection),
+        (protocols.BatchBuilder, BatchBuilder),
+    ],
+)
+def test_each_method_of_a_protocol_exists_and_takes_the_same_arguments(protocol, driver):
+    methods = [
+        (name, member)
+        for name, member in vars(protocol).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    ]
+    assert methods
+    for name, ours in methods:
+        theirs = getattr(driver, name)
+        known = inspect.signature(theirs).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+        for parameter in inspect.signature(ours).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                assert takes_any or parameter.name in known, (name, parameter.name)
+        ours_count = sum(
+            p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            for p in inspect.signature(ours).parameters.values()
+        )
+        theirs_count = sum(
+            p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in known.values()
+        )
+        variable = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in known.values())
+        assert variable or theirs_count >= ours_count, name
+        needs_await = inspect.iscoroutinefunction(ours)
+        if needs_await:
+            assert inspect.iscoroutinefunction(theirs), name
+
+
+def test_every_client_option_is_one_of_both_classes_and_of_the_connection():
+    for driver in (AIOKafkaProducer, AIOKafkaConsumer):
+        known = inspect.signature(driver).parameters
+        assert set(CLIENT_OPTIONS) <= set(known)
+    assert set(_CONNECTION_OPTIONS) <= set(inspect.signature(conn.create_conn).parameters)
+
+
+async def test_a_producer_has_the_parts_that_we_name():
+    producer = AIOKafkaProducer(
+        bootstrap_servers=NOWHERE, transactional_id="t", enable_idempotence=True
+    )
+    client = client_of(producer)
+    assert isinstance(client, AIOKafkaClient)
+    assert connections_of(producer) == []
+    assert background_tasks(producer) == []
+    kinds = [type(part) for part in parts_of(producer)]
+    assert kinds == [
+        AIOKafkaProducer,
+        AIOKafkaClient,
+        Sender,
+        MessageAccumulator,
+        TransactionManager,
+    ]
+    assert producer._sender._sender_task is None
+    assert {"_sync_task", "_conns", "_md_update_fut"} <= set(vars(client))
+    manager = producer._txn_manager
+    assert isinstance(manager._pid_waiter, asyncio.Future)
+    assert manager._transaction_waiter is None
+    assert not manager._pending_txn_offsets
+    await _ended(producer)
+
+
+async def test_a_consumer_has_the_parts_that_we_name():
+    consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE, group_id="g")
+    assert isinstance(client_of(consumer), AIOKafkaClient)
+    assert [type(part) for part in parts_of(consumer)] == [
+        AIOKafkaConsumer,
+        AIOKafkaClient,
+        SubscriptionState,
+    ]
+    assert consumer._fetcher is None
+    assert consumer._coordinator is None
+    assert consumer._subscription._assignment_waiters == []
+    await _ended(consumer)
+
+
+async def test_the_background_tasks_of_a_consumer_are_found_and_known_for_its_own():
+    consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE, group_id="g")
+    client = consumer._client
+    consumer._fetcher = Fetcher(client, consumer._subscription)
+    consumer._coordinator = GroupCoordinator(client, consumer._subscription, group_id="g")
+    client._sync_task = asyncio.create_task(client._md_synchronizer())
+    await asyncio.sleep(0)
+    found = background_tasks(consumer)
+    assert [what for what, _ in found] == ["metadata", "fetching", "coordination"]
+    parts = parts_of(consumer)
+    assert all(works_for(task, parts) for _, task in found)
+    assert not works_for(asyncio.current_task(), parts)
+    assert isinstance(consumer._coordinator._closing, asyncio.Future)
+    assert consumer._fetcher._fetch_waiters == set()
+    seal(consumer, "the test is over")
+    for _, task in found:
+        task.cancel()
+    await asyncio.wait([task for _, task in found])
+
+
+async def test_the_task_of_a_consumer_without_a_group_is_found_too():
+    consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE)
+    consumer._coordinator = NoGroupCoordinator(consumer._client, consumer._subscription)
+    await asyncio.sleep(0)
+    ((what, task),) = background_tasks(consumer)
+    assert what == "coordination"
+    seal(consumer, "the test is over")
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_our_rule_replaces_the_one_of_aiokafka_when_the_sending_task_dies():
+    producer = AIOKafkaProducer(bootstrap_servers=NOWHERE, enable_idempotence=True)
+    sender = producer._sender
+
+    async def die():
+        raise errors.OutOfOrderSequenceNumber
+
+    sender._sender_task = asyncio.create_task(die())
+    sender._sender_task.add_done_callback(sender._fail_all)
+    dead_sender_is_ours(producer)
+    await asyncio.wait([sender._sender_task])
+    await asyncio.sleep(0)
+    # aiokafka's own would have failed on a producer without a transaction.
+    assert producer._message_accumulator._exception is None
+    assert isinstance(sender._sender_task.exception(), errors.OutOfOrderSequenceNumber)
+    await _ended(producer)
+
+
+async def test_a_sealed_producer_tells_what_was_sent_from_what_never_was():
+    producer = AIOKafkaProducer(bootstrap_servers=NOWHERE, enable_idempotence=True)
+    producer._txn_manager.set_pid_and_epoch(1, 0)
+    accumulator = producer._message_accumulator
+    futures = []
+    for partition in (0, 1):
+        batch = producer.create_batch()
+        batch.append(timestamp=None, key=None, value=b"x")
+        futures.append(await accumulator.add_batch(batch, TopicPartition("t", partition), 1))
+    accumulator._pop_batch(TopicPartition("t", 0))
+    seal(producer, "replaced", errors.UnknownProducerId())
+    await asyncio.sleep(0)
+    sent, unsent = [future.exception() for future in futures]
+    assert isinstance(sent, InstanceEnded)
+    assert sent.sent
+    assert not unsent.sent
+    assert isinstance(sent.__cause__, errors.UnknownProducerId)
+    with pytest.raises(InstanceEnded):
+        await producer.client._get_conn(1)
+    with pytest.raises(errors.ProducerClosed):
+        await accumulator.add_batch(producer.create_batch(), TopicPartition("t", 0), 1)
+
+
+def test_the_private_names_are_where_they_were():
+    assert "_conns" in _source(AIOKafkaClient.__init__)
+    assert "bootstrap_conn.send" in _source(AIOKafkaClient.bootstrap)
+    assert "self._force_metadata_update" not in _source(AIOKafkaClient._get_conn)
+    assert "self.force_metadata_update()" in _source(AIOKafkaClient._get_conn)
+    assert "self._requests.append" in _source(AIOKafkaConnection.send)
+    assert "self._closed_fut" in _source(AIOKafkaConnection.close)
+    assert "self._writer" in _source(AIOKafkaConnection.close)
+    assert "self._sender = sender" in _source(BaseHandler.__init__)
+    assert "_drain_waiter" in _source(MessageBatch.failure)
+    assert "self._closing" in _source(GroupCoordinator.close)
+    assert "await self.ensure_coordinator_known()" in _source(GroupCoordinator.commit_offsets)
+    assert "self._send_req" in _source(GroupCoordinator._do_commit_offsets)
+    assert CloseReason.CONNECTION_TIMEOUT
+    assert CloseReason.SHUTDOWN
+    assert CoordinationType.GROUP == questions.GROUP
+    assert CoordinationType.TRANSACTION == questions.TRANSACTION
