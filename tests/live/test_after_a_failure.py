@@ -6,6 +6,13 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 
+SETTINGS = """
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+filterwarnings = error
+"""
+
 LEAVING = """
 import asyncio
 import gc
@@ -29,9 +36,7 @@ def test_that_hears_nothing_of_it(caplog):
 
 
 def test_a_failed_test_leaves_nothing_to_the_next(tmp_path):
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
-    )
+    (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
     (tmp_path / "test_two.py").write_text(LEAVING)
     done = subprocess.run(

@@ -280,7 +280,7 @@ class Lane(asyncio.Protocol):
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
         self.bytes_sent += size
-        self._watchdog.arm(self._outstanding.wrote(count, size))
+        self._watchdog.arm(self._outstanding.wrote(count, size, self.bytes_sent))
 
     def pause_writing(self) -> None:
         """Keep calls in the queue: what is not handed to the transport is certainly not sent."""

@@ -16,15 +16,19 @@ CALL_COST = 4096
 
 
 class Write:
-    """The calls of one write: when they left, how many are unanswered, what they count for."""
+    """The calls of one write: when they left, how many are unanswered, what they count for.
 
-    __slots__ = ("at", "cost", "remaining", "stalled")
+    `end` is the place of its last byte among all bytes that the lane wrote.
+    """
 
-    def __init__(self, at: float, stalled: float, remaining: int, cost: int) -> None:
+    __slots__ = ("at", "cost", "end", "remaining", "stalled")
+
+    def __init__(self, at: float, stalled: float, remaining: int, cost: int, end: int) -> None:
         self.at = at
         self.stalled = stalled
         self.remaining = remaining
         self.cost = cost
+        self.end = end
 
 
 class Outstanding:
@@ -43,10 +47,10 @@ class Outstanding:
         self.last_byte = self._moved = self._loop.time()
         self._stalled = lag.stalled
 
-    def wrote(self, count: int, size: int) -> float:
-        """Note a write of `count` calls and `size` bytes; return its time."""
+    def wrote(self, count: int, size: int, end: int) -> float:
+        """Note a write of `count` calls and `size` bytes up to `end`; return its time."""
         now = self._loop.time()
-        self.writes.append(Write(now, self._lag.stalled, count, size + count * CALL_COST))
+        self.writes.append(Write(now, self._lag.stalled, count, size + count * CALL_COST, end))
         return now
 
     def heard(self) -> None:

@@ -23,6 +23,7 @@ class Watched(Protocol):
     """What a watchdog needs of its lane."""
 
     response_timeout: float
+    bytes_sent: int
     deadline: float | None
     allowance: float
     transport: asyncio.Transport
@@ -41,10 +42,11 @@ class Watchdog:
     """One timer a lane, armed while calls are outstanding.
 
     It looks twice within the response timeout: a large request that is still leaving is no
-    silence, and only what lies between two looks shows that it is.
+    silence, and only what lies between two looks shows that it is. That holds for the oldest one
+    alone: that those behind it leave (a ping of ours, say) tells nothing about the peer.
     """
 
-    __slots__ = ("_lane", "_last_leaving", "_loop", "_outstanding", "_replies", "_timer")
+    __slots__ = ("_lane", "_left", "_loop", "_outstanding", "_replies", "_timer", "_written")
 
     def __init__(self, lane: Watched, outstanding: Outstanding, replies: Replies) -> None:
         """Watch a lane.
@@ -59,7 +61,8 @@ class Watchdog:
         self._outstanding = outstanding
         self._replies = replies
         self._timer: asyncio.TimerHandle | None = None
-        self._last_leaving = 0
+        # At the latest look: the bytes that the lane had written, and those that had left.
+        self._written = self._left = 0
 
     def arm(self, now: float) -> None:
         """Watch from `now` on, unless it is watched already."""
@@ -80,10 +83,11 @@ class Watchdog:
         self._timer, lane = None, self._lane
         if not self._replies.waiting:
             return
-        leaving = self._leaving()
-        if leaving < self._last_leaving:
+        written = lane.bytes_sent
+        left = written - self._leaving()
+        if self._left < self._outstanding.writes[0].end <= self._written and left > self._left:
             self._outstanding.moved()
-        self._last_leaving = leaving
+        self._written, self._left = written, left
         patience, silence = self._patience, self._outstanding.silence()
         if silence >= patience:
             self._timer = self._loop.call_later(
