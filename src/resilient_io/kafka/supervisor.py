@@ -59,6 +59,8 @@ class Supervisor(Generic[DriverT]):
         entered: Called when an instance enters service.
         retired: Called when one that was in service has ended (its sockets closed, its tasks
             gone) with what it had to end for; None when it was closed.
+        halts: Says of what an instance ended of whether none may follow it, as with
+            `broken(replace=False)`, until `revive()`.
         start_timeout: Seconds for starting an instance, and again for preparing it.
         stop_timeout: Seconds for good order when an instance is replaced; None for the policy's
             response timeout.
@@ -80,6 +82,7 @@ class Supervisor(Generic[DriverT]):
         prepare: Callable[[DriverT], Awaitable[None]] | None = None,
         entered: Callable[[DriverT], None] | None = None,
         retired: Callable[[DriverT, BaseException | None], None] | None = None,
+        halts: Callable[[BaseException], bool] | None = None,
         start_timeout: float = 10.0,
         stop_timeout: float | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class Supervisor(Generic[DriverT]):
         self._prepare = prepare
         self._entered = entered
         self._retired = retired
+        self._halts = halts
         self._start_timeout = start_timeout
         self._stop_timeout = policy.response_timeout if stop_timeout is None else stop_timeout
         self._task: asyncio.Task[None] | None = None
@@ -200,6 +204,19 @@ class Supervisor(Generic[DriverT]):
             self._refusal = error if isinstance(error, Exception) else KafkaError(repr(error))
         self._watch.report(error)
 
+    def revive(self) -> None:
+        """Let an instance follow after all one that was not to be replaced."""
+        if not self._halted or self._closing:
+            return
+        self._halted = False
+        self._refusal = None
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(),
+                name=f"resilient-io kafka {self.role} supervisor",
+                context=self.context(),
+            )
+
     async def aclose(self, timeout: float, *, graceful: bool = True) -> None:
         """End it all: whoever waits is told `KafkaClosed`, the instance is ended, then retired.
 
@@ -265,6 +282,8 @@ class Supervisor(Generic[DriverT]):
             await self._health.until_up()
             served = loop.time()
             error = await self._live()
+            if self._halts is not None and self._halts(error):
+                self._halted, self._refusal = True, error
             if loop.time() - served >= _STEADY:
                 self._failures = 0
             self._failures += 1
