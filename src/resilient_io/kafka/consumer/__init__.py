@@ -1,1 +1,17 @@
-"""The consumer."""
+"""The consumer: records at least once, whatever happens to the broker."""
+
+from __future__ import annotations
+
+from .client import ResilientKafkaConsumer
+from .record import Record, TopicPartition, UnreadableRecord
+from .settings import ConsumerSettings
+from .stats import ConsumerStats
+
+__all__ = [
+    "ConsumerSettings",
+    "ConsumerStats",
+    "Record",
+    "ResilientKafkaConsumer",
+    "TopicPartition",
+    "UnreadableRecord",
+]

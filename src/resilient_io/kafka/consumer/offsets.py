@@ -53,6 +53,15 @@ class PartitionProgress:
             self._last = offset
             self._waiting.append(offset)
 
+    def delivered_all(self, offsets: list[int]) -> None:
+        """Note that several were handed out; ascending."""
+        if offsets and offsets[0] > self._last:
+            self._last = offsets[-1]
+            self._waiting.extend(offsets)
+        else:
+            for offset in offsets:
+                self.delivered(offset)
+
     def done(self, offset: int) -> None:
         """Note that a record is done; twice, or one that was never handed out, does no harm."""
         waiting = self._waiting

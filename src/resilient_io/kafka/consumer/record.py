@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import ConsumerRecord, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .offsets import PartitionProgress
-
-    class TopicPartition(NamedTuple):
-        """A topic and the number of one of its partitions."""
-
-        topic: str
-        partition: int
-
-    class ConsumerRecord:
-        """aiokafka 0.14's `aiokafka.structs.ConsumerRecord`, which has no type hints."""
-
-        topic: str
-        partition: int
-        offset: int
-        timestamp: int
-        timestamp_type: int
-        key: Any
-        value: Any
-        checksum: int | None
-        serialized_key_size: int
-        serialized_value_size: int
-        headers: Sequence[tuple[str, bytes]]
-
-else:
-    from aiokafka import ConsumerRecord, TopicPartition
 
 __all__ = ["Record", "TopicPartition", "UnreadableRecord"]
 
 
-class Record(ConsumerRecord):
+class Record(ConsumerRecord[Any, Any]):
     """A record from Kafka: aiokafka's `ConsumerRecord`, and whether it is handled.
 
     Two records are equal when they have the same topic, partition and offset.
@@ -120,12 +96,12 @@ class UnreadableRecord(Record):
     __hash__ = Record.__hash__
 
     @property
-    def key(self) -> Any:
+    def key(self) -> Any:  # type: ignore[override]
         """Raises what the deserialiser raised."""
         raise self._reason()
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Any:  # type: ignore[override]
         """Raises what the deserialiser raised."""
         raise self._reason()
 

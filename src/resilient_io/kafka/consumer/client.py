@@ -1,0 +1,492 @@
+"""`ResilientKafkaConsumer`: a consumer that survives its broker."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from resilient_io._checking import check_count, check_number, check_seconds
+from resilient_io._policy import RetryPolicy, current_deadline
+from resilient_io.errors import ConfigurationError
+from resilient_io.health import Dependency
+from resilient_io.kafka.classification import meaning_of
+from resilient_io.kafka.errors import KafkaClosed, KafkaDeadlineExceeded, KafkaUnavailable
+from resilient_io.kafka.options import split_options
+from resilient_io.kafka.quiet import quietly
+from resilient_io.kafka.target import Target
+
+from .engine import Engine
+from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk, Walk
+from .reading import Reader
+from .settings import ConsumerSettings
+from .stats import ConsumerStats, Counters, nothing_yet
+from .subscription import subscription_to
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from types import TracebackType
+
+    from resilient_io.health._availability import Availability
+    from resilient_io.kafka.processing.failures import OnFailure
+    from resilient_io.kafka.processing.processor import Processor
+    from resilient_io.kafka.processing.report import RunStats
+    from resilient_io.kafka.processing.settings import (
+        DeadLetter,
+        HandlerPolicy,
+        OnUnknown,
+        Order,
+        RunLimits,
+    )
+
+    from .holdings import Holding
+    from .reading import Deserializer
+
+__all__ = ["ResilientKafkaConsumer"]
+
+_OWNED = {
+    "enable_auto_commit": "leave it out: offsets are committed once their records are handled",
+    "auto_commit_interval_ms": "write settings=ConsumerSettings(commit_interval=1.0), in seconds",
+    "max_poll_records": "write settings=ConsumerSettings(fetch_records=1000), or "
+    "batches(max_records=1000)",
+}
+
+_MAX_POLL_INTERVAL_MS = 300_000  # aiokafka 0.14's own default
+
+
+class ResilientKafkaConsumer:
+    """Reads records at least once, and goes on by itself after whatever happens to Kafka.
+
+    A record is handled when the next one is asked for (`async for`, `batches`), or when its handler
+    returned (`run`). Only offsets before which everything is handled are committed: in the
+    background, when partitions are taken away, on leaving and on closing. An outage is never
+    raised: records come again when Kafka does.
+
+    It may be made anywhere, starts in the event loop of its first use (or of `async with`), and
+    belongs to that loop. While Kafka is away it starts all the same; `health` says how it is.
+
+    Args:
+        *topics: Names of the topics to read.
+        bootstrap_servers: "host:port", several with commas between, or a list of such.
+        group_id: The consumer group; None reads all partitions alone, and commits nothing.
+        pattern: A regular expression for the names of topics, instead of naming them.
+        partitions: Fixed partitions, instead of topics; without a group.
+        policy: Times, backoff, and what a call does while Kafka is down; None for the defaults.
+        health: The cluster's availability, which several clients may share; None makes one.
+        settings: When to commit, and the bounds; None for the defaults.
+        key_deserializer: Reads the bytes of a key; never called for None. A record that it raises
+            for comes with `record.error`, and its `key` and `value` raise.
+        value_deserializer: Reads the bytes of a value, in the same way.
+        rng: Source of the jitter; give a seeded one to replay a schedule.
+        **options: Options of `aiokafka.AIOKafkaConsumer`, passed on as they are
+            (`auto_offset_reset`, `group_instance_id`, `security_protocol` …).
+
+    Raises:
+        ConfigurationError: Something given cannot work; the message says what to write instead.
+    """
+
+    def __init__(
+        self,
+        *topics: str,
+        bootstrap_servers: str | Iterable[str] = "localhost:9092",
+        group_id: str | None = None,
+        pattern: str | None = None,
+        partitions: Iterable[tuple[str, int]] | None = None,
+        policy: RetryPolicy | None = None,
+        health: Dependency | None = None,
+        settings: ConsumerSettings | None = None,
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Deserializer | None = None,
+        rng: random.Random | None = None,
+        **options: Any,
+    ) -> None:
+        _check_kinds(policy, health, settings)
+        for name, function in (
+            ("key_deserializer", key_deserializer),
+            ("value_deserializer", value_deserializer),
+        ):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name}={function!r} is no function: write json.loads")
+        self._subscription = subscription_to(topics, pattern, partitions, group_id)
+        split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
+        self._options = split.own
+        self._target = Target(bootstrap_servers, split.client)
+        self._policy = policy or RetryPolicy()
+        self._owns_health = health is None
+        self._health = health if health is not None else Dependency(self._target.name)
+        self._settings = settings or ConsumerSettings()
+        self._deserializers = (key_deserializer, value_deserializer)
+        self._rng = rng if rng is not None else random.Random()
+        self._counters = Counters()
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._taker: str | None = None
+        self._processor: Processor | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        subscription = self._subscription
+        what = subscription.pattern or ", ".join(
+            subscription.topics or [f"{t}[{p}]" for t, p in subscription.partitions]
+        )
+        group = "" if subscription.group is None else f" as {subscription.group}"
+        return f"<{type(self).__name__} of {what}{group}, {self._target.name}>"
+
+    @property
+    def health(self) -> Dependency:
+        """How Kafka is, as this consumer and its probe see it."""
+        return self._health
+
+    @property
+    def group_id(self) -> str | None:
+        """The consumer group; None without one."""
+        return self._subscription.group
+
+    # --- life
+
+    async def __aenter__(self) -> Self:
+        """Start; never waits for Kafka."""
+        self._started()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; see `aclose`."""
+        await self.aclose()
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Hand out nothing more, wait for what is in hand, commit, and leave the group.
+
+        `async for` ends by itself then, and so does `run`. A record in hand of a loop in another
+        task gets `drain_timeout` to be handled; one of the loop that this is called from is not
+        handled, unless it is `done()`. Closing twice is fine, and a consumer that was closed cannot
+        be used again. Cancelling leaves at once; the closing goes on by itself, within its timeout.
+
+        Args:
+            timeout: Seconds within which it ends, also when Kafka is away; None for
+                `ConsumerSettings.close_timeout`.
+
+        Raises:
+            ConfigurationError: `timeout` is no number of at least 0.
+        """
+        bound = self._settings.close_timeout
+        if timeout is not None:
+            bound = check_number("timeout", timeout)
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        if self._engine is None or self._loop is not loop:
+            return
+        if self._closing is None:
+            self._closing = loop.create_task(
+                self._close(self._engine, loop.time() + bound, asyncio.current_task()),
+                name="resilient-io kafka consumer closing",
+                context=self._engine.supervisor.context(),
+            )
+        await asyncio.wait([self._closing])
+
+    async def _close(self, engine: Engine, until: float, asking: asyncio.Task[Any] | None) -> None:
+        if self._processor is not None:
+            left = until - asyncio.get_running_loop().time()
+            await self._processor.aclose(max(0.0, left / 2))
+        await engine.aclose(until, asking)
+        if self._owns_health:
+            await self._health.aclose()
+
+    # --- records
+
+    def __aiter__(self) -> RecordIterator:
+        """Iterate over records: each is handled when the next is asked for.
+
+        An outage is waited for. Leaving by `break`, by an exception or by a cancellation leaves the
+        record in hand unhandled, unless `record.done()` was called: the next loop begins with it,
+        or, after a restart, whoever has its partition then. One loop at a time.
+
+        Raises:
+            RuntimeError: Somebody else takes records already, or another event loop uses it.
+            KafkaClosed: It was closed.
+            KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
+        """
+        engine = self._started()
+        most = self._settings.fetch_records
+        return RecordIterator(RecordWalk(engine.feed, self._entered, self._left, most))
+
+    def batches(self, *, max_records: int = 500, max_wait: float = 0.0) -> BatchIterator:
+        """Iterate over lists of records: each is handled when the next is asked for.
+
+        As with `async for record in consumer`; single records of a batch that is left early count
+        as handled after their `done()`.
+
+        Args:
+            max_records: Most records of a batch.
+            max_wait: Longest wait for more once there is a first, in seconds; 0 takes what is
+                there.
+
+        Raises:
+            ConfigurationError: A value is out of range.
+        """
+        check_count("max_records", max_records)
+        check_number("max_wait", max_wait)
+        feed = self._started().feed
+        return BatchIterator(BatchWalk(feed, self._entered, self._left, max_records, max_wait))
+
+    async def run(
+        self,
+        handler: Callable[[Any], Awaitable[object]],
+        *,
+        order: Order = "key",
+        concurrency: int = 16,
+        batch_size: int | None = None,
+        policy: HandlerPolicy | None = None,
+        dead_letter: DeadLetter | str | None = None,
+        on_failure: OnFailure | None = None,
+        on_unknown: OnUnknown = "retry",
+        requires: Sequence[Availability] = (),
+        limits: RunLimits | None = None,
+    ) -> None:
+        """Call the handler for each record, many at once, until the consumer is closed.
+
+        The order of records of one key (or partition) is kept, also across a rebalance. What fails
+        is tried again without holding others, then goes where `on_failure` says. Cancelling it
+        stops fetching, and leaves at once; draining and committing go on for up to
+        `limits.drain_timeout`, and `aclose()` waits for them.
+
+        Args:
+            handler: An async function of one record; of a list of records with `batch_size`.
+            order: "key" keeps the order of records with the same key, "partition" that of whole
+                partitions, "none" keeps none.
+            concurrency: Most handlers that run at once.
+            batch_size: Most records for one call of the handler; None calls it with one record.
+            policy: How often a failing handler is called again, and how long a call may take.
+            dead_letter: The topic for records that cannot be handled, or more about it.
+            on_failure: "dead_letter" (the default with `dead_letter=`), "stop" (the default
+                without), "skip", or a function that is asked.
+            on_unknown: What becomes of a record whose handler raised `OutcomeUnknown`.
+            requires: Dependencies that handlers cannot do without: while one is down, nothing is
+                handled.
+            limits: How much may be in memory, and how long its ends may take.
+
+        Raises:
+            ConfigurationError: An argument cannot work, or there is no group.
+            RuntimeError: Somebody else takes records already.
+            KafkaClosed: It was closed before.
+            Exception: What a handler raised, with `on_failure="stop"`; what Kafka refuses for good.
+        """
+        # Not at the top: most consumers that iterate need none of it.
+        from resilient_io.kafka.processing.plan import plan_run  # noqa: PLC0415
+        from resilient_io.kafka.processing.processor import Processor  # noqa: PLC0415
+
+        plan = plan_run(
+            handler,
+            order=order,
+            concurrency=concurrency,
+            batch_size=batch_size,
+            policy=policy,
+            dead_letter=dead_letter,
+            on_failure=on_failure,
+            on_unknown=on_unknown,
+            requires=requires,
+            limits=limits,
+        )
+        if self._subscription.group is None:
+            raise ConfigurationError(
+                "run() needs a group to commit to: write "
+                'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without one'
+            )
+        engine = self._started()
+        self._claim("running")
+        processor = Processor(
+            engine,
+            plan,
+            max_poll_interval=self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS)
+            / 1000,
+            make_producer=self._make_producer,
+            rng=self._rng,
+            commit_timeout=self._settings.commit_timeout,
+            ended=self._run_ended,
+        )
+        self._processor = processor
+        await processor.run()
+
+    # --- looking
+
+    def assignment(self) -> tuple[TopicPartition, ...]:
+        """Return the partitions that are ours now; none before the first use."""
+        return () if self._engine is None else self._engine.assignment()
+
+    def seek(self, partition: tuple[str, int], offset: int) -> None:
+        """Read a partition from another offset from now on.
+
+        What came from it and is not handled yet does not count any more; with a group, the new
+        place is committed in the background.
+
+        Args:
+            partition: One that is ours.
+            offset: Where to go on.
+
+        Raises:
+            ConfigurationError: The offset is no whole number of at least 0, or the partition is
+                not ours now.
+            RuntimeError: `run` is under way: its handlers have records of that partition.
+        """
+        check_count("offset", offset, least=0)
+        if self._processor is not None:
+            raise RuntimeError("seek() while run() is under way: stop it first, with aclose()")
+        holding = None
+        if self._engine is not None:
+            holding = self._engine.holdings.get(TopicPartition(*partition))
+        if self._engine is None or holding is None:
+            raise ConfigurationError(
+                f"{partition} is not ours now: seek within partitions of assignment()"
+            )
+        self._engine.move(holding, offset)
+
+    async def lag(self, timeout: float | None = None) -> dict[TopicPartition, int]:
+        """Ask how many offsets lie between what is committed and the end, for our partitions.
+
+        Without a group, or before the first commit, what is handled counts instead; a partition of
+        which not even that is known yet is left out. Cancelling leaves at once.
+
+        Args:
+            timeout: Longest wait in seconds; None for the policy's deadline.
+
+        Raises:
+            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
+            KafkaDeadlineExceeded: There was no answer in time.
+            KafkaClosed: It was closed.
+        """
+        engine = self._started()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        bound = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
+        until = None if bound is None else began + bound
+        instance = await engine.supervisor.ready(until, "lag")
+        outer = current_deadline()
+        if outer is not None and (until is None or outer < until):
+            until = outer
+        held = engine.holdings.all
+        try:
+            async with asyncio.timeout_at(until):
+                with quietly(engine.supervisor.tally):
+                    ends = await instance.end_offsets([holding.partition for holding in held])
+        except TimeoutError as error:
+            raise KafkaDeadlineExceeded(
+                "the end offsets were not answered in time",
+                dependency=self._health.name,
+                operation="lag",
+                attempts=1,
+                elapsed=loop.time() - began,
+            ) from error
+        except KafkaError as error:
+            if meaning_of(error).kind == "permanent":
+                raise
+            raise KafkaUnavailable(
+                "the end offsets could not be asked for",
+                dependency=self._health.name,
+                operation="lag",
+                attempts=1,
+                elapsed=loop.time() - began,
+            ) from error
+        return {
+            holding.partition: max(0, ends[holding.partition] - at)
+            for holding in held
+            if holding.partition in ends and (at := _counted(holding)) is not None
+        }
+
+    def stats(self) -> ConsumerStats:
+        """Return the counters."""
+        if self._engine is not None:
+            return self._engine.stats()
+        return nothing_yet()
+
+    def run_stats(self) -> RunStats | None:
+        """Return the counters of the `run` that is under way; None when there is none."""
+        return None if self._processor is None else self._processor.stats()
+
+    # --- inside
+
+    def _started(self) -> Engine:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise KafkaClosed(
+                "the consumer was closed: make a new one",
+                dependency=self._health.name,
+                operation="consume",
+            )
+        if self._loop is not None and self._loop is not loop:
+            if not self._loop.is_closed():
+                raise RuntimeError(
+                    "this consumer is in use in another running event loop: make one "
+                    "ResilientKafkaConsumer for each event loop"
+                )
+            self._engine = self._taker = self._processor = None  # gone with that loop
+        if self._engine is None:
+            engine = Engine(
+                target=self._target,
+                subscription=self._subscription,
+                options=self._options,
+                policy=self._policy,
+                health=self._health,
+                settings=self._settings,
+                reader=Reader(*self._deserializers, self._counters),
+                counters=self._counters,
+                rng=self._rng,
+            )
+            engine.start()
+            self._engine, self._loop = engine, loop
+        return self._engine
+
+    def _claim(self, what: str) -> None:
+        if self._taker is not None:
+            raise RuntimeError(
+                f"this consumer is {self._taker} already: one loop or run() at a time; make a "
+                f"second consumer of the same group for more"
+            )
+        self._taker = what
+
+    def _entered(self, walk: Walk) -> None:
+        self._claim(walk.what)
+        if self._engine is not None:
+            self._engine.walk = walk
+
+    def _left(self) -> None:
+        self._taker = None
+        if self._engine is not None:
+            self._engine.left()
+
+    def _run_ended(self) -> None:
+        self._taker = self._processor = None
+        if self._engine is not None:
+            self._engine.rewind()
+
+    def _make_producer(self) -> Any:
+        from resilient_io.kafka.producer import ResilientKafkaProducer  # noqa: PLC0415
+
+        return ResilientKafkaProducer(
+            policy=self._policy, health=self._health, **self._target.client_options()
+        )
+
+
+def _counted(holding: Holding) -> int | None:
+    if holding.member is not None and holding.certain and holding.committed is not None:
+        return holding.committed
+    return holding.resume
+
+
+def _check_kinds(policy: object, health: object, settings: object) -> None:
+    for name, value, kind in (
+        ("policy", policy, RetryPolicy),
+        ("health", health, Dependency),
+        ("settings", settings, ConsumerSettings),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(
+                f"{name} must be a {kind.__name__}, not {value!r}: write {name}={kind.__name__}(…)"
+            )

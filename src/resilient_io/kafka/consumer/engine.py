@@ -1,0 +1,306 @@
+"""What a consumer is made of, in the event loop of its first use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer
+
+from resilient_io.health import State
+from resilient_io.kafka.probe import KafkaProbe
+from resilient_io.kafka.questions import GROUP
+from resilient_io.kafka.quiet import quietly
+from resilient_io.kafka.supervisor import Supervisor
+
+from . import internals
+from .committing import Committer
+from .feed import Feed
+from .holdings import Holding, Holdings
+from .rebalance import Rebalancing
+from .stalling import StallWatch
+from .stats import ConsumerStats, Counters
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from aiokafka import TopicPartition
+
+    from resilient_io._policy import RetryPolicy
+    from resilient_io.health import Attachment, Dependency
+    from resilient_io.kafka.protocols import ConsumerDriver
+    from resilient_io.kafka.target import Target
+
+    from .iteration import Walk
+    from .offsets import PartitionProgress
+    from .reading import Reader
+    from .record import Record
+    from .settings import ConsumerSettings
+    from .subscription import Subscription
+
+__all__ = ["Engine"]
+
+_TICK = 1.0
+"""Seconds between two looks after everything, at least."""
+
+
+class Engine:
+    """A consumer's parts: the driver's instance, what it has, who takes it, and the upkeep.
+
+    It is the `Source` of records for `run`.
+
+    Args:
+        target: The cluster.
+        subscription: What is read.
+        options: aiokafka's options for the instance itself.
+        policy: Times and backoff.
+        health: The cluster's.
+        settings: Ours.
+        reader: Makes records of ours out of the driver's.
+        counters: Counts what happens.
+        rng: Source of the jitter.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        subscription: Subscription,
+        options: dict[str, Any],
+        policy: RetryPolicy,
+        health: Dependency,
+        settings: ConsumerSettings,
+        reader: Reader,
+        counters: Counters,
+        rng: random.Random,
+    ) -> None:
+        self.health = health
+        self.settings = settings
+        self.walk: Walk | None = None
+        self._target = target
+        self._subscription = subscription
+        self._options = options
+        self._counters = counters
+        self._probe = KafkaProbe(
+            target=target,
+            timeout=policy.connect_timeout,
+            coordinator=None if subscription.group is None else (GROUP, subscription.group),
+        )
+        self.supervisor: Supervisor[ConsumerDriver] = Supervisor(
+            role="consumer",
+            build=self._build,
+            health=health,
+            policy=policy,
+            rng=rng,
+            prepare=self._prepare,
+            entered=self._entered,
+            retired=self._retired,
+        )
+        self.holdings = Holdings(counters)
+        self.feed = Feed(
+            self.holdings,
+            reader,
+            broken=self.supervisor.broken,
+            seen=self._probe.heard,
+            observe=self._observe,
+            counters=counters,
+        )
+        self._committer = Committer(health.name, counters)
+        self._rebalancing = Rebalancing(
+            health.name,
+            holdings=self.holdings,
+            feed=self.feed,
+            committer=self._committer,
+            settings=settings,
+            counters=counters,
+            drop=self._drop,
+            drain=self._drain,
+        )
+        self._stalls = (
+            None
+            if settings.stalled_after is None
+            else StallWatch(health, settings.stalled_after, subscription.group)
+        )
+        self._attachment: Attachment | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self._due: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Begin in the running loop; never waits for Kafka."""
+        self._attachment = self.health.start(self._probe, last_reply=self._probe.last_reply)
+        self.supervisor.start()
+        self._upkeep = asyncio.get_running_loop().create_task(
+            self._keep_up(), name="resilient-io kafka upkeep", context=self.supervisor.context()
+        )
+
+    # --- Source
+
+    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
+        """See `Source.fetch`."""
+        return await self.feed.fetch(max_records, max_wait)
+
+    def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """See `Source.pause`."""
+        self.feed.pause(partitions, reason)
+
+    def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """See `Source.resume`."""
+        self.feed.resume(partitions, reason)
+
+    def assignment(self) -> tuple[TopicPartition, ...]:
+        """See `Source.assignment`."""
+        return self.holdings.partitions
+
+    def progress(self, partition: TopicPartition) -> PartitionProgress | None:
+        """See `Source.progress`."""
+        holding = self.holdings.get(partition)
+        return None if holding is None else holding.progress
+
+    async def commit(self, timeout: float) -> None:
+        """See `Source.commit`."""
+        if self.walk is not None:
+            self.walk.settle()
+        if self.settings.commit_interval is not None:
+            with quietly(self.supervisor.tally):
+                await self._committer.commit(self.holdings.all, timeout, insist=True)
+
+    def on_revoked(
+        self, drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None
+    ) -> None:
+        """See `Source.on_revoked`."""
+        self.feed.on_revoked(drain)
+
+    def on_assigned(self, taken: Callable[[tuple[TopicPartition, ...]], None] | None) -> None:
+        """See `Source.on_assigned`."""
+        self.feed.on_assigned(taken)
+
+    # --- for iterating
+
+    def left(self) -> None:
+        """The iteration is over: commit what it handled."""
+        self.walk = None
+        if self._due is not None and not self._due.done():
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                self._due.set_result(None)
+
+    def move(self, holding: Holding, offset: int) -> None:
+        """Read a partition from another offset from now on."""
+        self._drop([holding])
+        holding.move(offset)
+        self.feed.wake()
+
+    def rewind(self) -> None:
+        """Read again what was handed out and is not handled."""
+        for holding in self.holdings.all:
+            if holding.open:
+                holding.rewind()
+
+    def stats(self) -> ConsumerStats:
+        """Read the counters."""
+        counters = self._counters
+        held = self.holdings.all
+        if self.walk is not None:
+            self.walk.settle()
+        return ConsumerStats(
+            records=counters.records,
+            unreadable=counters.unreadable,
+            given_back=counters.given_back,
+            outstanding=sum(holding.progress.outstanding for holding in held),
+            partitions=len(held),
+            paused=sum(self.feed.paused(holding.partition) for holding in held),
+            commits=counters.commits,
+            commits_failed=counters.commits_failed,
+            rebalances=counters.rebalances,
+            lost=counters.lost,
+            carried=counters.carried,
+            instances=self.supervisor.generation,
+            dropped_logs=self.supervisor.tally.dropped + self._target.tally.dropped,
+        )
+
+    # --- closing
+
+    async def aclose(self, until: float, asking: asyncio.Task[Any] | None) -> None:
+        """Hand out nothing more, drain, commit, leave the group, end every task.
+
+        Args:
+            until: Loop time by which it ends.
+            asking: The task that wants it closed; nobody waits for the record that it has.
+        """
+        loop = asyncio.get_running_loop()
+        self.feed.close()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
+        if self.walk is not None:
+            drain = min(self.settings.drain_timeout, (until - loop.time()) / 2)
+            await self.walk.drain(self.holdings.all, drain, asking)
+        down = self.health.state is State.DOWN
+        if not down:
+            await self.commit(max(0.0, min(self.settings.commit_timeout, until - loop.time())))
+        await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
+        await self._rebalancing.aclose()
+        if self._stalls is not None:
+            self._stalls.close()
+        if self._attachment is not None:
+            await self._attachment.detach()
+        self._probe.close()
+
+    # --- inside
+
+    def _build(self) -> ConsumerDriver:
+        make: Any = AIOKafkaConsumer  # it has no type hints
+        instance: ConsumerDriver = make(
+            group_id=self._subscription.group,
+            enable_auto_commit=False,
+            **self._target.client_options(),
+            **self._options,
+        )
+        return instance
+
+    async def _prepare(self, instance: ConsumerDriver) -> None:
+        self._subscription.apply(instance, self._rebalancing.listener(instance))
+
+    def _entered(self, instance: ConsumerDriver) -> None:
+        self.feed.entered(instance)
+
+    def _retired(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
+        self.feed.entered(None)
+        if not self.feed.closed:
+            self._rebalancing.lose(instance)
+
+    def _observe(self, instance: ConsumerDriver) -> None:
+        if self._subscription.group is None:
+            self._rebalancing.observe(instance)
+
+    def _drop(self, going: list[Holding]) -> None:
+        if self.walk is not None:
+            self.walk.drop(going)
+
+    async def _drain(self, going: list[Holding]) -> None:
+        if self.walk is not None:
+            await self.walk.drain(going, self.settings.drain_timeout)
+        if self.feed.drain is not None:
+            await self.feed.drain(tuple(holding.partition for holding in going))
+
+    async def _keep_up(self) -> None:
+        """Commit, keep polling alive while records are being handled, look for stalls."""
+        loop = asyncio.get_running_loop()
+        interval = self.settings.commit_interval
+        tick = _TICK if interval is None else min(_TICK, interval)
+        commit_at = loop.time()
+        while True:
+            self._due = loop.create_future()
+            await asyncio.wait([self._due], timeout=tick)
+            now = loop.time()
+            walk, instance = self.walk, self.supervisor.instance
+            if walk is not None:
+                walk.settle()
+                if instance is not None and walk.moved():
+                    internals.note_poll(instance)
+            if self._stalls is not None:
+                self._stalls.look(self.holdings.all, self.feed.paused, now)
+            if interval is not None and (self._due.done() or now >= commit_at):
+                await self._committer.commit(self.holdings.all, self.settings.commit_timeout)
+                commit_at = loop.time() + interval - tick / 2

@@ -1,0 +1,245 @@
+"""Takes records from the driver's instance in service, and survives what happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from resilient_io.kafka.classification import meaning_of
+from resilient_io.kafka.internals import InstanceEnded
+
+from . import internals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from aiokafka import TopicPartition
+
+    from resilient_io.kafka.protocols import ConsumerDriver
+
+    from .holdings import Holding, Holdings
+    from .reading import Reader
+    from .record import Record
+    from .stats import Counters
+
+__all__ = ["Feed"]
+
+_PATIENCE = 5
+"""Failures in a row after which an instance is replaced, though each seemed to pass by itself."""
+
+_PAUSE = 0.1
+"""Seconds after the first failure of an instance before it is asked again; doubles with each."""
+
+
+class Feed:
+    """Hands out records of the partitions that are ours and not paused.
+
+    Args:
+        holdings: The partitions that are ours.
+        reader: Makes records of ours out of the driver's.
+        broken: Told of an instance that must be replaced, and why.
+        seen: Called when records came.
+        observe: Called with the instance before it is asked; finds its partitions when there is
+            no group that would tell.
+        counters: Counts what happens.
+    """
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        reader: Reader,
+        *,
+        broken: Callable[[ConsumerDriver, BaseException], None],
+        seen: Callable[[], None],
+        observe: Callable[[ConsumerDriver], None],
+        counters: Counters,
+    ) -> None:
+        self._holdings = holdings
+        self._reader = reader
+        self._broken = broken
+        self._seen = seen
+        self._observe = observe
+        self._counters = counters
+        self._instance: ConsumerDriver | None = None
+        self._reasons: dict[TopicPartition, list[str]] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._failures = 0
+        self.closed = False
+        self.drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None = None
+        self.taken: Callable[[tuple[TopicPartition, ...]], None] | None = None
+
+    # --- what the consumer tells it
+
+    def entered(self, instance: ConsumerDriver | None) -> None:
+        """Take records from this instance from now on; from none."""
+        self._instance = instance
+        self._failures = 0
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody who waits for records look again."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """Hand out nothing any more."""
+        self.closed = True
+        self.wake()
+
+    # --- Source
+
+    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
+        """See `Source.fetch`."""
+        found = await self.next(max_records, max_wait)
+        return {holding.partition: records for holding, records in found}
+
+    def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """See `Source.pause`."""
+        for partition in partitions:
+            reasons = self._reasons.setdefault(partition, [])
+            if reason not in reasons:
+                reasons.append(reason)
+
+    def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """See `Source.resume`."""
+        for partition in partitions:
+            reasons = self._reasons.get(partition)
+            if reasons is not None and reason in reasons:
+                reasons.remove(reason)
+                if not reasons:
+                    del self._reasons[partition]
+        self.wake()
+
+    def paused(self, partition: TopicPartition) -> bool:
+        """Tell whether a partition is paused."""
+        return partition in self._reasons
+
+    def on_revoked(
+        self, drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None
+    ) -> None:
+        """See `Source.on_revoked`."""
+        self.drain = drain
+
+    def on_assigned(self, taken: Callable[[tuple[TopicPartition, ...]], None] | None) -> None:
+        """See `Source.on_assigned`."""
+        self.taken = taken
+
+    def give_back(self, holding: Holding, records: list[Record]) -> None:
+        """Take back records that were not handled, to hand them out again, before all others."""
+        if records and holding.ours and records[0]._progress is holding.progress:
+            holding.kept[:0] = records
+            self._counters.given_back += len(records)
+
+    # --- taking
+
+    async def next(self, max_records: int, max_wait: float) -> list[tuple[Holding, list[Record]]]:
+        """Return the next records; see `Source.fetch`. Each partition appears once."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + max_wait
+        while not self.closed:
+            found = await self._take(max_records)
+            if found:
+                return found
+            left = until - loop.time()
+            if left <= 0:
+                break
+            await self._arrival(left)
+        return []
+
+    async def _take(self, most: int) -> list[tuple[Holding, list[Record]]]:
+        """Take what is there; suspends only after a failure."""
+        instance = self._instance
+        if instance is not None:
+            self._observe(instance)
+        found = self._take_kept(most)
+        if instance is None:
+            return found
+        if found:
+            internals.note_poll(instance)
+            return found
+        try:
+            arrived = await self._ask(instance, most)
+        except InstanceEnded:
+            return []
+        except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and each has its meaning
+            await self._failed(instance, error)
+            return []
+        if arrived:
+            self._failures = 0
+            self._seen()
+        return arrived
+
+    async def _ask(self, instance: ConsumerDriver, most: int) -> list[tuple[Holding, list[Record]]]:
+        held = self._holdings.all
+        wanted = [
+            holding.partition
+            for holding in held
+            if holding.open and holding.partition not in self._reasons
+        ]
+        if not wanted or internals.reassigning(instance):
+            internals.check(instance)
+            internals.note_poll(instance)
+            return []
+        # All that are assigned are asked for by naming none. It cannot suspend: nothing to wait.
+        everything = len(wanted) == len(internals.partitions_of(instance))
+        arrived = await instance.getmany(*(() if everything else wanted), max_records=most)
+        found = []
+        for partition, records in arrived.items():
+            holding = self._holdings.get(partition)
+            if holding is not None and records:
+                ours = self._reader.adopt(records, holding.progress)
+                found.append((holding, self._ready(holding, ours)))
+        return [(holding, records) for holding, records in found if records]
+
+    def _take_kept(self, most: int) -> list[tuple[Holding, list[Record]]]:
+        found = []
+        for holding in self._holdings.all:
+            if most <= 0:
+                break
+            if holding.kept and holding.open and holding.partition not in self._reasons:
+                records, holding.kept = holding.kept[:most], holding.kept[most:]
+                ready = self._ready(holding, records)
+                most -= len(ready)
+                found.append((holding, ready))
+        return found
+
+    def _ready(self, holding: Holding, records: list[Record]) -> list[Record]:
+        """Deserialise what fits a turn of the loop, and keep the rest for the next call."""
+        ready = self._reader.read(records, asyncio.get_running_loop().time)
+        if ready < len(records):
+            holding.kept[:0] = records[ready:]
+            return records[:ready]
+        return records
+
+    async def _failed(self, instance: ConsumerDriver, error: Exception) -> None:
+        meaning = meaning_of(error)
+        if meaning.kind == "permanent":
+            raise error
+        self._failures += 1
+        if meaning.fatal or self._failures >= _PATIENCE:
+            if self._instance is instance:
+                self._instance = None
+            self._broken(instance, error)
+        else:
+            await asyncio.sleep(_PAUSE * 2.0 ** (self._failures - 1))
+
+    async def _arrival(self, timeout: float) -> None:
+        """Wait until records may have come, or something changed."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(woken)
+        waiters = [woken]
+        if self._instance is not None:
+            waiters.append(internals.arrival(self._instance))
+        try:
+            await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if woken in self._waiting:
+                self._waiting.remove(woken)
+            for waiter in waiters:
+                # What the coordination put there comes out of the next look, too.
+                if not waiter.done():
+                    waiter.cancel()
+                elif not waiter.cancelled():
+                    waiter.exception()
