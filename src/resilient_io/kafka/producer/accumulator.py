@@ -1,0 +1,370 @@
+"""Takes records in: chooses their line, counts their bytes, and calls the courier once a tick."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from aiokafka import errors as driver
+
+from resilient_io._deadline import current_deadline
+
+from .expiry import Expiry
+from .line import tombstone
+from .records import too_large
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka.structs import RecordMetadata
+
+    from resilient_io._policy import RetryPolicy
+    from resilient_io.health import Dependency
+
+    from .courier import Courier
+    from .line import Headers, Line
+    from .partitioning import Topic
+    from .room import Room
+    from .settings import DeliverySettings
+    from .topics import Topics
+    from .verdict import Verdicts
+
+__all__ = ["OVERHEAD", "Accumulator"]
+
+OVERHEAD = 256
+"""Bytes that a record costs beside its own: its tuple, its future, its place in a line."""
+
+_TURN = 2 * 1024 * 1024
+"""Bytes of records made into batches before the loop gets a turn."""
+
+_SWEEP_SPACING = 0.1
+"""Least seconds between two looks for cancelled records when there is no room."""
+
+
+class Accumulator:
+    """Where records wait, one line for each partition.
+
+    Attributes:
+        loop: The event loop it works in.
+        closed: Nothing more is taken in.
+        max_request_size: Bytes of the largest record that is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        room: Room,
+        courier: Courier,
+        health: Dependency,
+        verdicts: Verdicts,
+        policy: RetryPolicy,
+        settings: DeliverySettings,
+        max_request_size: int,
+        full: int,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            topics: Know the lines.
+            room: Bounds what is held.
+            courier: Takes batches from the lines.
+            health: Says whether Kafka is down.
+            verdicts: Makes the errors.
+            policy: What a call does while Kafka is down, and how long it may take.
+            settings: Times and bounds.
+            max_request_size: Bytes of the largest record that is taken.
+            full: Bytes for which a line need not linger.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self._topics = topics.known
+        self._resolve = topics.resolve
+        self.room = self._room = room
+        self._courier = courier
+        self._health = health
+        self._verdicts = verdicts
+        self._wait_while_down = policy.while_down == "wait"
+        self._call_timeout = policy.deadline
+        self._settings = settings
+        self._linger = settings.linger
+        self.max_request_size = max_request_size
+        self._full = full
+        self._linger_full = full if settings.linger else math.inf
+        self._lingering: dict[Line, asyncio.TimerHandle] = {}
+        self._due: list[Line] = []
+        self._scheduled = False
+        self._swept = -math.inf
+        self._time = self.loop.time
+        self._create_future = self.loop.create_future
+        self._progress: list[asyncio.Future[None]] = []
+        self.lines = topics.lines
+        self.expiry = Expiry(
+            self.loop, topics.lines, room, verdicts, tombstone(self.loop), self.progressed
+        )
+
+    # --- the way of a record
+
+    def offer(
+        self,
+        name: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        stamp: int | None,
+        headers: Headers | None,
+        size: int,
+        lifetime: float,
+    ) -> asyncio.Future[RecordMetadata] | None:
+        """Take a record in, if that needs no waiting.
+
+        Returns:
+            Its future; None when `admit` has to be awaited instead.
+        """
+        topic = self._topics.get(name)
+        if topic is None or not self._health.available:
+            return None
+        if partition is not None:
+            line = topic.lines.get(partition)
+            if line is None:
+                return None
+        elif key is None:
+            line = topic.sticky
+            if line is None:
+                line = topic.route(None)
+            elif line.waiting >= self._full:
+                topic.move_on()
+                line = topic.sticky
+        else:
+            line = topic.keys.get(key)
+            if line is None:
+                line = topic.route(key)
+        room = self._room
+        allowance = room.allowance - size
+        if allowance < 0:
+            return None
+        now = self._time()
+        until = now + lifetime
+        bound = current_deadline()
+        if bound is not None and bound < until:
+            if bound <= now:
+                return None
+            until = bound
+        room.allowance = allowance
+        if until < self.expiry.at:
+            self.expiry.set(until)
+        future = self._create_future()
+        line.records.append((future, key, value, headers, stamp, until, size, now))
+        line.waiting += size
+        if line.idle:
+            self.call(line)
+        elif line.waiting >= self._linger_full:
+            self._call_now(line)
+        return future
+
+    async def admit(
+        self,
+        name: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        stamp: int | None,
+        headers: Headers | None,
+        size: int,
+        lifetime: float,
+        began: float,
+        operation: str,
+    ) -> asyncio.Future[RecordMetadata]:
+        """Take a record in as soon as the topic is known and there is room.
+
+        Cancelling leaves at once, and the record is not sent.
+
+        Raises:
+            KafkaUnavailable: Kafka is down, and calls are not to wait for it.
+            KafkaDeadlineExceeded: The topic's partitions were not known in time.
+            KafkaOverloaded: There was no room in time.
+            KafkaClosed: The producer was closed meanwhile.
+            KafkaError: The topic or the partition does not exist, or the record is too large.
+        """
+        until = self.bound(began)
+        topic = await self.topic(name, until, began, operation)
+        if partition is not None and partition not in topic.lines:
+            raise unknown_partition(topic, partition)
+        await self.make_room(size, until, began, operation)
+        line = topic.route(key) if partition is None else topic.lines[partition]
+        now = self._time()
+        # The call's own bound goes on from its beginning, the record's from here.
+        ends = began + lifetime if operation == "send_and_wait" else now + lifetime
+        bound = current_deadline()
+        if bound is not None and bound < ends:
+            ends = bound
+        self.expect(ends)
+        future = self._create_future()
+        line.records.append((future, key, value, headers, stamp, ends, size, now))
+        line.waiting += size
+        self.notice(line)
+        return future
+
+    async def topic(self, name: str, until: float | None, began: float, operation: str) -> Topic:
+        """Give a topic whose partitions are known.
+
+        Raises:
+            KafkaUnavailable: Kafka is down, and calls are not to wait for it.
+            KafkaDeadlineExceeded: They were not known in time.
+            KafkaClosed: The producer was closed meanwhile.
+            KafkaError: The topic does not exist, or may not be seen.
+        """
+        self.check_up(began, operation)
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = await self._resolve(name, until)
+            self.check_up(began, operation)
+        if topic is None:
+            error = self._verdicts.too_late(began, operation)
+            error.add_note(f"the partitions of topic {name!r} are not known yet")
+            raise error
+        return topic
+
+    async def make_room(
+        self, size: int, until: float | None, began: float, operation: str
+    ) -> None:
+        """Take bytes of the buffer, as soon as there are so many.
+
+        Raises:
+            KafkaOverloaded: There was no room in time.
+            KafkaUnavailable: Kafka went down, and calls are not to wait for it.
+            KafkaClosed: The producer was closed meanwhile.
+            MessageSizeTooLargeError: It is more than `max_request_size`.
+        """
+        if size - OVERHEAD > self.max_request_size:
+            raise too_large(size - OVERHEAD, self.max_request_size)
+        # The loop gets a turn after each burst: that is what sends the first batches off.
+        await asyncio.sleep(0)
+        self.check_up(began, operation)
+        if not self._room.has(size) and self._time() - self._swept >= _SWEEP_SPACING:
+            self._swept = self._time()
+            self.expiry.sweep()  # cancelled records may hold the room
+        if not await self._room.take(size, until):
+            self.check_up(began, operation)
+            raise self._verdicts.overloaded(began, self._settings.buffer_bytes, operation)
+        if self.closed:
+            self._room.release(size)
+            raise self._verdicts.closed(began, operation)
+
+    def bound(self, began: float) -> float | None:
+        """Give the loop time at which a call that began then must end."""
+        until = None if self._call_timeout is None else began + self._call_timeout
+        outer = current_deadline()
+        return outer if outer is not None and (until is None or outer < until) else until
+
+    def check_up(self, began: float, operation: str) -> None:
+        """Refuse a call that is not to wait for Kafka's return.
+
+        Raises:
+            KafkaUnavailable: Kafka is down.
+            KafkaClosed: The producer was closed.
+        """
+        if self.closed:
+            raise self._verdicts.closed(began, operation)
+        if not self._health.available and not self._wait_while_down:
+            error = self._verdicts.down(began, operation)
+            self._verdicts.count(error)
+            raise error
+
+    # --- lines that call
+
+    def expect(self, until: float) -> None:
+        """See to it that the deadline is kept."""
+        if until < self.expiry.at:
+            self.expiry.set(until)
+
+    def notice(self, line: Line) -> None:
+        """Look at a line that has just got something."""
+        if line.idle:
+            self.call(line)
+        elif line.waiting >= self._linger_full:
+            self._call_now(line)
+
+    def call(self, line: Line) -> None:
+        """Have an idle line handed over: at the end of this tick, or after lingering."""
+        line.idle = False
+        if self._linger and line.waiting < self._full:
+            self._lingering[line] = self.loop.call_later(self._linger, self._call_now, line)
+            return
+        self._due.append(line)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._hand_over)
+
+    def hurry(self) -> None:
+        """Linger no more: somebody waits for all that there is."""
+        for line in list(self._lingering):
+            self._call_now(line)
+
+    def _call_now(self, line: Line) -> None:
+        timer = self._lingering.pop(line, None)
+        if timer is None:
+            return  # it was called already, or it travels
+        timer.cancel()
+        self._due.append(line)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        due, self._due = self._due, []
+        made = 0
+        hand_over = self._courier.hand_over
+        for place, line in enumerate(due):
+            made += line.waiting
+            hand_over(line)
+            if made >= _TURN:
+                self._due = due[place + 1 :] + self._due
+                break
+        self._scheduled = bool(self._due)
+        if self._scheduled:
+            self.loop.call_soon(self._hand_over)
+        self._room.regrant()
+
+    # --- waiting for the end
+
+    def progressed(self) -> None:
+        """Let those look who wait for records to be settled."""
+        if self._progress:
+            waiting, self._progress = self._progress, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    async def flushed(self, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait until every record taken in so far has an outcome, or there is no use in it."""
+        self.hurry()
+        targets = [(line, line.end) for line in self.lines]
+        while True:
+            targets = [(line, end) for line, end in targets if line.settled_to < end]
+            if not targets or unless():
+                return
+            future: asyncio.Future[None] = self._create_future()
+            self._progress.append(future)
+            await future
+
+    def close(self) -> None:
+        """Take nothing more in."""
+        self.closed = True
+        self._room.close()
+        self.hurry()
+
+    def finish(self) -> None:
+        """Keep no timer."""
+        self.expiry.close()
+        for timer in self._lingering.values():
+            timer.cancel()
+        self._lingering.clear()
+
+
+def unknown_partition(topic: Topic, partition: int | None) -> Exception:
+    """Say that a topic has no such partition."""
+    return driver.UnknownTopicOrPartitionError(
+        f"topic {topic.name!r} has no partition {partition}: it has {sorted(topic.lines)}"
+    )

@@ -1,0 +1,308 @@
+"""Hands batches over to the instance in service, one at a time for each partition."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from typing import TYPE_CHECKING
+
+from aiokafka import errors as driver
+
+from resilient_io.health import Cause
+from resilient_io.kafka.classification import meaning_of
+from resilient_io.kafka.internals import InstanceEnded
+
+from .loading import load
+from .sequence import attempts_of, is_idempotent, newest_batch, take_back
+from .settling import confirm, fail, put_back
+from .verdict import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka.structs import RecordMetadata
+
+    from resilient_io.health import Dependency
+    from resilient_io.kafka.protocols import ProducerDriver
+    from resilient_io.kafka.supervisor import Supervisor
+
+    from .line import Cargo, Line
+    from .room import Room
+    from .topics import Topics
+    from .verdict import Verdicts
+
+__all__ = ["Courier", "words"]
+
+_CLOCK_SPACING = 1.0
+"""Seconds for which the wall clock's distance from the loop's is believed."""
+
+_LEADER_PAUSE = 0.1
+"""Seconds between two questions for the leader of a partition that has none."""
+
+_TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordListTooLargeError)
+
+_NO_ANSWER = "it was handed over, and the connection to Kafka ended without an answer"
+
+
+class Courier:
+    """Carries what waits in the lines, whenever there is an instance to take it.
+
+    Attributes:
+        travelling: Batches that were handed over and are not settled.
+        batches: How many were handed over, ever.
+        open: Whether batches may be handed over; a transaction's end closes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        supervisor: Supervisor[ProducerDriver],
+        topics: Topics,
+        room: Room,
+        health: Dependency,
+        verdicts: Verdicts,
+        heard: Callable[[], None],
+        progressed: Callable[[], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            supervisor: Owns the instance.
+            topics: Know the leaders.
+            room: Gets back the bytes of what is settled.
+            health: While it is DOWN, nothing is handed over.
+            verdicts: Makes the errors.
+            heard: Called when a broker has confirmed a batch.
+            progressed: Called when a batch was settled.
+        """
+        self.travelling: dict[Line, Cargo] = {}
+        self.batches = 0
+        self.open = True
+        self._supervisor = supervisor
+        self._topics = topics
+        self._room = room
+        self._health = health
+        self._verdicts = verdicts
+        self._heard = heard
+        self._progressed = progressed
+        self._loop = asyncio.get_running_loop()
+        self._context = supervisor.context()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._held: list[Line] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._renewal: Exception | None = None
+        self._epoch = 0.0
+        self._epoch_until = -math.inf
+
+    # --- handing over
+
+    def hand_over(self, line: Line) -> None:
+        """Hand over the front of a line that has nothing travelling, or hold it until that goes."""
+        instance = self._supervisor.instance
+        if (
+            instance is None
+            or not self.open
+            or self._renewal is not None
+            or not self._health.available
+        ):
+            self._hold(line)
+            return
+        if not self._topics.has_leader(line):
+            self._hold(line)
+            self._ask_for_leaders()
+            return
+        now = self._loop.time()
+        if now >= self._epoch_until:
+            self._set_epoch(instance, now)
+        topic = self._topics.known[line.topic]
+        cargo, freed = load(line, instance, instance.create_batch(), now, self._epoch)
+        if freed:
+            self._room.release(freed)
+            self._progressed()
+        if not cargo.count:
+            line.idle = True
+            return
+        line.cargo = self.travelling[line] = cargo
+        if topic.sticky is line:
+            topic.move_on()
+        self.batches += 1
+        task = self._loop.create_task(
+            self._carry(cargo, instance), name="resilient-io kafka batch", context=self._context
+        )
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    def wake(self) -> None:
+        """Try the lines again that were held."""
+        held, self._held = self._held, []
+        for line in held:
+            line.held = False
+            self.hand_over(line)
+
+    def _hold(self, line: Line) -> None:
+        if not line.held:
+            line.held = True
+            self._held.append(line)
+
+    def _set_epoch(self, instance: ProducerDriver, now: float) -> None:
+        # Time comes from the loop alone, so the wall clock is read where aiokafka reads it.
+        read = instance.create_batch().append(timestamp=None, key=None, value=b"")
+        self._epoch = read.timestamp / 1000.0 - now
+        self._epoch_until = now + _CLOCK_SPACING
+
+    async def _carry(self, cargo: Cargo, instance: ProducerDriver) -> None:
+        line = cargo.line
+        try:
+            future = await instance.send_batch(
+                cargo.batch, line.topic, partition=line.partition
+            )
+        # The boundary to the driver: it asserts, too. Whatever it raises here, it took nothing.
+        except Exception as error:  # noqa: BLE001
+            self._not_taken(cargo, error)
+        else:
+            cargo.taken = newest_batch(instance, line.tp)
+            future.add_done_callback(functools.partial(self._settled, cargo))
+
+    def _ask_for_leaders(self) -> None:
+        if self._asking is None:
+            self._asking = self._loop.create_task(
+                self._find_leaders(), name="resilient-io kafka leaders", context=self._context
+            )
+
+    async def _find_leaders(self) -> None:
+        """Ask for metadata until no held line lacks a leader, or the instance is gone."""
+        try:
+            while any(not self._topics.has_leader(line) for line in self._held):
+                instance = self._supervisor.instance
+                if instance is None:
+                    return
+                try:
+                    await self._topics.refresh(instance)
+                except InstanceEnded:
+                    return
+                await asyncio.sleep(_LEADER_PAUSE)
+        finally:
+            self._asking = None
+        self.wake()
+
+    # --- what became of a batch
+
+    def _settled(self, cargo: Cargo, future: asyncio.Future[RecordMetadata]) -> None:
+        if cargo.line.cargo is not cargo:
+            if not future.cancelled():
+                future.exception()
+            return  # settled when its instance was retired
+        if future.cancelled():
+            self._failed(cargo, driver.KafkaError("the driver dropped it"))
+            return
+        error = future.exception()
+        if error is None:
+            self._heard()
+            confirm(cargo, future.result(), self._verdicts)
+            self._finish(cargo)
+        elif isinstance(error, Exception):
+            self._failed(cargo, error)
+
+    def _not_taken(self, cargo: Cargo, error: Exception) -> None:
+        """Put a batch back that the driver did not take; the next instance will."""
+        if cargo.line.cargo is not cargo:
+            return
+        put_back(cargo)
+        self._finish(cargo, freed=0)
+        if not isinstance(error, (InstanceEnded, driver.KafkaTimeoutError)):
+            self._supervisor.broken(cargo.instance, error)
+
+    def _failed(self, cargo: Cargo, error: Exception) -> None:
+        if isinstance(error, InstanceEnded) and not error.sent:
+            put_back(cargo)
+            self._finish(cargo, freed=0)
+            return
+        if isinstance(error, _TOO_LARGE) and cargo.count > 1:
+            self._split(cargo, error)
+            return
+        meaning = meaning_of(error)
+        once = attempts_of(cargo.taken) == 1
+        if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and once):
+            fail(cargo, self._verdicts, lambda _sent, _call: refusal(error))
+        elif once and meaning.kind in ("refused", "fatal"):
+            # An answer to its only attempt that says "not written".
+            why = words(error)
+            fail(cargo, self._verdicts, lambda sent, call: self._verdicts.refused(sent, why, call))
+        else:
+            why = _NO_ANSWER if isinstance(error, InstanceEnded) else words(error)
+            fail(cargo, self._verdicts, lambda sent, call: self._verdicts.unknown(sent, why, call))
+        if isinstance(error, InstanceEnded):
+            pass
+        elif meaning.fatal:
+            self._supervisor.broken(cargo.instance, error)
+        else:
+            self._mend(cargo, error)
+        self._finish(cargo)
+
+    def _split(self, cargo: Cargo, error: Exception) -> None:
+        """Send a batch that is too large for the topic again, in halves: nothing was written."""
+        self._mend(cargo, error)
+        line = cargo.line
+        most = line.byte_limit if line.byte_limit is not None else cargo.batch.size()
+        line.byte_limit = max(1, min(most, cargo.size) // 2)
+        put_back(cargo)
+        self._finish(cargo, freed=0)
+
+    def _mend(self, cargo: Cargo, error: Exception) -> None:
+        """See to it that later batches of the line are numbered as the broker expects.
+
+        One that was refused at its only attempt gives its numbers back. After several attempts
+        nobody knows which the broker has seen: the instance is replaced once nothing travels.
+        """
+        if not is_idempotent(cargo.instance):
+            return
+        if meaning_of(error).kind in ("permanent", "refused") and attempts_of(cargo.taken) == 1:
+            take_back(cargo.instance, cargo.line.tp, cargo.count)
+        elif self._renewal is None:
+            self._renewal = error
+
+    def _finish(self, cargo: Cargo, *, freed: int | None = None) -> None:
+        """Let the line go on."""
+        line = cargo.line
+        self.travelling.pop(line, None)
+        line.cargo = None
+        if self._renewal is not None and not self.travelling:
+            error, self._renewal = self._renewal, None
+            self._supervisor.broken(cargo.instance, error)
+        if line.records:
+            self.hand_over(line)
+        else:
+            line.idle = True
+        size = cargo.size if freed is None else freed
+        if size:
+            self._room.release(size)
+        self._progressed()
+
+    # --- instances come and go
+
+    def retired(self, instance: ProducerDriver, error: BaseException | None) -> None:
+        """Settle what an ended instance still had: its sockets are closed, nobody will answer."""
+        self._renewal = None
+        cause = InstanceEnded("it ended", sent=True)
+        cause.__cause__ = error
+        for cargo in list(self.travelling.values()):
+            if cargo.instance is instance:
+                never = cargo.taken is None or attempts_of(cargo.taken) == 0
+                self._failed(cargo, InstanceEnded("it ended") if never else cause)
+
+    async def aclose(self) -> None:
+        """End every task."""
+        tasks = [*self._tasks]
+        if self._asking is not None:
+            tasks.append(self._asking)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def words(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    name = type(error).__name__
+    return f"the driver gave up: {said if name in said else f'{name}: {said}'}"

@@ -1,0 +1,262 @@
+"""`send_many`: takes records from a source, packs them by partition, waits for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import KafkaError
+
+from resilient_io._deadline import current_deadline
+from resilient_io.errors import ResilientIOError
+
+from .accumulator import OVERHEAD, unknown_partition
+from .parcel import Item, Parcel, Shipment
+from .records import OutgoingRecord, checked, measured, too_large
+from .report import DeliveryFailure, DeliveryReport
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .line import Line
+    from .partitioning import Topic
+    from .records import Serializer
+
+__all__ = ["ship"]
+
+_FIRST_CHUNK = 64
+_MOST_CHUNK = 1000
+_CHUNK_BYTES = 96 * 1024
+"""Bytes taken from an iterable before the loop gets a turn."""
+
+_BYTES = {bytes}
+
+
+async def ship(
+    engine: Engine,
+    name: str,
+    records: Iterable[Any] | AsyncIterable[Any],
+    *,
+    timeout: float | None,
+    serialize_key: Serializer | None,
+    serialize_value: Serializer | None,
+) -> DeliveryReport:
+    """Send many records; see `ResilientKafkaProducer.send_many`."""
+    if not isinstance(records, (Iterable, AsyncIterable)) or isinstance(records, (str, bytes)):
+        raise TypeError(
+            f"records= is {type(records).__name__}, no iterable of records: write "
+            f"send_many(topic, [b\"...\"])"
+        )
+    began = engine.loop.time()
+    bound = current_deadline()
+    if timeout is not None and (bound is None or began + timeout < bound):
+        bound = began + timeout
+    until = engine.accumulator.bound(began)
+    if until is None or (bound is not None and bound < until):
+        until = bound
+    topic = await engine.accumulator.topic(name, until, began, "send_many")
+    packer = Packer(engine, topic, began, bound, serialize_key, serialize_value)
+    ended = False
+    try:
+        if isinstance(records, AsyncIterable):
+            complete = await packer.take_async(records)
+        else:
+            complete = await packer.take(records)
+        await packer.shipment.settled()
+        ended = True
+    finally:
+        if not ended:
+            packer.shipment.cancelled = True
+            packer.drop()
+            engine.accumulator.expiry.sweep()
+    return packer.shipment.report(complete=complete)
+
+
+class Packer:
+    """Packs the records of one call into parcels, one for each partition and turn."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        topic: Topic,
+        began: float,
+        until: float | None,
+        serialize_key: Serializer | None,
+        serialize_value: Serializer | None,
+    ) -> None:
+        self.shipment = Shipment()
+        self._engine = engine
+        self._accumulator = engine.accumulator
+        self._topic = topic
+        self._began = began
+        self._until = math.inf if until is None else until
+        self._serialize_key = serialize_key
+        self._serialize_value = serialize_value
+        self._plain = serialize_value is None and topic.sticky is not None
+        self._open: dict[Line, tuple[list[Item], list[int]]] = {}
+        self._scheduled = False
+        self._held = 0  # bytes of the buffer that what is packed has already
+
+    # --- sources
+
+    async def take(self, records: Iterable[Any]) -> bool:
+        """Take all there is, a chunk for each turn of the loop; False if that had to end early."""
+        source = iter(records)
+        chunk = _FIRST_CHUNK
+        while taken := list(islice(source, chunk)):
+            if self._plain and set(map(type, taken)) == _BYTES:
+                size = self._pack_values(taken)
+            else:
+                size = sum(self._pack(record) for record in taken)
+            if not await self._room_for(size):
+                return False
+            self._push()
+            average = max(1, size // len(taken) - OVERHEAD)
+            chunk = max(1, min(_CHUNK_BYTES // average, _MOST_CHUNK))
+        return True
+
+    async def take_async(self, records: AsyncIterable[Any]) -> bool:
+        """Take records as they come; those of one tick travel together."""
+        async for record in records:
+            size = self._pack(record)
+            room = self._engine.room
+            if 0 < size <= room.allowance and not self._refused():
+                room.allowance -= size
+            elif size and not await self._room_for(size):
+                return False
+            self._held += size
+            if not self._scheduled:
+                self._scheduled = True
+                self._engine.loop.call_soon(self._push)
+        self._push()
+        return True
+
+    def _refused(self) -> bool:
+        return self._accumulator.closed or not self._engine.health.available
+
+    async def _room_for(self, size: int) -> bool:
+        """Take room for what was just packed; if there is none, it fails and this returns False."""
+        if not size:
+            return True
+        now = self._engine.loop.time()
+        until = self._accumulator.bound(now)
+        if until is None or self._until < until:
+            until = None if self._until == math.inf else self._until
+        try:
+            self._engine.transactions.check()
+            await self._accumulator.make_room(size, until, now, "send_many")
+        except (ResilientIOError, KafkaError) as error:
+            self.drop(error)
+            return False
+        return True
+
+    # --- packing
+
+    def _pack_values(self, values: list[bytes]) -> int:
+        """Pack values without keys: they all go to one partition."""
+        first = self.shipment.taken
+        sizes = [len(value) + OVERHEAD for value in values]
+        if max(sizes) - OVERHEAD > self._accumulator.max_request_size:
+            return sum(self._pack(value) for value in values)
+        self.shipment.taken += len(values)
+        line = self._topic.sticky
+        if line is None or not line.idle:
+            self._topic.move_on()
+            line = self._topic.sticky
+        assert line is not None  # noqa: S101 (`_plain` says so)
+        items: list[Item] = [
+            (place, None, value, None, None) for place, value in enumerate(values, first)
+        ]
+        known = self._open.get(line)
+        if known is None:
+            self._open[line] = (items, sizes)
+        else:
+            known[0].extend(items)
+            known[1].extend(sizes)
+        return sum(sizes)
+
+    def _pack(self, record: Any) -> int:
+        """Pack one record; return its size, 0 if it failed."""
+        place = self.shipment.taken
+        self.shipment.taken += 1
+        given = _given(record)
+        try:
+            line, item, size = self._prepare(place, given)
+        # The boundary to the user's serializers and partitioner: it fails this record only.
+        except Exception as error:  # noqa: BLE001
+            self._engine.verdicts.count(error)
+            self.shipment.reject(
+                DeliveryFailure(
+                    position=place,
+                    topic=self._topic.name,
+                    partition=given.partition,
+                    key=given.key,
+                    value=given.value,
+                    headers=None,
+                    timestamp_ms=given.timestamp_ms,
+                    error=error,
+                )
+            )
+            return 0
+        known = self._open.get(line)
+        if known is None:
+            known = self._open[line] = ([], [])
+        known[0].append(item)
+        known[1].append(size)
+        return size
+
+    def _prepare(self, place: int, given: OutgoingRecord) -> tuple[Line, Item, int]:
+        value, key, headers, partition, stamp = given
+        if self._serialize_value is not None:
+            value = self._serialize_value(value)
+        if self._serialize_key is not None and key is not None:
+            key = self._serialize_key(key)
+        value, key = checked("value", value), checked("key", key)
+        if value is None and key is None:
+            raise ValueError("a record needs a value or a key")
+        pairs, size = measured(headers, partition, stamp)
+        size += len(value or b"") + len(key or b"")
+        if size > self._accumulator.max_request_size:
+            raise too_large(size, self._accumulator.max_request_size)
+        topic = self._topic
+        if partition is not None:
+            chosen = topic.lines.get(partition)
+            if chosen is None:
+                raise unknown_partition(topic, partition)
+            line = chosen
+        else:
+            line = topic.keys.get(key) or topic.route(key)
+        return line, (place, key, value, pairs, stamp), size + OVERHEAD
+
+    def _push(self) -> None:
+        """Put what was packed, and has its room, into the lines."""
+        self._scheduled = False
+        self._held = 0
+        packed, self._open = self._open, {}
+        now = self._engine.loop.time()
+        until = min(now + self._engine.settings.delivery_timeout, self._until)
+        for line, (items, sizes) in packed.items():
+            size = sum(sizes)
+            self._accumulator.expect(until)
+            line.records.append(Parcel(self.shipment, items, size, now, until))
+            line.waiting += size
+            self._accumulator.notice(line)
+
+    def drop(self, error: Exception | None = None) -> None:
+        """Fail what was packed and not pushed."""
+        self._engine.room.release(self._held)
+        self._held = 0
+        packed, self._open = self._open, {}
+        for line, (items, _) in packed.items():
+            if error is not None:
+                self._engine.verdicts.count(error, len(items))
+                self.shipment.fail(line, items, error)
+
+
+def _given(record: Any) -> OutgoingRecord:
+    if isinstance(record, OutgoingRecord):
+        return record
+    if isinstance(record, tuple) and len(record) == 2:  # noqa: PLR2004 (a pair)
+        return OutgoingRecord(key=record[0], value=record[1])
+    return OutgoingRecord(value=record)

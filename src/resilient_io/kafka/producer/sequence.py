@@ -1,0 +1,48 @@
+"""What is private in aiokafka 0.14's producer and leant on all the same.
+
+`tests/unit/kafka/test_producer_driver_contract.py` fails when a new aiokafka changes any of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiokafka import TopicPartition
+
+    from resilient_io.kafka.protocols import ProducerDriver
+
+__all__ = ["attempts_of", "is_idempotent", "newest_batch", "take_back"]
+
+
+def newest_batch(instance: ProducerDriver, tp: TopicPartition) -> object:
+    """Give the driver's record of the batch that was just handed over.
+
+    `MessageAccumulator._batches`: it stands there from `send_batch` until a request takes it.
+    """
+    owner: Any = instance
+    queued = owner._message_accumulator._batches.get(tp)
+    return queued[-1] if queued else None
+
+
+def attempts_of(batch: object) -> int | None:
+    """Tell how many requests took a batch (`MessageBatch.retry_count`); None if unknown."""
+    known: Any = batch
+    return None if known is None else int(known.retry_count)
+
+
+def is_idempotent(instance: ProducerDriver) -> bool:
+    """Tell whether its batches are numbered (`AIOKafkaProducer._txn_manager`)."""
+    owner: Any = instance
+    return owner._txn_manager is not None
+
+
+def take_back(instance: ProducerDriver, tp: TopicPartition, count: int) -> None:
+    """Give back the numbers of a batch that the broker refused at its only attempt.
+
+    aiokafka numbers a batch when it first goes out, and never rolls that back
+    (`TransactionManager._sequence_numbers`): every later one would be out of order.
+    """
+    owner: Any = instance
+    if owner._txn_manager is not None:
+        owner._txn_manager.increment_sequence_number(tp, -count)

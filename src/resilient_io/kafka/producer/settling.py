@@ -1,0 +1,98 @@
+"""Tells the callers what became of a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiokafka.structs import RecordMetadata
+
+from .parcel import Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .line import Cargo, Line
+    from .verdict import Verdicts
+
+__all__ = ["confirm", "fail", "put_back"]
+
+_CREATED = 0
+_UNKNOWN_TIME = -1
+
+
+def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -> None:
+    """Tell the callers that a batch was written, and where.
+
+    Args:
+        cargo: The batch.
+        metadata: What aiokafka says of it; None with acks=0. A batch that the broker knew already
+            has offset -1, and so have its records.
+        verdicts: Counts.
+    """
+    verdicts.delivered += cargo.count
+    cargo.told = True
+    line = cargo.line
+    base = metadata.offset if metadata is not None else -1
+    step = 1 if base >= 0 else 0
+    if metadata is None:
+        topic, partition, tp, stamp, kind, start = line.topic, line.partition, line.tp, -1, 0, None
+    else:
+        topic, partition, tp, _, stamp, kind, start = metadata
+    # `RecordMetadata(...)` would go through a function of Python's, for each record.
+    new, made = tuple.__new__, RecordMetadata
+    stamps = iter(cargo.stamps)
+    offset = base
+    for entry in cargo.entries:
+        if entry.__class__ is tuple:
+            future = entry[0]  # type: ignore[index]
+            own = next(stamps)
+            if not future.done():
+                if metadata is None:
+                    future.set_result(None)
+                else:
+                    own = own if stamp == _UNKNOWN_TIME else stamp
+                    future.set_result(new(made, (topic, partition, tp, offset, own, kind, start)))
+            offset += step
+        else:
+            part: Slice = entry  # type: ignore[assignment]
+            part.confirm(line, offset)
+            offset += step * part.count
+
+
+def fail(cargo: Cargo, verdicts: Verdicts, error_for: Callable[[float, str], Exception]) -> None:
+    """Tell the callers that a batch failed.
+
+    Args:
+        cargo: The batch.
+        verdicts: Counts.
+        error_for: Makes the error of one record, from the time it was sent and the call's name.
+    """
+    cargo.told = True
+    for entry in cargo.entries:
+        if isinstance(entry, Slice):
+            if not entry.told:
+                error = error_for(entry.parcel.sent, "send_many")
+                verdicts.count(error, entry.count)
+                entry.fail(cargo.line, error)
+        elif not entry[0].done():
+            verdicts.settle(entry[0], error_for(entry[7], "send"))
+
+
+def put_back(cargo: Cargo) -> None:
+    """Put the records of a batch that certainly was not written back to the front of their line."""
+    line: Line = cargo.line
+    for entry in reversed(cargo.entries):
+        if isinstance(entry, Slice):
+            if entry.told:
+                continue
+            parcel = entry.parcel
+            parcel.cursor = entry.first
+            parcel.left += entry.size
+            if line.records and line.records[0] is parcel:
+                continue
+            line.records.appendleft(parcel)
+        else:
+            line.records.appendleft(entry)
+        line.position -= 1
+    line.waiting += cargo.size
+    cargo.told = True

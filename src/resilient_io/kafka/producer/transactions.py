@@ -1,0 +1,364 @@
+"""Transactions: one at a time, on one instance from beginning to end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiokafka.errors import IllegalOperation
+
+from resilient_io._deadline import current_deadline
+from resilient_io.errors import ConfigurationError
+from resilient_io.health import Cause
+from resilient_io.kafka.classification import meaning_of
+from resilient_io.kafka.errors import KafkaDeadlineExceeded
+
+from .closing import drop_waiting
+from .courier import words
+from .verdict import noted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+    from types import TracebackType
+
+    from resilient_io._policy import RetryPolicy
+    from resilient_io.kafka.protocols import ProducerDriver
+    from resilient_io.kafka.supervisor import Supervisor
+
+    from .accumulator import Accumulator
+    from .courier import Courier
+    from .verdict import Verdicts
+
+__all__ = ["Transaction", "Transactions", "fenced"]
+
+T = TypeVar("T")
+
+_MOST_FENCES = 3
+"""How often in a row, without a commit between, the transactional id is taken back."""
+
+_ABORT_TIMEOUT = 5.0
+"""Seconds for an abort when the policy has no deadline."""
+
+_ABORTED = "the transaction was aborted before it was handed over"
+
+
+def fenced(error: BaseException) -> bool:
+    """Tell whether another producer took the transactional id, or the broker gave it up."""
+    return meaning_of(error).cause is Cause.FENCED
+
+
+class Transactions:
+    """Begins, commits and aborts.
+
+    Attributes:
+        transactional: Whether there are any: then nothing is sent outside them.
+        current: The one that is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        transactional_id: str | None,
+        supervisor: Supervisor[ProducerDriver],
+        accumulator: Accumulator,
+        courier: Courier,
+        verdicts: Verdicts,
+        policy: RetryPolicy,
+    ) -> None:
+        self.transactional = transactional_id is not None
+        self.current: Transaction | None = None
+        self._supervisor = supervisor
+        self._accumulator = accumulator
+        self._courier = courier
+        self._verdicts = verdicts
+        self._timeout = policy.deadline if policy.deadline is not None else _ABORT_TIMEOUT
+        self._loop = asyncio.get_running_loop()
+        self._aborting: asyncio.Task[None] | None = None
+        self._fences = 0
+        if self.transactional:
+            courier.open = False
+            verdicts.on_failure = self._doom
+
+    def check(self) -> None:
+        """Refuse a record outside a transaction.
+
+        Raises:
+            IllegalOperation: There is none.
+            Exception: What the open one is to be aborted for.
+        """
+        if self.transactional and (self.current is None or self.current.ending):
+            raise IllegalOperation(
+                "a producer with a transactional_id sends in transactions only: write "
+                "`async with producer.transaction():` around it"
+            )
+        if self.current is not None and self.current.doom is not None:
+            raise _told(self.current.doom)
+
+    def lost(self, instance: ProducerDriver, error: BaseException | None) -> None:
+        """Take note that the instance of a transaction has ended: Kafka will abort it."""
+        if self.current is not None and self.current.instance is instance:
+            cause = error if isinstance(error, Exception) else None
+            self._doom(
+                cause
+                or self._verdicts.unavailable(
+                    self._loop.time(), "the instance of the transaction ended", "transaction"
+                )
+            )
+            self._courier.open = False
+
+    def _doom(self, error: Exception) -> None:
+        if self.current is not None and self.current.doom is None:
+            self.current.doom = error
+            self._accumulator.progressed()
+
+    # --- for one transaction
+
+    async def begin(self, transaction: Transaction) -> None:
+        """Begin one, on an instance that is in service."""
+        began = self._loop.time()
+        self._refuse_second()
+        if not self.transactional:
+            raise ConfigurationError(
+                "transactions need an id of their own, the same after each restart: write "
+                'ResilientKafkaProducer(..., transactional_id="orders-1")'
+            )
+        self._accumulator.check_up(began, "transaction")
+        until = self._accumulator.bound(began)
+        if self._aborting is not None:
+            await self._wait(self._aborting, until, began, "transaction")
+            self._refuse_second()
+        refusal = self._supervisor.refusal
+        if refusal is not None and fenced(refusal) and self._fences < _MOST_FENCES:
+            self._fences += 1
+            self._supervisor.revive()
+        self.current = transaction
+        begun = False
+        try:
+            instance = await self._supervisor.ready(until, "transaction")
+            await self._bounded(instance.begin_transaction(), until, began, "transaction")
+            if self._supervisor.instance is not instance:
+                raise self._verdicts.unavailable(
+                    began, "its instance ended when it had just begun", "transaction"
+                )
+            begun = True
+        finally:
+            if not begun:
+                self.current = None
+        transaction.instance = instance
+        self._courier.open = True
+
+    def _refuse_second(self) -> None:
+        if self.current is not None:
+            raise IllegalOperation(
+                "a transaction of this producer is under way: await its end first, or make a "
+                "second producer with another transactional_id"
+            )
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Wait for all its records, then commit; abort it if one of them failed."""
+        began = self._loop.time()
+        transaction.ending = True
+        flushed = committed = False
+        try:
+            async with asyncio.timeout_at(current_deadline()):
+                await self._accumulator.flushed(unless=lambda: transaction.doom is not None)
+            flushed = transaction.doom is None
+            if flushed:
+                committed = await self._commit(transaction, began)
+        except TimeoutError:
+            error = self._verdicts.too_late(began, "commit")
+            error.add_note("the transaction is aborted: nothing of it will be seen")
+            raise error from None
+        finally:
+            if not committed:
+                self._abort_soon(transaction)
+            else:
+                self._courier.open = False
+                self.current = None
+        if not flushed and transaction.doom is not None:
+            if self._aborting is not None:
+                await self._wait(self._aborting, None, began, "abort")
+            raise _told(transaction.doom)
+
+    async def _commit(self, transaction: Transaction, began: float) -> bool:
+        instance = transaction.instance
+        assert instance is not None  # noqa: S101 (it was begun)
+        until = self._accumulator.bound(began)
+        try:
+            await self._bounded(instance.commit_transaction(), until, began, "commit")
+        except KafkaDeadlineExceeded:
+            unknown = self._verdicts.unknown(
+                began, "the commit was sent, and no answer came in time", "commit"
+            )
+            self._verdicts.count(unknown)
+            self._supervisor.broken(instance, unknown)
+            raise unknown from None
+        # The boundary to the driver, which asserts, too: none of it proves what became of it.
+        except Exception as error:
+            unknown = self._verdicts.unknown(
+                began, f"the commit was sent: {words(error)}", "commit"
+            )
+            self._verdicts.count(unknown)
+            self._supervisor.broken(instance, error)
+            raise unknown from error
+        self._fences = 0
+        return True
+
+    async def abort(self, transaction: Transaction, *, wait: bool) -> None:
+        """Abort it; a caller that was cancelled does not wait for that."""
+        self._abort_soon(transaction)
+        if wait and self._aborting is not None:
+            await self._wait(self._aborting, None, self._loop.time(), "abort")
+
+    async def send_offsets(
+        self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
+    ) -> None:
+        """Make offsets a part of it."""
+        began = self._loop.time()
+        if self.current is not transaction or transaction.ending or transaction.instance is None:
+            raise IllegalOperation("this transaction has ended: begin another one")
+        if transaction.doom is not None:
+            raise _told(transaction.doom)
+        sent = False
+        try:
+            await self._bounded(
+                transaction.instance.send_offsets_to_transaction(offsets, group_id),
+                self._accumulator.bound(began),
+                began,
+                "send_offsets",
+            )
+            sent = True
+        finally:
+            if not sent and transaction.doom is None:
+                transaction.doom = self._verdicts.unavailable(
+                    began, "its offsets were not accepted", "send_offsets"
+                )
+
+    async def aclose(self) -> None:
+        """Abort what is open, and wait for it."""
+        if self.current is not None:
+            self._abort_soon(self.current)
+        if self._aborting is not None:
+            await asyncio.wait([self._aborting])
+
+    # --- inside
+
+    def _abort_soon(self, transaction: Transaction) -> None:
+        if self.current is not transaction:
+            return
+        self.current = None
+        transaction.ending = True
+        self._courier.open = False
+        drop_waiting(
+            self._accumulator.lines,
+            self._verdicts,
+            self._accumulator.room,
+            lambda sent, call: self._verdicts.unavailable(sent, _ABORTED, call),
+        )
+        self._accumulator.progressed()
+        self._aborting = self._loop.create_task(
+            self._abort(transaction),
+            name="resilient-io kafka abort",
+            context=self._supervisor.context(),
+        )
+
+    async def _abort(self, transaction: Transaction) -> None:
+        """Abort on the instance that has it; another one aborts it by its coming alone."""
+        instance = transaction.instance
+        try:
+            if instance is None or instance is not self._supervisor.instance:
+                return
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await instance.abort_transaction()
+            # The boundary to the driver, which asserts, too. The successor aborts it by coming.
+            except Exception as error:  # noqa: BLE001
+                self._supervisor.broken(instance, error)
+        finally:
+            self._aborting = None
+
+    async def _bounded(
+        self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
+    ) -> T:
+        """Await a call of the driver's in a task of its own: it may shield itself from us."""
+        task = self._loop.create_task(
+            call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
+        )
+        try:
+            await self._wait(task, until, began, operation)
+        finally:
+            if not task.done():
+                task.cancel()
+        return task.result()
+
+    async def _wait(
+        self, task: asyncio.Task[T], until: float | None, began: float, operation: str
+    ) -> None:
+        timeout = None if until is None else until - self._loop.time()
+        done, _ = await asyncio.wait([task], timeout=timeout)
+        if not done:
+            raise self._verdicts.too_late(began, operation)
+
+
+class Transaction:
+    """One transaction: `async with producer.transaction() as transaction:`.
+
+    Leaving the block commits, when every record of it was delivered; leaving it by an exception
+    aborts.
+    """
+
+    __slots__ = ("_begun", "_producer", "doom", "ending", "instance")
+
+    def __init__(self, producer: Callable[[], Transactions]) -> None:
+        """Prepare; it begins when it is entered."""
+        self._producer = producer
+        self._begun: Transactions | None = None
+        self.instance: ProducerDriver | None = None
+        self.doom: Exception | None = None
+        self.ending = False
+
+    async def send_offsets(self, offsets: Mapping[Any, Any], group_id: str) -> None:
+        """Commit a consumer's offsets as a part of the transaction.
+
+        They count if, and only if, the transaction is committed. If this fails or is cancelled,
+        the transaction can only be aborted.
+
+        Args:
+            offsets: By `TopicPartition`, the offset of the next record to read (that of the last
+                one handled, and one), alone or with metadata: as `AIOKafkaConsumer.commit` takes.
+            group_id: The consumer's group.
+
+        Raises:
+            KafkaDeadlineExceeded: There was no answer in time; nothing is applied.
+            IllegalOperation: The transaction has ended.
+            KafkaError: What the broker refused.
+        """
+        if self._begun is None:
+            raise IllegalOperation("write `async with producer.transaction() as transaction:`")
+        await self._begun.send_offsets(self, offsets, group_id)
+
+    async def __aenter__(self) -> Transaction:
+        if self._begun is not None:
+            raise IllegalOperation("a transaction is for once: call producer.transaction() again")
+        owner = self._producer()
+        await owner.begin(self)
+        self._begun = owner
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        owner = self._begun
+        assert owner is not None  # noqa: S101 (it was entered)
+        if kind is None:
+            await owner.commit(self)
+        else:
+            await owner.abort(self, wait=issubclass(kind, Exception))
+
+
+def _told(doom: Exception) -> Exception:
+    """Copy the first failure in a transaction, for whoever asks for its end."""
+    return noted(doom, "the transaction is aborted because of this: nothing of it will be seen")
