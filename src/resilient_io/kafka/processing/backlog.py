@@ -154,11 +154,7 @@ class Backlog:
         """A record leaves the memory."""
         self.records -= 1
         self.bytes -= size_of(record)
-        if (
-            self.awaits_room
-            and self.records <= self._low_records
-            and self.bytes <= self._low_bytes
-        ):
+        if self.awaits_room and self.records <= self._low_records and self.bytes <= self._low_bytes:
             self.awaits_room = False
             self._room()
 

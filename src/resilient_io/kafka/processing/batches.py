@@ -56,7 +56,9 @@ class Batches:
         self._stop = stop
         self.handled = 0
 
-    async def run(self, worker: Worker, pool: Workers) -> None:
+    async def run(  # noqa: C901 - one loop without calls in between: it runs per record
+        self, worker: Worker, pool: Workers
+    ) -> None:
         """Take batches and call the handler, for ever."""
         handler = self._handler
         ready = self._backlog.ready

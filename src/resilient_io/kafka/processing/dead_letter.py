@@ -23,7 +23,7 @@ _CLOSING = 2.0
 class DeadLetterProducer(Protocol):
     """What is used of a `ResilientKafkaProducer`."""
 
-    async def send_and_wait(
+    async def send_and_wait(  # noqa: PLR0917 - aiokafka's own signature
         self,
         topic: str,
         value: Any = None,

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
     from .failures import OnFailure
 
-__all__ = ["Handler", "Plan", "plan_run"]
-
-Handler = "Callable[[Any], Awaitable[object]]"
+__all__ = ["Plan", "plan_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,7 @@ def _check_handler(handler: object, takes: str) -> None:
     if not callable(handler):
         raise ConfigurationError(f"the handler {handler!r} is no function: {wanted}")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise ConfigurationError(f"the handler {handler!r} yields, so it would do nothing: {wanted}")
+        raise ConfigurationError(f"the handler {handler!r} yields, so it does nothing: {wanted}")
 
 
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:

@@ -178,6 +178,8 @@ class Processor:
         self._workers.wake()
 
     def _gate_moved(self) -> None:
+        if self._over.done():
+            return
         self._workers.allow(self._gate.allowed)
         self._intake.change()
 
@@ -205,11 +207,12 @@ class Processor:
     def _stop(self, error: BaseException) -> None:
         if not self._over.done():
             self._error = error
-            self._over.set_result(None)
+            self._end()
 
     def _end(self) -> None:
         if not self._over.done():
             self._over.set_result(None)
+            self._workers.allow(0)
 
     async def _drain(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Partitions are taken away: drop what waits, let what is in hand end, then cancel it."""

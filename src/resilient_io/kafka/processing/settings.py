@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from resilient_io._checking import check_count, check_number, check_seconds
+from resilient_io._checking import check_count, check_name, check_number, check_seconds
 from resilient_io.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -103,10 +103,12 @@ class DeadLetter:
     """Where records go that could not be handled.
 
     The dead letter has the key, value and headers of the record as they came, its own timestamp
-    (so that it is kept for as long as its topic says), and more headers: `x-original-topic`, `x-original-partition`, `x-original-offset`,
-    `x-original-timestamp`, `x-error-type`, `x-error-message` (up to 1,000 characters),
-    `x-attempts`, `x-first-failure-ago` and `x-last-failure-ago` (seconds before it was written),
-    and `x-outcome-unknown` (how many attempts may have been applied) if there was any.
+    (so that it is kept for as long as its topic says), and more headers: `x-original-topic`,
+    `x-original-partition`, `x-original-offset`, `x-original-timestamp`, `x-error-type`,
+    `x-error-message` (up to 1,000 characters), `x-attempts`, `x-first-failure-ago` and
+    `x-last-failure-ago` (seconds before it was written); `x-outcome-unknown` (how many calls may
+    have been applied) and `x-attempts-excused` (how many failed for a required dependency) if
+    there were any. A dead letter of a dead letter keeps the first origin.
 
     Args:
         topic: Topic to write to.
@@ -123,10 +125,7 @@ class DeadLetter:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if not isinstance(self.topic, str) or not self.topic:
-            raise ConfigurationError(
-                f'topic={self.topic!r} must be the name of a topic: write DeadLetter(topic="x.dead")'
-            )
+        check_name("topic", self.topic)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

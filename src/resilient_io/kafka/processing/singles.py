@@ -51,7 +51,9 @@ class Singles:
         self._stop = stop
         self.handled = 0
 
-    async def run(self, worker: Worker, pool: Workers) -> None:
+    async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
+        self, worker: Worker, pool: Workers
+    ) -> None:
         """Take records and call the handler, for ever."""
         handler = self._handler
         backlog, failures = self._backlog, self._failures
@@ -125,8 +127,9 @@ def bounded(
     """Return the handler with a bound on its time; what it raises tells of the bound."""
 
     async def handle(records: object) -> None:
+        bound = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as bound:
+            async with bound:
                 await handler(records)
         except TimeoutError as error:
             if not bound.expired():

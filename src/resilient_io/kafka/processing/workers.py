@@ -213,7 +213,9 @@ class Workers:
             worker
             for worker in self._workers
             if worker.items
-            and (partitions is None or any(item[0].partition in partitions for item in worker.items))
+            and (
+                partitions is None or any(flow.partition in partitions for flow, *_ in worker.items)
+            )
         ]
 
     def _freed(self, worker: Worker) -> asyncio.Future[None]:

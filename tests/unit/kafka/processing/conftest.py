@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from resilient_io.kafka.consumer.offsets import PartitionProgress
-from resilient_io.kafka.consumer.record import Record
+from resilient_io.kafka.consumer.record import Record, UnreadableRecord
 from resilient_io.kafka.processing import Processor, plan_run
 
 
@@ -56,7 +56,8 @@ class FakeSource:
             del self.accounts[each]
             self.reasons[each].discard("revoked")
 
-    def put(self, key, value=b"v", number=0, **changes):
+    def put(self, key, value=b"v", number=0, *, headers=(), error=None, read_as=None):
+        """Append a record; `read_as` is its value deserialised, `error` why it cannot be."""
         where = partition(number)
         offset = len(self.log[where])
         record = Record(
@@ -70,10 +71,15 @@ class FakeSource:
             checksum=None,
             serialized_key_size=-1 if key is None else len(key),
             serialized_value_size=-1 if value is None else len(value),
-            headers=changes.pop("headers", ()),
+            headers=headers,
         )
-        for name, change in changes.items():
-            setattr(record, name, change)
+        if error is not None:
+            record._raw = (key, value)
+            record.error = error
+            record.__class__ = UnreadableRecord
+        elif read_as is not None:
+            record._raw = (key, value)
+            record.key, record.value = {"unhashable": key}, read_as
         self.log[where].append(record)
         self._news.set()
         return record
@@ -238,7 +244,7 @@ def until():
 
     async def wait(fact, timeout=1000.0):
         async with asyncio.timeout(timeout):
-            while not fact():
-                await asyncio.sleep(0.001)
+            while not fact():  # noqa: ASYNC110 - a fact about many parts, on virtual time
+                await asyncio.sleep(0.01)
 
     return wait

@@ -1,0 +1,479 @@
+"""Handlers that raise, hang, or do what they should not: the consumer lives, the order holds."""
+
+import asyncio
+import itertools
+import logging
+
+import pytest
+
+from resilient_io import ConfigurationError, OutcomeUnknown, Progress
+from resilient_io.kafka.processing import DeadLetter, HandlerPolicy
+
+POLICY = HandlerPolicy(attempts=3, backoff=1.0, backoff_cap=8.0)
+
+
+class Flaky:
+    """Raises as often as told for each key; notes each call with its time."""
+
+    def __init__(self, failures, error=None):
+        self.failures = dict(failures)
+        self.error = error or ValueError("no")
+        self.calls = []
+        self.done = []
+
+    async def __call__(self, record):
+        self.calls.append((record.offset, asyncio.get_running_loop().time()))
+        left = self.failures.get(record.key, 0)
+        if left:
+            self.failures[record.key] = left - 1
+            raise self.error
+        self.done.append(record.offset)
+
+    def times(self, offset):
+        return [time for which, time in self.calls if which == offset]
+
+
+async def test_a_failing_record_is_tried_again_after_a_backoff_that_holds_only_its_key(
+    scenes, until
+):
+    scene = scenes(concurrency=1, policy=POLICY)
+    handler = Flaky({b"bad": 2})
+    for key in (b"bad", b"bad", b"good", b"fine"):
+        scene.source.put(key)
+    scene.start(handler)
+    await until(lambda: len(handler.done) == 4)
+    assert handler.done == [2, 3, 0, 1]
+    first, second, third = handler.times(0)
+    assert 0.5 <= second - first <= 1.0
+    assert 1.0 <= third - second <= 2.0
+    assert (scene.stats.failed, scene.stats.retried, scene.stats.handled) == (2, 2, 4)
+    assert scene.source.done_up_to() == 4
+
+
+async def test_a_record_that_keeps_failing_goes_to_the_dead_letters_and_the_next_follows(
+    scenes, until
+):
+    scene = scenes(policy=POLICY, dead_letter="t.dead")
+    handler = Flaky({b"bad": 3})
+    scene.source.put(b"bad", b"poison", headers=[("trace", b"1")])
+    scene.source.put(b"bad", b"good")
+    scene.start(handler)
+    await until(lambda: handler.done == [1])
+    ((topic, key, value, headers),) = scene.producer.sent
+    assert (topic, key, value) == ("t.dead", b"bad", b"poison")
+    first, _, third = handler.times(0)
+    assert float(headers.pop("x-first-failure-ago")) == pytest.approx(third - first, abs=0.02)
+    assert float(headers.pop("x-last-failure-ago")) == pytest.approx(0.0, abs=0.02)
+    assert headers == {
+        "trace": b"1",
+        "x-original-topic": b"t",
+        "x-original-partition": b"0",
+        "x-original-offset": b"0",
+        "x-original-timestamp": b"1000",
+        "x-error-type": b"builtins.ValueError",
+        "x-error-message": b"no",
+        "x-attempts": b"3",
+    }
+    assert scene.stats.dead_lettered == 1
+    assert scene.source.done_up_to() == 2
+    await scene.aclose()
+    assert scene.producer.closed
+
+
+async def test_an_unwritable_dead_letter_holds_its_offset_and_its_key_until_it_is_written(
+    scenes, until, caplog
+):
+    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene.producer.failing = 30
+    handler = Flaky({b"bad": 1})
+    for key in (b"bad", b"bad", b"good"):
+        scene.source.put(key)
+    scene.start(handler)
+    await until(lambda: scene.producer.attempts == 20)
+    assert handler.done == [2]
+    assert scene.source.done_up_to() is None
+    await until(lambda: handler.done == [2, 1])
+    assert len(scene.producer.sent) == 1
+    assert len([each for each in caplog.records if "dead letters" in each.message]) < 10
+
+
+async def test_a_producer_that_was_given_is_used_and_left_open(scenes, until):
+    scene = scenes(policy=HandlerPolicy(attempts=1))
+    given = scene.producer.__class__()
+    scene.options["dead_letter"] = DeadLetter(topic="dead", producer=given)
+    scene.source.put(b"bad")
+    scene.start(Flaky({b"bad": 1}))
+    await until(lambda: given.sent)
+    await scene.aclose()
+    assert not given.closed
+    assert scene.producer.sent == []
+
+
+async def test_without_dead_letters_a_record_that_keeps_failing_stops_run_with_its_error(
+    scenes, until
+):
+    scene = scenes(policy=POLICY)
+    handler = Flaky({b"bad": 9})
+    for key in (b"good", b"bad", b"fine"):
+        scene.source.put(key)
+    running = scene.start(handler)
+    with pytest.raises(ValueError, match="no") as caught:
+        await running
+    assert caught.value.__notes__ == ["run() stopped at t[0]@1, attempt 3"]
+    assert scene.source.committed == {("t", 0): 1}
+
+
+async def test_skipped_records_are_committed_and_counted(scenes, until, caplog):
+    scene = scenes(policy=HandlerPolicy(attempts=1), on_failure="skip")
+    for number in range(50):
+        scene.source.put(b"%d" % number)
+    scene.start(Flaky({b"%d" % number: 9 for number in range(0, 50, 2)}))
+    await until(lambda: scene.source.done_up_to() == 50)
+    assert scene.stats.skipped == 25
+    await scene.aclose()
+    said = [each.getMessage() for each in caplog.records if "skipped" in each.message]
+    assert len(said) == 2
+    assert "skipped: 24" in said[1]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("verdict", [None, "skip", "dead_letter", "stop"])
+async def test_the_application_decides_about_what_is_given_up(scenes, until, asynchronous, verdict):
+    told = []
+
+    async def later(failure):
+        told.append(failure)
+        return verdict
+
+    def at_once(failure):
+        told.append(failure)
+        return verdict
+
+    scene = scenes(
+        policy=HandlerPolicy(attempts=2, backoff=1.0),
+        on_failure=later if asynchronous else at_once,
+        dead_letter="t.dead",
+    )
+    scene.source.put(b"bad")
+    running = scene.start(Flaky({b"bad": 9}))
+    await until(lambda: told)
+    await asyncio.sleep(0.1)
+    (failure,) = told
+    assert (failure.record.offset, failure.attempts, failure.outcome_unknown) == (0, 2, 0)
+    assert isinstance(failure.error, ValueError)
+    assert 0.5 <= failure.seconds <= 1.0
+    assert len(scene.producer.sent) == (verdict == "dead_letter")
+    assert running.done() == (verdict == "stop")
+    assert scene.source.done_up_to() == (None if verdict == "stop" else 1)
+
+
+@pytest.mark.parametrize("wrong", [ValueError("broken"), asyncio.CancelledError(), "nonsense"])
+async def test_an_on_failure_that_fails_itself_is_asked_again_and_nothing_is_lost(
+    scenes, until, wrong
+):
+    asked = []
+
+    def on_failure(failure):
+        asked.append(failure)
+        if len(asked) == 3:
+            return "skip"
+        if isinstance(wrong, str):
+            return wrong
+        raise wrong
+
+    scene = scenes(policy=HandlerPolicy(attempts=1), on_failure=on_failure)
+    scene.source.put(b"bad")
+    scene.start(Flaky({b"bad": 9}))
+    await until(lambda: len(asked) == 2)
+    assert scene.source.done_up_to() is None
+    await until(lambda: scene.source.done_up_to() == 1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+async def test_a_record_that_cannot_be_deserialised_is_no_endless_poison(scenes, until, batch_size):
+    scene = scenes(dead_letter="t.dead", batch_size=batch_size)
+    handled = []
+
+    async def handler(records):
+        handled.extend(records if batch_size else [records])
+
+    scene.source.put(b"k", b"1", read_as=1)
+    scene.source.put(b"k", b"{", error=ValueError("bad JSON"))
+    scene.source.put(b"k", b"2", read_as=2)
+    scene.start(handler)
+    await until(lambda: len(handled) == 2)
+    ((_, key, value, headers),) = scene.producer.sent
+    assert (key, value, headers["x-attempts"]) == (b"k", b"{", b"0")
+    assert headers["x-error-message"] == b"bad JSON"
+    assert scene.source.done_up_to() == 3
+
+
+async def test_a_handler_that_hangs_is_cancelled_after_its_timeout_and_counts_as_failed(
+    scenes, until
+):
+    scene = scenes(policy=HandlerPolicy(attempts=2, backoff=1.0, timeout=5.0), dead_letter="t.dead")
+    ended = []
+
+    async def handler(record):
+        try:
+            await asyncio.sleep(10_000)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.producer.sent)
+    headers = scene.producer.sent[0][3]
+    assert headers["x-error-type"] == b"builtins.TimeoutError"
+    assert b"timeout=5" in headers["x-error-message"]
+    assert ended[0] == pytest.approx(5.0)
+    assert len(ended) == 2
+
+
+async def test_a_timeout_error_of_the_handlers_own_is_told_as_it_is(scenes):
+    scene = scenes(policy=HandlerPolicy(attempts=1, timeout=5.0))
+
+    async def handler(record):
+        raise TimeoutError("the web site")
+
+    scene.source.put(b"k")
+    with pytest.raises(TimeoutError, match="the web site"):
+        await scene.start(handler)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+async def test_a_handler_that_raises_cancelled_error_by_itself_has_failed(
+    scenes, until, batch_size
+):
+    scene = scenes(policy=POLICY, dead_letter="t.dead", batch_size=batch_size)
+    done = []
+
+    async def handler(records):
+        records = records if batch_size else [records]
+        if any(record.key == b"bad" for record in records):
+            raise asyncio.CancelledError
+        done.extend(records)
+
+    scene.source.put(b"bad")
+    scene.source.put(b"good")
+    scene.start(handler)
+    await until(lambda: scene.producer.sent and done)
+    assert scene.producer.sent[0][3]["x-error-type"] == b"builtins.RuntimeError"
+    assert scene.source.done_up_to() == 2
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+async def test_a_handler_that_cancels_its_own_task_has_failed_and_the_consumer_lives(
+    scenes, until, batch_size
+):
+    scene = scenes(policy=POLICY, dead_letter="t.dead", batch_size=batch_size, concurrency=1)
+    done = []
+
+    async def handler(records):
+        records = records if batch_size else [records]
+        if any(record.key == b"bad" for record in records):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+        done.extend(records)
+
+    scene.source.put(b"bad")
+    scene.source.put(b"good")
+    scene.start(handler)
+    await until(lambda: scene.producer.sent and done)
+    assert b"cancelled the task" in scene.producer.sent[0][3]["x-error-message"]
+    assert scene.source.done_up_to() == 2
+
+
+async def test_a_handler_that_exits_ends_run_with_what_it_raised(scenes):
+    class Enough(BaseException):
+        pass
+
+    async def handler(record):
+        raise Enough
+
+    scene = scenes()
+    scene.source.put(b"k")
+    with pytest.raises(Enough):
+        await scene.start(handler)
+
+
+async def plain(record):
+    return None
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [lambda record: None, lambda: plain(None), lambda record: 5],
+    ids=["sync", "no argument", "a number"],
+)
+@pytest.mark.parametrize("timeout", [None, 5.0])
+async def test_a_handler_that_cannot_be_awaited_ends_run_with_what_to_write(
+    scenes, handler, timeout
+):
+    scene = scenes(policy=HandlerPolicy(timeout=timeout), dead_letter="t.dead")
+    scene.source.put(b"k")
+    with pytest.raises(ConfigurationError, match="async def handle"):
+        await scene.start(handler)
+    assert scene.source.committed == {}
+
+
+async def test_a_type_error_of_the_handlers_own_is_a_failure_like_any_other(scenes, until):
+    async def handler(record):
+        return 1 + "1"
+
+    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.producer.sent)
+    assert scene.producer.sent[0][3]["x-error-type"] == b"builtins.TypeError"
+
+
+def unknown(dependency="redis"):
+    return OutcomeUnknown(
+        "no reply",
+        dependency=dependency,
+        operation="INCR",
+        progress=Progress.PERHAPS_APPLIED,
+    )
+
+
+async def test_after_an_unknown_outcome_the_handler_is_told_so_when_it_is_called_again(
+    scenes, until
+):
+    seen = []
+
+    async def handler(record):
+        seen.append(dict(record.headers).get("x-outcome-unknown"))
+        if len(seen) < 3:
+            raise LookupError from unknown()
+
+    scene = scenes(policy=POLICY)
+    scene.source.put(b"k", headers=[("a", b"b")])
+    scene.start(handler)
+    await until(lambda: len(seen) == 3)
+    assert seen == [None, b"1", b"1"]
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("verdict", ["dead_letter", "skip", "stop"])
+async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
+    scenes, until, verdict, batch_size
+):
+    calls = []
+
+    async def handler(record):
+        calls.append(record)
+        raise unknown()
+
+    scene = scenes(policy=POLICY, dead_letter="t.dead", on_unknown=verdict, batch_size=batch_size)
+    scene.source.put(b"k")
+    scene.source.put(b"k")
+    running = scene.start(handler)
+    if verdict == "stop":
+        with pytest.raises(OutcomeUnknown):
+            await running
+        return
+    await until(lambda: scene.source.done_up_to() == 2)
+    assert len(calls) == (1 if batch_size else 2)
+    letters = scene.producer.sent
+    assert len(letters) == (2 if verdict == "dead_letter" else 0)
+    for letter in letters:
+        assert letter[3]["x-outcome-unknown"] == b"1"
+
+
+async def test_a_dead_letter_that_fails_again_keeps_its_first_origin(scenes, until):
+    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead.dead")
+    first = [("x-original-topic", b"orders"), ("x-original-offset", b"7"), ("x-attempts", b"3")]
+    scene.source.put(b"bad", headers=first)
+    scene.start(Flaky({b"bad": 1}))
+    await until(lambda: scene.producer.sent)
+    headers = scene.producer.sent[0][3]
+    assert headers["x-original-topic"] == b"orders"
+    assert headers["x-original-offset"] == b"7"
+    assert headers["x-attempts"] == b"1"
+
+
+async def test_an_error_without_words_is_buried_all_the_same(scenes, until):
+    class MuteError(Exception):
+        def __str__(self):
+            raise LookupError
+
+    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene.source.put(b"bad")
+    scene.start(Flaky({b"bad": 1}, MuteError()))
+    await until(lambda: scene.producer.sent)
+    assert b"no message" in scene.producer.sent[0][3]["x-error-message"]
+
+
+async def test_a_handler_is_warned_about_once_before_max_poll_interval(scenes, until, caplog):
+    scene = scenes(max_poll_interval=100.0)
+
+    async def handler(record):
+        await asyncio.sleep(150.0 if record.key == b"long" else 1.0)
+
+    with caplog.at_level(logging.WARNING):
+        scene.source.put(b"long")
+        scene.source.put(b"short")
+        scene.start(handler)
+        await asyncio.sleep(79.0)
+        assert caplog.records == []
+        await asyncio.sleep(10.0)
+        (record,) = caplog.records
+        assert "t[0]@0 has been running for" in record.getMessage()
+        assert "max_poll_interval_ms=100000" in record.getMessage()
+        await until(lambda: scene.stats.handled == 2)
+    assert len(caplog.records) == 1
+    polls = scene.source.polls
+    assert max(b - a for a, b in itertools.pairwise(polls)) < 2.0
+
+
+async def test_a_batch_that_fails_finds_its_culprit(scenes, until):
+    calls = []
+
+    async def handler(records):
+        calls.append([record.offset for record in records])
+        if any(record.value == b"poison" for record in records):
+            raise ValueError
+
+    scene = scenes(batch_size=10, dead_letter="t.dead", policy=HandlerPolicy(attempts=2))
+    for number in range(10):
+        scene.source.put(b"%d" % (number % 3), b"poison" if number == 4 else b"v")
+    scene.start(handler)
+    await until(lambda: scene.source.done_up_to() == 10)
+    assert sorted(calls[0]) == list(range(10))
+    assert all(len(call) == 1 for call in calls[1:])
+    assert calls.count([4]) == 2
+    assert [letter[3]["x-original-offset"] for letter in scene.producer.sent] == [b"4"]
+    assert scene.stats.in_flight == 0
+    order = [call[0] for call in calls[1:]]
+    for key in range(3):
+        mine = [offset for offset in order if offset % 3 == key]
+        assert mine == sorted(mine)
+
+
+@pytest.mark.parametrize("order", ["key", "partition", "none"])
+async def test_batches_are_as_large_as_what_is_ready_and_keep_the_order(
+    scenes, sources, until, order
+):
+    calls = []
+
+    async def handler(records):
+        assert isinstance(records, list)
+        calls.append([(record.partition, record.offset) for record in records])
+        await asyncio.sleep(0.1)
+
+    scene = scenes(sources(2), order=order, batch_size=25, concurrency=4)
+    for number in range(200):
+        scene.source.put(b"%d" % (number % 7), number=number % 2)
+    scene.start(handler)
+    await until(lambda: sum(map(len, calls)) == 200)
+    assert len(calls) <= 14
+    assert max(map(len, calls)) == 25
+    done = [each for call in calls for each in call]
+    assert len(set(done)) == 200
+    if order == "partition":
+        for number in range(2):
+            mine = [offset for where, offset in done if where == number]
+            assert mine == sorted(mine)
+    await until(lambda: scene.source.done_up_to(0) == scene.source.done_up_to(1) == 100)
+    assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
