@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io.demo import command, report, stage
-from resilient_io.demo.ledger import Ledger, Told
-from resilient_io.demo.run import Run
-from resilient_io.demo.scene import Scene
-from resilient_io.demo.script import Script
-from resilient_io.demo.sides import OurSide
-from resilient_io.demo.workload import Workload
+from resilient_io.demo import command
+from resilient_io.demo.redis import report, script, stage
+from resilient_io.demo.redis.ledger import Ledger
+from resilient_io.demo.redis.run import Run
+from resilient_io.demo.redis.scene import Scene
+from resilient_io.demo.redis.script import Script
+from resilient_io.demo.redis.sides import OurSide
+from resilient_io.demo.redis.workload import Workload
+from resilient_io.demo.told import Told
 from resilient_io.testing import RedisServer
 
 DEMO = [sys.executable, "-m", "resilient_io.demo"]
@@ -33,10 +35,11 @@ TINY = Script(
 RUN_TINY = (
     "import sys\n"
     "from resilient_io.demo import command\n"
-    "from resilient_io.demo.scene import Scene\n"
-    "from resilient_io.demo.script import Script\n"
-    f"command.QUICK = {TINY!r}\n"
-    "sys.exit(command.main(['--quick']))\n"
+    "from resilient_io.demo.redis import script\n"
+    "from resilient_io.demo.redis.scene import Scene\n"
+    "from resilient_io.demo.redis.script import Script\n"
+    f"script.QUICK = {TINY!r}\n"
+    "sys.exit(command.main(['--quick', '--only', 'redis']))\n"
 )
 
 
@@ -58,7 +61,7 @@ def processes_of(folder):
 
 def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
     shown = subprocess.run(
-        [*DEMO, "--quick"],
+        [*DEMO, "--quick", "--only", "redis"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -154,9 +157,9 @@ def test_its_exit_code_follows_our_ledger_alone(monkeypatch, capsys, plant):
                 await server.query("HINCRBY", self.increments, "increment-0-1", 1)
             return await super().audit(server)
 
-    monkeypatch.setattr(command, "QUICK", TINY)
+    monkeypatch.setattr(script, "QUICK", TINY)
     monkeypatch.setattr(stage, "Ledger", Planted)
-    code = command.main(["--quick"])
+    code = command.main(["--quick", "--only", "redis"])
     output = capsys.readouterr().out
     repeated = row(output, "repeated (done more than once)")
     assert repeated[0] >= 1
@@ -227,7 +230,7 @@ def test_without_a_server_it_says_how_to_get_one(monkeypatch, capsys):
     monkeypatch.setenv("RESILIENT_IO_REDIS_SERVER", "/no/such/server")
     assert command.main([]) == 2
     shown = capsys.readouterr()
-    assert "needs a Redis server" in shown.err
+    assert "needs servers" in shown.err
     assert "/no/such/server" in shown.err
     assert shown.out == ""
 

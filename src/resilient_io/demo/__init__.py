@@ -1,5 +1,7 @@
-"""Plain redis-py and `ResilientRedis` through the same faults, on a server of its own.
+"""What the library is for, on servers of its own, in about a minute.
 
-Run by `python -m resilient_io.demo`. It takes under a minute, needs no terminal, and ends with a
-ledger: what callers were told, against what an independent reader finds in the server.
+First plain redis-py and `ResilientRedis` through the same faults; then a service that takes orders
+from Kafka and books them in Redis, while both are killed, frozen and cut off in turn. Run by
+`python -m resilient_io.demo`. It needs no terminal, and ends with ledgers: what callers were told,
+against what an independent reader finds in the servers.
 """

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resilient_io.demo.told import Told
+
 if TYPE_CHECKING:
     from resilient_io.testing import RedisServer
-
-
-class Told(enum.Enum):
-    """What a caller was told about its write."""
-
-    NOTHING = "nothing yet"
-    DONE = "done"
-    UNKNOWN = "perhaps done"
-    NOT_DONE = "not done"
 
 
 @dataclass(frozen=True, slots=True)

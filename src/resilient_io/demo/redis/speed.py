@@ -6,12 +6,12 @@ import asyncio
 import statistics
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.demo.sides import SIDES
+from resilient_io.demo.redis.sides import SIDES
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from resilient_io.demo.script import Script
+    from resilient_io.demo.redis.script import Script
     from resilient_io.testing import RedisServer
 
 CALLERS: Final = 50

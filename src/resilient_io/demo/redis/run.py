@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from resilient_io.demo.timeline import Curve, Event, quantile
 from resilient_io.health import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.demo.ledger import Audit, Ledger
-    from resilient_io.demo.scene import Scene
-    from resilient_io.demo.sides import Side
+    from resilient_io.demo.redis.ledger import Audit, Ledger
+    from resilient_io.demo.redis.scene import Scene
+    from resilient_io.demo.redis.sides import Side
+    from resilient_io.demo.timeline import Kind
     from resilient_io.health import Change
-
-TICK: Final = 0.4
-"""Seconds of each step of the curve."""
 
 SLOW: Final = 1.0
 """Seconds from which on a call counts as one that hung."""
-
-Kind = Literal["fault", "good", "bad", "error"]
 
 
 @dataclass(slots=True)
@@ -51,15 +48,6 @@ class Fault:
     longest: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A line of the timeline; `at` is in seconds since the run began."""
-
-    at: float
-    kind: Kind
-    text: str
-
-
 class Run:
     """Takes down all that happens while one client goes through the script.
 
@@ -82,7 +70,7 @@ class Run:
         self.errors: Counter[str] = Counter()
         self.answered: list[float] = []
         """The seconds that each answered call took."""
-        self.curve: list[int] = []
+        self.curve = Curve(self.began)
         self.calls = 0
         self.hung = 0
         self.longest = 0.0
@@ -112,9 +100,7 @@ class Run:
         if error is None:
             self.answered.append(took)
             self._recent.append((now, took))
-            place = int((now - self.began) / TICK)
-            self.curve += [0] * (place + 1 - len(self.curve))
-            self.curve[place] += 1
+            self.curve.add(now)
             return
         name = type(error).__name__
         if fault is None or fault.error_at is None:
@@ -170,8 +156,3 @@ class Run:
         event = Event(at - self.began, kind, text)
         self.events.append(event)
         self._on_event(event)
-
-
-def quantile(ordered: list[float], share: float) -> float | None:
-    """Return the value below which this share of the ordered values lies; None of none."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None

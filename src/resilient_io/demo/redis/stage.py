@@ -1,4 +1,4 @@
-"""The whole demo, in its order: the server, the speed, both clients, the report."""
+"""The part about Redis, in its order: the server, the speed, both clients, the report."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.demo.frame import event_line, frame, status_line
-from resilient_io.demo.ledger import Ledger
-from resilient_io.demo.report import report, speed_line
-from resilient_io.demo.run import Run
-from resilient_io.demo.screen import Line, Screen
-from resilient_io.demo.script import Script, play
-from resilient_io.demo.sides import SIDES
-from resilient_io.demo.speed import measure
-from resilient_io.demo.workload import Workload
+from resilient_io.demo.redis.frame import frame, status_line
+from resilient_io.demo.redis.ledger import Ledger
+from resilient_io.demo.redis.report import report, speed_line
+from resilient_io.demo.redis.run import Run
+from resilient_io.demo.redis.script import play
+from resilient_io.demo.redis.sides import SIDES
+from resilient_io.demo.redis.speed import measure
+from resilient_io.demo.redis.workload import Workload
+from resilient_io.demo.screen import Line
+from resilient_io.demo.showing import shown
+from resilient_io.demo.timeline import event_line
 from resilient_io.testing import FaultProxy, RedisServer, find_redis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from resilient_io.demo.redis.ledger import Audit
+    from resilient_io.demo.redis.script import Script
+    from resilient_io.demo.redis.sides import Side
+    from resilient_io.demo.screen import Screen
+    from resilient_io.demo.timeline import Event
 
-    from resilient_io.demo.ledger import Audit
-    from resilient_io.demo.run import Event
-    from resilient_io.demo.sides import Side
-
-_REDRAW: Final = 0.125
-_TELL: Final = 2.0
 _DRAIN: Final = 2.0
 _LOOK_AGAIN: Final = 0.01
 
 
 async def perform(script: Script, screen: Screen) -> bool:
-    """Show the demo; return whether the ledger of `ResilientRedis` balances.
+    """Show this part; return whether the ledger of `ResilientRedis` balances.
 
     Failing or cancelled, it leaves no process and no folder.
 
@@ -99,7 +99,10 @@ class Stage:
         ledger = Ledger(side.key)
         run = Run(side, ledger, self.script.seconds, show)
         try:
-            async with _shown(run, part, screen), Workload(run):
+            async with (
+                shown(screen, lambda: frame(run, part, screen.blocks), lambda: status_line(run)),
+                Workload(run),
+            ):
                 await play(self.script, run, self.server, self.proxy)
             run.ended()
         finally:
@@ -110,27 +113,3 @@ class Stage:
                 while self.proxy.connections:  # noqa: ASYNC110 - the proxy has no event for it
                     await asyncio.sleep(_LOOK_AGAIN)
         return run, await ledger.audit(self.server)
-
-
-@contextlib.asynccontextmanager
-async def _shown(run: Run, part: int, screen: Screen) -> AsyncIterator[None]:
-    async def redraw() -> None:
-        while True:
-            screen.draw(frame(run, part, screen.blocks))
-            await asyncio.sleep(_REDRAW)
-
-    async def tell() -> None:
-        while True:
-            await asyncio.sleep(_TELL)
-            screen.say(status_line(run))
-
-    task = asyncio.create_task(redraw() if screen.live else tell(), name="demo screen")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-    if screen.live:
-        screen.say(*frame(run, part, screen.blocks))

@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.demo.scene import Scene
+from resilient_io.demo.redis.scene import Scene
 
 if TYPE_CHECKING:
-    from resilient_io.demo.run import Run
+    from resilient_io.demo.redis.run import Run
     from resilient_io.testing import FaultProxy, RedisServer
 
 

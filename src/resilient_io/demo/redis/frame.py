@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.demo.run import TICK
-from resilient_io.demo.screen import Colour, Line
+from resilient_io.demo.screen import Line
+from resilient_io.demo.timeline import curve_lines, event_line, ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_io.demo.run import Event, Kind, Run
+    from resilient_io.demo.redis.run import Run
 
 _EVENTS: Final = 10
-_COLOURS: Final[dict[Kind, Colour]] = {
-    "fault": "yellow",
-    "good": "green",
-    "bad": "red",
-    "error": "red",
-}
+_LEGEND: Final = "L: replies lost   K: server killed   F: server frozen"
 
 
 def frame(run: Run, part: int, blocks: str) -> list[Line]:
@@ -54,11 +49,6 @@ def frame(run: Run, part: int, blocks: str) -> list[Line]:
     ]
 
 
-def event_line(event: Event) -> Line:
-    """Show a line of the timeline."""
-    return Line(f"  {event.at:7.3f} s  {event.text}", _COLOURS[event.kind])
-
-
 def status_line(run: Run) -> Line:
     """Say in one line how it goes."""
     now = asyncio.get_running_loop().time()
@@ -72,28 +62,10 @@ def status_line(run: Run) -> Line:
 
 def curves(runs: Sequence[Run], blocks: str) -> list[Line]:
     """Draw answered commands over time, all to the same scale, and the faults below them."""
-    highest = max([max(run.curve, default=0) for run in runs] + [1])
-    lines = []
-    for run in runs:
-        heights = [-(-count * (len(blocks) - 1) // highest) for count in run.curve]
-        drawn = "".join(blocks[height] for height in heights)
-        label = run.side.name if len(runs) > 1 else "over time"
-        lines.append(Line(f"  {label:<{_label_width(runs)}} {drawn}"))
-    signs: dict[int, str] = {}
-    for fault in runs[0].faults:
-        signs[int((fault.at - runs[0].began) / TICK)] = fault.scene.sign
-    width = max(signs, default=-1) + 1
-    below = "".join(signs.get(place, " ") for place in range(width))
-    lines.append(Line(f"  {'':<{_label_width(runs)}} {below}", "yellow"))
-    legend = "L: replies lost   K: server killed   F: server frozen" if below else ""
-    lines.append(Line(f"  {'':<{_label_width(runs)}} {legend}", "dim"))
-    return lines
-
-
-def ms(seconds: float | None) -> str:
-    """Show a duration in milliseconds, or that there is none."""
-    return "   -    " if seconds is None else f"{seconds * 1000:5,.1f} ms"
-
-
-def _label_width(runs: Sequence[Run]) -> int:
-    return max(len(run.side.name) for run in runs) if len(runs) > 1 else len("over time ")
+    labels = [run.side.name for run in runs] if len(runs) > 1 else ["over time"]
+    return curve_lines(
+        dict(zip(labels, (run.curve.counts for run in runs), strict=True)),
+        [(fault.at - runs[0].began, fault.scene.sign) for fault in runs[0].faults],
+        _LEGEND,
+        blocks,
+    )

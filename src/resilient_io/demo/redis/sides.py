@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 import redis
 import redis.asyncio
 
-from resilient_io.demo.ledger import Told
-from resilient_io.errors import OutcomeUnknown, Progress, ResilientIOError
+from resilient_io.demo.told import Told, told_by
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
@@ -69,9 +68,7 @@ class OurSide:
 
     def told(self, error: Exception) -> Told:
         """Say what the error says about a write."""
-        if not isinstance(error, ResilientIOError) or isinstance(error, OutcomeUnknown):
-            return Told.UNKNOWN
-        return Told.UNKNOWN if error.progress is Progress.PERHAPS_APPLIED else Told.NOT_DONE
+        return told_by(error)
 
     def state(self, now: float) -> str:
         """Say how the server is, as far as the client knows."""

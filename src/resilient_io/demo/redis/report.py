@@ -5,16 +5,16 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.demo.frame import curves
-from resilient_io.demo.run import quantile
+from resilient_io.demo.redis.frame import curves
+from resilient_io.demo.redis.speed import CALLERS
 from resilient_io.demo.screen import Line
-from resilient_io.demo.speed import CALLERS
+from resilient_io.demo.timeline import quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_io.demo.ledger import Audit
-    from resilient_io.demo.run import Fault, Run
+    from resilient_io.demo.redis.ledger import Audit
+    from resilient_io.demo.redis.run import Fault, Run
 
 _LABEL: Final = 36
 _COLUMN: Final = 22

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import RedisError
 
-from resilient_io.demo.ledger import Told
+from resilient_io.demo.told import Told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from resilient_io.demo.run import Run
+    from resilient_io.demo.redis.run import Run
 
 _TASKS_OF_A_KIND: Final = 6
 _PAUSE: Final = 0.008

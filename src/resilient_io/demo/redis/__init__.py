@@ -1,0 +1,1 @@
+"""The first part: plain redis-py and `ResilientRedis` through the same faults."""
