@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from resilient_io.testing.certificates import Certificates, make_certificates
     from resilient_io.testing.faults import Fault
+    from resilient_io.testing.kafka.answers import produce_error
     from resilient_io.testing.kafka.broker import KafkaBroker
     from resilient_io.testing.kafka.cluster import KafkaCluster
     from resilient_io.testing.kafka.distribution import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         find_kafka,
     )
     from resilient_io.testing.kafka.embedded import TansuServer, embedded_kafka, local_kafka
+    from resilient_io.testing.kafka.frames import KafkaRequest
     from resilient_io.testing.kafka.server import KafkaServer
     from resilient_io.testing.proxy import FaultProxy
     from resilient_io.testing.servers import RedisServer, embedded_redis
@@ -61,6 +63,7 @@ __all__ = [
     "Finding",
     "KafkaBroker",
     "KafkaCluster",
+    "KafkaRequest",
     "KafkaServer",
     "Moment",
     "NoServerError",
@@ -88,6 +91,7 @@ __all__ = [
     "local_kafka",
     "make_certificates",
     "new_virtual_loop",
+    "produce_error",
 ]
 
 _MODULES = {
@@ -99,6 +103,7 @@ _MODULES = {
     "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
+    "kafka.answers": ("produce_error",),
     "kafka.broker": ("KafkaBroker",),
     "kafka.cluster": ("KafkaCluster",),
     "kafka.distribution": (
@@ -109,6 +114,7 @@ _MODULES = {
         "find_kafka",
     ),
     "kafka.embedded": ("TansuServer", "embedded_kafka", "local_kafka"),
+    "kafka.frames": ("KafkaRequest",),
     "kafka.server": ("KafkaServer",),
     "proxy": ("FaultProxy",),
     "servers": ("RedisServer", "embedded_redis"),

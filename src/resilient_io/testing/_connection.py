@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from resilient_io.testing._link import Link, reset
 from resilient_io.testing._replies import ReplyStream
-from resilient_io.testing._resp import Request, RequestScanner
+from resilient_io.testing._resp import RequestScanner
 from resilient_io.testing.faults import Effect
+from resilient_io.testing.kafka.frames import KafkaReplyStream, KafkaRequestScanner
 
 if TYPE_CHECKING:
     import socket
@@ -16,13 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_io.testing._link import Direction, Traffic
-    from resilient_io.testing.faults import Ending, Fault
+    from resilient_io.testing.faults import Ending, Fault, ProxiedRequest
 
-# After these the server sends what answers no single request.
-_OPEN_ENDED: Final = frozenset(
-    {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"}
-    | {"MONITOR", "SYNC", "PSYNC"}
-)
+Spoken: TypeAlias = Literal["redis", "kafka"]
+"""A protocol that a proxy reads."""
 
 
 class Proxy(Protocol):
@@ -30,7 +28,7 @@ class Proxy(Protocol):
 
     to_server: Traffic
     to_client: Traffic
-    resp: bool
+    protocol: Spoken | None
     requests: Counter[str]
     connections: list[ProxiedConnection]
 
@@ -39,7 +37,7 @@ class Proxy(Protocol):
         """Where the server is."""
         ...
 
-    def fault_for(self, request: Request) -> Fault | None:
+    def fault_for(self, request: ProxiedRequest) -> Fault | None:
         """Return the fault that strikes this request."""
 
 
@@ -88,10 +86,17 @@ class ProxiedConnection:
         self._ended = asyncio.Event()
         self._to_server = Link(proxy.to_server, self._read_client, self.reset)
         self._to_client = Link(proxy.to_client, self._read_server, self.reset)
-        self._requests = RequestScanner(number)
-        self._replies = ReplyStream(self._deliver, self._strike, counting=proxy.resp)
+        self._requests: RequestScanner | KafkaRequestScanner
+        self._replies: ReplyStream | KafkaReplyStream
+        if proxy.protocol == "kafka":
+            self._requests = KafkaRequestScanner(number)
+            self._replies = KafkaReplyStream(self._deliver, self._strike)
+        else:
+            counting = proxy.protocol is not None
+            self._requests = RequestScanner(number)
+            self._replies = ReplyStream(self._deliver, self._strike, counting=counting)
         self._outgoing: list[bytes] = []
-        self._held: list[Request] | None = None
+        self._held: list[ProxiedRequest] | None = None
         self._muted = False
 
     def __repr__(self) -> str:
@@ -218,7 +223,7 @@ class ProxiedConnection:
     # From the client to the server
 
     def _from_client(self, data: bytes) -> None:
-        if not self._proxy.resp:
+        if self._proxy.protocol is None:
             self._to_server.feed(data)
             return
         for request in self._requests.feed(data):
@@ -228,8 +233,8 @@ class ProxiedConnection:
                 self._take(request)
         self._flush()
 
-    def _take(self, request: Request) -> None:
-        fault = self._proxy.fault_for(request) if request.arguments else None
+    def _take(self, request: ProxiedRequest) -> None:
+        fault = self._proxy.fault_for(request) if request.name else None
         match fault and fault.effect:
             case None:
                 self._forward(request, None)
@@ -242,7 +247,7 @@ class ProxiedConnection:
                 self._forward(request, None)
                 self.reset()  # takes effect after this piece has been sent on
             case Effect.ANSWER:
-                self._replies.expect(fault)
+                self._replies.expect(request, fault)
                 return
             case _:
                 self._forward(request, fault)
@@ -250,12 +255,10 @@ class ProxiedConnection:
         if fault is not None:
             fault.note(self)
 
-    def _forward(self, request: Request, fault: Fault | None) -> None:
-        if request.arguments:
+    def _forward(self, request: ProxiedRequest, fault: Fault | None) -> None:
+        if request.name:
             self._proxy.requests[request.name] += 1
-            if request.name in _OPEN_ENDED:
-                self._replies.stop_counting()
-            self._replies.expect(fault)
+            self._replies.expect(request, fault)
         self._outgoing.append(request.raw)
 
     def _flush(self) -> None:
@@ -267,7 +270,7 @@ class ProxiedConnection:
 
     # From the server to the client
 
-    def _strike(self, fault: Fault, reply: bytes) -> None:
+    def _strike(self, fault: Fault, reply: bytes, made_up: bytes) -> None:
         """Do to a complete reply what is to be done to it."""
         if fault.effect is Effect.DROP_REPLY:
             self.mute()
@@ -277,7 +280,7 @@ class ProxiedConnection:
             if fault.ending != "silence":
                 self._to_client.finish(lambda: self._end(fault.ending))
         else:
-            self._deliver(fault.data)
+            self._deliver(made_up)
         fault.note(self)
 
     def _deliver(self, data: bytes) -> None:

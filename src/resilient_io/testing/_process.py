@@ -227,5 +227,6 @@ class ServerProcess(abc.ABC):
         return False
 
     def _told(self, what: str) -> str:
-        tail = "".join(self.log.splitlines(keepends=True)[-_LINES_TOLD:])
-        return f"{self._described()} {what}:\n{tail}"
+        lines = self.log.splitlines(keepends=True)
+        said = [line for line in lines if not line.startswith("\tat ")]  # not Java's stacks
+        return f"{self._described()} {what}:\n{''.join(said[-_LINES_TOLD:])}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.testing._resp import Request
+Which: TypeAlias = "str | Callable[[Any], bool] | None"
+"""Requests to strike: a command's name (with words that follow, as in "CLIENT SETINFO") or what a
+request to Kafka is called (as "Produce"), a function that says so, or None for every request."""
 
-Which: TypeAlias = "str | Callable[[Request], bool] | None"
-"""Requests to strike: a command's name (with words that follow, as in "CLIENT SETINFO"), a
-function that says so, or None for every request."""
+MadeUp: TypeAlias = "bytes | Callable[[Any], bytes]"
+"""A made-up reply, or a function that makes it from the request."""
 
 Ending: TypeAlias = Literal["close", "reset", "silence"]
 """What becomes of a connection: closed (FIN), reset (RST), or open without a word."""
@@ -39,6 +40,24 @@ class Holding(Protocol):
         ...
 
 
+class ProxiedRequest(Protocol):
+    """What requests of all protocols have."""
+
+    @property
+    def name(self) -> str:
+        """What it asks for; empty for what is no request."""
+        ...
+
+    @property
+    def raw(self) -> bytes:
+        """All its bytes."""
+        ...
+
+    def starts_with(self, words: tuple[bytes, ...]) -> bool:
+        """Tell whether it begins with these words, in upper case."""
+        ...
+
+
 class Fault:
     """A fault that waits for its requests, made by the methods of `FaultProxy`.
 
@@ -47,7 +66,7 @@ class Fault:
         which: The requests that count.
         nth: It strikes from the n-th of them on, counted from 1 and from now.
         times: How many it strikes; None for no end.
-        data: Bytes of a made-up reply.
+        data: A made-up reply.
         keep: Bytes of half a reply; None for half of them.
         ending: What becomes of the connection after half a reply.
     """
@@ -59,19 +78,19 @@ class Fault:
         *,
         nth: int = 1,
         times: int | None = 1,
-        data: bytes = b"",
+        data: MadeUp = b"",
         keep: int | None = None,
         ending: Ending = "close",
     ) -> None:
         if nth < 1 or (times is not None and times < 1):
             raise ValueError(f"nth and times count from 1, got nth={nth} and times={times}")
         self.effect = effect
-        self.data = data
+        self._data = data
         self.keep = keep
         self.ending: Ending = ending
-        self.struck: list[Request] = []
-        """The requests that it struck, in their order."""
-        self._matches: Callable[[Request], bool]
+        self.struck: list[Any] = []
+        """The requests that it struck, in their order: `Request` or `KafkaRequest`."""
+        self._matches: Callable[[Any], bool]
         if isinstance(which, str):
             words = tuple(which.upper().encode().split())
             self._matches = lambda request: request.starts_with(words)
@@ -109,7 +128,7 @@ class Fault:
         held, self._holding = self._holding, []
         return sum([connection.release() for connection in held])
 
-    def strikes(self, request: Request) -> bool:
+    def strikes(self, request: ProxiedRequest) -> bool:
         """Tell whether this request is to be struck; counts it. For the proxy."""
         if self.spent or not self._matches(request):
             return False
@@ -118,6 +137,10 @@ class Fault:
             return False
         self.struck.append(request)
         return True
+
+    def reply_to(self, request: ProxiedRequest) -> bytes:
+        """Give the made-up reply to this request. For the proxy."""
+        return self._data if isinstance(self._data, bytes) else self._data(request)
 
     def note(self, connection: Holding) -> None:
         """Take down that it has done its work on this connection. For the proxy."""

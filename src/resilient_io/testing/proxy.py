@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from resilient_io.testing._connection import ProxiedConnection
 from resilient_io.testing._link import Direction, Link, Traffic
-from resilient_io.testing.faults import Effect, Ending, Fault, Which
+from resilient_io.testing.faults import Effect, Ending, Fault, MadeUp, Which
+from resilient_io.testing.kafka.frames import check_name
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from resilient_io.testing._resp import Request
+    from resilient_io.testing._connection import Spoken
+    from resilient_io.testing.faults import ProxiedRequest
 
 _BACKLOG = 1024
 
@@ -29,12 +31,15 @@ class FaultProxy:
     ends them all. To keep count of replies, connections that subscribe or MONITOR have
     everything after that passed on as it comes, and CLIENT REPLY must not be used.
 
+    In front of a broker of Kafka it rewrites nothing: give the broker `advertised_port` so that
+    clients come back to the proxy.
+
     Args:
         target_port: Port of the server.
         target_host: Its address.
         port: Port to listen on, None for a free one.
-        resp: Read the Redis protocol; False for bytes of any other kind (Kafka, TLS), on which
-            only the faults of the line work.
+        protocol: What to read: "redis" or "kafka"; None for bytes of any other kind (TLS), on
+            which only the faults of the line work.
     """
 
     host = "127.0.0.1"
@@ -45,14 +50,14 @@ class FaultProxy:
         *,
         target_host: str = "127.0.0.1",
         port: int | None = None,
-        resp: bool = True,
+        protocol: Spoken | None = "redis",
     ) -> None:
         self.target = (target_host, target_port)
         """Where new connections lead; may be changed."""
         self.port = port or 0
-        self.resp = resp
+        self.protocol: Spoken | None = protocol
         self.requests: Counter[str] = Counter()
-        """How many requests of each command went on to the server."""
+        """How many requests of each name (SET, Produce) went on to the server."""
         self.connections: list[ProxiedConnection] = []
         """The connections that live, oldest first."""
         self.accepted = 0
@@ -86,6 +91,11 @@ class FaultProxy:
         """Address for Redis clients, without a password."""
         return f"redis://{self.host}:{self.port}/0"
 
+    @property
+    def bootstrap_servers(self) -> str:
+        """Address for Kafka clients."""
+        return f"{self.host}:{self.port}"
+
     async def start(self) -> None:
         """Listen; nothing if it does."""
         self.accept()
@@ -110,7 +120,8 @@ class FaultProxy:
         client goes on to send still reaches the server.
 
         Args:
-            which: A command's name, a function of the request, or None for every request.
+            which: A command's name or what a request of Kafka is called ("Produce"), a function
+                of the `Request` or `KafkaRequest`, or None for every request.
             nth: Strike the n-th that matches, from now on.
             times: How many to strike from there; None for no end.
         """
@@ -135,8 +146,7 @@ class FaultProxy:
             then: What becomes of the connection: "close", "reset" or "silence".
         """
         fault = Fault(Effect.HALF_REPLY, which, nth=nth, times=times, keep=keep, ending=then)
-        self.faults.append(fault)
-        return fault
+        return self._wait_for(fault, which)
 
     def hold(self, which: Which = None, *, nth: int = 1, times: int | None = 1) -> Fault:
         """Keep the request, and all that follows it on its connection, from the server.
@@ -149,7 +159,7 @@ class FaultProxy:
     def answer(
         self,
         which: Which,
-        reply: bytes,
+        reply: MadeUp,
         *,
         nth: int = 1,
         times: int | None = 1,
@@ -159,15 +169,14 @@ class FaultProxy:
 
         Args:
             which: As for `drop_reply`.
-            reply: The bytes to answer with, as `b"-LOADING ...\r\n"`; garbage is fine.
+            reply: The bytes to answer with, as `b"-LOADING ...\r\n"`, or a function that makes
+                them from the request; garbage is fine. For Kafka: those after the correlation id.
             nth: As for `drop_reply`.
             times: As for `drop_reply`.
             forward: Let the request reach the server too, and lose its own reply.
         """
         effect = Effect.REPLACE_REPLY if forward else Effect.ANSWER
-        fault = Fault(effect, which, nth=nth, times=times, data=reply)
-        self.faults.append(fault)
-        return fault
+        return self._wait_for(Fault(effect, which, nth=nth, times=times, data=reply), which)
 
     def reset_on(
         self, which: Which = None, *, nth: int = 1, times: int | None = 1, forward: bool = False
@@ -184,11 +193,17 @@ class FaultProxy:
         return self._script(effect, which, nth=nth, times=times)
 
     def _script(self, effect: Effect, which: Which, *, nth: int, times: int | None) -> Fault:
-        fault = Fault(effect, which, nth=nth, times=times)
+        return self._wait_for(Fault(effect, which, nth=nth, times=times), which)
+
+    def _wait_for(self, fault: Fault, which: Which) -> Fault:
+        if self.protocol is None:
+            raise ValueError("this proxy reads no requests: leave protocol=None out")
+        if self.protocol == "kafka" and isinstance(which, str):
+            check_name(which)
         self.faults.append(fault)
         return fault
 
-    def fault_for(self, request: Request) -> Fault | None:
+    def fault_for(self, request: ProxiedRequest) -> Fault | None:
         """Give the fault that strikes this request, if one does. For its connections."""
         chosen = next((fault for fault in self.faults if fault.strikes(request)), None)
         if chosen is not None and chosen.spent:

@@ -151,7 +151,7 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
     It looks into no bytes here, else it would take the whole request in at once.
     """
     patient = quick.replace(response_timeout=0.8)
-    async with FaultProxy(redis_server.port, resp=False) as proxy:
+    async with FaultProxy(redis_server.port, protocol=None) as proxy:
         redis = await connect(proxy, policy=patient)
         seen = watch(redis)
         lanes = redis._engine.lanes.open_lanes

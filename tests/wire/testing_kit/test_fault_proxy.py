@@ -488,7 +488,7 @@ async def test_opaque_bytes_pass_both_ways(connect):
 
     server = await asyncio.start_server(shout, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with FaultProxy(port, resp=False) as proxy:
+    async with FaultProxy(port, protocol=None) as proxy:
         client = await connect(proxy)
         client.writer.write(b"*nothing of redis\n")
         assert await client.read(18) == b"*NOTHING OF REDIS\n"

@@ -117,6 +117,46 @@ async def test_leaves_one_that_ends_by_itself():
     result.stdout.fnmatch_lines(["*the test left tasks behind:*", "*<Task*name='left'*"])
 
 
+def test_the_shared_broker_and_one_of_its_own_are_there(project, shared_kafka):
+    result = run(
+        project,
+        """
+async def test_shared(shared_kafka):
+    await shared_kafka.create_topic("t")
+
+async def test_the_same(shared_kafka, kafka_server):
+    assert await shared_kafka.topics() == ["t"]
+    assert await kafka_server.topics() == []
+
+@pytest.mark.virtual_time
+async def test_brokers_need_real_time(kafka_server):
+    pass
+""",
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*kafka_server needs real time*"])
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_without_kafka_tests_are_skipped_loudly_or_fail_where_it_is_required(
+    project, monkeypatch, required
+):
+    monkeypatch.setenv("RESILIENT_IO_KAFKA_LIBS", "/missing/libs")
+    monkeypatch.setenv("RESILIENT_IO_REQUIRE_SERVERS", str(int(required)))
+    project.makepyfile(
+        "async def test_shared(shared_kafka): pass\n"
+        "async def test_own(kafka_server): pass\n"
+        "async def test_cluster(kafka_cluster): pass\n"
+    )
+    result = project.runpytest_subprocess("-rs", "--asyncio-mode=auto")
+    if required:
+        result.assert_outcomes(errors=3)
+        result.stdout.fnmatch_lines(["*RESILIENT_IO_REQUIRE_SERVERS=1, but*"])
+    else:
+        result.assert_outcomes(skipped=3)
+        result.stdout.fnmatch_lines(["*NEEDS APACHE KAFKA*/missing/libs*"])
+
+
 @pytest.mark.parametrize("required", [True, False])
 def test_without_a_server_tests_are_skipped_loudly_or_fail_where_it_is_required(
     project, monkeypatch, required

@@ -90,7 +90,7 @@ class Metadata:
     errors: dict[str, int]
 
 
-class _Reader:
+class Reader:
     """Takes values of the Kafka protocol from bytes, in their order."""
 
     def __init__(self, data: bytes) -> None:
@@ -103,15 +103,23 @@ class _Reader:
         return value
 
     def int8(self) -> int:
+        """Take an int8."""
         return self._take(">b")
 
     def int16(self) -> int:
+        """Take an int16."""
         return self._take(">h")
 
     def int32(self) -> int:
+        """Take an int32."""
         return self._take(">i")
 
+    def skip(self, count: int) -> None:
+        """Pass over so many bytes."""
+        self._at += count
+
     def text(self) -> str | None:
+        """Take a string, or none."""
         length = self.int16()
         if length < 0:
             return None
@@ -120,10 +128,12 @@ class _Reader:
         return self._data[start : self._at].decode()
 
     def ids(self) -> tuple[int, ...]:
+        """Take an array of int32."""
         return tuple(self.int32() for _ in range(self.int32()))
 
 
-def _text(value: str | None) -> bytes:
+def text(value: str | None) -> bytes:
+    """Write a string, or none."""
     if value is None:
         return struct.pack(">h", -1)
     data = value.encode()
@@ -145,7 +155,7 @@ class Inquirer:
     async def metadata(self, topics: Sequence[str] | None = ()) -> Metadata:
         """Ask what it knows of the cluster, and of these topics (None for all); makes none."""
         body = struct.pack(">i", -1 if topics is None else len(topics))
-        body += b"".join(_text(topic) for topic in topics or ()) + b"\0"
+        body += b"".join(text(topic) for topic in topics or ()) + b"\0"
         reader = await self._ask(_METADATA, body)
         reader.int32()  # throttled for so long
         brokers: dict[int, int] = {}
@@ -172,7 +182,7 @@ class Inquirer:
         Raises:
             KafkaRefusedError: There is none (yet: its code is in `NOT_YET`).
         """
-        reader = await self._ask(_FIND_COORDINATOR, _text(key) + bytes([transactional]))
+        reader = await self._ask(_FIND_COORDINATOR, text(key) + bytes([transactional]))
         reader.int32()  # throttled for so long
         error, said = reader.int16(), reader.text()
         if error:
@@ -190,10 +200,10 @@ class Inquirer:
         count = _BY_BROKER if replicas is None else replicas
         body = (
             struct.pack(">i", 1)
-            + _text(name)
+            + text(name)
             + struct.pack(">ihii", partitions, count, 0, len(config))
         )
-        body += b"".join(_text(option) + _text(value) for option, value in config.items())
+        body += b"".join(text(option) + text(value) for option, value in config.items())
         reader = await self._ask(_CREATE_TOPICS, body + struct.pack(">i?", _BROKER_WORK_MS, False))
         reader.int32()  # throttled for so long
         for _ in range(reader.int32()):
@@ -208,7 +218,7 @@ class Inquirer:
         Raises:
             KafkaRefusedError: The broker will not, or has none of that name.
         """
-        body = struct.pack(">i", 1) + _text(name) + struct.pack(">i", _BROKER_WORK_MS)
+        body = struct.pack(">i", 1) + text(name) + struct.pack(">i", _BROKER_WORK_MS)
         reader = await self._ask(_DELETE_TOPICS, body)
         reader.int32()  # throttled for so long
         for _ in range(reader.int32()):
@@ -216,11 +226,11 @@ class Inquirer:
             if error := reader.int16():
                 raise KafkaRefusedError(error, None)
 
-    async def _ask(self, api: tuple[int, int], body: bytes) -> _Reader:
+    async def _ask(self, api: tuple[int, int], body: bytes) -> Reader:
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             reader, writer = await asyncio.open_connection(self._host, self._port)
             try:
-                payload = struct.pack(">hhi", *api, 1) + _text("resilient-io-testing") + body
+                payload = struct.pack(">hhi", *api, 1) + text("resilient-io-testing") + body
                 writer.write(struct.pack(">i", len(payload)) + payload)
                 [length] = struct.unpack(">i", await reader.readexactly(4))
                 answer = await reader.readexactly(length)
@@ -228,10 +238,10 @@ class Inquirer:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
-        return _Reader(answer[4:])  # after the correlation id: there is no other request
+        return Reader(answer[4:])  # after the correlation id: there is no other request
 
 
-def _partition(reader: _Reader) -> Partition:
+def _partition(reader: Reader) -> Partition:
     reader.int16()  # an error that the leader of -1 tells of, too
     return Partition(reader.int32(), reader.int32(), reader.ids(), reader.ids())
 

@@ -1,0 +1,254 @@
+"""The Kafka protocol, as much of it as a proxy needs: where requests and replies begin and end."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from resilient_io.testing.faults import Effect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_io.testing.faults import Fault, ProxiedRequest
+
+APIS: Final = {
+    **dict(enumerate(("Produce", "Fetch", "ListOffsets", "Metadata"))),
+    **dict(
+        enumerate(
+            (
+                *("OffsetCommit", "OffsetFetch", "FindCoordinator", "JoinGroup", "Heartbeat"),
+                *("LeaveGroup", "SyncGroup", "DescribeGroups", "ListGroups", "SaslHandshake"),
+                *("ApiVersions", "CreateTopics", "DeleteTopics", "DeleteRecords"),
+                *("InitProducerId", "OffsetForLeaderEpoch", "AddPartitionsToTxn"),
+                *("AddOffsetsToTxn", "EndTxn", "WriteTxnMarkers", "TxnOffsetCommit"),
+                *("DescribeAcls", "CreateAcls", "DeleteAcls", "DescribeConfigs", "AlterConfigs"),
+                *("AlterReplicaLogDirs", "DescribeLogDirs", "SaslAuthenticate"),
+                "CreatePartitions",
+            ),
+            start=8,
+        )
+    ),
+    42: "DeleteGroups",
+    43: "ElectLeaders",
+    44: "IncrementalAlterConfigs",
+    47: "OffsetDelete",
+    60: "DescribeCluster",
+    61: "DescribeProducers",
+    65: "DescribeTransactions",
+    66: "ListTransactions",
+    68: "ConsumerGroupHeartbeat",
+    69: "ConsumerGroupDescribe",
+    71: "GetTelemetrySubscriptions",
+    72: "PushTelemetry",
+    75: "DescribeTopicPartitions",
+}
+"""Names of the requests that clients send, by their keys."""
+
+_KNOWN: Final = {name.upper() for name in APIS.values()}
+_LENGTH: Final = 4
+_HEAD: Final = 8  # the length and the correlation id
+_REQUEST_HEAD: Final = 14  # the length, key, version, correlation id and the client id's length
+_LONGEST: Final = 1 << 28  # what claims to be longer is no frame: TLS, say
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaRequest:
+    """A request as a client sent it to a broker.
+
+    Attributes:
+        connection: Number of the proxy's connection that it came on, counted from 1.
+        name: What it asks for, as "Produce" or "JoinGroup".
+        version: The version that it is written in.
+        correlation: Its number on its connection, as the client counts.
+        client_id: What the client calls itself; None if it does not.
+        raw: All its bytes, to look for a topic's name in, say.
+    """
+
+    connection: int
+    name: str
+    version: int
+    correlation: int
+    client_id: str | None
+    raw: bytes = field(repr=False)  # it may be a password
+
+    def starts_with(self, words: tuple[bytes, ...]) -> bool:
+        """Tell whether it is of this name (in upper case)."""
+        return words == (self.name.upper().encode(),)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if no request has this name."""
+    if name.upper() not in _KNOWN:
+        raise ValueError(f"no request of Kafka is called {name!r}; there are Produce, Fetch, ...")
+
+
+class KafkaRequestScanner:
+    """Cuts what a client sends into requests.
+
+    What is no Kafka is given as requests without a name, so that it can be handed on.
+    """
+
+    def __init__(self, connection: int) -> None:
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._needed = _LENGTH
+        self._opaque = False
+
+    def feed(self, data: bytes) -> list[KafkaRequest]:
+        """Take what came, give the requests that are complete with it."""
+        self._pieces.append(data)
+        self._held += len(data)
+        if self._held < self._needed and not self._opaque:
+            return []
+        buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
+        requests: list[KafkaRequest] = []
+        at = 0
+        self._needed = _LENGTH
+        while at < len(buffer):
+            end = self._end(buffer, at)
+            if end > len(buffer):
+                self._needed = end - at
+                break
+            requests.append(self._parse(buffer[at:end]))
+            at = end
+        self._pieces = [buffer[at:]] if at < len(buffer) else []
+        self._held = len(buffer) - at
+        return requests
+
+    def _end(self, buffer: bytes, at: int) -> int:
+        """Give where the request at this place ends."""
+        if self._opaque:
+            return len(buffer)
+        if len(buffer) - at < _LENGTH:
+            return at + _LENGTH
+        length: int = struct.unpack_from(">i", buffer, at)[0]
+        if not _REQUEST_HEAD - _LENGTH <= length <= _LONGEST:
+            self._opaque = True
+            return len(buffer)
+        return at + _LENGTH + length
+
+    def _parse(self, raw: bytes) -> KafkaRequest:
+        if self._opaque:
+            return KafkaRequest(self._connection, "", 0, 0, None, raw)
+        key, version, correlation, length = struct.unpack_from(">hhih", raw, _LENGTH)
+        name = APIS.get(key, f"Api{key}")
+        client_id = None
+        if length >= 0:
+            client_id = raw[_REQUEST_HEAD : _REQUEST_HEAD + length].decode(errors="replace")
+        if name == "SaslHandshake" and version == 0:
+            self._opaque = True  # the credentials that follow have no head
+        return KafkaRequest(self._connection, name, version, correlation, client_id, raw)
+
+
+class KafkaReplyStream:
+    """Passes on what a broker sends, and finds in it the replies that are to be struck.
+
+    Args:
+        deliver: Takes what goes to the client.
+        strike: Takes a fault, the complete reply that it strikes (empty if there is none), and the
+            reply to give instead.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[bytes], None],
+        strike: Callable[[Fault, bytes, bytes], None],
+    ) -> None:
+        self._deliver = deliver
+        self._strike = strike
+        self._unanswered: deque[tuple[KafkaRequest, Fault | None]] = deque()
+        self._head = bytearray()  # of a reply, as long as it is not complete
+        self._left = 0  # bytes of the reply that are still to come
+        self._struck: tuple[KafkaRequest, Fault] | None = None  # what strikes it
+        self._kept = bytearray()  # what has come of it then
+        self._opaque = False
+
+    def expect(self, request: ProxiedRequest, fault: Fault | None) -> None:
+        """Expect one more reply, and strike it with this fault."""
+        if isinstance(request, KafkaRequest):
+            self._unanswered.append((request, fault))
+            self._answer_what_is_due()
+
+    def feed(self, data: bytes) -> None:
+        """Take what the broker sent."""
+        at = plain = 0  # what lies from `plain` to `at` goes on as it is
+        while at < len(data) and not self._opaque:
+            if not self._left:
+                step = _HEAD - len(self._head)
+                self._deliver(data[plain:at])
+                self._head += data[at : at + step]
+                plain = at = min(at + step, len(data))
+                if len(self._head) == _HEAD:
+                    self._begin()
+            else:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                if self._struck is not None:
+                    self._kept += data[at : at + step]
+                    plain = at + step
+                at += step
+            if not self._left and not self._head:
+                self._deliver(data[plain:at])
+                plain = at
+                self._finish()
+        self._deliver(data[plain:])
+
+    def _begin(self) -> None:
+        """Take the head of a reply."""
+        head = bytes(self._head)
+        self._head.clear()
+        length, correlation = struct.unpack(">ii", head)
+        self._left = length - (_HEAD - _LENGTH)
+        if not 0 <= self._left <= _LONGEST:
+            self._opaque = True
+        fault = self._fault_of(correlation)
+        if fault is None or self._opaque:
+            self._deliver(head)
+        else:
+            self._struck = fault
+            self._kept += head
+
+    def _fault_of(self, correlation: int) -> tuple[KafkaRequest, Fault] | None:
+        """Forget the request that is answered now, and those before it, which ask for no answer."""
+        place = next(
+            (
+                place
+                for place, (request, _) in enumerate(self._unanswered)
+                if request.correlation == correlation
+            ),
+            None,
+        )
+        if place is None:
+            return None
+        for _ in range(place):
+            self._unanswered.popleft()  # Produce with acks=0
+        request, fault = self._unanswered.popleft()
+        return (request, fault) if fault is not None else None
+
+    def _finish(self) -> None:
+        """A reply is complete."""
+        if self._struck is not None:
+            request, fault = self._struck
+            reply = bytes(self._kept)
+            self._struck = None
+            self._kept.clear()
+            self._strike(fault, reply, _made_up(request, fault))
+        self._answer_what_is_due()
+
+    def _answer_what_is_due(self) -> None:
+        """Answer in the broker's place, as long as it is the turn of that."""
+        while self._unanswered and not self._left and not self._head:
+            request, fault = self._unanswered[0]
+            if fault is None or fault.effect is not Effect.ANSWER:
+                break
+            self._unanswered.popleft()
+            self._strike(fault, b"", _made_up(request, fault))
+
+
+def _made_up(request: KafkaRequest, fault: Fault) -> bytes:
+    body = fault.reply_to(request)
+    return struct.pack(">ii", len(body) + _HEAD - _LENGTH, request.correlation) + body

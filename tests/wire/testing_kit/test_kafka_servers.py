@@ -1,0 +1,334 @@
+"""Brokers start, die, freeze and come back as told with their data, and never outlive the tests."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
+
+from resilient_io.testing import (
+    KafkaCluster,
+    KafkaServer,
+    ServerDidNotStartError,
+    ServerError,
+    embedded_kafka,
+)
+from resilient_io.testing.kafka._storage import Seat, Storage
+from resilient_io.testing.kafka._wire import Inquirer
+
+
+def lives(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+async def write(servers, topic, *values, **options):
+    producer = AIOKafkaProducer(bootstrap_servers=servers, **options)
+    try:
+        await producer.start()
+        for value in values:
+            await producer.send_and_wait(topic, value)
+    finally:
+        await producer.stop()
+
+
+async def read(servers, topic, count, **options):
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=servers, auto_offset_reset="earliest", **options
+    )
+    try:
+        await consumer.start()
+        async with asyncio.timeout(30):
+            got = [(await consumer.getone()).value for _ in range(count)]
+        if consumer._group_id is not None:
+            await consumer.commit()
+    finally:
+        await consumer.stop()
+    return got
+
+
+async def test_clients_can_use_it_at_once_groups_and_idempotence_included(shared_kafka):
+    await shared_kafka.create_topic("at-once")
+    servers = shared_kafka.bootstrap_servers
+    await write(servers, "at-once", b"1", b"2", enable_idempotence=True)
+    assert await read(servers, "at-once", 2, group_id="at-once") == [b"1", b"2"]
+    assert await shared_kafka.coordinator_of("at-once") == shared_kafka.node_id
+
+
+async def test_a_killed_broker_refuses_at_once_and_comes_back_on_its_port_with_its_data(
+    kafka_server,
+):
+    await kafka_server.create_topic("kept")
+    servers, pid = kafka_server.bootstrap_servers, kafka_server.pid
+    await write(servers, "kept", b"1", b"2", b"3", acks="all")
+    await read(servers, "kept", 1, group_id="kept", max_poll_records=1)
+
+    kafka_server.kill()
+    kafka_server.kill()
+    assert not kafka_server.running
+    assert not lives(pid)
+    with pytest.raises(OSError, match="Connect"):
+        await asyncio.open_connection(kafka_server.host, kafka_server.port)
+    await kafka_server.restart()
+    await kafka_server.start()
+
+    assert kafka_server.bootstrap_servers == servers
+    assert await kafka_server.topics() == ["kept"]
+    assert await read(servers, "kept", 3) == [b"1", b"2", b"3"]
+    consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id="kept")
+    await consumer.start()
+    assert await consumer.committed(TopicPartition("kept", 0)) == 1
+    await consumer.stop()
+
+
+async def test_a_frozen_broker_accepts_but_does_not_answer_and_ends_when_it_is_told_to(
+    kafka_server,
+):
+    await kafka_server.create_topic("kept")
+    await write(kafka_server.bootstrap_servers, "kept", b"1")
+    kafka_server.freeze()
+    assert kafka_server.running
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await kafka_server.topics()
+    kafka_server.thaw()
+    assert await kafka_server.topics() == ["kept"]
+
+    kafka_server.freeze()
+    await kafka_server.terminate()
+    assert not kafka_server.running
+    await kafka_server.start()
+    assert await read(kafka_server.bootstrap_servers, "kept", 1) == [b"1"]
+
+
+class Unsecured(AbstractTokenProvider):
+    async def token(self):
+        parts = ({"alg": "none"}, {"sub": "carol", "iat": time.time(), "exp": time.time() + 600})
+        encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts)
+        return ".".join(each.decode().rstrip("=") for each in encoded) + "."
+
+
+async def test_credentials_are_asked_for_and_shown_in_no_repr():
+    words = {"alice": 'a "secret" \\of ours', "bob": "builder"}
+    superusers = ["alice", "carol"]
+    async with KafkaServer(users=words, oauth=True, superusers=superusers) as server:
+        await server.create_topic("private")
+        servers = server.bootstrap_servers
+        plain = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"}
+        alice = {**plain, "sasl_plain_username": "alice", "sasl_plain_password": words["alice"]}
+        await write(servers, "private", b"1", **alice)
+        assert await read(servers, "private", 1, **alice) == [b"1"]
+        # The way past the credentials.
+        assert await read(server.direct_servers, "private", 1) == [b"1"]
+
+        oauth = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": Unsecured()}
+        await write(servers, "private", b"2", **plain | oauth)
+
+        with pytest.raises((AuthenticationFailedError, KafkaConnectionError)):
+            await write(servers, "private", b"3", **alice | {"sasl_plain_password": "guessed"})
+        with pytest.raises(KafkaConnectionError):
+            await write(servers, "private", b"3")
+        bob = {"sasl_plain_username": "bob", "sasl_plain_password": words["bob"]}
+        with pytest.raises(TopicAuthorizationFailedError):
+            await write(servers, "private", b"3", **alice | bob)
+
+        assert await read(server.direct_servers, "private", 2) == [b"1", b"2"]
+        assert "secret" not in repr(server)
+        assert "secret" not in repr(vars(server)["_seat"])
+
+
+async def test_options_become_lines_of_the_configuration():
+    options = {"message.max.bytes": 1000, "default.replication.factor": 1}
+    async with KafkaServer(options=options) as server:
+        await server.create_topic("small", partitions=2)
+        with pytest.raises(MessageSizeTooLargeError):
+            await write(server.bootstrap_servers, "small", b"x" * 2000)
+
+
+async def test_topics_are_made_and_removed(shared_kafka):
+    await shared_kafka.create_topic(
+        "made", partitions=3, config={"max.message.bytes": "1000", "retention.ms": "-1"}
+    )
+    assert "made" in await shared_kafka.topics()
+    assert await shared_kafka.leader_of("made", 2) == shared_kafka.node_id
+    assert await shared_kafka.in_sync("made") == [shared_kafka.node_id]
+    with pytest.raises(MessageSizeTooLargeError):
+        await write(shared_kafka.bootstrap_servers, "made", b"x" * 2000)
+    with pytest.raises(LookupError, match="no partition 3"):
+        await shared_kafka.leader_of("made", 3)
+    with pytest.raises(ServerError, match="exists"):
+        await shared_kafka.create_topic("made")
+    with pytest.raises(ServerError, match="code 40"):
+        await shared_kafka.create_topic("unmade", config={"retention.ms": "soon"})
+    await shared_kafka.delete_topic("made")
+    assert "made" not in await shared_kafka.topics()
+    with pytest.raises(ServerError, match="unknown topic"):
+        await shared_kafka.delete_topic("made")
+
+
+async def test_its_own_words_tell_why_it_did_not_start(shared_kafka):
+    server = KafkaServer(options={"message.max.bytes": "many"})
+    with pytest.raises(ServerDidNotStartError, match="Invalid value many"):
+        await server.start()
+    await server.aclose()
+    assert not server.folder.exists()
+
+
+async def test_a_free_port_that_somebody_takes_is_replaced(shared_kafka):
+    server = KafkaServer()
+    server.port = shared_kafka.port
+    async with server:
+        assert server.port != shared_kafka.port
+        assert await server.topics() == []
+
+
+async def test_cancelling_the_start_leaves_no_process():
+    server = KafkaServer()
+    starting = asyncio.create_task(server.start())
+    while not server.running:  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0)
+    pid = server.pid
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not lives(pid)
+    await server.aclose()
+    assert not server.folder.exists()
+
+
+async def test_without_what_make_servers_laid_out_kafkas_own_tool_formats(shared_kafka, tmp_path):
+    kafka = shared_kafka._kafka
+    (tmp_path / "libs").symlink_to(kafka.libs)
+    bare = type(kafka)(tmp_path / "libs", kafka.java, "environment")
+    async with KafkaServer(kafka=bare) as server:
+        assert "Formatting metadata directory" in server.log
+        await server.create_topic("works")
+    # What the tool wrote is copied from then on.
+    storage = Storage(bare, tmp_path / "data")
+    assert storage.copy_format(Seat(node=2, cluster_id="ours", voters={}))
+    assert storage.is_formatted
+    assert "node.id=2\n" in (tmp_path / "data" / "meta.properties").read_text()
+
+
+async def test_it_is_killed_when_the_process_that_started_it_is(shared_kafka):
+    script = (
+        "import asyncio, sys\n"
+        "from resilient_io.testing import KafkaServer\n"
+        "async def main():\n"
+        "    server = KafkaServer()\n"
+        "    await server.start()\n"
+        "    server.freeze()\n"
+        "    print(server.pid, server.folder, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        pid, folder = child.stdout.readline().split()
+        assert lives(int(pid))
+        os.kill(child.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while lives(int(pid)) or Path(folder.decode()).exists():  # noqa: ASYNC110 - as it says
+            await asyncio.sleep(0.01)
+
+
+async def test_a_cluster_goes_on_without_the_leader_and_takes_it_back(kafka_cluster):
+    cluster = kafka_cluster
+    await cluster.create_topic("led", partitions=2)
+    await write(cluster.bootstrap_servers, "led", b"1", acks="all")
+    leader = cluster.broker(await cluster.leader_of("led"))
+    leader.kill()
+    assert not cluster.running
+    async with asyncio.timeout(30):
+        while await cluster.leader_of("led") in (leader.node_id, -1):  # noqa: ASYNC110 - as it says
+            await asyncio.sleep(0.05)
+    await write(cluster.bootstrap_servers, "led", b"2", acks="all")
+    assert leader.node_id not in await cluster.in_sync("led")
+
+    await leader.start()
+    await cluster.until_in_sync("led")
+    assert cluster.running
+    assert await cluster.in_sync("led") == [1, 2, 3]
+    got = await read(cluster.bootstrap_servers, "led", 2, isolation_level="read_committed")
+    assert sorted(got) == [b"1", b"2"]
+    # What one broker says, the others say.
+    for broker in cluster.brokers:
+        [inquirer] = broker._inquirers
+        assert (await inquirer.metadata(["led"])).topics.keys() == {"led"}
+    with pytest.raises(LookupError, match="no broker has the id 9"):
+        cluster.broker(9)
+
+
+@pytest.mark.soak
+async def test_a_cluster_that_was_killed_whole_comes_back_with_its_data(kafka_cluster):
+    await kafka_cluster.create_topic("kept", partitions=2)
+    await write(kafka_cluster.bootstrap_servers, "kept", b"1", b"2", acks="all")
+    await kafka_cluster.restart()
+    assert sorted(await read(kafka_cluster.bootstrap_servers, "kept", 2)) == [b"1", b"2"]
+    kafka_cluster.freeze()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await kafka_cluster.topics()
+    kafka_cluster.thaw()
+    assert await kafka_cluster.topics() == ["kept"]
+
+
+async def test_a_cluster_of_which_one_does_not_start_leaves_none_running():
+    cluster = KafkaCluster()
+    cluster.brokers[1]._options["message.max.bytes"] = "many"
+    with pytest.raises(ServerDidNotStartError, match="Invalid value many"):
+        await cluster.start()
+    assert not any(broker.running for broker in cluster.brokers)
+    await cluster.aclose()
+    assert not any(broker.folder.exists() for broker in cluster.brokers)
+
+
+def test_a_cluster_has_three_brokers_at_least():
+    with pytest.raises(ValueError, match="there is KafkaServer"):
+        KafkaCluster(size=1)
+
+
+async def test_the_wheels_broker_is_a_handle_like_the_others_but_keeps_nothing():
+    async with embedded_kafka() as server:
+        await server.create_topic("t", partitions=2)
+        await write(server.bootstrap_servers, "t", b"1", b"2")
+        assert sorted(await read(server.bootstrap_servers, "t", 2)) == [b"1", b"2"]
+        assert await server.leader_of("t", 1) == server.node_id
+        server.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await server.topics()
+        server.thaw()
+        port = server.port
+        await server.restart()
+        assert server.port == port
+        assert await server.topics() == []
+        await server.create_topic("again")
+        await server.delete_topic("again")
+        await server.terminate()
+        assert not server.running
+
+
+async def test_a_look_into_a_broker_that_is_not_there_fails_as_any_connection():
+    server = embedded_kafka()
+    with pytest.raises(OSError, match="Connect"):
+        await Inquirer(server.host, server.port).metadata()
+    with contextlib.suppress(OSError):
+        await server.topics()
+    await server.aclose()
