@@ -111,7 +111,7 @@ def membership(instance: ConsumerDriver) -> Membership | None:
     """Give its place in the group; None without one (`GroupCoordinator.generation`)."""
     driver: Any = instance
     generation = getattr(driver._coordinator, "generation", -1)
-    return (generation, driver._coordinator.member_id) if generation > 0 else None
+    return (generation, driver._coordinator.member_id) if generation >= 0 else None
 
 
 async def commit_once(
