@@ -19,6 +19,7 @@ __all__ = ["Intake"]
 _CHUNK = 1000  # records of one fetch: few enough that admitting them does not hold up the loop
 _POLL = 1.0  # longest wait of one fetch, in seconds
 _POLL_WHILE_HELD = 0.5  # and how often Kafka hears of us while nothing is wanted
+_LARGE = 16_384.0  # what a record is taken for before the first came
 _FULL = "run: its bounds are reached"
 _REQUIRED = "run: a required dependency is down"
 
@@ -41,7 +42,7 @@ class Intake:
         self._gate = gate
         self._arrived = arrived
         self._change: asyncio.Future[None] | None = None
-        self._size = 1.0  # bytes of a record, as seen lately
+        self._size = _LARGE  # bytes of a record, as seen lately
 
     async def feed(self) -> None:
         """Fetch for ever.

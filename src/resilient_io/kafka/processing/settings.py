@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from resilient_io._checking import check_count, check_name, check_number, check_seconds
 from resilient_io.errors import ConfigurationError
@@ -121,7 +121,7 @@ class DeadLetter:
     """
 
     topic: str
-    producer: ResilientKafkaProducer[Any, Any] | None = None
+    producer: ResilientKafkaProducer | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -136,7 +136,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value in choices:
         return
-    close = difflib.get_close_matches(str(value), choices, n=1)
+    close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     wanted = " or ".join(f'{name}="{choice}"' for choice in close or choices)
     raise ConfigurationError(f"{name}={value!r} is unknown: write {wanted}")
 

@@ -1,0 +1,359 @@
+"""Rebalances, stops and cancellations: what is in hand gets its time, and no longer."""
+
+import asyncio
+import contextlib
+import logging
+import random
+
+import pytest
+
+from resilient_io.kafka.processing import HandlerPolicy, RunLimits
+
+LIMITS = RunLimits(drain_timeout=5.0)
+
+
+class Slow:
+    """Takes as long as the value says; notes who began, ended, and was cancelled."""
+
+    def __init__(self):
+        self.begun = []
+        self.done = []
+        self.cancelled = []
+
+    async def __call__(self, record):
+        self.begun.append(record.offset)
+        try:
+            await asyncio.sleep(float(record.value))
+        except asyncio.CancelledError:
+            self.cancelled.append(record.offset)
+            raise
+        self.done.append(record.offset)
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+async def test_a_revoked_partition_is_drained_and_only_what_is_done_is_committed(
+    scenes, sources, until
+):
+    scene = scenes(sources(2), limits=LIMITS, concurrency=3)
+    handler = Slow()
+    for seconds in (b"1", b"2", b"30", b"1", b"1"):
+        scene.source.put(None, seconds)
+    scene.start(handler)
+    await until(lambda: len(handler.begun) == 3)
+    began = now()
+    await scene.source.lose(("t", 0))
+    assert now() - began == pytest.approx(5.0, abs=0.1)
+    assert handler.done == [0, 1]
+    assert handler.cancelled == [2]
+    assert handler.begun == [0, 1, 2]
+    assert scene.source.committed == {("t", 0): 2}
+    assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
+    assert scene.stats.cancelled == 1
+    # The other partition goes on, and this one too, when it comes back.
+    scene.source.put(None, b"1", number=1)
+    scene.source.take(("t", 0))
+    await until(lambda: scene.source.done_up_to(1) == 1)
+    await until(lambda: scene.source.done_up_to(0) == 5)
+    assert scene.stats.failed == 0
+
+
+async def test_a_drain_is_over_as_soon_as_the_handlers_are(scenes, until):
+    scene = scenes(limits=LIMITS)
+    handler = Slow()
+    scene.source.put(b"k", b"1")
+    scene.source.put(b"k", b"1")
+    scene.start(handler)
+    await until(lambda: handler.begun)
+    began = now()
+    await scene.source.lose(("t", 0))
+    assert now() - began == pytest.approx(1.0, abs=0.1)
+    assert (handler.done, handler.cancelled) == ([0], [])
+    assert scene.source.committed == {("t", 0): 1}
+
+
+async def test_a_record_in_its_backoff_is_left_to_the_next_owner_at_once(scenes, until):
+    async def handler(record):
+        raise ValueError
+
+    scene = scenes(policy=HandlerPolicy(backoff=10.0), limits=LIMITS)
+    scene.source.put(b"k")
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.stats.resting == 1)
+    began = now()
+    await scene.source.lose(("t", 0))
+    assert now() == began
+    assert scene.stats.in_flight == scene.stats.resting == 0
+    assert scene.source.committed == {}
+    await asyncio.sleep(100)
+    assert scene.stats.failed == 1
+
+
+async def test_a_handler_that_fails_because_it_is_cancelled_has_not_failed(scenes, until):
+    async def handler(record):
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            raise ValueError("cleaning up went wrong") from None
+
+    scene = scenes(limits=LIMITS, dead_letter="dead", policy=HandlerPolicy(attempts=1))
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.stats.handlers)
+    await scene.source.lose(("t", 0))
+    assert scene.stats.failed == 0
+    assert scene.source.committed == {}
+
+
+async def test_a_handler_that_swallows_its_cancellation_but_ends_is_done(scenes, until):
+    async def handler(record):
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.5)
+
+    scene = scenes(limits=LIMITS, concurrency=1)
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.stats.handlers)
+    await scene.source.lose(("t", 0))
+    assert scene.source.committed == {("t", 0): 1}
+    scene.source.take(("t", 0))
+    scene.source.put(b"k")
+    await until(lambda: scene.stats.handlers)
+    await asyncio.sleep(50)
+    assert scene.stats.handlers == 1  # its task is not marked as cancelled any more
+
+
+async def test_a_handler_that_does_not_end_cannot_hold_the_rebalance(scenes, until, caplog):
+    release = asyncio.Event()
+
+    async def handler(record):
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    scene = scenes(limits=LIMITS)
+    scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.stats.handlers)
+    began = now()
+    with caplog.at_level(logging.ERROR):
+        await scene.source.lose(("t", 0))
+    assert now() - began == pytest.approx(6.0, abs=0.1)
+    assert "swallows the cancellation" in caplog.text
+    release.set()
+
+
+@pytest.mark.parametrize("order", ["key", "none"])
+async def test_a_batch_of_several_partitions_goes_on_with_those_that_stay(
+    scenes, sources, until, order
+):
+    calls = []
+
+    async def handler(records):
+        calls.append([(record.partition, record.offset) for record in records])
+        await asyncio.sleep(100 if len(calls) == 1 else 1)
+
+    scene = scenes(sources(2), limits=LIMITS, batch_size=10, concurrency=1, order=order)
+    for number in range(8):
+        scene.source.put(b"%d" % (number // 4), number=number % 2)
+    scene.start(handler)
+    await until(lambda: calls)
+    assert len(calls[0]) == 8
+    await scene.source.lose(("t", 0))
+    await until(lambda: scene.source.done_up_to(1) == 4)
+    assert sorted(calls[1]) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert scene.stats.in_flight == 0
+
+
+async def test_closing_waits_for_the_handlers_then_commits_and_run_returns(scenes, until):
+    scene = scenes(limits=LIMITS, concurrency=2)
+    handler = Slow()
+    for seconds in (b"2", b"3", b"1"):
+        scene.source.put(None, seconds)
+    running = scene.start(handler)
+    await until(lambda: len(handler.begun) == 2)
+    began = now()
+    await scene.processor.aclose()
+    assert now() - began == pytest.approx(3.0, abs=0.1)
+    await running
+    assert handler.begun == [0, 1]
+    assert scene.source.committed == {("t", 0): 2}
+    await scene.processor.aclose()
+
+
+async def test_closing_cancels_what_takes_too_long_within_its_timeout(scenes, until):
+    scene = scenes(limits=LIMITS)
+    handler = Slow()
+    scene.source.put(b"k", b"100")
+    running = scene.start(handler)
+    await until(lambda: handler.begun)
+    began = now()
+    await scene.processor.aclose(2.0)
+    assert now() - began <= 2.0
+    assert handler.cancelled == [0]
+    await running
+    assert scene.source.committed == {}
+
+
+async def test_closing_is_bounded_when_the_last_commit_hangs(scenes, until):
+    scene = scenes()
+
+    async def commit(timeout):
+        await asyncio.sleep(1_000)
+
+    scene.source.commit = commit
+    running = scene.start(Slow())
+    await asyncio.sleep(1)
+    began = now()
+    await scene.processor.aclose(2.0)
+    assert now() - began == pytest.approx(2.0, abs=0.1)
+    await running
+
+
+async def test_cancelling_run_leaves_at_once_and_the_draining_goes_on_by_itself(scenes, until):
+    scene = scenes(limits=LIMITS)
+    handler = Slow()
+    scene.source.put(b"a", b"3")
+    scene.source.put(b"b", b"100")
+    running = scene.start(handler)
+    await until(lambda: len(handler.begun) == 2)
+    began = now()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert now() == began
+    assert scene.ended == 0
+    await scene.processor.aclose()
+    assert now() - began == pytest.approx(5.0, abs=0.1)
+    assert (handler.done, handler.cancelled) == ([0], [1])
+    assert scene.source.committed == {("t", 0): 1}
+    assert scene.ended == 1
+
+
+async def test_a_rebalance_while_it_winds_down_still_waits_for_what_is_in_hand(scenes, until):
+    scene = scenes(limits=LIMITS)
+    handler = Slow()
+    scene.source.put(b"a", b"3")
+    running = scene.start(handler)
+    await until(lambda: handler.begun)
+    running.cancel()
+    await asyncio.sleep(0.1)
+    await scene.source.lose(("t", 0))
+    assert handler.done == [0]
+    assert scene.source.committed == {("t", 0): 1}
+
+
+async def test_after_a_stop_nothing_more_is_begun(scenes, until):
+    handled = []
+
+    async def handler(record):
+        handled.append(record.offset)
+        if record.offset == 3:
+            raise ValueError
+
+    scene = scenes(concurrency=1, order="none")
+    for _ in range(100):
+        scene.source.put(None)
+    scene.options["policy"] = HandlerPolicy(attempts=1)
+    with pytest.raises(ValueError):  # noqa: PT011 - raised without words
+        await scene.start(handler)
+    assert handled == [0, 1, 2, 3]
+    assert scene.source.committed == {("t", 0): 3}
+
+
+async def test_what_kafka_refuses_for_good_ends_run(scenes, until):
+    class NotAuthorisedError(Exception):
+        pass
+
+    scene = scenes()
+
+    async def fetch(max_records, max_wait):
+        raise NotAuthorisedError
+
+    scene.source.fetch = fetch
+    with pytest.raises(NotAuthorisedError):
+        await scene.start(Slow())
+
+
+async def test_records_in_memory_are_bounded_and_polling_goes_on(scenes, until):
+    scene = scenes(limits=RunLimits(records=50), concurrency=2)
+    release = asyncio.Event()
+
+    async def handler(record):
+        await release.wait()
+
+    for number in range(500):
+        scene.source.put(b"%d" % number)
+    scene.start(handler)
+    await asyncio.sleep(100)
+    assert scene.stats.in_flight == 50
+    assert scene.source.paused(("t", 0))
+    assert len([poll for poll in scene.source.polls if poll > 1]) > 150
+    release.set()
+    await until(lambda: scene.source.done_up_to() == 500)
+    assert not scene.source.paused(("t", 0))
+
+
+async def test_bytes_in_memory_are_bounded(scenes, until):
+    scene = scenes(limits=RunLimits(bytes=100_000), concurrency=2)
+    release = asyncio.Event()
+    most = 0
+
+    async def handler(record):
+        nonlocal most
+        await release.wait()
+        most = max(most, scene.stats.in_flight_bytes)
+
+    for number in range(3000):
+        scene.source.put(b"%d" % number, b"x" * 1_000)
+    scene.start(handler)
+    await asyncio.sleep(10)
+    assert 50_000 <= scene.stats.in_flight_bytes <= 102_000
+    release.set()
+    await until(lambda: scene.source.done_up_to() == 3_000)
+    assert most <= 102_000
+
+
+async def test_random_rebalances_lose_nothing_and_keep_the_order_of_keys(scenes, sources, until):
+    rng = random.Random(5)
+    scene = scenes(sources(3), limits=RunLimits(drain_timeout=0.05), concurrency=10)
+    handled = {}
+    running = []
+
+    async def handler(record):
+        line = (record.partition, record.key)
+        assert line not in running
+        running.append(line)
+        try:
+            await asyncio.sleep(rng.choice([0, 0.01, 0.2]))
+            handled.setdefault(line, []).append(record.offset)
+        finally:
+            running.remove(line)
+
+    for _ in range(900):
+        scene.source.put(b"%d" % rng.randint(0, 20), number=rng.randint(0, 2))
+    scene.start(handler)
+    for _ in range(40):
+        await asyncio.sleep(rng.random() * 0.3)
+        mine = [each for each in scene.source.assignment() if rng.random() < 0.7]
+        if mine:
+            await scene.source.lose(*mine)
+            scene.source.take(*mine)
+    await until(
+        lambda: all(
+            scene.source.done_up_to(number) == len(scene.source.log[("t", number)])
+            for number in range(3)
+        )
+    )
+    for number in range(3):
+        for record in scene.source.log[("t", number)]:
+            assert record.offset in handled[(number, record.key)]
+    for offsets in handled.values():
+        firsts = list(dict.fromkeys(offsets))
+        assert firsts == sorted(firsts)  # what is repeated was handled in order before
+    assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
