@@ -1,6 +1,8 @@
-"""What `make bench` measures: ours against redis-py, coredis and valkey-glide, interleaved.
+"""What `make bench` measures: ours against the peers, interleaved in one run.
 
-`plan` says what is measured and what must be reached, `clients` how each client is set up, `worker`
-is the process that holds one client, `arena` lets the workers take turns, `statistics` and `tables`
-turn the figures into what is printed.
+`redis/` and `kafka/` each have a `plan` (what is measured and what must be reached), `clients` (how
+each client is set up), a `worker` (the process that holds one client), an `arena` (a real server,
+and the workers taking turns on it), `tables`, and a `suite` that joins them. What both need stands
+here, once: the worker process and its protocol, the turns and statistics, targets, Markdown and the
+document that holds the tables.
 """

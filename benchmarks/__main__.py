@@ -7,74 +7,90 @@ import asyncio
 import json
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from resilient_io.testing import find_redis
+from .kafka.suite import SUITE as KAFKA
+from .markdown import write
+from .redis.suite import SUITE as REDIS
+from .suite import Effort
+from .worker import WorkerFailedError
 
-from .arena import Arena, WorkerFailedError, tune
-from .plan import EXTRAS, WORKS
-from .tables import Results, report, write
+if TYPE_CHECKING:
+    from .suite import Results, Suite
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-_NAMES = [*(work.name for work in WORKS), *EXTRAS]
-_SIZES = (1, 2, 4, 8, 16, 32, 64)
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+SUITES = {suite.name: suite for suite in (REDIS, KAFKA)}
+_NAMES = [name for suite in SUITES.values() for name in suite.names]
+_QUICK = (3, 0.2)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", help=f"{' or '.join(SUITES)}; both unless told")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each client (5)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of a round (0.5)")
+    parser.add_argument("--seconds", type=float, help="length of a round (Redis 0.5, Kafka 1)")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
     parser.add_argument("--only", action="append", choices=_NAMES, help="just this; repeatable")
-    parser.add_argument("--loop", action="append", choices=("asyncio", "uvloop"), help="just this")
+    parser.add_argument(
+        "--loop",
+        action="append",
+        choices=("asyncio", "uvloop"),
+        help="just this; repeatable (Redis: both; Kafka: asyncio)",
+    )
     parser.add_argument("--json", action="store_true", help="print every round's figures instead")
     parser.add_argument("--write-docs", action="store_true", help=f"rewrite {DOCUMENT.name}")
-    parser.add_argument("--tune", action="store_true", help="compare the peers' pool sizes")
+    parser.add_argument("--tune", action="store_true", help="compare settings of the peers")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seconds <= 0:
+    for name in options.suites:
+        if name not in SUITES:
+            parser.error(f"{name!r} is not measured here: write {' or '.join(SUITES)}")
+    if options.rounds < 1 or (options.seconds is not None and options.seconds <= 0):
         parser.error("--rounds and --seconds must be above 0")
     if options.write_docs and options.only:
         parser.error("--write-docs needs every row, so no --only")
     if options.quick:
-        options.rounds, options.seconds = 3, 0.2
+        options.rounds, options.seconds = _QUICK
     return options
 
 
-async def measure(loop: str, options: argparse.Namespace) -> Results:
-    """Measure everything that is wanted on one kind of loop."""
-    wanted = options.only or _NAMES
-    rounds, seconds = options.rounds, options.seconds
-    results: Results = {}
-    async with Arena(loop, _say) as arena:
-        for work in WORKS:
-            if work.name in wanted:
-                results[work.name] = await arena.compete(work, rounds, seconds)
-        if "overhead" in wanted:
-            results["overhead"] = await arena.overhead(rounds, seconds * 2)
-        if "idle" in wanted and sys.platform == "linux":
-            results["idle"] = await arena.idle()
-        if "down" in wanted:
-            results["down"] = await arena.down(rounds)
-    return results
+def chosen(options: argparse.Namespace) -> dict[Suite, tuple[str, ...]]:
+    """Say which suites are wanted, and which of their works."""
+    suites = [SUITES[name] for name in SUITES if not options.suites or name in options.suites]
+    works = {
+        suite: tuple(name for name in suite.names if not options.only or name in options.only)
+        for suite in suites
+    }
+    return {suite: names for suite, names in works.items() if names}
 
 
-def setting(options: argparse.Namespace, load: float) -> list[str]:
+def setting(suite: Suite, effort: Effort, load: float) -> list[str]:
     """Say where and how it was measured."""
-    packages = ("redis", "hiredis", "coredis", "valkey-glide", "uvloop")
     return [
-        f"{find_redis().version}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
+        f"{suite.server()}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in suite.packages)
         + f"; {_processor()}, {os.cpu_count()} CPUs.",
         "",
         (
-            f"Medians of {options.rounds} rounds of {options.seconds:g} s for each client; ratios "
+            f"Medians of {effort.rounds} rounds of {effort.seconds:g} s for each client; ratios "
             "are medians of the rounds' ratios, with the lowest and the highest. Load average of "
             f"the machine before the run: {load:.1f}."
         ),
+        "",
     ]
+
+
+def report(suite: Suite, setting: list[str], loops: dict[str, Results]) -> str:
+    """Render a whole run of a suite: where it was made, then its tables for each kind of loop."""
+    lines = [*setting]
+    for loop, results in loops.items():
+        lines += [f"### {suite.name.title()} on {loop}", "", *suite.tables(results), ""]
+    return "\n".join(lines)
 
 
 def _processor() -> str:
@@ -91,30 +107,47 @@ def _say(what: str) -> None:
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
+def _write(reports: dict[Suite, str]) -> None:
+    for suite, text in reports.items():
+        write(DOCUMENT, suite.name, text)
+    # The README's tables are copies, made by whoever keeps all that is generated.
+    subprocess.run([sys.executable, ROOT / "scripts" / "reference.py"], check=True)
+
+
 def main() -> int:
     """Run; 1 when a worker failed."""
     options = parse()
-    print(f"server: {find_redis()}", file=sys.stderr)
+    wanted = chosen(options)
+    for suite in wanted:
+        print(f"{suite.name}: {suite.server()}", file=sys.stderr)
     if options.tune:
-        asyncio.run(tune(("redis-py", "coredis"), _SIZES, print))
+        for suite in wanted:
+            asyncio.run(suite.tune(print))
         return 0
+    measured: dict[str, dict[str, Results]] = {}
+    reports: dict[Suite, str] = {}
     load = os.getloadavg()[0]
-    try:
-        loops = {
-            loop: asyncio.run(measure(loop, options))
-            for loop in options.loop or ("asyncio", "uvloop")
-        }
-    except WorkerFailedError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    _say("")
+    for suite, names in wanted.items():
+        effort = Effort(
+            wanted=names, rounds=options.rounds, seconds=options.seconds or suite.seconds
+        )
+        try:
+            loops = {
+                loop: asyncio.run(suite.measure(loop, effort, _say))
+                for loop in options.loop or suite.loops
+            }
+        except WorkerFailedError as error:
+            print(f"\n{error}", file=sys.stderr)
+            return 1
+        _say("")
+        measured[suite.name] = loops
+        reports[suite] = report(suite, setting(suite, effort, load), loops)
+        if not options.json:
+            print(reports[suite])
     if options.json:
-        print(json.dumps(loops, indent=1))
-        return 0
-    text = report(setting(options, load), loops)
-    print(text)
-    if options.write_docs:
-        write(DOCUMENT, text)
+        print(json.dumps(measured, indent=1))
+    elif options.write_docs:
+        _write(reports)
     return 0
 
 

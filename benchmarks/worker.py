@@ -1,237 +1,117 @@
-"""The process that holds one client: it does what it is told, a line of JSON for a line of JSON.
+"""The process that holds one client: a line of JSON that says what to do, a line of JSON back.
 
-Each client has a process of its own, so that CPU, memory and garbage are its own (GLIDE's threads
-included) and no client's idle tasks run in another's time. Only one process works at a time.
+Each client has a process of its own, so that CPU, memory and garbage are its own (the threads of
+compiled clients included) and no client's idle tasks run in another's time. Only one process works
+at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-from .clients import OPENERS
-from .plan import KEYS, LARGE_BYTES, OURS, PIPELINE, VALUE_BYTES
-from .statistics import quantile
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TextIO
 
-    from .clients import Client
-
-_SLICES = 10
-_REFUSALS = 20_000
-_IMPATIENCE = 5.0
-_SETTLING = 0.3
+_PATIENCE = 60.0
 
 
-def value_of(place: int) -> bytes:
-    """Return the value of a key: 64 bytes that tell which."""
-    return b"%d:" % place + b"x" * (VALUE_BYTES - len(b"%d:" % place))
-
-
-class Drive:
-    """Callers that repeat one step until the time is over."""
-
-    def __init__(self, client: Client, kind: str, callers: int) -> None:
-        self._client = client
-        self._kind = kind
-        self._callers = callers
-        self._running = True
-        self._begin = asyncio.Event()
-        self._latencies: list[float] = []
-        self._large_value = os.urandom(LARGE_BYTES) if kind == "large" else b""
-
-    async def run(self, seconds: float) -> dict[str, float]:
-        """Let them call for so long; the calls that then are on their way still count."""
-        step: Callable[[int], Coroutine[Any, Any, int]] = getattr(self, f"_{self._kind}")
-        callers = [asyncio.create_task(step(place)) for place in range(self._callers)]
-        await asyncio.sleep(0)
-        gc.collect()
-        asyncio.get_running_loop().call_later(seconds, self._stop)
-        self._begin.set()
-        cpu, start = time.process_time(), time.perf_counter()
-        calls = sum(await asyncio.gather(*callers))
-        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
-        result = {"rate": calls / elapsed, "cpu": cpu / calls * 1e6, "calls": calls}
-        if self._latencies:
-            result["p50"] = quantile(self._latencies, 0.50) * 1e6
-            result["p99"] = quantile(self._latencies, 0.99) * 1e6
-        return result
-
-    def _stop(self) -> None:
-        self._running = False
-
-    async def _get(self, place: int) -> int:
-        get, count = self._client.get, 0
-        key, expected = f"key:{place % KEYS}", value_of(place % KEYS)
-        await self._begin.wait()
-        while self._running:
-            assert await get(key) == expected
-            count += 1
-        return count
-
-    async def _set(self, place: int) -> int:
-        set_, count = self._client.set, 0
-        key, value = f"key:{place % KEYS}", value_of(place % KEYS)
-        await self._begin.wait()
-        while self._running:
-            await set_(key, value)
-            count += 1
-        return count
-
-    async def _mixed(self, place: int) -> int:
-        calls, count = self._client.mixed, place
-        key = f"mixed:{place % KEYS}"
-        await self._begin.wait()
-        while self._running:
-            await calls[count % 5](key)
-            count += 1
-        return count - place
-
-    async def _pipeline(self, place: int) -> int:
-        pipeline, count = self._client.pipeline, 0
-        keys = [f"key:{place + number}" for number in range(PIPELINE)]
-        expected = [value_of(place + number) for number in range(PIPELINE)]
-        await self._begin.wait()
-        while self._running:
-            assert list(await pipeline(keys)) == expected
-            count += PIPELINE
-        return count
-
-    async def _large(self, place: int) -> int:
-        get, set_, value, count = self._client.get, self._client.set, self._large_value, 0
-        key = f"large:{place}"
-        await self._begin.wait()
-        while self._running:
-            await set_(key, value)
-            assert len(await get(key)) == LARGE_BYTES
-            count += 2
-        return count
-
-    async def _latency(self, place: int) -> int:
-        get, clock, note, count = self._client.get, time.perf_counter, self._latencies.append, 0
-        key = f"key:{place % KEYS}"
-        await self._begin.wait()
-        while self._running:
-            start = clock()
-            await get(key)
-            note(clock() - start)
-            count += 1
-        return count
+class WorkerFailedError(Exception):
+    """A worker ended, or did not answer in time; its own message stands on standard error."""
 
 
 class Worker:
-    """One client, and what can be asked of it."""
+    """A client in a process of its own.
 
-    def __init__(self, name: str, url: str) -> None:
-        self._name = name
-        self._url = url
-        self._client: Any = None
-        self._idle: list[Any] = []
+    Args:
+        module: Its module, whose `main` calls `run`.
+        client: Which client it holds.
+        arguments: What else its module wants to know; the kind of loop comes last.
+    """
 
-    async def open(self, callers: int, connections: int = 0) -> None:
-        """Make the client anew, as is best for so many callers."""
-        await self.close()
-        self._client = await OPENERS[self._name](self._url, callers, value_of(0), connections)
+    def __init__(self, module: str, client: str, *arguments: str) -> None:
+        self.client = client
+        self._command = [sys.executable, "-m", module, client, *arguments]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the process."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def do(self, order: str, **details: Any) -> dict[str, float]:
+        """Have it do something and return what it measured.
+
+        Raises:
+            WorkerFailedError: It ended instead, or took longer than a minute.
+        """
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"do": order, **details}).encode() + b"\n")
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            raise WorkerFailedError(f"{self.client} did not end {order} {details}") from None
+        if not line:
+            raise WorkerFailedError(f"{self.client} ended during {order} {details}")
+        result: dict[str, float] = json.loads(line)
+        return result
+
+
+class Servant(Protocol):
+    """What a worker process asks of whoever does the work; each order is a method of it."""
 
     async def close(self) -> None:
-        """Close the client, if there is one."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
-
-    async def drive(self, kind: str, callers: int, seconds: float) -> dict[str, float]:
-        """Do one round of a work."""
-        return await Drive(self._client, kind, callers).run(seconds)
-
-    async def overhead(self, seconds: float) -> dict[str, float]:
-        """Compare with the bare lane, in turns so short that both meet the same machine."""
-        bare = await OPENERS["bare lane"](self._url, 50, value_of(0))
-        cost = {"ours": 0.0, "bare": 0.0}
-        for number in range(_SLICES * 2):
-            side, client = (("ours", self._client), ("bare", bare))[number % 2]
-            result = await Drive(client, "get", 50).run(seconds / _SLICES)
-            cost[side] += 1e6 / result["rate"] / _SLICES
-        await bare.aclose()
-        return {**cost, "overhead": cost["ours"] / cost["bare"] - 1}
-
-    async def down(self) -> dict[str, float]:
-        """Say what a call costs while the server is dead: µs until it has raised and was caught."""
-        if self._name == OURS:
-            health = self._client.client.health
-            async with asyncio.timeout(_IMPATIENCE):
-                async for _ in health.watch():
-                    if not health.available:
-                        break
-            return {"refused": await self._refusals(_REFUSALS)}
-        try:
-            async with asyncio.timeout(_IMPATIENCE):
-                await self._refusals(1)  # finds out that its connections are dead
-            async with asyncio.timeout(_IMPATIENCE):
-                return {"refused": await self._refusals(1)}
-        except TimeoutError:
-            return {"refused": _IMPATIENCE * 1e6}
-
-    async def _refusals(self, count: int) -> float:
-        get, refused = self._client.get, 0
-        start = time.perf_counter()
-        for _ in range(count):
-            try:
-                await get("key:1")
-            except Exception:  # noqa: BLE001 (each client has its own errors)
-                refused += 1
-        elapsed = time.perf_counter() - start
-        assert refused == count
-        return elapsed / count * 1e6
-
-    async def gather(self, count: int) -> dict[str, float]:
-        """Open idle clients; say how many bytes each adds to the process, connections included."""
-        await self.open(1)
-        await self._client.get("key:1")
-        gc.collect()
-        before = _resident()
-        for _ in range(count):
-            client = await OPENERS[self._name](self._url, 1, value_of(0), 0)
-            await client.get("key:1")
-            self._idle.append(client)
-        await asyncio.sleep(_SETTLING)
-        gc.collect()
-        return {"bytes": (_resident() - before) / count}
-
-    async def scatter(self) -> None:
-        """Close the idle clients."""
-        while self._idle:
-            await self._idle.pop().aclose()  # backwards, for coredis nests its cancel scopes
+        """Close what is open."""
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-async def serve(name: str, url: str, answers: TextIO) -> None:
+async def _serve(servant: Servant, answers: TextIO) -> None:
     """Do what standard input says until it ends."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    worker = Worker(name, url)
     while line := await reader.readline():
         order = json.loads(line)
-        result = await getattr(worker, order.pop("do"))(**order)
+        result = await getattr(servant, order.pop("do"))(**order)
         print(json.dumps(result), file=answers, flush=True)
-    await worker.close()
+    await servant.close()
 
 
-def main() -> None:
-    """Run as `python -m benchmarks.worker CLIENT URL LOOP`."""
-    name, url, loop = sys.argv[1:]
+def run(make: Callable[[], Servant], loop: str) -> None:
+    """Be a worker process.
+
+    Args:
+        make: Makes what does the work.
+        loop: "asyncio" or "uvloop".
+    """
     # Whatever a client prints must not get between our answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -242,8 +122,4 @@ def main() -> None:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(name, url, answers))
-
-
-if __name__ == "__main__":
-    main()
+        runner.run(_serve(make(), answers))

@@ -2,95 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from benchmarks.statistics import turn
+from benchmarks.worker import Worker
 from resilient_io.testing import RedisServer
 
 from .plan import CLIENTS, KEYS, OURS
-from .statistics import turn
 from .worker import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
+
+    from benchmarks.suite import Rounds, Say
 
     from .plan import Work
 
 _WARM_UP = 0.1
-_PATIENCE = 60.0
 _IDLE_CLIENTS = 50
-
-Rounds = dict[str, list[dict[str, float]]]
-"""What each client achieved, round by round."""
-
-
-class WorkerFailedError(Exception):
-    """A worker ended, or did not answer in time; its own message stands on standard error."""
-
-
-class Worker:
-    """A client in a process of its own."""
-
-    def __init__(self, client: str, url: str, loop: str) -> None:
-        self.client = client
-        self._command = [sys.executable, "-m", "benchmarks.worker", client, url, loop]
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        """Start the process."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-
-    async def do(self, order: str, **details: Any) -> dict[str, float]:
-        """Have it do something and return what it measured.
-
-        Raises:
-            WorkerFailedError: It ended instead, or took longer than a minute.
-        """
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps({"do": order, **details}).encode() + b"\n")
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            raise WorkerFailedError(f"{self.client} did not end {order} {details}") from None
-        if not line:
-            raise WorkerFailedError(f"{self.client} ended during {order} {details}")
-        result: dict[str, float] = json.loads(line)
-        return result
 
 
 class Arena:
     """A server and a worker for each client, on one kind of event loop."""
 
-    def __init__(self, loop: str, say: Callable[[str], object]) -> None:
+    def __init__(self, loop: str, say: Say) -> None:
         self._loop = loop
         self._say = say
         self._stack = AsyncExitStack()
@@ -103,7 +40,7 @@ class Arena:
             await stack.enter_async_context(self._server)
             await fill(self._server)
             for client in CLIENTS:
-                worker = Worker(client, self._server.url, self._loop)
+                worker = _worker(client, self._server.url, self._loop)
                 self._workers[client] = await stack.enter_async_context(worker)
             self._stack = stack.pop_all()
         return self
@@ -154,7 +91,7 @@ class Arena:
         results: Rounds = {}
         for client in CLIENTS:
             self._say(f"{self._loop}: idle {client}")
-            async with Worker(client, self._server.url, self._loop) as worker:
+            async with _worker(client, self._server.url, self._loop) as worker:
                 before = await self._connections()
                 result = await worker.do("gather", count=_IDLE_CLIENTS)
                 connections = await self._connections() - before
@@ -182,6 +119,10 @@ class Arena:
         return results
 
 
+def _worker(client: str, url: str, loop: str) -> Worker:
+    return Worker("benchmarks.redis.worker", client, url, loop)
+
+
 async def fill(server: RedisServer) -> None:
     """Write what the works read."""
     for place in range(KEYS):
@@ -195,12 +136,12 @@ async def fill(server: RedisServer) -> None:
         await server.query("ZADD", f"zset:{key}", *members)
 
 
-async def tune(clients: Sequence[str], sizes: Sequence[int], say: Callable[[str], object]) -> None:
+async def tune(clients: Sequence[str], sizes: Sequence[int], say: Say) -> None:
     """Print how fast the pools are at several sizes."""
     async with RedisServer() as server:
         await fill(server)
         for client in clients:
-            async with Worker(client, server.url, "asyncio") as worker:
+            async with _worker(client, server.url, "asyncio") as worker:
                 for callers in (50, 500, 5000):
                     rates: dict[int, list[float]] = {size: [] for size in sizes}
                     for size in [*sizes] * 3:

@@ -1,9 +1,11 @@
-"""What is measured, and what must be reached."""
+"""What is measured of Redis clients, and what must be reached."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from benchmarks.targets import Target
 
 PEERS: Final = ("redis-py", "coredis", "valkey-glide")
 OURS: Final = "resilient-io"
@@ -51,42 +53,6 @@ WORKS: Final = (
 
 EXTRAS: Final = ("overhead", "down", "idle")
 """What is measured beside the works: ours alone, or once a client."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What must hold for one row.
-
-    Attributes:
-        against: The client that ours is compared with; for `cost` and `alone` what the row tells.
-        least: What is asked for.
-        accepted: What still counts, where that is less.
-        most: The other way round: a bound from above.
-    """
-
-    against: str
-    least: float | None = None
-    accepted: float | None = None
-    most: float | None = None
-
-    def verdict(self, value: float) -> str:
-        """Say whether it was reached."""
-        if self.most is not None:
-            return "reached" if value <= self.most else "**missed**"
-        assert self.least is not None
-        if value >= self.least:
-            return "reached"
-        if self.accepted is not None and value >= self.accepted:
-            return f"least ({self.accepted:g}x) reached"
-        return "**missed**"
-
-    @property
-    def wording(self) -> str:
-        """Say what is asked for."""
-        if self.most is not None:
-            return f"≤{self.most:g}x {self.against}"
-        least = f" (least {self.accepted:g}x)" if self.accepted is not None else ""
-        return f"≥{self.least:g}x {self.against}{least}"
 
 
 _FAST = (

@@ -1,8 +1,12 @@
-"""The tables, as Markdown, and the document that holds them."""
+"""The tables of Redis, as Markdown."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from benchmarks.markdown import digits, table, times
+from benchmarks.statistics import Spread, ratios, spread
+from benchmarks.targets import verdict
 
 from .plan import (
     CLIENTS,
@@ -15,21 +19,14 @@ from .plan import (
     TAIL_TARGET,
     WORKS,
 )
-from .statistics import Spread, ratios, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from .arena import Rounds
+    from benchmarks.suite import Results
 
-BEGIN = "<!-- measured: begin -->"
-END = "<!-- measured: end -->"
 _UNBOUNDED = 5e6
 """µs after which a worker gives a call up."""
-
-Results = dict[str, "Rounds"]
-"""What was measured on one kind of loop, by the name of the work."""
 
 
 def speed_table(results: Results) -> list[str]:
@@ -40,7 +37,7 @@ def speed_table(results: Results) -> list[str]:
     rows += _down_row(results)
     rows += _overhead_row(results)
     head = ("work", *PEERS, OURS, "must reach", "measured (each round)", "")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def resource_table(results: Results) -> list[str]:
@@ -48,27 +45,27 @@ def resource_table(results: Results) -> list[str]:
     rows: list[Sequence[str]] = []
     for work in WORKS:
         if work.name in results:
-            cells = [_digits(_of(results, work.name, name, "cpu").median) for name in CLIENTS]
+            cells = [digits(_of(results, work.name, name, "cpu").median) for name in CLIENTS]
             rows.append((f"CPU µs per call: {work.title}", *cells))
     if "idle" in results:
         weights = [_of(results, "idle", name, "bytes").median for name in CLIENTS]
         rows.append(("bytes per idle client", *(f"{weight:,.0f}" for weight in weights)))
         counts = [_of(results, "idle", name, "connections").median for name in CLIENTS]
-        rows.append(("connections of an idle client", *(_digits(count) for count in counts)))
-    return _table(("", *CLIENTS), rows)
+        rows.append(("connections of an idle client", *(digits(count) for count in counts)))
+    return table(("", *CLIENTS), rows)
 
 
 def _rate_rows(name: str, results: Results) -> list[Sequence[str]]:
     work = next(work for work in WORKS if work.name == name)
     if work.kind == "latency":
         return []
-    cells = [_digits(_of(results, name, client, "rate").median) for client in CLIENTS]
+    cells = [digits(_of(results, name, client, "rate").median) for client in CLIENTS]
     rows: list[Sequence[str]] = []
     title = f"{work.title}, per second"
     for target in RATE_TARGETS.get(name, ()):
         ours, theirs = (_values(results, name, who, "rate") for who in (OURS, target.against))
         ratio = ratios(ours, theirs)
-        rows.append((title, *cells, target.wording, _times(ratio), target.verdict(ratio.median)))
+        rows.append((title, *cells, target.wording, times(ratio), target.verdict(ratio.median)))
         title, cells = "", [""] * len(CLIENTS)
     return rows or [(title, *cells, "", "", "")]
 
@@ -84,8 +81,8 @@ def _cost_row(results: Results) -> list[Sequence[str]]:
             "cost of a call at 10,000 callers, against 500",
             *(f"{cost.median:.2f}x" for cost in costs.values()),
             f"≤{COST_TARGET:g}x",
-            _times(ours),
-            _verdict(ours.median <= COST_TARGET),
+            times(ours),
+            verdict(ours.median <= COST_TARGET),
         )
     ]
 
@@ -102,14 +99,14 @@ def _tail_row(results: Results) -> list[Sequence[str]]:
         for client in CLIENTS
     ]
     ratio = ratios(_values(results, name, OURS, "p99"), _values(results, name, "redis-py", "p50"))
-    verdict = _verdict(ratio.median <= TAIL_TARGET)
+    reached = verdict(ratio.median <= TAIL_TARGET)
     return [
         (
             "GET, 50 callers: p50 / p99, µs",
             *cells,
             "our p99 ≤ redis-py's p50",
-            _times(ratio),
-            verdict,
+            times(ratio),
+            reached,
         )
     ]
 
@@ -120,7 +117,7 @@ def _down_row(results: Results) -> list[Sequence[str]]:
     cells = []
     for client in CLIENTS:
         cost = _of(results, "down", client, "refused").median
-        cells.append(_digits(cost) if cost < _UNBOUNDED else f"over {_UNBOUNDED:,.0f}")
+        cells.append(digits(cost) if cost < _UNBOUNDED else f"over {_UNBOUNDED:,.0f}")
     ours = _of(results, "down", OURS, "refused")
     return [
         (
@@ -128,7 +125,7 @@ def _down_row(results: Results) -> list[Sequence[str]]:
             *cells,
             f"≤{DOWN_TARGET:g} µs",
             f"{ours.median:.2f} ({ours.low:.2f}-{ours.high:.2f})",
-            _verdict(ours.median <= DOWN_TARGET),
+            verdict(ours.median <= DOWN_TARGET),
         )
     ]
 
@@ -146,7 +143,7 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
             f"{ours.median:.2f} against {bare.median:.2f}",
             f"≤{OVERHEAD_TARGET:.0%} more",
             f"{added.median:.0%} ({added.low:.0%} to {added.high:.0%})",
-            _verdict(added.median <= OVERHEAD_TARGET),
+            verdict(added.median <= OVERHEAD_TARGET),
         )
     ]
 
@@ -157,49 +154,3 @@ def _values(results: Results, work: str, client: str, key: str) -> list[float]:
 
 def _of(results: Results, work: str, client: str, key: str) -> Spread:
     return spread(_values(results, work, client, key))
-
-
-def _digits(value: float) -> str:
-    """Write three significant digits, without an exponent."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
-
-
-def _times(ratio: Spread) -> str:
-    return f"{ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
-def _verdict(reached: bool) -> str:  # noqa: FBT001 (one word for one fact)
-    return "reached" if reached else "**missed**"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def report(setting: Sequence[str], loops: Mapping[str, Results]) -> str:
-    """Render a whole run: where it was made, then two tables for each kind of loop."""
-    lines = [*setting, ""]
-    for loop, results in loops.items():
-        lines += [f"### On {loop}", "", *speed_table(results), "", *resource_table(results), ""]
-    return "\n".join(lines)
-
-
-def replace_measured(document: str, measured: str) -> str:
-    """Put a report between the markers of a document.
-
-    Raises:
-        ValueError: The document has no such markers, or more than one pair.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
-        raise ValueError(f"the document must have one {BEGIN} and one {END}")
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{measured.strip()}\n{END}{after}"
-
-
-def write(path: Path, measured: str) -> None:
-    """Rewrite the tables of a document."""
-    document = path.read_text(encoding="utf-8")
-    path.write_text(replace_measured(document, measured), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Our producer and consumer against aiokafka, confluent's asyncio clients and FastStream."""

@@ -1,0 +1,51 @@
+"""FastStream on aiokafka, without what it does beyond calling a handler with bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from faststream.kafka import KafkaBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from benchmarks.kafka.meter import Meter
+
+
+async def _decode(message: Any) -> Any:
+    """Leave it: by default it tries to read JSON."""
+    return message.body
+
+
+class Consumer:
+    """Its `ACK_FIRST` policy, the default: the only one that handles a partition concurrently."""
+
+    def __init__(self, servers: str, topic: str, group: str, setting: dict[str, Any]) -> None:
+        # No validation of arguments by pydantic, and no logger.
+        self._broker = KafkaBroker(servers, apply_types=False, decoder=_decode, logger=None)
+        self._topic = topic
+        self._options = {"group_id": group, "auto_offset_reset": "earliest"} | setting
+
+    async def run(
+        self, meter: Meter, handler: Callable[[], Awaitable[None]] | None, concurrency: int
+    ) -> None:
+        workers = concurrency if concurrency > 1 else None
+        subscriber = self._broker.subscriber(self._topic, max_workers=workers, **self._options)
+
+        @subscriber
+        async def _(message: bytes) -> None:  # noqa: ARG001 (the handler wants none of it)
+            if handler is not None:
+                await handler()
+            if meter.handled():
+                await asyncio.sleep(0)  # it never lets others run while it has records
+
+        await self._broker.start()
+        await meter.result
+
+    async def aclose(self) -> None:
+        await self._broker.stop()
+
+
+async def open_consumer(servers: str, topic: str, group: str, **setting: Any) -> Consumer:
+    return Consumer(servers, topic, group, setting)

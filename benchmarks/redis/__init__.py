@@ -1,0 +1,1 @@
+"""ResilientRedis against redis-py, coredis and valkey-glide."""

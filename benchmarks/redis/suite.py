@@ -1,0 +1,55 @@
+"""Joins what measures Redis clients."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.suite import Suite
+from resilient_io.testing import find_redis
+
+from .arena import Arena, tune
+from .plan import EXTRAS, WORKS
+from .tables import resource_table, speed_table
+
+if TYPE_CHECKING:
+    from benchmarks.suite import Effort, Results, Say
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+async def _measure(loop: str, effort: Effort, say: Say) -> Results:
+    wanted, rounds, seconds = effort.wanted, effort.rounds, effort.seconds
+    results: Results = {}
+    async with Arena(loop, say) as arena:
+        for work in WORKS:
+            if work.name in wanted:
+                results[work.name] = await arena.compete(work, rounds, seconds)
+        if "overhead" in wanted:
+            results["overhead"] = await arena.overhead(rounds, seconds * 2)
+        if "idle" in wanted and sys.platform == "linux":
+            results["idle"] = await arena.idle()
+        if "down" in wanted:
+            results["down"] = await arena.down(rounds)
+    return results
+
+
+def _tables(results: Results) -> list[str]:
+    return [*speed_table(results), "", *resource_table(results)]
+
+
+async def _tune(say: Say) -> None:
+    await tune(("redis-py", "coredis"), _SIZES, say)
+
+
+SUITE = Suite(
+    name="redis",
+    names=(*(work.name for work in WORKS), *EXTRAS),
+    loops=("asyncio", "uvloop"),
+    packages=("redis", "hiredis", "coredis", "valkey-glide", "uvloop"),
+    seconds=0.5,
+    server=lambda: find_redis().version,
+    measure=_measure,
+    tables=_tables,
+    tune=_tune,
+)

@@ -1,0 +1,222 @@
+"""The process that holds one Redis client."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.statistics import quantile
+from benchmarks.worker import run
+
+from .clients import OPENERS
+from .plan import KEYS, LARGE_BYTES, OURS, PIPELINE, VALUE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from .clients import Client
+
+_SLICES = 10
+_REFUSALS = 20_000
+_IMPATIENCE = 5.0
+_SETTLING = 0.3
+
+
+def value_of(place: int) -> bytes:
+    """Return the value of a key: 64 bytes that tell which."""
+    return b"%d:" % place + b"x" * (VALUE_BYTES - len(b"%d:" % place))
+
+
+class Drive:
+    """Callers that repeat one step until the time is over."""
+
+    def __init__(self, client: Client, kind: str, callers: int) -> None:
+        self._client = client
+        self._kind = kind
+        self._callers = callers
+        self._running = True
+        self._begin = asyncio.Event()
+        self._latencies: list[float] = []
+        self._large_value = os.urandom(LARGE_BYTES) if kind == "large" else b""
+
+    async def run(self, seconds: float) -> dict[str, float]:
+        """Let them call for so long; the calls that then are on their way still count."""
+        step: Callable[[int], Coroutine[Any, Any, int]] = getattr(self, f"_{self._kind}")
+        callers = [asyncio.create_task(step(place)) for place in range(self._callers)]
+        await asyncio.sleep(0)
+        gc.collect()
+        asyncio.get_running_loop().call_later(seconds, self._stop)
+        self._begin.set()
+        cpu, start = time.process_time(), time.perf_counter()
+        calls = sum(await asyncio.gather(*callers))
+        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
+        result = {"rate": calls / elapsed, "cpu": cpu / calls * 1e6, "calls": calls}
+        if self._latencies:
+            result["p50"] = quantile(self._latencies, 0.50) * 1e6
+            result["p99"] = quantile(self._latencies, 0.99) * 1e6
+        return result
+
+    def _stop(self) -> None:
+        self._running = False
+
+    async def _get(self, place: int) -> int:
+        get, count = self._client.get, 0
+        key, expected = f"key:{place % KEYS}", value_of(place % KEYS)
+        await self._begin.wait()
+        while self._running:
+            assert await get(key) == expected
+            count += 1
+        return count
+
+    async def _set(self, place: int) -> int:
+        set_, count = self._client.set, 0
+        key, value = f"key:{place % KEYS}", value_of(place % KEYS)
+        await self._begin.wait()
+        while self._running:
+            await set_(key, value)
+            count += 1
+        return count
+
+    async def _mixed(self, place: int) -> int:
+        calls, count = self._client.mixed, place
+        key = f"mixed:{place % KEYS}"
+        await self._begin.wait()
+        while self._running:
+            await calls[count % 5](key)
+            count += 1
+        return count - place
+
+    async def _pipeline(self, place: int) -> int:
+        pipeline, count = self._client.pipeline, 0
+        keys = [f"key:{place + number}" for number in range(PIPELINE)]
+        expected = [value_of(place + number) for number in range(PIPELINE)]
+        await self._begin.wait()
+        while self._running:
+            assert list(await pipeline(keys)) == expected
+            count += PIPELINE
+        return count
+
+    async def _large(self, place: int) -> int:
+        get, set_, value, count = self._client.get, self._client.set, self._large_value, 0
+        key = f"large:{place}"
+        await self._begin.wait()
+        while self._running:
+            await set_(key, value)
+            assert len(await get(key)) == LARGE_BYTES
+            count += 2
+        return count
+
+    async def _latency(self, place: int) -> int:
+        get, clock, note, count = self._client.get, time.perf_counter, self._latencies.append, 0
+        key = f"key:{place % KEYS}"
+        await self._begin.wait()
+        while self._running:
+            start = clock()
+            await get(key)
+            note(clock() - start)
+            count += 1
+        return count
+
+
+class RedisServant:
+    """One client, and what can be asked of it."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self._name = name
+        self._url = url
+        self._client: Any = None
+        self._idle: list[Any] = []
+
+    async def open(self, callers: int, connections: int = 0) -> None:
+        """Make the client anew, as is best for so many callers."""
+        await self.close()
+        self._client = await OPENERS[self._name](self._url, callers, value_of(0), connections)
+
+    async def close(self) -> None:
+        """Close the client, if there is one."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    async def drive(self, kind: str, callers: int, seconds: float) -> dict[str, float]:
+        """Do one round of a work."""
+        return await Drive(self._client, kind, callers).run(seconds)
+
+    async def overhead(self, seconds: float) -> dict[str, float]:
+        """Compare with the bare lane, in turns so short that both meet the same machine."""
+        bare = await OPENERS["bare lane"](self._url, 50, value_of(0))
+        cost = {"ours": 0.0, "bare": 0.0}
+        for number in range(_SLICES * 2):
+            side, client = (("ours", self._client), ("bare", bare))[number % 2]
+            result = await Drive(client, "get", 50).run(seconds / _SLICES)
+            cost[side] += 1e6 / result["rate"] / _SLICES
+        await bare.aclose()
+        return {**cost, "overhead": cost["ours"] / cost["bare"] - 1}
+
+    async def down(self) -> dict[str, float]:
+        """Say what a call costs while the server is dead: µs until it has raised and was caught."""
+        if self._name == OURS:
+            health = self._client.client.health
+            async with asyncio.timeout(_IMPATIENCE):
+                async for _ in health.watch():
+                    if not health.available:
+                        break
+            return {"refused": await self._refusals(_REFUSALS)}
+        try:
+            async with asyncio.timeout(_IMPATIENCE):
+                await self._refusals(1)  # finds out that its connections are dead
+            async with asyncio.timeout(_IMPATIENCE):
+                return {"refused": await self._refusals(1)}
+        except TimeoutError:
+            return {"refused": _IMPATIENCE * 1e6}
+
+    async def _refusals(self, count: int) -> float:
+        get, refused = self._client.get, 0
+        start = time.perf_counter()
+        for _ in range(count):
+            try:
+                await get("key:1")
+            except Exception:  # noqa: BLE001 (each client has its own errors)
+                refused += 1
+        elapsed = time.perf_counter() - start
+        assert refused == count
+        return elapsed / count * 1e6
+
+    async def gather(self, count: int) -> dict[str, float]:
+        """Open idle clients; say how many bytes each adds to the process, connections included."""
+        await self.open(1)
+        await self._client.get("key:1")
+        gc.collect()
+        before = _resident()
+        for _ in range(count):
+            client = await OPENERS[self._name](self._url, 1, value_of(0), 0)
+            await client.get("key:1")
+            self._idle.append(client)
+        await asyncio.sleep(_SETTLING)
+        gc.collect()
+        return {"bytes": (_resident() - before) / count}
+
+    async def scatter(self) -> None:
+        """Close the idle clients."""
+        while self._idle:
+            await self._idle.pop().aclose()  # backwards, for coredis nests its cancel scopes
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Run as `python -m benchmarks.redis.worker CLIENT URL LOOP`."""
+    name, url, loop = sys.argv[1:]
+    run(lambda: RedisServant(name, url), loop)
+
+
+if __name__ == "__main__":
+    main()

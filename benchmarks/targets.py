@@ -1,0 +1,52 @@
+"""What must be reached, and whether it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REACHED = "reached"
+MISSED = "**missed**"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What must hold for one row.
+
+    Attributes:
+        against: The client that ours is compared with.
+        of: What of it, if not the rate: "CPU".
+        least: What is asked for.
+        accepted: What still counts, where that is less.
+        most: The other way round: a bound from above.
+    """
+
+    against: str
+    of: str = ""
+    least: float | None = None
+    accepted: float | None = None
+    most: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """Say whether it was reached."""
+        if self.most is not None:
+            return verdict(value <= self.most)
+        assert self.least is not None
+        if value >= self.least:
+            return REACHED
+        if self.accepted is not None and value >= self.accepted:
+            return f"least ({self.accepted:g}x) reached"
+        return MISSED
+
+    @property
+    def wording(self) -> str:
+        """Say what is asked for."""
+        of = f"{self.of} " * bool(self.of)
+        if self.most is not None:
+            return f"{of}≤{self.most:g}x {self.against}"
+        least = f" (least {self.accepted:g}x)" if self.accepted is not None else ""
+        return f"{of}≥{self.least:g}x {self.against}{least}"
+
+
+def verdict(reached: bool) -> str:  # noqa: FBT001 (one word for one fact)
+    """Say whether something was reached."""
+    return REACHED if reached else MISSED
