@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_io._deadline import context_without_deadline
 
+from .group import leave_group
 from .internals import (
     connections_in,
     connections_of,
     dead_sender_is_ours,
     drop,
+    is_shielded,
+    membership_of,
     parts_of,
     seal,
     works_for,
@@ -112,10 +115,29 @@ async def end_instance(
                 context=context if context is not None else context_without_deadline(),
             )
             tasks.append(stopping)
-            await asyncio.wait(tasks, timeout=timeout)
+            await asyncio.wait(tasks, timeout=timeout / 2)
+            if not stopping.done():
+                tasks += _help(instance, timeout / 2, context)
+                await asyncio.wait([stopping], timeout=timeout / 2)
     finally:
         await _force(instance, tasks, reason, error)
     return stopping is not None and not stopping.cancelled() and stopping.exception() is None
+
+
+def _help(instance: Driver, timeout: float, context: Context | None) -> list[asyncio.Task[None]]:
+    """Leave the group for a consumer that cannot, while it waits for the others to join.
+
+    Its `stop()` waits for that, too: the broker's answer that it is no member ends both.
+    """
+    membership = membership_of(instance)
+    if membership is None:
+        return []
+    leaving = asyncio.get_running_loop().create_task(
+        leave_group(instance, membership, timeout),
+        name="resilient-io kafka leave",
+        context=context.copy() if context is not None else context_without_deadline(),
+    )
+    return [leaving]
 
 
 async def _force(
@@ -127,7 +149,8 @@ async def _force(
     closing = _drop([*connections_of(instance), *_held_by(left)])
     seal(instance, reason, error)
     for task in left:
-        task.cancel()
+        if not is_shielded(task):  # the loss of its connection ends it, with an error
+            task.cancel()
     for _ in range(_ROUNDS):
         if not left and not closing:
             break

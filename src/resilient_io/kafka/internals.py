@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.conn import AIOKafkaConnection, CloseReason
@@ -17,20 +18,39 @@ if TYPE_CHECKING:
     from .protocols import Connection, Driver, DriverClient
 
 __all__ = [
+    "CONNECTION_OPTIONS",
     "InstanceEnded",
+    "Membership",
     "background_tasks",
     "client_of",
+    "connection_options",
     "connections_in",
     "connections_of",
     "dead_sender_is_ours",
     "drop",
     "fail_transaction",
+    "is_shielded",
+    "membership_of",
     "oldest_request",
     "parts_of",
     "reconnect",
     "seal",
     "works_for",
 ]
+
+
+CONNECTION_OPTIONS = (
+    "client_id",
+    "ssl_context",
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_plain_username",
+    "sasl_plain_password",
+    "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name",
+    "sasl_oauth_token_provider",
+)
+"""What `aiokafka.conn.create_conn` takes of a client's options."""
 
 
 class InstanceEnded(KafkaError):
@@ -79,6 +99,43 @@ def connections_of(instance: Driver) -> list[Connection]:
     return list(client._conns.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A consumer's place in its group.
+
+    Attributes:
+        group: The group's id.
+        member: The member's id.
+        host: Of the broker that coordinates the group.
+        port: Of that broker.
+    """
+
+    group: str
+    member: str
+    host: str
+    port: int
+
+
+def membership_of(instance: Driver) -> Membership | None:
+    """Give a consumer's place in its group, if it has one that it gives up when it ends.
+
+    `GroupCoordinator.member_id`, `coordinator_id`, `_group_instance_id`: a static member stays.
+    """
+    coordinator: Any = getattr(instance, "_coordinator", None)
+    if not getattr(coordinator, "member_id", "") or coordinator._group_instance_id is not None:
+        return None
+    broker: Any = client_of(instance).cluster.broker_metadata(coordinator.coordinator_id)
+    if broker is None:
+        return None
+    return Membership(coordinator.group_id, coordinator.member_id, broker.host, broker.port)
+
+
+def connection_options(instance: Driver) -> dict[str, Any]:
+    """Give what `AIOKafkaClient._get_conn` hands to `create_conn`."""
+    client: Any = client_of(instance)
+    return {name: getattr(client, f"_{name}") for name in CONNECTION_OPTIONS}
+
+
 def oldest_request(connection: Connection) -> object | None:
     """Give the request that has waited longest for its answer (`AIOKafkaConnection._requests`)."""
     known: Any = connection
@@ -89,7 +146,7 @@ def drop(connection: Connection) -> asyncio.Future[None] | None:
     """Close a connection at once, also one whose peer takes nothing any more.
 
     Returns:
-        What is done when the socket is closed; None when it was never opened.
+        What is done when the socket is closed; None when there is none to close.
     """
     known: Any = connection
     writer = known._writer  # None once it was closed
@@ -98,7 +155,7 @@ def drop(connection: Connection) -> asyncio.Future[None] | None:
     for _, _, future in known._requests:
         future.add_done_callback(_ask)  # who waited may be cancelled before it hears
     closed: asyncio.Future[None] | None = connection.close(reason=CloseReason.SHUTDOWN)
-    return closed
+    return closed if writer is not None else None
 
 
 def reconnect(connection: Connection) -> None:
@@ -111,10 +168,13 @@ def reconnect(connection: Connection) -> None:
 
 
 def parts_of(instance: Driver) -> list[object]:
-    """Give the objects whose coroutines run as an instance's tasks."""
+    """Give the objects whose coroutines run as an instance's tasks.
+
+    Not the instance: a task that runs one of its own coroutines was made by whoever uses it.
+    """
     owner: Any = instance
     client: Any = client_of(instance)
-    parts = [owner, client, *client._conns.values()]
+    parts = [client, *client._conns.values()]
     for name in (
         "_sender",
         "_message_accumulator",
@@ -143,6 +203,15 @@ def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
         return False
     chief = getattr(worker, "_sender", None)
     return any(worker is part or (chief is not None and chief is part) for part in parts)
+
+
+def is_shielded(task: asyncio.Task[Any]) -> bool:
+    """Tell whether somebody else waits for it behind a shield, whom cancelling it would cancel.
+
+    `GroupCoordinator.commit_offsets` so shields `_do_commit_offsets`.
+    """
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and code.co_name == "_do_commit_offsets"
 
 
 def connections_in(task: asyncio.Task[Any]) -> list[Connection]:

@@ -35,6 +35,10 @@ class Cluster(Protocol):
         """Give the brokers last seen."""
         raise NotImplementedError
 
+    def broker_metadata(self, broker_id: Any) -> BrokerMetadata | None:
+        """Give a broker by its node id."""
+        raise NotImplementedError
+
     def topics(self, exclude_internal_topics: bool = True) -> set[str]:
         """Give the topics it knows."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from aiokafka import conn as driver
 
 from resilient_io.errors import ConfigurationError
 
+from .internals import CONNECTION_OPTIONS
 from .quiet import Tally, quietly
 from .tokens import guarded
 
@@ -24,19 +25,6 @@ _collect_hosts: Any = driver.collect_hosts
 
 _NAMED = 3
 """How many addresses a target's name has at most."""
-
-_CONNECTION_OPTIONS = (
-    "client_id",
-    "ssl_context",
-    "security_protocol",
-    "sasl_mechanism",
-    "sasl_plain_username",
-    "sasl_plain_password",
-    "sasl_kerberos_service_name",
-    "sasl_kerberos_domain_name",
-    "sasl_oauth_token_provider",
-)
-"""What `aiokafka.conn.create_conn` takes of a client's options."""
 
 
 class Target:
@@ -117,7 +105,7 @@ class Target:
             KafkaError: It does not let us in, or hung up.
         """
         options = {
-            name: self._options[name] for name in _CONNECTION_OPTIONS if name in self._options
+            name: self._options[name] for name in CONNECTION_OPTIONS if name in self._options
         }
         with quietly(self.tally):
             async with asyncio.timeout(timeout):

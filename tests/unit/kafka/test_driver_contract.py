@@ -17,17 +17,19 @@ from aiokafka.producer.transaction_manager import TransactionManager
 
 from resilient_io.kafka import protocols, questions
 from resilient_io.kafka.internals import (
+    CONNECTION_OPTIONS,
     InstanceEnded,
     background_tasks,
     client_of,
+    connection_options,
     connections_of,
     dead_sender_is_ours,
+    membership_of,
     parts_of,
     seal,
     works_for,
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
-from resilient_io.kafka.target import _CONNECTION_OPTIONS
 
 NOWHERE = "127.0.0.1:1"
 
@@ -88,7 +90,7 @@ def test_every_client_option_is_one_of_both_classes_and_of_the_connection():
     for driver in (AIOKafkaProducer, AIOKafkaConsumer):
         known = inspect.signature(driver).parameters
         assert set(CLIENT_OPTIONS) <= set(known)
-    assert set(_CONNECTION_OPTIONS) <= set(inspect.signature(conn.create_conn).parameters)
+    assert set(CONNECTION_OPTIONS) <= set(inspect.signature(conn.create_conn).parameters)
 
 
 async def test_a_producer_has_the_parts_that_we_name():
@@ -101,7 +103,6 @@ async def test_a_producer_has_the_parts_that_we_name():
     assert background_tasks(producer) == []
     kinds = [type(part) for part in parts_of(producer)]
     assert kinds == [
-        AIOKafkaProducer,
         AIOKafkaClient,
         Sender,
         MessageAccumulator,
@@ -120,10 +121,11 @@ async def test_a_consumer_has_the_parts_that_we_name():
     consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE, group_id="g")
     assert isinstance(client_of(consumer), AIOKafkaClient)
     assert [type(part) for part in parts_of(consumer)] == [
-        AIOKafkaConsumer,
         AIOKafkaClient,
         SubscriptionState,
     ]
+    assert set(connection_options(consumer)) == set(CONNECTION_OPTIONS)
+    assert membership_of(consumer) is None
     assert consumer._fetcher is None
     assert consumer._coordinator is None
     assert consumer._subscription._assignment_waiters == []
@@ -143,6 +145,9 @@ async def test_the_background_tasks_of_a_consumer_are_found_and_known_for_its_ow
     assert all(works_for(task, parts) for _, task in found)
     assert not works_for(asyncio.current_task(), parts)
     assert isinstance(consumer._coordinator._closing, asyncio.Future)
+    assert consumer._coordinator.member_id == ""
+    assert consumer._coordinator.coordinator_id is None
+    assert consumer._coordinator._group_instance_id is None
     assert consumer._fetcher._fetch_waiters == set()
     seal(consumer, "the test is over")
     for _, task in found:
@@ -215,6 +220,7 @@ def test_the_private_names_are_where_they_were():
     assert "self._closing" in _source(GroupCoordinator.close)
     assert "await self.ensure_coordinator_known()" in _source(GroupCoordinator.commit_offsets)
     assert "self._send_req" in _source(GroupCoordinator._do_commit_offsets)
+    assert "asyncio.shield(self._do_commit_offsets(" in _source(GroupCoordinator.commit_offsets)
     assert CloseReason.CONNECTION_TIMEOUT
     assert CloseReason.SHUTDOWN
     assert CoordinationType.GROUP == questions.GROUP

@@ -1,0 +1,143 @@
+"""What the tests on real brokers share: supervised instances of aiokafka, ended after the test."""
+
+import contextlib
+import random
+import uuid
+from dataclasses import dataclass, field
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from resilient_io import Dependency, HealthSettings, RetryPolicy
+from resilient_io.kafka.probe import KafkaProbe
+from resilient_io.kafka.questions import GROUP
+from resilient_io.kafka.supervisor import Supervisor
+from resilient_io.kafka.target import Target
+
+
+@pytest.fixture
+def name():
+    """Names nobody else uses: for topics, groups and transactional ids on a shared broker."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(kw_only=True)
+class Supervised:
+    """A supervised instance and all that belongs to it."""
+
+    target: Target
+    health: Dependency
+    probe: KafkaProbe
+    supervisor: Supervisor
+    retired: list = field(default_factory=list)
+
+
+@pytest_asyncio.fixture
+async def supervise():
+    """Start supervisors: `await supervise("producer", "127.0.0.1:9092", **aiokafka's options)`.
+
+    Options for the cluster (security and so on) go into `cluster=`; `topics=` is what a consumer
+    subscribes to. They are closed after the test, if it has not done so.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def begin(
+            role, servers, *, cluster=None, topics=(), policy=None, health=None, **options
+        ):
+            target = Target(servers, cluster)
+            shared = health is not None
+            health = health or Dependency(target.name, settings=HealthSettings())
+            group = options.get("group_id")
+            probe = KafkaProbe(
+                target=target,
+                timeout=health.settings.timeout,
+                coordinator=(GROUP, group) if group else None,
+            )
+            retired = []
+
+            def build():
+                if role == "producer":
+                    settings = {"enable_idempotence": True, **options}
+                    return AIOKafkaProducer(**target.client_options(), **settings)
+                settings = {"enable_auto_commit": False, **options}
+                return AIOKafkaConsumer(**target.client_options(), **settings)
+
+            async def subscribe(instance):
+                if topics:
+                    instance.subscribe(list(topics))
+
+            supervisor = Supervisor(
+                role=role,
+                build=build,
+                health=health,
+                policy=policy or RetryPolicy(),
+                rng=random.Random(7),
+                prepare=subscribe,
+                retired=lambda instance, error: retired.append((instance, error)),
+            )
+            attachment = health.start(probe, last_reply=probe.last_reply)
+            if not shared:
+                stack.push_async_callback(health.aclose)
+            stack.callback(probe.close)
+            stack.push_async_callback(attachment.detach)
+            stack.push_async_callback(supervisor.aclose, 2.0)
+            supervisor.start()
+            return Supervised(
+                target=target,
+                health=health,
+                probe=probe,
+                supervisor=supervisor,
+                retired=retired,
+            )
+
+        yield begin
+
+
+@pytest.fixture
+def members():
+    """Tell the members of a group: `await members(server, group)`."""
+
+    async def ask(server, group):
+        admin = AIOKafkaAdminClient(bootstrap_servers=server.direct_servers)
+        await admin.start()
+        try:
+            (answer,) = await admin.describe_consumer_groups([group])
+        finally:
+            await admin.close()
+        ((_, _, state, _, _, found, *_),) = answer.groups
+        return state, [member[0] for member in found]
+
+    return ask
+
+
+@pytest.fixture
+def read_all():
+    """Read a whole topic past all proxies: `await read_all(server, topic, "read_committed")`."""
+
+    async def read(server, topic, isolation="read_uncommitted"):
+        reader = AIOKafkaConsumer(
+            bootstrap_servers=server.direct_servers,
+            enable_auto_commit=False,
+            isolation_level=isolation,
+        )
+        await reader.start()
+        records = []
+        try:
+            await reader._client._wait_on_metadata(topic)
+            partitions = [
+                TopicPartition(topic, partition)
+                for partition in reader.partitions_for_topic(topic)
+            ]
+            reader.assign(partitions)
+            await reader.seek_to_beginning()
+            ends = await reader.end_offsets(partitions)
+            while any([await reader.position(tp) < end for tp, end in ends.items()]):
+                for found in (await reader.getmany(timeout_ms=200)).values():
+                    records += found
+        finally:
+            await reader.stop()
+        return records
+
+    return read
