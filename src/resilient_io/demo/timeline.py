@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 TICK: Final = 0.4
 """Seconds of each step of a curve."""
 
+_WIDEST: Final = 64
+"""Steps of a curve on the screen."""
+
 Kind = Literal["fault", "good", "bad", "error"]
 
 _COLOURS: Final[dict[Kind, Colour]] = {
@@ -69,13 +72,19 @@ def curve_lines(
         legend: What the letters mean.
         blocks: Characters from nothing to the most.
     """
+    # Steps are merged until the widest curve fits.
+    steps = -(-max(map(len, curves.values())) // _WIDEST) or 1
+    curves = {
+        label: [sum(counts[place : place + steps]) for place in range(0, len(counts), steps)]
+        for label, counts in curves.items()
+    }
     highest = max([max(counts, default=0) for counts in curves.values()] + [1])
     width = max([10, *map(len, curves)]) if len(curves) == 1 else max(map(len, curves))
     lines = []
     for label, counts in curves.items():
         heights = [-(-count * (len(blocks) - 1) // highest) for count in counts]
         lines.append(Line(f"  {label:<{width}} {''.join(blocks[height] for height in heights)}"))
-    places = {int(at / TICK): sign for at, sign in signs}
+    places = {int(at / TICK / steps): sign for at, sign in signs}
     below = "".join(places.get(place, " ") for place in range(max(places, default=-1) + 1))
     lines.append(Line(f"  {'':<{width}} {below}", "yellow"))
     lines.append(Line(f"  {'':<{width}} {legend if below else ''}", "dim"))

@@ -88,6 +88,7 @@ class Run:
         self._recent: deque[float] = deque()
         self._newest: dict[bytes, tuple[int, int]] = {}
         self._on_event = on_event
+        self._first = asyncio.Event()
         self._over = False
 
     # What customers tell
@@ -133,6 +134,7 @@ class Run:
     def _handled(self, record: Record, *, first: bool) -> None:
         now = asyncio.get_running_loop().time()
         self.booked.add(now)
+        self._first.set()
         self._recent.append(now)
         fault = self.faults[-1] if self.faults else None
         if fault is not None and fault.ended_at is not None and fault.handled_at is None:
@@ -142,6 +144,16 @@ class Run:
             if place < self._newest.get(record.raw_key or b"", place):
                 self.out_of_order += 1
             self._newest[record.raw_key or b""] = place
+
+    async def handles(self, timeout: float) -> None:
+        """Wait until the first order was handled: a group takes a while to come together.
+
+        Args:
+            timeout: Longest wait, in seconds; the script goes on after it all the same.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._first.wait()
 
     # What the script tells
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import Dependency
@@ -11,6 +12,8 @@ from resilient_io.kafka.producer import ResilientKafkaProducer
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from resilient_io.demo.service.run import Run
     from resilient_io.kafka.consumer import Record
 
@@ -28,7 +31,7 @@ CONCURRENCY: Final = 16
 
 
 class Service:
-    """Its three clients, and what it does with a record.
+    """Its three clients, and what it does with a record; an async context manager.
 
     Args:
         redis_port: Where Redis is.
@@ -55,6 +58,7 @@ class Service:
             health=self.kafka,
             auto_offset_reset="earliest",
         )
+        self._clients = contextlib.AsyncExitStack()
         self._run = run
 
     async def serve(self) -> None:
@@ -69,11 +73,15 @@ class Service:
             limits=RunLimits(slow_start=0.5),
         )
 
-    async def aclose(self) -> None:
-        """Close the clients, those first that need the others."""
-        await self.consumer.aclose()
-        await self.producer.aclose()
-        await self.redis.aclose()
+    async def __aenter__(self) -> Self:
+        """Start the clients; never waits for Redis or Kafka."""
+        for client in (self.redis, self.producer, self.consumer):
+            await self._clients.enter_async_context(client)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close them, those first that need the others."""
+        await self._clients.aclose()
         # A health that was given is not closed with its clients.
         await self.redis.health.aclose()
         await self.kafka.aclose()
@@ -83,7 +91,7 @@ class Service:
 
         The counter beside it is only there to show when that happened.
         """
-        number, amount = record.value.decode().split()
+        number, amount = (record.value or b"").decode().split()
         with self._run.handling(record, number):
             async with self.redis.pipeline(transaction=True) as booking:
                 booking.hset(BOOKED, number, amount)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from resilient_io.demo.timeline import Event
     from resilient_io.testing import ApacheKafka, KafkaBroker
 
+_BEGIN: Final = 15.0
 _CATCH_UP: Final = 20.0
 _LOOK_AGAIN: Final = 0.05
 
@@ -101,21 +102,20 @@ class Stage:
         service.redis.health.on_change(run.changed)
         service.kafka.on_change(run.changed)
         with LogTap(run.log):
-            try:
-                async with (
-                    shown(
-                        screen,
-                        lambda: frame(run, service, screen.blocks),
-                        lambda: status_line(run, service),
-                    ),
-                    _serving(service, run),
-                ):
-                    async with Workload(service, run):
-                        await play(self._script, run, self._redis, self._kafka)
-                    await self._caught_up(ledger)
-                    run.ended()
-            finally:
-                await service.aclose()
+            async with (
+                service,
+                shown(
+                    screen,
+                    lambda: frame(run, service, screen.blocks),
+                    lambda: status_line(run, service),
+                ),
+                _serving(service, run),
+            ):
+                async with Workload(service, run):
+                    await run.handles(_BEGIN)
+                    await play(self._script, run, self._redis, self._kafka)
+                await self._caught_up(ledger)
+                run.ended()
         stats = service.consumer.stats()
         audit = ledger.audit(
             await read_stores(self._redis.server, self._kafka.server), idempotent=idempotent
