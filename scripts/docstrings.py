@@ -143,11 +143,20 @@ def _known_as(base: type) -> str:
     return base.__name__
 
 
-def members_of(cls: type) -> Iterator[tuple[str, object]]:
-    """Give the public methods and properties that this package defines; its own come first."""
+def members_of(cls: type, told: Sequence[object] = ()) -> Iterator[tuple[str, object]]:
+    """Give the public methods and properties that this package defines; its own come first.
+
+    Without those that it has from a class that is told of beside it.
+    """
     seen = set()
+    elsewhere = {
+        base
+        for other in told
+        if isinstance(other, type) and issubclass(cls, other) and other is not cls
+        for base in other.__mro__
+    }
     for each in cls.__mro__:
-        if not each.__module__.startswith("resilient_io"):
+        if not each.__module__.startswith("resilient_io") or each in elsewhere:
             continue
         for name, thing in vars(each).items():
             public = not name.startswith("_") and name not in seen
@@ -156,18 +165,18 @@ def members_of(cls: type) -> Iterator[tuple[str, object]]:
                 yield name, thing
 
 
-def describe(name: str, thing: object) -> list[str]:
-    """Describe a public name."""
+def describe(name: str, thing: object, told: Sequence[object] = ()) -> list[str]:
+    """Describe a public name, but not again what those that are told of beside it have."""
     if not isinstance(thing, type) and not callable(thing):
         return []  # a type alias: its definition says it all
     lines = [f"### {name}", "", "```text", *heading_of(name, thing).splitlines(), "```", ""]
     lines += [*docstring_of(thing), ""]
     if isinstance(thing, type):
-        lines += _describe_members(thing)
+        lines += _describe_members(thing, told)
     return lines
 
 
-def _describe_members(cls: type) -> list[str]:
+def _describe_members(cls: type, told: Sequence[object]) -> list[str]:
     lines: list[str] = []
     docs = attribute_docs(cls)
     if issubclass(cls, enum.Enum):
@@ -177,7 +186,7 @@ def _describe_members(cls: type) -> list[str]:
         lines.append("")
     elif docs:
         lines += [*(f"- `{name}`: {text}" for name, text in docs.items()), ""]
-    for name, thing in members_of(cls):
+    for name, thing in members_of(cls, told):
         if isinstance(thing, property):
             title, documented = f"{name}", thing.fget
         else:

@@ -76,8 +76,10 @@ def page_text(page: Page) -> str:
     if page.module == "resilient_io.testing":
         lines += _fixtures()
     lines += ["## Names", ""]
-    for name in _names(module, page.without):
-        lines += describe(name, getattr(module, name))
+    names = _names(module, page.without)
+    told = [getattr(module, name) for name in names]
+    for name, thing in zip(names, told, strict=True):
+        lines += describe(name, thing, told)
     for also in page.also:
         further = importlib.import_module(also)
         lines += [f"## {also}", "", *docstring_of(further), ""]

@@ -17,7 +17,7 @@ _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class NoServerError(Exception):
-    """There is no Redis on this machine; the message says how to get one."""
+    """There is no such server on this machine; the message says how to get one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ async def test_leaves_one_that_ends_by_itself():
     result.stdout.fnmatch_lines(["*the test left tasks behind:*", "*<Task*name='left'*"])
 
 
+@pytest.mark.parametrize("project", ["auto"], indirect=True)
 def test_the_shared_broker_and_one_of_its_own_are_there(project, shared_kafka):
     result = run(
         project,
