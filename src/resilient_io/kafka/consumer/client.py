@@ -348,6 +348,23 @@ class ResilientKafkaConsumer:
             )
         self._engine.move(holding, offset)
 
+    async def commit(self, timeout: float | None = None) -> None:
+        """Commit what is handled now, instead of in a moment.
+
+        Never raises for an outage or a rebalance: what cannot be committed now is committed later,
+        or read again by whoever has the partition then. Cancelling leaves at once.
+
+        Args:
+            timeout: Longest time in seconds; None for `ConsumerSettings.commit_timeout`.
+
+        Raises:
+            KafkaClosed: It was closed.
+        """
+        bound = self._settings.commit_timeout
+        if timeout is not None:
+            bound = check_seconds("timeout", timeout)
+        await self._started().commit(bound)
+
     async def lag(self, timeout: float | None = None) -> dict[TopicPartition, int]:
         """Ask how many offsets lie between what is committed and the end, for our partitions.
 
@@ -451,7 +468,7 @@ class ResilientKafkaConsumer:
             )
         self._taker = what
 
-    def _entered(self, walk: Walk) -> None:
+    def _entered(self, walk: Walk[Any]) -> None:
         self._claim(walk.what)
         if self._engine is not None:
             self._engine.walk = walk

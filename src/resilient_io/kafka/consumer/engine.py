@@ -78,7 +78,7 @@ class Engine:
     ) -> None:
         self.health = health
         self.settings = settings
-        self.walk: Walk | None = None
+        self.walk: Walk[Any] | None = None
         self._target = target
         self._subscription = subscription
         self._options = options

@@ -7,16 +7,19 @@ exceptions drop the iterator, and nothing else would tell of them.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from .record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .feed import Feed
     from .holdings import Holding
-    from .record import Record
 
 __all__ = ["BatchIterator", "BatchWalk", "RecordIterator", "RecordWalk", "Walk"]
+
+T = TypeVar("T")
 
 _POLL = 1.0
 """Longest wait for records, in seconds, before the driver is told again that we are alive."""
@@ -79,7 +82,7 @@ class BatchIterator:
         self._walk.leave()
 
 
-class Walk:
+class Walk(Generic[T]):
     """What both ways have in common.
 
     Args:
@@ -90,7 +93,9 @@ class Walk:
 
     what: ClassVar[str]
 
-    def __init__(self, feed: Feed, enter: Callable[[Walk], None], left: Callable[[], None]) -> None:
+    def __init__(
+        self, feed: Feed, enter: Callable[[Walk[Any]], None], left: Callable[[], None]
+    ) -> None:
         self._feed = feed
         self._enter = enter
         self._left = left
@@ -131,7 +136,7 @@ class Walk:
         until = loop.time() + timeout
         while self._holds(gone) and asking is not self._task:
             left = until - loop.time()
-            if left <= 0 or self._over:
+            if left <= 0 or not self._entered:
                 break
             self._asked = self._asked or loop.create_future()
             await asyncio.wait([self._asked], timeout=min(_LOOK, left))
@@ -145,22 +150,48 @@ class Walk:
             self._enter(self)
             self._entered = True
 
-    def _tell(self) -> None:
-        """The next is asked for: what was in hand is handled."""
-        if self._asked is not None:
-            if not self._asked.done():
-                self._asked.set_result(None)
-            self._asked = None
+    async def next(self) -> T:
+        """Return the next; what was in hand before is handled."""
+        self._begin()
+        found: T | None = None
+        try:
+            self._finish()
+            if self._asked is not None:
+                if not self._asked.done():
+                    self._asked.set_result(None)
+                self._asked = None
+            # Who handles records without ever waiting would keep everybody else from running.
+            await asyncio.sleep(0)
+            found = await self._find()
+        finally:
+            # Also when it is cancelled: the traceback holds the iterator, so nobody drops it.
+            if found is None:
+                self._suspend()
+        if found is None:
+            self._over = True
+            raise StopAsyncIteration
+        return found
 
     def leave(self) -> None:
         """End it: what is in hand and not handled is handed out again."""
-        if self._over:
-            return
         self._over = True
+        self._suspend()
+
+    def _suspend(self) -> None:
+        """Let others take records, until the next is asked for."""
         if self._entered:
+            self._entered = False
             self.settle()
             self._give_back()
             self._left()
+
+    async def _find(self) -> T | None:
+        """Wait for the next; None once nothing comes any more."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Count what is in hand as handled."""
+        raise NotImplementedError
 
     def _in_hand(self) -> object:
         raise NotImplementedError
@@ -172,7 +203,7 @@ class Walk:
         raise NotImplementedError
 
 
-class RecordWalk(Walk):
+class RecordWalk(Walk[Record]):
     """One record after the other.
 
     Attributes:
@@ -183,7 +214,7 @@ class RecordWalk(Walk):
     what = "iterating"
 
     def __init__(
-        self, feed: Feed, enter: Callable[[Walk], None], left: Callable[[], None], most: int
+        self, feed: Feed, enter: Callable[[Walk[Any]], None], left: Callable[[], None], most: int
     ) -> None:
         super().__init__(feed, enter, left)
         self.records: Iterator[Record] = iter(())
@@ -192,13 +223,8 @@ class RecordWalk(Walk):
         self._chunks: list[tuple[Holding, list[Record]]] = []
         self._holding: Holding | None = None
 
-    async def next(self) -> Record:
-        """Return the first record of the next ones; called when none is at hand any more."""
-        self._begin()
-        self._finish()
-        # Who handles records without ever waiting would keep everybody else from running.
-        await asyncio.sleep(0)
-        while True:
+    async def _find(self) -> Record | None:
+        while not self._feed.closed:
             while self._chunks:
                 holding, records = self._chunks.pop(0)
                 if holding.open:
@@ -206,10 +232,8 @@ class RecordWalk(Walk):
                     self.records = iter(records)
                     self.hand = next(self.records)
                     return self.hand
-            if self._feed.closed:
-                self.leave()
-                raise StopAsyncIteration
             self._chunks = await self._feed.next(self._most, _POLL)
+        return None
 
     def settle(self) -> None:
         """Tell the partition in hand how far it is handled."""
@@ -221,7 +245,6 @@ class RecordWalk(Walk):
         self.hand = self._holding = None
         if hand is not None:
             hand._progress.reached(hand.offset + 1)
-        self._tell()
 
     def drop(self, gone: list[Holding]) -> None:
         """See `Walk.drop`."""
@@ -247,7 +270,7 @@ class RecordWalk(Walk):
         self.records, self._chunks, self.hand, self._holding = iter(()), [], None, None
 
 
-class BatchWalk(Walk):
+class BatchWalk(Walk[list[Record]]):
     """Batch after batch."""
 
     what = "iterating over batches"
@@ -255,7 +278,7 @@ class BatchWalk(Walk):
     def __init__(
         self,
         feed: Feed,
-        enter: Callable[[Walk], None],
+        enter: Callable[[Walk[Any]], None],
         left: Callable[[], None],
         most: int,
         max_wait: float,
@@ -266,23 +289,18 @@ class BatchWalk(Walk):
         self._gathered: list[tuple[Holding, list[Record]]] = []  # not handed out yet
         self._hand: list[tuple[Holding, list[Record]]] = []
 
-    async def next(self) -> list[Record]:
-        """Return the next batch."""
-        self._begin()
+    async def _find(self) -> list[Record] | None:
+        while not self._feed.closed:
+            await self._gather()
+            if self._gathered and not self._feed.closed:
+                self._hand, self._gathered = self._gathered, []
+                return [record for _, records in self._hand for record in records]
+        return None
+
+    def _finish(self) -> None:
         for _, records in self._hand:
             records[-1]._progress.reached(records[-1].offset + 1)
         self._hand = []
-        self._tell()
-        # Who handles records without ever waiting would keep everybody else from running.
-        await asyncio.sleep(0)
-        while True:
-            await self._gather()
-            if self._feed.closed:
-                self.leave()
-                raise StopAsyncIteration
-            if self._gathered:
-                self._hand, self._gathered = self._gathered, []
-                return [record for _, records in self._hand for record in records]
 
     async def _gather(self) -> None:
         """Wait for records, and for as many as the caller allows time for."""
