@@ -25,7 +25,7 @@ coverage: ## the tests, and which lines and branches they miss
 	$(in_venv) test coverage run -m pytest $(ARGS)
 	$(in_venv) test coverage report
 
-bench: ## measure against redis-py, coredis and valkey-glide
+bench: ## measure against the other clients of Redis and Kafka (ARGS=redis or kafka for one of them)
 	$(in_venv) test,bench python -m benchmarks $(ARGS)
 
 lint: ## ruff, and the checks of generated files

@@ -89,7 +89,7 @@ def report(suite: Suite, setting: list[str], loops: dict[str, Results]) -> str:
     """Render a whole run of a suite: where it was made, then its tables for each kind of loop."""
     lines = [*setting]
     for loop, results in loops.items():
-        lines += [f"### {suite.name.title()} on {loop}", "", *suite.tables(results), ""]
+        lines += [f"#### {suite.name.title()} on {loop}", "", *suite.tables(results), ""]
     return "\n".join(lines)
 
 

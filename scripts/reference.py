@@ -4,8 +4,8 @@
     python scripts/reference.py --check    change nothing; exit code 1 if something is out of date
 
 The pages of docs/reference/ come from the docstrings and signatures of the public names, the one of
-commands from the command table. The README's table of speed is the first one that `make bench` put
-into docs/benchmarks.md.
+commands from the command table. The README's tables of speed are the first of each suite that
+`make bench` put into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -174,23 +174,35 @@ def _blocking(name: str) -> tuple[str, ...]:
 
 # -- the README's copies -------------------------------------------------------------------------
 
-_SPEED: Final = re.compile(r"(?<=<!-- benchmarks -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_MEASURED: Final = re.compile(r"<!-- measured: begin -->.*?\n((?:\|[^\n]*\n)+)", re.DOTALL)
-_RATES: Final = 5
-"""Columns of the measured table that the README shows: the work and four clients."""
+_SPEED: Final = re.compile(r"<!-- benchmarks (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+_MEASURED: Final = re.compile(
+    r"<!-- measured (\w+): begin -->(?:(?!<!--).)*?\n((?:\|[^\n]*\n)+)", re.DOTALL
+)
+_REQUIRED: Final = "must reach"
+"""Column of the measured tables from which on the README does not show them."""
 
 
 def readme_text() -> str:
-    """Put the table of speed into the README, without what must be reached."""
+    """Put the tables of speed into the README, without what must be reached."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     measured = ROOT / "docs" / "benchmarks.md"
-    found = _MEASURED.search(measured.read_text(encoding="utf-8")) if measured.exists() else None
-    if not found:
-        return text
-    rows = [line.strip("|").split("|")[:_RATES] for line in found[1].splitlines()]
+    document = measured.read_text(encoding="utf-8") if measured.exists() else ""
+    tables = {name: _without_targets(table) for name, table in _MEASURED.findall(document)}
+    # What was not measured yet leaves the README as it is.
+    return _SPEED.sub(
+        lambda found: (
+            f"<!-- benchmarks {found[1]} -->\n{tables.get(found[1], found[2])}<!-- end -->"
+        ),
+        text,
+    )
+
+
+def _without_targets(table: str) -> str:
+    rows = [line.strip("|").split("|") for line in table.splitlines()]
+    columns = [cell.strip() for cell in rows[0]].index(_REQUIRED)
+    shown = [cells[:columns] for cells in rows]
     # A row with gaps is a further target for the rates above it, or about ours alone.
-    table = "".join(f"|{'|'.join(cells)}|\n" for cells in rows if all(map(str.strip, cells)))
-    return _SPEED.sub(lambda _: table, text)
+    return "".join(f"|{'|'.join(cells)}|\n" for cells in shown if all(map(str.strip, cells)))
 
 
 def main() -> int:

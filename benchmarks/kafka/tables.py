@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .plan import Work
 
-_NONE = "–"  # noqa: RUF001 (a cell without a figure)
+_NONE = "-"
 
 
 def speed_table(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.worker import Worker
@@ -13,7 +14,8 @@ from .topics import fill
 if TYPE_CHECKING:
     from benchmarks.suite import Say
 
-_ROUNDS = 3
+_ROUNDS = 5
+_WARM_UP = 0.1
 _SECONDS = 0.7
 _TOTAL = 400_000
 
@@ -36,43 +38,52 @@ _CONSUMERS: dict[str, list[dict[str, Any]]] = {
 
 
 async def tune(say: Say) -> None:
-    """Print how fast the peers are at several settings."""
+    """Print how fast the peers are at several settings, which take turns."""
     async with KafkaServer(quick=False, heap="768m") as server:
         await server.create_topic("written", partitions=4)
         await fill(server, "read", 4, _TOTAL)
         for client, settings in _PRODUCERS.items():
             async with _worker(client, server) as worker:
-                for setting in settings:
-                    await worker.do("open", keyed=True, setting=setting)
-                    found = [
-                        await worker.do("produce", kind="send", topic="written", seconds=_SECONDS)
-                        for _ in range(_ROUNDS)
-                    ]
-                    say(f"{client}, send, {setting}: {_middle(found)}")
+                found: list[list[dict[str, float]]] = [[] for _ in settings]
+                for place in [*range(len(settings))] * _ROUNDS:
+                    found[place].append(await _produce(worker, settings[place]))
+                _tell(say, f"{client}, send", settings, found)
         for client, settings in _CONSUMERS.items():
             async with _worker(client, server) as worker:
-                for setting in settings:
-                    found = [
-                        await worker.do(
-                            "consume",
-                            kind="iterate",
-                            topic="read",
-                            group=f"{setting}-{number}",
-                            seconds=_SECONDS,
-                            total=_TOTAL,
-                            handler=0.0,
-                            concurrency=1,
-                            setting=setting,
-                        )
-                        for number in range(_ROUNDS)
-                    ]
-                    say(f"{client}, async for, {setting}: {_middle(found)}")
+                found = [[] for _ in settings]
+                for number, place in enumerate([*range(len(settings))] * _ROUNDS):
+                    group = f"{client}-{number}"
+                    found[place].append(await _consume(worker, settings[place], group))
+                _tell(say, f"{client}, async for", settings, found)
+
+
+async def _produce(worker: Worker, setting: dict[str, Any]) -> dict[str, float]:
+    await worker.do("open", keyed=True, setting=setting)
+    await worker.do("produce", kind="send", topic="written", seconds=_WARM_UP)
+    return await worker.do("produce", kind="send", topic="written", seconds=_SECONDS)
+
+
+async def _consume(worker: Worker, setting: dict[str, Any], group: str) -> dict[str, float]:
+    return await worker.do(
+        "consume",
+        kind="iterate",
+        topic="read",
+        group=group,
+        seconds=_SECONDS,
+        total=_TOTAL,
+        handler=0.0,
+        concurrency=1,
+        setting=setting,
+    )
+
+
+def _tell(
+    say: Say, what: str, settings: list[dict[str, Any]], found: list[list[dict[str, float]]]
+) -> None:
+    for setting, rounds in zip(settings, found, strict=True):
+        rate, cpu = (median([measured[key] for measured in rounds]) for key in ("rate", "cpu"))
+        say(f"{what}, {setting}: {rate:,.0f} a second, {cpu:.1f} µs")
 
 
 def _worker(client: str, server: KafkaServer) -> Worker:
     return Worker("benchmarks.kafka.worker", client, server.bootstrap_servers, "asyncio")
-
-
-def _middle(found: list[dict[str, float]]) -> str:
-    result = sorted(found, key=lambda measured: measured["rate"])[len(found) // 2]
-    return f"{result['rate']:,.0f} a second, {result['cpu']:.1f} µs"
