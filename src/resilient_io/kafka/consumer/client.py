@@ -7,20 +7,18 @@ import random
 from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from resilient_io._checking import check_count, check_number, check_seconds
-from resilient_io._policy import RetryPolicy, current_deadline
+from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
-from resilient_io.kafka.classification import meaning_of
-from resilient_io.kafka.errors import KafkaClosed, KafkaDeadlineExceeded, KafkaUnavailable
+from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.quiet import quietly
 from resilient_io.kafka.target import Target
 
 from .engine import Engine
-from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk, Walk
+from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
+from .lag import ask_lag
 from .reading import Reader
 from .settings import ConsumerSettings
 from .stats import ConsumerStats, Counters, nothing_yet
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
     from resilient_io.health._availability import Availability
     from resilient_io.kafka.processing.failures import OnFailure
-    from resilient_io.kafka.processing.processor import Processor
     from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.processing.settings import (
         DeadLetter,
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
         RunLimits,
     )
 
-    from .holdings import Holding
     from .reading import Deserializer
 
 __all__ = ["ResilientKafkaConsumer"]
@@ -124,8 +120,6 @@ class ResilientKafkaConsumer:
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._taker: str | None = None
-        self._processor: Processor | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -193,9 +187,6 @@ class ResilientKafkaConsumer:
         await asyncio.wait([self._closing])
 
     async def _close(self, engine: Engine, until: float, asking: asyncio.Task[Any] | None) -> None:
-        if self._processor is not None:
-            left = until - asyncio.get_running_loop().time()
-            await self._processor.aclose(max(0.0, left / 2))
         await engine.aclose(until, asking)
         if self._owns_health:
             await self._health.aclose()
@@ -215,8 +206,9 @@ class ResilientKafkaConsumer:
             KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
         """
         engine = self._started()
-        most = self._settings.fetch_records
-        return RecordIterator(RecordWalk(engine.feed, self._entered, self._left, most))
+        return RecordIterator(
+            RecordWalk(engine.feed, engine.enter, engine.left, self._settings.fetch_records)
+        )
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.0) -> BatchIterator:
         """Iterate over lists of records: each is handled when the next is asked for.
@@ -234,8 +226,10 @@ class ResilientKafkaConsumer:
         """
         check_count("max_records", max_records)
         check_number("max_wait", max_wait)
-        feed = self._started().feed
-        return BatchIterator(BatchWalk(feed, self._entered, self._left, max_records, max_wait))
+        engine = self._started()
+        return BatchIterator(
+            BatchWalk(engine.feed, engine.enter, engine.left, max_records, max_wait)
+        )
 
     async def run(
         self,
@@ -281,7 +275,8 @@ class ResilientKafkaConsumer:
         """
         # Not at the top: most consumers that iterate need none of it.
         from resilient_io.kafka.processing.plan import plan_run  # noqa: PLC0415
-        from resilient_io.kafka.processing.processor import Processor  # noqa: PLC0415
+
+        from .running import run  # noqa: PLC0415
 
         plan = plan_run(
             handler,
@@ -300,20 +295,14 @@ class ResilientKafkaConsumer:
                 "run() needs a group to commit to: write "
                 'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without one'
             )
-        engine = self._started()
-        self._claim("running")
-        processor = Processor(
-            engine,
+        interval = self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS) / 1000
+        await run(
+            self._started(),
             plan,
-            max_poll_interval=self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS)
-            / 1000,
+            max_poll_interval=interval,
             make_producer=self._make_producer,
             rng=self._rng,
-            commit_timeout=self._settings.commit_timeout,
-            ended=self._run_ended,
         )
-        self._processor = processor
-        await processor.run()
 
     # --- looking
 
@@ -337,7 +326,7 @@ class ResilientKafkaConsumer:
             RuntimeError: `run` is under way: its handlers have records of that partition.
         """
         check_count("offset", offset, least=0)
-        if self._processor is not None:
+        if self._engine is not None and self._engine.processor is not None:
             raise RuntimeError("seek() while run() is under way: stop it first, with aclose()")
         holding = None
         if self._engine is not None:
@@ -379,43 +368,8 @@ class ResilientKafkaConsumer:
             KafkaDeadlineExceeded: There was no answer in time.
             KafkaClosed: It was closed.
         """
-        engine = self._started()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         bound = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
-        until = None if bound is None else began + bound
-        instance = await engine.supervisor.ready(until, "lag")
-        outer = current_deadline()
-        if outer is not None and (until is None or outer < until):
-            until = outer
-        held = engine.holdings.all
-        try:
-            async with asyncio.timeout_at(until):
-                with quietly(engine.supervisor.tally):
-                    ends = await instance.end_offsets([holding.partition for holding in held])
-        except TimeoutError as error:
-            raise KafkaDeadlineExceeded(
-                "the end offsets were not answered in time",
-                dependency=self._health.name,
-                operation="lag",
-                attempts=1,
-                elapsed=loop.time() - began,
-            ) from error
-        except KafkaError as error:
-            if meaning_of(error).kind == "permanent":
-                raise
-            raise KafkaUnavailable(
-                "the end offsets could not be asked for",
-                dependency=self._health.name,
-                operation="lag",
-                attempts=1,
-                elapsed=loop.time() - began,
-            ) from error
-        return {
-            holding.partition: max(0, ends[holding.partition] - at)
-            for holding in held
-            if holding.partition in ends and (at := _counted(holding)) is not None
-        }
+        return await ask_lag(self._started(), bound)
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""
@@ -425,7 +379,8 @@ class ResilientKafkaConsumer:
 
     def run_stats(self) -> RunStats | None:
         """Return the counters of the `run` that is under way; None when there is none."""
-        return None if self._processor is None else self._processor.stats()
+        processor = None if self._engine is None else self._engine.processor
+        return None if processor is None else processor.stats()
 
     # --- inside
 
@@ -443,7 +398,7 @@ class ResilientKafkaConsumer:
                     "this consumer is in use in another running event loop: make one "
                     "ResilientKafkaConsumer for each event loop"
                 )
-            self._engine = self._taker = self._processor = None  # gone with that loop
+            self._engine = None  # gone with that loop
         if self._engine is None:
             engine = Engine(
                 target=self._target,
@@ -460,41 +415,12 @@ class ResilientKafkaConsumer:
             self._engine, self._loop = engine, loop
         return self._engine
 
-    def _claim(self, what: str) -> None:
-        if self._taker is not None:
-            raise RuntimeError(
-                f"this consumer is {self._taker} already: one loop or run() at a time; make a "
-                f"second consumer of the same group for more"
-            )
-        self._taker = what
-
-    def _entered(self, walk: Walk[Any]) -> None:
-        self._claim(walk.what)
-        if self._engine is not None:
-            self._engine.walk = walk
-
-    def _left(self) -> None:
-        self._taker = None
-        if self._engine is not None:
-            self._engine.left()
-
-    def _run_ended(self) -> None:
-        self._taker = self._processor = None
-        if self._engine is not None:
-            self._engine.rewind()
-
     def _make_producer(self) -> Any:
         from resilient_io.kafka.producer import ResilientKafkaProducer  # noqa: PLC0415
 
         return ResilientKafkaProducer(
             policy=self._policy, health=self._health, **self._target.client_options()
         )
-
-
-def _counted(holding: Holding) -> int | None:
-    if holding.member is not None and holding.certain and holding.committed is not None:
-        return holding.committed
-    return holding.resume
 
 
 def _check_kinds(policy: object, health: object, settings: object) -> None:

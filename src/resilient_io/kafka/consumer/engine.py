@@ -21,6 +21,7 @@ from .holdings import Holding, Holdings
 from .rebalance import Rebalancing
 from .stalling import StallWatch
 from .stats import ConsumerStats, Counters
+from .turn import Turn
 
 if TYPE_CHECKING:
     import random
@@ -30,15 +31,16 @@ if TYPE_CHECKING:
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.health import Attachment, Dependency
+    from resilient_io.kafka.processing.processor import Processor
     from resilient_io.kafka.protocols import ConsumerDriver
     from resilient_io.kafka.target import Target
 
-    from .iteration import Walk
     from .offsets import PartitionProgress
     from .reading import Reader
     from .record import Record
     from .settings import ConsumerSettings
     from .subscription import Subscription
+    from .walk import Walk
 
 __all__ = ["Engine"]
 
@@ -78,7 +80,9 @@ class Engine:
     ) -> None:
         self.health = health
         self.settings = settings
+        self.turn = Turn()
         self.walk: Walk[Any] | None = None
+        self.processor: Processor | None = None
         self._target = target
         self._subscription = subscription
         self._options = options
@@ -178,9 +182,15 @@ class Engine:
 
     # --- for iterating
 
+    async def enter(self, walk: Walk[Any]) -> None:
+        """Begin an iteration, if nobody else takes records."""
+        await self.turn.take(walk.what)
+        self.walk = walk
+
     def left(self) -> None:
         """The iteration is over: commit what it handled."""
         self.walk = None
+        self.turn.give_back()
         if self._due is not None and not self._due.done():
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 self._due.set_result(None)
@@ -229,6 +239,8 @@ class Engine:
             asking: The task that wants it closed; nobody waits for the record that it has.
         """
         loop = asyncio.get_running_loop()
+        if self.processor is not None:
+            await self.processor.aclose(max(0.0, (until - loop.time()) / 2))
         self.feed.close()
         if self._upkeep is not None:
             self._upkeep.cancel()

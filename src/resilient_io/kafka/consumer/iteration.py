@@ -7,25 +7,21 @@ exceptions drop the iterator, and nothing else would tell of them.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .record import Record
+from .walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from .feed import Feed
     from .holdings import Holding
 
-__all__ = ["BatchIterator", "BatchWalk", "RecordIterator", "RecordWalk", "Walk"]
-
-T = TypeVar("T")
+__all__ = ["BatchIterator", "BatchWalk", "RecordIterator", "RecordWalk"]
 
 _POLL = 1.0
 """Longest wait for records, in seconds, before the driver is told again that we are alive."""
-
-_LOOK = 0.02
-"""Seconds between two looks at whether the record in hand was marked as handled."""
 
 
 class RecordIterator:
@@ -82,127 +78,6 @@ class BatchIterator:
         self._walk.leave()
 
 
-class Walk(Generic[T]):
-    """What both ways have in common.
-
-    Args:
-        feed: Gives the records.
-        enter: Called when it begins, with what it is; raises when somebody else takes records.
-        left: Called when it is over.
-    """
-
-    what: ClassVar[str]
-
-    def __init__(
-        self, feed: Feed, enter: Callable[[Walk[Any]], None], left: Callable[[], None]
-    ) -> None:
-        self._feed = feed
-        self._enter = enter
-        self._left = left
-        self._asked: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._entered = False
-        self._over = False
-        self._noted: object = None
-
-    def settle(self) -> None:
-        """Tell the partitions how far they are handled."""
-
-    def moved(self) -> bool:
-        """Tell whether something new is in hand since this was asked last."""
-        before, self._noted = self._noted, self._in_hand()
-        return self._noted is not before
-
-    def drop(self, gone: list[Holding]) -> None:
-        """Hand out no more of what already came from these partitions."""
-        raise NotImplementedError
-
-    async def drain(
-        self,
-        gone: list[Holding],
-        timeout: float,
-        asking: asyncio.Task[object] | None = None,
-    ) -> None:
-        """Hand out no more of these partitions; wait until what is in hand of them is handled.
-
-        Args:
-            gone: The partitions.
-            timeout: Longest wait in seconds.
-            asking: Who waits for it. When it is the one that iterates, there is no waiting: it
-                cannot ask for the next meanwhile.
-        """
-        self.drop(gone)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
-        while self._holds(gone) and asking is not self._task:
-            left = until - loop.time()
-            if left <= 0 or not self._entered:
-                break
-            self._asked = self._asked or loop.create_future()
-            await asyncio.wait([self._asked], timeout=min(_LOOK, left))
-        self.settle()
-
-    def _begin(self) -> None:
-        self._task = asyncio.current_task()
-        if self._over:
-            raise StopAsyncIteration
-        if not self._entered:
-            self._enter(self)
-            self._entered = True
-
-    async def next(self) -> T:
-        """Return the next; what was in hand before is handled."""
-        self._begin()
-        found: T | None = None
-        try:
-            self._finish()
-            if self._asked is not None:
-                if not self._asked.done():
-                    self._asked.set_result(None)
-                self._asked = None
-            # Who handles records without ever waiting would keep everybody else from running.
-            await asyncio.sleep(0)
-            found = await self._find()
-        finally:
-            # Also when it is cancelled: the traceback holds the iterator, so nobody drops it.
-            if found is None:
-                self._suspend()
-        if found is None:
-            self._over = True
-            raise StopAsyncIteration
-        return found
-
-    def leave(self) -> None:
-        """End it: what is in hand and not handled is handed out again."""
-        self._over = True
-        self._suspend()
-
-    def _suspend(self) -> None:
-        """Let others take records, until the next is asked for."""
-        if self._entered:
-            self._entered = False
-            self.settle()
-            self._give_back()
-            self._left()
-
-    async def _find(self) -> T | None:
-        """Wait for the next; None once nothing comes any more."""
-        raise NotImplementedError
-
-    def _finish(self) -> None:
-        """Count what is in hand as handled."""
-        raise NotImplementedError
-
-    def _in_hand(self) -> object:
-        raise NotImplementedError
-
-    def _holds(self, gone: list[Holding]) -> bool:
-        raise NotImplementedError
-
-    def _give_back(self) -> None:
-        raise NotImplementedError
-
-
 class RecordWalk(Walk[Record]):
     """One record after the other.
 
@@ -214,7 +89,11 @@ class RecordWalk(Walk[Record]):
     what = "iterating"
 
     def __init__(
-        self, feed: Feed, enter: Callable[[Walk[Any]], None], left: Callable[[], None], most: int
+        self,
+        feed: Feed,
+        enter: Callable[[Walk[Any]], Awaitable[None]],
+        left: Callable[[], None],
+        most: int,
     ) -> None:
         super().__init__(feed, enter, left)
         self.records: Iterator[Record] = iter(())
@@ -278,7 +157,7 @@ class BatchWalk(Walk[list[Record]]):
     def __init__(
         self,
         feed: Feed,
-        enter: Callable[[Walk[Any]], None],
+        enter: Callable[[Walk[Any]], Awaitable[None]],
         left: Callable[[], None],
         most: int,
         max_wait: float,

@@ -1,0 +1,52 @@
+"""`run`: hands the consumer's records over to the processing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resilient_io.kafka.processing.processor import Processor
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from resilient_io.kafka.processing.dead_letter import DeadLetterProducer
+    from resilient_io.kafka.processing.plan import Plan
+
+    from .engine import Engine
+
+__all__ = ["run"]
+
+
+async def run(
+    engine: Engine,
+    plan: Plan,
+    *,
+    max_poll_interval: float,
+    make_producer: Callable[[], DeadLetterProducer],
+    rng: random.Random,
+) -> None:
+    """Process records until the consumer is closed; see `ResilientKafkaConsumer.run`."""
+    await engine.turn.take("running")
+
+    def ended() -> None:
+        # What was handed out and not handled is read again by whoever takes records next.
+        engine.processor = None
+        engine.rewind()
+        engine.turn.give_back()
+
+    processor = Processor(
+        engine,
+        plan,
+        max_poll_interval=max_poll_interval,
+        make_producer=make_producer,
+        rng=rng,
+        commit_timeout=engine.settings.commit_timeout,
+        ended=ended,
+    )
+    engine.processor = processor
+    try:
+        await processor.run()
+    finally:
+        if engine.processor is processor:  # cancelled: it drains and commits by itself
+            engine.turn.ending()
