@@ -217,9 +217,11 @@ async def test_without_what_make_servers_laid_out_kafkas_own_tool_formats(shared
     kafka = shared_kafka._kafka
     (tmp_path / "libs").symlink_to(kafka.libs)
     bare = type(kafka)(tmp_path / "libs", kafka.java, "environment")
-    async with KafkaServer(kafka=bare) as server:
-        assert "Formatting metadata directory" in server.log
-        await server.create_topic("works")
+    server = KafkaServer(kafka=bare)
+    await server._prepare()  # `make servers` starts a broker on such a folder each time
+    assert "Formatting metadata directory" in server.log
+    assert Storage(bare, server.folder / "data").is_formatted
+    await server.aclose()
     # What the tool wrote is copied from then on.
     storage = Storage(bare, tmp_path / "data")
     assert storage.copy_format(Seat(node=2, cluster_id="ours", voters={}))
