@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest_asyncio
 
@@ -13,13 +14,15 @@ _PAUSE = 0.03
 class Slack:
     """What a loaded machine may add to a bound: what it took from us, and a little for the others.
 
-    It measures the pauses of our own loop from the start of the test on. What the server or a
-    proxy may have lost besides cannot be seen from here; `base` allows for that.
+    It measures from the start of the test on: the pauses of our own loop, and the time for which
+    we were ready to run and did not get a processor. What the server or a proxy may have lost
+    besides cannot be seen from here; `base` allows for that.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lost = 0.0
+        self._paused = 0.0
+        self._queued = self._in_queue()
         self._arm()
 
     def __call__(self, base: float = 0.25) -> float:
@@ -27,8 +30,13 @@ class Slack:
 
     @property
     def lost(self) -> float:
-        """Seconds of pauses so far, one that is only now ending included."""
-        return self._lost + self._late()
+        """Seconds so far, a pause that is only now ending included."""
+        return max(self._paused + self._late(), self.queued)
+
+    @property
+    def queued(self) -> float:
+        """Seconds so far for which we were ready to run and did not get a processor."""
+        return self._in_queue() - self._queued
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -38,12 +46,16 @@ class Slack:
         self._timer = self._loop.call_at(self._due, self._beat)
 
     def _beat(self) -> None:
-        self._lost += self._late()
+        self._paused += self._late()
         self._arm()
 
     def _late(self) -> float:
         late = self._loop.time() - self._due
         return late if late > _PAUSE else 0.0
+
+    @staticmethod
+    def _in_queue() -> float:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
 
 
 @pytest_asyncio.fixture

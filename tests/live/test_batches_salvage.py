@@ -125,6 +125,35 @@ async def test_connections_of_cancelled_pops_are_used_again(client):
     assert len(ids) == 1
 
 
+async def test_pops_cancelled_in_an_outage_are_told_of_once_and_then_counted(redis_server, caplog):
+    async with ResilientRedis(port=redis_server.port) as client:
+        await client.ping()
+
+        async def cancelled_pops(count):
+            waiting = [asyncio.ensure_future(client.blpop("k", timeout=0)) for _ in range(count)]
+            async with asyncio.timeout(10):
+                while (await client.info("clients"))["blocked_clients"] < count:  # noqa: ASYNC110 - its state
+                    await asyncio.sleep(0.005)
+            if count > 1:
+                redis_server.freeze()
+            for one in waiting:
+                one.cancel()
+            await asyncio.wait(waiting)
+            await idle(client)
+            redis_server.thaw()
+            await client.health.until_up(5)
+
+        def told():
+            return [r.getMessage() for r in caplog.records if r.name == "resilient_io.redis"]
+
+        await cancelled_pops(5)
+        assert len(told()) == 1
+        assert "a cancelled BLPOP could not be ended cleanly" in told()[0]
+        await cancelled_pops(1)
+        assert len(told()) == 2
+        assert told()[1].startswith("4 more cancelled pops")
+
+
 async def test_a_client_closed_just_after_a_cancel_leaves_nothing(shared_redis):
     for _ in range(5):
         client = ResilientRedis(port=shared_redis.port)

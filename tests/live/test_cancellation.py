@@ -368,3 +368,15 @@ async def test_pubsub_cancelled_leaves_the_client_alone(client):
 
     report = await cancel_everywhere(listen, check=lambda: next_reply_is_ours(client))
     assert report.leaked_tasks == []
+
+
+async def test_monitor_cancelled_leaves_the_client_alone(client):
+    """As for pub/sub."""
+
+    async def look():
+        async with client.monitor() as monitor:
+            await client.set("seen", 1)
+            await monitor.next_command()
+
+    report = await cancel_everywhere(look, check=lambda: next_reply_is_ours(client))
+    assert report.leaked_tasks == []

@@ -42,6 +42,12 @@ class Provider(StreamingCredentialProvider):
         await self.listener(Token(user, password))
 
 
+async def both_lanes(redis):
+    async with asyncio.timeout(10):
+        while redis.stats().lanes < 2:  # noqa: ASYNC110 - the opening of a lane is no event
+            await asyncio.sleep(0.005)
+
+
 async def names(server):
     listed = (await server.query("CLIENT", "LIST")).decode()
     return [
@@ -59,6 +65,7 @@ async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
+        await both_lanes(redis)
         lanes = redis._engine.lanes.open_lanes
         assert await names(redis_server) == ["old", "old"]
 
@@ -77,6 +84,7 @@ async def test_refused_credentials_leave_the_old_login_and_show_no_secret(redis_
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
+        await both_lanes(redis)
 
         await provider.rotate("old", "s3cret-but-wrong")
 

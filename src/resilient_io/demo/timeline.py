@@ -98,4 +98,6 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 def ms(seconds: float | None) -> str:
     """Show a duration in milliseconds, or that there is none."""
-    return "   -    " if seconds is None else f"{seconds * 1000:5,.1f} ms"
+    if seconds is None:
+        return "   -    "
+    return f"{seconds * 1000:5.1f} ms" if seconds < 1.0 else f"{seconds:6.1f} s"

@@ -13,7 +13,7 @@ from resilient_io.health import Cause
 
 from .classification import Failure, connection_failure
 from .exchange import AttemptFailed
-from .salvage import salvage
+from .salvage import Losses, salvage
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -36,6 +36,7 @@ class Borrowing:
         self._lanes = lanes
         self._health = health
         self._salvages: list[asyncio.Task[None]] = []
+        self._losses = Losses()
         self._waiting: list[asyncio.Timeout] = []
         self.closed = False
 
@@ -95,7 +96,13 @@ class Borrowing:
             self._dedicated.give_back(connection, clean=False)
             return
         task = asyncio.get_running_loop().create_task(
-            salvage(connection, command, lanes=self._lanes, dedicated=self._dedicated),
+            salvage(
+                connection,
+                command,
+                lanes=self._lanes,
+                dedicated=self._dedicated,
+                losses=self._losses,
+            ),
             name=f"resilient-io salvage {command.spec.name}",
             context=context_without_deadline(),
         )
@@ -114,6 +121,7 @@ class Borrowing:
         """Wait for what is being salvaged; each is bounded."""
         if self._salvages:
             await asyncio.wait(list(self._salvages))
+        self._losses.over()
 
     def _too_late(self, error: BaseException) -> AttemptFailed:
         crowded = self._health.available and self._dedicated.crowded

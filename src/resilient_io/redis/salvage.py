@@ -33,12 +33,47 @@ GRACE = 1.0
 """Seconds within which it has to be over; then the connection is closed."""
 
 
+class Losses:
+    """Elements that may have been lost: the first is logged, more are counted until it works again.
+
+    In an outage every cancelled pop may lose one.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._count = 0
+
+    def add(self, operation: str, error: Exception) -> None:
+        """Note that a cancelled pop could not be ended cleanly."""
+        self._count += 1
+        if self._count == 1:
+            _log.warning(
+                "a cancelled %s could not be ended cleanly, so an element may be lost; "
+                "more are counted until one can: %s",
+                operation,
+                str(error) or type(error).__name__,
+                extra={"operation": operation},
+            )
+
+    def over(self) -> None:
+        """Note that one could be ended, or that there will be none any more."""
+        if self._count > 1:
+            _log.warning(
+                "%d more cancelled pops could not be ended cleanly meanwhile, so as many elements "
+                "may be lost",
+                self._count - 1,
+                extra={"count": self._count - 1},
+            )
+        self._count = 0
+
+
 async def salvage(
     connection: AbstractConnection,
     command: Command,
     *,
     lanes: Lanes,
     dedicated: DedicatedConnections,
+    losses: Losses,
 ) -> None:
     """End a blocking command that nobody waits for any more, and put back what it popped.
 
@@ -47,6 +82,7 @@ async def salvage(
         command: The command.
         lanes: Where the server is asked.
         dedicated: Where the connection is given back.
+        losses: Where it is noted when that fails.
     """
     clean = False
     try:
@@ -59,12 +95,9 @@ async def salvage(
                 for restoring in _RESTORE[command.spec.name](reply):
                     await _ask(lanes, *restoring)
     except (RedisError, OSError) as error:
-        _log.warning(
-            "a cancelled %s could not be ended cleanly, so an element may be lost: %s",
-            command.spec.name,
-            error,
-            extra={"operation": command.spec.name},
-        )
+        losses.add(command.spec.name, error)
+    else:
+        losses.over()
     finally:
         dedicated.give_back(connection, clean=clean)
 

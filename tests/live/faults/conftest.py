@@ -33,8 +33,8 @@ def quick() -> RetryPolicy:
 
 @pytest.fixture
 def patient(quick: RetryPolicy) -> RetryPolicy:
-    """The same, for calls that are to succeed in the end, whatever the machine does meanwhile."""
-    return quick.replace(deadline=5.0)
+    """The same, for calls that are to get their answer, whatever the machine does meanwhile."""
+    return quick.replace(deadline=5.0, connect_timeout=1.0)
 
 
 class Transitions:

@@ -3,11 +3,14 @@
 import asyncio
 import time
 
+import pytest
+
 from resilient_io import State
 
 
-async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall_of_5_s(
-    redis_server, connect, watch
+@pytest.mark.parametrize("seconds", [2.5, pytest.param(5.0, marks=pytest.mark.soak)])
+async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
+    seconds, redis_server, connect, watch
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
@@ -17,7 +20,7 @@ async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall_of_5_s(
     await asyncio.sleep(0)  # they start
     await asyncio.sleep(0)  # they are written
 
-    time.sleep(5)
+    time.sleep(seconds)
     results = await asyncio.gather(*calls)
     await asyncio.sleep(1.2)  # a probe
 

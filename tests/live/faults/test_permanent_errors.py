@@ -57,11 +57,11 @@ async def dials_within(seconds, server, connections_made) -> int:
     ids=["wrong password", "none"],
 )
 async def test_a_wrong_password_is_one_clear_error_and_no_storm(
-    url, connect, connections_made, quick
+    url, connect, connections_made, patient
 ):
     async with RedisServer(password="right") as server:
         before = await connections_made(server)
-        redis = await connect(url.format(wrong=SECRET, port=server.port), up=False, policy=quick)
+        redis = await connect(url.format(wrong=SECRET, port=server.port), up=False, policy=patient)
 
         first, second = await told(redis)
 
@@ -82,9 +82,9 @@ async def test_a_wrong_password_is_one_clear_error_and_no_storm(
             assert await redis.incr("counter") == 1
 
 
-async def test_an_unknown_user_is_one_clear_error(redis_server, connect, quick):
+async def test_an_unknown_user_is_one_clear_error(redis_server, connect, patient):
     url = f"redis://nobody:{SECRET}@127.0.0.1:{redis_server.port}/0"
-    redis = await connect(url, up=False, policy=quick)
+    redis = await connect(url, up=False, policy=patient)
 
     first, second = await told(redis)
 
@@ -94,10 +94,10 @@ async def test_an_unknown_user_is_one_clear_error(redis_server, connect, quick):
 
 
 async def test_a_wrong_database_is_one_clear_error_and_no_storm(
-    redis_server, connect, connections_made, quick
+    redis_server, connect, connections_made, patient
 ):
     before = await connections_made(redis_server)
-    redis = await connect(f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=quick)
+    redis = await connect(f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=patient)
 
     first, second = await told(redis)
 
@@ -111,10 +111,10 @@ async def test_a_wrong_database_is_one_clear_error_and_no_storm(
 
 
 async def test_tls_to_a_plain_port_is_one_clear_error_and_no_storm(
-    redis_server, connect, connections_made, quick
+    redis_server, connect, connections_made, patient
 ):
     before = await connections_made(redis_server)
-    redis = await connect(f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=quick)
+    redis = await connect(f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=patient)
 
     first, second = await told(redis)
 
@@ -145,8 +145,8 @@ async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_st
     assert await connections_made(tls_server) - before <= 4 * MOST_DIALS
 
 
-async def test_a_certificate_that_is_not_trusted_is_one_clear_error(tls_server, connect, quick):
-    redis = await connect(f"rediss://127.0.0.1:{tls_server.tls_port}/0", up=False, policy=quick)
+async def test_a_certificate_that_is_not_trusted_is_one_clear_error(tls_server, connect, patient):
+    redis = await connect(f"rediss://127.0.0.1:{tls_server.tls_port}/0", up=False, policy=patient)
 
     first, second = await told(redis)
 

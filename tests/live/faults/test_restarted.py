@@ -44,7 +44,7 @@ class Readers:
         await asyncio.gather(*self.tasks)
 
 
-@pytest.mark.parametrize("outage", [0.3, 5.0])
+@pytest.mark.parametrize("outage", [0.3, 1.5, pytest.param(5.0, marks=pytest.mark.soak)])
 async def test_up_is_published_within_250_ms_after_the_server_accepts_again(
     outage, redis_server, connect, watch, accepting, slack
 ):
