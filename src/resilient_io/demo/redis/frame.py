@@ -53,7 +53,7 @@ def status_line(run: Run) -> Line:
     """Say in one line how it goes."""
     now = asyncio.get_running_loop().time()
     rate, p50, p99 = run.lately()
-    said = f"{rate:,.0f} calls/s, p50 {ms(p50).strip()}, p99 {ms(p99).strip()}"
+    said = f"{rate:,.0f}/s, p50 {ms(p50).strip()}, p99 {ms(p99).strip()}"
     longest = max((now - began for began in run.waiting.values()), default=0.0)
     return Line(
         f"  {now - run.began:7.3f} s  ... {said}; {len(run.waiting)} waiting, up to {longest:.1f} s"

@@ -8,10 +8,10 @@ from typing import Final, Literal
 What = Literal["killed", "frozen", "cut off"]
 Whom = Literal["redis", "kafka"]
 
-LEGEND: Final = "Redis: r killed, f frozen, c cut off   Kafka: K killed, F frozen, C cut off"
+LEGEND: Final = "small: Redis, capital: Kafka   K: killed   F: frozen   C: cut off"
 
 _SIGNS: Final = {
-    ("redis", "killed"): "r",
+    ("redis", "killed"): "k",
     ("redis", "frozen"): "f",
     ("redis", "cut off"): "c",
     ("kafka", "killed"): "K",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from resilient_io.demo.screen import Line
 from resilient_io.demo.service.frame import frame, status_line
 from resilient_io.demo.service.ledger import Ledger
-from resilient_io.demo.service.reader import read_orders, read_stores
+from resilient_io.demo.service.reader import read_stores, read_topic
 from resilient_io.demo.service.report import report
 from resilient_io.demo.service.run import LogTap, Run
 from resilient_io.demo.service.script import Place, play
@@ -52,7 +52,7 @@ async def perform(script: Script, screen: Screen) -> bool:
             Line("producers, so the producer is made without, and may repeat itself in Kafka."),
         )
     screen.say(
-        Line("Orders are sent to Kafka, taken from there and booked in Redis, each under its id,"),
+        Line("Orders are sent to Kafka, taken from there and booked in Redis under their ids,"),
         Line(f"while Redis and Kafka are taken away in turn: {len(script.scenes)} faults."),
     )
     screen.draw([Line(), Line("The servers start ...")])
@@ -127,8 +127,8 @@ class Stage:
         """Wait until all that is in Kafka is handled; the ledger tells when that takes too long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP):
-                wanted = await read_orders(self._kafka.server, TOPIC)
-                while not all(map(ledger.handled, wanted)):  # noqa: ASYNC110 - it has no event
+                orders = await read_topic(self._kafka.server, TOPIC)
+                while not all(map(ledger.handled, orders.numbers)):  # noqa: ASYNC110 - it has no event
                     await asyncio.sleep(_LOOK_AGAIN)
 
 
