@@ -292,10 +292,11 @@ def _seal_producer(owner: Any, ended: Callable[..., InstanceEnded]) -> None:
     accumulator._closed = True
     if accumulator._wakeup_handle is not None:
         accumulator._wakeup_handle.cancel()
-    for batch in [
-        *(batch for batches in accumulator._batches.values() for batch in batches),
-        *accumulator._pending_batches,
-    ]:
+    waiting = [batch for batches in accumulator._batches.values() for batch in batches]
+    # One that waits to be sent again is no longer pending, and its callback would miss it there.
+    accumulator._pending_batches.update(batch for batch in waiting if batch.retry_count > 0)
+    pending = sorted(accumulator._pending_batches, key=lambda batch: batch.tp)
+    for batch in dict.fromkeys([*waiting, *pending]):
         batch.failure(ended(sent=batch.retry_count > 0))
         # Nobody else may ask: `send_batch` gave a shield of the first, which knows it already.
         for future in (batch.future, batch._drain_waiter):

@@ -125,15 +125,19 @@ class Round:
             if task.done() and not task.cancelled() and task.exception() is None
         ]
 
+    def _doubt(self) -> str:
+        if self._target.logs_in:
+            tls = "" if self._target.uses_tls else "is it a TLS port, or "
+            return f"on the login ({tls}does it want another mechanism?)"
+        return "on the first request" + ("" if self._target.uses_tls else " (is it a TLS port?)")
+
     async def _ask_at(self, address: tuple[str, int]) -> Answer:
         host, port = address
         try:
             connection = await self._target.dial(host, port, self._timeout)
         except KafkaConnectionError as error:
-            if not self._target.uses_tls and "closed" in str(error):
-                raise KafkaConnectionError(
-                    f"{host}:{port} hung up on the first request (is it a TLS port?)"
-                ) from error
+            if type(error) is KafkaConnectionError:
+                raise KafkaConnectionError(f"{host}:{port} hung up {self._doubt()}") from error
             raise
         answered = False
         try:

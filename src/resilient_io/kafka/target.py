@@ -51,6 +51,9 @@ class Target:
         provider = self._options.get("sasl_oauth_token_provider")
         if provider is not None:
             self._options["sasl_oauth_token_provider"] = guarded(provider)
+        if self.logs_in:
+            # The default of aiokafka's clients, which `create_conn` does not share.
+            self._options.setdefault("sasl_mechanism", "PLAIN")
         named = [_written(host, port) for host, port in self.bootstrap[:_NAMED]]
         more = ",…" if len(self.bootstrap) > _NAMED else ""
         self.name = f"kafka {','.join(named)}{more}"

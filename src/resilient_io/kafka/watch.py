@@ -140,7 +140,7 @@ class Watch(Generic[DriverT]):
                 found = await client_of(self._instance).force_metadata_update()
         except (KafkaError, TimeoutError):
             pass
-        if self._after_outage or not found:
+        if owed and (self._after_outage or not found):
             await asyncio.sleep(began + self._timeout - loop.time())
             _renew(owed)
         if found:
