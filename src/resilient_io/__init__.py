@@ -30,6 +30,15 @@ if TYPE_CHECKING:
         MonitorChange,
         State,
     )
+    from resilient_io.kafka import (
+        ConsumerSettings,
+        DeadLetter,
+        DeliverySettings,
+        HandlerPolicy,
+        ResilientKafkaConsumer,
+        ResilientKafkaProducer,
+        RunLimits,
+    )
     from resilient_io.redis import LaneSettings, RedisStats, ResilientRedis
 
 __all__ = [
@@ -37,10 +46,14 @@ __all__ = [
     "Change",
     "Closed",
     "ConfigurationError",
+    "ConsumerSettings",
+    "DeadLetter",
     "Deadline",
     "DeadlineExceeded",
+    "DeliverySettings",
     "Dependency",
     "DependencyUnavailable",
+    "HandlerPolicy",
     "HealthMonitor",
     "HealthSettings",
     "LaneSettings",
@@ -50,8 +63,11 @@ __all__ = [
     "Progress",
     "RedisStats",
     "ResilientIOError",
+    "ResilientKafkaConsumer",
+    "ResilientKafkaProducer",
     "ResilientRedis",
     "RetryPolicy",
+    "RunLimits",
     "State",
     "deadline",
 ]
@@ -76,6 +92,15 @@ _HOMES = {
         "HealthSettings",
         "MonitorChange",
         "State",
+    ),
+    "resilient_io.kafka": (
+        "ConsumerSettings",
+        "DeadLetter",
+        "DeliverySettings",
+        "HandlerPolicy",
+        "ResilientKafkaConsumer",
+        "ResilientKafkaProducer",
+        "RunLimits",
     ),
     "resilient_io.redis": ("LaneSettings", "RedisStats", "ResilientRedis"),
 }

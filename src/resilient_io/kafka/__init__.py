@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from .consumer import (
+    ConsumerSettings,
+    ConsumerStats,
+    Record,
+    ResilientKafkaConsumer,
+    TopicPartition,
+    UnreadableRecord,
+)
 from .errors import (
     KafkaClosed,
     KafkaDeadlineExceeded,
@@ -10,12 +18,42 @@ from .errors import (
     KafkaOverloaded,
     KafkaUnavailable,
 )
+from .processing import DeadLetter, Failure, HandlerPolicy, RunLimits, RunStats
+from .producer import (
+    DeliveryFailure,
+    DeliveryReport,
+    DeliverySettings,
+    OffsetRange,
+    OutgoingRecord,
+    ProducerStats,
+    ResilientKafkaProducer,
+    Transaction,
+)
 
 __all__ = [
+    "ConsumerSettings",
+    "ConsumerStats",
+    "DeadLetter",
+    "DeliveryFailure",
+    "DeliveryReport",
+    "DeliverySettings",
+    "Failure",
+    "HandlerPolicy",
     "KafkaClosed",
     "KafkaDeadlineExceeded",
     "KafkaLoginRefused",
     "KafkaOutcomeUnknown",
     "KafkaOverloaded",
     "KafkaUnavailable",
+    "OffsetRange",
+    "OutgoingRecord",
+    "ProducerStats",
+    "Record",
+    "ResilientKafkaConsumer",
+    "ResilientKafkaProducer",
+    "RunLimits",
+    "RunStats",
+    "TopicPartition",
+    "Transaction",
+    "UnreadableRecord",
 ]

@@ -11,7 +11,7 @@ from resilient_io.demo.service.frame import curves
 if TYPE_CHECKING:
     from resilient_io.demo.service.ledger import Audit
     from resilient_io.demo.service.run import Fault, Run
-    from resilient_io.kafka.consumer import ConsumerStats
+    from resilient_io.kafka import ConsumerStats
 
 _LABEL: Final = 58
 _WIDTH: Final = 80

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resilient_io.demo.service.scene import Scene
     from resilient_io.demo.timeline import Kind
     from resilient_io.health import Change
-    from resilient_io.kafka.consumer import Record
+    from resilient_io.kafka import Record
 
 _WIDEST: Final = 66
 """Characters of a line of the timeline, behind its time."""

@@ -6,16 +6,19 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import Dependency
-from resilient_io.kafka.consumer import ResilientKafkaConsumer
-from resilient_io.kafka.processing import HandlerPolicy, RunLimits
-from resilient_io.kafka.producer import ResilientKafkaProducer
+from resilient_io.kafka import (
+    HandlerPolicy,
+    ResilientKafkaConsumer,
+    ResilientKafkaProducer,
+    RunLimits,
+)
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
     from typing import Self
 
     from resilient_io.demo.service.run import Run
-    from resilient_io.kafka.consumer import Record
+    from resilient_io.kafka import Record
 
 HOST: Final = "127.0.0.1"
 TOPIC: Final = "demo.orders"
