@@ -142,7 +142,7 @@ class BatchBuilder(Protocol):
         timestamp: int | None,
         key: bytes | None,
         value: bytes | None,
-        headers: Iterable[tuple[str, bytes]] | None = ...,
+        headers: Iterable[tuple[str, bytes | None]] | None = ...,
     ) -> Any:
         """Add a record, its timestamp in milliseconds; None when the batch is full."""
         raise NotImplementedError

@@ -1,5 +1,6 @@
 """What the tests on real brokers share: supervised instances of aiokafka, ended after the test."""
 
+import asyncio
 import contextlib
 import random
 import uuid
@@ -15,6 +16,7 @@ from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.supervisor import Supervisor
 from resilient_io.kafka.target import Target
+from resilient_io.testing import FaultProxy, KafkaServer, free_port
 
 
 @pytest.fixture
@@ -110,6 +112,30 @@ def members():
         return state, [member[0] for member in found]
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def _proxied_of_session():
+    port = free_port()
+    server = KafkaServer(advertised_port=port)
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(server.start())
+        yield server, port
+        runner.run(server.aclose())
+
+
+@pytest.fixture
+def proxied_kafka(_proxied_of_session):
+    """A broker that all tests share, which tells its clients to come to `kafka_proxy`."""
+    return _proxied_of_session[0]
+
+
+@pytest_asyncio.fixture
+async def kafka_proxy(_proxied_of_session):
+    """The proxy in front of `proxied_kafka`, without faults at the beginning of each test."""
+    server, port = _proxied_of_session
+    async with FaultProxy(server.port, port=port, protocol="kafka") as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -210,9 +210,7 @@ async def test_closing_while_the_broker_is_away_reports_what_was_not_delivered(k
         assert asyncio.get_running_loop().time() - began < 5.0
         assert report.delivered == 0
         assert not report.ok
-        assert sorted(failure.value for failure in report.failures) == [
-            b"%d" % n for n in range(6)
-        ]
+        assert sorted(failure.value for failure in report.failures) == [b"%d" % n for n in range(6)]
         assert {failure.progress for failure in report.failures} <= {
             Progress.NOT_SENT,
             Progress.PERHAPS_APPLIED,

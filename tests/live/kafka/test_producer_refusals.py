@@ -14,29 +14,20 @@ from aiokafka.errors import (
 from resilient_io import Progress, RetryPolicy, deadline
 from resilient_io.kafka.errors import KafkaDeadlineExceeded, KafkaOutcomeUnknown, KafkaUnavailable
 from resilient_io.kafka.producer import DeliverySettings, ResilientKafkaProducer
-from resilient_io.testing import FaultProxy, KafkaServer, free_port, produce_error
+from resilient_io.testing import KafkaServer, produce_error
 
 OUT_OF_ORDER, UNKNOWN_PRODUCER, STALE_EPOCH, TOO_LARGE = 45, 59, 47, 10
 NOT_ALLOWED, NOT_ENOUGH_REPLICAS, UNKNOWN, CORRUPT = 29, 19, -1, 2
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def _behind_a_proxy():
-    port = free_port()
-    async with KafkaServer(advertised_port=port) as server:
-        yield server, port
+@pytest.fixture
+def server(proxied_kafka):
+    return proxied_kafka
 
 
 @pytest.fixture
-def server(_behind_a_proxy):
-    return _behind_a_proxy[0]
-
-
-@pytest_asyncio.fixture
-async def proxy(_behind_a_proxy):
-    server, port = _behind_a_proxy
-    async with FaultProxy(server.port, port=port, protocol="kafka") as proxy:
-        yield proxy
+def proxy(kafka_proxy):
+    return kafka_proxy
 
 
 @pytest_asyncio.fixture
@@ -128,9 +119,7 @@ async def test_after_an_answer_that_says_nothing_the_outcome_is_unknown_and_the_
 async def test_a_lost_answer_is_asked_for_again_and_the_record_is_there_once(
     proxy, topic, server, read_all
 ):
-    async with ResilientKafkaProducer(
-        proxy.bootstrap_servers, request_timeout_ms=500
-    ) as producer:
+    async with ResilientKafkaProducer(proxy.bootstrap_servers, request_timeout_ms=500) as producer:
         await producer.send_and_wait(topic, b"first", partition=0)
         lost = proxy.drop_reply("Produce")
         assert (await producer.send_and_wait(topic, b"once", partition=0)).offset == 1

@@ -101,12 +101,17 @@ class Accumulator:
         self._progress: list[asyncio.Future[None]] = []
         self.lines = topics.lines
         self.expiry = Expiry(
-            self.loop, topics.lines, room, verdicts, tombstone(self.loop), self.progressed
+            loop=self.loop,
+            lines=topics.lines,
+            room=room,
+            verdicts=verdicts,
+            tombstone=tombstone(self.loop),
+            progressed=self.progressed,
         )
 
     # --- the way of a record
 
-    def offer(
+    def offer(  # noqa: C901, PLR0912, PLR0917 (the hottest path: calls and keywords cost)
         self,
         name: str,
         key: bytes | None,
@@ -131,11 +136,8 @@ class Accumulator:
                 return None
         elif key is None:
             line = topic.sticky
-            if line is None:
+            if line is None or line.waiting >= topic.enough:
                 line = topic.route(None)
-            elif line.waiting >= self._full:
-                topic.move_on()
-                line = topic.sticky
         else:
             line = topic.keys.get(key)
             if line is None:
@@ -163,7 +165,7 @@ class Accumulator:
             self._call_now(line)
         return future
 
-    async def admit(
+    async def admit(  # noqa: PLR0917 (its twin)
         self,
         name: str,
         key: bytes | None,
@@ -226,9 +228,7 @@ class Accumulator:
             raise error
         return topic
 
-    async def make_room(
-        self, size: int, until: float | None, began: float, operation: str
-    ) -> None:
+    async def make_room(self, size: int, until: float | None, began: float, operation: str) -> None:
         """Take bytes of the buffer, as soon as there are so many.
 
         Raises:

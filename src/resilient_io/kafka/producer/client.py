@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import get_running_loop
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
@@ -123,7 +122,7 @@ class ResilientKafkaProducer:
 
     # --- records
 
-    async def send(
+    async def send(  # noqa: PLR0917 (aiokafka's signature)
         self,
         topic: str,
         value: Any = None,
@@ -165,11 +164,9 @@ class ResilientKafkaProducer:
         taken = self._take(
             topic, value, key, partition, timestamp_ms, headers, self._delivery_timeout, "send"
         )
-        if taken.__class__ is CoroutineType:
-            return await taken
-        return taken  # type: ignore[return-value]
+        return taken if isinstance(taken, asyncio.Future) else await taken
 
-    async def send_and_wait(
+    async def send_and_wait(  # noqa: PLR0917 (aiokafka's signature)
         self,
         topic: str,
         value: Any = None,
@@ -193,8 +190,8 @@ class ResilientKafkaProducer:
             headers: Pairs of a name and bytes.
 
         Returns:
-            Where it was written. None with `acks=0`. The offset is -1 if Kafka says that it had
-            the record already.
+            Where it was written. The offset is -1 with `acks=0`, and if Kafka says that it had the
+            record already.
 
         Raises:
             KafkaOutcomeUnknown: It was handed over, and no answer proves what became of it.
@@ -206,11 +203,9 @@ class ResilientKafkaProducer:
         taken = self._take(
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
-        if taken.__class__ is CoroutineType:
-            taken = await taken
-        return await taken  # type: ignore[return-value, misc]
+        return await (taken if isinstance(taken, asyncio.Future) else await taken)
 
-    def _take(
+    def _take(  # noqa: C901, PLR0917 (hot: calls and keywords cost)
         self,
         topic: str,
         value: Any,
@@ -315,6 +310,8 @@ class ResilientKafkaProducer:
         engine = self._engine
         if engine is None or engine.loop is not get_running_loop():
             engine = self._begin("flush")
+        if self._closed:
+            raise engine.verdicts.closed(operation="flush")
         began = engine.loop.time()
         until = current_deadline()
         if timeout is not None:

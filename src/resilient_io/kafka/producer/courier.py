@@ -154,9 +154,7 @@ class Courier:
     async def _carry(self, cargo: Cargo, instance: ProducerDriver) -> None:
         line = cargo.line
         try:
-            future = await instance.send_batch(
-                cargo.batch, line.topic, partition=line.partition
-            )
+            future = await instance.send_batch(cargo.batch, line.topic, partition=line.partition)
         # The boundary to the driver: it asserts, too. Whatever it raises here, it took nothing.
         except Exception as error:  # noqa: BLE001
             self._not_taken(cargo, error)
@@ -303,6 +301,7 @@ class Courier:
 
 
 def words(error: Exception) -> str:
+    """Say in one line what the driver raised."""
     said = " ".join(str(error).split())
     name = type(error).__name__
     return f"the driver gave up: {said if name in said else f'{name}: {said}'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
@@ -92,6 +91,7 @@ class Engine:
         self.topics = Topics(
             rng=rng,
             partitioner=partitioner,
+            full=2 * options["max_batch_size"],  # what is held counts about twice as much
             ready=lambda: self.supervisor.ready(None, "metadata"),
             context=self.supervisor.context(),
         )
@@ -102,7 +102,7 @@ class Engine:
             health=health,
             verdicts=self.verdicts,
             heard=self._probe.heard,
-            progressed=lambda: self.accumulator.progressed(),
+            progressed=self._progressed,
         )
         self.accumulator = Accumulator(
             topics=self.topics,
@@ -132,7 +132,10 @@ class Engine:
     # --- instances
 
     def _build(self) -> ProducerDriver:
-        return AIOKafkaProducer(**self._target.client_options(), **self._options)
+        producer: ProducerDriver = AIOKafkaProducer(  # type: ignore[no-untyped-call]
+            **self._target.client_options(), **self._options
+        )
+        return producer
 
     def _entered(self, instance: ProducerDriver) -> None:
         self.topics.attach(instance)
@@ -140,8 +143,11 @@ class Engine:
 
     def _retired(self, instance: ProducerDriver, error: BaseException | None) -> None:
         self.topics.detach()
-        self.transactions.lost(instance, error)
         self.courier.retired(instance, error)
+        self.transactions.lost(instance, error)
+
+    def _progressed(self) -> None:
+        self.accumulator.progressed()
 
     def _health_changed(self, _change: Change) -> None:
         if self.health.available:
@@ -192,14 +198,10 @@ class Engine:
         if self._subscription is not None:
             self._subscription.remove()
         failures = drop_travelling(self.topics.lines, self.verdicts)
-        failures += drop_waiting(
-            self.topics.lines, self.verdicts, self.room, self.verdicts.closed
-        )
+        failures += drop_waiting(self.topics.lines, self.verdicts, self.room, self.verdicts.closed)
         # What still travels was just told; there is nothing left to be graceful about.
         left = max(until - self.loop.time(), 0.0)
-        await self.supervisor.aclose(
-            min(left, _MOST_GRACE), graceful=not self.courier.travelling
-        )
+        await self.supervisor.aclose(min(left, _MOST_GRACE), graceful=not self.courier.travelling)
         self.topics.detach()
         await self.courier.aclose()
         self.accumulator.finish()

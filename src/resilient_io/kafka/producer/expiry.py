@@ -36,6 +36,7 @@ class Expiry:
 
     def __init__(
         self,
+        *,
         loop: asyncio.AbstractEventLoop,
         lines: list[Line],
         room: Room,
@@ -151,9 +152,7 @@ class Expiry:
                 if entry[5] > now:
                     earliest, told = min(earliest, entry[5]), False
                 else:
-                    self._verdicts.settle(
-                        entry[0], self._verdicts.unknown(entry[7], _TOO_LATE)
-                    )
+                    self._verdicts.settle(entry[0], self._verdicts.unknown(entry[7], _TOO_LATE))
         cargo.told = told
         return earliest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from aiokafka import TopicPartition
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiokafka.structs import RecordMetadata
 
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver

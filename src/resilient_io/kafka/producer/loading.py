@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
-    from .line import Line, Record
+    from .line import Line
 
 __all__ = ["load"]
 
@@ -43,16 +43,15 @@ def load(
     size = freed = count = 0
     while records:
         entry = records[0]
-        if entry.__class__ is not tuple:
-            done, part, gone = _load_parcel(entry, cargo, append, epoch)  # type: ignore[arg-type]
+        if isinstance(entry, Parcel):
+            done, part, gone = _load_parcel(entry, cargo, append, epoch)
             size += part
             freed += gone
             if not done:
                 break
             records.popleft()
             continue
-        record: Record = entry  # type: ignore[assignment]
-        future, key, value, headers, stamp, _, weight, sent = record
+        future, key, value, headers, stamp, _, weight, sent = entry
         if future.done():
             freed += weight
             records.popleft()
@@ -62,7 +61,7 @@ def load(
         if append(timestamp=stamp, key=key, value=value, headers=headers) is None:
             break
         records.popleft()
-        entries.append(record)
+        entries.append(entry)
         stamps.append(stamp)
         size += weight
         count += 1
@@ -85,9 +84,7 @@ def _load_parcel(
     now = int((parcel.sent + epoch) * 1000.0)
     for _, key, value, headers, stamp in islice(parcel.items, first, None):
         if (
-            append(
-                timestamp=now if stamp is None else stamp, key=key, value=value, headers=headers
-            )
+            append(timestamp=now if stamp is None else stamp, key=key, value=value, headers=headers)
             is None
         ):
             break

@@ -43,10 +43,11 @@ async def ship(
     serialize_value: Serializer | None,
 ) -> DeliveryReport:
     """Send many records; see `ResilientKafkaProducer.send_many`."""
-    if not isinstance(records, (Iterable, AsyncIterable)) or isinstance(records, (str, bytes)):
+    given: object = records
+    if isinstance(given, (str, bytes)) or not isinstance(given, (Iterable, AsyncIterable)):
         raise TypeError(
             f"records= is {type(records).__name__}, no iterable of records: write "
-            f"send_many(topic, [b\"...\"])"
+            f'send_many(topic, [b"..."])'
         )
     began = engine.loop.time()
     bound = current_deadline()
@@ -56,7 +57,14 @@ async def ship(
     if until is None or (bound is not None and bound < until):
         until = bound
     topic = await engine.accumulator.topic(name, until, began, "send_many")
-    packer = Packer(engine, topic, began, bound, serialize_key, serialize_value)
+    packer = Packer(
+        engine,
+        topic,
+        began=began,
+        until=bound,
+        serialize_key=serialize_key,
+        serialize_value=serialize_value,
+    )
     ended = False
     try:
         if isinstance(records, AsyncIterable):
@@ -80,6 +88,7 @@ class Packer:
         self,
         engine: Engine,
         topic: Topic,
+        *,
         began: float,
         until: float | None,
         serialize_key: Serializer | None,
@@ -160,11 +169,9 @@ class Packer:
         if max(sizes) - OVERHEAD > self._accumulator.max_request_size:
             return sum(self._pack(value) for value in values)
         self.shipment.taken += len(values)
-        line = self._topic.sticky
-        if line is None or not line.idle:
+        if self._topic.sticky is None or not self._topic.sticky.idle:
             self._topic.move_on()
-            line = self._topic.sticky
-        assert line is not None  # noqa: S101 (`_plain` says so)
+        line = self._topic.route(None)
         items: list[Item] = [
             (place, None, value, None, None) for place, value in enumerate(values, first)
         ]

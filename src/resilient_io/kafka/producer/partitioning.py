@@ -34,12 +34,36 @@ class Topic:
         lines: Its lines, by partition.
         keys: The lines of keys seen lately.
         sticky: Where records without a key go now; None when the partitioner decides.
+        enough: The bytes waiting in that line after which they move on.
     """
 
-    __slots__ = ("_available", "_partitioner", "_partitions", "_rng", "keys", "lines", "name", "sticky")
+    __slots__ = (
+        "_available",
+        "_full",
+        "_partitioner",
+        "_partitions",
+        "_rng",
+        "enough",
+        "keys",
+        "lines",
+        "name",
+        "sticky",
+    )
 
-    def __init__(self, name: str, rng: random.Random, partitioner: Partitioner | None) -> None:
+    def __init__(
+        self, name: str, rng: random.Random, partitioner: Partitioner | None, full: int
+    ) -> None:
+        """Begin without partitions.
+
+        Args:
+            name: Its name.
+            rng: For choosing among free partitions.
+            partitioner: The user's own.
+            full: Bytes of records without a key that stay together.
+        """
         self.name = name
+        self.enough = 0
+        self._full = full
         self.lines: dict[int, Line] = {}
         self.keys: dict[bytes | None, Line] = {}
         self.sticky: Line | None = None
@@ -82,6 +106,8 @@ class Topic:
                 )
             return line
         if key is None and self.sticky is not None:
+            if self.sticky.waiting >= self.enough:
+                self.move_on()
             return self.sticky
         if len(self.keys) >= _MOST_KEYS:
             self.keys.clear()
@@ -97,3 +123,4 @@ class Topic:
             start = self._rng.randrange(len(free))
             free = free[start:] + free[:start]
         self.sticky = min(free or lines, key=lambda line: line.waiting)
+        self.enough = self.sticky.waiting + self._full

@@ -17,6 +17,7 @@ __all__ = ["OutgoingRecord", "Serializer", "check_serializer", "checked", "measu
 
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
 
+_PAIR = 2
 _MOST_PARTITION = 2**31 - 1
 _STAMPS = 2**63
 
@@ -85,7 +86,8 @@ def measured(
     pairs: Headers = []
     size = 0
     for pair in headers:
-        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):  # noqa: PLR2004
+        given: object = pair
+        if not isinstance(given, tuple) or len(given) != _PAIR or not isinstance(given[0], str):
             raise TypeError(f'header {pair!r} is no pair: write headers=[("name", b"value")]')
         name, value = pair
         data = checked("a header's value", value)

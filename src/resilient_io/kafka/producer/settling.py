@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["confirm", "fail", "put_back"]
 
-_CREATED = 0
 _UNKNOWN_TIME = -1
 
 
@@ -25,33 +24,29 @@ def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -
 
     Args:
         cargo: The batch.
-        metadata: What aiokafka says of it; None with acks=0. A batch that the broker knew already
-            has offset -1, and so have its records.
+        metadata: What aiokafka says of it; None with acks=0. Then, and when the broker knew the
+            batch already, its records have the offset -1.
         verdicts: Counts.
     """
     verdicts.delivered += cargo.count
     cargo.told = True
     line = cargo.line
-    base = metadata.offset if metadata is not None else -1
-    step = 1 if base >= 0 else 0
     if metadata is None:
-        topic, partition, tp, stamp, kind, start = line.topic, line.partition, line.tp, -1, 0, None
-    else:
-        topic, partition, tp, _, stamp, kind, start = metadata
+        metadata = RecordMetadata(line.topic, line.partition, line.tp, -1, -1, 0, None)
+    topic, partition, tp, base, stamp, kind, start = metadata
+    step = 1 if base >= 0 else 0
+    fixed = None if stamp == _UNKNOWN_TIME else stamp  # the broker's, for all of them
     # `RecordMetadata(...)` would go through a function of Python's, for each record.
     new, made = tuple.__new__, RecordMetadata
     stamps = iter(cargo.stamps)
     offset = base
     for entry in cargo.entries:
         if entry.__class__ is tuple:
-            future = entry[0]  # type: ignore[index]
+            future = entry[0]
             own = next(stamps)
             if not future.done():
-                if metadata is None:
-                    future.set_result(None)
-                else:
-                    own = own if stamp == _UNKNOWN_TIME else stamp
-                    future.set_result(new(made, (topic, partition, tp, offset, own, kind, start)))
+                when = own if fixed is None else fixed
+                future.set_result(new(made, (topic, partition, tp, offset, when, kind, start)))
             offset += step
         else:
             part: Slice = entry  # type: ignore[assignment]

@@ -51,6 +51,7 @@ class Topics:
         *,
         rng: random.Random,
         partitioner: Partitioner | None,
+        full: int,
         ready: Callable[[], Awaitable[ProducerDriver]],
         context: contextvars.Context,
     ) -> None:
@@ -59,6 +60,7 @@ class Topics:
         Args:
             rng: For choosing partitions.
             partitioner: The user's own.
+            full: Bytes of records without a key that stay together.
             ready: Waits for an instance.
             context: What its tasks run in.
         """
@@ -66,6 +68,7 @@ class Topics:
         self.lines: list[Line] = []
         self._rng = rng
         self._partitioner = partitioner
+        self._full = full
         self._ready = ready
         self._context = context
         self._cluster: Cluster | None = None
@@ -191,7 +194,7 @@ class Topics:
     def _learn(self, name: str, cluster: Cluster) -> Topic:
         topic = self.known.get(name)
         if topic is None:
-            topic = self.known[name] = Topic(name, self._rng, self._partitioner)
+            topic = self.known[name] = Topic(name, self._rng, self._partitioner, self._full)
         partitions = cluster.partitions_for_topic(name)
         if partitions:
             available = cluster.available_partitions_for_topic(name) or ()

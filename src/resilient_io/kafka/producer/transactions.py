@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiokafka.errors import IllegalOperation
+from aiokafka.errors import IllegalOperation, RequestTimedOutError
 
 from resilient_io._deadline import current_deadline
 from resilient_io.errors import ConfigurationError
@@ -20,6 +20,7 @@ from .verdict import noted
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from types import TracebackType
+    from typing import Self
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.kafka.protocols import ProducerDriver
@@ -96,15 +97,25 @@ class Transactions:
 
     def lost(self, instance: ProducerDriver, error: BaseException | None) -> None:
         """Take note that the instance of a transaction has ended: Kafka will abort it."""
-        if self.current is not None and self.current.instance is instance:
-            cause = error if isinstance(error, Exception) else None
-            self._doom(
-                cause
-                or self._verdicts.unavailable(
-                    self._loop.time(), "the instance of the transaction ended", "transaction"
-                )
+        if self.current is None or self.current.instance is not instance:
+            return
+        if isinstance(error, Exception) and fenced(error):
+            self._doom(error)
+        else:
+            why = "it was closed" if error is None else words(error)
+            doom = self._verdicts.unavailable(
+                self._loop.time(), f"the instance of the transaction ended: {why}", "transaction"
             )
-            self._courier.open = False
+            doom.__cause__ = error
+            self._doom(doom)
+        self._courier.open = False
+        doom = self.current.doom
+        assert doom is not None  # noqa: S101 (just set)
+        self._drop_waiting(lambda _sent, _call: _told(doom))
+
+    def _drop_waiting(self, error_for: Callable[[float, str], Exception]) -> None:
+        drop_waiting(self._accumulator.lines, self._verdicts, self._accumulator.room, error_for)
+        self._accumulator.progressed()
 
     def _doom(self, error: Exception) -> None:
         if self.current is not None and self.current.doom is None:
@@ -146,6 +157,7 @@ class Transactions:
                 self.current = None
         transaction.instance = instance
         self._courier.open = True
+        self._courier.wake()
 
     def _refuse_second(self) -> None:
         if self.current is not None:
@@ -191,7 +203,7 @@ class Transactions:
                 began, "the commit was sent, and no answer came in time", "commit"
             )
             self._verdicts.count(unknown)
-            self._supervisor.broken(instance, unknown)
+            self._supervisor.broken(instance, RequestTimedOutError("the commit"))
             raise unknown from None
         # The boundary to the driver, which asserts, too: none of it proves what became of it.
         except Exception as error:
@@ -249,13 +261,7 @@ class Transactions:
         self.current = None
         transaction.ending = True
         self._courier.open = False
-        drop_waiting(
-            self._accumulator.lines,
-            self._verdicts,
-            self._accumulator.room,
-            lambda sent, call: self._verdicts.unavailable(sent, _ABORTED, call),
-        )
-        self._accumulator.progressed()
+        self._drop_waiting(lambda sent, call: self._verdicts.unavailable(sent, _ABORTED, call))
         self._aborting = self._loop.create_task(
             self._abort(transaction),
             name="resilient-io kafka abort",
@@ -337,7 +343,7 @@ class Transaction:
             raise IllegalOperation("write `async with producer.transaction() as transaction:`")
         await self._begun.send_offsets(self, offsets, group_id)
 
-    async def __aenter__(self) -> Transaction:
+    async def __aenter__(self) -> Self:
         if self._begun is not None:
             raise IllegalOperation("a transaction is for once: call producer.transaction() again")
         owner = self._producer()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +16,7 @@ from resilient_io.kafka.errors import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from resilient_io.health import Dependency
