@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from resilient_io import RetryPolicy
+from resilient_io import RetryPolicy, deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.kafka import KafkaClosed, KafkaDeadlineExceeded
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
@@ -335,6 +335,51 @@ async def test_it_starts_where_records_end_and_remembers_that(consumer, topic, s
         waiting.cancel()
     await produced(shared_kafka, topic, [b"while away"])
     assert await taken(consumer(topic, auto_offset_reset="latest"), 1) == [b"while away"]
+
+
+async def test_a_deadline_bounds_the_wait_for_a_record(consumer, topic):
+    reader = consumer(topic)
+    assert len(await taken(reader, 10)) == 10
+    with pytest.raises(KafkaDeadlineExceeded, match="no record came in time"), deadline(0.1):
+        await taken(reader, 1)
+    with pytest.raises(KafkaDeadlineExceeded, match="no record came in time"), deadline(0.1):
+        await anext(reader.batches(max_wait=5.0))
+
+
+async def test_transactions_are_read_whole_and_their_markers_are_no_lag(consumer, shared_kafka):
+    name = f"transactions-{next(_names)}"
+    await shared_kafka.create_topic(name)
+    async with AIOKafkaProducer(
+        bootstrap_servers=shared_kafka.direct_servers, transactional_id=name
+    ) as producer:
+        async with producer.transaction():
+            await producer.send(name, b"whole")
+        with pytest.raises(ZeroDivisionError):
+            async with producer.transaction():
+                await producer.send_and_wait(name, b"given up")
+                _ = 1 / 0
+        async with producer.transaction():
+            await producer.send(name, b"again")
+    reader = consumer(name, isolation_level="read_committed")
+    assert await taken(reader, 2) == [b"whole", b"again"]
+
+    async def nothing_is_left():
+        return await reader.lag() == {(name, 0): 0}
+
+    await until(nothing_is_left)
+
+
+async def test_a_topic_that_comes_later_is_read(consumer, shared_kafka):
+    name = f"later-{next(_names)}"
+    reader = consumer(name, metadata_max_age_ms=500)
+    reading = asyncio.create_task(taken(reader, 1))
+    await asyncio.sleep(1.0)
+    await produced(shared_kafka, name, [b"first"])
+    assert await reading == [b"first"]
+    await shared_kafka.delete_topic(name)
+    before = asyncio.get_running_loop().time()
+    await reader.aclose()
+    assert asyncio.get_running_loop().time() - before < 5.0
 
 
 async def test_what_kafka_refuses_for_good_is_raised(consumer, topic):

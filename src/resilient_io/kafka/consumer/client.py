@@ -203,6 +203,7 @@ class ResilientKafkaConsumer:
         Raises:
             RuntimeError: Somebody else takes records already, or another event loop uses it.
             KafkaClosed: It was closed.
+            KafkaDeadlineExceeded: Nothing came within an enclosing `resilient_io.deadline`.
             KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
         """
         engine = self._started()

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+_DEFAULTS = {"consumer_timeout_ms": 1000}
+"""aiokafka 0.14's 200 looks five times a second whether there is something to fetch. Whatever may
+change that wakes it anyway (`Fetcher._fetch_requests_routine`)."""
+
 _TICK = 1.0
 """Seconds between two looks after everything, at least."""
 
@@ -104,6 +108,7 @@ class Engine:
         )
         self.holdings = Holdings(counters)
         self.feed = Feed(
+            health.name,
             self.holdings,
             reader,
             broken=self.supervisor.broken,
@@ -267,7 +272,7 @@ class Engine:
             group_id=self._subscription.group,
             enable_auto_commit=False,
             **self._target.client_options(),
-            **self._options,
+            **(_DEFAULTS | self._options),
         )
         return instance
 

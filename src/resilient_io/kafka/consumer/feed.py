@@ -35,6 +35,7 @@ class Feed:
     """Hands out records of the partitions that are ours and not paused.
 
     Args:
+        name: Of the dependency, for errors.
         holdings: The partitions that are ours.
         reader: Makes records of ours out of the driver's.
         broken: Told of an instance that must be replaced, and why.
@@ -46,6 +47,7 @@ class Feed:
 
     def __init__(
         self,
+        name: str,
         holdings: Holdings,
         reader: Reader,
         *,
@@ -54,6 +56,7 @@ class Feed:
         observe: Callable[[ConsumerDriver], None],
         counters: Counters,
     ) -> None:
+        self.name = name
         self._holdings = holdings
         self._reader = reader
         self._broken = broken

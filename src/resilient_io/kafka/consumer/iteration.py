@@ -7,10 +7,13 @@ exceptions drop the iterator, and nothing else would tell of them.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
+from resilient_io._deadline import current_deadline
+
 from .record import Record
-from .walk import Walk
+from .walk import POLL, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
     from .holdings import Holding
 
 __all__ = ["BatchIterator", "BatchWalk", "RecordIterator", "RecordWalk"]
-
-_POLL = 1.0
-"""Longest wait for records, in seconds, before the driver is told again that we are alive."""
 
 
 class RecordIterator:
@@ -111,7 +111,7 @@ class RecordWalk(Walk[Record]):
                     self.records = iter(records)
                     self.hand = next(self.records)
                     return self.hand
-            self._chunks = await self._feed.next(self._most, _POLL)
+            self._chunks = await self._feed.next(self._most, self._patience())
         return None
 
     def settle(self) -> None:
@@ -188,8 +188,8 @@ class BatchWalk(Walk[list[Record]]):
         while not self._feed.closed:
             count = sum(len(records) for _, records in self._gathered)
             if count and until is None:
-                until = loop.time() + self._max_wait
-            left = _POLL if until is None else min(_POLL, until - loop.time())
+                until = min(loop.time() + self._max_wait, current_deadline() or math.inf)
+            left = self._patience() if until is None else min(POLL, until - loop.time())
             if count >= self._most or left <= 0:
                 return
             # Cancelled here, what was gathered stays for the next call.

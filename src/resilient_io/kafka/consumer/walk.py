@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from resilient_io._deadline import current_deadline
+from resilient_io.kafka.errors import KafkaDeadlineExceeded
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .feed import Feed
     from .holdings import Holding
 
-__all__ = ["Walk"]
+__all__ = ["POLL", "Walk"]
 
 T = TypeVar("T")
+
+POLL = 1.0
+"""Longest wait for records, in seconds, before the driver is told again that we are alive."""
 
 _LOOK = 0.02
 """Seconds between two looks at whether the record in hand was marked as handled."""
@@ -121,6 +127,22 @@ class Walk(Generic[T]):
             self.settle()
             self._give_back()
             self._left()
+
+    def _patience(self) -> float:
+        """Give the seconds to wait for records now.
+
+        Raises:
+            KafkaDeadlineExceeded: The time of an enclosing `resilient_io.deadline` is used up.
+        """
+        at = current_deadline()
+        if at is None:
+            return POLL
+        left = at - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise KafkaDeadlineExceeded(
+                "no record came in time", dependency=self._feed.name, operation=self.what
+            )
+        return min(POLL, left)
 
     async def _find(self) -> T | None:
         """Wait for the next; None once nothing comes any more."""
