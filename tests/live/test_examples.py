@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from resilient_io import ResilientRedis
+from resilient_io.testing import RedisServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -147,3 +150,166 @@ async def test_the_rate_limiter_lets_pass_while_redis_is_away(redis_server, rate
     redis_server.kill()
     async with ResilientRedis.from_url(redis_server.url) as redis:
         assert await rate_limiter(redis, limit=0, window=60).allows("ada")
+
+
+# -- the order service ---------------------------------------------------------------------------
+
+ORDER_SERVICE = EXAMPLES / "order_service"
+
+
+async def records_of(kafka, topic):
+    """Read a topic of one partition with a plain client."""
+    partition = TopicPartition(topic, 0)
+    async with AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers) as consumer:
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        end = (await consumer.end_offsets([partition]))[partition]
+        found = []
+        while await consumer.position(partition) < end:
+            found += (await consumer.getmany(partition, timeout_ms=500)).get(partition, [])
+        return found
+
+
+async def committed_of(kafka, topic, group):
+    async with AIOKafkaConsumer(
+        bootstrap_servers=kafka.bootstrap_servers, group_id=group, enable_auto_commit=False
+    ) as consumer:
+        consumer.assign([TopicPartition(topic, 0)])
+        return await consumer.committed(TopicPartition(topic, 0))
+
+
+async def booked_are(redis, count):
+    async with asyncio.timeout(30):
+        # The service is another process, which sets no event of ours.
+        while await redis.query("HLEN", "orders:ada") < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_kafka, tmp_path):
+    topics = {
+        "ORDERS_TOPIC": "example.orders",
+        "BOOKED_TOPIC": "example.booked",
+        "DEAD_LETTER_TOPIC": "example.dead",
+    }
+    for topic in topics.values():
+        await shared_kafka.create_topic(topic)
+    health_file = tmp_path / "health"
+    async with (
+        RedisServer(persist=True) as redis,
+        AIOKafkaProducer(bootstrap_servers=shared_kafka.bootstrap_servers) as shop,
+    ):
+
+        async def order(number, **changes):
+            value = {"id": f"a-{number}", "customer": "ada", "amount": number} | changes
+            await shop.send_and_wait(topics["ORDERS_TOPIC"], json.dumps(value).encode(), key=b"ada")
+
+        redis.kill()
+        async with running(
+            "order_service/main.py",
+            REDIS_URL=redis.url,
+            KAFKA_BOOTSTRAP_SERVERS=shared_kafka.bootstrap_servers,
+            HEALTH_FILE=str(health_file),
+            **topics,
+        ) as service:
+            await service.line_with("paused: redis")
+            for number in range(50):
+                await order(number)
+            await redis.start()
+            await booked_are(redis, 50)
+
+            sending = asyncio.create_task(send_on(order))
+            await booked_are(redis, 60)
+            redis.kill()
+            await service.line_with("paused: redis")
+            await redis.start()
+            await sending
+            await shop.send_and_wait(topics["ORDERS_TOPIC"], b"no JSON", key=b"ada")
+            await order(999, amount="much")
+            await booked_are(redis, 150)
+            await service.line_with("dead-letter topic")
+            async with asyncio.timeout(30):
+                while len(await records_of(shared_kafka, "example.dead")) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+            assert json.loads(health_file.read_text())["kafka"] == "up"
+            service.process.send_signal(signal.SIGTERM)
+            await service.line_with("stopped")
+            async with asyncio.timeout(10):
+                assert await service.process.wait() == 0
+        assert "Traceback" not in "".join(service.lines)
+
+        booked = await redis.query("HGETALL", "orders:ada")
+    amounts = dict(zip(booked[::2], booked[1::2], strict=True))
+    assert amounts == {b"a-%d" % number: b"%d" % number for number in range(150)}
+    announced = [
+        json.loads(record.value)["id"]
+        for record in await records_of(shared_kafka, "example.booked")
+    ]
+    assert list(dict.fromkeys(announced)) == [f"a-{number}" for number in range(150)]
+    dead = await records_of(shared_kafka, "example.dead")
+    assert [record.value for record in dead][:1] == [b"no JSON"]
+    assert [dict(record.headers)["x-error-type"] for record in dead] == [
+        b"json.decoder.JSONDecodeError",
+        b"builtins.ValueError",
+    ]
+    assert await committed_of(shared_kafka, "example.orders", "order-service") == 152
+
+
+async def send_on(order):
+    for number in range(50, 150):
+        await order(number)
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def order_settings(monkeypatch):
+    spec = importlib.util.spec_from_file_location("order_settings", ORDER_SERVICE / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "order_settings", module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module.Settings
+
+
+def test_the_settings_of_the_order_service_are_those_of_its_readme(order_settings):
+    readme = (ORDER_SERVICE / "README.md").read_text()
+    told = dict(re.findall(r"^\| `([A-Z_]+)` \| `(.+?)` \|", readme, re.MULTILINE))
+    defaults = {
+        field.name.upper(): str(field.default) for field in dataclasses.fields(order_settings)
+    }
+    assert told == defaults
+    given = order_settings.from_environment(
+        {"CONCURRENCY": "4", "DRAIN_SECONDS": "1.5", "GROUP_ID": "mine", "OTHER": "1"}
+    )
+    assert (given.concurrency, given.drain_seconds, given.group_id) == (4, 1.5, "mine")
+    assert given.redis_url == defaults["REDIS_URL"]
+
+
+def test_the_container_of_the_order_service_is_made_of_what_is_there(order_settings):
+    lines = (ORDER_SERVICE / "Dockerfile").read_text()
+    assert re.search(r"^USER (?!root)\w+$", lines, re.MULTILINE)
+    assert "HEALTHCHECK" in lines
+    copied = re.findall(r"[\w-]+\.(?:py|txt)", lines)
+    assert {"main.py", "settings.py", "healthcheck.py", "requirements.txt"} <= set(copied)
+    assert [name for name in copied if not (ORDER_SERVICE / name).exists()] == []
+    compose = (ORDER_SERVICE / "compose.yaml").read_text()
+    known = {field.name.upper() for field in dataclasses.fields(order_settings)}
+    service = compose.partition("environment:")[2].partition("#")[0]
+    assert set(re.findall(r"([A-Z_]+):", service)) <= known
+    assert set(re.findall(r"image: (\S+)", compose)) == {"redis:8", "apache/kafka:4.3.0"}
+
+
+async def health_check(path):
+    async with running("order_service/healthcheck.py", HEALTH_FILE=str(path)) as check:
+        output, _ = await check.process.communicate()
+    return check.process.returncode, output.decode()
+
+
+async def test_the_health_check_looks_at_the_age_of_the_file(tmp_path):
+    path = tmp_path / "health"
+    assert (await health_check(path))[0] == 1
+    path.write_text('{"redis": "down"}')
+    code, said = await health_check(path)
+    assert code == 0
+    assert "down" in said
+    os.utime(path, (0, 0))
+    assert (await health_check(path))[0] == 1
