@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
 Rounds: TypeAlias = "dict[str, list[dict[str, float]]]"
 """What each client achieved, round by round."""
@@ -55,6 +55,6 @@ class Suite:
     packages: tuple[str, ...]
     seconds: float
     server: Callable[[], str]
-    measure: Callable[[str, Effort, Say], Awaitable[Results]]
+    measure: Callable[[str, Effort, Say], Coroutine[Any, Any, Results]]
     tables: Callable[[Results], list[str]]
-    tune: Callable[[Say], Awaitable[None]]
+    tune: Callable[[Say], Coroutine[Any, Any, None]]

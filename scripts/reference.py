@@ -2,6 +2,7 @@
 
     python scripts/reference.py            write what is out of date
     python scripts/reference.py --check    change nothing; exit code 1 if something is out of date
+    python scripts/reference.py --readme   write the README's copies only
 
 The pages of docs/reference/ come from the docstrings and signatures of the public names, the one of
 commands from the command table. The README's tables of speed are the first of each suite that
@@ -208,10 +209,13 @@ def _without_targets(table: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
-    check = parser.parse_args().check
-    written = {REFERENCE / name: page_text(page) for name, page in PAGES.items()}
-    written[REFERENCE / "commands.md"] = commands_text()
-    written[ROOT / "README.md"] = readme_text()
+    parser.add_argument("--readme", action="store_true", help="look at the README only")
+    options = parser.parse_args()
+    check = options.check
+    written = {ROOT / "README.md": readme_text()}
+    if not options.readme:
+        written |= {REFERENCE / name: page_text(page) for name, page in PAGES.items()}
+        written[REFERENCE / "commands.md"] = commands_text()
     outdated = [
         path
         for path, text in written.items()

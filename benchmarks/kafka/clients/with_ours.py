@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Producer:
-    def __init__(self, producer: ResilientKafkaProducer[Any, Any]) -> None:
+    def __init__(self, producer: ResilientKafkaProducer) -> None:
         self._producer = producer
         self.send_and_wait = producer.send_and_wait
 
@@ -71,7 +71,7 @@ class Consumer:
             await handler()
             handled()
 
-        options = {"concurrency": concurrency} if concurrency > 1 else {}
+        options: Any = {"concurrency": concurrency} if concurrency > 1 else {}
         running = asyncio.create_task(self._consumer.run(handle if handler else nothing, **options))
         await asyncio.wait((running, meter.result), return_when=asyncio.FIRST_COMPLETED)
         await self._consumer.aclose()
