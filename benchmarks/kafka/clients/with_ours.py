@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.kafka.consumer.client import ResilientKafkaConsumer
-from resilient_io.kafka.producer.client import ResilientKafkaProducer
+from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
