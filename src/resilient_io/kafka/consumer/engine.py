@@ -93,7 +93,7 @@ class Engine:
         self._counters = counters
         self._probe = KafkaProbe(
             target=target,
-            timeout=policy.connect_timeout,
+            timeout=health.settings.timeout,
             coordinator=None if subscription.group is None else (GROUP, subscription.group),
         )
         self.supervisor: Supervisor[ConsumerDriver] = Supervisor(

@@ -142,17 +142,22 @@ class Feed:
         loop = asyncio.get_running_loop()
         until = loop.time() + max_wait
         while not self.closed:
+            failures = self._failures
             found = await self._take(max_records)
             if found:
                 return found
             left = until - loop.time()
             if left <= 0:
                 break
-            await self._arrival(left)
+            if self._failures > failures and self._instance is not None:
+                # What it has may have come before the failure: nothing new would tell of it.
+                await asyncio.sleep(min(left, _PAUSE * 2.0**failures))
+            else:
+                await self._arrival(left)
         return []
 
     async def _take(self, most: int) -> list[tuple[Holding, list[Record]]]:
-        """Take what is there; suspends only after a failure."""
+        """Take what is there; never suspends."""
         instance = self._instance
         if instance is not None:
             self._observe(instance)
@@ -167,7 +172,7 @@ class Feed:
         except InstanceEnded:
             return []
         except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and each has its meaning
-            await self._failed(instance, error)
+            self._failed(instance, error)
             return []
         if arrived:
             self._failures = 0
@@ -216,7 +221,7 @@ class Feed:
             return records[:ready]
         return records
 
-    async def _failed(self, instance: ConsumerDriver, error: Exception) -> None:
+    def _failed(self, instance: ConsumerDriver, error: Exception) -> None:
         meaning = meaning_of(error)
         if meaning.kind == "permanent":
             raise error
@@ -225,8 +230,6 @@ class Feed:
             if self._instance is instance:
                 self._instance = None
             self._broken(instance, error)
-        else:
-            await asyncio.sleep(_PAUSE * 2.0 ** (self._failures - 1))
 
     async def _arrival(self, timeout: float) -> None:
         """Wait until records may have come, or something changed."""
