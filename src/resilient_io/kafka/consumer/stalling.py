@@ -67,8 +67,7 @@ class StallWatch:
                     self._health.part_lost(
                         self._part(partition),
                         Cause.STALLED,
-                        f"{partition.topic}[{partition.partition}] has stood at {at} for "
-                        f"{now - before[1]:.0f} s, with {end} to reach",
+                        f"it has stood at {at} for {now - before[1]:.0f} s, with {end} to reach",
                     )
         for partition in self._stalled:
             if partition not in stalled:

@@ -1,0 +1,110 @@
+"""What of aiokafka's consumer is leant on: these fail when a new version changes it."""
+
+import asyncio
+import inspect
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
+from aiokafka.consumer.subscription_state import (
+    Assignment,
+    Subscription,
+    SubscriptionState,
+    TopicPartitionState,
+)
+from aiokafka.structs import ConsumerRecord
+
+from resilient_io.kafka.consumer.record import Record
+
+
+def source_of(thing):
+    return inspect.getsource(thing)
+
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+async def test_what_a_consumer_is_made_of():
+    consumer = AIOKafkaConsumer(group_id="g")
+    assert {"_fetcher", "_coordinator", "_subscription"} <= set(vars(consumer))
+    assert isinstance(consumer._subscription, SubscriptionState)
+    consumer._closed = True  # it was never started
+
+
+async def test_waiting_for_records():
+    assert parameters_of(Fetcher._create_fetch_waiter) == ["self"]
+    # Waiters are woken for news, and removed when they are done.
+    assert "waiters.remove(f)" in source_of(Fetcher._create_fetch_waiter)
+    assert "self._notify(waiter)" in source_of(Fetcher._fetch_requests_routine)
+
+
+async def test_getmany_without_a_timeout_waits_only_for_the_group():
+    body = source_of(Fetcher.fetched_records)
+    assert body.count("await ") == 2
+    assert body.index("reassignment_in_progress") < body.index("await self._subscriptions.wait_for")
+    assert body.index("if drained or not timeout") < body.index("await asyncio.wait([waiter]")
+    assert "reassignment_in_progress" in vars(SubscriptionState)
+    # What is not asked for stays where it is.
+    assert "if partitions and tp not in partitions" in body
+    assert "paused" in source_of(FetchResult.check_assignment)
+
+
+async def test_polling_is_noted_by_a_context_that_a_cancel_would_leave_open():
+    state = SubscriptionState(loop=asyncio.get_running_loop())
+    before = state._last_fetch_ended
+    with state.fetch_context():
+        assert state.fetcher_idle_time == 0
+    assert state._last_fetch_ended >= before
+    assert "finally" not in source_of(SubscriptionState.fetch_context)
+
+
+async def test_partitions_and_their_state():
+    partition = TopicPartition("t", 0)
+    assignment = Assignment([partition])
+    assert assignment.tps is assignment.tps
+    state = assignment.state_value(partition)
+    assert isinstance(state, TopicPartitionState)
+    assert not state.has_valid_position
+    state.seek(5)
+    assert state.position == 5
+    assert state.highwater is None
+    assert Subscription(["t"]).assignment is None
+
+
+async def test_committing_once_as_one_member():
+    assert parameters_of(GroupCoordinator._do_commit_offsets) == ["self", "assignment", "offsets"]
+    body = source_of(GroupCoordinator._do_commit_offsets)
+    assert "assignment." not in body, "it may be None"
+    # The request is made, with the generation, before anything is awaited.
+    assert body.index("self.generation") < body.index("await ")
+    assert body.count("await ") == 1
+    coordinator = source_of(GroupCoordinator.__init__)
+    assert "self.generation = " in coordinator
+    assert "self.member_id = " in coordinator
+    assert parameters_of(GroupCoordinator.ensure_coordinator_known) == ["self"]
+    assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
+
+
+async def test_the_group_waits_for_the_listener():
+    prepare = source_of(GroupCoordinator._on_join_prepare)
+    assert prepare.index("begin_reassignment") < prepare.index("on_partitions_revoked")
+    complete = source_of(GroupCoordinator._on_join_complete)
+    assert complete.index("assign_from_subscribed") < complete.index("on_partitions_assigned")
+    for name in ("on_partitions_revoked", "on_partitions_assigned"):
+        assert hasattr(ConsumerRebalanceListener, name)
+        assert "await res" in prepare + complete
+
+
+async def test_errors_of_the_coordination_are_asked_for():
+    assert parameters_of(GroupCoordinator.check_errors) == ["self"]
+    assert parameters_of(NoGroupCoordinator.check_errors) == ["self"]
+
+
+async def test_a_record_can_become_ours_in_place():
+    record = ConsumerRecord("t", 0, 1, 0, 0, None, b"v", None, -1, 1, ())
+    record.__class__ = Record
+    assert isinstance(record, Record)
+    assert record.value == b"v"
+    assert not record.handled
