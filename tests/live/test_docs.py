@@ -1,4 +1,4 @@
-"""Every block of code in README.md and docs/ is executed, against a real server.
+"""Every block of code in README.md and docs/ is executed, against real servers.
 
 The blocks of one file run in order, in one namespace, with `await` at the top level as in
 `python -m asyncio`. A block with `asyncio.run(` is a program of its own, one with `def test_` is a
@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ADDRESS = "redis://localhost:6379"
+BROKER = "localhost:9092"
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -63,17 +64,41 @@ def pages_with(*languages):
     ]
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+def pages_of_python(*, kafka):
+    """Give the pages that need a broker, or those that need none."""
+    return [
+        page for page in pages_with("python") if (BROKER in page.values[0].read_text()) is kafka
+    ]
+
+
+@pytest.mark.parametrize("page", pages_of_python(kafka=False))
 async def test_the_python_of_a_page_runs_as_it_stands(page, redis_server, tmp_path):
+    await run_page(page, tmp_path, {ADDRESS: f"redis://127.0.0.1:{redis_server.port}"})
+
+
+@pytest.mark.parametrize("page", pages_of_python(kafka=True))
+async def test_the_python_of_a_page_about_kafka_runs_as_it_stands(
+    page, redis_server, kafka_server, tmp_path
+):
+    addresses = {
+        ADDRESS: f"redis://127.0.0.1:{redis_server.port}",
+        BROKER: kafka_server.bootstrap_servers,
+    }
+    await run_page(page, tmp_path, addresses)
+
+
+async def run_page(page, folder, addresses):
     namespace = {"__name__": "__docs__"}
     for block in blocks_of(page):
         if block.language != "python":
             continue
-        code = block.code.replace(ADDRESS, f"redis://127.0.0.1:{redis_server.port}")
+        code = block.code
+        for told, real in addresses.items():
+            code = code.replace(told, real)
         if "asyncio.run(" in code:
-            await run_program(code, tmp_path)
+            await run_program(code, folder)
         elif "def test_" in code:
-            await run_tests(code, tmp_path)
+            await run_tests(code, folder)
         else:
             await run_block(code, block.line, name_of(page), namespace)
 
