@@ -62,4 +62,6 @@ def _bury_what_was_left() -> None:
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         if hasattr(sys, name):
             delattr(sys, name)
+    gc.unfreeze()  # a circle of garbage may pass through what was there before
     gc.collect()
+    gc.freeze()
