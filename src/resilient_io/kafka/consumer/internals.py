@@ -43,10 +43,12 @@ class PartitionState(Protocol):
     @property
     def has_valid_position(self) -> bool:
         """Whether it is known where reading goes on."""
+        raise NotImplementedError
 
     @property
     def position(self) -> int:
         """The offset of the next record."""
+        raise NotImplementedError
 
 
 Membership = tuple[int, str]

@@ -174,16 +174,22 @@ class Rebalancing:
 
 
 class _Listener(ConsumerRebalanceListener):
-    """What aiokafka calls, within its coordination task."""
+    """What aiokafka calls within its coordination task, and awaits."""
 
     def __init__(self, rebalancing: Rebalancing, instance: ConsumerDriver) -> None:
         self._rebalancing = rebalancing
         self._instance = instance
 
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:  # noqa: ARG002 - aiokafka 0.14 always takes all of them away
+    # aiokafka 0.14 always takes all of them away.
+    async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        revoked: Collection[TopicPartition],  # noqa: ARG002
+    ) -> None:
         """Give them up; the group waits for us."""
         await self._rebalancing.revoke(self._instance)
 
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+    async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, assigned: Collection[TopicPartition]
+    ) -> None:
         """Take them over."""
         await self._rebalancing.assign(self._instance, assigned)

@@ -33,6 +33,7 @@ class Source(Protocol):
         Raises:
             Exception: What Kafka refuses for good (no authorisation, say), as the driver has it.
         """
+        raise NotImplementedError
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
         """Stop fetching from them until `resume` with the same reason.
@@ -46,9 +47,11 @@ class Source(Protocol):
 
     def assignment(self) -> tuple[TopicPartition, ...]:
         """Return the partitions that are ours now, in a fixed order."""
+        raise NotImplementedError
 
     def progress(self, partition: TopicPartition) -> PartitionProgress | None:
         """Return the account of a partition; None when it is not, or no longer, ours."""
+        raise NotImplementedError
 
     async def commit(self, timeout: float) -> None:
         """Commit what is contiguous now; never raises for an outage or a rebalance.
