@@ -105,7 +105,7 @@ async def test_cancelling_inside_leaves_at_once_and_the_abort_goes_on(make, topi
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
-        while not producer.stats().delivered:
+        while not producer.stats().delivered:  # noqa: ASYNC110 (counters can only be looked at)
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -180,7 +180,7 @@ async def test_a_transaction_ends_with_its_instance(make, topic, committed, prox
                 await producer.send_and_wait(topic, b"lost")
                 engine = producer._engine
                 engine.supervisor.broken(engine.supervisor.instance, RuntimeError("broken"))
-                while engine.supervisor.generation < 2:
+                while engine.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
                     await asyncio.sleep(0.01)
                 await producer.send(topic, b"refused")
         await _begun(producer, topic)

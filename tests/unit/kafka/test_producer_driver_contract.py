@@ -10,6 +10,7 @@ from aiokafka.structs import RecordMetadata
 from resilient_io.kafka.producer.sequence import (
     attempts_of,
     is_idempotent,
+    is_in_transaction,
     newest_batch,
     take_back,
 )
@@ -78,3 +79,15 @@ def test_handing_over_a_batch_waits_only_for_metadata_and_its_turn():
     assert source.count("await ") == 2
     assert "asyncio" in dir(inspect.getmodule(AIOKafkaProducer))
     assert asyncio.iscoroutinefunction(AIOKafkaProducer.send_batch)
+
+
+async def test_whether_a_transaction_is_open_is_told():
+    producer = AIOKafkaProducer(transactional_id="id")
+    manager = producer._txn_manager
+    assert not is_in_transaction(producer)
+    manager.set_pid_and_epoch(1, 1)
+    manager.begin_transaction()
+    assert is_in_transaction(producer)
+    manager.committing_transaction()
+    assert not is_in_transaction(producer)
+    ended(producer)

@@ -300,7 +300,7 @@ class Courier:
             await asyncio.wait(tasks)
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """Say in one line what the driver raised."""
     said = " ".join(str(error).split())
     name = type(error).__name__

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import TopicPartition
+from aiokafka.structs import RecordMetadata
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from aiokafka.structs import RecordMetadata
-
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
     from .parcel import Parcel, Slice
 
 __all__ = ["Cargo", "Entry", "Headers", "Line", "Record", "tombstone"]
 
-Headers: TypeAlias = "list[tuple[str, bytes | None]]"
+Headers: TypeAlias = list[tuple[str, bytes | None]]
 
-Record: TypeAlias = (
-    "tuple[asyncio.Future[RecordMetadata], bytes | None, bytes | None, Headers | None, "
-    "int | None, float, int, float]"
-)
+Record: TypeAlias = tuple[
+    asyncio.Future[RecordMetadata],
+    bytes | None,
+    bytes | None,
+    Headers | None,
+    int | None,
+    float,
+    int,
+    float,
+]
 """The future, key, value, headers, timestamp (ms), until (loop time), size, sent (loop time).
 
 A bare tuple, not a class: one is made for each record, on the hottest path there is.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.producer.transaction_manager import TransactionState
+
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from resilient_io.kafka.protocols import ProducerDriver
 
-__all__ = ["attempts_of", "is_idempotent", "newest_batch", "take_back"]
+__all__ = ["attempts_of", "is_idempotent", "is_in_transaction", "newest_batch", "take_back"]
 
 
 def newest_batch(instance: ProducerDriver, tp: TopicPartition) -> object:
@@ -35,6 +37,19 @@ def is_idempotent(instance: ProducerDriver) -> bool:
     """Tell whether its batches are numbered (`AIOKafkaProducer._txn_manager`)."""
     owner: Any = instance
     return owner._txn_manager is not None
+
+
+def is_in_transaction(instance: ProducerDriver) -> bool:
+    """Tell whether a transaction is open, or failed, that has to be aborted.
+
+    `TransactionManager.state`: after a cancelled `begin_transaction` it may be or not.
+    """
+    owner: Any = instance
+    return owner._txn_manager.state in (
+        TransactionState.IN_TRANSACTION,
+        TransactionState.ABORTABLE_ERROR,
+        TransactionState.FATAL_ERROR,
+    )
 
 
 def take_back(instance: ProducerDriver, tp: TopicPartition, count: int) -> None:

@@ -41,7 +41,7 @@ def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -
     stamps = iter(cargo.stamps)
     offset = base
     for entry in cargo.entries:
-        if entry.__class__ is tuple:
+        if not isinstance(entry, Slice):
             future = entry[0]
             own = next(stamps)
             if not future.done():
@@ -49,9 +49,8 @@ def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -
                 future.set_result(new(made, (topic, partition, tp, offset, when, kind, start)))
             offset += step
         else:
-            part: Slice = entry  # type: ignore[assignment]
-            part.confirm(line, offset)
-            offset += step * part.count
+            entry.confirm(line, offset)
+            offset += step * entry.count
 
 
 def fail(cargo: Cargo, verdicts: Verdicts, error_for: Callable[[float, str], Exception]) -> None:

@@ -15,6 +15,7 @@ from resilient_io.kafka.errors import KafkaDeadlineExceeded
 
 from .closing import drop_waiting
 from .courier import words
+from .sequence import is_in_transaction
 from .verdict import noted
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from resilient_io._policy import RetryPolicy
+    from resilient_io.kafka.errors import KafkaOutcomeUnknown
     from resilient_io.kafka.protocols import ProducerDriver
     from resilient_io.kafka.supervisor import Supervisor
 
@@ -74,7 +76,7 @@ class Transactions:
         self._verdicts = verdicts
         self._timeout = policy.deadline if policy.deadline is not None else _ABORT_TIMEOUT
         self._loop = asyncio.get_running_loop()
-        self._aborting: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[Any] | None = None  # a commit, or an abort
         self._fences = 0
         if self.transactional:
             courier.open = False
@@ -103,11 +105,11 @@ class Transactions:
             self._doom(error)
         else:
             why = "it was closed" if error is None else words(error)
-            doom = self._verdicts.unavailable(
+            lost = self._verdicts.unavailable(
                 self._loop.time(), f"the instance of the transaction ended: {why}", "transaction"
             )
-            doom.__cause__ = error
-            self._doom(doom)
+            lost.__cause__ = error
+            self._doom(lost)
         self._courier.open = False
         doom = self.current.doom
         assert doom is not None  # noqa: S101 (just set)
@@ -127,7 +129,8 @@ class Transactions:
     async def begin(self, transaction: Transaction) -> None:
         """Begin one, on an instance that is in service."""
         began = self._loop.time()
-        self._refuse_second()
+        if self._ending is None:
+            self._refuse_second()
         if not self.transactional:
             raise ConfigurationError(
                 "transactions need an id of their own, the same after each restart: write "
@@ -135,8 +138,8 @@ class Transactions:
             )
         self._accumulator.check_up(began, "transaction")
         until = self._accumulator.bound(began)
-        if self._aborting is not None:
-            await self._wait(self._aborting, until, began, "transaction")
+        if self._ending is not None:
+            await self._wait(self._ending, until, began, "transaction")
             self._refuse_second()
         refusal = self._supervisor.refusal
         if refusal is not None and fenced(refusal) and self._fences < _MOST_FENCES:
@@ -146,6 +149,7 @@ class Transactions:
         begun = False
         try:
             instance = await self._supervisor.ready(until, "transaction")
+            transaction.instance = instance
             await self._bounded(instance.begin_transaction(), until, began, "transaction")
             if self._supervisor.instance is not instance:
                 raise self._verdicts.unavailable(
@@ -154,8 +158,7 @@ class Transactions:
             begun = True
         finally:
             if not begun:
-                self.current = None
-        transaction.instance = instance
+                self._abort_soon(transaction)
         self._courier.open = True
         self._courier.wake()
 
@@ -170,32 +173,51 @@ class Transactions:
         """Wait for all its records, then commit; abort it if one of them failed."""
         began = self._loop.time()
         transaction.ending = True
-        flushed = committed = False
+        flushed = False
         try:
             async with asyncio.timeout_at(current_deadline()):
                 await self._accumulator.flushed(unless=lambda: transaction.doom is not None)
             flushed = transaction.doom is None
-            if flushed:
-                committed = await self._commit(transaction, began)
         except TimeoutError:
             error = self._verdicts.too_late(began, "commit")
             error.add_note("the transaction is aborted: nothing of it will be seen")
             raise error from None
         finally:
-            if not committed:
+            if not flushed:
                 self._abort_soon(transaction)
-            else:
-                self._courier.open = False
-                self.current = None
-        if not flushed and transaction.doom is not None:
-            if self._aborting is not None:
-                await self._wait(self._aborting, None, began, "abort")
+        if transaction.doom is not None:
+            await self._ended()
             raise _told(transaction.doom)
+        until = self._accumulator.bound(self._loop.time())
+        self._ending = ending = self._loop.create_task(
+            self._commit(transaction, until),
+            name="resilient-io kafka commit",
+            context=self._supervisor.context(),
+        )
+        await self._ended()
+        error_of_commit = ending.result()
+        if error_of_commit is not None:
+            raise error_of_commit from error_of_commit.__cause__
 
-    async def _commit(self, transaction: Transaction, began: float) -> bool:
+    async def _ended(self) -> None:
+        """Wait until the transaction is ended; that goes on if the caller is cancelled."""
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+
+    async def _commit(self, transaction: Transaction, until: float | None) -> Exception | None:
+        """Commit; return what to tell the caller, who may have left."""
+        try:
+            return await self._try_commit(transaction, until)
+        finally:
+            self._courier.open = False
+            self.current = self._ending = None
+
+    async def _try_commit(
+        self, transaction: Transaction, until: float | None
+    ) -> KafkaOutcomeUnknown | None:
         instance = transaction.instance
         assert instance is not None  # noqa: S101 (it was begun)
-        until = self._accumulator.bound(began)
+        began = self._loop.time()
         try:
             await self._bounded(instance.commit_transaction(), until, began, "commit")
         except KafkaDeadlineExceeded:
@@ -204,23 +226,24 @@ class Transactions:
             )
             self._verdicts.count(unknown)
             self._supervisor.broken(instance, RequestTimedOutError("the commit"))
-            raise unknown from None
+            return unknown
         # The boundary to the driver, which asserts, too: none of it proves what became of it.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             unknown = self._verdicts.unknown(
                 began, f"the commit was sent: {words(error)}", "commit"
             )
             self._verdicts.count(unknown)
             self._supervisor.broken(instance, error)
-            raise unknown from error
+            unknown.__cause__ = error
+            return unknown
         self._fences = 0
-        return True
+        return None
 
     async def abort(self, transaction: Transaction, *, wait: bool) -> None:
         """Abort it; a caller that was cancelled does not wait for that."""
         self._abort_soon(transaction)
-        if wait and self._aborting is not None:
-            await self._wait(self._aborting, None, self._loop.time(), "abort")
+        if wait:
+            await self._ended()
 
     async def send_offsets(
         self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
@@ -248,10 +271,9 @@ class Transactions:
 
     async def aclose(self) -> None:
         """Abort what is open, and wait for it."""
-        if self.current is not None:
+        if self.current is not None and self._ending is None:
             self._abort_soon(self.current)
-        if self._aborting is not None:
-            await asyncio.wait([self._aborting])
+        await self._ended()
 
     # --- inside
 
@@ -262,7 +284,7 @@ class Transactions:
         transaction.ending = True
         self._courier.open = False
         self._drop_waiting(lambda sent, call: self._verdicts.unavailable(sent, _ABORTED, call))
-        self._aborting = self._loop.create_task(
+        self._ending = self._loop.create_task(
             self._abort(transaction),
             name="resilient-io kafka abort",
             context=self._supervisor.context(),
@@ -274,6 +296,8 @@ class Transactions:
         try:
             if instance is None or instance is not self._supervisor.instance:
                 return
+            if not is_in_transaction(instance):
+                return  # cancelled before it had begun
             try:
                 async with asyncio.timeout(self._timeout):
                     await instance.abort_transaction()
@@ -281,7 +305,7 @@ class Transactions:
             except Exception as error:  # noqa: BLE001
                 self._supervisor.broken(instance, error)
         finally:
-            self._aborting = None
+            self._ending = None
 
     async def _bounded(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str

@@ -1,0 +1,530 @@
+"""How records wait, travel, expire and are settled, over an instance that answers when told."""
+
+import asyncio
+import contextvars
+import random
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka import errors as driver
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
+
+from resilient_io import Dependency, Progress, RetryPolicy, deadline
+from resilient_io.errors import Closed
+from resilient_io.kafka.errors import (
+    KafkaDeadlineExceeded,
+    KafkaOutcomeUnknown,
+    KafkaOverloaded,
+    KafkaUnavailable,
+)
+from resilient_io.kafka.internals import InstanceEnded
+from resilient_io.kafka.producer.accumulator import OVERHEAD, Accumulator
+from resilient_io.kafka.producer.closing import drop_travelling, drop_waiting
+from resilient_io.kafka.producer.courier import Courier
+from resilient_io.kafka.producer.room import Room
+from resilient_io.kafka.producer.settings import DeliverySettings
+from resilient_io.kafka.producer.topics import Topics
+from resilient_io.kafka.producer.verdict import Verdicts
+
+TOPIC = "topic"
+
+
+class Cluster:
+    def __init__(self, partitions):
+        self.partitions = dict.fromkeys(range(partitions), 1)  # partition: leader
+        self.unauthorized_topics = set()
+        self.listeners = []
+
+    def add_listener(self, listener):
+        self.listeners.append(listener)
+
+    def remove_listener(self, listener):
+        self.listeners.remove(listener)
+
+    def partitions_for_topic(self, topic):
+        return set(self.partitions) if topic == TOPIC else None
+
+    def available_partitions_for_topic(self, topic):
+        return {p for p, leader in self.partitions.items() if leader != -1}
+
+    def leader_for_partition(self, tp):
+        return self.partitions.get(tp.partition)
+
+
+class Instance:
+    """An aiokafka producer as far as the courier looks: it takes batches and answers when told."""
+
+    def __init__(self, partitions=2):
+        self.cluster = Cluster(partitions)
+        self.client = SimpleNamespace(
+            cluster=self.cluster,
+            add_topic=lambda topic: self._updated(),
+            set_topics=lambda topics: self._updated(),
+            force_metadata_update=self._updated,
+        )
+        self.updates = 0
+        self.batch_size = 10_000
+        self.taken = []  # (partition, values, future)
+        self.offsets = {}
+        self.answers = True
+        self._txn_manager = None
+        self._message_accumulator = SimpleNamespace(_batches={})
+
+    def _updated(self):
+        self.updates += 1
+        for listener in list(self.cluster.listeners):
+            listener(self.cluster)
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(True)
+        return future
+
+    def create_batch(self):
+        batch = BatchBuilder(self.batch_size, 0)
+        batch.values = []
+        append = batch.append
+
+        def remember(**record):
+            taken = append(**record)
+            if taken is not None:
+                batch.values.append(record["value"])
+            return taken
+
+        batch.append = remember
+        return batch
+
+    async def send_batch(self, batch, topic, *, partition):
+        future = asyncio.get_running_loop().create_future()
+        self._message_accumulator._batches[TopicPartition(topic, partition)] = [
+            SimpleNamespace(retry_count=1)
+        ]
+        self.taken.append((partition, batch.values, future))
+        if self.answers:
+            asyncio.get_running_loop().call_later(0.01, self.answer, len(self.taken) - 1)
+        return future
+
+    def answer(self, number=-1, error=None):
+        partition, values, future = self.taken[number]
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+            return
+        base = self.offsets.get(partition, 0)
+        self.offsets[partition] = base + len(values)
+        future.set_result(
+            RecordMetadata(TOPIC, partition, TopicPartition(TOPIC, partition), base, -1, 0, 0)
+        )
+
+
+class Supervisor:
+    def __init__(self, instance):
+        self.instance = instance
+        self.errors = []
+
+    def context(self):
+        return contextvars.copy_context()
+
+    def broken(self, instance, error):
+        self.errors.append(error)
+        if instance is self.instance:
+            self.instance = None
+
+
+class World:
+    """All parts of a producer but the supervisor and the driver."""
+
+    def __init__(self, instance=None, *, policy=None, burst=1 << 20, full=1 << 20, **settings):
+        self.loop = asyncio.get_running_loop()
+        self.instance = instance or Instance()
+        self.health = Dependency("kafka")
+        self.supervisor = Supervisor(self.instance)
+        self.verdicts = Verdicts(self.health, self.loop)
+        self.settings = DeliverySettings(**settings)
+        self.policy = policy or RetryPolicy()
+        self.room = Room(self.settings.buffer_bytes, burst)
+
+        async def ready():
+            return self.instance
+
+        self.topics = Topics(
+            rng=random.Random(1),
+            partitioner=None,
+            full=full,
+            ready=ready,
+            context=contextvars.copy_context(),
+        )
+        self.heard = []
+        self.courier = Courier(
+            supervisor=self.supervisor,
+            topics=self.topics,
+            room=self.room,
+            health=self.health,
+            verdicts=self.verdicts,
+            heard=lambda: self.heard.append(self.loop.time()),
+            progressed=self.progressed,
+        )
+        self.accumulator = Accumulator(
+            topics=self.topics,
+            room=self.room,
+            courier=self.courier,
+            health=self.health,
+            verdicts=self.verdicts,
+            policy=self.policy,
+            settings=self.settings,
+            max_request_size=1 << 20,
+            full=full,
+        )
+        self.topics.attach(self.instance)
+
+    def progressed(self):
+        self.accumulator.progressed()
+
+    async def __aenter__(self):
+        await self.topics.resolve(TOPIC, None)
+        self.instance.updates = 0
+        return self
+
+    async def __aexit__(self, *_):
+        self.accumulator.close()
+        drop_travelling(self.topics.lines, self.verdicts)
+        drop_waiting(self.topics.lines, self.verdicts, self.room, self.verdicts.closed)
+        await self.topics.aclose()
+        await self.courier.aclose()
+        self.accumulator.finish()
+
+    async def send(self, value, partition=0, key=None, lifetime=None):
+        size = len(value) + OVERHEAD
+        lifetime = lifetime or self.settings.delivery_timeout
+        future = self.accumulator.offer(TOPIC, key, value, partition, None, None, size, lifetime)
+        if future is None:
+            future = await self.accumulator.admit(
+                TOPIC, key, value, partition, None, None, size, lifetime, self.loop.time(), "send"
+            )
+        return future
+
+    async def replaced(self, error=None):
+        """Have the instance ended and another one in service, as the supervisor would."""
+        old = self.instance
+        self.supervisor.instance = None
+        self.topics.detach()
+        self.courier.retired(old, error)
+        self.instance = self.supervisor.instance = Instance()
+        self.topics.attach(self.instance)
+        self.courier.wake()
+        await asyncio.sleep(0)
+
+
+def line(world, partition=0):
+    return world.topics.known[TOPIC].lines[partition]
+
+
+async def test_records_of_one_tick_travel_in_one_batch_and_the_next_ones_wait_for_its_answer():
+    async with World() as world:
+        first = [await world.send(b"%d" % n) for n in range(3)]
+        await asyncio.sleep(0.001)
+        second = [await world.send(b"%d" % n) for n in range(3, 5)]
+        assert len(world.instance.taken) == 1
+        assert [(await future).offset for future in first + second] == [0, 1, 2, 3, 4]
+        assert [values for _, values, _ in world.instance.taken] == [
+            [b"0", b"1", b"2"],
+            [b"3", b"4"],
+        ]
+        assert world.verdicts.delivered == 5
+        assert len(world.heard) == 2
+
+
+async def test_partitions_do_not_wait_for_each_other():
+    async with World() as world:
+        world.instance.answers = False
+        await world.send(b"a", 0)
+        await asyncio.sleep(0.001)
+        await world.send(b"b", 1)
+        await asyncio.sleep(0.001)
+        assert [taken[0] for taken in world.instance.taken] == [0, 1]
+        assert len(world.courier.travelling) == 2
+
+
+async def test_a_record_that_was_not_handed_over_ends_exactly_at_its_deadline_as_not_sent():
+    async with World() as world:
+        world.supervisor.instance = None
+        future = await world.send(b"x", lifetime=3.0)
+        began = world.loop.time()
+        with pytest.raises(KafkaDeadlineExceeded) as caught:
+            await future
+        assert world.loop.time() - began == pytest.approx(3.0)
+        assert caught.value.progress is Progress.NOT_SENT
+        assert world.room.used == 0
+        assert not line(world).records
+
+
+async def test_deadlines_are_kept_in_whatever_order_they_come():
+    async with World() as world:
+        world.supervisor.instance = None
+        ends = {}
+        for seconds in (5.0, 1.0, 3.0, 0.5, 4.0):
+            future = await world.send(b"x", lifetime=seconds)
+            future.add_done_callback(
+                lambda _, seconds=seconds: ends.setdefault(seconds, world.loop.time())
+            )
+        began = world.loop.time()
+        await asyncio.sleep(6)
+        assert list(ends) == [0.5, 1.0, 3.0, 4.0, 5.0]
+        for seconds, at in ends.items():
+            assert at - began == pytest.approx(seconds, abs=0.02)
+        assert world.room.used == 0
+
+
+async def test_one_that_was_handed_over_is_unknown_and_its_line_waits_for_the_answer():
+    async with World() as world:
+        world.instance.answers = False
+        with deadline(1.0):
+            travelling = await world.send(b"a")
+        await asyncio.sleep(0.1)
+        waiting = await world.send(b"b")
+        with pytest.raises(KafkaOutcomeUnknown):
+            await travelling
+        assert world.loop.time() == pytest.approx(1.0)
+        assert len(world.instance.taken) == 1
+        world.instance.answer()
+        await asyncio.sleep(0.001)
+        world.instance.answer()
+        assert (await waiting).offset == 1
+        assert world.supervisor.errors == []
+
+
+async def test_cancelled_records_are_never_handed_over():
+    async with World() as world:
+        futures = [await world.send(b"%d" % n) for n in range(5)]
+        for future in futures[1:4]:
+            future.cancel()
+        await asyncio.gather(futures[0], futures[4])
+        assert [values for _, values, _ in world.instance.taken] == [[b"0", b"4"]]
+        assert world.room.used == 0
+
+
+async def test_what_waits_and_what_was_never_sent_move_to_the_next_instance_in_order():
+    async with World() as world:
+        world.instance.answers = False
+        futures = [await world.send(b"%d" % n) for n in range(3)]
+        await asyncio.sleep(0.001)
+        futures += [await world.send(b"%d" % n) for n in range(3, 6)]
+        world.supervisor.instance = None
+        world.instance.answer(error=InstanceEnded("ended", sent=False))
+        await asyncio.sleep(0)
+        await world.replaced()
+        assert [(await future).offset for future in futures] == list(range(6))
+        assert [values for _, values, _ in world.instance.taken] == [[b"%d" % n for n in range(6)]]
+
+
+async def test_what_an_ended_instance_had_is_unknown_and_settled_before_the_next_one_sends():
+    async with World() as world:
+        world.instance.answers = False
+        travelling = await world.send(b"a")
+        await asyncio.sleep(0.001)
+        waiting = await world.send(b"b")
+        await world.replaced(driver.OutOfOrderSequenceNumber())
+        assert isinstance(travelling.exception(), KafkaOutcomeUnknown)
+        assert (await waiting).offset == 0
+        assert [values for _, values, _ in world.instance.taken] == [[b"b"]]
+
+
+async def test_a_line_without_a_leader_holds_only_itself_and_asks_until_there_is_one():
+    async with World() as world:
+        world.instance.cluster.partitions[0] = -1
+        held = await world.send(b"a", 0)
+        assert (await world.send(b"b", 1)) is not None
+        await asyncio.sleep(1.0)
+        assert [taken[0] for taken in world.instance.taken] == [1]
+        assert 5 <= world.instance.updates <= 12
+        world.instance.cluster.partitions[0] = 2
+        assert (await held).offset == 0
+
+
+async def test_a_full_batch_leaves_the_rest_for_the_next():
+    async with World() as world:
+        world.instance.batch_size = 1000
+        futures = [await world.send(b"x" * 300) for _ in range(7)]
+        await asyncio.gather(*futures)
+        assert [len(values) for _, values, _ in world.instance.taken] == [3, 3, 1]
+
+
+async def test_the_loop_gets_a_turn_after_each_burst_and_room_is_given_in_order():
+    async with World(burst=2 * OVERHEAD, buffer_bytes=256 * OVERHEAD) as world:
+        world.instance.answers = False
+        done = []
+
+        async def fill():
+            for n in range(300):
+                await world.send(b"")
+                done.append(n)
+
+        filling = asyncio.create_task(fill())
+        await asyncio.sleep(1.0)
+        assert len(done) == 256
+        assert world.room.waiting == 1
+        assert world.instance.taken  # handed over while it was being filled
+        world.instance.answers = True
+        world.instance.answer()
+        await filling
+        await world.accumulator.flushed()
+        assert world.room.used == 0
+
+
+async def test_without_room_in_time_it_is_overloaded_and_nothing_is_taken():
+    policy = RetryPolicy(deadline=2.0)
+    async with World(buffer_bytes=256 * OVERHEAD, policy=policy) as world:
+        world.instance.answers = False
+        for _ in range(256):
+            await world.send(b"")
+        began = world.loop.time()
+        with pytest.raises(KafkaOverloaded):
+            await world.send(b"")
+        assert world.loop.time() - began == pytest.approx(2.0)
+        assert world.room.used == 256 * OVERHEAD
+
+
+async def test_room_that_cancelled_records_hold_is_found_when_it_is_needed():
+    async with World(buffer_bytes=256 * OVERHEAD) as world:
+        world.supervisor.instance = None
+        futures = [await world.send(b"") for _ in range(256)]
+        for future in futures:
+            future.cancel()
+        await world.send(b"")
+        assert world.room.used == OVERHEAD
+
+
+async def test_while_kafka_is_down_calls_fail_at_once_or_wait_as_the_policy_says():
+    async with World() as world:
+        world.health.available = False
+        with pytest.raises(KafkaUnavailable) as caught:
+            await world.send(b"x")
+        assert caught.value.progress is Progress.NOT_SENT
+    async with World(policy=RetryPolicy(while_down="wait")) as world:
+        world.health.available = False
+        future = await world.send(b"x")
+        await asyncio.sleep(1.0)
+        assert not world.instance.taken
+        world.health.available = True
+        world.courier.wake()
+        assert (await future).offset == 0
+
+
+async def test_lingering_waits_for_company_and_not_once_there_is_enough():
+    async with World(linger=0.5, full=10 * OVERHEAD) as world:
+        began = world.loop.time()
+        await (await world.send(b""))
+        assert world.loop.time() - began == pytest.approx(0.51)
+        began = world.loop.time()
+        futures = [await world.send(b"") for _ in range(10)]
+        await futures[-1]
+        assert world.loop.time() - began == pytest.approx(0.01)
+        assert len(world.instance.taken) == 2
+
+
+async def test_a_flush_waits_for_what_was_sent_before_it_only():
+    async with World() as world:
+        world.instance.answers = False
+        await world.send(b"a")
+        flushing = asyncio.create_task(world.accumulator.flushed())
+        await asyncio.sleep(0.001)
+        await world.send(b"b")
+        world.instance.answer()
+        await asyncio.sleep(0.001)
+        assert flushing.done()
+        assert len(world.instance.taken) == 2
+
+
+async def test_a_fatal_error_breaks_the_instance_and_the_callers_are_told():
+    async with World() as world:
+        world.instance.answers = False
+        future = await world.send(b"a")
+        await asyncio.sleep(0.001)
+        error = driver.OutOfOrderSequenceNumber()
+        world.instance.answer(error=error)
+        with pytest.raises(KafkaUnavailable) as caught:
+            await future
+        assert caught.value.progress is Progress.REFUSED  # at its only attempt
+        assert world.supervisor.errors == [error]
+
+
+async def test_after_several_attempts_nobody_knows_what_a_fatal_error_means():
+    async with World() as world:
+        world.instance.answers = False
+        future = await world.send(b"a")
+        await asyncio.sleep(0.001)
+        (batch,) = world.instance._message_accumulator._batches[TopicPartition(TOPIC, 0)]
+        batch.retry_count = 2
+        world.instance.answer(error=driver.UnknownProducerId())
+        with pytest.raises(KafkaOutcomeUnknown):
+            await future
+
+
+async def test_a_batch_of_doubtful_numbering_has_the_instance_renewed_once_nothing_travels():
+    async with World() as world:
+        world.instance._txn_manager = object()
+        world.instance.answers = False
+        doubtful, other = await world.send(b"a", 0), await world.send(b"b", 1)
+        await asyncio.sleep(0.001)
+        world.instance.answer(0, driver.UnknownError())
+        await asyncio.sleep(0.001)
+        assert isinstance(doubtful.exception(), KafkaOutcomeUnknown)
+        waiting = await world.send(b"c", 0)
+        await asyncio.sleep(1.0)
+        assert world.supervisor.errors == []  # the other one would be made unknown
+        assert len(world.instance.taken) == 2
+        world.instance.answer(1)
+        assert (await other).offset == 0
+        assert len(world.supervisor.errors) == 1
+        await world.replaced()
+        assert (await waiting).offset == 0
+
+
+async def test_a_driver_that_takes_nothing_gets_it_again_in_order():
+    async with World() as world:
+        failures = [driver.KafkaTimeoutError(), driver.KafkaTimeoutError()]
+        send_batch = world.instance.send_batch
+
+        async def refuse(batch, topic, *, partition):
+            if failures:
+                raise failures.pop()
+            return await send_batch(batch, topic, partition=partition)
+
+        world.instance.send_batch = refuse
+        futures = [await world.send(b"%d" % n) for n in range(3)]
+        assert [(await future).offset for future in futures] == [0, 1, 2]
+
+
+async def test_closing_tells_what_waits_and_what_travels_apart():
+    async with World() as world:
+        world.instance.answers = False
+        travelling = await world.send(b"a")
+        await asyncio.sleep(0.001)
+        waiting = await world.send(b"b", key=b"k")
+    assert isinstance(travelling.exception(), KafkaOutcomeUnknown)
+    assert isinstance(waiting.exception(), Closed)
+    assert world.room.used == len(b"a") + OVERHEAD  # what travels is held until its answer
+
+
+async def test_more_partitions_are_noticed_and_keys_are_distributed_anew():
+    async with World() as world:
+        topic = world.topics.known[TOPIC]
+        keys = [b"%d" % n for n in range(100)]
+        before = {key: topic.route(key).partition for key in keys}
+        world.instance.cluster.partitions = dict.fromkeys(range(8), 1)
+        await world.instance._updated()
+        assert sorted(topic.lines) == list(range(8))
+        after = {key: topic.route(key).partition for key in keys}
+        assert set(before.values()) == {0, 1}
+        assert set(after.values()) == set(range(8))
+
+
+async def test_failed_records_are_logged_in_one_line_for_many(caplog):
+    async with World() as world:
+        world.supervisor.instance = None
+        for _ in range(50):
+            await world.send(b"x", lifetime=1.0)
+        await asyncio.sleep(2)
+        assert world.verdicts.ended == {"KafkaDeadlineExceeded": 50}
+        assert len(caplog.records) == 1
