@@ -10,7 +10,7 @@ from benchmarks.statistics import turn
 from benchmarks.worker import Worker, WorkerFailedError
 from resilient_io.testing import KafkaServer
 
-from .plan import CLIENTS, IDLE, client_of
+from .plan import AIOKAFKA, CLIENTS, IDLE, client_of
 from .topics import fill, written
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ class Arena:
     def _worker(self, client: str) -> Worker:
         servers = self._server.bootstrap_servers
         return Worker("benchmarks.kafka.worker", client, servers, self._loop)
+
+    async def warm(self, seconds: float) -> None:
+        """Let the broker's JVM compile what it needs, so that the first work finds it as the last.
+
+        Requests count for that more than records, so it is given as many small ones as possible.
+        """
+        self._say("warming up the broker")
+        topic = "warm-up"
+        await self._server.create_topic(topic, partitions=4)
+        worker = self._workers[AIOKAFKA]
+        await worker.do("open", keyed=True, setting={"max_batch_size": 1024})
+        await worker.do("produce", kind="wait", topic=topic, seconds=seconds)
+        await worker.do("close")
+        await self._server.delete_topic(topic)
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
         """Let clients do a work, `rounds` times each, in turning order.

@@ -15,6 +15,8 @@ from .tuning import tune
 if TYPE_CHECKING:
     from benchmarks.suite import Effort, Results, Say
 
+_WARMING_STRETCH = 10
+"""How many times the usual length of a round the broker is warmed up for."""
 _IDLE_STRETCH = 5
 """How many times the usual length a round of idling has."""
 
@@ -28,6 +30,7 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
     wanted, rounds, seconds = effort.wanted, effort.rounds, effort.seconds
     results: Results = {}
     async with Arena(loop, say) as arena:
+        await arena.warm(seconds * _WARMING_STRETCH)
         for work in WORKS:
             if work.name in wanted:
                 results[work.name] = await arena.compete(work, rounds, seconds)
