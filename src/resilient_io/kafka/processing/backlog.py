@@ -61,9 +61,10 @@ class Backlog:
     """
 
     __slots__ = (
+        "_by_key",
+        "_by_partition",
         "_low_bytes",
         "_low_records",
-        "_order",
         "_room",
         "awaits_room",
         "bytes",
@@ -74,7 +75,8 @@ class Backlog:
     )
 
     def __init__(self, order: Order, limits: RunLimits, room: Callable[[], None]) -> None:
-        self._order = order
+        self._by_key = order == "key"
+        self._by_partition = order == "partition"
         self._room = room
         self._low_records = limits.records // 2
         self._low_bytes = limits.bytes // 2
@@ -109,10 +111,10 @@ class Backlog:
         self.records += len(records)
         self.bytes += sum(map(size_of, records))
         ready = self.ready
-        if self._order == "none":
+        if not self._by_key and not self._by_partition:
             ready.extend(zip(repeat(flow), records, repeat(None)))
             return
-        lines, by_key = flow.lines, self._order == "key"
+        lines, by_key = flow.lines, self._by_key
         for record in records:
             item = (flow, record, None)
             key: Hashable = _WHOLE_PARTITION
@@ -131,40 +133,47 @@ class Backlog:
                 waiting.append(item)
 
     def finished(self, flow: Flow, record: Record) -> None:
-        """A record is settled: its offset may be committed, the next in its line may go."""
-        flow.progress.done(record.offset)
-        self.pass_on(flow, record)
-        self.forget(record)
+        """A record is settled: its offset may be committed, the next in its line may go.
 
-    def pass_on(self, flow: Flow, record: Record) -> None:
-        """Let the next in a record's line go."""
-        if self._order == "none":
-            return
-        key = self.key_of(record)
-        if key is None:
-            return
-        lines = flow.lines
-        waiting = lines.get(key)
-        if waiting:
-            self.ready.append(waiting.popleft())
-        else:
-            lines.pop(key, None)
+        Once per record, so it is all in one piece.
+        """
+        flow.progress.done(record.offset)
+        key: Hashable = None
+        if self._by_key:
+            raw = record._raw
+            key = record.key if raw is None else raw[0]
+        elif self._by_partition:
+            key = _WHOLE_PARTITION
+        if key is not None:
+            waiting = flow.lines.get(key)
+            if waiting:
+                self.ready.append(waiting.popleft())
+            else:
+                flow.lines.pop(key, None)
+        self.records -= 1
+        self.bytes -= record.serialized_key_size + record.serialized_value_size
+        if self.awaits_room:
+            self._look_for_room()
 
     def forget(self, record: Record) -> None:
         """A record leaves the memory."""
         self.records -= 1
         self.bytes -= size_of(record)
-        if self.awaits_room and self.records <= self._low_records and self.bytes <= self._low_bytes:
+        if self.awaits_room:
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if self.records <= self._low_records and self.bytes <= self._low_bytes:
             self.awaits_room = False
             self._room()
 
     def key_of(self, record: Record) -> Hashable:
         """Return the line of a record in its partition; None if it is alone."""
-        if self._order == "key":
+        if self._by_key:
             raw = record._raw
             key: Hashable = record.key if raw is None else raw[0]
             return key
-        return _WHOLE_PARTITION if self._order == "partition" else None
+        return _WHOLE_PARTITION if self._by_partition else None
 
     def behind(self, flow: Flow, record: Record) -> deque[Item] | None:
         """Return who waits behind a record in its line, first come first."""
