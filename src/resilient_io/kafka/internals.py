@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from .protocols import Connection, Driver, DriverClient
@@ -29,15 +29,20 @@ __all__ = [
     "dead_sender_is_ours",
     "drop",
     "fail_transaction",
+    "hold_dialling",
     "is_shielded",
     "membership_of",
     "oldest_request",
     "parts_of",
     "reconnect",
+    "resume_dialling",
     "seal",
     "works_for",
 ]
 
+
+_LEAST_PAUSE = 0.05
+"""Seconds that an attempt to connect takes at least while none is made."""
 
 CONNECTION_OPTIONS = (
     "client_id",
@@ -229,6 +234,31 @@ def connections_in(task: asyncio.Task[Any]) -> list[Connection]:
         ]
         coroutine = coroutine.cr_await
     return found
+
+
+def hold_dialling(instance: Driver) -> None:
+    """Let an instance make no connection (`AIOKafkaClient._get_conn`) until `resume_dialling`.
+
+    aiokafka knocks at a cluster that is away some ten times a second, and so would every process
+    of a service, at the moment of its return. What is connected stays in use.
+    """
+    client: Any = client_of(instance)
+
+    async def give_open(node_id: Any, *, group: Any = 0, **_options: object) -> Any:
+        connection = client._conns.get((node_id, group))
+        if connection is not None and connection.connected():
+            return connection
+        # Some loops of aiokafka's ask again at once: without I/O they would never let go.
+        await asyncio.sleep(max(client._retry_backoff, _LEAST_PAUSE))
+        return None
+
+    client._get_conn = give_open
+
+
+def resume_dialling(instance: Driver) -> None:
+    """Let an instance connect again."""
+    client: Any = client_of(instance)
+    vars(client).pop("_get_conn", None)
 
 
 def dead_sender_is_ours(instance: Driver) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic
 from aiokafka.errors import KafkaError
 
 from resilient_io._deadline import current_deadline
+from resilient_io.errors import Closed
 from resilient_io.health import State
 
 from .classification import connection_failure, meaning_of
@@ -273,13 +274,21 @@ class Supervisor(Generic[DriverT]):
 
     def _health_changed(self, change: Change) -> None:
         self._wake()
-        if self._watch is not None and change.previous is State.DOWN:
-            self._watch.outage_over()
+        if self._watch is not None:
+            self._watch.health_changed(change)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._halted:
-            await self._health.until_up()
+            try:
+                await self._health.until_up()
+            except Closed:  # by whoever shares it: then nothing tells when to go on
+                self._halted = True
+                self._refusal = KafkaClosed(
+                    "its health was closed", dependency=self._health.name, operation=self.role
+                )
+                self._wake()
+                return
             served = loop.time()
             error = await self._live()
             if self._halts is not None and self._halts(error):

@@ -15,8 +15,10 @@ from .internals import (
     client_of,
     connections_of,
     fail_transaction,
+    hold_dialling,
     oldest_request,
     reconnect,
+    resume_dialling,
 )
 from .protocols import Connection, DriverT
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from resilient_io.health import Dependency
+    from resilient_io.health import Change, Dependency
 
 __all__ = ["Watch"]
 
@@ -68,6 +70,8 @@ class Watch(Generic[DriverT]):
             ended = functools.partial(self._task_ended, what)
             task.add_done_callback(ended)
             self._tasks.append((task, ended))
+        if health.state is State.DOWN:
+            hold_dialling(instance)
 
     def report(self, error: BaseException) -> None:
         """Take somebody's word that it is broken; the first word counts."""
@@ -75,10 +79,14 @@ class Watch(Generic[DriverT]):
             self._broken.set_result(error)
             self._when_broken()
 
-    def outage_over(self) -> None:
-        """Look whether the instance has found its way back, too."""
-        self._after_outage = True
-        self._doubt.set()
+    def health_changed(self, change: Change) -> None:
+        """Let only the probe knock in an outage; after it, look whether the instance is back."""
+        if change.state is State.DOWN:
+            hold_dialling(self._instance)
+        elif change.previous is State.DOWN:
+            resume_dialling(self._instance)
+            self._after_outage = True
+            self._doubt.set()
 
     def close(self) -> None:
         """Watch no longer."""

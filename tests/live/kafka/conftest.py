@@ -41,16 +41,24 @@ async def supervise():
     """Start supervisors: `await supervise("producer", "127.0.0.1:9092", **aiokafka's options)`.
 
     Options for the cluster (security and so on) go into `cluster=`; `topics=` is what a consumer
-    subscribes to. They are closed after the test, if it has not done so.
+    subscribes to, `settings=` are those of a health of its own. They are closed after the test, if it has not done so.
     """
     async with contextlib.AsyncExitStack() as stack:
 
         async def begin(
-            role, servers, *, cluster=None, topics=(), policy=None, health=None, **options
+            role,
+            servers,
+            *,
+            cluster=None,
+            topics=(),
+            policy=None,
+            health=None,
+            settings=None,
+            **options,
         ):
             target = Target(servers, cluster)
             shared = health is not None
-            health = health or Dependency(target.name, settings=HealthSettings())
+            health = health or Dependency(target.name, settings=settings or HealthSettings())
             group = options.get("group_id")
             probe = KafkaProbe(
                 target=target,
@@ -153,8 +161,7 @@ def read_all():
         try:
             await reader._client._wait_on_metadata(topic)
             partitions = [
-                TopicPartition(topic, partition)
-                for partition in reader.partitions_for_topic(topic)
+                TopicPartition(topic, partition) for partition in reader.partitions_for_topic(topic)
             ]
             reader.assign(partitions)
             await reader.seek_to_beginning()

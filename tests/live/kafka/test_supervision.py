@@ -6,7 +6,7 @@ import logging
 import pytest
 from aiokafka.errors import AuthenticationFailedError
 
-from resilient_io import Cause, RetryPolicy, State
+from resilient_io import Cause, HealthSettings, RetryPolicy, State
 from resilient_io.kafka import KafkaDeadlineExceeded, KafkaLoginRefused, KafkaUnavailable
 from resilient_io.testing import FaultProxy, KafkaServer
 
@@ -133,6 +133,7 @@ async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise
             "producer",
             server.bootstrap_servers,
             policy=PATIENT,
+            settings=HealthSettings(knock_cap=0.2),  # credentials are not knocked with so often
             cluster={
                 "security_protocol": "SASL_PLAINTEXT",
                 "sasl_mechanism": "OAUTHBEARER",

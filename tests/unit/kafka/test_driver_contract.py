@@ -212,6 +212,15 @@ def test_the_private_names_are_where_they_were():
     assert "_conns" in _source(AIOKafkaClient.__init__)
     assert "bootstrap_conn.send" in _source(AIOKafkaClient.bootstrap)
     assert "self._force_metadata_update" not in _source(AIOKafkaClient._get_conn)
+    assert set(inspect.signature(AIOKafkaClient._get_conn).parameters) == {
+        "self",
+        "node_id",
+        "group",
+        "no_hint",
+    }
+    assert "await self._get_conn(" in _source(AIOKafkaClient.ready)
+    assert "await self._get_conn(" in _source(AIOKafkaClient._metadata_update)
+    assert "self._retry_backoff = " in _source(AIOKafkaClient.__init__)
     assert "self.force_metadata_update()" in _source(AIOKafkaClient._get_conn)
     assert "self._requests.append" in _source(AIOKafkaConnection.send)
     assert "self._closed_fut" in _source(AIOKafkaConnection.close)

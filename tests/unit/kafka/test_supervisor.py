@@ -20,6 +20,7 @@ from resilient_io.kafka import (
     KafkaUnavailable,
 )
 from resilient_io.kafka.supervisor import Supervisor
+from resilient_io.testing import cancel_everywhere
 
 
 class Client:
@@ -27,6 +28,7 @@ class Client:
         self._conns = {}
         self._sync_task = None
         self._md_update_fut = None
+        self._retry_backoff = 0.0
         self.updates = 0
         self.finds = True
 
@@ -388,3 +390,48 @@ async def test_a_hundred_replacements_in_a_row_are_a_few_records_and_no_storm(ca
         assert loop.time() > 30
     ours = [record for record in caplog.records if record.name == "resilient_io.kafka"]
     assert len(ours) <= 20
+
+
+async def test_during_an_outage_the_instance_makes_no_connection_of_its_own():
+    world = World()
+    async with supervised(world) as supervisor:
+        instance = await supervisor.ready(None, "fetch")
+        open_connection = SimpleNamespace(connected=lambda: True, _requests=[])
+        instance._client._conns[(1, 0)] = open_connection
+        world.trouble = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+        await asyncio.sleep(5)
+        assert supervisor._health.state is State.DOWN
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await instance._client._get_conn(2) is None
+        assert loop.time() - began >= 0.049  # so that whoever asks again at once does not spin
+        assert await instance._client._get_conn(1) is open_connection
+        world.trouble = None
+        await asyncio.sleep(5)
+        assert supervisor._health.state is State.UP
+        with pytest.raises(AttributeError):  # its own again, which this one has not
+            _ = instance._client._get_conn
+        instance._client._conns.clear()
+
+
+async def test_a_shared_health_that_is_closed_ends_it_with_a_clear_error():
+    world = World()
+    world.trouble = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    async with supervised(world) as supervisor:
+        waiting = asyncio.create_task(supervisor.ready(None, "send"))
+        await asyncio.sleep(1)
+        await supervisor._health.aclose()
+        with pytest.raises(KafkaClosed, match="its health was closed"):
+            await waiting
+
+
+async def test_waiting_and_closing_can_be_cancelled_anywhere():
+    world = World()
+    world.stop_takes = 0.5
+
+    async with supervised(world) as supervisor:
+        report = await cancel_everywhere(lambda: supervisor.ready(None, "send"))
+        assert report.complete
+        await supervisor.ready(None, "send")
+        closing = await cancel_everywhere(lambda: supervisor.aclose(2.0), max_points=1)
+        assert closing.swallowed == closing.late == []
