@@ -14,12 +14,14 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
+from resilient_io.kafka.processing.plan import plan_run
 from resilient_io.kafka.target import Target
 
 from .engine import Engine
 from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
 from .lag import ask_lag
 from .reading import Reader
+from .running import run
 from .settings import ConsumerSettings
 from .stats import ConsumerStats, Counters, nothing_yet
 from .subscription import subscription_to
@@ -274,11 +276,6 @@ class ResilientKafkaConsumer:
             KafkaClosed: It was closed before.
             Exception: What a handler raised, with `on_failure="stop"`; what Kafka refuses for good.
         """
-        # Not at the top: most consumers that iterate need none of it.
-        from resilient_io.kafka.processing.plan import plan_run  # noqa: PLC0415
-
-        from .running import run  # noqa: PLC0415
-
         plan = plan_run(
             handler,
             order=order,
