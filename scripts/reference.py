@@ -55,11 +55,12 @@ class Page:
 
 
 PAGES: Final = {
-    "resilient_io.md": Page("resilient_io", "resilient_io", without=("health", "redis")),
+    "resilient_io.md": Page("resilient_io", "resilient_io", without=("health", "kafka", "redis")),
     "health.md": Page("resilient_io.health", "resilient_io.health"),
     "redis.md": Page(
         "resilient_io.redis", "resilient_io.redis", also=("resilient_io.redis.commands",)
     ),
+    "kafka.md": Page("resilient_io.kafka", "resilient_io.kafka"),
     "testing.md": Page("resilient_io.testing", "resilient_io.testing"),
 }
 
@@ -71,8 +72,8 @@ def page_text(page: Page) -> str:
     if page.module == "resilient_io":
         errors = importlib.import_module("resilient_io.errors")
         lines += ["## Errors", "", *docstring_of(errors), "", *_elsewhere(module), ""]
-    if page.module == "resilient_io.redis":
-        errors = importlib.import_module("resilient_io.redis.errors")
+    if page.module in {"resilient_io.kafka", "resilient_io.redis"}:
+        errors = importlib.import_module(f"{page.module}.errors")
         lines += ["## Errors", "", *docstring_of(errors), ""]
     if page.module == "resilient_io.testing":
         lines += _fixtures()
@@ -102,7 +103,7 @@ def _home(module: ModuleType, name: str) -> str:
 
 def _elsewhere(module: ModuleType) -> list[str]:
     lines = ["These names of `resilient_io` have pages of their own:", ""]
-    for home in ("health", "redis"):
+    for home in ("health", "kafka", "redis"):
         names = [name for name in module.__all__ if _home(module, name) == home]
         listed = ", ".join(f"`{name}`" for name in names)
         lines.append(f"- [{home}]({home}.md): {listed}")

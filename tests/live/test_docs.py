@@ -88,6 +88,11 @@ async def test_the_python_of_a_page_about_kafka_runs_as_it_stands(
 
 
 async def run_page(page, folder, addresses):
+    async with asyncio.timeout(90):  # a page that hangs shows the line at which it does
+        await run_blocks(page, folder, addresses)
+
+
+async def run_blocks(page, folder, addresses):
     namespace = {"__name__": "__docs__"}
     for block in blocks_of(page):
         if block.language != "python":
