@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import Dependency
 from resilient_io.kafka import (
+    DeadLetter,
     HandlerPolicy,
     ResilientKafkaConsumer,
     ResilientKafkaProducer,
@@ -71,7 +72,7 @@ class Service:
             order="key",
             concurrency=CONCURRENCY,
             requires=[self.redis.health],
-            dead_letter=DEAD_LETTERS,
+            dead_letter=DeadLetter(topic=DEAD_LETTERS, producer=self.producer),
             policy=HandlerPolicy(attempts=5),
             limits=RunLimits(slow_start=0.5),
         )
