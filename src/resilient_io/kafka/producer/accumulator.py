@@ -7,12 +7,13 @@ import math
 from typing import TYPE_CHECKING
 
 from aiokafka import errors as driver
+from aiokafka.errors import IllegalOperation
 
 from resilient_io._deadline import current_deadline
+from resilient_io.errors import ResilientIOError
 
 from .expiry import Expiry
 from .line import tombstone
-from .records import too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,7 @@ class Accumulator:
     Attributes:
         loop: The event loop it works in.
         closed: Nothing more is taken in.
+        transaction: Tells which transaction records belong to.
         max_request_size: Bytes of the largest record that is taken.
     """
 
@@ -79,6 +81,7 @@ class Accumulator:
         """
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.transaction: Callable[[], object] = lambda: None
         self._topics = topics.known
         self._resolve = topics.resolve
         self.room = self._room = room
@@ -105,6 +108,8 @@ class Accumulator:
             lines=topics.lines,
             room=room,
             verdicts=verdicts,
+            health=health,
+            suspicious=policy.response_timeout,
             tombstone=tombstone(self.loop),
             progressed=self.progressed,
         )
@@ -189,12 +194,11 @@ class Accumulator:
             KafkaClosed: The producer was closed meanwhile.
             KafkaError: The topic or the partition does not exist, or the record is too large.
         """
-        until = self.bound(began)
-        topic = await self.topic(name, until, began, operation)
-        if partition is not None and partition not in topic.lines:
-            raise unknown_partition(topic, partition)
-        await self.make_room(size, until, began, operation)
-        line = topic.route(key) if partition is None else topic.lines[partition]
+        try:
+            line = await self._find_room(name, key, partition, size, began, operation)
+        except ResilientIOError as error:
+            self._verdicts.count(error)
+            raise
         now = self._time()
         # The call's own bound goes on from its beginning, the record's from here.
         ends = began + lifetime if operation == "send_and_wait" else now + lifetime
@@ -207,6 +211,26 @@ class Accumulator:
         line.waiting += size
         self.notice(line)
         return future
+
+    async def _find_room(  # noqa: PLR0917 (as `admit`)
+        self,
+        name: str,
+        key: bytes | None,
+        partition: int | None,
+        size: int,
+        began: float,
+        operation: str,
+    ) -> Line:
+        until = self.bound(began)
+        topic = await self.topic(name, until, began, operation)
+        if partition is not None and partition not in topic.lines:
+            raise unknown_partition(topic, partition)
+        await self.make_room(size, until, began, operation)
+        try:
+            return topic.route(key) if partition is None else topic.lines[partition]
+        except Exception:  # the user's own partitioner's
+            self.room.release(size)
+            raise
 
     async def topic(self, name: str, until: float | None, began: float, operation: str) -> Topic:
         """Give a topic whose partitions are known.
@@ -235,10 +259,9 @@ class Accumulator:
             KafkaOverloaded: There was no room in time.
             KafkaUnavailable: Kafka went down, and calls are not to wait for it.
             KafkaClosed: The producer was closed meanwhile.
-            MessageSizeTooLargeError: It is more than `max_request_size`.
+            IllegalOperation: The transaction it belongs to has ended.
         """
-        if size - OVERHEAD > self.max_request_size:
-            raise too_large(size - OVERHEAD, self.max_request_size)
+        transaction = self.transaction()
         # The loop gets a turn after each burst: that is what sends the first batches off.
         await asyncio.sleep(0)
         self.check_up(began, operation)
@@ -248,9 +271,11 @@ class Accumulator:
         if not await self._room.take(size, until):
             self.check_up(began, operation)
             raise self._verdicts.overloaded(began, self._settings.buffer_bytes, operation)
-        if self.closed:
+        up = self._health.available or self._wait_while_down
+        if self.closed or not up or self.transaction() is not transaction:
             self._room.release(size)
-            raise self._verdicts.closed(began, operation)
+            self.check_up(began, operation)
+            raise IllegalOperation("its transaction ended while it waited for room")
 
     def bound(self, began: float) -> float | None:
         """Give the loop time at which a call that began then must end."""
@@ -266,11 +291,9 @@ class Accumulator:
             KafkaClosed: The producer was closed.
         """
         if self.closed:
-            raise self._verdicts.closed(began, operation)
+            raise self._verdicts.closed(operation=operation)
         if not self._health.available and not self._wait_while_down:
-            error = self._verdicts.down(began, operation)
-            self._verdicts.count(error)
-            raise error
+            raise self._verdicts.down(began, operation)
 
     # --- lines that call
 

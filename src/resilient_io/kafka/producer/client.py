@@ -20,7 +20,7 @@ from resilient_io.kafka.target import Target
 from .accumulator import OVERHEAD
 from .engine import Engine
 from .many import ship
-from .records import check_serializer, checked, measured
+from .records import check_serializer, checked, measured, too_large
 from .report import DeliveryReport
 from .settings import DeliverySettings
 from .stats import ProducerStats
@@ -114,6 +114,7 @@ class ResilientKafkaProducer:
         given = _of_kind("health", health, Dependency)
         self.health: Dependency = given or Dependency(self._target.name, rng=self._rng)
         self._transactional = self._options.get("transactional_id") is not None
+        self._most = self._options["max_request_size"] + OVERHEAD
         self._delivery_timeout = self._settings.delivery_timeout
         deadline = self._policy.deadline
         self._call_timeout = min(self._delivery_timeout, deadline or self._delivery_timeout)
@@ -238,6 +239,8 @@ class ResilientKafkaProducer:
         elif value is None:
             raise ValueError('a record needs a value or a key: write value=b"..."')
         pairs = None
+        if size > self._most:
+            raise too_large(size - OVERHEAD, self._most - OVERHEAD)
         if headers is not None or partition is not None or timestamp_ms is not None:
             pairs, more = measured(headers, partition, timestamp_ms)
             size += more

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .parcel import Parcel, Slice
-from .report import DeliveryFailure
+from .report import DeliveryFailure, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def _drop_cargo(line: Line, cargo: Cargo, verdicts: Verdicts) -> list[DeliveryFa
         if isinstance(entry, Slice):
             if not entry.told:
                 error = verdicts.unknown(entry.parcel.sent, _UNKNOWN, "send_many")
-                verdicts.count(error, entry.count)
+                verdicts.lost(error, entry.count)
                 items = entry.parcel.items[entry.first : entry.last]
                 found += [_failure(line, item, error) for item in items]
                 entry.fail(line, error)
@@ -66,10 +66,10 @@ def drop_waiting(
         for entry in line.records:
             if isinstance(entry, Parcel):
                 rest = entry.items[entry.cursor :]
-                entry.cursor, entry.left = len(entry.items), 0
+                entry.drop()
                 if rest:
                     error = error_for(entry.sent, "send_many")
-                    verdicts.count(error, len(rest))
+                    verdicts.lost(error, len(rest))
                     found += [_failure(line, item, error) for item in rest]
                     entry.shipment.fail(line, rest, error)
             elif not entry[0].done():
@@ -100,4 +100,5 @@ def _failure(line: Line, item: Item, error: Exception) -> DeliveryFailure:
         headers=headers,
         timestamp_ms=stamp,
         error=error,
+        progress=progress_of(error),
     )

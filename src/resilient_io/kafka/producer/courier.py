@@ -13,6 +13,7 @@ from resilient_io.health import Cause
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.internals import InstanceEnded
 
+from .closing import drop_waiting
 from .loading import load
 from .sequence import attempts_of, is_idempotent, newest_batch, take_back
 from .settling import confirm, fail, put_back
@@ -38,6 +39,7 @@ _CLOCK_SPACING = 1.0
 """Seconds for which the wall clock's distance from the loop's is believed."""
 
 _LEADER_PAUSE = 0.1
+_LONGEST_LEADER_PAUSE = 0.5
 """Seconds between two questions for the leader of a partition that has none."""
 
 _TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordListTooLargeError)
@@ -91,6 +93,7 @@ class Courier:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._held: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
+        self._given_up: ProducerDriver | None = None
         self._renewal: Exception | None = None
         self._epoch = 0.0
         self._epoch_until = -math.inf
@@ -102,6 +105,7 @@ class Courier:
         instance = self._supervisor.instance
         if (
             instance is None
+            or instance is self._given_up
             or not self.open
             or self._renewal is not None
             or not self._health.available
@@ -170,19 +174,41 @@ class Courier:
 
     async def _find_leaders(self) -> None:
         """Ask for metadata until no held line lacks a leader, or the instance is gone."""
+        pause = _LEADER_PAUSE
         try:
-            while any(not self._topics.has_leader(line) for line in self._held):
+            while lacking := [line for line in self._held if not self._topics.has_leader(line)]:
                 instance = self._supervisor.instance
                 if instance is None:
                     return
                 try:
-                    await self._topics.refresh(instance)
+                    answered = await self._topics.refresh(instance)
                 except InstanceEnded:
                     return
-                await asyncio.sleep(_LEADER_PAUSE)
+                if answered:
+                    self._fail_deleted(lacking)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_LEADER_PAUSE)
         finally:
             self._asking = None
         self.wake()
+
+    def _fail_deleted(self, lines: list[Line]) -> None:
+        """Fail what waits for topics that Kafka said several times not to have."""
+        gone = [line for line in lines if self._topics.is_gone(line.topic)]
+        for line in gone:
+            drop_waiting(
+                [line],
+                self._verdicts,
+                self._room,
+                lambda _sent, _call, topic=line.topic: refusal(  # type: ignore[misc]
+                    driver.UnknownTopicOrPartitionError(topic)
+                ),
+            )
+            self._held.remove(line)
+            line.held, line.idle = False, True
+        if gone:
+            self._topics.forget(list(dict.fromkeys(line.topic for line in gone)))
+            self._progressed()
 
     # --- what became of a batch
 
@@ -206,15 +232,13 @@ class Courier:
         """Put a batch back that the driver did not take; the next instance will."""
         if cargo.line.cargo is not cargo:
             return
-        put_back(cargo)
-        self._finish(cargo, freed=0)
+        self._finish(cargo, freed=put_back(cargo))
         if not isinstance(error, (InstanceEnded, driver.KafkaTimeoutError)):
-            self._supervisor.broken(cargo.instance, error)
+            self._break(cargo.instance, error)
 
     def _failed(self, cargo: Cargo, error: Exception) -> None:
         if isinstance(error, InstanceEnded) and not error.sent:
-            put_back(cargo)
-            self._finish(cargo, freed=0)
+            self._finish(cargo, freed=put_back(cargo))
             return
         if isinstance(error, _TOO_LARGE) and cargo.count > 1:
             self._split(cargo, error)
@@ -233,7 +257,7 @@ class Courier:
         if isinstance(error, InstanceEnded):
             pass
         elif meaning.fatal:
-            self._supervisor.broken(cargo.instance, error)
+            self._break(cargo.instance, error)
         else:
             self._mend(cargo, error)
         self._finish(cargo)
@@ -244,8 +268,7 @@ class Courier:
         line = cargo.line
         most = line.byte_limit if line.byte_limit is not None else cargo.batch.size()
         line.byte_limit = max(1, min(most, cargo.size) // 2)
-        put_back(cargo)
-        self._finish(cargo, freed=0)
+        self._finish(cargo, freed=put_back(cargo))
 
     def _mend(self, cargo: Cargo, error: Exception) -> None:
         """See to it that later batches of the line are numbered as the broker expects.
@@ -267,7 +290,7 @@ class Courier:
         line.cargo = None
         if self._renewal is not None and not self.travelling:
             error, self._renewal = self._renewal, None
-            self._supervisor.broken(cargo.instance, error)
+            self._break(cargo.instance, error)
         if line.records:
             self.hand_over(line)
         else:
@@ -278,6 +301,11 @@ class Courier:
         self._progressed()
 
     # --- instances come and go
+
+    def _break(self, instance: ProducerDriver, error: Exception) -> None:
+        """Have an instance replaced, and give it nothing more."""
+        self._given_up = instance
+        self._supervisor.broken(instance, error)
 
     def retired(self, instance: ProducerDriver, error: BaseException | None) -> None:
         """Settle what an ended instance still had: its sockets are closed, nobody will answer."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from resilient_io.health import Cause
+
 from .parcel import Parcel, Slice
 
 if TYPE_CHECKING:
     import asyncio
     from collections import deque
     from collections.abc import Callable
+
+    from resilient_io.health import Dependency
 
     from .line import Cargo, Entry, Line, Record
     from .room import Room
@@ -41,6 +45,8 @@ class Expiry:
         lines: list[Line],
         room: Room,
         verdicts: Verdicts,
+        health: Dependency,
+        suspicious: float,
         tombstone: Record,
         progressed: Callable[[], None],
     ) -> None:
@@ -51,6 +57,8 @@ class Expiry:
             lines: All lines there are, and will be.
             room: Gets the bytes of what ends.
             verdicts: Makes the errors.
+            health: Told of batches that had no answer.
+            suspicious: After so many seconds.
             tombstone: Takes the place of a record that ended in the middle of its line.
             progressed: Called after a look that ended something.
         """
@@ -59,6 +67,8 @@ class Expiry:
         self._lines = lines
         self._room = room
         self._verdicts = verdicts
+        self._health = health
+        self._suspicious = suspicious
         self._tombstone = tombstone
         self._progressed = progressed
         self._timer: asyncio.TimerHandle | None = None
@@ -109,7 +119,10 @@ class Expiry:
                     earliest = min(earliest, entry.until)
                     continue
                 freed += entry.left
-                self._end_parcel(line, entry)
+                if entry.shipment.cancelled:
+                    entry.drop()
+                else:
+                    self._end_parcel(line, entry)
             elif entry is not dead:
                 future, until = entry[0], entry[5]
                 if until > now and not future.done():
@@ -128,16 +141,17 @@ class Expiry:
 
     def _end_parcel(self, line: Line, parcel: Parcel) -> None:
         rest = parcel.items[parcel.cursor :]
-        parcel.cursor = len(parcel.items)
-        parcel.left = 0
+        parcel.drop()
         error = self._verdicts.too_late(parcel.sent, "send_many")
-        self._verdicts.count(error, len(rest))
+        self._verdicts.lost(error, len(rest))
         parcel.shipment.fail(line, rest, error)
 
     def _look_at_cargo(self, cargo: Cargo, now: float) -> float:
         """Tell the callers of a batch whose time is up; return the earliest of the others."""
         earliest = math.inf
         told = True
+        if now - cargo.at >= self._suspicious:
+            self._health.failed(Cause.TIMED_OUT, "a batch had no answer in time")
         for entry in cargo.entries:
             if isinstance(entry, Slice):
                 if entry.told:
@@ -146,7 +160,7 @@ class Expiry:
                     earliest, told = min(earliest, entry.parcel.until), False
                     continue
                 error = self._verdicts.unknown(entry.parcel.sent, _TOO_LATE, "send_many")
-                self._verdicts.count(error, entry.count)
+                self._verdicts.lost(error, entry.count)
                 entry.fail(cargo.line, error)
             elif not entry[0].done():
                 if entry[5] > now:

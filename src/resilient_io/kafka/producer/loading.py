@@ -77,8 +77,8 @@ def _load_parcel(
 ) -> tuple[bool, int, int]:
     """Take records from a parcel; return whether it is used up, and the bytes taken and dropped."""
     if parcel.shipment.cancelled:
-        gone, parcel.left = parcel.left, 0
-        parcel.cursor = len(parcel.items)
+        gone = parcel.left
+        parcel.drop()
         return True, 0, gone
     first = cursor = parcel.cursor
     now = int((parcel.sent + epoch) * 1000.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.errors import KafkaError
 
 from resilient_io._deadline import current_deadline
-from resilient_io.errors import ResilientIOError
+from resilient_io.errors import Progress, ResilientIOError
 
 from .accumulator import OVERHEAD, unknown_partition
 from .parcel import Item, Parcel, Shipment
@@ -56,6 +56,7 @@ async def ship(
     until = engine.accumulator.bound(began)
     if until is None or (bound is not None and bound < until):
         until = bound
+    engine.transactions.check()
     topic = await engine.accumulator.topic(name, until, began, "send_many")
     packer = Packer(
         engine,
@@ -192,7 +193,7 @@ class Packer:
             line, item, size = self._prepare(place, given)
         # The boundary to the user's serializers and partitioner: it fails this record only.
         except Exception as error:  # noqa: BLE001
-            self._engine.verdicts.count(error)
+            self._engine.verdicts.lost(error)
             self.shipment.reject(
                 DeliveryFailure(
                     position=place,
@@ -203,6 +204,7 @@ class Packer:
                     headers=None,
                     timestamp_ms=given.timestamp_ms,
                     error=error,
+                    progress=Progress.NOT_SENT,
                 )
             )
             return 0
@@ -257,7 +259,7 @@ class Packer:
         packed, self._open = self._open, {}
         for line, (items, _) in packed.items():
             if error is not None:
-                self._engine.verdicts.count(error, len(items))
+                self._engine.verdicts.lost(error, len(items))
                 self.shipment.fail(line, items, error)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
-from .report import DeliveryFailure, DeliveryReport, OffsetRange
+from .report import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +66,7 @@ class Shipment:
                     headers=headers,
                     timestamp_ms=stamp,
                     error=error,
+                    progress=progress_of(error),
                 )
             )
         self._settle(count)
@@ -130,6 +131,10 @@ class Parcel:
         self.left = size
         self.sent = sent
         self.until = until
+
+    def drop(self) -> None:
+        """Have nothing more to hand over."""
+        self.cursor, self.left = len(self.items), 0
 
     def share(self, count: int) -> int:
         """Give the bytes of that many records, and leave the rest for the others."""

@@ -92,7 +92,7 @@ def measured(
         name, value = pair
         data = checked("a header's value", value)
         pairs.append((name, data))
-        size += len(name) + len(data or b"") + 8
+        size += len(name.encode()) + len(data or b"") + 8
     return pairs, size
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .line import Headers
 
-__all__ = ["DeliveryFailure", "DeliveryReport", "OffsetRange"]
+__all__ = ["DeliveryFailure", "DeliveryReport", "OffsetRange", "progress_of"]
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class DeliveryFailure:
         headers: Its headers.
         timestamp_ms: Its timestamp, if one was given.
         error: What `send` would have raised.
+        progress: How far it got: only what was not sent, or was refused, may safely be sent again.
     """
 
     position: int
@@ -53,13 +54,12 @@ class DeliveryFailure:
     headers: Headers | None
     timestamp_ms: int | None
     error: Exception
+    progress: Progress
 
-    @property
-    def progress(self) -> Progress:
-        """How far it got: only what was not sent or was refused may safely be sent again."""
-        if isinstance(self.error, ResilientIOError):
-            return self.error.progress
-        return Progress.REFUSED
+
+def progress_of(error: Exception) -> Progress:
+    """Tell how far a record got that had been taken in; what is not our error is the broker's."""
+    return error.progress if isinstance(error, ResilientIOError) else Progress.REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

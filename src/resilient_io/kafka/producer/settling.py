@@ -66,18 +66,24 @@ def fail(cargo: Cargo, verdicts: Verdicts, error_for: Callable[[float, str], Exc
         if isinstance(entry, Slice):
             if not entry.told:
                 error = error_for(entry.parcel.sent, "send_many")
-                verdicts.count(error, entry.count)
+                verdicts.lost(error, entry.count)
                 entry.fail(cargo.line, error)
         elif not entry[0].done():
             verdicts.settle(entry[0], error_for(entry[7], "send"))
 
 
-def put_back(cargo: Cargo) -> None:
-    """Put the records of a batch that certainly was not written back to the front of their line."""
+def put_back(cargo: Cargo) -> int:
+    """Put the records of a batch that certainly was not written back to the front of their line.
+
+    Returns:
+        The bytes of those that do not go back, because their time has ended.
+    """
     line: Line = cargo.line
+    freed = 0
     for entry in reversed(cargo.entries):
         if isinstance(entry, Slice):
             if entry.told:
+                freed += entry.size
                 continue
             parcel = entry.parcel
             parcel.cursor = entry.first
@@ -88,5 +94,6 @@ def put_back(cargo: Cargo) -> None:
         else:
             line.records.appendleft(entry)
         line.position -= 1
-    line.waiting += cargo.size
+    line.waiting += cargo.size - freed
     cargo.told = True
+    return freed

@@ -72,6 +72,7 @@ class Topics:
         self._ready = ready
         self._context = context
         self._cluster: Cluster | None = None
+        self._missing: dict[str, int] = {}  # answers in a row without the topic
         self._looking: dict[str, _Look] = {}
 
     def attach(self, instance: ProducerDriver) -> None:
@@ -104,8 +105,11 @@ class Topics:
             InvalidTopicError: It is no name for a topic.
             UnknownTopicOrPartitionError: Kafka answered several times that there is none.
             TopicAuthorizationFailedError: It may not be seen.
+            TypeError: It is no string.
             KafkaUnavailable: Kafka is down, or cannot be used at all.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"topic={name!r} is {type(name).__name__}, not str")
         if not _LEGAL.fullmatch(name) or name in {".", ".."}:
             raise driver.InvalidTopicError(name)
         if name in self.known:
@@ -129,13 +133,28 @@ class Topics:
                 del self._looking[name]
                 look.task.cancel()
 
-    async def refresh(self, instance: ProducerDriver) -> None:
-        """Ask for new metadata once.
+    async def refresh(self, instance: ProducerDriver) -> bool:
+        """Ask for new metadata once; return whether a broker gave it.
 
         Raises:
             KafkaError: The instance has ended.
         """
-        await self._context.run(client_of(instance).force_metadata_update)
+        answered: bool = await self._context.run(client_of(instance).force_metadata_update)
+        if answered and self._cluster is not None:
+            for name in self.known:
+                there = self._cluster.partitions_for_topic(name)
+                self._missing[name] = 0 if there else self._missing.get(name, 0) + 1
+        return answered
+
+    def is_gone(self, name: str) -> bool:
+        """Tell whether Kafka has said several times in a row that it has no such topic."""
+        return self._missing.get(name, 0) >= _ROUNDS
+
+    def forget(self, names: list[str]) -> None:
+        """Know these topics no more; who sends to one asks for it anew."""
+        for name in names:
+            self.known.pop(name, None)
+            self._missing.pop(name, None)
 
     def has_leader(self, line: Line) -> bool:
         """Tell whether somebody takes this line's batches, as far as the metadata know."""

@@ -80,6 +80,7 @@ class Transactions:
         self._fences = 0
         if self.transactional:
             courier.open = False
+            accumulator.transaction = lambda: self.current
             verdicts.on_failure = self._doom
 
     def check(self) -> None:

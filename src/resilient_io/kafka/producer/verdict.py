@@ -37,7 +37,7 @@ class Verdicts:
     Attributes:
         delivered: Records that Kafka confirmed.
         ended: Records and calls that failed, by the error's name.
-        on_failure: Told of each error that records ended in.
+        on_failure: Told of each error that records ended in which had been taken in.
     """
 
     def __init__(self, health: Dependency, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,12 +56,16 @@ class Verdicts:
         future.set_exception(error)
         # Who never looks at the future shall not find a log record for each: there is ours.
         future.exception()
-        self.count(error)
+        self.lost(error)
 
-    def count(self, error: Exception, records: int = 1) -> None:
-        """Count records that failed, and log it if that was not done lately."""
+    def lost(self, error: Exception, records: int = 1) -> None:
+        """Count records that had been taken in and failed."""
         if self.on_failure is not None:
             self.on_failure(error)
+        self.count(error, records)
+
+    def count(self, error: Exception, records: int = 1) -> None:
+        """Count records or calls that failed, and log it if that was not done lately."""
         name = type(error).__name__
         self.ended[name] = self.ended.get(name, 0) + records
         self._unlogged += records
