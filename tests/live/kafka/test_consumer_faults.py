@@ -12,7 +12,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from resilient_io import State
+from resilient_io.kafka import KafkaLoginRefused
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
+from resilient_io.testing import KafkaServer
 
 _names = itertools.count()
 SOON = 40.0
@@ -161,9 +163,29 @@ async def test_a_member_that_was_replaced_commits_nothing_any_more(shared_kafka)
     assert await committed(shared_kafka, topic, f"group-{topic}") == [50, 50], "not rewound"
 
 
+async def test_wrong_credentials_are_told_not_waited_out():
+    async with KafkaServer(users={"me": "right"}) as kafka:
+        login = {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": "me",
+        }
+        async with consumer_of(kafka, "t", sasl_plain_password="wrong", **login) as reader:
+            async with asyncio.timeout(SOON):
+                with pytest.raises(KafkaLoginRefused):
+                    await anext(aiter(reader))
+        await kafka.create_topic("t", partitions=2)
+        await produced(kafka, "t", 0, 2)
+        async with consumer_of(kafka, "t", sasl_plain_password="right", **login) as reader:
+            handled = Handled(reader)
+            await handled.until(range(2))
+        await handled.task
+
+
 CHILD = """
     import asyncio, sys
-    from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
+    from resilient_io.kafka import KafkaLoginRefused
+from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 
     async def main(servers, topic):
         async with ResilientKafkaConsumer(

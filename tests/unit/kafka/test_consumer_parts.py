@@ -135,6 +135,7 @@ class World:
         self.coordinator_away = False
         self.generations = itertools.count(1)
         self.broken = []
+        self.refusal = None
         self.counters = Counters()
         self.settings = settings or ConsumerSettings(drain_timeout=5.0, commit_timeout=3.0)
         self.holdings = Holdings(self.counters)
@@ -148,6 +149,7 @@ class World:
             seen=lambda: None,
             observe=lambda instance: None,
             counters=self.counters,
+            refusal=lambda: self.refusal,
         )
         self.committer = Committer("kafka", self.counters)
         self.rebalancing = Rebalancing(
@@ -261,6 +263,16 @@ async def test_without_an_instance_it_waits_for_the_next():
     await world.joined(A)
     assert await fetching == {A: [0]}
     assert loop.time() - began == pytest.approx(5.0)
+
+
+async def test_why_no_instance_will_come_is_raised_not_waited_out():
+    world = World()
+    fetching = asyncio.create_task(offsets_of(world.feed, 1, wait=60.0))
+    await asyncio.sleep(1.0)
+    world.refusal = driver.GroupAuthorizationFailedError("g")
+    world.feed.wake()
+    with pytest.raises(driver.GroupAuthorizationFailedError):
+        await fetching
 
 
 async def test_a_failure_that_may_pass_is_waited_out_then_the_instance_is_given_up():

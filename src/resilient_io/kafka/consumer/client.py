@@ -206,6 +206,7 @@ class ResilientKafkaConsumer:
             RuntimeError: Somebody else takes records already, or another event loop uses it.
             KafkaClosed: It was closed.
             KafkaDeadlineExceeded: Nothing came within an enclosing `resilient_io.deadline`.
+            KafkaLoginRefused: Kafka has not accepted the credentials since the start.
             KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
         """
         engine = self._started()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
 
-from resilient_io.health import State
+from resilient_io.health import Cause, State
+from resilient_io.kafka.errors import KafkaLoginRefused, KafkaUnavailable
 from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.quiet import quietly
@@ -115,6 +116,7 @@ class Engine:
             seen=self._probe.heard,
             observe=self._observe,
             counters=counters,
+            refusal=self._refusal,
         )
         self._committer = Committer(health.name, counters)
         self._rebalancing = Rebalancing(
@@ -290,6 +292,25 @@ class Engine:
     def _observe(self, instance: ConsumerDriver) -> None:
         if self._subscription.group is None:
             self._rebalancing.observe(instance)
+
+    def _refusal(self) -> Exception | None:
+        """Say why there was never an instance, when waiting does not help.
+
+        Once one was in service, Kafka is waited for whatever happens: health tells of it.
+        """
+        if self.supervisor.generation:
+            return None
+        if self.supervisor.refusal is not None:
+            return self.supervisor.refusal
+        cause = self.health.cause
+        if cause is None or not cause.permanent or self.health.state is not State.DOWN:
+            return None
+        kind = KafkaLoginRefused if cause is Cause.AUTH else KafkaUnavailable
+        return kind(
+            f"it cannot be used ({cause.value}: {self.health.detail})",
+            dependency=self.health.name,
+            operation="next record",
+        )
 
     def _drop(self, going: list[Holding]) -> None:
         if self.walk is not None:

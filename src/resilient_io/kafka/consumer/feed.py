@@ -43,6 +43,8 @@ class Feed:
         observe: Called with the instance before it is asked; finds its partitions when there is
             no group that would tell.
         counters: Counts what happens.
+        refusal: Tells why no instance will come until somebody changes something; None when one
+            may.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Feed:
         seen: Callable[[], None],
         observe: Callable[[ConsumerDriver], None],
         counters: Counters,
+        refusal: Callable[[], Exception | None],
     ) -> None:
         self.name = name
         self._holdings = holdings
@@ -63,6 +66,7 @@ class Feed:
         self._seen = seen
         self._observe = observe
         self._counters = counters
+        self._refusal = refusal
         self._instance: ConsumerDriver | None = None
         self._reasons: dict[TopicPartition, list[str]] = {}
         self._waiting: list[asyncio.Future[None]] = []
@@ -163,6 +167,9 @@ class Feed:
             self._observe(instance)
         found = self._take_kept(most)
         if instance is None:
+            refusal = None if found else self._refusal()
+            if refusal is not None:
+                raise refusal
             return found
         if found:
             internals.note_poll(instance)
