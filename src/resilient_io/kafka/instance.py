@@ -21,9 +21,9 @@ from .internals import (
     is_shielded,
     membership_of,
     parts_of,
-    seal,
     works_for,
 )
+from .sealing import seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

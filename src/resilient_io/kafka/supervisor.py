@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import copy
 import logging
 from typing import TYPE_CHECKING, Generic
 
 from aiokafka.errors import KafkaError
 
-from resilient_io._deadline import current_deadline
 from resilient_io.errors import Closed
-from resilient_io.health import State
 
+from .admission import Admission
 from .classification import connection_failure, meaning_of
-from .errors import KafkaClosed, KafkaDeadlineExceeded, KafkaLoginRefused, KafkaUnavailable
+from .errors import KafkaClosed
 from .instance import end_instance, start_instance
 from .protocols import DriverT
 from .quiet import Tally, context_of_driver
@@ -67,7 +64,6 @@ class Supervisor(Generic[DriverT]):
             response timeout.
 
     Attributes:
-        instance: The one in service; None while there is none.
         generation: How many instances have entered service.
         tally: Counts the driver's log records that were dropped.
     """
@@ -88,7 +84,6 @@ class Supervisor(Generic[DriverT]):
         stop_timeout: float | None = None,
     ) -> None:
         self.role = role
-        self.instance: DriverT | None = None
         self.generation = 0
         self.tally = Tally()
         self._build = build
@@ -104,23 +99,26 @@ class Supervisor(Generic[DriverT]):
         self._task: asyncio.Task[None] | None = None
         self._watch: Watch[DriverT] | None = None
         self._subscription: Subscription[Change] | None = None
-        self._waiting: list[asyncio.Future[None]] = []
-        self._refusal: Exception | None = None  # why there is none, when waiting does not help
+        self._admission: Admission[DriverT] = Admission(role, health, policy.while_down)
         self._halted = False
         self._failures = 0
-        self._closing = False
         self._graceful = True
         self._closing_until = 0.0
 
     @property
+    def instance(self) -> DriverT | None:
+        """The one in service; None while there is none."""
+        return self._admission.instance
+
+    @property
     def closed(self) -> bool:
         """Whether `aclose` was called."""
-        return self._closing
+        return self._admission.closed
 
     @property
     def refusal(self) -> Exception | None:
         """Why there will be no instance until somebody changes something; None when all is well."""
-        return self._refusal
+        return self._admission.refusal
 
     def context(self) -> Context:
         """Give a new context in which the driver's records are ours.
@@ -131,7 +129,7 @@ class Supervisor(Generic[DriverT]):
 
     def start(self) -> None:
         """Begin, in the running loop; never waits for Kafka. Starting twice does no harm."""
-        if self._task is not None or self._closing:
+        if self._task is not None or self._admission.closed:
             return
         self._subscription = self._health.on_change(self._health_changed)
         self._task = asyncio.get_running_loop().create_task(
@@ -158,34 +156,7 @@ class Supervisor(Generic[DriverT]):
             KafkaClosed: It was closed.
             KafkaError: What an instance was refused for good, as aiokafka raised it.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        fails = (while_down or self._policy.while_down) == "fail"
-        # Who comes while it is down is told at once; who was let in may wait for its return.
-        impatient = fails and self._health.state in (State.DOWN, State.UNKNOWN)
-        bound = current_deadline()
-        if bound is not None and (until is None or bound < until):
-            until = bound
-        try:
-            async with asyncio.timeout_at(until):
-                while True:
-                    self._raise_trouble(operation, began, fails=fails, impatient=impatient)
-                    if self.instance is not None:
-                        return self.instance
-                    waiter = loop.create_future()
-                    self._waiting.append(waiter)
-                    try:
-                        await waiter
-                    finally:
-                        with contextlib.suppress(ValueError):
-                            self._waiting.remove(waiter)
-        except TimeoutError:
-            raise KafkaDeadlineExceeded(
-                f"no {self.role} was ready in time",
-                dependency=self._health.name,
-                operation=operation,
-                elapsed=loop.time() - began,
-            ) from None
+        return await self._admission.ready(until, operation, while_down)
 
     def broken(self, instance: DriverT, error: BaseException, *, replace: bool = True) -> None:
         """Report that an instance can do its work no more.
@@ -202,15 +173,16 @@ class Supervisor(Generic[DriverT]):
             return
         if not replace:
             self._halted = True
-            self._refusal = error if isinstance(error, Exception) else KafkaError(repr(error))
+            told = error if isinstance(error, Exception) else KafkaError(repr(error))
+            self._admission.refusal = told
         self._watch.report(error)
 
     def revive(self) -> None:
         """Let an instance follow after all one that was not to be replaced."""
-        if not self._halted or self._closing:
+        if not self._halted or self._admission.closed:
             return
         self._halted = False
-        self._refusal = None
+        self._admission.refusal = None
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
                 self._run(),
@@ -229,13 +201,13 @@ class Supervisor(Generic[DriverT]):
             graceful: False goes straight to force.
         """
         task = self._task
-        if not self._closing:
-            self._closing = True
+        if not self._admission.closed:
+            self._admission.closed = True
             self._graceful = graceful and timeout > 0
             self._closing_until = asyncio.get_running_loop().time() + timeout
             if self._subscription is not None:
                 self._subscription.remove()
-            self._wake()
+            self._admission.wake()
             if task is not None:
                 task.cancel()
         if task is not None and not task.done():
@@ -243,37 +215,8 @@ class Supervisor(Generic[DriverT]):
 
     # --- inside
 
-    def _raise_trouble(self, operation: str, began: float, *, fails: bool, impatient: bool) -> None:
-        elapsed = asyncio.get_running_loop().time() - began
-        name, cause = self._health.name, self._health.cause
-        if self._closing:
-            raise KafkaClosed(
-                f"the {self.role} was closed", dependency=name, operation=operation, elapsed=elapsed
-            )
-        if self._refusal is not None:
-            told = copy.copy(self._refusal)
-            told.add_note(f"{name}: no {self.role} can be in service because of this")
-            raise told from self._refusal
-        if self._health.available or cause is None:
-            return
-        if impatient or (fails and cause.permanent):
-            kind = KafkaLoginRefused if cause.value == "auth" else KafkaUnavailable
-            detail = f": {self._health.detail}" if self._health.detail else ""
-            raise kind(
-                f"it is down ({cause.value}{detail})",
-                dependency=name,
-                operation=operation,
-                elapsed=elapsed,
-            )
-
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
     def _health_changed(self, change: Change) -> None:
-        self._wake()
+        self._admission.wake()
         if self._watch is not None:
             self._watch.health_changed(change)
 
@@ -284,15 +227,15 @@ class Supervisor(Generic[DriverT]):
                 await self._health.until_up()
             except Closed:  # by whoever shares it: then nothing tells when to go on
                 self._halted = True
-                self._refusal = KafkaClosed(
+                self._admission.refusal = KafkaClosed(
                     "its health was closed", dependency=self._health.name, operation=self.role
                 )
-                self._wake()
+                self._admission.wake()
                 return
             served = loop.time()
             error = await self._live()
             if self._halts is not None and self._halts(error):
-                self._halted, self._refusal = True, error
+                self._halted, self._admission.refusal = True, error
             if loop.time() - served >= _STEADY:
                 self._failures = 0
             self._failures += 1
@@ -307,7 +250,7 @@ class Supervisor(Generic[DriverT]):
             instance = self._build()
         # The boundary to the driver's constructor and the user's options: told by `ready()`.
         except Exception as refused:  # noqa: BLE001
-            self._refusal = refused
+            self._admission.refusal = refused
             return refused
         error: Exception | None = None
         started = serving = False
@@ -326,17 +269,17 @@ class Supervisor(Generic[DriverT]):
             )
             serving = True
             self._enter(instance)
-            error = await self._watch.until_broken()
+            error = found = await self._watch.until_broken()
         # The supervisor's boundary: whatever an instance dies of, the next one may live.
         except Exception as failure:  # noqa: BLE001
-            error = failure
+            error = found = failure
         finally:
             if self._watch is not None:
                 self._watch.close()
-            self.instance = self._watch = None
+            self._admission.instance = self._watch = None
             if started:
                 left = self._stop_timeout
-                if self._closing:
+                if self._admission.closed:
                     left = self._closing_until - loop.time() if self._graceful else 0.0
                 await end_instance(
                     instance,
@@ -347,12 +290,12 @@ class Supervisor(Generic[DriverT]):
                 )
             if serving and self._retired is not None:
                 self._retired(instance, error)
-        return error
+        return found
 
     def _enter(self, instance: DriverT) -> None:
         self.generation += 1
-        self._refusal = None
-        self.instance = instance
+        self._admission.refusal = None
+        self._admission.instance = instance
         if self._failures and self._is_news():
             _log.info(
                 "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
@@ -364,21 +307,21 @@ class Supervisor(Generic[DriverT]):
             )
         if self._entered is not None:
             self._entered(instance)
-        self._wake()
+        self._admission.wake()
 
     def _is_news(self) -> bool:
         """Tell whether this failure is worth a record: the 1st, 2nd, 4th, 8th … of a series."""
         return self._failures & (self._failures - 1) == 0
 
     def _leave_service(self) -> None:
-        self.instance = None
+        self._admission.instance = None
 
     def _report(self, error: Exception) -> None:
         """Tell health, those who wait, and once the log."""
         failure = connection_failure(error)
         meaning = meaning_of(error)
-        if meaning.kind == "permanent" and self._refusal is None:
-            self._refusal = error
+        if meaning.kind == "permanent" and self._admission.refusal is None:
+            self._admission.refusal = error
         if self._halted or self._is_news():
             _log.log(
                 logging.ERROR if self._halted else logging.WARNING,
@@ -392,7 +335,7 @@ class Supervisor(Generic[DriverT]):
         if meaning.kind in ("perhaps", "transient") or failure.permanent:
             # Not "definite": the probe looks for itself, and finds the true cause.
             self._health.failed(failure.cause, failure.detail)
-        self._wake()
+        self._admission.wake()
 
     def _pause(self, error: Exception) -> float:
         policy = self._policy

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from resilient_io.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["TokenFailed", "guarded"]
 
@@ -21,7 +18,10 @@ class TokenFailed(KafkaConnectionError):
     """The token provider raised, so no connection could be made; tried again with the next one."""
 
 
-class _Guarded(AbstractTokenProvider):
+_Provider: Any = AbstractTokenProvider  # its hints say that a token is None
+
+
+class _Guarded(_Provider):  # type: ignore[misc]
     """Lets only errors of Kafka's out of `token()`.
 
     aiokafka 0.14 expects only those while it connects (`client.py`: `_get_conn`): any other error
@@ -53,25 +53,25 @@ class _Guarded(AbstractTokenProvider):
             raise TokenFailed(f"the OAuth token provider gave no token but {type(token).__name__}")
         return token
 
-    def extensions(self) -> Mapping[str, str]:
+    def extensions(self) -> dict[str, str]:
         """Ask the provider for its extensions, if it has any.
 
         Raises:
             TokenFailed: It raised.
         """
-        extensions = getattr(self._provider, "extensions", None)
+        extensions: Any = getattr(self._provider, "extensions", None)
         if not callable(extensions):
             return {}
         try:
-            given: Mapping[str, str] = extensions()
+            given: Any = extensions()
+            return dict(given)
         # The boundary between us and code of others, as above.
         except Exception as error:
             name = type(error).__name__
             raise TokenFailed(f"extensions() of the OAuth token provider raised {name}") from error
-        return given
 
 
-def guarded(provider: object) -> AbstractTokenProvider:
+def guarded(provider: object) -> Any:
     """Wrap a token provider so that only errors of Kafka's escape from it.
 
     Args:

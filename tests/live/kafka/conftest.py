@@ -41,7 +41,8 @@ async def supervise():
     """Start supervisors: `await supervise("producer", "127.0.0.1:9092", **aiokafka's options)`.
 
     Options for the cluster (security and so on) go into `cluster=`; `topics=` is what a consumer
-    subscribes to, `settings=` are those of a health of its own. They are closed after the test, if it has not done so.
+    subscribes to, `settings=` are those of a health of its own. They are closed after the test, if
+    it has not done so.
     """
     async with contextlib.AsyncExitStack() as stack:
 

@@ -26,10 +26,10 @@ from resilient_io.kafka.internals import (
     dead_sender_is_ours,
     membership_of,
     parts_of,
-    seal,
     works_for,
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
+from resilient_io.kafka.sealing import seal
 
 NOWHERE = "127.0.0.1:1"
 

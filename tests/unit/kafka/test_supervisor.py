@@ -375,7 +375,7 @@ async def test_a_cancelled_wait_leaves_at_once_and_harms_nobody():
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert supervisor._waiting == []
+        assert supervisor._admission._waiting == []
 
 
 async def test_a_hundred_replacements_in_a_row_are_a_few_records_and_no_storm(caplog):
