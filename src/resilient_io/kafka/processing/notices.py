@@ -23,20 +23,22 @@ class Notices:
         self._subject = subject
         self._said_at: float | None = None
         self._unsaid = 0
+        self._latest = ""
 
     def add(self, detail: str) -> None:
         """Count one; say so if nothing was said for a while."""
         now = asyncio.get_running_loop().time()
         self._unsaid += 1
+        self._latest = detail
         if self._said_at is None or now - self._said_at >= _INTERVAL:
             self._said_at = now
-            self._say(detail)
+            self._say()
 
     def close(self) -> None:
         """Say what has not been said yet."""
         if self._unsaid:
-            self._say("until the end")
+            self._say()
 
-    def _say(self, detail: str) -> None:
-        _log.warning("%s: %d; the latest: %s", self._subject, self._unsaid, detail)
+    def _say(self) -> None:
+        _log.warning("%s: %d; the latest: %s", self._subject, self._unsaid, self._latest)
         self._unsaid = 0

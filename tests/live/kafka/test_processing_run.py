@@ -1,0 +1,349 @@
+"""`run` on a real broker: order, failures, dead letters, and every way to end."""
+
+import asyncio
+import json
+import logging
+import random
+import time
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from resilient_io import ConfigurationError
+from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
+from resilient_io.kafka.processing import DeadLetter, HandlerPolicy, RunLimits
+from resilient_io.kafka.producer import ResilientKafkaProducer
+
+SOON = 40.0
+
+
+async def produced(kafka, topic, count, *, keys=10, partitions=2, value=b"%d"):
+    """Write records whose key decides their partition."""
+    async with AIOKafkaProducer(bootstrap_servers=kafka.direct_servers) as producer:
+        for number in range(count):
+            key = number % keys
+            await producer.send(topic, value % number, key=b"%d" % key, partition=key % partitions)
+
+
+def consumer_of(kafka, topic, group, **options):
+    options = {
+        "auto_offset_reset": "earliest",
+        "settings": ConsumerSettings(commit_interval=0.2),
+        "heartbeat_interval_ms": 300,
+        "session_timeout_ms": 6000,
+    } | options
+    return ResilientKafkaConsumer(
+        topic, bootstrap_servers=kafka.bootstrap_servers, group_id=group, **options
+    )
+
+
+async def committed(kafka, topic, group, partitions=2):
+    async with AIOKafkaConsumer(bootstrap_servers=kafka.direct_servers, group_id=group) as look:
+        found = [await look.committed(TopicPartition(topic, n)) for n in range(partitions)]
+    return [offset or 0 for offset in found]
+
+
+class Running:
+    """A `run` in a task of its own; fails the test as soon as it fails."""
+
+    def __init__(self, consumer, handler, **options):
+        self.task = asyncio.create_task(consumer.run(handler, **options), name="run of the test")
+
+    async def until(self, fact):
+        async with asyncio.timeout(SOON):
+            while not fact():
+                if self.task.done():
+                    self.task.result()
+                    raise AssertionError("run() ended")
+                await asyncio.sleep(0.01)  # a fact about many parts
+
+
+async def test_the_order_of_each_key_is_kept_and_all_is_committed_at_the_end(shared_kafka, name):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 1_000, keys=50)
+    rng = random.Random(3)
+    handled, running = {}, []
+
+    async def handler(record):
+        assert record.key not in running
+        running.append(record.key)
+        await asyncio.sleep(rng.choice([0, 0, 0.001, 0.01]))
+        running.remove(record.key)
+        handled.setdefault(record.key, []).append(int(record.value))
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler, concurrency=32)
+        await run.until(lambda: sum(map(len, handled.values())) == 1_000)
+        assert consumer.run_stats().handled == 1_000
+    await run.task
+    assert all(values == sorted(values) for values in handled.values())
+    assert await committed(shared_kafka, name, name) == [500, 500]
+
+
+async def test_what_cannot_be_handled_or_read_is_in_the_dead_letter_topic(
+    shared_kafka, name, read_all
+):
+    dead = f"{name}.dead"
+    await shared_kafka.create_topic(name, partitions=2)
+    await shared_kafka.create_topic(dead, partitions=3)
+    await produced(shared_kafka, name, 40, value=b'{"n": %d}')
+    async with AIOKafkaProducer(bootstrap_servers=shared_kafka.direct_servers) as producer:
+        await producer.send_and_wait(
+            name, b"{broken", key=b"1", partition=1, headers=[("trace", b"t1")]
+        )
+    done = []
+
+    async def handler(record):
+        if record.value["n"] % 10 == 7:
+            raise LookupError("no such user")
+        done.append(record.value["n"])
+
+    async with consumer_of(shared_kafka, name, name, value_deserializer=json.loads) as consumer:
+        run = Running(
+            consumer,
+            handler,
+            dead_letter=dead,
+            policy=HandlerPolicy(attempts=2, backoff=0.05),
+        )
+        await run.until(lambda: len(done) == 36 and consumer.run_stats().dead_lettered == 5)
+    assert await committed(shared_kafka, name, name) == [20, 21]
+    letters = await read_all(shared_kafka, dead)
+    by_value = {letter.value: letter for letter in letters}
+    assert sorted(by_value) == sorted([b"{broken", *(b'{"n": %d}' % n for n in (7, 17, 27, 37))])
+    broken = dict(by_value[b"{broken"].headers)
+    assert by_value[b"{broken"].key == b"1"
+    assert broken["trace"] == b"t1"
+    assert broken["x-original-topic"] == name.encode()
+    assert (broken["x-original-partition"], broken["x-original-offset"]) == (b"1", b"20")
+    assert broken["x-error-type"] == b"json.decoder.JSONDecodeError"
+    failed = dict(by_value[b'{"n": 17}'].headers)
+    assert failed["x-attempts"] == b"2"
+    assert failed["x-error-message"] == b"no such user"
+    assert float(failed["x-first-failure-ago"]) >= 0.025
+
+
+async def test_a_dead_letter_that_cannot_be_written_holds_the_commit_until_it_can(
+    shared_kafka, name, read_all
+):
+    dead = f"{name}.dead"
+    await shared_kafka.create_topic(name, partitions=2)
+    # A broker that makes no topics would be a server of its own: too large is refused as surely.
+    await shared_kafka.create_topic(dead, config={"max.message.bytes": "300"})
+    await produced(shared_kafka, name, 20, value=b"%d" + b"x" * 400)
+    done = []
+
+    async def handler(record):
+        if record.offset == 3 and record.partition == 0:
+            raise ValueError
+        done.append(record)
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler, dead_letter=dead, policy=HandlerPolicy(attempts=1))
+        await run.until(lambda: len(done) == 18)  # the next of its key waits behind it
+        await asyncio.sleep(0.6)
+        assert (consumer.run_stats().dead_lettered, consumer.run_stats().in_flight) == (0, 2)
+        assert await committed(shared_kafka, name, name) == [3, 10]
+    run.task.result()
+    # Begun again with a topic that takes it: the record was not lost.
+    good = f"{name}.good"
+    await shared_kafka.create_topic(good)
+    async with (
+        ResilientKafkaProducer(bootstrap_servers=shared_kafka.bootstrap_servers) as producer,
+        consumer_of(shared_kafka, name, name) as consumer,
+    ):
+        run = Running(
+            consumer,
+            handler,
+            dead_letter=DeadLetter(topic=good, producer=producer),
+            policy=HandlerPolicy(attempts=1),
+        )
+        await run.until(lambda: (stats := consumer.run_stats()) and stats.dead_lettered == 1)
+        await run.until(lambda: consumer.run_stats().in_flight == 0)
+        await consumer.aclose()
+        await producer.send_and_wait(good, b"it is still open")
+    assert await committed(shared_kafka, name, name) == [10, 10]
+    assert len(await read_all(shared_kafka, good)) == 2
+
+
+async def test_stopped_by_a_failure_it_can_be_run_again_and_begins_with_that_record(
+    shared_kafka, name
+):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 200)
+    done, broken = [], True
+
+    async def handler(record):
+        if broken and int(record.value) == 77:
+            raise LookupError("seventy-seven")
+        done.append(int(record.value))
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        with pytest.raises(LookupError) as caught:
+            await consumer.run(handler, policy=HandlerPolicy(attempts=2, backoff=0.01))
+        assert f"{name}[1]@38" in caught.value.__notes__[0]
+        assert 77 not in done
+        broken = False
+        run = Running(consumer, handler)
+        await run.until(lambda: set(done) == set(range(200)))
+    await run.task
+    assert await committed(shared_kafka, name, name) == [100, 100]
+
+
+@pytest.mark.parametrize("how", ["aclose", "cancel"])
+async def test_ending_drains_commits_and_leaves_the_group(shared_kafka, name, how, members):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 100)
+    begun, done, cancelled = [], [], []
+
+    async def handler(record):
+        begun.append(record)
+        try:
+            await asyncio.sleep(60.0 if record.key == b"9" else 0.3)
+        except asyncio.CancelledError:
+            cancelled.append(record)
+            raise
+        done.append(record)
+
+    loop = asyncio.get_running_loop()
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler, concurrency=10, limits=RunLimits(drain_timeout=1.0))
+        await run.until(lambda: len(begun) == 10)
+        began = loop.time()
+        if how == "cancel":
+            run.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run.task
+            assert loop.time() - began < 0.25
+        await consumer.aclose()
+        assert loop.time() - began < 8.0
+    if how == "aclose":
+        await run.task
+    assert len(begun) == 10
+    assert [record.key for record in cancelled] == [b"9"]
+    # Key 9 is the fifth of its partition; nothing behind its first record may be committed.
+    assert await committed(shared_kafka, name, name) == [5, 4]
+    _, left = await members(shared_kafka, name)
+    assert left == []
+
+
+async def test_batches_are_handled_and_committed(shared_kafka, name):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 500)
+    sizes, values = [], []
+
+    async def handler(records):
+        await asyncio.sleep(0.01)
+        sizes.append(len(records))
+        values.extend(int(record.value) for record in records)
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler, batch_size=50, order="partition", concurrency=4)
+        await run.until(lambda: len(values) == 500)
+    await run.task
+    assert max(sizes) == 50
+    assert sorted(values) == list(range(500))
+    assert await committed(shared_kafka, name, name) == [250, 250]
+
+
+async def test_handlers_that_hang_raise_and_cancel_leave_the_others_alone(
+    shared_kafka, name, caplog
+):
+    dead = f"{name}.dead"
+    await shared_kafka.create_topic(name, partitions=2)
+    await shared_kafka.create_topic(dead)
+    await produced(shared_kafka, name, 300, keys=300)
+    done = []
+
+    async def handler(record):
+        number = int(record.value)
+        match number % 60:
+            case 10:
+                await asyncio.sleep(3600)
+            case 20:
+                raise asyncio.CancelledError
+            case 30:
+                asyncio.current_task().cancel()
+                await asyncio.sleep(1)
+            case 40:
+                raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
+            case 50:
+                raise TimeoutError
+        done.append(number)
+
+    with caplog.at_level(logging.INFO):
+        async with consumer_of(shared_kafka, name, name) as consumer:
+            run = Running(
+                consumer,
+                handler,
+                dead_letter=dead,
+                policy=HandlerPolicy(attempts=2, backoff=0.02, timeout=0.5),
+            )
+            await run.until(lambda: len(done) == 275 and consumer.run_stats().dead_lettered == 25)
+        await run.task
+    assert await committed(shared_kafka, name, name) == [150, 150]
+    assert len([each for each in caplog.records if each.name.startswith("resilient_io")]) <= 10
+
+
+@pytest.mark.soak
+async def test_a_handler_that_blocks_the_loop_past_the_session_costs_repeats_not_records(
+    shared_kafka, name
+):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 200)
+    done = []
+
+    async def handler(record):
+        if int(record.value) == 50 and 50 not in done:
+            time.sleep(9.0)  # the session is over after 6 s
+        done.append(int(record.value))
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler)
+        await run.until(lambda: set(done) == set(range(200)))
+        await produced(shared_kafka, name, 20)
+        await run.until(lambda: len(done) >= 220)
+    await run.task
+    assert await committed(shared_kafka, name, name) == [110, 110]
+
+
+async def test_a_handler_longer_than_max_poll_interval_keeps_its_partition(
+    shared_kafka, name, caplog
+):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 20)
+    done = []
+
+    async def handler(record):
+        await asyncio.sleep(3.0 if int(record.value) == 0 else 0.0)
+        done.append(int(record.value))
+
+    with caplog.at_level(logging.WARNING):
+        async with consumer_of(shared_kafka, name, name, max_poll_interval_ms=1_500) as consumer:
+            run = Running(consumer, handler, limits=RunLimits(records=10))
+            await run.until(lambda: len(done) == 20)
+        await run.task
+    assert len(set(done)) == len(done) == 20  # nothing came twice: the partition was never lost
+    warned = [each for each in caplog.records if "has been running" in each.getMessage()]
+    assert len(warned) == 1
+    assert "max_poll_interval_ms=1500" in warned[0].getMessage()
+
+
+async def test_run_refuses_what_cannot_work(shared_kafka, name):
+    async def handler(record):
+        await asyncio.sleep(0)
+
+    await shared_kafka.create_topic(name)
+    async with consumer_of(shared_kafka, name, None) as consumer:
+        with pytest.raises(ConfigurationError, match="needs a group"):
+            await consumer.run(handler)
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        with pytest.raises(ConfigurationError, match='write order="key"'):
+            await consumer.run(handler, order="keys")
+        first = asyncio.create_task(consumer.run(handler))
+        await asyncio.sleep(0.05)
+        with pytest.raises(RuntimeError, match="running already"):
+            await consumer.run(handler)
+        with pytest.raises(RuntimeError, match="running already"):
+            await anext(aiter(consumer))
+        await consumer.aclose()
+        await first
