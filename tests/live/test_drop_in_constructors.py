@@ -68,7 +68,9 @@ async def test_tls_with_a_certificate_of_our_own_authority():
 async def test_an_untrusted_certificate_is_one_clear_error():
     async with (
         RedisServer(tls=True) as server,
-        ResilientRedis(host="localhost", port=server.tls_port, ssl=True) as client,
+        ResilientRedis(
+            host="localhost", port=server.tls_port, ssl=True, socket_connect_timeout=4
+        ) as client,
     ):
         with pytest.raises(driver.ConnectionError, match="certificate verify failed"):
             await client.get("k")

@@ -34,7 +34,7 @@ def quick() -> RetryPolicy:
 @pytest.fixture
 def patient(quick: RetryPolicy) -> RetryPolicy:
     """The same, for calls that are to get their answer, whatever the machine does meanwhile."""
-    return quick.replace(deadline=5.0, connect_timeout=1.0)
+    return quick.replace(deadline=5.0, connect_timeout=3.0)
 
 
 class Transitions:
