@@ -12,7 +12,7 @@ in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: ## redis-py and ResilientRedis through the same faults, on a server of its own
+demo: ## redis-py and ResilientRedis through the same faults; then a service on Kafka and Redis
 	$(in_venv) test python -m resilient_io.demo $(ARGS)
 
 test: ## every test but the long scenes
