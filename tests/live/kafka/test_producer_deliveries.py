@@ -143,7 +143,7 @@ async def test_many_records_are_reported_by_partition_and_place(
     assert report.complete
     assert not report.ok
     assert [failure.position for failure in report.failures] == [3002, 3003, 3004]
-    assert {failure.progress for failure in report.failures} == {Progress.REFUSED}
+    assert {failure.progress for failure in report.failures} == {Progress.NOT_SENT}
     with pytest.raises(Exception, match="no partition 9") as caught:
         report.check()
     assert caught.value.__notes__ == ["3 of 3005 records failed, this one first"]
