@@ -4,18 +4,23 @@ What fetches them is the consumer; this decides who is handled when, and what be
 """
 
 from .attempts import Failure
+from .failures import OnFailure, Verdict
 from .plan import Plan, plan_run
 from .processor import Processor
 from .report import RunStats
-from .settings import DeadLetter, HandlerPolicy, RunLimits
+from .settings import DeadLetter, HandlerPolicy, OnUnknown, Order, RunLimits
 
 __all__ = [
     "DeadLetter",
     "Failure",
     "HandlerPolicy",
+    "OnFailure",
+    "OnUnknown",
+    "Order",
     "Plan",
     "Processor",
     "RunLimits",
     "RunStats",
+    "Verdict",
     "plan_run",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resilient_io._deadline import deadline
 from resilient_io.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DeadLetterProducer", "DeadLetters", "headers_of"]
 
 _LONGEST_MESSAGE = 1_000
+_LONGEST_WRITE = 5.0  # then it is tried again later: it must not keep a handler's place for long
 _CLOSING = 2.0
 
 
@@ -71,12 +73,13 @@ class DeadLetters:
         if producer is None:
             producer = self._own = self._make()
         now = asyncio.get_running_loop().time()
-        await producer.send_and_wait(
-            self._topic,
-            value=record.raw_value,
-            key=record.raw_key,
-            headers=headers_of(record, case, now),
-        )
+        with deadline(_LONGEST_WRITE):
+            await producer.send_and_wait(
+                self._topic,
+                value=record.raw_value,
+                key=record.raw_key,
+                headers=headers_of(record, case, now),
+            )
 
     async def aclose(self, timeout: float = _CLOSING) -> None:
         """Close the producer of our own, if there is one."""

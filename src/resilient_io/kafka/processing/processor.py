@@ -32,6 +32,7 @@ __all__ = ["Processor"]
 
 _FEEDER_GRACE = 1.0
 _FORCE = 1.0
+_SHARE_FOR_DRAIN = 0.8  # of the time that the group waits; the rest is for the commit and the way
 
 
 class Processor:
@@ -47,6 +48,8 @@ class Processor:
         make_producer: Makes the producer for dead letters, when the plan names none.
         rng: Source of the jitter.
         commit_timeout: Seconds for the last commit.
+        rebalance_timeout: Seconds that the group waits for a member when partitions move; the
+            drain is kept below it.
         ended: Called once when nothing of it runs any more.
     """
 
@@ -59,6 +62,7 @@ class Processor:
         make_producer: Callable[[], DeadLetterProducer],
         rng: random.Random | None = None,
         commit_timeout: float = 3.0,
+        rebalance_timeout: float = 10.0,
         ended: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,6 +75,7 @@ class Processor:
         self._feeder: asyncio.Task[None] | None = None
         self._winding_down: asyncio.Task[None] | None = None
         self._drain_timeout = plan.limits.drain_timeout
+        self._longest_drain = max(0.0, _SHARE_FOR_DRAIN * rebalance_timeout - EVICTION_GRACE)
         self._cancelled = 0
         letter = plan.dead_letter
         self._dead_letters = (
@@ -137,6 +142,11 @@ class Processor:
         if not winding_down.done():
             winding_down.cancel()
             await asyncio.wait([winding_down], timeout=_FORCE)
+
+    async def until_ended(self) -> None:
+        """Wait until it has wound down, if it has begun to; cancelling leaves at once."""
+        if self._winding_down is not None:
+            await asyncio.wait([self._winding_down])
 
     def stats(self) -> RunStats:
         """Return the counters."""
@@ -219,7 +229,8 @@ class Processor:
         flows = self._backlog.flows
         self._intake.revoked(partitions)
         self._backlog.withdraw([flows[each] for each in partitions if each in flows])
-        self._cancelled += await self._workers.empty_hands(partitions, self._drain_timeout)
+        timeout = min(self._drain_timeout, self._longest_drain)
+        self._cancelled += await self._workers.empty_hands(partitions, timeout)
 
     def _wind_down_soon(self) -> asyncio.Task[None]:
         self._end()

@@ -75,9 +75,10 @@ class RunLimits:
             fetched until half of them are handled; polling and heartbeats go on.
         bytes: Bytes of their keys and values, as they came. One fetch may go past it.
         drain_timeout: Seconds that handlers get to end by themselves when their partition is
-            revoked or `run` is stopped; then they are cancelled. Must stay well below the
-            consumer's `rebalance_timeout_ms` (by default `session_timeout_ms`, 10 s), or the group
-            goes on without waiting for this member.
+            revoked or `run` is stopped; then they are cancelled. At a rebalance they get no more
+            than the group waits for: 80 % of `rebalance_timeout_ms` (by default
+            `session_timeout_ms`, 10 s), less the second that a cancelled handler has for its
+            clean-up.
         slow_start: Seconds over which the number of handlers grows from 1 to `concurrency` after
             a dependency of `requires` came back; 0 starts them all at once.
 

@@ -175,27 +175,32 @@ class FakeProducer:
 class Scene:
     """One `run` over a fake source, with what it did."""
 
-    def __init__(self, source=None, *, max_poll_interval=300.0, **options):
+    def __init__(self, source=None, *, max_poll_interval=300.0, rebalance_timeout=10.0, **options):
         self.source = source or FakeSource()
         self.producer = FakeProducer()
         self.handled = []
         self.options = options
         self.max_poll_interval = max_poll_interval
+        self.rebalance_timeout = rebalance_timeout
         self.ended = 0
         self.processor = None
         self.running = None
 
     def start(self, handler):
+        self.make(handler)
+        self.running = asyncio.create_task(self.processor.run(), name="run of the test")
+        return self.running
+
+    def make(self, handler):
         self.processor = Processor(
             self.source,
             plan_run(handler, **self.options),
             max_poll_interval=self.max_poll_interval,
+            rebalance_timeout=self.rebalance_timeout,
             make_producer=lambda: self.producer,
             rng=random.Random(1),
             ended=self._note_end,
         )
-        self.running = asyncio.create_task(self.processor.run(), name="run of the test")
-        return self.running
 
     def _note_end(self):
         self.ended += 1

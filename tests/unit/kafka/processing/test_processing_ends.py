@@ -8,6 +8,7 @@ import random
 import pytest
 
 from resilient_io.kafka.processing import HandlerPolicy, RunLimits
+from resilient_io.testing import cancel_everywhere
 
 LIMITS = RunLimits(drain_timeout=5.0)
 
@@ -357,3 +358,51 @@ async def test_random_rebalances_lose_nothing_and_keep_the_order_of_keys(scenes,
         firsts = list(dict.fromkeys(offsets))
         assert firsts == sorted(firsts)  # what is repeated was handled in order before
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
+
+
+async def test_a_drain_takes_no_longer_than_the_group_waits(scenes, until):
+    scene = scenes(limits=LIMITS, rebalance_timeout=6.0)
+    handler = Slow()
+    scene.source.put(b"k", b"100")
+    scene.start(handler)
+    await until(lambda: handler.begun)
+    began = now()
+    await scene.source.lose(("t", 0))
+    assert now() - began == pytest.approx(3.8, abs=0.1)
+    assert handler.cancelled == [0]
+
+
+async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_at_once(scenes):
+    async def handler(record):
+        await asyncio.sleep(0.5)
+        if record.offset == 2:
+            raise LookupError
+
+    def begun(*, started):
+        @contextlib.asynccontextmanager
+        async def setup():
+            scene = scenes(policy=HandlerPolicy(attempts=1), order="partition")
+            for _ in range(3):
+                scene.source.put(b"k")
+            scene.make(handler)
+            if started:
+                scene.start(handler)
+                await asyncio.sleep(0.1)
+            yield scene
+            await scene.aclose()
+
+        return setup
+
+    running = await cancel_everywhere(
+        lambda scene: scene.processor.run(),
+        setup=begun(started=False),
+        raises=LookupError,
+        settle=20.0,
+    )
+    closing = await cancel_everywhere(
+        lambda scene: scene.processor.aclose(), setup=begun(started=True), settle=20.0
+    )
+    for report in (running, closing):
+        assert report.complete
+        assert report.points > 0
+        assert report.findings == [], "\n".join(map(str, report.findings))
