@@ -23,6 +23,7 @@ async def run(
     plan: Plan,
     *,
     max_poll_interval: float,
+    rebalance_timeout: float,
     make_producer: Callable[[], DeadLetterProducer],
     rng: random.Random,
 ) -> None:
@@ -39,6 +40,7 @@ async def run(
         engine,
         plan,
         max_poll_interval=max_poll_interval,
+        rebalance_timeout=rebalance_timeout,
         make_producer=make_producer,
         rng=rng,
         commit_timeout=engine.settings.commit_timeout,

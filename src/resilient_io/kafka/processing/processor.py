@@ -143,11 +143,6 @@ class Processor:
             winding_down.cancel()
             await asyncio.wait([winding_down], timeout=_FORCE)
 
-    async def until_ended(self) -> None:
-        """Wait until it has wound down, if it has begun to; cancelling leaves at once."""
-        if self._winding_down is not None:
-            await asyncio.wait([self._winding_down])
-
     def stats(self) -> RunStats:
         """Return the counters."""
         backlog, failures = self._backlog, self._failures
