@@ -200,7 +200,7 @@ class World:
         future = self.accumulator.offer(TOPIC, key, value, partition, None, None, size, lifetime)
         if future is None:
             future = await self.accumulator.admit(
-                TOPIC, key, value, partition, None, None, size, lifetime, self.loop.time(), "send"
+                TOPIC, key, value, partition, None, None, size, lifetime, "send"
             )
         return future
 
@@ -562,7 +562,7 @@ async def test_a_broken_instance_is_given_nothing_more():
 async def test_a_record_whose_transaction_ends_while_it_waits_for_room_stays_out_of_the_next():
     async with World(buffer_bytes=256 * OVERHEAD) as world:
         transactions = ["first"]
-        world.accumulator.transaction = lambda: transactions[-1]
+        world.accumulator.admission.transaction = lambda: transactions[-1]
         world.instance.answers = False
         for _ in range(256):
             await world.send(b"")

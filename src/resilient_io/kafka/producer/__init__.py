@@ -7,7 +7,7 @@ from .records import OutgoingRecord
 from .report import DeliveryFailure, DeliveryReport, OffsetRange
 from .settings import DeliverySettings
 from .stats import ProducerStats
-from .transactions import Transaction
+from .transaction import Transaction
 
 __all__ = [
     "DeliveryFailure",

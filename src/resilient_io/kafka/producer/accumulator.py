@@ -6,12 +6,10 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as driver
-from aiokafka.errors import IllegalOperation
-
 from resilient_io._deadline import current_deadline
 from resilient_io.errors import ResilientIOError
 
+from .admission import Admission
 from .expiry import Expiry
 from .line import tombstone
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
     from .courier import Courier
     from .line import Headers, Line
-    from .partitioning import Topic
     from .room import Room
     from .settings import DeliverySettings
     from .topics import Topics
@@ -39,17 +36,16 @@ OVERHEAD = 256
 _TURN = 2 * 1024 * 1024
 """Bytes of records made into batches before the loop gets a turn."""
 
-_SWEEP_SPACING = 0.1
-"""Least seconds between two looks for cancelled records when there is no room."""
-
 
 class Accumulator:
     """Where records wait, one line for each partition.
 
     Attributes:
         loop: The event loop it works in.
-        closed: Nothing more is taken in.
-        transaction: Tells which transaction records belong to.
+        room: Bounds what is held.
+        lines: Where the records wait.
+        admission: What calls wait for before.
+        expiry: Ends what is late.
         max_request_size: Bytes of the largest record that is taken.
     """
 
@@ -80,17 +76,11 @@ class Accumulator:
             full: Bytes for which a line need not linger.
         """
         self.loop = asyncio.get_running_loop()
-        self.closed = False
-        self.transaction: Callable[[], object] = lambda: None
         self._topics = topics.known
-        self._resolve = topics.resolve
-        self.room = self._room = room
+        self.room = room
         self._courier = courier
         self._health = health
         self._verdicts = verdicts
-        self._wait_while_down = policy.while_down == "wait"
-        self._call_timeout = policy.deadline
-        self._settings = settings
         self._linger = settings.linger
         self.max_request_size = max_request_size
         self._full = full
@@ -98,7 +88,6 @@ class Accumulator:
         self._lingering: dict[Line, asyncio.TimerHandle] = {}
         self._due: list[Line] = []
         self._scheduled = False
-        self._swept = -math.inf
         self._time = self.loop.time
         self._create_future = self.loop.create_future
         self._progress: list[asyncio.Future[None]] = []
@@ -112,6 +101,15 @@ class Accumulator:
             suspicious=policy.response_timeout,
             tombstone=tombstone(self.loop),
             progressed=self.progressed,
+        )
+        self.admission = Admission(
+            topics=topics,
+            room=room,
+            expiry=self.expiry,
+            health=health,
+            verdicts=verdicts,
+            policy=policy,
+            settings=settings,
         )
 
     # --- the way of a record
@@ -147,7 +145,7 @@ class Accumulator:
             line = topic.keys.get(key)
             if line is None:
                 line = topic.route(key)
-        room = self._room
+        room = self.room
         allowance = room.allowance - size
         if allowance < 0:
             return None
@@ -180,7 +178,6 @@ class Accumulator:
         headers: Headers | None,
         size: int,
         lifetime: float,
-        began: float,
         operation: str,
     ) -> asyncio.Future[RecordMetadata]:
         """Take a record in as soon as the topic is known and there is room.
@@ -192,16 +189,27 @@ class Accumulator:
             KafkaDeadlineExceeded: The topic's partitions were not known in time.
             KafkaOverloaded: There was no room in time.
             KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic or the partition does not exist, or the record is too large.
+            KafkaError: The topic or the partition does not exist.
         """
+        call = self.admission.begin(operation)
         try:
-            line = await self._find_room(name, key, partition, size, began, operation)
+            topic = await self.admission.topic(name, call)
+            if partition is not None:
+                await self.admission.partition(topic, partition, call)
+            await self.admission.room(size, call)
         except ResilientIOError as error:
             self._verdicts.count(error)
             raise
+        routed = False
+        try:
+            line = topic.route(key) if partition is None else topic.lines[partition]
+            routed = True
+        finally:
+            if not routed:  # the user's own partitioner raised
+                self.room.release(size)
         now = self._time()
         # The call's own bound goes on from its beginning, the record's from here.
-        ends = began + lifetime if operation == "send_and_wait" else now + lifetime
+        ends = (call.began if operation == "send_and_wait" else now) + lifetime
         bound = current_deadline()
         if bound is not None and bound < ends:
             ends = bound
@@ -211,89 +219,6 @@ class Accumulator:
         line.waiting += size
         self.notice(line)
         return future
-
-    async def _find_room(  # noqa: PLR0917 (as `admit`)
-        self,
-        name: str,
-        key: bytes | None,
-        partition: int | None,
-        size: int,
-        began: float,
-        operation: str,
-    ) -> Line:
-        until = self.bound(began)
-        topic = await self.topic(name, until, began, operation)
-        if partition is not None and partition not in topic.lines:
-            raise unknown_partition(topic, partition)
-        await self.make_room(size, until, began, operation)
-        try:
-            return topic.route(key) if partition is None else topic.lines[partition]
-        except Exception:  # the user's own partitioner's
-            self.room.release(size)
-            raise
-
-    async def topic(self, name: str, until: float | None, began: float, operation: str) -> Topic:
-        """Give a topic whose partitions are known.
-
-        Raises:
-            KafkaUnavailable: Kafka is down, and calls are not to wait for it.
-            KafkaDeadlineExceeded: They were not known in time.
-            KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic does not exist, or may not be seen.
-        """
-        self.check_up(began, operation)
-        topic = self._topics.get(name)
-        if topic is None:
-            topic = await self._resolve(name, until)
-            self.check_up(began, operation)
-        if topic is None:
-            error = self._verdicts.too_late(began, operation)
-            error.add_note(f"the partitions of topic {name!r} are not known yet")
-            raise error
-        return topic
-
-    async def make_room(self, size: int, until: float | None, began: float, operation: str) -> None:
-        """Take bytes of the buffer, as soon as there are so many.
-
-        Raises:
-            KafkaOverloaded: There was no room in time.
-            KafkaUnavailable: Kafka went down, and calls are not to wait for it.
-            KafkaClosed: The producer was closed meanwhile.
-            IllegalOperation: The transaction it belongs to has ended.
-        """
-        transaction = self.transaction()
-        # The loop gets a turn after each burst: that is what sends the first batches off.
-        await asyncio.sleep(0)
-        self.check_up(began, operation)
-        if not self._room.has(size) and self._time() - self._swept >= _SWEEP_SPACING:
-            self._swept = self._time()
-            self.expiry.sweep()  # cancelled records may hold the room
-        if not await self._room.take(size, until):
-            self.check_up(began, operation)
-            raise self._verdicts.overloaded(began, self._settings.buffer_bytes, operation)
-        up = self._health.available or self._wait_while_down
-        if self.closed or not up or self.transaction() is not transaction:
-            self._room.release(size)
-            self.check_up(began, operation)
-            raise IllegalOperation("its transaction ended while it waited for room")
-
-    def bound(self, began: float) -> float | None:
-        """Give the loop time at which a call that began then must end."""
-        until = None if self._call_timeout is None else began + self._call_timeout
-        outer = current_deadline()
-        return outer if outer is not None and (until is None or outer < until) else until
-
-    def check_up(self, began: float, operation: str) -> None:
-        """Refuse a call that is not to wait for Kafka's return.
-
-        Raises:
-            KafkaUnavailable: Kafka is down.
-            KafkaClosed: The producer was closed.
-        """
-        if self.closed:
-            raise self._verdicts.closed(operation=operation)
-        if not self._health.available and not self._wait_while_down:
-            raise self._verdicts.down(began, operation)
 
     # --- lines that call
 
@@ -348,7 +273,7 @@ class Accumulator:
         self._scheduled = bool(self._due)
         if self._scheduled:
             self.loop.call_soon(self._hand_over)
-        self._room.regrant()
+        self.room.regrant()
 
     # --- waiting for the end
 
@@ -374,8 +299,8 @@ class Accumulator:
 
     def close(self) -> None:
         """Take nothing more in."""
-        self.closed = True
-        self._room.close()
+        self.admission.closed = True
+        self.room.close()
         self.hurry()
 
     def finish(self) -> None:
@@ -384,10 +309,3 @@ class Accumulator:
         for timer in self._lingering.values():
             timer.cancel()
         self._lingering.clear()
-
-
-def unknown_partition(topic: Topic, partition: int | None) -> Exception:
-    """Say that a topic has no such partition."""
-    return driver.UnknownTopicOrPartitionError(
-        f"topic {topic.name!r} has no partition {partition}: it has {sorted(topic.lines)}"
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 
-from resilient_io._checking import check_count, check_number, check_seconds
+from resilient_io._checking import check_number, check_seconds
 from resilient_io._policy import RetryPolicy, current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
@@ -20,11 +20,12 @@ from resilient_io.kafka.target import Target
 from .accumulator import OVERHEAD
 from .engine import Engine
 from .many import ship
+from .options import OWNED, completed
 from .records import check_serializer, checked, measured, too_large
 from .report import DeliveryReport
 from .settings import DeliverySettings
 from .stats import ProducerStats
-from .transactions import Transaction
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Coroutine, Iterable
@@ -39,17 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ResilientKafkaProducer"]
 
-_OWNED = {
-    "linger_ms": "write settings=DeliverySettings(linger=0.005), in seconds",
-}
-
 T = TypeVar("T")
 
-_ALL = ("all", -1)
-_COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
-
-_BATCH_SIZE = 128 * 1024
-_REQUEST_SIZE = 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
 
 
@@ -98,8 +90,8 @@ class ResilientKafkaProducer:
         rng: random.Random | None = None,
         **options: Any,
     ) -> None:
-        split = split_options(options, of=AIOKafkaProducer, owned=_OWNED)
-        self._options = _own_options(split.own)
+        split = split_options(options, of=AIOKafkaProducer, owned=OWNED)
+        self._options = completed(split.own)
         self._target = Target(bootstrap_servers, split.client)
         self._policy = _of_kind("policy", policy, RetryPolicy) or RetryPolicy()
         self._settings = _of_kind("settings", settings, DeliverySettings) or DeliverySettings()
@@ -250,9 +242,8 @@ class ResilientKafkaProducer:
         )
         if future is not None:
             return future
-        began = engine.loop.time()
         return accumulator.admit(
-            topic, key, value, partition, timestamp_ms, pairs, size, lifetime, began, operation
+            topic, key, value, partition, timestamp_ms, pairs, size, lifetime, operation
         )
 
     async def send_many(
@@ -442,30 +433,6 @@ class ResilientKafkaProducer:
             rng=self._rng,
         )
         return self._engine
-
-
-def _own_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options of the instance; key and value are bytes by the time it sees them."""
-    own = {"max_batch_size": _BATCH_SIZE, "max_request_size": _REQUEST_SIZE, **given}
-    check_count("max_batch_size", own["max_batch_size"])
-    check_count("max_request_size", own["max_request_size"])
-    idempotent = own.setdefault("enable_idempotence", own.get("acks", "all") in _ALL)
-    acks = own.setdefault("acks", "all")
-    if idempotent and acks not in _ALL:
-        raise ConfigurationError(
-            f'enable_idempotence=True needs acks="all", not acks={acks!r}: leave one of them out'
-        )
-    if own.get("transactional_id") is not None and not idempotent:
-        raise ConfigurationError(
-            'a transactional_id needs enable_idempotence=True and acks="all": leave them out'
-        )
-    compression = own.get("compression_type")
-    if compression not in _COMPRESSIONS:
-        raise ConfigurationError(
-            f"compression_type={compression!r} is unknown: write one of "
-            f"{', '.join(repr(name) for name in _COMPRESSIONS)}"
-        )
-    return own
 
 
 def _of_kind(name: str, given: T | None, kind: type[T]) -> T | None:

@@ -12,7 +12,8 @@ from aiokafka.errors import KafkaError
 from resilient_io._deadline import current_deadline
 from resilient_io.errors import Progress, ResilientIOError
 
-from .accumulator import OVERHEAD, unknown_partition
+from .accumulator import OVERHEAD
+from .admission import unknown_partition
 from .parcel import Item, Parcel, Shipment
 from .records import OutgoingRecord, checked, measured, too_large
 from .report import DeliveryFailure, DeliveryReport
@@ -49,19 +50,20 @@ async def ship(
             f"records= is {type(records).__name__}, no iterable of records: write "
             f'send_many(topic, [b"..."])'
         )
-    began = engine.loop.time()
-    bound = current_deadline()
-    if timeout is not None and (bound is None or began + timeout < bound):
-        bound = began + timeout
-    until = engine.accumulator.bound(began)
-    if until is None or (bound is not None and bound < until):
-        until = bound
     engine.transactions.check()
-    topic = await engine.accumulator.topic(name, until, began, "send_many")
+    bound = current_deadline()
+    if timeout is not None:
+        ends = engine.loop.time() + timeout
+        bound = ends if bound is None else min(bound, ends)
+    admission = engine.accumulator.admission
+    try:
+        topic = await admission.topic(name, admission.begin("send_many", timeout))
+    except ResilientIOError as error:
+        engine.verdicts.count(error)
+        raise
     packer = Packer(
         engine,
         topic,
-        began=began,
         until=bound,
         serialize_key=serialize_key,
         serialize_value=serialize_value,
@@ -90,7 +92,6 @@ class Packer:
         engine: Engine,
         topic: Topic,
         *,
-        began: float,
         until: float | None,
         serialize_key: Serializer | None,
         serialize_value: Serializer | None,
@@ -98,8 +99,9 @@ class Packer:
         self.shipment = Shipment()
         self._engine = engine
         self._accumulator = engine.accumulator
+        self._admission = engine.accumulator.admission
+        self._transaction = self._admission.transaction()
         self._topic = topic
-        self._began = began
         self._until = math.inf if until is None else until
         self._serialize_key = serialize_key
         self._serialize_value = serialize_value
@@ -143,19 +145,18 @@ class Packer:
         return True
 
     def _refused(self) -> bool:
-        return self._accumulator.closed or not self._engine.health.available
+        return self._admission.closed or not self._admission.up
 
     async def _room_for(self, size: int) -> bool:
         """Take room for what was just packed; if there is none, it fails and this returns False."""
         if not size:
             return True
-        now = self._engine.loop.time()
-        until = self._accumulator.bound(now)
-        if until is None or self._until < until:
-            until = None if self._until == math.inf else self._until
+        call = self._admission.begin("send_many")
+        if call.until is None or self._until < call.until:
+            call.until = self._until
+        call.transaction = self._transaction
         try:
-            self._engine.transactions.check()
-            await self._accumulator.make_room(size, until, now, "send_many")
+            await self._admission.room(size, call)
         except (ResilientIOError, KafkaError) as error:
             self.drop(error)
             return False

@@ -80,6 +80,8 @@ class Topic:
             return []
         self._partitions = wanted
         self.keys.clear()
+        # Who was in the line of one that is gone ends with its deadline.
+        self.lines = {p: line for p, line in self.lines.items() if p in partitions}
         new = []
         for partition in wanted:
             if partition not in self.lines:

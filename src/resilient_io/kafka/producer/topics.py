@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
 
-    from resilient_io.kafka.protocols import Cluster, ProducerDriver
+    from resilient_io.kafka.protocols import Cluster, DriverClient, ProducerDriver
 
     from .line import Line
 
@@ -71,6 +71,7 @@ class Topics:
         self._full = full
         self._ready = ready
         self._context = context
+        self._client: DriverClient | None = None
         self._cluster: Cluster | None = None
         self._missing: dict[str, int] = {}  # answers in a row without the topic
         self._looking: dict[str, _Look] = {}
@@ -78,6 +79,7 @@ class Topics:
     def attach(self, instance: ProducerDriver) -> None:
         """Take metadata from this instance from now on, and let it keep all our topics in mind."""
         client = client_of(instance)
+        self._client = client
         self._cluster = client.cluster
         client.cluster.add_listener(self._updated)
         if self.known:
@@ -87,7 +89,7 @@ class Topics:
         """Take no more metadata from the instance."""
         if self._cluster is not None:
             self._cluster.remove_listener(self._updated)
-        self._cluster = None
+        self._cluster = self._client = None
 
     async def resolve(self, name: str, until: float | None) -> Topic | None:
         """Find out a topic's partitions; callers that want the same one share the look.
@@ -145,6 +147,15 @@ class Topics:
                 there = self._cluster.partitions_for_topic(name)
                 self._missing[name] = 0 if there else self._missing.get(name, 0) + 1
         return answered
+
+    async def look_again(self, until: float | None) -> None:
+        """Ask for new metadata once, if there is an instance to ask through."""
+        if self._client is None:
+            return
+        with contextlib.suppress(InstanceEnded):
+            asked = self._context.run(self._client.force_metadata_update)
+            timeout = None if until is None else until - asyncio.get_running_loop().time()
+            await asyncio.wait([asked], timeout=timeout)
 
     def is_gone(self, name: str) -> bool:
         """Tell whether Kafka has said several times in a row that it has no such topic."""

@@ -20,8 +20,6 @@ from .verdict import noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from resilient_io._policy import RetryPolicy
     from resilient_io.kafka.errors import KafkaOutcomeUnknown
@@ -30,9 +28,10 @@ if TYPE_CHECKING:
 
     from .accumulator import Accumulator
     from .courier import Courier
+    from .transaction import Transaction
     from .verdict import Verdicts
 
-__all__ = ["Transaction", "Transactions", "fenced"]
+__all__ = ["Transactions", "fenced"]
 
 T = TypeVar("T")
 
@@ -80,7 +79,7 @@ class Transactions:
         self._fences = 0
         if self.transactional:
             courier.open = False
-            accumulator.transaction = lambda: self.current
+            accumulator.admission.transaction = lambda: self.current
             verdicts.on_failure = self._doom
 
     def check(self) -> None:
@@ -129,7 +128,6 @@ class Transactions:
 
     async def begin(self, transaction: Transaction) -> None:
         """Begin one, on an instance that is in service."""
-        began = self._loop.time()
         if self._ending is None:
             self._refuse_second()
         if not self.transactional:
@@ -137,8 +135,9 @@ class Transactions:
                 "transactions need an id of their own, the same after each restart: write "
                 'ResilientKafkaProducer(..., transactional_id="orders-1")'
             )
-        self._accumulator.check_up(began, "transaction")
-        until = self._accumulator.bound(began)
+        call = self._accumulator.admission.begin("transaction")
+        self._accumulator.admission.check(call)
+        began, until = call.began, call.until
         if self._ending is not None:
             await self._wait(self._ending, until, began, "transaction")
             self._refuse_second()
@@ -189,7 +188,7 @@ class Transactions:
         if transaction.doom is not None:
             await self._ended()
             raise _told(transaction.doom)
-        until = self._accumulator.bound(self._loop.time())
+        until = self._accumulator.admission.begin("commit").until
         self._ending = ending = self._loop.create_task(
             self._commit(transaction, until),
             name="resilient-io kafka commit",
@@ -259,7 +258,7 @@ class Transactions:
         try:
             await self._bounded(
                 transaction.instance.send_offsets_to_transaction(offsets, group_id),
-                self._accumulator.bound(began),
+                self._accumulator.admission.begin("send_offsets").until,
                 began,
                 "send_offsets",
             )
@@ -329,65 +328,6 @@ class Transactions:
         done, _ = await asyncio.wait([task], timeout=timeout)
         if not done:
             raise self._verdicts.too_late(began, operation)
-
-
-class Transaction:
-    """One transaction: `async with producer.transaction() as transaction:`.
-
-    Leaving the block commits, when every record of it was delivered; leaving it by an exception
-    aborts.
-    """
-
-    __slots__ = ("_begun", "_producer", "doom", "ending", "instance")
-
-    def __init__(self, producer: Callable[[], Transactions]) -> None:
-        """Prepare; it begins when it is entered."""
-        self._producer = producer
-        self._begun: Transactions | None = None
-        self.instance: ProducerDriver | None = None
-        self.doom: Exception | None = None
-        self.ending = False
-
-    async def send_offsets(self, offsets: Mapping[Any, Any], group_id: str) -> None:
-        """Commit a consumer's offsets as a part of the transaction.
-
-        They count if, and only if, the transaction is committed. If this fails or is cancelled,
-        the transaction can only be aborted.
-
-        Args:
-            offsets: By `TopicPartition`, the offset of the next record to read (that of the last
-                one handled, and one), alone or with metadata: as `AIOKafkaConsumer.commit` takes.
-            group_id: The consumer's group.
-
-        Raises:
-            KafkaDeadlineExceeded: There was no answer in time; nothing is applied.
-            IllegalOperation: The transaction has ended.
-            KafkaError: What the broker refused.
-        """
-        if self._begun is None:
-            raise IllegalOperation("write `async with producer.transaction() as transaction:`")
-        await self._begun.send_offsets(self, offsets, group_id)
-
-    async def __aenter__(self) -> Self:
-        if self._begun is not None:
-            raise IllegalOperation("a transaction is for once: call producer.transaction() again")
-        owner = self._producer()
-        await owner.begin(self)
-        self._begun = owner
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        owner = self._begun
-        assert owner is not None  # noqa: S101 (it was entered)
-        if kind is None:
-            await owner.commit(self)
-        else:
-            await owner.abort(self, wait=issubclass(kind, Exception))
 
 
 def _told(doom: Exception) -> Exception:
