@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import Dependency
@@ -32,6 +31,7 @@ TIMES: Final = "demo:orders:times"
 """The hash that counts how often each order was booked."""
 
 CONCURRENCY: Final = 16
+_HURRY: Final = 0.5
 
 
 class Service:
@@ -62,7 +62,6 @@ class Service:
             health=self.kafka,
             auto_offset_reset="earliest",
         )
-        self._clients = contextlib.AsyncExitStack()
         self._run = run
 
     async def serve(self) -> None:
@@ -80,12 +79,15 @@ class Service:
     async def __aenter__(self) -> Self:
         """Start the clients; never waits for Redis or Kafka."""
         for client in (self.redis, self.producer, self.consumer):
-            await self._clients.enter_async_context(client)
+            await client.__aenter__()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        """Close them, those first that need the others."""
-        await self._clients.aclose()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close them, those first that need the others; in a hurry if something went wrong."""
+        timeout = None if kind is None else _HURRY
+        await self.consumer.aclose(timeout)
+        await self.producer.aclose(timeout)
+        await self.redis.aclose()
         # A health that was given is not closed with its clients.
         await self.redis.health.aclose()
         await self.kafka.aclose()

@@ -111,11 +111,13 @@ class Stage:
                 ),
                 _serving(service, run),
             ):
-                async with Workload(service, run):
-                    await run.handles(_BEGIN)
-                    await play(self._script, run, self._redis, self._kafka)
-                await self._caught_up(ledger)
-                run.ended()
+                try:
+                    async with Workload(service, run):
+                        await run.handles(_BEGIN)
+                        await play(self._script, run, self._redis, self._kafka)
+                    await self._caught_up(ledger)
+                finally:
+                    run.ended()
         stats = service.consumer.stats()
         audit = ledger.audit(
             await read_stores(self._redis.server, self._kafka.server), idempotent=idempotent
@@ -169,7 +171,9 @@ async def _serving(service: Service, run: Run) -> AsyncIterator[None]:
     task.add_done_callback(ended)
     try:
         yield
-    finally:
         over = True
         await service.consumer.aclose()
+    finally:
+        over = True
+        task.cancel()  # nothing, if it has ended with its consumer
         await asyncio.wait([task])
