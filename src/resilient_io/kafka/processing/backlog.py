@@ -109,7 +109,9 @@ class Backlog:
     def admit(self, flow: Flow, records: Sequence[Record]) -> None:
         """Take records of a partition, in the order of their offsets."""
         self.records += len(records)
-        self.bytes += sum(map(size_of, records))
+        self.bytes += sum(
+            [record.serialized_key_size + record.serialized_value_size for record in records]
+        )
         ready = self.ready
         if not self._by_key and not self._by_partition:
             ready.extend(zip(repeat(flow), records, repeat(None)))

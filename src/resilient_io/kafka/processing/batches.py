@@ -65,12 +65,12 @@ class Batches:
         time = asyncio.get_running_loop().time
         pool.wake_others()
         while True:
-            if not ready or pool.working > pool.allowed:
+            if not ready:
                 await pool.park(worker)
                 continue
             now = time()
             if now > pool.stretch_ends:
-                await pool.breathe(worker)
+                await pool.pause(worker)
                 continue
             items = self._take()
             worker.items = items

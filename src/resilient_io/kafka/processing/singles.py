@@ -61,12 +61,12 @@ class Singles:
         time = asyncio.get_running_loop().time
         pool.wake_others()
         while True:
-            if not ready or pool.working > pool.allowed:
+            if not ready:
                 await pool.park(worker)
                 continue
             now = time()
             if now > pool.stretch_ends:
-                await pool.breathe(worker)
+                await pool.pause(worker)
                 continue
             item = flow, record, case = ready.popleft()
             worker.items = (item,)

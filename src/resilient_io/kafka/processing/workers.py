@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from typing import TYPE_CHECKING, Protocol
 
 from resilient_io._deadline import context_without_deadline
@@ -122,8 +123,14 @@ class Workers:
         if len(self._ready) > 1:
             self.wake()
 
-    async def breathe(self, worker: Worker) -> None:
-        """Let the loop look at its sockets and timers, once for all workers."""
+    async def pause(self, worker: Worker) -> None:
+        """The stretch is over: let the loop look at its sockets and timers, or stop working.
+
+        So one question per record, `now > stretch_ends`, is enough for both.
+        """
+        if self.working > self.allowed:
+            await self.park(worker)
+            return
         worker.items = ()
         if not self._turn_marked:
             self._turn_marked = True
@@ -142,7 +149,8 @@ class Workers:
 
     def _new_turn(self) -> None:
         self._turn_marked = False
-        self.stretch_ends = self._loop.time() + _LONGEST_STRETCH
+        if self.working <= self.allowed:
+            self.stretch_ends = self._loop.time() + _LONGEST_STRETCH
 
     # --- for their owner
 
@@ -164,6 +172,8 @@ class Workers:
     def allow(self, allowed: int) -> None:
         """Change how many may be working; those above it stop when their record is done."""
         self.allowed = allowed
+        if self.working > allowed:
+            self.stretch_ends = -math.inf  # each looks before it takes another record
         self.wake()
 
     def busy(self) -> list[Worker]:
