@@ -232,11 +232,15 @@ class Courier:
         """Put a batch back that the driver did not take; the next instance will."""
         if cargo.line.cargo is not cargo:
             return
-        self._finish(cargo, freed=put_back(cargo))
-        if not isinstance(error, (InstanceEnded, driver.KafkaTimeoutError)):
+        if isinstance(error, InstanceEnded):
+            self._given_up = cargo.instance
+        elif not isinstance(error, driver.KafkaTimeoutError):
             self._break(cargo.instance, error)
+        self._finish(cargo, freed=put_back(cargo))
 
     def _failed(self, cargo: Cargo, error: Exception) -> None:
+        if isinstance(error, InstanceEnded):
+            self._given_up = cargo.instance
         if isinstance(error, InstanceEnded) and not error.sent:
             self._finish(cargo, freed=put_back(cargo))
             return
