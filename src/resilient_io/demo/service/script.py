@@ -38,12 +38,12 @@ class Script:
 
 FULL: Final = Script(
     scenes=(
-        Scene(whom="redis", what="killed", before=1.0, lasts=1.5, after=1.5),
-        Scene(whom="kafka", what="killed", before=0.0, lasts=1.0, after=2.0),
-        Scene(whom="redis", what="frozen", before=0.0, lasts=2.5, after=1.5),
-        Scene(whom="kafka", what="frozen", before=0.0, lasts=3.5, after=1.5),
-        Scene(whom="redis", what="cut off", before=0.0, lasts=2.5, after=1.5),
-        Scene(whom="kafka", what="cut off", before=0.0, lasts=3.5, after=2.0),
+        Scene(whom="redis", what="killed", before=1.0, lasts=1.5, after=1.0),
+        Scene(whom="kafka", what="killed", before=0.0, lasts=1.0, after=1.5),
+        Scene(whom="redis", what="frozen", before=0.0, lasts=2.5, after=1.0),
+        Scene(whom="kafka", what="frozen", before=0.0, lasts=3.5, after=1.0),
+        Scene(whom="redis", what="cut off", before=0.0, lasts=2.5, after=1.0),
+        Scene(whom="kafka", what="cut off", before=0.0, lasts=3.5, after=1.5),
     ),
 )
 
