@@ -35,6 +35,7 @@ __all__ = [
     "reconnect",
     "resume_dialling",
     "take_note",
+    "unknown_topics",
     "works_for",
 ]
 
@@ -137,6 +138,21 @@ def connection_options(instance: Driver) -> dict[str, Any]:
     """Give what `AIOKafkaClient._get_conn` hands to `create_conn`."""
     client: Any = client_of(instance)
     return {name: getattr(client, f"_{name}") for name in CONNECTION_OPTIONS}
+
+
+def unknown_topics(instance: Driver) -> list[str]:
+    """Give the topics a consumer wants and has no metadata of (`AIOKafkaClient._topics`).
+
+    A producer's are not among them: who sends asks, and asking may make a topic anew.
+    """
+    if hasattr(instance, "_sender"):
+        return []
+    client: Any = client_of(instance)
+    return [
+        topic
+        for topic in sorted(client._topics)
+        if client.cluster.partitions_for_topic(topic) is None
+    ]
 
 
 def oldest_request(connection: Connection) -> object | None:

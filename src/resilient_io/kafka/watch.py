@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -19,6 +20,7 @@ from .internals import (
     oldest_request,
     reconnect,
     resume_dialling,
+    unknown_topics,
 )
 from .protocols import Connection, DriverT
 
@@ -32,6 +34,9 @@ __all__ = ["Watch"]
 
 _LOOK = 1.0
 """Seconds between looks at whether any connection is open."""
+
+_TOPICS_CAP = 10.0
+"""Greatest pause between questions for topics that are not there yet, in seconds."""
 
 _STRIKES = 3
 """How often in a row an instance must fail to find a cluster that answers the probe."""
@@ -65,6 +70,8 @@ class Watch(Generic[DriverT]):
         self._doubt = asyncio.Event()
         self._after_outage = False
         self._strikes = 0
+        self._topics_pause = _LOOK
+        self._topics_due = 0.0
         self._tasks: list[tuple[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]]] = []
         for what, task in background_tasks(instance):
             ended = functools.partial(self._task_ended, what)
@@ -134,8 +141,25 @@ class Watch(Generic[DriverT]):
                 continue
             open_connections = [c for c in connections_of(self._instance) if c.connected()]
             if open_connections and not self._after_outage and not self._strikes:
-                continue
-            await self._find_cluster()
+                await self._look_for_topics()
+            else:
+                await self._find_cluster()
+
+    async def _look_for_topics(self) -> None:
+        """Ask again for topics that are not there yet.
+
+        aiokafka 0.14 asks once when it subscribes, and then only after `metadata_max_age_ms`: a
+        topic that is made a moment later would not be read for five minutes.
+        """
+        loop = asyncio.get_running_loop()
+        if not unknown_topics(self._instance):
+            self._topics_pause = _LOOK
+        elif loop.time() >= self._topics_due:
+            self._topics_due = loop.time() + self._topics_pause
+            self._topics_pause = min(2.0 * self._topics_pause, _TOPICS_CAP)
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await client_of(self._instance).force_metadata_update()
 
     async def _find_cluster(self) -> None:
         """Ask for metadata through the instance; it must find what the probe finds."""

@@ -194,6 +194,26 @@ async def test_a_batch_on_its_way_over_a_connection_that_went_silent_is_sent_aga
             assert producer.supervisor.generation == 1
 
 
+async def test_a_topic_that_is_made_after_the_subscription_is_read_soon(
+    shared_kafka, name, supervise
+):
+    consumer = await supervise(
+        "consumer",
+        shared_kafka.bootstrap_servers,
+        topics=[name],
+        group_id=name,
+        auto_offset_reset="earliest",
+    )
+    producer = await supervise("producer", shared_kafka.bootstrap_servers)
+    instance = await consumer.supervisor.ready(asyncio.get_running_loop().time() + SOON, "fetch")
+    await _until(lambda: instance._coordinator.generation > 0, "it had joined without the topic")
+    await _send(producer, name)
+    async with asyncio.timeout(SOON):
+        while not (found := await instance.getmany(timeout_ms=500)):
+            pass
+    assert [record.value for records in found.values() for record in records] == [b"x"]
+
+
 async def test_a_call_has_its_deadline_also_while_nothing_answers(kafka_server, supervise):
     kafka_server.freeze()
     producer = await supervise("producer", kafka_server.bootstrap_servers, policy=PATIENT)

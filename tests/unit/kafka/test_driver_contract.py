@@ -109,7 +109,7 @@ async def test_a_producer_has_the_parts_that_we_name():
         TransactionManager,
     ]
     assert producer._sender._sender_task is None
-    assert {"_sync_task", "_conns", "_md_update_fut"} <= set(vars(client))
+    assert {"_sync_task", "_conns", "_md_update_fut", "_topics"} <= set(vars(client))
     manager = producer._txn_manager
     assert isinstance(manager._pid_waiter, asyncio.Future)
     assert manager._transaction_waiter is None

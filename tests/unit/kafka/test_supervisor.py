@@ -29,6 +29,8 @@ class Client:
         self._sync_task = None
         self._md_update_fut = None
         self._retry_backoff = 0.0
+        self._topics = set()
+        self.cluster = SimpleNamespace(partitions_for_topic=lambda _topic: None)
         self.updates = 0
         self.finds = True
 
@@ -435,3 +437,22 @@ async def test_waiting_and_closing_can_be_cancelled_anywhere():
         await supervisor.ready(None, "send")
         closing = await cancel_everywhere(lambda: supervisor.aclose(2.0), max_points=1)
         assert closing.swallowed == closing.late == []
+
+
+async def test_topics_that_are_not_there_yet_are_asked_for_again_and_less_and_less_often():
+    world = World()
+    async with supervised(world) as supervisor:
+        instance = await supervisor.ready(None, "fetch")
+        instance._client._conns[(1, 0)] = SimpleNamespace(connected=lambda: True, _requests=[])
+        await asyncio.sleep(60)
+        assert instance._client.updates == 0
+        instance._client._topics.add("later")
+        await asyncio.sleep(3)
+        assert instance._client.updates >= 2
+        await asyncio.sleep(600)
+        assert 50 < instance._client.updates < 80
+        instance._client.cluster.partitions_for_topic = lambda _topic: {0}
+        seen = instance._client.updates
+        await asyncio.sleep(60)
+        assert instance._client.updates == seen
+        instance._client._conns.clear()
