@@ -351,3 +351,24 @@ async def test_run_refuses_what_cannot_work(shared_kafka, name):
             await anext(aiter(consumer))
         await consumer.aclose()
         await first
+
+
+async def test_a_handler_may_close_the_consumer(shared_kafka, name):
+    await shared_kafka.create_topic(name, partitions=2)
+    await produced(shared_kafka, name, 100)
+    done = []
+
+    async def handler(record):
+        if len(done) == 50:
+            record.done()
+            await consumer.aclose()
+        done.append(record.offset)
+
+    loop = asyncio.get_running_loop()
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        run = Running(consumer, handler, concurrency=1, order="none")
+        await run.until(lambda: len(done) == 50)
+        began = loop.time()
+        await run.task
+        assert loop.time() - began < 4.0
+    assert sum(await committed(shared_kafka, name, name)) == 51

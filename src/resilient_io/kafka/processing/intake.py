@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Intake"]
 
-_CHUNK = 1000  # records of one fetch: few enough that admitting them does not hold up the loop
+_CHUNK = 400  # records of one fetch: as many as are new to the garbage collector at once
 _POLL = 1.0  # longest wait of one fetch, in seconds
 _POLL_WHILE_HELD = 0.5  # and how often Kafka hears of us while nothing is wanted
 _LARGE = 16_384.0  # what a record is taken for before the first came

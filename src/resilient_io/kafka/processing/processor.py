@@ -75,6 +75,7 @@ class Processor:
         self._feeder: asyncio.Task[None] | None = None
         self._winding_down: asyncio.Task[None] | None = None
         self._drain_timeout = plan.limits.drain_timeout
+        self._asking: asyncio.Task[Any] | None = None
         self._longest_drain = max(0.0, _SHARE_FOR_DRAIN * rebalance_timeout - EVICTION_GRACE)
         self._cancelled = 0
         letter = plan.dead_letter
@@ -126,16 +127,21 @@ class Processor:
         if self._error is not None:
             raise self._error
 
-    async def aclose(self, timeout: float | None = None) -> None:
+    async def aclose(
+        self, timeout: float | None = None, asking: asyncio.Task[Any] | None = None
+    ) -> None:
         """End: fetch no more, drain, commit; `run()` returns then.
 
         Twice is fine. Cancelling it leaves at once; what it began ends by itself.
 
         Args:
             timeout: Seconds for all of it; None for what the limits of `run` say.
+            asking: The task that wants it to end. When a handler runs in it, that handler is
+                cancelled without a wait for it, and its record is not handled.
         """
         if timeout is not None:
             self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - EVICTION_GRACE))
+        self._asking = asking
         self._end()
         winding_down = self._wind_down_soon()
         await asyncio.wait([winding_down], timeout=timeout)
@@ -241,7 +247,9 @@ class Processor:
             self._gate.stop()
             self._patience.stop()
             self._backlog.withdraw(list(self._backlog.flows.values()))
-            self._cancelled += await self._workers.empty_hands(None, self._drain_timeout)
+            self._cancelled += await self._workers.empty_hands(
+                None, self._drain_timeout, self._asking
+            )
             await self._source.commit(self._commit_timeout)
             if self._dead_letters is not None:
                 await self._dead_letters.aclose()

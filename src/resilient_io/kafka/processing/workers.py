@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resilient_io._deadline import context_without_deadline
 
@@ -180,7 +180,12 @@ class Workers:
         """Return those that have records in their hands."""
         return [worker for worker in self._workers if worker.items]
 
-    async def empty_hands(self, partitions: Sequence[TopicPartition] | None, timeout: float) -> int:
+    async def empty_hands(
+        self,
+        partitions: Sequence[TopicPartition] | None,
+        timeout: float,
+        asking: asyncio.Task[Any] | None = None,
+    ) -> int:
         """Wait until no worker has a record of these partitions; cancel those that still have.
 
         Cancelling it leaves at once.
@@ -188,11 +193,12 @@ class Workers:
         Args:
             partitions: Which; None for all.
             timeout: Seconds before they are cancelled.
+            asking: A task that waits for this itself: as a worker it would wait in vain.
 
         Returns:
             Handlers that were cancelled.
         """
-        held = self._holding(partitions)
+        held = [worker for worker in self._holding(partitions) if worker.task is not asking]
         if held and timeout > 0.0:
             await asyncio.wait([self._freed(worker) for worker in held], timeout=timeout)
         late = self._holding(partitions)

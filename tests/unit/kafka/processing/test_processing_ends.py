@@ -406,3 +406,23 @@ async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_at_once(s
         assert report.complete
         assert report.points > 0
         assert report.findings == [], "\n".join(map(str, report.findings))
+
+
+async def test_a_handler_that_closes_is_not_waited_for_but_the_others_are(scenes, until):
+    scene = scenes(limits=LIMITS, order="none")
+    done = []
+
+    async def handler(record):
+        if record.value == b"stop":
+            closing = asyncio.create_task(scene.processor.aclose(asking=asyncio.current_task()))
+            await asyncio.wait([closing])
+        await asyncio.sleep(1.0)
+        done.append(record.offset)
+
+    for value in (b"v", b"stop", b"v"):
+        scene.source.put(None, value)
+    began = now()
+    await scene.start(handler)
+    assert now() - began == pytest.approx(1.0, abs=0.1)
+    assert sorted(done) == [0, 2]
+    assert scene.source.committed == {("t", 0): 1}
