@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+from types import SimpleNamespace
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
 from aiokafka.consumer.subscription_state import (
@@ -13,8 +15,11 @@ from aiokafka.consumer.subscription_state import (
     SubscriptionState,
     TopicPartitionState,
 )
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGroupRequest
 from aiokafka.structs import ConsumerRecord
 
+from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.record import Record
 
 
@@ -100,6 +105,26 @@ async def test_the_group_waits_for_the_listener():
 async def test_errors_of_the_coordination_are_asked_for():
     assert parameters_of(GroupCoordinator.check_errors) == ["self"]
     assert parameters_of(NoGroupCoordinator.check_errors) == ["self"]
+
+
+async def test_what_a_connection_owes():
+    send = source_of(AIOKafkaConnection.send)
+    assert "self._requests.append(\n            (correlation_id, request_struct, fut)," in send
+    assert "request_struct = request.prepare" in send
+    kinds = {
+        FetchRequest(1, 1, 1, 0, []): "fetch",
+        JoinGroupRequest("g", 1, 1, "m", None, "consumer", []): "join",
+        SyncGroupRequest("g", 1, "m", None, []): "join",
+        HeartbeatRequest("g", 1, "m"): "other",
+    }
+    for request, kind in kinds.items():
+        prepared = request.prepare({request.API_KEY: (0, 4)})
+        assert internals.kind_of((1, prepared, None)) == kind
+    assert internals.kind_of((None, None, None)) == "other"
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"part")
+    assert internals.received(SimpleNamespace(_reader=reader)) == 4
+    assert internals.received(SimpleNamespace(_reader=None)) == 0
 
 
 async def test_a_record_can_become_ours_in_place():

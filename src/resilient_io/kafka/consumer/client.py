@@ -53,7 +53,6 @@ _OWNED = {
 }
 
 _MAX_POLL_INTERVAL_MS = 300_000  # aiokafka 0.14's own default
-_SESSION_TIMEOUT_MS = 10_000  # as above
 
 
 class ResilientKafkaConsumer:
@@ -296,14 +295,12 @@ class ResilientKafkaConsumer:
                 'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without one'
             )
         interval = self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS) / 1000
-        # aiokafka 0.14: without the one the group waits for as long as the other says.
-        session = self._options.get("session_timeout_ms")
-        patience = self._options.get("rebalance_timeout_ms") or session
+        engine = self._started()
         await run(
-            self._started(),
+            engine,
             plan,
             max_poll_interval=interval,
-            rebalance_timeout=(patience or _SESSION_TIMEOUT_MS) / 1000,
+            rebalance_timeout=engine.rebalance_timeout,
             make_producer=self._make_producer,
             rng=self._rng,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
@@ -15,18 +14,19 @@ from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.quiet import quietly
 from resilient_io.kafka.supervisor import Supervisor
 
-from . import internals
 from .committing import Committer
 from .feed import Feed
 from .holdings import Holding, Holdings
 from .rebalance import Rebalancing
+from .silence import SilenceWatch
 from .stalling import StallWatch
 from .stats import ConsumerStats, Counters
 from .turn import Turn
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -49,8 +49,8 @@ _DEFAULTS = {"consumer_timeout_ms": 1000}
 """aiokafka 0.14's 200 looks five times a second whether there is something to fetch. Whatever may
 change that wakes it anyway (`Fetcher._fetch_requests_routine`)."""
 
-_TICK = 1.0
-"""Seconds between two looks after everything, at least."""
+_FETCH_MAX_WAIT_MS = 500  # aiokafka 0.14's own default
+_SESSION_TIMEOUT_MS = 10_000  # as above
 
 
 class Engine:
@@ -129,22 +129,23 @@ class Engine:
             drop=self._drop,
             drain=self._drain,
         )
-        self._stalls = (
-            None
-            if settings.stalled_after is None
-            else StallWatch(health, settings.stalled_after, subscription.group)
+        stalls = None
+        if settings.stalled_after is not None:
+            stalls = StallWatch(health, settings.stalled_after, subscription.group)
+        self.rebalance_timeout = _rebalance_timeout(options)
+        silence = SilenceWatch(
+            policy.response_timeout,
+            fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
+            join=self.rebalance_timeout,
         )
+        self._upkeep = Upkeep(self, stalls, silence)
         self._attachment: Attachment | None = None
-        self._upkeep: asyncio.Task[None] | None = None
-        self._due: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Begin in the running loop; never waits for Kafka."""
         self._attachment = self.health.start(self._probe, last_reply=self._probe.last_reply)
         self.supervisor.start()
-        self._upkeep = asyncio.get_running_loop().create_task(
-            self._keep_up(), name="resilient-io kafka upkeep", context=self.supervisor.context()
-        )
+        self._upkeep.start()
 
     # --- Source
 
@@ -177,6 +178,10 @@ class Engine:
             with quietly(self.supervisor.tally):
                 await self._committer.commit(self.holdings.all, timeout, insist=True)
 
+    async def commit_due(self) -> bool:
+        """Commit what is contiguous now, in one attempt."""
+        return await self._committer.commit(self.holdings.all, self.settings.commit_timeout)
+
     def on_revoked(
         self, drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None
     ) -> None:
@@ -198,9 +203,7 @@ class Engine:
         """The iteration is over: commit what it handled."""
         self.walk = None
         self.turn.give_back()
-        if self._due is not None and not self._due.done():
-            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                self._due.set_result(None)
+        self._upkeep.commit_soon()
 
     def move(self, holding: Holding, offset: int) -> None:
         """Read a partition from another offset from now on."""
@@ -247,11 +250,9 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         if self.processor is not None:
-            await self.processor.aclose(max(0.0, (until - loop.time()) / 2))
+            await self.processor.aclose(max(0.0, (until - loop.time()) / 2), asking)
         self.feed.close()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait([self._upkeep])
+        await self._upkeep.aclose()
         if self.walk is not None:
             drain = min(self.settings.drain_timeout, (until - loop.time()) / 2)
             await self.walk.drain(self.holdings.all, drain, asking)
@@ -260,8 +261,6 @@ class Engine:
             await self.commit(max(0.0, min(self.settings.commit_timeout, until - loop.time())))
         await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
         await self._rebalancing.aclose()
-        if self._stalls is not None:
-            self._stalls.close()
         if self._attachment is not None:
             await self._attachment.detach()
         self._probe.close()
@@ -322,23 +321,9 @@ class Engine:
         if self.feed.drain is not None:
             await self.feed.drain(tuple(holding.partition for holding in going))
 
-    async def _keep_up(self) -> None:
-        """Commit, keep polling alive while records are being handled, look for stalls."""
-        loop = asyncio.get_running_loop()
-        interval = self.settings.commit_interval
-        tick = _TICK if interval is None else min(_TICK, interval)
-        commit_at = loop.time()
-        while True:
-            self._due = loop.create_future()
-            await asyncio.wait([self._due], timeout=tick)
-            now = loop.time()
-            walk, instance = self.walk, self.supervisor.instance
-            if walk is not None:
-                walk.settle()
-                if instance is not None and walk.moved():
-                    internals.note_poll(instance)
-            if self._stalls is not None:
-                self._stalls.look(self.holdings.all, self.feed.paused, now)
-            if interval is not None and (self._due.done() or now >= commit_at):
-                await self._committer.commit(self.holdings.all, self.settings.commit_timeout)
-                commit_at = loop.time() + interval - tick / 2
+
+def _rebalance_timeout(options: Mapping[str, Any]) -> float:
+    """Give the seconds for which the group waits for a member."""
+    # aiokafka 0.14: without the one the group waits for as long as the other says.
+    given = options.get("rebalance_timeout_ms") or options.get("session_timeout_ms")
+    return float(given or _SESSION_TIMEOUT_MS) / 1000

@@ -6,9 +6,11 @@ aiokafka changes any of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from aiokafka.errors import CommitFailedError
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.structs import OffsetAndMetadata
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
-    from resilient_io.kafka.protocols import ConsumerDriver
+    from resilient_io.kafka.protocols import Connection, ConsumerDriver
 
 __all__ = [
     "Membership",
@@ -26,10 +28,12 @@ __all__ = [
     "check",
     "commit_once",
     "committed_offsets",
+    "kind_of",
     "membership",
     "note_poll",
     "partitions_of",
     "reassigning",
+    "received",
     "state_of",
 ]
 
@@ -107,6 +111,25 @@ def state_of(instance: ConsumerDriver, partition: TopicPartition) -> PartitionSt
         return None
     state: PartitionState | None = subscription.assignment.state_value(partition)
     return state
+
+
+def received(connection: Connection) -> int:
+    """Give the bytes of an answer that is not complete yet (`AIOKafkaConnection._reader`)."""
+    known: Any = connection
+    return 0 if known._reader is None else len(known._reader._buffer)
+
+
+def kind_of(request: object) -> Literal["fetch", "join", "other"]:
+    """Say how long the broker may take its time with an outstanding request.
+
+    One is a tuple, and its second element what was sent (`AIOKafkaConnection._requests`); a step
+    of the login has none.
+    """
+    entry: Any = request
+    key = getattr(entry[1], "API_KEY", None)
+    if key == FetchRequest.API_KEY:
+        return "fetch"
+    return "join" if key in (JoinGroupRequest.API_KEY, SyncGroupRequest.API_KEY) else "other"
 
 
 def membership(instance: ConsumerDriver) -> Membership | None:

@@ -1,0 +1,100 @@
+"""What a consumer does by itself, again and again: commits, shows life, looks for trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from . import internals
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .silence import SilenceWatch
+    from .stalling import StallWatch
+
+__all__ = ["Upkeep"]
+
+_TICK = 1.0
+"""Seconds between two rounds, at most."""
+
+
+class Upkeep:
+    """A task that goes its rounds.
+
+    Args:
+        engine: Whose parts are kept up.
+        stalls: Looks for partitions that do not move; None for not at all.
+        silence: Looks for connections that say nothing.
+    """
+
+    def __init__(self, engine: Engine, stalls: StallWatch | None, silence: SilenceWatch) -> None:
+        self._engine = engine
+        self._stalls = stalls
+        self._silence = silence
+        self._task: asyncio.Task[None] | None = None
+        self._committing: asyncio.Task[bool] | None = None
+        self._due: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        self._task = asyncio.get_running_loop().create_task(
+            self._go_round(),
+            name="resilient-io kafka upkeep",
+            context=self._engine.supervisor.context(),
+        )
+
+    def commit_soon(self) -> None:
+        """Commit in the next tick of the loop."""
+        if self._due is not None and not self._due.done():
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                self._due.set_result(None)
+
+    async def aclose(self) -> None:
+        """End."""
+        ending = [task for task in (self._task, self._committing) if task is not None]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
+        if self._stalls is not None:
+            self._stalls.close()
+
+    # --- inside
+
+    async def _go_round(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self._engine.settings.commit_interval
+        tick = _TICK if interval is None else min(_TICK, interval)
+        commit_at = loop.time()
+        while True:
+            self._due = loop.create_future()
+            await asyncio.wait([self._due], timeout=tick)
+            now = loop.time()
+            self._look(now)
+            if interval is not None and (self._due.done() or now >= commit_at):
+                self._commit()
+                commit_at = now + interval - tick / 2
+
+    def _look(self, now: float) -> None:
+        engine = self._engine
+        instance = engine.supervisor.instance
+        if engine.walk is not None:
+            engine.walk.settle()
+            if instance is not None and engine.walk.moved():
+                # The driver gave its records long ago; that they are being handled counts, too.
+                internals.note_poll(instance)
+        if self._stalls is not None:
+            self._stalls.look(engine.holdings.all, engine.feed.paused, now)
+        if instance is not None and engine.health.state.answering:
+            self._silence.look(instance, now)
+        else:
+            self._silence.forget()
+
+    def _commit(self) -> None:
+        if self._committing is not None and not self._committing.done():
+            return
+        # In a task of its own: what it waits for may be the silence that the next look finds.
+        self._committing = asyncio.get_running_loop().create_task(
+            self._engine.commit_due(), name="resilient-io kafka commit"
+        )
