@@ -124,7 +124,10 @@ async def test_records_that_wait_while_the_broker_is_away_arrive_in_order(kafka_
     ]
 
 
-async def test_while_the_broker_is_frozen_no_call_outlives_its_deadline(kafka_server, caplog):
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.soak)])
+async def test_while_the_broker_is_frozen_no_call_outlives_its_deadline(
+    seconds, kafka_server, caplog
+):
     topic = "frozen"
     await kafka_server.create_topic(topic)
     caplog.set_level(logging.INFO)
@@ -150,8 +153,9 @@ async def test_while_the_broker_is_frozen_no_call_outlives_its_deadline(kafka_se
         caplog.clear()
         kafka_server.freeze()
         calls = []
-        for n in range(60):
-            calls.append(asyncio.create_task(call(producer, n)))
+        until = loop.time() + seconds
+        while loop.time() < until:
+            calls.append(asyncio.create_task(call(producer, len(calls))))
             await asyncio.sleep(0.05)
         assert health.state is State.DOWN
         await asyncio.gather(*calls)

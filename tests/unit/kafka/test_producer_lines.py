@@ -23,6 +23,7 @@ from resilient_io.kafka.internals import InstanceEnded
 from resilient_io.kafka.producer.accumulator import OVERHEAD, Accumulator
 from resilient_io.kafka.producer.closing import drop_travelling, drop_waiting
 from resilient_io.kafka.producer.courier import Courier
+from resilient_io.kafka.producer.many import ship
 from resilient_io.kafka.producer.room import Room
 from resilient_io.kafka.producer.settings import DeliverySettings
 from resilient_io.kafka.producer.topics import Topics
@@ -511,13 +512,16 @@ async def test_more_partitions_are_noticed_and_keys_are_distributed_anew():
     async with World() as world:
         topic = world.topics.known[TOPIC]
         keys = [b"%d" % n for n in range(100)]
-        before = {key: topic.route(key).partition for key in keys}
+
+        async def places():
+            futures = [await world.send(b"x", None, key) for key in keys]
+            return {f.partition for f in await asyncio.gather(*futures)}
+
+        assert await places() == {0, 1}
         world.instance.cluster.partitions = dict.fromkeys(range(8), 1)
         await world.instance._updated()
         assert sorted(topic.lines) == list(range(8))
-        after = {key: topic.route(key).partition for key in keys}
-        assert set(before.values()) == {0, 1}
-        assert set(after.values()) == set(range(8))
+        assert await places() == set(range(8))
 
 
 async def test_failed_records_are_logged_in_one_line_for_many(caplog):
@@ -589,3 +593,127 @@ async def test_silence_on_a_batch_makes_health_look():
         future = await world.send(b"x", lifetime=3.0)
         await asyncio.wait([future])
         assert reported == [Cause.TIMED_OUT]
+
+
+def engine_of(world):
+    """What `send_many` needs of a producer's engine."""
+    return SimpleNamespace(
+        loop=world.loop,
+        accumulator=world.accumulator,
+        room=world.room,
+        settings=world.settings,
+        verdicts=world.verdicts,
+        health=world.health,
+        transactions=SimpleNamespace(check=lambda: None),
+    )
+
+
+def many(world, records, timeout=None):
+    return ship(
+        engine_of(world),
+        TOPIC,
+        records,
+        timeout=timeout,
+        serialize_key=None,
+        serialize_value=None,
+    )
+
+
+async def test_many_records_are_confirmed_batch_by_batch_with_their_offsets():
+    async with World(Instance(1)) as world:
+        world.instance.batch_size = 1000
+        report = await many(world, [b"%03d" % n + b"." * 97 for n in range(50)])
+        assert report.ok
+        assert report.delivered == 50
+        assert (report.offsets[0].first, report.offsets[0].last) == (0, 49)
+        assert len(world.instance.taken) > 5
+        sent = [value for _, values, _ in world.instance.taken for value in values]
+        assert [int(value[:3]) for value in sent] == list(range(50))
+        assert world.room.used == 0
+
+
+async def test_many_records_move_to_the_next_instance_and_each_is_told_what_became_of_it():
+    async with World(Instance(1)) as world:
+        world.instance.batch_size = 1000
+        world.instance.answers = False
+        sending = asyncio.create_task(many(world, [b"%03d" % n + b"." * 97 for n in range(30)]))
+        await asyncio.sleep(0.01)
+        (_, lost, _) = world.instance.taken[0]
+        await world.replaced(driver.UnknownProducerId())
+        report = await sending
+        assert report.delivered == 30 - len(lost)
+        assert [failure.value for failure in report.failures] == lost
+        assert {f.progress for f in report.failures} == {Progress.PERHAPS_APPLIED}
+        assert [f.position for f in report.failures] == list(range(len(lost)))
+        assert world.room.used == 0
+
+
+async def test_a_batch_of_many_that_was_never_sent_is_sent_by_the_next_instance():
+    async with World(Instance(1)) as world:
+        world.instance.batch_size = 1000
+        world.instance.answers = False
+        sending = asyncio.create_task(many(world, [b"%03d" % n + b"." * 97 for n in range(30)]))
+        await asyncio.sleep(0.01)
+        (batch,) = world.instance._message_accumulator._batches[TopicPartition(TOPIC, 0)]
+        batch.retry_count = 0
+        await world.replaced(driver.UnknownProducerId())
+        assert (await sending).ok
+        sent = [value for _, values, _ in world.instance.taken for value in values]
+        assert [int(value[:3]) for value in sent] == list(range(30))
+        assert world.room.used == 0
+
+
+async def test_many_records_end_with_their_time_and_the_report_says_how_far_each_got():
+    async with World(Instance(1)) as world:
+        world.instance.batch_size = 1000
+        world.instance.answers = False
+        report = await many(world, (b"." * 100 for _ in range(30)), timeout=2.0)
+        assert world.loop.time() == pytest.approx(2.0, abs=0.1)
+        travelled = len(report.of(Progress.PERHAPS_APPLIED))
+        assert travelled == len(world.instance.taken[0][1])
+        assert len(report.of(Progress.NOT_SENT)) == 30 - travelled
+        assert report.delivered == 0
+
+
+async def test_many_records_stop_being_taken_when_there_is_no_room_or_kafka_goes_down():
+    async with World(Instance(1), buffer_bytes=256 * OVERHEAD) as world:
+        world.instance.answers = False
+        taken = []
+
+        def source():
+            for n in range(1000):
+                taken.append(n)
+                yield b"x"
+
+        report = await many(world, source())
+        assert not report.complete
+        assert report.taken == len(taken) < 400
+        assert len(report.failures) == len(taken)
+    async with World(Instance(1)) as world:
+
+        def failing_source():
+            yield from [b"x"] * 1000
+            world.health.available = False
+            yield from [b"x"] * 5000
+
+        report = await many(world, failing_source())
+        assert not report.complete
+        assert 1000 <= report.taken < 6000
+        assert isinstance(report.failures[-1].error, KafkaUnavailable)
+        assert report.of(Progress.NOT_SENT) == list(report.failures)  # some had to wait, too
+
+
+async def test_cancelled_many_records_free_their_room_and_are_not_sent():
+    async with World(Instance(1)) as world:
+        world.supervisor.instance = None
+        sending = asyncio.create_task(many(world, [b"x"] * 100))
+        await asyncio.sleep(1.0)
+        assert world.room.used
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert world.room.used == 0
+        world.supervisor.instance = world.instance
+        world.courier.wake()
+        await asyncio.sleep(1.0)
+        assert world.instance.taken == []
+        assert world.verdicts.ended == {}

@@ -256,9 +256,10 @@ class ResilientKafkaProducer:
         """Send many records, as fast as Kafka takes them, and report what became of each.
 
         A record that cannot be sent (a serializer raises, it is too large, the broker refuses it)
-        ends up in the report; the others go on. When Kafka goes down under `while_down="fail"`, or
-        the time ends, no more are taken: `report.taken` says how far it got. Cancelling leaves at
-        once: what was not handed over is not sent, what was may be written.
+        ends up in the report; the others go on. When Kafka goes down under `while_down="fail"`, the
+        time ends, or there is no room for `delivery_timeout`, no more are taken: `report.taken`
+        says how far it got. Cancelling leaves at once: what was not handed over is not sent, what
+        was may be written.
 
         Args:
             topic: Where to.

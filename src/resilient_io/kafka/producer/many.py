@@ -31,6 +31,9 @@ _MOST_CHUNK = 1000
 _CHUNK_BYTES = 96 * 1024
 """Bytes taken from an iterable before the loop gets a turn."""
 
+_LEAST_CHUNKS = 8
+"""Of a small buffer a chunk takes only a part: what finds no room in time has failed."""
+
 _BYTES = {bytes}
 
 
@@ -125,7 +128,8 @@ class Packer:
                 return False
             self._push()
             average = max(1, size // len(taken) - OVERHEAD)
-            chunk = max(1, min(_CHUNK_BYTES // average, _MOST_CHUNK))
+            part = self._engine.settings.buffer_bytes // _LEAST_CHUNKS // (average + OVERHEAD)
+            chunk = max(1, min(_CHUNK_BYTES // average, _MOST_CHUNK, part))
         return True
 
     async def take_async(self, records: AsyncIterable[Any]) -> bool:
@@ -151,7 +155,7 @@ class Packer:
         """Take room for what was just packed; if there is none, it fails and this returns False."""
         if not size:
             return True
-        call = self._admission.begin("send_many")
+        call = self._admission.begin("send_many", self._engine.settings.delivery_timeout)
         if call.until is None or self._until < call.until:
             call.until = self._until
         call.transaction = self._transaction
