@@ -323,7 +323,7 @@ async def test_a_handler_longer_than_max_poll_interval_keeps_its_partition(
 
     with caplog.at_level(logging.WARNING):
         async with consumer_of(shared_kafka, name, name, max_poll_interval_ms=1_500) as consumer:
-            run = Running(consumer, handler, limits=RunLimits(records=10))
+            run = Running(consumer, handler, concurrency=4, limits=RunLimits(records=10))
             await run.until(lambda: len(done) == 20)
         await run.task
     assert len(set(done)) == len(done) == 20  # nothing came twice: the partition was never lost

@@ -57,7 +57,7 @@ class Backlog:
         ready: What may be handled now, first come first served. Always the same object.
         records: Records in memory.
         bytes: Bytes of their keys and values.
-        awaits_room: Whether `room` is to be called once half of the bounds is free.
+        awaits_room: Whether `room` is to be called once a quarter of the bounds is free.
     """
 
     __slots__ = (
@@ -78,8 +78,8 @@ class Backlog:
         self._by_key = order == "key"
         self._by_partition = order == "partition"
         self._room = room
-        self._low_records = limits.records // 2
-        self._low_bytes = limits.bytes // 2
+        self._low_records = limits.records * 3 // 4
+        self._low_bytes = limits.bytes * 3 // 4
         self.limits = limits
         self.ready: deque[Item] = deque()
         self.flows: dict[TopicPartition, Flow] = {}

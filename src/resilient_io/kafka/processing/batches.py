@@ -56,7 +56,7 @@ class Batches:
         self._stop = stop
         self.handled = 0
 
-    async def run(  # noqa: C901 - one loop without calls in between: it runs per record
+    async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
         self, worker: Worker, pool: Workers
     ) -> None:
         """Take batches and call the handler, for ever."""
@@ -76,6 +76,7 @@ class Batches:
             worker.items = items
             worker.since = now
             case = items[0][2]
+            handled = False
             try:
                 if case is not None and case.stage is not Stage.HANDLE:
                     await self._failures.go_on(items[0])
@@ -83,7 +84,7 @@ class Batches:
                     self._failures.unreadable(items[0][0], items[0][1], error)
                 else:
                     await handler([record for _, record, _ in items])
-                    self._handled(items)
+                    handled = True
             # The boundary to the application's handler: whatever it raises is judged.
             except Exception as error:  # noqa: BLE001
                 self._raised(worker, error)
@@ -94,6 +95,8 @@ class Batches:
                     self._raised(worker, as_failure(error))
                 else:
                     self.abandon(worker)
+            if handled:
+                self._handled(items)
             if worker.freed is not None:
                 pool.release(worker)
 

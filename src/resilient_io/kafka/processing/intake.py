@@ -18,9 +18,14 @@ __all__ = ["Intake"]
 
 _CHUNK = 400  # records of one fetch: as many as are new to the garbage collector at once
 _POLL = 1.0  # longest wait of one fetch, in seconds
+_POLL_BESIDE_SLOW = 0.05  # the same while a slow partition waits for its turn
 _POLL_WHILE_HELD = 0.5  # and how often Kafka hears of us while nothing is wanted
 _LARGE = 16_384.0  # what a record is taken for before the first came
+_SPOONFUL = 1 / 16  # of the bounds, for one fetch: it may all come from one partition
+_MUCH = 0.5  # of the bounds, for one partition
+_FAST = 0.25  # and when it may go on
 _FULL = "run: its bounds are reached"
+_SLOW = "run: half of its bounds are reached by this partition"
 _REQUIRED = "run: a required dependency is down"
 
 
@@ -41,6 +46,7 @@ class Intake:
         self._backlog = backlog
         self._gate = gate
         self._arrived = arrived
+        self._slow: list[TopicPartition] = []
         self._change: asyncio.Future[None] | None = None
         self._size = _LARGE  # bytes of a record, as seen lately
 
@@ -54,7 +60,9 @@ class Intake:
             if self._held:
                 await self._hold()
                 continue
-            self._take(await self._source.fetch(self._most(), _POLL))
+            wait = _POLL_BESIDE_SLOW if self._slow else _POLL
+            self._take(await self._source.fetch(self._most(), wait))
+            self._spare_the_others()
             await asyncio.sleep(0)  # a full source does not suspend, and others have to run
 
     def change(self) -> None:
@@ -75,6 +83,8 @@ class Intake:
         """Partitions were taken away: reasons for pausing them go with them."""
         self._source.resume(partitions, _REQUIRED)
         self._source.resume(partitions, _FULL)
+        self._source.resume(partitions, _SLOW)
+        self._slow = [each for each in self._slow if each not in partitions]
 
     @property
     def _held(self) -> bool:
@@ -99,8 +109,31 @@ class Intake:
     def _most(self) -> int:
         """Return how many records to fetch: those that fit, judging by the latest."""
         limits, backlog = self._backlog.limits, self._backlog
-        fitting = min(limits.records - backlog.records, (limits.bytes - backlog.bytes) / self._size)
-        return max(1, min(_CHUNK, int(fitting)))
+        records = min(limits.records - backlog.records, limits.records * _SPOONFUL, _CHUNK)
+        size = min(limits.bytes - backlog.bytes, limits.bytes * _SPOONFUL)
+        return max(1, int(min(records, size / self._size)))
+
+    def _spare_the_others(self) -> None:
+        """Fetch no more from a partition that fills half of the memory: the others shall go on."""
+        for partition in list(self._slow):
+            if self._share(partition) <= _FAST:
+                self._slow.remove(partition)
+                self._source.resume([partition], _SLOW)
+        limits, backlog = self._backlog.limits, self._backlog
+        if max(backlog.records / limits.records, backlog.bytes / limits.bytes) < _MUCH:
+            return
+        assignment = self._source.assignment()
+        for partition in assignment if len(assignment) > 1 else ():
+            if partition not in self._slow and self._share(partition) >= _MUCH:
+                self._slow.append(partition)
+                self._source.pause([partition], _SLOW)
+
+    def _share(self, partition: TopicPartition) -> float:
+        """Return how much of the bounds the records of one partition take."""
+        progress, limits = self._source.progress(partition), self._backlog.limits
+        if progress is None:
+            return 0.0
+        return progress.outstanding * max(1.0 / limits.records, self._size / limits.bytes)
 
     def _take(self, fetched: dict[TopicPartition, list[Record]]) -> None:
         backlog = self._backlog

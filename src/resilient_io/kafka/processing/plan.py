@@ -89,6 +89,12 @@ def plan_run(
                 raise ConfigurationError(
                     f'{name}="dead_letter" needs a topic: write dead_letter="orders.dead" too'
                 )
+    limits = limits or RunLimits()
+    if limits.records < concurrency:
+        raise ConfigurationError(
+            f"limits=RunLimits(records={limits.records}) leaves less than concurrency="
+            f"{concurrency} to do: write RunLimits(records={concurrency * 10})"
+        )
     return Plan(
         handler=handler,
         order=order,
@@ -99,7 +105,7 @@ def plan_run(
         on_failure=on_failure,
         on_unknown=on_unknown,
         requires=check_requires(requires),
-        limits=limits or RunLimits(),
+        limits=limits,
     )
 
 

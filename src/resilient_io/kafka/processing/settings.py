@@ -72,7 +72,9 @@ class RunLimits:
 
     Args:
         records: Records in memory, being handled or waiting for it. When reached, no more are
-            fetched until half of them are handled; polling and heartbeats go on.
+            fetched until a quarter of them is handled; polling and heartbeats go on. A partition
+            that fills half of it alone is not fetched from until it has caught up, so that a slow
+            one leaves the others room.
         bytes: Bytes of their keys and values, as they came. One fetch may go past it.
         drain_timeout: Seconds that handlers get to end by themselves when their partition is
             revoked or `run` is stopped; then they are cancelled. At a rebalance they get no more

@@ -71,18 +71,17 @@ class Singles:
             item = flow, record, case = ready.popleft()
             worker.items = (item,)
             worker.since = now
+            handled = False
             try:
                 if case is None:
-                    if record.error is not None:
-                        failures.unreadable(flow, record, record.error)
-                    else:
+                    if record.error is None:
                         await handler(record)
-                        self.handled += 1
-                        finished(flow, record)
+                        handled = True
+                    else:
+                        failures.unreadable(flow, record, record.error)
                 elif case.stage is Stage.HANDLE:
                     await handler(record)
-                    self.handled += 1
-                    finished(flow, record)
+                    handled = True
                 else:
                     await failures.go_on(item)
             # The boundary to the application's handler: whatever it raises is judged.
@@ -95,6 +94,9 @@ class Singles:
                     self._raised(worker, as_failure(error))
                 else:
                     self.abandon(worker)
+            if handled:
+                self.handled += 1
+                finished(flow, record)
             if worker.freed is not None:
                 pool.release(worker)
 

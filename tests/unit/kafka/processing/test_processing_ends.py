@@ -426,3 +426,42 @@ async def test_a_handler_that_closes_is_not_waited_for_but_the_others_are(scenes
     assert now() - began == pytest.approx(1.0, abs=0.1)
     assert sorted(done) == [0, 2]
     assert scene.source.committed == {("t", 0): 1}
+
+
+@pytest.mark.parametrize(
+    "limits", [RunLimits(records=1_000), RunLimits(bytes=100_000)], ids=["records", "bytes"]
+)
+async def test_a_slow_partition_does_not_fill_the_memory_that_the_others_need(
+    scenes, sources, until, limits
+):
+    scene = scenes(sources(2), order="partition", limits=limits)
+
+    async def handler(record):
+        await asyncio.sleep(10.0 if record.partition == 0 else 0.001)
+
+    for _ in range(3_000):
+        scene.source.put(b"k", b"x" * 100, number=0)
+        scene.source.put(b"k", b"x" * 100, number=1)
+    scene.start(handler)
+    await until(lambda: scene.source.done_up_to(1) == 3_000, timeout=60.0)
+    assert scene.source.paused(("t", 0))
+    assert scene.stats.in_flight <= 1_000
+
+
+async def test_a_partition_that_was_slow_goes_on_when_it_is_not(scenes, sources, until):
+    scene = scenes(sources(2), order="partition", limits=RunLimits(records=1_000))
+    slow = True
+
+    async def handler(record):
+        await asyncio.sleep(10.0 if slow else 0.001)
+
+    for _ in range(3_000):
+        scene.source.put(b"k")
+    scene.start(handler)
+    await until(lambda: scene.source.paused(("t", 0)))
+    assert 500 <= scene.stats.in_flight < 600
+    await asyncio.sleep(30.0)
+    slow = False
+    began = now()
+    await until(lambda: scene.source.done_up_to(0) == 3_000)
+    assert now() - began < 20.0

@@ -30,6 +30,7 @@ async def yields(record):
         ({"dead_letter": ""}, "must be a string that is not empty"),
         ({"on_failure": "dead_letter"}, 'needs a topic: write dead_letter="orders.dead" too'),
         ({"on_unknown": "dead_letter"}, 'needs a topic: write dead_letter="orders.dead" too'),
+        ({"limits": RunLimits(records=9), "concurrency": 10}, r"write RunLimits\(records=100\)"),
         ({"on_failure": "retry"}, "on_failure='retry' is unknown"),
         ({"on_unknown": "ignore"}, "on_unknown='ignore' is unknown"),
         ({"handler": None}, r"write `async def handle\(record\)"),
