@@ -184,8 +184,7 @@ async def test_wrong_credentials_are_told_not_waited_out():
 
 CHILD = """
     import asyncio, sys
-    from resilient_io.kafka import KafkaLoginRefused
-from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
+    from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 
     async def main(servers, topic):
         async with ResilientKafkaConsumer(

@@ -75,6 +75,8 @@ async def test_partitions_and_their_state():
     state.seek(5)
     assert state.position == 5
     assert state.highwater is None
+    assert state.timestamp is None
+    assert "tp_state.timestamp = now_ms" in source_of(Fetcher._proc_fetch_request)
     assert Subscription(["t"]).assignment is None
 
 
@@ -88,6 +90,8 @@ async def test_committing_once_as_one_member():
     coordinator = source_of(GroupCoordinator.__init__)
     assert "self.generation = " in coordinator
     assert "self.member_id = " in coordinator
+    assert "self.coordinator_id = None" in coordinator
+    assert "self.coordinator_id = None" in source_of(GroupCoordinator.coordinator_dead)
     assert parameters_of(GroupCoordinator.ensure_coordinator_known) == ["self"]
     assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
 

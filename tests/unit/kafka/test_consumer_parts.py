@@ -146,7 +146,6 @@ class World:
             self.holdings,
             Reader(None, deserializer, self.counters),
             broken=lambda instance, error: self.broken.append(error),
-            seen=lambda: None,
             observe=lambda instance: None,
             counters=self.counters,
             refusal=lambda: self.refusal,

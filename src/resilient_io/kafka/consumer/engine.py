@@ -113,7 +113,6 @@ class Engine:
             self.holdings,
             reader,
             broken=self.supervisor.broken,
-            seen=self._probe.heard,
             observe=self._observe,
             counters=counters,
             refusal=self._refusal,
@@ -138,7 +137,7 @@ class Engine:
             fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
             join=self.rebalance_timeout,
         )
-        self._upkeep = Upkeep(self, stalls, silence)
+        self._upkeep = Upkeep(self, stalls, silence, self._probe.heard)
         self._attachment: Attachment | None = None
 
     def start(self) -> None:

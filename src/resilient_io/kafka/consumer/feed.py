@@ -39,7 +39,6 @@ class Feed:
         holdings: The partitions that are ours.
         reader: Makes records of ours out of the driver's.
         broken: Told of an instance that must be replaced, and why.
-        seen: Called when records came.
         observe: Called with the instance before it is asked; finds its partitions when there is
             no group that would tell.
         counters: Counts what happens.
@@ -54,7 +53,6 @@ class Feed:
         reader: Reader,
         *,
         broken: Callable[[ConsumerDriver, BaseException], None],
-        seen: Callable[[], None],
         observe: Callable[[ConsumerDriver], None],
         counters: Counters,
         refusal: Callable[[], Exception | None],
@@ -63,7 +61,6 @@ class Feed:
         self._holdings = holdings
         self._reader = reader
         self._broken = broken
-        self._seen = seen
         self._observe = observe
         self._counters = counters
         self._refusal = refusal
@@ -183,7 +180,6 @@ class Feed:
             return []
         if arrived:
             self._failures = 0
-            self._seen()
         return arrived
 
     async def _ask(self, instance: ConsumerDriver, most: int) -> list[tuple[Holding, list[Record]]]:

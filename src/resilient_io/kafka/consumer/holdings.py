@@ -99,6 +99,11 @@ class Holding:
             return None
         return offset
 
+    @property
+    def answered(self) -> int | None:
+        """When its leader last answered, in milliseconds; None before the first time."""
+        return None if self.state is None else self.state.timestamp
+
     def rewind(self) -> None:
         """Give up the account of what is outstanding: it will be read again."""
         first = self.progress.first_outstanding

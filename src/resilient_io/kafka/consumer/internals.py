@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "commit_once",
     "committed_offsets",
+    "has_coordinator",
     "kind_of",
     "membership",
     "note_poll",
@@ -43,6 +44,9 @@ class PartitionState(Protocol):
 
     highwater: int | None
     """The end offset that the latest fetch saw; None before it."""
+
+    timestamp: int | None
+    """When its leader last answered, in milliseconds since 1970; None before the first time."""
 
     @property
     def has_valid_position(self) -> bool:
@@ -137,6 +141,15 @@ def membership(instance: ConsumerDriver) -> Membership | None:
     driver: Any = instance
     generation = getattr(driver._coordinator, "generation", -1)
     return (generation, driver._coordinator.member_id) if generation >= 0 else None
+
+
+def has_coordinator(instance: ConsumerDriver) -> bool:
+    """Tell whether it knows whom to ask for its group (`GroupCoordinator.coordinator_id`).
+
+    It forgets it as soon as a heartbeat fails. Without a group it needs none.
+    """
+    driver: Any = instance
+    return getattr(driver._coordinator, "coordinator_id", "") is not None
 
 
 async def commit_once(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 from . import internals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka import TopicPartition
+
+    from resilient_io.kafka.protocols import ConsumerDriver
+
     from .engine import Engine
     from .silence import SilenceWatch
     from .stalling import StallWatch
@@ -18,6 +25,9 @@ __all__ = ["Upkeep"]
 _TICK = 1.0
 """Seconds between two rounds, at most."""
 
+_HEAR = 0.9
+"""Seconds between two looks at who has answered; a little less than a round, which may be early."""
+
 
 class Upkeep:
     """A task that goes its rounds.
@@ -26,12 +36,22 @@ class Upkeep:
         engine: Whose parts are kept up.
         stalls: Looks for partitions that do not move; None for not at all.
         silence: Looks for connections that say nothing.
+        heard: Told when all that we need of the cluster has just answered: no probe is needed then.
     """
 
-    def __init__(self, engine: Engine, stalls: StallWatch | None, silence: SilenceWatch) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stalls: StallWatch | None,
+        silence: SilenceWatch,
+        heard: Callable[[], None],
+    ) -> None:
         self._engine = engine
         self._stalls = stalls
         self._silence = silence
+        self._heard = heard
+        self._heard_at = -math.inf
+        self._answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[bool] | None = None
         self._due: asyncio.Future[None] | None = None
@@ -86,10 +106,32 @@ class Upkeep:
                 internals.note_poll(instance)
         if self._stalls is not None:
             self._stalls.look(engine.holdings.all, engine.feed.paused, now)
+        if instance is not None and now - self._heard_at >= _HEAR:
+            self._heard_at = now
+            if self._all_answered(instance):
+                self._heard()
         if instance is not None and engine.health.state.answering:
             self._silence.look(instance, now)
         else:
             self._silence.forget()
+
+    def _all_answered(self, instance: ConsumerDriver) -> bool:
+        """Tell whether each partition's leader has answered since the last time, and the group's.
+
+        One that is silent must be found by the probe, however much the others say.
+        """
+        engine = self._engine
+        before = self._answers
+        self._answers = {
+            holding.partition: holding.answered
+            for holding in engine.holdings.all
+            if not engine.feed.paused(holding.partition)
+        }
+        return (
+            bool(self._answers)
+            and internals.has_coordinator(instance)
+            and all(before.get(partition) != at for partition, at in self._answers.items())
+        )
 
     def _commit(self) -> None:
         if self._committing is not None and not self._committing.done():
