@@ -13,6 +13,8 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .protocols import Connection, Driver, DriverClient
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "hold_dialling",
     "is_shielded",
     "membership_of",
+    "notice_hang_ups",
     "oldest_request",
     "parts_of",
     "reconnect",
@@ -248,6 +251,23 @@ def connections_in(task: asyncio.Task[Any]) -> list[Connection]:
         ]
         coroutine = coroutine.cr_await
     return found
+
+
+def notice_hang_ups(instance: Driver, told: Callable[[Connection], None]) -> None:
+    """Be told of each connection that a broker closed, or that broke.
+
+    Wraps `AIOKafkaClient._on_connection_closed`, which each connection is given when it is made: so
+    call this before the instance is started.
+    """
+    client: Any = client_of(instance)
+    own = client._on_connection_closed
+
+    def closed(connection: Connection, reason: object) -> None:
+        own(connection, reason)
+        if reason is CloseReason.CONNECTION_BROKEN:
+            told(connection)
+
+    client._on_connection_closed = closed
 
 
 def hold_dialling(instance: Driver) -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Generic
 from aiokafka.errors import KafkaError
 
 from resilient_io.errors import Closed
+from resilient_io.health import Cause
 
 from .admission import Admission
 from .classification import connection_failure, meaning_of
 from .errors import KafkaClosed
 from .instance import end_instance, start_instance
+from .internals import notice_hang_ups
 from .protocols import DriverT
 from .quiet import Tally, context_of_driver
 from .watch import Watch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from resilient_io._policy import RetryPolicy, WhileDown
     from resilient_io.health import Change, Dependency, Subscription
+
+    from .protocols import Connection
 
 __all__ = ["Supervisor"]
 
@@ -252,6 +256,7 @@ class Supervisor(Generic[DriverT]):
         except Exception as refused:  # noqa: BLE001
             self._admission.refusal = refused
             return refused
+        notice_hang_ups(instance, self._hung_up)
         error: Exception | None = None
         started = serving = False
         try:
@@ -312,6 +317,13 @@ class Supervisor(Generic[DriverT]):
     def _is_news(self) -> bool:
         """Tell whether this failure is worth a record: the 1st, 2nd, 4th, 8th … of a series."""
         return self._failures & (self._failures - 1) == 0
+
+    def _hung_up(self, connection: Connection) -> None:
+        """A broker that ended closes its connections: let the probe look before anybody calls."""
+        if not self._admission.closed:
+            self._health.failed(
+                Cause.RESET, f"{connection.host}:{connection.port} closed a connection"
+            )
 
     def _leave_service(self) -> None:
         self._admission.instance = None

@@ -65,6 +65,21 @@ async def test_a_service_starts_while_kafka_is_away_and_works_once_it_is_there(
     assert len(caplog.records) <= 4, caplog.text
 
 
+@pytest.mark.parametrize("role", ["producer", "consumer"])
+async def test_a_broker_that_ends_is_known_to_be_down_before_anybody_calls(
+    kafka_server, name, supervise, role
+):
+    await kafka_server.create_topic(name)
+    options = {"topics": [name], "group_id": name} if role == "consumer" else {}
+    seldom = HealthSettings(interval=60.0)  # so it is no periodic probe that finds out
+    client = await supervise(role, kafka_server.bootstrap_servers, settings=seldom, **options)
+    await client.supervisor.ready(asyncio.get_running_loop().time() + SOON, "start")
+    await _until(lambda: client.health.state is State.UP, "it was up")
+    kafka_server.kill()
+    await _until(lambda: client.health.state is State.DOWN, "it was down")
+    assert client.health.cause is Cause.REFUSED
+
+
 async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise, name, caplog):
     caplog.set_level(logging.INFO)
     async with KafkaServer(users={"service": "right"}) as server:

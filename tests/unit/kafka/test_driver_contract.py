@@ -231,6 +231,9 @@ def test_the_private_names_are_where_they_were():
     assert "await self.ensure_coordinator_known()" in _source(GroupCoordinator.commit_offsets)
     assert "self._send_req" in _source(GroupCoordinator._do_commit_offsets)
     assert "asyncio.shield(self._do_commit_offsets(" in _source(GroupCoordinator.commit_offsets)
+    assert "on_close=self._on_connection_closed" in _source(AIOKafkaClient._get_conn)
+    assert "self._on_close_cb(self, reason)" in _source(AIOKafkaConnection.close)
+    assert CloseReason.CONNECTION_BROKEN == 0
     assert CloseReason.CONNECTION_TIMEOUT
     assert CloseReason.SHUTDOWN
     assert CoordinationType.GROUP == questions.GROUP

@@ -34,6 +34,9 @@ class Client:
         self.updates = 0
         self.finds = True
 
+    def _on_connection_closed(self, connection, reason):
+        self.closed = (connection, reason)
+
     def force_metadata_update(self):
         self.updates += 1
         future = asyncio.get_running_loop().create_future()
