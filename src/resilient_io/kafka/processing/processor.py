@@ -104,7 +104,13 @@ class Processor:
             stop=self._stop,
         )
         self._work = self._work_of(plan)
-        self._workers = Workers(self._work, self._backlog, plan.concurrency, self._stop)
+        self._workers = Workers(
+            self._work,
+            self._backlog,
+            plan.concurrency,
+            stop=self._stop,
+            ending=self._loop_is_ending,
+        )
         self._intake = Intake(source, self._backlog, self._gate, self._wake)
         self._patience = Patience(
             self._workers, longest=max_poll_interval, drain=plan.limits.drain_timeout
@@ -122,8 +128,12 @@ class Processor:
         try:
             await asyncio.wait([self._over])
         finally:
-            winding_down = self._wind_down_soon()
-        await asyncio.wait([winding_down])
+            if self._loop_is_ending():
+                self._let_go()
+            else:
+                self._wind_down_soon()
+        if self._winding_down is not None:
+            await asyncio.wait([self._winding_down])
         if self._error is not None:
             raise self._error
 
@@ -239,6 +249,27 @@ class Processor:
             self._winding_down = self._task(self._wind_down(), "run winding down")
         return self._winding_down
 
+    def _loop_is_ending(self) -> bool:
+        """Whether somebody cancels all tasks, as `asyncio.run` does: a new one would never end."""
+        feeder = self._feeder
+        return self._winding_down is None and feeder is not None and feeder.cancelling() > 0
+
+    def _let_go(self) -> list[asyncio.Task[None]]:
+        """Stop everything at once; return the tasks that are ending."""
+        self._end()
+        self._gate.stop()
+        self._patience.stop()
+        leaving = self._workers.dismiss()
+        self._backlog.withdraw(list(self._backlog.flows.values()))
+        self._intake.revoked(self._source.assignment())
+        self._source.on_revoked(None)
+        self._source.on_assigned(None)
+        self._failures.close()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+        return leaving
+
     async def _wind_down(self) -> None:
         try:
             if self._feeder is not None:
@@ -254,15 +285,6 @@ class Processor:
             if self._dead_letters is not None:
                 await self._dead_letters.aclose()
         finally:
-            # Also when it is cut short: nothing of it may go on.
-            self._gate.stop()
-            self._patience.stop()
-            leaving = self._workers.dismiss()
-            self._intake.revoked(self._source.assignment())
-            self._source.on_revoked(None)
-            self._source.on_assigned(None)
-            self._failures.close()
-            if self._ended is not None:
-                self._ended()
+            leaving = self._let_go()  # also when it is cut short: nothing of it may go on
         if leaving:
             await asyncio.wait(leaving, timeout=EVICTION_GRACE)

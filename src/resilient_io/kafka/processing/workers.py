@@ -77,6 +77,7 @@ class Workers:
         backlog: The records.
         concurrency: Workers at most.
         stop: Called with the error (no `Exception`: `SystemExit`, say) that ended a worker.
+        ending: Whether all tasks of the loop are being cancelled, and not by us.
 
     Attributes:
         allowed: Workers that may be working now.
@@ -89,12 +90,15 @@ class Workers:
         work: Work,
         backlog: Backlog,
         concurrency: int,
+        *,
         stop: Callable[[BaseException], None],
+        ending: Callable[[], bool],
     ) -> None:
         self._work = work
         self._ready = backlog.ready
         self._concurrency = concurrency
         self._stop = stop
+        self._ending = ending
         self._loop = asyncio.get_running_loop()
         self._context = context_without_deadline()
         self._workers: list[Worker] = []
@@ -258,7 +262,8 @@ class Workers:
         else:
             self.working -= 1
         items = worker.items
-        if self._closing:
+        if self._closing or self._ending():
+            self._closing = True
             self._work.abandon(worker)
         elif not task.cancelled() and (error := task.exception()) is not None:
             self._work.abandon(worker)

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 
 import pytest
 
-from resilient_io.kafka.processing import HandlerPolicy, RunLimits
-from resilient_io.testing import cancel_everywhere
+from resilient_io.kafka.processing import HandlerPolicy, Processor, RunLimits, plan_run
+from resilient_io.testing import cancel_everywhere, new_virtual_loop
 
 LIMITS = RunLimits(drain_timeout=5.0)
 
@@ -465,3 +466,33 @@ async def test_a_partition_that_was_slow_goes_on_when_it_is_not(scenes, sources,
     began = now()
     await until(lambda: scene.source.done_up_to(0) == 3_000)
     assert now() - began < 20.0
+
+
+def test_a_loop_that_ends_without_a_closing_leaves_no_task_and_no_complaint(sources, caplog):
+    complaints = []
+    began = []
+
+    async def handler(record):
+        began.append(record)
+        await asyncio.sleep(100)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: complaints.append(context)
+        )
+        source = sources()
+        for _ in range(5):
+            source.put(None)
+        processor = Processor(
+            source, plan_run(handler), max_poll_interval=300.0, make_producer=object
+        )
+        running.append(asyncio.create_task(processor.run()))
+        await asyncio.sleep(1)
+
+    running = []
+    with asyncio.Runner(loop_factory=new_virtual_loop) as runner:
+        runner.run(main())
+    gc.collect()
+    assert len(began) == 5
+    assert running[0].cancelled()
+    assert complaints == []
