@@ -12,7 +12,12 @@ from aiokafka.errors import (
 )
 
 from resilient_io import Progress, RetryPolicy, deadline
-from resilient_io.kafka.errors import KafkaDeadlineExceeded, KafkaOutcomeUnknown, KafkaUnavailable
+from resilient_io.kafka.errors import (
+    KafkaDeadlineExceeded,
+    KafkaLoginRefused,
+    KafkaOutcomeUnknown,
+    KafkaUnavailable,
+)
 from resilient_io.kafka.producer import DeliverySettings, ResilientKafkaProducer
 from resilient_io.testing import KafkaServer, produce_error
 
@@ -245,3 +250,31 @@ async def test_frozen_with_a_policy_that_waits_the_buffer_bounds_what_is_held(pr
         await asyncio.gather(*sent)
         await producer.send_and_wait(topic, b"again", partition=0)
         assert producer.stats().buffered == 0
+
+
+async def test_who_may_not_write_and_who_may_not_even_log_in_is_told_so(name):
+    users = {"admin": "admin-secret", "alice": "alice-secret"}
+    async with KafkaServer(users=users, superusers=["admin"]) as server:
+        await server.create_topic(name)
+
+        def producer_of(user, password, **options):
+            return ResilientKafkaProducer(
+                server.bootstrap_servers,
+                security_protocol="SASL_PLAINTEXT",
+                sasl_plain_username=user,
+                sasl_plain_password=password,
+                **options,
+            )
+
+        async with producer_of("admin", "admin-secret") as producer:
+            assert (await producer.send_and_wait(name, b"x")).offset == 0
+        async with producer_of("alice", "alice-secret", enable_idempotence=False) as producer:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises((TopicAuthorizationFailedError, UnknownTopicOrPartitionError)):
+                await producer.send_and_wait(name, b"x")
+            assert asyncio.get_running_loop().time() - began < 4.0
+        async with producer_of("alice", "wrong-secret") as producer:
+            with pytest.raises(KafkaLoginRefused) as caught:
+                await producer.send_and_wait(name, b"x")
+            assert caught.value.progress is Progress.NOT_SENT
+            assert "wrong-secret" not in str(caught.value)
