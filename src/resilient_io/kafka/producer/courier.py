@@ -42,6 +42,9 @@ _LEADER_PAUSE = 0.1
 _LONGEST_LEADER_PAUSE = 0.5
 """Seconds between two questions for the leader of a partition that has none."""
 
+_HEAR = 0.9
+"""Seconds between two looks at who has answered: a little less than between two probes."""
+
 _TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordListTooLargeError)
 
 _NO_ANSWER = "it was handed over, and the connection to Kafka ended without an answer"
@@ -75,7 +78,7 @@ class Courier:
             room: Gets back the bytes of what is settled.
             health: While it is DOWN, nothing is handed over.
             verdicts: Makes the errors.
-            heard: Called when a broker has confirmed a batch.
+            heard: Called when all leaders have just confirmed batches.
             progressed: Called when a batch was settled.
         """
         self.travelling: dict[Line, Cargo] = {}
@@ -94,6 +97,8 @@ class Courier:
         self._held: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
         self._given_up: ProducerDriver | None = None
+        self._answered: dict[int | None, None] = {}  # nodes
+        self._heard_at = -math.inf
         self._renewal: Exception | None = None
         self._epoch = 0.0
         self._epoch_until = -math.inf
@@ -222,11 +227,24 @@ class Courier:
             return
         error = future.exception()
         if error is None:
-            self._heard()
+            self._note_answer(cargo.line)
             confirm(cargo, future.result(), self._verdicts)
             self._finish(cargo)
         elif isinstance(error, Exception):
             self._failed(cargo, error)
+
+    def _note_answer(self, line: Line) -> None:
+        """Say that no probe is needed, once all leaders have answered lately.
+
+        One that is silent must be found by the probe, however much the others say.
+        """
+        self._answered[self._topics.leader_of(line)] = None
+        now = self._loop.time()
+        if now - self._heard_at >= _HEAR:
+            self._heard_at = now
+            if self._topics.leaders() <= self._answered.keys():
+                self._heard()
+            self._answered.clear()
 
     def _not_taken(self, cargo: Cargo, error: Exception) -> None:
         """Put a batch back that the driver did not take; the next instance will."""

@@ -169,20 +169,16 @@ class Topics:
 
     def has_leader(self, line: Line) -> bool:
         """Tell whether somebody takes this line's batches, as far as the metadata know."""
-        if self._cluster is None:
-            return False
-        leader = self._cluster.leader_for_partition(line.tp)
+        leader = self.leader_of(line)
         return leader is not None and leader != -1
 
-    def leaderless(self) -> list[str]:
-        """Give the partitions written to that have no leader, as "topic-partition"."""
-        if self._cluster is None:
-            return []
-        return [
-            f"{line.topic}-{line.partition}"
-            for line in self.lines
-            if self._cluster.leader_for_partition(line.tp) == -1
-        ]
+    def leader_of(self, line: Line) -> int | None:
+        """Give the node that takes a line's batches, as far as the metadata know."""
+        return None if self._cluster is None else self._cluster.leader_for_partition(line.tp)
+
+    def leaders(self) -> set[int | None]:
+        """Give the nodes that lead what is written to; -1 or None among them for none."""
+        return {self.leader_of(line) for line in self.lines}
 
     async def aclose(self) -> None:
         """End every look; whoever waits for one is told None."""
