@@ -258,10 +258,12 @@ class ResilientKafkaConsumer:
 
         Args:
             handler: An async function of one record; of a list of records with `batch_size`.
-            order: "key" keeps the order of records with the same key, "partition" that of whole
-                partitions, "none" keeps none.
-            concurrency: Most handlers that run at once.
-            batch_size: Most records for one call of the handler; None calls it with one record.
+            order: "key" keeps the order of records with the same key (those without one wait for
+                nobody), "partition" that of whole partitions, "none" keeps none.
+            concurrency: Most handlers that run at once. They run in that many tasks, one record
+                after the other: a context variable that a handler sets stays set for the next.
+            batch_size: Most records for one call of the handler; None calls it with one record. A
+                batch that fails is tried again record by record.
             policy: How often a failing handler is called again, and how long a call may take.
             dead_letter: The topic for records that cannot be handled, or more about it.
             on_failure: "dead_letter" (the default with `dead_letter=`), "stop" (the default
