@@ -121,3 +121,17 @@ def test_a_report_says_what_may_be_sent_again_and_raises_when_asked():
         assert caught.value.__notes__ == ["2 of 3 records failed, this one first"]
     DeliveryReport(delivered=3, taken=3).check()
     assert not DeliveryReport(complete=False).ok
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 10_000),
+        ({"request_timeout_ms": 20_000}, 20_000),
+        ({"enable_idempotence": False}, None),
+        ({"acks": 1}, None),
+    ],
+)
+def test_a_request_is_asked_again_early_only_where_that_is_harmless(options, expected):
+    producer = ResilientKafkaProducer("broker:9092", **options)
+    assert producer._target.client_options().get("request_timeout_ms") == expected

@@ -20,7 +20,7 @@ from resilient_io.kafka.target import Target
 from .accumulator import OVERHEAD
 from .engine import Engine
 from .many import ship
-from .options import OWNED, completed
+from .options import OWNED, completed, patience
 from .records import check_serializer, checked, measured, too_large
 from .report import DeliveryReport
 from .settings import DeliverySettings
@@ -54,7 +54,8 @@ class ResilientKafkaProducer:
     one that was, and has no answer, as `KafkaOutcomeUnknown`. It is never sent again by us.
 
     It starts in the event loop of its first use or of `async with`, also while Kafka is away, and
-    without waiting for it. `acks="all"` and `enable_idempotence=True` are the defaults.
+    without waiting for it. `acks="all"` and `enable_idempotence=True` are the defaults, and with
+    them `request_timeout_ms=10_000`: so long a leader may be silent before it is asked again.
 
     Args:
         bootstrap_servers: "host:port", several with commas between, or a list of them.
@@ -92,7 +93,7 @@ class ResilientKafkaProducer:
     ) -> None:
         split = split_options(options, of=AIOKafkaProducer, owned=OWNED)
         self._options = completed(split.own)
-        self._target = Target(bootstrap_servers, split.client)
+        self._target = Target(bootstrap_servers, {**patience(self._options), **split.client})
         self._policy = _of_kind("policy", policy, RetryPolicy) or RetryPolicy()
         self._settings = _of_kind("settings", settings, DeliverySettings) or DeliverySettings()
         check_serializer("key_serializer", key_serializer)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from resilient_io._checking import check_count
 from resilient_io.errors import ConfigurationError
 
-__all__ = ["OWNED", "completed"]
+__all__ = ["OWNED", "completed", "patience"]
 
 OWNED: Final = {
     "linger_ms": "write settings=DeliverySettings(linger=0.005), in seconds",
@@ -21,6 +21,8 @@ _BATCH_SIZE = 128 * 1024
 """Measured with values of 200 bytes: twice as much is no faster; half costs up to a fifth more."""
 
 _REQUEST_SIZE = 1024 * 1024
+
+_REQUEST_TIMEOUT_MS = 10_000
 
 
 def completed(given: dict[str, Any]) -> dict[str, Any]:
@@ -49,3 +51,12 @@ def completed(given: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(repr(name) for name in _COMPRESSIONS)}"
         )
     return own
+
+
+def patience(own: dict[str, Any]) -> dict[str, int]:
+    """Say how long a request waits for its answer, unless the user says so.
+
+    aiokafka's 40 s would keep partitions closed that long when their leader falls silent. It asks
+    again on its own, which is harmless if batches are numbered, and writes twice if not.
+    """
+    return {"request_timeout_ms": _REQUEST_TIMEOUT_MS} if own["enable_idempotence"] else {}
