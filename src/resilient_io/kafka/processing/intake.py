@@ -76,6 +76,7 @@ class Intake:
 
     def assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Partitions became ours."""
+        self.revoked(partitions)  # something may have moved while they were being taken away
         if self._gate.shut:
             self._source.pause(partitions, _REQUIRED)
 

@@ -160,6 +160,29 @@ async def test_partitions_that_come_while_it_is_down_are_paused_too(scenes, sour
     await until(lambda: scene.source.done_up_to(1) == 1)
 
 
+async def test_a_partition_that_went_while_it_was_down_is_read_when_it_comes_back_later(
+    scenes, sources, until, redis
+):
+    scene = scenes(
+        sources(2),
+        requires=[redis.health],
+        limits=RunLimits(records=20, slow_start=0.0, drain_timeout=0.5),
+        concurrency=1,
+    )
+    for _ in range(10):
+        scene.source.put(None)
+        scene.source.put(None, number=1)
+    scene.start(redis)
+    await until(lambda: scene.stats.in_flight == 20)  # so it waits for room
+    redis.kill()
+    await asyncio.sleep(1)
+    await scene.source.lose(("t", 0))
+    redis.revive()
+    await until(lambda: scene.source.done_up_to(1) == 10)
+    scene.source.take(("t", 0))
+    await until(lambda: scene.source.done_up_to() == 10, timeout=30.0)
+
+
 async def failing(scenes, until, redis, error, *, outage, requires=True):
     """Return (attempts that counted, dead letters) of a record whose handler raises `error`."""
     scene = scenes(
