@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilient_io._deadline import deadline
-from resilient_io.errors import ConfigurationError
+from resilient_io.errors import ConfigurationError, DependencyUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
     from .attempts import Case
 
-__all__ = ["DeadLetterProducer", "DeadLetters", "headers_of"]
+__all__ = ["DeadLetterProducer", "DeadLetters", "headers_of", "told"]
+
+_log = logging.getLogger("resilient_io.kafka")
 
 _LONGEST_MESSAGE = 1_000
+_LONGEST_LINE = 300
 _LONGEST_WRITE = 5.0  # then it is tried again later: it must not keep a handler's place for long
 _CLOSING = 2.0
 
@@ -60,6 +64,7 @@ class DeadLetters:
         self._producer = producer
         self._make = make
         self._own: DeadLetterProducer | None = None
+        self._advised = False
 
     async def write(self, record: Record, case: Case) -> None:
         """Write one; returns when the brokers have it.
@@ -73,19 +78,39 @@ class DeadLetters:
         if producer is None:
             producer = self._own = self._make()
         now = asyncio.get_running_loop().time()
-        with deadline(_LONGEST_WRITE):
-            await producer.send_and_wait(
-                self._topic,
-                value=record.raw_value,
-                key=record.raw_key,
-                headers=headers_of(record, case, now),
-            )
+        try:
+            with deadline(_LONGEST_WRITE):
+                await producer.send_and_wait(
+                    self._topic,
+                    value=record.raw_value,
+                    key=record.raw_key,
+                    headers=headers_of(record, case, now),
+                )
+        except Exception as error:
+            if producer is self._own:
+                self._advise(error)
+            raise
 
     async def aclose(self, timeout: float = _CLOSING) -> None:
         """Close the producer of our own, if there is one."""
         own, self._own = self._own, None
         if own is not None:
             await own.aclose(timeout)
+
+    def _advise(self, error: Exception) -> None:
+        """Say, once, how to choose the producer: ours may be none that this broker understands."""
+        if self._advised or isinstance(error, DependencyUnavailable):
+            return
+        self._advised = True
+        _log.warning(
+            "the producer that run() made could not write a dead letter to %s (%s). It is tried "
+            "again; if the cluster needs other options than aiokafka's defaults with idempotence, "
+            'write DeadLetter(topic="%s", producer=ResilientKafkaProducer(..., '
+            "enable_idempotence=False)), say, or with a larger max_request_size",
+            self._topic,
+            told(error),
+            self._topic,
+        )
 
 
 def headers_of(record: Record, case: Case, now: float) -> list[tuple[str, bytes]]:
@@ -124,6 +149,12 @@ def headers_of(record: Record, case: Case, now: float) -> list[tuple[str, bytes]
         if name not in origin and name not in history
     ]
     return [*kept, *{**origin, **known}.items(), *history.items()]
+
+
+def told(error: BaseException) -> str:
+    """Return an error's kind and words, for the log."""
+    name, words = type(error).__name__, " ".join(_message_of(error).split())[:_LONGEST_LINE]
+    return words if words.startswith(name) else f"{name}: {words}" if words else name
 
 
 def _message_of(error: BaseException) -> str:

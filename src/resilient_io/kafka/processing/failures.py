@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from resilient_io.errors import ConfigurationError
 
 from .attempts import Case, Failure, Stage
+from .dead_letter import told
 from .gatekeeping import outcome_unknown
 from .notices import Notices
 
@@ -155,6 +156,10 @@ class Failures:
                 case.alone = True
         head, *followers = items
         flow, record, first = head
+        if flow.revoked:
+            for _, gone, _ in items:
+                self._backlog.forget(gone)
+            return
         self._backlog.put_behind(flow, record, followers)
         if first is not None and first.stage is Stage.HANDLE:
             self._rest(head, self._growing(max(1, first.excused)))
@@ -226,7 +231,7 @@ class Failures:
     def _stuck(self, item: Item, case: Case, error: BaseException) -> None:
         case.stuck += 1
         doing = "the dead letter" if case.stage is Stage.BURY else "on_failure"
-        self._delays.add(f"{doing} of {place_of(item[1])} raised {type(error).__name__}")
+        self._delays.add(f"{doing} of {place_of(item[1])} raised {told(error)}")
         self._rest(item, self._growing(case.stuck))
 
     def _do_next(self, item: Item) -> None:

@@ -117,7 +117,8 @@ class DeadLetter:
         topic: Topic to write to.
         producer: Writes them; without serializers, for the bytes are passed on as they came. It
             stays yours to close. None makes one to the consumer's own cluster when the first
-            dead letter is written, and closes it when `run` ends.
+            dead letter is written, and closes it when `run` ends: an idempotent one, which writes
+            up to 1 MiB. A cluster or a topic that needs another needs one of yours.
 
     Raises:
         ConfigurationError: `topic` is no string, or empty.

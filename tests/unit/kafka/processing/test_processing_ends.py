@@ -498,3 +498,22 @@ def test_a_loop_that_ends_without_a_closing_leaves_no_task_and_no_complaint(sour
     began.clear()
     gc.collect()  # a task that never ended complains when it goes
     assert [complaint["message"] for complaint in complaints] == []
+
+
+async def test_a_batch_that_fails_while_its_partition_is_taken_away_leaves_the_memory(
+    scenes, until
+):
+    scene = scenes(batch_size=10, limits=LIMITS)
+    fail = asyncio.Event()
+
+    async def handler(records):
+        await fail.wait()
+        raise ValueError("no")
+
+    for _ in range(5):
+        scene.source.put(b"same")
+    scene.start(handler)
+    await until(lambda: scene.stats.handlers == 1)
+    asyncio.get_running_loop().call_later(1.0, fail.set)
+    await scene.source.lose(("t", 0))
+    assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0

@@ -97,6 +97,26 @@ async def test_an_unwritable_dead_letter_holds_its_offset_and_its_key_until_it_i
     assert len([each for each in caplog.records if "dead letters" in each.message]) < 10
 
 
+@pytest.mark.parametrize("own", [True, False])
+async def test_it_is_said_once_what_to_do_when_dead_letters_cannot_be_written(
+    scenes, until, caplog, own
+):
+    scene = scenes(policy=HandlerPolicy(attempts=1))
+    producer = scene.producer if own else scene.producer.__class__()
+    scene.options["dead_letter"] = DeadLetter(topic="dead", producer=None if own else producer)
+    producer.failing = 30
+    for key in (b"bad", b"worse"):
+        scene.source.put(key)
+    scene.start(Flaky({b"bad": 1, b"worse": 1}))
+    await until(lambda: len(producer.sent) == 2)
+    hints = [each for each in caplog.messages if 'DeadLetter(topic="dead", producer=' in each]
+    assert len(hints) == own
+    assert all("no broker" in each for each in hints)
+    assert any(
+        "the dead letter of t[0]@" in each and "no broker" in each for each in caplog.messages
+    )
+
+
 async def test_a_producer_that_was_given_is_used_and_left_open(scenes, until):
     scene = scenes(policy=HandlerPolicy(attempts=1))
     given = scene.producer.__class__()
@@ -169,7 +189,7 @@ async def test_the_application_decides_about_what_is_given_up(scenes, until, asy
 
 @pytest.mark.parametrize("wrong", [ValueError("broken"), asyncio.CancelledError(), "nonsense"])
 async def test_an_on_failure_that_fails_itself_is_asked_again_and_nothing_is_lost(
-    scenes, until, wrong
+    scenes, until, wrong, caplog
 ):
     asked = []
 
@@ -187,6 +207,8 @@ async def test_an_on_failure_that_fails_itself_is_asked_again_and_nothing_is_los
     await until(lambda: len(asked) == 2)
     assert scene.source.done_up_to() is None
     await until(lambda: scene.source.done_up_to() == 1)
+    told, *_ = [each for each in caplog.messages if "on_failure of t[0]@0 raised" in each]
+    assert (wrong if isinstance(wrong, str) else str(wrong)) in told
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
