@@ -738,3 +738,132 @@ async def test_cancelled_many_records_free_their_room_and_are_not_sent():
         await asyncio.sleep(1.0)
         assert world.instance.taken == []
         assert world.verdicts.ended == {}
+
+
+async def test_a_batch_that_the_driver_dropped_without_an_answer_is_unknown():
+    async with World() as world:
+        world.instance.answers = False
+        future = await world.send(b"a")
+        await asyncio.sleep(0.001)
+        world.instance.taken[0][2].cancel()
+        with pytest.raises(KafkaOutcomeUnknown):
+            await future
+
+
+async def test_a_line_that_travelled_while_its_topic_was_deleted_is_told_so_too():
+    async with World() as world:
+        world.instance.answers = False
+        travelling = await world.send(b"a", 1)
+        await asyncio.sleep(0.001)
+        waiting = await world.send(b"b", 1)
+        world.instance.cluster.partitions = {}
+        held = await world.send(b"c", 0)
+        await asyncio.wait([held])
+        assert isinstance(held.exception(), driver.UnknownTopicOrPartitionError)
+        world.instance.answer(0, driver.UnknownTopicOrPartitionError())
+        await asyncio.wait([travelling, waiting])
+        assert isinstance(waiting.exception(), driver.UnknownTopicOrPartitionError)
+        assert world.loop.time() < 6.0
+        assert world.room.used == 0
+        asked = world.instance.updates
+        await asyncio.sleep(10.0)
+        assert world.instance.updates == asked  # nobody waits for a leader any more
+
+
+async def test_what_waited_for_a_deleted_topic_goes_to_the_one_that_was_made_anew():
+    async with World() as world:
+        world.instance.answers = False
+        await world.send(b"a", 1)
+        await asyncio.sleep(0.001)
+        waiting = await world.send(b"b", 1)
+        world.instance.cluster.partitions = {}
+        held = await world.send(b"c", 0)
+        await asyncio.wait([held])
+        world.instance.cluster.partitions = {0: 1, 1: 1}
+        await world.instance._updated()
+        world.instance.answers = True
+        world.instance.answer(0, driver.UnknownTopicOrPartitionError())
+        await asyncio.wait([waiting], timeout=5.0)
+        assert waiting.done()
+        assert world.room.used == 0
+
+
+async def test_nobody_asks_for_the_leader_of_a_line_that_nothing_waits_in():
+    async with World() as world:
+        world.instance.cluster.partitions[0] = -1
+        held = await world.send(b"a", 0, lifetime=2.0)
+        await asyncio.wait([held])
+        await asyncio.sleep(1.0)
+        asked = world.instance.updates
+        await asyncio.sleep(10.0)
+        assert world.instance.updates == asked
+        world.instance.cluster.partitions[0] = 1
+        await world.instance._updated()
+        assert (await (await world.send(b"b", 0))).offset == 0
+
+
+async def test_the_time_for_many_records_bounds_a_source_that_gives_none():
+    async with World() as world:
+
+        async def silent():
+            yield b"x"
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(10.0):
+            report = await many(world, silent(), timeout=2.0)
+        assert world.loop.time() == pytest.approx(2.0, abs=0.1)
+        assert (report.delivered, report.taken, report.complete) == (1, 1, False)
+
+
+async def test_a_deadline_around_many_records_bounds_a_source_that_gives_none():
+    async with World() as world:
+
+        async def silent():
+            yield b"x"
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(10.0):
+            with deadline(2.0):
+                report = await many(world, silent())
+        assert (report.delivered, report.complete) == (1, False)
+
+
+async def test_a_time_limit_of_the_source_itself_passes_as_it_is():
+    async with World() as world:
+
+        async def late():
+            yield b"x"
+            raise TimeoutError("of the source")
+
+        with pytest.raises(TimeoutError, match="of the source"):
+            await many(world, late(), timeout=5.0)
+        assert world.room.used in (0, OVERHEAD + 1)
+
+
+async def test_records_of_a_source_that_comes_while_there_is_no_room_take_none():
+    async with World(Instance(1), buffer_bytes=256 * OVERHEAD, delivery_timeout=3.0) as world:
+        world.instance.answers = False
+
+        async def source():
+            for _ in range(400):
+                yield b""
+
+        used = []
+
+        async def look():
+            while True:
+                used.append(world.room.used)
+                await asyncio.sleep(0.01)
+
+        looking = asyncio.create_task(look())
+        report = await many(world, source())
+        looking.cancel()
+        await asyncio.wait([looking])
+        assert not report.complete
+        assert max(used) <= 256 * OVERHEAD
+        assert min(used) >= 0
+        assert report.taken == 257
+        assert [f.progress for f in report.failures][-1] is Progress.NOT_SENT
+        world.instance.answer()
+        await asyncio.sleep(0.1)
+        assert world.room.used == 0

@@ -124,7 +124,6 @@ class Courier:
         now = self._loop.time()
         if now >= self._epoch_until:
             self._set_epoch(instance, now)
-        topic = self._topics.known[line.topic]
         cargo, freed = load(line, instance, instance.create_batch(), now, self._epoch)
         if freed:
             self._room.release(freed)
@@ -133,7 +132,8 @@ class Courier:
             line.idle = True
             return
         line.cargo = self.travelling[line] = cargo
-        if topic.sticky is line:
+        topic = self._topics.known.get(line.topic)
+        if topic is not None and topic.sticky is line:
             topic.move_on()
         self.batches += 1
         task = self._loop.create_task(
@@ -181,7 +181,7 @@ class Courier:
         """Ask for metadata until no held line lacks a leader, or the instance is gone."""
         pause = _LEADER_PAUSE
         try:
-            while lacking := [line for line in self._held if not self._topics.has_leader(line)]:
+            while lacking := self._leaderless():
                 instance = self._supervisor.instance
                 if instance is None:
                     return
@@ -197,22 +197,30 @@ class Courier:
             self._asking = None
         self.wake()
 
-    def _fail_deleted(self, lines: list[Line]) -> None:
+    def _leaderless(self) -> list[Line]:
+        """Give the held lines that lack a leader; let those go in which nothing waits any more."""
+        held, self._held = self._held, []
+        for line in held:
+            if line.records:
+                self._held.append(line)
+            else:
+                line.held, line.idle = False, True
+        return [line for line in self._held if not self._topics.has_leader(line)]
+
+    def _fail_deleted(self, lacking: list[Line]) -> None:
         """Fail what waits for topics that Kafka said several times not to have."""
-        gone = [line for line in lines if self._topics.is_gone(line.topic)]
-        for line in gone:
+        names = dict.fromkeys(line.topic for line in lacking if self._topics.is_gone(line.topic))
+        for name in names:
             drop_waiting(
-                [line],
+                [line for line in self._topics.lines if line.topic == name],
                 self._verdicts,
                 self._room,
-                lambda _sent, _call, topic=line.topic: refusal(  # type: ignore[misc]
-                    driver.UnknownTopicOrPartitionError(topic)
+                lambda _sent, _call, name=name: refusal(  # type: ignore[misc]
+                    driver.UnknownTopicOrPartitionError(name)
                 ),
             )
-            self._held.remove(line)
-            line.held, line.idle = False, True
-        if gone:
-            self._topics.forget(list(dict.fromkeys(line.topic for line in gone)))
+        if names:
+            self._topics.forget(list(names))
             self._progressed()
 
     # --- what became of a batch
@@ -269,7 +277,11 @@ class Courier:
         once = attempts_of(cargo.taken) == 1
         if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and once):
             fail(cargo, self._verdicts, lambda _sent, _call: refusal(error))
-        elif once and meaning.kind in ("refused", "fatal"):
+        elif (
+            once
+            and meaning.kind in ("refused", "fatal")
+            and isinstance(error, driver.BrokerResponseError)
+        ):
             # An answer to its only attempt that says "not written".
             why = words(error)
             fail(cargo, self._verdicts, lambda sent, call: self._verdicts.refused(sent, why, call))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterable, Iterable
 from itertools import islice
@@ -124,7 +125,8 @@ class Packer:
                 size = self._pack_values(taken)
             else:
                 size = sum(self._pack(record) for record in taken)
-            if not await self._room_for(size):
+            if (error := await self._room_for(size)) is not None:
+                self.drop(error)
                 return False
             self._push()
             average = max(1, size // len(taken) - OVERHEAD)
@@ -134,27 +136,44 @@ class Packer:
 
     async def take_async(self, records: AsyncIterable[Any]) -> bool:
         """Take records as they come; those of one tick travel together."""
-        async for record in records:
-            size = self._pack(record)
-            room = self._engine.room
-            if 0 < size <= room.allowance and not self._refused():
-                room.allowance -= size
-            elif size and not await self._room_for(size):
-                return False
-            self._held += size
-            if not self._scheduled:
-                self._scheduled = True
-                self._engine.loop.call_soon(self._push)
+        until = None if self._until == math.inf else self._until
+        scope = asyncio.timeout_at(until)
+        try:
+            async with scope:
+                async for record in records:
+                    prepared = self._prepared(record)
+                    if prepared is None:
+                        continue
+                    size, room = prepared[2], self._engine.room
+                    if size <= room.allowance and not self._refused():
+                        room.allowance -= size
+                    else:
+                        scope.reschedule(None)  # room has a bound of its own, and a verdict
+                        error = await self._room_for(size)
+                        if error is not None:
+                            self._add(*prepared)
+                            self.drop(error)
+                            return False
+                        scope.reschedule(until)
+                    self._add(*prepared)
+                    self._held += size
+                    if not self._scheduled:
+                        self._scheduled = True
+                        self._engine.loop.call_soon(self._push)
+        except TimeoutError:
+            if not scope.expired():
+                raise  # the source's own
+            return False
         self._push()
         return True
 
     def _refused(self) -> bool:
         return self._admission.closed or not self._admission.up
 
-    async def _room_for(self, size: int) -> bool:
-        """Take room for what was just packed; if there is none, it fails and this returns False."""
+    async def _room_for(self, size: int) -> Exception | None:
+        """Take room for what is about to be pushed; return why there is none."""
         if not size:
-            return True
+            return None
         call = self._admission.begin("send_many", self._engine.settings.delivery_timeout)
         if call.until is None or self._until < call.until:
             call.until = self._until
@@ -162,9 +181,8 @@ class Packer:
         try:
             await self._admission.room(size, call)
         except (ResilientIOError, KafkaError) as error:
-            self.drop(error)
-            return False
-        return True
+            return error
+        return None
 
     # --- packing
 
@@ -191,11 +209,19 @@ class Packer:
 
     def _pack(self, record: Any) -> int:
         """Pack one record; return its size, 0 if it failed."""
+        prepared = self._prepared(record)
+        if prepared is None:
+            return 0
+        self._add(*prepared)
+        return prepared[2]
+
+    def _prepared(self, record: Any) -> tuple[Line, Item, int] | None:
+        """Give a record's line and size; None if it failed."""
         place = self.shipment.taken
         self.shipment.taken += 1
         given = _given(record)
         try:
-            line, item, size = self._prepare(place, given)
+            return self._prepare(place, given)
         # The boundary to the user's serializers and partitioner: it fails this record only.
         except Exception as error:  # noqa: BLE001
             self._engine.verdicts.lost(error)
@@ -212,13 +238,14 @@ class Packer:
                     progress=Progress.NOT_SENT,
                 )
             )
-            return 0
+            return None
+
+    def _add(self, line: Line, item: Item, size: int) -> None:
         known = self._open.get(line)
         if known is None:
             known = self._open[line] = ([], [])
         known[0].append(item)
         known[1].append(size)
-        return size
 
     def _prepare(self, place: int, given: OutgoingRecord) -> tuple[Line, Item, int]:
         value, key, headers, partition, stamp = given
