@@ -6,7 +6,8 @@ import json
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.record._crecords import default_records
 
 from resilient_io import RetryPolicy, deadline
 from resilient_io.errors import ConfigurationError
@@ -421,3 +422,35 @@ async def test_run_needs_a_group(consumer, topic):
 
     with pytest.raises(ConfigurationError, match="run\\(\\) needs a group"):
         await consumer(topic, group_id=None).run(handle)
+
+
+async def test_a_partition_that_cannot_be_read_takes_no_record_of_another_along(
+    shared_kafka, consumer, monkeypatch
+):
+    name = f"iteration-{next(_names)}"
+    await shared_kafka.create_topic(name, partitions=2)
+    async with AIOKafkaProducer(
+        bootstrap_servers=shared_kafka.direct_servers, compression_type="gzip"
+    ) as producer:
+        for partition in (0, 1):
+            batch = producer.create_batch()
+            for n in range(10):
+                batch.append(key=None, value=b"%d-%d" % (partition, n) * 100, timestamp=None)
+            await (await producer.send_batch(batch, name, partition=partition))
+    first = None
+    seen = {0: [], 1: []}
+    decode = default_records.gzip_decode
+
+    def decode_the_first(data):
+        nonlocal first
+        first = first or bytes(data)
+        if bytes(data) != first and sum(map(len, seen.values())) < 10:
+            raise CorruptRecordException("as if")
+        return decode(data)
+
+    monkeypatch.setattr(default_records, "gzip_decode", decode_the_first)
+    async with asyncio.timeout(SOON):
+        async for record in consumer(name):
+            seen[record.partition].append(record.offset)
+            if seen == {0: list(range(10)), 1: list(range(10))}:
+                break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.internals import InstanceEnded
@@ -29,6 +29,9 @@ _PATIENCE = 5
 
 _PAUSE = 0.1
 """Seconds after the first failure of an instance before it is asked again; doubles with each."""
+
+_WARY = 2
+"""Rounds, for each partition, in which each is asked by itself after one has raised."""
 
 
 class Feed:
@@ -68,6 +71,7 @@ class Feed:
         self._reasons: dict[TopicPartition, list[str]] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._failures = 0
+        self._wary = 0
         self.closed = False
         self.drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None = None
         self.taken: Callable[[tuple[TopicPartition, ...]], None] | None = None
@@ -183,19 +187,19 @@ class Feed:
         return arrived
 
     async def _ask(self, instance: ConsumerDriver, most: int) -> list[tuple[Holding, list[Record]]]:
-        held = self._holdings.all
         wanted = [
-            holding.partition
-            for holding in held
+            holding
+            for holding in self._holdings.all
             if holding.open and holding.partition not in self._reasons
         ]
         if not wanted or internals.reassigning(instance):
             internals.check(instance)
             internals.note_poll(instance)
             return []
-        # All that are assigned are asked for by naming none. It cannot suspend: nothing to wait.
-        everything = len(wanted) == len(internals.partitions_of(instance))
-        arrived = await instance.getmany(*(() if everything else wanted), max_records=most)
+        if self._wary:
+            arrived = await self._ask_each(instance, wanted, most)
+        else:
+            arrived = await self._ask_for(instance, wanted, most)
         found = []
         for partition, records in arrived.items():
             holding = self._holdings.get(partition)
@@ -203,6 +207,37 @@ class Feed:
                 ours = self._reader.adopt(records, holding.progress)
                 found.append((holding, self._ready(holding, ours)))
         return [(holding, records) for holding, records in found if records]
+
+    async def _ask_each(
+        self, instance: ConsumerDriver, wanted: list[Holding], most: int
+    ) -> dict[TopicPartition, list[Any]]:
+        """Ask for one after the other until one gives something, each time from another on."""
+        self._wary -= 1
+        first = self._wary % len(wanted)
+        for holding in wanted[first:] + wanted[:first]:
+            arrived = await self._ask_for(instance, [holding], most)
+            if arrived:
+                return arrived
+        return {}
+
+    async def _ask_for(
+        self, instance: ConsumerDriver, wanted: list[Holding], most: int
+    ) -> dict[TopicPartition, list[Any]]:
+        # All that are assigned are asked for by naming none. It cannot suspend: nothing to wait.
+        everything = len(wanted) == len(internals.partitions_of(instance))
+        named = () if everything else [holding.partition for holding in wanted]
+        before = [holding.position for holding in wanted]
+        try:
+            return await instance.getmany(*named, max_records=most)
+        except Exception:
+            # One that cannot be read (a batch that is corrupt, or of an unknown codec) raises, and
+            # takes along what was found of others before it: their positions have moved on
+            # (aiokafka 0.14, `Fetcher.fetched_records`).
+            for holding, position in zip(wanted, before, strict=True):
+                if position is not None and holding.position != position:
+                    instance.seek(holding.partition, position)
+            self._wary = _WARY * len(wanted)
+            raise
 
     def _take_kept(self, most: int) -> list[tuple[Holding, list[Record]]]:
         found = []
