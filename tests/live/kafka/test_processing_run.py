@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from resilient_io import ConfigurationError
+from resilient_io.kafka import KafkaClosed
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.processing import DeadLetter, HandlerPolicy, RunLimits
 from resilient_io.kafka.producer import ResilientKafkaProducer
@@ -372,3 +373,25 @@ async def test_a_handler_may_close_the_consumer(shared_kafka, name):
         await run.task
         assert loop.time() - began < 4.0
     assert sum(await committed(shared_kafka, name, name)) == 51
+
+
+async def test_a_run_that_waits_for_a_cancelled_one_is_told_of_the_closing(shared_kafka, name):
+    await shared_kafka.create_topic(name)
+    await produced(shared_kafka, name, 10, partitions=1)
+    begun = []
+
+    async def handler(record):
+        begun.append(record.offset)
+        await asyncio.sleep(0.5)
+
+    async with consumer_of(shared_kafka, name, name) as consumer:
+        first = Running(consumer, handler)
+        await first.until(lambda: begun)
+        first.task.cancel()
+        await asyncio.wait([first.task])
+        second = asyncio.create_task(consumer.run(handler), name="second run of the test")
+        await asyncio.sleep(0)  # it waits: the first one drains
+        assert not second.done()
+    async with asyncio.timeout(SOON):
+        with pytest.raises(KafkaClosed):
+            await second

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer
 
 from resilient_io.health import Cause, State
-from resilient_io.kafka.errors import KafkaLoginRefused, KafkaUnavailable
+from resilient_io.kafka.errors import KafkaClosed, KafkaLoginRefused, KafkaUnavailable
 from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.quiet import quietly
@@ -139,6 +139,7 @@ class Engine:
         )
         self._upkeep = Upkeep(self, stalls, silence, self._probe.heard)
         self._attachment: Attachment | None = None
+        self._closing = False
 
     def start(self) -> None:
         """Begin in the running loop; never waits for Kafka."""
@@ -195,8 +196,22 @@ class Engine:
 
     async def enter(self, walk: Walk[Any]) -> None:
         """Begin an iteration, if nobody else takes records."""
-        await self.turn.take(walk.what)
+        await self.take_turn(walk.what)
         self.walk = walk
+
+    async def take_turn(self, who: str) -> None:
+        """Take the records, if nobody else does.
+
+        Raises:
+            RuntimeError: Somebody else takes them.
+            KafkaClosed: It was closed while this waited for one that was ending.
+        """
+        await self.turn.take(who)
+        if self._closing:
+            self.turn.give_back()
+            raise KafkaClosed(
+                "the consumer was closed", dependency=self.health.name, operation="consume"
+            )
 
     def left(self) -> None:
         """The iteration is over: commit what it handled."""
@@ -248,6 +263,7 @@ class Engine:
             asking: The task that wants it closed; nobody waits for the record that it has.
         """
         loop = asyncio.get_running_loop()
+        self._closing = True
         if self.processor is not None:
             await self.processor.aclose(max(0.0, (until - loop.time()) / 2), asking)
         self.feed.close()

@@ -28,7 +28,7 @@ async def run(
     rng: random.Random,
 ) -> None:
     """Process records until the consumer is closed; see `ResilientKafkaConsumer.run`."""
-    await engine.turn.take("running")
+    await engine.take_turn("running")
 
     def ended() -> None:
         # What was handed out and not handled is read again by whoever takes records next.
