@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from resilient_io._forks import tell_of_forks
 from resilient_io._policy import RetryBudget, context_without_deadline
 
 from .dedicated import DedicatedConnections
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Change, Dependency, Subscription
 
     from .target import PoolTarget
-
-_engines: list[weakref.ref[Engine]] = []
 
 
 class Engine:
@@ -64,8 +61,7 @@ class Engine:
         self._subscription: Subscription[Change] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._build()
-        _engines[:] = [known for known in _engines if known() is not None]
-        _engines.append(weakref.ref(self))
+        tell_of_forks(self)
 
     def _build(self) -> None:
         self.lanes = Lanes(
@@ -177,13 +173,3 @@ class Engine:
         if self._loop is not None:
             self._forked, self._loop = True, None
             self.lanes.disown()
-
-
-def _after_fork() -> None:
-    for known in _engines:
-        engine = known()
-        if engine is not None:
-            engine.note_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

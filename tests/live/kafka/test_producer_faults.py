@@ -196,6 +196,39 @@ async def test_it_starts_while_kafka_is_away_and_goes_on_when_it_is_there(kafka_
     await health.aclose()
 
 
+async def test_an_error_names_the_call_that_was_made_and_one_record_is_logged_as_one(
+    kafka_server, caplog
+):
+    topic = "named"
+    await kafka_server.create_topic(topic)
+    policy = RetryPolicy(deadline=0.5, response_timeout=0.5, connect_timeout=0.5)
+    health = quick_health()
+    async with ResilientKafkaProducer(
+        kafka_server.bootstrap_servers, policy=policy, health=health
+    ) as producer:
+        await producer.send_and_wait(topic, b"first")
+        kafka_server.freeze()
+        try:
+            with pytest.raises(ResilientIOError) as caught:
+                await producer.send_and_wait(topic, b"x")
+            assert caught.value.operation == "send_and_wait"
+            assert "1 record was not delivered" in caplog.text
+            await reached(health, State.DOWN)
+            calls = {
+                "send": producer.send("new", b"x"),
+                "send_and_wait": producer.send_and_wait("new", b"x"),
+                "send_many": producer.send_many("new", [b"x"]),
+            }
+            for name, call in calls.items():
+                with pytest.raises(DependencyUnavailable) as refused:
+                    await call
+                assert refused.value.operation == name
+        finally:
+            kafka_server.thaw()
+        await reached(health, State.UP)
+    await health.aclose()
+
+
 async def test_closing_while_the_broker_is_away_reports_what_was_not_delivered(kafka_server):
     topic = "closing"
     await kafka_server.create_topic(topic)

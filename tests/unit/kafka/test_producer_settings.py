@@ -1,5 +1,7 @@
 """What cannot work is refused when the producer is made, with what to write instead."""
 
+import asyncio
+
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
@@ -29,6 +31,8 @@ from resilient_io.kafka.producer.records import checked, measured
         ({"settings": {"linger": 1}}, "settings=DeliverySettings"),
         ({"health": "up"}, "health=Dependency"),
         ({"value_serializer": b"x"}, "no function"),
+        ({"value_serializer": asyncio.sleep}, "is async"),
+        ({"partitioner": asyncio.sleep}, "is async"),
         ({"bootstrap_servers": ""}, "names no server"),
         ({"loop": None}, "leave it out"),
     ],

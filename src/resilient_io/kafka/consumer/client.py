@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
 from resilient_io.kafka.processing.plan import plan_run
+from resilient_io.kafka.residence import Residence
 from resilient_io.kafka.target import Target
 
 from .engine import Engine
@@ -108,6 +110,11 @@ class ResilientKafkaConsumer:
         ):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{name}={function!r} is no function: write json.loads")
+            if inspect.iscoroutinefunction(function):
+                raise ConfigurationError(
+                    f"{name}={function!r} is async, and would give coroutines for values: write "
+                    f"a plain function, and await in the handler"
+                )
         self._subscription = subscription_to(topics, pattern, partitions, group_id)
         split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
         self._options = split.own
@@ -120,7 +127,7 @@ class ResilientKafkaConsumer:
         self._rng = rng if rng is not None else random.Random()
         self._counters = Counters()
         self._engine: Engine | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._residence: Residence | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -178,7 +185,7 @@ class ResilientKafkaConsumer:
             bound = check_number("timeout", timeout)
         self._closed = True
         loop = asyncio.get_running_loop()
-        if self._engine is None or self._loop is not loop:
+        if self._engine is None or self._residence is None or self._residence.loop is not loop:
             return
         if self._closing is None:
             self._closing = loop.create_task(
@@ -395,12 +402,9 @@ class ResilientKafkaConsumer:
                 dependency=self._health.name,
                 operation="consume",
             )
-        if self._loop is not None and self._loop is not loop:
-            if not self._loop.is_closed():
-                raise RuntimeError(
-                    "this consumer is in use in another running event loop: make one "
-                    "ResilientKafkaConsumer for each event loop"
-                )
+        if self._residence is not None and self._residence.loop is not loop:
+            if not self._residence.over:
+                self._residence.check(type(self).__name__)
             self._engine = None  # gone with that loop
         if self._engine is None:
             engine = Engine(
@@ -415,7 +419,7 @@ class ResilientKafkaConsumer:
                 rng=self._rng,
             )
             engine.start()
-            self._engine, self._loop = engine, loop
+            self._engine, self._residence = engine, Residence()
         return self._engine
 
     def _make_producer(self) -> Any:

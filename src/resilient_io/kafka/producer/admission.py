@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
 
 from resilient_io._deadline import current_deadline
+from resilient_io.errors import ResilientIOError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,11 @@ class Admission:
         self.check(call)
         topic = self._topics.known.get(name)
         if topic is None:
-            topic = await self._topics.resolve(name, call.until)
+            try:
+                topic = await self._topics.resolve(name, call.until)
+            except ResilientIOError as told:
+                told.operation = call.operation  # a copy of what all who look are told
+                raise
             self.check(call)
         if topic is None:
             error = self._verdicts.too_late(call.began, call.operation)

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 
 from resilient_io._checking import check_number, check_seconds
 from resilient_io._policy import RetryPolicy, current_deadline
-from resilient_io.errors import ConfigurationError
+from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
@@ -197,7 +197,11 @@ class ResilientKafkaProducer:
         taken = self._take(
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
-        return await (taken if isinstance(taken, asyncio.Future) else await taken)
+        try:
+            return await (taken if isinstance(taken, asyncio.Future) else await taken)
+        except ResilientIOError as error:
+            error.operation = "send_and_wait"  # nobody else has this future
+            raise
 
     def _take(  # noqa: C901, PLR0917 (hot: calls and keywords cost)
         self,
@@ -212,7 +216,7 @@ class ResilientKafkaProducer:
     ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
         """Take a record in; give its future, or what to await for it."""
         engine = self._engine
-        if engine is None or engine.loop is not get_running_loop():
+        if engine is None or engine.residence.loop is not get_running_loop():
             engine = self._begin(operation)
         if self._transactional:
             engine.transactions.check()
@@ -277,7 +281,7 @@ class ResilientKafkaProducer:
             TypeError: `records` cannot be iterated over.
         """
         engine = self._engine
-        if engine is None or engine.loop is not get_running_loop():
+        if engine is None or engine.residence.loop is not get_running_loop():
             engine = self._begin("send_many")
         if timeout is not None:
             check_seconds("timeout", timeout)
@@ -304,7 +308,7 @@ class ResilientKafkaProducer:
             KafkaClosed: The producer was closed.
         """
         engine = self._engine
-        if engine is None or engine.loop is not get_running_loop():
+        if engine is None or engine.residence.loop is not get_running_loop():
             engine = self._begin("flush")
         if self._closed:
             raise engine.verdicts.closed(operation="flush")
@@ -361,25 +365,32 @@ class ResilientKafkaProducer:
                 does not end by itself takes at most three more.
 
         Returns:
-            What was not delivered, with its keys and values, and how many were while closing.
+            What was not delivered, with its keys and values, and how many were while closing. In a
+            process forked after its first use there is nothing to close: the parent delivers.
+
+        Raises:
+            RuntimeError: It runs in another living event loop.
         """
         if timeout is None:
             timeout = self._policy.deadline or _CLOSE_TIMEOUT
         check_number("timeout", timeout)
-        self._closed = True
         engine = self._engine
-        if engine is None or engine.loop.is_closed():
+        if engine is None or engine.residence.over or engine.residence.forked:
+            self._closed = True
             return DeliveryReport()
+        engine.residence.check(type(self).__name__)
+        self._closed = True
         return await engine.aclose(timeout)
 
     async def __aenter__(self) -> Self:
         """Start, without waiting for Kafka; a closed producer opens again."""
         if self._closed:
-            engine, self._engine = self._engine, None
-            if engine is not None and not engine.loop.is_closed():
+            engine = self._engine
+            if engine is not None and not engine.residence.over:
+                engine.residence.check(type(self).__name__)
                 await engine.aclose(0.0)
-            self._closed = False
-        if self._engine is None or self._engine.loop is not get_running_loop():
+            self._engine, self._closed = None, False
+        if self._engine is None or self._engine.residence.loop is not get_running_loop():
             self._begin("start")
         return self
 
@@ -402,7 +413,7 @@ class ResilientKafkaProducer:
 
     def _transactions(self) -> Transactions:
         engine = self._engine
-        if engine is None or engine.loop is not get_running_loop():
+        if engine is None or engine.residence.loop is not get_running_loop():
             engine = self._begin("transaction")
         return engine.transactions
 
@@ -411,7 +422,7 @@ class ResilientKafkaProducer:
 
         Raises:
             KafkaClosed: It was closed.
-            RuntimeError: It runs in another living loop.
+            RuntimeError: It runs in another living loop, or in the parent of this process.
         """
         if self._closed:
             raise KafkaClosed(
@@ -419,11 +430,8 @@ class ResilientKafkaProducer:
                 dependency=self.health.name,
                 operation=operation,
             )
-        if self._engine is not None and not self._engine.loop.is_closed():
-            raise RuntimeError(
-                "this producer is in use in another running event loop: make one "
-                "ResilientKafkaProducer for each event loop"
-            )
+        if self._engine is not None and not self._engine.residence.over:
+            self._engine.residence.check(type(self).__name__)
         self._engine = Engine(
             target=self._target,
             options=self._options,

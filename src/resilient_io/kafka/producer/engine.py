@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaProducer
 from resilient_io._deadline import context_without_deadline
 from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.questions import TRANSACTION
+from resilient_io.kafka.residence import Residence
 from resilient_io.kafka.supervisor import Supervisor
 
 from .accumulator import Accumulator
@@ -62,6 +63,7 @@ class Engine:
         Raises:
             RuntimeError: The health is in use in another living event loop.
         """
+        self.residence = Residence()
         self.loop = asyncio.get_running_loop()
         self.health = health
         self.settings = settings

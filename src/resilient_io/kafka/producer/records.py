@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aiokafka.errors import MessageSizeTooLargeError
@@ -100,11 +101,16 @@ def check_serializer(name: str, serializer: object) -> None:
     """Refuse a serializer that cannot be called.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: It cannot, or it would have to be awaited.
     """
     if serializer is not None and not callable(serializer):
         raise ConfigurationError(
             f"{name}={serializer!r} is no function: write {name}=json_bytes or leave it out"
+        )
+    if inspect.iscoroutinefunction(serializer):
+        raise ConfigurationError(
+            f"{name}={serializer!r} is async, and would give a coroutine: write a plain function, "
+            f"and await before you send"
         )
 
 

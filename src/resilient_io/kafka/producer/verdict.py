@@ -71,7 +71,8 @@ class Verdicts:
         self._unlogged += records
         now = self._loop.time()
         if now - self._logged_at >= _LOG_SPACING and not isinstance(error, KafkaClosed):
-            _log.warning("%d records were not delivered; the newest: %r", self._unlogged, error)
+            few = "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were"
+            _log.warning("%s not delivered; the newest: %r", few, error)
             self._unlogged = 0
             self._logged_at = now
 
