@@ -32,6 +32,8 @@ class Record(ConsumerRecord[Any, Any]):
         handled: Whether `done()` was called.
     """
 
+    key: Any  # what it is depends on the deserialisers: no type checker can ask for None alone
+    value: Any
     error: Exception | None = None
     handled: bool = False
     _progress: PartitionProgress
