@@ -26,6 +26,7 @@ BAD = [
     ({"topics": ("t",), "policy": 3}, "policy must be a RetryPolicy, not 3"),
     ({"topics": ("t",), "health": "h"}, "health must be a Dependency"),
     ({"topics": ("t",), "value_deserializer": "json"}, "value_deserializer='json' is no function"),
+    ({"topics": ("t",), "key_deserializer": asyncio.sleep}, "is async, and would give coroutines"),
     ({"topics": ("t",), "bootstrap_servers": ""}, "names no server"),
 ]
 

@@ -539,6 +539,19 @@ async def test_a_second_taker_is_refused_and_waits_for_one_that_is_ending():
         await turn.take("running")
 
 
+async def test_two_tasks_cannot_share_an_iterator():
+    world = World()
+    world.log[A] = []
+    await world.joined(A)
+    records = world.records()
+    waiting = asyncio.create_task(anext(records, None))
+    await asyncio.sleep(0.5)
+    with pytest.raises(RuntimeError, match="in use by another task"):
+        await anext(records)
+    world.feed.close()
+    assert await waiting is None
+
+
 async def test_closing_ends_who_waits():
     world = World()
     world.log[A] = []

@@ -46,6 +46,7 @@ class Walk(Generic[T]):
         self._task: asyncio.Task[object] | None = None
         self._entered = False
         self._over = False
+        self._finding = False
         self._noted: object = None
 
     def settle(self) -> None:
@@ -94,10 +95,21 @@ class Walk(Generic[T]):
             self._entered = True
 
     async def next(self) -> T:
-        """Return the next; what was in hand before is handled."""
-        await self._begin()
+        """Return the next; what was in hand before is handled.
+
+        Raises:
+            RuntimeError: Another task waits for the next one: it would take for handled what the
+                other has in hand.
+        """
+        if self._finding:
+            raise RuntimeError(
+                "this iterator is in use by another task: take records in one loop, and share out "
+                "the work with run(handler, concurrency=...)"
+            )
+        self._finding = True
         found: T | None = None
         try:
+            await self._begin()
             self._finish()
             if self._asked is not None:
                 if not self._asked.done():
@@ -107,6 +119,7 @@ class Walk(Generic[T]):
             await asyncio.sleep(0)
             found = await self._find()
         finally:
+            self._finding = False
             # Also when it is cancelled: the traceback holds the iterator, so nobody drops it.
             if found is None:
                 self._suspend()
