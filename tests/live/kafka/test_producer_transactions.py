@@ -217,6 +217,41 @@ async def test_closing_aborts_what_is_open(make, topic, committed):
     assert await committed() == [b"other"]
 
 
+@pytest.mark.parametrize("ended_by", ["closing", "replacement"])
+@pytest.mark.parametrize("request_name", ["EndTxn", "AddOffsetsToTxn"])
+async def test_what_waits_for_an_answer_when_its_instance_ends_is_told_and_not_cancelled(
+    make, proxy, topic, ended_by, request_name
+):
+    producer = make(policy=RetryPolicy(deadline=30.0))
+    async with producer:
+        await _begun(producer, topic)
+        lost = proxy.drop_reply(request_name)
+
+        async def use():
+            async with producer.transaction() as transaction:
+                await producer.send_and_wait(topic, b"x")
+                if request_name != "EndTxn":
+                    await transaction.send_offsets({TopicPartition(topic, 0): 1}, "group")
+
+        using = asyncio.create_task(use())
+        async with asyncio.timeout(10):
+            while not lost.struck:  # noqa: ASYNC110 (counters can only be looked at)
+                await asyncio.sleep(0.01)
+        if ended_by == "closing":
+            await producer.aclose(0.2)
+        else:
+            supervisor = producer._engine.supervisor
+            supervisor.broken(supervisor.instance, RuntimeError("broken"))
+        async with asyncio.timeout(10):
+            await asyncio.wait([using])
+        assert not using.cancelled()
+        wanted = OutcomeUnknown if request_name == "EndTxn" else DependencyUnavailable
+        assert isinstance(using.exception(), wanted)
+        if ended_by == "closing":
+            return
+        await _begun(producer, topic)
+
+
 async def _begun(producer, topic):
     """Commit one record, however long the instance takes to come."""
     async with asyncio.timeout(20):

@@ -364,6 +364,8 @@ class Courier:
 
 def words(error: BaseException) -> str:
     """Say in one line what the driver raised."""
+    if isinstance(error, InstanceEnded):
+        return "the instance that had it ended before an answer came"
     said = " ".join(str(error).split())
     name = type(error).__name__
     return f"the driver gave up: {said if name in said else f'{name}: {said}'}"

@@ -48,6 +48,7 @@ class Transaction:
 
         Raises:
             KafkaDeadlineExceeded: There was no answer in time; nothing is applied.
+            KafkaUnavailable: The instance of the transaction ended; nothing is applied.
             IllegalOperation: The transaction has ended.
             KafkaError: What the broker refused.
         """

@@ -12,6 +12,7 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.errors import KafkaDeadlineExceeded
+from resilient_io.kafka.internals import InstanceEnded
 
 from .closing import drop_waiting
 from .courier import words
@@ -150,7 +151,10 @@ class Transactions:
         try:
             instance = await self._supervisor.ready(until, "transaction")
             transaction.instance = instance
-            await self._bounded(instance.begin_transaction(), until, began, "transaction")
+            try:
+                await self._bounded(instance.begin_transaction(), until, began, "transaction")
+            except InstanceEnded as error:
+                raise self._verdicts.unavailable(began, words(error), "transaction") from error
             if self._supervisor.instance is not instance:
                 raise self._verdicts.unavailable(
                     began, "its instance ended when it had just begun", "transaction"
@@ -263,6 +267,8 @@ class Transactions:
                 "send_offsets",
             )
             sent = True
+        except InstanceEnded as error:
+            raise self._verdicts.unavailable(began, words(error), "send_offsets") from error
         finally:
             if not sent and transaction.doom is None:
                 transaction.doom = self._verdicts.unavailable(
@@ -310,7 +316,13 @@ class Transactions:
     async def _bounded(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
     ) -> T:
-        """Await a call of the driver's in a task of its own: it may shield itself from us."""
+        """Await a call of the driver's in a task of its own: it may shield itself from us.
+
+        Raises:
+            InstanceEnded: The instance ended meanwhile: what it waits on inside was cancelled.
+            KafkaDeadlineExceeded: There was no answer in time.
+            Exception: What the driver raised.
+        """
         task = self._loop.create_task(
             call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
         )
@@ -319,6 +331,8 @@ class Transactions:
         finally:
             if not task.done():
                 task.cancel()
+        if task.cancelled():
+            raise InstanceEnded("it ended", sent=True)
         return task.result()
 
     async def _wait(
