@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from .attempts import Case
 
-__all__ = ["DeadLetterProducer", "DeadLetters", "headers_of", "told"]
+__all__ = ["CLOSING", "DeadLetterProducer", "DeadLetters", "headers_of", "told"]
 
 _log = logging.getLogger("resilient_io.kafka")
 
 _LONGEST_MESSAGE = 1_000
 _LONGEST_LINE = 300
 _LONGEST_WRITE = 5.0  # then it is tried again later: it must not keep a handler's place for long
-_CLOSING = 2.0
+CLOSING = 2.0
+"""Seconds that a producer of our own gets to be closed in good order."""
 
 
 class DeadLetterProducer(Protocol):
@@ -91,7 +92,7 @@ class DeadLetters:
                 self._advise(error)
             raise
 
-    async def aclose(self, timeout: float = _CLOSING) -> None:
+    async def aclose(self, timeout: float) -> None:
         """Close the producer of our own, if there is one."""
         own, self._own = self._own, None
         if own is not None:

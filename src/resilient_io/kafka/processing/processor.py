@@ -10,7 +10,7 @@ from resilient_io._deadline import context_without_deadline
 
 from .backlog import Backlog
 from .batches import Batches
-from .dead_letter import DeadLetters
+from .dead_letter import CLOSING, DeadLetters
 from .failures import Failures
 from .gatekeeping import Gate
 from .intake import Intake
@@ -271,6 +271,7 @@ class Processor:
         return leaving
 
     async def _wind_down(self) -> None:
+        closing = 0.0
         try:
             if self._feeder is not None:
                 self._feeder.cancel()
@@ -282,9 +283,10 @@ class Processor:
                 None, self._drain_timeout, self._asking
             )
             await self._source.commit(self._commit_timeout)
-            if self._dead_letters is not None:
-                await self._dead_letters.aclose()
+            closing = CLOSING
         finally:
             leaving = self._let_go()  # also when it is cut short: nothing of it may go on
+            if self._dead_letters is not None:
+                await self._dead_letters.aclose(closing)
         if leaving:
             await asyncio.wait(leaving, timeout=EVICTION_GRACE)

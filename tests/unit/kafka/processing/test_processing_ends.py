@@ -217,6 +217,26 @@ async def test_closing_is_bounded_when_the_last_commit_hangs(scenes, until):
     await running
 
 
+async def test_its_own_producer_of_dead_letters_is_closed_also_when_it_is_cut_short(scenes, until):
+    scene = scenes(dead_letter="t.dead", policy=HandlerPolicy(attempts=1))
+
+    async def commit(timeout):
+        await asyncio.sleep(1_000)
+
+    async def handler(record):
+        raise ValueError("no")
+
+    scene.source.commit = commit
+    scene.source.put(b"bad")
+    running = scene.start(handler)
+    await until(lambda: scene.producer.sent)
+    began = now()
+    await scene.processor.aclose(2.0)
+    assert now() - began == pytest.approx(2.0, abs=0.1)
+    await running
+    assert scene.producer.closed
+
+
 async def test_cancelling_run_leaves_at_once_and_the_draining_goes_on_by_itself(scenes, until):
     scene = scenes(limits=LIMITS)
     handler = Slow()
