@@ -278,6 +278,9 @@ class Supervisor(Generic[DriverT]):
         # The supervisor's boundary: whatever an instance dies of, the next one may live.
         except Exception as failure:  # noqa: BLE001
             error = found = failure
+            if not self.generation and isinstance(failure, (TypeError, ValueError)):
+                # An option's value that aiokafka cannot use: waiting does not help.
+                self._admission.refusal = failure
         finally:
             if self._watch is not None:
                 self._watch.close()

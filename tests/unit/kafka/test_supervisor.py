@@ -256,6 +256,14 @@ async def test_what_the_constructor_refuses_is_told_too():
             await supervisor.ready(None, "send")
 
 
+async def test_a_value_that_the_start_cannot_use_is_told_too():
+    world = World()
+    world.start_failures = [ValueError("Incorrect isolation level x")] * 1_000
+    async with supervised(world) as supervisor:
+        with pytest.raises(ValueError, match="isolation level"):
+            await supervisor.ready(None, "send")
+
+
 async def test_halted_it_ends_the_instance_and_lets_none_follow():
     world = World()
     async with supervised(world) as supervisor:
