@@ -16,6 +16,7 @@ from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
 from resilient_io.kafka.processing.plan import plan_run
+from resilient_io.kafka.processing.settings import check_choice
 from resilient_io.kafka.residence import Residence
 from resilient_io.kafka.target import Target
 
@@ -29,7 +30,7 @@ from .stats import ConsumerStats, Counters, nothing_yet
 from .subscription import subscription_to
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from resilient_io.health._availability import Availability
@@ -55,6 +56,16 @@ _OWNED = {
 }
 
 _MAX_POLL_INTERVAL_MS = 300_000  # aiokafka 0.14's own default
+_MILLISECONDS = (
+    "max_poll_interval_ms",
+    "session_timeout_ms",
+    "rebalance_timeout_ms",
+    "fetch_max_wait_ms",
+)
+_CHOICES = {
+    "auto_offset_reset": ("earliest", "latest", "none"),
+    "isolation_level": ("read_uncommitted", "read_committed"),
+}
 
 
 class ResilientKafkaConsumer:
@@ -118,6 +129,7 @@ class ResilientKafkaConsumer:
         self._subscription = subscription_to(topics, pattern, partitions, group_id)
         split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
         self._options = split.own
+        _check_options(split.own)
         self._target = Target(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
@@ -428,6 +440,16 @@ class ResilientKafkaConsumer:
         return ResilientKafkaProducer(
             policy=self._policy, health=self._health, **self._target.client_options()
         )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse values that we need, or that aiokafka 0.14 would take for something else."""
+    for name in _MILLISECONDS:
+        if name in options and (name, options[name]) != ("rebalance_timeout_ms", None):
+            check_count(name, options[name])
+    for name, choices in _CHOICES.items():
+        if name in options:
+            check_choice(name, options[name], choices)
 
 
 def _check_kinds(policy: object, health: object, settings: object) -> None:
