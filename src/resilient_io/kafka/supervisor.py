@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Generic
 
 from aiokafka.errors import KafkaError
@@ -12,12 +11,13 @@ from resilient_io.errors import Closed
 from resilient_io.health import Cause
 
 from .admission import Admission
-from .classification import connection_failure, meaning_of
+from .classification import meaning_of
 from .errors import KafkaClosed
 from .instance import end_instance, start_instance
 from .internals import notice_hang_ups
 from .protocols import DriverT
 from .quiet import Tally, context_of_driver
+from .setbacks import Setbacks
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ if TYPE_CHECKING:
     from .protocols import Connection
 
 __all__ = ["Supervisor"]
-
-_log = logging.getLogger("resilient_io.kafka")
-
-_STEADY = 30.0
-"""Seconds of service after which an instance's predecessors' failures are forgotten."""
-
-_PERMANENT_CAP = 30.0
-"""Greatest bound of the backoff, in seconds, when only somebody's change can help."""
 
 _GRACE = 2.0
 """Seconds beyond its timeout that `aclose` allows force to take."""
@@ -93,7 +85,6 @@ class Supervisor(Generic[DriverT]):
         self._build = build
         self._health = health
         self._policy = policy
-        self._rng = rng
         self._prepare = prepare
         self._entered = entered
         self._retired = retired
@@ -105,7 +96,7 @@ class Supervisor(Generic[DriverT]):
         self._subscription: Subscription[Change] | None = None
         self._admission: Admission[DriverT] = Admission(role, health, policy.while_down)
         self._halted = False
-        self._failures = 0
+        self._setbacks = Setbacks(role, health, policy, rng, self.tally)
         self._graceful = True
         self._closing_until = 0.0
 
@@ -240,12 +231,12 @@ class Supervisor(Generic[DriverT]):
             error = await self._live()
             if self._halts is not None and self._halts(error):
                 self._halted, self._admission.refusal = True, error
-            if loop.time() - served >= _STEADY:
-                self._failures = 0
-            self._failures += 1
-            self._report(error)
+            if meaning_of(error).kind == "permanent" and self._admission.refusal is None:
+                self._admission.refusal = error
+            self._setbacks.note(error, loop.time() - served, final=self._halted)
+            self._admission.wake()
             if not self._halted:
-                await asyncio.sleep(self._pause(error))
+                await asyncio.sleep(self._setbacks.pause(error))
 
     async def _live(self) -> Exception:
         """Let one instance live; return what it ended of. Cancelled, it ends in good order."""
@@ -304,22 +295,10 @@ class Supervisor(Generic[DriverT]):
         self.generation += 1
         self._admission.refusal = None
         self._admission.instance = instance
-        if self._failures and self._is_news():
-            _log.info(
-                "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
-                self._health.name,
-                self.role,
-                self.generation,
-                self._failures,
-                self.tally.dropped,
-            )
+        self._setbacks.overcome(self.generation)
         if self._entered is not None:
             self._entered(instance)
         self._admission.wake()
-
-    def _is_news(self) -> bool:
-        """Tell whether this failure is worth a record: the 1st, 2nd, 4th, 8th … of a series."""
-        return self._failures & (self._failures - 1) == 0
 
     def _hung_up(self, connection: Connection) -> None:
         """A broker that ended closes its connections: let the probe look before anybody calls."""
@@ -330,32 +309,3 @@ class Supervisor(Generic[DriverT]):
 
     def _leave_service(self) -> None:
         self._admission.instance = None
-
-    def _report(self, error: Exception) -> None:
-        """Tell health, those who wait, and once the log."""
-        failure = connection_failure(error)
-        meaning = meaning_of(error)
-        if meaning.kind == "permanent" and self._admission.refusal is None:
-            self._admission.refusal = error
-        if self._halted or self._is_news():
-            _log.log(
-                logging.ERROR if self._halted else logging.WARNING,
-                "%s: the %s %s: %s; last word of the driver: %s",
-                self._health.name,
-                self.role,
-                "is not replaced" if self._halted else "has to be replaced",
-                failure.detail,
-                self.tally.newest or "none",
-            )
-        if meaning.kind in ("perhaps", "transient") or failure.permanent:
-            # Not "definite": the probe looks for itself, and finds the true cause.
-            self._health.failed(failure.cause, failure.detail)
-        self._admission.wake()
-
-    def _pause(self, error: Exception) -> float:
-        policy = self._policy
-        cap = policy.backoff_cap
-        if meaning_of(error).kind == "permanent":
-            cap = max(cap, _PERMANENT_CAP)
-        bound = max(policy.backoff, 0.05) * 2.0 ** min(self._failures - 1, 32)
-        return self._rng.random() * min(bound, cap)
