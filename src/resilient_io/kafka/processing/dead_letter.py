@@ -21,6 +21,8 @@ __all__ = ["CLOSING", "DeadLetterProducer", "DeadLetters", "headers_of", "told"]
 _log = logging.getLogger("resilient_io.kafka")
 
 _LONGEST_MESSAGE = 1_000
+_SHORTEST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
 _LONGEST_LINE = 300
 _LONGEST_WRITE = 5.0  # then it is tried again later: it must not keep a handler's place for long
 CLOSING = 2.0
@@ -66,6 +68,18 @@ class DeadLetters:
         self._make = make
         self._own: DeadLetterProducer | None = None
         self._advised = False
+        self._writing = 0
+        self._failures = 0  # in a row
+        self._again_at = 0.0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is another's turn to find out if dead letters can be written again.
+
+        All would wait for the same, each in a place that a handler needs.
+        """
+        now = asyncio.get_running_loop().time()
+        return self._failures > 0 and (self._writing > 0 or now < self._again_at)
 
     async def write(self, record: Record, case: Case) -> None:
         """Write one; returns when the brokers have it.
@@ -79,6 +93,7 @@ class DeadLetters:
         if producer is None:
             producer = self._own = self._make()
         now = asyncio.get_running_loop().time()
+        self._writing += 1
         try:
             with deadline(_LONGEST_WRITE):
                 await producer.send_and_wait(
@@ -88,9 +103,15 @@ class DeadLetters:
                     headers=headers_of(record, case, now),
                 )
         except Exception as error:
+            pause = min(_SHORTEST_PAUSE * 2.0 ** min(self._failures, 10), _LONGEST_PAUSE)
+            self._failures += 1
+            self._again_at = asyncio.get_running_loop().time() + pause
             if producer is self._own:
                 self._advise(error)
             raise
+        finally:
+            self._writing -= 1
+        self._failures = 0
 
     async def aclose(self, timeout: float) -> None:
         """Close the producer of our own, if there is one."""

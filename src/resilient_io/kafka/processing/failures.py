@@ -209,6 +209,11 @@ class Failures:
             if case.stage is Stage.TELL:
                 case.stage = await self._tell(record, case)
             if case.stage is Stage.BURY:
+                if self._dead_letters is not None and self._dead_letters.crowded:
+                    self._rest(
+                        item, min(_FASTEST_REPEAT + len(flow.resting) / 100, _SLOWEST_REPEAT)
+                    )
+                    return
                 await self._bury(record, case)
         # The boundary to the producer and to the application's own function: whatever either
         # raises, the record stays ours, uncommitted, and is tried again.

@@ -97,6 +97,37 @@ async def test_an_unwritable_dead_letter_holds_its_offset_and_its_key_until_it_i
     assert len([each for each in caplog.records if "dead letters" in each.message]) < 10
 
 
+@pytest.mark.parametrize(("concurrency", "seconds"), [(1, 70.0), (4, 15.0)])
+async def test_dead_letters_that_cannot_be_written_leave_the_others_their_handlers(
+    scenes, until, concurrency, seconds
+):
+    scene = scenes(
+        policy=HandlerPolicy(attempts=1),
+        dead_letter="t.dead",
+        concurrency=concurrency,
+        order="none",
+    )
+    write = scene.producer.send_and_wait
+    silent = True
+
+    async def write_or_not(*args, **record):
+        if silent:
+            await asyncio.sleep(5.0)
+            raise TimeoutError
+        await write(*args, **record)
+
+    scene.producer.send_and_wait = write_or_not
+    for _ in range(50):
+        scene.source.put(b"bad")
+        scene.source.put(b"good")
+    handler = Flaky({b"bad": 50})
+    scene.start(handler)
+    await until(lambda: len(handler.done) == 50, timeout=seconds)
+    silent = False
+    await until(lambda: scene.stats.dead_lettered == 50, timeout=60.0)
+    assert scene.source.done_up_to() == 100
+
+
 @pytest.mark.parametrize("own", [True, False])
 async def test_it_is_said_once_what_to_do_when_dead_letters_cannot_be_written(
     scenes, until, caplog, own
