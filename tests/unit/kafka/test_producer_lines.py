@@ -867,3 +867,21 @@ async def test_records_of_a_source_that_comes_while_there_is_no_room_take_none()
         world.instance.answer()
         await asyncio.sleep(0.1)
         assert world.room.used == 0
+
+
+async def test_what_a_serializer_raised_is_in_the_report_and_not_in_the_log(caplog):
+    def refuse(value):
+        raise ValueError(f"cannot encode {value}")
+
+    async with World() as world:
+        report = await ship(
+            engine_of(world),
+            TOPIC,
+            ["hunter2"],
+            timeout=None,
+            serialize_key=None,
+            serialize_value=refuse,
+        )
+    assert str(report.failures[0].error) == "cannot encode hunter2"
+    assert "1 record was not delivered; the newest: ValueError" in caplog.text
+    assert "hunter2" not in caplog.text

@@ -264,7 +264,8 @@ class ResilientKafkaProducer:
         ends up in the report; the others go on. When Kafka goes down under `while_down="fail"`, the
         time ends, or there is no room for `delivery_timeout`, no more are taken: `report.taken`
         says how far it got. Cancelling leaves at once: what was not handed over is not sent, what
-        was may be written.
+        was may be written. So it is when `records` itself raises: its error passes as it is, and
+        there is no report.
 
         Args:
             topic: Where to.

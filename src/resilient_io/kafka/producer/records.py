@@ -18,6 +18,8 @@ __all__ = ["OutgoingRecord", "Serializer", "check_serializer", "checked", "measu
 
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
 
+_SERIALIZED = ("key", "value")
+
 _PAIR = 2
 _MOST_PARTITION = 2**31 - 1
 _STAMPS = 2**63
@@ -53,10 +55,8 @@ def checked(name: str, data: object) -> bytes | None:
         return data
     if isinstance(data, (bytearray, memoryview)):
         return bytes(data)
-    raise TypeError(
-        f"{name} is {type(data).__name__}, not bytes: encode it, or give the producer "
-        f"{name}_serializer="
-    )
+    hint = f", or give the producer {name}_serializer=" if name in _SERIALIZED else ""
+    raise TypeError(f"{name} is {type(data).__name__}, not bytes: encode it{hint}")
 
 
 def measured(

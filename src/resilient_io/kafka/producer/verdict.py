@@ -6,7 +6,9 @@ import copy
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from resilient_io.errors import Progress
+from aiokafka.errors import KafkaError
+
+from resilient_io.errors import Progress, ResilientIOError
 from resilient_io.kafka.errors import (
     KafkaClosed,
     KafkaDeadlineExceeded,
@@ -72,7 +74,9 @@ class Verdicts:
         now = self._loop.time()
         if now - self._logged_at >= _LOG_SPACING and not isinstance(error, KafkaClosed):
             few = "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were"
-            _log.warning("%s not delivered; the newest: %r", few, error)
+            # What a serializer raised may hold a record's data: that is for the report only.
+            ours = isinstance(error, (ResilientIOError, KafkaError))
+            _log.warning("%s not delivered; the newest: %s", few, repr(error) if ours else name)
             self._unlogged = 0
             self._logged_at = now
 
