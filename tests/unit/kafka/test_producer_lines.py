@@ -885,3 +885,13 @@ async def test_what_a_serializer_raised_is_in_the_report_and_not_in_the_log(capl
     assert str(report.failures[0].error) == "cannot encode hunter2"
     assert "1 record was not delivered; the newest: ValueError" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+async def test_what_was_not_handed_over_in_time_says_why_no_instance_could_take_it():
+    async with World() as world:
+        world.supervisor.instance = None
+        world.verdicts.refusal = lambda: driver.ClusterAuthorizationFailedError("not yours")
+        future = await world.send(b"x", lifetime=1.0)
+        with pytest.raises(KafkaDeadlineExceeded) as caught:
+            await future
+        assert "not yours" in caught.value.__notes__[0]

@@ -89,6 +89,7 @@ class Engine:
             retired=self._retired,
             halts=None if transactional_id is None else fenced,
         )
+        self.verdicts.refusal = lambda: self.supervisor.refusal
         self.room = Room(settings.buffer_bytes, _BURST)
         self.topics = Topics(
             rng=rng,

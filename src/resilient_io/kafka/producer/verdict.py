@@ -40,12 +40,14 @@ class Verdicts:
         delivered: Records that Kafka confirmed.
         ended: Records and calls that failed, by the error's name.
         on_failure: Told of each error that records ended in which had been taken in.
+        refusal: Says why no instance can be in service until somebody changes something.
     """
 
     def __init__(self, health: Dependency, loop: asyncio.AbstractEventLoop) -> None:
         self.delivered = 0
         self.ended: dict[str, int] = {}
         self.on_failure: Callable[[Exception], None] | None = None
+        self.refusal: Callable[[], Exception | None] = lambda: None
         self._health = health
         self._loop = loop
         self._unlogged = 0
@@ -83,12 +85,16 @@ class Verdicts:
     def too_late(self, sent: float, operation: str = "send") -> KafkaDeadlineExceeded:
         """Say that the time ended before the record was handed over."""
         why = "" if self._health.available else f", and Kafka is down ({self._why()})"
-        return KafkaDeadlineExceeded(
+        refusal = self.refusal()
+        error = KafkaDeadlineExceeded(
             f"it was not handed over in time{why}",
             dependency=self._health.name,
             operation=operation,
             elapsed=self._loop.time() - sent,
         )
+        if refusal is not None:
+            error.add_note(f"no producer can be in service because of this: {refusal}")
+        return error
 
     def still_travelling(self, began: float) -> KafkaDeadlineExceeded:
         """Say that some records have no outcome yet, and go on."""
