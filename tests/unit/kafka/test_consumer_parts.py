@@ -389,6 +389,21 @@ async def test_a_commit_that_matters_is_tried_again_within_its_time():
     assert world.counters.commits_failed == 2
 
 
+async def test_a_commit_that_the_driver_breaks_on_is_told_once_and_raised_to_nobody(caplog):
+    world = World()
+    await world.joined(A)
+    (records,) = (await world.feed.fetch(1, 0.0)).values()
+    records[0].done()
+    world.commit_raises = [AssertionError("as if"), AssertionError("as if")]
+    for _ in range(2):
+        assert not await world.committer.commit(world.holdings.all, 1.0, insist=True)
+    assert await world.committer.commit(world.holdings.all, 1.0)
+    assert world.committed == {A: 1}
+    assert [each for each in caplog.messages if "offsets cannot be committed" in each] == [
+        "kafka: offsets cannot be committed: AssertionError('as if')"
+    ]
+
+
 async def test_a_commit_without_a_coordinator_keeps_its_time():
     world = World()
     instance = await world.joined(A)

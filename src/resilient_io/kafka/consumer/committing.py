@@ -84,7 +84,7 @@ class Committer:
             return True
         try:
             await internals.commit_once(going[0].instance, due, going[0].member)
-        except KafkaError as error:
+        except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and closing has to go on
             self._failed(error)
             return False
         self._refused = False
@@ -94,9 +94,10 @@ class Committer:
             holding.certain = True
         return True
 
-    def _failed(self, error: KafkaError) -> None:
+    def _failed(self, error: Exception) -> None:
         self._counters.commits_failed += 1
         kind = meaning_of(error).kind
         before, self._refused = self._refused, kind in ("rebalance", "permanent", "fatal")
-        if kind == "permanent" and not before and not isinstance(error, InstanceEnded):
-            _log.error("%s: offsets cannot be committed: %s", self._name, error)
+        lasting = kind == "permanent" or not isinstance(error, KafkaError)
+        if lasting and not before and not isinstance(error, InstanceEnded):
+            _log.error("%s: offsets cannot be committed: %r", self._name, error)
