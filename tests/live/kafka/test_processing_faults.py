@@ -1,6 +1,7 @@
 """`run` while its process is killed, its group changes, its broker dies, or Redis is away."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ from collections import Counter
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from resilient_io import RetryPolicy
+from resilient_io import Dependency, HealthSettings, RetryPolicy
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.processing import HandlerPolicy, RunLimits
 from resilient_io.redis import ResilientRedis
@@ -322,15 +323,18 @@ async def test_while_redis_is_frozen_late_answers_are_nobodys_attempt(
     await shared_kafka.create_topic(name, partitions=PARTITIONS)
     await produced(shared_kafka, name, 0, 100)
     handled = set()
-    policy = RetryPolicy(response_timeout=0.5, connect_timeout=0.25, deadline=1.0)
-    redis = ResilientRedis.from_url(f"redis://127.0.0.1:{redis_server.port}", policy=policy)
+    # It is known to be down long before the calls under way are given up.
+    policy = RetryPolicy(response_timeout=4.0, deadline=5.0)
+    health = Dependency("redis", settings=HealthSettings(interval=0.2, timeout=0.2))
+    url = f"redis://127.0.0.1:{redis_server.port}"
+    redis = ResilientRedis.from_url(url, policy=policy, health=health)
 
     async def handler(record):
         await redis.incr(f"seen:{record.value.decode()}")
         await asyncio.sleep(0.02)
         handled.add(int(record.value))
 
-    async with redis, consumer_of(shared_kafka, name, name) as consumer:
+    async with contextlib.aclosing(health), redis, consumer_of(shared_kafka, name, name) as consumer:
         await redis.health.until_up(SOON)
         run = asyncio.create_task(
             consumer.run(

@@ -305,6 +305,4 @@ async def test_an_outage_is_a_few_records_for_a_producer_and_a_consumer(
     await _until(lambda: len(sent) > before + 5, "sending went on")
     await _stop(tasks)
     assert len(caplog.records) <= most, caplog.text
-    if fault == "kill":
-        assert producer.supervisor.tally.dropped + consumer.supervisor.tally.dropped > 20
     assert producer.supervisor.generation == 1

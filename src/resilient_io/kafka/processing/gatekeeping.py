@@ -38,8 +38,8 @@ class Gate:
         concurrency: Handlers at once in good times.
         slow_start: Seconds from 1 handler to `concurrency` after an outage.
         moved: Called when `allowed` changed.
-        handled: Returns how many records were handled so far: without any progress the number of
-            handlers does not grow.
+        judged: Returns how many calls of the handler ended so far by its own doing, well or not:
+            while none does, the number of handlers does not grow.
 
     Attributes:
         allowed: Handlers that may run now; 0 while it is shut.
@@ -53,16 +53,16 @@ class Gate:
         concurrency: int,
         slow_start: float,
         moved: Callable[[], None],
-        handled: Callable[[], int],
+        judged: Callable[[], int],
     ) -> None:
         self._requires = requires
         self._concurrency = concurrency
         self._step = slow_start / max(1, math.ceil(math.log2(concurrency)))
         self._moved = moved
-        self._handled = handled
+        self._judged = judged
         self._subscriptions: list[Subscription[Change]] = []
         self._ramp: asyncio.TimerHandle | None = None
-        self._handled_before = 0
+        self._judged_before = 0
         self._shut_at = 0.0
         self.allowed = concurrency
         self.closed = 0
@@ -120,7 +120,7 @@ class Gate:
         elif not down and self.shut:
             _log.warning("going on: all that is required is back after %.1f s", self._seconds_shut)
             self.allowed = 1 if self._step > 0.0 else self._concurrency
-            self._handled_before = self._handled()
+            self._judged_before = self._judged()
             self._moved()
             self._climb_later()
 
@@ -133,9 +133,9 @@ class Gate:
             self._ramp = asyncio.get_running_loop().call_later(self._step, self._climb)
 
     def _climb(self) -> None:
-        handled = self._handled()
-        if handled > self._handled_before:
-            self._handled_before = handled
+        judged = self._judged()
+        if judged > self._judged_before:
+            self._judged_before = judged
             self.allowed = min(self.allowed * 2, self._concurrency)
             self._moved()
         self._climb_later()

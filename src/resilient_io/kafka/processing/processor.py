@@ -89,7 +89,7 @@ class Processor:
             concurrency=plan.concurrency,
             slow_start=plan.limits.slow_start,
             moved=self._gate_moved,
-            handled=lambda: self._work.handled,
+            judged=lambda: self._work.handled + self._failures.failed - self._failures.excused,
         )
         self._backlog = Backlog(plan.order, plan.limits, self._make_room)
         self._failures = Failures(

@@ -113,7 +113,7 @@ async def test_after_an_outage_it_starts_slowly(scenes, until, redis):
     assert seen == [1, 2, 4, 8, 16]
 
 
-async def test_it_grows_no_further_while_nothing_succeeds(scenes, until, redis):
+async def test_it_grows_no_further_while_every_failure_is_the_dependencys(scenes, until, redis):
     scene = scenes(requires=[redis.health], concurrency=16, policy=POLICY, order="none")
 
     async def handler(record):
@@ -129,6 +129,23 @@ async def test_it_grows_no_further_while_nothing_succeeds(scenes, until, redis):
     await asyncio.sleep(60)
     assert scene.stats.allowed == 1
     assert scene.stats.failed > 10
+
+
+async def test_failures_of_the_records_own_do_not_keep_it_slow(scenes, until, redis):
+    scene = scenes(requires=[redis.health], concurrency=16, order="none", on_failure="skip")
+
+    async def handler(record):
+        await asyncio.sleep(0.1)
+        raise ValueError("no such article")
+
+    for _ in range(500):
+        scene.source.put(None)
+    redis.kill()
+    scene.start(handler)
+    await asyncio.sleep(1)
+    redis.revive()
+    await until(lambda: scene.stats.skipped == 500)
+    assert scene.stats.allowed == 16
 
 
 async def test_without_slow_start_all_handlers_begin_at_once(scenes, until, redis):
