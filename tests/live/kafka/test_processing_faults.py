@@ -334,7 +334,8 @@ async def test_while_redis_is_frozen_late_answers_are_nobodys_attempt(
         await asyncio.sleep(0.02)
         handled.add(int(record.value))
 
-    async with contextlib.aclosing(health), redis, consumer_of(shared_kafka, name, name) as consumer:
+    reading = consumer_of(shared_kafka, name, name)
+    async with contextlib.aclosing(health), redis, reading as consumer:
         await redis.health.until_up(SOON)
         run = asyncio.create_task(
             consumer.run(

@@ -288,9 +288,7 @@ async def _stop(tasks):
 async def test_an_outage_is_a_few_records_for_a_producer_and_a_consumer(
     kafka_server, name, supervise, caplog, fault, seconds, most
 ):
-    producer, consumer, sent, tasks = await _producer_and_consumer_at_work(
-        kafka_server, name, supervise
-    )
+    producer, _, sent, tasks = await _producer_and_consumer_at_work(kafka_server, name, supervise)
     caplog.set_level(logging.INFO)
     caplog.clear()
     getattr(kafka_server, fault)()
