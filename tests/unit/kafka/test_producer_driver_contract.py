@@ -13,6 +13,8 @@ from resilient_io.kafka.producer.sequence import (
     is_in_transaction,
     newest_batch,
     take_back,
+    told_count,
+    writer_of,
 )
 
 
@@ -60,6 +62,27 @@ def test_a_batch_takes_records_as_we_give_them():
     assert batch.record_count() == 2
     large = BatchBuilder(10, 0)
     assert large.append(timestamp=5, key=None, value=b"v" * 1000, headers=[]) is not None
+
+
+def test_a_record_is_written_past_the_batchs_own_method_as_by_it():
+    def written(fill):
+        batch = BatchBuilder(1000, 0)
+        fill(batch)
+        return batch.record_count(), batch.size(), bytes(batch._build())
+
+    def ours(batch):
+        write = writer_of(batch)
+        assert write(0, 5, b"k", b"v", [("a", b"b")]) is not None
+        assert write(1, 6, None, b"w", []) is not None
+        assert write(2, 7, None, b"v" * 1000, []) is None
+        told_count(batch, 2)
+
+    def its(batch):
+        batch.append(timestamp=5, key=b"k", value=b"v", headers=[("a", b"b")])
+        batch.append(timestamp=6, key=None, value=b"w", headers=None)
+        batch.append(timestamp=7, key=None, value=b"v" * 1000, headers=None)
+
+    assert written(ours) == written(its)
 
 
 def test_the_metadata_of_a_record_have_the_fields_that_we_fill():

@@ -54,6 +54,21 @@ class Cluster:
         return self.partitions.get(tp.partition)
 
 
+class Remembering:
+    """A batch under construction that remembers the values written into it."""
+
+    def __init__(self, builder):
+        self._builder = builder
+        self.size = builder.size
+        self.values = []
+
+    def append(self, offset, timestamp, key, value, headers):
+        taken = self._builder.append(offset, timestamp, key, value, headers)
+        if taken is not None:
+            self.values.append(value)
+        return taken
+
+
 class Instance:
     """An aiokafka producer as far as the courier looks: it takes batches and answers when told."""
 
@@ -83,16 +98,8 @@ class Instance:
 
     def create_batch(self):
         batch = BatchBuilder(self.batch_size, 0)
-        batch.values = []
-        append = batch.append
-
-        def remember(**record):
-            taken = append(**record)
-            if taken is not None:
-                batch.values.append(record["value"])
-            return taken
-
-        batch.append = remember
+        batch._builder = Remembering(batch._builder)
+        batch.values = batch._builder.values
         return batch
 
     async def send_batch(self, batch, topic, *, partition):

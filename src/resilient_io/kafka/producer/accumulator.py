@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from resilient_io._deadline import current_deadline
@@ -89,7 +90,8 @@ class Accumulator:
         self._due: list[Line] = []
         self._scheduled = False
         self._time = self.loop.time
-        self._create_future = self.loop.create_future
+        self._create_future: Callable[[], asyncio.Future[RecordMetadata]]
+        self._create_future = partial(asyncio.Future, loop=self.loop)
         self._progress: list[asyncio.Future[None]] = []
         self.lines = topics.lines
         self.expiry = Expiry(
@@ -293,7 +295,7 @@ class Accumulator:
             targets = [(line, end) for line, end in targets if line.settled_to < end]
             if not targets or unless():
                 return
-            future: asyncio.Future[None] = self._create_future()
+            future: asyncio.Future[None] = self.loop.create_future()
             self._progress.append(future)
             await future
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .line import Cargo
 from .parcel import Parcel, Slice
+from .sequence import told_count, writer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
-    from .line import Line
+    from .line import Headers, Line
 
 __all__ = ["load"]
+
+_NO_HEADERS: Headers = []
 
 
 def load(
@@ -37,14 +40,16 @@ def load(
     """
     records = line.records
     cargo = Cargo(line, instance, batch, line.position, now)
-    append = batch.append if line.byte_limit is None else _Limited(batch, line.byte_limit).append
+    write = writer_of(batch)
+    if line.byte_limit is not None:
+        write = _Limited(write, line.byte_limit).write
     entries, stamps = cargo.entries, cargo.stamps
     before = len(records)
-    size = freed = count = 0
+    size = freed = 0
     while records:
         entry = records[0]
         if isinstance(entry, Parcel):
-            done, part, gone = _load_parcel(entry, cargo, append, epoch)
+            done, part, gone = _load_parcel(entry, cargo, write, epoch)
             size += part
             freed += gone
             if not done:
@@ -58,22 +63,22 @@ def load(
             continue
         if stamp is None:
             stamp = int((sent + epoch) * 1000.0)
-        if append(timestamp=stamp, key=key, value=value, headers=headers) is None:
+        if write(cargo.count, stamp, key, value, headers or _NO_HEADERS) is None:
             break
         records.popleft()
         entries.append(entry)
         stamps.append(stamp)
         size += weight
-        count += 1
+        cargo.count += 1
     line.position += before - len(records)
     line.waiting -= size + freed
-    cargo.count += count
     cargo.size = size
+    told_count(batch, cargo.count)
     return cargo, freed
 
 
 def _load_parcel(
-    parcel: Parcel, cargo: Cargo, append: Callable[..., object], epoch: float
+    parcel: Parcel, cargo: Cargo, write: Callable[..., object], epoch: float
 ) -> tuple[bool, int, int]:
     """Take records from a parcel; return whether it is used up, and the bytes taken and dropped."""
     if parcel.shipment.cancelled:
@@ -82,13 +87,13 @@ def _load_parcel(
         return True, 0, gone
     first = cursor = parcel.cursor
     now = int((parcel.sent + epoch) * 1000.0)
+    offset = cargo.count
     for _, key, value, headers, stamp in islice(parcel.items, first, None):
-        if (
-            append(timestamp=now if stamp is None else stamp, key=key, value=value, headers=headers)
-            is None
-        ):
+        moment = now if stamp is None else stamp
+        if write(offset, moment, key, value, headers or _NO_HEADERS) is None:
             break
-        cursor += 1
+        offset += 1
+    cursor += offset - cargo.count
     part = 0
     if cursor > first:
         part = parcel.share(cursor - first)
@@ -101,16 +106,21 @@ def _load_parcel(
 class _Limited:
     """A batch that is full earlier: the broker found one too large."""
 
-    def __init__(self, batch: BatchBuilder, limit: int) -> None:
-        self._batch = batch
+    def __init__(self, write: Callable[..., object], limit: int) -> None:
+        self._write = write
         self._left = limit
-        self._empty = True
 
-    def append(self, **record: Any) -> object:
+    def write(
+        self,
+        place: int,
+        stamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+    ) -> object:
         """Add a record, unless it would be too much; the first one always fits."""
-        size = sum(len(record[name] or b"") for name in ("key", "value"))
-        if not self._empty and size > self._left:
+        size = len(key or b"") + len(value or b"")
+        if place and size > self._left:
             return None
         self._left -= size
-        self._empty = False
-        return self._batch.append(**record)
+        return self._write(place, stamp, key, value, headers)

@@ -36,6 +36,7 @@ _LEAST_CHUNKS = 8
 """Of a small buffer a chunk takes only a part: what finds no room in time has failed."""
 
 _BYTES = {bytes}
+_PAIRS = {tuple}
 
 
 async def ship(
@@ -109,7 +110,8 @@ class Packer:
         self._until = math.inf if until is None else until
         self._serialize_key = serialize_key
         self._serialize_value = serialize_value
-        self._plain = serialize_value is None and topic.sticky is not None
+        self._sticky = serialize_value is None and topic.sticky is not None
+        self._plain = serialize_key is serialize_value is None
         self._open: dict[Line, tuple[list[Item], list[int]]] = {}
         self._scheduled = False
         self._held = 0  # bytes of the buffer that what is packed has already
@@ -121,10 +123,13 @@ class Packer:
         source = iter(records)
         chunk = _FIRST_CHUNK
         while taken := list(islice(source, chunk)):
-            if self._plain and set(map(type, taken)) == _BYTES:
+            kinds = set(map(type, taken))
+            if kinds == _BYTES and self._sticky:
                 size = self._pack_values(taken)
+            elif kinds == _PAIRS and self._plain:
+                size = self._pack_pairs(taken)
             else:
-                size = sum(self._pack(record) for record in taken)
+                size = sum(map(self._pack, taken))
             if (error := await self._room_for(size)) is not None:
                 self.drop(error)
                 return False
@@ -206,6 +211,30 @@ class Packer:
             known[0].extend(items)
             known[1].extend(sizes)
         return sum(sizes)
+
+    def _pack_pairs(self, pairs: list[tuple[Any, ...]]) -> int:
+        """Pack keys with their values, where both are bytes; any other record goes its own way."""
+        keys, shipment, lines = self._topic.keys, self.shipment, self._open
+        most = self._accumulator.max_request_size + OVERHEAD
+        total = 0
+        for pair in pairs:
+            if len(pair) == 2:  # noqa: PLR2004 (a pair)
+                key, value = pair
+                if key.__class__ is bytes and value.__class__ is bytes:
+                    line = keys.get(key)
+                    size = len(key) + len(value) + OVERHEAD
+                    if line is not None and size <= most:
+                        place = shipment.taken
+                        shipment.taken = place + 1
+                        known = lines.get(line)
+                        if known is None:
+                            known = lines[line] = ([], [])
+                        known[0].append((place, key, value, None, None))
+                        known[1].append(size)
+                        total += size
+                        continue
+            total += self._pack(pair)
+        return total
 
     def _pack(self, record: Any) -> int:
         """Pack one record; return its size, 0 if it failed."""

@@ -10,11 +10,38 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.producer.transaction_manager import TransactionState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiokafka import TopicPartition
 
-    from resilient_io.kafka.protocols import ProducerDriver
+    from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
-__all__ = ["attempts_of", "is_idempotent", "is_in_transaction", "newest_batch", "take_back"]
+__all__ = [
+    "attempts_of",
+    "is_idempotent",
+    "is_in_transaction",
+    "newest_batch",
+    "take_back",
+    "told_count",
+    "writer_of",
+]
+
+
+def writer_of(batch: BatchBuilder) -> Callable[..., object]:
+    """Give what writes a record into a batch: place, timestamp (ms), key, value, list of headers.
+
+    It returns None when the batch is full. `BatchBuilder._builder`: `BatchBuilder.append` costs
+    as much again as this, which it calls. Tell the batch afterwards how many it has.
+    """
+    owner: Any = batch
+    write: Callable[..., object] = owner._builder.append
+    return write
+
+
+def told_count(batch: BatchBuilder, count: int) -> None:
+    """Tell a batch how many records it has (`BatchBuilder._relative_offset`)."""
+    owner: Any = batch
+    owner._relative_offset = count
 
 
 def newest_batch(instance: ProducerDriver, tp: TopicPartition) -> object:
