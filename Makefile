@@ -5,6 +5,8 @@
 PYTHON ?=
 ARGS ?=
 in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
+# Tests wait more than they work. More processes than that would each start brokers of their own.
+two_processes = -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak coverage bench lint format types wheel servers lock clean
@@ -15,11 +17,11 @@ help: ## list the targets
 demo: ## redis-py and ResilientRedis through the same faults; then a service on Kafka and Redis
 	$(in_venv) test python -m resilient_io.demo $(ARGS)
 
-test: ## every test but the long scenes
-	$(in_venv) test python -m pytest $(ARGS)
+test: ## every test but the long scenes; ARGS="-n 0" in one process, for a debugger, say
+	$(in_venv) test python -m pytest $(two_processes) $(ARGS)
 
 soak: ## the scenes that take over 10 s each
-	$(in_venv) test python -m pytest -m soak $(ARGS)
+	$(in_venv) test python -m pytest $(two_processes) -m soak $(ARGS)
 
 coverage: ## the tests, and which lines and branches they miss
 	$(in_venv) test coverage run -m pytest $(ARGS)
