@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import internals
 
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
+    from resilient_io.health import Dependency
     from resilient_io.kafka.protocols import ConsumerDriver
+    from resilient_io.kafka.supervisor import Supervisor
 
-    from .engine import Engine
+    from .feed import Feed
+    from .holdings import Holdings
+    from .settings import ConsumerSettings
     from .silence import SilenceWatch
     from .stalling import StallWatch
+    from .walk import Walk
 
 __all__ = ["Upkeep"]
 
@@ -27,6 +32,21 @@ _TICK = 1.0
 
 _HEAR = 0.9
 """Seconds between two looks at who has answered; a little less than a round, which may be early."""
+
+
+class Kept(Protocol):
+    """The consumer that is kept up."""
+
+    supervisor: Supervisor[ConsumerDriver]
+    settings: ConsumerSettings
+    health: Dependency
+    holdings: Holdings
+    feed: Feed
+    walk: Walk[Any] | None
+
+    async def commit_due(self) -> bool:
+        """Commit what is contiguous now."""
+        raise NotImplementedError
 
 
 class Upkeep:
@@ -41,7 +61,7 @@ class Upkeep:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Kept,
         stalls: StallWatch | None,
         silence: SilenceWatch,
         heard: Callable[[], None],

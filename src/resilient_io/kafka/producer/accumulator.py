@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
     from .courier import Courier
-    from .line import Headers, Line
+    from .line import Line
+    from .records import Headers
     from .room import Room
     from .settings import DeliverySettings
     from .topics import Topics

@@ -38,7 +38,7 @@ def _drop_cargo(line: Line, cargo: Cargo, verdicts: Verdicts) -> list[DeliveryFa
                 verdicts.lost(error, entry.count)
                 items = entry.parcel.items[entry.first : entry.last]
                 found += [_failure(line, item, error) for item in items]
-                entry.fail(line, error)
+                entry.fail(line.tp, error)
         elif not entry[0].done():
             error = verdicts.unknown(entry[7], _UNKNOWN)
             found.append(_failure(line, _item(entry), error))
@@ -71,7 +71,7 @@ def drop_waiting(
                     error = error_for(entry.sent, "send_many")
                     verdicts.lost(error, len(rest))
                     found += [_failure(line, item, error) for item in rest]
-                    entry.shipment.fail(line, rest, error)
+                    entry.shipment.fail(line.tp, rest, error)
             elif not entry[0].done():
                 error = error_for(entry[7], "send")
                 found.append(_failure(line, _item(entry), error))

@@ -144,7 +144,7 @@ class Expiry:
         parcel.drop()
         error = self._verdicts.too_late(parcel.sent, "send_many")
         self._verdicts.lost(error, len(rest))
-        parcel.shipment.fail(line, rest, error)
+        parcel.shipment.fail(line.tp, rest, error)
 
     def _look_at_cargo(self, cargo: Cargo, now: float) -> float:
         """Tell the callers of a batch whose time is up; return the earliest of the others."""
@@ -161,7 +161,7 @@ class Expiry:
                     continue
                 error = self._verdicts.unknown(entry.parcel.sent, _TOO_LATE, "send_many")
                 self._verdicts.lost(error, entry.count)
-                entry.fail(cargo.line, error)
+                entry.fail(cargo.line.tp, error)
             elif not entry[0].done():
                 if entry[5] > now:
                     earliest, told = min(earliest, entry[5]), False

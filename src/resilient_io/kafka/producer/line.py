@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
+from .records import Headers
+
 if TYPE_CHECKING:
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
     from .parcel import Parcel, Slice
 
-__all__ = ["Cargo", "Entry", "Headers", "Line", "Record", "tombstone"]
-
-Headers: TypeAlias = list[tuple[str, bytes | None]]
+__all__ = ["Cargo", "Entry", "Line", "Record", "tombstone"]
 
 Record: TypeAlias = tuple[
     asyncio.Future[RecordMetadata],

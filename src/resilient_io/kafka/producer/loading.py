@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
 
-    from .line import Headers, Line
+    from .line import Line
+    from .records import Headers
 
 __all__ = ["load"]
 

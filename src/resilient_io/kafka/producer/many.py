@@ -321,7 +321,7 @@ class Packer:
         for line, (items, _) in packed.items():
             if error is not None:
                 self._engine.verdicts.lost(error, len(items))
-                self.shipment.fail(line, items, error)
+                self.shipment.fail(line.tp, items, error)
 
 
 def _given(record: Any) -> OutgoingRecord:

@@ -10,7 +10,9 @@ from .report import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .line import Headers, Line
+    from aiokafka import TopicPartition
+
+    from .records import Headers
 
 __all__ = ["Item", "Parcel", "Shipment", "Slice"]
 
@@ -51,7 +53,7 @@ class Shipment:
             known.count += count
         self._settle(count)
 
-    def fail(self, line: Line, items: Iterable[Item], error: Exception) -> None:
+    def fail(self, tp: TopicPartition, items: Iterable[Item], error: Exception) -> None:
         """Take the news that records failed, all for one reason."""
         count = 0
         for position, key, value, headers, stamp in items:
@@ -59,8 +61,8 @@ class Shipment:
             self.failures.append(
                 DeliveryFailure(
                     position=position,
-                    topic=line.topic,
-                    partition=line.partition,
+                    topic=tp.topic,
+                    partition=tp.partition,
                     key=key,
                     value=value,
                     headers=headers,
@@ -169,14 +171,14 @@ class Slice:
         """How many records it has."""
         return self.last - self.first
 
-    def confirm(self, line: Line, base: int) -> None:
+    def confirm(self, tp: TopicPartition, base: int) -> None:
         """Tell the shipment that it was written."""
         if not self.told:
             self.told = True
-            self.parcel.shipment.confirm(line.partition, base, self.count)
+            self.parcel.shipment.confirm(tp.partition, base, self.count)
 
-    def fail(self, line: Line, error: Exception) -> None:
+    def fail(self, tp: TopicPartition, error: Exception) -> None:
         """Tell the shipment that it failed."""
         if not self.told:
             self.told = True
-            self.parcel.shipment.fail(line, self.parcel.items[self.first : self.last], error)
+            self.parcel.shipment.fail(tp, self.parcel.items[self.first : self.last], error)

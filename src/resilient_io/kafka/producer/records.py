@@ -12,10 +12,17 @@ from resilient_io.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .line import Headers
+__all__ = [
+    "Headers",
+    "OutgoingRecord",
+    "Serializer",
+    "check_serializer",
+    "checked",
+    "measured",
+    "too_large",
+]
 
-__all__ = ["OutgoingRecord", "Serializer", "check_serializer", "checked", "measured", "too_large"]
-
+Headers: TypeAlias = list[tuple[str, bytes | None]]
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
 
 _SERIALIZED = ("key", "value")

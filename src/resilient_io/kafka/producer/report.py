@@ -10,7 +10,7 @@ from resilient_io.errors import Progress, ResilientIOError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .line import Headers
+    from .records import Headers
 
 __all__ = ["DeliveryFailure", "DeliveryReport", "OffsetRange", "progress_of"]
 

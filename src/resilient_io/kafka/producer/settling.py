@@ -49,7 +49,7 @@ def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -
                 future.set_result(new(made, (topic, partition, tp, offset, when, kind, start)))
             offset += step
         else:
-            entry.confirm(line, offset)
+            entry.confirm(tp, offset)
             offset += step * entry.count
 
 
@@ -67,7 +67,7 @@ def fail(cargo: Cargo, verdicts: Verdicts, error_for: Callable[[float, str], Exc
             if not entry.told:
                 error = error_for(entry.parcel.sent, "send_many")
                 verdicts.lost(error, entry.count)
-                entry.fail(cargo.line, error)
+                entry.fail(cargo.line.tp, error)
         elif not entry[0].done():
             verdicts.settle(entry[0], error_for(entry[7], "send"))
 

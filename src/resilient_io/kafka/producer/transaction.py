@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiokafka.errors import IllegalOperation
 
@@ -13,9 +13,25 @@ if TYPE_CHECKING:
 
     from resilient_io.kafka.protocols import ProducerDriver
 
-    from .transactions import Transactions
-
 __all__ = ["Transaction"]
+
+
+class Conductor(Protocol):
+    """What leads transactions from their beginning to their end."""
+
+    async def begin(self, transaction: Transaction) -> None:
+        """Begin it."""
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Commit it."""
+
+    async def abort(self, transaction: Transaction, *, wait: bool) -> None:
+        """Abort it."""
+
+    async def send_offsets(
+        self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
+    ) -> None:
+        """Make a group's offsets part of it."""
 
 
 class Transaction:
@@ -27,10 +43,10 @@ class Transaction:
 
     __slots__ = ("_begun", "_producer", "doom", "ending", "instance")
 
-    def __init__(self, producer: Callable[[], Transactions]) -> None:
+    def __init__(self, producer: Callable[[], Conductor]) -> None:
         """Prepare; it begins when it is entered."""
         self._producer = producer
-        self._begun: Transactions | None = None
+        self._begun: Conductor | None = None
         self.instance: ProducerDriver | None = None
         self.doom: Exception | None = None
         self.ending = False
