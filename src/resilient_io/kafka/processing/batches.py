@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .attempts import Stage
-from .singles import as_failure, bounded, is_no_handler, no_handler
+from .handling import Handling, as_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_io.kafka.consumer.record import Record
 
-    from .backlog import Backlog, Item
-    from .failures import Failures
+    from .backlog import Item
     from .workers import Worker, Workers
 
 __all__ = ["Batches"]
 
 
-class Batches:
+class Batches(Handling):
     """Calls the handler with as many records as are ready, up to a number.
 
     Records of one line are in a batch in their order, and no other batch has one of that line
@@ -28,35 +27,19 @@ class Batches:
     itself, so that the culprit is found and the others are not lost with it.
 
     Args:
-        handler: The application's.
         size: Records in a batch, at most.
-        timeout: Seconds for one call; None for no bound.
-        backlog: The records.
-        failures: Judges what the handler raises.
-        stop: Called when the handler is none, with the error that says so.
-
-    Attributes:
-        handled: Records that the handler took without raising.
+        **rest: What `Handling` takes.
     """
 
-    def __init__(
-        self,
-        handler: Callable[[list[Record]], Awaitable[object]],
-        size: int,
-        *,
-        timeout: float | None,
-        backlog: Backlog,
-        failures: Failures,
-        stop: Callable[[Exception], None],
-    ) -> None:
-        self._handler = handler if timeout is None else bounded(handler, timeout)
-        self._size = size
-        self._backlog = backlog
-        self._failures = failures
-        self._stop = stop
-        self.handled = 0
+    takes = "records"
 
-    async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
+    def __init__(
+        self, handler: Callable[[list[Record]], Awaitable[object]], size: int, **rest: Any
+    ) -> None:
+        super().__init__(handler, **rest)
+        self._size = size
+
+    async def run(  # noqa: C901 - one loop without calls in between: it runs per record
         self, worker: Worker, pool: Workers
     ) -> None:
         """Take batches and call the handler, for ever."""
@@ -89,12 +72,9 @@ class Batches:
             except Exception as error:  # noqa: BLE001
                 self._raised(worker, error)
             except asyncio.CancelledError as error:
-                if not worker.evicted:
-                    if worker.task.cancelling():
-                        raise  # meant for this task: it ends
-                    self._raised(worker, as_failure(error))
-                else:
-                    self.abandon(worker)
+                if worker.task.cancelling() and not worker.evicted:
+                    raise  # meant for this task: it ends
+                self._raised(worker, as_failure(error))
             if handled:
                 self._handled(items)
             if worker.freed is not None:
@@ -153,15 +133,6 @@ class Batches:
                 lines.append([item])
             latest = (flow.partition, key)
         return lines
-
-    def _raised(self, worker: Worker, error: Exception) -> None:
-        if worker.evicted:
-            self.abandon(worker)  # it failed because we cancelled it
-        elif is_no_handler(error):
-            self.abandon(worker)
-            self._stop(no_handler(error, "records"))
-        else:
-            self.failed(worker, error)
 
 
 def _sociable(item: Item) -> bool:
