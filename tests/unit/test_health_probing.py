@@ -213,6 +213,29 @@ async def test_a_frozen_server_under_traffic_is_down_one_probe_after_the_respons
     assert now() - frozen <= 2.0 + 1.0 + 0.05
 
 
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_failure_in_any_tick_in_which_a_probe_times_out_is_taken(server, watched, ticks):
+    """A timeout that has struck, but not yet ended the probe, can be rescheduled no more."""
+    await watched.until_up(1)
+    server.mode = "mute"
+    loop = asyncio.get_running_loop()
+    complaints = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+
+    def fail(after):
+        if after:
+            loop.call_soon(fail, after - 1)
+        else:
+            watched.failed(Cause.TIMED_OUT, "no answer in time")
+
+    while len(server.knocks) < 2:
+        await asyncio.sleep(0.01)
+    loop.call_at(server.knocks[-1][0] + watched.settings.timeout, fail, ticks)
+    await asyncio.sleep(3)
+    assert complaints == []
+    assert watched.state is DOWN
+
+
 async def test_it_is_never_down_while_it_answers_others(server, watched):
     await watched.until_up()
     server.mode = "mute"

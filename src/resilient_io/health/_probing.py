@@ -127,9 +127,12 @@ class Prober:
         if self._machine.state is State.DOWN:
             return
         self._suspected = True
-        if self._scope is not None and not self._asked_suspicious and not self._preempted:
+        scope = self._scope
+        if scope is not None and scope.expired():
+            return  # it is just failing; what was suspected here is asked next
+        if scope is not None and not self._asked_suspicious and not self._preempted:
             self._preempted = True
-            self._scope.reschedule(asyncio.get_running_loop().time())
+            scope.reschedule(asyncio.get_running_loop().time())
         elif self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
 
@@ -267,7 +270,7 @@ class Prober:
             left = allowed - (loop.time() - began - ours)
             if left > _RESOLUTION:
                 timer = loop.call_later(left, look)
-            else:
+            elif not scope.expired():  # nor is it already, for the one that preempted this probe
                 scope.reschedule(loop.time())
 
         task = asyncio.current_task()
