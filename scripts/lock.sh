@@ -14,7 +14,8 @@ lock() {
 }
 
 # In this order: each is held to the versions of those before it.
-lock test pyproject.toml --extra testing requirements/test.in "$@"
+lock test pyproject.toml --extra testing --extra all \
+    requirements/test.in "$@"
 lock runtime pyproject.toml --constraints requirements/test.txt "$@"
 lock lint requirements/lint.in "$@"
 lock bench requirements/bench.in "$@"
