@@ -10,7 +10,9 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 from resilient_io.health._dependency import Attachment, Dependency
 from resilient_io.health._feed import Watch
 from resilient_io.health._lag import LoopLag
+from resilient_io.health._liveness import LivenessSettings, Vital
 from resilient_io.health._monitor import HealthMonitor, MonitorChange
+from resilient_io.health._recorder import FlightRecorder
 from resilient_io.health._settings import HealthSettings
 from resilient_io.health._states import Cause, Change, ProbeDegraded, ProbeFailed, State
 from resilient_io.health._subscription import Subscription
@@ -20,13 +22,16 @@ __all__ = [
     "Cause",
     "Change",
     "Dependency",
+    "FlightRecorder",
     "HealthMonitor",
     "HealthSettings",
+    "LivenessSettings",
     "LoopLag",
     "MonitorChange",
     "ProbeDegraded",
     "ProbeFailed",
     "State",
     "Subscription",
+    "Vital",
     "Watch",
 ]

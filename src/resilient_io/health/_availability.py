@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_io.health._lag import LoopLag
+    from resilient_io.health._recorder import FlightRecorder
 
 __all__ = ["Availability"]
 
@@ -35,6 +36,8 @@ class Availability:
         available: False while it is DOWN. For reading only.
         refusing: True while it is known to refuse writes: only then need a client report
             `accepted()`. For reading only.
+        recorder: Where its events are remembered; a `HealthMonitor` that is made with it and finds
+            none here gives its own.
     """
 
     def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
@@ -48,9 +51,10 @@ class Availability:
         # Plain attributes: every call of a client reads them.
         self.available = True
         self.refusing = False
+        self.recorder: FlightRecorder | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._machine = Machine(name, self.settings)
-        self._prober = Prober(self._machine, rng, self._take)
+        self._prober = Prober(self._machine, rng, self._take, self.note)
         self._history: deque[Change] = deque(maxlen=self.settings.history)
         self._subscriptions: Subscriptions[Change] = Subscriptions(name)
         self._feed = Feed(first_change(name, 0.0))
@@ -84,6 +88,11 @@ class Availability:
     def history(self) -> tuple[Change, ...]:
         """The latest transitions, oldest first."""
         return tuple(self._history)
+
+    @property
+    def transitions(self) -> dict[tuple[State, Cause | None], int]:
+        """How often it came into each state, by the cause that it had then."""
+        return dict(self._machine.changes)
 
     @property
     def lag(self) -> LoopLag | None:
@@ -143,6 +152,19 @@ class Availability:
             describe=lambda: f"still {describe(machine.state, machine.cause, machine.detail)}",
         )
 
+    def note(self, event: str, **fields: object) -> None:
+        """Let the flight recorder remember something, if there is one.
+
+        For what clients do about a dependency: a retry, a connection that was replaced. Never for
+        every call.
+
+        Args:
+            event: What happened, in the past tense.
+            fields: Plain data that `json.dumps` takes, without secrets.
+        """
+        if self.recorder is not None:
+            self.recorder.note(self.name, event, **fields)
+
     def snapshot(self) -> dict[str, object]:
         """Return how it is as plain data that `json.dumps` takes. Times are in seconds."""
         machine, lag = self._machine, self._prober.lag
@@ -179,5 +201,7 @@ class Availability:
             return
         self._history.append(change)
         record(change)
+        if self.recorder is not None:
+            self.recorder.changed(change)
         self._feed.publish(change)
         self._subscriptions.tell(change)

@@ -87,6 +87,7 @@ class Dependency(Availability):
             definite: Refused or reset rather than timed out; matters only when nobody probes.
         """
         now = self._bind()
+        self.note("call failed", cause=cause.value, detail=detail)
         self._take(
             self._machine.failed(now, cause, detail, definite=definite, probed=self._prober.running)
         )
@@ -125,7 +126,9 @@ class Dependency(Availability):
             cause: For example `Cause.READ_ONLY`.
             detail: In words, without secrets.
         """
-        self._take(self._machine.refused(self._bind(), cause, detail))
+        now = self._bind()
+        self.note("write refused", cause=cause.value, detail=detail)
+        self._take(self._machine.refused(now, cause, detail))
 
     def accepted(self) -> None:
         """Report an accepted write; needed only while `refusing`."""
@@ -143,6 +146,7 @@ class Dependency(Availability):
             detail: In words, without secrets.
         """
         now = self._bind()
+        self.note("part lost", part=part, cause=cause.value, detail=detail)
         self._take(self._machine.part_lost(now, part, cause, detail, probed=self._prober.running))
         self._prober.suspect()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 __all__ = ["LoopLag"]
 
 _BEAT = 0.1
 _TOLERANCE = 0.02
+_REMEMBERED = 512
+"""Stalls; more than ten a second there are not."""
 
 _watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 
@@ -31,6 +34,7 @@ class LoopLag:
         self._stalled = 0.0
         self._current = 0.0
         self.worst = 0.0
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (end, seconds)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -67,6 +71,20 @@ class LoopLag:
         """Seconds of the latest beat's delay; 0.0 when the loop is not blocked."""
         return self._pending() or self._current
 
+    def stalled_within(self, seconds: float) -> float:
+        """Return for how many of the last `seconds` the loop was blocked, as far as remembered.
+
+        The last 512 stalls are; at ten a second, the most there are, that is 51 s.
+        """
+        now = self._loop.time()
+        total = min(self._pending(), seconds)
+        for end, lasted in reversed(self._stalls):
+            inside = min(lasted, end - (now - seconds))
+            if inside <= 0:
+                break
+            total += inside
+        return min(total, seconds)
+
     def _pending(self) -> float:
         """Return how much of a stall the late beat has not yet booked."""
         if self._timer is None:
@@ -81,6 +99,8 @@ class LoopLag:
     def _beat(self) -> None:
         late = self._pending()
         self._current = late
-        self._stalled += late
-        self.worst = max(self.worst, late)
+        if late:
+            self._stalled += late
+            self.worst = max(self.worst, late)
+            self._stalls.append((self._loop.time(), late))
         self._arm()

@@ -41,6 +41,7 @@ class Machine:
         self.latency: float | None = None
         self.streak = 0  # failures in a row, none of which was proof
         self.transitions = 0
+        self.changes: dict[tuple[State, Cause | None], int] = {}
         self.probes_ok = 0
         self.probes_failed = 0
         self.failures = 0
@@ -221,6 +222,7 @@ class Machine:
         self._good = 0
         self.state, self.since = state, now
         self.transitions += 1
+        self.changes[state, cause] = self.changes.get((state, cause), 0) + 1
         return Change(
             dependency=self.name,
             state=state,

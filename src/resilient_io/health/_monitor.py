@@ -1,4 +1,4 @@
-"""The dependencies of a service together: is it ready?"""
+"""The dependencies of a service together: is it ready, has it started, is it alive?"""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._dependency import CLOSE_GRACE, Dependency
 from resilient_io.health._feed import Feed, Watch
+from resilient_io.health._liveness import Liveness, LivenessSettings, Vital
+from resilient_io.health._recorder import FlightRecorder
 from resilient_io.health._states import Change, State
 from resilient_io.health._subscription import Subscription, Subscriptions
 from resilient_io.health._waiting import wait_until
+from resilient_io.health._wording import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self
+    from typing import Literal, Self
 
 __all__ = ["HealthMonitor", "MonitorChange"]
 
@@ -23,84 +26,182 @@ _NAME = "health monitor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorChange:
-    """A dependency of the service has changed, and this is how the service is now.
+    """Something has changed, and this is how the service is now.
 
     Attributes:
-        ready: Whether the service can do its work.
+        ready: Whether the service should be given work.
         state: The service's state.
         previous: The state that was told before; may be the same.
         change: What changed; None in the first item of a `watch()` that begins before any
-            change.
+            change, and when the service was told to drain.
+        draining: Whether the service was told to drain.
     """
 
     ready: bool
     state: State
     previous: State
     change: Change | None
+    draining: bool = False
 
 
 class HealthMonitor:
     """The dependencies of a service: those that it cannot work without, and the others.
 
     ```
-    monitor = HealthMonitor(redis.health, orders.health, optional=[cache.health])
+    monitor = HealthMonitor(redis.health, optional=[cache.health], vital=[consumer])
     ```
+
+    Readiness is a choice for each dependency. `critical`: while it is away, this replica wants no
+    work. `shared`: every replica would lose it at the same moment, and a service whose replicas
+    have all withdrawn answers nobody, so its loss only degrades. `optional`: as shared, and nobody
+    waits for it at the start either.
 
     It owns no dependency and runs no task of its own; it needs no running loop to be made. Use
     `async with`, or `aclose()` it, to let go of the dependencies.
 
     Args:
         critical: The service is ready only while none of these is DOWN or UNKNOWN.
+        shared: It is ready as soon as it is known how these are; DOWN only degrades it.
         optional: These only degrade it.
+        vital: What has to go on for the process to be of use: clients, and whatever else has a
+            `stuck()`. See `alive`.
+        recorder: Remembers the latest events; None makes one without a sink.
+        liveness: When the process counts as stuck.
 
     Raises:
         ConfigurationError: There is no dependency, or one is named twice.
-        TypeError: One is not a `Dependency`.
+        TypeError: An argument is of the wrong kind.
     """
 
-    def __init__(self, *critical: Dependency, optional: Sequence[Dependency] = ()) -> None:
+    def __init__(
+        self,
+        *critical: Dependency,
+        shared: Sequence[Dependency] = (),
+        optional: Sequence[Dependency] = (),
+        vital: Sequence[Vital] = (),
+        recorder: FlightRecorder | None = None,
+        liveness: LivenessSettings | None = None,
+    ) -> None:
         self.critical = critical
+        self.shared = tuple(shared)
         self.optional = tuple(optional)
         _check(self.dependencies)
+        _check_parts(vital, recorder, liveness)
+        self.recorder = recorder if recorder is not None else FlightRecorder()
+        self._liveness = Liveness(liveness or LivenessSettings(), vital)
+        self._draining = False
+        self._started = False
         self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
         self._told = self.state
         self._feed = Feed(self._how_it_is(self._told, None))
+        for dependency in self.dependencies:
+            if dependency.recorder is None:
+                dependency.recorder = self.recorder
         self._sources = [
             dependency.on_change(self._dependency_changed) for dependency in self.dependencies
         ]
 
     @property
     def dependencies(self) -> tuple[Dependency, ...]:
-        """All of them, the critical ones first."""
-        return (*self.critical, *self.optional)
+        """All of them: the critical ones, the shared ones, the optional ones."""
+        return (*self.critical, *self.shared, *self.optional)
+
+    def role_of(self, dependency: Dependency) -> Literal["critical", "shared", "optional"]:
+        """Return what a dependency is to the service.
+
+        Raises:
+            ValueError: It is none of this service's.
+        """
+        if dependency in self.critical:
+            return "critical"
+        if dependency in self.shared:
+            return "shared"
+        if dependency in self.optional:
+            return "optional"
+        raise ValueError(f"{dependency.name!r} is no dependency of this monitor")
 
     @property
     def ready(self) -> bool:
-        """Whether the service can do its work: no critical dependency is DOWN or UNKNOWN.
+        """Whether the service should be given work.
 
+        No critical dependency is DOWN or UNKNOWN, no shared one UNKNOWN, and it is not draining.
         A degraded one counts as ready: it answers, and taking every replica of a service out of
         rotation because their shared server is read-only would help nobody.
         """
-        return all(dependency.state.answering for dependency in self.critical)
+        return not self._draining and not self._missing()
+
+    @property
+    def unready_because(self) -> tuple[str, ...]:
+        """Why it is not ready, in words without secrets; nothing when it is."""
+        why = tuple(
+            f"{each.name} is {describe(each.state, each.cause, each.detail)}"
+            for each in self._missing()
+        )
+        return ("draining", *why) if self._draining else why
+
+    @property
+    def started(self) -> bool:
+        """Whether it was ever ready, draining aside; it never goes back."""
+        if not self._started:
+            self._started = not self._missing()
+        return self._started
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to drain."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Be unready for good: the service is about to stop. Doing it again changes nothing.
+
+        Raises:
+            RuntimeError: No event loop runs.
+        """
+        if self._draining:
+            return
+        self.recorder.note(_NAME, "draining")
+        self._draining = True
+        self._publish(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can go on without a restart.
+
+        False while a vital part says that it is stuck, or the event loop was blocked for more
+        than its share of the time. A dependency that is away never makes it False: a restart
+        would not bring it back.
+        """
+        return not self.stuck_because
+
+    @property
+    def stuck_because(self) -> tuple[str, ...]:
+        """Why the process is stuck, in words; nothing while it is alive.
+
+        The event loop is watched from the first time this is asked in it, or from `async with`.
+        """
+        self._liveness.begin()
+        return self._liveness.reasons()
 
     @property
     def state(self) -> State:
         """The service's state.
 
-        DOWN or UNKNOWN while a critical dependency is; else DEGRADED while one is degraded, or
-        an optional one is degraded or down; else UP.
+        DOWN or UNKNOWN while a critical dependency is, UNKNOWN while a shared one is; else
+        DEGRADED while one is degraded, or a shared or optional one is down; else UP.
         """
-        states = [dependency.state for dependency in self.critical]
-        for worst in (State.DOWN, State.UNKNOWN):
-            if worst in states:
-                return worst
-        states += [dependency.state for dependency in self.optional]
+        critical = [dependency.state for dependency in self.critical]
+        if State.DOWN in critical:
+            return State.DOWN
+        shared = [dependency.state for dependency in self.shared]
+        if State.UNKNOWN in critical or State.UNKNOWN in shared:
+            return State.UNKNOWN
+        states = critical + shared + [dependency.state for dependency in self.optional]
         if State.DEGRADED in states or State.DOWN in states:
             return State.DEGRADED
         return State.UP
 
     def on_change(self, callback: Callable[[MonitorChange], object]) -> Subscription[MonitorChange]:
-        """Call a function, sync or async, whenever a dependency has changed.
+        """Call a function, sync or async, whenever a dependency has changed, or it drains.
 
         It is isolated as with `Dependency.on_change`; an async one that is still busy gets only
         the newest change afterwards, whose `ready` and `state` are those of the whole service.
@@ -147,8 +248,13 @@ class HealthMonitor:
         """Return how the service is as plain data that `json.dumps` takes."""
         return {
             "ready": self.ready,
+            "started": self.started,
+            "draining": self.draining,
+            "alive": self.alive,
+            "because": [*self.unready_because, *self.stuck_because],
             "state": self.state.value,
             "critical": [dependency.snapshot() for dependency in self.critical],
+            "shared": [dependency.snapshot() for dependency in self.shared],
             "optional": [dependency.snapshot() for dependency in self.optional],
         }
 
@@ -160,10 +266,13 @@ class HealthMonitor:
         """
         for source in self._sources:
             source.remove()
+        self._liveness.end()
         self._feed.close()
         await self._subscriptions.finish(CLOSE_GRACE)
+        await self.recorder.aclose()
 
     async def __aenter__(self) -> Self:
+        self._liveness.begin()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -178,10 +287,26 @@ class HealthMonitor:
         )
         return ", ".join(states)
 
+    def _missing(self) -> list[Dependency]:
+        return [
+            *(each for each in self.critical if not each.state.answering),
+            *(each for each in self.shared if each.state is State.UNKNOWN),
+        ]
+
     def _how_it_is(self, previous: State, change: Change | None) -> MonitorChange:
-        return MonitorChange(ready=self.ready, state=self.state, previous=previous, change=change)
+        return MonitorChange(
+            ready=self.ready,
+            state=self.state,
+            previous=previous,
+            change=change,
+            draining=self._draining,
+        )
 
     def _dependency_changed(self, change: Change) -> None:
+        self._publish(change)
+
+    def _publish(self, change: Change | None) -> None:
+        _ = self.started  # latched, also when nobody asks
         news = self._how_it_is(self._told, change)
         self._told = news.state
         self._feed.publish(news)
@@ -199,5 +324,15 @@ def _check(dependencies: Sequence[object]) -> None:
         if dependency in dependencies[:position]:
             raise ConfigurationError(
                 f"{dependency.name!r} is named twice: name it once, as critical "
-                f"(HealthMonitor(dependency)) or as optional=[dependency]"
+                f"(HealthMonitor(dependency)), as shared=[dependency] or as optional=[dependency]"
             )
+
+
+def _check_parts(vital: Sequence[object], recorder: object, liveness: object) -> None:
+    for part in vital:
+        if not isinstance(part, Vital):
+            raise TypeError(f"{part!r} has no stuck(): write HealthMonitor(..., vital=[consumer])")
+    if recorder is not None and not isinstance(recorder, FlightRecorder):
+        raise TypeError(f"recorder={recorder!r} is no FlightRecorder: write FlightRecorder()")
+    if liveness is not None and not isinstance(liveness, LivenessSettings):
+        raise TypeError(f"liveness={liveness!r} is no LivenessSettings: write LivenessSettings()")

@@ -49,15 +49,21 @@ class Prober:
         machine: Takes the evidence.
         rng: Source of the jitter.
         publish: Takes what the machine returns.
+        note: Takes what the flight recorder should remember.
     """
 
     def __init__(
-        self, machine: Machine, rng: random.Random, publish: Callable[[Change | None], None]
+        self,
+        machine: Machine,
+        rng: random.Random,
+        publish: Callable[[Change | None], None],
+        note: Callable[..., None],
     ) -> None:
         self._machine = machine
         self._settings = machine.settings
         self._rng = rng
         self._publish = publish
+        self._note = note
         self._clients: list[Client] = []
         self._task: asyncio.Task[None] | None = None
         self.lag: LoopLag | None = None
@@ -215,6 +221,7 @@ class Prober:
         if suspicious:
             self._doubt_ended = self._ended
         if failure is not None:
+            self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
             change = self._judge(failure, began, suspicious=suspicious)
         self._pause = self._draw_pause()
         self._publish(change)

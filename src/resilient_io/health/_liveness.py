@@ -1,0 +1,86 @@
+"""Is this process stuck? Only what a restart would heal counts; a dependency never does."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from resilient_io._checking import check_number, check_seconds
+from resilient_io.health._lag import LoopLag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Liveness", "LivenessSettings", "Vital"]
+
+
+@runtime_checkable
+class Vital(Protocol):
+    """Something that has to go on for the process to be of use, such as a consumer."""
+
+    def stuck(self) -> str | None:
+        """Return why only a restart helps, in words; None while all is well."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivenessSettings:
+    """When the process counts as stuck.
+
+    Attributes:
+        window: Seconds over which the event loop is looked at.
+        share: Part of them (0 to 1) for which it may have been blocked.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    window: float = 30.0
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_seconds("window", self.window)
+        check_number("share", self.share, above=True)
+
+
+class Liveness:
+    """Judges whether the process is stuck.
+
+    Args:
+        settings: How much blocking of the event loop is too much.
+        vital: What has to go on.
+    """
+
+    def __init__(self, settings: LivenessSettings, vital: Sequence[Vital]) -> None:
+        self._settings = settings
+        self._vital = tuple(vital)
+        self._lag: LoopLag | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self) -> None:
+        """Look at the running loop, if one runs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if loop is not self._loop:
+            self.end()
+            self._loop = loop
+            self._lag = LoopLag.acquire()
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._lag is not None:
+            self._lag.release()
+        self._lag = self._loop = None
+
+    def reasons(self) -> tuple[str, ...]:
+        """Return why the process is stuck, in words; nothing while it is not."""
+        found = [why for each in self._vital if (why := each.stuck()) is not None]
+        lag, window = self._lag, self._settings.window
+        blocked = lag.stalled_within(window) if lag is not None else 0.0
+        if blocked > self._settings.share * window:
+            found.append(f"the event loop was blocked for {blocked:.1f} s of the last {window:g} s")
+        return tuple(found)
