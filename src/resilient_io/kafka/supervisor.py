@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic
 
 from aiokafka.errors import KafkaError
 
+from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.errors import Closed
 from resilient_io.health import Cause
 
@@ -127,9 +128,7 @@ class Supervisor(Generic[DriverT]):
         if self._task is not None or self._admission.closed:
             return
         self._subscription = self._health.on_change(self._health_changed)
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(), name=f"resilient-io kafka {self.role} supervisor", context=self.context()
-        )
+        self._begin()
 
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
@@ -179,11 +178,14 @@ class Supervisor(Generic[DriverT]):
         self._halted = False
         self._admission.refusal = None
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(
-                self._run(),
-                name=f"resilient-io kafka {self.role} supervisor",
-                context=self.context(),
-            )
+            self._begin()
+
+    def stuck(self) -> str | None:
+        """Say why no instance can come any more, whatever happens; None while all is well."""
+        if self._halted or self._admission.closed:
+            return None
+        how = how_it_ended(self._task)
+        return None if how is None else f"the {self.role}'s supervisor is gone: {how}"
 
     async def aclose(self, timeout: float, *, graceful: bool = True) -> None:
         """End it all: whoever waits is told `KafkaClosed`, the instance is ended, then retired.
@@ -209,6 +211,12 @@ class Supervisor(Generic[DriverT]):
             await asyncio.wait([task], timeout=timeout + _GRACE)
 
     # --- inside
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"resilient-io kafka {self.role} supervisor", context=self.context()
+        )
+        self._task.add_done_callback(tell_of_its_end)
 
     def _health_changed(self, change: Change) -> None:
         self._admission.wake()

@@ -228,6 +228,14 @@ class ResilientRedis(CommandPath):
         """Return what happened so far: calls, outcomes, retries, traffic, latency quantiles."""
         return stats_of(self._engine)
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps: a task of its own is gone, by a bug of ours.
+
+        None while all is well, before the first use and after closing. A server that is away never
+        counts: this is for liveness (`HealthMonitor(vital=[redis])`), not for readiness.
+        """
+        return self._engine.stuck()
+
     # -- life ------------------------------------------------------------------------------
 
     async def initialize(self) -> Self:

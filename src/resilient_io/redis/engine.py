@@ -136,6 +136,12 @@ class Engine:
         if not self.health.available:
             self.dedicated.drop_all()
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps; None while all is well, or while it does not run."""
+        if self._loop is None or self._loop.is_closed() or self._leaving is not None:
+            return None
+        return self.lanes.stuck()
+
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Settle every call as closed, close every connection, end every task.
 

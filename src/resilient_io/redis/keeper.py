@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
 from resilient_io._deadline import context_without_deadline
+from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.health import State
 
 from .classification import connection_failure
@@ -86,6 +88,7 @@ class Keeper:
         self._names = f"{client_name or 'resilient-io'}:{rng.getrandbits(32):08x}"
         self._dialled = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._died: str | None = None
         self._fences: deque[Lane] = deque()
         self._worth_it = asyncio.Event()
         self._closing = False
@@ -94,6 +97,10 @@ class Keeper:
     def fencing(self) -> bool:
         """Whether a dead lane may still write: nothing is sent until that is settled."""
         return bool(self._fences)
+
+    def stuck(self) -> str | None:
+        """Say which task of ours is gone that nobody starts again; None while all is well."""
+        return None if self._closing else self._died
 
     def start(self, slots: int) -> None:
         """Open that many lanes."""
@@ -201,4 +208,12 @@ class Keeper:
             work, name=f"resilient-io {what}", context=context_without_deadline()
         )
         self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
+        task.add_done_callback(functools.partial(self._ended, what))
+
+    def _ended(self, what: str, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        tell_of_its_end(task)
+        if task.cancelled() or task.exception() is not None:
+            how = how_it_ended(task)
+            if how is not None:
+                self._died = f"the task of {what} is gone: {how}"

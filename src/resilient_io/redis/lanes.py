@@ -181,6 +181,10 @@ class Lanes:
         why = self.prospects.detail
         return f"a connection ({why})" if why else "a connection"
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps; None while all is well."""
+        return None if self._closing else self._keeper.stuck()
+
     @property
     def waiting(self) -> int:
         """Calls in the backlog."""

@@ -30,6 +30,9 @@ class RedisStats:
         latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the replies came, counted from
             the write; None while there were none. They are as fine as the loop's clock, which
             on uvloop steps by 1 ms.
+        latency_total: All those times together, in seconds.
+        latency_counts: The same as a histogram: pairs of the most seconds that belong to a bucket
+            (eight to an octave) and how many replies took so long, without the empty ones.
     """
 
     replies: int
@@ -44,6 +47,8 @@ class RedisStats:
     bytes_received: int
     budget: float
     latency: Mapping[str, float | None]
+    latency_total: float
+    latency_counts: tuple[tuple[float, int], ...]
 
 
 def stats_of(engine: Engine) -> RedisStats:
@@ -69,4 +74,6 @@ def stats_of(engine: Engine) -> RedisStats:
             "p99": quantile(0.99),
             "p99.9": quantile(0.999),
         },
+        latency_total=lanes.latencies.total,
+        latency_counts=lanes.latencies.counts,
     )

@@ -30,6 +30,15 @@ class Latencies:
         self.total += seconds * count
         self.latest = seconds
 
+    @property
+    def counts(self) -> tuple[tuple[float, int], ...]:
+        """The buckets that are not empty: the most seconds that belong to one, and how many."""
+        return tuple(
+            (_FLOOR * math.exp2((place + 1) / _PER_OCTAVE), count)
+            for place, count in enumerate(self._buckets)
+            if count
+        )
+
     def quantile(self, share: float) -> float | None:
         """Return the seconds within which `share` (0 to 1) of the calls were answered.
 

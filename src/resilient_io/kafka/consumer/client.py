@@ -393,6 +393,28 @@ class ResilientKafkaConsumer:
         bound = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
         return await ask_lag(self._started(), bound)
 
+    def known_lag(self) -> dict[TopicPartition, int]:
+        """Return what `lag()` would, without asking: by the ends that the latest fetches saw.
+
+        It costs no network, so metrics may ask as often as they like. A partition that was not
+        fetched from since it became ours is left out; of one that is paused, or while Kafka is
+        away, the end is as old as its last fetch. None before the first use and after closing.
+        """
+        return {} if self._engine is None or self._closed else self._engine.known_lag()
+
+    def stuck(self) -> str | None:
+        """Say why only a new process helps; None while all is well.
+
+        Either a task of its own is gone, by a bug of ours, or `run` has records in hand and none
+        of them has moved for `max_poll_interval_ms`, though Kafka and all that it `requires` are
+        there. What handlers wait for without a bound belongs into `requires`: a standstill for that
+        long is taken for their own otherwise. Kafka being away never counts: this is for liveness
+        (`HealthMonitor(vital=[consumer])`), not for readiness.
+        """
+        if self._engine is None or self._residence is None or self._residence.over:
+            return None
+        return self._engine.stuck()
+
     def stats(self) -> ConsumerStats:
         """Return the counters."""
         if self._engine is not None:

@@ -253,6 +253,23 @@ class Engine:
             dropped_logs=self.supervisor.tally.dropped + self._target.tally.dropped,
         )
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps; None while all is well."""
+        if self._closing:
+            return None
+        gone = self.supervisor.stuck() or self._upkeep.stuck()
+        if gone is not None or self.processor is None or not self.health.state.answering:
+            return gone
+        return self.processor.stuck(self.health.since)
+
+    def known_lag(self) -> dict[TopicPartition, int]:
+        """See `ResilientKafkaConsumer.known_lag`."""
+        return {
+            holding.partition: max(0, holding.end - at)
+            for holding in self.holdings.all
+            if holding.end is not None and (at := holding.counted) is not None
+        }
+
     # --- closing
 
     async def aclose(self, until: float, asking: asyncio.Task[Any] | None) -> None:

@@ -104,6 +104,13 @@ class Holding:
         """When its leader last answered, in milliseconds; None before the first time."""
         return None if self.state is None else self.state.timestamp
 
+    @property
+    def counted(self) -> int | None:
+        """The offset from which lag counts; None while not even that is known."""
+        if self.member is not None and self.certain and self.committed is not None:
+            return self.committed
+        return self.resume
+
     def rewind(self) -> None:
         """Give up the account of what is outstanding: it will be read again."""
         first = self.progress.first_outstanding

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from .engine import Engine
-    from .holdings import Holding
 
 __all__ = ["ask_lag"]
 
@@ -58,11 +57,5 @@ async def ask_lag(engine: Engine, timeout: float | None) -> dict[TopicPartition,
     return {
         holding.partition: max(0, ends[holding.partition] - at)
         for holding in held
-        if holding.partition in ends and (at := _counted(holding)) is not None
+        if holding.partition in ends and (at := holding.counted) is not None
     }
-
-
-def _counted(holding: Holding) -> int | None:
-    if holding.member is not None and holding.certain and holding.committed is not None:
-        return holding.committed
-    return holding.resume

@@ -7,6 +7,8 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resilient_io._tasks import how_it_ended, tell_of_its_end
+
 from . import internals
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Upkeep:
         self._heard_at = -math.inf
         self._answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self._committing: asyncio.Task[bool] | None = None
         self._due: asyncio.Future[None] | None = None
 
@@ -83,6 +86,12 @@ class Upkeep:
             name="resilient-io kafka upkeep",
             context=self._engine.supervisor.context(),
         )
+        self._task.add_done_callback(tell_of_its_end)
+
+    def stuck(self) -> str | None:
+        """Say that nobody commits any more; None while all is well, and after `aclose`."""
+        how = None if self._closed else how_it_ended(self._task)
+        return None if how is None else f"the task that commits is gone: {how}"
 
     def commit_soon(self) -> None:
         """Commit in the next tick of the loop."""
@@ -92,6 +101,7 @@ class Upkeep:
 
     async def aclose(self) -> None:
         """End."""
+        self._closed = True
         ending = [task for task in (self._task, self._committing) if task is not None]
         for task in ending:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Tells, once, of a handler that has been running for very long."""
+"""Tells, once, of a handler that has been running for very long, and sees whether any moves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .failures import place_of
 
 if TYPE_CHECKING:
+    from .movement import Movement
     from .workers import Worker, Workers
 
 __all__ = ["Patience"]
@@ -25,12 +26,16 @@ class Patience:
 
     Args:
         workers: Whom to look at.
+        movement: Looks, too.
         longest: Seconds (`max_poll_interval_ms`) of which 80 % is worth a warning.
         drain: Seconds a handler gets when its partition is taken away, for the message.
     """
 
-    def __init__(self, workers: Workers, *, longest: float, drain: float) -> None:
+    def __init__(
+        self, workers: Workers, movement: Movement, *, longest: float, drain: float
+    ) -> None:
         self._workers = workers
+        self._movement = movement
         self._longest = longest
         self._drain = drain
         self._warned: list[tuple[Worker, float]] = []
@@ -50,6 +55,7 @@ class Patience:
 
     def _look(self) -> None:
         self.start()
+        self._movement.look()
         now = self._loop.time()
         slow = [
             (worker, worker.since)

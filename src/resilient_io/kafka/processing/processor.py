@@ -14,6 +14,7 @@ from .dead_letter import CLOSING, DeadLetters
 from .failures import Failures
 from .gatekeeping import Gate
 from .intake import Intake
+from .movement import Movement
 from .patience import Patience
 from .report import RunStats
 from .singles import Singles
@@ -112,8 +113,18 @@ class Processor:
             ending=self._loop_is_ending,
         )
         self._intake = Intake(source, self._backlog, self._gate, self._wake)
+        self._movement = Movement(
+            self._workers,
+            self._backlog,
+            self._gate,
+            requires=plan.requires,
+            longest=max(max_poll_interval, plan.policy.timeout or 0.0),
+        )
         self._patience = Patience(
-            self._workers, longest=max_poll_interval, drain=plan.limits.drain_timeout
+            self._workers,
+            self._movement,
+            longest=max_poll_interval,
+            drain=plan.limits.drain_timeout,
         )
 
     async def run(self) -> None:
@@ -178,6 +189,14 @@ class Processor:
             allowed=self._workers.allowed,
             pauses=self._gate.closed,
         )
+
+    def stuck(self, since: float) -> str | None:
+        """Say that nothing has moved for too long; None while it does, and once it ends.
+
+        Args:
+            since: Loop time before which a standstill does not count.
+        """
+        return None if self._over.done() else self._movement.stuck(since)
 
     # --- wiring
 

@@ -409,6 +409,18 @@ class ResilientKafkaProducer:
             return ProducerStats()
         return self._engine.stats()
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps: a task of its own is gone, by a bug of ours.
+
+        None while all is well, before the first use and after closing. Kafka being away never
+        counts, nor a transactional id that somebody else took: this is for liveness
+        (`HealthMonitor(vital=[producer])`), not for readiness.
+        """
+        engine = self._engine
+        if engine is None or self._closed or engine.residence.over:
+            return None
+        return engine.stuck()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"
 

@@ -172,6 +172,10 @@ class Engine:
             log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
         )
 
+    def stuck(self) -> str | None:
+        """Say why only a new process helps; None while all is well."""
+        return self.supervisor.stuck()
+
     async def aclose(self, timeout: float) -> DeliveryReport:
         """Deliver what there is time for, fail the rest, end everything.
 

@@ -1,0 +1,72 @@
+"""Whether `run` still moves: what liveness asks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resilient_io.health._availability import Availability
+
+    from .backlog import Backlog
+    from .gatekeeping import Gate
+    from .workers import Workers
+
+__all__ = ["Movement"]
+
+
+class Movement:
+    """Notes when a record was last taken in hand or settled.
+
+    Args:
+        workers: Who handles the records.
+        backlog: The records.
+        gate: Shut while a required dependency is down; that is no standstill.
+        requires: Those dependencies: the time begins anew when one changes.
+        longest: Seconds without any movement that are too long.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        backlog: Backlog,
+        gate: Gate,
+        *,
+        requires: tuple[Availability, ...],
+        longest: float,
+    ) -> None:
+        self._workers = workers
+        self._backlog = backlog
+        self._gate = gate
+        self._requires = requires
+        self._longest = longest
+        self._time = asyncio.get_running_loop().time
+        self._noted: tuple[float, int] | None = None
+        self._moved_at = self._time()
+
+    def look(self) -> None:
+        """Compare with the last look; to be done more often than every `longest` seconds."""
+        busy = self._workers.busy()
+        # Whoever takes a record notes the time; whoever ends without another is busy no more.
+        noted = (max((worker.since for worker in busy), default=-1.0), len(busy))
+        standing = (busy or self._backlog.ready) and not self._gate.shut
+        if noted != self._noted or not standing:
+            self._noted = noted
+            self._moved_at = self._time()
+
+    def stuck(self, since: float) -> str | None:
+        """Say for how long nothing has moved, when that is too long; None otherwise.
+
+        Args:
+            since: Loop time before which a standstill does not count: Kafka was away.
+        """
+        self.look()
+        began = max(self._moved_at, since, *(each.since for each in self._requires), 0.0)
+        seconds = self._time() - began
+        if seconds < self._longest:
+            return None
+        busy = len(self._workers.busy())
+        return (
+            f"run() has {self._backlog.records} records in memory and {busy} handlers at work, "
+            f"and nothing has moved for {seconds:.0f} s"
+        )
