@@ -27,18 +27,21 @@ INTERRUPTED: Final = 130
 _LOGGERS: Final = ("resilient_io", "aiokafka")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, program: str = "python -m resilient_io.demo"
+) -> int:
     """Show the demo.
 
     Args:
         arguments: Of the command line; None for those of this process.
+        program: What was called, for its help.
 
     Returns:
         0 if the ledgers of `ResilientRedis` and of the service balance, 1 if not, 2 if there is no
         server to use, 130 if it was interrupted.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m resilient_io.demo",
+        prog=program,
         description="redis-py and ResilientRedis through the same faults; then a service between "
         "Kafka and Redis, both taken from it in turn; on servers of its own",
         epilog="exit code: 0 if the ledgers balance, 1 if not, 2 without a server",
