@@ -169,3 +169,73 @@ def test_what_is_no_dependency_or_is_named_twice_is_refused(redis):
 async def test_a_callback_that_cannot_be_called_is_refused(monitor):
     with pytest.raises(TypeError, match=r"write on_change\(print\)"):
         monitor.on_change("ready")
+
+
+@pytest.mark.parametrize(
+    ("critical", "shared", "state", "ready"),
+    [
+        (UP, UP, UP, True),
+        (UP, DOWN, DEGRADED, True),
+        (UP, DEGRADED, DEGRADED, True),
+        (UP, UNKNOWN, UNKNOWN, False),
+        (DOWN, UNKNOWN, DOWN, False),
+        (DOWN, DOWN, DOWN, False),
+        (UNKNOWN, DOWN, UNKNOWN, False),
+    ],
+)
+async def test_a_shared_dependency_degrades_once_it_is_known_how_it_is(
+    redis, cache, critical, shared, state, ready
+):
+    async with HealthMonitor(redis, shared=[cache]) as monitor:
+        put(redis, critical)
+        put(cache, shared)
+        assert (monitor.state, monitor.ready) == (state, ready)
+        assert bool(monitor.unready_because) is not ready
+
+
+async def test_each_dependency_has_a_role(redis, cache):
+    other = Dependency("other")
+    async with HealthMonitor(redis, shared=[cache], optional=[other]) as monitor:
+        roles = [monitor.role_of(each) for each in monitor.dependencies]
+        assert roles == ["critical", "shared", "optional"]
+        with pytest.raises(ValueError, match="no dependency of this monitor"):
+            monitor.role_of(Dependency("redis"))
+
+
+async def test_why_it_is_unready_is_told_in_words(redis, monitor):
+    redis.failed(Cause.REFUSED, "nobody listens", definite=True)
+    assert monitor.unready_because == ("redis is down (refused: nobody listens)",)
+    monitor.drain()
+    assert monitor.unready_because[0] == "draining"
+
+
+async def test_draining_makes_it_unready_for_good_and_is_told(redis, monitor):
+    put(redis, UP)
+    await settle()
+    told = []
+    monitor.on_change(told.append)
+    news = monitor.watch()
+    assert (await anext(news)).ready
+    monitor.drain()
+    monitor.drain()
+    last = await anext(news)
+    assert (last.ready, last.draining, last.change, last.state) == (False, True, None, UP)
+    await settle()
+    assert told == [last]
+    assert not monitor.ready
+    with pytest.raises(DeadlineExceeded, match="draining"):
+        await monitor.until_ready(1)
+
+
+async def test_having_started_is_never_taken_back(redis, monitor):
+    assert not monitor.started
+    put(redis, UP)
+    await settle()
+    put(redis, DOWN)
+    monitor.drain()
+    assert monitor.started
+
+
+async def test_who_drains_before_it_was_ready_has_not_started(monitor):
+    monitor.drain()
+    assert not monitor.started

@@ -228,7 +228,7 @@ async def test_a_failure_in_any_tick_in_which_a_probe_times_out_is_taken(server,
         else:
             watched.failed(Cause.TIMED_OUT, "no answer in time")
 
-    while len(server.knocks) < 2:
+    while len(server.knocks) < 2:  # noqa: ASYNC110 - a knock is no event
         await asyncio.sleep(0.01)
     loop.call_at(server.knocks[-1][0] + watched.settings.timeout, fail, ticks)
     await asyncio.sleep(3)

@@ -241,7 +241,7 @@ class HealthMonitor:
             timeout=timeout,
             dependency=_NAME,
             operation="until_ready",
-            describe=self._describe,
+            describe=lambda: ", ".join(self.unready_because),
         )
 
     def snapshot(self) -> dict[str, object]:

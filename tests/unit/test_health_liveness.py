@@ -1,0 +1,108 @@
+"""Liveness: only what a restart would heal makes the process count as stuck."""
+
+import asyncio
+
+import pytest
+
+from resilient_io import Cause, ConfigurationError, Dependency, HealthMonitor, LivenessSettings
+from resilient_io.health import _lag
+
+
+class Part:
+    why = None
+
+    def stuck(self):
+        return self.why
+
+
+@pytest.fixture
+def part():
+    return Part()
+
+
+@pytest.fixture
+async def monitor(part):
+    async with HealthMonitor(Dependency("redis"), vital=[part]) as made:
+        yield made
+    assert not _lag._watches
+
+
+def block(seconds):
+    asyncio.get_running_loop().block(seconds)
+
+
+async def test_no_dependency_makes_it_stuck(monitor):
+    (redis,) = monitor.critical
+    redis.failed(Cause.REFUSED, definite=True)
+    monitor.drain()
+    assert not monitor.ready
+    assert monitor.alive
+
+
+async def test_a_vital_part_that_is_stuck_makes_it_stuck(monitor, part):
+    part.why = "the consumer has not moved for 301 s"
+    assert not monitor.alive
+    assert monitor.stuck_because == ("the consumer has not moved for 301 s",)
+    part.why = None
+    assert monitor.alive
+
+
+async def test_a_loop_that_was_blocked_for_most_of_the_time_makes_it_stuck_until_it_is_free(
+    monitor,
+):
+    for _ in range(20):
+        block(1.0)
+        await asyncio.sleep(0.2)
+    assert not monitor.alive
+    assert "blocked for" in monitor.stuck_because[0]
+    await asyncio.sleep(30)
+    assert monitor.alive
+
+
+async def test_one_long_stall_within_the_share_is_forgiven(monitor):
+    block(10)
+    await asyncio.sleep(0.5)
+    assert monitor.alive
+
+
+async def test_a_stall_that_began_before_the_window_counts_for_its_part_within():
+    async with HealthMonitor(
+        Dependency("redis"), liveness=LivenessSettings(window=10, share=0.5)
+    ) as monitor:
+        await asyncio.sleep(1)
+        block(100)
+        await asyncio.sleep(0.2)
+        assert not monitor.alive
+        await asyncio.sleep(4)
+        assert not monitor.alive
+        await asyncio.sleep(2)
+        assert monitor.alive
+
+
+async def test_lag_is_watched_without_entering_the_monitor_once_it_was_asked():
+    monitor = HealthMonitor(Dependency("redis"))
+    assert monitor.alive
+    for _ in range(20):
+        block(1.0)
+        await asyncio.sleep(0.2)
+    assert not monitor.alive
+    await monitor.aclose()
+    assert not _lag._watches
+
+
+def test_it_can_be_asked_outside_of_any_loop(part):
+    monitor = HealthMonitor(Dependency("redis"), vital=[part])
+    assert monitor.alive
+    assert monitor.snapshot()["alive"] is True
+
+
+@pytest.mark.parametrize("arguments", [{"window": 0}, {"share": 0}, {"share": -1}])
+def test_settings_that_make_no_sense_are_refused(arguments):
+    with pytest.raises(ConfigurationError):
+        LivenessSettings(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"vital": [3]}, {"recorder": 3}, {"liveness": 3}])
+def test_parts_of_the_wrong_kind_are_refused(arguments):
+    with pytest.raises(TypeError):
+        HealthMonitor(Dependency("redis"), **arguments)
