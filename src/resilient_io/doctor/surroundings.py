@@ -1,0 +1,60 @@
+"""Looking at what this process stands on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from resilient_io._checking import check_seconds
+
+from .ground.kernel import judge_kernel
+from .ground.limits import look_at_connections, look_at_cpu, look_at_files, look_at_memory
+from .ground.loop import look_at_loop
+from .ground.versions import look_at_versions
+from .looking import Looking
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from .looking import Finding
+    from .step import Step
+
+__all__ = ["ground"]
+
+_LOOKS: Final[dict[str, Callable[[Path], Finding]]] = {
+    "CPU": look_at_cpu,
+    "memory": look_at_memory,
+    "open files": look_at_files,
+    "connections": look_at_connections,
+    "kernel": lambda _: judge_kernel(platform.release()),
+    "versions": look_at_versions,
+}
+
+
+def ground(*, timeout: float = 5.0, root: str | Path = "/") -> AsyncGenerator[Step, None]:
+    """Look at what this process stands on; yields one step after the other.
+
+    CPU limit and throttling, memory limit, open files, tracked connections, kernel, versions, and
+    how late the event loop wakes up. It only reads. Nothing is raised but for arguments that make
+    no sense. Cancelling leaves at once.
+
+    Args:
+        timeout: Seconds for the whole look; what the caller does between the steps does not count.
+        root: The file system's root, for who looks at another than our own.
+
+    Raises:
+        ConfigurationError: `timeout` makes no sense.
+    """
+    check_seconds("timeout", timeout)
+    return _ground(Looking(timeout), Path(root))
+
+
+async def _ground(looking: Looking, root: Path) -> AsyncGenerator[Step, None]:
+    loop = asyncio.get_running_loop()
+    for name, look in _LOOKS.items():
+        # A file of /proc or of a cgroup may be slow when the machine is in need: not in our loop.
+        yield await looking.take(name, functools.partial(loop.run_in_executor, None, look, root))
+    yield await looking.take("event loop", look_at_loop)
