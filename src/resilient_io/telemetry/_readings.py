@@ -113,8 +113,10 @@ class Readings:
             self._latest = self._read()
             return self._latest
         answer: concurrent.futures.Future[list[Reading]] = concurrent.futures.Future()
-        with contextlib.suppress(RuntimeError):  # it was closed just now
+        try:
             loop.call_soon_threadsafe(self._answer, answer)
+        except RuntimeError:  # it was closed just now
+            return self._latest
         concurrent.futures.wait([answer], timeout=_PATIENCE)
         if not answer.cancel():
             self._latest = answer.result()

@@ -1,0 +1,49 @@
+"""The names of all metrics, in OpenTelemetry and in Prometheus."""
+
+import pytest
+from opentelemetry.semconv._incubating.metrics import db_metrics, messaging_metrics
+from opentelemetry.semconv.metrics import db_metrics as stable_db_metrics
+
+from resilient_io.telemetry._catalogue import CATALOGUE
+
+CONVENTIONAL = {
+    stable_db_metrics.DB_CLIENT_OPERATION_DURATION: "histogram",
+    db_metrics.DB_CLIENT_CONNECTION_PENDING_REQUESTS: "updown",
+    messaging_metrics.MESSAGING_CLIENT_SENT_MESSAGES: "counter",
+    messaging_metrics.MESSAGING_CLIENT_CONSUMED_MESSAGES: "counter",
+}
+
+
+def test_a_name_is_one_of_the_conventions_or_ours():
+    others = [name for name in CATALOGUE if not name.startswith("resilient_io.")]
+    assert sorted(others) == sorted(CONVENTIONAL)
+    assert {name: CATALOGUE[name].kind for name in others} == CONVENTIONAL
+
+
+@pytest.mark.parametrize(
+    ("name", "samples"),
+    [
+        ("resilient_io.service.ready", ["resilient_io_service_ready"]),
+        ("resilient_io.event_loop.stalled", ["resilient_io_event_loop_stalled_seconds_total"]),
+        ("resilient_io.redis.io", ["resilient_io_redis_io_bytes_total"]),
+        ("resilient_io.producer.buffered", ["resilient_io_producer_buffered_bytes"]),
+        ("resilient_io.consumer.lag", ["resilient_io_consumer_lag"]),
+        (
+            "db.client.operation.duration",
+            [f"db_client_operation_duration_seconds_{kind}" for kind in ("bucket", "count", "sum")],
+        ),
+        ("messaging.client.sent.messages", ["messaging_client_sent_messages_total"]),
+    ],
+)
+def test_the_name_in_prometheus_is_what_opentelemetry_s_rule_makes_of_it(name, samples):
+    assert list(CATALOGUE[name].sample_names) == samples
+
+
+def test_no_two_metrics_share_a_name_in_prometheus():
+    names = [sample for metric in CATALOGUE.values() for sample in metric.sample_names]
+    assert len(names) == len(set(names))
+
+
+def test_labels_are_named_once_each():
+    for metric in CATALOGUE.values():
+        assert len(set(metric.prometheus_labels)) == len(metric.labels), metric.name
