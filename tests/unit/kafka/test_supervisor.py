@@ -169,6 +169,41 @@ async def test_an_instance_whose_background_task_died_is_replaced():
         assert "metadata task ended" in str(world.events[1][2])
 
 
+async def test_a_cluster_that_is_away_or_breaks_every_instance_makes_no_supervisor_stuck():
+    world = World()
+    world.trouble = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    async with supervised(world) as supervisor:
+        await asyncio.sleep(600)
+        assert supervisor.stuck() is None
+        world.start_failures = [driver.KafkaConnectionError("gone")] * 50
+        world.trouble = None
+        await asyncio.sleep(20)
+        assert supervisor.stuck() is None
+    assert supervisor.stuck() is None
+
+
+async def test_one_that_is_not_to_be_replaced_for_now_makes_no_supervisor_stuck():
+    world = World()
+    async with supervised(world) as supervisor:
+        instance = await supervisor.ready(None, "fetch")
+        supervisor.broken(instance, driver.ProducerFenced("another took it"), replace=False)
+        await asyncio.sleep(10)
+        assert supervisor.instance is None
+        assert supervisor.stuck() is None
+
+
+async def test_a_supervisor_that_died_of_a_bug_is_stuck_until_it_is_closed(caplog):
+    world = World()
+    async with supervised(world) as supervisor:
+        instance = await supervisor.ready(None, "fetch")
+        supervisor._setbacks.note = None
+        supervisor.broken(instance, driver.KafkaError("gone"))
+        await asyncio.sleep(1)
+        assert supervisor.stuck() == "the consumer's supervisor is gone: it raised TypeError"
+        assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+    assert supervisor.stuck() is None
+
+
 async def test_one_that_hangs_in_stop_is_ended_by_force_within_the_bound():
     world = World()
     world.stop_takes = 3600

@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_io.health._availability import Availability
 
     from .backlog import Backlog
@@ -23,6 +25,7 @@ class Movement:
         backlog: The records.
         gate: Shut while a required dependency is down; that is no standstill.
         requires: Those dependencies: the time begins anew when one changes.
+        ended: Returns how many calls of the handler ended so far, well or not.
         longest: Seconds without any movement that are too long.
     """
 
@@ -33,12 +36,14 @@ class Movement:
         gate: Gate,
         *,
         requires: tuple[Availability, ...],
+        ended: Callable[[], int],
         longest: float,
     ) -> None:
         self._workers = workers
         self._backlog = backlog
         self._gate = gate
         self._requires = requires
+        self._ended = ended
         self._longest = longest
         self._time = asyncio.get_running_loop().time
         self._noted: tuple[float, int] | None = None
@@ -47,8 +52,7 @@ class Movement:
     def look(self) -> None:
         """Compare with the last look; to be done more often than every `longest` seconds."""
         busy = self._workers.busy()
-        # Whoever takes a record notes the time; whoever ends without another is busy no more.
-        noted = (max((worker.since for worker in busy), default=-1.0), len(busy))
+        noted = (max((worker.since for worker in busy), default=-1.0), self._ended())
         standing = (busy or self._backlog.ready) and not self._gate.shut
         if noted != self._noted or not standing:
             self._noted = noted

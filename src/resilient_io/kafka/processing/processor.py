@@ -118,6 +118,7 @@ class Processor:
             self._backlog,
             self._gate,
             requires=plan.requires,
+            ended=lambda: self._work.handled + self._failures.failed,
             longest=max(max_poll_interval, plan.policy.timeout or 0.0),
         )
         self._patience = Patience(

@@ -1,0 +1,144 @@
+"""Whether `run` moves: stuck is only who has records in hand and gets no further by itself."""
+
+import asyncio
+
+from resilient_io import Cause, Dependency
+from resilient_io.kafka.processing import HandlerPolicy
+
+BOUND = 60.0
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+class Door:
+    """A handler that lets some records through, and holds the others for as long as it is shut."""
+
+    def __init__(self, *held):
+        self.held = held
+        self.open = asyncio.Event()
+        self.handled = []
+
+    async def __call__(self, record):
+        if record.key in self.held:
+            await self.open.wait()
+        self.handled.append(record.key)
+
+
+async def test_it_is_stuck_when_no_handler_ends_for_longer_than_the_bound(scenes, until):
+    scene = scenes(max_poll_interval=BOUND)
+    door = Door(b"a", b"b")
+    scene.start(door)
+    began = now()
+    for key in (b"a", b"b"):
+        scene.source.put(key)
+    await asyncio.sleep(BOUND - 6)
+    assert scene.processor.stuck(began) is None
+    await asyncio.sleep(12)
+    why = scene.processor.stuck(began)
+    assert why.startswith("run() has 2 records in memory and 2 handlers at work, and nothing has")
+    door.open.set()
+    await until(lambda: len(door.handled) == 2)
+    assert scene.processor.stuck(began) is None
+
+
+async def test_it_moves_while_any_handler_does(scenes):
+    scene = scenes(max_poll_interval=BOUND)
+    door = Door(b"held")
+    scene.start(door)
+    scene.source.put(b"held")
+    for _ in range(30):
+        scene.source.put(b"free")
+        await asyncio.sleep(10)
+        assert scene.processor.stuck(0.0) is None
+    assert len(door.handled) == 30
+    door.open.set()
+
+
+async def test_records_that_only_arrive_are_no_movement(scenes):
+    scene = scenes(max_poll_interval=BOUND, concurrency=1)
+    door = Door(b"held")
+    scene.start(door)
+    scene.source.put(b"held")
+    for _ in range(14):
+        scene.source.put(b"free")
+        await asyncio.sleep(5)
+    assert scene.processor.stuck(0.0) is not None
+    door.open.set()
+
+
+async def test_who_has_nothing_to_do_is_not_stuck(scenes):
+    scene = scenes(max_poll_interval=BOUND)
+    scene.start(Door())
+    await asyncio.sleep(10 * BOUND)
+    assert scene.processor.stuck(0.0) is None
+    scene.source.put(b"a")
+    await asyncio.sleep(1)
+    assert scene.processor.stuck(0.0) is None
+
+
+async def test_a_long_backoff_is_not_stuck(scenes):
+    policy = HandlerPolicy(attempts=5, backoff=10 * BOUND, backoff_cap=10 * BOUND)
+    scene = scenes(max_poll_interval=BOUND, policy=policy, on_failure="skip")
+
+    async def fail(record):
+        raise ValueError(record)
+
+    scene.start(fail)
+    scene.source.put(b"a")
+    await asyncio.sleep(4 * BOUND)
+    assert scene.stats.resting == 1
+    assert scene.processor.stuck(0.0) is None
+
+
+async def test_a_required_dependency_that_is_down_is_no_standstill_of_ours(scenes):
+    redis = Dependency("redis")
+    redis.succeeded()
+    scene = scenes(max_poll_interval=BOUND, requires=[redis])
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(BOUND / 2)
+    redis.failed(Cause.REFUSED, definite=True)
+    await asyncio.sleep(10 * BOUND)
+    assert scene.processor.stuck(0.0) is None
+    redis.succeeded()
+    await asyncio.sleep(BOUND - 6)  # what it waited for is back: it gets its whole time again
+    assert scene.processor.stuck(0.0) is None
+    await asyncio.sleep(12)
+    assert scene.processor.stuck(0.0) is not None
+    door.open.set()
+
+
+async def test_the_time_before_kafka_came_back_does_not_count(scenes):
+    scene = scenes(max_poll_interval=BOUND)
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(2 * BOUND)
+    assert scene.processor.stuck(now() - BOUND / 2) is None
+    assert scene.processor.stuck(0.0) is not None
+    door.open.set()
+
+
+async def test_a_handler_may_take_as_long_as_its_own_timeout_allows(scenes):
+    policy = HandlerPolicy(attempts=1, timeout=5 * BOUND)
+    scene = scenes(max_poll_interval=BOUND, policy=policy, on_failure="skip")
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(4 * BOUND)
+    assert scene.processor.stuck(0.0) is None
+    door.open.set()
+
+
+async def test_once_it_ends_it_is_not_stuck(scenes):
+    scene = scenes(max_poll_interval=BOUND, policy=HandlerPolicy(timeout=None))
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(2 * BOUND)
+    assert scene.processor.stuck(0.0) is not None
+    await scene.aclose()
+    assert scene.processor.stuck(0.0) is None
