@@ -112,13 +112,14 @@ def _timeline(dependency: Dependency, now: float) -> list[dict[str, object]]:
     The history is bounded: of a dependency that changes often it may begin later.
     """
     history = dependency.history
+    if not history and not dependency.since:
+        return []  # nobody has watched it yet
     states: list[tuple[State, Cause | None, str, float]] = []
     if history:
         first = history[0]
         states.append((first.previous, None, "", first.at - first.after))
         states += [(each.state, each.cause, each.detail, each.at) for each in history[:-1]]
-    if history or dependency.since:  # before anybody watched it there is no time to tell
-        states.append((dependency.state, dependency.cause, dependency.detail, dependency.since))
+    states.append((dependency.state, dependency.cause, dependency.detail, dependency.since))
     ends = [*(begin for *_, begin in states[1:]), now]
     return [
         {
