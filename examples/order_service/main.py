@@ -8,26 +8,24 @@ order's id, and whoever reads the announcements knows an order by its id, too.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settings import Settings
 
 from resilient_io import (
     Dependency,
+    HealthMonitor,
     ResilientKafkaConsumer,
     ResilientKafkaProducer,
     ResilientRedis,
     RunLimits,
 )
+from resilient_io.lifecycle import Lifecycle
+from resilient_io.serve import Heartbeat, serve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from resilient_io.kafka import Record
 
 log = logging.getLogger("order_service")
@@ -54,6 +52,9 @@ class OrderService:
             auto_offset_reset="earliest",
             value_deserializer=json.loads,
         )
+        self.clients = (self.redis, self.producer, self.consumer)
+        # Ready while both are there; alive while the event loop turns and the clients move.
+        self.monitor = HealthMonitor(self.redis.health, self.kafka, vital=self.clients)
 
     async def book(self, record: Record) -> None:
         """Book one order. What it raises is tried again; then the order is a dead letter."""
@@ -67,58 +68,38 @@ class OrderService:
             key=record.raw_key,
         )
 
-    async def serve(self) -> None:
-        """Book orders until `stop`; nothing of Kafka or Redis has to be there yet."""
-        # Left in the reverse order: the consumer first, which still uses the other two.
-        async with self.redis, self.producer, self.consumer, self.healthy():
+    async def run(self) -> None:
+        """Book orders until SIGTERM or Ctrl-C; nothing of Kafka or Redis has to be there yet."""
+        settings = self.settings
+        async with Lifecycle(
+            self.monitor,
+            # Closed in this order: the consumer first, which still uses the others.
+            self.consumer,
+            self.producer,
+            self.redis,
+            self.kafka,
+            grace=settings.grace_seconds,
+            notice=settings.notice_seconds,
+            servers=[
+                serve(self.monitor, clients=self.clients, name="orders", port=settings.port),
+                Heartbeat(self.monitor, settings.health_file),
+            ],
+        ):
             log.info("booking orders")
             await self.consumer.run(
                 self.book,
                 order="key",
-                concurrency=self.settings.concurrency,
-                dead_letter=self.settings.dead_letter_topic,
+                concurrency=settings.concurrency,
+                dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
-                limits=RunLimits(drain_timeout=self.settings.drain_seconds),
+                limits=RunLimits(drain_timeout=settings.drain_seconds),
             )
-        await self.kafka.aclose()
-
-    async def stop(self) -> None:
-        """Fetch no more, let the orders in hand end, commit, leave the group; then `serve` ends."""
-        log.info("stopping")
-        await self.consumer.aclose(self.settings.drain_seconds + 5.0)
-
-    @contextlib.asynccontextmanager
-    async def healthy(self) -> AsyncIterator[None]:
-        """Keep the health file up to date: its age says that the process works."""
-        task = asyncio.create_task(self._write_health(), name="health file")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-
-    async def _write_health(self) -> None:
-        path = Path(self.settings.health_file)
-        while True:
-            states = {each.name: each.state.value for each in (self.redis.health, self.kafka)}
-            await asyncio.to_thread(path.write_text, json.dumps(states))
-            await asyncio.sleep(1.0)
 
 
 async def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    service = OrderService(Settings.from_environment())
-    stopping: list[asyncio.Task[None]] = []
-
-    def leave() -> None:
-        if not stopping:
-            stopping.append(asyncio.create_task(service.stop(), name="stop"))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave)
-    await service.serve()
-    await asyncio.gather(*stopping)
+    await OrderService(Settings.from_environment()).run()
     log.info("stopped")
 
 

@@ -23,9 +23,13 @@ class Settings:
         booked_topic: The topic that is told of booked orders.
         dead_letter_topic: The topic for orders that cannot be booked.
         concurrency: Orders that are booked at once.
-        drain_seconds: Longest time that orders in hand get when the service is stopped. Let the
-            platform wait longer before it kills (`stop_grace_period` in compose.yaml).
-        health_file: Is written every second; healthcheck.py looks at it.
+        drain_seconds: Longest time that orders in hand get when the service is stopped.
+        grace_seconds: Longest time for all of stopping. Let the platform wait longer before it
+            kills (`stop_grace_period` in compose.yaml, `terminationGracePeriodSeconds`).
+        notice_seconds: Time to go on after the signal, while others notice that it is not ready.
+            Nobody sends this service requests, so there is nobody to wait for.
+        port: Where probes, metrics and the status page are served.
+        health_file: Is written every second, for the container's HEALTHCHECK.
     """
 
     redis_url: str = "redis://localhost:6379"
@@ -36,6 +40,9 @@ class Settings:
     dead_letter_topic: str = "orders.dead"
     concurrency: int = 32
     drain_seconds: float = 5.0
+    grace_seconds: float = 15.0
+    notice_seconds: float = 0.0
+    port: int = 8080
     health_file: str = "/tmp/order-service.health"  # noqa: S108 - of its own container
 
     @classmethod

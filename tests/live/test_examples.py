@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -155,6 +156,8 @@ async def test_the_rate_limiter_lets_pass_while_redis_is_away(redis_server, rate
 # -- the order service ---------------------------------------------------------------------------
 
 ORDER_SERVICE = EXAMPLES / "order_service"
+DOCKERFILE = ORDER_SERVICE / "Dockerfile"
+DEFAULT_HEALTH_FILE = "/tmp/order-service.health"
 
 
 async def records_of(kafka, topic):
@@ -194,6 +197,7 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
     for topic in topics.values():
         await shared_kafka.create_topic(topic)
     health_file = tmp_path / "health"
+    port = unused_port()
     async with (
         RedisServer(persist=True) as redis,
         AIOKafkaProducer(bootstrap_servers=shared_kafka.bootstrap_servers) as shop,
@@ -209,9 +213,12 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
             REDIS_URL=redis.url,
             KAFKA_BOOTSTRAP_SERVERS=shared_kafka.bootstrap_servers,
             HEALTH_FILE=str(health_file),
+            PORT=str(port),
             **topics,
         ) as service:
             await service.line_with("paused: redis")
+            assert (await answer(port, "/readyz"))[0] == 503
+            assert (await answer(port, "/livez"))[0] == 200
             for number in range(50):
                 await order(number)
             await redis.start()
@@ -231,12 +238,15 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
                 while len(await records_of(shared_kafka, "example.dead")) < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
-            assert json.loads(health_file.read_text())["kafka"] == "up"
+            assert await answer(port, "/readyz") == (200, "ready")
+            assert "resilient_io" in (await answer(port, "/metrics"))[1]
+            assert await health_check(health_file) == 0
             service.process.send_signal(signal.SIGTERM)
             await service.line_with("stopped")
             async with asyncio.timeout(10):
                 assert await service.process.wait() == 0
         assert "Traceback" not in "".join(service.lines)
+        assert json.loads(health_file.read_text())["stopped"]
 
         booked = await redis.query("HGETALL", "orders:ada")
     amounts = dict(zip(booked[::2], booked[1::2], strict=True))
@@ -253,6 +263,41 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
         b"builtins.ValueError",
     ]
     assert await committed_of(shared_kafka, "example.orders", "order-service") == 152
+
+
+def unused_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+async def answer(port, path):
+    """Ask a probe, as soon as the service listens."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.05)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n".encode())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            return int(head.split()[1]), body.decode().strip()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def health_check(path):
+    """Run the HEALTHCHECK of the Dockerfile with another file; its exit code."""
+    command = json.loads(re.search(r"CMD (\[.*\])\n\n#", DOCKERFILE.read_text())[1])
+    assert command[0] == "resilient-io"
+    arguments = [str(path) if each == DEFAULT_HEALTH_FILE else each for each in command[1:]]
+    assert str(path) in arguments
+    program = [sys.executable, "-m", "resilient_io.cli", *arguments]
+    process = await asyncio.create_subprocess_exec(*program)
+    return await process.wait()
 
 
 async def send_on(order):
@@ -285,31 +330,14 @@ def test_the_settings_of_the_order_service_are_those_of_its_readme(order_setting
 
 
 def test_the_container_of_the_order_service_is_made_of_what_is_there(order_settings):
-    lines = (ORDER_SERVICE / "Dockerfile").read_text()
+    lines = DOCKERFILE.read_text()
     assert re.search(r"^USER (?!root)\w+$", lines, re.MULTILINE)
     assert "HEALTHCHECK" in lines
     copied = re.findall(r"[\w-]+\.(?:py|txt)", lines)
-    assert {"main.py", "settings.py", "healthcheck.py", "requirements.txt"} <= set(copied)
+    assert {"main.py", "settings.py", "requirements.txt"} <= set(copied)
     assert [name for name in copied if not (ORDER_SERVICE / name).exists()] == []
     compose = (ORDER_SERVICE / "compose.yaml").read_text()
     known = {field.name.upper() for field in dataclasses.fields(order_settings)}
     service = compose.partition("environment:")[2].partition("#")[0]
     assert set(re.findall(r"([A-Z_]+):", service)) <= known
     assert set(re.findall(r"image: (\S+)", compose)) == {"redis:8", "apache/kafka:4.3.0"}
-
-
-async def health_check(path):
-    async with running("order_service/healthcheck.py", HEALTH_FILE=str(path)) as check:
-        output, _ = await check.process.communicate()
-    return check.process.returncode, output.decode()
-
-
-async def test_the_health_check_looks_at_the_age_of_the_file(tmp_path):
-    path = tmp_path / "health"
-    assert (await health_check(path))[0] == 1
-    path.write_text('{"redis": "down"}')
-    code, said = await health_check(path)
-    assert code == 0
-    assert "down" in said
-    os.utime(path, (0, 0))
-    assert (await health_check(path))[0] == 1
