@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .step import Status, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
-__all__ = ["Finding", "Looking", "blind", "merged", "note", "ok", "problem"]
+__all__ = ["Finding", "Looking", "blind", "merged", "note", "ok", "problem", "together"]
+
+_T = TypeVar("_T")
 
 _WORSE: Final = (Status.OK, Status.BLIND, Status.NOTE, Status.PROBLEM)
 """What outweighs what, when one look has found several things."""
@@ -73,6 +75,18 @@ def merged(findings: Sequence[Finding], **data: Any) -> Finding:
     )
 
 
+async def together(what: str, looks: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Do several things at once, and give their results in order. Cancelling ends all.
+
+    Args:
+        what: What is done, for the names of the tasks.
+        looks: The things; what one raises ends the others, too.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(look, name=f"resilient-io doctor {what}") for look in looks]
+    return [task.result() for task in tasks]
+
+
 class Looking:
     """Takes steps, and shares out the time among them.
 
@@ -85,16 +99,20 @@ class Looking:
         self.left = timeout
 
     async def take(
-        self, name: str, look: Callable[[], Awaitable[Finding]], *, share: float = 1.0
+        self,
+        name: str,
+        look: Callable[[], Awaitable[Finding]],
+        *,
+        share: float = 1.0,
+        silence: Finding | None = None,
     ) -> Step:
-        """Take one step; when its time is used up it is blind, whatever the look was about.
-
-        A look whose silence means something ends earlier by itself, and says so.
+        """Take one step, within the time that is left.
 
         Args:
             name: Of the step.
             look: What to do.
             share: How much of the time that is left it may use at most.
+            silence: What it means that the time is used up; by default nothing: it is blind.
         """
         if self.left <= 0:
             return Step(
@@ -114,7 +132,7 @@ class Looking:
         except TimeoutError:
             if not limit.expired():
                 raise  # a look has to make a finding of its own timeouts
-            found = blind(
+            found = silence or blind(
                 f"no answer within {bound:.1f} s", "Give a longer timeout, or look again later."
             )
         seconds = loop.time() - began

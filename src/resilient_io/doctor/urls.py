@@ -23,6 +23,7 @@ _HOW: Final = (
 _PORT: Final = ":9092"
 _FILES: Final = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 _PLAIN: Final = ("client_id", "sasl_mechanism", "ssl_check_hostname", "ssl_verify", *_FILES)
+_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _NO: Final = ("no", "false", "0", "none")
 
 
@@ -102,9 +103,14 @@ def _login(login: str, asked: Mapping[str, str], *, tls: bool) -> dict[str, Any]
     user, colon, password = login.partition(":")
     if not user or not colon:
         raise ConfigurationError(f"the Kafka URL has half a login: {_HOW}")
+    mechanism = asked.get("sasl_mechanism", "PLAIN").upper()
+    if mechanism not in _MECHANISMS:
+        raise ConfigurationError(
+            f"sasl_mechanism= of a Kafka URL is one of {', '.join(_MECHANISMS)}"
+        )
     return {
         "security_protocol": "SASL_SSL" if tls else "SASL_PLAINTEXT",
-        "sasl_mechanism": asked.get("sasl_mechanism", "PLAIN"),
+        "sasl_mechanism": mechanism,
         "sasl_plain_username": unquote(user),
         "sasl_plain_password": unquote(password),
     }

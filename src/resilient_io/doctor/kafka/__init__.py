@@ -1,0 +1,3 @@
+"""Looking at a Kafka cluster."""
+
+from __future__ import annotations

@@ -1,0 +1,113 @@
+"""Whether a broker lets us in, and what it means when none does."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from resilient_io.doctor.looking import Finding, merged, ok, problem
+from resilient_io.doctor.network import milder
+from resilient_io.doctor.tls import speaks_tls
+from resilient_io.health import Cause
+from resilient_io.kafka.round import Round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from resilient_io.doctor.network import Place
+    from resilient_io.kafka.classification import Failure
+    from resilient_io.kafka.protocols import Connection
+    from resilient_io.kafka.target import Target
+
+__all__ = ["judge_failure", "look_at_login", "silent_login"]
+
+_CLASS: Final = re.compile(r"^(\[Error \d+\] )?\w+(Error|Failed): ")
+
+_TLS_PORT: Final = "Write kafkas://…, with ssl_cafile=/path/of/authority.pem where it is your own."
+
+
+async def look_at_login(
+    places: Sequence[Place],
+    target: Target,
+    timeout: float,
+    keep: Callable[[Connection], None],
+) -> Finding:
+    """Ask all brokers that were reached.
+
+    Args:
+        places: Those at which a connection was made.
+        target: How to log in.
+        timeout: Seconds until a broker counts as silent.
+        keep: Is given the connection to the first that answered.
+    """
+    addresses = [(place.host, place.port) for place in places]
+    async with Round(target, timeout=timeout, topics=()) as asked:
+        await asked.ask(addresses)
+        await asked.settle(timeout)
+        failures = [
+            (place, failure)
+            for place, address in zip(places, addresses, strict=True)
+            if (failure := asked.failure(address)) is not None
+        ]
+        answered = len(places) - len(failures)
+        findings = [
+            milder(await judge_failure(place, failure, target), some_work=answered > 0)
+            for place, failure in failures
+        ]
+        first = await asked.first() if answered else None
+        if first is not None:
+            keep(asked.keep(first))
+    if answered:
+        how = "with a login" if target.logs_in else "without a login"
+        who = "the broker answers" if answered == 1 else f"{answered} brokers answer"
+        findings.append(ok(f"{who}, {how}"))
+    return merged(findings)
+
+
+async def judge_failure(place: Place, failure: Failure, target: Target) -> Finding:
+    """Say what to do about a broker that took the connection and then did not answer."""
+    data = {"cause": failure.cause.value}
+    said = failure.detail
+    if failure.cause is Cause.AUTH:
+        return problem(
+            f"{place.written} does not let us in: {_without_class(said)}",
+            "Look whether user, password and mechanism (sasl_mechanism=) are those of this "
+            "listener, and whether the secret was rotated; a reserved sign in a password must be "
+            "written with % in a URL (@ is %40, / is %2F).",
+            **data,
+        )
+    if failure.cause is Cause.TIMED_OUT:
+        return problem(
+            f"{place.written} takes connections, but answers nothing",
+            "Look whether the broker is frozen or overloaded (its log, its garbage collection)"
+            + (", or the port speaks TLS or another protocol." if not target.uses_tls else "."),
+            **data,
+        )
+    if failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
+        if await speaks_tls(place):
+            return problem(
+                f"{place.written} speaks TLS, and the URL says that it does not", _TLS_PORT, **data
+            )
+        return problem(
+            f"{place.written} hung up on the first words",
+            "Look whether its listener wants a login (write kafka://user:password@…), and whether "
+            "the port is one for clients, not that of a controller.",
+            **data,
+        )
+    return problem(
+        f"{place.written}: {_without_class(said)}", "Look at the broker's log of now.", **data
+    )
+
+
+def silent_login(places: Sequence[Place]) -> Finding:
+    """Say what it means that no broker answered before the time was used up."""
+    return problem(
+        f"{', '.join(place.written for place in places)} took the connection, but no answer came",
+        "Look whether the broker is frozen or overloaded (its log, its garbage collection), or "
+        "the port speaks another protocol.",
+    )
+
+
+def _without_class(said: str) -> str:
+    """Take off the "[Error 58] SaslAuthenticationFailed: " with which aiokafka begins."""
+    return _CLASS.sub("", said) or said

@@ -1,0 +1,297 @@
+"""A consumer group: its coordinator, its state, and how far it is behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+)
+
+from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem, together
+from resilient_io.doctor.network import Place
+from resilient_io.kafka.classification import connection_failure
+from resilient_io.kafka.internals import drop
+from resilient_io.kafka.questions import GROUP, ask_coordinator
+
+from .questions import EARLIEST, LATEST, ask_committed, ask_group, ask_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiokafka.structs import TopicPartition
+
+    from resilient_io.kafka.protocols import Connection
+    from resilient_io.kafka.target import Target
+
+    from .questions import Cluster, Group
+
+__all__ = ["look_at_group"]
+
+_NAMED: Final = 3
+_WATCHED: Final = 1.0
+"""Seconds between two looks at the offsets, to see whether anything moves."""
+
+_TIME_TO_WATCH: Final = 2.5
+"""Seconds that must be left for a second look."""
+
+_NOT_NOW: Final = (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
+_REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling")
+
+
+async def look_at_group(
+    connection: Connection, cluster: Cluster, target: Target, group: str, timeout: float
+) -> Finding:
+    """Look at a group's state and lag.
+
+    Args:
+        connection: To any broker.
+        cluster: What it said of all topics.
+        target: How to reach the others.
+        group: The group's id.
+        timeout: Seconds for one connection or answer.
+    """
+    try:
+        host, port = await ask_coordinator(connection, GROUP, group, timeout)
+    except KafkaError as error:
+        return _judge_refused(group, error)
+    where = Place(host, port).written
+    try:
+        coordinator = await target.dial(host, port, timeout)
+    except (KafkaError, OSError) as error:
+        failure = connection_failure(error, tls=target.uses_tls)
+        return problem(
+            f"the group's coordinator at {where} cannot be reached: {failure.detail}",
+            "No consumer of this group can join from here: see the listeners step.",
+            coordinator=where,
+        )
+    try:
+        state = await ask_group(coordinator, group, timeout)
+        look = _Offsets(coordinator, cluster, target, group, timeout)
+        first = await look.take(state.assigned)
+        second = None
+        if timeout >= _TIME_TO_WATCH and first.lag:
+            await asyncio.sleep(_WATCHED)
+            second = await look.take(state.assigned)
+    except KafkaError as error:
+        return _judge_refused(group, error)
+    finally:
+        drop(coordinator)
+    return _judge(group, where, state, first, second)
+
+
+class _Seen:
+    """Offsets at one moment.
+
+    Attributes:
+        committed: Those that the group has committed.
+        ends: The next offsets of the same partitions.
+        lost: Partitions whose committed offset is no longer there.
+        unknown: Partitions whose end could not be asked for.
+    """
+
+    def __init__(
+        self,
+        committed: Mapping[TopicPartition, int],
+        begins: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
+    ) -> None:
+        self.committed = committed
+        self.ends = ends
+        self.lost = sorted(
+            at for at, offset in committed.items() if at in begins and offset < begins[at]
+        )
+        self.unknown = sorted(at for at in committed if at not in ends)
+        self.by_partition = {
+            at: max(ends[at] - max(offset, begins.get(at, 0)), 0)
+            for at, offset in sorted(committed.items())
+            if at in ends
+        }
+
+    @property
+    def lag(self) -> int:
+        """How many records there are that it has not committed."""
+        return sum(self.by_partition.values())
+
+
+class _Offsets:
+    """Asks for a group's offsets, and for the ends of its partitions at their leaders."""
+
+    def __init__(
+        self,
+        coordinator: Connection,
+        cluster: Cluster,
+        target: Target,
+        group: str,
+        timeout: float,
+    ) -> None:
+        self._coordinator = coordinator
+        self._cluster = cluster
+        self._target = target
+        self._group = group
+        self._timeout = timeout
+
+    async def take(self, assigned: frozenset[TopicPartition]) -> _Seen:
+        committed = await ask_committed(self._coordinator, self._group, self._timeout)
+        by_leader: dict[int, list[TopicPartition]] = {}
+        for at in sorted({*committed, *assigned}):
+            leader = self._cluster.leader_of(at)
+            if leader is not None and leader in self._cluster.brokers:
+                by_leader.setdefault(leader, []).append(at)
+        told = await together(
+            "offsets", (self._ask_leader(node, wanted) for node, wanted in by_leader.items())
+        )
+        begins: dict[TopicPartition, int] = {}
+        ends: dict[TopicPartition, int] = {}
+        for first, last in told:
+            begins |= first
+            ends |= last
+        return _Seen(committed, begins, ends)
+
+    async def _ask_leader(
+        self, node: int, wanted: list[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """Give the first and the next offsets; nothing of a leader that cannot be asked."""
+        host, port = self._cluster.brokers[node]
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = await self._target.dial(host, port, self._timeout)
+                try:
+                    return (
+                        await ask_offsets(connection, wanted, EARLIEST, self._timeout),
+                        await ask_offsets(connection, wanted, LATEST, self._timeout),
+                    )
+                finally:
+                    drop(connection)
+        except (KafkaError, OSError):
+            return {}, {}
+
+
+def _judge(group: str, where: str, state: Group, first: _Seen, second: _Seen | None) -> Finding:
+    seen = second or first
+    moved = None
+    if second is not None:
+        moved = sum(
+            max(offset - first.committed.get(at, 0), 0)
+            for at, offset in second.committed.items()
+            if at in first.committed
+        )
+    data: dict[str, Any] = {
+        "coordinator": where,
+        "state": state.state,
+        "members": state.members,
+        "lag": seen.lag,
+        "lag_by_partition": {_name(at): lag for at, lag in seen.by_partition.items()},
+        "lost": [_name(at) for at in seen.lost],
+        "moved": moved,
+    }
+    findings = [_judge_state(group, state, seen), *_judge_offsets(state, seen, moved)]
+    return merged(findings, **data)
+
+
+def _judge_state(group: str, state: Group, seen: _Seen) -> Finding:
+    count = "1 member" if state.members == 1 else f"{state.members} members"
+    if state.state == "Dead" and not seen.committed:
+        return problem(
+            f"nobody has ever used the group {group}",
+            "Look at its spelling (group_id=), and whether the consumer has ever started; a group "
+            "that was away for offsets.retention.minutes is forgotten, too.",
+        )
+    if not state.members:
+        if seen.lag:
+            return problem(
+                f"nobody reads in {group}, and {seen.lag} records wait",
+                "Start its consumers; if they run, look at their log: they may have been put out "
+                "of the group (max_poll_interval), or use another group_id.",
+            )
+        return note(f"nobody reads in {group}; nothing waits", "Is its consumer meant to be down?")
+    if state.state in _REBALANCING:
+        return note(
+            f"{group} is in the middle of a rebalance, {count}",
+            "Look again in some seconds. If it never ends, a member joins and leaves again and "
+            "again: look for restarts and for handlers beyond max_poll_interval.",
+        )
+    return ok(f"{group} is {state.state.lower()}, {count}")
+
+
+def _judge_offsets(state: Group, seen: _Seen, moved: int | None) -> list[Finding]:
+    findings = []
+    if seen.lost:
+        findings.append(
+            problem(
+                f"the committed offset of {_some(seen.lost)} is gone: its records were deleted "
+                f"before they were read",
+                "The consumer will go where auto_offset_reset says; keep records for longer "
+                "(retention.ms), or read faster.",
+            )
+        )
+    unheld = [
+        at
+        for at, lag in seen.by_partition.items()
+        if lag and state.complete and state.members and at not in state.assigned
+    ]
+    if unheld and state.state == "Stable":
+        findings.append(
+            problem(
+                f"no member has {_some(unheld)}, and records wait there",
+                "Do all members subscribe to the same topics? A group has one subscription.",
+            )
+        )
+    if seen.unknown:
+        findings.append(
+            blind(f"the end of {_some(seen.unknown)} could not be asked for, so its lag is unknown")
+        )
+    if not state.members or not seen.committed:
+        return findings
+    if not seen.lag:
+        findings.append(ok("no lag"))
+        return findings
+    worst = sorted(seen.by_partition.items(), key=lambda each: -each[1])[:_NAMED]
+    named = ", ".join(f"{_name(at)} {lag}" for at, lag in worst if lag)
+    found = f"lag {seen.lag} ({named})"
+    if moved is None:
+        findings.append(ok(found))
+    elif moved:
+        findings.append(ok(f"{found}, {moved} records committed in {_WATCHED:g} s"))
+    else:
+        findings.append(
+            note(
+                f"{found}, and nothing was committed in {_WATCHED:g} s",
+                "Look again in a minute. If it is still so, a handler hangs or fails again and "
+                "again: look at the consumer's log and at its other dependencies.",
+            )
+        )
+    return findings
+
+
+def _judge_refused(group: str, error: KafkaError) -> Finding:
+    if isinstance(error, GroupAuthorizationFailedError):
+        return blind(
+            f"no permission for the group {group}",
+            "Let the user Describe it: kafka-acls.sh --add --operation Describe --group …",
+        )
+    if isinstance(error, _NOT_NOW):
+        return problem(
+            f"the group {group} has no coordinator now ({type(error).__name__})",
+            "Look whether the partitions of __consumer_offsets have a leader, and whether enough "
+            "brokers are up to make that topic (offsets.topic.replication.factor).",
+        )
+    return blind(f"the group could not be asked for: {error}")
+
+
+def _name(at: TopicPartition) -> str:
+    return f"{at.topic}[{at.partition}]"
+
+
+def _some(partitions: list[TopicPartition]) -> str:
+    more = f" and {len(partitions) - _NAMED} more" if len(partitions) > _NAMED else ""
+    return ", ".join(map(_name, partitions[:_NAMED])) + more

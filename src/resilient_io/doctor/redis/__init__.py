@@ -1,0 +1,3 @@
+"""Looking at a Redis server."""
+
+from __future__ import annotations
