@@ -98,7 +98,7 @@ def watch(
     """
     from resilient_io.cli.running import run as run_loop  # noqa: PLC0415 (no loop, no cost)
     from resilient_io.cli.vantage import vantages  # noqa: PLC0415
-    from resilient_io.cli.watch import JsonShow, LineShow, watch as look_on  # noqa: PLC0415
+    from resilient_io.cli.watch import JsonShow, LineShow, watched  # noqa: PLC0415
     from resilient_io.cli.watch_table import TableShow  # noqa: PLC0415
 
     console = standard_output()
@@ -106,7 +106,7 @@ def watch(
     places = vantages(urls, interval=interval, timeout=timeout)
     show = JsonShow() if as_json else TableShow(console) if console.is_terminal else LineShow()
     raise typer.Exit(
-        run_loop(lambda stop: look_on(places, show, stop, interval=interval, count=count))
+        run_loop(lambda stop: watched(places, show, stop, interval=interval, count=count))
     )
 
 
@@ -134,7 +134,7 @@ def doctor(
         JsonReport,
         LineReport,
         TableReport,
-        doctor as look,
+        examined,
         plan,
     )
     from resilient_io.cli.running import run as run_loop  # noqa: PLC0415
@@ -155,4 +155,25 @@ def doctor(
     )
     terminal = TableReport(console) if console.is_terminal else LineReport()
     report = JsonReport() if as_json else terminal
-    raise typer.Exit(run_loop(lambda stop: look(examinations, report, stop)))
+    raise typer.Exit(run_loop(lambda stop: examined(examinations, report, stop)))
+
+
+@app.command()
+def lint(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Manifests; - for stdin.")],
+    *,
+    told: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=S", help="A time of the service, such as grace=25."),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Hold manifests of Kubernetes against the times of the service.
+
+    Exit code: 0 nothing but notes, 1 errors or warnings, 2 a file is no manifest.
+    """
+    from resilient_io.cli.lint import lint as check  # noqa: PLC0415 (only what is needed)
+    from resilient_io.cli.lint import read, settings  # noqa: PLC0415
+
+    console = standard_output()
+    raise typer.Exit(check(read(files), settings(told or []), console=console, as_json=as_json))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from resilient_io.cli.running import Interruption
 
-__all__ = ["Examination", "JsonReport", "LineReport", "Report", "TableReport", "doctor", "plan"]
+__all__ = ["Examination", "JsonReport", "LineReport", "Report", "TableReport", "examined", "plan"]
 
 _STYLES = {
     Status.OK: "green",
@@ -98,7 +98,7 @@ def plan(
     return found
 
 
-async def doctor(
+async def examined(
     examinations: Sequence[Examination], report: Report, interruption: Interruption
 ) -> int:
     """Look, and show.

@@ -54,9 +54,7 @@ class _LookUps(ThreadPoolExecutor):
         super().__init__(thread_name_prefix="resilient-io")
         self.busy = 0
 
-    def submit(  # type: ignore[override] # the parameters have no names there
-        self, function: Callable[..., Any], /, *args: Any, **options: Any
-    ) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         self.busy += 1
         future = super().submit(function, *args, **options)
         future.add_done_callback(self._ended)

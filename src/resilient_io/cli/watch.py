@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resilient_io.cli.vantage import Vantage, Watched
     from resilient_io.health import Change
 
-__all__ = ["JsonShow", "LineShow", "Look", "Show", "watch"]
+__all__ = ["JsonShow", "LineShow", "Look", "Show", "watched"]
 
 _CLOSING = 0.25
 """Seconds for closing connections in good order; who pressed Ctrl-C does not wait for more."""
@@ -65,7 +65,7 @@ class Show(Protocol):
         """Show what there was, at the end."""
 
 
-async def watch(
+async def watched(
     places: Sequence[Vantage],
     show: Show,
     interruption: Interruption,
