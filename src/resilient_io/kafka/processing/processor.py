@@ -118,7 +118,7 @@ class Processor:
             self._backlog,
             self._gate,
             requires=plan.requires,
-            ended=lambda: self._work.handled + self._failures.failed,
+            ended=self._ended_calls,
             longest=max(max_poll_interval, plan.policy.timeout or 0.0),
         )
         self._patience = Patience(
@@ -217,6 +217,10 @@ class Processor:
 
     def _wake(self) -> None:
         self._workers.wake()
+
+    def _ended_calls(self) -> int:
+        failures = self._failures
+        return self._work.handled + failures.failed + failures.dead_lettered + failures.skipped
 
     def _gate_moved(self) -> None:
         if self._over.done():
