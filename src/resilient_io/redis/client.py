@@ -13,6 +13,7 @@ from resilient_io.health import Dependency, HealthSettings
 from .codec import Packer
 from .engine import Engine
 from .lock import ResilientLock
+from .observed import begin_to_be_seen, bind_anew, is_patched, observe
 from .options import check_given, check_types, policy_from, pool_from_url
 from .path import CommandPath
 from .pipeline import ResilientPipeline
@@ -97,7 +98,9 @@ class ResilientRedis(CommandPath):
         self._lane_settings = lanes if lanes is not None else LaneSettings()
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._careful = False
-        self._hot = self._packer.direct
+        self._hot, self._pipelines = self._packer.direct, ResilientPipeline
+        if is_patched():
+            begin_to_be_seen(self)
         self._engine = Engine(
             pool=pool,
             target=target,
@@ -162,7 +165,7 @@ class ResilientRedis(CommandPath):
             transaction: Wrap it in MULTI and EXEC.
             shard_hint: Passed on, unused by redis-py.
         """
-        return ResilientPipeline(self, transaction, shard_hint)
+        return self._pipelines(self, transaction, shard_hint)
 
     if not TYPE_CHECKING:  # their types are redis-py's
 
@@ -187,13 +190,16 @@ class ResilientRedis(CommandPath):
 
     def client(self) -> Self:
         """Return a client with one connection of its own, for WATCH, MULTI, SELECT by hand."""
-        return self.__class__(
+        client = self.__class__(
             connection_pool=self.connection_pool,
             single_connection_client=True,
             policy=self._policy,
             health=self.health,
             rng=self._rng,
         )
+        if self._tracing is not None:
+            observe(client, self._tracing)
+        return client
 
     def set_retry(self, retry: Any) -> NoReturn:  # noqa: ARG002 (redis-py's signature)
         """Refuse: redis-py would change a pool that others use.
@@ -220,6 +226,8 @@ class ResilientRedis(CommandPath):
         """
         check_types(policy, None, None)
         view = copy.copy(self)
+        view._twin = None
+        bind_anew(view)
         view._policy = (policy if policy is not None else self._policy).replace(**changes)
         view._careful, view._hot = True, False
         return view
@@ -246,6 +254,8 @@ class ResilientRedis(CommandPath):
         """
         await self._engine.reopen()
         self._engine.start()
+        if is_patched():
+            begin_to_be_seen(self)
         return self
 
     def __enter__(self) -> NoReturn:

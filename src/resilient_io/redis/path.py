@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from _thread import get_ident  # half the price of asyncio.get_running_loop on Python 3.11
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .call import Command
 from .calls import DedicatedCall, LaneCall
 from .commands import SPECS, Route, lookup
 from .errors import RouteRefused
+from .observed import begin_to_be_seen, is_patched, observe_command
 from .replies import LARGE
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .codec import Packer
     from .commands import CommandSpec
     from .engine import Engine
+    from .observed import Tracing
+    from .pipeline import ResilientPipeline
 
 _NO_OPTIONS: dict[str, Any] = {}
 
@@ -44,6 +48,14 @@ class CommandPath(driver.Redis):
     """Whether the policy was chosen for the call, as in a view."""
     _hot: bool
     """Whether commands may take the hot path at all."""
+    _pipelines: type[ResilientPipeline]
+    """What `pipeline()` makes."""
+    _tracing: Tracing | None = None
+    """What makes spans of its calls."""
+    _twin: CommandPath | None = None
+    """This client as nobody sees it."""
+    _observable: bool = True
+    """Whether those who want to see every call may see this one's."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command and return its reply, as redis-py does.
@@ -105,6 +117,9 @@ class CommandPath(driver.Redis):
             return self.execute_command("SET", name, value)
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self._observable and (self._tracing is not None or is_patched()):
+            begin_to_be_seen(self)
+            return await observe_command(self, args, options)
         engine = self._engine
         if engine.gate.closed:
             raise engine.gate.refusal_when_closed(str(args[0]))
@@ -122,6 +137,14 @@ class CommandPath(driver.Redis):
         else:
             call = self._lane_call(command, self._packer.pack(spec.words, args))
         return await gate.run(call, self._policy, started=started, deliberate=self._careful)
+
+    async def _unobserved(self, *args: Any, **options: Any) -> Any:
+        """Send a command past those who see every call; the hot path is open to it."""
+        twin = self._twin
+        if twin is None:
+            self._twin = twin = copy.copy(self)
+            twin._observable, twin._hot = False, self._packer.direct and not self._careful
+        return await CommandPath.execute_command(twin, *args, **options)
 
     def _lane_call(self, command: Command, data: bytes, first: Exception | None = None) -> LaneCall:
         gate, policy = self._engine.gate, self._policy

@@ -1,0 +1,198 @@
+"""Those who see every call: tracers that patch redis-py's own methods, and tracing of ours.
+
+Tracers put themselves around `Redis.execute_command`, `Pipeline.execute` and
+`Pipeline.immediate_execute_command` of redis-py. Ours override these, so that nobody would call
+what was patched. Once it is, each call of ours goes through the patched method after all, with a
+stand-in for `self`: redis-py's own method at its end finds there a connection that leads back to
+ours. So every tracer sees one call, whoever it is and in whatever order they were installed, and
+sees it end as it ends for the caller, all attempts included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import redis.asyncio.client as driver
+
+from .commands import SPECS, lookup
+from .pipeline import ResilientPipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from contextlib import AbstractContextManager
+
+    from .path import CommandPath
+
+
+class Tracing(Protocol):
+    """What makes the spans of one client's calls; entered in the context of the caller."""
+
+    def command(self, operation: str) -> AbstractContextManager[object]:
+        """Begin the span of one command; leaving it ends the span, with what was raised."""
+        raise NotImplementedError
+
+    def batch(
+        self, operations: Sequence[str], *, transaction: bool
+    ) -> AbstractContextManager[object]:
+        """Begin the span of a pipeline."""
+        raise NotImplementedError
+
+    def retrying(self, attempt: int, backoff: float, cause: str) -> None:
+        """Note in the current span that another attempt follows, in so many seconds."""
+
+
+tracing_of_call: Final[ContextVar[Tracing | None]] = ContextVar("tracing_of_call", default=None)
+"""Whom the gate tells of retries: who traces the call that runs in this context."""
+
+
+def is_patched() -> bool:
+    """Tell whether somebody has put himself around redis-py's own `execute_command`."""
+    # redis-py 8.1 `redis.asyncio.client.Redis.execute_command`: a wrapper was defined elsewhere,
+    # whatever it may have copied from what it wraps.
+    method = vars(driver.Redis)["execute_command"]
+    return not (type(method) is FunctionType and method.__globals__ is vars(driver))
+
+
+def observe(client: CommandPath, tracing: Tracing) -> None:
+    """Have every call of a client traced from now on, and of the views made of it later."""
+    client._tracing = tracing
+    begin_to_be_seen(client)
+
+
+def begin_to_be_seen(client: CommandPath) -> None:
+    """Lead a client's calls past those who want to see them, instead of the hot path."""
+    client._hot, client._pipelines = False, ObservedPipeline
+
+
+def bind_anew(view: CommandPath) -> None:
+    """Let a copy of a client have its own calls where somebody has wrapped those of that client.
+
+    `RedisInstrumentor.instrument_client` sets wrappers on the instance, bound to it.
+    """
+    for name in ("execute_command", "pipeline"):
+        wrapped = vars(view).pop(name, None)
+        wrapper = getattr(wrapped, "_self_wrapper", None)  # wrapt 1 and 2 `FunctionWrapper`
+        if wrapper is not None:
+            setattr(view, name, cast("Any", type(wrapped))(getattr(view, name), wrapper))
+
+
+async def observe_command(client: CommandPath, args: tuple[Any, ...], options: Any) -> Any:
+    """Make a call where everybody sees it who wants to."""
+
+    async def make(*args: Any, **options: Any) -> Any:
+        tracing = client._tracing
+        if tracing is None:
+            return await client._unobserved(*args, **options)
+        operation = (SPECS.get(args[0]) or lookup(args)).name
+        with _told(tracing), tracing.command(operation):
+            return await client._unobserved(*args, **options)
+
+    return await _through("execute_command", driver.Redis, _StandIn(client, make), args, options)
+
+
+class ObservedPipeline(ResilientPipeline):
+    """A pipeline whose calls are seen."""
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send the queued commands, as the pipeline does that nobody sees."""
+
+        async def make(*_: Any) -> Any:
+            tracing = self._client._tracing
+            if tracing is None or not (self.command_stack or self.watching):
+                return await ResilientPipeline.execute(self, raise_on_error)
+            names = [(SPECS.get(args[0]) or lookup(args)).name for args, _ in self.command_stack]
+            transaction = bool(self.is_transaction or self.explicit_transaction)
+            with _told(tracing), tracing.batch(names, transaction=transaction):
+                return await ResilientPipeline.execute(self, raise_on_error)
+
+        try:
+            stand_in = _StandIn(self, make)
+            replies: list[Any] = await _through(
+                "execute", driver.Pipeline, stand_in, (raise_on_error,), {}
+            )
+            return replies
+        finally:
+            await self.reset()
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command now, as the pipeline does that nobody sees."""
+
+        async def make(*args: Any, **options: Any) -> Any:
+            tracing = self._client._tracing
+            send = ResilientPipeline.immediate_execute_command
+            if tracing is None:
+                return await send(self, *args, **options)
+            operation = (SPECS.get(args[0]) or lookup(args)).name
+            with _told(tracing), tracing.command(operation):
+                return await send(self, *args, **options)
+
+        name = "immediate_execute_command"
+        return await _through(name, driver.Pipeline, _StandIn(self, make), args, options)
+
+
+class _StandIn:
+    """Stands for a client or a pipeline in redis-py's own method; in all else it is that one."""
+
+    single_connection_client = False
+    scripts = ()
+    """None to load: ours does that."""
+
+    def __init__(self, real: Any, make: Callable[..., Awaitable[Any]]) -> None:
+        self._real = real
+        self._make = make
+        self.connection = _Connection(real.connection_pool.connection_kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def initialize(self) -> None:
+        """Do nothing: the real one starts itself."""
+
+    async def reset(self) -> None:
+        """Do nothing: the real one is reset."""
+
+    # What redis-py 8.1 hands to `retry.call_with_retry` in each of the three methods.
+
+    async def _send_command_parse_response(
+        self, _connection: object, _name: object, *args: Any, **options: Any
+    ) -> Any:
+        return await self._make(*args, **options)
+
+    async def _execute_transaction(self, *_: object) -> Any:
+        return await self._make()
+
+    _execute_pipeline = _execute_transaction
+
+
+class _Connection:
+    """What redis-py 8.1's own methods ask of a connection: `retry`, and for its metrics, where."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.retry = self
+        self.host = settings.get("host")
+        self.port = settings.get("port")
+        self.db = settings.get("db") or 0
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[Any]], *_: Any, **__: Any) -> Any:
+        """Call once: the gate repeats."""
+        return await do()
+
+
+async def _through(
+    name: str, owner: type, stand_in: _StandIn, args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    if not is_patched():
+        return await stand_in._make(*args, **options)
+    return await vars(owner)[name].__get__(stand_in, _StandIn)(*args, **options)
+
+
+@contextlib.contextmanager
+def _told(tracing: Tracing) -> Generator[None]:
+    token = tracing_of_call.set(tracing)
+    try:
+        yield
+    finally:
+        tracing_of_call.reset(token)
