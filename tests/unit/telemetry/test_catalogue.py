@@ -1,10 +1,15 @@
 """The names of all metrics, in OpenTelemetry and in Prometheus."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 from opentelemetry.semconv._incubating.metrics import db_metrics, messaging_metrics
 from opentelemetry.semconv.metrics import db_metrics as stable_db_metrics
 
 from resilient_io.telemetry._catalogue import CATALOGUE
+
+ROOT = Path(__file__).parents[3]
 
 CONVENTIONAL = {
     stable_db_metrics.DB_CLIENT_OPERATION_DURATION: "histogram",
@@ -47,3 +52,11 @@ def test_no_two_metrics_share_a_name_in_prometheus():
 def test_labels_are_named_once_each():
     for metric in CATALOGUE.values():
         assert len(set(metric.prometheus_labels)) == len(metric.labels), metric.name
+
+
+def test_the_how_to_lists_every_metric_as_it_is(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("metrics_table")
+    document = script.PAGE.read_text()
+    assert script.rewritten(document) == document, "run scripts/metrics_table.py"
+    assert document.count("| `resilient_io.") >= 40
