@@ -1,0 +1,298 @@
+"""How the status page reads: in every state, without colour, by keyboard, on a phone."""
+
+import asyncio
+import math
+import re
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from resilient_io.health import Cause, Dependency, HealthMonitor
+from resilient_io.kafka import ResilientKafkaConsumer, TopicPartition
+from resilient_io.serve import serve
+
+HOST = "127.0.0.1"
+LONG = "payments-and-settlements-reconciliation-service-eu-central-1.svc.cluster.local:26379/12"
+
+# Of every text on the page: its contrast with what is behind it, as WCAG 2 counts it.
+CONTRASTS = """
+const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const linear = (value) =>
+  value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const behind = (node) => {
+  for (; node; node = node.parentElement) {
+    const found = parts(getComputedStyle(node).backgroundColor);
+    if (found.length === 3 || found[3] === 1) return found;
+  }
+  throw new Error("nothing is behind it");
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const contrasts = [];
+while (walker.nextNode()) {
+  const { parentElement: node, textContent: text } = walker.currentNode;
+  if (!text.trim() || !node.checkVisibility() || node.closest("script, noscript")) continue;
+  const pair = [luminance(parts(getComputedStyle(node).color)), luminance(behind(node))].sort();
+  pair.sort((one, other) => other - one);
+  contrasts.push([(pair[0] + 0.05) / (pair[1] + 0.05), text.trim()]);
+}
+return contrasts;
+"""
+
+
+def put(dependency, state):
+    if state == "down":
+        dependency.failed(Cause.REFUSED, "nobody listens", definite=True)
+    elif state != "unknown":
+        dependency.succeeded(0.0012)
+    if state == "degraded":
+        dependency.refused(Cause.READ_ONLY, "it is a replica")
+
+
+@pytest.fixture
+async def each_state():
+    """Give a monitor with a dependency in every state."""
+    dependencies = [Dependency(state) for state in ("up", "degraded", "down", "unknown")]
+    async with HealthMonitor(*dependencies) as monitor:
+        for dependency in dependencies:
+            put(dependency, dependency.name)
+        yield monitor
+
+
+class Behind(ResilientKafkaConsumer):
+    """A consumer with a hundred partitions, none of which was ever fetched."""
+
+    def known_lag(self):
+        return {TopicPartition(LONG[:60], number): number * 37 % 1000 for number in range(100)}
+
+
+async def test_every_state_is_told_in_words_and_by_a_sign_of_its_own(each_state, page):
+    async with serve(each_state, host=HOST, port=0) as server:
+        await page.open(server.port)
+        rows = await page.run(
+            "return [...document.querySelectorAll('.row')].map((row) => ["
+            "row.querySelector('strong').textContent, row.querySelector('.word').textContent,"
+            "row.querySelector('use').getAttribute('href'),"
+            "row.querySelector('.cause').textContent])"
+        )
+        assert rows == [
+            ["up", "up", "#sign-up", ""],
+            ["degraded", "degraded", "#sign-degraded", "read-only: it is a replica"],
+            ["down", "down", "#sign-down", "refused: nobody listens"],
+            ["unknown", "unknown", "#sign-unknown", ""],
+        ]
+        shapes = await page.run(
+            "return [...document.querySelectorAll('symbol')].map((each) => each.innerHTML)"
+        )
+        assert len(set(shapes)) == len(shapes) == 5
+
+
+@pytest.mark.parametrize(
+    ("state", "headline"),
+    [
+        ("unknown", "Starting"),
+        ("up", "Ready"),
+        ("degraded", "Ready, but degraded"),
+        ("down", "Not ready"),
+    ],
+)
+async def test_the_headline_says_how_the_service_is(page, state, headline):
+    redis = Dependency("redis")
+    async with HealthMonitor(redis) as monitor, serve(monitor, host=HOST, port=0) as server:
+        if state != "unknown":
+            redis.succeeded()
+            assert monitor.started
+        put(redis, state)
+        await page.open(server.port)
+        assert await page.text("#headline") == headline
+
+
+async def test_a_service_that_drains_or_is_stuck_says_so_above_all(page):
+    class Consumer:
+        trouble = None
+
+        def stuck(self):
+            return self.trouble
+
+    consumer, redis = Consumer(), Dependency("redis")
+    async with (
+        HealthMonitor(redis, vital=[consumer]) as monitor,
+        serve(monitor, host=HOST, port=0) as server,
+    ):
+        redis.succeeded()
+        await page.open(server.port)
+        monitor.drain()
+        await page.until_reads("#headline", "Draining")
+        assert (
+            await page.text("#because") == "It takes no new work, finishes what it has, and ends."
+        )
+        consumer.trouble = "its supervisor died"
+        await page.until_reads("#headline", "Stuck")
+        assert "its supervisor died" in await page.text("#because")
+
+
+async def test_names_and_causes_are_text_whatever_is_in_them(page):
+    evil = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script>"
+    redis = Dependency(evil)
+    async with (
+        HealthMonitor(redis) as monitor,
+        serve(monitor, name=evil, host=HOST, port=0) as server,
+    ):
+        redis.failed(Cause.OTHER, evil, definite=True)
+        redis.note(evil, **{"<b>": evil})
+        await page.open(server.port)
+        await page.until_news(2)
+        assert await page.text("#service") == evil
+        assert await page.text(".row strong") == evil
+        assert evil in await page.text("#recorder")
+        assert await page.run("return window.hacked") is None
+        assert await page.run("return document.querySelectorAll('img, b').length") == 0
+
+
+async def test_a_screen_reader_hears_of_changes_and_not_of_every_message(page):
+    redis = Dependency("redis")
+    async with HealthMonitor(redis) as monitor, serve(monitor, host=HOST, port=0) as server:
+        redis.succeeded()
+        await page.open(server.port)
+        await page.until_news(2)
+        assert await page.run("return said.textContent") == ""
+        put(redis, "down")
+        await page.until_reads("#said", "Not ready. redis is down (refused: nobody listens).")
+
+
+async def test_screen_readers_find_landmarks_and_tables_with_headers_on_a_phone_too(
+    each_state, page
+):
+    consumer = Behind("orders", group_id="billing")
+    async with serve(each_state, clients=[consumer], host=HOST, port=0) as server:
+        await page.open(server.port)
+        for width in (1200, 390):
+            await page.look(width)
+            tree = await asyncio.to_thread(
+                page.browser.driver.execute_cdp_cmd, "Accessibility.getFullAXTree", {}
+            )
+            found = [
+                (node["role"]["value"], node.get("name", {}).get("value", ""))
+                for node in tree["nodes"]
+                if not node["ignored"]
+            ]
+            assert {"banner", "main", "contentinfo", "status"} <= {role for role, _ in found}
+            assert ("table", "Dependencies") in found
+            assert ("table", "Flight recorder") in found
+            for header in ("Name", "State", "Since", "Latency", "Retries", "Budget", "Whose"):
+                assert ("columnheader", header) in found, (width, header)
+            rows = [name for role, name in found if role == "rowheader"]
+            assert len(rows) >= 4, width
+            assert ("button", "History (3) of degraded") in found
+            assert any(
+                role == "button" and name.startswith("All 100 partitions of ")
+                for role, name in found
+            )
+
+
+async def test_what_was_unfolded_by_keyboard_stays_so_and_keeps_the_focus(each_state, page):
+    consumer = Behind("orders", group_id="billing")
+    async with serve(each_state, clients=[consumer], host=HOST, port=0) as server:
+        await page.open(server.port)
+        assert await page.run("return document.querySelector('.partitions').checkVisibility()") is (
+            False
+        )
+        for name in ("History (2)", "All 100 partitions"):
+            await press(page, name)
+            await page.until_news(2)
+            assert await page.run("return document.activeElement.textContent") == name
+            assert (
+                await page.run("return document.activeElement.getAttribute('aria-expanded')")
+                == "true"
+            )
+        assert len(await page.texts(".partitions tbody tr")) == 100
+        assert "for " in await page.text(".more:not([hidden]) ol")
+        assert await page.text(".partitions tbody tr:nth-child(28)") == "27\n999"
+        behind = sum(number * 37 % 1000 for number in range(100))
+        assert f"{behind:,} behind; most: partition 27 with 999" in await page.text("#lag")
+
+
+async def press(page, name):
+    """Go to a button with the Tab key, and press Enter."""
+    await page.run("document.activeElement.blur()")
+    for _ in range(40):
+        await asyncio.to_thread(page.browser.driver.switch_to.active_element.send_keys, Keys.TAB)
+        if await page.run("return document.activeElement.textContent") == name:
+            await asyncio.to_thread(
+                page.browser.driver.switch_to.active_element.send_keys, Keys.ENTER
+            )
+            return
+    pytest.fail(f"the Tab key does not lead to {name!r}")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_it_fits_a_phone_and_can_be_read_in_light_and_dark(each_state, page, dark):
+    consumer = Behind("orders", group_id=LONG)
+    each_state.dependencies[2].note("x" * 300, path="y" * 300)
+    every = (*each_state.dependencies, Dependency(LONG))
+    put(every[-1], "down")
+    async with (
+        HealthMonitor(*every, recorder=each_state.recorder) as monitor,
+        serve(monitor, clients=[consumer], name=LONG, host=HOST, port=0) as server,
+    ):
+        await page.open(server.port)
+        for width in (320, 390, 800, 1200):
+            await page.look(width, dark=dark)
+            wide = await page.run("return document.documentElement.scrollWidth")
+            assert wide <= width
+        contrasts = await page.run(CONTRASTS)
+        assert len(contrasts) > 50
+        assert [text for contrast, text in contrasts if contrast < 4.5] == []
+        ground = await page.run("return getComputedStyle(document.body).backgroundColor")
+        brightness = sum(int(each) for each in re.findall(r"\d+", ground)) / 3
+        assert (brightness < 60) is dark
+
+
+async def test_the_timeline_shows_in_order_what_happened_and_outages_stand_out(page):
+    redis = Dependency("redis")
+    async with HealthMonitor(redis) as monitor, serve(monitor, host=HOST, port=0) as server:
+        redis.succeeded()
+        await asyncio.sleep(1.0)
+        put(redis, "down")
+        await asyncio.sleep(0.3)
+        redis.succeeded()
+        await asyncio.sleep(0.5)
+        await page.open(server.port)
+        assert await page.text("#period") == "Last minute"
+        bars = await page.run(
+            "return [...document.querySelectorAll('.track i')].map((bar) => {"
+            "const { left, width, height } = bar.getBoundingClientRect();"
+            "return [bar.dataset.state, left, width, height]; })"
+        )
+        track = await page.run(
+            "return document.querySelector('.track').getBoundingClientRect().toJSON()"
+        )
+        _, (first, left, width, height), (down, down_left, down_width, tall), last = bars
+        assert (first, down, last[0]) == ("up", "down", "up")
+        assert width / track["width"] == pytest.approx(1 / 60, abs=0.02)
+        assert down_width >= 3
+        assert down_left == pytest.approx(left + width, abs=1.0)
+        assert tall > 2 * height
+        assert last[1] + last[2] == pytest.approx(track["right"], abs=1.0)
+        assert re.match(r"1 outage, 0\.[3-9] s", await page.text(".ends small"))
+
+
+async def test_numbers_are_told_with_their_units(page):
+    redis = Dependency("redis")
+    async with HealthMonitor(redis) as monitor, serve(monitor, host=HOST, port=0) as server:
+        redis.succeeded(0.00042)
+        await page.open(server.port)
+        said = await page.run(
+            "return [duration(0.42), duration(59.9), duration(61), duration(600), duration(7300),"
+            "duration(180000), latency(0.00042), latency(0.25), latency(2), latency(null),"
+            "bytes(999), bytes(1500), bytes(123456789), number(1234567), number(null)]"
+        )
+        assert said == [
+            *("0.4 s", "59 s", "1 min 1 s", "10 min", "2 h 1 min"),
+            *("2 days", "0.4 ms", "250 ms", "2.0 s", NOTHING),
+            *("999 B", "1.5 kB", "123 MB", "1,234,567", NOTHING),
+        ]
+        assert math.isclose(redis.latency, 0.00042)
+
+
+NOTHING = "\N{EN DASH}"
