@@ -1,0 +1,327 @@
+"""Signals, sent to this very process: who hears them, when, and who has them afterwards."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+
+import pytest
+
+from resilient_io import Dependency, FlightRecorder, HealthMonitor
+from resilient_io.lifecycle import Lifecycle
+from resilient_io.lifecycle._signals import TOGETHER, _only_ends
+from resilient_io.testing import new_virtual_loop
+
+
+def now():
+    return round(asyncio.get_running_loop().time(), 3)
+
+
+async def heard():
+    """Let the loop hear what was sent."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def send(number):
+    signal.raise_signal(number)
+    await heard()
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def handler(calls):
+    """A handler of `signal.signal` for SIGTERM, such as a server has."""
+
+    def note(number, frame):
+        calls.append((now(), number))
+
+    before = signal.signal(signal.SIGTERM, note)
+    yield note
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_the_handler_that_was_there_hears_the_signal_after_the_notice_and_is_back_at_the_end(
+    monitor, make, handler, calls
+):
+    async with Lifecycle(monitor, make.part("redis"), notice=5.0) as lifecycle:
+        await send(signal.SIGTERM)
+        assert monitor.draining
+        assert lifecycle.phase == "draining"
+        assert calls == []
+        await lifecycle.stopping.wait()
+        await heard()
+        assert calls == [(5.0, signal.SIGTERM)]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert calls == [(5.0, signal.SIGTERM)]
+    assert lifecycle.report.reason == "SIGTERM"
+
+
+async def test_a_body_that_somebody_else_ends_gets_all_the_time_there_is(monitor, make, handler):
+    async with Lifecycle(
+        monitor, make.part("redis"), grace=20.0, notice=5.0, body_timeout=1.0
+    ) as lifecycle:
+        await send(signal.SIGTERM)
+        await asyncio.sleep(15.0)  # as a server does that waits for its last requests
+        assert lifecycle.report is None
+    assert lifecycle.report.clean
+
+
+async def test_a_server_that_does_not_end_has_the_parts_closed_within_the_grace(
+    monitor, make, what, handler
+):
+    async with Lifecycle(monitor, make.part("redis"), grace=20.0, notice=5.0) as lifecycle:
+        await send(signal.SIGTERM)
+        await asyncio.sleep(30.0)
+        assert what()[-1] == "redis closed"
+    assert lifecycle.report.seconds <= 20.0
+    assert lifecycle.report.left == ("body: the server had not ended",)
+
+
+async def test_a_handler_of_the_loop_hears_the_signal_after_the_notice_and_is_back_at_the_end(
+    monitor, make, calls
+):
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda what: calls.append((now(), what)), "theirs")
+    try:
+        async with Lifecycle(monitor, make.part("redis"), notice=5.0) as lifecycle:
+            await send(signal.SIGTERM)
+            await asyncio.sleep(4.9)
+            assert calls == []
+            await lifecycle.stopping.wait()
+            await heard()
+            assert calls == [(5.0, "theirs")]
+        await send(signal.SIGTERM)
+        await asyncio.sleep(0.01)
+        assert calls[1:] == [(5.0, "theirs")]
+    finally:
+        assert loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def test_a_second_signal_skips_the_waits_and_bounds_the_rest(monitor, make, caplog):
+    redis = make.client("redis", closes=20.0)
+    async with Lifecycle(monitor, redis, notice=5.0, body_timeout=5.0) as lifecycle:
+        await send(signal.SIGTERM)
+        await asyncio.sleep(1.0)
+        await send(signal.SIGTERM)
+        await asyncio.Event().wait()
+    assert lifecycle.report.hurried
+    assert lifecycle.report.seconds <= 4.0 + 0.01
+    assert "SIGTERM again: everything is closed within 3 s" in caplog.text
+
+
+async def test_a_second_signal_reaches_what_is_closing_already(monitor, make):
+    redis = make.client("redis", closes=20.0)
+    async with Lifecycle(monitor, redis, notice=0.0) as lifecycle:
+        await send(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(5.0, signal.raise_signal, signal.SIGTERM)
+        await lifecycle.stopping.wait()
+    assert lifecycle.report.seconds <= 8.0 + 0.01
+    assert lifecycle.report.left == ("Client: its closing was cut short",)
+
+
+async def test_a_signal_that_comes_twice_at_once_is_one(monitor, make):
+    async with Lifecycle(monitor, make.part("redis"), notice=2.0) as lifecycle:
+        await send(signal.SIGTERM)
+        await asyncio.sleep(TOGETHER / 2)
+        await send(signal.SIGINT)
+        await lifecycle.stopping.wait()
+        assert now() == 2.0
+    assert not lifecycle.report.hurried
+
+
+async def test_a_third_signal_goes_to_the_handler_that_was_there_at_once(
+    monitor, make, handler, calls
+):
+    async with Lifecycle(monitor, make.client("redis", closes=9.0), notice=5.0) as lifecycle:
+        await send(signal.SIGTERM)
+        await asyncio.sleep(TOGETHER)
+        await send(signal.SIGTERM)
+        await asyncio.sleep(TOGETHER)
+        calls.clear()
+        signal.raise_signal(signal.SIGTERM)
+        assert calls == [(0.5, signal.SIGTERM)]  # not even a tick later
+    assert lifecycle.report.hurried
+
+
+async def test_a_signal_while_it_ends_by_itself_is_handed_on(monitor, make, handler, calls):
+    redis = make.client("redis", closes=5.0)
+    async with Lifecycle(monitor, redis) as lifecycle:
+        asyncio.get_running_loop().call_later(1.0, signal.raise_signal, signal.SIGTERM)
+    assert calls == [(1.0, signal.SIGTERM)]
+    assert lifecycle.report.reason == "the block ended"
+    assert lifecycle.report.seconds == pytest.approx(5.0)
+
+
+async def test_a_signal_that_is_ignored_stays_ignored(monitor, make):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        async with Lifecycle(monitor, make.part("redis")) as lifecycle:
+            await send(signal.SIGINT)
+            assert lifecycle.phase == "running"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def test_a_handler_that_somebody_set_meanwhile_stays(monitor, make, handler, calls):
+    def theirs(number, frame):
+        calls.append(number)
+
+    async with Lifecycle(monitor, make.part("redis")):
+        ours = signal.signal(signal.SIGTERM, theirs)
+    assert signal.getsignal(signal.SIGTERM) is theirs
+    # What they put back later is that of a lifecycle which is over: it hands on.
+    signal.signal(signal.SIGTERM, ours)
+    await send(signal.SIGTERM)
+    assert calls == [(0.0, signal.SIGTERM)]
+
+
+async def test_a_lifecycle_in_another_hands_the_signal_on_to_it(make):
+    monitors = [HealthMonitor(Dependency(name)) for name in ("outer", "inner")]
+    parts = [make.part("outer"), make.part("inner")]
+    async with Lifecycle(monitors[0], parts[0], notice=2.0) as outer:
+        async with Lifecycle(monitors[1], parts[1], notice=1.0) as inner:
+            await send(signal.SIGTERM)
+            assert not outer.monitor.draining
+            await inner.stopping.wait()
+            await heard()
+            assert outer.monitor.draining
+            await outer.stopping.wait()
+        assert now() == pytest.approx(3.0)
+    assert inner.report.clean
+    assert outer.report.clean
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_sigint_ends_as_the_runner_has_it_once_everything_is_closed(make, what):
+    async def main():
+        monitor = HealthMonitor(Dependency("redis"))
+        async with Lifecycle(monitor, make.client("redis", closes=1.0), notice=2.0) as lifecycle:
+            await send(signal.SIGINT)
+            await lifecycle.stopping.wait()
+            make.part("body").note("ends by itself")
+        pytest.fail("the runner cancels what comes after")
+
+    async def fails():
+        await main()
+
+    with asyncio.Runner(loop_factory=new_virtual_loop) as runner, pytest.raises(KeyboardInterrupt):
+        runner.run(main())
+    assert what() == ["redis starts", "body ends by itself", "redis closes", "redis closed"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_sigint_without_a_runner_raises_once_everything_is_closed(make, what):
+    async def main():
+        monitor = HealthMonitor(Dependency("redis"))
+        async with Lifecycle(monitor, make.part("redis"), notice=2.0) as lifecycle:
+            await send(signal.SIGINT)
+            await lifecycle.stopping.wait()
+
+    loop = new_virtual_loop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert what()[-1] == "redis closed"
+
+
+@pytest.mark.parametrize(("number", "error"), [
+    (signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt),
+])  # fmt: skip
+def test_a_signal_during_the_start_ends_it_and_the_program(make, what, number, error):
+    async def main():
+        monitor = HealthMonitor(Dependency("redis"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(1.0, signal.raise_signal, number)
+        async with Lifecycle(monitor, make.part("db", starts=9.0), make.part("redis")):
+            pytest.fail("it did not start")
+
+    with asyncio.Runner(loop_factory=new_virtual_loop) as runner:
+        with pytest.raises(error) as caught:
+            runner.run(main())
+        if error is SystemExit:
+            assert caught.value.code == 128 + signal.SIGTERM
+    assert what() == ["redis starts", "db starts", "redis closes", "redis closed"]
+
+
+def test_outside_the_main_thread_no_signal_is_heard_and_that_is_said(make, caplog):
+    caplog.set_level(logging.INFO, "resilient_io.lifecycle")
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def main():
+        async with Lifecycle(HealthMonitor(Dependency("redis")), make.part("redis")) as lifecycle:
+            assert signal.getsignal(signal.SIGTERM) is before
+            lifecycle.stop()
+        return lifecycle.report
+
+    reports = []
+    thread = threading.Thread(target=lambda: reports.append(asyncio.run(main())))
+    thread.start()
+    thread.join()
+    assert reports[0].clean
+    assert "not in the main thread: no signal is heard, call stop() instead" in caplog.text
+
+
+async def test_no_signals_at_all_are_taken_where_none_are_wanted(monitor, make):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    async with Lifecycle(monitor, make.part("redis"), signals=()):
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+async def test_sigusr1_dumps_the_flight_recorder(make):
+    lines = []
+    recorder = FlightRecorder(sink=lines.append)
+    monitor = HealthMonitor(Dependency("redis"), recorder=recorder)
+    async with Lifecycle(monitor, make.part("redis")):
+        await send(signal.SIGUSR1)
+        first, *rest = map(json.loads, lines)
+        assert first["dump"] == "SIGUSR1"
+        assert "started" in [line["event"] for line in rest]
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+async def test_a_forked_child_has_the_handler_that_was_there(monitor, make):
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    try:
+        async with Lifecycle(monitor, make.part("redis")) as lifecycle:
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(signal.SIGTERM)
+                os._exit(1)
+            _, status = os.waitpid(child, 0)  # noqa: ASYNC222 -- nothing else runs
+            assert os.waitstatus_to_exitcode(status) == 7
+            assert lifecycle.phase == "running"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_handler_of_a_runner_is_known_for_what_it_is():
+    async def ask():
+        return signal.getsignal(signal.SIGINT)
+
+    with asyncio.Runner() as runner:
+        assert _only_ends(runner.run(ask()))
+    assert _only_ends(signal.default_int_handler)
+    assert not _only_ends(print)
+
+
+async def test_what_is_private_in_the_loop_is_as_it_was():
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR2, print, "a", "b")
+    try:
+        handle = loop._signal_handlers[signal.SIGUSR2]
+        assert handle._callback is print
+        assert handle._args == ("a", "b")
+        assert handle._context is not None
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR2)
