@@ -9,7 +9,7 @@ in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
 two_processes = -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak coverage bench lint format types wheel servers lock clean
+.PHONY: help demo test soak coverage bench lint format types wheel servers screenshots lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -47,8 +47,12 @@ types: ## mypy --strict and pyright, on the package and on the typing tests
 wheel: ## build the wheel, install it into a fresh environment, import every public name
 	$(in_venv) test python scripts/check_wheel.py
 
-servers: ## install the real Redis (Debian, Ubuntu), fetch Apache Kafka; no service is left running
+servers: ## install the real Redis and Chromium (Debian, Ubuntu), fetch Apache Kafka; none is left running
 	@scripts/install_servers.sh
+	@scripts/install_browser.sh
+
+screenshots: ## make the pictures of the status page in docs/images anew, from a real run
+	$(in_venv) test python -m scripts.screenshots $(ARGS)
 
 lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everything)
 	$(in_venv) lock scripts/lock.sh $(ARGS)
