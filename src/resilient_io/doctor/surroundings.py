@@ -56,5 +56,11 @@ async def _ground(looking: Looking, root: Path) -> AsyncGenerator[Step, None]:
     loop = asyncio.get_running_loop()
     for name, look in _LOOKS.items():
         # A file of /proc or of a cgroup may be slow when the machine is in need: not in our loop.
-        yield await looking.take(name, functools.partial(loop.run_in_executor, None, look, root))
+        yield await looking.take(name, functools.partial(_aside, loop, look, root))
     yield await looking.take("event loop", look_at_loop)
+
+
+async def _aside(
+    loop: asyncio.AbstractEventLoop, look: Callable[[Path], Finding], root: Path
+) -> Finding:
+    return await loop.run_in_executor(None, look, root)

@@ -13,7 +13,7 @@ from .looking import Finding, note, ok, problem
 if TYPE_CHECKING:
     from .network import Place
 
-__all__ = ["look_at_tls", "speaks_tls"]
+__all__ = ["look_at_tls", "no_tls", "speaks_tls"]
 
 _SOON: Final = dt.timedelta(days=14)
 _NAMED: Final = 4
@@ -64,9 +64,10 @@ async def look_at_tls(
         return _judge_failed(place, error, plain_scheme)
     except (ConnectionError, EOFError) as error:
         return problem(
-            f"{place.written} hung up in the handshake ({error or 'without a word'})",
+            f"{place.written} hung up in the handshake ({str(error) or type(error).__name__})",
             f"The port may speak no TLS (then write {plain_scheme}://…), or want a certificate of "
             f"ours that it does not get.",
+            hung_up=True,
         )
     except OSError as error:
         return problem(f"no TLS with {place.written}: {error}", "Look at the TCP step again.")
@@ -244,11 +245,7 @@ def _judge_failed(place: Place, error: ssl.SSLError, plain_scheme: str) -> Findi
     reason = (error.reason or str(error)).lower().replace("_", " ")
     data = {"reason": reason}
     if "wrong version number" in reason or "record layer failure" in reason:
-        return problem(
-            f"{place.written} answers, but not in TLS",
-            f"Write {plain_scheme}://…, or the port that speaks TLS.",
-            **data,
-        )
+        return no_tls(place, plain_scheme)
     if "certificate" in reason:
         return problem(
             f"{place.written} does not take our certificate: {reason}",
@@ -259,6 +256,14 @@ def _judge_failed(place: Place, error: ssl.SSLError, plain_scheme: str) -> Findi
         f"the handshake with {place.written} failed: {reason}",
         "Look which versions and ciphers the server takes, and at its log.",
         **data,
+    )
+
+
+def no_tls(place: Place, plain_scheme: str) -> Finding:
+    """Find that a server answers in the clear only."""
+    return problem(
+        f"{place.written} answers, but not in TLS",
+        f"Write {plain_scheme}://…, or the port that speaks TLS.",
     )
 
 

@@ -23,6 +23,23 @@ __all__ = ["judge_failure", "look_at_login", "silent_login"]
 
 _CLASS: Final = re.compile(r"^(\[Error \d+\] )?\w+(Error|Failed): ")
 
+_CREDENTIALS: Final = (
+    "Look whether user, password and mechanism (sasl_mechanism=) are those of this listener, and "
+    "whether the secret was rotated; a reserved sign in a password must be written with % in a URL "
+    "(@ is %40, / is %2F)."
+)
+_LOGINS: Final = {
+    "IllegalSaslState": (
+        "takes no login, and the URL has one",
+        "Take user and password out of the URL, or write the port of a listener with SASL.",
+    ),
+    "UnsupportedSaslMechanism": (
+        "does not know the mechanism of the URL",
+        "Write one of the broker's sasl.enabled.mechanisms: ?sasl_mechanism=SCRAM-SHA-512, say.",
+    ),
+}
+"""What aiokafka's errors of a login mean, which say nothing but their names."""
+
 _TLS_PORT: Final = "Write kafkas://…, with ssl_cafile=/path/of/authority.pem where it is your own."
 
 
@@ -69,13 +86,11 @@ async def judge_failure(place: Place, failure: Failure, target: Target) -> Findi
     data = {"cause": failure.cause.value}
     said = failure.detail
     if failure.cause is Cause.AUTH:
-        return problem(
-            f"{place.written} does not let us in: {_without_class(said)}",
-            "Look whether user, password and mechanism (sasl_mechanism=) are those of this "
-            "listener, and whether the secret was rotated; a reserved sign in a password must be "
-            "written with % in a URL (@ is %40, / is %2F).",
-            **data,
+        found, advice = next(
+            (meaning for name, meaning in _LOGINS.items() if name in said),
+            (f"does not let us in: {_without_class(said)}", _CREDENTIALS),
         )
+        return problem(f"{place.written} {found}", advice, **data)
     if failure.cause is Cause.TIMED_OUT:
         return problem(
             f"{place.written} takes connections, but answers nothing",

@@ -17,7 +17,7 @@ from resilient_io.doctor.network import (
     silent_names,
 )
 from resilient_io.doctor.step import Status
-from resilient_io.doctor.tls import look_at_tls
+from resilient_io.doctor.tls import look_at_tls, no_tls
 from resilient_io.doctor.urls import read_kafka_url
 from resilient_io.kafka.internals import drop
 from resilient_io.kafka.options import split_options
@@ -42,6 +42,10 @@ __all__ = ["examine_kafka"]
 
 _SHARE: Final = 0.5
 """How much of the time that is left one step may use: others come after it."""
+
+
+_PLAIN_ANSWER: Final = 1.0
+"""Seconds for the answer of a broker that hung up on TLS to a question in the clear."""
 
 
 def examine_kafka(
@@ -131,13 +135,7 @@ class _Look:
 
     async def _take_tls(self, context: ssl.SSLContext) -> Step:
         async def look() -> Finding:
-            found = await together(
-                "TLS",
-                (
-                    look_at_tls(place, context, trust_option="ssl_cafile", plain_scheme="kafka")
-                    for place in self._reached
-                ),
-            )
+            found = await together("TLS", (_try_tls(place, context) for place in self._reached))
             some_work = any(each.status is not Status.PROBLEM for each in found)
             return merged([milder(each, some_work=some_work) for each in _distinct(found)])
 
@@ -185,7 +183,7 @@ class _Look:
                     shown = await ask_cluster(self._connection, self._topics, self._looking.left)
                 except KafkaError as error:
                     return blind(f"the connection was lost: {error}")
-            return look_at_partitions(shown, self._topics)
+            return look_at_partitions(shown)
 
         return await self._looking.take("partitions", look)
 
@@ -198,6 +196,18 @@ class _Look:
             )
 
         return await self._looking.take("group", look)
+
+
+async def _try_tls(place: Place, context: ssl.SSLContext) -> Finding:
+    found = await look_at_tls(place, context, trust_option="ssl_cafile", plain_scheme="kafka")
+    if not found.data.get("hung_up"):
+        return found
+    try:
+        connection = await Target(place.written).dial(place.host, place.port, _PLAIN_ANSWER)
+    except (KafkaError, OSError):
+        return found
+    drop(connection)
+    return no_tls(place, "kafka")
 
 
 def _distinct(findings: list[Finding]) -> list[Finding]:

@@ -13,22 +13,22 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
 )
 
-from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem, together
+from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem
 from resilient_io.doctor.network import Place
 from resilient_io.kafka.classification import connection_failure
 from resilient_io.kafka.internals import drop
 from resilient_io.kafka.questions import GROUP, ask_coordinator
 
-from .questions import EARLIEST, LATEST, ask_committed, ask_group, ask_offsets
+from .lag import Offsets
+from .questions import ask_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aiokafka.structs import TopicPartition
 
     from resilient_io.kafka.protocols import Connection
     from resilient_io.kafka.target import Target
 
+    from .lag import Seen
     from .questions import Cluster, Group
 
 __all__ = ["look_at_group"]
@@ -36,6 +36,9 @@ __all__ = ["look_at_group"]
 _NAMED: Final = 3
 _WATCHED: Final = 1.0
 """Seconds between two looks at the offsets, to see whether anything moves."""
+
+_PATIENCE: Final = 1.0
+_PAUSE: Final = 0.1
 
 _TIME_TO_WATCH: Final = 2.5
 """Seconds that must be left for a second look."""
@@ -60,10 +63,24 @@ async def look_at_group(
         group: The group's id.
         timeout: Seconds for one connection or answer.
     """
-    try:
-        host, port = await ask_coordinator(connection, GROUP, group, timeout)
-    except KafkaError as error:
-        return _judge_refused(group, error)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + min(_PATIENCE, timeout / 2)
+    while True:
+        try:
+            return await _look_at_group(connection, cluster, target, group, timeout)
+        except _NOT_NOW as error:
+            # It may just be moving: a group without a coordinator for long is another matter.
+            if loop.time() >= until:
+                return _judge_refused(group, error)
+        except KafkaError as error:
+            return _judge_refused(group, error)
+        await asyncio.sleep(_PAUSE)
+
+
+async def _look_at_group(
+    connection: Connection, cluster: Cluster, target: Target, group: str, timeout: float
+) -> Finding:
+    host, port = await ask_coordinator(connection, GROUP, group, timeout)
     where = Place(host, port).written
     try:
         coordinator = await target.dial(host, port, timeout)
@@ -76,107 +93,18 @@ async def look_at_group(
         )
     try:
         state = await ask_group(coordinator, group, timeout)
-        look = _Offsets(coordinator, cluster, target, group, timeout)
+        look = Offsets(coordinator, cluster, target, group, timeout)
         first = await look.take(state.assigned)
         second = None
-        if timeout >= _TIME_TO_WATCH and first.lag:
+        if timeout >= _TIME_TO_WATCH and first.lag and state.members:
             await asyncio.sleep(_WATCHED)
             second = await look.take(state.assigned)
-    except KafkaError as error:
-        return _judge_refused(group, error)
     finally:
         drop(coordinator)
     return _judge(group, where, state, first, second)
 
 
-class _Seen:
-    """Offsets at one moment.
-
-    Attributes:
-        committed: Those that the group has committed.
-        ends: The next offsets of the same partitions.
-        lost: Partitions whose committed offset is no longer there.
-        unknown: Partitions whose end could not be asked for.
-    """
-
-    def __init__(
-        self,
-        committed: Mapping[TopicPartition, int],
-        begins: Mapping[TopicPartition, int],
-        ends: Mapping[TopicPartition, int],
-    ) -> None:
-        self.committed = committed
-        self.ends = ends
-        self.lost = sorted(
-            at for at, offset in committed.items() if at in begins and offset < begins[at]
-        )
-        self.unknown = sorted(at for at in committed if at not in ends)
-        self.by_partition = {
-            at: max(ends[at] - max(offset, begins.get(at, 0)), 0)
-            for at, offset in sorted(committed.items())
-            if at in ends
-        }
-
-    @property
-    def lag(self) -> int:
-        """How many records there are that it has not committed."""
-        return sum(self.by_partition.values())
-
-
-class _Offsets:
-    """Asks for a group's offsets, and for the ends of its partitions at their leaders."""
-
-    def __init__(
-        self,
-        coordinator: Connection,
-        cluster: Cluster,
-        target: Target,
-        group: str,
-        timeout: float,
-    ) -> None:
-        self._coordinator = coordinator
-        self._cluster = cluster
-        self._target = target
-        self._group = group
-        self._timeout = timeout
-
-    async def take(self, assigned: frozenset[TopicPartition]) -> _Seen:
-        committed = await ask_committed(self._coordinator, self._group, self._timeout)
-        by_leader: dict[int, list[TopicPartition]] = {}
-        for at in sorted({*committed, *assigned}):
-            leader = self._cluster.leader_of(at)
-            if leader is not None and leader in self._cluster.brokers:
-                by_leader.setdefault(leader, []).append(at)
-        told = await together(
-            "offsets", (self._ask_leader(node, wanted) for node, wanted in by_leader.items())
-        )
-        begins: dict[TopicPartition, int] = {}
-        ends: dict[TopicPartition, int] = {}
-        for first, last in told:
-            begins |= first
-            ends |= last
-        return _Seen(committed, begins, ends)
-
-    async def _ask_leader(
-        self, node: int, wanted: list[TopicPartition]
-    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        """Give the first and the next offsets; nothing of a leader that cannot be asked."""
-        host, port = self._cluster.brokers[node]
-        try:
-            async with asyncio.timeout(self._timeout):
-                connection = await self._target.dial(host, port, self._timeout)
-                try:
-                    return (
-                        await ask_offsets(connection, wanted, EARLIEST, self._timeout),
-                        await ask_offsets(connection, wanted, LATEST, self._timeout),
-                    )
-                finally:
-                    drop(connection)
-        except (KafkaError, OSError):
-            return {}, {}
-
-
-def _judge(group: str, where: str, state: Group, first: _Seen, second: _Seen | None) -> Finding:
+def _judge(group: str, where: str, state: Group, first: Seen, second: Seen | None) -> Finding:
     seen = second or first
     moved = None
     if second is not None:
@@ -198,7 +126,7 @@ def _judge(group: str, where: str, state: Group, first: _Seen, second: _Seen | N
     return merged(findings, **data)
 
 
-def _judge_state(group: str, state: Group, seen: _Seen) -> Finding:
+def _judge_state(group: str, state: Group, seen: Seen) -> Finding:
     count = "1 member" if state.members == 1 else f"{state.members} members"
     if state.state == "Dead" and not seen.committed:
         return problem(
@@ -223,7 +151,7 @@ def _judge_state(group: str, state: Group, seen: _Seen) -> Finding:
     return ok(f"{group} is {state.state.lower()}, {count}")
 
 
-def _judge_offsets(state: Group, seen: _Seen, moved: int | None) -> list[Finding]:
+def _judge_offsets(state: Group, seen: Seen, moved: int | None) -> list[Finding]:
     findings = []
     if seen.lost:
         findings.append(

@@ -52,7 +52,7 @@ async def look_at_listeners(
     }
     bad = [(node, why) for node, why in zip(nodes, failures, strict=True) if why is not None]
     if not bad:
-        count = "the broker answers" if len(nodes) == 1 else f"all {len(nodes)} brokers answer"
+        count = "the broker answers" if len(nodes) == 1 else f"{len(nodes)} brokers answer"
         named = ", ".join(_written(cluster, node) for node in nodes)
         return ok(f"{count} where advertised ({named})", brokers=data)
     findings = [

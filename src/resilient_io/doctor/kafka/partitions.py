@@ -55,13 +55,8 @@ def _brokers(nodes: Sequence[int]) -> str:
     return f"brokers {', '.join(map(str, nodes))} are"
 
 
-def look_at_partitions(cluster: Cluster, asked: Sequence[str]) -> Finding:
-    """Look at the partitions' leaders and copies.
-
-    Args:
-        cluster: What a broker said.
-        asked: The topics that matter to the caller; none for all.
-    """
+def look_at_partitions(cluster: Cluster) -> Finding:
+    """Look at the partitions' leaders and copies."""
     partitions = cluster.partitions
     topics = {partition.at.topic for partition in partitions}
     leaderless = [each for each in partitions if each.leader < 0]
@@ -109,8 +104,8 @@ def look_at_partitions(cluster: Cluster, asked: Sequence[str]) -> Finding:
         return merged(findings, **data)
     if not partitions:
         return ok("no topics, or none that this user may see", **data)
-    of = "of the topics asked for" if asked else f"of {len(topics)} topics"
-    return ok(f"{len(partitions)} partitions {of}, all led and in sync", **data)
+    of = "1 topic" if len(topics) == 1 else f"{len(topics)} topics"
+    return ok(f"{_count(partitions)} of {of}, all led and in sync", **data)
 
 
 def _judge_error(cluster: Cluster, topic: str) -> Finding:

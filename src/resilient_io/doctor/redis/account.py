@@ -12,7 +12,7 @@ from resilient_io.redis.dial import abort, ask_over
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Account", "Unanswered", "text_of"]
+__all__ = ["Account", "Unanswered", "number", "read_info", "span", "text_of"]
 
 
 class Unanswered(Exception):
@@ -119,6 +119,14 @@ def number(info: dict[str, str], name: str, default: float = 0.0) -> float:
         return float(info[name])
     except (KeyError, ValueError):
         return default
+
+
+def span(seconds: int) -> str:
+    """Write a time in the unit that suits it."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size * 2:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def _refusal(name: str, said: str) -> Finding:

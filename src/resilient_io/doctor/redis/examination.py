@@ -11,7 +11,7 @@ from redis import exceptions as driver
 from resilient_io.doctor.looking import Looking, ok, problem
 from resilient_io.doctor.network import Place, look_at_names, look_at_ports, silent_names
 from resilient_io.doctor.step import Status
-from resilient_io.doctor.tls import look_at_tls, speaks_tls
+from resilient_io.doctor.tls import look_at_tls, no_tls, speaks_tls
 from resilient_io.health import Cause
 from resilient_io.redis.dial import dial
 from resilient_io.redis.options import pool_from_url
@@ -20,10 +20,10 @@ from resilient_io.redis.target import PoolTarget
 from .account import Account, Unanswered, text_of
 from .load import look_at_load, look_at_slow_log
 from .login import judge_login
+from .saving import look_at_persistence
 from .standing import (
     look_at_clients,
     look_at_memory,
-    look_at_persistence,
     look_at_role,
     look_at_server,
 )
@@ -169,10 +169,7 @@ class _Way:
                     break
                 if patience == timeout:
                     raise
-        return problem(
-            f"{place.written} answers, but not in TLS",
-            "Write redis://…, or the port that speaks TLS (tls-port in redis.conf).",
-        )
+        return no_tls(place, "redis")
 
     async def _take_login(self) -> Step:
         timeout = self._looking.left

@@ -1,4 +1,4 @@
-"""What a Redis server says of itself: version, role, memory, persistence, clients."""
+"""What a Redis server says of itself: version, role, memory, clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem
 
-from .account import Unanswered, number, text_of
+from .account import Unanswered, number, read_info, span, text_of
 
 if TYPE_CHECKING:
     from .account import Account
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = [
     "look_at_clients",
     "look_at_memory",
-    "look_at_persistence",
     "look_at_role",
     "look_at_server",
 ]
@@ -47,11 +46,11 @@ async def look_at_server(account: Account) -> Finding:
             "asks it for the master.",
             **data,
         )
-    findings = [ok(f"{name} {version}, {mode}, up for {_span(uptime)}")]
+    findings = [ok(f"{name} {version}, {mode}, up for {span(uptime)}")]
     if uptime < _JUST_STARTED:
         findings = [
             note(
-                f"{name} {version}, {mode}, started {_span(uptime)} ago",
+                f"{name} {version}, {mode}, started {span(uptime)} ago",
                 "If nobody restarted it on purpose, look why it ended: its log, and OOMKilled in "
                 "the pod's last state.",
             )
@@ -88,7 +87,7 @@ async def _look_at_cluster(account: Account) -> Finding:
         said = text_of(await account.ask("CLUSTER", "INFO"))
     except Unanswered as unanswered:
         return unanswered.finding
-    told = dict(line.partition(":")[::2] for line in said.splitlines())
+    told = read_info(said)
     state, nodes = told.get("cluster_state"), int(number(told, "cluster_known_nodes", 1))
     data = {"cluster_state": state, "cluster_nodes": nodes}
     if state != "ok":
@@ -162,7 +161,7 @@ def _judge_replica(info: dict[str, str]) -> Finding:
     data = {"role": "replica", "master": master, "link": "up" if up else "down"}
     if not up:
         since = int(number(info, "master_link_down_since_seconds", -1))
-        ago = f" for {_span(since)}" if since >= 0 else ""
+        ago = f" for {span(since)}" if since >= 0 else ""
         syncing = info.get("master_sync_in_progress") == "1"
         return problem(
             f"a replica that has lost its master {master}{ago}"
@@ -240,63 +239,6 @@ def _judge_memory(used: float, limit: float, policy: str) -> Finding:
     return ok(found)
 
 
-async def look_at_persistence(account: Account) -> Finding:
-    """Look whether data outlive the server, and whether saving fails."""
-    info = await account.info()
-    if info.get("loading") == "1":
-        left = int(number(info, "loading_eta_seconds", -1))
-        done = number(info, "loading_loaded_perc")
-        return problem(
-            f"it is still reading its data from disk ({done:.0f}%, {_span(left)} to go)"
-            if left >= 0
-            else "it is still reading its data from disk",
-            "Wait: until it is done it refuses every command (LOADING).",
-            loading=True,
-        )
-    aof = info.get("aof_enabled") == "1"
-    data: dict[str, Any] = {"aof": aof}
-    findings = await _look_at_saving(account, info)
-    if aof and info.get("aof_last_write_status", "ok") != "ok":
-        findings.append(
-            problem(
-                "the last write to its log (AOF) failed: it refuses writes (MISCONF)",
-                "Look for a full disk and at the rights of its folder (dir in redis.conf).",
-            )
-        )
-    if findings:
-        return merged(findings, **data)
-    save = await account.config("save")
-    data["save"] = save
-    if aof:
-        return ok("AOF is on", **data)
-    if save == "":
-        return note(
-            "persistence is off: a restart loses everything",
-            "Right for a cache; for data that must stay, set appendonly yes, with a disk that "
-            "outlives the container.",
-            **data,
-        )
-    age = number(info, "rdb_last_save_time")
-    unsaved = int(number(info, "rdb_changes_since_last_save"))
-    data["unsaved_changes"] = unsaved
-    known = "snapshots (RDB)" if save or age else "persistence is unknown"
-    return ok(f"{known}, {unsaved} changes since the last one would be lost in a crash", **data)
-
-
-async def _look_at_saving(account: Account, info: dict[str, str]) -> list[Finding]:
-    if info.get("rdb_last_bgsave_status", "ok") == "ok":
-        return []
-    stops = await account.config("stop-writes-on-bgsave-error")
-    advice = (
-        "Look for a full disk, the rights of its folder (dir in redis.conf), and in its log for "
-        '"Can\'t save in background: fork" (then set vm.overcommit_memory=1 on the node).'
-    )
-    if stops == "no":
-        return [note("the last snapshot (RDB) failed", advice)]
-    refuses = "it refuses writes (MISCONF)" if stops == "yes" else "it may refuse writes (MISCONF)"
-    return [problem(f"the last snapshot (RDB) failed: {refuses}", advice)]
-
-
 async def look_at_clients(account: Account) -> Finding:
     """Look how many connections it has, and how many it may have."""
     info = await account.info()
@@ -322,15 +264,9 @@ async def look_at_clients(account: Account) -> Finding:
 
 
 def _fields(value: str) -> dict[str, str]:
-    return dict(part.partition("=")[::2] for part in value.split(","))
+    parts = (part.partition("=") for part in value.split(","))
+    return {name: said for name, _, said in parts}
 
 
 def _mib(size: float) -> str:
     return f"{size / _MIB:.1f} MiB"
-
-
-def _span(seconds: int) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size * 2:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
