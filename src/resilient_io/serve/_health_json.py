@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import State
 from resilient_io.health._wording import describe
+from resilient_io.serve._cleaning import without_credentials
 
 if TYPE_CHECKING:
     from resilient_io.health import Dependency, HealthMonitor
@@ -68,7 +69,8 @@ def _document(
 def _dependencies(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
     checks: dict[str, list[dict[str, object]]] = {}
     for dependency in monitor.dependencies:
-        component = dependency.name.replace(":", "-")  # the colon ends the component's name
+        # A colon ends the component's name. What looks like an address is cleaned while it does.
+        component = without_credentials(dependency.name).replace(":", "-")
         about: dict[str, object] = {
             "componentId": dependency.name,
             "componentType": "system",

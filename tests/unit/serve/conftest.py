@@ -1,0 +1,60 @@
+"""A monitor over dependencies that the tests put into the states they want."""
+
+import asyncio
+
+import pytest
+
+from resilient_io.health import Cause, Dependency, HealthMonitor, State
+
+
+class Service:
+    """A service with one dependency of each kind, all of them UP at first."""
+
+    def __init__(self, *, vital=()):
+        self.redis = Dependency("redis")
+        self.orders = Dependency("orders")
+        self.cache = Dependency("cache")
+        self.monitor = HealthMonitor(
+            self.redis, shared=[self.orders], optional=[self.cache], vital=vital
+        )
+        for dependency in (self.redis, self.orders, self.cache):
+            self.put(dependency, State.UP)
+
+    @staticmethod
+    def put(dependency, state, detail=""):
+        if state is State.DOWN:
+            dependency.failed(Cause.REFUSED, detail, definite=True)
+        else:
+            dependency.succeeded(0.002)
+            if state is State.DEGRADED:
+                dependency.refused(Cause.READ_ONLY, detail)
+
+
+class Part:
+    """Something vital."""
+
+    why = None
+
+    def stuck(self):
+        return self.why
+
+
+@pytest.fixture
+def part():
+    return Part()
+
+
+@pytest.fixture
+async def service(part):
+    made = Service(vital=[part])
+    yield made
+    await made.monitor.aclose()
+
+
+@pytest.fixture
+def settle():
+    async def wait():
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    return wait
