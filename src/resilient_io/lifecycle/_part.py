@@ -138,6 +138,7 @@ class Part:
         if task is None or leave is None:
             return LifecycleStep(name=self.name, seconds=0.0)
         began = budget.spent
+        cancelled = self._cancelled()
         if not leave.done():
             leave.set_result(budget.timeout_in(budget.share(after)))
         outcome: Outcome = "done"
@@ -155,15 +156,23 @@ class Part:
             name=self.name,
             seconds=round(budget.spent - began, 6),
             outcome=outcome,
-            left=", ".join(filter(None, [left, self._left()])),
+            left=", ".join(filter(None, [left, self._left(cancelled)])),
         )
 
-    def _left(self) -> str:
+    def _left(self, cancelled: int) -> str:
         """Say what it had still in hand, as far as it tells."""
         failures = getattr(self._result, "failures", None)
         if isinstance(failures, tuple) and failures:
             return f"{len(failures)} records not delivered"
+        if more := self._cancelled() - cancelled:
+            return f"{more} handlers cancelled, whose records come again"
         return ""
+
+    def _cancelled(self) -> int:
+        """Ask a consumer how many handlers did not get to their end."""
+        run = self.thing.run_stats() if hasattr(self.thing, "run_stats") else None
+        count = getattr(run, "cancelled", 0)
+        return count if isinstance(count, int) else 0
 
 
 def name_parts(things: Sequence[object]) -> list[Part]:

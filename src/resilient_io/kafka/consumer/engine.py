@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from resilient_io._policy import RetryPolicy
     from resilient_io.health import Attachment, Dependency
     from resilient_io.kafka.processing.processor import Processor
+    from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.protocols import ConsumerDriver
     from resilient_io.kafka.target import Target
 
@@ -88,6 +89,7 @@ class Engine:
         self.turn = Turn()
         self.walk: Walk[Any] | None = None
         self.processor: Processor | None = None
+        self.last_run: RunStats | None = None
         self._target = target
         self._subscription = subscription
         self._options = options

@@ -32,7 +32,7 @@ async def run(
 
     def ended() -> None:
         # What was handed out and not handled is read again by whoever takes records next.
-        engine.processor = None
+        engine.processor, engine.last_run = None, processor.stats()
         engine.rewind()
         engine.turn.give_back()
 
