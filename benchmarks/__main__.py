@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .kafka.suite import SUITE as KAFKA
 from .markdown import write
 from .redis.suite import SUITE as REDIS
+from .service.suite import SUITE as SERVICE
 from .suite import Effort
 from .worker import WorkerFailedError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
-SUITES = {suite.name: suite for suite in (REDIS, KAFKA)}
+SUITES = {suite.name: suite for suite in (REDIS, KAFKA, SERVICE)}
 _NAMES = [name for suite in SUITES.values() for name in suite.names]
 _QUICK = (3, 0.2)
 
@@ -32,16 +33,18 @@ _QUICK = (3, 0.2)
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", help=f"{' or '.join(SUITES)}; both unless told")
+    parser.add_argument("suites", nargs="*", help=f"{' or '.join(SUITES)}; all unless told")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each client (5)")
-    parser.add_argument("--seconds", type=float, help="length of a round (Redis 0.5, Kafka 1)")
+    parser.add_argument(
+        "--seconds", type=float, help="length of a round (Redis 0.5, Kafka 1, service 2)"
+    )
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
     parser.add_argument("--only", action="append", choices=_NAMES, help="just this; repeatable")
     parser.add_argument(
         "--loop",
         action="append",
         choices=("asyncio", "uvloop"),
-        help="just this; repeatable (Redis: both; Kafka: asyncio)",
+        help="just this; repeatable (Redis: both; the others: asyncio)",
     )
     parser.add_argument("--json", action="store_true", help="print every round's figures instead")
     parser.add_argument("--write-docs", action="store_true", help=f"rewrite {DOCUMENT.name}")

@@ -177,13 +177,13 @@ def test_a_document_without_its_markers_is_refused(document):
         module("markdown").replace_measured(document, "redis", "new")
 
 
-@pytest.mark.parametrize("suite", ["redis", "kafka"])
+@pytest.mark.parametrize("suite", ["redis", "kafka", "service"])
 def test_the_document_has_the_markers_of_each_suite(suite):
     document = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert module("markdown").replace_measured(document, suite, "x") != document
 
 
-@pytest.mark.parametrize("suite", ["redis", "kafka"])
+@pytest.mark.parametrize("suite", ["redis", "kafka", "service"])
 def test_the_document_has_every_row_once_something_was_measured(suite):
     begin, end = module("markdown").markers(suite)
     document = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -203,13 +203,13 @@ def test_docs_are_not_rewritten_from_a_part_of_the_rows(capsys):
 def test_an_unknown_suite_is_refused_with_those_there_are(capsys):
     with pytest.raises(SystemExit):
         module("__main__").parse(["rabbit"])
-    assert "write redis or kafka" in capsys.readouterr().err
+    assert "write redis or kafka or service" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"redis": "get-1", "kafka": "send"}),
+        ([], {"redis": "get-1", "kafka": "send", "service": "metrics-50"}),
         (["kafka"], {"kafka": "send"}),
         (["--only", "send"], {"kafka": "send"}),
         (["redis", "--only", "send"], {}),
@@ -236,3 +236,21 @@ def test_a_run_is_reported_suite_by_suite_and_loop_by_loop():
 def test_importing_the_command_brings_no_peer():
     module("__main__")
     assert not {"coredis", "glide", "confluent_kafka", "faststream"} & sys.modules.keys()
+
+
+def test_what_seeing_costs_is_judged_round_by_round():
+    results = {
+        "metrics-50": {
+            "resilient-io": [
+                {"with": 10.4, "without": 10.0},
+                {"with": 20.4, "without": 20.0},
+                {"with": 10.6, "without": 10.0},
+            ]
+        },
+        "probe": {"resilient-io": [{"with": 81.0, "without": 20.0}]},
+    }
+    lines = module("service.tables").cost_table(results)
+    metrics, probe = row(lines, "GET, 50 callers, with"), row(lines, "`resilient-io probe")
+    assert "| without: 10 µs | ≤5% more | 10.6 µs (10.4-20.4), +4.0% (+2.0% to +6.0%)" in metrics
+    assert metrics.endswith("| reached |")
+    assert probe.endswith("| `python -c pass`: 20 ms | ≤80 ms | 81 ms (81-81) | **missed** |")
