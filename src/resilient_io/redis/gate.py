@@ -11,13 +11,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from resilient_io._policy import current_deadline, retrying
-from resilient_io.errors import Progress
+from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
 
 from .borrowing import Borrowing
 from .commands import Effect
 from .errors import RedisClosed, RedisUnavailable
 from .exchange import AttemptFailed, Limits
+from .tracing import tracing_of_call
 from .verdict import Verdicts
 
 if TYPE_CHECKING:
@@ -144,18 +145,35 @@ class Gate:
                     budget=self.budget,
                     cost=self._cost,
                     rng=self._rng,
+                    on_retry=lambda attempt, backoff: self._retry_scheduled(last, attempt, backoff),
                 )
             except AttemptFailed as failure:
                 last = failure
         if attempts < policy.attempts and may_repeat(last) and self.budget.tokens < _TIMEOUT_COST:
             last.detail += "; not repeated: the retry budget is used up"
+            self.health.note("retry refused by the budget", cause=last.cause.value)
+        raise await self._conclude(call, last, attempts, started) from last.error
+
+    async def _conclude(
+        self, call: Call, last: AttemptFailed, attempts: int, started: float
+    ) -> BaseException:
+        """Make the error that the caller gets."""
         if self.lanes.session.lost and last.lane is not None:
             last.detail += self.lanes.session.take_loss()
         if last.cause is Cause.RESET:
             # Nobody hears of an outage before health has looked.
             await self.health.judged(_JUDGEMENT)
         elapsed = asyncio.get_running_loop().time() - started
-        raise self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed) from last.error
+        error = self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed)
+        if isinstance(error, OutcomeUnknown):
+            self.health.note("outcome unknown", cause=last.cause.value)
+        return error
+
+    def _retry_scheduled(self, last: AttemptFailed, attempt: int, backoff: float) -> None:
+        self.health.note("retry scheduled", cause=last.cause.value)
+        tracing = tracing_of_call.get()
+        if tracing is not None:
+            tracing.retrying(attempt, backoff, last.cause.value)
 
     # -- deciding --------------------------------------------------------------------------
 

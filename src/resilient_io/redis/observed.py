@@ -11,41 +11,20 @@ sees it end as it ends for the caller, all attempts included.
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio.client as driver
 
 from .commands import SPECS, lookup
 from .pipeline import ResilientPipeline
+from .tracing import tracing_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Awaitable, Callable, Generator
 
     from .path import CommandPath
-
-
-class Tracing(Protocol):
-    """What makes the spans of one client's calls; entered in the context of the caller."""
-
-    def command(self, operation: str) -> AbstractContextManager[object]:
-        """Begin the span of one command; leaving it ends the span, with what was raised."""
-        raise NotImplementedError
-
-    def batch(
-        self, operations: Sequence[str], *, transaction: bool
-    ) -> AbstractContextManager[object]:
-        """Begin the span of a pipeline."""
-        raise NotImplementedError
-
-    def retrying(self, attempt: int, backoff: float, cause: str) -> None:
-        """Note in the current span that another attempt follows, in so many seconds."""
-
-
-tracing_of_call: Final[ContextVar[Tracing | None]] = ContextVar("tracing_of_call", default=None)
-"""Whom the gate tells of retries: who traces the call that runs in this context."""
+    from .tracing import Tracing
 
 
 def is_patched() -> bool:
@@ -81,13 +60,14 @@ def bind_anew(view: CommandPath) -> None:
 
 async def observe_command(client: CommandPath, args: tuple[Any, ...], options: Any) -> Any:
     """Make a call where everybody sees it who wants to."""
+    tracing = client._tracing
+    before = tracing and tracing.current()
 
     async def make(*args: Any, **options: Any) -> Any:
-        tracing = client._tracing
         if tracing is None:
             return await client._unobserved(*args, **options)
         operation = (SPECS.get(args[0]) or lookup(args)).name
-        with _told(tracing), tracing.command(operation):
+        with _told(tracing), tracing.command(operation, before):
             return await client._unobserved(*args, **options)
 
     return await _through("execute_command", driver.Redis, _StandIn(client, make), args, options)
@@ -98,14 +78,15 @@ class ObservedPipeline(ResilientPipeline):
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands, as the pipeline does that nobody sees."""
+        tracing = self._client._tracing
+        before = tracing and tracing.current()
 
         async def make(*_: Any) -> Any:
-            tracing = self._client._tracing
             if tracing is None or not (self.command_stack or self.watching):
                 return await ResilientPipeline.execute(self, raise_on_error)
             names = [(SPECS.get(args[0]) or lookup(args)).name for args, _ in self.command_stack]
             transaction = bool(self.is_transaction or self.explicit_transaction)
-            with _told(tracing), tracing.batch(names, transaction=transaction):
+            with _told(tracing), tracing.batch(names, before, transaction=transaction):
                 return await ResilientPipeline.execute(self, raise_on_error)
 
         try:
@@ -119,14 +100,15 @@ class ObservedPipeline(ResilientPipeline):
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command now, as the pipeline does that nobody sees."""
+        tracing = self._client._tracing
+        before = tracing and tracing.current()
 
         async def make(*args: Any, **options: Any) -> Any:
-            tracing = self._client._tracing
             send = ResilientPipeline.immediate_execute_command
             if tracing is None:
                 return await send(self, *args, **options)
             operation = (SPECS.get(args[0]) or lookup(args)).name
-            with _told(tracing), tracing.command(operation):
+            with _told(tracing), tracing.command(operation, before):
                 return await send(self, *args, **options)
 
         name = "immediate_execute_command"

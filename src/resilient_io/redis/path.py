@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .codec import Packer
     from .commands import CommandSpec
     from .engine import Engine
-    from .observed import Tracing
     from .pipeline import ResilientPipeline
+    from .tracing import Tracing
 
 _NO_OPTIONS: dict[str, Any] = {}
 

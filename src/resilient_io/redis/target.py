@@ -168,6 +168,8 @@ class PoolTarget:
             lookup = self._lookup = loop.create_task(
                 _look_up(loop, host, port), name=f"resilient-io look up {host}"
             )
+            # Whoever asked may have gone before it fails: asyncio would complain of that.
+            lookup.add_done_callback(_take_note)
         await asyncio.wait([lookup])
         if not lookup.cancelled() and (error := lookup.exception()) is not None:
             raise error
@@ -201,6 +203,11 @@ async def _answers_in_the_clear(host: str, port: int) -> bool:
 
 async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
     await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _take_note(lookup: asyncio.Task[object]) -> None:
+    if not lookup.cancelled():
+        lookup.exception()
 
 
 def _is_address(host: str) -> bool:

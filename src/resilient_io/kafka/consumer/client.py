@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -16,6 +17,7 @@ from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
 from resilient_io.kafka.processing.plan import plan_run
+from resilient_io.kafka.processing.seen import seen
 from resilient_io.kafka.processing.settings import check_choice
 from resilient_io.kafka.residence import Residence
 from resilient_io.kafka.target import Target
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from resilient_io.health._availability import Availability
+    from resilient_io.kafka.observed import Tracing
     from resilient_io.kafka.processing.failures import OnFailure
     from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.processing.settings import (
@@ -138,6 +141,7 @@ class ResilientKafkaConsumer:
         self._deserializers = (key_deserializer, value_deserializer)
         self._rng = rng if rng is not None else random.Random()
         self._counters = Counters()
+        self._tracing: Tracing | None = None
         self._engine: Engine | None = None
         self._residence: Residence | None = None
         self._closed = False
@@ -315,6 +319,9 @@ class ResilientKafkaConsumer:
                 "run() needs a group to commit to: write "
                 'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without one'
             )
+        if self._tracing is not None:
+            several = batch_size is not None
+            plan = replace(plan, handler=seen(handler, self._tracing, several=several))
         interval = self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS) / 1000
         engine = self._started()
         await run(
@@ -422,9 +429,11 @@ class ResilientKafkaConsumer:
         return nothing_yet()
 
     def run_stats(self) -> RunStats | None:
-        """Return the counters of the `run` that is under way; None when there is none."""
-        processor = None if self._engine is None else self._engine.processor
-        return None if processor is None else processor.stats()
+        """Return the counters of the `run` under way, or else of the last one; None before it."""
+        if self._engine is None:
+            return None
+        processor = self._engine.processor
+        return self._engine.last_run if processor is None else processor.stats()
 
     # --- inside
 
