@@ -4,12 +4,16 @@ No real DNS: the loop's `getaddrinfo`, which both the library and asyncio ask, i
 """
 
 import asyncio
+import gc
 import socket
 
+import pytest
 import pytest_asyncio
+from redis.asyncio import ConnectionPool
 
 from resilient_io import State
 from resilient_io.health import Cause
+from resilient_io.redis.target import PoolTarget
 from resilient_io.testing import RedisServer
 
 NAME = "cache.example"
@@ -135,6 +139,19 @@ async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_de
     names.hangs = False
     await redis.health.until_up(5)
     assert await redis.get("key") is None
+
+
+async def test_a_look_up_that_fails_when_nobody_waits_for_it_any_more_is_no_error(names, caplog):
+    names.hangs, names.address = True, None
+    target = PoolTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await target.locate()
+    names.hangs = False
+    await asyncio.wait([target._lookup])
+    del target
+    gc.collect()  # only then asyncio complains of errors that nobody asked for
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_server_that_became_a_replica_is_left_for_the_new_master(
