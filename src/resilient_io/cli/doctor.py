@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +33,9 @@ _STYLES = {
 }
 _NAMES = 20
 """Columns that a step's name has."""
+
+_INDENT = 10
+"""Columns before the names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,20 +164,20 @@ class TableReport:
         """Write a row."""
         del name
         row = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        row.add_column(width=8)
+        row.add_column(width=_INDENT - 2)
         row.add_column(width=_NAMES)
         row.add_column(width=9, justify="right")
         row.add_column(ratio=1, overflow="fold")
-        said = Text(step.found)
-        if step.advice:
-            said.append(f"\n-> {step.advice}", style="cyan")
         row.add_row(
             Text(f"  {_word(step.status)}"[:9], style=_STYLES[step.status]),
             Text(step.name),
             Text(_took(step), style="dim"),
-            said,
+            Text(step.found),
         )
         self._console.print(row)
+        if step.advice:
+            advice = Text(f"-> {step.advice}", style="cyan")
+            self._console.print(Padding(advice, (0, 0, 0, _INDENT)))
 
     def summary(self, steps: Sequence[Step], *, interrupted: bool) -> None:
         """Write the counts."""
@@ -193,7 +197,7 @@ class LineReport:
         head = f"  {_word(step.status):<8} {step.name:<{_NAMES}} {_took(step):>9}  "
         write_line(f"{head}{step.found}")
         if step.advice:
-            write_line(f"{'':{len(head)}}-> {step.advice}")
+            write_line(f"{'':{_INDENT + 1}}-> {step.advice}")
 
     def summary(self, steps: Sequence[Step], *, interrupted: bool) -> None:
         """Write the counts."""

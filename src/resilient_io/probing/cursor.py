@@ -41,7 +41,7 @@ class Cursor:
     def __init__(self, value: Any, node: yaml.Node | None, path: str, line: int) -> None:
         self.value = value
         self.path = path
-        self.line = node.start_mark.line + 1 if node is not None else line
+        self.line = line
         self._node = node
 
     def at(self, *keys: str) -> Cursor:
@@ -66,7 +66,7 @@ class Cursor:
         if not isinstance(self.value, list) or not isinstance(self._node, yaml.SequenceNode):
             raise self.wrong("a list")
         for number, (value, node) in enumerate(zip(self.value, self._node.value, strict=True)):
-            yield Cursor(value, node, f"{self.path}[{number}]", self.line)
+            yield Cursor(value, node, f"{self.path}[{number}]", node.start_mark.line + 1)
 
     def fields(self) -> dict[str, Any]:
         """Give what stands in its fields; nothing has none.
@@ -158,13 +158,8 @@ def documents(text: str) -> Iterator[Cursor]:
     Raises:
         NotAManifestError: It is neither.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        while loader.check_node():
-            node = loader.get_node()
-            value = loader.construct_document(node)
-            if value is not None:
-                yield Cursor(value, node, "", 1)
+        yield from _read(yaml.SafeLoader(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         template = " (a template has to be rendered first)" if "{{" in text else ""
@@ -175,5 +170,14 @@ def documents(text: str) -> Iterator[Cursor]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())[:100]
         raise NotAManifestError(f"this is no YAML: {what}") from None
+
+
+def _read(loader: yaml.SafeLoader) -> Iterator[Cursor]:
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            value = loader.construct_document(node) if node is not None else None
+            if node is not None and value is not None:
+                yield Cursor(value, node, "", node.start_mark.line + 1)
     finally:
         loader.dispose()

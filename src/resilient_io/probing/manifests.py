@@ -57,7 +57,9 @@ def lint_manifests(
         NotAManifestError: A file is no manifest, or holds nothing that makes pods.
     """
     sources = [_read(file, text) for file, text in files.items()]
-    objects = [each for source in sources for each in everything(source.documents)]
+    objects = [
+        each for source in sources for each in _located(source.file, everything(source.documents))
+    ]
     names: list[str] = []
     found: list[Finding] = []
     for source in sources:
@@ -170,7 +172,7 @@ def _take(
         seconds = float(str(value))
         times_from({name: seconds})
     except ConfigurationError as error:
-        found, advice = f"{name}: {value} cannot be.", f"{error}."
+        found, _, advice = str(error).partition(": ")
     except ValueError:
         found, advice = f"{value!r} is no number of seconds.", f'Write {name}: "5".'
     else:

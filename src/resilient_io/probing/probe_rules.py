@@ -47,7 +47,7 @@ def _of_liveness(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             code="liveness-missing",
             severity=Severity.WARNING,
             where="livenessProbe",
-            found="Nobody restarts a process whose event loop is blocked, or whose consumer stands.",
+            found="Nobody restarts a process whose event loop is blocked, or that is stuck.",
             advice="Write a livenessProbe that asks /livez.",
         )
         return
