@@ -45,7 +45,7 @@ class Client(Part):
         super().__init__(diary, name, **times)
         self.timeout = None
 
-    async def aclose(self, timeout=5.0):
+    async def aclose(self, timeout=None):
         self.timeout = timeout
         self.note("closes")
         await asyncio.sleep(min(timeout, self.closes))
@@ -64,7 +64,7 @@ class Source(Client):
         await self.over.wait()
         self.note("ran")
 
-    async def aclose(self, timeout=5.0):
+    async def aclose(self, timeout=None):
         await super().aclose(timeout)
         self.over.set()
 

@@ -228,6 +228,17 @@ async def test_each_part_gets_what_is_not_kept_for_those_after_it(monitor, make)
     assert all(found.outcome == "done" for found in lifecycle.report.steps)
 
 
+async def test_a_part_is_not_given_more_time_than_it_takes_by_itself(monitor, make):
+    class Server(type(make.client("server"))):
+        async def aclose(self, timeout=1.0):
+            self.timeout = timeout
+
+    server = Server([], "server")
+    async with lifecycle_of(monitor, servers=[server]):
+        pass
+    assert server.timeout == 1.0
+
+
 async def test_a_part_that_does_not_close_is_cut_short_and_the_others_are_closed(
     monitor, make, what
 ):
@@ -421,7 +432,7 @@ async def test_the_report_tells_what_was_not_delivered(monitor, make, caplog):
         failures = ("a record", "another")
 
     class Producer(type(make.client("producer"))):
-        async def aclose(self, timeout=5.0):
+        async def aclose(self, timeout=None):
             return Undelivered()
 
     async with lifecycle_of(monitor, Producer([], "producer")) as lifecycle:
