@@ -26,6 +26,9 @@ _SHOWN = 3600.0
 
 _EVENTS = 50
 
+_FOR_METRICS = frozenset({"latency_total", "latency_counts"})
+"""Counters that only say something to who adds them up over time; a histogram is long, too."""
+
 
 class StatusSource(Protocol):
     """A client as the page sees it: `ResilientRedis`, a producer, a consumer."""
@@ -136,10 +139,13 @@ def _timeline(dependency: Dependency, now: float) -> list[dict[str, object]]:
 
 def _client(client: StatusSource) -> dict[str, object]:
     stats = client.stats()
+    counters = _plain(stats)
+    if isinstance(counters, dict):
+        counters = {name: value for name, value in counters.items() if name not in _FOR_METRICS}
     about: dict[str, object] = {
         "kind": type(stats).__name__.removesuffix("Stats").lower(),
         "name": client.health.name,
-        "stats": _plain(stats),
+        "stats": counters,
     }
     if isinstance(client, _Consuming):
         about["group"] = client.group_id
