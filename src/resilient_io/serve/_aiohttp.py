@@ -9,12 +9,10 @@ from aiohttp import web
 from resilient_io.serve._answers import PATHS, Answer, Answers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._status import StatusSource
+    from resilient_io.serve._answers import Clients
 
 __all__ = ["aiohttp_app"]
 
@@ -22,7 +20,7 @@ __all__ = ["aiohttp_app"]
 def aiohttp_app(
     monitor: HealthMonitor,
     *,
-    clients: Sequence[StatusSource] = (),
+    clients: Clients = (),
     metrics: CollectorRegistry | Literal[False] | None = None,
     name: str = "service",
 ) -> web.Application:
@@ -33,7 +31,8 @@ def aiohttp_app(
 
     Args:
         monitor: How the service is.
-        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported.
+        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported:
+            a sequence, or a mapping that names them.
         metrics: None serves the library's metrics if prometheus-client is installed; a registry
             of prometheus-client serves what is in it; False serves none.
         name: How the service is called.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
 from resilient_io._checking import check_name
-from resilient_io.errors import ConfigurationError
 from resilient_io.health import HealthMonitor, State
 from resilient_io.health._wording import describe
 from resilient_io.serve import _health_json, _status
@@ -17,11 +17,15 @@ from resilient_io.serve._cleaning import without_credentials
 from resilient_io.serve._events import Broadcast
 from resilient_io.serve._metrics import Metrics
 from resilient_io.serve._negotiation import prefer
+from resilient_io.telemetry._clients import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from prometheus_client import CollectorRegistry
+
+    Clients: TypeAlias = "Sequence[_status.StatusSource] | Mapping[str, _status.StatusSource]"
 
 __all__ = ["PATHS", "Answer", "Answers"]
 
@@ -83,7 +87,7 @@ class Answers:
         self,
         monitor: HealthMonitor,
         *,
-        clients: Sequence[_status.StatusSource] = (),
+        clients: Clients = (),
         metrics: CollectorRegistry | Literal[False] | None = None,
         name: str = "service",
         lasting: bool = False,
@@ -91,9 +95,10 @@ class Answers:
         if not isinstance(monitor, HealthMonitor):
             raise TypeError(f"{monitor!r} is no HealthMonitor: write HealthMonitor(redis.health)")
         self._monitor = monitor
-        self._clients = _check_clients(clients)
+        named(clients)  # refuses what is no client of ours
+        self._clients = tuple(clients.values() if isinstance(clients, Mapping) else clients)
         self._name = check_name("name", name)
-        self._metrics = Metrics(monitor, self._clients, metrics)
+        self._metrics = Metrics(monitor, clients, metrics)
         self._page = _status.status_page().encode()
         self.events = Broadcast(monitor, self._status, lasting=lasting)
         self._handlers: dict[str, Callable[[dict[str, list[str]], str], Answer]] = {
@@ -224,12 +229,3 @@ def _words(status: HTTPStatus, words: str, *extra: tuple[str, str]) -> Answer:
 
 def _json(document: dict[str, object]) -> str:
     return without_credentials(json.dumps(document, separators=(",", ":"), allow_nan=False))
-
-
-def _check_clients(clients: Sequence[_status.StatusSource]) -> tuple[_status.StatusSource, ...]:
-    for client in clients:
-        if not hasattr(client, "health") or not hasattr(client, "stats"):
-            raise ConfigurationError(
-                f"{client!r} has no health and stats(): write clients=[redis, producer, consumer]"
-            )
-    return tuple(clients)

@@ -13,15 +13,13 @@ from starlette.routing import Route
 from resilient_io.serve._answers import PATHS, Answer, Answers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from prometheus_client import CollectorRegistry
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from resilient_io.health import HealthMonitor
+    from resilient_io.serve._answers import Clients
     from resilient_io.serve._events import Reader
-    from resilient_io.serve._status import StatusSource
 
 __all__ = ["asgi_of", "health_app"]
 
@@ -29,7 +27,7 @@ __all__ = ["asgi_of", "health_app"]
 def health_app(
     monitor: HealthMonitor,
     *,
-    clients: Sequence[StatusSource] = (),
+    clients: Clients = (),
     metrics: CollectorRegistry | Literal[False] | None = None,
     name: str = "service",
 ) -> Starlette:
@@ -41,7 +39,8 @@ def health_app(
 
     Args:
         monitor: How the service is.
-        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported.
+        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported:
+            a sequence, or a mapping that names them.
         metrics: None serves the library's metrics if prometheus-client is installed; a registry
             of prometheus-client serves what is in it; False serves none.
         name: How the service is called.

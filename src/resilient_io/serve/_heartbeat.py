@@ -160,11 +160,22 @@ class Heartbeat:
         if (error is not None) is self._failing:
             return
         self._failing = error is not None
-        extra = {"path": str(self.path)}
         if error is None:
-            _log.info("the heartbeat in %s is written again", self.path, extra=extra)
+            _log.info(
+                "the heartbeat in %s is written again",
+                self.path,
+                extra={"event": "heartbeat_written_again", "path": str(self.path)},
+            )
         else:
-            _log.warning("the heartbeat cannot be written: %s", error, extra=extra)
+            _log.warning(
+                "the heartbeat cannot be written: %s",
+                error,
+                extra={
+                    "event": "heartbeat_not_written",
+                    "path": str(self.path),
+                    "error": type(error).__name__,
+                },
+            )
 
 
 def _replace(path: Path, words: str) -> None:

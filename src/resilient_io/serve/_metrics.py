@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from resilient_io.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._status import StatusSource
+    from resilient_io.serve._answers import Clients
 
 __all__ = ["Metrics"]
 
@@ -33,7 +31,7 @@ class Metrics:
     def __init__(
         self,
         monitor: HealthMonitor,
-        clients: Sequence[StatusSource],
+        clients: Clients,
         source: CollectorRegistry | Literal[False] | None,
     ) -> None:
         if source is not None and source is not False and not hasattr(source, "collect"):

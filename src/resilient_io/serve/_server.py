@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._status import StatusSource
+    from resilient_io.serve._answers import Clients
 
 __all__ = ["HealthServer", "serve"]
 
@@ -37,7 +37,7 @@ _HIGHEST_PORT = 65535
 def serve(
     monitor: HealthMonitor,
     *,
-    clients: Sequence[StatusSource] = (),
+    clients: Clients = (),
     metrics: CollectorRegistry | Literal[False] | None = None,
     name: str = "service",
     host: str | None = "0.0.0.0",  # noqa: S104 (the kubelet comes from outside of the container)
@@ -55,7 +55,8 @@ def serve(
 
     Args:
         monitor: How the service is.
-        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported.
+        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported:
+            a sequence, or a mapping that names them.
         metrics: None serves the library's metrics if prometheus-client is installed; a registry
             of prometheus-client serves what is in it; False serves none.
         name: How the service is called.

@@ -84,6 +84,16 @@ def ask():
 
 
 @pytest.fixture
+def until():
+    async def wait(condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 (what is waited for is no event)
+                await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
 async def redis(redis_server):
     async with ResilientRedis.from_url(f"redis://127.0.0.1:{redis_server.port}") as client:
         await client.health.until_up(10)

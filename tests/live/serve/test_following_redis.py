@@ -28,7 +28,7 @@ async def in_fastapi(monitor, clients=()):
     app.mount("/health", health_app(monitor, clients=clients))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     running = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 (it is no event)
         await asyncio.sleep(0.01)
     yield server.servers[0].sockets[0].getsockname()[1], "/health"
     server.should_exit = True
@@ -110,6 +110,12 @@ async def test_every_carrier_says_the_same(place, ask):
     refused = await ask(port, f"{prefix}/readyz", "POST")
     assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
     assert (await ask(port, f"{prefix}/events", "HEAD")).status == 200
+
+
+async def test_clients_can_be_given_names(monitor, redis, ask):
+    async with by_itself(monitor, {"cache": redis}) as (port, _):
+        assert 'resilient_io_redis_calls_total{client="cache"' in (await ask(port, "/metrics")).text
+        assert (await ask(port, "/status?format=json")).json()["clients"][0]["kind"] == "redis"
 
 
 async def test_readiness_follows_a_frozen_redis(monitor, redis_server, ask, slack):

@@ -109,18 +109,12 @@ async def a_reader_that_takes_nothing(port):
     return sock
 
 
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def waiting_to_be_sent(server):
     return [each.transport.get_write_buffer_size() for each in server._connections._open]
 
 
 async def test_a_reader_that_takes_nothing_costs_little_holds_back_nobody_and_is_cut_off(
-    monitor, connect, monkeypatch
+    monitor, connect, monkeypatch, until
 ):
     monkeypatch.setattr(_events, "INTERVAL", 0.005)
     monkeypatch.setattr(_protocol, "STALLED", 1.0)
@@ -156,7 +150,7 @@ async def test_closing_ends_every_stream_at_once(monitor, connect, slack):
     await server.aclose()
 
 
-async def test_closing_is_bounded_whatever_a_client_does(monitor, slack, monkeypatch):
+async def test_closing_is_bounded_whatever_a_client_does(monitor, slack, monkeypatch, until):
     monkeypatch.setattr(_events, "INTERVAL", 0.005)
     loop = asyncio.get_running_loop()
     server = serve(monitor, name="s" * 50_000, host="127.0.0.1", port=0)
@@ -192,7 +186,7 @@ async def test_a_request_that_never_becomes_complete_is_cut_off(
             assert await connection.reader.read() == b""
 
 
-async def test_there_are_only_so_many_connections(server, connect, ask, monkeypatch):
+async def test_there_are_only_so_many_connections(server, connect, ask, monkeypatch, until):
     monkeypatch.setattr(_protocol, "CONNECTIONS", 2)
     async with connect(server.port) as one, connect(server.port) as two:
         assert (await one.ask("/livez")).status == (await two.ask("/livez")).status == 200
