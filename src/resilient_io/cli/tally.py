@@ -78,7 +78,11 @@ class Tally:
         """The share of the known time for which it answered; None while nothing is known."""
         answering = self._times[State.UP] + self._times[State.DEGRADED]
         known = answering + self.down
-        return answering / known if known else None
+        if known:
+            return answering / known
+        if self._state is State.UNKNOWN:
+            return None
+        return 1.0 if self._state.answering else 0.0  # seen, but for no time yet
 
     @property
     def well(self) -> bool:
