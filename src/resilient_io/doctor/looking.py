@@ -125,16 +125,17 @@ class Looking:
         loop = asyncio.get_running_loop()
         began = loop.time()
         bound = self.left * share
-        limit = asyncio.timeout(bound)
         try:
-            async with limit:
+            async with asyncio.timeout(bound):
                 found = await look()
         except TimeoutError:
-            if not limit.expired():
-                raise  # a look has to make a finding of its own timeouts
             found = silence or blind(
                 f"no answer within {bound:.1f} s", "Give a longer timeout, or look again later."
             )
+        except Exception as error:  # noqa: BLE001 - a boundary: whatever answers there, and in
+            # whatever way it breaks what reads it, the other steps can still be taken. What the
+            # error says is not shown: it may quote what was read.
+            found = blind(f"the answer could not be understood ({type(error).__name__})")
         seconds = loop.time() - began
         self.left -= seconds
         return Step(
