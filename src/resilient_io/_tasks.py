@@ -36,4 +36,9 @@ def tell_of_its_end(task: asyncio.Task[None]) -> None:
         return
     error = task.exception()
     if error is not None and not isinstance(error, Closed):
-        _log.error("%s ended of a bug; only a new process helps", task.get_name(), exc_info=error)
+        _log.error(
+            "%s ended of a bug; only a new process helps",
+            task.get_name(),
+            exc_info=error,
+            extra={"event": "task_died", "task": task.get_name(), "error": type(error).__name__},
+        )

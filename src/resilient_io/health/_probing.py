@@ -302,7 +302,11 @@ class Prober:
         except Exception as exc:
             if not self._complained:
                 self._complained = True
-                _log.exception("%s: the probe raised; counted as failed", self._machine.name)
+                _log.exception(
+                    "%s: the probe raised; counted as failed",
+                    self._machine.name,
+                    extra={"event": "probe_raised", "dependency": self._machine.name},
+                )
             raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc
 
 

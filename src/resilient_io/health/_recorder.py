@@ -209,7 +209,11 @@ class FlightRecorder:
     def _complain(self, error: BaseException) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning("the flight recorder could not be written out: %r", error)
+            _log.warning(
+                "the flight recorder could not be written out: %r",
+                error,
+                extra={"event": "recorder_not_written", "error": type(error).__name__},
+            )
 
 
 def _write(path: Path, text: str) -> None:

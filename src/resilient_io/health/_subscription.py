@@ -113,6 +113,7 @@ class Subscription(Generic[T]):
                 self._owner.name,
                 self._callback,
                 exc_info=failure,
+                extra={"event": "callback_raised", "dependency": self._owner.name},
             )
 
 

@@ -45,11 +45,16 @@ def record(change: Change) -> None:
         change.failures,
         change.refusals,
         extra={
+            "event": "state_changed",
             "dependency": change.dependency,
             "state": change.state.value,
             "previous": change.previous.value,
             "cause": change.cause.value if change.cause is not None else None,
             "detail": change.detail,
             "after": change.after,
+            "probes": change.probes,
+            "probes_failed": change.probes_failed,
+            "failures": change.failures,
+            "refusals": change.refusals,
         },
     )

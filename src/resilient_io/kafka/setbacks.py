@@ -57,6 +57,7 @@ class Setbacks:
 
     def overcome(self, generation: int) -> None:
         """Take note that an instance is in service."""
+        self._health.note("instance in service", role=self._role, generation=generation)
         if self._count and self._is_news():
             _log.info(
                 "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
@@ -65,6 +66,14 @@ class Setbacks:
                 generation,
                 self._count,
                 self._tally.dropped,
+                extra={
+                    "event": "instance_in_service",
+                    "dependency": self._health.name,
+                    "role": self._role,
+                    "generation": generation,
+                    "failures": self._count,
+                    "dropped": self._tally.dropped,
+                },
             )
 
     def note(self, error: Exception, lived: float, *, final: bool) -> None:
@@ -79,6 +88,9 @@ class Setbacks:
             self._count = 0
         self._count += 1
         failure = connection_failure(error)
+        self._health.note(
+            "instance ended", role=self._role, detail=failure.detail, replaced=not final
+        )
         if final or self._is_news():
             _log.log(
                 logging.ERROR if final else logging.WARNING,
@@ -88,6 +100,14 @@ class Setbacks:
                 "is not replaced" if final else "has to be replaced",
                 failure.detail,
                 self._tally.newest or "none",
+                extra={
+                    "event": "instance_ended",
+                    "dependency": self._health.name,
+                    "role": self._role,
+                    "replaced": not final,
+                    "cause": failure.cause.value,
+                    "detail": failure.detail,
+                },
             )
         if meaning_of(error).kind in ("perhaps", "transient") or failure.permanent:
             # Not "definite": the probe looks for itself, and finds the true cause.

@@ -193,6 +193,7 @@ class Keeper:
             fenced = await fence(ask, client_id=lane.client_id, name=lane.name)
             if self._fences and self._fences[0] is lane:
                 self._fences.popleft()
+                self._health.note("lane fenced" if fenced else "lane could not be fenced")
                 lane.fenced.set_result(fenced)
 
     async def _fence_over(self, survivor: Lane) -> None:

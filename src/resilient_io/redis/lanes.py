@@ -145,6 +145,7 @@ class Lanes:
         """Replace a lane: another server should take new calls, those in flight may finish."""
         if lane in self._slots:
             held = bool(self.session)
+            self._health.note("lane left", why="its server does not take writes")
             self._drop(lane)
             self._retiring.append(lane)
             self._backlog.put_back(lane.retire())
@@ -255,6 +256,7 @@ class Lanes:
             self._lose_session()
         lost = lane.lost
         if lost is not None and not self._closing and not lane.retired.done():
+            self._health.note("lane lost", cause=lost.cause.value, detail=lost.detail)
             self._health.failed(lost.cause, lost.detail)
         self._keeper.lost(lane, next(iter(self.open_lanes), None))
         self._choose()
@@ -266,12 +268,14 @@ class Lanes:
             return
         self.prospects.succeeded()
         self._slots[slot] = lane
+        self._health.note("lane opened", slot=slot)
         self._health.part_back(f"lane {slot}")
         self._health.succeeded()
         self._choose()
 
     def dial_failed(self, slot: int, failure: Failure, error: BaseException) -> None:
         """Hear why there is no lane in this slot."""
+        self._health.note("dial failed", cause=failure.cause.value, detail=failure.detail)
         if self.open_lanes:
             self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
             return

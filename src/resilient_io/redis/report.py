@@ -55,7 +55,6 @@ def stats_of(engine: Engine) -> RedisStats:
     """Read an engine's counters."""
     lanes, gate = engine.lanes, engine.gate
     replies, sent, received = lanes.traffic
-    quantile = lanes.latencies.quantile
     return RedisStats(
         replies=replies,
         ended=dict(gate.verdicts.ended),
@@ -68,12 +67,7 @@ def stats_of(engine: Engine) -> RedisStats:
         bytes_sent=sent,
         bytes_received=received,
         budget=gate.budget.tokens,
-        latency={
-            "p50": quantile(0.5),
-            "p90": quantile(0.9),
-            "p99": quantile(0.99),
-            "p99.9": quantile(0.999),
-        },
+        latency=lanes.latencies.quantiles,
         latency_total=lanes.latencies.total,
         latency_counts=lanes.latencies.counts,
     )

@@ -55,7 +55,7 @@ def follow_credentials(pool: ConnectionPool, engine: Logged) -> None:
                     "%s: rotated credentials were refused, the old login stays: %s",
                     living.health.name,
                     error,
-                    extra={"dependency": living.health.name},
+                    extra={"event": "credentials_refused", "dependency": living.health.name},
                 )
 
     # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.

@@ -52,7 +52,7 @@ class Losses:
                 "more are counted until one can: %s",
                 operation,
                 str(error) or type(error).__name__,
-                extra={"operation": operation},
+                extra={"event": "element_perhaps_lost", "operation": operation},
             )
 
     def over(self) -> None:
@@ -62,7 +62,7 @@ class Losses:
                 "%d more cancelled pops could not be ended cleanly meanwhile, so as many elements "
                 "may be lost",
                 self._count - 1,
-                extra={"count": self._count - 1},
+                extra={"event": "elements_perhaps_lost", "count": self._count - 1},
             )
         self._count = 0
 

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka import errors as driver
 
+from resilient_io.health import Dependency
 from resilient_io.kafka.consumer.committing import Committer
 from resilient_io.kafka.consumer.feed import Feed
 from resilient_io.kafka.consumer.holdings import Holdings
@@ -152,7 +153,7 @@ class World:
         )
         self.committer = Committer("kafka", self.counters)
         self.rebalancing = Rebalancing(
-            "kafka",
+            Dependency("kafka"),
             holdings=self.holdings,
             feed=self.feed,
             committer=self.committer,

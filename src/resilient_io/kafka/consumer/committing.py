@@ -100,4 +100,13 @@ class Committer:
         before, self._refused = self._refused, kind in ("rebalance", "permanent", "fatal")
         lasting = kind == "permanent" or not isinstance(error, KafkaError)
         if lasting and not before and not isinstance(error, InstanceEnded):
-            _log.error("%s: offsets cannot be committed: %r", self._name, error)
+            _log.error(
+                "%s: offsets cannot be committed: %r",
+                self._name,
+                error,
+                extra={
+                    "event": "commit_refused",
+                    "dependency": self._name,
+                    "error": type(error).__name__,
+                },
+            )

@@ -121,7 +121,7 @@ class Engine:
         )
         self._committer = Committer(health.name, counters)
         self._rebalancing = Rebalancing(
-            health.name,
+            health,
             holdings=self.holdings,
             feed=self.feed,
             committer=self._committer,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
+    from resilient_io.health import Dependency
     from resilient_io.kafka.protocols import ConsumerDriver
 
     from .committing import Committer
@@ -34,7 +35,7 @@ class Rebalancing:
     """Moves partitions in and out.
 
     Args:
-        name: Of the dependency, for the log.
+        health: Its name is for the log; its flight recorder hears of what moved.
         holdings: The partitions that are ours.
         feed: Hands out their records.
         committer: Commits their offsets.
@@ -46,7 +47,7 @@ class Rebalancing:
 
     def __init__(
         self,
-        name: str,
+        health: Dependency,
         *,
         holdings: Holdings,
         feed: Feed,
@@ -56,7 +57,7 @@ class Rebalancing:
         drop: Callable[[list[Holding]], None],
         drain: Callable[[list[Holding]], Awaitable[None]],
     ) -> None:
-        self._name = name
+        self._health = health
         self._holdings = holdings
         self._feed = feed
         self._committer = committer
@@ -76,6 +77,7 @@ class Rebalancing:
         going = self._holdings.withdraw(instance)
         if not going:
             return
+        self._health.note("partitions revoked", partitions=len(going))
         committing = self._settings.commit_interval is not None
         try:
             await self._drained(going)
@@ -106,7 +108,17 @@ class Rebalancing:
                     Holding(partition, instance, member, committed.get(partition), certain=certain)
                 )
         self._counters.rebalances += 1
-        _log.info("%s: the group gave us %d partitions", self._name, len(partitions))
+        _log.info(
+            "%s: the group gave us %d partitions",
+            self._health.name,
+            len(partitions),
+            extra={
+                "event": "partitions_assigned",
+                "dependency": self._health.name,
+                "partitions": len(partitions),
+            },
+        )
+        self._health.note("partitions assigned", partitions=len(partitions))
         self._told()
 
     def lose(self, instance: ConsumerDriver) -> None:
@@ -116,6 +128,7 @@ class Rebalancing:
         self._feed.wake()
         if not going:
             return
+        self._health.note("partitions lost", partitions=len(going))
         if going[0].member is not None:
             self._counters.lost += len(going)
         task = asyncio.get_running_loop().create_task(
@@ -165,7 +178,11 @@ class Rebalancing:
             await self._drain(going)
         # The boundary to who consumes: its trouble must not keep the group from going on.
         except Exception:  # noqa: BLE001
-            _log.exception("%s: giving up partitions failed", self._name)
+            _log.exception(
+                "%s: giving up partitions failed",
+                self._health.name,
+                extra={"event": "drain_raised", "dependency": self._health.name},
+            )
 
     def _told(self) -> None:
         if self._feed.taken is not None:

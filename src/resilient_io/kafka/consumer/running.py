@@ -45,6 +45,7 @@ async def run(
         rng=rng,
         commit_timeout=engine.settings.commit_timeout,
         ended=ended,
+        note=engine.health.note,
     )
     engine.processor = processor
     try:

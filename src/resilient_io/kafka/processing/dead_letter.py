@@ -132,6 +132,11 @@ class DeadLetters:
             self._topic,
             told(error),
             self._topic,
+            extra={
+                "event": "dead_letter_refused",
+                "topic": self._topic,
+                "error": type(error).__name__,
+            },
         )
 
 

@@ -53,6 +53,7 @@ class Failures:
         rng: Source of the jitter.
         ready: Called when a record became ready.
         stop: Called with the error that ends `run`.
+        note: Told what the flight recorder is to remember.
 
     Attributes:
         failed: Records whose handler raised, each time.
@@ -74,6 +75,7 @@ class Failures:
         rng: random.Random,
         ready: Callable[[], None],
         stop: Callable[[Exception], None],
+        note: Callable[..., None] | None = None,
     ) -> None:
         self._backlog = backlog
         self._policy = policy
@@ -84,9 +86,12 @@ class Failures:
         self._rng = rng
         self._ready = ready
         self._stop = stop
-        self._buried = Notices("records went to the dead-letter topic")
-        self._skips = Notices("records were skipped")
-        self._delays = Notices("dead letters or on_failure did not succeed, and are tried again")
+        self._note_event = note or _forget
+        self._buried = Notices("dead_lettered", "records went to the dead-letter topic")
+        self._skips = Notices("skipped", "records were skipped")
+        self._delays = Notices(
+            "verdict_delayed", "dead letters or on_failure did not succeed, and are tried again"
+        )
         self.failed = 0
         self.excused = 0
         self.retried = 0
@@ -230,11 +235,13 @@ class Failures:
             return
         if case.stage is Stage.SKIP:
             self.skipped += 1
+            self._note_event("record skipped", topic=record.topic, error=type(case.error).__name__)
             self._skips.add(f"{place_of(record)}: {type(case.error).__name__}")
         self._backlog.finished(flow, record)
 
     def _stuck(self, item: Item, case: Case, error: BaseException) -> None:
         case.stuck += 1
+        self._note_event("verdict delayed", stage=case.stage.name, error=type(error).__name__)
         doing = "the dead letter" if case.stage is Stage.BURY else "on_failure"
         self._delays.add(f"{doing} of {place_of(item[1])} raised {told(error)}")
         self._rest(item, self._growing(case.stuck))
@@ -271,6 +278,7 @@ class Failures:
             )
         await self._dead_letters.write(record, case)
         self.dead_lettered += 1
+        self._note_event("dead letter written", topic=record.topic, error=type(case.error).__name__)
         self._buried.add(f"{place_of(record)}: {type(case.error).__name__}")
 
     async def _tell(self, record: Record, case: Case) -> Stage:
@@ -294,6 +302,10 @@ class Failures:
                 f'on_failure returned {verdict!r}: return "dead_letter", "stop", "skip" or None'
             )
         return _STAGES[str(verdict)]
+
+
+def _forget(event: str, **fields: object) -> None:
+    """Remember nothing: there is no flight recorder."""
 
 
 def place_of(record: Record) -> str:

@@ -64,6 +64,7 @@ class Gate:
         self._ramp: asyncio.TimerHandle | None = None
         self._judged_before = 0
         self._shut_at = 0.0
+        self._shut_for: list[Availability] = []
         self.allowed = concurrency
         self.closed = 0
 
@@ -115,10 +116,20 @@ class Gate:
             _log.warning(
                 "paused: %s is down, and required by the handler",
                 " and ".join(each.name for each in down),
+                extra={"event": "handlers_paused", "dependencies": [each.name for each in down]},
             )
+            self._shut_for = down
+            for each in down:
+                each.note("handlers paused")
             self._moved()
         elif not down and self.shut:
-            _log.warning("going on: all that is required is back after %.1f s", self._seconds_shut)
+            _log.warning(
+                "going on: all that is required is back after %.1f s",
+                self._seconds_shut,
+                extra={"event": "handlers_resumed", "after": self._seconds_shut},
+            )
+            for each in self._shut_for:
+                each.note("handlers resumed", after=round(self._seconds_shut, 3))
             self.allowed = 1 if self._step > 0.0 else self._concurrency
             self._judged_before = self._judged()
             self._moved()

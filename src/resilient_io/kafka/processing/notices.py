@@ -16,10 +16,12 @@ class Notices:
     """Says that something happened, at most every 30 seconds, and how often since.
 
     Args:
+        event: The same in a word, for the record's field.
         subject: What happened, in the plural: "records went to the dead-letter topic".
     """
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, event: str, subject: str) -> None:
+        self._event = event
         self._subject = subject
         self._said_at: float | None = None
         self._unsaid = 0
@@ -40,5 +42,11 @@ class Notices:
             self._say()
 
     def _say(self) -> None:
-        _log.warning("%s: %d; the latest: %s", self._subject, self._unsaid, self._latest)
+        _log.warning(
+            "%s: %d; the latest: %s",
+            self._subject,
+            self._unsaid,
+            self._latest,
+            extra={"event": self._event, "count": self._unsaid, "latest": self._latest},
+        )
         self._unsaid = 0

@@ -71,5 +71,12 @@ class Patience:
                     now - since,
                     self._longest * 1000,
                     self._drain,
+                    extra={
+                        "event": "handler_slow",
+                        "topic": worker.items[0][1].topic,
+                        "partition": worker.items[0][1].partition,
+                        "offset": worker.items[0][1].offset,
+                        "seconds": now - since,
+                    },
                 )
         self._warned = slow

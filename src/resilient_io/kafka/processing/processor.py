@@ -52,6 +52,7 @@ class Processor:
         rebalance_timeout: Seconds that the group waits for a member when partitions move; the
             drain is kept below it.
         ended: Called once when nothing of it runs any more.
+        note: Told what the flight recorder is to remember.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Processor:
         commit_timeout: float = 3.0,
         rebalance_timeout: float = 10.0,
         ended: Callable[[], None] | None = None,
+        note: Callable[..., None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
@@ -103,6 +105,7 @@ class Processor:
             rng=rng or random.Random(),
             ready=self._wake,
             stop=self._stop,
+            note=note,
         )
         self._work = self._work_of(plan)
         self._workers = Workers(

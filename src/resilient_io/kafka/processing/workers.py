@@ -217,6 +217,12 @@ class Workers:
                     "the handler of %s was cancelled and does not end: it swallows the "
                     "cancellation, and may run beside the next handler of its key",
                     place_of(worker.items[0][1]),
+                    extra={
+                        "event": "handler_swallows_cancel",
+                        "topic": worker.items[0][1].topic,
+                        "partition": worker.items[0][1].partition,
+                        "offset": worker.items[0][1].offset,
+                    },
                 )
         return len(late)
 

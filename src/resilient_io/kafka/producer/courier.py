@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka import errors as driver
 
+from resilient_io._latencies import Latencies
 from resilient_io.health import Cause
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.internals import InstanceEnded
@@ -56,6 +57,7 @@ class Courier:
     Attributes:
         travelling: Batches that were handed over and are not settled.
         batches: How many were handed over, ever.
+        latencies: How long those that were confirmed took from there on.
         open: Whether batches may be handed over; a transaction's end closes it.
     """
 
@@ -83,6 +85,7 @@ class Courier:
         """
         self.travelling: dict[Line, Cargo] = {}
         self.batches = 0
+        self.latencies = Latencies()
         self.open = True
         self._supervisor = supervisor
         self._topics = topics
@@ -236,6 +239,7 @@ class Courier:
         error = future.exception()
         if error is None:
             self._note_answer(cargo.line)
+            self.latencies.record(self._loop.time() - cargo.at)
             confirm(cargo, future.result(), self._verdicts)
             self._finish(cargo)
         elif isinstance(error, Exception):

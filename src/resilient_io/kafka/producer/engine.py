@@ -170,6 +170,9 @@ class Engine:
             callers_waiting=self.room.waiting,
             instances=self.supervisor.generation,
             log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
+            latency=self.courier.latencies.quantiles,
+            latency_total=self.courier.latencies.total,
+            latency_counts=self.courier.latencies.counts,
         )
 
     def stuck(self) -> str | None:

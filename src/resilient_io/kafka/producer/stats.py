@@ -26,6 +26,11 @@ class ProducerStats:
         callers_waiting: Callers that wait for room.
         instances: aiokafka instances that were in service, the present one included.
         log_records_dropped: Log records of aiokafka's that were counted instead of written.
+        latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the batches were confirmed,
+            counted from their being handed over; empty before the first use.
+        latency_total: All those times together, in seconds.
+        latency_counts: The same as a histogram: pairs of the most seconds that belong to a bucket
+            (eight to an octave) and how many batches took so long, without the empty ones.
     """
 
     delivered: int = 0
@@ -37,3 +42,6 @@ class ProducerStats:
     callers_waiting: int = 0
     instances: int = 0
     log_records_dropped: int = 0
+    latency: Mapping[str, float | None] = field(default_factory=dict)
+    latency_total: float = 0.0
+    latency_counts: tuple[tuple[float, int], ...] = ()

@@ -78,7 +78,17 @@ class Verdicts:
             few = "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were"
             # What a serializer raised may hold a record's data: that is for the report only.
             ours = isinstance(error, (ResilientIOError, KafkaError))
-            _log.warning("%s not delivered; the newest: %s", few, repr(error) if ours else name)
+            _log.warning(
+                "%s not delivered; the newest: %s",
+                few,
+                repr(error) if ours else name,
+                extra={
+                    "event": "not_delivered",
+                    "dependency": self._health.name,
+                    "count": self._unlogged,
+                    "error": name,
+                },
+            )
             self._unlogged = 0
             self._logged_at = now
 
