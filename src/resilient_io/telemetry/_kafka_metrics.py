@@ -19,6 +19,13 @@ _PRODUCER_CLIENT = (
         (*_MESSAGES, *_PRODUCER, "error.type"),
     ),
     Metric(
+        "messaging.client.operation.duration",
+        "histogram",
+        "s",
+        "Time from handing over a batch to its confirmation",
+        (*_MESSAGES, *_PRODUCER),
+    ),
+    Metric(
         "resilient_io.producer.batches",
         "counter",
         "{batch}",

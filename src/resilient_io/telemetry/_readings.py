@@ -228,6 +228,11 @@ def _read_producer(add: _Add, client: str, producer: Producer) -> None:
     add("messaging.client.sent.messages", *sent, "", value=stats.delivered)
     for error, count in _bounded(stats.ended).items():
         add("messaging.client.sent.messages", *sent, error, value=count)
+    add(
+        "messaging.client.operation.duration",
+        *sent,
+        value=Distribution(stats.latency_counts, stats.latency_total),
+    )
     add("resilient_io.producer.batches", *own, value=stats.batches)
     add("resilient_io.producer.travelling", *own, value=stats.travelling)
     add("resilient_io.producer.waiting", *own, value=stats.waiting)

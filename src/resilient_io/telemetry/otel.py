@@ -47,10 +47,11 @@ class OpenTelemetryMetrics:
     loop in which this was made, or in which it was first collected; if that is blocked for over a
     second, the collection gets what the one before it got.
 
-    OpenTelemetry has no observable histogram. So `db.client.operation.duration` records, at each
-    collection, up to 500 of the latencies since the one before, evenly drawn from their
-    distribution: its quantiles hold, its count does not. How many calls there were is what
-    `resilient_io.redis.calls` says.
+    OpenTelemetry has no observable histogram. So `db.client.operation.duration` and
+    `messaging.client.operation.duration` record, at each collection, up to 500 of the latencies
+    since the one before, evenly drawn from their distribution: their quantiles hold, their counts
+    do not. How many there were is what `resilient_io.redis.calls` and
+    `resilient_io.producer.batches` say.
 
     Args:
         monitor: The service's health: its dependencies have metrics each.
@@ -71,7 +72,7 @@ class OpenTelemetryMetrics:
     ) -> None:
         self._readings = Readings(monitor, clients)
         self._batch: dict[str, list[Reading]] = {}
-        self._recorded: dict[tuple[str, ...], dict[float, int]] = {}
+        self._recorded: dict[tuple[str, tuple[str, ...]], dict[float, int]] = {}
         self._closed = False
         provider = meter_provider if meter_provider is not None else get_meter_provider()
         meter = provider.get_meter("resilient_io", version("resilient-io"))
@@ -118,9 +119,10 @@ class OpenTelemetryMetrics:
         """Record a fair sample of what came since the last time."""
         if not isinstance(reading.value, Distribution):
             return
-        before = self._recorded.get(reading.labels, {})
+        key = (reading.metric.name, reading.labels)
+        before = self._recorded.get(key, {})
         counts = dict(reading.value.counts)
-        self._recorded[reading.labels] = counts
+        self._recorded[key] = counts
         if sum(counts.values()) < sum(before.values()):
             before = {}  # the client began anew
         fresh = {top: count - before.get(top, 0) for top, count in counts.items()}

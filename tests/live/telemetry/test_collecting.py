@@ -48,6 +48,11 @@ async def test_what_is_exported_is_what_happened(service):
 
     sent = "messaging_client_sent_messages_total", "", "kafka", "kafka", "producer", "send"
     assert found[sent] == 102  # two of them are dead letters
+    duration = "messaging_client_operation_duration_seconds"
+    mine = sorted(("kafka", "kafka", "producer", "send"))
+    batches = service.producer.stats().batches
+    assert found[f"{duration}_count", *mine] == batches >= 1
+    assert 0 < found[f"{duration}_sum", *mine] < 60
     run = "resilient_io_run_records_total"
     assert found[run, *sorted(("consumer", "kafka", group, "handled"))] == 98
     assert found[run, *sorted(("consumer", "kafka", group, "dead_lettered"))] == 2

@@ -15,6 +15,7 @@ CONVENTIONAL = {
     stable_db_metrics.DB_CLIENT_OPERATION_DURATION: "histogram",
     db_metrics.DB_CLIENT_CONNECTION_PENDING_REQUESTS: "updown",
     messaging_metrics.MESSAGING_CLIENT_SENT_MESSAGES: "counter",
+    messaging_metrics.MESSAGING_CLIENT_OPERATION_DURATION: "histogram",
     messaging_metrics.MESSAGING_CLIENT_CONSUMED_MESSAGES: "counter",
 }
 
