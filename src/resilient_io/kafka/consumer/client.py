@@ -405,7 +405,7 @@ class ResilientKafkaConsumer:
 
         It costs no network, so metrics may ask as often as they like. A partition that was not
         fetched from since it became ours is left out; of one that is paused, or while Kafka is
-        away, the end is as old as its last fetch. None before the first use and after closing.
+        away, the end is as old as its last fetch. Empty before the first use and after closing.
         """
         return {} if self._engine is None or self._closed else self._engine.known_lag()
 
