@@ -1,0 +1,28 @@
+"""The names of the package: all there, and imported only when they are used."""
+
+import subprocess
+import sys
+
+import pytest
+
+from resilient_io import telemetry
+
+
+def test_every_name_is_there_once():
+    assert telemetry.__all__ == sorted(telemetry._HOMES)
+    for name in telemetry.__all__:
+        assert getattr(telemetry, name).__name__ == name
+        assert name in dir(telemetry)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Statsd'"):
+        telemetry.Statsd  # noqa: B018
+
+
+def test_one_name_does_not_import_what_another_needs():
+    code = (
+        "import sys; from resilient_io.telemetry import PrometheusMetrics\n"
+        "assert not [n for n in sys.modules if n.startswith('opentelemetry')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
