@@ -94,7 +94,11 @@ class Course:
         seconds = round(loop.time() - began, 6)
         self._monitor.recorder.note(_NAME, "started", seconds=seconds)
         names = [part.name for part in self._parts]
-        log.info("started in %.3f s", seconds, extra={"parts": names, "seconds": seconds})
+        log.info(
+            "started in %.3f s",
+            seconds,
+            extra={"event": "started", "parts": names, "seconds": seconds},
+        )
 
     def _dump(self) -> None:
         self._monitor.recorder.dump("SIGUSR1")
@@ -131,7 +135,7 @@ class Course:
                 "%s again: everything is closed within %g s",
                 reason,
                 _HURRY,
-                extra={"reason": reason, "grace": _HURRY},
+                extra={"event": "hurried", "reason": reason, "grace": _HURRY},
             )
             self._budget.hurry(_HURRY)
 
@@ -145,7 +149,12 @@ class Course:
             reason,
             notice,
             self._times.grace,
-            extra={"reason": reason, "notice": notice, "grace": self._times.grace},
+            extra={
+                "event": "stopping",
+                "reason": reason,
+                "notice": notice,
+                "grace": self._times.grace,
+            },
         )
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()  # whoever waits for it has it closed
@@ -154,11 +163,21 @@ class Course:
             self.close(reason, signal.SIGTERM if number is None else number, at, notice=True)
 
     def _worker_failed(self, name: str, error: Exception) -> None:
-        log.error("the worker %s failed", name, exc_info=error, extra={"part": name})
+        log.error(
+            "the worker %s failed",
+            name,
+            exc_info=error,
+            extra={"event": "worker_failed", "part": name},
+        )
         self.stop(f"the worker {name} failed ({type(error).__name__})")
 
     def _part_ended(self, part: Part, error: BaseException | None) -> None:
-        log.error("%s ended by itself", part.name, exc_info=error, extra={"part": part.name})
+        log.error(
+            "%s ended by itself",
+            part.name,
+            exc_info=error,
+            extra={"event": "part_ended", "part": part.name},
+        )
         self.stop(f"{part.name} ended by itself")
 
     # --- ending

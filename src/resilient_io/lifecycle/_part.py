@@ -150,7 +150,12 @@ class Part:
                 left = "it does not end"
         elif not task.cancelled() and (error := task.exception()) is not None:
             outcome, left = "failed", type(error).__name__
-            log.warning("closing %s failed", self.name, exc_info=error, extra={"part": self.name})
+            log.warning(
+                "closing %s failed",
+                self.name,
+                exc_info=error,
+                extra={"event": "part_not_closed", "part": self.name},
+            )
         return LifecycleStep(
             name=self.name,
             seconds=round(budget.spent - began, 6),

@@ -84,6 +84,7 @@ class LifecycleReport:
             "%s",
             self,
             extra={
+                "event": "stopped",
                 "reason": self.reason,
                 "seconds": round(self.seconds, 6),
                 "grace": self.grace,

@@ -77,7 +77,10 @@ class SignalWatch:
         if not self._numbers:
             return
         if threading.current_thread() is not threading.main_thread():
-            log.info("not in the main thread: no signal is heard, call stop() instead")
+            log.info(
+                "not in the main thread: no signal is heard, call stop() instead",
+                extra={"event": "signals_not_heard"},
+            )
             return
         self._active = True
         for number in self._numbers:
