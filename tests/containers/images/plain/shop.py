@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -25,6 +26,7 @@ SERVERS = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
 SERVICES = json.loads(os.environ["SERVICES"])
 """By name: topics `orders`, `booked`, `dead`, `group`, and the number of the Redis `database`."""
 CUSTOMERS = [f"c{number}" for number in range(8)]
+PARTITIONS = 4
 PROBE_TIMEOUT = 1.0
 """Seconds, as a kubelet's default `timeoutSeconds`."""
 
@@ -101,11 +103,22 @@ class Shop:
             try:
                 async with asyncio.timeout(5):
                     await producer.start()
+                await self.make_topics()
                 self.producer = producer
             except (KafkaError, OSError, TimeoutError):
                 await producer.stop()
                 await asyncio.sleep(0.5)
         self.tell(shop="open")
+
+    async def make_topics(self):
+        admin = AIOKafkaAdminClient(bootstrap_servers=SERVERS)
+        await admin.start()
+        try:
+            names = [SERVICES[name][kind] for name in SERVICES for kind in ("orders", "booked", "dead")]
+            # One that is there already, made by a service that asked for it, is answered as such.
+            await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
+        finally:
+            await admin.close()
 
     async def order(self, size):
         number, self.sent = self.sent, self.sent + 1
@@ -147,10 +160,7 @@ class Shop:
         )
         await consumer.start()
         try:
-            partitions = [
-                TopicPartition(topic, each)
-                for each in sorted(await partitions_of(consumer, topic))
-            ]
+            partitions = [TopicPartition(topic, each) for each in range(PARTITIONS)]
             consumer.assign(partitions)
             committed = {}
             for each in partitions if group else ():
@@ -217,12 +227,6 @@ class Shop:
             await self.stop()
         elif do == "ledger":
             await self.ledger()
-
-
-async def partitions_of(consumer, topic):
-    while not (found := consumer.partitions_for_topic(topic)):
-        await consumer.topics()
-    return found
 
 
 async def main():

@@ -1,0 +1,70 @@
+"""Kafka goes away, and comes back; and both come later than the service."""
+
+import time
+
+import pytest
+from container_stage.account import Account
+
+pytestmark = pytest.mark.containers
+
+
+def unready(place, *, because):
+    place.until("our service is not ready", lambda readings: readings.is_ready("ours") is False, 15)
+    said = place.readings.reasons("ours", since=time.time() - 15)
+    assert any(because in each for each in said), said
+
+
+def ready_again(place):
+    place.until("our service is ready", lambda readings: readings.is_ready("ours"), 45)
+
+
+def test_the_service_starts_first_then_redis_then_kafka(place_of_its_own, keep):
+    place = place_of_its_own
+    began = time.time()
+    place.start_services()
+    account = Account(place, began)
+    unready(place, because="redis")
+    time.sleep(max(0.0, began + 20 - time.time()))  # that they come late is the scene
+    place.start_redis()
+    time.sleep(max(0.0, began + 40 - time.time()))  # as above
+    place.readings.read()
+    assert place.readings.is_ready("ours") is False
+    assert place.ours.health == "healthy"
+    place.start_kafka()
+    account.heal(time.time())
+    ready_again(place)
+    place.tell("send", rate=40)
+    place.until("orders are booked", lambda readings: readings.booked("ours") > 50)
+    account.settle()
+    outcome = account.outcome()
+    keep(outcome)
+    account.check(outcome)
+
+
+def test_the_network_of_kafka_is_cut_and_healed(place, keep):
+    place.open()
+    account = Account(place, place.cut(place.kafka))
+    unready(place, because="kafka")
+    time.sleep(8)  # nothing can be waited for: the outage itself takes this long
+    account.heal(place.heal(place.kafka))
+    ready_again(place)
+    account.settle()
+    outcome = account.outcome()
+    keep(outcome)
+    account.check(outcome)
+
+
+def test_kafka_is_killed_and_starts_again(place_of_its_own, keep):
+    place = place_of_its_own
+    place.open()
+    place.kafka.docker.kill()
+    account = Account(place, time.time())
+    unready(place, because="kafka")
+    time.sleep(3)  # as above
+    place.kafka.docker.start()
+    account.heal(time.time())
+    ready_again(place)
+    account.settle()
+    outcome = account.outcome()
+    keep(outcome)
+    account.check(outcome)
