@@ -290,8 +290,7 @@ async def test_a_cancelled_command_ends_its_span_and_the_client_goes_on(fault_pr
         await redis.ping()
         fault = fault_proxy.drop_reply("GET")
         task = asyncio.create_task(redis.get("key"))
-        while not fault.struck:
-            await asyncio.sleep(0.01)
+        await fault.happened()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

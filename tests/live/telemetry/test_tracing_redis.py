@@ -155,28 +155,38 @@ async def test_attempts_are_one_span_with_an_event_for_each_retry(fault_proxy, s
     assert "resilient_io.attempts" not in incr.attributes
 
 
-async def test_a_refused_call_and_a_cancelled_one_end_their_spans(redis_server, fault_proxy, spans):
+async def test_a_cancelled_call_ends_its_span(fault_proxy, spans):
     client = ResilientRedis(port=fault_proxy.port)
     trace(client, tracer_provider=spans.provider)
     async with client:
         await client.ping()
         fault = fault_proxy.drop_reply("GET")
         task = asyncio.create_task(client.get("key"))
-        while not fault.struck:
-            await asyncio.sleep(0.01)
+        await fault.happened()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    _, cancelled = spans
+    assert cancelled.attributes["error.type"] == "asyncio.exceptions.CancelledError"
+    assert cancelled.status.status_code is StatusCode.ERROR
+
+
+async def test_a_call_that_is_not_even_tried_has_its_span(redis_server, spans):
+    client = ResilientRedis(port=redis_server.port)
+    trace(client, tracer_provider=spans.provider)
+    async with client:
+        await client.ping()
         redis_server.kill()
-        while client.health.state is not State.DOWN:
-            await asyncio.sleep(0.01)
+        async for change in client.health.watch():
+            if change.state is State.DOWN:
+                break
         with pytest.raises(DependencyUnavailable):
             await client.get("key")
 
-    _, cancelled, refused = spans
-    assert cancelled.attributes["error.type"] == "asyncio.exceptions.CancelledError"
-    assert cancelled.status.status_code is StatusCode.ERROR
+    _, refused = spans
     assert refused.attributes["error.type"] == "resilient_io.redis.errors.RedisUnavailable"
+    assert refused.status.description.startswith("RedisUnavailable: ")
 
 
 async def test_nothing_of_what_was_sent_or_answered_is_in_a_span(redis, spans, shared_redis):
