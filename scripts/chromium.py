@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 PROGRAMS = {
     "chromium": ("RESILIENT_IO_CHROMIUM", "chromium", "chromium-browser", "google-chrome"),
@@ -107,12 +107,20 @@ class Chromium:
         """Run a script's body in the page, and give what it returns."""
         return self.driver.execute_script(script, *arguments)
 
+    def until(self, script: str, timeout: float = 20.0) -> None:
+        """Wait until a script's body gives something that is true.
+
+        Raises:
+            selenium.common.TimeoutException: It never did.
+        """
+        WebDriverWait(self.driver, timeout, 0.02).until(lambda _: self.run(script))
+
     def complaints(self) -> Sequence[str]:
         """What the page's console got since it was last asked."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
-    def picture(self, path: Path, *, most_height: int | None = None) -> None:
-        """Write the whole page as PNG, or its top."""
+    def picture(self, *, most_height: int | None = None) -> bytes:
+        """Return the whole page as PNG, or its top."""
         width, height = self.run(
             "const { scrollWidth, scrollHeight } = document.documentElement;"
             "return [scrollWidth, scrollHeight];"
@@ -124,4 +132,4 @@ class Chromium:
             "Page.captureScreenshot",
             {"format": "png", "captureBeyondViewport": True, "clip": clip},
         )
-        path.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
