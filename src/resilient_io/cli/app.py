@@ -101,9 +101,9 @@ def watch(
     from resilient_io.cli.watch import JsonShow, LineShow, watched  # noqa: PLC0415
     from resilient_io.cli.watch_table import TableShow  # noqa: PLC0415
 
+    places = vantages(urls, interval=interval, timeout=timeout)
     console = standard_output()
     quiet_loggers()
-    places = vantages(urls, interval=interval, timeout=timeout)
     show = JsonShow() if as_json else TableShow(console) if console.is_terminal else LineShow()
     raise typer.Exit(
         run_loop(lambda stop: watched(places, show, stop, interval=interval, count=count))
@@ -140,8 +140,6 @@ def doctor(
     from resilient_io.cli.running import run as run_loop  # noqa: PLC0415
     from resilient_io.cli.vantage import name_of  # noqa: PLC0415
 
-    console = standard_output()
-    quiet_loggers()
     given = urls or []
     if not given and not with_ground:
         raise ConfigurationError("--no-ground without a URL leaves nothing to look at")
@@ -153,6 +151,8 @@ def doctor(
         topics=topic or [],
         with_ground=with_ground,
     )
+    console = standard_output()
+    quiet_loggers()
     terminal = TableReport(console) if console.is_terminal else LineReport()
     report = JsonReport() if as_json else terminal
     raise typer.Exit(run_loop(lambda stop: examined(examinations, report, stop)))
