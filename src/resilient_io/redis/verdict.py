@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from resilient_io._refusals import mark_refused
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 
@@ -56,6 +57,7 @@ class Verdicts:
         """
         if last.refusal is not None and last.error is not None:
             last.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+            mark_refused(last.error, self._dependency)
             return last.error
         error = self.error(
             _kind(call, last),

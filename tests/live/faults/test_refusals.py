@@ -10,6 +10,7 @@ import pytest
 from redis import exceptions as driver
 
 from resilient_io import DeadlineExceeded, State
+from resilient_io._refusals import refused_by
 from resilient_io.health import Cause
 from resilient_io.testing import FaultProxy, RedisServer, ServerError
 
@@ -30,6 +31,7 @@ def refused(connect, quick, watch):
         assert proxy.requests[command] - before == ATTEMPTS
         assert "3 attempts" in caught.value.__notes__[0]
         assert "nothing was applied" in caught.value.__notes__[0]
+        assert refused_by(caught.value) == redis.health.name  # what `run` excuses a record by
         assert redis.health.state is State.DEGRADED
         assert redis.health.cause is cause
         await asyncio.sleep(0)

@@ -7,6 +7,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from resilient_io._refusals import refused_by
 from resilient_io.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -88,7 +89,8 @@ class Gate:
     def excuses(self, error: Exception, began: float) -> bool:
         """Whether a handler failed because of a required dependency, and not of its record.
 
-        `DependencyUnavailable` of one is reason enough. The others (`DeadlineExceeded`,
+        `DependencyUnavailable` of one is reason enough, and so is what its server refuses for now,
+        whatever it is asked: out of memory, read-only. The others (`DeadlineExceeded`,
         `Overloaded`, `OutcomeUnknown`) are so only when the dependency was down meanwhile: a
         call that is too slow by itself would otherwise be repeated for ever.
 
@@ -103,6 +105,9 @@ class Gate:
                 for dependency in self._requires:
                     if dependency.name == each.dependency:
                         return _is_due_to(dependency, each, began)
+            refused = refused_by(each)
+            if refused is not None and any(refused == known.name for known in self._requires):
+                return True
         return False
 
     def _look(self, _: object = None) -> None:

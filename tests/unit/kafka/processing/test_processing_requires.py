@@ -14,6 +14,7 @@ from resilient_io import (
     OutcomeUnknown,
     Overloaded,
 )
+from resilient_io._refusals import mark_refused
 from resilient_io.kafka.processing import HandlerPolicy, RunLimits
 
 POLICY = HandlerPolicy(attempts=2, backoff=0.1)
@@ -90,6 +91,27 @@ async def test_nothing_is_handled_while_it_is_down_and_all_is_when_it_is_back(
     assert scene.stats.pauses == 1
     said = [record.getMessage() for record in caplog.records if record.name.endswith("kafka")]
     assert [line.split(":")[0] for line in said] == ["paused", "going on"]
+
+
+@pytest.mark.parametrize(("dependency", "dead"), [("redis", 0), ("another", 1)])
+async def test_what_a_required_server_refuses_for_now_is_no_fault_of_the_record(
+    scenes, until, redis, dependency, dead
+):
+    scene = scenes(requires=[redis.health], policy=POLICY, dead_letter="t.dead")
+    scene.source.put(b"0")
+    full = ["it is full"] * 5
+
+    async def handle(record):
+        if full:
+            error = RuntimeError(full.pop())
+            mark_refused(error, dependency)
+            raise error
+        redis.handled.append(record.offset)
+
+    scene.start(handle)
+    await until(lambda: scene.source.done_up_to() == 1)
+    assert len(scene.producer.sent) == dead
+    assert redis.handled == [0] * (1 - dead)
 
 
 async def test_after_an_outage_it_starts_slowly(scenes, until, redis):
