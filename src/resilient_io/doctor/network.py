@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .ground.files import text_of
 from .looking import Finding, merged, note, ok, problem, together
+from .machine.files import text_of
 from .step import Status
 
 if TYPE_CHECKING:

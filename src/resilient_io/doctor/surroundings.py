@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_io._checking import check_seconds
 
-from .ground.kernel import judge_kernel
-from .ground.limits import look_at_connections, look_at_cpu, look_at_files, look_at_memory
-from .ground.loop import look_at_loop
-from .ground.versions import look_at_versions
 from .looking import Looking
+from .machine.kernel import judge_kernel
+from .machine.limits import look_at_connections, look_at_cpu, look_at_files, look_at_memory
+from .machine.loop import look_at_loop
+from .machine.versions import look_at_versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

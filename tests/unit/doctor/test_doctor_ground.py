@@ -3,15 +3,15 @@
 import pytest
 
 from resilient_io.doctor import Status
-from resilient_io.doctor.ground.cgroup import Cgroup, read_cgroup
-from resilient_io.doctor.ground.kernel import judge_kernel
-from resilient_io.doctor.ground.limits import (
+from resilient_io.doctor.machine.cgroup import Cgroup, read_cgroup
+from resilient_io.doctor.machine.kernel import judge_kernel
+from resilient_io.doctor.machine.limits import (
     look_at_connections,
     look_at_cpu,
     look_at_files,
     look_at_memory,
 )
-from resilient_io.doctor.ground.versions import judge_system, look_at_versions, numbers_of
+from resilient_io.doctor.machine.versions import judge_system, look_at_versions, numbers_of
 
 GIB = 1 << 30
 

@@ -130,7 +130,8 @@ async def test_what_is_done_together_ends_together_when_it_is_cancelled():
         finally:
             ended.append(True)
 
-    task = asyncio.create_task(together("wait", (wait() for _ in range(3))))
+    looks = [wait() for _ in range(3)]
+    task = asyncio.create_task(together("wait", looks))
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -109,6 +109,13 @@ async def judge_failure(place: Place, failure: Failure, target: Target) -> Findi
             "the port is one for clients, not that of a controller.",
             **data,
         )
+    if failure.cause is Cause.RESET:
+        return problem(
+            f"{place.written} hung up after the handshake",
+            "Mostly it wants a certificate of ours (ssl.client.auth=required), or a login: give "
+            "ssl_certfile=…&ssl_keyfile=…, or user and password; the broker's log tells more.",
+            **data,
+        )
     return problem(
         f"{place.written}: {_without_class(said)}", "Look at the broker's log of now.", **data
     )

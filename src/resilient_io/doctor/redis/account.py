@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
 
-from resilient_io.doctor.looking import Finding, blind
+from resilient_io.doctor.looking import Finding, blind, problem
 from resilient_io.redis.dial import abort, ask_over
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["Account", "Unanswered", "number", "read_info", "span", "text_of"]
+
+
+_SILENT: Final = (
+    "It has just let us in, so it is busy with one command, or has been frozen since: look again, "
+    "and at its processor and its slow log."
+)
+_LOST: Final = (
+    "Look again; if it is so each time, look at the server's log and at what stands between (a "
+    "proxy, a load balancer), and whether it restarts."
+)
 
 
 class Unanswered(Exception):
@@ -71,10 +81,10 @@ class Account:
             raise Unanswered(_refusal(name, str(error))) from error
         except TimeoutError as error:
             self._lost = f"the server did not answer {name} in time"
-            raise Unanswered(blind(self._lost)) from error
+            raise Unanswered(problem(self._lost, _SILENT)) from error
         except (driver.RedisError, OSError) as error:
-            self._lost = f"the connection was lost at {name}: {error}"
-            raise Unanswered(blind(self._lost)) from error
+            self._lost = f"the connection was lost at {name}"
+            raise Unanswered(problem(f"{self._lost}: {error}", _LOST)) from error
         finally:
             if not answered:
                 self.close()  # an answer that comes late would be taken for the next one's

@@ -32,6 +32,11 @@ _ADVICE: Final[dict[Cause, str]] = {
     Cause.REFUSED: "Is the server running, and may we use its socket?",
 }
 
+_AFTER_TLS: Final = (
+    "It hung up after the handshake: mostly it wants a certificate of ours (tls-auth-clients yes), "
+    "so give one: ssl_certfile=…&ssl_keyfile=…; the server's log tells more."
+)
+
 
 def judge_login(error: BaseException, target: Target, *, gave_password: bool) -> Finding:
     """Say why a connection came to nothing after TCP (and TLS) did well.
@@ -55,6 +60,8 @@ def judge_login(error: BaseException, target: Target, *, gave_password: bool) ->
         )
     if failure.cause is Cause.TIMED_OUT:
         return problem("connected, but no answer to the login", _ADVICE[failure.cause], **data)
+    if failure.cause is Cause.RESET and target.uses_tls:
+        return problem(said, _AFTER_TLS, **data)
     advice = _ADVICE.get(failure.cause, "Look at the server's log.")
     return problem(said, advice, **data)
 

@@ -1,0 +1,51 @@
+"""What the doctor's tests share."""
+
+import contextlib
+import json
+
+import pytest
+
+from resilient_io.doctor import examine
+
+
+class Examined:
+    """The steps of one look, by their names."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        self.names = [step.name for step in steps]
+
+    def __getitem__(self, name):
+        return self.steps[self.names.index(name)]
+
+    def __repr__(self):
+        """Show what a failed test has to be understood by."""
+        return "\n" + "\n".join(f"{s.status} {s.name}: {s.found} -> {s.advice}" for s in self.steps)
+
+    @property
+    def last(self):
+        return self.steps[-1]
+
+    def statuses(self):
+        return {step.name: str(step.status) for step in self.steps}
+
+
+async def look(url, *, secrets=("hunter2",), **options):
+    """Take all steps, and check what must hold for all."""
+    steps = []
+    async with contextlib.aclosing(examine(url, **options)) as found:
+        async for step in found:
+            steps.append(step)  # noqa: PERF401 - an asynchronous comprehension could not be closed
+    text = json.dumps([step.as_dict() for step in steps])  # JSON can hold it
+    for secret in secrets:
+        assert secret not in text
+    for step in steps:
+        assert step.found
+        assert "\n" not in step.found + step.advice
+        assert (step.status == "problem") <= bool(step.advice), step
+    return Examined(steps)
+
+
+@pytest.fixture
+def looked():
+    return look
