@@ -15,7 +15,8 @@ IMPORT = """
 import importlib.metadata, importlib.resources, sys
 import resilient_io
 assert sys.prefix in resilient_io.__file__, resilient_io.__file__
-assert importlib.resources.files(resilient_io).joinpath("py.typed").is_file()
+for file in ("py.typed", "serve/status.html"):
+    assert importlib.resources.files(resilient_io).joinpath(file).is_file(), file
 for name in resilient_io.__all__:
     getattr(resilient_io, name)
 version = importlib.metadata.version("resilient-io")
