@@ -92,7 +92,9 @@ class OrderService:
                 concurrency=settings.concurrency,
                 dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
-                limits=RunLimits(drain_timeout=settings.drain_seconds),
+                limits=RunLimits(
+                    bytes=settings.buffer_bytes, drain_timeout=settings.drain_seconds
+                ),
             )
 
 

@@ -23,6 +23,8 @@ class Settings:
         booked_topic: The topic that is told of booked orders.
         dead_letter_topic: The topic for orders that cannot be booked.
         concurrency: Orders that are booked at once.
+        buffer_bytes: Bytes of orders that may wait in memory. Each takes about twice its bytes, as
+            it came and as it was read; and the driver fetches up to a megabyte for each partition.
         drain_seconds: Longest time that orders in hand get when the service is stopped.
         grace_seconds: Longest time for all of stopping. Let the platform wait longer before it
             kills (`stop_grace_period` in compose.yaml, `terminationGracePeriodSeconds`).
@@ -39,6 +41,7 @@ class Settings:
     booked_topic: str = "orders.booked"
     dead_letter_topic: str = "orders.dead"
     concurrency: int = 32
+    buffer_bytes: int = 8 * 1024 * 1024
     drain_seconds: float = 5.0
     grace_seconds: float = 15.0
     notice_seconds: float = 0.0

@@ -9,9 +9,14 @@ pytestmark = pytest.mark.containers
 
 
 def unready(place, *, because):
-    place.until("our service is not ready", lambda readings: readings.is_ready("ours") is False, 15)
-    said = place.readings.reasons("ours", since=time.time() - 15)
-    assert any(because in each for each in said), said
+    """Wait until readiness says no, and why."""
+    began = time.time()
+    place.until(
+        f"our service is not ready because of {because}",
+        lambda readings: readings.is_ready("ours") is False
+        and any(because in each for each in readings.reasons("ours", since=began)),
+        15,
+    )
 
 
 def ready_again(place):
@@ -34,7 +39,10 @@ def test_the_service_starts_first_then_redis_then_kafka(place_of_its_own, keep):
     account.heal(time.time())
     ready_again(place)
     place.tell("send", rate=40)
-    place.until("orders are booked", lambda readings: readings.booked("ours") > 50)
+    place.until(
+        "our service books orders, and the other had time to",
+        lambda readings: readings.acked("ours") > 500 and readings.booked("ours") > 50,
+    )
     account.settle()
     outcome = account.outcome()
     keep(outcome)
