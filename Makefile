@@ -51,7 +51,8 @@ servers: ## install the real Redis and Chromium (Debian, Ubuntu), fetch Apache K
 	@scripts/install_servers.sh
 	@scripts/install_browser.sh
 
-screenshots: ## make the pictures of the status page in docs/images anew, from a real run
+screenshots: ## make the pictures of docs/images anew: a doctor's run, the status page; from real runs
+	$(in_venv) test python -m scripts.terminal_pictures
 	$(in_venv) test python -m scripts.screenshots $(ARGS)
 
 lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everything)

@@ -31,10 +31,10 @@ _STYLES = {
     Status.PROBLEM: "bold red",
     Status.BLIND: "magenta",
 }
-_NAMES = 20
+_NAMES = 12
 """Columns that a step's name has."""
 
-_INDENT = 10
+_INDENT = 11
 """Columns before the names."""
 
 
@@ -169,7 +169,7 @@ class TableReport:
         row.add_column(width=9, justify="right")
         row.add_column(ratio=1, overflow="fold")
         row.add_row(
-            Text(f"  {_word(step.status)}"[:9], style=_STYLES[step.status]),
+            Text(f"  {_word(step.status)}"[: _INDENT - 2], style=_STYLES[step.status]),
             Text(step.name),
             Text(_took(step), style="dim"),
             Text(step.found),
@@ -197,7 +197,7 @@ class LineReport:
         head = f"  {_word(step.status):<8} {step.name:<{_NAMES}} {_took(step):>9}  "
         write_line(f"{head}{step.found}")
         if step.advice:
-            write_line(f"{'':{_INDENT + 1}}-> {step.advice}")
+            write_line(f"{'':{_INDENT}}-> {step.advice}")
 
     def summary(self, steps: Sequence[Step], *, interrupted: bool) -> None:
         """Write the counts."""

@@ -44,11 +44,11 @@ async def test_lines_show_each_step_its_time_and_what_to_do(capsys):
     code, shown = await shown_as_lines(capsys, look(OK, PROBLEM), look(NOTE, name="this process"))
     assert shown.splitlines() == [
         "redis cache:6379/0",
-        "  ok       name                    1.2 ms  cache is 10.0.0.3",
-        "  PROBLEM  TCP                     1.50 s  nobody answers at [10.0.0.3]:6379",
+        "  ok       name            1.2 ms  cache is 10.0.0.3",
+        "  PROBLEM  TCP             1.50 s  nobody answers at [10.0.0.3]:6379",
         "           -> Look at the network policy.",
         "this process",
-        "  note     server                100.0 ms  young",
+        "  note     server        100.0 ms  young",
         "           -> Look why.",
         "1 problem, 1 note in 3 steps, 1.6 s",
     ]
@@ -78,15 +78,16 @@ async def test_a_terminal_shows_the_same_in_columns_and_keeps_brackets():
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines[0] == "redis cache:6379/0"
     assert lines[1].split() == ["ok", "name", "1.2", "ms", "cache", "is", "10.0.0.3"]
+    assert lines[2].split()[0] == "PROBLEM"
     assert "nobody answers at [10.0.0.3]:6379" in lines[2]
-    assert lines[3] == "          -> Look at the network policy."
+    assert lines[3] == "           -> Look at the network policy."
 
 
 async def test_on_a_narrow_terminal_nothing_is_cut_off():
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=True, color_system=None, markup=False)
     await examined([look(PROBLEM)], TableReport(console), Interruption())
-    said = "".join(line[41:].strip() for line in out.getvalue().splitlines()[1:3])
+    said = "".join(line[36:].strip() for line in out.getvalue().splitlines()[1:3])
     assert said.replace(" ", "") == "nobodyanswersat[10.0.0.3]:6379"
 
 
