@@ -1,0 +1,150 @@
+"""Services as processes: what they say, what they log, how they answer, how they end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[2] / "examples"
+
+
+class Service:
+    """A process, what it has written so far, and requests to it."""
+
+    def __init__(self, process):
+        self.process = process
+        self.lines = []
+        self.said = []
+        self.port = None
+        self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read(), name="reading a service")
+
+    async def _read(self):
+        while raw := await self.process.stdout.readline():
+            line = raw.decode().rstrip()
+            self.lines.append(line)
+            with contextlib.suppress(ValueError):
+                self.said.append(json.loads(line))
+            self._news.set()
+        self._news.set()
+
+    async def until(self, happened, what):
+        """Wait until it has said or logged something."""
+        async with asyncio.timeout(40):
+            while not (found := happened()):
+                assert not self._reading.done(), f"it ended without {what}: {self.text}"
+                self._news.clear()
+                await self._news.wait()
+        return found
+
+    async def says(self, word):
+        """Wait for a line of its own; returns it."""
+        return await self.until(lambda: self.found(word), word)
+
+    async def logs(self, text):
+        """Wait for a log record."""
+        return await self.until(lambda: [line for line in self.lines if text in line], text)
+
+    def found(self, word):
+        return next((each for each in self.said if each.get("say") == word), None)
+
+    def order(self):
+        return [each["say"] for each in self.said]
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+    def send(self, number, pid=None):
+        os.kill(self.process.pid if pid is None else pid, number)
+
+    async def exit_code(self):
+        async with asyncio.timeout(40):
+            code = await self.process.wait()
+            await self._reading
+        return code
+
+    async def get(self, path, method="GET", body=b""):
+        """Answer with the status and the body; ConnectionRefusedError once it does not listen."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            answer, _, content = (await reader.read()).partition(b"\r\n\r\n")
+            return int(answer.split()[1]), content.decode()
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def becomes(self, path, status):
+        """Wait until it answers so."""
+        async with asyncio.timeout(40):
+            while True:
+                with contextlib.suppress(OSError, IndexError):
+                    if (await self.get(path))[0] == status:
+                        return
+                assert not self._reading.done(), f"it has ended: {self.text}"
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def launch():
+    """Start a program: `await launch("plain_service.py", "wait", REDIS_PORT="6379")`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(program, *arguments, before=(), **environment):
+            folder = HERE if (HERE / program).exists() else EXAMPLES
+            process = await asyncio.create_subprocess_exec(
+                *before,
+                sys.executable,
+                "-X",
+                "dev",
+                "-W",
+                "error",
+                folder / program,
+                *arguments,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            service = Service(process)
+            stack.push_async_callback(end, service)
+            return service
+
+        yield start
+
+
+async def end(service):
+    if service.process.returncode is None:
+        service.process.send_signal(signal.SIGKILL)
+    await service.process.wait()
+    await asyncio.wait([service._reading])
+    service._reading.result()
+
+
+@pytest.fixture
+async def plain(launch, redis_server):
+    """Start the plain service: `await plain("wait", notice=1.0)`; it runs when this returns."""
+
+    async def start(what, *, before=(), running=True, environment=None, **options):
+        service = await launch(
+            "plain_service.py",
+            what,
+            json.dumps(options),
+            before=before,
+            REDIS_PORT=str(redis_server.port),
+            **(environment or {}),
+        )
+        if running:
+            service.port = (await service.says("running"))["port"]
+        return service
+
+    return start

@@ -1,0 +1,8 @@
+"""A program without a handler for anything."""
+
+# ruff: noqa: T201 -- the test reads what it prints
+
+import time
+
+print("sleeping", flush=True)
+time.sleep(120)
