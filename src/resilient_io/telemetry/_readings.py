@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -112,24 +111,23 @@ class Readings:
         if loop is None or not loop.is_running() or _runs_here(loop):
             self._latest = self._read()
             return self._latest
-        answer: concurrent.futures.Future[list[Reading]] = concurrent.futures.Future()
+        reading = self._answer()
         try:
-            loop.call_soon_threadsafe(self._answer, answer)
+            answer = asyncio.run_coroutine_threadsafe(reading, loop)
         except RuntimeError:  # it was closed just now
+            reading.close()
             return self._latest
-        concurrent.futures.wait([answer], timeout=_PATIENCE)
-        if not answer.cancel():
-            self._latest = answer.result()
+        try:
+            self._latest = answer.result(_PATIENCE)
+        except TimeoutError:
+            answer.cancel()
+        except Exception:
+            if not answer.cancelled():  # as it is when the loop ends just now
+                raise
         return self._latest
 
-    def _answer(self, answer: concurrent.futures.Future[list[Reading]]) -> None:
-        if not answer.set_running_or_notify_cancel():
-            return
-        try:
-            answer.set_result(self._read())
-        # The boundary to whoever collects: it is told, in its own thread.
-        except Exception as error:  # noqa: BLE001
-            answer.set_exception(error)
+    async def _answer(self) -> list[Reading]:
+        return self._read()
 
     def _read(self) -> list[Reading]:
         found: list[Reading] = []

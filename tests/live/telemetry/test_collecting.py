@@ -166,3 +166,39 @@ async def test_the_periodic_reader_of_opentelemetry_collects_in_its_own_thread(r
             assert 100 <= latency.count <= redis.stats().replies
             assert latency.sum < 60
             await asyncio.to_thread(provider.shutdown)
+
+
+def test_what_was_read_last_is_told_once_the_event_loop_is_gone(tmp_path):
+    """As a reader's last export, when the process ends."""
+    made = []
+
+    async def serve():
+        async with ResilientRedis() as redis, HealthMonitor(redis.health) as monitor:
+            made.append(PrometheusMetrics(monitor, [redis]))
+            monitor.drain()
+
+    asyncio.run(serve())
+    assert samples(made[0].render()[0])["resilient_io_service_draining",] == 1
+
+
+async def test_a_loop_that_ends_while_it_is_asked_answers_with_what_was_read_before():
+    loop = asyncio.get_running_loop()
+    made, ready = [], asyncio.Event()
+
+    async def serve():
+        async with ResilientRedis() as redis, HealthMonitor(redis.health) as monitor:
+            made.append(PrometheusMetrics(monitor, [redis]))
+            made[0].render()
+            loop.call_soon_threadsafe(ready.set)
+            time.sleep(0.5)  # asked meanwhile, and cancelled before it answers
+            raise asyncio.CancelledError
+
+    def run():
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(serve())
+
+    serving = loop.run_in_executor(None, run)
+    await ready.wait()
+    body, _ = await asyncio.to_thread(made[0].render)
+    assert samples(body)["resilient_io_service_ready",] == 0
+    await serving
