@@ -1,7 +1,9 @@
 """The doctor at real Redis servers, well and with faults."""
 
 import asyncio
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +170,16 @@ async def test_a_user_who_may_not_ask_leaves_steps_blind_and_the_look_goes_on(lo
     assert seen["memory"].advice == ""  # said once
     assert "+slowlog" in seen["slow log"].advice
     assert exit_code(seen.steps) == 2
+
+
+async def test_the_user_that_the_docs_make_for_it_sees_everything(looked, redis_server):
+    page = (Path(__file__).parents[3] / "docs/howto/doctor.md").read_text()
+    words = re.search(r"^ACL SETUSER doctor .+$", page, re.MULTILINE)[0].split()
+    await redis_server.query(*(">hunter2" if word == ">…" else word for word in words))
+    seen = await looked(f"redis://doctor:hunter2@127.0.0.1:{redis_server.port}")
+    assert seen["login"].found == "let in as doctor"
+    assert "blind" not in seen.statuses().values(), seen
+    assert seen["persistence"].data["save"] == ""
 
 
 async def test_no_more_connections(looked):

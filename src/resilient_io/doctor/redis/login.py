@@ -83,7 +83,7 @@ def _judge_refused(said: str, *, gave_password: bool) -> Finding:
     if "NOPERM" in said or "permissions" in said:
         return problem(
             f"the user may not log in as we do: {said}",
-            "Let it: ACL SETUSER … +hello +auth +select +client|setinfo +ping",
+            "Let it: ACL SETUSER … +hello +auth +select +ping",
             **data,
         )
     return problem(
