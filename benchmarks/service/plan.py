@@ -55,4 +55,10 @@ WORKS: Final = (
         base="`python -c pass`",
         unit="ms",
     ),
+    Work(
+        name="drivers",
+        title="`import redis.asyncio, aiokafka`, which a probe does without",
+        base="`python -c pass`",
+        unit="ms",
+    ),
 )

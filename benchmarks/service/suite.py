@@ -15,7 +15,7 @@ from .tables import OURS, cost_table
 if TYPE_CHECKING:
     from benchmarks.suite import Effort, Results, Say
 
-_ORDERS = {"probe": "probe", "import": "imports"}
+_ORDERS = {"probe": "probe", "import": "imports", "drivers": "drivers"}
 
 
 async def _measure(loop: str, effort: Effort, say: Say) -> Results:

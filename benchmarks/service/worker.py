@@ -78,6 +78,10 @@ class ServiceServant:
         """Say what importing the package takes, in ms."""
         return await _starts((sys.executable, "-c", "import resilient_io"))
 
+    async def drivers(self) -> dict[str, float]:
+        """Say what importing the drivers takes, in ms."""
+        return await _starts((sys.executable, "-c", "import redis.asyncio, aiokafka"))
+
 
 @contextlib.asynccontextmanager
 async def _collected(redis: ResilientRedis) -> AsyncIterator[None]:
