@@ -37,8 +37,7 @@ def go_down(dependency):
 def timeline_of(monitor):
     (row,) = status_of(monitor)["dependencies"]
     return [
-        (span["state"], round(span["ago"], 3), round(span["lasted"], 3))
-        for span in row["timeline"]
+        (span["state"], round(span["ago"], 3), round(span["lasted"], 3)) for span in row["timeline"]
     ]
 
 
