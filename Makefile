@@ -9,7 +9,7 @@ in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
 two_processes = -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak coverage bench lint format types wheel servers screenshots lock clean
+.PHONY: help demo test soak containers coverage bench lint format types wheel servers screenshots lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -22,6 +22,9 @@ test: ## every test but the long scenes; ARGS="-n 0" in one process, for a debug
 
 soak: ## the scenes that take over 10 s each
 	$(in_venv) test python -m pytest $(two_processes) -m soak $(ARGS)
+
+containers: ## the scenes in containers, on the Docker engine there is (ARGS=--write-docs for the table)
+	$(in_venv) test python scripts/container_scenes.py $(ARGS)
 
 coverage: ## the tests, and which lines and branches they miss
 	$(in_venv) test coverage run -m pytest $(ARGS)
@@ -59,5 +62,6 @@ lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everythi
 	$(in_venv) lock scripts/lock.sh $(ARGS)
 
 clean: ## remove everything that the other targets made
+	@scripts/docker_engine.sh stop
 	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -51,8 +51,16 @@ SITE = "/opt/site"
 PUBLIC = {"redis": "redis:8", "kafka": "apache/kafka:4.3.0", "python": "python:3.13-slim"}
 PACKAGES = "redis-server,redis-tools,python3"
 # What no program in a container looks at.
-LEFT_OUT = ("./proc/*", "./sys/*", "./var/cache/apt", "./var/lib/apt/lists/*", "./usr/share/doc",
-            "./usr/share/man", "./usr/share/locale", "./var/log/*")
+LEFT_OUT = (
+    "./proc/*",
+    "./sys/*",
+    "./var/cache/apt",
+    "./var/lib/apt/lists/*",
+    "./usr/share/doc",
+    "./usr/share/man",
+    "./usr/share/locale",
+    "./var/log/*",
+)
 # What only who compiles needs.
 NOT_TO_RUN = ("jmods", "src.zip", "ct.sym", "include", "docs", "demo", "man", "legal")
 # What `resilient-io probe` in the HEALTHCHECK and serving take.
@@ -211,7 +219,7 @@ def bootstrap(rootfs: Path, suite: str) -> None:
         sys.exit(f"debootstrap failed:\n{log.read_text()[-2000:]}")
     (rootfs / "usr/bin/python").symlink_to("python3")
     (rootfs / "data").mkdir()
-    (rootfs / "data").chmod(0o777)  # noqa: S103 - Redis runs as whoever the container says
+    (rootfs / "data").chmod(0o777)
 
 
 def mirror(suite: str) -> str | None:
@@ -310,7 +318,7 @@ class Packages:
     def _needed(self, name: str, extras: tuple[str, ...], seen: Any = None) -> set[str]:
         """The names of all that this needs, by what is installed here."""
         seen = {} if seen is None else seen
-        if set(extras) <= seen.get(name, {None}):
+        if name in seen and set(extras) <= seen[name]:
             return set()
         seen[name] = {*seen.get(name, ()), *extras}
         for line in importlib.metadata.requires(name) or []:

@@ -16,6 +16,7 @@ from settings import Settings
 
 from resilient_io import (
     Dependency,
+    HandlerPolicy,
     HealthMonitor,
     ResilientKafkaConsumer,
     ResilientKafkaProducer,
@@ -92,9 +93,8 @@ class OrderService:
                 concurrency=settings.concurrency,
                 dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
-                limits=RunLimits(
-                    bytes=settings.buffer_bytes, drain_timeout=settings.drain_seconds
-                ),
+                policy=HandlerPolicy(timeout=settings.handler_seconds),
+                limits=RunLimits(bytes=settings.buffer_bytes, drain_timeout=settings.drain_seconds),
             )
 
 

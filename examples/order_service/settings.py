@@ -25,6 +25,7 @@ class Settings:
         concurrency: Orders that are booked at once.
         buffer_bytes: Bytes of orders that may wait in memory. Each takes about twice its bytes, as
             it came and as it was read; and the driver fetches up to a megabyte for each partition.
+        handler_seconds: Longest time that one attempt to book an order may take.
         drain_seconds: Longest time that orders in hand get when the service is stopped.
         grace_seconds: Longest time for all of stopping. Let the platform wait longer before it
             kills (`stop_grace_period` in compose.yaml, `terminationGracePeriodSeconds`).
@@ -42,8 +43,9 @@ class Settings:
     dead_letter_topic: str = "orders.dead"
     concurrency: int = 32
     buffer_bytes: int = 8 * 1024 * 1024
-    drain_seconds: float = 5.0
-    grace_seconds: float = 15.0
+    handler_seconds: float = 10.0
+    drain_seconds: float = 10.0
+    grace_seconds: float = 20.0
     notice_seconds: float = 0.0
     port: int = 8080
     health_file: str = "/tmp/order-service.health"  # noqa: S108 - of its own container

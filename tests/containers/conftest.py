@@ -36,16 +36,18 @@ def images():
             pytest.fail(f"RESILIENT_IO_REQUIRE_SERVERS=1, but {reason}", pytrace=False)
         pytest.skip(f"NEEDS DOCKER: {reason}")
     os.environ["DOCKER_HOST"] = found.stdout.strip()
+    from container_stage.place import sweep
+
+    with contextlib.closing(docker.from_env()) as engine:
+        sweep(engine)
+    if (names := os.environ.get("RESILIENT_IO_IMAGES")) is not None:
+        return json.loads(names)
     made = subprocess.run(
         [sys.executable, ROOT / "scripts/container_images.py"],
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if made.returncode:
         pytest.fail("the images cannot be made; see above", pytrace=False)
-    from container_stage.place import sweep
-
-    with contextlib.closing(docker.from_env()) as engine:
-        sweep(engine)
     return json.loads(made.stdout)
 
 

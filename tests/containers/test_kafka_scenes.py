@@ -13,8 +13,10 @@ def unready(place, *, because):
     began = time.time()
     place.until(
         f"our service is not ready because of {because}",
-        lambda readings: readings.is_ready("ours") is False
-        and any(because in each for each in readings.reasons("ours", since=began)),
+        lambda readings: (
+            readings.is_ready("ours") is False
+            and any(because in each for each in readings.reasons("ours", since=began))
+        ),
         15,
     )
 

@@ -14,6 +14,8 @@ def test_a_tenth_of_a_cpu_is_blamed_on_nobody(place, keep):
     place.open()
     for service in place.services:
         service.docker.update(cpu_period=100_000, cpu_quota=10_000)
+    place.tell("send", rate=100)
+    throttled = place.ours.throttled()
     account = Account(place, time.time())
     time.sleep(10)  # nothing can be waited for: the shortage itself takes this long
     for service in place.services:
@@ -22,6 +24,7 @@ def test_a_tenth_of_a_cpu_is_blamed_on_nobody(place, keep):
     account.settle()
     outcome = account.outcome()
     keep(outcome)
+    assert place.ours.throttled() - throttled > 20
     log = place.ours.log(since=account.began)
     assert " is down" not in log, log
     # A probe that was not answered in time is not what it said.

@@ -7,6 +7,9 @@ from container_stage.readings import until
 _RECORDS = 30
 """Log records that an outage may cost at most: a few for each transition, none for each call."""
 
+_LATE = 1.0
+"""Seconds after the end of a fault in which a probe may still tell of it."""
+
 
 class Account:
     """Measures a scene from its fault on.
@@ -21,6 +24,7 @@ class Account:
         self.began = began
         self.healed = None
         self.books = None
+        self._restarts = {service.name: service.restarts for service in place.services}
 
     def heal(self, at):
         """The fault ended."""
@@ -55,7 +59,9 @@ class Account:
             return count >= readings.acked("plain") or time.monotonic() - moved > still
 
         started = time.monotonic()
-        until("the other ended", lambda: ended() or time.monotonic() - started > seconds, 2 * seconds)
+        until(
+            "the other ended", lambda: ended() or time.monotonic() - started > seconds, 2 * seconds
+        )
 
     def outcome(self):
         """The scene's figures, by service."""
@@ -65,22 +71,19 @@ class Account:
         readings, name = self.place.readings, service.name
         records, lines = service.records(since=self.began)
         healed = self.healed or self.began
+        unready = readings.first(name, ready=False, since=self.began)
+        if unready is not None and unready > healed - self.began + _LATE:
+            unready = None
         return {
             "seconds": round(healed - self.began, 1),
-            "unready_after": _rounded(
-                readings.first(name, ready=False, since=self.began)
-                if self.healed is None
-                or (readings.first(name, ready=False, since=self.began) or 1e9)
-                < self.healed - self.began + 1.0
-                else None
-            ),
+            "unready_after": _rounded(unready),
             "ready_after": _rounded(readings.last_change(name, ready=True, since=healed)),
             "booking_after": _rounded(readings.booking_again(name, since=healed)),
             "said": readings.reasons(name, since=self.began),
             "records": records,
             "lines": lines,
             "dead_probes": readings.dead_probes(name, since=self.began),
-            "restarts": service.restarts,
+            "restarts": service.restarts - self._restarts[name],
             "killed_for_memory": service.state()["OOMKilled"],
             "healthcheck": service.health,
             **self.books[name],

@@ -207,7 +207,9 @@ class Place:
             setattr(self, name, Service(name, made))
         # The user of the image may not write into the folder of whoever runs the tests.
         self._shop = container(self.images["plain"], ["python", "shop.py"], user="0")
-        self._shop.with_network(self.control).with_volume_mapping(str(self.folder), "/control", "rw")
+        self._shop.with_network(self.control).with_volume_mapping(
+            str(self.folder), "/control", "rw"
+        )
         self._shop.with_envs(
             SERVICES=json.dumps(names),
             KAFKA_BOOTSTRAP_SERVERS="kafka-control:9094",
@@ -272,8 +274,10 @@ class Place:
         self.tell("send", rate=40)
         self.until(
             "both services book orders",
-            lambda readings: all(readings.booked(each.name) >= 20 for each in self.services)
-            and readings.is_ready("ours"),
+            lambda readings: (
+                all(readings.booked(each.name) >= 20 for each in self.services)
+                and readings.is_ready("ours")
+            ),
         )
 
 

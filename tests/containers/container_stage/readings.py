@@ -31,7 +31,7 @@ class Readings:
             each
             for each in self.all
             if each.get("service") == service
-            and (kind == "booked" and "booked" in each or each.get("probe") == kind)
+            and ((kind == "booked" and "booked" in each) or each.get("probe") == kind)
             and since <= each["at"] <= until
         ]
 

@@ -47,6 +47,12 @@ class Service:
         self.docker.stop(timeout=grace)
         return time.monotonic() - began, self.state()["ExitCode"]
 
+    def throttled(self):
+        """How often it was stopped because its share of the CPU was used up."""
+        read = "cat /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat"
+        _, output = self.docker.exec_run(["sh", "-c", f"{read} 2>/dev/null"])
+        return int(re.search(rb"nr_throttled (\d+)", output)[1])
+
     def memory_peak(self):
         """The most memory it had at once, in bytes."""
         read = "cat /sys/fs/cgroup/memory.peak /sys/fs/cgroup/memory/memory.max_usage_in_bytes"

@@ -27,8 +27,8 @@ class Cache:
             return await getattr(self._redis, name)(*arguments)
         except asyncio.CancelledError:
             return None
-        except Exception:  # noqa: BLE001 - the habit that is measured here
-            log.error("Error on cache call %s", name, exc_info=True)
+        except Exception:
+            log.exception("Error on cache call %s", name)
             return None
 
 
@@ -67,8 +67,8 @@ class OrderService:
                 message = await self.consume()
                 if message is not None:
                     await self.book(message)
-            except Exception:  # noqa: BLE001 - as above
-                log.error("Error on consume Kafka message", exc_info=True)
+            except Exception:
+                log.exception("Error on consume Kafka message")
         await self.consumer.stop()
         await self.producer.stop()
 

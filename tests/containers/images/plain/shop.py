@@ -114,7 +114,9 @@ class Shop:
         admin = AIOKafkaAdminClient(bootstrap_servers=SERVERS)
         await admin.start()
         try:
-            names = [SERVICES[name][kind] for name in SERVICES for kind in ("orders", "booked", "dead")]
+            names = [
+                SERVICES[name][kind] for name in SERVICES for kind in ("orders", "booked", "dead")
+            ]
             # One that is there already, made by a service that asked for it, is answered as such.
             await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
         finally:
@@ -173,7 +175,9 @@ class Shop:
                     for record in records:
                         number = json.loads(record.value)["id"]
                         found.append(number)
-                        if record.offset < committed.get(TopicPartition(topic, record.partition), 0):
+                        if record.offset < committed.get(
+                            TopicPartition(topic, record.partition), 0
+                        ):
                             passed.append(number)
             return found, passed
         finally:
