@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -165,8 +166,15 @@ def test_the_commands_of_a_page_exist(page):
             assert (ROOT / script).exists(), f"{name_of(page)}:{block.line}: no {script}"
 
 
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_the_yaml_of_a_page_is_yaml(page):
+    for block in blocks_of(page):
+        if block.language == "yaml":
+            assert all(yaml.safe_load_all(block.code)), f"{name_of(page)}:{block.line}"
+
+
 def test_no_block_is_of_a_kind_that_nobody_checks():
-    known = {"python", "sh", "console", "text", "mermaid"}
+    known = {"python", "sh", "console", "text", "mermaid", "yaml"}
     for page in PAGES:
         for block in blocks_of(page):
             where = f"{name_of(page)}:{block.line}"
