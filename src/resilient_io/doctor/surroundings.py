@@ -6,13 +6,14 @@ import asyncio
 import functools
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from resilient_io._checking import check_seconds
 
 from .looking import Looking
+from .machine.cgroup import read_cgroup
 from .machine.kernel import judge_kernel
-from .machine.limits import look_at_connections, look_at_cpu, look_at_files, look_at_memory
+from .machine.limits import judge_cpu, look_at_connections, look_at_files, look_at_memory
 from .machine.loop import look_at_loop
 from .machine.versions import look_at_versions
 
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ground"]
 
+_T = TypeVar("_T")
+
+_WATCHED: Final = 0.5
+"""Seconds for which the throttling of now is watched: five periods of the kernel's."""
+
 _LOOKS: Final[dict[str, Callable[[Path], Finding]]] = {
-    "CPU": look_at_cpu,
     "memory": look_at_memory,
     "open files": look_at_files,
     "connections": look_at_connections,
@@ -53,14 +58,19 @@ def ground(*, timeout: float = 5.0, root: str | Path = "/") -> AsyncGenerator[St
 
 
 async def _ground(looking: Looking, root: Path) -> AsyncGenerator[Step, None]:
-    loop = asyncio.get_running_loop()
+    yield await looking.take("CPU", functools.partial(_look_at_cpu, root))
     for name, look in _LOOKS.items():
         # A file of /proc or of a cgroup may be slow when the machine is in need: not in our loop.
-        yield await looking.take(name, functools.partial(_aside, loop, look, root))
+        yield await looking.take(name, functools.partial(_aside, look, root))
     yield await looking.take("event loop", look_at_loop)
 
 
-async def _aside(
-    loop: asyncio.AbstractEventLoop, look: Callable[[Path], Finding], root: Path
-) -> Finding:
-    return await loop.run_in_executor(None, look, root)
+async def _look_at_cpu(root: Path) -> Finding:
+    before = await _aside(read_cgroup, root)
+    if before is not None and before.cpus is not None:
+        await asyncio.sleep(_WATCHED)
+    return judge_cpu(before, await _aside(read_cgroup, root))
+
+
+async def _aside(look: Callable[[Path], _T], root: Path) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(None, look, root)

@@ -6,8 +6,8 @@ from resilient_io.doctor import Status
 from resilient_io.doctor.machine.cgroup import Cgroup, read_cgroup
 from resilient_io.doctor.machine.kernel import judge_kernel
 from resilient_io.doctor.machine.limits import (
+    judge_cpu,
     look_at_connections,
-    look_at_cpu,
     look_at_files,
     look_at_memory,
 )
@@ -131,22 +131,31 @@ def test_the_limit_of_a_group_above_holds_too(tmp_path):
 
 def test_without_a_cgroup_the_limits_cannot_be_seen(tmp_path):
     assert read_cgroup(tmp_path) is None
-    assert look_at_cpu(tmp_path).status is Status.BLIND
+    assert judge_cpu(None, None).status is Status.BLIND
     assert look_at_memory(tmp_path).status is Status.BLIND
 
 
+def throttled(periods, times, seconds=1.5):
+    return Cgroup(version=2, cpus=0.5, periods=periods, throttled=times, throttled_for=seconds)
+
+
 @pytest.mark.parametrize(
-    ("throttled", "status"),
-    [(0, Status.OK), (1, Status.OK), (5, Status.NOTE), (60, Status.PROBLEM)],
+    ("before", "after", "status", "said"),
+    [
+        ((100, 0), (105, 0), Status.OK, "limit 0.5 CPU, not throttled"),
+        ((100, 1), (105, 1), Status.OK, "limit 0.5 CPU, hardly throttled"),
+        ((4, 3), (4, 3), Status.OK, "hardly"),  # a start says nothing yet
+        ((95, 5), (100, 5), Status.NOTE, "in 5% of the periods since"),
+        ((95, 60), (100, 60), Status.PROBLEM, "in 60% of the periods since"),
+        ((99_995, 0), (100_000, 4), Status.PROBLEM, "in 80% of those of now"),
+        ((99_995, 0), (100_000, 1), Status.OK, "hardly"),
+    ],
 )
-def test_throttling_is_judged_by_how_often_it_happens(tmp_path, throttled, status):
-    stat = f"nr_periods 100\nnr_throttled {throttled}\nthrottled_usec 1500000\n"
-    found = look_at_cpu(second(tmp_path, cpu__max="50000 100000\n", cpu__stat=stat))
+def test_throttling_is_judged_by_how_often_it_happens(before, after, status, said):
+    found = judge_cpu(throttled(*before), throttled(*after))
     assert found.status is status
-    assert "limit 0.5 CPU" in found.found
-    assert found.data["throttled"] == throttled
+    assert said in found.found
     if status is not Status.OK:
-        assert f"{throttled}%" in found.found
         assert "resources.limits.cpu" in found.advice
 
 

@@ -13,13 +13,14 @@ from .files import number_in
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["look_at_connections", "look_at_cpu", "look_at_files", "look_at_memory"]
+__all__ = ["judge_cpu", "look_at_connections", "look_at_files", "look_at_memory"]
 
 _OFTEN: Final = 0.25
 """Share of the periods in which a throttled process stalls so often that timeouts follow."""
 
 _SOMETIMES: Final = 0.02
 _ENOUGH_PERIODS: Final = 10
+_MORE_THAN_ONCE: Final = 2
 _FULL: Final = 0.9
 _FILLING: Final = 0.75
 _FEW_FILES: Final = 1024
@@ -28,32 +29,42 @@ _MIB: Final = 1 << 20
 _NO_CGROUP: Final = "there is no cgroup to read here"
 
 
-def look_at_cpu(root: Path) -> Finding:
-    """Look whether the container's CPU limit stops us."""
-    group = read_cgroup(root)
-    if group is None:
+def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> Finding:
+    """Say whether the container's CPU limit stops us.
+
+    Args:
+        before: What its cgroup said; None without one.
+        after: What it said a little later, to tell a throttling of now from one of the start.
+    """
+    if before is None or after is None:
         return blind(_NO_CGROUP, cpus=usable_cpus())
-    limit = "no limit" if group.cpus is None else f"limit {group.cpus:g} CPU"
-    share = group.throttled / group.periods if group.periods else 0.0
+    limit = "no limit" if after.cpus is None else f"limit {after.cpus:g} CPU"
+    share = after.throttled / after.periods if after.periods else 0.0
+    periods = after.periods - before.periods
+    throttled = after.throttled - before.throttled
+    now = throttled / periods if periods > 0 else 0.0
     data = {
-        "limit": group.cpus,
+        "limit": after.cpus,
         "cpus": usable_cpus(),
-        "periods": group.periods,
-        "throttled": group.throttled,
-        "throttled_seconds": round(group.throttled_for, 3),
-        "cgroup": group.version,
+        "periods": after.periods,
+        "throttled": after.throttled,
+        "throttled_seconds": round(after.throttled_for, 3),
+        "throttled_now": round(now, 3),
+        "cgroup": after.version,
     }
-    if group.periods >= _ENOUGH_PERIODS and share > _SOMETIMES:
-        found = (
-            f"{limit}: throttled in {share:.0%} of the periods, {group.throttled_for:.1f} s in all "
-            f"since the container started"
-        )
-        advice = (
-            "While throttled nothing of the process runs, so calls time out and heartbeats are "
-            "late: raise resources.limits.cpu, or set only a request."
-        )
-        return (problem if share > _OFTEN else note)(found, advice, **data)
-    return ok(f"{limit}, hardly throttled" if group.periods else f"{limit}, not throttled", **data)
+    often = after.periods >= _ENOUGH_PERIODS and share > _SOMETIMES
+    if not often and throttled < _MORE_THAN_ONCE:
+        return ok(f"{limit}, {'hardly' if after.throttled else 'not'} throttled", **data)
+    found = (
+        f"{limit}: throttled in {share:.0%} of the periods since the container started "
+        f"({after.throttled_for:.1f} s in all), in {now:.0%} of those of now"
+    )
+    advice = (
+        "While throttled nothing of the process runs, so calls time out and heartbeats are late: "
+        "raise resources.limits.cpu, or set only a request."
+    )
+    serious = share > _OFTEN or (now > _OFTEN and throttled >= _MORE_THAN_ONCE)
+    return (problem if serious else note)(found, advice, **data)
 
 
 def look_at_memory(root: Path) -> Finding:
