@@ -6,10 +6,10 @@ Where the public images can be pulled, name them, and nothing but the two servic
     RESILIENT_IO_KAFKA_IMAGE=apache/kafka:4.3.0
     RESILIENT_IO_PYTHON_IMAGE=python:3.13-slim
 
-What is not named comes from one base that is made here with debootstrap (Debian, as root): Redis and
-Python, of the machine's own release, so that its Java runs there too, with the Kafka that `make
-servers` fetched. Where that cannot be made either, the public names above are taken. An image is
-made anew only when something changed that goes into it.
+What is not named comes from one base that is made here with debootstrap (Debian, as root): Redis
+and Python, of the machine's own release, so that its Java runs there too, with the Kafka that
+`make servers` fetched. Where that cannot be made either, the public names above are taken. An image
+is made anew only when something changed that goes into it.
 
 The image of a service follows its own Dockerfile. Two lines of it are replaced: the image that it
 begins with, and `RUN pip install`, which has no network here: the packages are laid in instead, as

@@ -36,7 +36,7 @@ SCENES = {
     "kafka_is_killed_and_starts_again": "Kafka killed, and started {seconds:.0f} s later",
     "a_tenth_of_a_cpu_is_blamed_on_nobody": "the service on 10% of a CPU, {seconds:.0f} s",
     "a_flood_while_redis_is_away_fits_into_little_memory": (
-        "96 MiB for the service; Redis paused, and 190 MB of orders come"
+        "96 MiB for the service; Redis paused, and 105 MB of orders come"
     ),
     "sigterm_in_the_middle_of_work_loses_nothing": "SIGTERM in the middle of work, and a new start",
     "the_service_starts_first_then_redis_then_kafka": (
@@ -121,7 +121,7 @@ def main() -> None:
     STORE.mkdir(parents=True)
     played = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/containers", "-m", "containers", "-n", "2",
-         "--dist", "worksteal", *arguments],
+         "--dist", "worksteal", "-o", "faulthandler_timeout=400", *arguments],
         env=environment(), check=False,
     )  # fmt: skip
     if any(STORE.iterdir()):

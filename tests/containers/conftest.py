@@ -61,7 +61,9 @@ def kafka(images):
         made = kafka_of(images["kafka"])
         made.with_network(network).with_network_aliases("kafka-control").start()
         stack.callback(made.stop)
-        yield Server("kafka", made)
+        server = Server("kafka", made)
+        server.wait_for(b"Kafka Server started")
+        yield server
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from container_stage.account import Account
 pytestmark = pytest.mark.containers
 
 MIB = 1 << 20
+FLOOD = 20_000
+"""Bytes of an order in the flood."""
 
 
 def test_a_tenth_of_a_cpu_is_blamed_on_nobody(place, keep):
@@ -43,8 +45,8 @@ def test_a_flood_while_redis_is_away_fits_into_little_memory(place, keep):
     place.redis.docker.pause()
     account = Account(place, time.time())
     place.until("our service is not ready", lambda readings: readings.is_ready("ours") is False, 15)
-    # Twice what fits into it.
-    place.tell("burst", rate=1000, count=4 * limit // MIB * 25, size=20_000)
+    # More than fits into it.
+    place.tell("burst", rate=1000, count=limit // FLOOD + 200, size=FLOOD)
     place.redis.docker.unpause()
     account.heal(time.time())
     account.settle(90)

@@ -1,1 +1,1 @@
-"""The stage of the scenes in containers: networks, servers, both services, and who looks at them."""
+"""The stage of the scenes: networks, servers, both services, and who looks at them."""

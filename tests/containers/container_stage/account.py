@@ -103,7 +103,7 @@ class Account:
         assert ours["restarts"] == 0
         assert not ours["killed_for_memory"]
         assert ours["dead_probes"] == 0
-        assert ours["healthcheck"] == "healthy"
+        assert ours["healthcheck"] == "healthy", self.place.ours.state()["Health"]
         assert ours["records"] <= records, log[-3000:]
         assert "Traceback" not in log, log[-3000:]
 

@@ -100,6 +100,12 @@ class Server:
             self.docker, aliases=[alias] if alias else [], ipv4_address=f"{subnet}.{host}"
         )
 
+    def wait_for(self, said):
+        """Wait until it has said something in its log."""
+        until(
+            f"{self.name} said {said!r}", lambda: said in self.docker.logs(), 2 * START, every=0.3
+        )
+
     def run(self, *command):
         """Run a command in it; its output."""
         code, output = self.docker.exec_run(list(command))
