@@ -61,6 +61,11 @@ PAGES: Final = {
         "resilient_io.redis", "resilient_io.redis", also=("resilient_io.redis.commands",)
     ),
     "kafka.md": Page("resilient_io.kafka", "resilient_io.kafka"),
+    "lifecycle.md": Page("resilient_io.lifecycle", "resilient_io.lifecycle"),
+    "serve.md": Page("resilient_io.serve", "resilient_io.serve"),
+    "telemetry.md": Page("resilient_io.telemetry", "resilient_io.telemetry"),
+    "probing.md": Page("resilient_io.probing", "resilient_io.probing"),
+    "doctor.md": Page("resilient_io.doctor", "resilient_io.doctor"),
     "testing.md": Page("resilient_io.testing", "resilient_io.testing"),
 }
 

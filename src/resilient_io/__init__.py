@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         ResilientKafkaProducer,
         RunLimits,
     )
+    from resilient_io.lifecycle import Lifecycle, LifecycleReport
+    from resilient_io.probing import lint_probes
     from resilient_io.redis import LaneSettings, RedisStats, ResilientRedis
 
 __all__ = [
@@ -60,6 +62,8 @@ __all__ = [
     "HealthMonitor",
     "HealthSettings",
     "LaneSettings",
+    "Lifecycle",
+    "LifecycleReport",
     "LivenessSettings",
     "MonitorChange",
     "OutcomeUnknown",
@@ -74,6 +78,7 @@ __all__ = [
     "RunLimits",
     "State",
     "deadline",
+    "lint_probes",
 ]
 
 _HOMES = {
@@ -108,6 +113,8 @@ _HOMES = {
         "ResilientKafkaProducer",
         "RunLimits",
     ),
+    "resilient_io.lifecycle": ("Lifecycle", "LifecycleReport"),
+    "resilient_io.probing": ("lint_probes",),
     "resilient_io.redis": ("LaneSettings", "RedisStats", "ResilientRedis"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -7,13 +7,12 @@ schedule against the library's times; `resilient-io lint` does so for manifests.
 
 from resilient_io.probing.findings import Finding, Severity
 from resilient_io.probing.lint import lint_probes
-from resilient_io.probing.schedule import Probe, Question, Schedule
+from resilient_io.probing.schedule import Probe, Schedule
 from resilient_io.probing.times import ServiceTimes
 
 __all__ = [
     "Finding",
     "Probe",
-    "Question",
     "Schedule",
     "ServiceTimes",
     "Severity",
