@@ -9,7 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka import errors as driver
 
-from resilient_io.health import Dependency
+from resilient_io.health import Dependency, FlightRecorder
 from resilient_io.kafka.consumer.committing import Committer
 from resilient_io.kafka.consumer.feed import Feed
 from resilient_io.kafka.consumer.holdings import Holdings
@@ -152,8 +152,9 @@ class World:
             refusal=lambda: self.refusal,
         )
         self.committer = Committer("kafka", self.counters)
+        self.health = Dependency("kafka")
         self.rebalancing = Rebalancing(
-            Dependency("kafka"),
+            self.health,
             holdings=self.holdings,
             feed=self.feed,
             committer=self.committer,
@@ -579,3 +580,20 @@ async def test_closing_ends_who_waits():
     assert await waiting is None
     assert await anext(batches, None) is None
     assert await anext(records, None) is None
+
+
+async def test_the_flight_recorder_remembers_what_moved_in_and_out():
+    world = World()
+    world.health.recorder = FlightRecorder()
+    instance = await world.joined(A, B)
+    await world.rebalancing.revoke(instance)
+    await world.assigned(instance, A)
+    world.rebalancing.lose(instance)
+    await world.rebalancing.settled()
+    moved = [(each["event"], each["partitions"]) for each in world.health.recorder.events()]
+    assert moved == [
+        ("partitions assigned", 2),
+        ("partitions revoked", 2),
+        ("partitions assigned", 1),
+        ("partitions lost", 1),
+    ]
