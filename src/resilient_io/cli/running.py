@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Interruption", "run"]
 
+_LEAVING = 0.1
+"""Seconds that something interrupted gets to leave in good order."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,9 +44,11 @@ class Interruption(asyncio.Event):
         finally:
             mine.cancel()
             task.cancel()
-            await asyncio.wait([task, mine], timeout=0.1)
+            await asyncio.wait([task, mine], timeout=_LEAVING)
         if finished:
             task.result()
+        elif task.done() and not task.cancelled():
+            task.exception()  # of its leaving: nobody waits for that any more
         return not finished
 
 

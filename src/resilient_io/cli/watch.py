@@ -54,6 +54,7 @@ class Show(Protocol):
 
     def running(self, looks: Sequence[Look]) -> contextlib.AbstractContextManager[object]:
         """Show it while something goes on."""
+        ...
 
     def look(self, look: Look) -> None:
         """Show how one is, once in each interval."""

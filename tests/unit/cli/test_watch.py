@@ -15,6 +15,7 @@ from resilient_io.cli.vantage import Watched, name_of, vantages
 from resilient_io.cli.watch import JsonShow, LineShow, watched
 from resilient_io.cli.watch_table import TableShow
 from resilient_io.health import ProbeDegraded, ProbeFailed
+from resilient_io.testing import cancel_everywhere
 
 
 class Place:
@@ -23,6 +24,7 @@ class Place:
     def __init__(self, name="redis", interval=1.0):
         self.health = Watched(name, interval=interval, timeout=1.0)
         self.fault = None
+        self.opened = False
         self.closed = False
         self.stubborn = False
 
@@ -35,6 +37,7 @@ class Place:
         return 0.002
 
     async def open(self):
+        self.opened = True
         self.health.start(self.probe, last_reply=lambda: float("-inf"))
 
     async def aclose(self):
@@ -157,6 +160,26 @@ async def test_cancelling_it_closes_what_it_opened():
         with pytest.raises(asyncio.CancelledError):
             await task
     assert place.closed
+
+
+async def test_it_can_be_cancelled_at_every_point_and_leaves_nothing_open():
+    @contextlib.asynccontextmanager
+    async def place():
+        yield Place()
+
+    async def closed(place):
+        await asyncio.sleep(0.1)  # cancelled while it closes, the closing goes on
+        assert place.closed or not place.opened
+
+    report = await cancel_everywhere(
+        lambda place: watched([place], LineShow(), Interruption(), interval=1.0, count=3),
+        setup=place,
+        check=closed,
+        within=0.3,
+    )
+    assert report.complete
+    assert report.points > 5
+    report.assert_clean()
 
 
 async def test_the_table_shows_each_state_in_words_and_the_latest_transitions():

@@ -1,0 +1,64 @@
+"""The loop that commands run in: the first Ctrl-C asks, the second ends, threads do not matter."""
+
+import pytest
+
+STUBBORN = """\
+import asyncio, sys
+from resilient_io.cli.running import run
+
+async def command(interruption):
+    print("running", flush=True)
+    await interruption.wait()
+    print("asked", flush=True)
+    await asyncio.sleep(60)
+
+sys.exit(run(command))
+"""
+FAILING = """\
+import asyncio
+from resilient_io.cli.running import run
+
+async def command(interruption):
+    raise ValueError("broken")
+
+run(command)
+"""
+BUSY = """\
+import asyncio, sys, time
+from resilient_io.cli.running import run
+
+async def command(interruption):
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, time.sleep, 0)
+    late = loop.run_in_executor(None, time.sleep, {seconds})
+    await asyncio.wait([late], timeout=1.0)
+    print("written", end="")
+    return 3
+
+code = run(command)
+print(" returned", end="", flush=True)
+sys.exit(code)
+"""
+
+
+async def test_a_command_that_does_not_heed_the_first_ctrl_c_ends_at_the_second(program):
+    async with program(STUBBORN) as running:
+        await running.until("running")
+        running.interrupt()
+        await running.until("asked")
+        running.interrupt()
+        assert await running.ended() == 130
+    assert "Traceback" not in running.shown
+
+
+async def test_what_a_command_raises_is_raised(program):
+    async with program(FAILING) as running:
+        assert await running.ended() == 1
+    assert running.shown.endswith("ValueError: broken\n")
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "written returned"), (60, "written")])
+async def test_a_thread_that_hangs_is_left_behind_once_all_is_written(program, seconds, shown):
+    async with program(BUSY.format(seconds=seconds)) as running:
+        assert await running.ended() == 3
+    assert running.shown == shown
