@@ -164,11 +164,20 @@ def lint(
     *,
     told: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=S", help="A time of the service, such as grace=25."),
+        typer.Option(
+            "--set",
+            metavar="NAME=S",
+            help="A time of the service in seconds, such as grace=25; repeatable.",
+        ),
     ] = None,
     as_json: _Json = False,
 ) -> None:
     """Hold manifests of Kubernetes against the times of the service.
+
+    Its times are told by annotations such as resilient-io/grace: "25" (of the workload or its
+    pods), by variables such as RESILIENT_IO_GRACE, or by --set: grace, notice, start, deadline,
+    health-interval, health-timeout, liveness-window, drain-timeout, handler-timeout,
+    max-poll-interval. The library's defaults stand for the others.
 
     Exit code: 0 nothing but notes, 1 errors or warnings, 2 a file is no manifest.
     """

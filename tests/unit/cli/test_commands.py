@@ -1,10 +1,12 @@
 """The commands in this process: what they refuse in one line, and what `lint` shows."""
 
 import json
+import re
 
 import pytest
 
 from resilient_io.cli.entry import main
+from resilient_io.probing.times import SETTINGS
 
 GOOD = """\
 kind: Deployment
@@ -161,3 +163,9 @@ def test_help_is_code_0(capsys):
     assert main(["--help"]) == 0
     assert main(["lint", "--help"]) == 0
     assert "--set" in capsys.readouterr().out
+
+
+def test_the_help_of_lint_names_each_time(capsys):
+    main(["lint", "--help"])
+    shown = re.sub(r"-\n\s+", "-", capsys.readouterr().out).split()
+    assert [name for name in SETTINGS if name not in {word.strip(",.:") for word in shown}] == []
