@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
+import os
 import socket
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +34,8 @@ _CLOSING = 1.0
 
 _BACKLOG = 128
 _HIGHEST_PORT = 65535
+
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def serve(
@@ -159,32 +163,15 @@ class HealthServer:
         def accept() -> Protocol:
             return Protocol(config=config, server_state=self._connections, app_state={})
 
-        for sock in self._bind(await _resolve(loop, self._host, self._port)):
+        addresses = await _resolve(loop, self._host, self._port)
+        sockets = _bind(addresses, self._host, self._port)
+        self._port = sockets[0].getsockname()[1]
+        for sock in sockets:
             # Without serving at once it never suspends, so that no socket is lost to a cancel.
             server = await loop.create_server(accept, sock=sock, start_serving=False)
             self._servers.append(server)
         for server in self._servers:
             await server.start_serving()
-
-    def _bind(self, addresses: Sequence[tuple[socket.AddressFamily, str]]) -> list[socket.socket]:
-        bound: list[socket.socket] = []
-        try:
-            for family, address in addresses:
-                both = family is socket.AF_INET6 and not address
-                bound.append(
-                    socket.create_server(
-                        (address, self._port),
-                        family=family,
-                        backlog=_BACKLOG,
-                        dualstack_ipv6=both,
-                    )
-                )
-                self._port = bound[0].getsockname()[1]
-        except OSError as error:
-            for each in bound:
-                each.close()
-            raise _refusal(error, self._host, self._port) from error
-        return bound
 
     def _stop_listening(self) -> None:
         servers, self._servers = self._servers, []
@@ -233,8 +220,37 @@ async def _resolve(
     return list(dict.fromkeys((family, str(address[0])) for family, *_, address in found))
 
 
+def _bind(
+    addresses: Sequence[tuple[socket.AddressFamily, str]], host: str | None, port: int
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    passed_over: OSError | None = None
+    for family, address in addresses:
+        try:
+            found = socket.create_server(
+                (address, port),
+                family=family,
+                backlog=_BACKLOG,
+                dualstack_ipv6=family is socket.AF_INET6 and not address,
+            )
+        except OSError as error:
+            if error.errno in _NOT_OURS:  # "localhost" is ::1, too, where there is no IPv6
+                passed_over = error
+                continue
+            for each in bound:
+                each.close()
+            raise _refusal(error, host, port) from error
+        bound.append(found)
+        port = found.getsockname()[1]  # one port for all of them
+    if passed_over is not None and not bound:
+        raise _refusal(passed_over, host, port) from passed_over
+    return bound
+
+
 def _refusal(error: OSError, host: str | None, port: int) -> OSError:
     words = error.strerror or str(error)
+    if error.errno is not None and not isinstance(error, socket.gaierror):
+        words = os.strerror(error.errno)  # the standard library's own repeat the address
     return OSError(
         error.errno,
         f"cannot serve probes on {_written(host, port)}: {words}; "

@@ -12,7 +12,7 @@ import pytest
 from resilient_io import Dependency, HealthMonitor
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
-from resilient_io.serve import _events, _protocol, serve
+from resilient_io.serve import _events, _protocol, _server, serve
 from resilient_io.testing import cancel_everywhere
 
 
@@ -198,7 +198,9 @@ async def test_there_are_only_so_many_connections(server, connect, ask, monkeypa
 
 async def test_a_port_in_use_is_one_error_that_names_the_address(server, monitor):
     other = serve(monitor, host="127.0.0.1", port=server.port)
-    with pytest.raises(OSError, match=rf"on 127\.0\.0\.1:{server.port}: Address already in use"):
+    with pytest.raises(
+        OSError, match=rf"on 127\.0\.0\.1:{server.port}: Address already in use; write"
+    ):
         async with other:
             pass
     await server.aclose()
@@ -216,6 +218,15 @@ async def test_an_address_that_is_nobodys_is_one_error_that_names_it(monitor):
 @pytest.mark.parametrize("host", [None, "localhost", "0.0.0.0", ""])
 async def test_it_listens_on_the_addresses_that_it_was_given(monitor, ask, host):
     async with serve(monitor, host=host, port=0) as server:
+        assert (await ask(server.port, "/livez")).status == 200
+
+
+async def test_an_address_of_a_name_that_is_not_ours_is_passed_over(monitor, ask, monkeypatch):
+    async def resolve(*_):
+        return [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "127.0.0.1")]
+
+    monkeypatch.setattr(_server, "_resolve", resolve)
+    async with serve(monitor, host="localhost", port=0) as server:
         assert (await ask(server.port, "/livez")).status == 200
 
 
