@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+LONGEST = 90
+"""Seconds for what takes three on a quiet machine: most of it is the start of a Python."""
+
 EXAMPLES = HERE.parents[2] / "examples"
 
 
@@ -36,7 +39,7 @@ class Service:
 
     async def until(self, happened, what):
         """Wait until it has said or logged something."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(LONGEST):
             while not (found := happened()):
                 assert not self._reading.done(), f"it ended without {what}: {self.text}"
                 self._news.clear()
@@ -65,7 +68,7 @@ class Service:
         os.kill(self.process.pid if pid is None else pid, number)
 
     async def exit_code(self):
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(LONGEST):
             code = await self.process.wait()
             await self._reading
         return code
@@ -86,7 +89,7 @@ class Service:
 
     async def becomes(self, path, status):
         """Wait until it answers so."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(LONGEST):
             while True:
                 with contextlib.suppress(OSError, IndexError):
                     if (await self.get(path))[0] == status:

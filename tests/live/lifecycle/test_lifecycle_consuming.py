@@ -41,7 +41,7 @@ async def test_a_sigterm_in_the_middle_of_work_loses_and_repeats_nothing(
     async with Redis(port=redis_server.port, decode_responses=True) as redis:
 
         async def handled(count):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while await redis.llen(f"handled:{name}") < count:  # noqa: ASYNC110 -- of a process
                     await asyncio.sleep(0.02)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,28 @@ DEBOUNCED = 2 * TOGETHER
 
 
 async def test_a_sigterm_is_seen_on_readyz_before_anything_stops_and_served_to_the_end(plain):
-    service = await plain("wait", notice=2.0, closes=0.5)
-    assert (await service.get("/readyz"))[0] == 200
+    service = await plain("wait", notice=2.0, closes=1.5)
+    answers = []
+
+    async def ask():
+        """As the kubelet does, only more often, for as long as anybody answers."""
+        with contextlib.suppress(OSError, IndexError):
+            while True:
+                status, words = await service.get("/readyz")
+                answers.append((time.time(), status, words))
+                await asyncio.sleep(0.02)
+
+    asking = asyncio.create_task(ask(), name="the kubelet")
     service.send(signal.SIGTERM)
-    await service.becomes("/readyz", 503)
-    assert service.order() == ["slow starts", "running"]  # it goes on meanwhile
-    status, words = await service.get("/readyz")
-    assert (status, "draining" in words) == (503, True)
-    assert (await service.get("/livez"))[0] == 200
-    await service.says("slow closes")
-    assert (await service.get("/livez"))[0] == 200  # what tells of it is closed last
+    await asking
     assert await service.exit_code() == 0
     assert service.order()[2:] == ["body ends", "slow closes", "slow closed", "ended", "exits"]
     assert service.found("body ends")["answered"] is True
+    unready = [(at, words) for at, status, words in answers if status == 503]
+    assert all("draining" in words for _, words in unready)
+    # Seen while it still works, and as long as anything is closing: what tells of it goes last.
+    assert unready[0][0] < service.found("body ends")["at"]
+    assert unready[-1][0] > service.found("slow closes")["at"]
     report = service.found("ended")["report"]
     assert report["reason"] == "SIGTERM"
     assert report["clean"] is True
@@ -62,11 +72,10 @@ async def test_a_second_signal_goes_faster(plain):
     await service.logs("not ready from now on")
     await asyncio.sleep(DEBOUNCED)
     service.send(signal.SIGTERM)
-    async with asyncio.timeout(8):
-        assert await service.exit_code() == 0
+    assert await service.exit_code() == 0
     report = service.found("ended")["report"]
     assert report["hurried"] is True
-    assert report["seconds"] < 8
+    assert report["seconds"] < 9  # less than the notice alone
     assert any("its closing was cut short" in left for left in report["left"])
 
 

@@ -50,7 +50,7 @@ async def test_a_service_on_fastapi_loses_nothing_that_it_took_until_uvicorn_sto
             taken.append(number)
 
     selling = asyncio.create_task(sell(), name="selling")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while len(taken) < 20:  # noqa: ASYNC110 -- no event here, the service is a process
             await asyncio.sleep(0.02)
     service.send(signal.SIGTERM)
@@ -65,7 +65,7 @@ async def test_a_service_on_fastapi_loses_nothing_that_it_took_until_uvicorn_sto
     (line,) = [line for line in service.lines if "stopped in" in line]
     assert "left" not in line, line
     again = await shop(NOTICE="0")
-    async with asyncio.timeout(20), Redis(port=redis_server.port, decode_responses=True) as redis:
+    async with asyncio.timeout(90), Redis(port=redis_server.port, decode_responses=True) as redis:
         while len(await redis.hkeys("orders:ada")) < len(taken):  # noqa: ASYNC110 -- as above
             await asyncio.sleep(0.05)
         booked = {int(key[2:]) for key in await redis.hkeys("orders:ada")}
