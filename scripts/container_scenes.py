@@ -33,7 +33,7 @@ SCENES = {
         "Redis restarted, and its DNS name gone for {seconds:.0f} s"
     ),
     "the_network_of_kafka_is_cut_and_healed": "Kafka's network cut, {seconds:.0f} s",
-    "kafka_is_killed_and_starts_again": "Kafka killed, and started {seconds:.0f} s later",
+    "kafka_is_killed_and_starts_again": "Kafka killed; it runs again {seconds:.0f} s later",
     "a_tenth_of_a_cpu_is_blamed_on_nobody": "the service on 10% of a CPU, {seconds:.0f} s",
     "a_flood_while_redis_is_away_fits_into_little_memory": (
         "96 MiB for the service; Redis paused, and 105 MB of orders come"

@@ -54,7 +54,7 @@ def images():
 @pytest.fixture(scope="session")
 def kafka(images):
     """Give a broker that several scenes use; none of them harms more than its own network."""
-    from container_stage.place import Server, inner_network, kafka_of
+    from container_stage.place import KAFKA_RUNS, Server, inner_network, kafka_of
 
     with contextlib.ExitStack() as stack:
         network, _ = inner_network(stack)
@@ -62,7 +62,7 @@ def kafka(images):
         made.with_network(network).with_network_aliases("kafka-control").start()
         stack.callback(made.stop)
         server = Server("kafka", made)
-        server.wait_for(b"Kafka Server started")
+        server.wait_for(KAFKA_RUNS)
         yield server
 
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 from container_stage.account import Account
+from container_stage.place import KAFKA_RUNS
 
 pytestmark = pytest.mark.containers
 
@@ -17,12 +18,12 @@ def unready(place, *, because):
             readings.is_ready("ours") is False
             and any(because in each for each in readings.reasons("ours", since=began))
         ),
-        15,
+        25,
     )
 
 
 def ready_again(place):
-    place.until("our service is ready", lambda readings: readings.is_ready("ours"), 45)
+    place.until("our service is ready", lambda readings: readings.is_ready("ours"), 60)
 
 
 def test_the_service_starts_first_then_redis_then_kafka(place_of_its_own, keep):
@@ -38,6 +39,7 @@ def test_the_service_starts_first_then_redis_then_kafka(place_of_its_own, keep):
     assert place.readings.is_ready("ours") is False
     assert place.ours.health != "unhealthy", place.ours.state()["Health"]
     place.start_kafka()
+    place.kafka.wait_for(KAFKA_RUNS)
     account.heal(time.time())
     ready_again(place)
     place.tell("send", rate=40)
@@ -72,6 +74,7 @@ def test_kafka_is_killed_and_starts_again(place_of_its_own, keep):
     unready(place, because="kafka")
     time.sleep(3)  # as above
     place.kafka.docker.start()
+    place.kafka.wait_for(KAFKA_RUNS, times=2)
     account.heal(time.time())
     ready_again(place)
     account.settle()

@@ -7,7 +7,7 @@ from container_stage.account import Account
 
 pytestmark = pytest.mark.containers
 
-NOTICED = 10.0
+NOTICED = 20.0
 """Seconds in which readiness must follow, on a loaded machine; the table has what it took."""
 
 

@@ -81,6 +81,10 @@ def _runs(labels):
     return Path(f"/proc/{labels[next(iter(LABEL))]}").exists()
 
 
+KAFKA_RUNS = b"Kafka Server started"
+"""What a broker says in its log."""
+
+
 class Server:
     """Redis or Kafka, in as many networks as it is connected to."""
 
@@ -100,10 +104,13 @@ class Server:
             self.docker, aliases=[alias] if alias else [], ipv4_address=f"{subnet}.{host}"
         )
 
-    def wait_for(self, said):
-        """Wait until it has said something in its log."""
+    def wait_for(self, said, times=1):
+        """Wait until it has said something in its log, so many times."""
         until(
-            f"{self.name} said {said!r}", lambda: said in self.docker.logs(), 2 * START, every=0.3
+            f"{self.name} said {said!r}",
+            lambda: self.docker.logs().count(said) >= times,
+            2 * START,
+            every=0.3,
         )
 
     def run(self, *command):
