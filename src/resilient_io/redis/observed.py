@@ -10,7 +10,6 @@ sees it end as it ends for the caller, all attempts included.
 
 from __future__ import annotations
 
-import contextlib
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +20,8 @@ from .pipeline import ResilientPipeline
 from .tracing import tracing_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable
+    from contextvars import Token
 
     from .path import CommandPath
     from .tracing import Tracing
@@ -70,7 +70,8 @@ async def observe_command(client: CommandPath, args: tuple[Any, ...], options: A
         with _told(tracing), tracing.command(operation, before):
             return await client._unobserved(*args, **options)
 
-    return await _through("execute_command", driver.Redis, _StandIn(client, make), args, options)
+    method = vars(driver.Redis)["execute_command"]
+    return await _through(method, client, make, args, options)
 
 
 class ObservedPipeline(ResilientPipeline):
@@ -90,10 +91,8 @@ class ObservedPipeline(ResilientPipeline):
                 return await ResilientPipeline.execute(self, raise_on_error)
 
         try:
-            stand_in = _StandIn(self, make)
-            replies: list[Any] = await _through(
-                "execute", driver.Pipeline, stand_in, (raise_on_error,), {}
-            )
+            method = vars(driver.Pipeline)["execute"]
+            replies: list[Any] = await _through(method, self, make, (raise_on_error,), {})
             return replies
         finally:
             await self.reset()
@@ -111,8 +110,8 @@ class ObservedPipeline(ResilientPipeline):
             with _told(tracing), tracing.command(operation, before):
                 return await send(self, *args, **options)
 
-        name = "immediate_execute_command"
-        return await _through(name, driver.Pipeline, _StandIn(self, make), args, options)
+        method = vars(driver.Pipeline)["immediate_execute_command"]
+        return await _through(method, self, make, args, options)
 
 
 class _StandIn:
@@ -164,17 +163,29 @@ class _Connection:
 
 
 async def _through(
-    name: str, owner: type, stand_in: _StandIn, args: tuple[Any, ...], options: dict[str, Any]
+    method: Any,
+    real: object,
+    make: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
 ) -> Any:
     if not is_patched():
-        return await stand_in._make(*args, **options)
-    return await vars(owner)[name].__get__(stand_in, _StandIn)(*args, **options)
+        return await make(*args, **options)
+    return await method.__get__(_StandIn(real, make), _StandIn)(*args, **options)
 
 
-@contextlib.contextmanager
-def _told(tracing: Tracing) -> Generator[None]:
-    token = tracing_of_call.set(tracing)
-    try:
-        yield
-    finally:
-        tracing_of_call.reset(token)
+class _told:  # noqa: N801 (used as a function, and faster than one that yields)
+    """Names who is told of retries."""
+
+    __slots__ = ("_token", "_tracing")
+
+    _token: Token[Tracing | None]
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def __enter__(self) -> None:
+        self._token = tracing_of_call.set(self._tracing)
+
+    def __exit__(self, *_: object) -> None:
+        tracing_of_call.reset(self._token)

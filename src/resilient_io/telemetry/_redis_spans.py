@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError, WatchError
 from ._span import ATTEMPTS, failed, is_suppressed, running
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from opentelemetry.trace import Span, Tracer
@@ -73,12 +73,7 @@ class RedisSpans:
             return contextlib.nullcontext()  # an instrumentation of redis-py was first
         attributes = {**self._where, "db.operation.name": operation, **more}
         span = self._tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
-        return self._running(span)
-
-    @contextlib.contextmanager
-    def _running(self, span: Span) -> Generator[Span]:
-        with running(span, _failed):
-            yield span
+        return running(span, _failed)
 
 
 def _failed(span: Span, error: BaseException) -> None:
