@@ -1,5 +1,7 @@
 """What a Redis server's account of itself means."""
 
+import ssl
+
 import pytest
 from redis import exceptions as driver
 
@@ -344,3 +346,20 @@ def test_a_refused_login_says_what_to_do(error, gave, found, advice):
     assert judged.status is Status.PROBLEM
     assert found in judged.found
     assert advice in judged.advice
+
+
+class Encrypted:
+    uses_tls = True
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ssl.SSLError(1, "tlsv13 alert certificate required"), "wants a certificate of ours"),
+        (ConnectionResetError(104, "Connection reset by peer"), "reset by peer"),
+    ],
+)
+def test_a_server_that_hangs_up_after_the_handshake_may_want_a_certificate(error, found):
+    judged = judge_login(error, Encrypted(), gave_password=True)
+    assert found in judged.found
+    assert "ssl_certfile=" in judged.advice

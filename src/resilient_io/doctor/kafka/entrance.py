@@ -109,7 +109,7 @@ async def judge_failure(place: Place, failure: Failure, target: Target) -> Findi
             "the port is one for clients, not that of a controller.",
             **data,
         )
-    if failure.cause is Cause.RESET:
+    if failure.cause in (Cause.RESET, Cause.TLS):
         return problem(
             f"{place.written} hung up after the handshake",
             "Mostly it wants a certificate of ours (ssl.client.auth=required), or a login: give "

@@ -60,8 +60,10 @@ def judge_login(error: BaseException, target: Target, *, gave_password: bool) ->
         )
     if failure.cause is Cause.TIMED_OUT:
         return problem("connected, but no answer to the login", _ADVICE[failure.cause], **data)
-    if failure.cause is Cause.RESET and target.uses_tls:
-        return problem(said, _AFTER_TLS, **data)
+    if target.uses_tls and failure.cause in (Cause.RESET, Cause.TLS):
+        wants = "certificate required" in said.lower()
+        found = "the server wants a certificate of ours" if wants else said
+        return problem(found, _AFTER_TLS, **data)
     advice = _ADVICE.get(failure.cause, "Look at the server's log.")
     return problem(said, advice, **data)
 
