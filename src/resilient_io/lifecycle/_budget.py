@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["Budget"]
 
 _LEAST = 1.0
-"""Seconds kept for each step that comes later, while there is that much."""
+"""Seconds kept for each step that comes later."""
+
+_MOST = 0.25
+"""Share of the time that is left which is kept for all of them at most: mostly they need little."""
 
 _FORCE = 3.0
 """Seconds that a client may need beyond its timeout to end by force what does not end by itself."""
@@ -56,7 +59,7 @@ class Budget:
     def share(self, after: int) -> float:
         """Give the seconds that the next step may take, with `after` steps behind it."""
         left = max(0.0, self.until - self._loop.time())
-        return left - after * min(_LEAST, left / (2 * (after + 1)))
+        return left - min(after * _LEAST, left * _MOST)
 
     async def wait(self, future: asyncio.Future[Any], seconds: Callable[[], float]) -> bool:
         """Wait for a future; False when it took too long.
@@ -83,4 +86,4 @@ class Budget:
     @staticmethod
     def timeout_in(share: float) -> float:
         """Give the timeout for a client's `aclose`, so that ending by force fits in, too."""
-        return share - min(_FORCE, share / 4)
+        return share - min(_FORCE, share / 8)

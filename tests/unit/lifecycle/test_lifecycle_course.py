@@ -219,10 +219,10 @@ async def test_each_part_gets_what_is_not_kept_for_those_after_it(monitor, make)
     parts = [make.client("a", closes=99.0), make.client("b", closes=99.0), make.client("c")]
     async with lifecycle_of(monitor, *parts, grace=20.0, notice=0.0) as lifecycle:
         pass
-    # 20 s less one each for b, c and the monitor, less what force may take
-    assert parts[0].timeout == pytest.approx(14.0)
-    # 6 s less one each for c and the monitor, less a quarter for force
-    assert parts[1].timeout == pytest.approx(3.0)
+    # 20 s less one each for b, c and the monitor, less an eighth that force may take
+    assert parts[0].timeout == pytest.approx(17.0 * 7 / 8)
+    # What is left of them, less a quarter for c and the monitor, less an eighth
+    assert parts[1].timeout == pytest.approx((20.0 - 17.0 * 7 / 8) * 3 / 4 * 7 / 8)
     assert parts[2].timeout > 1.0
     assert lifecycle.report.seconds <= 20.0
     assert all(found.outcome == "done" for found in lifecycle.report.steps)

@@ -284,7 +284,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._closing = True
         if self.processor is not None:
-            await self.processor.aclose(max(0.0, (until - loop.time()) / 2), asking)
+            left = max(0.0, until - loop.time())
+            # Handlers get all but what the last commit may need: it ends within that, too.
+            spare = min(left / 2, self.settings.commit_timeout)
+            await self.processor.aclose(left - spare, asking)
         self.feed.close()
         await self._upkeep.aclose()
         if self.walk is not None:
