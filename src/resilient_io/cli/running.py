@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_io.cli.exits import INTERRUPTED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["Interruption", "run"]
 
@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption(asyncio.Event):
     """Is set by the first Ctrl-C or SIGTERM. The second ends the process as it would any."""
 
-    async def before(self, other: Awaitable[Any]) -> bool:
+    async def before(self, other: Coroutine[Any, Any, object]) -> bool:
         """Wait for something, but no longer than until the interruption; then it is cancelled.
 
         Cancelling cancels both.
@@ -36,7 +36,7 @@ class Interruption(asyncio.Event):
         Returns:
             Whether the interruption came before its end.
         """
-        task = asyncio.ensure_future(other)
+        task = asyncio.create_task(other, name="until interrupted")
         mine = asyncio.create_task(self.wait(), name="interruption")
         try:
             await asyncio.wait([task, mine], return_when=asyncio.FIRST_COMPLETED)
