@@ -1,5 +1,6 @@
 """What is answered to which request."""
 
+import asyncio
 import json
 
 import prometheus_client
@@ -68,6 +69,21 @@ async def test_only_what_a_restart_heals_fails_liveness(answers, part):
     part.why = "its supervisor died"
     assert words(answers.answer("/livez", "GET")) == (503, "not alive: its supervisor died")
     assert answers.answer("/readyz", "GET").status == 200
+
+
+async def test_an_event_loop_that_is_blocked_most_of_the_time_fails_liveness_until_it_is_not(
+    answers,
+):
+    assert answers.answer("/livez", "GET").status == 200
+    await asyncio.sleep(1)
+    asyncio.get_running_loop().block(20)
+    await asyncio.sleep(1)
+    status, told = words(answers.answer("/livez", "GET"))
+    assert status == 503
+    assert told.startswith("not alive: the event loop was blocked for ")
+    assert answers.answer("/readyz", "GET").status == 200
+    await asyncio.sleep(30)
+    assert answers.answer("/livez", "GET").status == 200
 
 
 async def test_a_service_has_not_started_before_it_knows_its_dependencies():
