@@ -359,3 +359,9 @@ def test_who_waited_in_a_closed_loop_does_not_break_the_news():
 def test_settings_of_another_kind_are_refused_with_what_to_write():
     with pytest.raises(ConfigurationError, match=r"write HealthSettings\(\.\.\.\)"):
         Dependency("redis", settings=Dependency("other"))
+
+
+def test_a_name_that_was_given_as_a_url_shows_no_login():
+    dependency = Dependency("redis://ann:s3cret@cache:6379")
+    assert "s3cret" not in repr(dependency) + str(dependency.snapshot()) + dependency.name
+    assert dependency.name.endswith("@cache:6379")

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from resilient_io._checking import check_name
+from resilient_io._cleaning import without_credentials
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._feed import Feed, Watch
 from resilient_io.health._machine import Machine
@@ -31,7 +32,7 @@ class Availability:
     """How a dependency is, for those who only look.
 
     Attributes:
-        name: How logs, errors and snapshots call it.
+        name: How logs, errors and snapshots call it; without the login, if it was given as a URL.
         settings: Times and thresholds.
         available: False while it is DOWN. For reading only.
         refusing: True while it is known to refuse writes: only then need a client report
@@ -41,7 +42,7 @@ class Availability:
     """
 
     def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
-        self.name = check_name("name", name)
+        self.name = without_credentials(check_name("name", name))
         self.settings = settings if settings is not None else HealthSettings()
         if not isinstance(self.settings, HealthSettings):
             message = (
@@ -53,11 +54,11 @@ class Availability:
         self.refusing = False
         self.recorder: FlightRecorder | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._machine = Machine(name, self.settings)
+        self._machine = Machine(self.name, self.settings)
         self._prober = Prober(self._machine, rng, self._take, self.note)
         self._history: deque[Change] = deque(maxlen=self.settings.history)
-        self._subscriptions: Subscriptions[Change] = Subscriptions(name)
-        self._feed = Feed(first_change(name, 0.0))
+        self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
+        self._feed = Feed(first_change(self.name, 0.0))
 
     @property
     def state(self) -> State:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
 from resilient_io._checking import check_name
+from resilient_io._cleaning import without_credentials
 from resilient_io.health import HealthMonitor, State
 from resilient_io.health._wording import describe
 from resilient_io.serve import _health_json, _status
-from resilient_io.serve._cleaning import without_credentials
 from resilient_io.serve._events import Broadcast
 from resilient_io.serve._metrics import Metrics
 from resilient_io.serve._negotiation import prefer

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from resilient_io._cleaning import without_credentials
 from resilient_io.health import State
 from resilient_io.health._wording import describe
-from resilient_io.serve._cleaning import without_credentials
 
 if TYPE_CHECKING:
     from resilient_io.health import Dependency, HealthMonitor

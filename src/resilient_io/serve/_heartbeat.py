@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from resilient_io import _wall_clock
 from resilient_io._checking import check_number, check_seconds
+from resilient_io._cleaning import without_credentials
 from resilient_io._tasks import tell_of_its_end
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import HealthMonitor
-from resilient_io.serve._cleaning import without_credentials
 
 if TYPE_CHECKING:
     from typing import Self
