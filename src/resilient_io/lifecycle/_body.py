@@ -15,12 +15,10 @@ class Body:
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._cuts = 0
-        self._delivered = False
         self.gone: asyncio.Future[None] = self._loop.create_future()
 
-    def leave(self, error: BaseException | None = None) -> None:
+    def leave(self) -> None:
         """It leaves, by itself or with an error."""
-        self._delivered = isinstance(error, asyncio.CancelledError)
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -29,21 +27,6 @@ class Body:
         if self._task is not None and not self.gone.done():
             self._cuts += 1
             self._task.cancel("the lifecycle ends the block that it is used in")
-
-    async def outlast(self, closing: asyncio.Task[None]) -> None:
-        """Wait, while leaving, until everything is closed.
-
-        A cancellation of ours that had not reached the body yet may reach it here; any other leaves
-        at once.
-        """
-        while True:
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError:
-                if not self._is_ours():
-                    raise
-            else:
-                return
 
     def settle(self, error: BaseException | None) -> bool:
         """Take back our cancellations, as `asyncio.timeout` does.
@@ -58,9 +41,3 @@ class Body:
             self._task.uncancel()
         ours = cuts > 0 and isinstance(error, asyncio.CancelledError)
         return ours and self._task.cancelling() <= self._cancelling
-
-    def _is_ours(self) -> bool:
-        if self._delivered or not self._cuts or asyncio.current_task() is not self._task:
-            return False
-        self._delivered = True
-        return self._task is not None and (self._task.cancelling() <= self._cancelling + self._cuts)

@@ -213,11 +213,11 @@ class Lifecycle:
         course, body = self._course, self._course.body
         if body is None:  # a signal had ended the start of a lifespan
             return False
-        body.leave(error)
+        body.leave()
         reason = "the block ended" if kind is None else f"the block raised {kind.__name__}"
         closing = course.close(reason)
         try:
-            await body.outlast(closing)
+            await asyncio.wait([closing])
         finally:
             ours = body.settle(error)
         closing.result()

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._deadline import context_without_deadline
 from resilient_io.errors import ConfigurationError, DeadlineExceeded
 
 from ._report import LifecycleStep, Outcome, log
@@ -58,9 +57,7 @@ class Part:
         loop = asyncio.get_running_loop()
         self._entered, self._leave = loop.create_future(), loop.create_future()
         self._task = loop.create_task(
-            self._live(self._entered, self._leave),
-            name=f"resilient-io lifecycle {self.name}",
-            context=context_without_deadline(),
+            self._live(self._entered, self._leave), name=f"resilient-io lifecycle {self.name}"
         )
         began = loop.time()
         try:
@@ -73,7 +70,6 @@ class Part:
             late = not self._task.done()
             self._task.add_done_callback(self._gone)
             if not self._entered.done():
-                self._leave.set_result(0.0)  # should it be entered all the same
                 self._task.cancel()
         if self._entered.done():
             return

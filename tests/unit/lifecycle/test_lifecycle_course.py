@@ -9,6 +9,7 @@ import pytest
 
 from resilient_io import Closed, ConfigurationError, DeadlineExceeded, deadline
 from resilient_io.lifecycle import Lifecycle
+from resilient_io.lifecycle._body import Body
 
 
 def lifecycle_of(monitor, *parts, **options):
@@ -183,6 +184,25 @@ async def test_a_cancel_from_elsewhere_passes_also_when_ours_came_too(monitor, m
         await task
 
 
+async def test_a_cancel_in_the_same_moment_as_ours_passes(monitor, make, monkeypatch):
+    def cut(body):
+        original(body)
+        body._task.cancel()  # somebody else's, before the body hears of ours
+
+    original = Body.cut
+    monkeypatch.setattr(Body, "cut", cut)
+
+    async def serve():
+        async with lifecycle_of(monitor, make.part("redis"), notice=0.0, body_timeout=1.0) as it:
+            it.stop()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(serve(), name="serving")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelling() == 1
+
+
 async def test_a_cancelled_body_has_everything_closed_before_it_leaves(monitor, make, what):
     async def serve():
         async with lifecycle_of(monitor, make.client("redis", closes=1.0)):
@@ -326,7 +346,7 @@ async def test_a_lifespan_whose_start_is_stopped_lets_the_server_end_by_itself(m
         assert lifecycle.phase == "stopped"
 
 
-async def test_a_part_that_is_entered_after_all_is_closed(monitor, make, what):
+async def test_a_part_that_is_entered_after_its_time_is_closed(monitor, make, diary, what):
     class Late(type(make.part("late"))):
         async def __aenter__(self):
             try:
@@ -336,8 +356,9 @@ async def test_a_part_that_is_entered_after_all_is_closed(monitor, make, what):
             self.note("started")
 
     with pytest.raises(DeadlineExceeded):
-        async with lifecycle_of(monitor, Late(what.__closure__[0].cell_contents, "late")) as it:
-            pytest.fail(f"{it} did not start")
+        async with lifecycle_of(monitor, Late(diary, "late"), start_timeout=1.0):
+            pytest.fail("it did not start")
+    assert what() == ["late started", "late closes", "late closed"]
 
 
 # --- workers

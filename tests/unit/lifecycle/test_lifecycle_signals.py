@@ -79,7 +79,8 @@ async def test_a_server_that_does_not_end_has_the_parts_closed_within_the_grace(
     async with Lifecycle(monitor, make.part("redis"), grace=20.0, notice=5.0) as lifecycle:
         await send(signal.SIGTERM)
         await asyncio.sleep(30.0)
-        assert what()[-1] == "redis closed"
+        make.part("body").note("was not cancelled")
+    assert what()[-2:] == ["redis closed", "body was not cancelled"]
     assert lifecycle.report.seconds <= 20.0
     assert lifecycle.report.left == ("body: the server had not ended",)
 
@@ -124,6 +125,16 @@ async def test_a_second_signal_reaches_what_is_closing_already(monitor, make):
         await lifecycle.stopping.wait()
     assert lifecycle.report.seconds <= 8.0 + 0.01
     assert lifecycle.report.left == ("Client: its closing was cut short",)
+
+
+async def test_what_ends_within_the_hurry_is_not_cut_short(monitor, make):
+    redis = make.client("redis", closes=6.0)
+    async with Lifecycle(monitor, redis, notice=0.0) as lifecycle:
+        await send(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(5.0, signal.raise_signal, signal.SIGTERM)
+        await lifecycle.stopping.wait()
+    assert lifecycle.report.hurried
+    assert lifecycle.report.clean
 
 
 async def test_a_signal_that_comes_twice_at_once_is_one(monitor, make):
