@@ -15,7 +15,8 @@ async def take(steps):
 
 async def test_a_look_at_redis_can_be_cancelled_everywhere(redis_server, monkeypatch):
     monkeypatch.setattr("resilient_io.doctor.redis.load._PINGS", 2)
-    report = await cancel_everywhere(lambda: take(examine(redis_server.url)))
+    url = f"redis://localhost:{redis_server.port}"  # a name, so that it is looked up
+    report = await cancel_everywhere(lambda: take(examine(url)))
     assert report.findings == []
     assert report.result[-1] == "load"
     assert report.points > 10
