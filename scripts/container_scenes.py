@@ -45,7 +45,7 @@ SCENES = {
 }
 NAMES = {"ours": "resilient_io", "plain": "plain"}
 COLUMNS = ("what happens", "service", "not ready after", "ready again after", "books again after",
-           "log lines", "lost", "not booked", "announced twice", "restarts")  # fmt: skip
+           "log lines", "lost", "not booked", "announced twice", "restarts, or end")  # fmt: skip
 
 
 def cells(title: str, service: str, outcome: dict[str, Any]) -> list[str]:
