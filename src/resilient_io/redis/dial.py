@@ -47,7 +47,7 @@ async def dial(
         async with asyncio.timeout(timeout):
             await target.locate()
             connection = target.connection(client_name=client_name, connect_timeout=timeout)
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True
     except (driver.TimeoutError, TimeoutError) as error:
@@ -59,6 +59,20 @@ async def dial(
     finally:
         if connection is not None and not connected:
             abort(connection)
+
+
+async def _shake_hands(connection: AbstractConnection) -> None:
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]
+    except (driver.RedisError, OSError):
+        raise
+    # The boundary to the application's own code: its credential provider, or its
+    # `redis_connect_func`, may raise anything, for example while what it asks is away.
+    except Exception as error:
+        # Its kind only: its words may hold anything.
+        raise driver.ConnectionError(
+            f"the credential provider, or redis_connect_func, raised {type(error).__name__}"
+        ) from error
 
 
 def _plain_port() -> ssl.SSLError:
