@@ -414,11 +414,13 @@ class ResilientKafkaConsumer:
 
         Either a task of its own is gone, by a bug of ours, or `run` has records in hand and none
         of them has moved for `max_poll_interval_ms`, though Kafka and all that it `requires` are
-        there. What handlers wait for without a bound belongs into `requires`: a standstill for that
-        long is taken for their own otherwise. Kafka being away never counts: this is for liveness
-        (`HealthMonitor(vital=[consumer])`), not for readiness.
+        there, and none of the latter is degraded. What handlers wait for without a bound belongs
+        into `requires`: a standstill for that long is taken for their own otherwise. Kafka being
+        away never counts: this is for liveness (`HealthMonitor(vital=[consumer])`), not for
+        readiness.
         """
-        if self._engine is None or self._residence is None or self._residence.over:
+        residence = self._residence
+        if self._engine is None or residence is None or residence.over or residence.forked:
             return None
         return self._engine.stuck()
 

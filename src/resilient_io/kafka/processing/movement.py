@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from resilient_io.health import State
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Movement"]
 
+_UNSEEN = 1 / 4  # of the longest standstill: then the process was stopped, or its loop blocked
+
 
 class Movement:
     """Notes when a record was last taken in hand or settled.
@@ -24,7 +28,8 @@ class Movement:
         workers: Who handles the records.
         backlog: The records.
         gate: Shut while a required dependency is down; that is no standstill.
-        requires: Those dependencies: the time begins anew when one changes.
+        requires: Those dependencies: one that is down or degraded may be what handlers wait for,
+            and the time begins anew when one changes.
         ended: Returns how many calls of the handler ended so far, well or not.
         longest: Seconds without any movement that are too long.
     """
@@ -47,16 +52,25 @@ class Movement:
         self._longest = longest
         self._time = asyncio.get_running_loop().time
         self._noted: tuple[float, int] | None = None
-        self._moved_at = self._time()
+        self._moved_at = self._looked_at = self._time()
 
     def look(self) -> None:
         """Compare with the last look; to be done more often than every `longest` seconds."""
         busy = self._workers.busy()
         noted = (max((worker.since for worker in busy), default=-1.0), self._ended())
-        standing = (busy or self._backlog.ready) and not self._gate.shut
+        standing = (busy or self._backlog.ready) and not self._excused
+        now = self._time()
         if noted != self._noted or not standing:
             self._noted = noted
-            self._moved_at = self._time()
+            self._moved_at = now
+        elif now - self._looked_at > _UNSEEN * self._longest:
+            # Nothing of this process could move then, a handler as little as a look.
+            self._moved_at += now - self._looked_at
+        self._looked_at = now
+
+    @property
+    def _excused(self) -> bool:
+        return self._gate.shut or any(each.state is State.DEGRADED for each in self._requires)
 
     def stuck(self, since: float) -> str | None:
         """Say for how long nothing has moved, when that is too long; None otherwise.

@@ -142,3 +142,37 @@ async def test_once_it_ends_it_is_not_stuck(scenes):
     assert scene.processor.stuck(0.0) is not None
     await scene.aclose()
     assert scene.processor.stuck(0.0) is None
+
+
+async def test_a_required_dependency_that_is_degraded_is_no_standstill_of_ours(scenes):
+    redis = Dependency("redis")
+    redis.succeeded()
+    scene = scenes(max_poll_interval=BOUND, requires=[redis])
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(BOUND / 2)
+    redis.refused(Cause.READ_ONLY, "a replica")
+    await asyncio.sleep(10 * BOUND)
+    assert scene.processor.stuck(0.0) is None
+    redis.accepted()
+    await asyncio.sleep(BOUND - 6)
+    assert scene.processor.stuck(0.0) is None
+    await asyncio.sleep(12)
+    assert scene.processor.stuck(0.0) is not None
+    door.open.set()
+
+
+async def test_the_time_for_which_the_whole_process_was_stopped_does_not_count(scenes):
+    scene = scenes(max_poll_interval=BOUND)
+    door = Door(b"a")
+    scene.start(door)
+    scene.source.put(b"a")
+    await asyncio.sleep(BOUND / 2)
+    asyncio.get_running_loop().block(10 * BOUND)
+    assert scene.processor.stuck(0.0) is None
+    await asyncio.sleep(BOUND / 4)
+    assert scene.processor.stuck(0.0) is None
+    await asyncio.sleep(BOUND / 2)
+    assert scene.processor.stuck(0.0) is not None
+    door.open.set()
