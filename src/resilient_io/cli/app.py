@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence  # noqa: TC003 (typer reads the annotations)
 from typing import Annotated
 
 import typer
 
-from resilient_io.cli.exits import COULD_NOT_LOOK, PROBLEMS
+from resilient_io.cli.exits import COULD_NOT_LOOK, PROBLEMS, let_go_of_output
 from resilient_io.cli.terminal import complain, quiet_loggers, standard_output
 from resilient_io.errors import ConfigurationError
 
@@ -54,8 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         complain(arguments[0], error)
         return COULD_NOT_LOOK
     except BrokenPipeError:
-        # Nobody reads on: not even the interpreter's last flush may complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go_of_output()
         return PROBLEMS
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from resilient_io.cli.exits import COULD_NOT_LOOK, INTERRUPTED
+from resilient_io.cli.exits import COULD_NOT_LOOK, INTERRUPTED, PROBLEMS, let_go_of_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"resilient-io: {root} is not installed: pip install 'resilient-io[{extra}]'\n"
         )
         return COULD_NOT_LOOK
+    except BrokenPipeError:
+        let_go_of_output()
+        return PROBLEMS
     except KeyboardInterrupt:  # while imports went on: each command handles its own
         return INTERRUPTED
 
@@ -57,6 +60,7 @@ def _run(given: list[str]) -> int:
         from importlib.metadata import version  # noqa: PLC0415
 
         sys.stdout.write(f"resilient-io {version('resilient-io')}\n")
+        sys.stdout.flush()
         return 0
     from resilient_io.cli.app import run  # noqa: PLC0415
 

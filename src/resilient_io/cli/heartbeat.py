@@ -16,6 +16,7 @@ A service that was busy for a moment must not be restarted, but it need not get 
 """
 
 _LONGEST = 1 << 16
+_ENDLESS = 1e12
 _NEGATIVE = {"live": "not alive", "ready": "not ready", "started": "not started"}
 _FACTS = {"live": "alive", "ready": "ready", "started": "started"}
 
@@ -81,7 +82,8 @@ def _objection(heartbeat: dict[str, Any], question: str, age: float, allowed: fl
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
-        if isinstance(found, dict) and found["interval"] > 0 and found["at"] > 0:
+        # JSON has numbers without end, and none of a service's are.
+        if isinstance(found, dict) and 0 < found["interval"] < _ENDLESS > found["at"] > 0:
             known = {name: found[name] for name in (*_FACTS.values(), "state")}
             return {
                 **found,
@@ -89,6 +91,6 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
                 "at": float(found["at"]),
                 "interval": float(found["interval"]),
             }
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return None

@@ -13,6 +13,7 @@ __all__ = ["Address", "asked", "parsed"]
 _LONGEST = 1 << 16
 _STATUS_PARTS = 2
 _PORTS = 1 << 16
+_DIGITS = 5
 
 
 class Address(NamedTuple):
@@ -34,7 +35,7 @@ def parsed(url: str) -> Address | None:
     if not colon or authority.endswith("]"):
         host, port = authority, "80"
     host = host.removeprefix("[").removesuffix("]")
-    if not host or "@" in host or not (port.isascii() and port.isdigit()):
+    if not host or "@" in host or not (port.isascii() and port.isdigit() and len(port) <= _DIGITS):
         return None
     if not 0 < int(port) < _PORTS or not url.isascii():
         return None
@@ -58,6 +59,8 @@ def asked(address: Address, timeout: float) -> Verdict:
         return Verdict(False, f"{where} did not answer within {timeout:g} s", {})
     except socket.gaierror as error:
         return Verdict(False, f"{host} cannot be resolved: {error.strerror}", {})
+    except UnicodeError:  # of the encoding for international names
+        return Verdict(False, f"{host} cannot be resolved: it can be no host name", {})
     except OSError as error:
         return Verdict(False, f"{where} cannot be asked: {error.strerror or error}", {})
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -69,13 +69,19 @@ def read(paths: Sequence[str]) -> dict[str, str]:
     found = {}
     for path in paths:
         try:
-            text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+            text = _standard_input() if path == "-" else Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ConfigurationError(f"{path} is no text in UTF-8") from None
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
         found["standard input" if path == "-" else path] = text
     return found
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigurationError("standard input cannot be read: it is closed")
+    return sys.stdin.buffer.read().decode("utf-8")
 
 
 def settings(given: Sequence[str]) -> dict[str, float]:

@@ -5,11 +5,10 @@ It imports neither the drivers nor argparse nor anything that is not in the stan
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from resilient_io.cli.exits import COULD_NOT_LOOK, GOOD, PROBLEMS
+from resilient_io.cli.exits import COULD_NOT_LOOK, GOOD, PROBLEMS, let_go_of_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(_HELP)
+        sys.stdout.flush()
         return GOOD
     try:
         options = _parsed(arguments)
@@ -134,6 +134,8 @@ def _say(verdict: Verdict, *, as_json: bool) -> None:
     if sys.stdout is None:
         return  # nobody reads; the exit code is the answer
     written = (text + "\n").encode(sys.stdout.encoding, "backslashreplace")
-    with contextlib.suppress(BrokenPipeError):
+    try:
         sys.stdout.buffer.write(written)
         sys.stdout.flush()
+    except OSError:  # nobody reads, or the disk is full
+        let_go_of_output()

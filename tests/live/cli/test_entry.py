@@ -1,6 +1,8 @@
 """The command's front door: what it imports, what it says without its extra, how it is called."""
 
+import json
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,3 +92,32 @@ async def test_a_reader_that_goes_away_is_no_traceback(command):
     code, out, err = await command(prefix=["bash", "-c", f"{line}; echo ended: $? >&2) | true"])
     assert (code, out) == (0, "")
     assert err == "ended: 1\n"
+
+
+@pytest.mark.parametrize("arguments", ["--version", "probe --help", "--help", "lint --help"])
+async def test_a_reader_that_is_gone_is_no_traceback_either(command, arguments):
+    line = f"{sys.executable} -m resilient_io.cli {arguments}"
+    # The sleep gives `true` time to be gone; were it not, the test would pass for nothing.
+    shell = f"(sleep 0.3; {line}; echo ended: $? >&2) | true"
+    code, _, err = await command(prefix=["bash", "-c", shell])
+    assert (code, err) == (0, "ended: 1\n")
+
+
+async def test_the_verdict_of_a_probe_does_not_depend_on_who_reads_it(command, tmp_path):
+    beat = tmp_path / "beat"
+    facts = {"at": time.time(), "interval": 1000, "state": "up"}
+    beat.write_text(json.dumps({**facts, "alive": True, "ready": True, "started": True}))
+    line = f"{sys.executable} -m resilient_io.cli probe --file {beat}"
+    told = f"{line}; echo $? >&2"
+    shell = f"({told}) >/dev/full; ({told}) >&-; (sleep 0.3; {told}) | true"
+    assert await command(prefix=["bash", "-c", shell]) == (0, "", "0\n0\n0\n")
+
+
+async def test_standard_input_that_is_closed_or_no_text_is_one_clear_line(command):
+    line = f"{sys.executable} -m resilient_io.cli lint -"
+    shell = f"{line} <&-; echo $? >&2; printf '\\xff\\xfe' | LC_ALL=C {line}; echo $? >&2"
+    _, _, err = await command(prefix=["bash", "-c", shell])
+    assert err == (
+        "resilient-io lint: standard input cannot be read: it is closed\n2\n"
+        "resilient-io lint: - is no text in UTF-8\n2\n"
+    )

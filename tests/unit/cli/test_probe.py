@@ -202,3 +202,33 @@ def test_a_url_is_taken_apart(url, address):
 )
 def test_a_url_that_cannot_be_asked_is_none(url):
     assert parsed(url) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 60_000,
+        '{"at": %s, "interval": 1, "state": "up"}' % ("9" * 400),
+        '{"at": 1000000, "interval": Infinity, "state": "up", "alive": true}',
+        '{"at": Infinity, "interval": 1, "state": "up", "alive": true}',
+    ],
+    ids=["nested", "huge", "endless interval", "endless age"],
+)
+def test_what_json_allows_and_no_service_writes_is_no_heartbeat(tmp_path, capsys, text):
+    path = tmp_path / "beat.json"
+    path.write_text(
+        text.replace('"state"', '"ready": true, "started": true, "alive": true, "state"')
+    )
+    assert main(["--file", str(path), "--live"]) == 2
+    assert capsys.readouterr().out == f"{path} is no heartbeat file of resilient_io\n"
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_can_be_no_name_is_one_clear_line(capsys, host):
+    assert main(["--url", f"http://{host}/readyz"]) == 1
+    assert capsys.readouterr().out == f"{host} cannot be resolved: it can be no host name\n"
+
+
+def test_a_port_of_any_length_is_one_clear_line(capsys):
+    assert main(["--url", f"http://127.0.0.1:{'9' * 5000}/"]) == 2
+    assert capsys.readouterr().err.startswith("resilient-io probe: the URL cannot be asked")
