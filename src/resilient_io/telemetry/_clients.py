@@ -90,28 +90,53 @@ def named(clients: object) -> dict[str, object]:
     """Give each client a name: the caller's, or else what it is, with a number from the second on.
 
     Raises:
-        ConfigurationError: They are neither a sequence nor a mapping, or none of ours.
+        ConfigurationError: They are neither a sequence nor a mapping, none of ours, or one is
+            given twice.
     """
     if isinstance(clients, Mapping):
-        for name, client in clients.items():
+        for name in clients:
             if not isinstance(name, str) or not name:
                 raise ConfigurationError(
                     f"{name!r} is no name of a client: write clients={{'cache': redis}}"
                 )
+        for client in clients.values():
             kind_of(client)
-        return dict(clients)
-    if not isinstance(clients, Sequence):
+        found = dict(clients)
+    elif isinstance(clients, Sequence):
+        found = dict(unique((kind_of(client), client) for client in clients))
+    else:
         raise ConfigurationError(
             f"clients={clients!r} is no list: write clients=[redis], or clients={{'cache': redis}}"
         )
-    return dict(unique((kind_of(client), client) for client in clients))
+    _check_that_none_is_twice(found)
+    return found
+
+
+def _check_that_none_is_twice(clients: Mapping[str, object]) -> None:
+    """Refuse what would be counted twice: views of a Redis client share its counters."""
+    seen: dict[int, str] = {}
+    for name, client in clients.items():
+        counted = getattr(client, "_engine", None) if kind_of(client) == "redis" else None
+        first = seen.setdefault(id(client if counted is None else counted), name)
+        if first != name:
+            raise ConfigurationError(
+                f"clients {first!r} and {name!r} are the same, or a with_policy() of it, and would "
+                f"be counted twice: give it once"
+            )
 
 
 def unique(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
     """Number those that have the same name, from the second on."""
+    given = list(pairs)
+    names = {name for name, _ in given}
     found: list[tuple[str, T]] = []
-    seen: dict[str, int] = {}
-    for name, each in pairs:
-        count = seen[name] = seen.get(name, 0) + 1
-        found.append((name if count == 1 else f"{name} {count}", each))
+    counts: dict[str, int] = {}
+    for name, each in given:
+        count = counts[name] = counts.get(name, 0) + 1
+        chosen = name
+        if count > 1:
+            while (chosen := f"{name} {count}") in names:  # somebody is called so
+                count += 1
+            counts[name] = count
+        found.append((chosen, each))
     return found

@@ -8,6 +8,7 @@ OpenTelemetryMetrics(monitor, clients=[redis, consumer])
 from __future__ import annotations
 
 import math
+import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from resilient_io.errors import ConfigurationError
 
 from ._catalogue import CATALOGUE
 from ._metric import BOUNDARIES, TO_MIDDLE
-from ._readings import Distribution, Readings
+from ._readings import Readings
+from ._totals import Distribution
 
 try:
     from opentelemetry.metrics import Observation, get_meter_provider
@@ -38,6 +40,13 @@ __all__ = ["OpenTelemetryMetrics"]
 
 _MOST_RECORDED = 500
 """Latencies that one collection records: the SDK takes about 10 µs for each."""
+
+
+class _Collection(threading.local):
+    """What is left of a collection; a provider's readers may each be at one, in a thread each."""
+
+    def __init__(self) -> None:
+        self.batch: dict[str, list[Reading]] = {}
 
 
 class OpenTelemetryMetrics:
@@ -70,10 +79,10 @@ class OpenTelemetryMetrics:
         clients: Sequence[object] | Mapping[str, object] = (),
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self._readings = Readings(monitor, clients)
-        self._batch: dict[str, list[Reading]] = {}
+        self._readings: Readings | None = Readings(monitor, clients)
+        self._collection = _Collection()
+        self._recording = threading.Lock()
         self._recorded: dict[tuple[str, tuple[str, ...]], dict[float, int]] = {}
-        self._closed = False
         provider = meter_provider if meter_provider is not None else get_meter_provider()
         meter = provider.get_meter("resilient_io", version("resilient-io"))
         self._histograms = {
@@ -87,7 +96,7 @@ class OpenTelemetryMetrics:
 
     def close(self) -> None:
         """Report nothing any more: OpenTelemetry's instruments cannot be taken back."""
-        self._closed = True
+        self._readings = None  # with the clients: a meter keeps its callbacks for ever
 
     def _callback(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
@@ -104,16 +113,19 @@ class OpenTelemetryMetrics:
 
         So one collection, which asks instrument by instrument, reads once.
         """
-        if self._closed:
+        readings, batch = self._readings, self._collection.batch
+        if readings is None:
             return []
-        if metric.name not in self._batch:
-            self._batch = {name: [] for name in CATALOGUE}
-            for reading in self._readings.collect():
-                self._batch[reading.metric.name].append(reading)
-            for name, histogram in self._histograms.items():
-                for reading in self._batch.pop(name):
-                    self._record(histogram, reading)
-        return self._batch.pop(metric.name, [])
+        if metric.name not in batch:
+            batch.clear()
+            batch.update((name, []) for name in CATALOGUE)
+            for reading in readings.collect():
+                batch[reading.metric.name].append(reading)
+            with self._recording:
+                for name, histogram in self._histograms.items():
+                    for reading in batch.pop(name):
+                        self._record(histogram, reading)
+        return batch.pop(metric.name, [])
 
     def _record(self, histogram: Histogram, reading: Reading) -> None:
         """Record a fair sample of what came since the last time."""

@@ -13,7 +13,8 @@ from resilient_io.errors import ConfigurationError
 
 from ._catalogue import CATALOGUE
 from ._metric import BOUNDARIES
-from ._readings import Distribution, Readings, fold
+from ._readings import Readings, fold
+from ._totals import Distribution
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -62,7 +63,7 @@ class PrometheusMetrics:
         self, monitor: HealthMonitor, clients: Sequence[object] | Mapping[str, object] = ()
     ) -> None:
         self._readings = Readings(monitor, clients)
-        self._registry: CollectorRegistry | None = None
+        self._registries: list[CollectorRegistry] = []
 
     def register(self, registry: CollectorRegistry | None = None) -> Self:
         """Let a registry collect from here on.
@@ -81,17 +82,19 @@ class PrometheusMetrics:
                 "this registry has the metrics of resilient_io already: give all clients to one "
                 "PrometheusMetrics, or unregister() the other one first"
             ) from error
-        self._registry = chosen
+        self._registries.append(chosen)
         return self
 
     def unregister(self) -> None:
-        """Let the registry collect no more; doing it twice does no harm."""
-        registry, self._registry = self._registry, None
-        if registry is not None:
+        """Let no registry collect any more; doing it twice does no harm."""
+        registries, self._registries = self._registries, []
+        for registry in registries:
             registry.unregister(self)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return what a scrape is answered with: all of the registry, or ours if there is none.
+
+        Of several registries it is the latest.
 
         Args:
             accept: The scraper's `Accept` header; it may ask for OpenMetrics.
@@ -100,8 +103,9 @@ class PrometheusMetrics:
             The body, and its content type.
         """
         encode, content_type = choose_encoder(accept)
-        registry = self._registry
-        if registry is None:
+        if self._registries:
+            registry = self._registries[-1]
+        else:
             registry = CollectorRegistry()
             registry.register(self)
         return encode(registry), content_type

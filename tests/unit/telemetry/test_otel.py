@@ -1,5 +1,8 @@
 """The instruments of OpenTelemetry, with its SDK."""
 
+import gc
+import weakref
+
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
@@ -142,4 +145,16 @@ async def test_closed_it_reports_nothing(monitor, collected):
     metrics = OpenTelemetryMetrics(monitor, meter_provider=collected.provider)
     assert collected.collect()
     metrics.close()
+    assert collected.collect() == {}
+
+
+async def test_what_was_closed_lets_go_of_its_clients(monitor, collected):
+    redis = ResilientRedis()
+    exported = OpenTelemetryMetrics(monitor, [redis], collected.provider)
+    assert collected.collect()
+    gone = weakref.ref(redis)
+    exported.close()
+    del redis
+    gc.collect()
+    assert gone() is None
     assert collected.collect() == {}

@@ -14,9 +14,10 @@ from resilient_io import (
     ResilientRedis,
 )
 from resilient_io.redis.stats import Latencies
-from resilient_io.telemetry import _readings
+from resilient_io.telemetry import _counts
 from resilient_io.telemetry._metric import BOUNDARIES
-from resilient_io.telemetry._readings import Distribution, Readings, fold
+from resilient_io.telemetry._readings import Readings, fold
+from resilient_io.telemetry._totals import Distribution
 
 
 def values(readings, name):
@@ -140,7 +141,7 @@ async def test_series_are_bounded_whatever_the_assignment_and_the_errors(monitor
     assert sum(found.values()) == 3_000
     assert found["consumer", consumer.health.name, "billing", "other", "other"] == 2_000
 
-    bounded = _readings._bounded({f"Error{number}": 1 for number in range(80)})
+    bounded = _counts._bounded({f"Error{number}": 1 for number in range(80)})
     assert len(bounded) == 51
     assert bounded["other"] == 30
 
@@ -167,3 +168,72 @@ def test_it_can_be_read_without_any_loop():
     monitor = HealthMonitor(Dependency("redis"))
     readings = Readings(monitor, [ResilientRedis(), ResilientKafkaProducer()])
     assert values(readings, "resilient_io.service.ready") == {(): False}
+
+
+async def test_no_number_makes_a_name_that_somebody_has():
+    names = ["redis", "redis 2", "redis", "redis"]
+    readings = Readings(HealthMonitor(*map(Dependency, names)), ())
+    found = values(readings, "resilient_io.dependency.failures")
+    assert [labels[0] for labels in found] == ["redis", "redis 2", "redis 3", "redis 4"]
+
+
+async def test_what_would_be_counted_twice_is_refused(monitor):
+    redis, producer = ResilientRedis(), ResilientKafkaProducer()
+    for clients in (
+        [redis, redis],
+        {"cache": redis, "sessions": redis.with_policy(attempts=1)},
+        [producer, producer],
+    ):
+        with pytest.raises(ConfigurationError, match="would be counted twice: give it once"):
+            Readings(monitor, clients)
+
+
+async def test_counters_never_go_back(monitor):
+    redis = ResilientRedis()
+    readings = Readings(monitor, [redis])
+
+    def counted():
+        (retries,) = values(readings, "resilient_io.redis.retries").values()
+        (latency,) = values(readings, "db.client.operation.duration").values()
+        return retries, sum(count for _, count in latency.counts), latency.total
+
+    def count(retries, latencies):
+        redis._engine.gate.verdicts.retries += retries
+        redis._engine.lanes.latencies.record(0.1, count=latencies)
+
+    count(7, 10)
+    assert counted() == (7, 10, pytest.approx(1.0))
+    redis._engine._build()  # as when it is opened again
+    assert counted() == (7, 10, pytest.approx(1.0))
+    count(1, 2)
+    assert counted() == (8, 12, pytest.approx(1.2))
+    redis._engine._build()
+    count(2, 1)
+    redis._engine.gate.verdicts.retries = 0
+    assert counted() == (8, 13, pytest.approx(1.3))
+
+
+async def test_a_part_that_raises_blinds_nobody_to_the_others(monkeypatch, caplog):
+    class Bug:
+        def stuck(self):
+            raise ZeroDivisionError("a bug")
+
+    cache, sessions = ResilientRedis(), ResilientRedis()
+    monitor = HealthMonitor(Dependency("redis"), vital=[Bug()])
+    readings = Readings(monitor, {"cache": cache, "sessions": sessions})
+
+    def broken():
+        raise LookupError("hidden")
+
+    monkeypatch.setattr(cache, "stats", broken)
+    for _ in range(3):
+        assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == [
+            "sessions"
+        ]
+        assert values(readings, "resilient_io.service.ready") == {(): False}
+        assert values(readings, "resilient_io.service.alive") == {}
+    told = [(record.event, record.part, record.error) for record in caplog.records]
+    assert told == [
+        ("metrics_not_read", "liveness", "ZeroDivisionError"),
+        ("metrics_not_read", "cache", "LookupError"),
+    ]
