@@ -140,13 +140,14 @@ class Cursor:
 
     def wrong(self, wanted: str) -> NotAManifestError:
         """Say that something else was expected."""
-        return NotAManifestError(f"{self.path} has to be {wanted}", self.line)
+        return NotAManifestError(f"{self.path or 'it'} has to be {wanted}", self.line)
 
     def _field(self, key: str) -> Cursor:
         path = f"{self.path}.{key}" if self.path else key
         value = self.fields().get(key)
         if isinstance(self._node, yaml.MappingNode):
-            for name, node in self._node.value:
+            # What is merged (`<<`) stands before what overrides it.
+            for name, node in reversed(self._node.value):
                 if name.value == key:
                     return Cursor(value, node, path, name.start_mark.line + 1)
         return Cursor(value, None, path, self.line)

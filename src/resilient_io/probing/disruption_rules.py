@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from resilient_io.probing.findings import Finding, Severity
@@ -25,26 +26,37 @@ def selects(selector: Cursor, workload: Workload) -> bool:
 
 
 def disruption_findings(
-    workload: Workload, budgets: Sequence[Cursor], *, serves: bool
+    workload: Workload,
+    budgets: Sequence[tuple[str, Cursor]],
+    scaler: tuple[str, Cursor] | None,
+    *,
+    serves: bool,
 ) -> Iterator[Finding]:
     """Find what an update or the draining of a node does to it.
 
     Args:
         workload: What makes the pods.
-        budgets: The PodDisruptionBudgets that select them.
+        budgets: The PodDisruptionBudgets that select them, and their files.
+        scaler: The HorizontalPodAutoscaler that says how many there are, and its file.
         serves: Whether they get traffic.
     """
     if workload.kind not in _BUDGETED:
         return
     replicas = workload.root.at("spec", "replicas")
+    file = ""
+    if scaler is not None:
+        file, replicas = scaler[0], scaler[1].at("spec", "minReplicas")
     count = replicas.count(1)
+    if count == 0:
+        return
     if count == 1 and serves:
         yield Finding(
             code="replicas-one",
             severity=Severity.NOTE,
-            where="spec.replicas",
+            where="spec.replicas" if scaler is None else "HorizontalPodAutoscaler spec.minReplicas",
             found="There is one replica: whoever drains its node takes the service away.",
-            advice="Write replicas: 2 or more, if that matters.",
+            advice=f"Write {replicas.path.rpartition('.')[2]}: 2 or more, if that matters.",
+            file=file,
             line=replicas.line,
         )
     if count > 1 and not budgets:
@@ -56,14 +68,16 @@ def disruption_findings(
             advice="Write a PodDisruptionBudget with maxUnavailable: 1.",
             line=workload.root.line,
         )
-    for budget in budgets:
-        yield from _of_budget(budget, count)
+    for place, budget in budgets:
+        yield from _of_budget(place, budget, count)
     yield from _of_update(workload, count, serves=serves)
 
 
-def _of_budget(budget: Cursor, count: int) -> Iterator[Finding]:
+def _of_budget(file: str, budget: Cursor, count: int) -> Iterator[Finding]:
     most, least = budget.at("spec", "maxUnavailable"), budget.at("spec", "minAvailable")
     may_go, must_stay = most.share(count), least.share(count)
+    # Kubernetes rounds both up: 90% of 3 are 3.
+    must_stay = math.ceil(must_stay) if must_stay is not None else None
     blocked = (may_go is not None and may_go <= 0) or (must_stay is not None and must_stay >= count)
     if blocked:
         place = most if may_go is not None else least
@@ -73,6 +87,7 @@ def _of_budget(budget: Cursor, count: int) -> Iterator[Finding]:
             where=f"PodDisruptionBudget {place.path}",
             found=f"No pod of the {count} may ever be evicted: nodes cannot be drained.",
             advice="Write maxUnavailable: 1.",
+            file=file,
             line=place.line,
         )
 

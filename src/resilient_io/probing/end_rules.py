@@ -110,7 +110,7 @@ def _of_signal(schedule: Schedule) -> Iterator[Finding]:
     command = schedule.command
     if not command or command[0].rpartition("/")[2] not in _SHELLS:
         return
-    script = command[-1]
+    script = command[-1].strip()
     # A shell that has one thing to do becomes that; one that has several stays.
     if len(command) > 1 and any(sign in script for sign in _SEVERAL) and "exec " not in script:
         yield Finding(

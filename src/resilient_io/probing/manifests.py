@@ -58,7 +58,9 @@ def lint_manifests(
     """
     sources = [_read(file, text) for file, text in files.items()]
     objects = [
-        each for source in sources for each in _located(source.file, everything(source.documents))
+        (source.file, each)
+        for source in sources
+        for each in _located(source.file, everything(source.documents))
     ]
     names: list[str] = []
     found: list[Finding] = []
@@ -94,19 +96,20 @@ def _in_file(file: str, error: NotAManifestError) -> NotAManifestError:
 
 
 def _lint(
-    workload: Workload, objects: Sequence[Cursor], told: dict[str, float], file: str
+    workload: Workload, objects: Sequence[tuple[str, Cursor]], told: dict[str, float], file: str
 ) -> Iterator[Finding]:
     ignored = {code.strip() for code in workload.annotation(IGNORE).split(",")}
     served = any(
         each.at("kind").text() == "Service" and selects(each.at("spec", "selector"), workload)
-        for each in objects
+        for _, each in objects
     )
     budgets = [
-        each
-        for each in objects
+        (place, each)
+        for place, each in objects
         if each.at("kind").text() == "PodDisruptionBudget"
         and selects(each.at("spec", "selector", "matchLabels"), workload)
     ]
+    scaler = next((found for found in objects if _scales(found[1], workload)), None)
     serves = False
     found: list[tuple[Cursor, Finding]] = []
     for container in containers_of(workload):
@@ -121,7 +124,7 @@ def _lint(
             raise NotAManifestError(message, workload.root.line) from None
         found += [(container, finding) for finding in findings]
         found += [(container, finding) for finding in port_findings(container)]
-    for finding in disruption_findings(workload, budgets, serves=serves):
+    for finding in disruption_findings(workload, budgets, scaler, serves=serves):
         found.append((workload.root, finding))
     for place, finding in found:
         if finding.code in ignored or (finding.code == "liveness-missing" and not workload.lasting):
@@ -129,9 +132,16 @@ def _lint(
         yield dataclasses.replace(
             finding,
             of=workload.name,
-            file=file,
+            file=finding.file or file,
             line=finding.line or _line_of(finding.where, workload, place),
         )
+
+
+def _scales(each: Cursor, workload: Workload) -> bool:
+    if each.at("kind").text() != "HorizontalPodAutoscaler":
+        return False
+    target = each.at("spec", "scaleTargetRef")
+    return f"{target.at('kind').text()}/{target.at('name').text()}" == workload.name
 
 
 def _line_of(where: str, workload: Workload, container: Cursor) -> int:

@@ -69,14 +69,14 @@ def _of_liveness(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             found="It cannot be told from here whether liveness depends on a dependency.",
             advice=f"Make sure that it does not: {_ask(probe, '/livez', '--live')}",
         )
-    if probe.period * probe.failures < times.stall:
+    if probe.tolerance < times.stall:
         yield Finding(
             code="liveness-hasty",
             severity=Severity.WARNING,
             where="livenessProbe.failureThreshold",
-            found=f"A stall of {probe.period * probe.failures:g} s restarts the process, which "
-            f"calls itself stuck only after {times.stall:g} s.",
-            advice=_failures(probe, times.stall),
+            found=f"A stall of {probe.tolerance:g} s restarts the process, which calls itself "
+            f"stuck only after {times.stall:g} s.",
+            advice=_failures(probe, times.stall - probe.tolerance),
         )
     if schedule.startup is None and times.start is not None and probe.patience < times.start:
         yield Finding(
@@ -86,7 +86,7 @@ def _of_liveness(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             found=f"The container is restarted {probe.patience:g} s after its start, and may need "
             f"{times.start:g} s to start: it never gets there.",
             advice="Write a startupProbe that asks /livez, with failureThreshold * periodSeconds "
-            f"of {times.start:g} or more.",
+            f"above {times.start:g}.",
         )
 
 
@@ -102,7 +102,7 @@ def _of_startup(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             where="startupProbe.failureThreshold",
             found=f"The container is restarted {probe.patience:g} s after its start, and may need "
             f"{times.start:g} s to start: it never gets there.",
-            advice=_failures(probe, times.start),
+            advice=_failures(probe, times.start - probe.patience),
         )
     if probe.question in ("ready", "dependency"):
         yield Finding(
@@ -120,7 +120,7 @@ def _of_startup(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             where="startupProbe.failureThreshold",
             found="It succeeds once every dependency was heard from: one that comes later than "
             f"{probe.patience:g} s after the service has the service restarted.",
-            advice=f"{_failures(probe, _LATE_DEPENDENCY)} Or ask /livez.",
+            advice=f"{_failures(probe, _LATE_DEPENDENCY - probe.patience)} Or ask /livez.",
         )
 
 
@@ -210,6 +210,6 @@ def _ask(probe: Probe, path: str, option: str) -> str:
     return f"Ask {path}."
 
 
-def _failures(probe: Probe, seconds: float) -> str:
-    least = -(-max(seconds - probe.initial_delay, 0.0) // probe.period)
-    return f"Write failureThreshold: {max(least, probe.failures + 1):g} or more."
+def _failures(probe: Probe, lacking: float) -> str:
+    least = probe.failures + -(-lacking // probe.period)
+    return f"Write failureThreshold: {least:g} or more."

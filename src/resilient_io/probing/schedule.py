@@ -28,6 +28,9 @@ _PATHS: dict[str, Question] = {
     "started": "started",
 }
 _CLIENTS = ("redis-cli", "valkey-cli", "kafka-", "kcat", "kafkacat")
+_BELIEVED = 30.0
+"""Seconds that `resilient-io probe --live` allows a heartbeat of every second."""
+
 _NAMES = {"resilient-io", "resilient_io.cli"}
 
 
@@ -73,8 +76,20 @@ class Probe:
 
     @property
     def patience(self) -> float:
-        """Seconds that a container has from its start until the kubelet acts."""
-        return self.initial_delay + self.period * self.failures
+        """Seconds, at least, that a container has from its start until the kubelet acts.
+
+        The first probe is due as soon as the initial delay is over.
+        """
+        return self.initial_delay + self.period * (self.failures - 1)
+
+    @property
+    def tolerance(self) -> float:
+        """Seconds, at least, for which there may be no answer before the kubelet acts."""
+        words = _words(self.command)
+        file = _value_of("--file", words) is not None
+        # A heartbeat that stands still is believed in for a while.
+        believed = _BELIEVED if file and _value_of("--max-age", words) is None else 0.0
+        return believed + self.period * (self.failures - 1) + self.timeout
 
     @property
     def question(self) -> Question:

@@ -30,9 +30,10 @@ _TEMPLATES: Final = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
     "Pod": (),
 }
+_DEEPEST: Final = 10
 _ONCE: Final = ("Job", "CronJob")
 _PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe")
-_SLEEP: Final = re.compile(r"\bsleep\s+(\d+(?:\.\d+)?)")
+_SLEEP: Final = re.compile(r"\bsleep\s+(\d+(?:\.\d+)?)(m?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +92,17 @@ def workloads(documents: Sequence[Cursor]) -> Iterator[Workload]:
             yield Workload(kind=kind, root=each, pod=each.at(*_TEMPLATES[kind]))
 
 
-def everything(documents: Sequence[Cursor]) -> Iterator[Cursor]:
+def everything(documents: Sequence[Cursor], depth: int = 0) -> Iterator[Cursor]:
     """Find all objects, in lists of things too.
 
     Raises:
         NotAManifestError: Something is no object.
     """
+    if depth > _DEEPEST:
+        raise documents[0].wrong("outside of itself")
     for document in documents:
         if isinstance(document.value, dict) and document.at("kind").text().endswith("List"):
-            yield from everything([*document.at("items").items()])
+            yield from everything([*document.at("items").items()], depth + 1)
         elif isinstance(document.value, dict):
             yield document
         else:
@@ -149,7 +152,7 @@ def schedule_of(workload: Workload, container: Cursor, *, served: bool) -> Sched
         grace=float(spec.at("terminationGracePeriodSeconds").count(30)),
         pre_stop=_pre_stop(container.at("lifecycle", "preStop")),
         serves=workload.lasting and (served or bool(ports) or readiness is not None),
-        cpu_limit=container.at("resources", "limits", "cpu").quantity(),
+        cpu_limit=container.at("resources", "limits", "cpu").quantity() or None,
         command=(*container.at("command").words(), *container.at("args").words()),
     )
 
@@ -163,10 +166,11 @@ def _probe(place: Cursor) -> Probe | None:
             path=path,
             command=place.at("exec", "command").words(),
             initial_delay=float(place.at("initialDelaySeconds").count(0)),
-            period=float(place.at("periodSeconds").count(10)),
-            timeout=float(place.at("timeoutSeconds").count(1)),
-            failures=place.at("failureThreshold").count(3),
-            successes=place.at("successThreshold").count(1),
+            # Kubernetes takes 0 for "not told".
+            period=float(place.at("periodSeconds").count(0) or 10),
+            timeout=float(place.at("timeoutSeconds").count(0) or 1),
+            failures=place.at("failureThreshold").count(0) or 3,
+            successes=place.at("successThreshold").count(0) or 1,
         )
     except NotAManifestError:
         raise
@@ -180,5 +184,5 @@ def _pre_stop(hook: Cursor) -> float:
     if asleep.value is not None:
         return float(asleep.count(0))
     found = _SLEEP.search(" ".join(hook.at("exec", "command").words()))
-    seconds = float(found[1]) if found else 0.0
+    seconds = float(found[1]) * (60 if found[2] else 1) if found else 0.0
     return seconds if math.isfinite(seconds) else 0.0

@@ -22,6 +22,9 @@ GOOD = Schedule(
 CONSUMER = ServiceTimes(run=RunLimits(drain_timeout=10), handler=HandlerPolicy(timeout=10))
 
 
+FILE = ("resilient-io", "probe", "--file", "/tmp/beat")
+
+
 def found(schedule=GOOD, times=None, **changes):
     findings = lint_probes(dataclasses.replace(schedule, **changes), times)
     return {finding.code: finding for finding in findings}
@@ -63,15 +66,15 @@ def test_liveness_that_nobody_can_judge_is_only_noted():
     assert finding.where == "livenessProbe.httpGet.path"
 
 
-@pytest.mark.parametrize(("failures", "hasty"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("failures", "hasty"), [(3, True), (4, False)])
 def test_liveness_must_not_act_before_the_process_calls_itself_stuck(failures, hasty):
     liveness = Probe(path="/livez", period=5, failures=failures)
-    assert ("liveness-hasty" in found(liveness=liveness)) is hasty  # 10 or 15 s; 15 s are allowed
+    assert ("liveness-hasty" in found(liveness=liveness)) is hasty  # 11 or 16 s; 15 s are allowed
 
 
 def test_what_counts_as_stuck_can_be_told():
     times = ServiceTimes(liveness=LivenessSettings(window=100.0, share=0.5))
-    assert "failureThreshold: 5" in found(times=times)["liveness-hasty"].advice
+    assert "failureThreshold: 6" in found(times=times)["liveness-hasty"].advice
 
 
 def test_a_process_that_nobody_restarts_is_a_warning():
@@ -81,17 +84,17 @@ def test_a_process_that_nobody_restarts_is_a_warning():
 def test_a_start_that_takes_longer_than_liveness_waits_never_ends():
     slow = ServiceTimes(start=60.0)
     assert "start-cut-off" in found(times=slow)
-    started = Probe(path="/livez", period=5, failures=12)
+    started = Probe(path="/livez", period=5, failures=13)
     assert found(times=slow, startup=started) == {}
-    hasty = found(times=slow, startup=Probe(path="/livez", period=5, failures=11))
-    assert "failureThreshold: 12" in hasty["start-cut-off"].advice
+    hasty = found(times=slow, startup=Probe(path="/livez", period=5, failures=12))
+    assert "failureThreshold: 13" in hasty["start-cut-off"].advice
 
 
 def test_a_startup_probe_must_not_ask_whether_the_service_is_ready():
     assert "startup-depends" in found(startup=Probe(path="/readyz", failures=100))
 
 
-@pytest.mark.parametrize(("failures", "waits"), [(11, True), (12, False)])
+@pytest.mark.parametrize(("failures", "waits"), [(12, True), (13, False)])
 def test_a_startup_probe_that_waits_for_dependencies_must_wait_for_long(failures, waits):
     assert ("startup-waits" in found(startup=Probe(path="/startupz", failures=failures))) is waits
 
@@ -256,3 +259,24 @@ def test_an_unknown_time_is_refused_with_the_closest():
 def test_times_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigurationError, match="write"):
         ServiceTimes(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("probe", "hasty"),
+    [
+        (Probe(path="/livez", period=20, failures=1), True),  # one answer after 1.1 s is enough
+        (Probe(path="/livez", period=5, failures=3), True),  # due at 0, 5 and 10 s, and 1 s to fail
+        (Probe(path="/livez", period=5, failures=3, timeout=5), False),
+        (Probe(path="/livez", period=5, failures=4), False),
+        (Probe(path="/livez"), False),
+        (Probe(command=(*FILE, "--live"), period=5), False),  # a heartbeat may be 30 s old
+        (Probe(command=(*FILE, "--live", "--max-age=3"), period=5), True),
+    ],
+)
+def test_a_stall_restarts_once_the_last_probe_within_it_has_timed_out(probe, hasty):
+    assert ("liveness-hasty" in found(liveness=probe)) is hasty
+
+
+def test_the_first_probe_of_a_start_is_not_late():
+    once = Probe(path="/livez", period=60, failures=1)
+    assert "start-cut-off" in found(times=ServiceTimes(start=30.0), liveness=once)

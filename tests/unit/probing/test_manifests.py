@@ -321,7 +321,7 @@ def test_what_is_no_manifest_is_refused_with_the_place(text, said):
     ("old", "new"),
     [
         ("failureThreshold: 2", "failureThreshold: '2'"),
-        ("failureThreshold: 2", "failureThreshold: 0"),
+        ("failureThreshold: 2", "failureThreshold: -1"),
         ("periodSeconds: 2", "periodSeconds: true"),
         ("replicas: 2", "replicas: two"),
         ("maxUnavailable: 1", "maxUnavailable: some"),
@@ -342,3 +342,92 @@ def test_several_files_are_one_whole():
 def test_times_that_contradict_each_other_are_refused():
     with pytest.raises(NotAManifestError, match="cannot be"):
         lint(GOOD, {"grace": -1.0})
+
+
+def test_what_a_merge_or_a_later_field_overrides_does_not_count():
+    probe = "          livenessProbe:\n            httpGet: {path: /livez, port: http}\n"
+    twice = probe.replace("/livez", "/readyz") + probe
+    assert codes(changed(probe, twice)) == []
+    base = "x: &x\n  ports: [{name: a, containerPort: 1}, {name: b, containerPort: 2}]\n"
+    merged = changed("        - name: orders\n", "        - <<: *x\n          name: orders\n")
+    assert codes(base + merged) == []
+    finding = lint(base + merged.replace("path: /livez", "path: /readyz"))[1]["liveness-depends"]
+    assert "readyz" in (base + merged.replace("/livez", "/readyz")).splitlines()[finding.line - 1]
+
+
+def test_zeroes_are_the_defaults_as_in_kubernetes():
+    zeroes = "timeoutSeconds: 0\n            periodSeconds: 0\n            failureThreshold: 0"
+    text = changed(
+        "httpGet: {path: /livez, port: http}",
+        "httpGet: {path: /livez, port: http}\n"
+        f"            {zeroes}\n            successThreshold: 0",
+    )
+    assert codes(text) == []
+
+
+def test_a_cpu_limit_of_zero_is_none():
+    limit = "        - name: orders\n          resources: {limits: {cpu: 0}}\n"
+    assert codes(changed("        - name: orders\n", limit)) == []
+
+
+@pytest.mark.parametrize("text", ["&a\nkind: List\nitems: [*a]\n", "- 1\n", "word\n"])
+def test_what_is_no_object_is_said_in_one_line(text):
+    with pytest.raises(NotAManifestError, match=r"^k8s.yaml:\d+: \w"):
+        lint(text)
+
+
+@pytest.mark.parametrize(
+    ("share", "blocks"),
+    [("minAvailable: 90%", True), ("minAvailable: 50%", False), ("maxUnavailable: 10%", False)],
+)
+def test_shares_of_a_budget_are_rounded_up_as_kubernetes_does(share, blocks):
+    text = changed("maxUnavailable: 1", share, changed("replicas: 2", "replicas: 3"))
+    assert codes(text) == ["budget-blocks"] * blocks
+
+
+def test_a_workload_that_is_scaled_to_nothing_is_blocked_by_nothing():
+    text = changed("maxUnavailable: 1", "minAvailable: 1", changed("replicas: 2", "replicas: 0"))
+    assert codes(text) == []
+
+
+def test_an_autoscaler_says_how_many_replicas_there_are():
+    text = changed("maxUnavailable: 1", "minAvailable: 1", changed("  replicas: 2\n", ""))
+    assert codes(text) == ["budget-blocks", "replicas-one"]
+    scaler = """\
+---
+kind: HorizontalPodAutoscaler
+spec:
+  minReplicas: 3
+  scaleTargetRef: {kind: Deployment, name: orders}
+"""
+    assert codes(text + scaler) == []
+    assert "budget-blocks" in codes(text + scaler.replace("minReplicas: 3", "minReplicas: 1"))
+
+
+@pytest.mark.parametrize(
+    ("script", "lost"),
+    [
+        ("|\n              python main.py\n", False),
+        ("|\n              migrate\n              python main.py\n", True),
+        ("|\n              migrate\n              exec python main.py\n", False),
+    ],
+)
+def test_the_end_of_a_line_is_not_another_command(script, lost):
+    name = "        - name: orders\n"
+    command = (
+        f"{name}          command:\n            - sh\n            - -c\n            - {script}"
+    )
+    assert codes(changed(name, command)) == ["signal-lost"] * lost
+
+
+@pytest.mark.parametrize("sleep", ["60", "60s", "1m", "60.0"])
+def test_the_sleep_of_a_hook_may_be_in_minutes(sleep):
+    hook = f"          lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'sleep {sleep}']}}}}}}\n"
+    found = lint(changed("          ports:\n", f"{hook}          ports:\n"))[1]
+    assert "the preStop hook takes 60 s" in found["grace-short"].found
+
+
+def test_a_finding_about_another_file_names_that_one():
+    budget = changed("maxUnavailable: 1", "maxUnavailable: 0", BUDGET)
+    _, (finding,) = lint_manifests({"app.yaml": DEPLOYMENT, "budget.yaml": budget})
+    assert (finding.file, finding.line) == ("budget.yaml", 5)

@@ -51,7 +51,8 @@ def test_a_probe_that_only_connects_asks_nothing_known():
 def test_the_kubelet_acts_after_its_failures_in_a_row():
     probe = Probe(path="/readyz", period=2.0, failures=3, timeout=1.0, initial_delay=5.0)
     assert probe.reaction == 7.0
-    assert probe.patience == 11.0
+    assert probe.patience == 9.0
+    assert probe.tolerance == 5.0
 
 
 @pytest.mark.parametrize(
