@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from resilient_io.health import Cause, State
 from resilient_io.kafka.errors import KafkaClosed, KafkaLoginRefused, KafkaUnavailable
 from resilient_io.kafka.probe import KafkaProbe
+from resilient_io.kafka.processing.movement import answering_since
 from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.quiet import quietly
 from resilient_io.kafka.supervisor import Supervisor
@@ -262,7 +263,7 @@ class Engine:
         gone = self.supervisor.stuck() or self._upkeep.stuck()
         if gone is not None or self.processor is None or not self.health.state.answering:
             return gone
-        return self.processor.stuck(self.health.since)
+        return self.processor.stuck(answering_since(self.health))
 
     def known_lag(self) -> dict[TopicPartition, int]:
         """See `ResilientKafkaConsumer.known_lag`."""

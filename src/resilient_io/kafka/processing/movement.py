@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     from .gatekeeping import Gate
     from .workers import Workers
 
-__all__ = ["Movement"]
+__all__ = ["Movement", "answering_since"]
 
 _UNSEEN = 1 / 4  # of the longest standstill: then the process was stopped, or its loop blocked
+
+
+def answering_since(health: Availability) -> float:
+    """Return the loop time since which it answers, degraded or not.
+
+    As far as its history goes: one that is only degraded again and again, as by partitions that
+    stand still because handlers hang, hides no standstill.
+    """
+    for change in reversed(health.history):
+        if not change.previous.answering:
+            return change.at
+    return health.history[0].at if health.history else health.since
 
 
 class Movement:

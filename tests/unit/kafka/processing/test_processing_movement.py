@@ -4,6 +4,7 @@ import asyncio
 
 from resilient_io import Cause, Dependency
 from resilient_io.kafka.processing import HandlerPolicy
+from resilient_io.kafka.processing.movement import answering_since
 
 BOUND = 60.0
 
@@ -176,3 +177,20 @@ async def test_the_time_for_which_the_whole_process_was_stopped_does_not_count(s
     await asyncio.sleep(BOUND / 2)
     assert scene.processor.stuck(0.0) is not None
     door.open.set()
+
+
+async def test_kafka_that_is_degraded_on_and_off_hides_no_standstill():
+    kafka = Dependency("kafka")
+    kafka.succeeded()
+    began = now()
+    for _ in range(5):
+        await asyncio.sleep(BOUND / 2)
+        kafka.part_lost("orders[0]", Cause.STALLED)
+        await asyncio.sleep(BOUND / 2)
+        kafka.part_back("orders[0]")
+    assert kafka.since == now()
+    assert answering_since(kafka) == began
+    kafka.failed(Cause.REFUSED, definite=True)
+    await asyncio.sleep(BOUND)
+    kafka.succeeded()
+    assert answering_since(kafka) == now()
