@@ -90,13 +90,34 @@ async def test_lag_is_watched_without_entering_the_monitor_once_it_was_asked():
     assert not _lag._watches
 
 
+async def test_who_asks_after_the_end_does_not_begin_the_watch_again(monitor):
+    await monitor.aclose()
+    assert monitor.alive
+    assert not _lag._watches
+
+
+async def test_a_part_that_cannot_say_whether_it_is_stuck_is_told_once_and_does_not_count(caplog):
+    class Broken:
+        def stuck(self):
+            raise KeyError("of its own")
+
+    stuck = Part()
+    stuck.why = "its supervisor died"
+    async with HealthMonitor(Dependency("redis"), vital=[Broken(), stuck]) as monitor:
+        for _ in range(3):
+            assert monitor.stuck_because == ("its supervisor died",)
+    (record,) = caplog.records
+    assert record.message == "stuck() of Broken raised; further failures of it are not logged"
+    assert record.exc_info
+
+
 def test_it_can_be_asked_outside_of_any_loop(part):
     monitor = HealthMonitor(Dependency("redis"), vital=[part])
     assert monitor.alive
     assert monitor.snapshot()["alive"] is True
 
 
-@pytest.mark.parametrize("arguments", [{"window": 0}, {"share": 0}, {"share": -1}])
+@pytest.mark.parametrize("arguments", [{"window": 0}, {"share": 0}, {"share": -1}, {"share": 50}])
 def test_settings_that_make_no_sense_are_refused(arguments):
     with pytest.raises(ConfigurationError):
         LivenessSettings(**arguments)

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from resilient_io import Cause, ConfigurationError, Dependency, FlightRecorder, HealthMonitor
+from resilient_io.health import _recorder
 
 
 def lines_of(text):
@@ -138,13 +141,113 @@ async def test_a_sink_that_fails_is_told_once_and_harms_nobody(tmp_path, caplog,
     assert len(complaints) == 1
 
 
-async def test_the_first_monitor_gives_its_recorder_to_a_dependency():
+async def test_every_monitor_of_a_dependency_remembers_what_it_does_until_it_is_closed():
     dependency = Dependency("redis")
     dependency.note("unheard")
-    async with HealthMonitor(dependency) as first, HealthMonitor(dependency) as second:
-        dependency.note("heard", part="lane 1")
-        assert [event["event"] for event in first.recorder.events()] == ["heard"]
-        assert second.recorder.events() == []
+    lines = []
+    async with HealthMonitor(dependency) as first:
+        async with HealthMonitor(dependency, recorder=FlightRecorder(sink=lines.append)) as second:
+            dependency.note("heard", part="lane 1")
+            for _ in range(3):
+                dependency.failed(Cause.REFUSED, definite=True)
+            for monitor in (first, second):
+                assert monitor.recorder.events()[0]["event"] == "heard"
+        assert "redis is down" in lines[0]
+        dependency.note("later")
+        assert first.recorder.events()[-1]["event"] == "later"
+        assert second.recorder.events()[-1]["event"] != "later"
+    async with HealthMonitor(dependency) as third:
+        dependency.note("heard by the next")
+        assert [event["event"] for event in third.recorder.events()] == ["heard by the next"]
+    assert dependency.recorders == ()
+
+
+async def test_monitors_that_share_a_recorder_are_heard_once_and_until_the_last_is_closed():
+    dependency, recorder = Dependency("redis"), FlightRecorder()
+    async with HealthMonitor(dependency, recorder=recorder):
+        async with HealthMonitor(dependency, recorder=recorder) as inner:
+            dependency.note("heard", number=1)
+            await inner.aclose()  # twice is fine
+        dependency.note("heard", number=2)
+    assert [event["number"] for event in recorder.events()] == [1, 2]
+    assert all("times" not in event for event in recorder.events())
+
+
+async def test_a_storm_whose_details_differ_does_not_push_the_beginning_out():
+    recorder = FlightRecorder(capacity=64)
+    recorder.note("redis", "the beginning")
+    for number in range(10_000):
+        recorder.note("redis", "call failed", cause="refused", detail=f"port {number}")
+        recorder.note("redis", "call failed", cause="reset", detail="ab"[number % 2])
+        await asyncio.sleep(0.001)
+    recorder.note("redis", "call failed", cause="timed out", detail="new")
+    beginning, *storm, last = recorder.events()
+    assert beginning["event"] == "the beginning"
+    assert last["cause"] == "timed out"
+    assert len(storm) == 10
+    refused = [event for event in storm if event["cause"] == "refused"]
+    assert len(refused) + sum(event.get("others", 0) for event in refused) == 10_000
+    assert refused[-1]["for"] == pytest.approx(9.99, abs=0.02)
+    assert [event["times"] for event in storm if event["cause"] == "reset"] == [5000, 5000]
+
+
+async def test_every_transition_of_a_flapping_dependency_is_kept():
+    recorder = FlightRecorder()
+    dependency = Dependency("redis")
+    async with HealthMonitor(dependency, recorder=recorder):
+        for _ in range(20):
+            for _ in range(3):
+                dependency.failed(Cause.REFUSED, definite=True)
+            while dependency.state.value == "down":
+                dependency.succeeded(0.001)
+                await asyncio.sleep(0.01)
+    changes = [event for event in recorder.events() if event["event"] == "state changed"]
+    assert len(changes) == dependency.snapshot()["transitions"] >= 20
+
+
+async def test_a_file_that_grows_is_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(_recorder, "_LONGEST", 1000)
+    path = tmp_path / "flight.jsonl"
+    recorder = FlightRecorder(sink=path)
+    recorder.note("redis", "call failed", detail="x" * 600)
+    for _ in range(9):
+        recorder.dump("asked")
+        await recorder.aclose()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["flight.jsonl", "flight.jsonl.1"]
+    for each in tmp_path.iterdir():
+        assert each.stat().st_size < 3000
+        assert lines_of(each.read_text())
+
+
+async def test_a_link_is_followed_and_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(_recorder, "_LONGEST", 10)
+    target, link = tmp_path / "elsewhere", tmp_path / "link"
+    link.symlink_to(target)
+    recorder = FlightRecorder(sink=link)
+    for _ in range(3):
+        recorder.dump("asked")
+        await recorder.aclose()
+    assert link.is_symlink()
+    assert len(lines_of(target.read_text())) == 3
+
+
+def test_closing_a_monitor_does_not_wait_long_for_a_dump_that_hangs(tmp_path):
+    go = threading.Event()
+
+    async def close():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, go.wait, 30)  # a name that nobody resolves, for example
+        recorder = FlightRecorder(sink=tmp_path / "flight.jsonl")
+        try:
+            async with HealthMonitor(Dependency("redis"), recorder=recorder):
+                recorder.dump("asked")
+                began = loop.time()
+            assert 0.9 < loop.time() - began < 10
+        finally:
+            go.set()
+
+    asyncio.run(close())
 
 
 @pytest.mark.parametrize("arguments", [{"capacity": 0}, {"sink": 3}])

@@ -37,8 +37,6 @@ class Availability:
         available: False while it is DOWN. For reading only.
         refusing: True while it is known to refuse writes: only then need a client report
             `accepted()`. For reading only.
-        recorder: Where its events are remembered; a `HealthMonitor` that is made with it and finds
-            none here gives its own.
     """
 
     def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
@@ -52,7 +50,8 @@ class Availability:
         # Plain attributes: every call of a client reads them.
         self.available = True
         self.refusing = False
-        self.recorder: FlightRecorder | None = None
+        self._holders: list[FlightRecorder] = []  # one for each monitor; they may share one
+        self._recorders: tuple[FlightRecorder, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._machine = Machine(self.name, self.settings)
         self._prober = Prober(self._machine, rng, self._take, self.note)
@@ -153,8 +152,28 @@ class Availability:
             describe=lambda: f"still {describe(machine.state, machine.cause, machine.detail)}",
         )
 
+    @property
+    def recorders(self) -> tuple[FlightRecorder, ...]:
+        """Where its events are remembered: those of the monitors that watch it."""
+        return self._recorders
+
+    def record_in(self, recorder: FlightRecorder) -> None:
+        """Remember its events there, too; a `HealthMonitor` does this until it is closed.
+
+        Args:
+            recorder: Where; as often as it was given, `record_no_more` has to take it back.
+        """
+        self._holders.append(recorder)
+        self._recorders = tuple(dict.fromkeys(self._holders))
+
+    def record_no_more(self, recorder: FlightRecorder) -> None:
+        """Take back one `record_in`; without one it does no harm."""
+        if recorder in self._holders:
+            self._holders.remove(recorder)
+            self._recorders = tuple(dict.fromkeys(self._holders))
+
     def note(self, event: str, **fields: object) -> None:
-        """Let the flight recorder remember something, if there is one.
+        """Let the flight recorders remember something, if there are any.
 
         For what clients do about a dependency: a retry, a connection that was replaced. Never for
         every call.
@@ -163,8 +182,8 @@ class Availability:
             event: What happened, in the past tense.
             fields: Plain data that `json.dumps` takes, without secrets.
         """
-        if self.recorder is not None:
-            self.recorder.note(self.name, event, **fields)
+        for recorder in self._recorders:
+            recorder.note(self.name, event, **fields)
 
     def snapshot(self) -> dict[str, object]:
         """Return how it is as plain data that `json.dumps` takes. Times are in seconds."""
@@ -202,7 +221,7 @@ class Availability:
             return
         self._history.append(change)
         record(change)
-        if self.recorder is not None:
-            self.recorder.changed(change)
+        for recorder in self._recorders:
+            recorder.changed(change)
         self._feed.publish(change)
         self._subscriptions.tell(change)

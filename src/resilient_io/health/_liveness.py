@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from resilient_io._checking import check_number, check_seconds
+from resilient_io.errors import ConfigurationError
 from resilient_io.health._lag import LoopLag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Liveness", "LivenessSettings", "Vital"]
+
+_log = logging.getLogger("resilient_io.health")
 
 
 @runtime_checkable
@@ -42,7 +46,11 @@ class LivenessSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_seconds("window", self.window)
-        check_number("share", self.share, above=True)
+        if check_number("share", self.share, above=True) > 1:
+            raise ConfigurationError(
+                f"share={self.share:g} is more than all of the time: write it as a part of 1, for "
+                f"example share=0.5"
+            )
 
 
 class Liveness:
@@ -58,29 +66,56 @@ class Liveness:
         self._vital = tuple(vital)
         self._lag: LoopLag | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = False
+        self._broken: list[Vital] = []
+
+    def look(self) -> None:
+        """Begin, unless that was ended: who still asks then has nobody to end it again."""
+        if not self._over:
+            self.begin()
 
     def begin(self) -> None:
         """Look at the running loop, if one runs."""
+        self._over = False
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
         if loop is not self._loop:
-            self.end()
+            self._let_go()
             self._loop = loop
             self._lag = LoopLag.acquire()
 
     def end(self) -> None:
         """Look no more."""
+        self._over = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._lag is not None:
             self._lag.release()
         self._lag = self._loop = None
 
     def reasons(self) -> tuple[str, ...]:
         """Return why the process is stuck, in words; nothing while it is not."""
-        found = [why for each in self._vital if (why := each.stuck()) is not None]
+        found = [why for each in self._vital if (why := self._ask(each)) is not None]
         lag, window = self._lag, self._settings.window
         blocked = lag.stalled_within(window) if lag is not None else 0.0
         if blocked > self._settings.share * window:
             found.append(f"the event loop was blocked for {blocked:.1f} s of the last {window:g} s")
         return tuple(found)
+
+    def _ask(self, part: Vital) -> str | None:
+        try:
+            return part.stuck()
+        # The boundary between us and a function of others. A bug in it is in the next process, too:
+        # restarts would not heal it.
+        except Exception:  # noqa: BLE001 (a part may raise anything)
+            if part not in self._broken:
+                self._broken.append(part)
+                _log.exception(
+                    "stuck() of %s raised; further failures of it are not logged",
+                    type(part).__name__,
+                    extra={"event": "stuck_raised", "part": type(part).__name__},
+                )
+            return None

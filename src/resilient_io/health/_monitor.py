@@ -95,8 +95,7 @@ class HealthMonitor:
         self._told = self.state
         self._feed = Feed(self._how_it_is(self._told, None))
         for dependency in self.dependencies:
-            if dependency.recorder is None:
-                dependency.recorder = self.recorder
+            dependency.record_in(self.recorder)
         self._sources = [
             dependency.on_change(self._dependency_changed) for dependency in self.dependencies
         ]
@@ -177,9 +176,10 @@ class HealthMonitor:
     def stuck_because(self) -> tuple[str, ...]:
         """Why the process is stuck, in words; nothing while it is alive.
 
-        The event loop is watched from the first time this is asked in it, or from `async with`.
+        The event loop is watched from the first time this is asked in it, or from `async with`, to
+        `aclose()`. A `stuck()` that raises says nothing, and is logged once.
         """
-        self._liveness.begin()
+        self._liveness.look()
         return self._liveness.reasons()
 
     @property
@@ -261,15 +261,18 @@ class HealthMonitor:
     async def aclose(self) -> None:
         """Let go of the dependencies, end every `watch()` and wait for async callbacks.
 
-        These get one second, then they are cancelled. Closing twice is fine. Cancelling this
-        leaves at once.
+        These get one second, then they are cancelled; dumps under way get one second, too. Closing
+        twice is fine. Cancelling this leaves at once.
         """
         for source in self._sources:
             source.remove()
+        if not self._feed.closed:
+            for dependency in self.dependencies:
+                dependency.record_no_more(self.recorder)
         self._liveness.end()
         self._feed.close()
         await self._subscriptions.finish(CLOSE_GRACE)
-        await self.recorder.aclose()
+        await self.recorder.aclose(CLOSE_GRACE)
 
     async def __aenter__(self) -> Self:
         self._liveness.begin()

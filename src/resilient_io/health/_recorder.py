@@ -25,6 +25,14 @@ __all__ = ["FlightRecorder"]
 _TOGETHER = 1.0
 """Seconds within which a repetition is counted instead of being written again."""
 
+_VARIANTS = 8
+"""So many events of one source, name and cause that differ in something else are kept apart while
+they follow each other within that time; more are only counted, for their details tell nothing new.
+"""
+
+_LONGEST = 8 << 20
+"""Bytes of a file before it is set aside for a new one."""
+
 _QUIET = 10.0
 """Least seconds between the dumps that it makes by itself."""
 
@@ -32,7 +40,7 @@ _log = logging.getLogger("resilient_io.health")
 
 
 class _Event:
-    __slots__ = ("event", "fields", "first", "last", "serial", "source", "times")
+    __slots__ = ("event", "fields", "first", "last", "others", "serial", "source", "times")
 
     def __init__(
         self, source: str, event: str, fields: dict[str, object], now: float, serial: int
@@ -43,20 +51,23 @@ class _Event:
         self.first = self.last = now
         self.serial = serial
         self.times = 1
+        self.others = 0
 
 
 class FlightRecorder:
     """Remembers the latest events, so that an outage can be understood afterwards.
 
     A `HealthMonitor` has one, and gives it to its dependencies. What repeats within a second is
-    counted, not written again: a storm of failures does not push the beginning out. With a `sink`
+    counted, not written again, and of what differs in its details only the first few are: a storm
+    of failures does not push the beginning out. With a `sink`
     it writes itself out, as JSON lines, when a dependency goes down, at most every 10 s.
 
     Args:
         capacity: How many events are remembered.
-        sink: Where dumps go: a file to append to (written outside the event loop), or a function
-            that takes one line without its end, called in the event loop. None makes no dump by
-            itself, and `dump()` write to standard error.
+        sink: Where dumps go: a file to append to (written outside the event loop; beyond 8 MiB it
+            is renamed to `….1`, in place of the one before), or a function that takes one line
+            without its end, called in the event loop. None makes no dump by itself, and `dump()`
+            write to standard error.
 
     Raises:
         ConfigurationError: An argument makes no sense.
@@ -67,7 +78,7 @@ class FlightRecorder:
     ) -> None:
         self._events: deque[_Event] = deque(maxlen=check_count("capacity", capacity))
         self._capacity = capacity
-        self._newest: dict[tuple[str, str], _Event] = {}
+        self._newest: dict[tuple[str, str, object], list[_Event]] = {}
         self._serial = 0
         if isinstance(sink, str):
             sink = Path(sink)
@@ -95,35 +106,52 @@ class FlightRecorder:
         """
         loop = self._loop = asyncio.get_running_loop()
         now = loop.time()
-        key = (source, event)
-        newest = self._newest.get(key)
-        if (
-            newest is not None
-            and 0 <= now - newest.last <= _TOGETHER
-            and newest.serial > self._serial - self._capacity
-            and newest.fields == fields
-        ):
-            newest.times += 1
-            newest.last = now
+        recent = self._recent(_kind(source, event, fields), now)
+        for each in recent:
+            if each.fields == fields:
+                each.times += 1
+                each.last = now
+                return
+        if len(recent) >= _VARIANTS:
+            recent[-1].others += 1
+            recent[-1].last = now
             return
+        self._remember(source, event, fields, now)
+
+    def _recent(self, kind: tuple[str, str, object], now: float) -> list[_Event]:
+        """Give those of a kind that are still counted: while one is, those before it are, too."""
+        recent = self._newest.get(kind, [])
+        pushed_out = self._serial - self._capacity
+        if recent and recent[0].serial <= pushed_out:
+            recent = self._newest[kind] = [each for each in recent if each.serial > pushed_out]
+        if any(0 <= now - each.last <= _TOGETHER for each in recent):
+            return recent
+        self._newest.pop(kind, None)
+        return []
+
+    def _remember(self, source: str, event: str, fields: dict[str, object], now: float) -> None:
         self._serial += 1
-        self._newest[key] = noted = _Event(source, event, fields, now, self._serial)
+        noted = _Event(source, event, fields, now, self._serial)
+        self._newest.setdefault(_kind(source, event, fields), []).append(noted)
         self._events.append(noted)
         if len(self._newest) > 2 * self._capacity:
-            self._newest = {(each.source, each.event): each for each in self._events}
+            self._newest = {}
+            for each in self._events:
+                kind = _kind(each.source, each.event, each.fields)
+                self._newest.setdefault(kind, []).append(each)
 
     def changed(self, change: Change) -> None:
         """Remember a transition; one to DOWN makes it dump itself, if it has a sink."""
         cause = change.cause.value if change.cause is not None else None
-        self.note(
-            change.dependency,
-            "state changed",
-            state=change.state.value,
-            previous=change.previous.value,
-            cause=cause,
-            detail=change.detail,
-            after=round(change.after, 6),
-        )
+        loop = self._loop = asyncio.get_running_loop()
+        fields: dict[str, object] = {
+            "state": change.state.value,
+            "previous": change.previous.value,
+            "cause": cause,
+            "detail": change.detail,
+            "after": round(change.after, 6),
+        }
+        self._remember(change.dependency, "state changed", fields, loop.time())
         if change.state is not State.DOWN or self._sink is None:
             return
         if self._dumped is None or not 0 <= change.at - self._dumped < _QUIET:
@@ -133,9 +161,10 @@ class FlightRecorder:
     def events(self, last: int | None = None) -> list[dict[str, object]]:
         """Return what is remembered, oldest first, as plain data that `json.dumps` takes.
 
-        Each has `ago` (seconds since it happened, the latest time if several), `source`, `event`,
-        its own fields, and, if it repeated, `times` and `for` (seconds from the first to the
-        latest).
+        Each has `ago` (seconds since it happened, the latest time if several), `source`, `event`
+        and its own fields. If it repeated, it has `times`; `others` counts those after it that differed
+        in their details and were too many to keep; `for` is the seconds from the first to the
+        latest.
 
         Args:
             last: Only so many of the latest; None for all.
@@ -173,10 +202,15 @@ class FlightRecorder:
             sys.stderr.write("\n".join(lines) + "\n")
         return len(events)
 
-    async def aclose(self) -> None:
-        """Wait until every dump is written. Cancelling this leaves at once."""
-        while self._writes:
-            await asyncio.wait(self._writes)
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Wait until every dump is written. Cancelling this leaves at once.
+
+        Args:
+            timeout: Longest wait in seconds; what is not written by then may be yet. None waits for
+                ever.
+        """
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=timeout)
 
     def _append(self, path: Path, text: str) -> None:
         try:
@@ -217,8 +251,17 @@ class FlightRecorder:
 
 
 def _write(path: Path, text: str) -> None:
+    # A link may lead to what is no file of ours, /dev/stderr for example.
+    if path.is_file() and not path.is_symlink() and path.stat().st_size > _LONGEST:
+        path.replace(path.with_name(f"{path.name}.1"))
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def _kind(source: str, event: str, fields: dict[str, object]) -> tuple[str, str, object]:
+    """Say what counts as the same but for its details."""
+    cause = fields.get("cause")
+    return source, event, cause if isinstance(cause, str) else None
 
 
 def _plain(event: _Event, now: float) -> dict[str, object]:
@@ -230,5 +273,8 @@ def _plain(event: _Event, now: float) -> dict[str, object]:
     }
     if event.times > 1:
         plain["times"] = event.times
+    if event.others:
+        plain["others"] = event.others
+    if event.last > event.first or event.times > 1:
         plain["for"] = round(event.last - event.first, 3)
     return plain

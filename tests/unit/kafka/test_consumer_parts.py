@@ -584,13 +584,14 @@ async def test_closing_ends_who_waits():
 
 async def test_the_flight_recorder_remembers_what_moved_in_and_out():
     world = World()
-    world.health.recorder = FlightRecorder()
+    recorder = FlightRecorder()
+    world.health.record_in(recorder)
     instance = await world.joined(A, B)
     await world.rebalancing.revoke(instance)
     await world.assigned(instance, A)
     world.rebalancing.lose(instance)
     await world.rebalancing.settled()
-    moved = [(each["event"], each["partitions"]) for each in world.health.recorder.events()]
+    moved = [(each["event"], each["partitions"]) for each in recorder.events()]
     assert moved == [
         ("partitions assigned", 2),
         ("partitions revoked", 2),
