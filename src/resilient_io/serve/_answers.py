@@ -222,7 +222,7 @@ def _words(status: HTTPStatus, words: str, *extra: tuple[str, str]) -> Answer:
     return Answer(
         status=status,
         content_type=f"{_PLAIN}; charset=utf-8",
-        body=f"{without_credentials(words)}\n".encode(),
+        body=f"{without_credentials(words)}\n".encode(errors="backslashreplace"),
         extra=extra,
     )
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,10 @@ class Heartbeat:
     `resilient-io probe --file /tmp/heartbeat.json` reads it. The file is one line of JSON, replaced
     as a whole: `at` (seconds since the epoch), `interval`, `ready`, `alive`, `started`, `draining`,
     `state`, `because` (reasons) and `stopped`. When the event loop is blocked it grows old, and
-    that is the news. It is written outside of the event loop. If it cannot be written, that is
-    logged once, and tried again every second. At the end it stays, with `stopped` true.
+    that is the news. It is written in a thread of its own: those of the loop may all be busy, with
+    names that nobody resolves for example, and the process is not stuck for that. If it cannot be
+    written, that is logged once, and tried again every second. At the end it stays, with `stopped`
+    true.
 
     Args:
         monitor: How the service is.
@@ -68,6 +71,7 @@ class Heartbeat:
         self._news = asyncio.Event()
         self._stopping = False
         self._failing = False
+        self._writer: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
         self._subscription: Subscription[MonitorChange] | None = None
 
@@ -87,7 +91,11 @@ class Heartbeat:
         if self._task is not None:
             raise RuntimeError(f"the heartbeat in {self.path} beats already")
         self._stopping = False
-        self._task = asyncio.create_task(self._beat(), name=f"resilient-io heartbeat {self.path}")
+        loop = asyncio.get_running_loop()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="resilient-io heartbeat")
+        self._task = loop.create_task(
+            self._beat(self._writer), name=f"resilient-io heartbeat {self.path}"
+        )
         self._task.add_done_callback(tell_of_its_end)
         self._subscription = self._monitor.on_change(lambda _: self._news.set())
 
@@ -114,18 +122,20 @@ class Heartbeat:
             await asyncio.wait([task], timeout=timeout)
         finally:
             task.cancel()  # only a file system that hangs has kept it
+            if self._writer is not None:
+                self._writer.shutdown(wait=False)
         await asyncio.wait([task])
 
     def __repr__(self) -> str:
         how = "failing" if self._failing else "beating" if self._task is not None else "stopped"
         return f"<Heartbeat {self.path}: {how}>"
 
-    async def _beat(self) -> None:
+    async def _beat(self, writer: ThreadPoolExecutor) -> None:
         stopped = False
         while not stopped:
             self._news.clear()
             stopped = self._stopping
-            await self._write(self._words(stopped=stopped))
+            await self._write(writer, self._words(stopped=stopped))
             if not stopped:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.interval):
@@ -144,12 +154,12 @@ class Heartbeat:
             "state": monitor.state.value,
             "because": [*monitor.unready_because, *monitor.stuck_because],
         }
-        return without_credentials(json.dumps(how, ensure_ascii=False)) + "\n"
+        return without_credentials(json.dumps(how)) + "\n"
 
-    async def _write(self, words: str) -> None:
+    async def _write(self, writer: ThreadPoolExecutor, words: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(None, _replace, self.path, words)
+            await loop.run_in_executor(writer, _replace, self.path, words)
         except OSError as error:
             self._tell(error)
         else:

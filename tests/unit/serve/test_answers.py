@@ -265,3 +265,11 @@ async def test_what_makes_no_sense_is_refused_with_what_to_write(service):
         Answers(service.monitor, clients=[service.redis])
     with pytest.raises(ConfigurationError, match="name="):
         Answers(service.monitor, name="")
+
+
+async def test_signs_that_no_text_can_hold_do_no_harm(answers, service):
+    service.put(service.redis, DOWN, "said \udce9")
+    assert words(answers.answer("/readyz", "GET")) == (
+        503,
+        "not ready: redis is down (refused: said \\udce9)",
+    )

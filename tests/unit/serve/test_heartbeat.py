@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -173,3 +175,31 @@ async def test_what_makes_no_sense_is_refused(path, service):
         Heartbeat(service.monitor, "")
     with pytest.raises(TypeError, match="HealthMonitor"):
         Heartbeat(service.redis, path)
+
+
+def test_it_beats_while_every_thread_of_the_loop_is_busy(path):
+    """A name server that is away keeps them all, and no restart would bring it back."""
+    go = threading.Event()
+
+    async def beat():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, go.wait, 60)
+        try:
+            async with HealthMonitor(Dependency("redis")) as monitor, Heartbeat(monitor, path):
+                async with asyncio.timeout(20):
+                    while not path.exists():  # noqa: ASYNC110 (only the file tells)
+                        await asyncio.sleep(0.01)
+            assert json.loads(path.read_text())["stopped"]
+        finally:
+            go.set()
+
+    asyncio.run(beat())
+
+
+async def test_signs_that_no_text_can_hold_do_not_end_it(path, service):
+    service.put(service.redis, State.DOWN, "said \udce9")
+    async with Heartbeat(service.monitor, path):
+        await asyncio.sleep(0.1)
+        told = json.loads(path.read_text(encoding="utf-8"))
+    assert told["because"] == ["redis is down (refused: said \udce9)"]
