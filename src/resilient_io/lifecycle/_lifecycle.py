@@ -188,12 +188,12 @@ class Lifecycle:
     async def _end_the_start(self, reason: str, number: int | None) -> None:
         course = self._course
         await asyncio.wait([course.close(reason, number)])
-        if course.hosted:
-            return  # the server has heard it, and will not begin to serve
-        if number is None:
+        if number is None:  # nobody else has heard of it: a server would begin to serve
             raise Closed(
                 "it was stopped before it had started", dependency="lifecycle", operation="start"
             )
+        if course.hosted:
+            return  # the server has heard it, and will not begin to serve
         await course.finish()
         raise SystemExit(_EXIT + number)
 

@@ -339,11 +339,15 @@ async def test_a_stop_during_the_start_ends_it_and_says_so(monitor, make, what):
     assert lifecycle.stopping.is_set()
 
 
-async def test_a_lifespan_whose_start_is_stopped_lets_the_server_end_by_itself(monitor, make):
+async def test_a_lifespan_whose_start_is_stopped_fails_so_that_the_server_does_not_serve(
+    monitor, make
+):
     lifecycle = lifecycle_of(monitor, make.part("db", starts=9.0))
     asyncio.get_running_loop().call_later(2.0, lifecycle.stop)
-    async with lifecycle.lifespan(None):
-        assert lifecycle.phase == "stopped"
+    with pytest.raises(Closed, match="stopped before it had started"):
+        async with lifecycle.lifespan(None):
+            pytest.fail("it did not start")
+    assert lifecycle.phase == "stopped"
 
 
 async def test_a_part_that_is_entered_after_its_time_is_closed(monitor, make, diary, what):
