@@ -162,9 +162,9 @@ class FlightRecorder:
         """Return what is remembered, oldest first, as plain data that `json.dumps` takes.
 
         Each has `ago` (seconds since it happened, the latest time if several), `source`, `event`
-        and its own fields. If it repeated, it has `times`; `others` counts those after it that differed
-        in their details and were too many to keep; `for` is the seconds from the first to the
-        latest.
+        and its own fields. If it repeated, it has `times`; `others` counts those after it that
+        differed in their details and were too many to keep; `for` is the seconds from the first to
+        the latest.
 
         Args:
             last: Only so many of the latest; None for all.
