@@ -7,7 +7,9 @@ from typing import Final
 
 __all__ = ["without_credentials"]
 
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^\s\"'<>]*@")
+_CREDENTIALS: Final = re.compile(r"(?<=://)(?:\\.|[^\s\"\\])*@")
+"""A password may have any sign but white space; a quotation mark ends the text in JSON, if there is
+no backslash before it."""
 
 
 def without_credentials(text: str) -> str:
