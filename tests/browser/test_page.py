@@ -212,6 +212,23 @@ async def test_what_was_unfolded_by_keyboard_stays_so_and_keeps_the_focus(each_s
         assert f"{behind:,} behind; most: partition 27 with 999" in await page.text("#lag")
 
 
+async def test_of_very_many_partitions_the_page_shows_those_most_behind(each_state, page):
+    class Wide(ResilientKafkaConsumer):
+        def known_lag(self):
+            return {TopicPartition("orders", number): number for number in range(300)}
+
+    consumer = Wide("orders", group_id="billing")
+    async with serve(each_state, clients=[consumer], host=HOST, port=0) as server:
+        await page.open(server.port)
+        behind = sum(range(300))
+        assert f"{behind:,} behind; most: partition 299 with 299" in await page.text("#lag")
+        await press(page, "All 300 partitions")
+        rows = await page.texts(".partitions tbody tr")
+        assert len(rows) == 201
+        assert (rows[0], rows[-1]) == ("100\n100", "100 others\n4,950")
+        assert len(await page.run("return [...document.querySelectorAll('.bars i')]")) == 200
+
+
 async def press(page, name):
     """Go to a button with the Tab key, and press Enter."""
     await page.run("document.activeElement.blur()")

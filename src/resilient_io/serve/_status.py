@@ -26,6 +26,9 @@ _SHOWN = 3600.0
 
 _EVENTS = 50
 
+_MOST_PARTITIONS = 200
+"""Of one topic, with a row each: those most behind. The page is made anew each second."""
+
 _FOR_METRICS = frozenset({"latency_total", "latency_counts"})
 """Counters that only say something to who adds them up over time; a histogram is long, too."""
 
@@ -157,10 +160,29 @@ def _lag(client: StatusSource) -> list[dict[str, object]]:
     if not isinstance(client, _Consuming):
         return []
     named = client.group_id or client.health.name
+    topics: dict[str, list[tuple[int, int]]] = {}
+    for (topic, partition), lag in client.known_lag().items():
+        topics.setdefault(topic, []).append((partition, lag))
     return [
-        {"client": named, "topic": topic, "partition": partition, "lag": lag}
-        for (topic, partition), lag in sorted(client.known_lag().items())
+        {"client": named, "topic": topic, **row}
+        for topic in sorted(topics)
+        for row in _partitions(topics[topic])
     ]
+
+
+def _partitions(lags: list[tuple[int, int]]) -> list[dict[str, object]]:
+    """Return a row for each partition, in order; the least behind of very many share one."""
+    shown, rest = lags, []
+    if len(lags) > _MOST_PARTITIONS:
+        worst = sorted(lags, key=lambda each: (-each[1], each[0]))
+        shown, rest = worst[:_MOST_PARTITIONS], worst[_MOST_PARTITIONS:]
+    rows: list[dict[str, object]] = [
+        {"partition": partition, "lag": lag} for partition, lag in sorted(shown)
+    ]
+    if rest:
+        behind = sum(lag for _, lag in rest)
+        rows.append({"partition": "others", "partitions": len(rest), "lag": behind})
+    return rows
 
 
 def _plain(value: object) -> object:

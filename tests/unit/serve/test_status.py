@@ -232,3 +232,15 @@ def test_a_browser_may_ask_nobody_but_the_service():
     rules = dict(rule.split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split("; "))
     assert rules["default-src"] == "'none'"
     assert rules["connect-src"] == "'self'"
+
+
+async def test_of_very_many_partitions_the_most_behind_have_rows_and_the_others_share_one(monitor):
+    class Wide(ResilientKafkaConsumer):
+        def known_lag(self):
+            return {TopicPartition("orders", number): number for number in range(1_000)}
+
+    rows = status_of(monitor, [Wide("orders", group_id="billing")])["lag"]
+    assert len(rows) == 201
+    assert [row["partition"] for row in rows] == [*range(800, 1_000), "others"]
+    assert rows[-1]["partitions"] == 800
+    assert sum(row["lag"] for row in rows) == sum(range(1_000))
