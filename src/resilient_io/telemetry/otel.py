@@ -8,7 +8,6 @@ OpenTelemetryMetrics(monitor, clients=[redis, consumer])
 from __future__ import annotations
 
 import math
-import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -42,13 +41,6 @@ _MOST_RECORDED = 500
 """Latencies that one collection records: the SDK takes about 10 µs for each."""
 
 
-class _Collection(threading.local):
-    """What is left of a collection; a provider's readers may each be at one, in a thread each."""
-
-    def __init__(self) -> None:
-        self.batch: dict[str, list[Reading]] = {}
-
-
 class OpenTelemetryMetrics:
     """Observable instruments of a meter: everything is read when the SDK collects, and only then.
 
@@ -80,8 +72,7 @@ class OpenTelemetryMetrics:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._readings: Readings | None = Readings(monitor, clients)
-        self._collection = _Collection()
-        self._recording = threading.Lock()
+        self._batch: dict[str, list[Reading]] = {}
         self._recorded: dict[tuple[str, tuple[str, ...]], dict[float, int]] = {}
         provider = meter_provider if meter_provider is not None else get_meter_provider()
         meter = provider.get_meter("resilient_io", version("resilient-io"))
@@ -113,19 +104,18 @@ class OpenTelemetryMetrics:
 
         So one collection, which asks instrument by instrument, reads once.
         """
-        readings, batch = self._readings, self._collection.batch
+        readings = self._readings
         if readings is None:
             return []
-        if metric.name not in batch:
-            batch.clear()
-            batch.update((name, []) for name in CATALOGUE)
-            for reading in readings.collect():
-                batch[reading.metric.name].append(reading)
-            with self._recording:
-                for name, histogram in self._histograms.items():
-                    for reading in batch.pop(name):
-                        self._record(histogram, reading)
-        return batch.pop(metric.name, [])
+        if metric.name not in self._batch:
+            found = readings.collect()
+            self._batch = {name: [] for name in CATALOGUE}
+            for reading in found:
+                self._batch[reading.metric.name].append(reading)
+            for name, histogram in self._histograms.items():
+                for reading in self._batch.pop(name):
+                    self._record(histogram, reading)
+        return self._batch.pop(metric.name, [])
 
     def _record(self, histogram: Histogram, reading: Reading) -> None:
         """Record a fair sample of what came since the last time."""
