@@ -201,6 +201,7 @@ class Course:
         if self._closing is None:
             loop = asyncio.get_running_loop()
             self._monitor.drain()
+            self.workers.ending = True
             if self._starting is not None:
                 self._starting.cancel()
             budget = self._budget = Budget(self._times.grace, loop.time() if at is None else at)

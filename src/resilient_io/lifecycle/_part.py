@@ -134,14 +134,15 @@ class Part:
             return LifecycleStep(name=self.name, seconds=0.0)
         began = budget.spent
         cancelled = self._cancelled()
+        share = budget.share(after)
         if not leave.done():
-            leave.set_result(budget.timeout_in(budget.share(after)))
+            leave.set_result(budget.timeout_in(share))
         outcome: Outcome = "done"
         left = ""
-        if not await budget.wait(task, lambda: budget.share(after)):
+        if not await budget.wait(task, lambda: _patience(budget.share(after))):
             outcome, left = "late", "its closing was cut short"
             task.cancel()
-            await asyncio.wait([task], timeout=_LAST)
+            await asyncio.wait([task], timeout=_last(share))
             if not task.done():
                 left = "it does not end"
         elif not task.cancelled() and (error := task.exception()) is not None:
@@ -199,6 +200,14 @@ def name_parts(things: Sequence[object]) -> list[Part]:
         names[name] = names.get(name, 0) + 1
         parts.append(Part(thing, name if names[name] == 1 else f"{name} #{names[name]}"))
     return parts
+
+
+def _last(share: float) -> float:
+    return min(_LAST, share / 16)
+
+
+def _patience(share: float) -> float:
+    return share - _last(share)
 
 
 def _within(share: float, aclose: Callable[..., object]) -> dict[str, float]:

@@ -18,12 +18,16 @@ class Workers:
 
     Args:
         failed: Called with the name and the error of the first that fails.
+
+    Attributes:
+        ending: Whether the lifecycle ends: from then on it is no failure to be cancelled.
     """
 
     def __init__(self, failed: Callable[[str, Exception], object]) -> None:
         self._failed = failed
         self._functions: list[Callable[[], Coroutine[Any, Any, object]]] = []
         self._tasks: list[asyncio.Task[object]] = []
+        self.ending = False
         self.error: Exception | None = None
 
     def add(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -46,7 +50,14 @@ class Workers:
         return [task for task in self._tasks if not task.done()]
 
     def _ended(self, task: asyncio.Task[object]) -> None:
-        error = None if task.cancelled() else task.exception()
+        name = task.get_name().rpartition(" ")[2]
+        error: BaseException | None
+        if not task.cancelled():
+            error = task.exception()
+        elif self.ending:
+            return
+        else:  # nobody would miss it otherwise
+            error = RuntimeError(f"the worker {name} ended by a cancellation of its own")
         if isinstance(error, Exception) and self.error is None:
             self.error = error
-            self._failed(task.get_name().rpartition(" ")[2], error)
+            self._failed(name, error)

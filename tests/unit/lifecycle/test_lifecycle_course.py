@@ -507,3 +507,37 @@ async def test_a_worker_that_comes_too_late_is_refused(monitor):
     async with lifecycle_of(monitor) as lifecycle:
         with pytest.raises(ConfigurationError, match="too late"):
             lifecycle.worker(handle)
+
+
+async def test_a_worker_that_ends_by_a_cancellation_of_its_own_has_failed(monitor):
+    lifecycle = lifecycle_of(monitor, notice=0.0)
+
+    @lifecycle.worker
+    async def consume():
+        await asyncio.sleep(1.0)
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="the worker consume ended by a cancellation of its own"):
+        async with lifecycle:
+            await lifecycle.stopping.wait()
+    assert lifecycle.report.reason == "the worker consume failed (RuntimeError)"
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+async def test_parts_that_never_end_stay_within_the_grace(monitor, count):
+    class Hanging:
+        async def aclose(self):
+            while not over.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(over)
+
+    over = asyncio.get_running_loop().create_future()
+    lifecycle = lifecycle_of(monitor, *(Hanging() for _ in range(count)), notice=0.0, grace=5.0)
+    async with lifecycle:
+        began = now()
+    assert now() - began < 5.01
+    assert len(lifecycle.report.left) >= count
+    if count < 12:
+        assert step(lifecycle, "HealthMonitor").outcome == "done"
+    over.set_result(None)
+    await asyncio.sleep(0.1)
