@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import functools
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
-from resilient_io._deadline import context_without_deadline
 from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.health import State
 
@@ -204,9 +204,10 @@ class Keeper:
         self._kept.refresh()
 
     def _own(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        # In a context of its own: a caller's deadline must not end what outlives the call.
+        # In an empty context: neither the deadline nor the span of the call that happens to come
+        # first is that of what outlives it.
         task = asyncio.get_running_loop().create_task(
-            work, name=f"resilient-io {what}", context=context_without_deadline()
+            work, name=f"resilient-io {what}", context=Context()
         )
         self._tasks.append(task)
         task.add_done_callback(functools.partial(self._ended, what))

@@ -135,14 +135,16 @@ class Sending:
             self._span.end()
 
 
-def _carried(headers: Iterable[tuple[str, bytes | None]] | None) -> dict[str, str]:
+def _carried(headers: Iterable[object] | None) -> dict[str, str]:
     """Return the context that a record brings with it."""
     wanted = propagate.get_global_textmap().fields
-    return {
-        name: value.decode("latin-1")
-        for name, value in headers or ()
-        if name in wanted and value is not None
-    }
+    carried: dict[str, str] = {}
+    for pair in headers or ():
+        match pair:
+            # What is no header is for the producer to refuse, as it does without tracing.
+            case (str() as name, bytes() as value) if name in wanted:
+                carried[name] = value.decode("latin-1")
+    return carried
 
 
 def _links(records: Iterable[Record]) -> list[Link]:

@@ -202,6 +202,23 @@ async def test_what_cannot_be_sent_ends_its_span(shared_kafka, topic, producer, 
     assert late.attributes["error.type"] == "resilient_io.kafka.errors.KafkaClosed"
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [[("a",)], [("a", b"b", b"c")], [("traceparent", "text")], [(["a"], b"b")], {"traceparent": 1}],
+)
+async def test_headers_that_are_none_are_refused_as_without_tracing(
+    shared_kafka, topic, producer, spans, headers
+):
+    async with ResilientKafkaProducer(shared_kafka.bootstrap_servers) as untraced:
+        with pytest.raises(TypeError) as expected:
+            await untraced.send(topic, b"value", headers=headers)
+    with pytest.raises(TypeError) as refused:
+        await producer.send(topic, b"value", headers=headers)
+    assert str(refused.value) == str(expected.value)
+    (span,) = spans.named(f"send {topic}")
+    assert span.attributes["error.type"] == "TypeError"
+
+
 async def test_a_handler_that_cannot_be_called_is_refused_as_without_tracing(
     shared_kafka, topic, producer, spans
 ):

@@ -6,7 +6,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, get_current_span
+from redis.credentials import CredentialProvider
 from redis.exceptions import ResponseError, WatchError
 
 from resilient_io import (
@@ -250,3 +251,25 @@ async def test_the_flight_recorder_remembers_what_clients_did(redis_server, faul
     assert "outcome unknown" in events
     assert "lane lost" in events
     assert "lane opened" in events
+
+
+class Tokens(CredentialProvider):
+    """Gets tokens, and notes within which span."""
+
+    def __init__(self):
+        self.within = []
+
+    def get_credentials(self):
+        self.within.append(get_current_span())
+        return ("default", "any")  # the server asks for no password
+
+
+async def test_what_outlives_a_call_is_not_in_its_span(shared_redis, spans):
+    tokens = Tokens()
+    redis = ResilientRedis(port=shared_redis.port, credential_provider=tokens)
+    trace(redis, tracer_provider=spans.provider)
+    with spans.provider.get_tracer("shop").start_as_current_span("request"):
+        await redis.get("key")  # which is what starts the connections
+    await redis.aclose()
+    assert tokens.within
+    assert all(span is INVALID_SPAN for span in tokens.within)
