@@ -119,8 +119,8 @@ class Readings:
             part: list[Reading] = []
             try:
                 read(functools.partial(self._add, part))
-            # The boundary between the parts: a bug in one, or in an application's `stuck()`, must
-            # not blind whoever looks at all the others.
+            # The boundary between the parts: a bug in one must not blind whoever looks at all the
+            # others.
             except Exception as error:  # noqa: BLE001
                 self._complain(name, error)
             else:
