@@ -23,6 +23,12 @@ version = importlib.metadata.version("resilient-io")
 print(f"resilient-io {version}: {len(resilient_io.__all__)} public names import")
 """
 
+# The command without its extra: probe works, the rest says what is missing.
+ASKED = (
+    (("probe", "--file", "nowhere"), 1, "no heartbeat at nowhere"),
+    (("doctor", "redis://127.0.0.1"), 2, "pip install 'resilient-io[cli]'"),
+)
+
 
 def pip(python: Path | str, *arguments: str) -> None:
     command = [python, "-m", "pip", "--disable-pip-version-check"]
@@ -47,6 +53,13 @@ def main() -> None:
         imported = subprocess.run([python, "-W", "error", "-c", IMPORT], cwd=folder, check=False)
         if imported.returncode:
             sys.exit(f"{wheel.name} does not import")
+        command = fresh / "bin" / "resilient-io"
+        for arguments, code, said in ASKED:
+            asked = subprocess.run(
+                [command, *arguments], cwd=folder, check=False, capture_output=True, text=True
+            )
+            if asked.returncode != code or said not in asked.stderr + asked.stdout:
+                sys.exit(f"{command.name} {' '.join(arguments)}: {asked}")
 
 
 if __name__ == "__main__":
