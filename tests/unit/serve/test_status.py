@@ -201,7 +201,7 @@ async def test_numbers_that_json_does_not_know_become_null(monitor, redis):
 
 async def test_only_the_latest_events_are_shown_oldest_first(monitor, redis):
     for number in range(80):
-        redis.note("happened", number=number)
+        redis.note(f"event {number}", number=number)
     await asyncio.sleep(2.0)
     events = status_of(monitor)["events"]
     assert [event["number"] for event in events] == list(range(30, 80))
