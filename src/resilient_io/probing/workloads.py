@@ -31,6 +31,9 @@ _TEMPLATES: Final = {
     "Pod": (),
 }
 _DEEPEST: Final = 10
+_ASIDE: Final = frozenset(("metrics", "prometheus", "health", "probe", "probes", "status", "admin"))
+"""Words in the names of ports that no Service leads callers to."""
+
 _ONCE: Final = ("Job", "CronJob")
 _PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe")
 _SLEEP: Final = re.compile(r"\bsleep\s+(\d+(?:\.\d+)?)(m?)")
@@ -144,14 +147,17 @@ def schedule_of(workload: Workload, container: Cursor, *, served: bool) -> Sched
     """
     startup, liveness, readiness = (_probe(container.at(name)) for name in _PROBES)
     spec = workload.pod.at("spec")
-    ports = [*container.at("ports").items()]
+    traffic = any(
+        _ASIDE.isdisjoint(port.at("name").text().split("-"))
+        for port in container.at("ports").items()
+    )
     return Schedule(
         startup=startup,
         liveness=liveness,
         readiness=readiness,
         grace=float(spec.at("terminationGracePeriodSeconds").count(30)),
         pre_stop=_pre_stop(container.at("lifecycle", "preStop")),
-        serves=workload.lasting and (served or bool(ports) or readiness is not None),
+        serves=workload.lasting and (served or traffic or readiness is not None),
         cpu_limit=container.at("resources", "limits", "cpu").quantity() or None,
         command=(*container.at("command").words(), *container.at("args").words()),
     )

@@ -431,3 +431,13 @@ def test_a_finding_about_another_file_names_that_one():
     budget = changed("maxUnavailable: 1", "maxUnavailable: 0", BUDGET)
     _, (finding,) = lint_manifests({"app.yaml": DEPLOYMENT, "budget.yaml": budget})
     assert (finding.file, finding.line) == ("budget.yaml", 5)
+
+
+@pytest.mark.parametrize("port", ["metrics", "health", "http-metrics", "probes"])
+def test_a_port_for_those_who_look_on_is_no_traffic(port):
+    worker = DEPLOYMENT.replace("http", port).replace(f"{port}Get", "httpGet")
+    worker = worker.partition("          readinessProbe")[0]
+    assert "readiness-missing" not in codes(worker)
+    assert "readiness-missing" in codes(worker.replace(port, "http"))
+    service = "---\nkind: Service\nspec: {selector: {app: orders}}\n"
+    assert "readiness-missing" in codes(worker + service)
