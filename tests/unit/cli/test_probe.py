@@ -1,6 +1,7 @@
 """What `resilient-io probe` makes of a heartbeat file, of a URL and of its own arguments."""
 
 import json
+import os
 import time
 
 import pytest
@@ -232,3 +233,10 @@ def test_a_host_that_can_be_no_name_is_one_clear_line(capsys, host):
 def test_a_port_of_any_length_is_one_clear_line(capsys):
     assert main(["--url", f"http://127.0.0.1:{'9' * 5000}/"]) == 2
     assert capsys.readouterr().err.startswith("resilient-io probe: the URL cannot be asked")
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path, capsys):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert main(["--file", str(path)]) == 2
+    assert "is no heartbeat file" in capsys.readouterr().out
