@@ -6,7 +6,7 @@ from asyncio import CancelledError
 from typing import TYPE_CHECKING
 
 from opentelemetry import context
-from opentelemetry.trace import Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Status, StatusCode, get_current_span, set_span_in_context
 
 from resilient_io.errors import ResilientIOError
 
@@ -59,7 +59,9 @@ class running:  # noqa: N801 (used as a function, and faster than one that yield
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        context.detach(self._token)
+        # What is closed after its loop has ended is closed in another context.
+        if error.__class__ is not GeneratorExit or get_current_span() is self._span:
+            context.detach(self._token)
         if isinstance(error, (Exception, CancelledError)):
             self._on_error(self._span, error)
         self._span.end()

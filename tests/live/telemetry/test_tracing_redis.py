@@ -1,6 +1,7 @@
 """Our own spans of Redis commands: one for each, all attempts included, and nothing secret."""
 
 import asyncio
+import contextvars
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -273,3 +274,14 @@ async def test_what_outlives_a_call_is_not_in_its_span(shared_redis, spans):
     await redis.aclose()
     assert tokens.within
     assert all(span is INVALID_SPAN for span in tokens.within)
+
+
+async def test_a_call_that_is_closed_in_another_context_ends_its_span_quietly(redis, spans, caplog):
+    await redis.ping()
+    call = redis.blpop(["none"], timeout=1)
+    contextvars.Context().run(call.send, None)
+    call.close()  # as the interpreter does with what is left of a loop
+
+    assert spans.names == ["PING", "BLPOP"]
+    assert caplog.records == []
+    assert get_current_span() is INVALID_SPAN
