@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from resilient_io import ResilientRedis
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthMonitor, State
 
@@ -163,7 +164,17 @@ def test_what_is_no_dependency_or_is_named_twice_is_refused(redis):
         HealthMonitor("redis")
     with pytest.raises(ConfigurationError, match="'redis' is named twice"):
         HealthMonitor(redis, optional=[redis])
+    for name, written in (("shared", "redis.health"), ("optional", "redis.health")):
+        with pytest.raises(TypeError, match=rf"is no list: write {name}=\[{written}\]"):
+            HealthMonitor(redis, **{name: Dependency("cache")})
     assert redis._subscriptions._all == []
+    assert redis.recorders == ()
+
+
+async def test_a_client_given_as_a_list_of_vital_parts_is_refused_in_words(redis):
+    client = ResilientRedis.from_url("redis://localhost")
+    with pytest.raises(TypeError, match=r"is no list: write vital=\[consumer\]"):
+        HealthMonitor(redis, vital=client)
 
 
 async def test_a_callback_that_cannot_be_called_is_refused(monitor):

@@ -47,6 +47,8 @@ def examine(
     check_seconds("timeout", timeout)
     if group is not None:
         check_name("group", group)
+    if isinstance(topics, str):
+        raise ConfigurationError(f"topics={topics!r} is no list: write topics=[{topics!r}]")
     for topic in topics:
         check_name("topics", topic)
     scheme = url.partition("://")[0].lower() if "://" in url else ""

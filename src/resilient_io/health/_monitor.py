@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from resilient_io.health._waiting import wait_until
 from resilient_io.health._wording import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Literal, Self
 
 __all__ = ["HealthMonitor", "MonitorChange"]
@@ -82,6 +83,8 @@ class HealthMonitor:
         recorder: FlightRecorder | None = None,
         liveness: LivenessSettings | None = None,
     ) -> None:
+        for name, given in (("shared", shared), ("optional", optional), ("vital", vital)):
+            _check_list(name, given)
         self.critical = critical
         self.shared = tuple(shared)
         self.optional = tuple(optional)
@@ -329,6 +332,13 @@ def _check(dependencies: Sequence[object]) -> None:
                 f"{dependency.name!r} is named twice: name it once, as critical "
                 f"(HealthMonitor(dependency)), as shared=[dependency] or as optional=[dependency]"
             )
+
+
+def _check_list(name: str, given: object) -> None:
+    # Not merely iterable: redis-py's client seems to be.
+    if not isinstance(given, Sequence):
+        example = "consumer" if name == "vital" else "redis.health"
+        raise TypeError(f"{name}={given!r} is no list: write {name}=[{example}]")
 
 
 def _check_parts(vital: Sequence[object], recorder: object, liveness: object) -> None:

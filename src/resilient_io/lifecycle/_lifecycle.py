@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_io.errors import Closed, ConfigurationError
@@ -17,7 +18,7 @@ from ._part import name_parts
 from ._times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from types import TracebackType
     from typing import Self
 
@@ -28,6 +29,8 @@ __all__ = ["Lifecycle"]
 
 _EXIT = 128
 """What a shell adds to a signal's number for the exit code of who died of it."""
+
+_SERVER = "serve(monitor, port=8080)"
 
 _Worker = TypeVar("_Worker", bound="Callable[[], Coroutine[Any, Any, object]]")
 
@@ -85,13 +88,15 @@ class Lifecycle:
                 f"{monitor!r} is no HealthMonitor: write "
                 f"Lifecycle(HealthMonitor(redis.health), redis)"
             )
+        if not isinstance(servers, Sequence):
+            raise ConfigurationError(f"servers={servers!r} is no list: write servers=[{_SERVER}]")
         times = Times(
             grace=grace, notice=notice, start_timeout=start_timeout, body_timeout=body_timeout
         )
         named = name_parts((*parts, monitor, *servers))
         self.monitor = monitor
         self._names = [part.name for part in named]
-        self._course = Course(monitor, named, len(servers), times, tuple(signals))
+        self._course = Course(monitor, named, len(servers), times, _checked(signals))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.phase}: {', '.join(self._names)}>"
@@ -237,3 +242,15 @@ class Lifecycle:
             return
         course.leave("aclose() was called")
         await asyncio.wait([course.close("aclose() was called")])
+
+
+def _checked(signals: object) -> tuple[int, ...]:
+    if not isinstance(signals, Sequence) or isinstance(signals, str):
+        raise ConfigurationError(f"signals={signals!r} is no list: write signals=[signal.SIGTERM]")
+    deaf = (signal.SIGKILL, signal.SIGSTOP)
+    for number in signals:
+        if not isinstance(number, int) or number not in signal.valid_signals() or number in deaf:
+            raise ConfigurationError(
+                f"signals holds {number!r}, which nobody can hear: write signals=[signal.SIGTERM]"
+            )
+    return tuple(signals)

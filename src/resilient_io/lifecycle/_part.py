@@ -186,6 +186,11 @@ def name_parts(things: Sequence[object]) -> list[Part]:
     parts: list[Part] = []
     for position, thing in enumerate(things):
         kind = type(thing)
+        if isinstance(thing, (list, tuple, type)):
+            raise ConfigurationError(
+                f"{thing!r} is no part of a service: write each by itself, made: "
+                f"Lifecycle(monitor, consumer, producer, redis)"
+            )
         if not hasattr(kind, "aclose") and not hasattr(kind, "__aexit__"):
             raise ConfigurationError(
                 f"{thing!r} is no async context manager and has no aclose(): write "

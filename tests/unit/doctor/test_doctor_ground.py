@@ -1,5 +1,7 @@
 """Our own ground, as files of a made-up root tell it."""
 
+import asyncio
+
 import pytest
 
 from resilient_io.doctor import Status
@@ -11,7 +13,9 @@ from resilient_io.doctor.machine.limits import (
     look_at_files,
     look_at_memory,
 )
+from resilient_io.doctor.machine.loop import look_at_loop
 from resilient_io.doctor.machine.versions import judge_system, look_at_versions, numbers_of
+from resilient_io.health._lag import LoopLag
 
 GIB = 1 << 30
 
@@ -306,3 +310,16 @@ def test_numbers_of_versions():
     assert numbers_of("8.1.0rc1") == (8, 1, 0)
     assert numbers_of("0.14") == (0, 14)
     assert numbers_of("next") == ()
+
+
+async def test_a_stall_of_long_ago_is_not_told_as_one_of_now():
+    watch = LoopLag.acquire()
+    try:
+        asyncio.get_running_loop().block(0.3)
+        await asyncio.sleep(3600)
+        found = await look_at_loop()
+    finally:
+        watch.release()
+    assert found.status is Status.NOTE
+    assert found.found.startswith("wakes up in time now, but woke up ")
+    assert found.data["worst_now"] < 0.05

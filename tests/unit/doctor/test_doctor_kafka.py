@@ -222,6 +222,16 @@ async def test_a_group_that_is_behind_and_does_not_move(monkeypatch):
     assert "handler" in found.advice
 
 
+async def test_a_group_whose_members_have_never_committed_anything(monkeypatch):
+    waits = Seen({}, {at("orders"): 0, at("orders", 1): 3}, {at("orders"): 7, at("orders", 1): 3})
+    found = await look(monkeypatch, offsets=[waits])
+    assert found.status is Status.NOTE
+    assert "nothing was ever committed, though there are records in orders[0];" in found.found
+    assert "first handlers hang" in found.advice
+    empty = Seen({}, {at("orders"): 3}, {at("orders"): 3})
+    assert (await look(monkeypatch, offsets=[empty])).status is Status.OK
+
+
 async def test_a_group_without_members_whose_records_wait(monkeypatch):
     found = await look(monkeypatch, state="Empty", members=0, assigned=[], offsets=[seen(1, 2)])
     assert (found.status, found.found) == (

@@ -95,6 +95,11 @@ def test_arguments_that_make_no_sense_are_refused_at_once(arguments):
         examine("redis://localhost", **arguments)
 
 
+def test_one_topic_is_not_taken_for_a_list_of_letters():
+    with pytest.raises(ConfigurationError, match=r"write topics=\['orders'\]"):
+        examine("kafka://localhost:9092", topics="orders")
+
+
 def test_the_ground_refuses_a_time_that_makes_no_sense():
     with pytest.raises(ConfigurationError):
         ground(timeout=-1)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 
 import pytest
 
@@ -498,6 +499,17 @@ def test_what_is_no_part_is_refused(monitor, make):
         Lifecycle(redis)
     with pytest.raises(ConfigurationError, match="is no async function"):
         Lifecycle(monitor).worker(print)
+    for parts in ([redis], type(redis)):
+        with pytest.raises(ConfigurationError, match="write each by itself"):
+            Lifecycle(monitor, parts)
+    with pytest.raises(ConfigurationError, match=r"write servers=\[serve\(monitor, port=8080\)\]"):
+        Lifecycle(monitor, servers=redis)
+
+
+@pytest.mark.parametrize("signals", [signal.SIGTERM, "TERM", ["SIGTERM"], [signal.SIGKILL], [999]])
+def test_signals_that_nobody_can_hear_are_refused(monitor, signals):
+    with pytest.raises(ConfigurationError, match=r"write signals=\[signal.SIGTERM\]"):
+        Lifecycle(monitor, signals=signals)
 
 
 async def test_a_worker_that_comes_too_late_is_refused(monitor):

@@ -178,6 +178,14 @@ def _judge_offsets(state: Group, seen: Seen, moved: int | None) -> list[Finding]
         findings.append(
             blind(f"the end of {_some(seen.unknown)} could not be asked for, so its lag is unknown")
         )
+    if not seen.committed and state.state == "Stable" and (waiting := _not_empty(state, seen)):
+        findings.append(
+            note(
+                f"nothing was ever committed, though there are records in {_some(waiting)}",
+                "So it is before the first new record with auto_offset_reset=latest. Otherwise its "
+                "first handlers hang or fail, or nobody commits: look at the consumer's log.",
+            )
+        )
     if not state.members or not seen.committed:
         return findings
     if not seen.lag:
@@ -199,6 +207,11 @@ def _judge_offsets(state: Group, seen: Seen, moved: int | None) -> list[Finding]
             )
         )
     return findings
+
+
+def _not_empty(state: Group, seen: Seen) -> list[TopicPartition]:
+    """Give the partitions that members have, and in which there are records."""
+    return sorted(at for at in state.assigned if seen.ends.get(at, 0) > seen.begins.get(at, 0))
 
 
 def _judge_refused(group: str, error: KafkaError) -> Finding:

@@ -30,7 +30,8 @@ class Seen:
 
     Attributes:
         committed: Those that the group has committed.
-        ends: The next offsets of the same partitions.
+        begins: The first offsets that are there, also of partitions that members have.
+        ends: The next offsets of the same ones.
         lost: Partitions whose committed offset is no longer there.
         unknown: Partitions whose end could not be asked for.
     """
@@ -42,6 +43,7 @@ class Seen:
         ends: Mapping[TopicPartition, int],
     ) -> None:
         self.committed = committed
+        self.begins = begins
         self.ends = ends
         self.lost = sorted(
             at for at, offset in committed.items() if at in begins and offset < begins[at]
