@@ -129,6 +129,23 @@ async def test_without_a_sink_nothing_is_dumped_by_itself(capsys):
     assert capsys.readouterr().err == ""
 
 
+async def test_a_note_that_is_no_plain_data_keeps_no_transition_from_anybody():
+    lines, told = [], []
+    dependency = Dependency("redis")
+    async with HealthMonitor(dependency, recorder=FlightRecorder(sink=lines.append)) as monitor:
+        monitor.on_change(told.append)
+        circle = []
+        circle.append(circle)
+        monitor.recorder.note("orders", "done", by={("a", 1): 2})
+        monitor.recorder.note("orders", "gone", all=circle)
+        for _ in range(3):
+            dependency.failed(Cause.REFUSED, definite=True)
+        await asyncio.sleep(0.1)
+    assert [change.state.value for change in told] == ["down"]
+    events = [json.loads(line) for line in lines]
+    assert [event["by"] for event in events if event.get("event") == "done"] == ["{('a', 1): 2}"]
+
+
 @pytest.mark.parametrize("kind", ["file", "function"])
 async def test_a_sink_that_fails_is_told_once_and_harms_nobody(tmp_path, caplog, kind):
     sink = tmp_path / "no" / "folder" if kind == "file" else lambda line: 1 / 0

@@ -193,7 +193,7 @@ class FlightRecorder:
         for event in events:
             ago = event.pop("ago")
             at = _wall_clock.iso(wall - (ago if isinstance(ago, float) else 0.0))
-            lines.append(json.dumps({"at": at, **event}, default=str))
+            lines.append(_line({"at": at, **event}))
         if isinstance(self._sink, Path):
             self._append(self._sink, "\n".join(lines) + "\n")
         elif self._sink is not None:
@@ -256,6 +256,16 @@ def _write(path: Path, text: str) -> None:
         path.replace(path.with_name(f"{path.name}.1"))
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def _line(event: dict[str, object]) -> str:
+    try:
+        return json.dumps(event, default=str)
+    except (
+        TypeError,
+        ValueError,
+    ):  # keys that are no text, or a circle
+        return json.dumps({name: str(value) for name, value in event.items()})
 
 
 def _kind(source: str, event: str, fields: dict[str, object]) -> tuple[str, str, object]:
