@@ -1,4 +1,4 @@
-"""Tracing of records that are sent and handled: what it is told, and where it takes hold.
+"""Tracing of records that are sent and handled: where it takes hold.
 
 A producer and a consumer that nobody traces pay nothing: tracing puts itself in the way of one
 producer's records and around one consumer's handler.
@@ -8,46 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Coroutine, Iterable
 
     from aiokafka.structs import RecordMetadata
 
     from .consumer.client import ResilientKafkaConsumer
-    from .consumer.record import Record
     from .producer.client import ResilientKafkaProducer
+    from .tracing import Sending, Tracing
 
     Written = asyncio.Future[RecordMetadata]
 
-__all__ = ["Sending", "Tracing", "observe_consumer", "observe_producer"]
-
-
-class Sending(Protocol):
-    """The span of a record on its way."""
-
-    headers: list[tuple[str, bytes]]
-    """What to add to the record's headers."""
-
-    def ended(self, future: Written) -> None:
-        """End it as the record's future ended."""
-
-    def failed(self, error: BaseException) -> None:
-        """End it with an error."""
-
-
-class Tracing(Protocol):
-    """What makes the spans of one producer or consumer."""
-
-    def sending(self, topic: str, headers: Sequence[tuple[str, bytes | None]]) -> Sending:
-        """Begin the span of a record."""
-        raise NotImplementedError
-
-    def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
-        """Begin the span of a call of the handler; leaving it ends the span."""
-        raise NotImplementedError
+__all__ = ["observe_consumer", "observe_producer"]
 
 
 def observe_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:

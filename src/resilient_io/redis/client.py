@@ -13,7 +13,8 @@ from resilient_io.health import Dependency, HealthSettings
 from .codec import Packer
 from .engine import Engine
 from .lock import ResilientLock
-from .observed import begin_to_be_seen, bind_anew, is_patched, observe
+from .observed import bind_anew, is_patched, observe
+from .observed_pipeline import ObservedPipeline
 from .options import check_given, check_types, policy_from, pool_from_url
 from .path import CommandPath
 from .pipeline import ResilientPipeline
@@ -98,9 +99,9 @@ class ResilientRedis(CommandPath):
         self._lane_settings = lanes if lanes is not None else LaneSettings()
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._careful = False
-        self._hot, self._pipelines = self._packer.direct, ResilientPipeline
+        self._hot = self._packer.direct
         if is_patched():
-            begin_to_be_seen(self)
+            self._begin_to_be_seen()
         self._engine = Engine(
             pool=pool,
             target=target,
@@ -165,7 +166,8 @@ class ResilientRedis(CommandPath):
             transaction: Wrap it in MULTI and EXEC.
             shard_hint: Passed on, unused by redis-py.
         """
-        return self._pipelines(self, transaction, shard_hint)
+        kind = ObservedPipeline if self._seen else ResilientPipeline
+        return kind(self, transaction, shard_hint)
 
     if not TYPE_CHECKING:  # their types are redis-py's
 
@@ -255,7 +257,7 @@ class ResilientRedis(CommandPath):
         await self._engine.reopen()
         self._engine.start()
         if is_patched():
-            begin_to_be_seen(self)
+            self._begin_to_be_seen()
         return self
 
     def __enter__(self) -> NoReturn:

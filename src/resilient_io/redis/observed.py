@@ -11,20 +11,30 @@ sees it end as it ends for the caller, all attempts included.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import redis.asyncio.client as driver
 
 from .commands import SPECS, lookup
-from .pipeline import ResilientPipeline
 from .tracing import tracing_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Token
 
-    from .path import CommandPath
     from .tracing import Tracing
+
+
+class Observable(Protocol):
+    """A client as this file needs it."""
+
+    _tracing: Tracing | None
+
+    def _begin_to_be_seen(self) -> None:
+        """Lead its calls past those who want to see them, instead of the hot path."""
+
+    async def _unobserved(self, *args: Any, **options: Any) -> Any:
+        """Make a call that nobody sees."""
 
 
 def is_patched() -> bool:
@@ -35,18 +45,13 @@ def is_patched() -> bool:
     return not (type(method) is FunctionType and method.__globals__ is vars(driver))
 
 
-def observe(client: CommandPath, tracing: Tracing) -> None:
+def observe(client: Observable, tracing: Tracing) -> None:
     """Have every call of a client traced from now on, and of the views made of it later."""
     client._tracing = tracing
-    begin_to_be_seen(client)
+    client._begin_to_be_seen()
 
 
-def begin_to_be_seen(client: CommandPath) -> None:
-    """Lead a client's calls past those who want to see them, instead of the hot path."""
-    client._hot, client._pipelines = False, ObservedPipeline
-
-
-def bind_anew(view: CommandPath) -> None:
+def bind_anew(view: Observable) -> None:
     """Let a copy of a client have its own calls where somebody has wrapped those of that client.
 
     `RedisInstrumentor.instrument_client` sets wrappers on the instance, bound to it.
@@ -58,7 +63,7 @@ def bind_anew(view: CommandPath) -> None:
             setattr(view, name, cast("Any", type(wrapped))(getattr(view, name), wrapper))
 
 
-async def observe_command(client: CommandPath, args: tuple[Any, ...], options: Any) -> Any:
+async def observe_command(client: Observable, args: tuple[Any, ...], options: Any) -> Any:
     """Make a call where everybody sees it who wants to."""
     tracing = client._tracing
     before = tracing and tracing.current()
@@ -67,51 +72,11 @@ async def observe_command(client: CommandPath, args: tuple[Any, ...], options: A
         if tracing is None:
             return await client._unobserved(*args, **options)
         operation = (SPECS.get(args[0]) or lookup(args)).name
-        with _told(tracing), tracing.command(operation, before):
+        with told(tracing), tracing.command(operation, before):
             return await client._unobserved(*args, **options)
 
     method = vars(driver.Redis)["execute_command"]
-    return await _through(method, client, make, args, options)
-
-
-class ObservedPipeline(ResilientPipeline):
-    """A pipeline whose calls are seen."""
-
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send the queued commands, as the pipeline does that nobody sees."""
-        tracing = self._client._tracing
-        before = tracing and tracing.current()
-
-        async def make(*_: Any) -> Any:
-            if tracing is None or not (self.command_stack or self.watching):
-                return await ResilientPipeline.execute(self, raise_on_error)
-            names = [(SPECS.get(args[0]) or lookup(args)).name for args, _ in self.command_stack]
-            transaction = bool(self.is_transaction or self.explicit_transaction)
-            with _told(tracing), tracing.batch(names, before, transaction=transaction):
-                return await ResilientPipeline.execute(self, raise_on_error)
-
-        try:
-            method = vars(driver.Pipeline)["execute"]
-            replies: list[Any] = await _through(method, self, make, (raise_on_error,), {})
-            return replies
-        finally:
-            await self.reset()
-
-    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command now, as the pipeline does that nobody sees."""
-        tracing = self._client._tracing
-        before = tracing and tracing.current()
-
-        async def make(*args: Any, **options: Any) -> Any:
-            send = ResilientPipeline.immediate_execute_command
-            if tracing is None:
-                return await send(self, *args, **options)
-            operation = (SPECS.get(args[0]) or lookup(args)).name
-            with _told(tracing), tracing.command(operation, before):
-                return await send(self, *args, **options)
-
-        method = vars(driver.Pipeline)["immediate_execute_command"]
-        return await _through(method, self, make, args, options)
+    return await through(method, client, make, args, options)
 
 
 class _StandIn:
@@ -162,19 +127,20 @@ class _Connection:
         return await do()
 
 
-async def _through(
+async def through(
     method: Any,
     real: object,
     make: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
+    """Make a call by way of a method of redis-py's, if somebody has patched that."""
     if not is_patched():
         return await make(*args, **options)
     return await method.__get__(_StandIn(real, make), _StandIn)(*args, **options)
 
 
-class _told:  # noqa: N801 (used as a function, and faster than one that yields)
+class told:  # noqa: N801 (used as a function, and faster than one that yields)
     """Names who is told of retries."""
 
     __slots__ = ("_token", "_tracing")

@@ -17,7 +17,7 @@ from .call import Command
 from .calls import DedicatedCall, LaneCall
 from .commands import SPECS, Route, lookup
 from .errors import RouteRefused
-from .observed import begin_to_be_seen, is_patched, observe_command
+from .observed import is_patched, observe_command
 from .replies import LARGE
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .codec import Packer
     from .commands import CommandSpec
     from .engine import Engine
-    from .pipeline import ResilientPipeline
     from .tracing import Tracing
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -48,8 +47,8 @@ class CommandPath(driver.Redis):
     """Whether the policy was chosen for the call, as in a view."""
     _hot: bool
     """Whether commands may take the hot path at all."""
-    _pipelines: type[ResilientPipeline]
-    """What `pipeline()` makes."""
+    _seen: bool = False
+    """Whether there may be somebody who wants to see every call."""
     _tracing: Tracing | None = None
     """What makes spans of its calls."""
     _twin: CommandPath | None = None
@@ -118,7 +117,7 @@ class CommandPath(driver.Redis):
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self._observable and (self._tracing is not None or is_patched()):
-            begin_to_be_seen(self)
+            self._begin_to_be_seen()
             return await observe_command(self, args, options)
         engine = self._engine
         if engine.gate.closed:
@@ -137,6 +136,10 @@ class CommandPath(driver.Redis):
         else:
             call = self._lane_call(command, self._packer.pack(spec.words, args))
         return await gate.run(call, self._policy, started=started, deliberate=self._careful)
+
+    def _begin_to_be_seen(self) -> None:
+        """Lead calls past those who want to see them, instead of the hot path."""
+        self._hot, self._seen = False, True
 
     async def _unobserved(self, *args: Any, **options: Any) -> Any:
         """Send a command past those who see every call; the hot path is open to it."""

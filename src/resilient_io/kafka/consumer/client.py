@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from resilient_io.health._availability import Availability
-    from resilient_io.kafka.observed import Tracing
     from resilient_io.kafka.processing.failures import OnFailure
     from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.processing.settings import (
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         Order,
         RunLimits,
     )
+    from resilient_io.kafka.tracing import Tracing
 
     from .reading import Deserializer
 

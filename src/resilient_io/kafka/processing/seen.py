@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from resilient_io.kafka.observed import Tracing
+    from resilient_io.kafka.tracing import Tracing
 
 __all__ = ["seen"]
 
