@@ -20,12 +20,11 @@ from resilient_io.serve._negotiation import prefer
 from resilient_io.telemetry._clients import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
 
-    Clients: TypeAlias = "Sequence[_status.StatusSource] | Mapping[str, _status.StatusSource]"
+    from resilient_io.serve._status import Clients
 
 __all__ = ["PATHS", "Answer", "Answers"]
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._answers import Clients
     from resilient_io.serve._events import Reader
+    from resilient_io.serve._status import Clients
 
 __all__ = ["asgi_of", "health_app"]
 

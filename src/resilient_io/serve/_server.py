@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._answers import Clients
+    from resilient_io.serve._status import Clients
 
 __all__ = ["HealthServer", "serve"]
 

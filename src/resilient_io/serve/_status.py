@@ -10,7 +10,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from resilient_io.health import Cause, Dependency, HealthMonitor, State
+
+    Clients: TypeAlias = "Sequence[StatusSource] | Mapping[str, StatusSource]"
 
 __all__ = ["CONTENT_SECURITY_POLICY", "StatusSource", "status_of", "status_page"]
 
