@@ -553,3 +553,18 @@ async def test_parts_that_never_end_stay_within_the_grace(monitor, count):
         assert step(lifecycle, "HealthMonitor").outcome == "done"
     over.set_result(None)
     await asyncio.sleep(0.1)
+
+
+async def test_a_part_that_cannot_tell_its_figures_is_closed_like_any_other(monitor, make, what):
+    class Odd:
+        def run_stats(self):
+            raise KeyError("of its own")
+
+        async def aclose(self):
+            await asyncio.sleep(1.0)
+
+    lifecycle = lifecycle_of(monitor, Odd(), make.part("redis"), notice=0.0)
+    async with lifecycle:
+        pass
+    assert what()[-1] == "redis closed"
+    assert lifecycle.report.clean
