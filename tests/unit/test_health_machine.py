@@ -259,3 +259,10 @@ def test_settings_that_cannot_work_are_refused(wrong, message):
     with pytest.raises(ConfigurationError) as refusal:
         HealthSettings(**wrong)
     assert message in str(refusal.value)
+
+
+def test_half_signs_in_a_detail_are_written_out():
+    """As of a file whose name is no text: a log handler would fail on them."""
+    machine = Machine("redis", HealthSettings())
+    change = machine.probe_failed(1.0, Cause.TLS, "no such file: caf\udce9", definite=True)
+    assert change.detail == "no such file: caf\\udce9"

@@ -209,7 +209,10 @@ class Machine:
     def _settle(self, now: float) -> Change | None:
         """Derive the state; it is the only place where it changes."""
         state, cause, detail = self._derive()
-        detail = " ".join(detail.split())[:_DETAIL_LIMIT]
+        if detail:
+            # Half signs, as of a file's odd name, can be written nowhere.
+            text = detail.encode("utf-8", "backslashreplace").decode()
+            detail = " ".join(text.split())[:_DETAIL_LIMIT]
         previous, since = self.state, self.since
         self.cause, self.detail = cause, detail
         if state is previous:

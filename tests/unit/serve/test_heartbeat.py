@@ -202,4 +202,4 @@ async def test_signs_that_no_text_can_hold_do_not_end_it(path, service):
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(0.1)
         told = json.loads(path.read_text(encoding="utf-8"))
-    assert told["because"] == ["redis is down (refused: said \udce9)"]
+    assert told["because"] == ["redis is down (refused: said \\udce9)"]
