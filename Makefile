@@ -5,8 +5,8 @@
 PYTHON ?=
 ARGS ?=
 in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
-# Tests wait more than they work. More processes than that would each start brokers of their own.
-two_processes = -n 2 --dist worksteal
+# Tests wait more than they work. Still more processes would each start brokers of their own.
+processes = -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak containers coverage bench lint format types wheel servers screenshots lock clean
@@ -18,10 +18,10 @@ demo: ## redis-py and ResilientRedis through the same faults; then a service on 
 	$(in_venv) test python -m resilient_io.demo $(ARGS)
 
 test: ## every test but the long scenes; ARGS="-n 0" in one process, for a debugger, say
-	$(in_venv) test python -m pytest $(two_processes) $(ARGS)
+	$(in_venv) test python -m pytest $(processes) $(ARGS)
 
 soak: ## the scenes that take over 10 s each
-	$(in_venv) test python -m pytest $(two_processes) -m soak $(ARGS)
+	$(in_venv) test python -m pytest $(processes) -m soak $(ARGS)
 
 containers: ## the scenes in containers, on the Docker engine there is (ARGS=--write-docs for the table)
 	$(in_venv) test python scripts/container_scenes.py $(ARGS)
