@@ -96,6 +96,23 @@ async def test_committing_once_as_one_member():
     assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
 
 
+async def test_a_heartbeat_tells_whether_the_group_knows_the_member():
+    assert parameters_of(GroupCoordinator._do_heartbeat) == ["self"]
+    assert inspect.iscoroutinefunction(GroupCoordinator._do_heartbeat)
+    assert not hasattr(NoGroupCoordinator, "_do_heartbeat")
+    # It is looked up at each beat, so that it can be wrapped.
+    assert "success = await self._do_heartbeat()" in source_of(GroupCoordinator._heartbeat_routine)
+    body = source_of(GroupCoordinator._do_heartbeat)
+    assert body.count("return True") == 2, "the group knows it, or is about to move"
+    assert "error_type is Errors.NoError" in body
+    assert "error_type is Errors.RebalanceInProgressError" in body
+    # Who is no member any more takes another place in the group.
+    for error in ("UnknownMemberIdError", "IllegalGenerationError"):
+        assert (
+            "reset_generation()" in body.split(f"error_type is Errors.{error}")[1].split("elif")[0]
+        )
+
+
 async def test_the_group_waits_for_the_listener():
     prepare = source_of(GroupCoordinator._on_join_prepare)
     assert prepare.index("begin_reassignment") < prepare.index("on_partitions_revoked")

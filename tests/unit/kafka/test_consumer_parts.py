@@ -162,6 +162,7 @@ class World:
             counters=self.counters,
             drop=lambda going: None,
             drain=self.drain,
+            joined=lambda: None,
         )
 
     async def drain(self, going):
@@ -598,3 +599,103 @@ async def test_the_flight_recorder_remembers_what_moved_in_and_out():
         ("partitions assigned", 1),
         ("partitions lost", 1),
     ]
+
+
+def hold(world):
+    """The place in the group is in doubt."""
+    world.feed.held = True
+    if world.walk is not None:
+        world.walk.hold()
+
+
+def go_on(world):
+    world.feed.held = False
+    world.feed.wake()
+
+
+async def test_while_it_is_held_the_feed_hands_out_nothing_and_polls():
+    world = World()
+    instance = await world.joined(A)
+    hold(world)
+    assert await offsets_of(world.feed, wait=5.0) == {}
+    assert instance.asked == []
+    assert instance.polls >= 1, "the group hears of it all the same"
+    instance.raises.append(driver.GroupAuthorizationFailedError("g"))
+    with pytest.raises(driver.GroupAuthorizationFailedError):
+        await offsets_of(world.feed)
+    go_on(world)
+    assert await offsets_of(world.feed, 2) == {A: [0, 1]}
+
+
+@pytest.mark.parametrize("when", ["in hand", "waiting"])
+async def test_while_it_is_held_iteration_hands_out_no_record_and_then_the_next(when):
+    world = World()
+    await world.joined(A)
+    records = world.records(most=4)
+    assert (await anext(records)).offset == 0
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    if when == "in hand":
+        hold(world)
+    else:  # what is there is used up, and the next is waited for
+        for _ in range(9):
+            await anext(records)
+        world.log[A] += range(10, 14)
+        loop.call_soon(hold, world)
+        world.feed.held = True
+    loop.call_later(7.0, go_on, world)
+    following = [(await anext(records)).offset for _ in range(4)]
+    assert following == ([1, 2, 3, 4] if when == "in hand" else [10, 11, 12, 13])
+    assert loop.time() - began == pytest.approx(7.0)
+    assert world.counters.given_back == 0
+    await records.aclose()
+
+
+async def test_what_is_held_of_a_partition_that_was_lost_comes_from_nowhere():
+    world = World()
+    instance = await world.joined(A)
+    records = world.records(most=4)
+    record = await anext(records)
+    record.done()
+    hold(world)
+    world.rebalancing.lose(instance)
+    await world.rebalancing.settled()
+    world.log[A] = [7]
+    world.committed[A] = 7  # by another member
+    await world.joined(A)
+    go_on(world)
+    assert (await anext(records)).offset == 7
+    await records.aclose()
+
+
+async def test_while_it_is_held_no_batch_comes_and_then_all_of_it():
+    world = World()
+    await world.joined(A)
+    batches = world.batches(most=20, max_wait=3.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    loop.call_later(1.0, hold, world)
+    loop.call_later(9.0, go_on, world)
+    batch = await anext(batches)
+    assert [record.offset for record in batch] == list(range(10))
+    assert loop.time() - began >= 9.0
+    await batches.aclose()
+
+
+async def test_a_batch_takes_along_nothing_of_a_partition_lost_while_it_was_gathered():
+    world = World()
+    instance = await world.joined(A)
+    batches = world.batches(most=20, max_wait=3.0)
+    loop = asyncio.get_running_loop()
+
+    def lose():
+        world.rebalancing.lose(instance)
+        world.log[A] = []
+
+    loop.call_later(1.0, lose)
+    waiting = asyncio.create_task(anext(batches))
+    await asyncio.sleep(10.0)
+    assert not waiting.done()
+    world.feed.close()
+    await asyncio.wait([waiting])
+    assert isinstance(waiting.exception(), StopAsyncIteration)

@@ -15,12 +15,14 @@ from resilient_io.kafka.questions import GROUP
 from resilient_io.kafka.quiet import quietly
 from resilient_io.kafka.supervisor import Supervisor
 
+from . import internals
 from .committing import Committer
 from .feed import Feed
 from .holdings import Holding, Holdings
 from .rebalance import Rebalancing
 from .silence import SilenceWatch
 from .stalling import StallWatch
+from .standing import Standing
 from .stats import ConsumerStats, Counters
 from .turn import Turn
 from .upkeep import Upkeep
@@ -130,7 +132,10 @@ class Engine:
             counters=counters,
             drop=self._drop,
             drain=self._drain,
+            joined=self._joined,
         )
+        session: float = options.get("session_timeout_ms", _SESSION_TIMEOUT_MS) / 1000
+        self._standing = Standing(session, self._standing_moved)
         stalls = None
         if settings.stalled_after is not None:
             stalls = StallWatch(health, settings.stalled_after, subscription.group)
@@ -284,6 +289,7 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         self._closing = True
+        self._standing.close()
         if self.processor is not None:
             left = max(0.0, until - loop.time())
             # Handlers get all but what the last commit may need: it ends within that, too.
@@ -316,6 +322,7 @@ class Engine:
         return instance
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
+        internals.notice_heartbeats(instance, self._standing.confirm)
         self._subscription.apply(instance, self._rebalancing.listener(instance))
 
     def _entered(self, instance: ConsumerDriver) -> None:
@@ -329,6 +336,18 @@ class Engine:
     def _observe(self, instance: ConsumerDriver) -> None:
         if self._subscription.group is None:
             self._rebalancing.observe(instance)
+
+    def _joined(self) -> None:
+        self._standing.confirm(asyncio.get_running_loop().time())
+
+    def _standing_moved(self) -> None:
+        held = self.feed.held = self._standing.doubtful
+        if held and self.walk is not None:
+            self.walk.hold()
+        if self.processor is not None:
+            self.processor.hold(held=held)
+        self.feed.wake()
+        self.health.note("membership in doubt" if held else "membership confirmed")
 
     def _refusal(self) -> Exception | None:
         """Say why there was never an instance, when waiting does not help.

@@ -37,6 +37,9 @@ _WARY = 2
 class Feed:
     """Hands out records of the partitions that are ours and not paused.
 
+    Attributes:
+        held: Whether nothing is handed out for now; Kafka hears of us all the same.
+
     Args:
         name: Of the dependency, for errors.
         holdings: The partitions that are ours.
@@ -73,6 +76,7 @@ class Feed:
         self._failures = 0
         self._wary = 0
         self.closed = False
+        self.held = False
         self.drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None = None
         self.taken: Callable[[tuple[TopicPartition, ...]], None] | None = None
 
@@ -136,9 +140,15 @@ class Feed:
 
     def give_back(self, holding: Holding, records: list[Record]) -> None:
         """Take back records that were not handled, to hand them out again, before all others."""
-        if records and holding.ours and records[0]._progress is holding.progress:
-            holding.kept[:0] = records
+        if self.put_back(holding, records):
             self._counters.given_back += len(records)
+
+    def put_back(self, holding: Holding, records: list[Record]) -> bool:
+        """Take back records that nobody has had in hand; tell whether they were of use."""
+        if not records or not holding.ours or records[0]._progress is not holding.progress:
+            return False
+        holding.kept[:0] = records
+        return True
 
     # --- taking
 
@@ -190,7 +200,7 @@ class Feed:
         wanted = [
             holding
             for holding in self._holdings.all
-            if holding.open and holding.partition not in self._reasons
+            if holding.open and holding.partition not in self._reasons and not self.held
         ]
         if not wanted or internals.reassigning(instance):
             internals.check(instance)
@@ -242,7 +252,7 @@ class Feed:
     def _take_kept(self, most: int) -> list[tuple[Holding, list[Record]]]:
         found = []
         for holding in self._holdings.all:
-            if most <= 0:
+            if most <= 0 or self.held:
                 break
             if holding.kept and holding.open and holding.partition not in self._reasons:
                 records, holding.kept = holding.kept[:most], holding.kept[most:]

@@ -6,6 +6,7 @@ aiokafka changes any of it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from aiokafka.errors import CommitFailedError
@@ -14,8 +15,7 @@ from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 from aiokafka.structs import OffsetAndMetadata
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -32,6 +32,7 @@ __all__ = [
     "kind_of",
     "membership",
     "note_poll",
+    "notice_heartbeats",
     "partitions_of",
     "reassigning",
     "received",
@@ -141,6 +142,28 @@ def membership(instance: ConsumerDriver) -> Membership | None:
     driver: Any = instance
     generation = getattr(driver._coordinator, "generation", -1)
     return (generation, driver._coordinator.member_id) if generation >= 0 else None
+
+
+def notice_heartbeats(instance: ConsumerDriver, told: Callable[[float], None]) -> None:
+    """Be told of each heartbeat that the group has answered, with the loop time of its question.
+
+    Wraps `GroupCoordinator._do_heartbeat`, which returns whether the group knows the member; so
+    call this after the start, and before it subscribes. Without a group there is none.
+    """
+    driver: Any = instance
+    own = getattr(driver._coordinator, "_do_heartbeat", None)
+    if own is None:
+        return
+    time = asyncio.get_running_loop().time
+
+    async def beat() -> bool:
+        member, asked = membership(instance), time()
+        known: bool = await own()
+        if known and membership(instance) == member:
+            told(asked)
+        return known
+
+    driver._coordinator._do_heartbeat = beat
 
 
 def has_coordinator(instance: ConsumerDriver) -> bool:

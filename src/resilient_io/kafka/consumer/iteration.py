@@ -131,6 +131,15 @@ class RecordWalk(Walk[Record]):
         if self._holding in gone:
             self.records = iter(())
 
+    def hold(self) -> None:
+        """See `Walk.hold`."""
+        chunks, rest = self._chunks, list(self.records)
+        if self._holding is not None:
+            chunks = [(self._holding, rest), *chunks]
+        for holding, records in chunks:
+            self._feed.put_back(holding, records)
+        self.records, self._chunks = iter(()), []
+
     def _in_hand(self) -> object:
         return self.hand
 
@@ -193,11 +202,18 @@ class BatchWalk(Walk[list[Record]]):
             if count >= self._most or left <= 0:
                 return
             # Cancelled here, what was gathered stays for the next call.
-            self._gathered += await self._feed.next(self._most - count, left)
+            found = await self._feed.next(self._most - count, left)
+            self._gathered += found  # only now: what was gathered may have been dropped meanwhile
 
     def drop(self, gone: list[Holding]) -> None:
         """See `Walk.drop`; what is in hand stays there, for the caller has it."""
         self._gathered = [chunk for chunk in self._gathered if chunk[0] not in gone]
+
+    def hold(self) -> None:
+        """See `Walk.hold`."""
+        chunks, self._gathered = self._gathered, []
+        for holding, records in reversed(chunks):
+            self._feed.put_back(holding, records)
 
     def _in_hand(self) -> object:
         return self._hand

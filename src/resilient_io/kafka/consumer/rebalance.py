@@ -43,6 +43,7 @@ class Rebalancing:
         counters: Counts what happened.
         drop: Lets who iterates forget what already came from these partitions.
         drain: Waits, bounded, until who consumes is done with these partitions.
+        joined: Called when the group has given us partitions.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Rebalancing:
         counters: Counters,
         drop: Callable[[list[Holding]], None],
         drain: Callable[[list[Holding]], Awaitable[None]],
+        joined: Callable[[], None],
     ) -> None:
         self._health = health
         self._holdings = holdings
@@ -65,6 +67,7 @@ class Rebalancing:
         self._counters = counters
         self._drop = drop
         self._drain = drain
+        self._joined = joined
         self._losing: list[asyncio.Task[None]] = []
         self._seen: frozenset[TopicPartition] | None = None
 
@@ -107,6 +110,7 @@ class Rebalancing:
                 self._holdings.take(
                     Holding(partition, instance, member, committed.get(partition), certain=certain)
                 )
+        self._joined()
         self._counters.rebalances += 1
         _log.info(
             "%s: the group gave us %d partitions",

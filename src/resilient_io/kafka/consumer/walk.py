@@ -61,6 +61,10 @@ class Walk(Generic[T]):
         """Hand out no more of what already came from these partitions."""
         raise NotImplementedError
 
+    def hold(self) -> None:
+        """Put back what already came and nobody has in hand: the feed hands out nothing now."""
+        raise NotImplementedError
+
     async def drain(
         self,
         gone: list[Holding],

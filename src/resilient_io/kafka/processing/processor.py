@@ -81,6 +81,7 @@ class Processor:
         self._asking: asyncio.Task[Any] | None = None
         self._longest_drain = max(0.0, _SHARE_FOR_DRAIN * rebalance_timeout - EVICTION_GRACE)
         self._cancelled = 0
+        self._held = False
         letter = plan.dead_letter
         self._dead_letters = (
             DeadLetters(letter.topic, producer=letter.producer, make=make_producer)
@@ -174,6 +175,12 @@ class Processor:
             winding_down.cancel()
             await asyncio.wait([winding_down], timeout=_FORCE)
 
+    def hold(self, *, held: bool) -> None:
+        """Call the handler for no further record until it is called again with False."""
+        self._held = held
+        if not self._over.done():
+            self._workers.allow(self._allowed)
+
     def stats(self) -> RunStats:
         """Return the counters."""
         backlog, failures = self._backlog, self._failures
@@ -225,10 +232,14 @@ class Processor:
         failures = self._failures
         return self._work.handled + failures.failed + failures.dead_lettered + failures.skipped
 
+    @property
+    def _allowed(self) -> int:
+        return 0 if self._held else self._gate.allowed
+
     def _gate_moved(self) -> None:
         if self._over.done():
             return
-        self._workers.allow(self._gate.allowed)
+        self._workers.allow(self._allowed)
         self._intake.change()
 
     def _start(self) -> None:

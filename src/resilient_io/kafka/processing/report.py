@@ -24,7 +24,8 @@ class RunStats:
         ready: Records among them that wait for nothing but a free handler.
         resting: Records among them that wait for their backoff to end.
         handlers: Handlers that are running now.
-        allowed: Handlers that may run now; 0 while a required dependency is down.
+        allowed: Handlers that may run now; 0 while a required dependency is down, and while nobody
+            knows whether the partitions are still ours.
         pauses: How often a required dependency was down.
     """
 
