@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -11,6 +12,8 @@ from starlette.routing import Mount
 from resilient_io.health import Cause, Dependency, HealthMonitor
 from resilient_io.serve import _events, health_app, serve
 from resilient_io.testing import FaultProxy
+
+pytestmark = pytest.mark.soak  # a browser works the whole time, and cares for no Python
 
 HOST = "127.0.0.1"
 

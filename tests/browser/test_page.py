@@ -11,6 +11,8 @@ from resilient_io.health import Cause, Dependency, HealthMonitor
 from resilient_io.kafka import ResilientKafkaConsumer, TopicPartition
 from resilient_io.serve import serve
 
+pytestmark = pytest.mark.soak  # a browser works the whole time, and cares for no Python
+
 HOST = "127.0.0.1"
 LONG = "payments-and-settlements-reconciliation-service-eu-central-1.svc.cluster.local:26379/12"
 

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from resilient_io import ConsumerSettings, HealthMonitor, ResilientKafkaConsumer
 from resilient_io.kafka import ResilientKafkaProducer
 from resilient_io.kafka.processing import RunLimits
@@ -15,6 +17,7 @@ async def until(fact):
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.soak
 async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafka_server, name):
     await kafka_server.create_topic(name)
     servers = kafka_server.bootstrap_servers

@@ -140,6 +140,7 @@ class Tokens:
         return f"{header}.{claims}."
 
 
+@pytest.mark.soak
 async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise, name, caplog):
     caplog.set_level(logging.INFO)
     tokens = Tokens(10)
@@ -167,6 +168,7 @@ async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise
         assert len(caplog.records) <= 10, caplog.text
 
 
+@pytest.mark.soak
 async def test_when_every_broker_has_a_new_address_it_goes_back_to_the_bootstrap_servers(
     supervise, name
 ):
@@ -188,6 +190,7 @@ async def test_when_every_broker_has_a_new_address_it_goes_back_to_the_bootstrap
             assert "none of its brokers" in str(producer.retired[0][1])
 
 
+@pytest.mark.soak
 async def test_a_batch_on_its_way_over_a_connection_that_went_silent_is_sent_again_after_it(
     supervise, name
 ):

@@ -74,6 +74,7 @@ async def test_a_service_on_fastapi_loses_nothing_that_it_took_until_uvicorn_sto
     await again.exit_code()
 
 
+@pytest.mark.soak
 async def test_a_request_that_never_ends_does_not_keep_the_clients_open(shop):
     service = await shop(NOTICE="0", GRACE="4")
     # Half a request: uvicorn waits for the rest of it, and without a bound.
