@@ -73,7 +73,7 @@ def make_app() -> FastAPI:
         value_deserializer=json.loads,
     )
     clients = (consumer, producer, redis)
-    monitor = HealthMonitor(redis.health, kafka, vital=clients)
+    monitor = HealthMonitor(redis.health, kafka, liveness=clients)
     lifecycle = Lifecycle(
         monitor,
         *clients,

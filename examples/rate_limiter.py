@@ -31,7 +31,7 @@ class RateLimiter:
 
     def __init__(self, redis: ResilientRedis, *, limit: int, window: int) -> None:
         # The effect of SADD cannot repeat, so it may be sent again after a lost reply.
-        self._redis = redis.with_policy(repeat="checked")
+        self._redis = redis.with_policy(repeat="conditional")
         self._limit = limit
         self._window = window
 

@@ -1,6 +1,6 @@
 """Hold the command table against what real servers and redis-py know.
 
-    python scripts/command_table.py            refresh tests/unit/test_commands_names.json
+    python scripts/command_table.py            refresh tests/unit/redis/test_commands_names.json
     python scripts/command_table.py --check    change nothing; exit code 1 if something is missing
     python scripts/command_table.py --markdown print the table for the docs
 
@@ -30,7 +30,7 @@ from resilient_io.testing import NoServerError, RedisServer, find_embedded_redis
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SNAPSHOT = Path(__file__).parents[1] / "tests" / "unit" / "test_commands_names.json"
+SNAPSHOT = Path(__file__).parents[1] / "tests" / "unit" / "redis" / "test_commands_names.json"
 
 _FLAGS = {"readonly", "write", "blocking", "pubsub"}
 _SENDERS = {

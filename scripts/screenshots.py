@@ -93,7 +93,7 @@ async def run_shop(seen: asyncio.Event, done: asyncio.Event, port: list[int]) ->
                 shop.redis.health,
                 shared=[shop.kafka],
                 optional=[shop.cache.health],
-                vital=shop.clients,
+                liveness=shop.clients,
             ) as monitor,
             serve(monitor, clients=shop.clients, name="order service", host=HOST, port=0) as server,
         ):

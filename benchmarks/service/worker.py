@@ -88,7 +88,7 @@ async def _collected(redis: ResilientRedis) -> AsyncIterator[None]:
     """Collect all metrics again and again, as Prometheus and OpenTelemetry's reader do."""
     from resilient_io import HealthMonitor  # noqa: PLC0415 (what is measured imports its own)
 
-    async with HealthMonitor(redis.health, vital=[redis]) as monitor:
+    async with HealthMonitor(redis.health, liveness=[redis]) as monitor:
         scraping = asyncio.create_task(_scrape(monitor, redis), name="scrape")
         provider = _exporting(monitor, redis)
         try:

@@ -55,7 +55,7 @@ class OrderService:
         )
         self.clients = (self.redis, self.producer, self.consumer)
         # Ready while both are there; alive while the event loop turns and the clients move.
-        self.monitor = HealthMonitor(self.redis.health, self.kafka, vital=self.clients)
+        self.monitor = HealthMonitor(self.redis.health, self.kafka, liveness=self.clients)
 
     async def book(self, record: Record) -> None:
         """Book one order. What it raises is tried again; then the order is a dead letter."""

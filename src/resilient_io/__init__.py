@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_io._policy import Deadline, RetryPolicy, deadline
     from resilient_io.errors import (
         Closed,
         ConfigurationError,
@@ -43,13 +42,15 @@ if TYPE_CHECKING:
     )
     from resilient_io.lifecycle import Lifecycle, LifecycleReport
     from resilient_io.probing import lint_probes
-    from resilient_io.redis import LaneSettings, RedisStats, ResilientRedis
+    from resilient_io.redis import ConnectionSettings, RedisStats, ResilientRedis
+    from resilient_io.retry import Deadline, RetryPolicy, deadline
 
 __all__ = [
     "Cause",
     "Change",
     "Closed",
     "ConfigurationError",
+    "ConnectionSettings",
     "ConsumerSettings",
     "DeadLetter",
     "Deadline",
@@ -61,7 +62,6 @@ __all__ = [
     "HandlerPolicy",
     "HealthMonitor",
     "HealthSettings",
-    "LaneSettings",
     "Lifecycle",
     "LifecycleReport",
     "LivenessSettings",
@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "resilient_io._policy": ("Deadline", "RetryPolicy", "deadline"),
+    "resilient_io.retry": ("Deadline", "RetryPolicy", "deadline"),
     "resilient_io.errors": (
         "Closed",
         "ConfigurationError",
@@ -115,7 +115,7 @@ _HOMES = {
     ),
     "resilient_io.lifecycle": ("Lifecycle", "LifecycleReport"),
     "resilient_io.probing": ("lint_probes",),
-    "resilient_io.redis": ("LaneSettings", "RedisStats", "ResilientRedis"),
+    "resilient_io.redis": ("ConnectionSettings", "RedisStats", "ResilientRedis"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -20,6 +20,7 @@ it. A retry decorator around a call must never repeat an `OutcomeUnknown`.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 __all__ = [
     "Closed",
@@ -33,13 +34,13 @@ __all__ = [
 ]
 
 
-class Progress(enum.Enum):
+class Progress(enum.StrEnum):
     """How far a call got before it failed."""
 
     NOT_SENT = "not sent"
     """Its last byte never left our queue: it was certainly not applied."""
 
-    PERHAPS_APPLIED = "perhaps applied"
+    MAYBE_APPLIED = "maybe applied"
     """It was handed to the transport, and no reply proves what became of it."""
 
     SENT = "sent"
@@ -142,3 +143,22 @@ class Closed(ResilientIOError):
 
 class ConfigurationError(ValueError):
     """A setting, or a combination of settings, cannot work; the message says what to write."""
+
+
+_REFUSED_BY: Final = "_resilient_io_refused_by"
+
+
+def mark_refused(error: BaseException, dependency: str) -> None:
+    """Note on a driver's error that its server refuses such calls for now, and applied nothing.
+
+    Args:
+        error: The error, as its caller will see it.
+        dependency: The name of the dependency that refused.
+    """
+    setattr(error, _REFUSED_BY, dependency)
+
+
+def refused_by(error: BaseException) -> str | None:
+    """Return the name of the dependency whose refusal this is; None for any other error."""
+    name: str | None = getattr(error, _REFUSED_BY, None)
+    return name

@@ -113,12 +113,12 @@ async def test_a_service_that_drains_or_is_stuck_says_so_above_all(page):
     class Consumer:
         trouble = None
 
-        def stuck(self):
+        def liveness_failure(self):
             return self.trouble
 
     consumer, redis = Consumer(), Dependency("redis")
     async with (
-        HealthMonitor(redis, vital=[consumer]) as monitor,
+        HealthMonitor(redis, liveness=[consumer]) as monitor,
         serve(monitor, host=HOST, port=0) as server,
     ):
         redis.succeeded()

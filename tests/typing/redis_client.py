@@ -26,7 +26,7 @@ from resilient_io import (
 )
 from resilient_io.health import Change, Dependency, HealthMonitor, State, Subscription
 from resilient_io.redis import (
-    LaneSettings,
+    ConnectionSettings,
     RedisOutcomeUnknown,
     RedisStats,
     RedisUnavailable,
@@ -44,7 +44,9 @@ async def constructors() -> None:
     pool = driver.ConnectionPool.from_url("redis://h")
     assert_type(ResilientRedis.from_pool(pool), ResilientRedis)
     ResilientRedis(connection_pool=pool, single_connection_client=True)
-    ResilientRedis(policy=RetryPolicy(attempts=1), health=Dependency("r"), lanes=LaneSettings())
+    ResilientRedis(
+        policy=RetryPolicy(attempts=1), health=Dependency("r"), lanes=ConnectionSettings()
+    )
     assert_type(ResilientRedis().client(), ResilientRedis)
     async with ResilientRedis() as client:
         assert_type(client, ResilientRedis)

@@ -2,7 +2,7 @@
 
 import math
 
-from resilient_io._policy import RetryBudget
+from resilient_io.retry import RetryBudget
 
 
 class Counter:

@@ -7,8 +7,8 @@ import timeit
 import pytest
 
 import resilient_io
-from resilient_io._policy import context_without_deadline, current_deadline, deadline
 from resilient_io.errors import ConfigurationError
+from resilient_io.retry import context_without_deadline, current_deadline, deadline
 
 
 async def test_it_is_the_loop_time_at_which_the_block_has_used_its_time_up():

@@ -57,7 +57,7 @@ def make(kind):
         operation="INCR",
         attempts=1,
         elapsed=2.0031,
-        progress=Progress.PERHAPS_APPLIED,
+        progress=Progress.MAYBE_APPLIED,
     )
 
 
@@ -65,7 +65,7 @@ def make(kind):
 def test_the_message_says_everything_in_one_line(kind):
     assert str(make(kind)) == (
         "redis: INCR: no reply within 2.0 s; it may have been applied "
-        "(perhaps applied, 1 attempt, 2.003 s)"
+        "(maybe applied, 1 attempt, 2.003 s)"
     )
 
 

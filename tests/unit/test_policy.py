@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from resilient_io._policy import RetryBudget, RetryPolicy, retrying
 from resilient_io.errors import ConfigurationError
+from resilient_io.retry import RetryBudget, RetryPolicy, retrying
 
 
 def test_the_defaults_are_those_of_the_design():

@@ -10,7 +10,7 @@ import resilient_io
 ROOT = Path(resilient_io.__file__).parent
 # The kit drives real servers; the demo and the command real terminals; the doctor looks at the
 # machine itself; an exec probe and the wall clock live by the time of others.
-OUTSIDE = ("testing", "demo", "cli", "doctor", "probing", "_wall_clock.py")
+OUTSIDE = ("testing", "demo", "cli", "doctor", "probing", "wall_clock.py")
 SOURCES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in OUTSIDE
 )
@@ -100,7 +100,7 @@ def test_only_the_policy_imports_tenacity():
             for name in imported(node)
         )
     ]
-    assert importers == ["_policy.py"]
+    assert importers == ["retry.py"]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from resilient_io import (
     ResilientRedis,
     RetryPolicy,
 )
-from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.errors import Closed
 from resilient_io.redis import keeper as keeping
 from resilient_io.redis.keeper import Keeper
+from resilient_io.tasks import describe_task_end, log_task_death
 
 
 def clients():
@@ -30,11 +30,11 @@ def clients():
 
 @pytest.mark.parametrize("client", clients(), ids=lambda client: type(client).__name__)
 def test_a_client_that_was_not_used_yet_is_not_stuck(client):
-    assert client.stuck() is None
+    assert client.liveness_failure() is None
 
 
 def test_every_client_can_be_vital():
-    monitor = HealthMonitor(Dependency("redis"), vital=clients())
+    monitor = HealthMonitor(Dependency("redis"), liveness=clients())
     assert monitor.alive
 
 
@@ -49,27 +49,27 @@ async def raising(error):
 
 
 async def test_a_task_that_runs_is_well_and_one_that_ended_says_how():
-    assert how_it_ended(None) is None
+    assert describe_task_end(None) is None
     running = asyncio.create_task(asyncio.sleep(60))
-    assert how_it_ended(running) is None
+    assert describe_task_end(running) is None
     running.cancel()
     await asyncio.wait([running])
-    assert how_it_ended(running) == "it was cancelled"
-    assert how_it_ended(await ended(asyncio.sleep(0))) == "it returned"
+    assert describe_task_end(running) == "it was cancelled"
+    assert describe_task_end(await ended(asyncio.sleep(0))) == "it returned"
     secret = await ended(raising(ValueError("redis://:secret@host")))
-    assert how_it_ended(secret) == "it raised ValueError"
+    assert describe_task_end(secret) == "it raised ValueError"
 
 
 async def test_what_ended_because_its_health_was_closed_is_no_bug(caplog):
     error = Closed("it was closed", dependency="redis", operation="until_up")
     task = await ended(raising(error))
-    assert how_it_ended(task) is None
-    tell_of_its_end(task)
+    assert describe_task_end(task) is None
+    log_task_death(task)
     assert caplog.records == []
 
 
 async def test_a_bug_is_logged_with_its_traceback(caplog):
-    tell_of_its_end(await ended(raising(ZeroDivisionError("a bug"))))
+    log_task_death(await ended(raising(ZeroDivisionError("a bug"))))
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("resilient-io the task ended of a bug")
@@ -106,9 +106,9 @@ async def test_a_server_that_is_away_leaves_the_keeper_at_work(monkeypatch):
     keeper.start(2)
     await asyncio.sleep(600)
     assert kept.failures > 500
-    assert keeper.stuck() is None
+    assert keeper.liveness_failure() is None
     await keeper.aclose()
-    assert keeper.stuck() is None
+    assert keeper.liveness_failure() is None
 
 
 async def test_a_keeper_that_died_is_stuck_until_it_is_closed(monkeypatch, caplog):
@@ -119,7 +119,7 @@ async def test_a_keeper_that_died_is_stuck_until_it_is_closed(monkeypatch, caplo
     keeper = keeper_of(Kept())
     keeper.start(1)
     await asyncio.sleep(1)
-    assert keeper.stuck() == "the task of lane 0 is gone: it raised ZeroDivisionError"
+    assert keeper.liveness_failure() == "the task of lane 0 is gone: it raised ZeroDivisionError"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     await keeper.aclose()
-    assert keeper.stuck() is None
+    assert keeper.liveness_failure() is None

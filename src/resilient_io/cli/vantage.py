@@ -101,15 +101,15 @@ class Vantage(Protocol):
 
 class _OfRedis:
     def __init__(self, url: str, interval: float, timeout: float) -> None:
-        from resilient_io._policy import RetryPolicy  # noqa: PLC0415 (each driver when needed)
-        from resilient_io.redis import LaneSettings, ResilientRedis  # noqa: PLC0415
+        from resilient_io.redis import ConnectionSettings, ResilientRedis  # noqa: PLC0415
         from resilient_io.redis.options import pool_from_url  # noqa: PLC0415
+        from resilient_io.retry import RetryPolicy  # noqa: PLC0415 (each driver when needed)
 
         pool = pool_from_url(url, {})
         self.health = Watched(name_of(url), interval=interval, timeout=timeout)
         policy = RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None)
         self._client = ResilientRedis.from_pool(
-            pool, policy=policy, health=self.health, lanes=LaneSettings(count=1)
+            pool, policy=policy, health=self.health, lanes=ConnectionSettings(count=1)
         )
 
     async def open(self) -> None:

@@ -20,4 +20,4 @@ def told_by(error: Exception) -> Told:
     """Say what an error of ours says about a write; one of a driver's says nothing."""
     if not isinstance(error, ResilientIOError) or isinstance(error, OutcomeUnknown):
         return Told.UNKNOWN
-    return Told.UNKNOWN if error.progress is Progress.PERHAPS_APPLIED else Told.NOT_DONE
+    return Told.UNKNOWN if error.progress is Progress.MAYBE_APPLIED else Told.NOT_DONE

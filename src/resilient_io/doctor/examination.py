@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_io._checking import check_name, check_seconds
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_name, check_seconds
 
 from .urls import KAFKA_SCHEMES, REDIS_SCHEMES
 

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from resilient_io._checking import check_seconds
+from resilient_io.validation import check_seconds
 
 from .looking import Looking
 from .machine.cgroup import read_cgroup

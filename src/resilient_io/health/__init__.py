@@ -10,7 +10,7 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 from resilient_io.health._dependency import Attachment, Dependency
 from resilient_io.health._feed import Watch
 from resilient_io.health._lag import LoopLag
-from resilient_io.health._liveness import LivenessSettings, Vital
+from resilient_io.health._liveness import LivenessCheck, LivenessSettings
 from resilient_io.health._monitor import HealthMonitor, MonitorChange
 from resilient_io.health._recorder import FlightRecorder
 from resilient_io.health._settings import HealthSettings
@@ -25,6 +25,7 @@ __all__ = [
     "FlightRecorder",
     "HealthMonitor",
     "HealthSettings",
+    "LivenessCheck",
     "LivenessSettings",
     "LoopLag",
     "MonitorChange",
@@ -32,6 +33,5 @@ __all__ = [
     "ProbeFailed",
     "State",
     "Subscription",
-    "Vital",
     "Watch",
 ]

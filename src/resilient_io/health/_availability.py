@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from resilient_io._checking import check_name
-from resilient_io._cleaning import without_credentials
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._feed import Feed, Watch
 from resilient_io.health._machine import Machine
@@ -16,6 +14,8 @@ from resilient_io.health._states import Cause, Change, State
 from resilient_io.health._subscription import Subscription, Subscriptions
 from resilient_io.health._waiting import wait_until
 from resilient_io.health._wording import describe, first_change, record
+from resilient_io.text import redact_credentials
+from resilient_io.validation import check_name
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +40,7 @@ class Availability:
     """
 
     def __init__(self, name: str, settings: HealthSettings | None, rng: random.Random) -> None:
-        self.name = without_credentials(check_name("name", name))
+        self.name = redact_credentials(check_name("name", name))
         self.settings = settings if settings is not None else HealthSettings()
         if not isinstance(self.settings, HealthSettings):
             message = (
@@ -157,17 +157,17 @@ class Availability:
         """Where its events are remembered: those of the monitors that watch it."""
         return self._recorders
 
-    def record_in(self, recorder: FlightRecorder) -> None:
+    def add_recorder(self, recorder: FlightRecorder) -> None:
         """Remember its events there, too; a `HealthMonitor` does this until it is closed.
 
         Args:
-            recorder: Where; as often as it was given, `record_no_more` has to take it back.
+            recorder: Where; as often as it was given, `remove_recorder` has to take it back.
         """
         self._holders.append(recorder)
         self._recorders = tuple(dict.fromkeys(self._holders))
 
-    def record_no_more(self, recorder: FlightRecorder) -> None:
-        """Take back one `record_in`; without one it does no harm."""
+    def remove_recorder(self, recorder: FlightRecorder) -> None:
+        """Take back one `add_recorder`; without one it does no harm."""
         if recorder in self._holders:
             self._holders.remove(recorder)
             self._recorders = tuple(dict.fromkeys(self._holders))

@@ -7,23 +7,23 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from resilient_io._checking import check_number, check_seconds
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._lag import LoopLag
+from resilient_io.validation import check_number, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Liveness", "LivenessSettings", "Vital"]
+__all__ = ["Liveness", "LivenessCheck", "LivenessSettings"]
 
 _log = logging.getLogger("resilient_io.health")
 
 
 @runtime_checkable
-class Vital(Protocol):
+class LivenessCheck(Protocol):
     """Something that has to go on for the process to be of use, such as a consumer."""
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Return why only a restart helps, in words; None while all is well."""
         ...
 
@@ -61,13 +61,13 @@ class Liveness:
         vital: What has to go on.
     """
 
-    def __init__(self, settings: LivenessSettings, vital: Sequence[Vital]) -> None:
+    def __init__(self, settings: LivenessSettings, vital: Sequence[LivenessCheck]) -> None:
         self._settings = settings
         self._vital = tuple(vital)
         self._lag: LoopLag | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over = False
-        self._broken: list[Vital] = []
+        self._broken: list[LivenessCheck] = []
 
     def look(self) -> None:
         """Begin, unless that was ended: who still asks then has nobody to end it again."""
@@ -105,16 +105,16 @@ class Liveness:
             found.append(f"the event loop was blocked for {blocked:.1f} s of the last {window:g} s")
         return tuple(found)
 
-    def _ask(self, part: Vital) -> str | None:
+    def _ask(self, part: LivenessCheck) -> str | None:
         try:
-            return part.stuck()
+            return part.liveness_failure()
         # The boundary between us and a function of others. A bug in it is in the next process, too:
         # restarts would not heal it.
         except Exception:  # noqa: BLE001 (a part may raise anything)
             if part not in self._broken:
                 self._broken.append(part)
                 _log.exception(
-                    "stuck() of %s raised; further failures of it are not logged",
+                    "liveness_failure() of %s raised; further failures of it are not logged",
                     type(part).__name__,
                     extra={"event": "stuck_raised", "part": type(part).__name__},
                 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._dependency import CLOSE_GRACE, Dependency
 from resilient_io.health._feed import Feed, Watch
-from resilient_io.health._liveness import Liveness, LivenessSettings, Vital
+from resilient_io.health._liveness import Liveness, LivenessCheck, LivenessSettings
 from resilient_io.health._recorder import FlightRecorder
 from resilient_io.health._states import Change, State
 from resilient_io.health._subscription import Subscription, Subscriptions
@@ -49,7 +49,7 @@ class HealthMonitor:
     """The dependencies of a service: those that it cannot work without, and the others.
 
     ```
-    monitor = HealthMonitor(redis.health, optional=[cache.health], vital=[consumer])
+    monitor = HealthMonitor(redis.health, optional=[cache.health], liveness=[consumer])
     ```
 
     Readiness is a choice for each dependency. `critical`: while it is away, this replica wants no
@@ -64,10 +64,10 @@ class HealthMonitor:
         critical: The service is ready only while none of these is DOWN or UNKNOWN.
         shared: It is ready as soon as it is known how these are; DOWN only degrades it.
         optional: These only degrade it.
-        vital: What has to go on for the process to be of use: clients, and whatever else has a
-            `stuck()`. See `alive`.
+        liveness: Clients, and other objects with a `liveness_failure()` method, that must work for
+            the process to be of use. See `alive`.
         recorder: Remembers the latest events; None makes one without a sink.
-        liveness: When the process counts as stuck.
+        liveness_settings: When the process counts as stuck.
 
     Raises:
         ConfigurationError: There is no dependency, or one is named twice.
@@ -79,26 +79,26 @@ class HealthMonitor:
         *critical: Dependency,
         shared: Sequence[Dependency] = (),
         optional: Sequence[Dependency] = (),
-        vital: Sequence[Vital] = (),
+        liveness: Sequence[LivenessCheck] = (),
         recorder: FlightRecorder | None = None,
-        liveness: LivenessSettings | None = None,
+        liveness_settings: LivenessSettings | None = None,
     ) -> None:
-        for name, given in (("shared", shared), ("optional", optional), ("vital", vital)):
+        for name, given in (("shared", shared), ("optional", optional), ("liveness", liveness)):
             _check_list(name, given)
         self.critical = critical
         self.shared = tuple(shared)
         self.optional = tuple(optional)
         _check(self.dependencies)
-        _check_parts(vital, recorder, liveness)
+        _check_parts(liveness, recorder, liveness_settings)
         self.recorder = recorder if recorder is not None else FlightRecorder()
-        self._liveness = Liveness(liveness or LivenessSettings(), vital)
+        self._liveness = Liveness(liveness_settings or LivenessSettings(), liveness)
         self._draining = False
         self._started = False
         self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
         self._told = self.state
         self._feed = Feed(self._how_it_is(self._told, None))
         for dependency in self.dependencies:
-            dependency.record_in(self.recorder)
+            dependency.add_recorder(self.recorder)
         self._sources = [
             dependency.on_change(self._dependency_changed) for dependency in self.dependencies
         ]
@@ -133,7 +133,7 @@ class HealthMonitor:
         return not self._draining and not self._missing()
 
     @property
-    def unready_because(self) -> tuple[str, ...]:
+    def unready_reasons(self) -> tuple[str, ...]:
         """Why it is not ready, in words without secrets; nothing when it is."""
         why = tuple(
             f"{each.name} is {describe(each.state, each.cause, each.detail)}"
@@ -173,14 +173,14 @@ class HealthMonitor:
         than its share of the time. A dependency that is away never makes it False: a restart
         would not bring it back.
         """
-        return not self.stuck_because
+        return not self.liveness_failures
 
     @property
-    def stuck_because(self) -> tuple[str, ...]:
+    def liveness_failures(self) -> tuple[str, ...]:
         """Why the process is stuck, in words; nothing while it is alive.
 
         The event loop is watched from the first time this is asked in it, or from `async with`, to
-        `aclose()`. A `stuck()` that raises says nothing, and is logged once.
+        `aclose()`. A `liveness_failure()` that raises says nothing, and is logged once.
         """
         self._liveness.look()
         return self._liveness.reasons()
@@ -244,7 +244,7 @@ class HealthMonitor:
             timeout=timeout,
             dependency=_NAME,
             operation="until_ready",
-            describe=lambda: ", ".join(self.unready_because),
+            describe=lambda: ", ".join(self.unready_reasons),
         )
 
     def snapshot(self) -> dict[str, object]:
@@ -254,7 +254,7 @@ class HealthMonitor:
             "started": self.started,
             "draining": self.draining,
             "alive": self.alive,
-            "because": [*self.unready_because, *self.stuck_because],
+            "because": [*self.unready_reasons, *self.liveness_failures],
             "state": self.state.value,
             "critical": [dependency.snapshot() for dependency in self.critical],
             "shared": [dependency.snapshot() for dependency in self.shared],
@@ -271,7 +271,7 @@ class HealthMonitor:
             source.remove()
         if not self._feed.closed:
             for dependency in self.dependencies:
-                dependency.record_no_more(self.recorder)
+                dependency.remove_recorder(self.recorder)
         self._liveness.end()
         self._feed.close()
         await self._subscriptions.finish(CLOSE_GRACE)
@@ -337,15 +337,19 @@ def _check(dependencies: Sequence[object]) -> None:
 def _check_list(name: str, given: object) -> None:
     # Not merely iterable: redis-py's client seems to be.
     if not isinstance(given, Sequence):
-        example = "consumer" if name == "vital" else "redis.health"
+        example = "consumer" if name == "liveness" else "redis.health"
         raise TypeError(f"{name}={given!r} is no list: write {name}=[{example}]")
 
 
-def _check_parts(vital: Sequence[object], recorder: object, liveness: object) -> None:
-    for part in vital:
-        if not isinstance(part, Vital):
-            raise TypeError(f"{part!r} has no stuck(): write HealthMonitor(..., vital=[consumer])")
+def _check_parts(liveness: Sequence[object], recorder: object, settings: object) -> None:
+    for part in liveness:
+        if not isinstance(part, LivenessCheck):
+            raise TypeError(
+                f"{part!r} has no liveness_failure(): write HealthMonitor(..., liveness=[consumer])"
+            )
     if recorder is not None and not isinstance(recorder, FlightRecorder):
         raise TypeError(f"recorder={recorder!r} is no FlightRecorder: write FlightRecorder()")
-    if liveness is not None and not isinstance(liveness, LivenessSettings):
-        raise TypeError(f"liveness={liveness!r} is no LivenessSettings: write LivenessSettings()")
+    if settings is not None and not isinstance(settings, LivenessSettings):
+        raise TypeError(
+            f"liveness_settings={settings!r} is no LivenessSettings: write LivenessSettings()"
+        )

@@ -10,10 +10,10 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_io import _wall_clock
-from resilient_io._checking import check_count
+from resilient_io import wall_clock
 from resilient_io.errors import ConfigurationError
 from resilient_io.health._states import State
+from resilient_io.validation import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,12 +187,12 @@ class FlightRecorder:
         Returns:
             The number of events.
         """
-        wall = _wall_clock.now()
+        wall = wall_clock.now()
         events = self.events()
-        lines = [json.dumps({"at": _wall_clock.iso(wall), "dump": reason, "events": len(events)})]
+        lines = [json.dumps({"at": wall_clock.iso(wall), "dump": reason, "events": len(events)})]
         for event in events:
             ago = event.pop("ago")
-            at = _wall_clock.iso(wall - (ago if isinstance(ago, float) else 0.0))
+            at = wall_clock.iso(wall - (ago if isinstance(ago, float) else 0.0))
             lines.append(_line({"at": at, **event}))
         if isinstance(self._sink, Path):
             self._append(self._sink, "\n".join(lines) + "\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["Cause", "Change", "ProbeDegraded", "ProbeFailed", "State"]
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """How a dependency is."""
 
     UNKNOWN = "unknown"
@@ -29,7 +29,7 @@ class State(enum.Enum):
         return self is State.UP or self is State.DEGRADED
 
 
-class Cause(enum.Enum):
+class Cause(enum.StrEnum):
     """Why a dependency is not well."""
 
     REFUSED = "refused"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from resilient_io._checking import check_number
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Closed, DeadlineExceeded
+from resilient_io.validation import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from .consumer import (
     UnreadableRecord,
 )
 from .errors import (
+    KafkaAuthenticationFailed,
     KafkaClosed,
     KafkaDeadlineExceeded,
-    KafkaLoginRefused,
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
@@ -39,9 +39,9 @@ __all__ = [
     "DeliverySettings",
     "Failure",
     "HandlerPolicy",
+    "KafkaAuthenticationFailed",
     "KafkaClosed",
     "KafkaDeadlineExceeded",
-    "KafkaLoginRefused",
     "KafkaOutcomeUnknown",
     "KafkaOverloaded",
     "KafkaUnavailable",

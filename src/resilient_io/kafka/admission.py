@@ -7,15 +7,15 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING, Generic
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.health import Cause, State
 
-from .errors import KafkaClosed, KafkaDeadlineExceeded, KafkaLoginRefused, KafkaUnavailable
+from .errors import KafkaAuthenticationFailed, KafkaClosed, KafkaDeadlineExceeded, KafkaUnavailable
 from .protocols import DriverT
 
 if TYPE_CHECKING:
-    from resilient_io._policy import WhileDown
     from resilient_io.health import Dependency
+    from resilient_io.retry import WhileDown
 
 __all__ = ["Admission"]
 
@@ -103,7 +103,7 @@ class Admission(Generic[DriverT]):
         if self._health.available or cause is None:
             return
         if impatient or (fails and cause.permanent):
-            kind = KafkaLoginRefused if cause is Cause.AUTH else KafkaUnavailable
+            kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
             detail = f": {self._health.detail}" if self._health.detail else ""
             raise kind(
                 f"it is down ({cause.value}{detail})",

@@ -2,7 +2,7 @@
 
 ```
 DependencyUnavailable ─ KafkaUnavailable        also aiokafka's KafkaConnectionError
-                        └ KafkaLoginRefused     also aiokafka's AuthenticationFailedError
+                        └ KafkaAuthenticationFailed     also aiokafka's AuthenticationFailedError
 OutcomeUnknown ──────── KafkaOutcomeUnknown     also aiokafka's KafkaError
 DeadlineExceeded ────── KafkaDeadlineExceeded   also aiokafka's KafkaTimeoutError, TimeoutError
 Overloaded ──────────── KafkaOverloaded         also aiokafka's KafkaTimeoutError
@@ -28,9 +28,9 @@ from resilient_io.errors import (
 )
 
 __all__ = [
+    "KafkaAuthenticationFailed",
     "KafkaClosed",
     "KafkaDeadlineExceeded",
-    "KafkaLoginRefused",
     "KafkaOutcomeUnknown",
     "KafkaOverloaded",
     "KafkaUnavailable",
@@ -41,7 +41,7 @@ class KafkaUnavailable(DependencyUnavailable, driver.KafkaConnectionError):
     """Kafka cannot be reached, and nothing was applied."""
 
 
-class KafkaLoginRefused(KafkaUnavailable, driver.AuthenticationFailedError):
+class KafkaAuthenticationFailed(KafkaUnavailable, driver.AuthenticationFailedError):
     """Kafka refused the credentials; repeating the call cannot help."""
 
     retriable = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 from .group import leave_group
 from .internals import (

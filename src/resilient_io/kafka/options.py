@@ -7,8 +7,8 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._checking import check_count
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,7 +13,7 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from resilient_io._forks import tell_of_forks
+from resilient_io.binding import notify_on_fork
 
 __all__ = ["Residence"]
 
@@ -22,7 +22,7 @@ class Residence:
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self.forked = False
-        tell_of_forks(self)
+        notify_on_fork(self)
 
     @property
     def over(self) -> bool:

@@ -10,8 +10,8 @@ from .classification import connection_failure, meaning_of
 if TYPE_CHECKING:
     import random
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .quiet import Tally
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Generic
 
 from aiokafka.errors import KafkaError
 
-from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.errors import Closed
 from resilient_io.health import Cause
+from resilient_io.tasks import describe_task_end, log_task_death
 
 from .admission import Admission
 from .classification import meaning_of
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from resilient_io._policy import RetryPolicy, WhileDown
     from resilient_io.health import Change, Dependency, Subscription
+    from resilient_io.retry import RetryPolicy, WhileDown
 
     from .protocols import Connection
 
@@ -145,7 +145,7 @@ class Supervisor(Generic[DriverT]):
 
         Raises:
             KafkaUnavailable: Kafka is down and the call is not to wait for it.
-            KafkaLoginRefused: Kafka does not accept the credentials.
+            KafkaAuthenticationFailed: Kafka does not accept the credentials.
             KafkaDeadlineExceeded: There was none in time.
             KafkaClosed: It was closed.
             KafkaError: What an instance was refused for good, as aiokafka raised it.
@@ -180,11 +180,11 @@ class Supervisor(Generic[DriverT]):
         if self._task is None or self._task.done():
             self._begin()
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why no instance can come any more, whatever happens; None while all is well."""
         if self._halted or self._admission.closed:
             return None
-        how = how_it_ended(self._task)
+        how = describe_task_end(self._task)
         return None if how is None else f"the {self.role}'s supervisor is gone: {how}"
 
     async def aclose(self, timeout: float, *, graceful: bool = True) -> None:
@@ -216,7 +216,7 @@ class Supervisor(Generic[DriverT]):
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name=f"resilient-io kafka {self.role} supervisor", context=self.context()
         )
-        self._task.add_done_callback(tell_of_its_end)
+        self._task.add_done_callback(log_task_death)
 
     def _health_changed(self, change: Change) -> None:
         self._admission.wake()

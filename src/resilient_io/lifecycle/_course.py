@@ -6,7 +6,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING, Literal
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 from ._budget import Budget
 from ._ending import Ending

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resilient_io._checking import check_number, check_seconds
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_number, check_seconds
 
 __all__ = ["Times"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

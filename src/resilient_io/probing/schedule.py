@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from resilient_io._checking import check_count, check_number, check_seconds
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count, check_number, check_seconds
 
 __all__ = ["Probe", "Question", "Schedule"]
 

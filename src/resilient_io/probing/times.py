@@ -6,10 +6,10 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._checking import check_number, check_seconds
-from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import HealthSettings, LivenessSettings
+from resilient_io.retry import RetryPolicy
+from resilient_io.validation import check_number, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

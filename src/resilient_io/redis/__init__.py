@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .client import ResilientRedis
 from .errors import (
+    RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
-    RedisLoginRefused,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -15,13 +15,13 @@ from .errors import (
 from .lock import ResilientLock
 from .pipeline import ResilientPipeline
 from .report import RedisStats
-from .settings import LaneSettings
+from .settings import ConnectionSettings
 
 __all__ = [
-    "LaneSettings",
+    "ConnectionSettings",
+    "RedisAuthenticationFailed",
     "RedisClosed",
     "RedisDeadlineExceeded",
-    "RedisLoginRefused",
     "RedisOutcomeUnknown",
     "RedisOverloaded",
     "RedisStats",

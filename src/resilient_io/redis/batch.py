@@ -23,8 +23,8 @@ from .ticket import NoLanes, Ticket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.errors import ResilientIOError
+    from resilient_io.retry import RetryPolicy
 
     from .call import Call
     from .codec import Packer
@@ -105,7 +105,7 @@ class BatchCall:
             names = [spec.name for spec in self._specs[len(self._answers) :]]
             if len(names) == 1 or all(name in _OVERWRITES for name in names):
                 return Effect.IDEMPOTENT
-        return max(Effect.ACCUMULATING, *pending)
+        return max(Effect.NON_IDEMPOTENT, *pending)
 
     async def attempt(self, limits: Limits) -> object:
         """Send what is unanswered as one write, and wait for all of its replies."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from resilient_io._policy import context_without_deadline
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
+from resilient_io.retry import context_without_deadline
 
 from .classification import Failure, connection_failure
 from .exchange import AttemptFailed

@@ -45,7 +45,9 @@ class Command:
     @property
     def effect(self) -> Effect:
         """What executing it twice would do; what a connection remembers means nothing elsewhere."""
-        return Effect.GUARDED if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
+        return (
+            Effect.DANGEROUS if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
+        )
 
     @property
     def block(self) -> float | None:

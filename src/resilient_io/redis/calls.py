@@ -24,7 +24,7 @@ from .ticket import Handover, LaneLost, NoLanes, Ticket, Undeliverable
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io._policy import RetryPolicy
+    from resilient_io.retry import RetryPolicy
 
     from .call import Command
     from .gate import Gate
@@ -213,7 +213,7 @@ class DedicatedCall:
             if failure.definite:
                 self._gate.health.failed(failure.cause, failure.detail)
             raise AttemptFailed(
-                Progress.PERHAPS_APPLIED,
+                Progress.MAYBE_APPLIED,
                 failure.cause,
                 failure.detail,
                 timed_out=timed_out,

@@ -19,7 +19,7 @@ from .options import check_given, check_types, policy_from, pool_from_url
 from .path import CommandPath
 from .pipeline import ResilientPipeline
 from .report import RedisStats, stats_of
-from .settings import LaneSettings
+from .settings import ConnectionSettings
 from .target import PoolTarget
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
 
-    from resilient_io._policy import RetryPolicy
+    from resilient_io.retry import RetryPolicy
 
 
 class ResilientRedis(CommandPath):
@@ -62,7 +62,7 @@ class ResilientRedis(CommandPath):
         *,
         policy: RetryPolicy | None = None,
         health: Dependency | None = None,
-        lanes: LaneSettings | None = None,
+        lanes: ConnectionSettings | None = None,
         rng: random.Random | None = None,
         connection_pool: ConnectionPool | None = None,
         single_connection_client: bool = False,
@@ -96,7 +96,7 @@ class ResilientRedis(CommandPath):
             settings = HealthSettings(interval=float(interval)) if interval else HealthSettings()
             health = Dependency(f"redis {target.name}", settings=settings, rng=self._rng)
         self.health = health
-        self._lane_settings = lanes if lanes is not None else LaneSettings()
+        self._lane_settings = lanes if lanes is not None else ConnectionSettings()
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._careful = False
         self._hot = self._packer.direct
@@ -238,13 +238,13 @@ class ResilientRedis(CommandPath):
         """Return what happened so far: calls, outcomes, retries, traffic, latency quantiles."""
         return stats_of(self._engine)
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps: a task of its own is gone, by a bug of ours.
 
         None while all is well, before the first use and after closing. A server that is away never
-        counts: this is for liveness (`HealthMonitor(vital=[redis])`), not for readiness.
+        counts: this is for liveness (`HealthMonitor(liveness=[redis])`), not for readiness.
         """
-        return self._engine.stuck()
+        return self._engine.liveness_failure()
 
     # -- life ------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError  # noqa: A004 (redis-py's own name for it)
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 from .dial import abort, ask_over, client_id, dial
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io._policy import RetryPolicy
+    from resilient_io.retry import RetryPolicy
 
     from .target import Target
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._forks import tell_of_forks
-from resilient_io._policy import RetryBudget, context_without_deadline
+from resilient_io.binding import notify_on_fork
+from resilient_io.retry import RetryBudget, context_without_deadline
 
 from .dedicated import DedicatedConnections
 from .gate import Gate
 from .lanes import Lanes
 from .probe import RedisProbe
 from .rotation import follow_credentials
-from .settings import LaneSettings
+from .settings import ConnectionSettings
 
 if TYPE_CHECKING:
     import random
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import ConnectionPool
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Attachment, Change, Dependency, Subscription
+    from resilient_io.retry import RetryPolicy
 
     from .target import PoolTarget
 
@@ -37,7 +37,7 @@ class Engine:
         target: PoolTarget,
         policy: RetryPolicy,
         health: Dependency,
-        settings: LaneSettings,
+        settings: ConnectionSettings,
         dedicated_limit: int,
         rng: random.Random,
         callbacks: MutableMapping[str | bytes, Callable[..., Any]],
@@ -50,7 +50,9 @@ class Engine:
         self.policy = policy
         self.bound = bound
         self._pool = pool
-        self._settings = LaneSettings(count=1, in_flight=settings.in_flight) if bound else settings
+        self._settings = (
+            ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
+        )
         self._dedicated_limit = dedicated_limit
         self._rng = rng
         self._callbacks = callbacks
@@ -61,7 +63,7 @@ class Engine:
         self._subscription: Subscription[Change] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._build()
-        tell_of_forks(self)
+        notify_on_fork(self)
 
     def _build(self) -> None:
         self.lanes = Lanes(
@@ -136,11 +138,11 @@ class Engine:
         if not self.health.available:
             self.dedicated.drop_all()
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps; None while all is well, or while it does not run."""
         if self._loop is None or self._loop.is_closed() or self._leaving is not None:
             return None
-        return self.lanes.stuck()
+        return self.lanes.liveness_failure()
 
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Settle every call as closed, close every connection, end every task.

@@ -2,7 +2,7 @@
 
 ```
 DependencyUnavailable ─ RedisUnavailable        also redis.ConnectionError
-                        └ RedisLoginRefused     also redis.AuthenticationError
+                        └ RedisAuthenticationFailed     also redis.AuthenticationError
 OutcomeUnknown ──────── RedisOutcomeUnknown     also redis.ConnectionError and redis.TimeoutError
 DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutError and the builtin TimeoutError
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
@@ -37,7 +37,7 @@ class RedisUnavailable(DependencyUnavailable, driver.ConnectionError):
     """Redis cannot be reached, and nothing was applied."""
 
 
-class RedisLoginRefused(RedisUnavailable, driver.AuthenticationError):
+class RedisAuthenticationFailed(RedisUnavailable, driver.AuthenticationError):
     """Redis refused the username or password; repeating the call cannot help."""
 
 

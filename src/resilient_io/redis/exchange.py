@@ -79,7 +79,7 @@ def failed_by(mark: LaneLost | Undeliverable) -> AttemptFailed:
     """Translate what a lane or the set of lanes said."""
     if isinstance(mark, LaneLost):
         return AttemptFailed(
-            Progress.PERHAPS_APPLIED,
+            Progress.MAYBE_APPLIED,
             mark.cause,
             mark.detail,
             timed_out=mark.cause is Cause.TIMED_OUT,
@@ -175,7 +175,7 @@ class _Clock:
         lane = self.ticket.lane
         if sent:
             return AttemptFailed(
-                Progress.PERHAPS_APPLIED,
+                Progress.MAYBE_APPLIED,
                 Cause.TIMED_OUT,
                 "no reply before the deadline",
                 timed_out=True,
@@ -206,7 +206,7 @@ class _Clock:
             self._since, self._stalled = lane.last_sign, self._lag()
             return None
         return AttemptFailed(
-            Progress.PERHAPS_APPLIED,
+            Progress.MAYBE_APPLIED,
             Cause.TIMED_OUT,
             f"no reply within {self.patience:g} s",
             timed_out=True,

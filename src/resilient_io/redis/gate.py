@@ -10,9 +10,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._policy import current_deadline, retrying
 from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
+from resilient_io.retry import current_deadline, retrying
 
 from .borrowing import Borrowing
 from .commands import Effect
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, MutableMapping
 
-    from resilient_io._policy import RetryBudget, RetryPolicy
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .call import Call
     from .dedicated import DedicatedConnections
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _REPEATABLE = {
     "read": Effect.READ,
     "idempotent": Effect.IDEMPOTENT,
-    "checked": Effect.CHECKED,
-    "any": Effect.ACCUMULATING,
+    "conditional": Effect.CONDITIONAL,
+    "any": Effect.NON_IDEMPOTENT,
 }
 
 _JUDGEMENT = 0.05
@@ -184,11 +184,11 @@ class Gate:
             return False
         if self.lanes.session.lost:
             return False
-        if failure.progress is not Progress.PERHAPS_APPLIED:
+        if failure.progress is not Progress.MAYBE_APPLIED:
             return True
         allowed = _REPEATABLE[policy.repeat]
-        if allowed is Effect.ACCUMULATING and deliberate:
-            allowed = Effect.GUARDED
+        if allowed is Effect.NON_IDEMPOTENT and deliberate:
+            allowed = Effect.DANGEROUS
         return call.effect <= allowed
 
     async def _safe_to_repeat(
@@ -204,9 +204,9 @@ class Gate:
             now = asyncio.get_running_loop().time()
             await self.health.judged(_HEARING if until is None else min(_HEARING, until - now))
         lane = last.lane
-        if last.progress is not Progress.PERHAPS_APPLIED or call.effect is Effect.READ:
+        if last.progress is not Progress.MAYBE_APPLIED or call.effect is Effect.READ:
             return
-        if policy.repeat in ("checked", "any"):
+        if policy.repeat in ("conditional", "any"):
             return
         if lane is None:
             last.final = True

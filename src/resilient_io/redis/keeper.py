@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
-from resilient_io._tasks import how_it_ended, tell_of_its_end
 from resilient_io.health import State
+from resilient_io.tasks import describe_task_end, log_task_death
 
 from .classification import connection_failure
 from .dial import abort, ask_over, can_be_a_lane, dial, fence, introduce
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .classification import Failure
     from .dial import Ask
@@ -98,7 +98,7 @@ class Keeper:
         """Whether a dead lane may still write: nothing is sent until that is settled."""
         return bool(self._fences)
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say which task of ours is gone that nobody starts again; None while all is well."""
         return None if self._closing else self._died
 
@@ -113,7 +113,7 @@ class Keeper:
         self._worth_it.clear()
 
     def lost(self, lane: Lane, survivor: Lane | None) -> None:
-        """Fence a dead lane whose calls were perhaps applied; a successor does it otherwise."""
+        """Fence a dead lane whose calls were maybe applied; a successor does it otherwise."""
         if lane.fenced.done():
             return
         self._fences.append(lane)
@@ -214,8 +214,8 @@ class Keeper:
 
     def _ended(self, what: str, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
-        tell_of_its_end(task)
+        log_task_death(task)
         if task.cancelled() or task.exception() is not None:
-            how = how_it_ended(task)
+            how = describe_task_end(task)
             if how is not None:
                 self._died = f"the task of {what} is gone: {how}"

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
-    from .settings import LaneSettings
+    from .settings import ConnectionSettings
     from .target import Target
     from .ticket import Entry, Ticket
 
@@ -48,7 +48,7 @@ class Lanes:
         target: Target,
         policy: RetryPolicy,
         health: Dependency,
-        settings: LaneSettings,
+        settings: ConnectionSettings,
         rng: random.Random,
         client_name: str | None,
         bound: bool = False,
@@ -182,9 +182,9 @@ class Lanes:
         why = self.prospects.detail
         return f"a connection ({why})" if why else "a connection"
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps; None while all is well."""
-        return None if self._closing else self._keeper.stuck()
+        return None if self._closing else self._keeper.liveness_failure()
 
     @property
     def waiting(self) -> int:

@@ -8,12 +8,12 @@ from redis import exceptions as driver
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import ConstantBackoff
 
-from resilient_io._checking import check_seconds
-from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
+from resilient_io.retry import RetryPolicy
+from resilient_io.validation import check_seconds
 
-from .settings import LaneSettings
+from .settings import ConnectionSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,7 +110,7 @@ def _check_errors(errors: list[type[BaseException]]) -> None:
             msg = (
                 f"retry_on_error=[{name}] cannot be honoured: what is retried follows from the "
                 f"command and from how far it got. Leave it out; to repeat more, write "
-                f'policy=RetryPolicy(repeat="checked") or "any"'
+                f'policy=RetryPolicy(repeat="conditional") or "any"'
             )
             raise ConfigurationError(msg)
 
@@ -135,7 +135,7 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
 
 
 def check_types(
-    policy: RetryPolicy | None, health: Dependency | None, lanes: LaneSettings | None
+    policy: RetryPolicy | None, health: Dependency | None, lanes: ConnectionSettings | None
 ) -> None:
     """Refuse a policy, dependency or setting of another type.
 
@@ -145,7 +145,7 @@ def check_types(
     for name, value, kind in (
         ("policy", policy, RetryPolicy),
         ("health", health, Dependency),
-        ("lanes", lanes, LaneSettings),
+        ("lanes", lanes, ConnectionSettings),
     ):
         if value is not None and not isinstance(value, cast("type", kind)):
             raise ConfigurationError(

@@ -11,7 +11,7 @@ import redis.asyncio as driver
 from hiredis import pack_command
 from redis.client import NEVER_DECODE
 
-from resilient_io._policy import current_deadline
+from resilient_io.retry import current_deadline
 
 from .call import Command
 from .calls import DedicatedCall, LaneCall
@@ -23,8 +23,8 @@ from .replies import LARGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .codec import Packer
     from .commands import CommandSpec

@@ -190,7 +190,7 @@ class _Watched:
     def effect(self) -> Effect:
         """What executing it twice would do."""
         if self._args is None:
-            return Effect.ACCUMULATING if self._specs else Effect.READ
+            return Effect.NON_IDEMPOTENT if self._specs else Effect.READ
         if self.operation in _HARMLESS:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
@@ -223,7 +223,7 @@ class _Watched:
             if watched and self.effect is Effect.READ:
                 raise _unwatched(failure.detail) from error
             raise AttemptFailed(
-                Progress.PERHAPS_APPLIED,
+                Progress.MAYBE_APPLIED,
                 failure.cause,
                 failure.detail,
                 timed_out=timed_out,

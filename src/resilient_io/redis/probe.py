@@ -14,8 +14,8 @@ from .dial import abort, ask_over, dial
 from .ticket import LaneLost, Ticket
 
 if TYPE_CHECKING:
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .lanes import Lanes
     from .target import Target

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resilient_io._checking import check_count
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count
 
 _MOST_LANES = 16
 _LEAST_IN_FLIGHT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSettings:
+class ConnectionSettings:
     """How much a client shares.
 
     Args:

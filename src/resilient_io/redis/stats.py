@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from resilient_io._latencies import Latencies
+from resilient_io.histogram import Latencies
 
 __all__ = ["Latencies"]

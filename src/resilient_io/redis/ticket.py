@@ -32,7 +32,7 @@ class Carrier(Protocol):
 
 
 class LaneLost(Exception):
-    """The lane died after this call had been handed to the transport: it was perhaps applied."""
+    """The lane died after this call had been handed to the transport: it was maybe applied."""
 
     def __init__(self, cause: Cause, detail: str, lane: Carrier) -> None:
         """Keep what the lane knew when it died."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from resilient_io._refusals import mark_refused
-from resilient_io.errors import Progress
+from resilient_io.errors import Progress, mark_refused
 from resilient_io.health import Cause
 
 from .commands import Effect
 from .errors import (
+    RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
-    RedisLoginRefused,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -79,7 +78,7 @@ class Verdicts:
     ) -> ResilientIOError:
         """Make the error of a call that is not even tried, because the dependency is down."""
         cause = health.cause
-        kind = RedisLoginRefused if cause is Cause.AUTH else RedisUnavailable
+        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
         why = f"{cause.value}: {health.detail}" if cause is not None else "cause unknown"
         error = self.error(kind, f"down ({why})", operation)
         if undeliverable is not None:
@@ -111,7 +110,7 @@ class Verdicts:
 
 
 def _progress(call: Call, last: AttemptFailed) -> Progress:
-    if last.progress is Progress.PERHAPS_APPLIED and call.effect is Effect.READ:
+    if last.progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
         return Progress.SENT
     return last.progress
 
@@ -119,10 +118,10 @@ def _progress(call: Call, last: AttemptFailed) -> Progress:
 def _kind(call: Call, last: AttemptFailed) -> type[ResilientIOError]:
     if last.cause is Cause.CLOSED:
         return RedisClosed
-    if last.progress is Progress.PERHAPS_APPLIED and call.effect is not Effect.READ:
+    if last.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
         return RedisOutcomeUnknown
     if last.overloaded:
         return RedisOverloaded
     if last.expired or last.timed_out:
         return RedisDeadlineExceeded
-    return RedisLoginRefused if last.cause is Cause.AUTH else RedisUnavailable
+    return RedisAuthenticationFailed if last.cause is Cause.AUTH else RedisUnavailable

@@ -9,8 +9,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
-from resilient_io._checking import check_name
-from resilient_io._cleaning import without_credentials
 from resilient_io.health import HealthMonitor, State
 from resilient_io.health._wording import describe
 from resilient_io.serve import _health_json, _status
@@ -18,6 +16,8 @@ from resilient_io.serve._events import Broadcast
 from resilient_io.serve._metrics import Metrics
 from resilient_io.serve._negotiation import prefer
 from resilient_io.telemetry._clients import named
+from resilient_io.text import redact_credentials
+from resilient_io.validation import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,13 +126,13 @@ class Answers:
         return handler(parse_qs(query, keep_blank_values=True), accept)
 
     def _livez(self, query: dict[str, list[str]], accept: str) -> Answer:
-        stuck = self._monitor.stuck_because
+        stuck = self._monitor.liveness_failures
         words = f"not alive: {'; '.join(stuck)}" if stuck else "alive"
         return self._probe(not stuck, words, _health_json.liveness, query, accept)
 
     def _readyz(self, query: dict[str, list[str]], accept: str) -> Answer:
         monitor = self._monitor
-        words = f"not ready: {'; '.join(monitor.unready_because)}"
+        words = f"not ready: {'; '.join(monitor.unready_reasons)}"
         if monitor.ready:
             troubles = [
                 f"{each.name} is {describe(each.state, each.cause, each.detail)}"
@@ -146,7 +146,7 @@ class Answers:
         monitor = self._monitor
         words = "started"
         if not monitor.started:
-            words = f"not started: {'; '.join(monitor.unready_because)}"
+            words = f"not started: {'; '.join(monitor.unready_reasons)}"
         return self._probe(monitor.started, words, _health_json.startup, query, accept)
 
     def _probe(
@@ -176,7 +176,7 @@ class Answers:
         return Answer(
             status=HTTPStatus.OK,
             content_type=content_type,
-            body=without_credentials(text.decode()).encode(),
+            body=redact_credentials(text.decode()).encode(),
             extra=(("vary", "accept"),),
         )
 
@@ -221,10 +221,10 @@ def _words(status: HTTPStatus, words: str, *extra: tuple[str, str]) -> Answer:
     return Answer(
         status=status,
         content_type=f"{_PLAIN}; charset=utf-8",
-        body=f"{without_credentials(words)}\n".encode(errors="backslashreplace"),
+        body=f"{redact_credentials(words)}\n".encode(errors="backslashreplace"),
         extra=extra,
     )
 
 
 def _json(document: dict[str, object]) -> str:
-    return without_credentials(json.dumps(document, separators=(",", ":"), allow_nan=False))
+    return redact_credentials(json.dumps(document, separators=(",", ":"), allow_nan=False))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_io._cleaning import without_credentials
 from resilient_io.health import State
 from resilient_io.health._wording import describe
+from resilient_io.text import redact_credentials
 
 if TYPE_CHECKING:
     from resilient_io.health import Dependency, HealthMonitor
@@ -23,19 +23,19 @@ MEDIA_TYPE: Final = "application/health+json"
 def readiness(monitor: HealthMonitor, name: str) -> dict[str, object]:
     """Say whether the service should be given work: "warn" when it is degraded, but ready."""
     status = "fail" if not monitor.ready else "pass" if monitor.state is State.UP else "warn"
-    return _document(status, name, monitor.unready_because, _dependencies(monitor))
+    return _document(status, name, monitor.unready_reasons, _dependencies(monitor))
 
 
 def startup(monitor: HealthMonitor, name: str) -> dict[str, object]:
     """Say whether the service has started."""
     if monitor.started:
         return _document("pass", name, (), _dependencies(monitor))
-    return _document("fail", name, monitor.unready_because, _dependencies(monitor))
+    return _document("fail", name, monitor.unready_reasons, _dependencies(monitor))
 
 
 def liveness(monitor: HealthMonitor, name: str) -> dict[str, object]:
     """Say whether the process can go on without a restart; of dependencies it says nothing."""
-    stuck = monitor.stuck_because
+    stuck = monitor.liveness_failures
     process: dict[str, object] = {
         "componentType": "component",
         "observedValue": "stuck" if stuck else "alive",
@@ -70,7 +70,7 @@ def _dependencies(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
     checks: dict[str, list[dict[str, object]]] = {}
     for dependency in monitor.dependencies:
         # A colon ends the component's name. What looks like an address is cleaned while it does.
-        component = without_credentials(dependency.name).replace(":", "-")
+        component = redact_credentials(dependency.name).replace(":", "-")
         about: dict[str, object] = {
             "componentId": dependency.name,
             "componentType": "system",

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_io import _wall_clock
-from resilient_io._checking import check_number, check_seconds
-from resilient_io._cleaning import without_credentials
-from resilient_io._tasks import tell_of_its_end
+from resilient_io import wall_clock
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import HealthMonitor
+from resilient_io.tasks import log_task_death
+from resilient_io.text import redact_credentials
+from resilient_io.validation import check_number, check_seconds
 
 if TYPE_CHECKING:
     from typing import Self
@@ -96,7 +96,7 @@ class Heartbeat:
         self._task = loop.create_task(
             self._beat(self._writer), name=f"resilient-io heartbeat {self.path}"
         )
-        self._task.add_done_callback(tell_of_its_end)
+        self._task.add_done_callback(log_task_death)
         self._subscription = self._monitor.on_change(lambda _: self._news.set())
 
     async def aclose(self, timeout: float = _CLOSING) -> None:
@@ -144,7 +144,7 @@ class Heartbeat:
     def _words(self, *, stopped: bool) -> str:
         monitor = self._monitor
         how = {
-            "at": round(_wall_clock.now(), 3),
+            "at": round(wall_clock.now(), 3),
             "interval": self.interval,
             "ready": monitor.ready and not stopped,
             "alive": monitor.alive,
@@ -152,9 +152,9 @@ class Heartbeat:
             "draining": monitor.draining,
             "stopped": stopped,
             "state": monitor.state.value,
-            "because": [*monitor.unready_because, *monitor.stuck_because],
+            "because": [*monitor.unready_reasons, *monitor.liveness_failures],
         }
-        return without_credentials(json.dumps(how)) + "\n"
+        return redact_credentials(json.dumps(how)) + "\n"
 
     async def _write(self, writer: ThreadPoolExecutor, words: str) -> None:
         loop = asyncio.get_running_loop()

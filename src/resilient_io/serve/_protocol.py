@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from resilient_io import _wall_clock
+from resilient_io import wall_clock
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -112,7 +112,7 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a request that does not become complete must not hold the connection."""
-        date = formatdate(_wall_clock.now(), usegmt=True).encode()
+        date = formatdate(wall_clock.now(), usegmt=True).encode()
         self.server_state.default_headers = [(b"date", date)]
         super().data_received(data)
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn's own hint forgets None

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from uvicorn import Config
 
-from resilient_io._checking import check_count, check_number
 from resilient_io.errors import ConfigurationError
 from resilient_io.serve._answers import Answers
 from resilient_io.serve._asgi import asgi_of
 from resilient_io.serve._protocol import Connections, Protocol
+from resilient_io.validation import check_count, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

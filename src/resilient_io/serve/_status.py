@@ -91,8 +91,8 @@ def status_of(
         "started": monitor.started,
         "draining": monitor.draining,
         "state": monitor.state.value,
-        "because": list(monitor.unready_because),
-        "stuck": list(monitor.stuck_because),
+        "because": list(monitor.unready_reasons),
+        "stuck": list(monitor.liveness_failures),
         "loop_lag": _loop_lag(monitor),
         "dependencies": [
             {

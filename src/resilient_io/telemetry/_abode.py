@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from resilient_io._forks import tell_of_forks
+from resilient_io.binding import notify_on_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Abode:
         with contextlib.suppress(RuntimeError):
             self._first = asyncio.get_running_loop()
         self.forked = False
-        tell_of_forks(self)
+        notify_on_fork(self)
 
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the loop to read in; None when none runs, or it is the one that runs here."""

@@ -97,7 +97,7 @@ _DEPENDENCIES = (
         _DEPENDENCY,
     ),
     Metric(
-        "resilient_io.client.stuck",
+        "resilient_io.client.liveness_failure",
         "gauge",
         "",
         "1 while only a restart helps this client",

@@ -27,7 +27,7 @@ class _Client(Protocol):
     @property
     def health(self) -> Dependency: ...
 
-    def stuck(self) -> str | None: ...
+    def liveness_failure(self) -> str | None: ...
 
 
 class Redis(_Client, Protocol):
@@ -73,7 +73,7 @@ def kind_of(client: object) -> Kind:
     Raises:
         ConfigurationError: It is none of ours.
     """
-    if hasattr(client, "stats") and hasattr(client, "stuck"):
+    if hasattr(client, "stats") and hasattr(client, "liveness_failure"):
         if hasattr(client, "run_stats"):
             return "consumer"
         if hasattr(client, "send_and_wait"):

@@ -31,7 +31,7 @@ class Add(Protocol):
 def _read_redis(client: str, redis: Redis, add: Add) -> None:
     stats = redis.stats()
     own = (client, redis.health.name)
-    add("resilient_io.client.stuck", *own, value=redis.stuck() is not None)
+    add("resilient_io.client.liveness_failure", *own, value=redis.liveness_failure() is not None)
     add(
         "db.client.operation.duration",
         "redis",
@@ -56,7 +56,7 @@ def _read_producer(client: str, producer: Producer, add: Add) -> None:
     stats = producer.stats()
     own = (client, producer.health.name)
     sent = ("kafka", "send", *own)
-    add("resilient_io.client.stuck", *own, value=producer.stuck() is not None)
+    add("resilient_io.client.liveness_failure", *own, value=producer.liveness_failure() is not None)
     add("messaging.client.sent.messages", *sent, "", value=stats.delivered)
     for error, count in _bounded(stats.ended).items():
         add("messaging.client.sent.messages", *sent, error, value=count)
@@ -78,7 +78,11 @@ def _read_consumer(client: str, consumer: Consumer, add: Add) -> None:
     stats = consumer.stats()
     where = (client, consumer.health.name)
     own = (*where, consumer.group_id or "")
-    add("resilient_io.client.stuck", *where, value=consumer.stuck() is not None)
+    add(
+        "resilient_io.client.liveness_failure",
+        *where,
+        value=consumer.liveness_failure() is not None,
+    )
     add("messaging.client.consumed.messages", "kafka", "poll", *own, value=stats.records)
     for (topic, partition), lag in _lags(consumer.known_lag()).items():
         add("resilient_io.consumer.lag", *own, topic, partition, value=lag)

@@ -12,7 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from resilient_io import State
-from resilient_io.kafka import KafkaLoginRefused
+from resilient_io.kafka import KafkaAuthenticationFailed
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.testing import KafkaServer
 
@@ -172,7 +172,7 @@ async def test_wrong_credentials_are_told_not_waited_out():
         }
         async with consumer_of(kafka, "t", sasl_plain_password="wrong", **login) as reader:
             async with asyncio.timeout(SOON):
-                with pytest.raises(KafkaLoginRefused):
+                with pytest.raises(KafkaAuthenticationFailed):
                     await anext(aiter(reader))
         await kafka.create_topic("t", partitions=2)
         await produced(kafka, "t", 0, 2)

@@ -247,7 +247,7 @@ async def test_closing_while_the_broker_is_away_reports_what_was_not_delivered(k
         assert sorted(failure.value for failure in report.failures) == [b"%d" % n for n in range(6)]
         assert {failure.progress for failure in report.failures} <= {
             Progress.NOT_SENT,
-            Progress.PERHAPS_APPLIED,
+            Progress.MAYBE_APPLIED,
         }
         assert isinstance(futures[-1].exception(), Closed)
         with pytest.raises(Closed):

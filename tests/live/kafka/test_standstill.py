@@ -39,7 +39,7 @@ async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafk
         max_poll_interval_ms=3_000,
         settings=ConsumerSettings(commit_interval=0.2),
     )
-    async with consumer, HealthMonitor(consumer.health, vital=[consumer]) as monitor:
+    async with consumer, HealthMonitor(consumer.health, liveness=[consumer]) as monitor:
         running = asyncio.create_task(
             consumer.run(handle, order="partition", limits=RunLimits(drain_timeout=1.0)),
             name="run of the test",
@@ -49,7 +49,7 @@ async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafk
         assert monitor.alive
 
         await until(lambda: not monitor.alive)
-        (why,) = monitor.stuck_because
+        (why,) = monitor.liveness_failures
         assert why.startswith("run() has 10 records in memory and 1 handlers at work, and nothing")
         assert monitor.ready  # Kafka is well: readiness is another question
 
@@ -66,7 +66,7 @@ async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafk
         hanging.set()
         await until(lambda: len(done) >= 10)
         await until(lambda: set(consumer.known_lag().values()) == {0})
-        assert consumer.stuck() is None
+        assert consumer.liveness_failure() is None
     await running
-    assert consumer.stuck() is None
+    assert consumer.liveness_failure() is None
     assert consumer.known_lag() == {}

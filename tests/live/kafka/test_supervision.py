@@ -7,7 +7,7 @@ import pytest
 from aiokafka.errors import AuthenticationFailedError
 
 from resilient_io import Cause, HealthSettings, RetryPolicy, State
-from resilient_io.kafka import KafkaDeadlineExceeded, KafkaLoginRefused, KafkaUnavailable
+from resilient_io.kafka import KafkaAuthenticationFailed, KafkaDeadlineExceeded, KafkaUnavailable
 from resilient_io.testing import FaultProxy, KafkaServer
 
 PATIENT = RetryPolicy(while_down="wait", deadline=None)
@@ -89,7 +89,7 @@ async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise
             "sasl_plain_password": "wrong-and-secret",
         }
         bad = await supervise("producer", server.bootstrap_servers, cluster=login)
-        with pytest.raises(KafkaLoginRefused) as caught:
+        with pytest.raises(KafkaAuthenticationFailed) as caught:
             await bad.supervisor.ready(None, "send")
         assert isinstance(caught.value, AuthenticationFailedError)
         assert bad.health.cause is Cause.AUTH
@@ -101,7 +101,7 @@ async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise
             policy=RetryPolicy(while_down="fail"),
             health=bad.health,
         )
-        with pytest.raises(KafkaLoginRefused):
+        with pytest.raises(KafkaAuthenticationFailed):
             await waiting.supervisor.ready(None, "send")
         await asyncio.sleep(1.0)
         assert bad.supervisor.generation == 0

@@ -102,5 +102,5 @@ async def redis(redis_server):
 
 @pytest.fixture
 async def monitor(redis):
-    async with HealthMonitor(redis.health, vital=[redis]) as made:
+    async with HealthMonitor(redis.health, liveness=[redis]) as made:
         yield made

@@ -68,7 +68,7 @@ async def service(redis_server, shared_kafka):
             )
         )
         monitor = await stack.enter_async_context(
-            HealthMonitor(redis.health, shared=[kafka], vital=[redis, producer, consumer])
+            HealthMonitor(redis.health, shared=[kafka], liveness=[redis, producer, consumer])
         )
         await monitor.until_ready(SOON)
 

@@ -72,7 +72,7 @@ async def test_the_known_lag_is_what_kafka_says(service):
             await asyncio.sleep(0.1)
     assert set(found[1].values()) == {0}
     assert sorted(found[1]) == [(service.topic, 0), (service.topic, 1)]
-    assert all(client.stuck() is None for client in service.clients)
+    assert all(client.liveness_failure() is None for client in service.clients)
 
 
 @pytest.mark.parametrize("busy", [False, True])

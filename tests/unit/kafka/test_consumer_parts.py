@@ -586,7 +586,7 @@ async def test_closing_ends_who_waits():
 async def test_the_flight_recorder_remembers_what_moved_in_and_out():
     world = World()
     recorder = FlightRecorder()
-    world.health.record_in(recorder)
+    world.health.add_recorder(recorder)
     instance = await world.joined(A, B)
     await world.rebalancing.revoke(instance)
     await world.assigned(instance, A)

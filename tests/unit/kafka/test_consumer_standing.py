@@ -130,7 +130,7 @@ async def test_without_a_group_there_are_no_heartbeats_to_notice():
 async def test_all_that_takes_records_waits_and_goes_on(given, session):
     counters = Counters()
     health, recorder = Dependency("kafka"), FlightRecorder()
-    health.record_in(recorder)
+    health.add_recorder(recorder)
     engine = Engine(
         target=Target("localhost:9092", {}),
         subscription=subscription_to(("t",), None, None, "g"),

@@ -126,10 +126,12 @@ async def test_a_lost_coordinator_is_left_to_the_probe(scene):
 
 async def test_an_upkeep_that_died_of_a_bug_is_stuck_until_it_is_closed(scene, caplog):
     await scene.pass_time(5)
-    assert scene.upkeep.stuck() is None
+    assert scene.upkeep.liveness_failure() is None
     scene.upkeep._engine.supervisor = None
     await scene.pass_time(5)
-    assert scene.upkeep.stuck() == "the task that commits is gone: it raised AttributeError"
+    assert (
+        scene.upkeep.liveness_failure() == "the task that commits is gone: it raised AttributeError"
+    )
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     await scene.upkeep.aclose()
-    assert scene.upkeep.stuck() is None
+    assert scene.upkeep.liveness_failure() is None

@@ -671,7 +671,7 @@ async def test_many_records_move_to_the_next_instance_and_each_is_told_what_beca
         report = await sending
         assert report.delivered == 30 - len(lost)
         assert [failure.value for failure in report.failures] == lost
-        assert {f.progress for f in report.failures} == {Progress.PERHAPS_APPLIED}
+        assert {f.progress for f in report.failures} == {Progress.MAYBE_APPLIED}
         assert [f.position for f in report.failures] == list(range(len(lost)))
         assert world.room.used == 0
 
@@ -697,7 +697,7 @@ async def test_many_records_end_with_their_time_and_the_report_says_how_far_each
         world.instance.answers = False
         report = await many(world, (b"." * 100 for _ in range(30)), timeout=2.0)
         assert world.loop.time() == pytest.approx(2.0, abs=0.1)
-        travelled = len(report.of(Progress.PERHAPS_APPLIED))
+        travelled = len(report.of(Progress.MAYBE_APPLIED))
         assert travelled == len(world.instance.taken[0][1])
         assert len(report.of(Progress.NOT_SENT)) == 30 - travelled
         assert report.delivered == 0

@@ -111,7 +111,7 @@ def test_a_report_says_what_may_be_sent_again_and_raises_when_asked():
         )
 
     unknown = KafkaOutcomeUnknown(
-        "lost", dependency="k", operation="send", progress=Progress.PERHAPS_APPLIED
+        "lost", dependency="k", operation="send", progress=Progress.MAYBE_APPLIED
     )
     refused = failure(1, MessageSizeTooLargeError(), Progress.REFUSED)
     report = DeliveryReport(

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from resilient_io import deadline
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.kafka.quiet import Tally, context_of_driver, quietly
 
 LOGGERS = [

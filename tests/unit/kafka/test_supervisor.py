@@ -14,9 +14,9 @@ from resilient_io import Cause, Dependency, HealthSettings, RetryPolicy, State, 
 from resilient_io.errors import DeadlineExceeded
 from resilient_io.health import ProbeFailed
 from resilient_io.kafka import (
+    KafkaAuthenticationFailed,
     KafkaClosed,
     KafkaDeadlineExceeded,
-    KafkaLoginRefused,
     KafkaUnavailable,
 )
 from resilient_io.kafka.supervisor import Supervisor
@@ -174,12 +174,12 @@ async def test_a_cluster_that_is_away_or_breaks_every_instance_makes_no_supervis
     world.trouble = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
     async with supervised(world) as supervisor:
         await asyncio.sleep(600)
-        assert supervisor.stuck() is None
+        assert supervisor.liveness_failure() is None
         world.start_failures = [driver.KafkaConnectionError("gone")] * 50
         world.trouble = None
         await asyncio.sleep(20)
-        assert supervisor.stuck() is None
-    assert supervisor.stuck() is None
+        assert supervisor.liveness_failure() is None
+    assert supervisor.liveness_failure() is None
 
 
 async def test_one_that_is_not_to_be_replaced_for_now_makes_no_supervisor_stuck():
@@ -189,7 +189,7 @@ async def test_one_that_is_not_to_be_replaced_for_now_makes_no_supervisor_stuck(
         supervisor.broken(instance, driver.ProducerFenced("another took it"), replace=False)
         await asyncio.sleep(10)
         assert supervisor.instance is None
-        assert supervisor.stuck() is None
+        assert supervisor.liveness_failure() is None
 
 
 async def test_a_supervisor_that_died_of_a_bug_is_stuck_until_it_is_closed(caplog):
@@ -199,9 +199,12 @@ async def test_a_supervisor_that_died_of_a_bug_is_stuck_until_it_is_closed(caplo
         supervisor._setbacks.note = None
         supervisor.broken(instance, driver.KafkaError("gone"))
         await asyncio.sleep(1)
-        assert supervisor.stuck() == "the consumer's supervisor is gone: it raised TypeError"
+        assert (
+            supervisor.liveness_failure()
+            == "the consumer's supervisor is gone: it raised TypeError"
+        )
         assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
-    assert supervisor.stuck() is None
+    assert supervisor.liveness_failure() is None
 
 
 async def test_one_that_hangs_in_stop_is_ended_by_force_within_the_bound():
@@ -318,7 +321,7 @@ async def test_a_call_while_it_is_down_fails_at_once_or_waits_as_the_policy_says
     async with supervised(world, policy=RetryPolicy()) as supervisor:
         with pytest.raises(KafkaUnavailable) as caught:
             await supervisor.ready(None, "send")
-        assert not isinstance(caught.value, KafkaLoginRefused)
+        assert not isinstance(caught.value, KafkaAuthenticationFailed)
         assert "down (refused: nobody)" in str(caught.value)
         assert loop.time() < 0.1
         with pytest.raises(KafkaDeadlineExceeded) as late:
@@ -348,7 +351,7 @@ async def test_wrong_credentials_are_one_clear_error_even_for_those_who_would_wa
     world.trouble = ProbeFailed(Cause.AUTH, "bad password", definite=True)
     policy = RetryPolicy(while_down="fail")
     async with supervised(world, policy=policy) as supervisor:
-        with pytest.raises(KafkaLoginRefused, match="auth: bad password") as caught:
+        with pytest.raises(KafkaAuthenticationFailed, match="auth: bad password") as caught:
             await supervisor.ready(None, "send")
         assert isinstance(caught.value, driver.AuthenticationFailedError)
         assert not caught.value.retriable

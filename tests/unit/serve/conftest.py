@@ -10,12 +10,12 @@ from resilient_io.health import Cause, Dependency, HealthMonitor, State
 class Service:
     """A service with one dependency of each kind, all of them UP at first."""
 
-    def __init__(self, *, vital=()):
+    def __init__(self, *, liveness=()):
         self.redis = Dependency("redis")
         self.orders = Dependency("orders")
         self.cache = Dependency("cache")
         self.monitor = HealthMonitor(
-            self.redis, shared=[self.orders], optional=[self.cache], vital=vital
+            self.redis, shared=[self.orders], optional=[self.cache], liveness=liveness
         )
         for dependency in (self.redis, self.orders, self.cache):
             self.put(dependency, State.UP)
@@ -35,7 +35,7 @@ class Part:
 
     why = None
 
-    def stuck(self):
+    def liveness_failure(self):
         return self.why
 
 
@@ -46,7 +46,7 @@ def part():
 
 @pytest.fixture
 async def service(part):
-    made = Service(vital=[part])
+    made = Service(liveness=[part])
     yield made
     await made.monitor.aclose()
 

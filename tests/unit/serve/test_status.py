@@ -67,10 +67,10 @@ async def test_the_verdict_is_the_monitors_with_its_reasons(monitor, redis):
 
 async def test_what_is_stuck_is_told_with_its_reason(redis):
     class Stuck:
-        def stuck(self):
+        def liveness_failure(self):
             return "its supervisor died"
 
-    async with HealthMonitor(redis, vital=[Stuck()]) as monitor:
+    async with HealthMonitor(redis, liveness=[Stuck()]) as monitor:
         status = status_of(monitor)
     assert (status["alive"], status["stuck"]) == (False, ["its supervisor died"])
 

@@ -109,9 +109,9 @@ async def test_a_client_that_is_stuck_says_so(monitor, monkeypatch):
     redis = ResilientRedis()
     readings = Readings(monitor, [redis])
     labels = ("redis", redis.health.name)
-    assert values(readings, "resilient_io.client.stuck") == {labels: False}
-    monkeypatch.setattr(redis, "stuck", lambda: "its keeper is gone")
-    assert values(readings, "resilient_io.client.stuck") == {labels: True}
+    assert values(readings, "resilient_io.client.liveness_failure") == {labels: False}
+    monkeypatch.setattr(redis, "liveness_failure", lambda: "its keeper is gone")
+    assert values(readings, "resilient_io.client.liveness_failure") == {labels: True}
 
 
 def test_latencies_are_folded_into_the_conventional_boundaries():

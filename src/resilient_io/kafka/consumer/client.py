@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from resilient_io._checking import check_count, check_number, check_seconds
-from resilient_io._policy import RetryPolicy
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
@@ -21,6 +19,8 @@ from resilient_io.kafka.processing.seen import seen
 from resilient_io.kafka.processing.settings import check_choice
 from resilient_io.kafka.residence import Residence
 from resilient_io.kafka.target import Target
+from resilient_io.retry import RetryPolicy
+from resilient_io.validation import check_count, check_number, check_seconds
 
 from .engine import Engine
 from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
@@ -229,7 +229,7 @@ class ResilientKafkaConsumer:
             RuntimeError: Somebody else takes records already, or another event loop uses it.
             KafkaClosed: It was closed.
             KafkaDeadlineExceeded: Nothing came within an enclosing `resilient_io.deadline`.
-            KafkaLoginRefused: Kafka has not accepted the credentials since the start.
+            KafkaAuthenticationFailed: Kafka has not accepted the credentials since the start.
             KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
         """
         engine = self._started()
@@ -268,7 +268,7 @@ class ResilientKafkaConsumer:
         policy: HandlerPolicy | None = None,
         dead_letter: DeadLetter | str | None = None,
         on_failure: OnFailure | None = None,
-        on_unknown: OnUnknown = "retry",
+        on_outcome_unknown: OnUnknown = "retry",
         requires: Sequence[Availability] = (),
         limits: RunLimits | None = None,
     ) -> None:
@@ -291,7 +291,7 @@ class ResilientKafkaConsumer:
             dead_letter: The topic for records that cannot be handled, or more about it.
             on_failure: "dead_letter" (the default with `dead_letter=`), "stop" (the default
                 without), "skip", or a function that is asked.
-            on_unknown: What becomes of a record whose handler raised `OutcomeUnknown`.
+            on_outcome_unknown: What becomes of a record whose handler raised `OutcomeUnknown`.
             requires: Dependencies that handlers cannot do without: while one is down, nothing is
                 handled.
             limits: How much may be in memory, and how long its ends may take.
@@ -310,7 +310,7 @@ class ResilientKafkaConsumer:
             policy=policy,
             dead_letter=dead_letter,
             on_failure=on_failure,
-            on_unknown=on_unknown,
+            on_outcome_unknown=on_outcome_unknown,
             requires=requires,
             limits=limits,
         )
@@ -409,20 +409,20 @@ class ResilientKafkaConsumer:
         """
         return {} if self._engine is None or self._closed else self._engine.known_lag()
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps; None while all is well.
 
         Either a task of its own is gone, by a bug of ours, or `run` has records in hand and none
         of them has moved for `max_poll_interval_ms`, though Kafka and all that it `requires` are
         there, and none of the latter is degraded. What handlers wait for without a bound belongs
         into `requires`: a standstill for that long is taken for their own otherwise. Kafka being
-        away never counts: this is for liveness (`HealthMonitor(vital=[consumer])`), not for
+        away never counts: this is for liveness (`HealthMonitor(liveness=[consumer])`), not for
         readiness.
         """
         residence = self._residence
         if self._engine is None or residence is None or residence.over or residence.forked:
             return None
-        return self._engine.stuck()
+        return self._engine.liveness_failure()
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""

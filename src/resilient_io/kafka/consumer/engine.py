@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer
 
 from resilient_io.health import Cause, State
-from resilient_io.kafka.errors import KafkaClosed, KafkaLoginRefused, KafkaUnavailable
+from resilient_io.kafka.errors import KafkaAuthenticationFailed, KafkaClosed, KafkaUnavailable
 from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.processing.movement import answering_since
 from resilient_io.kafka.questions import GROUP
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Attachment, Dependency
     from resilient_io.kafka.processing.processor import Processor
     from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.protocols import ConsumerDriver
     from resilient_io.kafka.target import Target
+    from resilient_io.retry import RetryPolicy
 
     from .offsets import PartitionProgress
     from .reading import Reader
@@ -261,14 +261,14 @@ class Engine:
             dropped_logs=self.supervisor.tally.dropped + self._target.tally.dropped,
         )
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps; None while all is well."""
         if self._closing:
             return None
-        gone = self.supervisor.stuck() or self._upkeep.stuck()
+        gone = self.supervisor.liveness_failure() or self._upkeep.liveness_failure()
         if gone is not None or self.processor is None or not self.health.state.answering:
             return gone
-        return self.processor.stuck(answering_since(self.health))
+        return self.processor.liveness_failure(answering_since(self.health))
 
     def known_lag(self) -> dict[TopicPartition, int]:
         """See `ResilientKafkaConsumer.known_lag`."""
@@ -361,7 +361,7 @@ class Engine:
         cause = self.health.cause
         if cause is None or not cause.permanent or self.health.state is not State.DOWN:
             return None
-        kind = KafkaLoginRefused if cause is Cause.AUTH else KafkaUnavailable
+        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
         return kind(
             f"it cannot be used ({cause.value}: {self.health.detail})",
             dependency=self.health.name,

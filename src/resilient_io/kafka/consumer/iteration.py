@@ -10,7 +10,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 
 from .record import Record
 from .walk import POLL, Walk

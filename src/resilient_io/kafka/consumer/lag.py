@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.errors import KafkaDeadlineExceeded, KafkaUnavailable
 from resilient_io.kafka.quiet import quietly

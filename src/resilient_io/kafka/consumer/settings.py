@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resilient_io._checking import check_count, check_number, check_seconds
+from resilient_io.validation import check_count, check_number, check_seconds
 
 __all__ = ["ConsumerSettings"]
 

@@ -7,7 +7,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_io._tasks import how_it_ended, tell_of_its_end
+from resilient_io.tasks import describe_task_end, log_task_death
 
 from . import internals
 
@@ -86,11 +86,11 @@ class Upkeep:
             name="resilient-io kafka upkeep",
             context=self._engine.supervisor.context(),
         )
-        self._task.add_done_callback(tell_of_its_end)
+        self._task.add_done_callback(log_task_death)
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say that nobody commits any more; None while all is well, and after `aclose`."""
-        how = None if self._closed else how_it_ended(self._task)
+        how = None if self._closed else describe_task_end(self._task)
         return None if how is None else f"the task that commits is gone: {how}"
 
     def commit_soon(self) -> None:

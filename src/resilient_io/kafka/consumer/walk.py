@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.kafka.errors import KafkaDeadlineExceeded
 
 if TYPE_CHECKING:

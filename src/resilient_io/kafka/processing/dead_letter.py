@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_io._deadline import deadline
+from resilient_io.deadlines import deadline
 from resilient_io.errors import ConfigurationError, DependencyUnavailable
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ class Failures:
         gate: Knows whether a required dependency is to blame.
         dead_letters: Writes dead letters; None when there is no topic for them.
         on_failure: What becomes of a record whose attempts are used up.
-        on_unknown: What becomes of one that was perhaps applied.
+        on_outcome_unknown: What becomes of one that was maybe applied.
         rng: Source of the jitter.
         ready: Called when a record became ready.
         stop: Called with the error that ends `run`.
@@ -71,7 +71,7 @@ class Failures:
         gate: Gate,
         dead_letters: DeadLetters | None,
         on_failure: OnFailure,
-        on_unknown: OnUnknown,
+        on_outcome_unknown: OnUnknown,
         rng: random.Random,
         ready: Callable[[], None],
         stop: Callable[[Exception], None],
@@ -82,7 +82,7 @@ class Failures:
         self._gate = gate
         self._dead_letters = dead_letters
         self._on_failure = on_failure
-        self._on_unknown = on_unknown
+        self._on_unknown = on_outcome_unknown
         self._rng = rng
         self._ready = ready
         self._stop = stop

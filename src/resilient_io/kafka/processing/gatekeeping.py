@@ -7,13 +7,13 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from resilient_io._refusals import refused_by
 from resilient_io.errors import (
     ConfigurationError,
     DeadlineExceeded,
     DependencyUnavailable,
     OutcomeUnknown,
     Overloaded,
+    refused_by,
 )
 from resilient_io.health import State
 from resilient_io.health._availability import Availability

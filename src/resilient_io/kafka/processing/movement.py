@@ -84,7 +84,7 @@ class Movement:
     def _excused(self) -> bool:
         return self._gate.shut or any(each.state is State.DEGRADED for each in self._requires)
 
-    def stuck(self, since: float) -> str | None:
+    def liveness_failure(self, since: float) -> str | None:
         """Say for how long nothing has moved, when that is too long; None otherwise.
 
         Args:

@@ -6,8 +6,8 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from resilient_io._checking import check_count
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count
 
 from .dead_letter import check_producer
 from .failures import Verdict
@@ -43,7 +43,7 @@ class Plan:
     policy: HandlerPolicy
     dead_letter: DeadLetter | None
     on_failure: OnFailure
-    on_unknown: OnUnknown
+    on_outcome_unknown: OnUnknown
     requires: tuple[Availability, ...]
     limits: RunLimits
 
@@ -57,7 +57,7 @@ def plan_run(
     policy: HandlerPolicy | None = None,
     dead_letter: DeadLetter | str | None = None,
     on_failure: OnFailure | None = None,
-    on_unknown: OnUnknown = "retry",
+    on_outcome_unknown: OnUnknown = "retry",
     requires: Sequence[Availability] = (),
     limits: RunLimits | None = None,
 ) -> Plan:
@@ -82,9 +82,9 @@ def plan_run(
         on_failure = "stop" if dead_letter is None else "dead_letter"
     if not callable(on_failure):
         check_choice("on_failure", on_failure, get_args(Verdict))
-    check_choice("on_unknown", on_unknown, get_args(OnUnknown))
+    check_choice("on_outcome_unknown", on_outcome_unknown, get_args(OnUnknown))
     if dead_letter is None:
-        for name, value in (("on_failure", on_failure), ("on_unknown", on_unknown)):
+        for name, value in (("on_failure", on_failure), ("on_outcome_unknown", on_outcome_unknown)):
             if value == "dead_letter":
                 raise ConfigurationError(
                     f'{name}="dead_letter" needs a topic: write dead_letter="orders.dead" too'
@@ -103,7 +103,7 @@ def plan_run(
         policy=policy or HandlerPolicy(),
         dead_letter=dead_letter,
         on_failure=on_failure,
-        on_unknown=on_unknown,
+        on_outcome_unknown=on_outcome_unknown,
         requires=check_requires(requires),
         limits=limits,
     )

@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 from .backlog import Backlog
 from .batches import Batches
@@ -102,7 +102,7 @@ class Processor:
             gate=self._gate,
             dead_letters=self._dead_letters,
             on_failure=plan.on_failure,
-            on_unknown=plan.on_unknown,
+            on_outcome_unknown=plan.on_outcome_unknown,
             rng=rng or random.Random(),
             ready=self._wake,
             stop=self._stop,
@@ -201,13 +201,13 @@ class Processor:
             pauses=self._gate.closed,
         )
 
-    def stuck(self, since: float) -> str | None:
+    def liveness_failure(self, since: float) -> str | None:
         """Say that nothing has moved for too long; None while it does, and once it ends.
 
         Args:
             since: Loop time before which a standstill does not count.
         """
-        return None if self._over.done() else self._movement.stuck(since)
+        return None if self._over.done() else self._movement.liveness_failure(since)
 
     # --- wiring
 

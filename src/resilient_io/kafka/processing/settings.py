@@ -6,8 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from resilient_io._checking import check_count, check_name, check_number, check_seconds
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count, check_name, check_number, check_seconds
 
 if TYPE_CHECKING:
     import random

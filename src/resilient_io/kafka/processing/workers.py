@@ -8,7 +8,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 
 from .failures import place_of
 

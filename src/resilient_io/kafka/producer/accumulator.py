@@ -7,7 +7,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ResilientIOError
 
 from .admission import Admission
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import RecordMetadata
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .courier import Courier
     from .line import Line

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ResilientIOError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
 
     from .expiry import Expiry
     from .partitioning import Topic

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 
-from resilient_io._checking import check_number, check_seconds
-from resilient_io._policy import RetryPolicy, current_deadline
 from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.health import Dependency
 from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
 from resilient_io.kafka.target import Target
+from resilient_io.retry import RetryPolicy, current_deadline
+from resilient_io.validation import check_number, check_seconds
 
 from .accumulator import OVERHEAD
 from .engine import Engine
@@ -409,17 +409,17 @@ class ResilientKafkaProducer:
             return ProducerStats()
         return self._engine.stats()
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps: a task of its own is gone, by a bug of ours.
 
         None while all is well, before the first use and after closing. Kafka being away never
         counts, nor a transactional id that somebody else took: this is for liveness
-        (`HealthMonitor(vital=[producer])`), not for readiness.
+        (`HealthMonitor(liveness=[producer])`), not for readiness.
         """
         engine = self._engine
         if engine is None or self._closed or engine.residence.over:
             return None
-        return engine.stuck()
+        return engine.liveness_failure()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"

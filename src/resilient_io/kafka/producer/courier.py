@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from aiokafka import errors as driver
 
-from resilient_io._latencies import Latencies
 from resilient_io.health import Cause
+from resilient_io.histogram import Latencies
 from resilient_io.kafka.classification import meaning_of
 from resilient_io.kafka.internals import InstanceEnded
 

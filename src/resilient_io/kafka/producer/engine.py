@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
-from resilient_io._deadline import context_without_deadline
+from resilient_io.deadlines import context_without_deadline
 from resilient_io.kafka.probe import KafkaProbe
 from resilient_io.kafka.questions import TRANSACTION
 from resilient_io.kafka.residence import Residence
@@ -26,10 +26,10 @@ from .verdict import Verdicts
 if TYPE_CHECKING:
     import random
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.health import Attachment, Change, Dependency, Subscription
     from resilient_io.kafka.protocols import ProducerDriver
     from resilient_io.kafka.target import Target
+    from resilient_io.retry import RetryPolicy
 
     from .partitioning import Partitioner
     from .settings import DeliverySettings
@@ -175,9 +175,9 @@ class Engine:
             latency_counts=self.courier.latencies.counts,
         )
 
-    def stuck(self) -> str | None:
+    def liveness_failure(self) -> str | None:
         """Say why only a new process helps; None while all is well."""
-        return self.supervisor.stuck()
+        return self.supervisor.liveness_failure()
 
     async def aclose(self, timeout: float) -> DeliveryReport:
         """Deliver what there is time for, fail the rest, end everything.

@@ -92,7 +92,7 @@ class Line:
 
 
 class Cargo:
-    """One batch that was handed over: perhaps applied until it is settled.
+    """One batch that was handed over: maybe applied until it is settled.
 
     Attributes:
         line: Where it came from.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress, ResilientIOError
 
 from .accumulator import OVERHEAD

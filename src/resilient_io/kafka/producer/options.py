@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from resilient_io._checking import check_count
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count
 
 __all__ = ["OWNED", "completed", "patience"]
 

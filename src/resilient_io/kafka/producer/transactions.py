@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.errors import IllegalOperation, RequestTimedOutError
 
-from resilient_io._deadline import current_deadline
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 from resilient_io.kafka.classification import meaning_of
@@ -22,10 +22,10 @@ from .verdict import noted
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from resilient_io._policy import RetryPolicy
     from resilient_io.kafka.errors import KafkaOutcomeUnknown
     from resilient_io.kafka.protocols import ProducerDriver
     from resilient_io.kafka.supervisor import Supervisor
+    from resilient_io.retry import RetryPolicy
 
     from .accumulator import Accumulator
     from .courier import Courier

@@ -123,7 +123,7 @@ class Verdicts:
             operation=operation,
             attempts=1,
             elapsed=self._loop.time() - sent,
-            progress=Progress.PERHAPS_APPLIED,
+            progress=Progress.MAYBE_APPLIED,
         )
 
     def down(self, sent: float, operation: str = "send") -> KafkaUnavailable:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from resilient_io.redis.commands._arguments import index_of, integer, text, token
 from resilient_io.redis.commands._judges import (
-    ACCUMULATING,
-    CHECKED,
+    CONDITIONAL,
     IDEMPOTENT,
+    NON_IDEMPOTENT,
     READ,
     overwriting,
 )
@@ -25,20 +25,20 @@ _STREAM_ID = re.compile(r"\d+(-\d+)?", re.ASCII)
 def ltrim(operands: Sequence[object]) -> Effect:
     """LTRIM key start stop: safe where what is kept is kept again."""
     if len(operands) != 3:  # noqa: PLR2004 -- key, start, stop
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     start, stop = integer(operands[1]), integer(operands[2])
     if start is None or stop is None:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     from_the_head = start == 0 and stop >= -1
     from_the_tail = start < 0 and stop == -1
     nothing = start > stop and (start < 0) == (stop < 0)
-    return IDEMPOTENT if from_the_head or from_the_tail or nothing else ACCUMULATING
+    return IDEMPOTENT if from_the_head or from_the_tail or nothing else NON_IDEMPOTENT
 
 
 def lrem(operands: Sequence[object]) -> Effect:
     """LREM key count element: with a count, a repeat removes the next ones."""
     count = integer(operands[1]) if len(operands) == 3 else None  # noqa: PLR2004 -- as above
-    return CHECKED if count == 0 else ACCUMULATING
+    return CONDITIONAL if count == 0 else NON_IDEMPOTENT
 
 
 def zadd(operands: Sequence[object]) -> Effect:
@@ -46,17 +46,17 @@ def zadd(operands: Sequence[object]) -> Effect:
     for operand in operands[1:]:
         option = token(operand)
         if option == "INCR":
-            return ACCUMULATING
+            return NON_IDEMPOTENT
         if option not in {"NX", "XX", "GT", "LT", "CH"}:
             break
-    return CHECKED
+    return CONDITIONAL
 
 
 def counted_store(operands: Sequence[object]) -> Effect:
     """ZUNIONSTORE and its like: destination numkeys key [...] [options]."""
     count = integer(operands[1]) if len(operands) > 1 else None
     if count is None or count < 1:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     return overwriting(operands[:1], operands[2 : 2 + count])
 
 
@@ -87,7 +87,7 @@ def _radius(source: Sequence[object], options: Sequence[object]) -> Effect:
         elif option == "COUNT":
             index += 1
         elif option not in {"WITHCOORD", "WITHDIST", "WITHHASH", "ASC", "DESC", "ANY"}:
-            return ACCUMULATING
+            return NON_IDEMPOTENT
     return overwriting(destinations, source) if destinations else READ
 
 
@@ -111,11 +111,11 @@ def sort(operands: Sequence[object]) -> Effect:
                 patterns.append(text(operands[index]))
             index += 1
         elif option not in {"ASC", "DESC", "ALPHA"}:
-            return ACCUMULATING
+            return NON_IDEMPOTENT
     if destination is None:
         return READ
     if any(_may_name(pattern, destination) for pattern in patterns):
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     return overwriting([destination], operands[:1])
 
 
@@ -144,18 +144,18 @@ def xadd(operands: Sequence[object]) -> Effect:
             index += 1
         elif option not in {"NOMKSTREAM", "KEEPREF", "DELREF", "ACKED"}:
             # The server knows a repeated IDMP for a bounded number of records only.
-            return CHECKED if recognised or _STREAM_ID.fullmatch(option) else ACCUMULATING
-    return ACCUMULATING
+            return CONDITIONAL if recognised or _STREAM_ID.fullmatch(option) else NON_IDEMPOTENT
+    return NON_IDEMPOTENT
 
 
 def xtrim(operands: Sequence[object]) -> Effect:
     """XTRIM key MAXLEN | MINID [= | ~] threshold [LIMIT count] [policy]."""
     options = operands[2:]
     if not options or text(options[0]) != "~":
-        return CHECKED
+        return CONDITIONAL
     limit = index_of(options, "LIMIT") + 1
     unlimited = limit < len(options) and integer(options[limit]) == 0
-    return CHECKED if unlimited else ACCUMULATING
+    return CONDITIONAL if unlimited else NON_IDEMPOTENT
 
 
 def xreadgroup(operands: Sequence[object]) -> Effect:
@@ -165,11 +165,11 @@ def xreadgroup(operands: Sequence[object]) -> Effect:
     rest = operands[streams + 1 :]
     ids = rest[len(rest) // 2 :]
     if not ids or len(rest) % 2 or "CLAIM" in options:
-        return ACCUMULATING
-    return ACCUMULATING if any(text(each) == ">" for each in ids) else IDEMPOTENT
+        return NON_IDEMPOTENT
+    return NON_IDEMPOTENT if any(text(each) == ">" for each in ids) else IDEMPOTENT
 
 
 def xgroup_setid(operands: Sequence[object]) -> Effect:
     """XGROUP SETID key group id: `$` is another place the second time."""
     constant = len(operands) > 2 and text(operands[2]) != "$"  # noqa: PLR2004 -- as above
-    return IDEMPOTENT if constant else ACCUMULATING
+    return IDEMPOTENT if constant else NON_IDEMPOTENT

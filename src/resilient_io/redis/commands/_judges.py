@@ -14,7 +14,7 @@ from resilient_io.redis.commands._spec import Effect
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-READ, IDEMPOTENT, CHECKED, ACCUMULATING, GUARDED = Effect
+READ, IDEMPOTENT, CONDITIONAL, NON_IDEMPOTENT, DANGEROUS = Effect
 
 _RELATIVE_ENDS = {"EX": 1, "PX": 1000}
 _ABSOLUTE_ENDS = {"EXAT", "PXAT"}
@@ -24,14 +24,14 @@ _LONGER_THAN_ANY_CALL = 60
 
 def set_(operands: Sequence[object]) -> Effect:
     """SET key value [NX | XX | IFEQ value | ...] [GET] [EX seconds | ... | KEEPTTL]."""
-    return _conditional_write(operands[2:]) if len(operands) >= 2 else ACCUMULATING  # noqa: PLR2004
+    return _conditional_write(operands[2:]) if len(operands) >= 2 else NON_IDEMPOTENT  # noqa: PLR2004
 
 
 def msetex(operands: Sequence[object]) -> Effect:
     """MSETEX numkeys key value [key value ...] [NX | XX] [EX seconds | ... | KEEPTTL]."""
     count = integer(operands[0]) if operands else None
     if count is None or count < 1:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     return _conditional_write(operands[1 + 2 * count :])
 
 
@@ -41,7 +41,7 @@ def hsetex(operands: Sequence[object]) -> Effect:
     for index, option in enumerate(options):
         if token(option) == "FIELDS":
             return _conditional_write(options[:index])
-    return ACCUMULATING
+    return NON_IDEMPOTENT
 
 
 def _conditional_write(options: Sequence[object]) -> Effect:
@@ -52,20 +52,20 @@ def _conditional_write(options: Sequence[object]) -> Effect:
         option = token(options[index])
         index += 1
         if option in {"NX", "FNX"}:
-            effect = max(effect, CHECKED)
+            effect = max(effect, CONDITIONAL)
         elif option in {"XX", "FXX"}:
             exists_only = True
         elif option in {"IFEQ", "IFNE", "IFDEQ", "IFDNE"}:
-            effect = max(effect, CHECKED)
+            effect = max(effect, CONDITIONAL)
             index += 1
         elif option in _RELATIVE_ENDS or option in _ABSOLUTE_ENDS:
             ends = True
             index += 1
         elif option != "KEEPTTL":
             # GET among them: the old value is told once, then it is lost.
-            return ACCUMULATING
+            return NON_IDEMPOTENT
     # What we wrote may have ended before the repeat, which would then find nothing.
-    return max(effect, CHECKED) if ends and exists_only else effect
+    return max(effect, CONDITIONAL) if ends and exists_only else effect
 
 
 def getex(operands: Sequence[object]) -> Effect:
@@ -79,20 +79,20 @@ def hgetex(operands: Sequence[object]) -> Effect:
     for index, option in enumerate(options):
         if token(option) == "FIELDS":
             return _read_and_end(options[:index])
-    return ACCUMULATING
+    return NON_IDEMPOTENT
 
 
 def _read_and_end(options: Sequence[object]) -> Effect:
     if not options or [token(each) for each in options] == ["PERSIST"]:
         return IDEMPOTENT
     if len(options) != 2:  # noqa: PLR2004 -- a name and a time
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     name, time = token(options[0]), integer(options[1])
     if name in _ABSOLUTE_ENDS:
-        return CHECKED  # whether it is past is for the server's clock to say
+        return CONDITIONAL  # whether it is past is for the server's clock to say
     if name not in _RELATIVE_ENDS or time is None:
-        return ACCUMULATING
-    return IDEMPOTENT if time >= _LONGER_THAN_ANY_CALL * _RELATIVE_ENDS[name] else CHECKED
+        return NON_IDEMPOTENT
+    return IDEMPOTENT if time >= _LONGER_THAN_ANY_CALL * _RELATIVE_ENDS[name] else CONDITIONAL
 
 
 def expire(operands: Sequence[object]) -> Effect:
@@ -107,14 +107,14 @@ def hexpire(operands: Sequence[object]) -> Effect:
         if token(option) == "FIELDS":
             return _ends_in(operands[1:2], conditions)
         conditions.append(option)
-    return ACCUMULATING
+    return NON_IDEMPOTENT
 
 
 def _ends_in(time: Sequence[object], conditions: Sequence[object]) -> Effect:
     lasting = integer(time[0]) if time else None
     if lasting is None or not {token(each) for each in conditions} <= {"NX", "XX", "GT", "LT"}:
-        return ACCUMULATING
-    return CHECKED if conditions or lasting <= 0 else IDEMPOTENT
+        return NON_IDEMPOTENT
+    return CONDITIONAL if conditions or lasting <= 0 else IDEMPOTENT
 
 
 def copy(operands: Sequence[object]) -> Effect:
@@ -128,7 +128,7 @@ def restore(operands: Sequence[object]) -> Effect:
 
 
 def _replacing(options: Sequence[object], *, valued: set[str], bare: set[str]) -> Effect:
-    effect = CHECKED
+    effect = CONDITIONAL
     index = 0
     while index < len(options):
         option = token(options[index])
@@ -136,7 +136,7 @@ def _replacing(options: Sequence[object], *, valued: set[str], bare: set[str]) -
         if option == "REPLACE":
             effect = IDEMPOTENT
         elif option not in valued and option not in bare:
-            return ACCUMULATING
+            return NON_IDEMPOTENT
     return effect
 
 
@@ -150,7 +150,7 @@ def bitfield(operands: Sequence[object]) -> Effect:
         elif operation == "OVERFLOW":
             index += 2
         else:
-            return ACCUMULATING  # its reply is the old value
+            return NON_IDEMPOTENT  # its reply is the old value
     return READ
 
 
@@ -167,7 +167,7 @@ def into_one(operands: Sequence[object]) -> Effect:
 def overwriting(destinations: Sequence[object], sources: Sequence[object]) -> Effect:
     """Judge a command that stores what it computes from its sources."""
     if not destinations or not sources:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     read = {text(source) for source in sources}
     mixed = any(text(destination) in read for destination in destinations)
-    return ACCUMULATING if mixed else IDEMPOTENT
+    return NON_IDEMPOTENT if mixed else IDEMPOTENT

@@ -155,7 +155,7 @@ def _unknown(name: str) -> CommandSpec:
         name=name,
         words=(),
         route=Route.LANE,
-        effect=Effect.ACCUMULATING,
+        effect=Effect.NON_IDEMPOTENT,
         reason="unknown to the command table: see `resilient_io.redis.commands.register`",
         known=False,
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from resilient_io.redis.commands._arguments import index_of, integer, text, token
 from resilient_io.redis.commands._collection_judges import ltrim
 from resilient_io.redis.commands._judges import (
-    ACCUMULATING,
-    CHECKED,
+    CONDITIONAL,
     IDEMPOTENT,
+    NON_IDEMPOTENT,
     overwriting,
 )
 
@@ -30,44 +30,44 @@ def _one_place(path: object) -> bool:
 def json_set(operands: Sequence[object]) -> Effect:
     """JSON.SET key path value [NX | XX] [FPHA type]."""
     if len(operands) < 3 or not _one_place(operands[1]):  # noqa: PLR2004 -- said above
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     effect = IDEMPOTENT
     index = 3
     while index < len(operands):
         option = token(operands[index])
         index += 1
         if option == "NX":
-            effect = CHECKED
+            effect = CONDITIONAL
         elif option == "FPHA":
             index += 1
         elif option not in {"XX", "FORMAT"}:
-            return ACCUMULATING
+            return NON_IDEMPOTENT
     return effect
 
 
 def json_mset(operands: Sequence[object]) -> Effect:
     """JSON.MSET key path value [key path value ...]."""
     plain = bool(operands) and len(operands) % 3 == 0 and all(map(_one_place, operands[1::3]))
-    return IDEMPOTENT if plain else ACCUMULATING
+    return IDEMPOTENT if plain else NON_IDEMPOTENT
 
 
 def json_merge(operands: Sequence[object]) -> Effect:
     """JSON.MERGE key path value: a merge patch changes nothing the second time (RFC 7396)."""
     plain = len(operands) == 3 and _one_place(operands[1])  # noqa: PLR2004 -- said above
-    return IDEMPOTENT if plain else ACCUMULATING
+    return IDEMPOTENT if plain else NON_IDEMPOTENT
 
 
 def json_del(operands: Sequence[object]) -> Effect:
     """JSON.DEL key [path]: once an array's element is gone, its place names the next one."""
     path = text(operands[1]) if len(operands) > 1 else "$"
     names = path.replace("['", ".").replace('["', ".")
-    return ACCUMULATING if "[" in names else CHECKED
+    return NON_IDEMPOTENT if "[" in names else CONDITIONAL
 
 
 def json_arrtrim(operands: Sequence[object]) -> Effect:
     """JSON.ARRTRIM key path start stop: as LTRIM."""
     if len(operands) != 4 or not _one_place(operands[1]):  # noqa: PLR2004 -- said above
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     return ltrim([operands[0], *operands[2:]])
 
 
@@ -76,25 +76,25 @@ def sugadd(operands: Sequence[object]) -> Effect:
     options = operands[3:]
     payload = index_of(options, "PAYLOAD")
     added = "INCR" in {token(each) for each in (*options[:payload], *options[payload + 2 :])}
-    return ACCUMULATING if added else IDEMPOTENT
+    return NON_IDEMPOTENT if added else IDEMPOTENT
 
 
 def ts_add(operands: Sequence[object]) -> Effect:
     """TS.ADD key timestamp value [options]: the series' own policy may be to sum duplicates."""
     if len(operands) < 3 or integer(operands[1]) is None:  # noqa: PLR2004 -- said above
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     at = index_of(operands, "ON_DUPLICATE", 3) + 1
     policy = token(operands[at]) if at < len(operands) else ""
     if policy in _KEEP_THE_ONE_VALUE:
         return IDEMPOTENT
-    return CHECKED if policy == "BLOCK" else ACCUMULATING
+    return CONDITIONAL if policy == "BLOCK" else NON_IDEMPOTENT
 
 
 def cms_merge(operands: Sequence[object]) -> Effect:
     """CMS.MERGE destination numkeys source [...] [WEIGHTS ...]."""
     count = integer(operands[1]) if len(operands) > 1 else None
     if count is None or count < 1:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     return overwriting(operands[:1], operands[2 : 2 + count])
 
 
@@ -102,7 +102,7 @@ def tdigest_merge(operands: Sequence[object]) -> Effect:
     """TDIGEST.MERGE destination numkeys source [...] [COMPRESSION n] [OVERRIDE]."""
     count = integer(operands[1]) if len(operands) > 1 else None
     if count is None or count < 1:
-        return ACCUMULATING
+        return NON_IDEMPOTENT
     if "OVERRIDE" not in {token(option) for option in operands[2 + count :]}:
-        return ACCUMULATING  # it merges into what is there
+        return NON_IDEMPOTENT  # it merges into what is there
     return overwriting(operands[:1], operands[2 : 2 + count])

@@ -20,12 +20,12 @@ class Effect(enum.IntEnum):
     """Changes nothing."""
     IDEMPOTENT = 1
     """A plain overwrite: neither the data nor the reply differ the second time."""
-    CHECKED = 2
+    CONDITIONAL = 2
     """The effect cannot repeat, but the second reply would lie (DEL, SADD, SET NX)."""
-    ACCUMULATING = 3
+    NON_IDEMPOTENT = 3
     """Adds, consumes, toggles, runs code, or is unknown to the table."""
-    GUARDED = 4
-    """As ACCUMULATING; repeated only if the call itself asks for it (FLUSHALL, CLIENT KILL)."""
+    DANGEROUS = 4
+    """As NON_IDEMPOTENT; repeated only if the call itself asks for it (FLUSHALL, CLIENT KILL)."""
 
 
 class Route(enum.Enum):

@@ -386,7 +386,7 @@ def unknown(dependency="redis"):
         "no reply",
         dependency=dependency,
         operation="INCR",
-        progress=Progress.PERHAPS_APPLIED,
+        progress=Progress.MAYBE_APPLIED,
     )
 
 
@@ -418,7 +418,9 @@ async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
         calls.append(record)
         raise unknown()
 
-    scene = scenes(policy=POLICY, dead_letter="t.dead", on_unknown=verdict, batch_size=batch_size)
+    scene = scenes(
+        policy=POLICY, dead_letter="t.dead", on_outcome_unknown=verdict, batch_size=batch_size
+    )
     scene.source.put(b"k")
     scene.source.put(b"k")
     running = scene.start(handler)

@@ -35,13 +35,13 @@ async def test_it_is_stuck_when_no_handler_ends_for_longer_than_the_bound(scenes
     for key in (b"a", b"b"):
         scene.source.put(key)
     await asyncio.sleep(BOUND - 6)
-    assert scene.processor.stuck(began) is None
+    assert scene.processor.liveness_failure(began) is None
     await asyncio.sleep(12)
-    why = scene.processor.stuck(began)
+    why = scene.processor.liveness_failure(began)
     assert why.startswith("run() has 2 records in memory and 2 handlers at work, and nothing has")
     door.open.set()
     await until(lambda: len(door.handled) == 2)
-    assert scene.processor.stuck(began) is None
+    assert scene.processor.liveness_failure(began) is None
 
 
 async def test_it_moves_while_any_handler_does(scenes):
@@ -52,7 +52,7 @@ async def test_it_moves_while_any_handler_does(scenes):
     for _ in range(30):
         scene.source.put(b"free")
         await asyncio.sleep(10)
-        assert scene.processor.stuck(0.0) is None
+        assert scene.processor.liveness_failure(0.0) is None
     assert len(door.handled) == 30
     door.open.set()
 
@@ -65,7 +65,7 @@ async def test_records_that_only_arrive_are_no_movement(scenes):
     for _ in range(14):
         scene.source.put(b"free")
         await asyncio.sleep(5)
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 
@@ -73,10 +73,10 @@ async def test_who_has_nothing_to_do_is_not_stuck(scenes):
     scene = scenes(max_poll_interval=BOUND)
     scene.start(Door())
     await asyncio.sleep(10 * BOUND)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     scene.source.put(b"a")
     await asyncio.sleep(1)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
 
 
 async def test_a_long_backoff_is_not_stuck(scenes):
@@ -90,7 +90,7 @@ async def test_a_long_backoff_is_not_stuck(scenes):
     scene.source.put(b"a")
     await asyncio.sleep(4 * BOUND)
     assert scene.stats.resting == 1
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
 
 
 async def test_a_required_dependency_that_is_down_is_no_standstill_of_ours(scenes):
@@ -103,12 +103,12 @@ async def test_a_required_dependency_that_is_down_is_no_standstill_of_ours(scene
     await asyncio.sleep(BOUND / 2)
     redis.failed(Cause.REFUSED, definite=True)
     await asyncio.sleep(10 * BOUND)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     redis.succeeded()
     await asyncio.sleep(BOUND - 6)  # what it waited for is back: it gets its whole time again
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     await asyncio.sleep(12)
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 
@@ -118,8 +118,8 @@ async def test_the_time_before_kafka_came_back_does_not_count(scenes):
     scene.start(door)
     scene.source.put(b"a")
     await asyncio.sleep(2 * BOUND)
-    assert scene.processor.stuck(now() - BOUND / 2) is None
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(now() - BOUND / 2) is None
+    assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 
@@ -130,7 +130,7 @@ async def test_a_handler_may_take_as_long_as_its_own_timeout_allows(scenes):
     scene.start(door)
     scene.source.put(b"a")
     await asyncio.sleep(4 * BOUND)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     door.open.set()
 
 
@@ -140,9 +140,9 @@ async def test_once_it_ends_it_is_not_stuck(scenes):
     scene.start(door)
     scene.source.put(b"a")
     await asyncio.sleep(2 * BOUND)
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(0.0) is not None
     await scene.aclose()
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
 
 
 async def test_a_required_dependency_that_is_degraded_is_no_standstill_of_ours(scenes):
@@ -155,12 +155,12 @@ async def test_a_required_dependency_that_is_degraded_is_no_standstill_of_ours(s
     await asyncio.sleep(BOUND / 2)
     redis.refused(Cause.READ_ONLY, "a replica")
     await asyncio.sleep(10 * BOUND)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     redis.accepted()
     await asyncio.sleep(BOUND - 6)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     await asyncio.sleep(12)
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 
@@ -171,11 +171,11 @@ async def test_the_time_for_which_the_whole_process_was_stopped_does_not_count(s
     scene.source.put(b"a")
     await asyncio.sleep(BOUND / 2)
     asyncio.get_running_loop().block(10 * BOUND)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     await asyncio.sleep(BOUND / 4)
-    assert scene.processor.stuck(0.0) is None
+    assert scene.processor.liveness_failure(0.0) is None
     await asyncio.sleep(BOUND / 2)
-    assert scene.processor.stuck(0.0) is not None
+    assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 

@@ -14,7 +14,7 @@ from resilient_io import (
     OutcomeUnknown,
     Overloaded,
 )
-from resilient_io._refusals import mark_refused
+from resilient_io.errors import mark_refused
 from resilient_io.kafka.processing import HandlerPolicy, RunLimits
 
 POLICY = HandlerPolicy(attempts=2, backoff=0.1)

@@ -10,7 +10,7 @@ import pytest
 from redis import exceptions as driver
 
 from resilient_io import DeadlineExceeded, State
-from resilient_io._refusals import refused_by
+from resilient_io.errors import refused_by
 from resilient_io.health import Cause
 from resilient_io.testing import FaultProxy, RedisServer, ServerError
 
@@ -323,7 +323,7 @@ async def test_a_reset_before_the_request_arrives_is_not_taken_for_not_sent(
     with pytest.raises(driver.ConnectionError) as caught:
         await redis.incr("counter")
 
-    assert "perhaps applied" in str(caught.value)
+    assert "maybe applied" in str(caught.value)
     assert await redis_server.query("GET", "counter") is None
 
 

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import tenacity
 
-from resilient_io._budget import RetryBudget
-from resilient_io._checking import check_count, check_number, check_seconds
-from resilient_io._deadline import (
+from resilient_io.deadlines import (
     Deadline,
     context_without_deadline,
     current_deadline,
     deadline,
 )
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_count, check_number, check_seconds
 
 if TYPE_CHECKING:
     import random
@@ -41,8 +40,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-Repeat = Literal["read", "idempotent", "checked", "any"]
-"""The most that may be repeated after it was perhaps applied, in this order."""
+Repeat = Literal["read", "idempotent", "conditional", "any"]
+"""The most that may be repeated after it was maybe applied, in this order."""
 
 WhileDown = Literal["fail", "wait"]
 """What a new call does while the dependency is down."""
@@ -69,8 +68,8 @@ class RetryPolicy:
         response_timeout: Seconds of silence, with calls outstanding, after which a connection is
             given up.
         connect_timeout: Seconds for making one connection, handshake included.
-        repeat: The most that may be repeated after it was perhaps applied: "read",
-            "idempotent" (plain overwrites too), "checked" (their effect cannot repeat, but the
+        repeat: The most that may be repeated after it was maybe applied: "read",
+            "idempotent" (plain overwrites too), "conditional" (their effect cannot repeat, but the
             reply may mislead) or "any" (increments, pushes, scripts: may be applied twice).
         while_down: "fail" raises at once while the dependency is down; "wait" waits for it
             within the deadline.
@@ -144,6 +143,49 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         wanted = " or ".join(f'{name}="{choice}"' for choice in choices)
         message = f"{name}={value!r} is unknown: write {wanted}"
         raise ConfigurationError(message)
+
+
+class RetryBudget:
+    """Tokens for retries: spent by them, earned back by successful calls.
+
+    Shared by all calls to one dependency, so that a struggling server is not buried under
+    retries. It never waits. A success costs the call nothing: the bucket looks at the counter of
+    successes only when it is asked for a token.
+
+    Args:
+        capacity: Most tokens it can hold, and how many it starts with. 0 forbids every retry,
+            `math.inf` bounds none.
+        successes: Returns how many calls have succeeded so far; each earns one token.
+    """
+
+    __slots__ = ("_seen", "_successes", "_tokens", "capacity")
+
+    def __init__(self, capacity: float, successes: Callable[[], int]) -> None:
+        self.capacity = capacity
+        self._successes = successes
+        self._seen = successes()
+        self._tokens = capacity
+
+    @property
+    def tokens(self) -> float:
+        """Tokens left now."""
+        seen = self._successes()
+        if seen > self._seen:
+            self._tokens = min(self.capacity, self._tokens + (seen - self._seen))
+        self._seen = seen
+        return self._tokens
+
+    def try_spend(self, cost: float) -> bool:
+        """Take `cost` tokens; take none and return False when there are too few."""
+        tokens = self.tokens
+        if tokens < cost:
+            return False
+        self._tokens = tokens - cost
+        return True
+
+    def refund(self, cost: float) -> None:
+        """Give back tokens of a retry that was cancelled before it began."""
+        self._tokens = min(self.capacity, self.tokens + cost)
 
 
 async def retrying(

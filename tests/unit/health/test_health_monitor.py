@@ -173,8 +173,8 @@ def test_what_is_no_dependency_or_is_named_twice_is_refused(redis):
 
 async def test_a_client_given_as_a_list_of_vital_parts_is_refused_in_words(redis):
     client = ResilientRedis.from_url("redis://localhost")
-    with pytest.raises(TypeError, match=r"is no list: write vital=\[consumer\]"):
-        HealthMonitor(redis, vital=client)
+    with pytest.raises(TypeError, match=r"is no list: write liveness=\[consumer\]"):
+        HealthMonitor(redis, liveness=client)
 
 
 async def test_a_callback_that_cannot_be_called_is_refused(monitor):
@@ -201,7 +201,7 @@ async def test_a_shared_dependency_degrades_once_it_is_known_how_it_is(
         put(redis, critical)
         put(cache, shared)
         assert (monitor.state, monitor.ready) == (state, ready)
-        assert bool(monitor.unready_because) is not ready
+        assert bool(monitor.unready_reasons) is not ready
 
 
 async def test_each_dependency_has_a_role(redis, cache):
@@ -215,9 +215,9 @@ async def test_each_dependency_has_a_role(redis, cache):
 
 async def test_why_it_is_unready_is_told_in_words(redis, monitor):
     redis.failed(Cause.REFUSED, "nobody listens", definite=True)
-    assert monitor.unready_because == ("redis is down (refused: nobody listens)",)
+    assert monitor.unready_reasons == ("redis is down (refused: nobody listens)",)
     monitor.drain()
-    assert monitor.unready_because[0] == "draining"
+    assert monitor.unready_reasons[0] == "draining"
 
 
 async def test_draining_makes_it_unready_for_good_and_is_told(redis, monitor):

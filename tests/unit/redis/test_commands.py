@@ -69,7 +69,7 @@ def test_a_call_is_found_however_it_is_spelled(args, name, words):
 def test_what_the_table_does_not_know_is_accumulating_on_a_lane(args, name):
     spec = lookup(args)
     assert not spec.known
-    assert (spec.route, effect_of(spec, args)) == (Route.LANE, Effect.ACCUMULATING)
+    assert (spec.route, effect_of(spec, args)) == (Route.LANE, Effect.NON_IDEMPOTENT)
     if args[0] != "\udcff":
         assert spec.name == name
 
@@ -81,7 +81,7 @@ def test_an_unknown_subcommand_of_client_keeps_off_the_lanes():
 
 def test_an_unknown_subcommand_of_debug_is_as_guarded_as_debug():
     spec = lookup(("DEBUG", "FROB"))
-    assert (spec.known, spec.effect, spec.route) == (False, Effect.GUARDED, Route.LANE)
+    assert (spec.known, spec.effect, spec.route) == (False, Effect.DANGEROUS, Route.LANE)
 
 
 @pytest.mark.parametrize("args", [(), ("",), ("  ",), (b"",)])
@@ -161,7 +161,7 @@ def test_every_response_callback_of_redis_py_is_found_under_the_name_of_the_row(
 
 
 def test_effects_are_ordered_so_that_a_batch_takes_the_worst():
-    assert max(Effect.READ, Effect.CHECKED, Effect.IDEMPOTENT) is Effect.CHECKED
+    assert max(Effect.READ, Effect.CONDITIONAL, Effect.IDEMPOTENT) is Effect.CONDITIONAL
     assert list(Effect) == sorted(Effect)
 
 
@@ -183,8 +183,8 @@ def test_a_registered_subcommand_makes_its_first_word_a_container():
 
 @pytest.mark.usefixtures("_restored")
 def test_registering_overrides_a_known_row_with_its_options():
-    register("SET", effect=Effect.CHECKED)
-    assert effect_of(lookup(("SET", "k", "v")), ("SET", "k", "v")) is Effect.CHECKED
+    register("SET", effect=Effect.CONDITIONAL)
+    assert effect_of(lookup(("SET", "k", "v")), ("SET", "k", "v")) is Effect.CONDITIONAL
     register("XREAD", effect=Effect.READ)
     assert lookup(("XREAD", "BLOCK", 0, "STREAMS", "s", "$")).route is Route.LANE
 
@@ -199,7 +199,7 @@ def test_a_command_that_is_registered_as_refused_says_what_to_use_instead():
 
 @pytest.mark.usefixtures("_restored")
 def test_a_registered_blocking_command_waits_as_long_as_its_function_says():
-    register("MY.POP", effect=Effect.ACCUMULATING, route=Route.DEDICATED)
+    register("MY.POP", effect=Effect.NON_IDEMPOTENT, route=Route.DEDICATED)
     register("MY.WAIT", effect=Effect.READ, route=Route.DEDICATED, block=lambda _args: 3.0)
     forever, bounded = SPECS["MY.POP"].block, SPECS["MY.WAIT"].block
     assert forever is not None

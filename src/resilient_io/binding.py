@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["tell_of_forks"]
+__all__ = ["notify_on_fork"]
 
 
 class Forkable(Protocol):
@@ -20,7 +20,7 @@ class Forkable(Protocol):
 _told: list[weakref.ref[Forkable]] = []
 
 
-def tell_of_forks(owner: Forkable) -> None:
+def notify_on_fork(owner: Forkable) -> None:
     """Call an object's `note_fork()` in every child process, for as long as it exists."""
     _told[:] = [known for known in _told if known() is not None]
     _told.append(weakref.ref(owner))

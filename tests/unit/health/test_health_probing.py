@@ -9,7 +9,6 @@ import random
 
 import pytest
 
-from resilient_io._policy import current_deadline, deadline
 from resilient_io.errors import DeadlineExceeded
 from resilient_io.health import (
     Cause,
@@ -20,6 +19,7 @@ from resilient_io.health import (
     State,
     _lag,
 )
+from resilient_io.retry import current_deadline, deadline
 
 UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).parents[1]
+_TESTS = Path(__file__).parents[2]
 _SCRIPT = _TESTS.parent / "scripts" / "command_table.py"
-_NAMES = json.loads((_TESTS / "unit" / "test_commands_names.json").read_text())
+_NAMES = json.loads((_TESTS / "unit" / "redis" / "test_commands_names.json").read_text())
 
 
 @pytest.fixture(scope="module")

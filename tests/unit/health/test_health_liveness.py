@@ -11,7 +11,7 @@ from resilient_io.health import _lag
 class Part:
     why = None
 
-    def stuck(self):
+    def liveness_failure(self):
         return self.why
 
 
@@ -22,7 +22,7 @@ def part():
 
 @pytest.fixture
 async def monitor(part):
-    async with HealthMonitor(Dependency("redis"), vital=[part]) as made:
+    async with HealthMonitor(Dependency("redis"), liveness=[part]) as made:
         yield made
     assert not _lag._watches
 
@@ -42,7 +42,7 @@ async def test_no_dependency_makes_it_stuck(monitor):
 async def test_a_vital_part_that_is_stuck_makes_it_stuck(monitor, part):
     part.why = "the consumer has not moved for 301 s"
     assert not monitor.alive
-    assert monitor.stuck_because == ("the consumer has not moved for 301 s",)
+    assert monitor.liveness_failures == ("the consumer has not moved for 301 s",)
     part.why = None
     assert monitor.alive
 
@@ -54,7 +54,7 @@ async def test_a_loop_that_was_blocked_for_most_of_the_time_makes_it_stuck_until
         block(1.0)
         await asyncio.sleep(0.2)
     assert not monitor.alive
-    assert "blocked for" in monitor.stuck_because[0]
+    assert "blocked for" in monitor.liveness_failures[0]
     await asyncio.sleep(30)
     assert monitor.alive
 
@@ -67,7 +67,7 @@ async def test_one_long_stall_within_the_share_is_forgiven(monitor):
 
 async def test_a_stall_that_began_before_the_window_counts_for_its_part_within():
     async with HealthMonitor(
-        Dependency("redis"), liveness=LivenessSettings(window=10, share=0.5)
+        Dependency("redis"), liveness_settings=LivenessSettings(window=10, share=0.5)
     ) as monitor:
         await asyncio.sleep(1)
         block(100)
@@ -98,21 +98,24 @@ async def test_who_asks_after_the_end_does_not_begin_the_watch_again(monitor):
 
 async def test_a_part_that_cannot_say_whether_it_is_stuck_is_told_once_and_does_not_count(caplog):
     class Broken:
-        def stuck(self):
+        def liveness_failure(self):
             raise KeyError("of its own")
 
     stuck = Part()
     stuck.why = "its supervisor died"
-    async with HealthMonitor(Dependency("redis"), vital=[Broken(), stuck]) as monitor:
+    async with HealthMonitor(Dependency("redis"), liveness=[Broken(), stuck]) as monitor:
         for _ in range(3):
-            assert monitor.stuck_because == ("its supervisor died",)
+            assert monitor.liveness_failures == ("its supervisor died",)
     (record,) = caplog.records
-    assert record.message == "stuck() of Broken raised; further failures of it are not logged"
+    assert (
+        record.message
+        == "liveness_failure() of Broken raised; further failures of it are not logged"
+    )
     assert record.exc_info
 
 
 def test_it_can_be_asked_outside_of_any_loop(part):
-    monitor = HealthMonitor(Dependency("redis"), vital=[part])
+    monitor = HealthMonitor(Dependency("redis"), liveness=[part])
     assert monitor.alive
     assert monitor.snapshot()["alive"] is True
 
@@ -123,7 +126,9 @@ def test_settings_that_make_no_sense_are_refused(arguments):
         LivenessSettings(**arguments)
 
 
-@pytest.mark.parametrize("arguments", [{"vital": [3]}, {"recorder": 3}, {"liveness": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{"liveness": [3]}, {"recorder": 3}, {"liveness_settings": 3}]
+)
 def test_parts_of_the_wrong_kind_are_refused(arguments):
     with pytest.raises(TypeError):
         HealthMonitor(Dependency("redis"), **arguments)

@@ -15,7 +15,7 @@ import redis.asyncio as driver
 import resilient_io
 from resilient_io import Closed, ConfigurationError, RetryPolicy, deadline
 from resilient_io.health import Dependency, HealthMonitor, HealthSettings
-from resilient_io.redis import LaneSettings, RedisClosed, ResilientRedis
+from resilient_io.redis import ConnectionSettings, RedisClosed, ResilientRedis
 
 
 @pytest.fixture
@@ -76,7 +76,10 @@ async def test_a_view_with_what_is_no_policy(client):
     [
         ({"policy": 3}, r"policy must be a RetryPolicy, not 3: write policy=RetryPolicy\(\.\.\.\)"),
         ({"health": "up"}, r"health must be a Dependency, not 'up'"),
-        ({"lanes": 2}, r"lanes must be a LaneSettings, not 2: write lanes=LaneSettings"),
+        (
+            {"lanes": 2},
+            r"lanes must be a ConnectionSettings, not 2: write lanes=ConnectionSettings",
+        ),
         ({"hots": "h"}, r"unexpected keyword argument 'hots'.*redis\.asyncio\.Redis"),
         ({"health_check_interval": -3}, r"interval"),
         ({"socket_timeout": -3}, r"socket_timeout|response_timeout"),
@@ -94,9 +97,9 @@ async def test_options_that_cannot_work(options, message):
 @pytest.mark.parametrize("count", [0, 17, 1.5, True, "2"])
 async def test_lanes_that_cannot_work(count):
     with pytest.raises(ConfigurationError, match=r"count must be an int from 1 to 16.*count=2"):
-        LaneSettings(count=count)
+        ConnectionSettings(count=count)
     with pytest.raises(ConfigurationError, match=r"in_flight=10 must be .* at least 65536"):
-        LaneSettings(in_flight=10)
+        ConnectionSettings(in_flight=10)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["without_credentials"]
+__all__ = ["redact_credentials"]
 
 _CREDENTIALS: Final = re.compile(r"(?<=://)(?:\\.|[^\s\"\\])*@")
 """A password may have any sign but white space; a quotation mark ends the text in JSON, if there is
 no backslash before it."""
 
 
-def without_credentials(text: str) -> str:
+def redact_credentials(text: str) -> str:
     """Return a text, plain or JSON, without what stands between `://` and `@`.
 
     Health makes its details clean by itself; but a dependency's name is its user's, and may be

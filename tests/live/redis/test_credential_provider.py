@@ -35,7 +35,7 @@ async def test_a_provider_that_raises_is_asked_again_until_it_answers(redis_serv
             await redis.get("a")
         assert "LookupError" in str(caught.value)
         assert "hvs.secret" not in f"{caught.value} {redis.health.detail} {caplog.text}"
-        assert redis.stuck() is None
+        assert redis.liveness_failure() is None
         asked = vault.asked
         async with asyncio.timeout(10):
             while vault.asked < asked + 2:  # noqa: ASYNC110 - being asked is no event
@@ -43,4 +43,4 @@ async def test_a_provider_that_raises_is_asked_again_until_it_answers(redis_serv
             vault.open = True
             await redis.health.until_up()
             assert await redis.set("a", "b")
-        assert redis.stuck() is None
+        assert redis.liveness_failure() is None

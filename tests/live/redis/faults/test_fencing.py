@@ -81,10 +81,10 @@ async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
 async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
     lanes, redis_server, fault_proxy, connect, patient
 ):
-    from resilient_io.redis import LaneSettings
+    from resilient_io.redis import ConnectionSettings
 
     redis = await connect(
-        fault_proxy, policy=patient.replace(repeat="read"), lanes=LaneSettings(count=lanes)
+        fault_proxy, policy=patient.replace(repeat="read"), lanes=ConnectionSettings(count=lanes)
     )
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):

@@ -10,12 +10,12 @@ from resilient_io.errors import Closed
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["how_it_ended", "tell_of_its_end"]
+__all__ = ["describe_task_end", "log_task_death"]
 
 _log = logging.getLogger("resilient_io")
 
 
-def how_it_ended(task: asyncio.Task[None] | None) -> str | None:
+def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
     """Say what a task that was to go on for ever ended of; None while it runs, or is none.
 
     The words have the kind of the error only: its message may hold anything.
@@ -30,8 +30,8 @@ def how_it_ended(task: asyncio.Task[None] | None) -> str | None:
     return "it returned" if error is None else f"it raised {type(error).__name__}"
 
 
-def tell_of_its_end(task: asyncio.Task[None]) -> None:
-    """Log what a task raised, at once: whoever looks at `stuck()` has to find the traceback."""
+def log_task_death(task: asyncio.Task[None]) -> None:
+    """Log what a task raised, at once: whoever looks at `liveness_failure()` has to find the traceback."""
     if task.cancelled():
         return
     error = task.exception()

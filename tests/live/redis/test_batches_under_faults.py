@@ -37,7 +37,7 @@ async def test_the_error_of_a_plain_pipeline_says_how_far_it_got(client, fault_p
     assert isinstance(error, OutcomeUnknown)
     assert isinstance(error, driver.ConnectionError)
     assert error.operation == "PIPELINE"
-    assert error.progress is Progress.PERHAPS_APPLIED
+    assert error.progress is Progress.MAYBE_APPLIED
     assert len(error.answered) + len(error.unanswered) == 5
     assert tuple(error.answered) == (b"OK", 1, 2)[: len(error.answered)]
     assert tuple(error.unanswered) == tuple(range(len(error.answered), 5))
@@ -269,7 +269,7 @@ async def test_guarded_commands_need_the_word_on_the_call_itself(fault_proxy, re
         assert fault_proxy.requests["FLUSHALL"] == 3
         fault_proxy.drop_reply("FLUSHALL")
         with pytest.raises(RedisOutcomeUnknown):
-            await client.with_policy(repeat="checked").flushall()
+            await client.with_policy(repeat="conditional").flushall()
 
 
 async def test_a_view_shares_the_connections_and_has_its_own_policy(client, fault_proxy):

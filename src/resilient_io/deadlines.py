@@ -8,7 +8,7 @@ import contextvars
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resilient_io._checking import check_seconds
+from resilient_io.validation import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

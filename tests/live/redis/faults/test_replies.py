@@ -29,7 +29,7 @@ async def test_an_increment_whose_reply_is_lost_was_executed_once_and_its_outcom
         await redis.incr("counter")
 
     assert asyncio.get_running_loop().time() - began <= quick.response_timeout + slack()
-    assert caught.value.progress is Progress.PERHAPS_APPLIED
+    assert caught.value.progress is Progress.MAYBE_APPLIED
     assert caught.value.attempts == 1
     assert len(fault.struck) == 1
     assert fault_proxy.requests["INCRBY"] == 1
@@ -128,7 +128,7 @@ async def test_a_batch_of_increments_whose_replies_are_lost_was_executed_once(
 async def test_a_script_that_answers_with_a_refusal_of_its_own_is_not_repeated(
     redis_server, connect, patient
 ):
-    redis = await connect(redis_server, policy=patient.replace(repeat="checked"))
+    redis = await connect(redis_server, policy=patient.replace(repeat="conditional"))
     script = "redis.call('INCR', KEYS[1]) return redis.error_reply('LOADING after the fact')"
 
     with pytest.raises(Exception, match="after the fact") as caught:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from resilient_io._policy import RetryBudget, RetryPolicy, retrying
 from resilient_io.health import Dependency, HealthMonitor
+from resilient_io.retry import RetryBudget, RetryPolicy, retrying
 from resilient_io.testing import cancel_everywhere
 
 

@@ -183,16 +183,16 @@ def _prove(server: Server, sample: Sample) -> bool:
 
     if _failed(first) and "syntax error" in first:
         return False  # an option of a newer server
-    if sample.effect is not Effect.GUARDED:
+    if sample.effect is not Effect.DANGEROUS:
         assert not _failed(first), server.version
     if sample.effect is Effect.READ:
         assert once == before, server.version
     elif sample.effect is Effect.IDEMPOTENT:
         assert (twice, second) == (once, first), server.version
-    elif sample.effect is Effect.CHECKED:
+    elif sample.effect is Effect.CONDITIONAL:
         assert twice == once, server.version
         assert (first != second) == (sample.command not in _CAREFUL), server.version
-    elif sample.effect is Effect.ACCUMULATING:
+    elif sample.effect is Effect.NON_IDEMPOTENT:
         assert (twice, second) != (once, first), server.version
     return True
 
@@ -203,7 +203,7 @@ def test_every_command_that_we_may_repeat_is_proved(servers):
     for name in sorted(set().union(*(server.commands for server in servers))):
         spec = lookup((name,))
         travels = spec.known and spec.route in {Route.LANE, Route.DEDICATED}
-        repeatable = spec.effect <= Effect.CHECKED or spec.judge is not None
+        repeatable = spec.effect <= Effect.CONDITIONAL or spec.judge is not None
         excused = name in _UNPROVED or name.startswith("CLUSTER ") or name.endswith(" HELP")
         if travels and repeatable and not excused and name not in proved:
             missing.append(name)
