@@ -31,7 +31,7 @@ def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
 
 
 def log_task_death(task: asyncio.Task[None]) -> None:
-    """Log what a task raised, at once: whoever looks at `liveness_failure()` has to find the traceback."""
+    """Log the exception of a background task as soon as the task ends, with its traceback."""
     if task.cancelled():
         return
     error = task.exception()
