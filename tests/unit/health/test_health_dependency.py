@@ -11,7 +11,7 @@ import pytest
 
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthSettings, State
-from resilient_io.health._feed import Feed
+from resilient_io.health.subscriptions import Feed
 from resilient_io.retry import deadline
 from resilient_io.testing import VirtualTimeLoop
 

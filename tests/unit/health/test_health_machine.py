@@ -6,7 +6,7 @@ import pytest
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause, HealthSettings, State
-from resilient_io.health._machine import Machine
+from resilient_io.health.machine import Machine
 
 UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
 

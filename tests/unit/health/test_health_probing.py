@@ -17,7 +17,7 @@ from resilient_io.health import (
     ProbeDegraded,
     ProbeFailed,
     State,
-    _lag,
+    loop_lag,
 )
 from resilient_io.retry import current_deadline, deadline
 
@@ -71,7 +71,7 @@ async def watched(server):
     yield dependency
     await dependency.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert not _lag._watches
+    assert not loop_lag._watches
 
 
 def now():

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from resilient_io.kafka.residence import Residence
+from resilient_io.kafka.binding import Residence
 
 
 def run(script):

@@ -12,42 +12,39 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
-from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.processing.plan import plan_run
-from resilient_io.kafka.processing.seen import seen
-from resilient_io.kafka.processing.settings import check_choice
-from resilient_io.kafka.residence import Residence
-from resilient_io.kafka.target import Target
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_count, check_number, check_seconds
 
+from ..binding import Residence
+from ..connect import Target
+from ..errors import KafkaClosed
+from ..processing.options import check_choice, plan_run
+from ..processing.workers import seen
 from .engine import Engine
+from .fetcher import Reader
 from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
-from .lag import ask_lag
-from .reading import Reader
+from .options import ConsumerSettings, subscription_to
 from .running import run
-from .settings import ConsumerSettings
-from .stats import ConsumerStats, Counters, nothing_yet
-from .subscription import subscription_to
+from .stats import ConsumerStats, Counters, ask_lag, nothing_yet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from resilient_io.health._availability import Availability
-    from resilient_io.kafka.processing.failures import OnFailure
-    from resilient_io.kafka.processing.report import RunStats
-    from resilient_io.kafka.processing.settings import (
+    from resilient_io.health.dependency import Availability
+
+    from ..instrumentation import Tracing
+    from ..processing.options import (
         DeadLetter,
         HandlerPolicy,
         OnUnknown,
         Order,
         RunLimits,
     )
-    from resilient_io.kafka.tracing import Tracing
-
-    from .reading import Deserializer
+    from ..processing.processor import RunStats
+    from ..processing.retries import OnFailure
+    from .fetcher import Deserializer
 
 __all__ = ["ResilientKafkaConsumer"]
 

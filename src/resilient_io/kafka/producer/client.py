@@ -11,21 +11,19 @@ from aiokafka import AIOKafkaProducer
 
 from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.health import Dependency
-from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.target import Target
 from resilient_io.retry import RetryPolicy, current_deadline
 from resilient_io.validation import check_number, check_seconds
 
+from ..connect import Target
+from ..errors import KafkaClosed
 from .accumulator import OVERHEAD
+from .bulk import ship
 from .engine import Engine
-from .many import ship
-from .options import OWNED, completed, patience
+from .options import OWNED, DeliverySettings, completed, patience
 from .records import check_serializer, checked, measured, too_large
-from .report import DeliveryReport
-from .settings import DeliverySettings
-from .stats import ProducerStats
-from .transaction import Transaction
+from .reports import DeliveryReport, ProducerStats
+from .transactions import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Coroutine, Iterable
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import RecordMetadata
 
-    from .partitioning import Partitioner
+    from .partitioner import Partitioner
     from .records import Serializer
     from .transactions import Transactions
 
