@@ -51,7 +51,7 @@ class Cause(enum.StrEnum):
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
     PROTOCOL = "protocol"
-    LANE_LOST = "lane lost"
+    CONNECTION_LOST = "lane lost"
     BROKER_LOST = "broker lost"
     NO_LEADER = "no leader"
     NO_COORDINATOR = "no coordinator"

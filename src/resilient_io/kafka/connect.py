@@ -104,7 +104,7 @@ _NAMED = 3
 """How many addresses a target's name has at most."""
 
 
-class Target:
+class KafkaTarget:
     """A Kafka cluster: its bootstrap servers, the brokers last seen, and how to log in.
 
     Args:
@@ -187,7 +187,7 @@ class Target:
         options = {
             name: self._options[name] for name in CONNECTION_OPTIONS if name in self._options
         }
-        with quietly(self.tally):
+        with self.driver_log.filtering():
             async with asyncio.timeout(timeout):
                 connection: Connection = await _create_conn(
                     # A bound of its own for each request, just beyond ours.

@@ -43,7 +43,7 @@ CONNECTION_OPTIONS = (
 """What `aiokafka.conn.create_conn` takes of a client's options."""
 
 
-class InstanceEnded(KafkaError):
+class DriverClosed(KafkaError):
     """Raised by an ended instance to whoever still waits on it, or uses it.
 
     Attributes:
@@ -315,8 +315,8 @@ def seal(instance: Driver, reason: str, error: BaseException | None = None) -> N
         error: Of what it ended; the cause of what they are told.
     """
 
-    def ended(*, sent: bool = False) -> InstanceEnded:
-        told = InstanceEnded(reason, sent=sent)
+    def ended(*, sent: bool = False) -> DriverClosed:
+        told = DriverClosed(reason, sent=sent)
         told.__cause__ = error
         return told
 
@@ -340,7 +340,7 @@ def seal(instance: Driver, reason: str, error: BaseException | None = None) -> N
         _seal_consumer(owner, ended, refuse_later)
 
 
-def _seal_producer(owner: Any, ended: Callable[..., InstanceEnded]) -> None:
+def _seal_producer(owner: Any, ended: Callable[..., DriverClosed]) -> None:
     accumulator = owner._message_accumulator
     accumulator._closed = True
     if accumulator._wakeup_handle is not None:
@@ -368,7 +368,7 @@ def _seal_producer(owner: Any, ended: Callable[..., InstanceEnded]) -> None:
 
 
 def _seal_consumer(
-    owner: Any, ended: Callable[..., InstanceEnded], refuse_later: Callable[..., Any]
+    owner: Any, ended: Callable[..., DriverClosed], refuse_later: Callable[..., Any]
 ) -> None:
     coordinator, fetcher = owner._coordinator, owner._fetcher
     if coordinator is not None and hasattr(coordinator, "_closing"):
@@ -385,7 +385,7 @@ def _seal_consumer(
         _fail(waiter, ended())
 
 
-def _fail(future: Any, error: InstanceEnded) -> None:
+def _fail(future: Any, error: DriverClosed) -> None:
     if future is not None and not future.done():
         future.set_exception(error)
         take_note(future)
@@ -425,7 +425,7 @@ _ROUND = 0.1
 """Longest wait for cancelled tasks, in seconds; they do no I/O any more."""
 
 
-async def start_instance(
+async def start_driver(
     instance: Driver, timeout: float, *, context: Context | None = None
 ) -> None:
     """Start an instance that was never started.
@@ -463,7 +463,7 @@ async def start_instance(
             await _force(instance, [starting], "it did not come up", None)
 
 
-async def end_instance(
+async def stop_driver(
     instance: Driver,
     timeout: float,
     *,
@@ -475,7 +475,7 @@ async def end_instance(
 
     Afterwards none of its tasks runs, none of its sockets is open, nobody waits on it, and nothing
     can begin on it. In good order means that a producer's batches are settled, and that a consumer
-    has left its group; by force, batches fail with `InstanceEnded` and the group notices when the
+    has left its group; by force, batches fail with `DriverClosed` and the group notices when the
     session times out. Never raises what `stop()` raises. Ending one twice does no harm.
 
     Cancelling goes straight on to force, which takes no I/O, and then leaves.

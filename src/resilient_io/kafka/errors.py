@@ -34,7 +34,7 @@ from resilient_io.errors import (
 from resilient_io.health import Cause
 
 from .connect import TokenFailed
-from .driver import InstanceEnded
+from .driver import DriverClosed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,14 +170,14 @@ _MEANINGS: dict[type[BaseException], Meaning] = {
 """By class, the nearest base counts; what is not here is refused for good, and only itself."""
 
 
-def meaning_of(error: BaseException) -> Meaning:
+def classify_error(error: BaseException) -> Meaning:
     """Say what an error that aiokafka raised means.
 
     A bare `KafkaError` is how aiokafka 0.14 says "Unexpected error during …" of a background task
     that died. What is no error of Kafka's at all (an assertion of aiokafka's after fencing, a bug)
     leaves the instance in an unknown condition: both are fatal.
     """
-    if isinstance(error, InstanceEnded):
+    if isinstance(error, DriverClosed):
         return Meaning("perhaps" if error.sent else "transient", Cause.CLOSED)
     kind = type(error)
     if kind is driver.KafkaError or not isinstance(error, driver.KafkaError):
@@ -234,7 +234,7 @@ def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
     detail = _line(error)
     for link in _chain(error):
         if isinstance(link, driver.KafkaError):
-            meaning = meaning_of(link)
+            meaning = classify_error(link)
             if isinstance(link, TokenFailed):
                 # Its own causes are the provider's, not Kafka's; the next token may be good.
                 return Failure(meaning.cause, detail)
@@ -246,7 +246,7 @@ def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
                 hint = " (is this a TLS port?)" if slow_tls else failure.detail
                 return replace(failure, detail=detail + hint)
     if isinstance(error, driver.KafkaError) and type(error) is not driver.KafkaError:
-        return Failure(meaning_of(error).cause, detail)
+        return Failure(classify_error(error).cause, detail)
     return Failure(Cause.OTHER, detail)
 
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     Written = asyncio.Future[RecordMetadata]
 
 
-def observe_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
+def instrument_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
     """Have the calls of the handler traced that a `run` makes which begins from now on."""
     consumer._tracing = tracing
 
 
-def observe_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
+def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
     """Have every record traced that is sent from now on, but for those of `send_many`."""
     take = type(producer)._take
 

@@ -15,13 +15,13 @@ from aiokafka.structs import TopicPartition
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
 from .driver import drop
-from .errors import Failure, connection_failure, meaning_of
+from .errors import Failure, connection_failure, classify_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
-    from .connect import Target
+    from .connect import KafkaTarget
     from .protocols import Connection
 
 
@@ -47,7 +47,7 @@ class Seen:
     leaderless: tuple[TopicPartition, ...] = ()
 
 
-async def ask_metadata(connection: Connection, topics: Iterable[str], timeout: float) -> Seen:
+async def request_metadata(connection: Connection, topics: Iterable[str], timeout: float) -> Seen:
     """Ask for the brokers, and for the leaders of some topics. Creates no topic.
 
     Args:
@@ -75,7 +75,7 @@ async def ask_metadata(connection: Connection, topics: Iterable[str], timeout: f
     return Seen(brokers, tuple(leaderless))
 
 
-async def ask_coordinator(
+async def find_coordinator(
     connection: Connection, kind: int, key: str, timeout: float
 ) -> tuple[str, int]:
     """Ask who coordinates a group or a transactional id.
@@ -113,7 +113,7 @@ class Answer:
     seen: Seen
 
 
-class Round:
+class MetadataQuery:
     """Dials and asks; leaving its `async with` ends all of it but what was kept.
 
     Args:
@@ -122,7 +122,7 @@ class Round:
         topics: Those whose leaders are asked for.
     """
 
-    def __init__(self, target: Target, *, timeout: float, topics: Sequence[str]) -> None:
+    def __init__(self, target: KafkaTarget, *, timeout: float, topics: Sequence[str]) -> None:
         self._target = target
         self._timeout = timeout
         self._topics = topics
@@ -219,7 +219,7 @@ class Round:
             raise
         answered = False
         try:
-            seen = await ask_metadata(connection, self._topics, self._timeout)
+            seen = await request_metadata(connection, self._topics, self._timeout)
             answered = True
         except KafkaConnectionError as error:
             if not self._target.logs_in:
@@ -272,7 +272,7 @@ class KafkaProbe:
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         timeout: float,
         topics: Callable[[], Iterable[str]] = lambda: _NO_TOPICS,
         coordinator: tuple[int, str] | None = None,
@@ -324,7 +324,7 @@ class KafkaProbe:
         began = loop.time()
         answered = False
         try:
-            seen = await ask_metadata(kept, self._asked(), self._timeout)
+            seen = await request_metadata(kept, self._asked(), self._timeout)
             answered = True
         except (KafkaError, OSError) as error:
             raise _failed([connection_failure(error, tls=self._target.uses_tls)]) from error
@@ -336,7 +336,7 @@ class KafkaProbe:
         again += [address for address in self._unchecked if address in seen.brokers.values()]
         self._unchecked = []
         if again:
-            async with Round(self._target, timeout=self._timeout, topics=()) as others:
+            async with MetadataQuery(self._target, timeout=self._timeout, topics=()) as others:
                 await others.ask(again)
                 await others.settle(self._timeout / 2)
                 self._note_lost(again, others)
@@ -357,7 +357,7 @@ class KafkaProbe:
         began = loop.time()
         self.close()
         addresses = self._target.addresses()
-        async with Round(self._target, timeout=self._timeout, topics=self._asked()) as asked:
+        async with MetadataQuery(self._target, timeout=self._timeout, topics=self._asked()) as asked:
             await asked.ask(addresses, stagger=0.0 if doubt else _STAGGER)
             first = await asked.first()
             if first is None:
@@ -375,7 +375,7 @@ class KafkaProbe:
             self._kept = asked.keep(first)
         return first.seen, latency
 
-    def _note_lost(self, addresses: list[tuple[str, int]], asked: Round) -> None:
+    def _note_lost(self, addresses: list[tuple[str, int]], asked: MetadataQuery) -> None:
         for address in addresses:
             failure = asked.failure(address)
             if failure is None:
@@ -419,11 +419,11 @@ class KafkaProbe:
         kind, key = wanted
         answered = False
         try:
-            await ask_coordinator(kept, kind, key, self._timeout)
+            await find_coordinator(kept, kind, key, self._timeout)
             answered = True
             self._without_coordinator = 0
         except KafkaError as error:
-            meaning = meaning_of(error)
+            meaning = classify_error(error)
             answered = meaning.kind in ("refused", "permanent")
             # On a new cluster the first question makes the topic that coordinators need.
             self._without_coordinator += 1

@@ -20,14 +20,14 @@ from .driver import (
     background_tasks,
     client_of,
     connections_of,
-    end_instance,
+    stop_driver,
     fail_transaction,
     hold_dialling,
     notice_hang_ups,
     oldest_request,
     reconnect,
     resume_dialling,
-    start_instance,
+    start_driver,
     unknown_topics,
 )
 from .errors import (
@@ -36,7 +36,7 @@ from .errors import (
     KafkaDeadlineExceeded,
     KafkaUnavailable,
     connection_failure,
-    meaning_of,
+    classify_error,
 )
 from .log_filter import Tally, context_of_driver
 from .protocols import Connection, DriverT
@@ -142,14 +142,14 @@ class Setbacks:
                     "detail": failure.detail,
                 },
             )
-        if meaning_of(error).kind in ("perhaps", "transient") or failure.permanent:
+        if classify_error(error).kind in ("perhaps", "transient") or failure.permanent:
             # Not "definite": the probe looks for itself, and finds the true cause.
             self._health.failed(failure.cause, failure.detail)
 
     def pause(self, error: Exception) -> float:
         """Give the seconds until the next instance: backoff with full jitter."""
         cap = self._policy.backoff_cap
-        if meaning_of(error).kind == "permanent":
+        if classify_error(error).kind == "permanent":
             cap = max(cap, _PERMANENT_CAP)
         bound = max(self._policy.backoff, _LEAST_BACKOFF) * 2.0 ** min(self._count - 1, 32)
         return self._rng.random() * min(bound, cap)
@@ -628,7 +628,7 @@ class Supervisor(Generic[DriverT]):
             error = await self._live()
             if self._halts is not None and self._halts(error):
                 self._halted, self._admission.refusal = True, error
-            if meaning_of(error).kind == "permanent" and self._admission.refusal is None:
+            if classify_error(error).kind == "permanent" and self._admission.refusal is None:
                 self._admission.refusal = error
             self._setbacks.note(error, loop.time() - served, final=self._halted)
             self._admission.wake()
@@ -648,7 +648,7 @@ class Supervisor(Generic[DriverT]):
         error: Exception | None = None
         started = serving = False
         try:
-            await start_instance(instance, self._start_timeout, context=self.context())
+            await start_driver(instance, self._start_timeout, context=self.context())
             started = True
             if self._prepare is not None:
                 async with asyncio.timeout(self._start_timeout):
@@ -677,7 +677,7 @@ class Supervisor(Generic[DriverT]):
                 left = self._stop_timeout
                 if self._admission.closed:
                     left = self._closing_until - loop.time() if self._graceful else 0.0
-                await end_instance(
+                await stop_driver(
                     instance,
                     left,
                     reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",

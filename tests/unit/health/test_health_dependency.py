@@ -171,7 +171,7 @@ async def test_the_history_keeps_the_latest_transitions():
 async def test_a_snapshot_is_plain_data_with_everything_in_it(dependency):
     assert dependency.snapshot()["state"] == "unknown"
     dependency.succeeded(0.004)
-    dependency.part_lost("lane 1", Cause.LANE_LOST, "reset")
+    dependency.part_lost("lane 1", Cause.CONNECTION_LOST, "reset")
     await asyncio.sleep(2.0)
     assert json.loads(json.dumps(dependency.snapshot())) == {
         "name": "redis",

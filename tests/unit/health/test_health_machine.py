@@ -173,13 +173,13 @@ def test_who_refuses_has_answered(machine):
 
 
 def test_it_is_degraded_while_any_part_is_lost(up):
-    change = up.part_lost(2.0, "lane 0", Cause.LANE_LOST, "reset", probed=False)
+    change = up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "reset", probed=False)
     assert (change.state, change.cause, change.detail) == (
         DEGRADED,
-        Cause.LANE_LOST,
+        Cause.CONNECTION_LOST,
         "lane 0: reset",
     )
-    assert up.part_lost(2.1, "lane 1", Cause.LANE_LOST, "", probed=False) is None
+    assert up.part_lost(2.1, "lane 1", Cause.CONNECTION_LOST, "", probed=False) is None
     assert up.part_back(3.0, "lane 0") is None
     assert up.detail == "lane 1"
     assert up.part_back(4.0, "lane 1").state is UP
@@ -187,28 +187,28 @@ def test_it_is_degraded_while_any_part_is_lost(up):
 
 
 def test_a_lost_part_is_only_believed_when_the_whole_has_been_probed(up):
-    assert up.part_lost(2.0, "lane 0", Cause.LANE_LOST, "", probed=True) is None
+    assert up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True) is None
     assert up.parts_lost == ["lane 0"]
     assert up.probe_ok(2.1, 0.001).state is DEGRADED
 
 
 def test_one_outage_is_one_transition_although_its_parts_are_lost_first(up):
-    up.part_lost(2.0, "lane 0", Cause.LANE_LOST, "", probed=True)
-    up.part_lost(2.0, "lane 1", Cause.LANE_LOST, "", probed=True)
+    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True)
+    up.part_lost(2.0, "lane 1", Cause.CONNECTION_LOST, "", probed=True)
     assert refuse(up, 2.1).state is DOWN
-    assert up.part_lost(2.2, "lane 2", Cause.LANE_LOST, "", probed=True) is None
+    assert up.part_lost(2.2, "lane 2", Cause.CONNECTION_LOST, "", probed=True) is None
     assert up.parts_lost == []
     assert up.probe_ok(3.0, 0.001).state is UP
 
 
 def test_a_part_that_is_back_before_the_verdict_was_never_lost(up):
-    up.part_lost(2.0, "lane 0", Cause.LANE_LOST, "", probed=True)
+    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True)
     up.part_back(2.05, "lane 0")
     assert up.probe_ok(2.1, 0.001) is None
 
 
 def test_refusals_outrank_lost_parts_and_an_outage_ends_both(up):
-    up.part_lost(2.0, "lane 0", Cause.LANE_LOST, "", probed=False)
+    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=False)
     assert up.refused(2.1, Cause.OUT_OF_MEMORY, "full") is None
     assert up.cause is Cause.OUT_OF_MEMORY
     refuse(up, 3.0)

@@ -409,7 +409,7 @@ async def test_a_refusing_server_is_probed_although_replies_arrive(server, watch
 
 async def test_a_lost_part_waits_for_the_verdict_on_the_whole(server, watched):
     await asyncio.sleep(0.5)
-    watched.part_lost("lane 0", Cause.LANE_LOST, "reset")
+    watched.part_lost("lane 0", Cause.CONNECTION_LOST, "reset")
     assert watched.state is UP
     await asyncio.sleep(0.01)
     assert (watched.state, watched.detail) == (DEGRADED, "lane 0: reset")

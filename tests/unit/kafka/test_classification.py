@@ -10,8 +10,8 @@ from aiokafka import errors as driver
 from resilient_io import Cause
 from resilient_io.kafka import errors
 from resilient_io.kafka.connect import TokenFailed
-from resilient_io.kafka.driver import InstanceEnded
-from resilient_io.kafka.errors import connection_failure, meaning_of
+from resilient_io.kafka.driver import DriverClosed
+from resilient_io.kafka.errors import connection_failure, classify_error
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ from resilient_io.kafka.errors import connection_failure, meaning_of
         (driver.InvalidTopicError(), "permanent"),
         (driver.OffsetOutOfRangeError(), "permanent"),
         (driver.UnsupportedCodecError(), "permanent"),
-        (InstanceEnded("it was replaced"), "transient"),
-        (InstanceEnded("it was replaced", sent=True), "perhaps"),
+        (DriverClosed("it was replaced"), "transient"),
+        (DriverClosed("it was replaced", sent=True), "perhaps"),
         (TokenFailed("raised"), "transient"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
 )
 def test_what_follows_from_an_error(error, kind):
-    assert meaning_of(error).kind == kind
-    assert meaning_of(error).fatal is (kind == "fatal")
+    assert classify_error(error).kind == kind
+    assert classify_error(error).fatal is (kind == "fatal")
 
 
 def test_a_subclass_means_what_its_nearest_base_means():
     class Special(driver.OutOfOrderSequenceNumber):
         pass
 
-    assert meaning_of(Special()).kind == "fatal"
+    assert classify_error(Special()).kind == "fatal"
 
 
 def test_every_retriable_error_of_aiokafka_has_been_thought_of():
@@ -77,7 +77,7 @@ def test_every_retriable_error_of_aiokafka_has_been_thought_of():
             continue
         if error is driver.UnknownTopicOrPartitionError:
             continue  # what is left of it after the driver's retries is final
-        assert meaning_of(error()).kind not in ("permanent", "fatal"), name
+        assert classify_error(error()).kind not in ("permanent", "fatal"), name
 
 
 def test_the_table_names_only_classes_once():

@@ -18,7 +18,7 @@ from aiokafka.producer.transaction_manager import TransactionManager
 from resilient_io.kafka import probe, protocols
 from resilient_io.kafka.driver import (
     CONNECTION_OPTIONS,
-    InstanceEnded,
+    DriverClosed,
     background_tasks,
     client_of,
     connection_options,
@@ -198,11 +198,11 @@ async def test_a_sealed_producer_tells_what_was_sent_from_what_never_was():
     seal(producer, "replaced", errors.UnknownProducerId())
     await asyncio.sleep(0)
     sent, unsent = [future.exception() for future in futures]
-    assert isinstance(sent, InstanceEnded)
+    assert isinstance(sent, DriverClosed)
     assert sent.sent
     assert not unsent.sent
     assert isinstance(sent.__cause__, errors.UnknownProducerId)
-    with pytest.raises(InstanceEnded):
+    with pytest.raises(DriverClosed):
         await producer.client._get_conn(1)
     with pytest.raises(errors.ProducerClosed):
         await accumulator.add_batch(producer.create_batch(), TopicPartition("t", 0), 1)

@@ -143,13 +143,13 @@ async def test_a_broken_instance_is_ended_and_retired_before_the_next_is_built()
     async with supervised(world, build=build) as supervisor:
         first = await supervisor.ready(None, "fetch")
         error = driver.UnknownProducerId()
-        supervisor.broken(first, error)
-        supervisor.broken(first, driver.KafkaError("a second report"))
+        supervisor.driver_failed(first, error)
+        supervisor.driver_failed(first, driver.KafkaError("a second report"))
         await asyncio.sleep(0)
         second = await supervisor.ready(asyncio.get_running_loop().time() + 5, "fetch")
-        supervisor.broken(first, driver.KafkaError("an old one"))
+        supervisor.driver_failed(first, driver.KafkaError("an old one"))
         await asyncio.sleep(1)
-        assert supervisor.instance is second
+        assert supervisor.driver is second
         assert second is not first
         assert first.stopped
         assert first._closed
@@ -186,9 +186,9 @@ async def test_one_that_is_not_to_be_replaced_for_now_makes_no_supervisor_stuck(
     world = World()
     async with supervised(world) as supervisor:
         instance = await supervisor.ready(None, "fetch")
-        supervisor.broken(instance, driver.ProducerFenced("another took it"), replace=False)
+        supervisor.driver_failed(instance, driver.ProducerFenced("another took it"), replace=False)
         await asyncio.sleep(10)
-        assert supervisor.instance is None
+        assert supervisor.driver is None
         assert supervisor.liveness_failure() is None
 
 
@@ -197,7 +197,7 @@ async def test_a_supervisor_that_died_of_a_bug_is_stuck_until_it_is_closed(caplo
     async with supervised(world) as supervisor:
         instance = await supervisor.ready(None, "fetch")
         supervisor._setbacks.note = None
-        supervisor.broken(instance, driver.KafkaError("gone"))
+        supervisor.driver_failed(instance, driver.KafkaError("gone"))
         await asyncio.sleep(1)
         assert (
             supervisor.liveness_failure()
@@ -306,7 +306,7 @@ async def test_halted_it_ends_the_instance_and_lets_none_follow():
     world = World()
     async with supervised(world) as supervisor:
         first = await supervisor.ready(None, "send")
-        supervisor.broken(first, driver.ProducerFenced(), replace=False)
+        supervisor.driver_failed(first, driver.ProducerFenced(), replace=False)
         with pytest.raises(driver.ProducerFenced):
             await supervisor.ready(None, "send")
         await asyncio.sleep(60)
@@ -337,7 +337,7 @@ async def test_who_was_let_in_before_the_outage_may_wait_for_its_end():
     async with supervised(world, policy=RetryPolicy(backoff=0.1)) as supervisor:
         first = await supervisor.ready(None, "send")
         world.trouble = ProbeFailed(Cause.RESET, "gone", definite=True)
-        supervisor.broken(first, driver.UnknownProducerId())
+        supervisor.driver_failed(first, driver.UnknownProducerId())
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         loop.call_later(2.0, setattr, world, "trouble", None)
@@ -372,7 +372,7 @@ async def test_one_that_finds_its_brokers_is_left_alone():
     async with supervised(world) as supervisor:
         first = await supervisor.ready(None, "fetch")
         await asyncio.sleep(300)
-        assert supervisor.instance is first
+        assert supervisor.driver is first
         assert first._client.updates > 0
 
 
@@ -383,11 +383,11 @@ async def test_during_an_outage_no_instance_is_blamed():
         first._client.finds = False
         world.trouble = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
         await asyncio.sleep(300)
-        assert supervisor.instance is first
+        assert supervisor.driver is first
         first._client.finds = True
         world.trouble = None
         await asyncio.sleep(10)
-        assert supervisor.instance is first
+        assert supervisor.driver is first
         assert len(world.built) == 1
 
 
@@ -436,7 +436,7 @@ async def test_a_hundred_replacements_in_a_row_are_a_few_records_and_no_storm(ca
         loop = asyncio.get_running_loop()
         for _ in range(100):
             instance = await supervisor.ready(None, "fetch")
-            supervisor.broken(instance, driver.UnknownProducerId())
+            supervisor.driver_failed(instance, driver.UnknownProducerId())
             await asyncio.sleep(0)
         assert loop.time() > 30
     ours = [record for record in caplog.records if record.name == "resilient_io.kafka"]

@@ -7,7 +7,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from resilient_io import ConfigurationError
-from resilient_io.kafka.connect import Target, TokenFailed, guarded
+from resilient_io.kafka.connect import KafkaTarget, TokenFailed, guarded
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ from resilient_io.kafka.connect import Target, TokenFailed, guarded
     ],
 )
 def test_addresses_are_read_in_every_way_that_aiokafka_takes_them(servers, bootstrap, name):
-    target = Target(servers)
+    target = KafkaTarget(servers)
     assert target.bootstrap == bootstrap
     assert target.name == name
-    assert Target(target.client_options()["bootstrap_servers"]).bootstrap == bootstrap
+    assert KafkaTarget(target.client_options()["bootstrap_servers"]).bootstrap == bootstrap
 
 
 @pytest.mark.parametrize(
@@ -36,16 +36,16 @@ def test_addresses_are_read_in_every_way_that_aiokafka_takes_them(servers, boots
 )
 def test_what_is_no_address_is_refused_without_showing_a_secret(servers):
     with pytest.raises(ConfigurationError, match="kafka-1:9092") as caught:
-        Target(servers)
+        KafkaTarget(servers)
     assert "secret-word" not in str(caught.value)
 
 
 def test_brokers_seen_come_before_the_bootstrap_servers_and_are_not_forgotten_for_nothing():
-    target = Target("boot:1")
+    target = KafkaTarget("boot:1")
     assert target.addresses() == [("boot", 1)]
-    target.saw({1: ("a", 1), 2: ("boot", 1)})
+    target.update_brokers({1: ("a", 1), 2: ("boot", 1)})
     assert target.addresses() == [("a", 1), ("boot", 1)]
-    target.saw({})
+    target.update_brokers({})
     assert target.brokers == {1: ("a", 1), 2: ("boot", 1)}
 
 
@@ -69,7 +69,7 @@ async def test_whatever_a_token_provider_does_only_errors_of_kafkas_escape(answe
         "sasl_mechanism": "OAUTHBEARER",
         "sasl_oauth_token_provider": Provider(answer),
     }
-    provider = Target("a:1", options).client_options()["sasl_oauth_token_provider"]
+    provider = KafkaTarget("a:1", options).client_options()["sasl_oauth_token_provider"]
     with pytest.raises(TokenFailed) as caught:
         await provider.token()
     assert isinstance(caught.value, KafkaError)

@@ -17,7 +17,7 @@ from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_count, check_number, check_seconds
 
 from ..binding import Residence
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from ..processing.options import check_choice, plan_run
 from ..processing.workers import seen
@@ -130,7 +130,7 @@ class ResilientKafkaConsumer:
         split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
         self._options = split.own
         _check_options(split.own)
-        self._target = Target(bootstrap_servers, split.client)
+        self._target = KafkaTarget(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
         self._health = health if health is not None else Dependency(self._target.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka import errors as driver
 
-from ..driver import InstanceEnded, client_of
+from ..driver import DriverClosed, client_of
 from .errors import noted
 from .partitioner import Partitioner, Topic
 
@@ -149,7 +149,7 @@ class Topics:
         """Ask for new metadata once, if there is an instance to ask through."""
         if self._client is None:
             return
-        with contextlib.suppress(InstanceEnded):
+        with contextlib.suppress(DriverClosed):
             asked = self._context.run(self._client.force_metadata_update)
             timeout = None if until is None else until - asyncio.get_running_loop().time()
             await asyncio.wait([asked], timeout=timeout)
@@ -199,7 +199,7 @@ class Topics:
             client = client_of(instance)
             answered = False
             # Ended meanwhile: there will be another.
-            with contextlib.suppress(InstanceEnded):
+            with contextlib.suppress(DriverClosed):
                 client.add_topic(name)
                 answered = await client.force_metadata_update()
             if client.cluster.partitions_for_topic(name):
