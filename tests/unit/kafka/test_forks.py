@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from resilient_io.kafka.binding import Residence
+from resilient_io.binding import LoopBinding
 
 
 def run(script):
@@ -138,9 +138,9 @@ def test_what_lived_in_a_closed_loop_may_begin_anew_in_a_child():
     with asyncio.Runner() as runner:
         residence = runner.run(settle())
     residence.note_fork()
-    assert residence.over
+    assert residence.closed
     assert not residence.forked
 
 
 async def settle():
-    return Residence()
+    return LoopBinding()
