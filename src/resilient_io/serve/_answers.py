@@ -135,7 +135,7 @@ class Answers:
         words = f"not ready: {'; '.join(monitor.unready_reasons)}"
         if monitor.ready:
             troubles = [
-                f"{each.name} is {describe(each.state, each.cause, each.detail)}"
+                f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
                 for each in monitor.dependencies
                 if each.state is not State.UP
             ]

@@ -80,12 +80,13 @@ async def supervise():
 
             supervisor = Supervisor(
                 role=role,
+                target=target,
                 build=build,
                 health=health,
                 policy=policy or RetryPolicy(),
                 rng=random.Random(7),
                 prepare=subscribe,
-                retired=lambda instance, error: retired.append((instance, error)),
+                on_detached=lambda instance, error: retired.append((instance, error)),
             )
             attachment = health.start(probe, last_reply=probe.last_reply)
             if not shared:

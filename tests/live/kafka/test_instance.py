@@ -9,13 +9,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from resilient_io.kafka.driver import DriverClosed, connections_of, stop_driver, start_driver
-from resilient_io.kafka.log_filter import Tally, context_of_driver
+from resilient_io.kafka.driver import DriverClosed, connections_of, start_driver, stop_driver
+from resilient_io.kafka.log_filter import DriverLog
 from resilient_io.testing import cancel_everywhere
 
 
 def _quiet():
-    return context_of_driver(Tally())
+    return DriverLog().context()
 
 
 def _producer(server, **options):

@@ -149,7 +149,7 @@ async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise
             "producer",
             server.bootstrap_servers,
             policy=PATIENT,
-            settings=HealthSettings(reconnect_interval_cap=0.2),  # credentials are not knocked with so often
+            settings=HealthSettings(reconnect_interval_cap=0.2),
             cluster={
                 "security_protocol": "SASL_PLAINTEXT",
                 "sasl_mechanism": "OAUTHBEARER",

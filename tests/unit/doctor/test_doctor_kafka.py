@@ -156,7 +156,8 @@ async def test_two_clusters_that_are_mixed_up(monkeypatch):
     ],
 )
 async def test_a_broker_that_does_not_let_us_in(cause, detail, found, advice):
-    judged = await judge_failure(Place("b", 1), ConnectionFailure(cause, detail), KafkaTarget("b:1"))
+    failure = ConnectionFailure(cause, detail)
+    judged = await judge_failure(Place("b", 1), failure, KafkaTarget("b:1"))
     assert judged.status is Status.PROBLEM
     assert found in judged.found
     assert advice in judged.advice

@@ -12,7 +12,7 @@ import pytest
 from resilient_io.deadlines import deadline
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthSettings, State
-from resilient_io.health.subscriptions import Feed
+from resilient_io.health.subscriptions import Broadcast
 from resilient_io.testing import VirtualTimeLoop
 
 
@@ -341,7 +341,7 @@ def test_news_that_a_closed_loop_never_delivered_do_not_block_the_next_ones():
 
 
 def test_who_waited_in_a_closed_loop_does_not_break_the_news():
-    feed = Feed("old")
+    feed = Broadcast("old")
 
     async def begin():
         task = asyncio.ensure_future(feed.wait())

@@ -11,7 +11,7 @@ from resilient_io import Cause
 from resilient_io.kafka import errors
 from resilient_io.kafka.connect import TokenFailed
 from resilient_io.kafka.driver import DriverClosed
-from resilient_io.kafka.errors import connection_failure, classify_error
+from resilient_io.kafka.errors import classify_error, connection_failure
 
 
 @pytest.mark.parametrize(
@@ -19,15 +19,15 @@ from resilient_io.kafka.errors import connection_failure, classify_error
     [
         (driver.KafkaTimeoutError(), "transient"),
         (driver.ProducerClosed(), "transient"),
-        (driver.KafkaConnectionError(), "perhaps"),
-        (driver.NodeNotReadyError(), "perhaps"),
-        (driver.RequestTimedOutError(), "perhaps"),
-        (driver.UnknownError(), "perhaps"),
-        (driver.NotEnoughReplicasAfterAppendError(), "perhaps"),
-        (driver.CorrelationIdError(), "perhaps"),
-        (driver.Cancelled(), "perhaps"),
-        (ConnectionResetError(), "perhaps"),
-        (TimeoutError(), "perhaps"),
+        (driver.KafkaConnectionError(), "ambiguous"),
+        (driver.NodeNotReadyError(), "ambiguous"),
+        (driver.RequestTimedOutError(), "ambiguous"),
+        (driver.UnknownError(), "ambiguous"),
+        (driver.NotEnoughReplicasAfterAppendError(), "ambiguous"),
+        (driver.CorrelationIdError(), "ambiguous"),
+        (driver.Cancelled(), "ambiguous"),
+        (ConnectionResetError(), "ambiguous"),
+        (TimeoutError(), "ambiguous"),
         (driver.NotEnoughReplicasError(), "refused"),
         (driver.NotLeaderForPartitionError(), "refused"),
         (driver.CoordinatorNotAvailableError(), "refused"),
@@ -54,7 +54,7 @@ from resilient_io.kafka.errors import connection_failure, classify_error
         (driver.OffsetOutOfRangeError(), "permanent"),
         (driver.UnsupportedCodecError(), "permanent"),
         (DriverClosed("it was replaced"), "transient"),
-        (DriverClosed("it was replaced", sent=True), "perhaps"),
+        (DriverClosed("it was replaced", sent=True), "ambiguous"),
         (TokenFailed("raised"), "transient"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
@@ -81,7 +81,7 @@ def test_every_retriable_error_of_aiokafka_has_been_thought_of():
 
 
 def test_the_table_names_only_classes_once():
-    listed = list(errors._MEANINGS)
+    listed = list(errors._CLASSIFICATIONS)
     assert len(listed) == len(set(listed))
 
 

@@ -23,10 +23,10 @@ from resilient_io.kafka.driver import (
     client_of,
     connection_options,
     connections_of,
-    dead_sender_is_ours,
+    ignore_sender_death,
     membership_of,
     parts_of,
-    seal,
+    disable,
     works_for,
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
@@ -40,7 +40,7 @@ def _source(function):
 
 async def _ended(*instances):
     for instance in instances:
-        seal(instance, "the test is over")
+        disable(instance, "the test is over")
 
 
 def test_it_is_the_version_that_was_read():
@@ -53,9 +53,7 @@ def test_it_is_the_version_that_was_read():
         (protocols.ProducerDriver, AIOKafkaProducer),
         (protocols.ConsumerDriver, AIOKafkaConsumer),
         (protocols.DriverClient, AIOKafkaClient),
-        (protocols.Cluster, aiokafka.cluster.ClusterMetadata),
         (protocols.Connection, AIOKafkaConnection),
-        (protocols.BatchBuilder, BatchBuilder),
     ],
 )
 def test_each_method_of_a_protocol_exists_and_takes_the_same_arguments(protocol, driver):
@@ -149,7 +147,7 @@ async def test_the_background_tasks_of_a_consumer_are_found_and_known_for_its_ow
     assert consumer._coordinator.coordinator_id is None
     assert consumer._coordinator._group_instance_id is None
     assert consumer._fetcher._fetch_waiters == set()
-    seal(consumer, "the test is over")
+    disable(consumer, "the test is over")
     for _, task in found:
         task.cancel()
     await asyncio.wait([task for _, task in found])
@@ -161,7 +159,7 @@ async def test_the_task_of_a_consumer_without_a_group_is_found_too():
     await asyncio.sleep(0)
     ((what, task),) = background_tasks(consumer)
     assert what == "coordination"
-    seal(consumer, "the test is over")
+    disable(consumer, "the test is over")
     task.cancel()
     await asyncio.wait([task])
 
@@ -175,7 +173,7 @@ async def test_our_rule_replaces_the_one_of_aiokafka_when_the_sending_task_dies(
 
     sender._sender_task = asyncio.create_task(die())
     sender._sender_task.add_done_callback(sender._fail_all)
-    dead_sender_is_ours(producer)
+    ignore_sender_death(producer)
     await asyncio.wait([sender._sender_task])
     await asyncio.sleep(0)
     # aiokafka's own would have failed on a producer without a transaction.
@@ -195,7 +193,7 @@ async def test_a_sealed_producer_tells_what_was_sent_from_what_never_was():
         futures.append(await accumulator.add_batch(batch, TopicPartition("t", partition), 1))
     again = accumulator._pop_batch(TopicPartition("t", 0))
     accumulator.reenqueue(again)  # as after a lost connection: aiokafka's own end would fail here
-    seal(producer, "replaced", errors.UnknownProducerId())
+    disable(producer, "replaced", errors.UnknownProducerId())
     await asyncio.sleep(0)
     sent, unsent = [future.exception() for future in futures]
     assert isinstance(sent, DriverClosed)

@@ -578,7 +578,7 @@ async def test_what_waits_for_a_topic_that_was_deleted_is_told_so_and_the_topic_
 
 async def test_a_broken_instance_is_given_nothing_more():
     async with World() as world:
-        world.supervisor.driver_failed = lambda instance, error: None  # it takes a tick to act on it
+        world.supervisor.driver_failed = lambda instance, error: None
         world.instance.answers = False
         first = await world.send(b"a")
         await asyncio.sleep(0.001)

@@ -19,6 +19,7 @@ from resilient_io.kafka import (
     KafkaDeadlineExceeded,
     KafkaUnavailable,
 )
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.supervisor import Supervisor
 from resilient_io.testing import cancel_everywhere
 
@@ -98,14 +99,15 @@ async def supervised(world, *, policy=None, start_timeout=5.0, prepare=None, bui
     attachment = health.start(world.probe, last_reply=lambda: -math.inf)
     supervisor = Supervisor(
         role="consumer",
+        target=KafkaTarget("127.0.0.1:1"),
         build=build or (lambda: Instance(world)),
         health=health,
         policy=policy or RetryPolicy(backoff=0.1, backoff_cap=1.0, while_down="wait"),
         rng=random.Random(2),
         prepare=prepare,
-        entered=lambda instance: world.events.append(("entered", world.built.index(instance))),
-        retired=lambda instance, error: world.events.append(
-            ("retired", world.built.index(instance), error)
+        on_attached=lambda instance: world.events.append(("attached", world.built.index(instance))),
+        on_detached=lambda instance, error: world.events.append(
+            ("detached", world.built.index(instance), error)
         ),
         start_timeout=start_timeout,
     )
@@ -128,16 +130,16 @@ async def test_an_instance_is_built_only_once_the_cluster_answers():
         instance = await supervisor.ready(None, "fetch")
         assert instance is world.built[0]
         assert supervisor.generation == 1
-        assert world.events == [("entered", 0)]
+        assert world.events == [("attached", 0)]
 
 
 async def test_a_broken_instance_is_ended_and_retired_before_the_next_is_built():
     world = World()
     world.stop_takes = 0.3
-    built_before_retired = []
+    built_before_detached = []
 
     def build():
-        built_before_retired.append(len([e for e in world.events if e[0] == "retired"]))
+        built_before_detached.append(len([e for e in world.events if e[0] == "detached"]))
         return Instance(world)
 
     async with supervised(world, build=build) as supervisor:
@@ -153,8 +155,8 @@ async def test_a_broken_instance_is_ended_and_retired_before_the_next_is_built()
         assert second is not first
         assert first.stopped
         assert first._closed
-        assert world.events == [("entered", 0), ("retired", 0, error), ("entered", 1)]
-        assert built_before_retired == [0, 1]
+        assert world.events == [("attached", 0), ("detached", 0, error), ("attached", 1)]
+        assert built_before_detached == [0, 1]
         assert supervisor.generation == 2
 
 
@@ -196,12 +198,12 @@ async def test_a_supervisor_that_died_of_a_bug_is_stuck_until_it_is_closed(caplo
     world = World()
     async with supervised(world) as supervisor:
         instance = await supervisor.ready(None, "fetch")
-        supervisor._setbacks.note = None
+        supervisor._backoff.failed = None
         supervisor.driver_failed(instance, driver.KafkaError("gone"))
         await asyncio.sleep(1)
         assert (
             supervisor.liveness_failure()
-            == "the consumer's supervisor is gone: it raised TypeError"
+            == "the consumer's supervisor has ended: it raised TypeError"
         )
         assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
     assert supervisor.liveness_failure() is None
@@ -218,7 +220,7 @@ async def test_one_that_hangs_in_stop_is_ended_by_force_within_the_bound():
         assert 2.0 <= loop.time() - began < 2.5
         assert not first.stopped
         assert first._client._sync_task.done()
-        assert world.events[-1] == ("retired", 0, None)
+        assert world.events[-1] == ("detached", 0, None)
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError(), RuntimeError("bug")])
@@ -228,7 +230,7 @@ async def test_what_stop_raises_reaches_nobody(raised):
     async with supervised(world) as supervisor:
         await supervisor.ready(None, "fetch")
         await supervisor.aclose(2.0)
-        assert world.events[-1] == ("retired", 0, None)
+        assert world.events[-1] == ("detached", 0, None)
 
 
 async def test_closing_without_grace_asks_nothing_of_the_instance():
@@ -265,7 +267,7 @@ async def test_a_failing_preparation_counts_as_a_failing_start():
         instance = await supervisor.ready(None, "fetch")
         assert instance is world.built[1]
         assert world.built[0].stopped
-        assert world.events == [("entered", 1)]
+        assert world.events == [("attached", 1)]
 
 
 async def test_a_refusal_for_good_is_told_at_once_as_the_driver_raised_it_and_not_stormed():
@@ -275,7 +277,7 @@ async def test_a_refusal_for_good_is_told_at_once_as_the_driver_raised_it_and_no
         for _ in range(3):
             with pytest.raises(driver.TransactionalIdAuthorizationFailed) as caught:
                 await supervisor.ready(None, "send")
-            assert "no consumer can be in service" in caught.value.__notes__[0]
+            assert "no consumer can start" in caught.value.__notes__[0]
         await asyncio.sleep(600)
         assert world.starting < 80
         world.start_failures.clear()
@@ -322,7 +324,7 @@ async def test_a_call_while_it_is_down_fails_at_once_or_waits_as_the_policy_says
         with pytest.raises(KafkaUnavailable) as caught:
             await supervisor.ready(None, "send")
         assert not isinstance(caught.value, KafkaAuthenticationFailed)
-        assert "down (refused: nobody)" in str(caught.value)
+        assert "Kafka is down: nobody" in str(caught.value)
         assert loop.time() < 0.1
         with pytest.raises(KafkaDeadlineExceeded) as late:
             await supervisor.ready(loop.time() + 3, "send", while_down="wait")
@@ -351,7 +353,7 @@ async def test_wrong_credentials_are_one_clear_error_even_for_those_who_would_wa
     world.trouble = ProbeFailed(Cause.AUTH, "bad password", definite=True)
     policy = RetryPolicy(while_down="fail")
     async with supervised(world, policy=policy) as supervisor:
-        with pytest.raises(KafkaAuthenticationFailed, match="auth: bad password") as caught:
+        with pytest.raises(KafkaAuthenticationFailed, match="bad password") as caught:
             await supervisor.ready(None, "send")
         assert isinstance(caught.value, driver.AuthenticationFailedError)
         assert not caught.value.retriable
@@ -426,7 +428,7 @@ async def test_a_cancelled_wait_leaves_at_once_and_harms_nobody():
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert supervisor._admission._waiting == []
+        assert supervisor._waiters == []
 
 
 async def test_a_hundred_replacements_in_a_row_are_a_few_records_and_no_storm(caplog):

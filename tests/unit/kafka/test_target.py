@@ -7,7 +7,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from resilient_io import ConfigurationError
-from resilient_io.kafka.connect import KafkaTarget, TokenFailed, guarded
+from resilient_io.kafka.connect import KafkaTarget, TokenFailed, guard_token_provider
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ async def test_the_callers_own_cancel_passes_through_a_token_provider():
         async def token(self):
             await asyncio.sleep(60)
 
-    waiting = asyncio.create_task(guarded(Slow()).token())
+    waiting = asyncio.create_task(guard_token_provider(Slow()).token())
     await asyncio.sleep(1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -93,11 +93,11 @@ async def test_a_good_token_and_its_extensions_pass():
         def extensions(self):
             return {"traceId": "1"}
 
-    provider = guarded(Extended("good"))
-    assert guarded(provider) is provider
+    provider = guard_token_provider(Extended("good"))
+    assert guard_token_provider(provider) is provider
     assert await provider.token() == "good"
     assert provider.extensions() == {"traceId": "1"}
-    assert guarded(Provider("good")).extensions() == {}
+    assert guard_token_provider(Provider("good")).extensions() == {}
 
 
 def test_what_gives_no_tokens_is_refused():
@@ -107,4 +107,4 @@ def test_what_gives_no_tokens_is_refused():
 
     for wrong in (object(), Blocking()):
         with pytest.raises(ConfigurationError, match="async def token"):
-            guarded(wrong)
+            guard_token_provider(wrong)

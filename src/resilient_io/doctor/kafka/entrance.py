@@ -58,22 +58,22 @@ async def look_at_login(
         keep: Is given the connection to the first that answered.
     """
     addresses = [(place.host, place.port) for place in places]
-    async with MetadataQuery(target, timeout=timeout, topics=()) as asked:
-        await asked.ask(addresses)
-        await asked.settle(timeout)
+    async with MetadataQuery(target, timeout=timeout, topics=()) as query:
+        await query.start(addresses)
+        await query.wait(timeout)
         failures = [
             (place, failure)
             for place, address in zip(places, addresses, strict=True)
-            if (failure := asked.failure(address)) is not None
+            if (failure := query.failure(address)) is not None
         ]
         answered = len(places) - len(failures)
         findings = [
             milder(await judge_failure(place, failure, target), some_work=answered > 0)
             for place, failure in failures
         ]
-        first = await asked.first() if answered else None
+        first = await query.first() if answered else None
         if first is not None:
-            keep(asked.keep(first))
+            keep(query.keep(first))
     if answered:
         how = "with a login" if target.uses_sasl else "without a login"
         who = "the broker answers" if answered == 1 else f"{answered} brokers answer"

@@ -203,7 +203,7 @@ async def _try_tls(place: Place, context: ssl.SSLContext) -> Finding:
     if not found.data.get("hung_up"):
         return found
     try:
-        connection = await KafkaTarget(place.written).dial(place.host, place.port, _PLAIN_ANSWER)
+        connection = await KafkaTarget(place.written).connect(place.host, place.port, _PLAIN_ANSWER)
     except (KafkaError, OSError):
         return found
     abort_connection(connection)

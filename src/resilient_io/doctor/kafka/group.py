@@ -85,7 +85,7 @@ async def _look_at_group(
     try:
         coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        failure = connection_failure(error, tls=target.uses_tls)
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
         return problem(
             f"the group's coordinator at {where} cannot be reached: {failure.detail}",
             "No consumer of this group can join from here: see the listeners step.",

@@ -111,7 +111,7 @@ class Offsets:
         host, port = self._cluster.brokers[node]
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._target.dial(host, port, self._timeout)
+                connection = await self._target.connect(host, port, self._timeout)
                 try:
                     return (
                         await ask_offsets(connection, wanted, EARLIEST, self._timeout),

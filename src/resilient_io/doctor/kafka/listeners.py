@@ -116,11 +116,13 @@ async def _ask(
     try:
         connection = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        return f"connected, but {connection_failure(error, tls=target.uses_tls).detail}"
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        return f"connected, but {failure.detail}"
     try:
         said = await ask_cluster(connection, (), timeout)
     except KafkaError as error:
-        return f"connected, but {connection_failure(error, tls=target.uses_tls).detail}"
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        return f"connected, but {failure.detail}"
     finally:
         abort_connection(connection)
     if cluster_id is not None and said.id is not None and said.id != cluster_id:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from resilient_io.health.dependency import Availability
-
     from ..instrumentation import Tracing
     from ..processing.options import (
         DeadLetter,
@@ -266,7 +264,7 @@ class ResilientKafkaConsumer:
         dead_letter: DeadLetter | str | None = None,
         on_failure: OnFailure | None = None,
         on_outcome_unknown: OnUnknown = "retry",
-        requires: Sequence[Availability] = (),
+        requires: Sequence[Dependency] = (),
         limits: RunLimits | None = None,
     ) -> None:
         """Call the handler for each record, many at once, until the consumer is closed.

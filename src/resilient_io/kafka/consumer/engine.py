@@ -138,7 +138,7 @@ class Engine:
             fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
             join=self.rebalance_timeout,
         )
-        self._upkeep = Upkeep(self, stalls, silence, self._probe.heard)
+        self._upkeep = Upkeep(self, stalls, silence, self._probe.note_reply)
         self._attachment: Attachment | None = None
         self._closing = False
 

@@ -103,7 +103,7 @@ class Engine:
             room=self.room,
             health=health,
             verdicts=self.verdicts,
-            heard=self._probe.heard,
+            heard=self._probe.note_reply,
             progressed=self._progressed,
         )
         self.accumulator = Accumulator(
@@ -134,7 +134,7 @@ class Engine:
     # --- instances
 
     def _build(self) -> ProducerDriver:
-        producer: ProducerDriver = AIOKafkaProducer(  # type: ignore[no-untyped-call]
+        producer: ProducerDriver = AIOKafkaProducer(
             **self._target.client_options(), **self._options
         )
         return producer

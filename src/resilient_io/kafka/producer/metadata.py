@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
 
-    from ..protocols import Cluster, DriverClient, ProducerDriver
+    from aiokafka.cluster import ClusterMetadata
+
+    from ..protocols import DriverClient, ProducerDriver
     from .partition_queue import Line
 
 
@@ -69,7 +71,7 @@ class Topics:
         self._ready = ready
         self._context = context
         self._client: DriverClient | None = None
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterMetadata | None = None
         self._missing: dict[str, int] = {}  # answers in a row without the topic
         self._looking: dict[str, _Look] = {}
 
@@ -214,7 +216,7 @@ class Topics:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _learn(self, name: str, cluster: Cluster) -> Topic:
+    def _learn(self, name: str, cluster: ClusterMetadata) -> Topic:
         topic = self.known.get(name)
         if topic is None:
             topic = self.known[name] = Topic(name, self._rng, self._partitioner, self._full)
@@ -224,7 +226,7 @@ class Topics:
             self.lines += topic.learn(partitions, available)
         return topic
 
-    def _updated(self, cluster: Cluster) -> None:
+    def _updated(self, cluster: ClusterMetadata) -> None:
         for name in self.known:
             self._learn(name, cluster)
 

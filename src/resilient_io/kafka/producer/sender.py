@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors as driver
 
@@ -157,7 +157,7 @@ class Courier:
 
     def _set_epoch(self, instance: ProducerDriver, now: float) -> None:
         # Time comes from the loop alone, so the wall clock is read where aiokafka reads it.
-        read = instance.create_batch().append(timestamp=None, key=None, value=b"")
+        read: Any = instance.create_batch().append(timestamp=None, key=None, value=b"")
         self._epoch = read.timestamp / 1000.0 - now
         self._epoch_until = now + _CLOCK_SPACING
 
