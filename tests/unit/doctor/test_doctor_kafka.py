@@ -184,14 +184,15 @@ async def look(monkeypatch, *, state="Stable", members=1, assigned=None, offsets
 
     class Reachable:
         uses_tls = False
+        secrets = staticmethod(tuple)
 
-        async def dial(self, *_):
+        async def connect(self, *_):
             return object()
 
     monkeypatch.setattr(of_group, "find_coordinator", find)
     monkeypatch.setattr(of_group, "ask_group", tell)
     monkeypatch.setattr(of_group, "Offsets", Offsets)
-    monkeypatch.setattr(of_group, "drop", lambda _: None)
+    monkeypatch.setattr(of_group, "abort_connection", lambda _: None)
     return await look_at_group(object(), cluster(WELL), Reachable(), "g", 5.0)
 
 

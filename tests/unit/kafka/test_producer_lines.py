@@ -128,16 +128,16 @@ class Instance:
 
 class Supervisor:
     def __init__(self, instance):
-        self.instance = instance
+        self.driver = instance
         self.errors = []
 
     def context(self):
         return contextvars.copy_context()
 
-    def broken(self, instance, error):
+    def driver_failed(self, instance, error):
         self.errors.append(error)
-        if instance is self.instance:
-            self.instance = None
+        if instance is self.driver:
+            self.driver = None
 
 
 class World:
