@@ -220,8 +220,8 @@ async def test_each_dependency_has_a_role(redis, cache):
 
 
 async def test_unready_reasons_describe_the_dependencies(redis, monitor):
-    redis.failed(Cause.REFUSED, "nobody listens", definite=True)
-    assert monitor.unready_reasons == ("redis is down: nobody listens",)
+    redis.failed(Cause.REFUSED, "connection refused", definite=True)
+    assert monitor.unready_reasons == ("redis is down: connection refused",)
     monitor.drain()
     assert monitor.unready_reasons[0] == "draining"
 
