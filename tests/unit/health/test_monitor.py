@@ -143,6 +143,24 @@ async def test_closing_ends_watches_and_waits_and_detaches_from_the_dependencies
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_monitor_can_be_entered_again_after_it_was_closed(redis):
+    monitor = HealthMonitor(redis)
+    seen = []
+    monitor.on_change(lambda change: seen.append(change.ready))
+    for _ in range(2):
+        async with monitor:
+            assert not monitor.draining
+            put(redis, UP)
+            assert monitor.started
+            await settle()
+            monitor.drain()
+            await settle()
+            put(redis, DOWN)
+            await settle()
+        assert redis.recorders == ()
+    assert seen == [True, False, False] * 2
+
+
 async def test_snapshot_is_plain_data(monitor, redis):
     put(redis, UP)
     snapshot = json.loads(json.dumps(monitor.snapshot()))

@@ -10,7 +10,7 @@ from resilient_io import Cause
 from resilient_io.health import ProbeDegraded, ProbeFailed
 from resilient_io.kafka import probe as probe_module
 from resilient_io.kafka.connect import KafkaTarget
-from resilient_io.kafka.probe import GROUP, KafkaProbe, Metadata
+from resilient_io.kafka.probe import GROUP, ClusterSnapshot, KafkaProbe
 
 SECRET = "canary-passw0rd"
 
@@ -53,7 +53,7 @@ async def test_probe_hides_a_password_that_a_coordinator_error_quotes(target, mo
         return connection
 
     async def metadata(*_arguments):
-        return Metadata()
+        return ClusterSnapshot()
 
     target.connect = connect
     monkeypatch.setattr(probe_module, "request_metadata", metadata)
