@@ -1,44 +1,46 @@
-"""`ResilientKafkaProducer`: what users see; it runs through an engine in the loop of its use."""
+"""`ResilientKafkaProducer`: the public producer."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
-from resilient_io.errors import ConfigurationError, ResilientIOError
+from resilient_io.binding import LoopBinding
+from resilient_io.deadlines import current_deadline, earlier
+from resilient_io.errors import ResilientIOError
 from resilient_io.health import Dependency
-from resilient_io.kafka.options import split_options
-from resilient_io.retry import RetryPolicy, current_deadline
-from resilient_io.validation import check_number, check_seconds
+from resilient_io.retry import RetryPolicy
+from resilient_io.validation import check_name, check_number, check_seconds, check_type
 
 from ..connect import Target
 from ..errors import KafkaClosed
-from .accumulator import OVERHEAD
-from .bulk import ship
-from .engine import Engine
-from .options import OWNED, DeliverySettings, completed, patience
-from .records import check_serializer, checked, measured, too_large
+from ..options import split_options
+from .bulk import send_many
+from .core import ProducerCore
+from .options import (
+    REPLACED_OPTIONS,
+    DeliverySettings,
+    ProducerOptions,
+    complete_options,
+    request_timeout,
+)
+from .records import OVERHEAD, check_function, check_rare_fields, to_bytes, too_large
 from .reports import DeliveryReport, ProducerStats
-from .transactions import Transaction
+from .transactions import Transaction, TransactionManager
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Coroutine, Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
     from aiokafka.structs import RecordMetadata
 
     from .partitioner import Partitioner
     from .records import Serializer
-    from .transactions import Transactions
-
-__all__ = ["ResilientKafkaProducer"]
-
-T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 5.0
 
