@@ -30,7 +30,7 @@ def observe_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None
 
 def observe_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
     """Have every record traced that is sent from now on, but for those of `send_many`."""
-    take = type(producer)._take
+    take = type(producer)._accept
 
     def seen(  # noqa: PLR0917 (its twin)
         topic: str,
@@ -57,7 +57,7 @@ def observe_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None
             return taken
         return _admitted(taken, sending)
 
-    vars(producer)["_take"] = seen
+    vars(producer)["_accept"] = seen
 
 
 async def _admitted(admitting: Coroutine[Any, Any, Written], sending: Sending) -> Written:

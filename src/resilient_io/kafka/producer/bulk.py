@@ -1,4 +1,4 @@
-"""`send_many`: takes records from a source, packs them into chunks by partition, awaits them all."""
+"""`send_many`: takes records from a source, packs them into chunks, and waits for all of them."""
 
 from __future__ import annotations
 

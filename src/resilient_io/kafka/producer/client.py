@@ -92,13 +92,13 @@ class ResilientKafkaProducer:
     ) -> None:
         split = split_options(options, of=AIOKafkaProducer, owned=REPLACED_OPTIONS)
         self._options = complete_options(split.own)
-        self._target = Target(
-            bootstrap_servers, {**request_timeout(self._options), **split.client}
+        self._target = Target(bootstrap_servers, {**request_timeout(self._options), **split.client})
+        policy = RetryPolicy() if policy is None else policy
+        self._policy = check_type("policy", policy, RetryPolicy, use="RetryPolicy(...)")
+        settings = DeliverySettings() if settings is None else settings
+        self._settings = check_type(
+            "settings", settings, DeliverySettings, use="DeliverySettings(...)"
         )
-        self._policy = policy or RetryPolicy()
-        self._settings = settings or DeliverySettings()
-        check_type("policy", self._policy, RetryPolicy, use="RetryPolicy(...)")
-        check_type("settings", self._settings, DeliverySettings, use="DeliverySettings(...)")
         check_function("key_serializer", key_serializer)
         check_function("value_serializer", value_serializer)
         check_function("partitioner", partitioner)

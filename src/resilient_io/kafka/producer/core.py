@@ -155,7 +155,9 @@ class ProducerCore:
     # --- aiokafka producers come and go
 
     def _build(self) -> ProducerDriver:
-        producer: ProducerDriver = _Producer(**self._target.client_options(), **self._options)
+        producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
+            **self._target.client_options(), **self._options
+        )
         return producer
 
     def _instance_entered(self, instance: ProducerDriver) -> None:
@@ -242,14 +244,14 @@ class ProducerCore:
         )
 
 
-class _Producer(AIOKafkaProducer):  # type: ignore[misc] # (aiokafka has no type hints)
+class _Producer(AIOKafkaProducer):
     async def start(self) -> None:
         """Start; explain the error of a broker that cannot number batches.
 
         aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid` and names its own request only.
         """
         try:
-            await super().start()
+            await super().start()  # type: ignore[no-untyped-call]
         except IncompatibleBrokerVersion as error:
             if InitProducerIdRequest.__name__ not in str(error):
                 raise

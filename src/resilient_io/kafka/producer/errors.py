@@ -110,9 +110,7 @@ class DeliveryErrors:
     def too_late(self, began: float, operation: str = "send") -> KafkaDeadlineExceeded:
         """Return the error of a record that was not sent in time."""
         why = "" if self._health.available else f", and Kafka is down ({self._why_down()})"
-        error = KafkaDeadlineExceeded(
-            f"not sent in time{why}", **self._context(began, operation)
-        )
+        error = KafkaDeadlineExceeded(f"not sent in time{why}", **self._context(began, operation))
         reason = self._supervisor.refusal
         if reason is not None:
             error.add_note(f"no producer can be in service because of this error: {reason}")

@@ -1,4 +1,4 @@
-"""A producer's options: aiokafka's, typed and checked against each other, and `DeliverySettings`."""
+"""The options of a producer: aiokafka's, typed and checked, and `DeliverySettings`."""
 
 from __future__ import annotations
 

@@ -107,9 +107,7 @@ def check_function(name: str, function: object) -> None:
     if not callable(function):
         raise TypeError(f"{name} must be a function, not {type(function).__name__}")
     if inspect.iscoroutinefunction(function):
-        raise TypeError(
-            f"{name} must be a plain function, not an async one; await before you send"
-        )
+        raise TypeError(f"{name} must be a plain function, not an async one; await before you send")
 
 
 def too_large(size: int, limit: int) -> Exception:

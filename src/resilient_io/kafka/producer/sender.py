@@ -173,14 +173,14 @@ class Sender:
         self._clock_offset_until = now + _CLOCK_INTERVAL
 
     async def _send(self, batch: InFlightBatch, instance: ProducerDriver) -> None:
-        queue = batch.queue
+        tp = batch.queue.tp
         try:
-            future = await instance.send_batch(batch.builder, queue.topic, partition=queue.partition)
+            future = await instance.send_batch(batch.builder, tp.topic, partition=tp.partition)
         # The boundary to the driver, which also uses assertions. It accepted nothing if it raises.
         except Exception as error:  # noqa: BLE001
             self._not_accepted(batch, error)
         else:
-            batch.driver_batch = newest_driver_batch(instance, queue.tp)
+            batch.driver_batch = newest_driver_batch(instance, tp)
             future.add_done_callback(functools.partial(self._answered_with, batch))
 
     # --- partitions without a leader

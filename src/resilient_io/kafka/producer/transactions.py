@@ -150,9 +150,7 @@ class TransactionManager:
             instance = await self._supervisor.ready(until, "transaction")
             transaction.instance = instance
             try:
-                await self._call_driver(
-                    instance.begin_transaction(), until, began, "transaction"
-                )
+                await self._call_driver(instance.begin_transaction(), until, began, "transaction")
             except InstanceEnded as error:
                 why = describe_driver_error(error)
                 raise self._errors.unavailable(began, why, "transaction") from error
