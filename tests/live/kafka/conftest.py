@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from resilient_io import Dependency, HealthSettings, RetryPolicy
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.kafka.supervisor import Supervisor
 from resilient_io.testing import FaultProxy, KafkaServer, free_port
@@ -28,7 +28,7 @@ def name():
 class Supervised:
     """A supervised instance and all that belongs to it."""
 
-    target: Target
+    target: KafkaTarget
     health: Dependency
     probe: KafkaProbe
     supervisor: Supervisor
@@ -56,7 +56,7 @@ async def supervise():
             settings=None,
             **options,
         ):
-            target = Target(servers, cluster)
+            target = KafkaTarget(servers, cluster)
             shared = health is not None
             health = health or Dependency(target.name, settings=settings or HealthSettings())
             group = options.get("group_id")
@@ -80,12 +80,13 @@ async def supervise():
 
             supervisor = Supervisor(
                 role=role,
+                target=target,
                 build=build,
                 health=health,
                 policy=policy or RetryPolicy(),
                 rng=random.Random(7),
                 prepare=subscribe,
-                retired=lambda instance, error: retired.append((instance, error)),
+                on_detached=lambda instance, error: retired.append((instance, error)),
             )
             attachment = health.start(probe, last_reply=probe.last_reply)
             if not shared:

@@ -18,20 +18,20 @@ BAD = [
     ({"partitions": [("t", -1)]}, "is no partition"),
     ({"partitions": [("t", 0)], "group_id": "g"}, "fixed partitions are read without a group"),
     ({"topics": ("t",), "group_id": ""}, "group_id='' must be a string"),
-    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be given: leave"),
+    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be set: leave"),
     ({"topics": ("t",), "auto_commit_interval_ms": 5}, "ConsumerSettings\\(commit_interval"),
     ({"topics": ("t",), "max_poll_records": 5}, "ConsumerSettings\\(fetch_records"),
     ({"topics": ("t",), "auto_offset_rest": "earliest"}, "did you mean auto_offset_reset="),
     ({"topics": ("t",), "auto_offset_reset": "erliest"}, 'write auto_offset_reset="earliest"$'),
     ({"topics": ("t",), "isolation_level": "x"}, 'write isolation_level="read_uncommitted" or'),
-    ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be an integer"),
+    ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be"),
     ({"topics": ("t",), "session_timeout_ms": None}, "session_timeout_ms=None must be an integer"),
     ({"topics": ("t",), "settings": {}}, "settings must be a ConsumerSettings, not {}"),
     ({"topics": ("t",), "policy": 3}, "policy must be a RetryPolicy, not 3"),
     ({"topics": ("t",), "health": "h"}, "health must be a Dependency"),
     ({"topics": ("t",), "value_deserializer": "json"}, "value_deserializer='json' is no function"),
     ({"topics": ("t",), "key_deserializer": asyncio.sleep}, "is async, and would give coroutines"),
-    ({"topics": ("t",), "bootstrap_servers": ""}, "names no server"),
+    ({"topics": ("t",), "bootstrap_servers": ""}, "contains no server"),
 ]
 
 

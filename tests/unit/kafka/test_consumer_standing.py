@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.health import FlightRecorder
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.engine import Engine
 from resilient_io.kafka.consumer.fetcher import Reader
@@ -131,7 +131,7 @@ async def test_all_that_takes_records_waits_and_goes_on(given, session):
     health, recorder = Dependency("kafka"), FlightRecorder()
     health.add_recorder(recorder)
     engine = Engine(
-        target=Target("localhost:9092", {}),
+        target=KafkaTarget("localhost:9092", {}),
         subscription=subscription_to(("t",), None, None, "g"),
         options=given,
         policy=RetryPolicy(),

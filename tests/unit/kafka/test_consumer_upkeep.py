@@ -28,7 +28,7 @@ class Scene:
             settings=ConsumerSettings(commit_interval=interval),
             supervisor=SimpleNamespace(
                 context=contextvars.copy_context,
-                instance=SimpleNamespace(_coordinator=self.coordinator),
+                driver=SimpleNamespace(_coordinator=self.coordinator),
             ),
             walk=None,
             holdings=SimpleNamespace(all=self.holdings),

@@ -17,7 +17,7 @@ from resilient_io.kafka.options import split_options
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_count, check_number, check_seconds
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from ..processing.options import check_choice, plan_run
 from ..processing.workers import seen
@@ -31,8 +31,6 @@ from .stats import ConsumerStats, Counters, ask_lag, nothing_yet
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-
-    from resilient_io.health.dependency import Availability
 
     from ..instrumentation import Tracing
     from ..processing.options import (
@@ -130,7 +128,7 @@ class ResilientKafkaConsumer:
         split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
         self._options = split.own
         _check_options(split.own)
-        self._target = Target(bootstrap_servers, split.client)
+        self._target = KafkaTarget(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
         self._health = health if health is not None else Dependency(self._target.name)
@@ -266,7 +264,7 @@ class ResilientKafkaConsumer:
         dead_letter: DeadLetter | str | None = None,
         on_failure: OnFailure | None = None,
         on_outcome_unknown: OnUnknown = "retry",
-        requires: Sequence[Availability] = (),
+        requires: Sequence[Dependency] = (),
         limits: RunLimits | None = None,
     ) -> None:
         """Call the handler for each record, many at once, until the consumer is closed.

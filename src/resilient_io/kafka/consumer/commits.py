@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error
 from . import internals
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ class Committer:
 
     def _failed(self, error: Exception) -> None:
         self._counters.commits_failed += 1
-        kind = meaning_of(error).kind
+        kind = classify_error(error).kind
         before, self._refused = self._refused, kind in ("rebalance", "permanent", "fatal")
         lasting = kind == "permanent" or not isinstance(error, KafkaError)
-        if lasting and not before and not isinstance(error, InstanceEnded):
+        if lasting and not before and not isinstance(error, DriverClosed):
             _log.error(
                 "%s: offsets cannot be committed: %r",
                 self._name,

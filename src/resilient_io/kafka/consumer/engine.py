@@ -10,7 +10,6 @@ from aiokafka import AIOKafkaConsumer
 from resilient_io.health import Cause, State
 
 from ..errors import KafkaAuthenticationFailed, KafkaClosed, KafkaUnavailable
-from ..log_filter import quietly
 from ..probe import GROUP, KafkaProbe
 from ..processing.watchdog import answering_since
 from ..supervisor import Supervisor
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from resilient_io.kafka.protocols import ConsumerDriver
     from resilient_io.retry import RetryPolicy
 
-    from ..connect import Target
+    from ..connect import KafkaTarget
     from ..processing.processor import Processor, RunStats
     from .assignment import PartitionProgress
     from .fetcher import Reader
@@ -70,7 +69,7 @@ class Engine:
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         subscription: Subscription,
         options: dict[str, Any],
         policy: RetryPolicy,
@@ -97,20 +96,21 @@ class Engine:
         )
         self.supervisor: Supervisor[ConsumerDriver] = Supervisor(
             role="consumer",
+            target=target,
             build=self._build,
             health=health,
             policy=policy,
             rng=rng,
             prepare=self._prepare,
-            entered=self._entered,
-            retired=self._retired,
+            on_attached=self._entered,
+            on_detached=self._retired,
         )
         self.holdings = Holdings(counters)
         self.feed = Feed(
             health.name,
             self.holdings,
             reader,
-            broken=self.supervisor.broken,
+            broken=self.supervisor.driver_failed,
             observe=self._observe,
             counters=counters,
             refusal=self._refusal,
@@ -138,7 +138,7 @@ class Engine:
             fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
             join=self.rebalance_timeout,
         )
-        self._upkeep = Upkeep(self, stalls, silence, self._probe.heard)
+        self._upkeep = Upkeep(self, stalls, silence, self._probe.note_reply)
         self._attachment: Attachment | None = None
         self._closing = False
 
@@ -176,7 +176,7 @@ class Engine:
         if self.walk is not None:
             self.walk.settle()
         if self.settings.commit_interval is not None:
-            with quietly(self.supervisor.tally):
+            with self.supervisor.driver_log.filtering():
                 await self._committer.commit(self.holdings.all, timeout, insist=True)
 
     async def commit_due(self) -> bool:
@@ -251,7 +251,7 @@ class Engine:
             lost=counters.lost,
             carried=counters.carried,
             instances=self.supervisor.generation,
-            dropped_logs=self.supervisor.tally.dropped + self._target.tally.dropped,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
         )
 
     def liveness_failure(self) -> str | None:
@@ -349,8 +349,8 @@ class Engine:
         """
         if self.supervisor.generation:
             return None
-        if self.supervisor.refusal is not None:
-            return self.supervisor.refusal
+        if self.supervisor.permanent_error is not None:
+            return self.supervisor.permanent_error
         cause = self.health.cause
         if cause is None or not cause.permanent or self.health.state is not State.DOWN:
             return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error
 from . import internals
 from .record import Record, UnreadableRecord
 
@@ -183,7 +183,7 @@ class Feed:
             return found
         try:
             arrived = await self._ask(instance, most)
-        except InstanceEnded:
+        except DriverClosed:
             return []
         except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and each has its meaning
             self._failed(instance, error)
@@ -266,7 +266,7 @@ class Feed:
         return records
 
     def _failed(self, instance: ConsumerDriver, error: Exception) -> None:
-        meaning = meaning_of(error)
+        meaning = classify_error(error)
         if meaning.kind == "permanent":
             raise error
         self._failures += 1

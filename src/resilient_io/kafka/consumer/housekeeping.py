@@ -128,7 +128,7 @@ class Upkeep:
 
     def _look(self, now: float) -> None:
         engine = self._engine
-        instance = engine.supervisor.instance
+        instance = engine.supervisor.driver
         if engine.walk is not None:
             engine.walk.settle()
             if instance is not None and engine.walk.moved():

@@ -10,8 +10,7 @@ from aiokafka.errors import KafkaError
 
 from resilient_io.deadlines import current_deadline
 
-from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, meaning_of
-from ..log_filter import quietly
+from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
@@ -51,7 +50,7 @@ class ConsumerStats:
         carried: Partitions that came back, and where records that were handled but not committed
             were therefore not read again.
         instances: Instances of the driver that were put in service; 1 if none had to be replaced.
-        dropped_logs: Records that the driver would have logged.
+        log_records_dropped: Records that the driver would have logged.
     """
 
     records: int
@@ -66,7 +65,7 @@ class ConsumerStats:
     lost: int
     carried: int
     instances: int
-    dropped_logs: int
+    log_records_dropped: int
 
 
 def nothing_yet() -> ConsumerStats:
@@ -89,7 +88,7 @@ async def ask_lag(engine: Engine, timeout: float | None) -> dict[TopicPartition,
     held = engine.holdings.all
     try:
         async with asyncio.timeout_at(until):
-            with quietly(engine.supervisor.tally):
+            with engine.supervisor.driver_log.filtering():
                 ends = await instance.end_offsets([holding.partition for holding in held])
     except TimeoutError as error:
         raise KafkaDeadlineExceeded(
@@ -100,7 +99,7 @@ async def ask_lag(engine: Engine, timeout: float | None) -> dict[TopicPartition,
             elapsed=loop.time() - began,
         ) from error
     except KafkaError as error:
-        if meaning_of(error).kind == "permanent":
+        if classify_error(error).kind == "permanent":
             raise
         raise KafkaUnavailable(
             "the end offsets could not be asked for",

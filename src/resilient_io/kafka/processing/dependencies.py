@@ -15,8 +15,7 @@ from resilient_io.errors import (
     Overloaded,
     refused_by,
 )
-from resilient_io.health import State
-from resilient_io.health.dependency import Availability
+from resilient_io.health import Dependency, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,7 +47,7 @@ class Gate:
 
     def __init__(
         self,
-        requires: tuple[Availability, ...],
+        requires: tuple[Dependency, ...],
         *,
         concurrency: int,
         slow_start: float,
@@ -64,7 +63,7 @@ class Gate:
         self._ramp: asyncio.TimerHandle | None = None
         self._judged_before = 0
         self._shut_at = 0.0
-        self._shut_for: list[Availability] = []
+        self._shut_for: list[Dependency] = []
         self.allowed = concurrency
         self.closed = 0
 
@@ -169,7 +168,7 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
         error = error.__cause__
 
 
-def _is_due_to(dependency: Availability, error: ResilientIOError, began: float) -> bool:
+def _is_due_to(dependency: Dependency, error: ResilientIOError, began: float) -> bool:
     if isinstance(error, DependencyUnavailable) or dependency.state is State.DOWN:
         return True
     return any(
@@ -182,18 +181,18 @@ def outcome_unknown(error: BaseException) -> bool:
     return any(isinstance(each, OutcomeUnknown) for each in _chain(error))
 
 
-def check_requires(requires: object) -> tuple[Availability, ...]:
+def check_requires(requires: object) -> tuple[Dependency, ...]:
     """Return the dependencies as a tuple.
 
     Raises:
-        ConfigurationError: They are no `Availability`s; the message says what to write.
+        ConfigurationError: They are no `Dependency`s; the message says what to write.
     """
     if not isinstance(requires, (list, tuple)):
         raise ConfigurationError(
             f"requires={requires!r} must be a list: write requires=[redis.health]"
         )
     for each in requires:
-        if not isinstance(each, Availability):
+        if not isinstance(each, Dependency):
             hint = "write requires=[redis.health], the health of a client"
             raise ConfigurationError(f"requires holds {type(each).__name__}: {hint}")
     return tuple(requires)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Sequence
 
-    from resilient_io.health.dependency import Availability
+    from resilient_io.health import Dependency
 
     from ..producer import ResilientKafkaProducer
     from .retries import OnFailure
@@ -174,7 +174,7 @@ class Plan:
     dead_letter: DeadLetter | None
     on_failure: OnFailure
     on_outcome_unknown: OnUnknown
-    requires: tuple[Availability, ...]
+    requires: tuple[Dependency, ...]
     limits: RunLimits
 
 
@@ -188,7 +188,7 @@ def plan_run(
     dead_letter: DeadLetter | str | None = None,
     on_failure: OnFailure | None = None,
     on_outcome_unknown: OnUnknown = "retry",
-    requires: Sequence[Availability] = (),
+    requires: Sequence[Dependency] = (),
     limits: RunLimits | None = None,
 ) -> Plan:
     """Check the arguments of `run`, one by one and together.

@@ -13,7 +13,7 @@ from .retries import place_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.health.dependency import Availability
+    from resilient_io.health import Dependency
 
     from .dependencies import Gate
     from .scheduler import Backlog
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _UNSEEN = 1 / 4  # of the longest standstill: then the process was stopped, or its loop blocked
 
 
-def answering_since(health: Availability) -> float:
+def answering_since(health: Dependency) -> float:
     """Return the loop time since which it answers, degraded or not.
 
     As far as its history goes: one that is only degraded again and again, as by partitions that
@@ -54,7 +54,7 @@ class Movement:
         backlog: Backlog,
         gate: Gate,
         *,
-        requires: tuple[Availability, ...],
+        requires: tuple[Dependency, ...],
         ended: Callable[[], int],
         longest: float,
     ) -> None:

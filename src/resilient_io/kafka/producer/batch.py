@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiokafka import TopicPartition
+    from aiokafka.producer.message_accumulator import BatchBuilder
 
-    from ..protocols import BatchBuilder, ProducerDriver
+    from ..protocols import ProducerDriver
     from .errors import DeliveryErrors
     from .partition_queue import PartitionQueue, Record
     from .records import Headers
@@ -35,7 +36,7 @@ class InFlightBatch:
 
     Attributes:
         queue: The queue that its records came from.
-        instance: The aiokafka producer that has it.
+        driver: The aiokafka producer that has it.
         builder: aiokafka's batch.
         entries: Its records, and slices of chunks, in order.
         timestamps: Timestamps of the single records, in order, in milliseconds.
@@ -50,9 +51,9 @@ class InFlightBatch:
     __slots__ = (
         "builder",
         "count",
+        "driver",
         "driver_batch",
         "entries",
-        "instance",
         "position",
         "queue",
         "sent_at",
@@ -62,10 +63,10 @@ class InFlightBatch:
     )
 
     def __init__(
-        self, queue: PartitionQueue, instance: ProducerDriver, builder: BatchBuilder, now: float
+        self, queue: PartitionQueue, driver: ProducerDriver, builder: BatchBuilder, now: float
     ) -> None:
         self.queue = queue
-        self.instance = instance
+        self.driver = driver
         self.builder = builder
         self.entries: list[Record | ChunkSlice] = []
         self.timestamps: list[int] = []
@@ -123,7 +124,7 @@ class ChunkSlice:
 
 def build_batch(
     queue: PartitionQueue,
-    instance: ProducerDriver,
+    driver: ProducerDriver,
     builder: BatchBuilder,
     now: float,
     clock_offset: float,
@@ -134,7 +135,7 @@ def build_batch(
 
     Args:
         queue: Where the records wait.
-        instance: The aiokafka producer that gets the batch.
+        driver: The aiokafka producer that gets the batch.
         builder: An empty batch.
         now: The loop's time.
         clock_offset: What to add to loop time to get the wall clock's time, in seconds.
@@ -143,7 +144,7 @@ def build_batch(
         The batch, and the bytes of the records that were dropped.
     """
     waiting = queue.entries
-    batch = InFlightBatch(queue, instance, builder, now)
+    batch = InFlightBatch(queue, driver, builder, now)
     write = record_writer(builder)
     if queue.byte_limit is not None:
         write = _LimitedWriter(write, queue.byte_limit).write
@@ -338,12 +339,12 @@ def set_record_count(builder: BatchBuilder, count: int) -> None:
     owner._relative_offset = count
 
 
-def newest_driver_batch(instance: ProducerDriver, tp: TopicPartition) -> object:
+def newest_driver_batch(driver: ProducerDriver, tp: TopicPartition) -> object:
     """Return aiokafka's record of the batch that was just passed to it.
 
     `MessageAccumulator._batches` has it from `send_batch` until a request takes it.
     """
-    owner: Any = instance
+    owner: Any = driver
     queued = owner._message_accumulator._batches.get(tp)
     return queued[-1] if queued else None
 
@@ -354,18 +355,18 @@ def attempts_of(driver_batch: object) -> int | None:
     return None if known is None else int(known.retry_count)
 
 
-def is_idempotent(instance: ProducerDriver) -> bool:
+def is_idempotent(driver: ProducerDriver) -> bool:
     """Return whether the batches of a producer are numbered (`AIOKafkaProducer._txn_manager`)."""
-    owner: Any = instance
+    owner: Any = driver
     return owner._txn_manager is not None
 
 
-def roll_back_sequence(instance: ProducerDriver, tp: TopicPartition, count: int) -> None:
+def roll_back_sequence(driver: ProducerDriver, tp: TopicPartition, count: int) -> None:
     """Roll back the sequence number of a batch that the broker refused at its only attempt.
 
     aiokafka numbers a batch when it first sends it and never rolls that back
     (`TransactionManager._sequence_numbers`), so every later batch would be out of order.
     """
-    owner: Any = instance
+    owner: Any = driver
     if owner._txn_manager is not None:
         owner._txn_manager.increment_sequence_number(tp, -count)

@@ -15,7 +15,7 @@ from resilient_io.health import Dependency
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_name, check_number, check_seconds, check_type
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from ..options import split_options
 from .bulk import send_many
@@ -92,7 +92,9 @@ class ResilientKafkaProducer:
     ) -> None:
         split = split_options(options, of=AIOKafkaProducer, owned=REPLACED_OPTIONS)
         self._options = complete_options(split.own)
-        self._target = Target(bootstrap_servers, {**request_timeout(self._options), **split.client})
+        self._target = KafkaTarget(
+            bootstrap_servers, {**request_timeout(self._options), **split.client}
+        )
         policy = RetryPolicy() if policy is None else policy
         self._policy = check_type("policy", policy, RetryPolicy, use="RetryPolicy(...)")
         settings = DeliverySettings() if settings is None else settings

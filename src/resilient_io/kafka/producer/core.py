@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Change, Dependency
     from resilient_io.retry import RetryPolicy
 
-    from ..connect import Target
+    from ..connect import KafkaTarget
     from ..protocols import ProducerDriver
     from .options import DeliverySettings
     from .partitioner import Partitioner
@@ -71,7 +71,7 @@ class ProducerCore:
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         options: dict[str, Any],
         policy: RetryPolicy,
         health: Dependency,
@@ -90,16 +90,18 @@ class ProducerCore:
         transactional_id = options.get("transactional_id")
         self.supervisor: Supervisor[ProducerDriver] = Supervisor(
             role="producer",
+            target=target,
             build=self._build,
             health=health,
             policy=policy,
             rng=rng,
-            entered=self._instance_entered,
-            retired=self._instance_ended,
-            halts=None if transactional_id is None else is_fenced,
+            on_attached=self._driver_attached,
+            on_detached=self._driver_detached,
+            is_final=None if transactional_id is None else is_fenced,
         )
         self.transaction = TransactionState(transactional=transactional_id is not None)
         self.errors = DeliveryErrors(
+            target=target,
             health=health,
             loop=self.loop,
             supervisor=self.supervisor,
@@ -152,7 +154,7 @@ class ProducerCore:
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
 
-    # --- aiokafka producers come and go
+    # --- drivers: aiokafka producers
 
     def _build(self) -> ProducerDriver:
         producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
@@ -160,14 +162,14 @@ class ProducerCore:
         )
         return producer
 
-    def _instance_entered(self, instance: ProducerDriver) -> None:
-        self._metadata.attach(instance)
+    def _driver_attached(self, driver: ProducerDriver) -> None:
+        self._metadata.attach(driver)
         self._sender.resume()
 
-    def _instance_ended(self, instance: ProducerDriver, error: BaseException | None) -> None:
+    def _driver_detached(self, driver: ProducerDriver, error: BaseException | None) -> None:
         self._metadata.detach()
-        self._sender.instance_ended(instance, error)
-        self.transactions.instance_ended(instance, error)
+        self._sender.driver_closed(driver, error)
+        self.transactions.driver_closed(driver, error)
 
     def _health_changed(self, _change: Change) -> None:
         if self._health.available:
@@ -187,7 +189,7 @@ class ProducerCore:
             buffered=self._buffer.used,
             callers_waiting=self._buffer.callers_waiting,
             instances=self.supervisor.generation,
-            log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
             latency=sender.latencies.quantiles,
             latency_total=sender.latencies.total,
             latency_counts=sender.latencies.counts,

@@ -10,13 +10,15 @@ from aiokafka.errors import KafkaError
 
 from resilient_io.errors import Progress, ResilientIOError
 
-from ..driver import InstanceEnded
+from ..driver import DriverClosed
 from ..errors import (
     KafkaClosed,
     KafkaDeadlineExceeded,
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
+    describe_driver_error,
+    without_secrets,
 )
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
+    from ..connect import KafkaTarget
     from ..supervisor import Supervisor
     from .transaction_state import TransactionState
 
@@ -40,6 +43,7 @@ class DeliveryErrors:
     """Creates the errors of one producer, counts them, and writes one log record for many.
 
     Args:
+        target: Knows the secrets that no error may contain.
         health: Names the dependency and says why Kafka is down.
         loop: The event loop.
         supervisor: Says why no aiokafka producer can be in service.
@@ -53,6 +57,7 @@ class DeliveryErrors:
     def __init__(
         self,
         *,
+        target: KafkaTarget,
         health: Dependency,
         loop: asyncio.AbstractEventLoop,
         supervisor: Supervisor[Any],
@@ -60,6 +65,7 @@ class DeliveryErrors:
     ) -> None:
         self.delivered = 0
         self.failed: dict[str, int] = {}
+        self._target = target
         self._health = health
         self._loop = loop
         self._supervisor = supervisor
@@ -89,12 +95,16 @@ class DeliveryErrors:
         now = self._loop.time()
         if now - self._logged_at < _LOG_INTERVAL or isinstance(error, KafkaClosed):
             return
-        # A serializer's error may contain the record's data, which belongs into the report only.
-        safe = isinstance(error, (ResilientIOError, KafkaError))
+        if isinstance(error, ResilientIOError):
+            text = str(error)
+        elif isinstance(error, KafkaError):
+            text = describe_driver_error(error, secrets=self._target.secrets())
+        else:  # a serializer's error may contain the record's data: only the report has it
+            text = name
         _log.warning(
             "%s not delivered; last error: %s",
             "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were",
-            repr(error) if safe else name,
+            text,
             extra={
                 "event": "not_delivered",
                 "dependency": self._health.name,
@@ -105,15 +115,37 @@ class DeliveryErrors:
         self._unlogged = 0
         self._logged_at = now
 
+    # --- errors of aiokafka
+
+    def describe(self, error: BaseException) -> str:
+        """Return what aiokafka raised, in one line and without secrets."""
+        if isinstance(error, DriverClosed):
+            return "the aiokafka producer was closed before an answer came"
+        return f"aiokafka failed: {describe_driver_error(error, secrets=self._target.secrets())}"
+
+    def rejected(self, error: Exception) -> Exception:
+        """Return a copy of a broker's rejection of a batch, so that each caller has its own."""
+        return copy_with_note(
+            without_secrets(error, self._target.secrets()),
+            "the broker rejected it permanently: sending it again does not help",
+        )
+
+    def cause(self, error: BaseException | None) -> BaseException | None:
+        """Return an error of aiokafka that may be the cause of one that callers get."""
+        if isinstance(error, Exception):
+            return without_secrets(error, self._target.secrets())
+        return error
+
     # --- not sent
 
     def too_late(self, began: float, operation: str = "send") -> KafkaDeadlineExceeded:
         """Return the error of a record that was not sent in time."""
         why = "" if self._health.available else f", and Kafka is down ({self._why_down()})"
         error = KafkaDeadlineExceeded(f"not sent in time{why}", **self._context(began, operation))
-        reason = self._supervisor.refusal
+        reason = self._supervisor.permanent_error
         if reason is not None:
-            error.add_note(f"no producer can be in service because of this error: {reason}")
+            why = describe_driver_error(reason, secrets=self._target.secrets())
+            error.add_note(f"no aiokafka producer can be used because of this error: {why}")
         return error
 
     def down(self, began: float, operation: str = "send") -> KafkaUnavailable:
@@ -178,23 +210,9 @@ class DeliveryErrors:
         return ": ".join(part for part in parts if part) or "no answer"
 
 
-def refusal(error: Exception) -> Exception:
-    """Return a copy of a broker's refusal of a batch, so that each caller has its own error."""
-    return copy_with_note(error, "the broker refused it for good: sending it again does not help")
-
-
 def copy_with_note(error: Exception, note: str) -> Exception:
     """Return a copy of an error, with a note that the original does not have."""
     own = copy.copy(error)
     own.__notes__ = [*getattr(error, "__notes__", ()), note]
     own.__cause__ = error.__cause__
     return own
-
-
-def describe_driver_error(error: BaseException) -> str:
-    """Return what aiokafka raised, in one line."""
-    if isinstance(error, InstanceEnded):
-        return "the aiokafka producer that had it was closed before an answer came"
-    text = " ".join(str(error).split())
-    name = type(error).__name__
-    return f"aiokafka failed: {text if name in text else f'{name}: {text}'}"

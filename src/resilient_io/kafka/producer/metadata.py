@@ -7,16 +7,18 @@ import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as driver
+from aiokafka import errors as kafka_errors
 
-from ..driver import InstanceEnded, client_of
+from ..driver import DriverClosed, client_of
 from .errors import copy_with_note
 from .partitioner import Partitioner, TopicPartitions
 
 if TYPE_CHECKING:
     import random
 
-    from ..protocols import Cluster, DriverClient, ProducerDriver
+    from aiokafka.cluster import ClusterMetadata
+
+    from ..protocols import DriverClient, ProducerDriver
     from ..supervisor import Supervisor
     from .partition_queue import PartitionQueue
 
@@ -64,13 +66,13 @@ class ProducerMetadata:
         self._sticky_bytes = sticky_bytes
         self._context = supervisor.context()
         self._client: DriverClient | None = None
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterMetadata | None = None
         self._missing: dict[str, int] = {}  # consecutive answers without the topic
         self._lookups: dict[str, _Lookup] = {}
 
-    def attach(self, instance: ProducerDriver) -> None:
-        """Use the metadata of this instance, and have it refresh all known topics."""
-        client = client_of(instance)
+    def attach(self, driver: ProducerDriver) -> None:
+        """Use the metadata of this driver, and have it refresh all known topics."""
+        client = client_of(driver)
         self._client = client
         self._cluster = client.cluster
         client.cluster.add_listener(self._updated)
@@ -78,7 +80,7 @@ class ProducerMetadata:
             self._context.run(client.set_topics, list(self.topics))
 
     def detach(self) -> None:
-        """Stop using the metadata of the instance."""
+        """Stop using the metadata of the driver."""
         if self._cluster is not None:
             self._cluster.remove_listener(self._updated)
         self._cluster = self._client = None
@@ -106,7 +108,7 @@ class ProducerMetadata:
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
         if not _LEGAL_NAME.fullmatch(name) or name in {".", ".."}:
-            raise driver.InvalidTopicError(name)
+            raise kafka_errors.InvalidTopicError(name)
         if name in self.topics:
             return self.topics[name]
         lookup = self._lookups.get(name)
@@ -127,13 +129,13 @@ class ProducerMetadata:
                 del self._lookups[name]
                 lookup.task.cancel()
 
-    async def refresh(self, instance: ProducerDriver) -> bool:
+    async def refresh(self, driver: ProducerDriver) -> bool:
         """Request new metadata once; return whether a broker answered.
 
         Raises:
-            InstanceEnded: The instance was closed.
+            DriverClosed: The driver was closed.
         """
-        answered: bool = await self._context.run(client_of(instance).force_metadata_update)
+        answered: bool = await self._context.run(client_of(driver).force_metadata_update)
         if answered and self._cluster is not None:
             for name in self.topics:
                 found = self._cluster.partitions_for_topic(name)
@@ -141,10 +143,10 @@ class ProducerMetadata:
         return answered
 
     async def refresh_within(self, until: float | None) -> None:
-        """Request new metadata once, if there is an instance, and wait until a loop time."""
+        """Request new metadata once, if there is a driver, and wait until a loop time."""
         if self._client is None:
             return
-        with contextlib.suppress(InstanceEnded):
+        with contextlib.suppress(DriverClosed):
             update = self._context.run(self._client.force_metadata_update)
             await asyncio.wait([update], timeout=_seconds_until(until))
 
@@ -189,25 +191,25 @@ class ProducerMetadata:
     async def _look_up(self, name: str) -> TopicPartitions:
         answers, pause = 0, _FIRST_PAUSE
         while True:
-            instance = await self._supervisor.ready(None, "metadata")
-            client = client_of(instance)
+            driver = await self._supervisor.ready(None, "metadata")
+            client = client_of(driver)
             answered = False
-            with contextlib.suppress(InstanceEnded):  # then another instance will follow
+            with contextlib.suppress(DriverClosed):  # then another driver will follow
                 client.add_topic(name)
                 answered = await client.force_metadata_update()
             if client.cluster.partitions_for_topic(name):
                 return self._update(name, client.cluster)
             if name in client.cluster.unauthorized_topics:
-                raise driver.TopicAuthorizationFailedError(name)
+                raise kafka_errors.TopicAuthorizationFailedError(name)
             answers += answered
             if answers >= _MISSING_ANSWERS:
                 if self.topics:  # otherwise its metadata would be requested again and again
                     client.set_topics(list(self.topics))
-                raise driver.UnknownTopicOrPartitionError(name)
+                raise kafka_errors.UnknownTopicOrPartitionError(name)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
-    def _update(self, name: str, cluster: Cluster) -> TopicPartitions:
+    def _update(self, name: str, cluster: ClusterMetadata) -> TopicPartitions:
         topic = self.topics.get(name)
         if topic is None:
             topic = TopicPartitions(name, self._rng, self._partitioner, self._sticky_bytes)
@@ -218,7 +220,7 @@ class ProducerMetadata:
             self.queues += topic.update(partitions, available)
         return topic
 
-    def _updated(self, cluster: Cluster) -> None:
+    def _updated(self, cluster: ClusterMetadata) -> None:
         for name in self.topics:
             self._update(name, cluster)
 

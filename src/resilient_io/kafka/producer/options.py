@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_count, check_number, check_seconds
 
-if TYPE_CHECKING:
-    import ssl
-
-    from aiokafka.abc import AbstractTokenProvider
+from ..options import ClientOptions
 
 
-class ProducerOptions(TypedDict, total=False):
+class ProducerOptions(ClientOptions, total=False):
     """The options of `aiokafka.AIOKafkaProducer` that `ResilientKafkaProducer` passes on."""
 
     acks: Literal[0, 1, -1, "all"]
-    client_id: str | None
     compression_type: Literal["gzip", "snappy", "lz4", "zstd"] | None
-    connections_max_idle_ms: int | None
     enable_idempotence: bool
     max_batch_size: int
     max_request_size: int
-    metadata_max_age_ms: int
-    request_timeout_ms: int
-    retry_backoff_ms: int
-    sasl_kerberos_domain_name: str | None
-    sasl_kerberos_service_name: str
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"]
-    sasl_oauth_token_provider: AbstractTokenProvider | None
-    sasl_plain_password: str | None
-    sasl_plain_username: str | None
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-    ssl_context: ssl.SSLContext | None
     transaction_timeout_ms: int
     transactional_id: str | None
 

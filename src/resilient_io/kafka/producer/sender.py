@@ -7,13 +7,13 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as driver
+from aiokafka import errors as kafka_errors
 
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error
 from .batch import (
     attempts_of,
     build_batch,
@@ -24,7 +24,6 @@ from .batch import (
     put_back,
     roll_back_sequence,
 )
-from .errors import describe_driver_error, refusal
 from .partition_queue import fail_waiting
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ _MAX_LEADER_PAUSE = 0.5
 _ANSWER_INTERVAL = 0.9
 """Seconds between two checks of which leaders answered: a little less than between two probes."""
 
-_TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordListTooLargeError)
+_TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 _NO_ANSWER = "the record was sent, and the connection to Kafka was lost before an answer came"
 _CLOSED = "the record was sent, and the producer was closed before an answer came"
@@ -116,10 +115,10 @@ class Sender:
 
     def send_from(self, queue: PartitionQueue) -> None:
         """Send the front of a queue that has no batch in flight, or put the queue on hold."""
-        instance = self._supervisor.instance
+        driver = self._supervisor.driver
         if (
-            instance is None
-            or instance is self._unusable
+            driver is None
+            or driver is self._unusable
             or not self._transaction.sendable
             or self._replace_for is not None
             or not self._health.available
@@ -132,10 +131,8 @@ class Sender:
             return
         now = self._loop.time()
         if now >= self._clock_offset_until:
-            self._read_clock(instance, now)
-        batch, freed = build_batch(
-            queue, instance, instance.create_batch(), now, self._clock_offset
-        )
+            self._read_clock(driver, now)
+        batch, freed = build_batch(queue, driver, driver.create_batch(), now, self._clock_offset)
         if freed:
             self._buffer.release(freed)
             self.notify_settled()
@@ -149,7 +146,7 @@ class Sender:
             topic.switch_sticky()
         self.batches += 1
         task = self._loop.create_task(
-            self._send(batch, instance), name="resilient-io kafka batch", context=self._context
+            self._send(batch, driver), name="resilient-io kafka batch", context=self._context
         )
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
@@ -166,21 +163,21 @@ class Sender:
             queue.on_hold = True
             self._on_hold.append(queue)
 
-    def _read_clock(self, instance: ProducerDriver, now: float) -> None:
+    def _read_clock(self, driver: ProducerDriver, now: float) -> None:
         # Time comes from the loop only, so the wall clock is read where aiokafka reads it.
-        read = instance.create_batch().append(timestamp=None, key=None, value=b"")
+        read = driver.create_batch().append(timestamp=None, key=None, value=b"")
         self._clock_offset = read.timestamp / 1000.0 - now
         self._clock_offset_until = now + _CLOCK_INTERVAL
 
-    async def _send(self, batch: InFlightBatch, instance: ProducerDriver) -> None:
+    async def _send(self, batch: InFlightBatch, driver: ProducerDriver) -> None:
         tp = batch.queue.tp
         try:
-            future = await instance.send_batch(batch.builder, tp.topic, partition=tp.partition)
+            future = await driver.send_batch(batch.builder, tp.topic, partition=tp.partition)
         # The boundary to the driver, which also uses assertions. It accepted nothing if it raises.
         except Exception as error:  # noqa: BLE001
             self._not_accepted(batch, error)
         else:
-            batch.driver_batch = newest_driver_batch(instance, tp)
+            batch.driver_batch = newest_driver_batch(driver, tp)
             future.add_done_callback(functools.partial(self._answered_with, batch))
 
     # --- partitions without a leader
@@ -192,16 +189,16 @@ class Sender:
             )
 
     async def _find_leaders(self) -> None:
-        """Refresh metadata until no queue on hold lacks a leader, or the instance is gone."""
+        """Refresh metadata until no queue on hold lacks a leader, or the driver is gone."""
         pause = _FIRST_LEADER_PAUSE
         try:
             while leaderless := self._leaderless():
-                instance = self._supervisor.instance
-                if instance is None:
+                driver = self._supervisor.driver
+                if driver is None:
                     return
                 try:
-                    answered = await self._metadata.refresh(instance)
-                except InstanceEnded:
+                    answered = await self._metadata.refresh(driver)
+                except DriverClosed:
                     return
                 if answered:
                     self._fail_deleted(leaderless)
@@ -225,12 +222,12 @@ class Sender:
         """Fail what waits for topics that Kafka said several times not to have."""
         names = dict.fromkeys(q.topic for q in leaderless if self._metadata.is_deleted(q.topic))
         for name in names:
-            error = driver.UnknownTopicOrPartitionError(name)
+            error = kafka_errors.UnknownTopicOrPartitionError(name)
             fail_waiting(
                 [queue for queue in self._metadata.queues if queue.topic == name],
                 self._errors,
                 self._buffer,
-                lambda _began, _call, error=error: refusal(error),  # type: ignore[misc]
+                lambda _began, _call, error=error: self._errors.rejected(error),  # type: ignore[misc]
             )
         if names:
             self._metadata.forget(list(names))
@@ -242,9 +239,9 @@ class Sender:
         if self.in_flight.get(batch.queue) is not batch:
             if not future.cancelled():
                 future.exception()
-            return  # completed when its instance ended
+            return  # completed when its driver ended
         if future.cancelled():
-            self._failed(batch, driver.KafkaError("aiokafka dropped the batch"))
+            self._failed(batch, kafka_errors.KafkaError("aiokafka dropped the batch"))
             return
         error = future.exception()
         if error is None:
@@ -265,48 +262,48 @@ class Sender:
         if now - self._checked_answers_at >= _ANSWER_INTERVAL:
             self._checked_answers_at = now
             if self._metadata.leaders() <= self._answered.keys():
-                self._probe.heard()
+                self._probe.note_reply()
             self._answered.clear()
 
     def _not_accepted(self, batch: InFlightBatch, error: Exception) -> None:
-        """Put a batch back that aiokafka did not accept; the next instance gets it."""
+        """Put a batch back that aiokafka did not accept; the next driver gets it."""
         if self.in_flight.get(batch.queue) is not batch:
             return
-        if isinstance(error, InstanceEnded):
-            self._unusable = batch.instance
-        elif not isinstance(error, driver.KafkaTimeoutError):
-            self._replace(batch.instance, error)
+        if isinstance(error, DriverClosed):
+            self._unusable = batch.driver
+        elif not isinstance(error, kafka_errors.KafkaTimeoutError):
+            self._replace(batch.driver, error)
         self._finish(batch, freed=put_back(batch))
 
     def _failed(self, batch: InFlightBatch, error: Exception) -> None:
         errors = self._errors
-        if isinstance(error, InstanceEnded):
-            self._unusable = batch.instance
-        if isinstance(error, InstanceEnded) and not error.sent:
+        if isinstance(error, DriverClosed):
+            self._unusable = batch.driver
+        if isinstance(error, DriverClosed) and not error.sent:
             self._finish(batch, freed=put_back(batch))
             return
         if isinstance(error, _TOO_LARGE) and batch.count > 1:
             self._split(batch, error)
             return
-        meaning = meaning_of(error)
+        meaning = classify_error(error)
         only_attempt = attempts_of(batch.driver_batch) == 1
         if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and only_attempt):
-            fail_batch(batch, errors, lambda _began, _call: refusal(error))
+            fail_batch(batch, errors, lambda _began, _call: errors.rejected(error))
         elif (
             only_attempt
             and meaning.kind in ("refused", "fatal")
-            and isinstance(error, driver.BrokerResponseError)
+            and isinstance(error, kafka_errors.BrokerResponseError)
         ):
             # The answer to the only attempt says that the batch was not written.
-            why = describe_driver_error(error)
+            why = errors.describe(error)
             fail_batch(batch, errors, lambda began, call: errors.refused(began, why, call))
         else:
-            lost = isinstance(error, InstanceEnded)
-            why = _NO_ANSWER if lost else describe_driver_error(error)
+            lost = isinstance(error, DriverClosed)
+            why = _NO_ANSWER if lost else errors.describe(error)
             fail_batch(batch, errors, lambda began, call: errors.unknown(began, why, call))
-        if not isinstance(error, InstanceEnded):
+        if not isinstance(error, DriverClosed):
             if meaning.fatal:
-                self._replace(batch.instance, error)
+                self._replace(batch.driver, error)
             else:
                 self._repair_sequence(batch, error)
         self._finish(batch)
@@ -323,14 +320,14 @@ class Sender:
         """Have later batches of the partition numbered as the broker expects.
 
         The sequence number of a batch that was refused at its only attempt is rolled back. After
-        several attempts it is unknown which of them the broker saw: then the instance is replaced
+        several attempts it is unknown which of them the broker saw: then the driver is replaced
         once no batch is in flight.
         """
-        if not is_idempotent(batch.instance):
+        if not is_idempotent(batch.driver):
             return
-        refused = meaning_of(error).kind in ("permanent", "refused")
+        refused = classify_error(error).kind in ("permanent", "refused")
         if refused and attempts_of(batch.driver_batch) == 1:
-            roll_back_sequence(batch.instance, batch.queue.tp, batch.count)
+            roll_back_sequence(batch.driver, batch.queue.tp, batch.count)
         elif self._replace_for is None:
             self._replace_for = error
 
@@ -340,7 +337,7 @@ class Sender:
         self.in_flight.pop(queue, None)
         if self._replace_for is not None and not self.in_flight:
             error, self._replace_for = self._replace_for, None
-            self._replace(batch.instance, error)
+            self._replace(batch.driver, error)
         if queue.entries:
             self.send_from(queue)
         else:
@@ -368,20 +365,20 @@ class Sender:
 
     # --- instances
 
-    def _replace(self, instance: ProducerDriver, error: Exception) -> None:
-        """Have an instance replaced, and pass nothing more to it."""
-        self._unusable = instance
-        self._supervisor.broken(instance, error)
+    def _replace(self, driver: ProducerDriver, error: Exception) -> None:
+        """Have a driver replaced, and pass nothing more to it."""
+        self._unusable = driver
+        self._supervisor.driver_failed(driver, error)
 
-    def instance_ended(self, instance: ProducerDriver, error: BaseException | None) -> None:
-        """Settle the batches of a closed instance: its sockets are closed, no answer will come."""
+    def driver_closed(self, driver: ProducerDriver, error: BaseException | None) -> None:
+        """Settle the batches of a closed driver: its sockets are closed, no answer will come."""
         self._replace_for = None
-        ended = InstanceEnded("it ended", sent=True)
+        ended = DriverClosed("it ended", sent=True)
         ended.__cause__ = error
         for batch in list(self.in_flight.values()):
-            if batch.instance is instance:
+            if batch.driver is driver:
                 attempts = 0 if batch.driver_batch is None else attempts_of(batch.driver_batch)
-                self._failed(batch, InstanceEnded("it ended") if attempts == 0 else ended)
+                self._failed(batch, DriverClosed("it ended") if attempts == 0 else ended)
 
     def fail_in_flight(self) -> list[DeliveryFailure]:
         """Fail what is in flight, with an unknown outcome; return the failures."""

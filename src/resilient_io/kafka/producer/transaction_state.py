@@ -16,15 +16,15 @@ class OpenTransaction:
     """One transaction from its beginning to its end.
 
     Attributes:
-        instance: The aiokafka producer that it began on; None until it began.
-        abort_reason: The first error of one of its records, or the loss of its instance.
+        driver: The aiokafka producer that it began on; None until it began.
+        abort_reason: The first error of one of its records, or the loss of its driver.
         ending: It is being committed or aborted, so it accepts no more records.
     """
 
-    __slots__ = ("abort_reason", "ending", "instance")
+    __slots__ = ("abort_reason", "driver", "ending")
 
     def __init__(self) -> None:
-        self.instance: ProducerDriver | None = None
+        self.driver: ProducerDriver | None = None
         self.abort_reason: Exception | None = None
         self.ending = False
 
@@ -71,7 +71,7 @@ class TransactionState:
         self.sendable = False
 
     def suspend(self) -> None:
-        """Send nothing more, because the instance of the transaction ended."""
+        """Send nothing more, because the driver of the transaction ended."""
         self.sendable = False
 
     def abort(self, error: Exception) -> None:

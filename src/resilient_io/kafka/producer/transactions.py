@@ -12,9 +12,8 @@ from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
-from ..driver import InstanceEnded
-from ..errors import KafkaDeadlineExceeded, meaning_of
-from .errors import describe_driver_error
+from ..driver import DriverClosed
+from ..errors import KafkaDeadlineExceeded, classify_error
 from .partition_queue import fail_waiting
 from .transaction_state import OpenTransaction
 
@@ -48,16 +47,16 @@ _ABORTED = "the transaction was aborted before the record was sent"
 
 def is_fenced(error: BaseException) -> bool:
     """Return whether another producer took the transactional id, or the broker gave it up."""
-    return meaning_of(error).cause is Cause.FENCED
+    return classify_error(error).cause is Cause.FENCED
 
 
-def is_in_transaction(instance: ProducerDriver) -> bool:
+def is_in_transaction(driver: ProducerDriver) -> bool:
     """Return whether a transaction is open, or failed and has to be aborted.
 
     `TransactionManager.state` of aiokafka 0.14: after a cancelled `begin_transaction` it may be
     either.
     """
-    owner: Any = instance
+    owner: Any = driver
     return owner._txn_manager.state in (
         DriverState.IN_TRANSACTION,
         DriverState.ABORTABLE_ERROR,
@@ -100,21 +99,21 @@ class TransactionManager:
         self._ending: asyncio.Task[Any] | None = None  # a commit or an abort
         self._takeovers = 0
 
-    def instance_ended(self, instance: ProducerDriver, error: BaseException | None) -> None:
-        """Abort the transaction of an instance that was closed: Kafka aborts it, too."""
+    def driver_closed(self, driver: ProducerDriver, error: BaseException | None) -> None:
+        """Abort the transaction of a driver that was closed: Kafka aborts it, too."""
         transaction = self._state.current
-        if transaction is None or transaction.instance is not instance:
+        if transaction is None or transaction.driver is not driver:
             return
         if isinstance(error, Exception) and is_fenced(error):
             self._state.abort(error)
         else:
-            why = "it was closed" if error is None else describe_driver_error(error)
+            why = "it was closed" if error is None else self._errors.describe(error)
             lost = self._errors.unavailable(
                 self._loop.time(),
                 f"the aiokafka producer of the transaction ended: {why}",
                 "transaction",
             )
-            lost.__cause__ = error
+            lost.__cause__ = self._errors.cause(error)
             self._state.abort(lost)
         self._state.suspend()
         self._fail_waiting(lambda _began, _call: transaction.aborted())
@@ -140,21 +139,21 @@ class TransactionManager:
         if self._ending is not None:
             await self._wait(self._ending, until, began, "transaction")
             self._refuse_second()
-        reason = self._supervisor.refusal
+        reason = self._supervisor.permanent_error
         if reason is not None and is_fenced(reason) and self._takeovers < _MAX_TAKEOVERS:
             self._takeovers += 1
-            self._supervisor.revive()
+            self._supervisor.resume()
         self._state.open(transaction)
         begun = False
         try:
-            instance = await self._supervisor.ready(until, "transaction")
-            transaction.instance = instance
+            driver = await self._supervisor.ready(until, "transaction")
+            transaction.driver = driver
             try:
-                await self._call_driver(instance.begin_transaction(), until, began, "transaction")
-            except InstanceEnded as error:
-                why = describe_driver_error(error)
+                await self._call_driver(driver.begin_transaction(), until, began, "transaction")
+            except DriverClosed as error:
+                why = self._errors.describe(error)
                 raise self._errors.unavailable(began, why, "transaction") from error
-            if self._supervisor.instance is not instance:
+            if self._supervisor.driver is not driver:
                 raise self._errors.unavailable(
                     began, "its aiokafka producer ended when it had just begun", "transaction"
                 )
@@ -214,20 +213,20 @@ class TransactionManager:
         """Add a consumer group's offsets to a transaction."""
         began = self._loop.time()
         current = self._state.current
-        if current is not transaction or transaction.ending or transaction.instance is None:
+        if current is not transaction or transaction.ending or transaction.driver is None:
             raise IllegalOperation("this transaction has ended; begin a new one")
         transaction.raise_if_aborted()
         sent = False
         try:
             await self._call_driver(
-                transaction.instance.send_offsets_to_transaction(offsets, group_id),
+                transaction.driver.send_offsets_to_transaction(offsets, group_id),
                 self._accumulator.begin_call("send_offsets").until,
                 began,
                 "send_offsets",
             )
             sent = True
-        except InstanceEnded as error:
-            why = describe_driver_error(error)
+        except DriverClosed as error:
+            why = self._errors.describe(error)
             raise self._errors.unavailable(began, why, "send_offsets") from error
         finally:
             if not sent and transaction.abort_reason is None:
@@ -252,19 +251,19 @@ class TransactionManager:
         self, transaction: OpenTransaction, until: float | None
     ) -> KafkaOutcomeUnknown | None:
         """Commit; return the error for the caller, which may have been cancelled."""
-        instance = transaction.instance
-        assert instance is not None  # noqa: S101 (it has begun)
+        driver = transaction.driver
+        assert driver is not None  # noqa: S101 (it has begun)
         began = self._loop.time()
         try:
-            await self._call_driver(instance.commit_transaction(), until, began, "commit")
+            await self._call_driver(driver.commit_transaction(), until, began, "commit")
         except KafkaDeadlineExceeded:
             why = "the commit was sent, and no answer came in time"
-            return self._commit_lost(instance, began, why, RequestTimedOutError("the commit"))
+            return self._commit_lost(driver, began, why, RequestTimedOutError("the commit"))
         # The boundary to the driver, which also uses assertions. No error proves the outcome.
         except Exception as error:  # noqa: BLE001
-            why = f"the commit was sent: {describe_driver_error(error)}"
-            unknown = self._commit_lost(instance, began, why, error)
-            unknown.__cause__ = error
+            why = f"the commit was sent: {self._errors.describe(error)}"
+            unknown = self._commit_lost(driver, began, why, error)
+            unknown.__cause__ = self._errors.cause(error)
             return unknown
         else:
             self._takeovers = 0
@@ -274,11 +273,11 @@ class TransactionManager:
             self._ending = None
 
     def _commit_lost(
-        self, instance: ProducerDriver, began: float, why: str, error: Exception
+        self, driver: ProducerDriver, began: float, why: str, error: Exception
     ) -> KafkaOutcomeUnknown:
         unknown = self._errors.unknown(began, why, "commit")
         self._errors.count(unknown)
-        self._supervisor.broken(instance, error)
+        self._supervisor.driver_failed(driver, error)
         return unknown
 
     def _start_abort(self, transaction: OpenTransaction) -> None:
@@ -294,19 +293,19 @@ class TransactionManager:
         )
 
     async def _abort(self, transaction: OpenTransaction) -> None:
-        """Abort on the instance of the transaction; the start of another one aborts it anyway."""
-        instance = transaction.instance
+        """Abort on the driver of the transaction; the start of another one aborts it anyway."""
+        driver = transaction.driver
         try:
-            if instance is None or instance is not self._supervisor.instance:
+            if driver is None or driver is not self._supervisor.driver:
                 return
-            if not is_in_transaction(instance):
+            if not is_in_transaction(driver):
                 return  # cancelled before it had begun
             try:
                 async with asyncio.timeout(self._timeout):
-                    await instance.abort_transaction()
+                    await driver.abort_transaction()
             # The boundary to the driver, which also uses assertions. Its successor aborts instead.
             except Exception as error:  # noqa: BLE001
-                self._supervisor.broken(instance, error)
+                self._supervisor.driver_failed(driver, error)
         finally:
             self._ending = None
 
@@ -316,7 +315,7 @@ class TransactionManager:
         """Await a call of aiokafka in its own task, because it may shield itself from a cancel.
 
         Raises:
-            InstanceEnded: The instance ended meanwhile, which cancelled what it waits for.
+            DriverClosed: The driver ended meanwhile, which cancelled what it waits for.
             KafkaDeadlineExceeded: No answer came in time.
             Exception: aiokafka raised it.
         """
@@ -329,7 +328,7 @@ class TransactionManager:
             if not task.done():
                 task.cancel()
         if task.cancelled():
-            raise InstanceEnded("it ended", sent=True)
+            raise DriverClosed("it ended", sent=True)
         return task.result()
 
     async def _wait(

@@ -181,7 +181,7 @@ async def test_a_transaction_is_aborted_when_its_driver_ends(make, topic, commit
             async with producer.transaction():
                 await producer.send_and_wait(topic, b"lost")
                 core = producer._core
-                core.supervisor.broken(core.supervisor.instance, RuntimeError("broken"))
+                core.supervisor.driver_failed(core.supervisor.driver, RuntimeError("broken"))
                 while core.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
                     await asyncio.sleep(0.01)
                 await producer.send(topic, b"refused")
@@ -243,7 +243,7 @@ async def test_a_call_that_waits_for_an_answer_when_its_driver_ends_fails_and_is
             await producer.aclose(0.2)
         else:
             supervisor = producer._core.supervisor
-            supervisor.broken(supervisor.instance, RuntimeError("broken"))
+            supervisor.driver_failed(supervisor.driver, RuntimeError("broken"))
         async with asyncio.timeout(10):
             await asyncio.wait([using])
         assert not using.cancelled()

@@ -11,6 +11,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
 from resilient_io import Dependency, RetryPolicy
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.producer.accumulator import Accumulator
 from resilient_io.kafka.producer.buffer import BufferMemory
 from resilient_io.kafka.producer.bulk import send_many
@@ -136,20 +137,20 @@ class FakeSupervisor:
     """Has a driver in service until it is reported as broken."""
 
     def __init__(self, driver):
-        self.instance = driver
-        self.refusal = None
+        self.driver = driver
+        self.permanent_error = None
         self.errors = []
 
     def context(self):
         return contextvars.copy_context()
 
     async def ready(self, until, operation):
-        return self.instance
+        return self.driver
 
-    def broken(self, instance, error):
+    def driver_failed(self, driver, error):
         self.errors.append(error)
-        if instance is self.instance:
-            self.instance = None
+        if driver is self.driver:
+            self.driver = None
 
 
 class FakeProbe:
@@ -157,10 +158,10 @@ class FakeProbe:
 
     def __init__(self, loop):
         self.loop = loop
-        self.heard_at = []
+        self.replied_at = []
 
-    def heard(self):
-        self.heard_at.append(self.loop.time())
+    def note_reply(self):
+        self.replied_at.append(self.loop.time())
 
 
 class Components:
@@ -173,6 +174,7 @@ class Components:
         self.supervisor = FakeSupervisor(self.driver)
         self.transaction = TransactionState(transactional=False)
         self.errors = DeliveryErrors(
+            target=KafkaTarget("broker:9092"),
             health=self.health,
             loop=self.loop,
             supervisor=self.supervisor,
@@ -248,10 +250,10 @@ class Components:
     async def replace_driver(self, error=None):
         """End the driver and put another one into service, as the supervisor would."""
         old = self.driver
-        self.supervisor.instance = None
+        self.supervisor.driver = None
         self.metadata.detach()
-        self.sender.instance_ended(old, error)
-        self.driver = self.supervisor.instance = FakeDriver()
+        self.sender.driver_closed(old, error)
+        self.driver = self.supervisor.driver = FakeDriver()
         self.metadata.attach(self.driver)
         self.sender.resume()
         await asyncio.sleep(0)

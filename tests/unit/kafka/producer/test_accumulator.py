@@ -18,7 +18,7 @@ from resilient_io.kafka.producer.transaction_state import OpenTransaction
 
 async def test_a_record_that_waits_fails_exactly_at_its_deadline_as_not_sent(components):
     async with components() as producer:
-        producer.supervisor.instance = None
+        producer.supervisor.driver = None
         future = await producer.send(b"x", lifetime=3.0)
         began = producer.loop.time()
         with pytest.raises(KafkaDeadlineExceeded) as caught:
@@ -31,7 +31,7 @@ async def test_a_record_that_waits_fails_exactly_at_its_deadline_as_not_sent(com
 
 async def test_deadlines_are_kept_in_any_order(components):
     async with components() as producer:
-        producer.supervisor.instance = None
+        producer.supervisor.driver = None
         ends = {}
         for seconds in (5.0, 1.0, 3.0, 0.5, 4.0):
             future = await producer.send(b"x", lifetime=seconds)
@@ -111,7 +111,7 @@ async def test_a_record_without_room_in_time_is_overloaded_and_takes_none(compon
 
 async def test_room_of_cancelled_records_is_reclaimed_when_needed(components):
     async with components(buffer_bytes=256 * OVERHEAD) as producer:
-        producer.supervisor.instance = None
+        producer.supervisor.driver = None
         futures = [await producer.send(b"") for _ in range(256)]
         for future in futures:
             future.cancel()
@@ -162,7 +162,7 @@ async def test_flush_waits_only_for_earlier_records(components):
 
 async def test_failed_records_are_logged_in_one_line_for_many(components, caplog):
     async with components() as producer:
-        producer.supervisor.instance = None
+        producer.supervisor.driver = None
         for _ in range(50):
             await producer.send(b"x", lifetime=1.0)
         await asyncio.sleep(2)
@@ -205,8 +205,8 @@ async def test_a_batch_without_an_answer_is_reported_to_health(components):
 
 async def test_a_late_record_says_why_no_driver_was_in_service(components):
     async with components() as producer:
-        producer.supervisor.instance = None
-        producer.supervisor.refusal = driver.ClusterAuthorizationFailedError("not yours")
+        producer.supervisor.driver = None
+        producer.supervisor.permanent_error = driver.ClusterAuthorizationFailedError("not yours")
         future = await producer.send(b"x", lifetime=1.0)
         with pytest.raises(KafkaDeadlineExceeded) as caught:
             await future

@@ -22,7 +22,7 @@ from resilient_io.kafka.producer import (
         ({"acks": 0, "transactional_id": "x"}, "leave them out"),
         ({"compression_type": "zip"}, "gzip"),
         ({"max_batch_size": 0}, "at least 1"),
-        ({"bootstrap_servers": ""}, "names no server"),
+        ({"bootstrap_servers": ""}, "contains no server"),
         ({"loop": None}, "leave it out"),
     ],
 )

@@ -107,14 +107,14 @@ async def test_no_more_records_are_taken_without_room_or_when_kafka_goes_down(
 
 async def test_cancelled_records_free_their_room_and_are_not_sent(components, fake_driver):
     async with components(fake_driver(1)) as producer:
-        producer.supervisor.instance = None
+        producer.supervisor.driver = None
         sending = asyncio.create_task(producer.send_many([b"x"] * 100))
         await asyncio.sleep(1.0)
         assert producer.buffer.used
         sending.cancel()
         await asyncio.wait([sending])
         assert producer.buffer.used == 0
-        producer.supervisor.instance = producer.driver
+        producer.supervisor.driver = producer.driver
         producer.sender.resume()
         await asyncio.sleep(1.0)
         assert producer.driver.batches == []

@@ -7,7 +7,7 @@ from aiokafka import errors as driver
 
 from resilient_io import Progress
 from resilient_io.errors import Closed
-from resilient_io.kafka.driver import InstanceEnded
+from resilient_io.kafka.driver import DriverClosed
 from resilient_io.kafka.errors import (
     KafkaOutcomeUnknown,
     KafkaUnavailable,
@@ -46,8 +46,8 @@ async def test_waiting_and_unsent_records_move_to_the_next_driver_in_order(compo
         futures = [await producer.send(b"%d" % n) for n in range(3)]
         await asyncio.sleep(0.001)
         futures += [await producer.send(b"%d" % n) for n in range(3, 6)]
-        producer.supervisor.instance = None
-        producer.driver.answer(error=InstanceEnded("ended", sent=False))
+        producer.supervisor.driver = None
+        producer.driver.answer(error=DriverClosed("ended", sent=False))
         await asyncio.sleep(0)
         await producer.replace_driver()
         assert [(await future).offset for future in futures] == list(range(6))
@@ -85,12 +85,12 @@ async def test_answers_replace_a_probe_only_if_all_leaders_answered(components):
         producer.driver.cluster.partitions = {0: 1, 1: 2}
 
         async def talk(*partitions):
-            producer.probe.heard_at.clear()
+            producer.probe.replied_at.clear()
             for _ in range(40):
                 futures = [await producer.send(b"x", partition) for partition in partitions]
                 await asyncio.gather(*futures)
                 await asyncio.sleep(0.1)
-            return len(producer.probe.heard_at)
+            return len(producer.probe.replied_at)
 
         assert 3 <= await talk(0, 1) <= 6
         await talk(0)
@@ -184,7 +184,9 @@ async def test_closing_distinguishes_waiting_records_from_those_in_flight(compon
 
 async def test_a_broken_driver_gets_no_more_batches(components):
     async with components() as producer:
-        producer.supervisor.broken = lambda driver, error: None  # it takes one iteration to act
+        producer.supervisor.driver_failed = lambda driver, error: (
+            None
+        )  # it takes one iteration to act
         producer.driver.answers = False
         first = await producer.send(b"a")
         await asyncio.sleep(0.001)
