@@ -64,7 +64,7 @@ def instrument_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> N
 
 def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
     """Trace every record sent from now on, except those of `send_many`."""
-    take = type(producer)._take
+    take = type(producer)._accept
 
     def traced(  # noqa: PLR0917 (the signature of the method that it replaces)
         topic: str,
@@ -91,7 +91,7 @@ def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> N
             return taken
         return _when_accepted(taken, span)
 
-    vars(producer)["_take"] = traced
+    vars(producer)["_accept"] = traced
 
 
 async def _when_accepted(accepting: Coroutine[Any, Any, Written], span: SendSpan) -> Written:

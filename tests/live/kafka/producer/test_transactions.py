@@ -1,4 +1,4 @@
-"""Transactions on a real broker: seen together or not at all, whatever happens on the way."""
+"""Transactions on a real broker: readers see all records of one, or none."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ def committed(server, topic, read_all):
     return read
 
 
-async def test_what_was_sent_in_a_transaction_is_seen_together_with_the_offsets(
+async def test_records_of_a_transaction_become_visible_together_with_the_offsets(
     make, topic, committed, server, name
 ):
     async with make() as producer:
@@ -66,7 +66,7 @@ async def test_what_was_sent_in_a_transaction_is_seen_together_with_the_offsets(
     await reader.stop()
 
 
-async def test_an_exception_aborts_and_the_next_transaction_begins_clean(make, topic, committed):
+async def test_an_exception_aborts_and_the_next_transaction_starts_clean(make, topic, committed):
     async with make() as producer:
         with pytest.raises(KeyError):
             async with producer.transaction():
@@ -96,7 +96,9 @@ async def test_a_record_that_fails_aborts_the_transaction_with_its_error(
         assert await committed() == [b"next"]
 
 
-async def test_cancelling_inside_leaves_at_once_and_the_abort_goes_on(make, topic, committed):
+async def test_cancelling_inside_returns_immediately_and_the_abort_continues(
+    make, topic, committed
+):
     async with make() as producer:
 
         async def work():
@@ -116,7 +118,7 @@ async def test_cancelling_inside_leaves_at_once_and_the_abort_goes_on(make, topi
         assert producer.stats().instances == 1
 
 
-async def test_a_fenced_producer_says_so_and_takes_the_id_back_only_when_it_begins_anew(
+async def test_a_fenced_producer_takes_the_id_back_only_with_its_next_transaction(
     make, topic, committed
 ):
     async with make() as old, contextlib.AsyncExitStack() as later:
@@ -132,7 +134,7 @@ async def test_a_fenced_producer_says_so_and_takes_the_id_back_only_when_it_begi
                 await old.send_and_wait(topic, b"old 3")
         assert isinstance(caught.value, ProducerFenced)
         await asyncio.sleep(0.5)
-        assert old.stats().instances == 1  # it does not fight by itself
+        assert old.stats().instances == 1  # it does not take the id back on its own
         async with new.transaction():
             await new.send(topic, b"new 2")
         async with old.transaction():
@@ -141,7 +143,7 @@ async def test_a_fenced_producer_says_so_and_takes_the_id_back_only_when_it_begi
     assert await committed() == [b"new 1", b"new 2", b"old 1", b"old 4"]
 
 
-async def test_two_that_fence_each_other_come_to_an_end(make, topic):
+async def test_two_producers_that_fence_each_other_stop(make, topic):
     async with make() as one, make() as other:
         refused = 0
         for _ in range(6):
@@ -155,7 +157,7 @@ async def test_two_that_fence_each_other_come_to_an_end(make, topic):
         assert one.stats().instances <= 4
 
 
-async def test_a_commit_without_an_answer_is_an_unknown_outcome_and_the_next_one_works(
+async def test_a_commit_without_an_answer_has_an_unknown_outcome_and_the_next_one_works(
     make, proxy, topic, committed
 ):
     policy = RetryPolicy(deadline=1.5, response_timeout=1.0)
@@ -165,39 +167,39 @@ async def test_a_commit_without_an_answer_is_an_unknown_outcome_and_the_next_one
         lost = proxy.drop_reply("EndTxn")
         with pytest.raises(OutcomeUnknown) as caught:
             async with producer.transaction():
-                await producer.send(topic, b"perhaps")
+                await producer.send(topic, b"maybe")
         assert caught.value.operation == "commit"
         assert lost.struck
         await _begun(producer, topic)
         assert producer.stats().instances == 2
-        assert await committed() == [b"begun", b"begun", b"perhaps"]
+        assert await committed() == [b"begun", b"begun", b"maybe"]
 
 
-async def test_a_transaction_ends_with_its_instance(make, topic, committed, proxy):
+async def test_a_transaction_is_aborted_when_its_driver_ends(make, topic, committed, proxy):
     async with make() as producer:
         with pytest.raises(DependencyUnavailable):
             async with producer.transaction():
                 await producer.send_and_wait(topic, b"lost")
-                engine = producer._engine
-                engine.supervisor.driver_failed(engine.supervisor.driver, RuntimeError("broken"))
-                while engine.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
+                core = producer._core
+                core.supervisor.driver_failed(core.supervisor.driver, RuntimeError("broken"))
+                while core.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
                     await asyncio.sleep(0.01)
                 await producer.send(topic, b"refused")
         await _begun(producer, topic)
         assert await committed() == [b"begun"]
 
 
-async def test_there_is_one_transaction_at_a_time_and_nothing_outside(make, topic, proxy):
+async def test_one_transaction_is_open_at_a_time_and_nothing_is_sent_outside(make, topic, proxy):
     async with make() as producer:
-        with pytest.raises(IllegalOperation, match="in transactions only"):
+        with pytest.raises(IllegalOperation, match="only in transactions"):
             await producer.send(topic, b"x")
         async with producer.transaction() as transaction:
-            with pytest.raises(IllegalOperation, match="under way"):
+            with pytest.raises(IllegalOperation, match="still open"):
                 async with producer.transaction():
                     pass
         with pytest.raises(IllegalOperation):
             await transaction.send_offsets({TopicPartition(topic, 0): 1}, "group")
-        with pytest.raises(IllegalOperation, match="for once"):
+        with pytest.raises(IllegalOperation, match="used once"):
             async with transaction:
                 pass
     async with ResilientKafkaProducer(proxy.bootstrap_servers) as plain:
@@ -206,7 +208,7 @@ async def test_there_is_one_transaction_at_a_time_and_nothing_outside(make, topi
                 pass
 
 
-async def test_closing_aborts_what_is_open(make, topic, committed):
+async def test_closing_aborts_the_open_transaction(make, topic, committed):
     producer = make()
     async with producer:
         transaction = producer.transaction()
@@ -219,7 +221,7 @@ async def test_closing_aborts_what_is_open(make, topic, committed):
 
 @pytest.mark.parametrize("ended_by", ["closing", "replacement"])
 @pytest.mark.parametrize("request_name", ["EndTxn", "AddOffsetsToTxn"])
-async def test_what_waits_for_an_answer_when_its_instance_ends_is_told_and_not_cancelled(
+async def test_a_call_that_waits_for_an_answer_when_its_driver_ends_fails_and_is_not_cancelled(
     make, proxy, topic, ended_by, request_name
 ):
     producer = make(policy=RetryPolicy(deadline=30.0))
@@ -240,7 +242,7 @@ async def test_what_waits_for_an_answer_when_its_instance_ends_is_told_and_not_c
         if ended_by == "closing":
             await producer.aclose(0.2)
         else:
-            supervisor = producer._engine.supervisor
+            supervisor = producer._core.supervisor
             supervisor.driver_failed(supervisor.driver, RuntimeError("broken"))
         async with asyncio.timeout(10):
             await asyncio.wait([using])
@@ -253,7 +255,7 @@ async def test_what_waits_for_an_answer_when_its_instance_ends_is_told_and_not_c
 
 
 async def _begun(producer, topic):
-    """Commit one record, however long the instance takes to come."""
+    """Commit one record, however long the driver takes to start."""
     async with asyncio.timeout(20):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What must hold of the producer when a real broker is killed, frozen, or not yet there."""
+"""The producer while a real broker is killed, frozen, or not started yet."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ async def reached(health, state, timeout=20.0):
                 return
 
 
-async def test_of_a_broker_killed_during_sends_every_acknowledged_record_is_there_once(
+async def test_every_acknowledged_record_is_written_once_when_the_broker_is_killed(
     kafka_server, read_all
 ):
     topic = "killed"
@@ -102,7 +102,7 @@ async def test_of_a_broker_killed_during_sends_every_acknowledged_record_is_ther
     assert kinds["KafkaUnavailable"], kinds
 
 
-async def test_records_that_wait_while_the_broker_is_away_arrive_in_order(kafka_server, read_all):
+async def test_records_that_wait_while_the_broker_is_down_arrive_in_order(kafka_server, read_all):
     topic = "waiting"
     await kafka_server.create_topic(topic)
     health = quick_health()
@@ -125,7 +125,7 @@ async def test_records_that_wait_while_the_broker_is_away_arrive_in_order(kafka_
 
 
 @pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.soak)])
-async def test_while_the_broker_is_frozen_no_call_outlives_its_deadline(
+async def test_no_call_outlives_its_deadline_while_the_broker_is_frozen(
     seconds, kafka_server, caplog
 ):
     topic = "frozen"
@@ -175,7 +175,7 @@ async def test_while_the_broker_is_frozen_no_call_outlives_its_deadline(
     await health.aclose()
 
 
-async def test_it_starts_while_kafka_is_away_and_goes_on_when_it_is_there(kafka_server):
+async def test_a_producer_starts_while_kafka_is_down_and_works_once_it_is_up(kafka_server):
     topic = "late"
     await kafka_server.create_topic(topic)
     kafka_server.kill()
@@ -226,7 +226,7 @@ async def test_an_error_names_the_call_that_was_made_and_one_record_is_logged_as
     await health.aclose()
 
 
-async def test_closing_while_the_broker_is_away_reports_what_was_not_delivered(kafka_server):
+async def test_closing_while_the_broker_is_down_reports_undelivered_records(kafka_server):
     topic = "closing"
     await kafka_server.create_topic(topic)
     health = quick_health()
@@ -237,7 +237,7 @@ async def test_closing_while_the_broker_is_away_reports_what_was_not_delivered(k
         await producer.send_and_wait(topic, b"first")
         kafka_server.kill()
         futures = [await producer.send(topic, b"%d" % n, key=b"k") for n in range(3)]
-        await asyncio.sleep(0.2)  # handed over, to nobody
+        await asyncio.sleep(0.2)  # sent, but the broker is gone
         futures += [await producer.send(topic, b"%d" % n, key=b"k") for n in range(3, 6)]
         began = asyncio.get_running_loop().time()
         report = await producer.aclose(1.0)

@@ -31,7 +31,7 @@ def works(topic):
         assert metadata.topic == topic
         await producer.flush()
         stats = producer.stats()
-        assert (stats.waiting, stats.travelling, stats.buffered) == (0, 0, 0)
+        assert (stats.waiting, stats.in_flight, stats.buffered) == (0, 0, 0)
         assert stats.callers_waiting == 0
 
     return check
@@ -51,7 +51,9 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_cancelled_call_leaves_at_once_and_nothing_behind(call, producer, topic, works):
+async def test_a_cancelled_call_returns_immediately_and_leaves_nothing_behind(
+    call, producer, topic, works
+):
     @contextlib.asynccontextmanager
     async def setup():
         yield producer
@@ -88,17 +90,19 @@ async def test_waiting_for_room_and_for_a_topic_can_be_cancelled(shared_kafka, t
         report.assert_clean()
 
 
-async def test_a_cancelled_start_and_end_leave_nothing(shared_kafka, topic):
+async def test_a_cancelled_start_and_close_leave_nothing_behind(shared_kafka, topic):
     async def life():
         async with ResilientKafkaProducer(shared_kafka.bootstrap_servers) as producer:
             await producer.send_and_wait(topic, b"x")
 
-    # A cancelled end leaves at once; the closing goes on by itself.
+    # A cancelled close returns immediately; closing continues in the background.
     report = await cancel_everywhere(life, settle=5.0)
     assert [finding for finding in report.findings if finding.problem is not Problem.LATE] == []
 
 
-async def test_a_cancelled_closing_leaves_at_once_and_goes_on_by_itself(shared_kafka, topic):
+async def test_a_cancelled_aclose_returns_immediately_and_continues_in_the_background(
+    shared_kafka, topic
+):
     @contextlib.asynccontextmanager
     async def setup():
         producer = ResilientKafkaProducer(shared_kafka.bootstrap_servers)
@@ -111,7 +115,7 @@ async def test_a_cancelled_closing_leaves_at_once_and_goes_on_by_itself(shared_k
     report.assert_clean()
 
 
-async def test_a_cancelled_transaction_leaves_at_once_and_is_aborted(
+async def test_a_cancelled_transaction_returns_immediately_and_is_aborted(
     shared_kafka, topic, name, read_all
 ):
     numbers = iter(range(1000))
@@ -132,7 +136,7 @@ async def test_a_cancelled_transaction_leaves_at_once_and_is_aborted(
             async with producer.transaction():
                 await producer.send(topic, b"check")
 
-        await check()  # what serves all transactions is there
+        await check()  # the transaction coordinator is available
         report = await cancel_everywhere(work, check=check, settle=2.0)
         report.assert_clean()
     seen = [r.value for r in await read_all(shared_kafka, topic, "read_committed")]

@@ -1,4 +1,4 @@
-"""What arrives on a real broker: everything that was given, where and in the order it belongs."""
+"""Deliveries to a real broker: complete, in the right partition, in order."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def make(shared_kafka):
     return make
 
 
-async def test_keys_go_where_aiokafka_would_send_them_and_offsets_are_true(
+async def test_keys_go_to_the_partitions_of_aiokafka_and_offsets_are_correct(
     make, topic, shared_kafka, read_all
 ):
     keys = [b"key %d" % n for n in range(50)]
@@ -61,10 +61,10 @@ async def test_headers_timestamps_and_tombstones_arrive(
     assert (full.key, full.value, full.timestamp) == (b"k", b"v", 1_600_000_000_000)
     assert list(full.headers) == [("a", b"1"), ("a", None)]
     assert (gone.key, gone.value) == (b"gone", None)
-    assert abs(gone.timestamp - full.timestamp) > 1e11  # it has the time of its sending
+    assert abs(gone.timestamp - full.timestamp) > 1e11  # its timestamp is the time when it was sent
 
 
-async def test_records_sent_at_once_keep_their_order_in_each_partition(
+async def test_records_sent_together_keep_their_order_in_each_partition(
     make, topic, shared_kafka, read_all
 ):
     async with make(max_batch_size=2000) as producer:
@@ -79,7 +79,7 @@ async def test_records_sent_at_once_keep_their_order_in_each_partition(
     assert sum(seen.values()) == 2000
 
 
-async def test_records_without_a_key_travel_together_and_use_all_partitions(
+async def test_records_without_a_key_share_batches_and_use_all_partitions(
     make, topic, shared_kafka, read_all
 ):
     async with make() as producer:
@@ -90,7 +90,7 @@ async def test_records_without_a_key_travel_together_and_use_all_partitions(
     assert len(used) == 4
 
 
-async def test_lingering_collects_and_a_flush_ends_it(make, topic):
+async def test_lingering_collects_records_until_a_flush(make, topic):
     async with make(settings=DeliverySettings(linger=5.0)) as producer:
         began = asyncio.get_running_loop().time()
         futures = []
@@ -103,7 +103,7 @@ async def test_lingering_collects_and_a_flush_ends_it(make, topic):
         assert producer.stats().batches == 1
 
 
-async def test_a_partitioner_and_serializers_of_the_user_run_in_the_caller(
+async def test_the_partitioner_and_serializers_run_in_the_caller(
     make, topic, shared_kafka, read_all
 ):
     def dumps(value):
@@ -125,9 +125,7 @@ async def test_a_partitioner_and_serializers_of_the_user_run_in_the_caller(
     assert values == [b"1", b"2", b"[1]", b'{"a": 1}']
 
 
-async def test_many_records_are_reported_by_partition_and_place(
-    make, topic, shared_kafka, read_all
-):
+async def test_send_many_reports_by_partition_and_position(make, topic, shared_kafka, read_all):
     records = [
         *(b"%d" % n for n in range(3000)),
         (b"k", b"pair"),
@@ -155,7 +153,7 @@ async def test_many_records_are_reported_by_partition_and_place(
     assert Counter(r.value for r in found) == Counter([*records[:3000], b"pair", b"own"])
 
 
-async def test_many_records_from_a_slow_source_do_not_wait_for_each_other(make, topic):
+async def test_send_many_does_not_wait_for_a_slow_source(make, topic):
     delivered = []
 
     async def source(producer):
@@ -172,7 +170,7 @@ async def test_many_records_from_a_slow_source_do_not_wait_for_each_other(make, 
     assert delivered == [0, 1, 2]
 
 
-async def test_what_a_source_raises_is_raised_and_what_waits_is_dropped(make, topic):
+async def test_send_many_raises_the_error_of_its_source_and_drops_waiting_records(make, topic):
     def source():
         yield from [b"x"] * 10
         raise LookupError
@@ -188,12 +186,12 @@ async def test_acks_of_zero_and_one_work_without_idempotence(make, topic, shared
     async with make(acks=1) as producer:
         assert (await producer.send_and_wait(topic, b"1", partition=1)).offset == 0
     async with make(acks=0) as producer, asyncio.timeout(30):
-        # Nobody says whether it was written, and a broker that is new to the partition drops it.
+        # Kafka does not confirm it, and a broker that is new to the partition drops it.
         while b"0" not in [record.value for record in await read_all(shared_kafka, topic)]:
             assert (await producer.send_and_wait(topic, b"0", partition=0)).offset == -1
 
 
-async def test_it_works_without_async_with_and_again_after_closing(make, topic):
+async def test_a_producer_works_without_async_with_and_again_after_closing(make, topic):
     producer = make()
     await producer.send(topic, b"x")
     report = await producer.aclose()

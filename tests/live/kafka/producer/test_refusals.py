@@ -1,4 +1,4 @@
-"""What the producer makes of what a broker answers, or does not answer, to single batches."""
+"""Error answers, and missing answers, to single batches."""
 
 import asyncio
 
@@ -53,7 +53,7 @@ def values(records, partition=0):
 
 
 @pytest.mark.parametrize("code", [OUT_OF_ORDER, UNKNOWN_PRODUCER, STALE_EPOCH])
-async def test_a_broken_instance_is_replaced_and_the_callers_are_told(
+async def test_a_broken_driver_is_replaced_and_the_callers_get_the_error(
     code, producer, proxy, topic, server, read_all
 ):
     proxy.answer("Produce", produce_error(code))
@@ -67,22 +67,22 @@ async def test_a_broken_instance_is_replaced_and_the_callers_are_told(
     assert values(await read_all(server, topic)) == [b"first", b"0", b"1", b"2"]
 
 
-async def test_what_waits_moves_to_the_next_instance_in_order(
+async def test_waiting_records_move_to_the_next_driver_in_order(
     producer, proxy, topic, server, read_all
 ):
     held = proxy.hold("Produce")
-    travelling = await producer.send(topic, b"travelling", partition=1)
+    in_flight = await producer.send(topic, b"in flight", partition=1)
     await held.happened()
     waiting = [await producer.send(topic, b"%d" % n, partition=1) for n in range(50)]
     proxy.answer("Produce", produce_error(OUT_OF_ORDER))
     held.release()
-    await travelling
+    await in_flight
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, KafkaUnavailable) for outcome in outcomes)
     more = [await producer.send(topic, b"more %d" % n, partition=1) for n in range(50)]
     assert [(await future).offset for future in more] == list(range(1, 51))
     assert values(await read_all(server, topic), 1) == [
-        b"travelling",
+        b"in flight",
         *(b"more %d" % n for n in range(50)),
     ]
 
@@ -91,7 +91,7 @@ async def test_what_waits_moves_to_the_next_instance_in_order(
     ("code", "error"),
     [(NOT_ALLOWED, TopicAuthorizationFailedError), (TOO_LARGE, MessageSizeTooLargeError)],
 )
-async def test_a_batch_refused_for_good_fails_alone_and_the_numbering_goes_on(
+async def test_a_permanently_refused_batch_fails_alone_and_the_numbering_continues(
     code, error, producer, proxy, topic, server, read_all
 ):
     proxy.answer("Produce", produce_error(code))
@@ -104,24 +104,24 @@ async def test_a_batch_refused_for_good_fails_alone_and_the_numbering_goes_on(
     assert values(await read_all(server, topic)) == [b"first", b"0", b"1", b"2"]
 
 
-async def test_a_refusal_that_may_pass_is_tried_again_without_telling(producer, proxy, topic):
+async def test_a_temporary_refusal_is_retried_silently(producer, proxy, topic):
     proxy.answer("Produce", produce_error(NOT_ENOUGH_REPLICAS), times=2)
     assert (await producer.send_and_wait(topic, b"x", partition=0)).offset == 1
 
 
-async def test_after_an_answer_that_says_nothing_the_outcome_is_unknown_and_the_order_kept(
+async def test_the_outcome_after_an_unknown_error_is_unknown_and_the_order_is_kept(
     producer, proxy, topic, server, read_all
 ):
     proxy.answer("Produce", produce_error(UNKNOWN))
     with pytest.raises(KafkaOutcomeUnknown):
-        await producer.send_and_wait(topic, b"who knows", partition=0)
+        await producer.send_and_wait(topic, b"unknown", partition=0)
     for n in range(3):
         await producer.send_and_wait(topic, b"%d" % n, partition=0)
     assert producer.stats().instances == 2
     assert values(await read_all(server, topic)) == [b"first", b"0", b"1", b"2"]
 
 
-async def test_a_lost_answer_is_asked_for_again_and_the_record_is_there_once(
+async def test_a_request_whose_answer_was_lost_is_repeated_and_the_record_written_once(
     proxy, topic, server, read_all
 ):
     async with ResilientKafkaProducer(proxy.bootstrap_servers, request_timeout_ms=500) as producer:
@@ -132,7 +132,7 @@ async def test_a_lost_answer_is_asked_for_again_and_the_record_is_there_once(
     assert values(await read_all(server, topic)) == [b"first", b"once"]
 
 
-async def test_a_batch_without_an_answer_closes_its_partition_only(
+async def test_a_batch_without_an_answer_blocks_only_its_partition(
     producer, proxy, topic, server, read_all
 ):
     held = proxy.hold("Produce")
@@ -149,7 +149,7 @@ async def test_a_batch_without_an_answer_closes_its_partition_only(
     assert values(await read_all(server, topic)) == [b"first", b"held", b"next"]
 
 
-async def test_what_its_caller_gave_up_is_not_sent_if_it_was_not_handed_over(
+async def test_a_cancelled_record_that_was_not_sent_yet_is_not_sent(
     producer, proxy, topic, server, read_all
 ):
     held = proxy.hold("Produce")
@@ -170,15 +170,15 @@ async def test_what_its_caller_gave_up_is_not_sent_if_it_was_not_handed_over(
     assert producer.stats().buffered == 0
 
 
-async def test_a_delivery_timeout_ends_what_waits_and_what_travels(proxy, topic):
+async def test_the_delivery_timeout_fails_waiting_records_and_those_in_flight(proxy, topic):
     settings = DeliverySettings(delivery_timeout=0.5)
     async with ResilientKafkaProducer(proxy.bootstrap_servers, settings=settings) as producer:
         await producer.send_and_wait(topic, b"first", partition=0)
         held = proxy.hold("Produce")
-        travelling = await producer.send(topic, b"travels", partition=0)
+        in_flight = await producer.send(topic, b"in flight", partition=0)
         await held.happened()
         waiting = await producer.send(topic, b"waits", partition=0)
-        outcomes = await asyncio.gather(travelling, waiting, return_exceptions=True)
+        outcomes = await asyncio.gather(in_flight, waiting, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [
             KafkaOutcomeUnknown,
             KafkaDeadlineExceeded,
@@ -203,7 +203,7 @@ async def test_a_batch_that_is_too_large_for_its_topic_is_split_and_a_record_fai
     assert [int(value[:3]) for value in values(await read_all(server, name))] == list(range(80))
 
 
-async def test_a_topic_that_does_not_exist_is_told_after_a_few_answers(name):
+async def test_a_topic_that_does_not_exist_is_reported_after_a_few_answers(name):
     async with (
         KafkaServer(options={"auto.create.topics.enable": False}) as server,
         ResilientKafkaProducer(server.bootstrap_servers) as producer,
@@ -216,18 +216,18 @@ async def test_a_topic_that_does_not_exist_is_told_after_a_few_answers(name):
         assert (await producer.send_and_wait(name, b"x")).offset == 0
 
 
-async def test_a_topic_that_the_broker_makes_is_found(producer, name):
+async def test_a_topic_that_the_broker_creates_is_found(producer, name):
     assert (await producer.send_and_wait(f"{name}-new", b"x")).offset == 0
 
 
-async def test_a_record_larger_than_the_producer_takes_is_refused_at_once(producer, topic):
+async def test_a_record_larger_than_max_request_size_is_rejected_immediately(producer, topic):
     with pytest.raises(MessageSizeTooLargeError, match="max_request_size"):
         await producer.send(topic, b"x" * (1024 * 1024 + 1))
     with pytest.raises(UnknownTopicOrPartitionError, match="no partition 7"):
         await producer.send(topic, b"x", partition=7)
 
 
-async def test_frozen_with_a_policy_that_waits_the_buffer_bounds_what_is_held(proxy, topic):
+async def test_the_buffer_limits_the_records_held_while_the_broker_does_not_answer(proxy, topic):
     from resilient_io import Overloaded
 
     settings = DeliverySettings(buffer_bytes=64 * 1024)
@@ -252,7 +252,7 @@ async def test_frozen_with_a_policy_that_waits_the_buffer_bounds_what_is_held(pr
         assert producer.stats().buffered == 0
 
 
-async def test_who_may_not_write_and_who_may_not_even_log_in_is_told_so(name):
+async def test_missing_permissions_and_wrong_credentials_are_reported(name):
     users = {"admin": "admin-secret", "alice": "alice-secret"}
     async with KafkaServer(users=users, superusers=["admin"]) as server:
         await server.create_topic(name)

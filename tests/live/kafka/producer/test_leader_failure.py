@@ -1,4 +1,4 @@
-"""Three brokers, and the leader of what is written to is killed."""
+"""Three brokers; the leader of the written partition is killed."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ SENDERS = 8
 
 
 @pytest.mark.soak
-async def test_when_a_leader_is_killed_nothing_acknowledged_is_lost_or_repeated(
+async def test_no_acknowledged_record_is_lost_or_repeated_when_a_leader_is_killed(
     kafka_cluster, read_all
 ):
     topic = "led"
