@@ -72,7 +72,7 @@ async def test_a_bug_is_logged_with_its_traceback(caplog):
     log_task_death(await ended(raising(ZeroDivisionError("a bug"))))
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("resilient-io the task ended of a bug")
+    assert record.getMessage().startswith("resilient-io the task crashed (a bug in resilient-io)")
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 

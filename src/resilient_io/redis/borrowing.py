@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
-from resilient_io.retry import context_without_deadline
 
 from .attempt import AttemptFailed
 from .errors import Failure, connection_failure

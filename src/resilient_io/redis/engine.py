@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.binding import notify_on_fork
-from resilient_io.retry import RetryBudget, context_without_deadline
+from resilient_io.deadlines import context_without_deadline
+from resilient_io.retry import RetryBudget
 
 from .executor import Gate
 from .multiplexer import Lanes, follow_credentials

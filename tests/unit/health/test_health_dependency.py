@@ -9,10 +9,10 @@ import re
 
 import pytest
 
+from resilient_io.deadlines import deadline
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthSettings, State
 from resilient_io.health.subscriptions import Feed
-from resilient_io.retry import deadline
 from resilient_io.testing import VirtualTimeLoop
 
 

@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from resilient_io.deadlines import current_deadline, deadline
 from resilient_io.errors import DeadlineExceeded
 from resilient_io.health import (
     Cause,
@@ -19,7 +20,6 @@ from resilient_io.health import (
     State,
     loop_lag,
 )
-from resilient_io.retry import current_deadline, deadline
 
 UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
 

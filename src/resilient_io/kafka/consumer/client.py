@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.kafka.options import split_options
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_count, check_number, check_seconds
 
-from ..binding import Residence
 from ..connect import Target
 from ..errors import KafkaClosed
 from ..processing.options import check_choice, plan_run
@@ -140,7 +140,7 @@ class ResilientKafkaConsumer:
         self._counters = Counters()
         self._tracing: Tracing | None = None
         self._engine: Engine | None = None
-        self._residence: Residence | None = None
+        self._residence: LoopBinding | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -417,7 +417,7 @@ class ResilientKafkaConsumer:
         readiness.
         """
         residence = self._residence
-        if self._engine is None or residence is None or residence.over or residence.forked:
+        if self._engine is None or residence is None or residence.closed or residence.forked:
             return None
         return self._engine.liveness_failure()
 
@@ -445,7 +445,7 @@ class ResilientKafkaConsumer:
                 operation="consume",
             )
         if self._residence is not None and self._residence.loop is not loop:
-            if not self._residence.over:
+            if not self._residence.closed:
                 self._residence.check(type(self).__name__)
             self._engine = None  # gone with that loop
         if self._engine is None:
@@ -461,7 +461,7 @@ class ResilientKafkaConsumer:
                 rng=self._rng,
             )
             engine.start()
-            self._engine, self._residence = engine, Residence()
+            self._engine, self._residence = engine, LoopBinding()
         return self._engine
 
     def _make_producer(self) -> Any:

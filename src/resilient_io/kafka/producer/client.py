@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.health import Dependency
 from resilient_io.kafka.options import split_options
-from resilient_io.retry import RetryPolicy, current_deadline
+from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_number, check_seconds
 
 from ..connect import Target
@@ -374,7 +375,7 @@ class ResilientKafkaProducer:
             timeout = self._policy.deadline or _CLOSE_TIMEOUT
         check_number("timeout", timeout)
         engine = self._engine
-        if engine is None or engine.residence.over or engine.residence.forked:
+        if engine is None or engine.residence.closed or engine.residence.forked:
             self._closed = True
             return DeliveryReport()
         engine.residence.check(type(self).__name__)
@@ -385,7 +386,7 @@ class ResilientKafkaProducer:
         """Start, without waiting for Kafka; a closed producer opens again."""
         if self._closed:
             engine = self._engine
-            if engine is not None and not engine.residence.over:
+            if engine is not None and not engine.residence.closed:
                 engine.residence.check(type(self).__name__)
                 await engine.aclose(0.0)
             self._engine, self._closed = None, False
@@ -415,7 +416,7 @@ class ResilientKafkaProducer:
         (`HealthMonitor(liveness=[producer])`), not for readiness.
         """
         engine = self._engine
-        if engine is None or self._closed or engine.residence.over:
+        if engine is None or self._closed or engine.residence.closed:
             return None
         return engine.liveness_failure()
 
@@ -441,7 +442,7 @@ class ResilientKafkaProducer:
                 dependency=self.health.name,
                 operation=operation,
             )
-        if self._engine is not None and not self._engine.residence.over:
+        if self._engine is not None and not self._engine.residence.closed:
             self._engine.residence.check(type(self).__name__)
         self._engine = Engine(
             target=self._target,

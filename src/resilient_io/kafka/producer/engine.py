@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
+from resilient_io.binding import LoopBinding
 from resilient_io.deadlines import context_without_deadline
 
-from ..binding import Residence
 from ..probe import TRANSACTION, KafkaProbe
 from ..supervisor import Supervisor
 from .accumulator import Accumulator
@@ -61,7 +61,7 @@ class Engine:
         Raises:
             RuntimeError: The health is in use in another living event loop.
         """
-        self.residence = Residence()
+        self.residence = LoopBinding()
         self.loop = asyncio.get_running_loop()
         self.health = health
         self.settings = settings

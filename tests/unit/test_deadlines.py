@@ -7,11 +7,11 @@ import timeit
 import pytest
 
 import resilient_io
+from resilient_io.deadlines import context_without_deadline, current_deadline, deadline
 from resilient_io.errors import ConfigurationError
-from resilient_io.retry import context_without_deadline, current_deadline, deadline
 
 
-async def test_it_is_the_loop_time_at_which_the_block_has_used_its_time_up():
+async def test_deadline_is_the_loop_time_at_which_the_block_expires():
     loop = asyncio.get_running_loop()
     await asyncio.sleep(3)
     assert current_deadline() is None
@@ -24,7 +24,7 @@ async def test_it_is_the_loop_time_at_which_the_block_has_used_its_time_up():
     assert current_deadline() is None
 
 
-async def test_a_nested_one_only_shortens():
+async def test_nested_deadline_only_shortens():
     with deadline(2.0) as outer:
         with deadline(10.0) as longer:
             assert longer.at == current_deadline() == outer.at
@@ -33,13 +33,13 @@ async def test_a_nested_one_only_shortens():
         assert current_deadline() == outer.at
 
 
-async def test_it_ends_with_the_block_also_by_an_exception():
+async def test_deadline_ends_with_the_block_also_after_an_exception():
     with pytest.raises(KeyError), deadline(1.0):
         raise KeyError
     assert current_deadline() is None
 
 
-async def test_a_task_made_inside_inherits_it_and_one_beside_does_not():
+async def test_task_inherits_the_deadline_of_the_block_that_creates_it():
     async def look():
         return current_deadline()
 
@@ -52,26 +52,26 @@ async def test_a_task_made_inside_inherits_it_and_one_beside_does_not():
     assert await alone is None
 
 
-async def test_the_code_of_others_is_not_interrupted():
+async def test_other_code_is_not_interrupted():
     with deadline(1.0):
         await asyncio.sleep(60)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, True, "1", None])
-async def test_what_is_no_span_of_time_is_refused(seconds):
-    with pytest.raises(ConfigurationError, match=r"seconds=.*write a finite number above 0"):
+async def test_invalid_seconds_are_rejected(seconds):
+    with pytest.raises(ConfigurationError, match=r"seconds=.*use a finite number above 0"):
         deadline(seconds).__enter__()
     assert current_deadline() is None
 
 
-def test_without_a_running_loop_it_says_where_to_write_it():
+def test_deadline_outside_a_loop_says_where_to_use_it():
     with pytest.raises(RuntimeError, match="inside a coroutine"), deadline(1.0):
         pass
 
 
-def test_it_is_public():
+def test_deadline_is_public():
     assert resilient_io.deadline is deadline
 
 
-def test_looking_at_it_costs_next_to_nothing():
+def test_reading_the_deadline_takes_nanoseconds():
     assert min(timeit.repeat(current_deadline, number=10_000, repeat=5)) / 10_000 < 1e-6
