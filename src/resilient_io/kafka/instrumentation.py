@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from .consumer.client import ResilientKafkaConsumer
-    from .consumer.record import Record
+    from .record import Record
     from .producer.client import ResilientKafkaProducer
 
     Written = asyncio.Future[RecordMetadata]

@@ -1,10 +1,10 @@
-"""Only what is contiguous may be committed."""
+"""Only contiguous offsets may be committed."""
 
 import random
 
 import pytest
 
-from resilient_io.kafka.consumer.assignment import PartitionProgress
+from resilient_io.kafka.record import PartitionProgress
 
 
 def progress_of(*offsets: int) -> PartitionProgress:
@@ -14,14 +14,14 @@ def progress_of(*offsets: int) -> PartitionProgress:
     return progress
 
 
-def test_nothing_may_be_committed_before_the_first_is_done():
+def test_nothing_is_committable_before_the_first_record_is_done():
     progress = progress_of(5, 6)
     assert progress.committable is None
     assert progress.outstanding == 2
     assert progress.first_outstanding == 5
 
 
-def test_what_is_done_out_of_turn_waits_for_those_before_it():
+def test_a_record_done_out_of_order_waits_for_earlier_ones():
     progress = progress_of(5, 6, 7)
     progress.done(7)
     progress.done(6)
@@ -33,7 +33,7 @@ def test_what_is_done_out_of_turn_waits_for_those_before_it():
     assert progress.first_outstanding is None
 
 
-def test_gaps_in_the_offsets_do_not_hold_anything():
+def test_gaps_in_the_offsets_are_skipped():
     progress = progress_of(5, 9, 20)
     progress.done(5)
     assert progress.committable == 6
@@ -53,7 +53,7 @@ def test_done_twice_counts_once():
     assert progress.outstanding == 1
 
 
-def test_what_was_never_handed_out_is_never_done():
+def test_a_record_that_was_never_delivered_is_never_done():
     progress = progress_of(5)
     progress.done(9)
     progress.done(3)
@@ -62,22 +62,22 @@ def test_what_was_never_handed_out_is_never_done():
     assert progress.outstanding == 0
 
 
-def test_handed_out_twice_counts_once():
+def test_a_record_delivered_twice_counts_once():
     progress = progress_of(5, 6, 5, 6)
     assert progress.outstanding == 2
 
 
-def test_reaching_an_offset_finishes_all_before_it():
+def test_reaching_an_offset_finishes_every_earlier_record():
     progress = progress_of(5, 6, 7, 8)
     progress.done(7)
     progress.reached(7)
     assert progress.committable == 8, "7 was done already"
     assert progress.outstanding == 1
     progress.reached(6)
-    assert progress.committable == 8, "never backwards"
+    assert progress.committable == 8, "it never decreases"
 
 
-def test_reaching_needs_no_account_of_single_records():
+def test_reaching_needs_no_delivered_records():
     progress = PartitionProgress()
     progress.reached(40)
     assert progress.committable == 40
@@ -88,24 +88,24 @@ def test_reaching_needs_no_account_of_single_records():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_order_gives_what_counting_from_the_start_gives(seed):
+def test_any_order_matches_a_count_from_the_start(seed):
     rng = random.Random(seed)
     offsets = sorted(rng.sample(range(1000), 200))
     progress = PartitionProgress()
     done: set[int] = set()
-    handed = 0
+    delivered = 0
     while len(done) < len(offsets):
-        if handed < len(offsets) and rng.random() < 0.5:
-            progress.delivered(offsets[handed])
-            handed += 1
-        elif open_ones := [offset for offset in offsets[:handed] if offset not in done]:
+        if delivered < len(offsets) and rng.random() < 0.5:
+            progress.delivered(offsets[delivered])
+            delivered += 1
+        elif open_ones := [offset for offset in offsets[:delivered] if offset not in done]:
             choice = rng.choice(open_ones)
             done.add(choice)
             progress.done(choice)
         expected = None
-        for offset in offsets[:handed]:
+        for offset in offsets[:delivered]:
             if offset not in done:
                 break
             expected = offset + 1
         assert progress.committable == expected
-        assert progress.outstanding == handed - len(done)
+        assert progress.outstanding == delivered - len(done)

@@ -1,4 +1,4 @@
-"""A connection that owes an answer and says nothing is closed; one that is only slow is not."""
+"""A connection with a pending request is closed if it is silent, but not if it is slow."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest
 
-from resilient_io.kafka.consumer.housekeeping import SilenceWatch
+from resilient_io.kafka.consumer.detectors import DeadConnectionDetector
 
 
 class Connection:
@@ -16,7 +16,7 @@ class Connection:
         self._writer = None
         self.closed = False
 
-    def owes(self, kind):
+    def send(self, kind):
         self._requests.append((len(self._requests), kind, None))
 
     def connected(self):
@@ -31,14 +31,14 @@ class Scene:
         self.connection = Connection()
         client = SimpleNamespace(_conns={1: self.connection})
         self.instance = SimpleNamespace(_client=client)
-        self.watch = SilenceWatch(2.0, fetch=0.5, join=10.0)
+        self.detector = DeadConnectionDetector(2.0, fetch=0.5, join=10.0)
         self.now = 0.0
 
     def pass_time(self, seconds):
-        """A look every half second."""
+        """Check every half second."""
         for _ in range(int(seconds * 2)):
             self.now += 0.5
-            self.watch.look(self.instance, self.now)
+            self.detector.check(self.instance, self.now)
 
 
 @pytest.fixture
@@ -46,42 +46,44 @@ def scene():
     return Scene()
 
 
-def test_who_owes_nothing_may_be_silent(scene):
+def test_a_connection_without_requests_may_be_silent(scene):
     scene.pass_time(60)
     assert not scene.connection.closed
 
 
 @pytest.mark.parametrize(
-    ("kind", "patience"), [(HeartbeatRequest, 2.0), (FetchRequest, 2.5), (JoinGroupRequest, 12.0)]
+    ("kind", "limit"), [(HeartbeatRequest, 2.0), (FetchRequest, 2.5), (JoinGroupRequest, 12.0)]
 )
-def test_silence_is_ended_after_what_the_answer_may_take(scene, kind, patience):
-    scene.connection.owes(kind)
-    scene.pass_time(patience + 0.5)
-    assert not scene.connection.closed, "one look may only be early"
+def test_a_silent_connection_is_closed_after_the_time_that_its_response_may_take(
+    scene, kind, limit
+):
+    scene.connection.send(kind)
+    scene.pass_time(limit + 0.5)
+    assert not scene.connection.closed, "the first check may be early"
     scene.pass_time(0.5)
     assert scene.connection.closed
-    assert scene.watch.closed == 1
+    assert scene.detector.closed == 1
 
 
-def test_answers_one_after_the_other_are_no_silence(scene):
+def test_consecutive_responses_keep_a_connection_open(scene):
     for _ in range(20):
-        scene.connection.owes(HeartbeatRequest)
+        scene.connection.send(HeartbeatRequest)
         scene.pass_time(1.5)
         scene.connection._requests.clear()
     assert not scene.connection.closed
 
 
-def test_a_large_answer_that_is_still_coming_is_no_silence(scene):
-    scene.connection.owes(FetchRequest)
+def test_a_large_response_that_is_arriving_keeps_a_connection_open(scene):
+    scene.connection.send(FetchRequest)
     for _ in range(20):
         scene.connection._reader._buffer += bytes(1000)
         scene.pass_time(2.0)
     assert not scene.connection.closed
 
 
-def test_an_outage_begins_the_time_anew(scene):
-    scene.connection.owes(HeartbeatRequest)
+def test_an_outage_resets_the_detector(scene):
+    scene.connection.send(HeartbeatRequest)
     scene.pass_time(2.0)
-    scene.watch.forget()
+    scene.detector.reset()
     scene.pass_time(2.0)
     assert not scene.connection.closed

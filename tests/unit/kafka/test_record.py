@@ -1,10 +1,9 @@
-"""A record says where it is, and whether it is handled."""
+"""A record knows its position, and whether it is handled."""
 
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 
-from resilient_io.kafka.consumer.assignment import PartitionProgress
-from resilient_io.kafka.consumer.record import Record, TopicPartition, UnreadableRecord
+from resilient_io.kafka.record import PartitionProgress, Record, UnreadableRecord
 
 
 def record_at(offset: int, progress: PartitionProgress, kind: type[Record] = Record) -> Record:
@@ -17,7 +16,7 @@ def record_at(offset: int, progress: PartitionProgress, kind: type[Record] = Rec
     return record
 
 
-def test_done_tells_the_partition_once():
+def test_done_advances_the_partition_once():
     progress = PartitionProgress()
     first, second = record_at(1, progress), record_at(2, progress)
     assert not first.handled
@@ -29,7 +28,7 @@ def test_done_tells_the_partition_once():
     assert progress.committable == 3
 
 
-def test_it_is_the_drivers_record_and_equal_by_its_place():
+def test_a_record_is_a_driver_record_and_equal_by_its_position():
     progress = PartitionProgress()
     record = record_at(1, progress)
     assert isinstance(record, ConsumerRecord)
@@ -41,11 +40,11 @@ def test_it_is_the_drivers_record_and_equal_by_its_place():
     assert (record.raw_key, record.raw_value) == (b"key", b"secret")
 
 
-def test_what_it_holds_stays_out_of_its_representation():
+def test_repr_contains_no_content():
     assert repr(record_at(7, PartitionProgress())) == "<Record orders[2]@7, 6 bytes>"
 
 
-def test_an_unreadable_one_gives_its_bytes_but_no_value():
+def test_an_unreadable_record_has_its_bytes_but_no_value():
     record = record_at(7, PartitionProgress(), UnreadableRecord)
     record._raw = (b"key", b"secret")
     record.error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no")

@@ -1,4 +1,4 @@
-"""A partition that has records waiting and does not move makes health DEGRADED."""
+"""A partition with records to read that makes no progress makes health DEGRADED."""
 
 import asyncio
 from types import SimpleNamespace
@@ -7,9 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from resilient_io import Cause, Dependency, State
-from resilient_io.kafka.consumer.housekeeping import StallWatch
-
-pytestmark = pytest.mark.virtual_time
+from resilient_io.kafka.consumer.detectors import StalledPartitionDetector
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -17,10 +15,10 @@ A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 class Scene:
     def __init__(self, health):
         self.health = health
-        self.watch = StallWatch(health, 60.0, "billing")
-        self.holdings = [
-            SimpleNamespace(partition=A, resume=5, end=10),
-            SimpleNamespace(partition=B, resume=5, end=5),
+        self.detector = StalledPartitionDetector(health, 60.0, "billing")
+        self.assigned = [
+            SimpleNamespace(partition=A, resume_offset=5, end_offset=10),
+            SimpleNamespace(partition=B, resume_offset=5, end_offset=5),
         ]
         self.paused = []
 
@@ -28,7 +26,7 @@ class Scene:
         loop = asyncio.get_running_loop()
         for _ in range(int(seconds)):
             await asyncio.sleep(1.0)
-            self.watch.look(self.holdings, self.paused.__contains__, loop.time())
+            self.detector.check(self.assigned, self.paused.__contains__, loop.time())
 
 
 @pytest.fixture
@@ -45,31 +43,31 @@ async def scene():
     await health.aclose()
 
 
-async def test_standing_still_with_records_waiting_is_told_after_a_while(scene):
+async def test_a_position_that_does_not_move_is_reported_after_a_while(scene):
     await scene.pass_time(60)
     assert scene.health.state is State.UP
     await scene.pass_time(3)
     assert scene.health.state is State.DEGRADED
     assert scene.health.cause is Cause.STALLED
-    assert "billing: t[0]: it has stood at 5 for 6" in scene.health.detail
+    assert "billing: t[0]: stalled at offset 5 for 6" in scene.health.detail
 
 
-async def test_moving_ends_it(scene):
+async def test_progress_ends_the_stall(scene):
     await scene.pass_time(65)
-    scene.holdings[0].resume = 6
+    scene.assigned[0].resume_offset = 6
     await scene.pass_time(1)
     assert scene.health.state is State.UP
     await scene.pass_time(59)
-    assert scene.health.state is State.UP, "the time begins anew"
+    assert scene.health.state is State.UP, "the time starts again"
 
 
-async def test_waiting_for_nothing_is_no_stall(scene):
-    scene.holdings[0].resume = 10
+async def test_a_partition_without_records_to_read_is_not_stalled(scene):
+    scene.assigned[0].resume_offset = 10
     await scene.pass_time(200)
     assert scene.health.state is State.UP
 
 
-async def test_what_is_paused_on_purpose_is_no_stall(scene):
+async def test_a_paused_partition_is_not_stalled(scene):
     scene.paused.append(A)
     await scene.pass_time(100)
     assert scene.health.state is State.UP
@@ -80,14 +78,14 @@ async def test_what_is_paused_on_purpose_is_no_stall(scene):
     assert scene.health.state is State.DEGRADED
 
 
-async def test_a_partition_that_is_no_longer_ours_is_taken_back(scene):
+async def test_the_stall_of_a_revoked_partition_is_withdrawn(scene):
     await scene.pass_time(65)
-    del scene.holdings[0]
+    del scene.assigned[0]
     await scene.pass_time(1)
     assert scene.health.state is State.UP
 
 
-async def test_closing_takes_it_back(scene):
+async def test_closing_withdraws_the_stall(scene):
     await scene.pass_time(65)
-    scene.watch.close()
+    scene.detector.close()
     assert scene.health.state is State.UP

@@ -1,4 +1,4 @@
-"""What of aiokafka's consumer is leant on: these fail when a new version changes it."""
+"""Private attributes of aiokafka's consumer: these tests fail when a new version changes them."""
 
 import asyncio
 import inspect
@@ -20,7 +20,7 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGrou
 from aiokafka.structs import ConsumerRecord
 
 from resilient_io.kafka.consumer import internals
-from resilient_io.kafka.consumer.record import Record
+from resilient_io.kafka.record import Record
 
 
 def source_of(thing):
@@ -31,16 +31,16 @@ def parameters_of(function):
     return list(inspect.signature(function).parameters)
 
 
-async def test_what_a_consumer_is_made_of():
+async def test_consumer_has_its_components():
     consumer = AIOKafkaConsumer(group_id="g")
     assert {"_fetcher", "_coordinator", "_subscription"} <= set(vars(consumer))
     assert isinstance(consumer._subscription, SubscriptionState)
     consumer._closed = True  # it was never started
 
 
-async def test_waiting_for_records():
+async def test_fetcher_wakes_its_waiters():
     assert parameters_of(Fetcher._create_fetch_waiter) == ["self"]
-    # Waiters are woken for news, and removed when they are done.
+    # Waiters are woken when records arrive, and removed when they are done.
     assert "waiters.remove(f)" in source_of(Fetcher._create_fetch_waiter)
     assert "self._notify(waiter)" in source_of(Fetcher._fetch_requests_routine)
 
@@ -51,12 +51,12 @@ async def test_getmany_without_a_timeout_waits_only_for_the_group():
     assert body.index("reassignment_in_progress") < body.index("await self._subscriptions.wait_for")
     assert body.index("if drained or not timeout") < body.index("await asyncio.wait([waiter]")
     assert "reassignment_in_progress" in vars(SubscriptionState)
-    # What is not asked for stays where it is.
+    # Records of other partitions are not taken.
     assert "if partitions and tp not in partitions" in body
     assert "paused" in source_of(FetchResult.check_assignment)
 
 
-async def test_polling_is_noted_by_a_context_that_a_cancel_would_leave_open():
+async def test_polls_are_noted_by_a_context_that_a_cancellation_leaves_open():
     state = SubscriptionState(loop=asyncio.get_running_loop())
     before = state._last_fetch_ended
     with state.fetch_context():
@@ -65,7 +65,7 @@ async def test_polling_is_noted_by_a_context_that_a_cancel_would_leave_open():
     assert "finally" not in source_of(SubscriptionState.fetch_context)
 
 
-async def test_partitions_and_their_state():
+async def test_assignment_has_partitions_and_their_state():
     partition = TopicPartition("t", 0)
     assignment = Assignment([partition])
     assert assignment.tps is assignment.tps
@@ -80,7 +80,7 @@ async def test_partitions_and_their_state():
     assert Subscription(["t"]).assignment is None
 
 
-async def test_committing_once_as_one_member():
+async def test_commit_is_sent_once_for_one_member():
     assert parameters_of(GroupCoordinator._do_commit_offsets) == ["self", "assignment", "offsets"]
     body = source_of(GroupCoordinator._do_commit_offsets)
     assert "assignment." not in body, "it may be None"
@@ -96,24 +96,24 @@ async def test_committing_once_as_one_member():
     assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
 
 
-async def test_a_heartbeat_tells_whether_the_group_knows_the_member():
+async def test_heartbeat_returns_whether_the_group_knows_the_member():
     assert parameters_of(GroupCoordinator._do_heartbeat) == ["self"]
     assert inspect.iscoroutinefunction(GroupCoordinator._do_heartbeat)
     assert not hasattr(NoGroupCoordinator, "_do_heartbeat")
     # It is looked up at each beat, so that it can be wrapped.
     assert "success = await self._do_heartbeat()" in source_of(GroupCoordinator._heartbeat_routine)
     body = source_of(GroupCoordinator._do_heartbeat)
-    assert body.count("return True") == 2, "the group knows it, or is about to move"
+    assert body.count("return True") == 2, "the group knows the member, or is rebalancing"
     assert "error_type is Errors.NoError" in body
     assert "error_type is Errors.RebalanceInProgressError" in body
-    # Who is no member any more takes another place in the group.
+    # A member that was expelled joins as a new one.
     for error in ("UnknownMemberIdError", "IllegalGenerationError"):
         assert (
             "reset_generation()" in body.split(f"error_type is Errors.{error}")[1].split("elif")[0]
         )
 
 
-async def test_the_group_waits_for_the_listener():
+async def test_rebalance_waits_for_the_listener():
     prepare = source_of(GroupCoordinator._on_join_prepare)
     assert prepare.index("begin_reassignment") < prepare.index("on_partitions_revoked")
     complete = source_of(GroupCoordinator._on_join_complete)
@@ -123,12 +123,12 @@ async def test_the_group_waits_for_the_listener():
         assert "await res" in prepare + complete
 
 
-async def test_errors_of_the_coordination_are_asked_for():
+async def test_coordination_errors_are_raised_on_request():
     assert parameters_of(GroupCoordinator.check_errors) == ["self"]
     assert parameters_of(NoGroupCoordinator.check_errors) == ["self"]
 
 
-async def test_what_a_connection_owes():
+async def test_connection_lists_its_pending_requests():
     send = source_of(AIOKafkaConnection.send)
     assert "self._requests.append(\n            (correlation_id, request_struct, fut)," in send
     assert "request_struct = request.prepare" in send
@@ -144,11 +144,11 @@ async def test_what_a_connection_owes():
     assert internals.kind_of((None, None, None)) == "other"
     reader = asyncio.StreamReader()
     reader.feed_data(b"part")
-    assert internals.received(SimpleNamespace(_reader=reader)) == 4
-    assert internals.received(SimpleNamespace(_reader=None)) == 0
+    assert internals.received_bytes(SimpleNamespace(_reader=reader)) == 4
+    assert internals.received_bytes(SimpleNamespace(_reader=None)) == 0
 
 
-async def test_a_record_can_become_ours_in_place():
+async def test_record_class_can_be_changed_in_place():
     record = ConsumerRecord("t", 0, 1, 0, 0, None, b"v", None, -1, 1, ())
     record.__class__ = Record
     assert isinstance(record, Record)
