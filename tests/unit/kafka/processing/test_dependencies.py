@@ -1,4 +1,4 @@
-"""While a required dependency is down nothing is handled, and no record is to blame for it."""
+"""`requires`: handling pauses while a dependency is down, and its failures do not count."""
 
 import asyncio
 import logging
@@ -7,7 +7,6 @@ import pytest
 
 from resilient_io import (
     Cause,
-    ConfigurationError,
     DeadlineExceeded,
     Dependency,
     DependencyUnavailable,
@@ -21,7 +20,7 @@ POLICY = HandlerPolicy(attempts=2, backoff=0.1)
 
 
 class Redis:
-    """A dependency driven by hand, and a handler that needs it."""
+    """A dependency that tests control, and a handler that needs it."""
 
     def __init__(self):
         self.health = Dependency("redis")
@@ -64,10 +63,12 @@ async def redis():
     await made.health.aclose()
 
 
-async def test_nothing_is_handled_while_it_is_down_and_all_is_when_it_is_back(
+async def test_a_required_dependency_that_is_down_pauses_handling_until_it_is_back(
     scenes, until, redis, caplog
 ):
-    scene = scenes(requires=[redis.health], concurrency=8, policy=POLICY, dead_letter="t.dead")
+    scene = scenes(
+        requires=[redis.health], concurrency=8, handler_policy=POLICY, dead_letter="t.dead"
+    )
     for number in range(100):
         scene.source.put(b"%d" % number)
     with caplog.at_level(logging.INFO, "resilient_io.kafka"):
@@ -81,23 +82,23 @@ async def test_nothing_is_handled_while_it_is_down_and_all_is_when_it_is_back(
         polls = len(scene.source.polls)
         await asyncio.sleep(600)
         assert redis.calls == calls
-        assert len(scene.source.polls) - polls > 1_000  # Kafka hears of us
+        assert len(scene.source.polls) - polls > 1_000  # Kafka is polled
         redis.revive()
-        await until(lambda: scene.source.done_up_to() == 100)
+        await until(lambda: scene.source.committable() == 100)
     assert not scene.source.paused(("t", 0))
     assert scene.producer.sent == []
     assert sorted(redis.handled) == list(range(100))
-    assert scene.stats.excused == scene.stats.failed == 8
+    assert scene.stats.not_counted == scene.stats.failed == 8
     assert scene.stats.pauses == 1
-    said = [record.getMessage() for record in caplog.records if record.name.endswith("kafka")]
-    assert [line.split(":")[0] for line in said] == ["paused", "going on"]
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("kafka")]
+    assert [line.split(":")[0] for line in logged] == ["paused", "resumed"]
 
 
 @pytest.mark.parametrize(("dependency", "dead"), [("redis", 0), ("another", 1)])
-async def test_what_a_required_server_refuses_for_now_is_no_fault_of_the_record(
+async def test_a_temporary_refusal_of_a_required_server_does_not_count(
     scenes, until, redis, dependency, dead
 ):
-    scene = scenes(requires=[redis.health], policy=POLICY, dead_letter="t.dead")
+    scene = scenes(requires=[redis.health], handler_policy=POLICY, dead_letter="t.dead")
     scene.source.put(b"0")
     full = ["it is full"] * 5
 
@@ -109,12 +110,12 @@ async def test_what_a_required_server_refuses_for_now_is_no_fault_of_the_record(
         redis.handled.append(record.offset)
 
     scene.start(handle)
-    await until(lambda: scene.source.done_up_to() == 1)
+    await until(lambda: scene.source.committable() == 1)
     assert len(scene.producer.sent) == dead
     assert redis.handled == [0] * (1 - dead)
 
 
-async def test_after_an_outage_it_starts_slowly(scenes, until, redis):
+async def test_handling_restarts_slowly_after_an_outage(scenes, until, redis):
     scene = scenes(
         requires=[redis.health], concurrency=16, limits=RunLimits(slow_start=4.0), order="none"
     )
@@ -135,8 +136,8 @@ async def test_after_an_outage_it_starts_slowly(scenes, until, redis):
     assert seen == [1, 2, 4, 8, 16]
 
 
-async def test_it_grows_no_further_while_every_failure_is_the_dependencys(scenes, until, redis):
-    scene = scenes(requires=[redis.health], concurrency=16, policy=POLICY, order="none")
+async def test_handlers_do_not_grow_while_the_dependency_causes_every_failure(scenes, until, redis):
+    scene = scenes(requires=[redis.health], concurrency=16, handler_policy=POLICY, order="none")
 
     async def handler(record):
         await asyncio.sleep(0.1)
@@ -153,7 +154,7 @@ async def test_it_grows_no_further_while_every_failure_is_the_dependencys(scenes
     assert scene.stats.failed > 10
 
 
-async def test_failures_of_the_records_own_do_not_keep_it_slow(scenes, until, redis):
+async def test_failures_caused_by_records_do_not_slow_the_restart(scenes, until, redis):
     scene = scenes(requires=[redis.health], concurrency=16, order="none", on_failure="skip")
 
     async def handler(record):
@@ -185,48 +186,49 @@ async def test_without_slow_start_all_handlers_begin_at_once(scenes, until, redi
     assert redis.at_once == 16
 
 
-async def test_partitions_that_come_while_it_is_down_are_paused_too(scenes, sources, until, redis):
+async def test_partitions_assigned_during_an_outage_are_paused(scenes, sources, until, redis):
     scene = scenes(sources(1), requires=[redis.health])
     redis.kill()
     scene.start(redis)
     await asyncio.sleep(1)
-    scene.source.take(("t", 1))
+    scene.source.assign(("t", 1))
     assert scene.source.paused(("t", 1))
     scene.source.put(b"k", number=1)
     await asyncio.sleep(10)
     assert scene.stats.in_flight == 0
     redis.revive()
-    await until(lambda: scene.source.done_up_to(1) == 1)
+    await until(lambda: scene.source.committable(1) == 1)
 
 
-async def test_a_partition_that_went_while_it_was_down_is_read_when_it_comes_back_later(
+async def test_a_partition_revoked_during_an_outage_is_read_when_assigned_again(
     scenes, sources, until, redis
 ):
     scene = scenes(
         sources(2),
         requires=[redis.health],
-        limits=RunLimits(records=20, slow_start=0.0, drain_timeout=0.5),
+        limits=RunLimits(records=20, slow_start=0.0),
+        drain_timeout=0.5,
         concurrency=1,
     )
     for _ in range(10):
         scene.source.put(None)
         scene.source.put(None, number=1)
     scene.start(redis)
-    await until(lambda: scene.stats.in_flight == 20)  # so it waits for room
+    await until(lambda: scene.stats.in_flight == 20)  # the limit is reached
     redis.kill()
     await asyncio.sleep(1)
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     redis.revive()
-    await until(lambda: scene.source.done_up_to(1) == 10)
-    scene.source.take(("t", 0))
-    await until(lambda: scene.source.done_up_to() == 10, timeout=30.0)
+    await until(lambda: scene.source.committable(1) == 10)
+    scene.source.assign(("t", 0))
+    await until(lambda: scene.source.committable() == 10, timeout=30.0)
 
 
 async def failing(scenes, until, redis, error, *, outage, requires=True):
     """Return (attempts that counted, dead letters) of a record whose handler raises `error`."""
     scene = scenes(
         requires=[redis.health] if requires else [],
-        policy=POLICY,
+        handler_policy=POLICY,
         dead_letter="t.dead",
         limits=RunLimits(slow_start=0.0),
     )
@@ -241,13 +243,13 @@ async def failing(scenes, until, redis, error, *, outage, requires=True):
             redis.kill()
             asyncio.get_running_loop().call_later(
                 100.0, redis.revive
-            )  # longer than it is held against
+            )  # longer than the failures count as its own
         await asyncio.sleep(0.1)
         raise error
 
     scene.source.put(b"k")
     scene.start(handler)
-    await until(lambda: scene.source.done_up_to() == 1)
+    await until(lambda: scene.source.committable() == 1)
     return calls, len(scene.producer.sent)
 
 
@@ -255,7 +257,7 @@ def error_of(kind, dependency="redis"):
     return kind("it went wrong", dependency=dependency, operation="INCR")
 
 
-async def test_unavailable_never_counts_for_a_required_dependency(scenes, until, redis):
+async def test_unavailable_does_not_count_for_a_required_dependency(scenes, until, redis):
     error = error_of(DependencyUnavailable)
     assert await failing(scenes, until, redis, error, outage=False) == (6, 0)
 
@@ -271,18 +273,20 @@ async def test_unavailable_counts_when_nothing_is_required(scenes, until, redis)
 
 
 @pytest.mark.parametrize("kind", [DeadlineExceeded, Overloaded, OutcomeUnknown])
-async def test_a_late_or_unknown_answer_counts_only_if_it_was_not_down(scenes, until, redis, kind):
+async def test_a_late_or_unknown_answer_counts_unless_the_dependency_was_down(
+    scenes, until, redis, kind
+):
     assert await failing(scenes, until, redis, error_of(kind), outage=True) == (6, 0)
     assert await failing(scenes, until, redis, error_of(kind), outage=False) == (2, 1)
 
 
-async def test_an_error_that_was_raised_from_it_counts_as_little(scenes, until, redis):
+async def test_an_error_raised_from_unavailable_does_not_count(scenes, until, redis):
     error = LookupError("no user")
     error.__cause__ = error_of(DependencyUnavailable)
     assert await failing(scenes, until, redis, error, outage=False) == (6, 0)
 
 
-async def test_a_batch_that_failed_for_it_is_a_batch_again(scenes, until, redis):
+async def test_a_batch_that_failed_because_of_a_dependency_stays_a_batch(scenes, until, redis):
     calls = []
 
     async def handler(records):
@@ -294,7 +298,7 @@ async def test_a_batch_that_failed_for_it_is_a_batch_again(scenes, until, redis)
     scene = scenes(
         requires=[redis.health],
         batch_size=10,
-        policy=POLICY,
+        handler_policy=POLICY,
         dead_letter="t.dead",
         limits=RunLimits(slow_start=0.0),
     )
@@ -305,12 +309,12 @@ async def test_a_batch_that_failed_for_it_is_a_batch_again(scenes, until, redis)
     redis.kill()
     await asyncio.sleep(30)
     redis.revive()
-    await until(lambda: scene.source.done_up_to() == 10)
+    await until(lambda: scene.source.committable() == 10)
     assert calls == [10, 10]
     assert scene.stats.in_flight == 0
 
 
 @pytest.mark.parametrize("requires", ["redis", ["redis"], 5, [None]])
-async def test_what_is_no_health_is_refused(scenes, requires):
-    with pytest.raises(ConfigurationError, match=r"requires=\[redis.health\]"):
-        scenes(requires=requires).start(None or error_of)
+async def test_requires_refuses_objects_that_are_not_a_health(scenes, redis, requires):
+    with pytest.raises(TypeError, match=r"requires=\[redis.health\]"):
+        scenes(requires=requires).start(redis)

@@ -1,4 +1,4 @@
-"""Rebalances, stops and cancellations: what is in hand gets its time, and no longer."""
+"""Rebalances, stops and cancellations: records in hand get their drain timeout, not more."""
 
 import asyncio
 import contextlib
@@ -11,11 +11,9 @@ import pytest
 from resilient_io.kafka.processing import HandlerPolicy, Processor, RunLimits, plan_run
 from resilient_io.testing import cancel_everywhere, new_virtual_loop
 
-LIMITS = RunLimits(drain_timeout=5.0)
-
 
 class Slow:
-    """Takes as long as the value says; notes who began, ended, and was cancelled."""
+    """Sleeps as long as the value says; records which calls began, returned and were cancelled."""
 
     def __init__(self):
         self.begun = []
@@ -36,17 +34,17 @@ def now():
     return asyncio.get_running_loop().time()
 
 
-async def test_a_revoked_partition_is_drained_and_only_what_is_done_is_committed(
+async def test_a_revoked_partition_is_drained_and_only_handled_records_are_committed(
     scenes, sources, until
 ):
-    scene = scenes(sources(2), limits=LIMITS, concurrency=3)
+    scene = scenes(sources(2), concurrency=3)
     handler = Slow()
     for seconds in (b"1", b"2", b"30", b"1", b"1"):
         scene.source.put(None, seconds)
     scene.start(handler)
     await until(lambda: len(handler.begun) == 3)
     began = now()
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert now() - began == pytest.approx(5.0, abs=0.1)
     assert handler.done == [0, 1]
     assert handler.cancelled == [2]
@@ -54,83 +52,89 @@ async def test_a_revoked_partition_is_drained_and_only_what_is_done_is_committed
     assert scene.source.committed == {("t", 0): 2}
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
     assert scene.stats.cancelled == 1
-    # The other partition goes on, and this one too, when it comes back.
+    # The other partition continues, and so does this one when it is assigned again.
     scene.source.put(None, b"1", number=1)
-    scene.source.take(("t", 0))
-    await until(lambda: scene.source.done_up_to(1) == 1)
-    await until(lambda: scene.source.done_up_to(0) == 5)
+    scene.source.assign(("t", 0))
+    await until(lambda: scene.source.committable(1) == 1)
+    await until(lambda: scene.source.committable(0) == 5)
     assert scene.stats.failed == 0
 
 
-async def test_a_drain_is_over_as_soon_as_the_handlers_are(scenes, until):
-    scene = scenes(limits=LIMITS)
+async def test_a_drain_ends_as_soon_as_the_handlers_have_ended(scenes, until):
+    scene = scenes()
     handler = Slow()
     scene.source.put(b"k", b"1")
     scene.source.put(b"k", b"1")
     scene.start(handler)
     await until(lambda: handler.begun)
     began = now()
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert now() - began == pytest.approx(1.0, abs=0.1)
     assert (handler.done, handler.cancelled) == ([0], [])
     assert scene.source.committed == {("t", 0): 1}
 
 
-async def test_a_record_in_its_backoff_is_left_to_the_next_owner_at_once(scenes, until):
+async def test_a_drain_does_not_wait_for_a_record_that_backs_off(scenes, until):
     async def handler(record):
         raise ValueError
 
-    scene = scenes(policy=HandlerPolicy(backoff=10.0), limits=LIMITS)
+    scene = scenes(handler_policy=HandlerPolicy(backoff=10.0))
     scene.source.put(b"k")
     scene.source.put(b"k")
     scene.start(handler)
-    await until(lambda: scene.stats.resting == 1)
+    await until(lambda: scene.stats.backing_off == 1)
     began = now()
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert now() == began
-    assert scene.stats.in_flight == scene.stats.resting == 0
+    assert scene.stats.in_flight == scene.stats.backing_off == 0
     assert scene.source.committed == {}
     await asyncio.sleep(100)
     assert scene.stats.failed == 1
 
 
-async def test_a_handler_that_fails_because_it_is_cancelled_has_not_failed(scenes, until):
+async def test_a_handler_that_raises_because_of_its_cancellation_does_not_count_as_failed(
+    scenes, until
+):
     async def handler(record):
         try:
             await asyncio.sleep(100)
         except asyncio.CancelledError:
             raise ValueError("cleaning up went wrong") from None
 
-    scene = scenes(limits=LIMITS, dead_letter="dead", policy=HandlerPolicy(attempts=1))
+    scene = scenes(dead_letter="dead", handler_policy=HandlerPolicy(attempts=1))
     scene.source.put(b"k")
     scene.start(handler)
     await until(lambda: scene.stats.handlers)
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert scene.stats.failed == 0
     assert scene.source.committed == {}
 
 
-async def test_a_handler_that_swallows_its_cancellation_but_ends_is_done(scenes, until):
+async def test_a_handler_that_suppresses_its_cancellation_and_returns_has_handled_its_record(
+    scenes, until
+):
     async def handler(record):
         try:
             await asyncio.sleep(100)
         except asyncio.CancelledError:
             await asyncio.sleep(0.5)
 
-    scene = scenes(limits=LIMITS, concurrency=1)
+    scene = scenes(concurrency=1)
     scene.source.put(b"k")
     scene.start(handler)
     await until(lambda: scene.stats.handlers)
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert scene.source.committed == {("t", 0): 1}
-    scene.source.take(("t", 0))
+    scene.source.assign(("t", 0))
     scene.source.put(b"k")
     await until(lambda: scene.stats.handlers)
     await asyncio.sleep(50)
-    assert scene.stats.handlers == 1  # its task is not marked as cancelled any more
+    assert scene.stats.handlers == 1  # its task is no longer marked as cancelled
 
 
-async def test_a_handler_that_does_not_end_cannot_hold_the_rebalance(scenes, until, caplog):
+async def test_a_handler_that_does_not_end_cannot_delay_the_rebalance_further(
+    scenes, until, caplog
+):
     release = asyncio.Event()
 
     async def handler(record):
@@ -138,20 +142,20 @@ async def test_a_handler_that_does_not_end_cannot_hold_the_rebalance(scenes, unt
             with contextlib.suppress(asyncio.CancelledError):
                 await release.wait()
 
-    scene = scenes(limits=LIMITS)
+    scene = scenes()
     scene.source.put(b"k")
     scene.start(handler)
     await until(lambda: scene.stats.handlers)
     began = now()
     with caplog.at_level(logging.ERROR):
-        await scene.source.lose(("t", 0))
+        await scene.source.revoke(("t", 0))
     assert now() - began == pytest.approx(6.0, abs=0.1)
-    assert "swallows the cancellation" in caplog.text
+    assert "suppresses the cancellation" in caplog.text
     release.set()
 
 
 @pytest.mark.parametrize("order", ["key", "none"])
-async def test_a_batch_of_several_partitions_goes_on_with_those_that_stay(
+async def test_a_batch_of_several_partitions_continues_with_the_remaining_ones(
     scenes, sources, until, order
 ):
     calls = []
@@ -160,20 +164,20 @@ async def test_a_batch_of_several_partitions_goes_on_with_those_that_stay(
         calls.append([(record.partition, record.offset) for record in records])
         await asyncio.sleep(100 if len(calls) == 1 else 1)
 
-    scene = scenes(sources(2), limits=LIMITS, batch_size=10, concurrency=1, order=order)
+    scene = scenes(sources(2), batch_size=10, concurrency=1, order=order)
     for number in range(8):
         scene.source.put(b"%d" % (number // 4), number=number % 2)
     scene.start(handler)
     await until(lambda: calls)
     assert len(calls[0]) == 8
-    await scene.source.lose(("t", 0))
-    await until(lambda: scene.source.done_up_to(1) == 4)
+    await scene.source.revoke(("t", 0))
+    await until(lambda: scene.source.committable(1) == 4)
     assert sorted(calls[1]) == [(1, 0), (1, 1), (1, 2), (1, 3)]
     assert scene.stats.in_flight == 0
 
 
 async def test_closing_waits_for_the_handlers_then_commits_and_run_returns(scenes, until):
-    scene = scenes(limits=LIMITS, concurrency=2)
+    scene = scenes(concurrency=2)
     handler = Slow()
     for seconds in (b"2", b"3", b"1"):
         scene.source.put(None, seconds)
@@ -188,8 +192,8 @@ async def test_closing_waits_for_the_handlers_then_commits_and_run_returns(scene
     await scene.processor.aclose()
 
 
-async def test_closing_cancels_what_takes_too_long_within_its_timeout(scenes, until):
-    scene = scenes(limits=LIMITS)
+async def test_closing_cancels_slow_handlers_within_its_timeout(scenes, until):
+    scene = scenes()
     handler = Slow()
     scene.source.put(b"k", b"100")
     running = scene.start(handler)
@@ -202,7 +206,7 @@ async def test_closing_cancels_what_takes_too_long_within_its_timeout(scenes, un
     assert scene.source.committed == {}
 
 
-async def test_closing_is_bounded_when_the_last_commit_hangs(scenes, until):
+async def test_closing_ends_in_time_when_the_last_commit_hangs(scenes, until):
     scene = scenes()
 
     async def commit(timeout):
@@ -217,8 +221,8 @@ async def test_closing_is_bounded_when_the_last_commit_hangs(scenes, until):
     await running
 
 
-async def test_its_own_producer_of_dead_letters_is_closed_also_when_it_is_cut_short(scenes, until):
-    scene = scenes(dead_letter="t.dead", policy=HandlerPolicy(attempts=1))
+async def test_closing_in_a_hurry_still_closes_the_dead_letter_producer(scenes, until):
+    scene = scenes(dead_letter="t.dead", handler_policy=HandlerPolicy(attempts=1))
 
     async def commit(timeout):
         await asyncio.sleep(1_000)
@@ -237,8 +241,8 @@ async def test_its_own_producer_of_dead_letters_is_closed_also_when_it_is_cut_sh
     assert scene.producer.closed
 
 
-async def test_cancelling_run_leaves_at_once_and_the_draining_goes_on_by_itself(scenes, until):
-    scene = scenes(limits=LIMITS)
+async def test_cancelling_run_returns_immediately_and_draining_continues(scenes, until):
+    scene = scenes()
     handler = Slow()
     scene.source.put(b"a", b"3")
     scene.source.put(b"b", b"100")
@@ -257,20 +261,20 @@ async def test_cancelling_run_leaves_at_once_and_the_draining_goes_on_by_itself(
     assert scene.ended == 1
 
 
-async def test_a_rebalance_while_it_winds_down_still_waits_for_what_is_in_hand(scenes, until):
-    scene = scenes(limits=LIMITS)
+async def test_a_rebalance_while_run_winds_down_waits_for_handlers(scenes, until):
+    scene = scenes()
     handler = Slow()
     scene.source.put(b"a", b"3")
     running = scene.start(handler)
     await until(lambda: handler.begun)
     running.cancel()
     await asyncio.sleep(0.1)
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert handler.done == [0]
     assert scene.source.committed == {("t", 0): 1}
 
 
-async def test_after_a_stop_nothing_more_is_begun(scenes, until):
+async def test_no_handler_begins_after_a_stop(scenes, until):
     handled = []
 
     async def handler(record):
@@ -281,14 +285,14 @@ async def test_after_a_stop_nothing_more_is_begun(scenes, until):
     scene = scenes(concurrency=1, order="none")
     for _ in range(100):
         scene.source.put(None)
-    scene.options["policy"] = HandlerPolicy(attempts=1)
-    with pytest.raises(ValueError):  # noqa: PT011 - raised without words
+    scene.options["handler_policy"] = HandlerPolicy(attempts=1)
+    with pytest.raises(ValueError):  # noqa: PT011 - raised without a message
         await scene.start(handler)
     assert handled == [0, 1, 2, 3]
     assert scene.source.committed == {("t", 0): 3}
 
 
-async def test_what_kafka_refuses_for_good_ends_run(scenes, until):
+async def test_a_permanent_refusal_of_kafka_ends_run(scenes, until):
     class NotAuthorisedError(Exception):
         pass
 
@@ -302,7 +306,7 @@ async def test_what_kafka_refuses_for_good_ends_run(scenes, until):
         await scene.start(Slow())
 
 
-async def test_records_in_memory_are_bounded_and_polling_goes_on(scenes, until):
+async def test_records_in_memory_are_bounded_and_polling_continues(scenes, until):
     scene = scenes(limits=RunLimits(records=50), concurrency=2)
     release = asyncio.Event()
 
@@ -317,7 +321,7 @@ async def test_records_in_memory_are_bounded_and_polling_goes_on(scenes, until):
     assert scene.source.paused(("t", 0))
     assert len([poll for poll in scene.source.polls if poll > 1]) > 150
     release.set()
-    await until(lambda: scene.source.done_up_to() == 500)
+    await until(lambda: scene.source.committable() == 500)
     assert not scene.source.paused(("t", 0))
 
 
@@ -337,25 +341,25 @@ async def test_bytes_in_memory_are_bounded(scenes, until):
     await asyncio.sleep(10)
     assert 50_000 <= scene.stats.in_flight_bytes <= 102_000
     release.set()
-    await until(lambda: scene.source.done_up_to() == 3_000)
+    await until(lambda: scene.source.committable() == 3_000)
     assert most <= 102_000
 
 
 async def test_random_rebalances_lose_nothing_and_keep_the_order_of_keys(scenes, sources, until):
     rng = random.Random(5)
-    scene = scenes(sources(3), limits=RunLimits(drain_timeout=0.05), concurrency=10)
+    scene = scenes(sources(3), drain_timeout=0.05, concurrency=10)
     handled = {}
     running = []
 
     async def handler(record):
-        line = (record.partition, record.key)
-        assert line not in running
-        running.append(line)
+        key = (record.partition, record.key)
+        assert key not in running
+        running.append(key)
         try:
             await asyncio.sleep(rng.choice([0, 0.01, 0.2]))
-            handled.setdefault(line, []).append(record.offset)
+            handled.setdefault(key, []).append(record.offset)
         finally:
-            running.remove(line)
+            running.remove(key)
 
     for _ in range(900):
         scene.source.put(b"%d" % rng.randint(0, 20), number=rng.randint(0, 2))
@@ -364,11 +368,11 @@ async def test_random_rebalances_lose_nothing_and_keep_the_order_of_keys(scenes,
         await asyncio.sleep(rng.random() * 0.3)
         mine = [each for each in scene.source.assignment() if rng.random() < 0.7]
         if mine:
-            await scene.source.lose(*mine)
-            scene.source.take(*mine)
+            await scene.source.revoke(*mine)
+            scene.source.assign(*mine)
     await until(
         lambda: all(
-            scene.source.done_up_to(number) == len(scene.source.log[("t", number)])
+            scene.source.committable(number) == len(scene.source.log[("t", number)])
             for number in range(3)
         )
     )
@@ -377,23 +381,23 @@ async def test_random_rebalances_lose_nothing_and_keep_the_order_of_keys(scenes,
             assert record.offset in handled[(number, record.key)]
     for offsets in handled.values():
         firsts = list(dict.fromkeys(offsets))
-        assert firsts == sorted(firsts)  # what is repeated was handled in order before
+        assert firsts == sorted(firsts)  # only records handled in order before are repeated
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
 
 
-async def test_a_drain_takes_no_longer_than_the_group_waits(scenes, until):
-    scene = scenes(limits=LIMITS, rebalance_timeout=6.0)
+async def test_a_drain_ends_before_the_group_stops_waiting(scenes, until):
+    scene = scenes(rebalance_timeout=6.0)
     handler = Slow()
     scene.source.put(b"k", b"100")
     scene.start(handler)
     await until(lambda: handler.begun)
     began = now()
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert now() - began == pytest.approx(3.8, abs=0.1)
     assert handler.cancelled == [0]
 
 
-async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_at_once(scenes):
+async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_immediately(scenes):
     async def handler(record):
         await asyncio.sleep(0.5)
         if record.offset == 2:
@@ -402,10 +406,10 @@ async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_at_once(s
     def begun(*, started):
         @contextlib.asynccontextmanager
         async def setup():
-            scene = scenes(policy=HandlerPolicy(attempts=1), order="partition")
+            scene = scenes(handler_policy=HandlerPolicy(attempts=1), order="partition")
             for _ in range(3):
                 scene.source.put(b"k")
-            scene.make(handler)
+            scene.create(handler)
             if started:
                 scene.start(handler)
                 await asyncio.sleep(0.1)
@@ -430,12 +434,12 @@ async def test_a_cancellation_at_any_point_of_run_and_aclose_is_raised_at_once(s
 
 
 async def test_a_handler_that_closes_is_not_waited_for_but_the_others_are(scenes, until):
-    scene = scenes(limits=LIMITS, order="none")
+    scene = scenes(order="none")
     done = []
 
     async def handler(record):
         if record.value == b"stop":
-            closing = asyncio.create_task(scene.processor.aclose(asking=asyncio.current_task()))
+            closing = asyncio.create_task(scene.processor.aclose(caller=asyncio.current_task()))
             await asyncio.wait([closing])
         await asyncio.sleep(1.0)
         done.append(record.offset)
@@ -452,9 +456,7 @@ async def test_a_handler_that_closes_is_not_waited_for_but_the_others_are(scenes
 @pytest.mark.parametrize(
     "limits", [RunLimits(records=1_000), RunLimits(bytes=100_000)], ids=["records", "bytes"]
 )
-async def test_a_slow_partition_does_not_fill_the_memory_that_the_others_need(
-    scenes, sources, until, limits
-):
+async def test_a_slow_partition_leaves_memory_for_the_others(scenes, sources, until, limits):
     scene = scenes(sources(2), order="partition", limits=limits)
 
     async def handler(record):
@@ -464,12 +466,12 @@ async def test_a_slow_partition_does_not_fill_the_memory_that_the_others_need(
         scene.source.put(b"k", b"x" * 100, number=0)
         scene.source.put(b"k", b"x" * 100, number=1)
     scene.start(handler)
-    await until(lambda: scene.source.done_up_to(1) == 3_000, timeout=60.0)
+    await until(lambda: scene.source.committable(1) == 3_000, timeout=60.0)
     assert scene.source.paused(("t", 0))
     assert scene.stats.in_flight <= 1_000
 
 
-async def test_a_partition_that_was_slow_goes_on_when_it_is_not(scenes, sources, until):
+async def test_a_slow_partition_is_resumed_when_it_has_caught_up(scenes, sources, until):
     scene = scenes(sources(2), order="partition", limits=RunLimits(records=1_000))
     slow = True
 
@@ -484,11 +486,11 @@ async def test_a_partition_that_was_slow_goes_on_when_it_is_not(scenes, sources,
     await asyncio.sleep(30.0)
     slow = False
     began = now()
-    await until(lambda: scene.source.done_up_to(0) == 3_000)
+    await until(lambda: scene.source.committable(0) == 3_000)
     assert now() - began < 20.0
 
 
-def test_a_loop_that_ends_without_a_closing_leaves_no_task_and_no_complaint(sources, caplog):
+def test_an_event_loop_that_ends_without_closing_leaves_no_task_and_no_warning(sources, caplog):
     complaints = []
     began = []
 
@@ -505,7 +507,16 @@ def test_a_loop_that_ends_without_a_closing_leaves_no_task_and_no_complaint(sour
             source.put(None)
         source.commit = asyncio.sleep  # takes its time
         processor = Processor(
-            source, plan_run(handler), max_poll_interval=300.0, make_producer=object
+            source,
+            plan_run(handler),
+            commit=source.commit,
+            commit_timeout=3.0,
+            drain_timeout=5.0,
+            max_poll_interval=300.0,
+            rebalance_timeout=10.0,
+            make_producer=object,
+            rng=random.Random(1),
+            ended=lambda stats: None,
         )
         running.append(asyncio.create_task(processor.run()))
         await asyncio.sleep(1)
@@ -520,10 +531,8 @@ def test_a_loop_that_ends_without_a_closing_leaves_no_task_and_no_complaint(sour
     assert [complaint["message"] for complaint in complaints] == []
 
 
-async def test_a_batch_that_fails_while_its_partition_is_taken_away_leaves_the_memory(
-    scenes, until
-):
-    scene = scenes(batch_size=10, limits=LIMITS)
+async def test_a_batch_that_fails_while_its_partition_is_revoked_leaves_the_memory(scenes, until):
+    scene = scenes(batch_size=10)
     fail = asyncio.Event()
 
     async def handler(records):
@@ -535,5 +544,5 @@ async def test_a_batch_that_fails_while_its_partition_is_taken_away_leaves_the_m
     scene.start(handler)
     await until(lambda: scene.stats.handlers == 1)
     asyncio.get_running_loop().call_later(1.0, fail.set)
-    await scene.source.lose(("t", 0))
+    await scene.source.revoke(("t", 0))
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0

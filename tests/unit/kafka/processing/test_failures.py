@@ -1,4 +1,4 @@
-"""Handlers that raise, hang, or do what they should not: the consumer lives, the order holds."""
+"""Handlers that raise, hang or misbehave: the consumer continues and keeps the order."""
 
 import asyncio
 import itertools
@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from resilient_io import ConfigurationError, OutcomeUnknown, Progress
+from resilient_io import OutcomeUnknown, Progress
 from resilient_io.kafka.processing import DeadLetter, HandlerPolicy
 
 POLICY = HandlerPolicy(attempts=3, backoff=1.0, backoff_cap=8.0)
 
 
 class Flaky:
-    """Raises as often as told for each key; notes each call with its time."""
+    """Raises as often as configured for each key; records each call with its time."""
 
     def __init__(self, failures, error=None):
         self.failures = dict(failures)
@@ -33,10 +33,8 @@ class Flaky:
         return [time for which, time in self.calls if which == offset]
 
 
-async def test_a_failing_record_is_tried_again_after_a_backoff_that_holds_only_its_key(
-    scenes, until
-):
-    scene = scenes(concurrency=1, policy=POLICY)
+async def test_a_failing_record_is_retried_after_a_backoff_that_delays_only_its_key(scenes, until):
+    scene = scenes(concurrency=1, handler_policy=POLICY)
     handler = Flaky({b"bad": 2})
     for key in (b"bad", b"bad", b"good", b"fine"):
         scene.source.put(key)
@@ -47,13 +45,11 @@ async def test_a_failing_record_is_tried_again_after_a_backoff_that_holds_only_i
     assert 0.5 <= second - first <= 1.0
     assert 1.0 <= third - second <= 2.0
     assert (scene.stats.failed, scene.stats.retried, scene.stats.handled) == (2, 2, 4)
-    assert scene.source.done_up_to() == 4
+    assert scene.source.committable() == 4
 
 
-async def test_a_record_that_keeps_failing_goes_to_the_dead_letters_and_the_next_follows(
-    scenes, until
-):
-    scene = scenes(policy=POLICY, dead_letter="t.dead")
+async def test_a_record_that_keeps_failing_is_dead_lettered_and_the_next_follows(scenes, until):
+    scene = scenes(handler_policy=POLICY, dead_letter="t.dead")
     handler = Flaky({b"bad": 3})
     scene.source.put(b"bad", b"poison", headers=[("trace", b"1")])
     scene.source.put(b"bad", b"good")
@@ -75,7 +71,7 @@ async def test_a_record_that_keeps_failing_goes_to_the_dead_letters_and_the_next
         "x-attempts": b"3",
     }
     assert scene.stats.dead_lettered == 1
-    assert scene.source.done_up_to() == 2
+    assert scene.source.committable() == 2
     await scene.aclose()
     assert scene.producer.closed
 
@@ -83,7 +79,7 @@ async def test_a_record_that_keeps_failing_goes_to_the_dead_letters_and_the_next
 async def test_an_unwritable_dead_letter_holds_its_offset_and_its_key_until_it_is_written(
     scenes, until, caplog
 ):
-    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
     scene.producer.failing = 30
     handler = Flaky({b"bad": 1})
     for key in (b"bad", b"bad", b"good"):
@@ -91,18 +87,18 @@ async def test_an_unwritable_dead_letter_holds_its_offset_and_its_key_until_it_i
     scene.start(handler)
     await until(lambda: scene.producer.attempts == 20)
     assert handler.done == [2]
-    assert scene.source.done_up_to() is None
+    assert scene.source.committable() is None
     await until(lambda: handler.done == [2, 1])
     assert len(scene.producer.sent) == 1
     assert len([each for each in caplog.records if "dead letters" in each.message]) < 10
 
 
 @pytest.mark.parametrize(("concurrency", "seconds"), [(1, 70.0), (4, 15.0)])
-async def test_dead_letters_that_cannot_be_written_leave_the_others_their_handlers(
+async def test_unwritable_dead_letters_leave_handlers_for_other_records(
     scenes, until, concurrency, seconds
 ):
     scene = scenes(
-        policy=HandlerPolicy(attempts=1),
+        handler_policy=HandlerPolicy(attempts=1),
         dead_letter="t.dead",
         concurrency=concurrency,
         order="none",
@@ -125,14 +121,12 @@ async def test_dead_letters_that_cannot_be_written_leave_the_others_their_handle
     await until(lambda: len(handler.done) == 50, timeout=seconds)
     silent = False
     await until(lambda: scene.stats.dead_lettered == 50, timeout=60.0)
-    assert scene.source.done_up_to() == 100
+    assert scene.source.committable() == 100
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_it_is_said_once_what_to_do_when_dead_letters_cannot_be_written(
-    scenes, until, caplog, own
-):
-    scene = scenes(policy=HandlerPolicy(attempts=1))
+async def test_advice_on_unwritable_dead_letters_is_logged_once(scenes, until, caplog, own):
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1))
     producer = scene.producer if own else scene.producer.__class__()
     scene.options["dead_letter"] = DeadLetter(topic="dead", producer=None if own else producer)
     producer.failing = 30
@@ -143,13 +137,11 @@ async def test_it_is_said_once_what_to_do_when_dead_letters_cannot_be_written(
     hints = [each for each in caplog.messages if 'DeadLetter(topic="dead", producer=' in each]
     assert len(hints) == own
     assert all("no broker" in each for each in hints)
-    assert any(
-        "the dead letter of t[0]@" in each and "no broker" in each for each in caplog.messages
-    )
+    assert any("dead letter of t[0]@" in each and "no broker" in each for each in caplog.messages)
 
 
-async def test_a_producer_that_was_given_is_used_and_left_open(scenes, until):
-    scene = scenes(policy=HandlerPolicy(attempts=1))
+async def test_a_given_producer_is_used_and_left_open(scenes, until):
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1))
     given = scene.producer.__class__()
     scene.options["dead_letter"] = DeadLetter(topic="dead", producer=given)
     scene.source.put(b"bad")
@@ -160,10 +152,8 @@ async def test_a_producer_that_was_given_is_used_and_left_open(scenes, until):
     assert scene.producer.sent == []
 
 
-async def test_without_dead_letters_a_record_that_keeps_failing_stops_run_with_its_error(
-    scenes, until
-):
-    scene = scenes(policy=POLICY)
+async def test_a_record_that_keeps_failing_stops_run_without_a_dead_letter_topic(scenes, until):
+    scene = scenes(handler_policy=POLICY)
     handler = Flaky({b"bad": 9})
     for key in (b"good", b"bad", b"fine"):
         scene.source.put(key)
@@ -175,51 +165,53 @@ async def test_without_dead_letters_a_record_that_keeps_failing_stops_run_with_i
 
 
 async def test_skipped_records_are_committed_and_counted(scenes, until, caplog):
-    scene = scenes(policy=HandlerPolicy(attempts=1), on_failure="skip")
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), on_failure="skip")
     for number in range(50):
         scene.source.put(b"%d" % number)
     scene.start(Flaky({b"%d" % number: 9 for number in range(0, 50, 2)}))
-    await until(lambda: scene.source.done_up_to() == 50)
+    await until(lambda: scene.source.committable() == 50)
     assert scene.stats.skipped == 25
     await scene.aclose()
-    said = [each.getMessage() for each in caplog.records if "skipped" in each.message]
-    assert len(said) == 2
-    assert "skipped: 24" in said[1]
+    logged = [each.getMessage() for each in caplog.records if "skipped" in each.message]
+    assert len(logged) == 2
+    assert "skipped: 24" in logged[1]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("verdict", [None, "skip", "dead_letter", "stop"])
-async def test_the_application_decides_about_what_is_given_up(scenes, until, asynchronous, verdict):
-    told = []
+async def test_on_failure_decides_about_a_record_that_is_given_up(
+    scenes, until, asynchronous, verdict
+):
+    failures = []
 
     async def later(failure):
-        told.append(failure)
+        failures.append(failure)
         return verdict
 
     def at_once(failure):
-        told.append(failure)
+        failures.append(failure)
         return verdict
 
     scene = scenes(
-        policy=HandlerPolicy(attempts=2, backoff=1.0),
+        handler_policy=HandlerPolicy(attempts=2, backoff=1.0),
         on_failure=later if asynchronous else at_once,
         dead_letter="t.dead",
     )
     scene.source.put(b"bad")
     running = scene.start(Flaky({b"bad": 9}))
-    await until(lambda: told)
+    await until(lambda: failures)
     await asyncio.sleep(0.1)
-    (failure,) = told
+    (failure,) = failures
     assert (failure.record.offset, failure.attempts, failure.outcome_unknown) == (0, 2, 0)
     assert isinstance(failure.error, ValueError)
     assert 0.5 <= failure.seconds <= 1.0
     assert len(scene.producer.sent) == (verdict == "dead_letter")
     assert running.done() == (verdict == "stop")
-    assert scene.source.done_up_to() == (None if verdict == "stop" else 1)
+    assert scene.source.committable() == (None if verdict == "stop" else 1)
 
 
 @pytest.mark.parametrize("wrong", [ValueError("broken"), asyncio.CancelledError(), "nonsense"])
-async def test_an_on_failure_that_fails_itself_is_asked_again_and_nothing_is_lost(
+async def test_an_on_failure_that_fails_is_called_again_and_nothing_is_lost(
     scenes, until, wrong, caplog
 ):
     asked = []
@@ -232,18 +224,20 @@ async def test_an_on_failure_that_fails_itself_is_asked_again_and_nothing_is_los
             return wrong
         raise wrong
 
-    scene = scenes(policy=HandlerPolicy(attempts=1), on_failure=on_failure)
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), on_failure=on_failure)
     scene.source.put(b"bad")
     scene.start(Flaky({b"bad": 9}))
     await until(lambda: len(asked) == 2)
-    assert scene.source.done_up_to() is None
-    await until(lambda: scene.source.done_up_to() == 1)
-    told, *_ = [each for each in caplog.messages if "on_failure of t[0]@0 raised" in each]
-    assert (wrong if isinstance(wrong, str) else str(wrong)) in told
+    assert scene.source.committable() is None
+    await until(lambda: scene.source.committable() == 1)
+    logged, *_ = [each for each in caplog.messages if "on_failure of t[0]@0 raised" in each]
+    assert (wrong if isinstance(wrong, str) else str(wrong)) in logged
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
-async def test_a_record_that_cannot_be_deserialised_is_no_endless_poison(scenes, until, batch_size):
+async def test_an_unreadable_record_is_dead_lettered_without_a_call_of_the_handler(
+    scenes, until, batch_size
+):
     scene = scenes(dead_letter="t.dead", batch_size=batch_size)
     handled = []
 
@@ -258,13 +252,15 @@ async def test_a_record_that_cannot_be_deserialised_is_no_endless_poison(scenes,
     ((_, key, value, headers),) = scene.producer.sent
     assert (key, value, headers["x-attempts"]) == (b"k", b"{", b"0")
     assert headers["x-error-message"] == b"bad JSON"
-    assert scene.source.done_up_to() == 3
+    assert scene.source.committable() == 3
 
 
 async def test_a_handler_that_hangs_is_cancelled_after_its_timeout_and_counts_as_failed(
     scenes, until
 ):
-    scene = scenes(policy=HandlerPolicy(attempts=2, backoff=1.0, timeout=5.0), dead_letter="t.dead")
+    scene = scenes(
+        handler_policy=HandlerPolicy(attempts=2, backoff=1.0, timeout=5.0), dead_letter="t.dead"
+    )
     ended = []
 
     async def handler(record):
@@ -283,8 +279,8 @@ async def test_a_handler_that_hangs_is_cancelled_after_its_timeout_and_counts_as
     assert len(ended) == 2
 
 
-async def test_a_timeout_error_of_the_handlers_own_is_told_as_it_is(scenes):
-    scene = scenes(policy=HandlerPolicy(attempts=1, timeout=5.0))
+async def test_a_timeout_error_of_the_handler_itself_is_raised_unchanged(scenes):
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1, timeout=5.0))
 
     async def handler(record):
         raise TimeoutError("the web site")
@@ -298,7 +294,7 @@ async def test_a_timeout_error_of_the_handlers_own_is_told_as_it_is(scenes):
 async def test_a_handler_that_raises_cancelled_error_by_itself_has_failed(
     scenes, until, batch_size
 ):
-    scene = scenes(policy=POLICY, dead_letter="t.dead", batch_size=batch_size)
+    scene = scenes(handler_policy=POLICY, dead_letter="t.dead", batch_size=batch_size)
     done = []
 
     async def handler(records):
@@ -312,14 +308,16 @@ async def test_a_handler_that_raises_cancelled_error_by_itself_has_failed(
     scene.start(handler)
     await until(lambda: scene.producer.sent and done)
     assert scene.producer.sent[0][3]["x-error-type"] == b"builtins.RuntimeError"
-    assert scene.source.done_up_to() == 2
+    assert scene.source.committable() == 2
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
 async def test_a_handler_that_cancels_its_own_task_has_failed_and_the_consumer_lives(
     scenes, until, batch_size
 ):
-    scene = scenes(policy=POLICY, dead_letter="t.dead", batch_size=batch_size, concurrency=1)
+    scene = scenes(
+        handler_policy=POLICY, dead_letter="t.dead", batch_size=batch_size, concurrency=1
+    )
     done = []
 
     async def handler(records):
@@ -334,10 +332,10 @@ async def test_a_handler_that_cancels_its_own_task_has_failed_and_the_consumer_l
     scene.start(handler)
     await until(lambda: scene.producer.sent and done)
     assert b"cancelled the task" in scene.producer.sent[0][3]["x-error-message"]
-    assert scene.source.done_up_to() == 2
+    assert scene.source.committable() == 2
 
 
-async def test_a_handler_that_exits_ends_run_with_what_it_raised(scenes):
+async def test_a_handler_that_raises_a_base_exception_ends_run_with_it(scenes):
     class Enough(BaseException):
         pass
 
@@ -350,31 +348,11 @@ async def test_a_handler_that_exits_ends_run_with_what_it_raised(scenes):
         await scene.start(handler)
 
 
-async def plain(record):
-    return None
-
-
-@pytest.mark.parametrize(
-    "handler",
-    [lambda record: None, lambda: plain(None), lambda record: 5],
-    ids=["sync", "no argument", "a number"],
-)
-@pytest.mark.parametrize("timeout", [None, 5.0])
-async def test_a_handler_that_cannot_be_awaited_ends_run_with_what_to_write(
-    scenes, handler, timeout
-):
-    scene = scenes(policy=HandlerPolicy(timeout=timeout), dead_letter="t.dead")
-    scene.source.put(b"k")
-    with pytest.raises(ConfigurationError, match="async def handle"):
-        await scene.start(handler)
-    assert scene.source.committed == {}
-
-
-async def test_a_type_error_of_the_handlers_own_is_a_failure_like_any_other(scenes, until):
+async def test_a_type_error_of_the_handler_is_an_ordinary_failure(scenes, until):
     async def handler(record):
         return 1 + "1"
 
-    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
     scene.source.put(b"k")
     scene.start(handler)
     await until(lambda: scene.producer.sent)
@@ -390,9 +368,7 @@ def unknown(dependency="redis"):
     )
 
 
-async def test_after_an_unknown_outcome_the_handler_is_told_so_when_it_is_called_again(
-    scenes, until
-):
+async def test_a_retry_after_an_unknown_outcome_has_a_header_that_says_so(scenes, until):
     seen = []
 
     async def handler(record):
@@ -400,7 +376,7 @@ async def test_after_an_unknown_outcome_the_handler_is_told_so_when_it_is_called
         if len(seen) < 3:
             raise LookupError from unknown()
 
-    scene = scenes(policy=POLICY)
+    scene = scenes(handler_policy=POLICY)
     scene.source.put(b"k", headers=[("a", b"b")])
     scene.start(handler)
     await until(lambda: len(seen) == 3)
@@ -409,9 +385,7 @@ async def test_after_an_unknown_outcome_the_handler_is_told_so_when_it_is_called
 
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("verdict", ["dead_letter", "skip", "stop"])
-async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
-    scenes, until, verdict, batch_size
-):
+async def test_an_unknown_outcome_is_not_retried_if_configured(scenes, until, verdict, batch_size):
     calls = []
 
     async def handler(record):
@@ -419,7 +393,10 @@ async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
         raise unknown()
 
     scene = scenes(
-        policy=POLICY, dead_letter="t.dead", on_outcome_unknown=verdict, batch_size=batch_size
+        handler_policy=POLICY,
+        dead_letter="t.dead",
+        on_outcome_unknown=verdict,
+        batch_size=batch_size,
     )
     scene.source.put(b"k")
     scene.source.put(b"k")
@@ -428,7 +405,7 @@ async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
         with pytest.raises(OutcomeUnknown):
             await running
         return
-    await until(lambda: scene.source.done_up_to() == 2)
+    await until(lambda: scene.source.committable() == 2)
     assert len(calls) == (1 if batch_size else 2)
     letters = scene.producer.sent
     assert len(letters) == (2 if verdict == "dead_letter" else 0)
@@ -436,8 +413,8 @@ async def test_an_unknown_outcome_is_not_tried_again_when_that_is_wished(
         assert letter[3]["x-outcome-unknown"] == b"1"
 
 
-async def test_a_dead_letter_that_fails_again_keeps_its_first_origin(scenes, until):
-    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead.dead")
+async def test_a_dead_letter_of_a_dead_letter_keeps_its_first_origin(scenes, until):
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), dead_letter="t.dead.dead")
     first = [("x-original-topic", b"orders"), ("x-original-offset", b"7"), ("x-attempts", b"3")]
     scene.source.put(b"bad", headers=first)
     scene.start(Flaky({b"bad": 1}))
@@ -448,19 +425,19 @@ async def test_a_dead_letter_that_fails_again_keeps_its_first_origin(scenes, unt
     assert headers["x-attempts"] == b"1"
 
 
-async def test_an_error_without_words_is_buried_all_the_same(scenes, until):
+async def test_an_error_whose_str_raises_is_dead_lettered(scenes, until):
     class MuteError(Exception):
         def __str__(self):
             raise LookupError
 
-    scene = scenes(policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
     scene.source.put(b"bad")
     scene.start(Flaky({b"bad": 1}, MuteError()))
     await until(lambda: scene.producer.sent)
     assert b"no message" in scene.producer.sent[0][3]["x-error-message"]
 
 
-async def test_a_handler_is_warned_about_once_before_max_poll_interval(scenes, until, caplog):
+async def test_a_slow_handler_is_logged_once_before_max_poll_interval(scenes, until, caplog):
     scene = scenes(max_poll_interval=100.0)
 
     async def handler(record):
@@ -482,7 +459,7 @@ async def test_a_handler_is_warned_about_once_before_max_poll_interval(scenes, u
     assert max(b - a for a, b in itertools.pairwise(polls)) < 2.0
 
 
-async def test_a_batch_that_fails_finds_its_culprit(scenes, until):
+async def test_a_batch_that_fails_is_retried_record_by_record(scenes, until):
     calls = []
 
     async def handler(records):
@@ -490,11 +467,11 @@ async def test_a_batch_that_fails_finds_its_culprit(scenes, until):
         if any(record.value == b"poison" for record in records):
             raise ValueError
 
-    scene = scenes(batch_size=10, dead_letter="t.dead", policy=HandlerPolicy(attempts=2))
+    scene = scenes(batch_size=10, dead_letter="t.dead", handler_policy=HandlerPolicy(attempts=2))
     for number in range(10):
         scene.source.put(b"%d" % (number % 3), b"poison" if number == 4 else b"v")
     scene.start(handler)
-    await until(lambda: scene.source.done_up_to() == 10)
+    await until(lambda: scene.source.committable() == 10)
     assert sorted(calls[0]) == list(range(10))
     assert all(len(call) == 1 for call in calls[1:])
     assert calls.count([4]) == 2
@@ -507,9 +484,7 @@ async def test_a_batch_that_fails_finds_its_culprit(scenes, until):
 
 
 @pytest.mark.parametrize("order", ["key", "partition", "none"])
-async def test_batches_are_as_large_as_what_is_ready_and_keep_the_order(
-    scenes, sources, until, order
-):
+async def test_batches_contain_all_ready_records_and_keep_the_order(scenes, sources, until, order):
     calls = []
 
     async def handler(records):
@@ -530,5 +505,32 @@ async def test_batches_are_as_large_as_what_is_ready_and_keep_the_order(
         for number in range(2):
             mine = [offset for where, offset in done if where == number]
             assert mine == sorted(mine)
-    await until(lambda: scene.source.done_up_to(0) == scene.source.done_up_to(1) == 100)
+    await until(lambda: scene.source.committable(0) == scene.source.committable(1) == 100)
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
+
+
+async def test_texts_of_handlers_are_bounded_and_cleaned_in_headers_and_logs(scenes, until, caplog):
+    hostile = "\x1b[2J\r\nnext line redis://u:hunter2@h " + "x" * 100_000
+    scene = scenes(handler_policy=HandlerPolicy(attempts=1), dead_letter="t.dead")
+    write = scene.producer.send_and_wait
+
+    async def write_or_raise(*args, **record):
+        if scene.producer.attempts == 0:
+            scene.producer.attempts = 1
+            raise RuntimeError(hostile)
+        await write(*args, **record)
+
+    scene.producer.send_and_wait = write_or_raise
+    scene.source.put(b"bad")
+    scene.start(Flaky({b"bad": 1}, ValueError(hostile)))
+    await until(lambda: scene.producer.sent)
+    message = scene.producer.sent[0][3]["x-error-message"].decode()
+    logged = [
+        each for each in caplog.messages if "dead letter of t[0]@0 raised RuntimeError" in each
+    ]
+    assert len(logged) == 1
+    assert len(message) <= 1_000
+    for text in (message, *caplog.messages):
+        assert len(text) <= 1_000
+        assert text.isprintable()
+        assert "hunter2" not in text

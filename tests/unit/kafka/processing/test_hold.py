@@ -1,4 +1,4 @@
-"""While nobody knows whether the partitions are still ours, no handler begins."""
+"""While the membership in the group is in doubt, no handler begins."""
 
 import asyncio
 
@@ -21,16 +21,16 @@ def handle():
     return handler
 
 
-def keys(records):
-    """What the handler was called with: single records, or batches of them."""
-    return [offset for each in records for offset in each]
+def offsets(batches):
+    """Return the offsets of all batches."""
+    return [offset for batch in batches for offset in batch]
 
 
-async def test_no_handler_begins_while_it_is_held_and_all_do_then(scenes, until, handle):
-    scene = scenes(concurrency=4, policy=HandlerPolicy(attempts=2, backoff=0.1))
+async def test_no_handler_begins_while_run_is_held_and_all_do_afterwards(scenes, until, handle):
+    scene = scenes(concurrency=4, handler_policy=HandlerPolicy(attempts=2, backoff=0.1))
     for number in range(100):
         scene.source.put(b"%d" % number)
-    handle.failing.append(6)  # it is due again while it is held
+    handle.failing.append(6)  # its retry is due while run is held
     scene.start(handle)
     await asyncio.sleep(0.15)
     scene.processor.hold(held=True)
@@ -41,14 +41,14 @@ async def test_no_handler_begins_while_it_is_held_and_all_do_then(scenes, until,
     assert len(handle.begun) == begun
     assert scene.stats.handlers == 0
     assert scene.stats.allowed == 0
-    assert len(scene.source.polls) - polls > 30, "Kafka hears of us"
+    assert len(scene.source.polls) - polls > 30, "Kafka is polled"
     scene.processor.hold(held=False)
-    await until(lambda: scene.source.done_up_to() == 100)
+    await until(lambda: scene.source.committable() == 100)
     assert scene.stats.failed == 1
     assert len(handle.begun) == 101
 
 
-async def test_no_batch_begins_while_it_is_held(scenes, until):
+async def test_no_batch_begins_while_run_is_held(scenes, until):
     begun = []
 
     async def handler(records):
@@ -65,11 +65,11 @@ async def test_no_batch_begins_while_it_is_held(scenes, until):
     await asyncio.sleep(60.0)
     assert len(begun) == before < 20
     scene.processor.hold(held=False)
-    await until(lambda: scene.source.done_up_to() == 100)
-    assert sorted(keys(begun)) == list(range(100))
+    await until(lambda: scene.source.committable() == 100)
+    assert sorted(offsets(begun)) == list(range(100))
 
 
-async def test_what_is_required_coming_back_begins_nothing_while_it_is_held(scenes, until, handle):
+async def test_a_recovered_dependency_starts_no_handler_while_run_is_held(scenes, until, handle):
     health = Dependency("redis")
     health.succeeded()
     scene = scenes(concurrency=4, requires=[health], limits=RunLimits(slow_start=2.0))
@@ -85,16 +85,16 @@ async def test_what_is_required_coming_back_begins_nothing_while_it_is_held(scen
     await asyncio.sleep(60.0)
     assert len(handle.begun) == begun
     scene.processor.hold(held=False)
-    await until(lambda: scene.source.done_up_to() == 100)
+    await until(lambda: scene.source.committable() == 100)
     health.failed(Cause.REFUSED, definite=True)
     scene.processor.hold(held=False)
     scene.source.put(b"one more")
     await asyncio.sleep(60.0)
-    assert len(handle.begun) == 100, "what is required is still required"
+    assert len(handle.begun) == 100, "the dependency is still required"
     await health.aclose()
 
 
-async def test_what_is_held_of_a_partition_that_was_lost_is_dropped(scenes, sources, until, handle):
+async def test_held_records_of_a_lost_partition_are_dropped(scenes, sources, until, handle):
     source = sources(2)
     scene = scenes(source, concurrency=2)
     for number in range(40):
@@ -103,18 +103,18 @@ async def test_what_is_held_of_a_partition_that_was_lost_is_dropped(scenes, sour
     await asyncio.sleep(0.15)
     scene.processor.hold(held=True)
     await asyncio.sleep(1.0)
-    await source.lose(("t", 0), ("t", 1))
+    await source.revoke(("t", 0), ("t", 1))
     assert scene.stats.in_flight == 0
     begun = len(handle.begun)
     scene.processor.hold(held=False)
     await asyncio.sleep(5.0)
     assert len(handle.begun) == begun
-    source.take(("t", 0), ("t", 1))
+    source.assign(("t", 0), ("t", 1))
     source.put(b"more")
-    await until(lambda: source.done_up_to(0) == 21 and source.done_up_to(1) == 20)
+    await until(lambda: source.committable(0) == 21 and source.committable(1) == 20)
 
 
-async def test_it_ends_while_it_is_held(scenes, handle):
+async def test_run_ends_while_it_is_held(scenes, handle):
     scene = scenes(concurrency=2)
     for number in range(40):
         scene.source.put(b"%d" % number)

@@ -1,4 +1,4 @@
-"""Which records wait for each other, and which do not."""
+"""The order in which records are handled."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ import pytest
 
 
 class Handler:
-    """Sleeps as told, and writes down who ran when."""
+    """Sleeps as configured, and records which calls ran when."""
 
     def __init__(self, seconds=lambda record: 0.1):
         self.seconds = seconds
@@ -19,16 +19,16 @@ class Handler:
         self.overlaps = []
 
     async def __call__(self, record):
-        line = (record.partition, record.key)
-        if line in self.running:
-            self.overlaps.append(line)
-        self.running.append(line)
+        key = (record.partition, record.key)
+        if key in self.running:
+            self.overlaps.append(key)
+        self.running.append(key)
         self.most = max(self.most, len(self.running))
         self.begun.append((record.partition, record.offset))
         try:
             await asyncio.sleep(self.seconds(record))
         finally:
-            self.running.remove(line)
+            self.running.remove(key)
         self.done.append((record.partition, record.offset))
 
     def offsets_of(self, source, key, number=0):
@@ -36,9 +36,7 @@ class Handler:
         return [offset for where, offset in self.done if where == number and keys[offset] == key]
 
 
-async def test_records_of_one_key_are_handled_one_after_the_other_and_others_beside_them(
-    scenes, until
-):
+async def test_records_of_one_key_are_handled_in_order_and_others_concurrently(scenes, until):
     scene = scenes(order="key", concurrency=8)
     handler = Handler()
     for number in range(40):
@@ -64,7 +62,9 @@ async def test_records_without_a_key_do_not_wait_for_each_other(scenes, until):
     assert handler.most == 8
 
 
-async def test_a_partition_is_handled_in_its_order_beside_the_others(scenes, sources, until):
+async def test_records_of_one_partition_are_handled_in_order_and_others_concurrently(
+    scenes, sources, until
+):
     scene = scenes(sources(3), order="partition", concurrency=8)
     handler = Handler()
     for number in range(30):
@@ -77,7 +77,7 @@ async def test_a_partition_is_handled_in_its_order_beside_the_others(scenes, sou
         assert offsets == list(range(10))
 
 
-async def test_without_an_order_as_many_run_as_may(scenes, until):
+async def test_handlers_without_an_order_reach_the_concurrency(scenes, until):
     scene = scenes(order="none", concurrency=5)
     handler = Handler()
     for _ in range(20):
@@ -87,7 +87,7 @@ async def test_without_an_order_as_many_run_as_may(scenes, until):
     assert handler.most == 5
 
 
-async def test_one_slow_key_holds_only_itself(scenes, until):
+async def test_a_slow_key_delays_only_itself(scenes, until):
     scene = scenes(order="key", concurrency=2)
     handler = Handler(lambda record: 100.0 if record.key == b"slow" else 0.01)
     scene.source.put(b"slow")
@@ -96,7 +96,7 @@ async def test_one_slow_key_holds_only_itself(scenes, until):
     scene.start(handler)
     await until(lambda: len(handler.done) == 45)
     assert asyncio.get_running_loop().time() < 1.0
-    assert scene.source.done_up_to() is None  # nothing behind the slow one may be committed
+    assert scene.source.committable() is None  # no later offset may be committed
 
 
 async def test_only_contiguous_offsets_may_be_committed(scenes, until):
@@ -114,7 +114,7 @@ async def test_only_contiguous_offsets_may_be_committed(scenes, until):
     for offset in (2, 0, 3, 1):
         release[offset].set()
         await asyncio.sleep(0.01)
-        seen.append(scene.source.done_up_to())
+        seen.append(scene.source.committable())
     assert seen == [None, 1, 1, 4]
 
 
@@ -132,7 +132,7 @@ async def test_a_busy_key_does_not_starve_the_others_with_one_handler(scenes, un
 
 @pytest.mark.parametrize("order", ["key", "partition", "none"])
 @pytest.mark.parametrize("seed", range(5))
-async def test_whatever_the_load_each_record_is_handled_once_and_in_order(
+async def test_each_record_is_handled_once_and_in_order_under_random_load(
     scenes, sources, until, order, seed
 ):
     rng = random.Random(seed)
@@ -157,7 +157,7 @@ async def test_whatever_the_load_each_record_is_handled_once_and_in_order(
         (record.partition, record.offset) for log in scene.source.log.values() for record in log
     )
     for number in range(3):
-        assert scene.source.done_up_to(number) == len(scene.source.log[("t", number)])
+        assert scene.source.committable(number) == len(scene.source.log[("t", number)])
         offsets = [offset for where, offset in handler.begun if where == number]
         if order == "partition":
             assert offsets == sorted(offsets)
@@ -166,12 +166,12 @@ async def test_whatever_the_load_each_record_is_handled_once_and_in_order(
                 mine = handler.offsets_of(scene.source, key, number)
                 assert mine == sorted(mine)
     if order == "key":
-        assert [line for line in handler.overlaps if line[1] is not None] == []
+        assert [key for key in handler.overlaps if key[1] is not None] == []
     assert scene.stats.in_flight == scene.stats.in_flight_bytes == 0
     assert scene.stats.handled == count
 
 
-async def test_handlers_that_never_wait_leave_the_loop_its_turn(scenes, until):
+async def test_handlers_that_never_wait_let_other_tasks_run(scenes, until):
     scene = scenes(order="none", concurrency=50)
     loop = asyncio.get_running_loop()
     beats = []
@@ -188,7 +188,7 @@ async def test_handlers_that_never_wait_leave_the_loop_its_turn(scenes, until):
         scene.source.put(None)
     beating = asyncio.create_task(beat())
     scene.start(handler)
-    while scene.stats.handled < 500:  # noqa: ASYNC110 - each turn of the loop is what is looked at
+    while scene.stats.handled < 500:  # noqa: ASYNC110 - checks each iteration of the loop
         await asyncio.sleep(0)
     beating.cancel()
     assert max(b - a for a, b in itertools.pairwise(beats)) < 0.0081

@@ -1,4 +1,4 @@
-"""Whether `run` moves: stuck is only who has records in hand and gets no further by itself."""
+"""The progress watchdog: a run fails liveness if its handlers make no progress by themselves."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def now():
 
 
 class Door:
-    """A handler that lets some records through, and holds the others for as long as it is shut."""
+    """A handler that handles some records at once, and others only when it is open."""
 
     def __init__(self, *held):
         self.held = held
@@ -27,7 +27,7 @@ class Door:
         self.handled.append(record.key)
 
 
-async def test_it_is_stuck_when_no_handler_ends_for_longer_than_the_bound(scenes, until):
+async def test_liveness_fails_when_no_handler_ends_within_the_limit(scenes, until):
     scene = scenes(max_poll_interval=BOUND)
     door = Door(b"a", b"b")
     scene.start(door)
@@ -38,13 +38,13 @@ async def test_it_is_stuck_when_no_handler_ends_for_longer_than_the_bound(scenes
     assert scene.processor.liveness_failure(began) is None
     await asyncio.sleep(12)
     why = scene.processor.liveness_failure(began)
-    assert why.startswith("run() has 2 records in memory and 2 handlers at work, and nothing has")
+    assert why.startswith("run() has 2 records in memory and 2 running handlers, and has made no")
     door.open.set()
     await until(lambda: len(door.handled) == 2)
     assert scene.processor.liveness_failure(began) is None
 
 
-async def test_it_moves_while_any_handler_does(scenes):
+async def test_liveness_is_kept_while_any_handler_makes_progress(scenes):
     scene = scenes(max_poll_interval=BOUND)
     door = Door(b"held")
     scene.start(door)
@@ -57,7 +57,7 @@ async def test_it_moves_while_any_handler_does(scenes):
     door.open.set()
 
 
-async def test_records_that_only_arrive_are_no_movement(scenes):
+async def test_arriving_records_are_not_progress(scenes):
     scene = scenes(max_poll_interval=BOUND, concurrency=1)
     door = Door(b"held")
     scene.start(door)
@@ -69,7 +69,7 @@ async def test_records_that_only_arrive_are_no_movement(scenes):
     door.open.set()
 
 
-async def test_who_has_nothing_to_do_is_not_stuck(scenes):
+async def test_an_idle_run_is_alive(scenes):
     scene = scenes(max_poll_interval=BOUND)
     scene.start(Door())
     await asyncio.sleep(10 * BOUND)
@@ -79,9 +79,9 @@ async def test_who_has_nothing_to_do_is_not_stuck(scenes):
     assert scene.processor.liveness_failure(0.0) is None
 
 
-async def test_a_long_backoff_is_not_stuck(scenes):
+async def test_a_run_that_backs_off_is_alive(scenes):
     policy = HandlerPolicy(attempts=5, backoff=10 * BOUND, backoff_cap=10 * BOUND)
-    scene = scenes(max_poll_interval=BOUND, policy=policy, on_failure="skip")
+    scene = scenes(max_poll_interval=BOUND, handler_policy=policy, on_failure="skip")
 
     async def fail(record):
         raise ValueError(record)
@@ -89,11 +89,11 @@ async def test_a_long_backoff_is_not_stuck(scenes):
     scene.start(fail)
     scene.source.put(b"a")
     await asyncio.sleep(4 * BOUND)
-    assert scene.stats.resting == 1
+    assert scene.stats.backing_off == 1
     assert scene.processor.liveness_failure(0.0) is None
 
 
-async def test_a_required_dependency_that_is_down_is_no_standstill_of_ours(scenes):
+async def test_an_outage_of_a_required_dependency_does_not_count(scenes):
     redis = Dependency("redis")
     redis.succeeded()
     scene = scenes(max_poll_interval=BOUND, requires=[redis])
@@ -105,14 +105,14 @@ async def test_a_required_dependency_that_is_down_is_no_standstill_of_ours(scene
     await asyncio.sleep(10 * BOUND)
     assert scene.processor.liveness_failure(0.0) is None
     redis.succeeded()
-    await asyncio.sleep(BOUND - 6)  # what it waited for is back: it gets its whole time again
+    await asyncio.sleep(BOUND - 6)  # the time starts again when the dependency is back
     assert scene.processor.liveness_failure(0.0) is None
     await asyncio.sleep(12)
     assert scene.processor.liveness_failure(0.0) is not None
     door.open.set()
 
 
-async def test_the_time_before_kafka_came_back_does_not_count(scenes):
+async def test_time_before_kafka_recovered_does_not_count(scenes):
     scene = scenes(max_poll_interval=BOUND)
     door = Door(b"a")
     scene.start(door)
@@ -125,7 +125,7 @@ async def test_the_time_before_kafka_came_back_does_not_count(scenes):
 
 async def test_a_handler_may_take_as_long_as_its_own_timeout_allows(scenes):
     policy = HandlerPolicy(attempts=1, timeout=5 * BOUND)
-    scene = scenes(max_poll_interval=BOUND, policy=policy, on_failure="skip")
+    scene = scenes(max_poll_interval=BOUND, handler_policy=policy, on_failure="skip")
     door = Door(b"a")
     scene.start(door)
     scene.source.put(b"a")
@@ -134,8 +134,8 @@ async def test_a_handler_may_take_as_long_as_its_own_timeout_allows(scenes):
     door.open.set()
 
 
-async def test_once_it_ends_it_is_not_stuck(scenes):
-    scene = scenes(max_poll_interval=BOUND, policy=HandlerPolicy(timeout=None))
+async def test_a_run_that_ends_is_not_a_liveness_failure(scenes):
+    scene = scenes(max_poll_interval=BOUND, handler_policy=HandlerPolicy(timeout=None))
     door = Door(b"a")
     scene.start(door)
     scene.source.put(b"a")
@@ -145,7 +145,7 @@ async def test_once_it_ends_it_is_not_stuck(scenes):
     assert scene.processor.liveness_failure(0.0) is None
 
 
-async def test_a_required_dependency_that_is_degraded_is_no_standstill_of_ours(scenes):
+async def test_a_degraded_required_dependency_does_not_count(scenes):
     redis = Dependency("redis")
     redis.succeeded()
     scene = scenes(max_poll_interval=BOUND, requires=[redis])
@@ -164,7 +164,7 @@ async def test_a_required_dependency_that_is_degraded_is_no_standstill_of_ours(s
     door.open.set()
 
 
-async def test_the_time_for_which_the_whole_process_was_stopped_does_not_count(scenes):
+async def test_time_in_which_the_process_was_stopped_does_not_count(scenes):
     scene = scenes(max_poll_interval=BOUND)
     door = Door(b"a")
     scene.start(door)
@@ -179,7 +179,7 @@ async def test_the_time_for_which_the_whole_process_was_stopped_does_not_count(s
     door.open.set()
 
 
-async def test_kafka_that_is_degraded_on_and_off_hides_no_standstill():
+async def test_a_kafka_that_is_degraded_repeatedly_hides_no_missing_progress():
     kafka = Dependency("kafka")
     kafka.succeeded()
     began = now()
