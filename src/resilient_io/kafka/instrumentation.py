@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from .consumer.client import ResilientKafkaConsumer
-    from .record import Record
     from .producer.client import ResilientKafkaProducer
+    from .record import Record
 
     Written = asyncio.Future[RecordMetadata]
 

@@ -227,15 +227,7 @@ class Assignment:
 class Rebalancer:
     """Assigns and revokes partitions as the group decides.
 
-    Args:
-        health: The cluster's health, for its name and its flight recorder.
-        assignment: The assigned partitions.
-        fetcher: Is woken after each change.
-        committer: Commits offsets before a partition is revoked.
-        use: The loop or the run that has records in hand, which is drained.
-        session: Is confirmed by each assignment.
-        settings: Timeouts, and whether to commit.
-        counters: The consumer's counters.
+    Before a partition is revoked, records in hand are drained and offsets are committed.
     """
 
     def __init__(
@@ -265,7 +257,7 @@ class Rebalancer:
         return _Listener(self, instance)
 
     async def revoke(self, instance: ConsumerDriver) -> None:
-        """Give up all partitions of an instance: drain, commit, remove."""
+        """Drain, commit and remove all partitions of an instance."""
         going = self._assignment.stop_fetching(instance)
         if not going:
             return
@@ -322,7 +314,7 @@ class Rebalancer:
         self._fetcher.wake()
 
     def lose(self, instance: ConsumerDriver) -> None:
-        """Give up the partitions of an instance that has ended: nothing can be committed."""
+        """Drain and remove the partitions of an instance that has ended; it cannot commit."""
         going = self._assignment.stop_fetching(instance)
         self._fetcher.wake()
         if not going:
@@ -383,7 +375,7 @@ class _Listener(ConsumerRebalanceListener):
         self,
         revoked: Collection[TopicPartition],  # noqa: ARG002
     ) -> None:
-        """Give up all partitions while the group waits."""
+        """Revoke all partitions while the group waits."""
         await self._rebalancer.revoke(self._instance)
 
     async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]

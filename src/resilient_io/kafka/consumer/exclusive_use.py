@@ -57,8 +57,8 @@ class ExclusiveUse:
         while self.current is not None:
             if not self._ending:
                 raise RuntimeError(
-                    f"this consumer is {self.current.activity} already: it allows one loop or "
-                    f"run() at a time; create a second consumer of the same group for more"
+                    f"this consumer is {self.current.activity} already: one loop or run() at a "
+                    f"time; create a second consumer of the same group for more"
                 )
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
@@ -74,7 +74,7 @@ class ExclusiveUse:
         self._ending = self.current is not None
 
     def release(self) -> None:
-        """Let another user acquire the consumer."""
+        """Allow another user to acquire the consumer."""
         self.current = None
         self._ending = False
         waiting, self._waiting = self._waiting, []

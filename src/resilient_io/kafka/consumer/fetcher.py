@@ -44,14 +44,8 @@ _CAREFUL_ROUNDS = 2
 class Fetcher:
     """Delivers records of the assigned partitions that are not paused.
 
-    Args:
-        health: The cluster's health.
-        supervisor: Owns the aiokafka instance.
-        assignment: The assigned partitions.
-        use: The loop or the run that receives the records.
-        deserializer: Turns aiokafka's records into `Record`s.
-        has_group: Whether the consumer is a member of a group, which assigns its partitions.
-        counters: The consumer's counters.
+    It is the `RecordSource` of `run`. Without a group, no listener reports the partitions: then it
+    discovers them itself.
 
     Attributes:
         closed: Whether no more records are delivered.

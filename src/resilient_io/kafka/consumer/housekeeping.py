@@ -38,18 +38,8 @@ early."""
 class Housekeeping:
     """A background task that does periodic work.
 
-    Args:
-        health: The cluster's health.
-        supervisor: Owns the aiokafka instance.
-        assignment: The assigned partitions.
-        fetcher: Knows which partitions are paused.
-        committer: Commits offsets.
-        use: The loop or the run that receives records.
-        settings: How often to commit.
-        stalled_partitions: Detects stalled partitions; None to disable.
-        dead_connections: Detects dead connections.
-        all_answered: Called when every broker that the consumer needs has just answered, which
-            makes a probe unnecessary.
+    It calls `all_answered` when every broker that the consumer needs has just answered, which makes
+    a probe unnecessary.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.tasks import wake
@@ -151,7 +151,7 @@ class RecordStream(Generic[T]):
             self._acquired = True
 
     def _release(self) -> None:
-        """Let another loop or run receive records, until the next record is requested."""
+        """Allow another loop or run to receive records, until the next record is requested."""
         if self._acquired:
             self._acquired = False
             self.settle()
@@ -200,48 +200,18 @@ class RecordStream(Generic[T]):
         raise NotImplementedError
 
 
-class RecordIterator:
-    """Iterates over records; created by `async for record in consumer`."""
+class StreamIterator(Generic[T]):
+    """Iterates over a stream, and ends it when the iterator is deleted."""
 
     __slots__ = ("_stream",)
 
-    def __init__(self, stream: SingleRecordStream) -> None:
+    def __init__(self, stream: RecordStream[T]) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> RecordIterator:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Record:
-        # The hot path: no call per record while a chunk lasts.
-        stream = self._stream
-        for record in stream.records:
-            stream.in_hand = record
-            return record
-        return await stream.next()
-
-    def __del__(self) -> None:
-        self._stream.leave()
-
-    async def aclose(self) -> None:
-        """End the iteration. Needed only for an iterator that is kept beyond its loop.
-
-        A record in hand that is not `done()` is delivered again by the next loop.
-        """
-        self._stream.leave()
-
-
-class BatchIterator:
-    """Iterates over lists of records; created by `consumer.batches()`."""
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: BatchStream) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> BatchIterator:
-        return self
-
-    async def __anext__(self) -> list[Record]:
+    async def __anext__(self) -> T:
         return await self._stream.next()
 
     def __del__(self) -> None:
@@ -253,6 +223,27 @@ class BatchIterator:
         Records in hand that are not `done()` are delivered again by the next loop.
         """
         self._stream.leave()
+
+
+class BatchIterator(StreamIterator["list[Record]"]):
+    """Iterates over lists of records; created by `consumer.batches()`."""
+
+    __slots__ = ()
+
+
+class RecordIterator(StreamIterator["Record"]):
+    """Iterates over records; created by `async for record in consumer`."""
+
+    __slots__ = ()
+    _stream: SingleRecordStream
+
+    async def __anext__(self) -> Record:
+        # The hot path: no call per record while a chunk lasts.
+        stream = self._stream
+        for record in stream.records:
+            stream.in_hand = record
+            return record
+        return await stream.next()
 
 
 class SingleRecordStream(RecordStream["Record"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
@@ -50,17 +51,6 @@ something to fetch. Every event that may change that wakes it anyway
 
 class ConsumerRuntime:
     """Creates and connects the components of a consumer, and closes them.
-
-    Args:
-        target: The cluster.
-        subscription: What to read.
-        options: aiokafka's options for the instance.
-        policy: Timeouts and backoff.
-        health: The cluster's health.
-        settings: The consumer's settings.
-        deserializer: Turns aiokafka's records into `Record`s.
-        counters: The consumer's counters.
-        rng: Source of the jitter.
 
     Attributes:
         assignment: The assigned partitions.
@@ -211,21 +201,13 @@ class ConsumerRuntime:
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""
-        counters = self._counters
         self.use.settle()
         assigned = self.assignment.all
         return ConsumerStats(
-            records=counters.records,
-            unreadable=counters.unreadable,
-            returned=counters.returned,
+            **asdict(self._counters),
             outstanding=sum(each.progress.outstanding for each in assigned),
             partitions=len(assigned),
             paused=sum(self.fetcher.paused(each.partition) for each in assigned),
-            commits=counters.commits,
-            commits_failed=counters.commits_failed,
-            rebalances=counters.rebalances,
-            lost=counters.lost,
-            resumed=counters.resumed,
             instances=self.supervisor.generation,
             log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
         )

@@ -27,27 +27,15 @@ class RecordSource(Protocol):
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
         """Return the next records of the assigned partitions that are not paused.
 
-        Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
-        An outage raises no error: no records are returned. Cancelling loses no record.
-
-        Args:
-            max_records: Maximum number of records over all partitions.
-            max_wait: Longest wait for the first record, in seconds.
-
-        Raises:
-            Exception: What Kafka refuses permanently (a missing permission, for example).
+        It polls Kafka even if all partitions are paused.
         """
         raise NotImplementedError
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """Stop fetching from partitions until `resume` is called with the same reason.
-
-        A partition is paused while any reason holds, also across a rebalance. Giving the same
-        reason again has no effect.
-        """
+        """Stop fetching from partitions until `resume` is called with the same reason."""
 
     def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """Remove a reason for pausing; a reason that was never given is ignored."""
+        """Remove a reason for pausing."""
 
     def assignment(self) -> tuple[TopicPartition, ...]:
         """Return the assigned partitions, in a fixed order."""
@@ -72,13 +60,9 @@ _REQUIRED = "run: a required dependency is down"
 
 
 class FetchLoop:
-    """Moves records from the source to the scheduler.
+    """Moves records from the source to the scheduler, and calls `arrived` after adding some.
 
-    Args:
-        source: Fetches the records.
-        scheduler: Receives the records.
-        gate: While it is shut, nothing is fetched.
-        arrived: Called when records were added.
+    Nothing is fetched while the gate is shut or a limit is reached.
     """
 
     def __init__(

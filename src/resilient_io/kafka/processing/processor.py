@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import context_without_deadline
@@ -198,22 +199,15 @@ class Processor:
 
     def stats(self) -> RunStats:
         """Return the counters."""
-        counters, scheduler = self._counters, self._scheduler
+        scheduler = self._scheduler
         return RunStats(
-            handled=counters.handled,
-            failed=counters.failed,
-            not_counted=counters.not_counted,
-            retried=counters.retried,
-            dead_lettered=counters.dead_lettered,
-            skipped=counters.skipped,
-            cancelled=counters.cancelled,
+            **asdict(self._counters),
             in_flight=scheduler.records,
             in_flight_bytes=scheduler.bytes,
             ready=len(scheduler.ready),
             backing_off=scheduler.backing_off,
             handlers=len(self._workers.busy()),
             allowed=self._workers.allowed,
-            pauses=counters.pauses,
         )
 
     def liveness_failure(self, since: float) -> str | None:

@@ -152,7 +152,7 @@ class FailureHandler:
     # --- decisions
 
     def unreadable(self, state: PartitionState, record: Record, error: Exception) -> None:
-        """Give up a record that could not be deserialized, without calling the handler."""
+        """Handle a record that could not be deserialized, without calling the handler."""
         self._counters.failed += 1
         retry_state = RetryState(asyncio.get_running_loop().time(), error)
         retry_state.action = self._action_on_failure()

@@ -125,7 +125,7 @@ class Workers:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """Let the event loop run other tasks, or park the worker if too many are working.
+        """Yield to the event loop, or park the worker if too many are working.
 
         Both are checked with one comparison per record: `now > stretch_ends`.
         """

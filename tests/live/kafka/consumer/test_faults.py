@@ -1,4 +1,4 @@
-"""A consumer whose broker dies, freezes, or never was; and a consumer that dies itself."""
+"""A consumer whose broker dies, freezes or rejects it; and a consumer that dies itself."""
 
 import asyncio
 import itertools
@@ -9,36 +9,18 @@ import sys
 import textwrap
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from resilient_io import State
 from resilient_io.kafka import KafkaAuthenticationFailed
-from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.testing import KafkaServer
 
 _names = itertools.count()
 SOON = 40.0
 
 
-async def produced(kafka, topic, start, end):
-    async with AIOKafkaProducer(bootstrap_servers=kafka.direct_servers) as producer:
-        for n in range(start, end):
-            await producer.send(topic, b"%d" % n, partition=n % 2)
-
-
-def consumer_of(kafka, topic, **options):
-    options = {
-        "group_id": "billing",
-        "auto_offset_reset": "earliest",
-        "settings": ConsumerSettings(commit_interval=0.2, drain_timeout=1.0),
-        "heartbeat_interval_ms": 300,
-        "session_timeout_ms": 6000,
-    } | options
-    return ResilientKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, **options)
-
-
 class Handled:
-    """Takes records for as long as it is told, and keeps an account."""
+    """Handles records in a task, and records their values."""
 
     def __init__(self, reader, *, pause=0.0):
         self.values = []
@@ -54,7 +36,7 @@ class Handled:
             self._more.set()
 
     async def until(self, wanted):
-        """Wait until all of these were handled."""
+        """Wait until all of these values were handled."""
         async with asyncio.timeout(SOON):
             while not set(wanted) <= set(self.values):
                 more = asyncio.ensure_future(self._more.wait())
@@ -76,14 +58,11 @@ async def down(reader):
             await asyncio.sleep(0.02)
 
 
-async def committed(kafka, topic, group="billing"):
-    async with AIOKafkaConsumer(bootstrap_servers=kafka.direct_servers, group_id=group) as look:
-        return [await look.committed(TopicPartition(topic, n)) for n in range(2)]
-
-
-async def test_a_broker_killed_and_restarted_loses_and_skips_nothing(kafka_server, caplog):
+async def test_a_broker_killed_and_restarted_loses_and_skips_nothing(
+    kafka_server, caplog, produce, committed, consumer_of
+):
     await kafka_server.create_topic("t", partitions=2)
-    await produced(kafka_server, "t", 0, 200)
+    await produce(kafka_server, "t", range(200))
     with caplog.at_level(logging.INFO):
         async with consumer_of(kafka_server, "t") as reader:
             handled = Handled(reader, pause=0.002)
@@ -92,17 +71,17 @@ async def test_a_broker_killed_and_restarted_loses_and_skips_nothing(kafka_serve
             await down(reader)
             await kafka_server.restart()
             await handled.until(range(200))
-            await produced(kafka_server, "t", 200, 400)
+            await produce(kafka_server, "t", range(200, 400))
             await handled.until(range(400))
-    assert handled.repeats == 0, "what was handled but not committed is remembered"
-    assert await committed(kafka_server, "t") == [200, 200]
+    assert handled.repeats == 0, "the resume position of handled records is remembered"
+    assert await committed(kafka_server, "t", "t") == [200, 200]
     ours = [r for r in caplog.records if r.name.startswith(("resilient_io", "aiokafka"))]
     assert len([r for r in ours if r.name.startswith("resilient_io")]) <= 10, caplog.text
 
 
-async def test_a_frozen_broker_is_waited_for(kafka_server):
+async def test_a_consumer_waits_for_a_frozen_broker(kafka_server, produce, consumer_of):
     await kafka_server.create_topic("t", partitions=2)
-    await produced(kafka_server, "t", 0, 100)
+    await produce(kafka_server, "t", range(100))
     async with consumer_of(kafka_server, "t") as reader:
         handled = Handled(reader)
         await handled.until(range(100))
@@ -110,14 +89,16 @@ async def test_a_frozen_broker_is_waited_for(kafka_server):
         await down(reader)
         kafka_server.thaw()
         await reader.health.until_up(SOON)
-        await produced(kafka_server, "t", 100, 200)
+        await produce(kafka_server, "t", range(100, 200))
         await handled.until(range(200))
         assert handled.repeats == 0
 
 
-async def test_closing_keeps_its_time_with_a_frozen_and_with_a_dead_broker(kafka_server):
+async def test_closing_ends_in_time_with_a_frozen_and_with_a_dead_broker(
+    kafka_server, produce, consumer_of
+):
     await kafka_server.create_topic("t", partitions=2)
-    await produced(kafka_server, "t", 0, 20)
+    await produce(kafka_server, "t", range(20))
     for fault in (kafka_server.freeze, kafka_server.kill):
         reader = consumer_of(kafka_server, "t", group_id=fault.__name__)
         handled = Handled(reader)
@@ -126,17 +107,19 @@ async def test_closing_keeps_its_time_with_a_frozen_and_with_a_dead_broker(kafka
         fault()
         before = loop.time()
         await reader.aclose(2.0)
-        assert loop.time() - before < 4.5  # the supervisor's force may take 2 s more
+        assert loop.time() - before < 4.5  # the supervisor may need 2 s more
         await handled.task
         if fault == kafka_server.freeze:
             kafka_server.thaw()
 
 
-async def test_a_member_that_was_replaced_commits_nothing_any_more(shared_kafka):
+async def test_a_replaced_static_member_commits_nothing(
+    shared_kafka, produce, committed, consumer_of
+):
     topic = f"replaced-{next(_names)}"
     await shared_kafka.create_topic(topic, partitions=2)
-    await produced(shared_kafka, topic, 0, 100)
-    # Who joins with the same static name takes the place of the first, which learns it later.
+    await produce(shared_kafka, topic, range(100))
+    # A member with the same static name replaces the first one, which notices it later.
     options = {"group_id": f"group-{topic}", "group_instance_id": "one"}
     old = consumer_of(shared_kafka, topic, heartbeat_interval_ms=5000, **options)
     in_hand, go_on = asyncio.Event(), asyncio.Event()
@@ -163,7 +146,7 @@ async def test_a_member_that_was_replaced_commits_nothing_any_more(shared_kafka)
     assert await committed(shared_kafka, topic, f"group-{topic}") == [50, 50], "not rewound"
 
 
-async def test_wrong_credentials_are_told_not_waited_out():
+async def test_wrong_credentials_are_raised_immediately(produce, consumer_of):
     async with KafkaServer(users={"me": "right"}) as kafka:
         login = {
             "security_protocol": "SASL_PLAINTEXT",
@@ -175,7 +158,7 @@ async def test_wrong_credentials_are_told_not_waited_out():
                 with pytest.raises(KafkaAuthenticationFailed):
                     await anext(aiter(reader))
         await kafka.create_topic("t", partitions=2)
-        await produced(kafka, "t", 0, 2)
+        await produce(kafka, "t", range(2))
         async with consumer_of(kafka, "t", sasl_plain_password="right", **login) as reader:
             handled = Handled(reader)
             await handled.until(range(2))
@@ -215,10 +198,10 @@ async def lines_of(child, count):
         return [int(await child.stdout.readline()) for _ in range(count)]
 
 
-async def test_a_consumer_killed_in_the_middle_skips_nothing(shared_kafka):
+async def test_a_consumer_killed_in_the_middle_skips_nothing(shared_kafka, produce):
     topic = f"killed-{next(_names)}"
     await shared_kafka.create_topic(topic, partitions=2)
-    await produced(shared_kafka, topic, 0, 500)
+    await produce(shared_kafka, topic, range(500))
     first = await child_of(shared_kafka, topic)
     seen = await lines_of(first, 200)
     os.kill(first.pid, signal.SIGKILL)
@@ -232,15 +215,15 @@ async def test_a_consumer_killed_in_the_middle_skips_nothing(shared_kafka):
     await second.communicate()
     for partition in range(2):
         there = [n for n in again if n % 2 == partition]
-        assert there == sorted(there), "one partition, one order"
+        assert there == sorted(there), "records of one partition come in order"
     repeated = set(seen) & set(again)
-    assert len(repeated) <= 150, "what is handled between two commits, and the one in hand"
+    assert len(repeated) <= 150, "those handled between two commits, and the one in hand"
 
 
 @pytest.mark.parametrize(
     "seconds", [5, pytest.param(30, marks=pytest.mark.soak)], ids=["short", "long"]
 )
-async def test_members_that_come_and_go_lose_nothing(shared_kafka, seconds):
+async def test_members_that_come_and_go_lose_nothing(shared_kafka, seconds, consumer_of):
     topic = f"come-and-go-{next(_names)}"
     await shared_kafka.create_topic(topic, partitions=8)
     group = f"group-{topic}"
@@ -282,7 +265,7 @@ async def test_members_that_come_and_go_lose_nothing(shared_kafka, seconds):
         rebalances = stays.stats().rebalances
     await staying
     repeats = sum(handled.values()) - sent
-    print(f"{sent} sent, {repeats} repeated, {rebalances} rebalances")  # noqa: T201 - a figure
+    print(f"{sent} sent, {repeats} repeated, {rebalances} rebalances")  # noqa: T201 - a measurement
     assert set(handled) == set(range(sent))
     assert rebalances >= 2
-    assert repeats <= sent * 0.02, "each handed over in good order"
+    assert repeats <= sent * 0.02, "each member commits before it leaves"

@@ -1,48 +1,27 @@
-"""A consumer as a member of its group: slow, blocked, closed; and in a cluster that is hurt."""
+"""A consumer as a member of its group: slow, blocked or closed; and in a damaged cluster."""
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
 from resilient_io import State
-from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 
-_names = itertools.count()
 SOON = 40.0
-
-
-async def produced(kafka, topic, start, end, **options):
-    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, **options) as producer:
-        for n in range(start, end):
-            await producer.send(topic, b"%d" % n, partition=n % 2)
-
-
-def consumer_of(kafka, topic, **options):
-    options = {
-        "auto_offset_reset": "earliest",
-        "group_id": f"group-{topic}",
-        "settings": ConsumerSettings(commit_interval=0.2, drain_timeout=0.5),
-        "heartbeat_interval_ms": 200,
-        "session_timeout_ms": 6000,
-    } | options
-    return ResilientKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, **options)
+OPTIONS = {"drain_timeout": 0.5, "heartbeat_interval_ms": 200}
 
 
 @pytest.fixture
-async def topic(shared_kafka):
-    name = f"member-{next(_names)}"
+async def topic(shared_kafka, name, produce):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 0, 20)
+    await produce(shared_kafka, name, range(20))
     return name
 
 
 async def all_of(reader, count, handle=None, *, within=SOON):
-    """Take records until so many different ones were handled; return all that came."""
+    """Handle records until `count` different ones were handled; return all that came."""
     values = []
     async with asyncio.timeout(within):
         async for record in reader:
@@ -55,44 +34,50 @@ async def all_of(reader, count, handle=None, *, within=SOON):
     raise AssertionError("the iteration ended")
 
 
-async def test_a_closed_consumer_has_left_its_group(shared_kafka, topic, members):
-    async with consumer_of(shared_kafka, topic) as reader:
+async def test_a_closed_consumer_has_left_its_group(shared_kafka, topic, members, consumer_of):
+    async with consumer_of(shared_kafka, topic, **OPTIONS) as reader:
         await all_of(reader, 20)
         _, there = await members(shared_kafka, reader.group_id)
         assert len(there) == 1
     assert await members(shared_kafka, reader.group_id) == ("Empty", [])
 
 
-async def test_handling_beyond_the_poll_interval_costs_the_place_but_no_record(shared_kafka, topic):
+async def test_handling_beyond_the_poll_interval_costs_the_membership_but_no_record(
+    shared_kafka, topic, consumer_of
+):
     async def handle(count):
         if count == 5:
             await asyncio.sleep(2.5)
 
-    async with consumer_of(shared_kafka, topic, max_poll_interval_ms=1000) as reader:
+    async with consumer_of(shared_kafka, topic, **OPTIONS, max_poll_interval_ms=1000) as reader:
         values = await all_of(reader, 20, handle)
         assert sorted(set(values)) == list(range(20))
-        assert len(values) <= 21, "at most the one that took so long comes again"
+        assert len(values) <= 21, "at most the slow record is delivered again"
         assert reader.stats().rebalances == 2
 
 
 @pytest.mark.soak
-async def test_a_loop_blocked_beyond_the_session_costs_the_place_but_no_record(shared_kafka, topic):
+async def test_a_loop_blocked_beyond_the_session_costs_the_membership_but_no_record(
+    shared_kafka, topic, produce, consumer_of
+):
     async def handle(count):
         if count == 5:
             time.sleep(9.0)
 
-    async with consumer_of(shared_kafka, topic) as reader:
+    async with consumer_of(shared_kafka, topic, **OPTIONS) as reader:
         values = await all_of(reader, 20, handle)
         assert sorted(set(values)) == list(range(20))
-        await produced(shared_kafka, topic, 20, 30)
+        await produce(shared_kafka, topic, range(20, 30))
         assert set(await all_of(reader, 10)) == set(range(20, 30))
 
 
 @pytest.mark.soak
-async def test_a_minute_without_kafka_takes_ten_lines_of_log(kafka_server, caplog):
+async def test_a_minute_without_kafka_writes_at_most_ten_log_lines(
+    kafka_server, caplog, produce, consumer_of
+):
     await kafka_server.create_topic("t", partitions=2)
-    await produced(kafka_server, "t", 0, 20)
-    async with consumer_of(kafka_server, "t") as reader:
+    await produce(kafka_server, "t", range(20))
+    async with consumer_of(kafka_server, "t", **OPTIONS) as reader:
         await all_of(reader, 20)
         waiting = asyncio.create_task(all_of(reader, 20, within=150.0))
         with caplog.at_level(logging.INFO):
@@ -106,33 +91,37 @@ async def test_a_minute_without_kafka_takes_ten_lines_of_log(kafka_server, caplo
             await asyncio.sleep(3.0)
             records = [r for r in caplog.records if r.name.startswith(("resilient_io", "aiokafka"))]
         assert len(records) <= 10, caplog.text
-        assert cpu < 6.0, "it does not spin"
-        await produced(kafka_server, "t", 20, 40)
+        assert cpu < 6.0, "the consumer does not spin"
+        await produce(kafka_server, "t", range(20, 40))
         assert set(await waiting) == set(range(20, 40))
 
 
 @pytest.mark.soak
-async def test_a_cluster_that_loses_the_leader_and_the_coordinator_goes_on(kafka_cluster):
+async def test_a_consumer_survives_the_loss_of_the_leader_and_the_coordinator(
+    kafka_cluster, produce, consumer_of
+):
     await kafka_cluster.create_topic("t", partitions=2)
-    await produced(kafka_cluster, "t", 0, 100, acks="all")
-    async with consumer_of(kafka_cluster, "t") as reader:
+    await produce(kafka_cluster, "t", range(100), acks="all")
+    async with consumer_of(kafka_cluster, "t", **OPTIONS) as reader:
         first = await all_of(reader, 100)
         changes = []
         reader.health.on_change(changes.append)
         coordinator = await kafka_cluster.coordinator_of(reader.group_id)
         kafka_cluster.broker(coordinator).kill()
-        await produced(kafka_cluster, "t", 100, 200, acks="all")
+        await produce(kafka_cluster, "t", range(100, 200), acks="all")
         second = await all_of(reader, 100)
         assert sorted(set(first) | set(second)) == list(range(200))
-    assert State.DOWN not in [change.state for change in changes], "a part is not the whole"
+    assert State.DOWN not in [change.state for change in changes], "one broker is not the cluster"
 
 
-async def test_two_consumers_share_one_health(shared_kafka, topic):
+async def test_two_consumers_share_one_health(shared_kafka, topic, consumer_of):
     async with contextlib.AsyncExitStack() as stack:
-        one = await stack.enter_async_context(consumer_of(shared_kafka, topic))
+        one = await stack.enter_async_context(consumer_of(shared_kafka, topic, **OPTIONS))
         two = await stack.enter_async_context(
-            consumer_of(shared_kafka, topic, health=one.health, group_id=f"other-{topic}")
+            consumer_of(
+                shared_kafka, topic, **OPTIONS, health=one.health, group_id=f"other-{topic}"
+            )
         )
         assert len(await all_of(one, 20)) == len(await all_of(two, 20)) == 20
         await two.aclose()
-        assert one.health.state is State.UP, "it is not the second one's to close"
+        assert one.health.state is State.UP, "the second consumer does not close it"

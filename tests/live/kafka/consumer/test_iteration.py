@@ -1,11 +1,11 @@
-"""Iterating on a real broker: what is handled, what is committed, and what comes again."""
+"""Iteration on a real broker: what is handled, committed, and delivered again."""
 
 import asyncio
 import itertools
 import json
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record._crecords import default_records
 
@@ -36,7 +36,7 @@ async def topic(shared_kafka):
 
 @pytest.fixture
 async def consumer(shared_kafka):
-    """Makes consumers, and closes them."""
+    """Create consumers, which are closed after the test."""
     made = []
 
     def make(*topics, group_id="billing", **options):
@@ -73,25 +73,20 @@ async def taken(consumer, count):
     return values
 
 
-async def committed(kafka, group, topic, partition=0):
-    async with AIOKafkaConsumer(bootstrap_servers=kafka.direct_servers, group_id=group) as look:
-        return await look.committed(TopicPartition(topic, partition))
-
-
 async def until(check):
     async with asyncio.timeout(SOON):
-        while not await check():  # noqa: ASYNC110 - a fact on the broker's side
+        while not await check():  # noqa: ASYNC110 - polls the broker
             await asyncio.sleep(0.05)
 
 
-async def test_records_come_in_order_and_the_group_goes_on_behind_them(consumer, topic):
+async def test_records_come_in_order_and_the_group_continues_after_them(consumer, topic):
     first = consumer(topic)
     assert await taken(first, 4) == [b"0", b"1", b"2", b"3"]
     await first.aclose()
     assert await taken(consumer(topic), 6) == [b"4", b"5", b"6", b"7", b"8", b"9"]
 
 
-async def test_it_commits_in_the_background(consumer, topic, shared_kafka):
+async def test_offsets_are_committed_in_the_background(consumer, topic, shared_kafka, committed):
     reader = consumer(topic)
     records = aiter(reader)
     async with asyncio.timeout(SOON):
@@ -99,9 +94,9 @@ async def test_it_commits_in_the_background(consumer, topic, shared_kafka):
             await anext(records)
 
     async def behind_the_third():
-        return await committed(shared_kafka, reader.group_id, topic) == 3
+        return await committed(shared_kafka, topic, reader.group_id, 1) == [3]
 
-    await until(behind_the_third)  # the fourth is in hand
+    await until(behind_the_third)  # the fourth record is in hand
     await records.aclose()
 
 
@@ -129,18 +124,22 @@ async def test_leaving_by_an_exception_leaves_the_record_in_hand_unhandled(consu
     assert await taken(reader, 3) == [b"2", b"3", b"4"]
 
 
-async def test_leaving_after_done_counts_it(consumer, topic, shared_kafka):
+async def test_leaving_after_done_handles_the_record_in_hand(
+    consumer, topic, shared_kafka, committed
+):
     reader = consumer(topic)
     assert await taken(reader, 5) == [b"0", b"1", b"2", b"3", b"4"]
 
     async def behind_the_fifth():
-        return await committed(shared_kafka, reader.group_id, topic) == 5
+        return await committed(shared_kafka, topic, reader.group_id, 1) == [5]
 
     await until(behind_the_fifth)
     assert await taken(reader, 1) == [b"5"]
 
 
-async def test_batches_are_handled_when_the_next_is_asked_for(consumer, topic, shared_kafka):
+async def test_batches_are_handled_when_the_next_is_requested(
+    consumer, topic, shared_kafka, committed
+):
     reader = consumer(topic)
     async with asyncio.timeout(SOON):
         batches = reader.batches(max_records=4)
@@ -151,11 +150,11 @@ async def test_batches_are_handled_when_the_next_is_asked_for(consumer, topic, s
         second[0].done()
         await batches.aclose()
     await reader.aclose()
-    assert await committed(shared_kafka, reader.group_id, topic) == 6
+    assert await committed(shared_kafka, topic, reader.group_id, 1) == [6]
     assert await taken(consumer(topic), 2) == [b"6", b"7"]
 
 
-async def test_a_batch_waits_for_company_as_long_as_it_may(consumer, topic, shared_kafka):
+async def test_a_batch_waits_for_more_records_within_max_wait(consumer, topic, shared_kafka):
     reader = consumer(topic)
     assert len(await taken(reader, 10)) == 10
     batches = reader.batches(max_records=2, max_wait=30.0)
@@ -168,7 +167,7 @@ async def test_a_batch_waits_for_company_as_long_as_it_may(consumer, topic, shar
         assert [record.value for record in await waiting] == [b"10", b"11"]
 
 
-async def test_a_cancelled_wait_for_company_loses_nothing(consumer, topic, shared_kafka):
+async def test_a_cancelled_wait_for_more_records_loses_nothing(consumer, topic, shared_kafka):
     reader = consumer(topic)
     assert len(await taken(reader, 10)) == 10
     batches = reader.batches(max_records=5, max_wait=30.0)
@@ -186,7 +185,7 @@ async def _truth(value):
     return value
 
 
-async def test_a_record_that_cannot_be_read_is_no_poison(consumer, topic, shared_kafka):
+async def test_an_unreadable_record_does_not_stop_the_iteration(consumer, topic, shared_kafka):
     await produced(shared_kafka, topic, [b"{", b'{"a": 1}'])
     reader = consumer(topic, value_deserializer=json.loads)
     seen = []
@@ -205,7 +204,9 @@ async def test_a_record_that_cannot_be_read_is_no_poison(consumer, topic, shared
     assert reader.stats().unreadable == 1
 
 
-async def test_without_a_group_it_reads_all_from_where_it_is_told(consumer, topic, shared_kafka):
+async def test_a_consumer_without_a_group_reads_all_records_and_seeks(
+    consumer, topic, shared_kafka
+):
     reader = consumer(topic, group_id=None)
     assert len(await taken(reader, 10)) == 10
     assert reader.assignment() == ((topic, 0),)
@@ -214,7 +215,7 @@ async def test_without_a_group_it_reads_all_from_where_it_is_told(consumer, topi
     assert reader.stats().commits == 0
 
 
-async def test_fixed_partitions_and_a_pattern(consumer, shared_kafka):
+async def test_fixed_partitions_and_a_pattern_are_read(consumer, shared_kafka):
     name = f"shape-{next(_names)}"
     await shared_kafka.create_topic(name, partitions=2)
     await produced(shared_kafka, name, [b"a"], partition=0)
@@ -245,7 +246,9 @@ async def test_seek_while_a_record_is_in_hand(consumer, topic):
     assert seen == [b"0", b"1", b"2", b"8", b"9"]
 
 
-async def test_lag_is_what_lies_between_the_commit_and_the_end(consumer, topic, shared_kafka):
+async def test_lag_is_the_distance_from_the_committed_offset_to_the_end(
+    consumer, topic, shared_kafka
+):
     reader = consumer(topic)
     assert len(await taken(reader, 4)) == 4
 
@@ -258,7 +261,7 @@ async def test_lag_is_what_lies_between_the_commit_and_the_end(consumer, topic, 
 
 
 async def test_closing_from_elsewhere_lets_the_record_in_hand_be_handled(
-    consumer, topic, shared_kafka
+    consumer, topic, shared_kafka, committed
 ):
     reader = consumer(topic)
     in_hand, go_on = asyncio.Event(), asyncio.Event()
@@ -276,16 +279,18 @@ async def test_closing_from_elsewhere_lets_the_record_in_hand_be_handled(
         await in_hand.wait()
         closing = asyncio.create_task(reader.aclose())
         await asyncio.sleep(0.1)
-        assert not closing.done(), "it waits for the record in hand"
+        assert not closing.done(), "closing waits for the record in hand"
         go_on.set()
         await asyncio.gather(handling, closing)
     assert seen == [b"0", b"1", b"2"]
-    assert await committed(shared_kafka, reader.group_id, topic) == 3
+    assert await committed(shared_kafka, topic, reader.group_id, 1) == [3]
     with pytest.raises(KafkaClosed):
         aiter(reader)
 
 
-async def test_closing_within_the_loop_does_not_wait_for_itself(consumer, topic, shared_kafka):
+async def test_closing_within_the_loop_does_not_wait_for_itself(
+    consumer, topic, shared_kafka, committed
+):
     reader = consumer(topic)
     async with asyncio.timeout(SOON):
         async for record in reader:
@@ -293,10 +298,10 @@ async def test_closing_within_the_loop_does_not_wait_for_itself(consumer, topic,
                 before = asyncio.get_running_loop().time()
                 await reader.aclose()
                 assert asyncio.get_running_loop().time() - before < 2.0
-    assert await committed(shared_kafka, reader.group_id, topic) == 2
+    assert await committed(shared_kafka, topic, reader.group_id, 1) == [2]
 
 
-async def test_one_at_a_time_takes_records(consumer, topic):
+async def test_one_loop_at_a_time_receives_records(consumer, topic):
     reader = consumer(topic)
     async with asyncio.timeout(SOON):
         async for _ in reader:
@@ -305,10 +310,10 @@ async def test_one_at_a_time_takes_records(consumer, topic):
             with pytest.raises(RuntimeError, match="iterating already"):
                 await anext(reader.batches())
             break
-    assert await taken(reader, 1) == [b"0"], "the refused ones left no trace"
+    assert await taken(reader, 1) == [b"0"], "the refused loops changed nothing"
 
 
-async def test_slow_handling_of_many_records_keeps_the_place_in_the_group(consumer, topic):
+async def test_slow_handling_of_many_records_keeps_the_membership(consumer, topic):
     # Ten records come at once; each takes a while, all of them more than the poll interval.
     reader = consumer(
         topic, max_poll_interval_ms=1500, session_timeout_ms=6000, heartbeat_interval_ms=100
@@ -324,13 +329,15 @@ async def test_slow_handling_of_many_records_keeps_the_place_in_the_group(consum
     assert reader.stats().rebalances == 1
 
 
-async def test_it_starts_where_records_end_and_remembers_that(consumer, topic, shared_kafka):
+async def test_an_initial_position_at_the_end_is_committed(
+    consumer, topic, shared_kafka, committed
+):
     reader = consumer(topic, auto_offset_reset="latest")
     async with reader:
         waiting = asyncio.create_task(taken(reader, 1))
 
         async def place_is_committed():
-            return await committed(shared_kafka, reader.group_id, topic) == 10
+            return await committed(shared_kafka, topic, reader.group_id, 1) == [10]
 
         await until(place_is_committed)  # though nothing was read: else a restart would skip
         waiting.cancel()
@@ -347,7 +354,9 @@ async def test_a_deadline_bounds_the_wait_for_a_record(consumer, topic):
         await anext(reader.batches(max_wait=5.0))
 
 
-async def test_transactions_are_read_whole_and_their_markers_are_no_lag(consumer, shared_kafka):
+async def test_transactions_are_read_whole_and_their_markers_do_not_count_as_lag(
+    consumer, shared_kafka
+):
     name = f"transactions-{next(_names)}"
     await shared_kafka.create_topic(name)
     async with AIOKafkaProducer(
@@ -370,7 +379,7 @@ async def test_transactions_are_read_whole_and_their_markers_are_no_lag(consumer
     await until(nothing_is_left)
 
 
-async def test_a_topic_that_comes_later_is_read(consumer, shared_kafka):
+async def test_a_topic_that_is_created_later_is_read(consumer, shared_kafka):
     name = f"later-{next(_names)}"
     reader = consumer(name, metadata_max_age_ms=500)
     reading = asyncio.create_task(taken(reader, 1))
@@ -383,7 +392,7 @@ async def test_a_topic_that_comes_later_is_read(consumer, shared_kafka):
     assert asyncio.get_running_loop().time() - before < 5.0
 
 
-async def test_what_kafka_refuses_for_good_is_raised(consumer, topic):
+async def test_a_permanent_refusal_of_kafka_is_raised(consumer, topic):
     reader = consumer(topic, group_id=None, auto_offset_reset="none")
     with pytest.raises(KafkaError, match="NoOffsetForPartition"):
         await taken(reader, 1)
@@ -397,7 +406,7 @@ async def test_a_static_member_keeps_its_partitions_over_a_restart(consumer, top
     assert await taken(again, 1) == [b"3"]
 
 
-async def test_it_starts_while_kafka_is_away(topic):
+async def test_a_consumer_starts_while_kafka_is_unavailable(topic):
     async with ResilientKafkaConsumer(
         topic,
         bootstrap_servers=f"127.0.0.1:{free_port()}",
@@ -424,7 +433,7 @@ async def test_run_needs_a_group(consumer, topic):
         await consumer(topic, group_id=None).run(handle)
 
 
-async def test_a_partition_that_cannot_be_read_takes_no_record_of_another_along(
+async def test_an_unreadable_partition_loses_no_record_of_another(
     shared_kafka, consumer, monkeypatch
 ):
     name = f"iteration-{next(_names)}"

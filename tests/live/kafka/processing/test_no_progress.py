@@ -1,29 +1,26 @@
-"""A consumer whose handlers hang: liveness tells, the lag is known, and an outage is neither."""
+"""Hanging handlers: liveness fails and the lag is known, but an outage fails no liveness."""
 
 import asyncio
 
 import pytest
 
-from resilient_io import ConsumerSettings, HealthMonitor, ResilientKafkaConsumer
-from resilient_io.kafka import ResilientKafkaProducer
-from resilient_io.kafka.processing import RunLimits
+from resilient_io import HealthMonitor
 
 SOON = 40.0
 
 
-async def until(fact):
+async def until(condition):
     async with asyncio.timeout(SOON):
-        while not fact():  # noqa: ASYNC110 - a fact about many parts
+        while not condition():  # noqa: ASYNC110 - several components change it
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.soak
-async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafka_server, name):
+async def test_hanging_handlers_fail_liveness_except_while_kafka_is_unavailable(
+    kafka_server, name, produce, consumer_of
+):
     await kafka_server.create_topic(name)
-    servers = kafka_server.bootstrap_servers
-    async with ResilientKafkaProducer(servers) as producer:
-        for number in range(10):
-            await producer.send_and_wait(name, b"%d" % number)
+    await produce(kafka_server, name, range(10), partitions=1)
 
     hanging, done = asyncio.Event(), []
 
@@ -31,17 +28,10 @@ async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafk
         await hanging.wait()
         done.append(record.offset)
 
-    consumer = ResilientKafkaConsumer(
-        name,
-        bootstrap_servers=servers,
-        group_id=name,
-        auto_offset_reset="earliest",
-        max_poll_interval_ms=3_000,
-        settings=ConsumerSettings(commit_interval=0.2),
-    )
+    consumer = consumer_of(kafka_server, name, max_poll_interval_ms=3_000)
     async with consumer, HealthMonitor(consumer.health, liveness=[consumer]) as monitor:
         running = asyncio.create_task(
-            consumer.run(handle, order="partition", limits=RunLimits(drain_timeout=1.0)),
+            consumer.run(handle, order="partition"),
             name="run of the test",
         )
         await until(lambda: consumer.known_lag() == {(name, 0): 10})
@@ -50,18 +40,20 @@ async def test_handlers_that_hang_make_it_stuck_but_not_while_kafka_is_away(kafk
 
         await until(lambda: not monitor.alive)
         (why,) = monitor.liveness_failures
-        assert why.startswith("run() has 10 records in memory and 1 handlers at work, and nothing")
-        assert monitor.ready  # Kafka is well: readiness is another question
+        assert why.startswith(
+            "run() has 10 records in memory and 1 running handlers, and has made no"
+        )
+        assert monitor.ready  # Kafka is available, so readiness is not affected
 
         kafka_server.kill()
         await until(lambda: not consumer.health.state.answering)
         assert monitor.alive
-        await asyncio.sleep(3.5)  # longer than the bound
+        await asyncio.sleep(3.5)  # longer than the limit
         assert monitor.alive
         assert not monitor.ready
         await kafka_server.restart()
         await until(lambda: monitor.ready)
-        assert monitor.alive  # its time begins anew
+        assert monitor.alive  # the time starts again
 
         hanging.set()
         await until(lambda: len(done) >= 10)

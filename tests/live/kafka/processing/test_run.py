@@ -1,4 +1,4 @@
-"""`run` on a real broker: order, failures, dead letters, and every way to end."""
+"""`run` on a real broker: order, failures, dead letters, and all ways to end."""
 
 import asyncio
 import json
@@ -7,61 +7,36 @@ import random
 import time
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from resilient_io import ConfigurationError
 from resilient_io.kafka import KafkaClosed
-from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.processing import DeadLetter, HandlerPolicy, RunLimits
 from resilient_io.kafka.producer import ResilientKafkaProducer
 
 SOON = 40.0
 
 
-async def produced(kafka, topic, count, *, keys=10, partitions=2, value=b"%d"):
-    """Write records whose key decides their partition."""
-    async with AIOKafkaProducer(bootstrap_servers=kafka.direct_servers) as producer:
-        for number in range(count):
-            key = number % keys
-            await producer.send(topic, value % number, key=b"%d" % key, partition=key % partitions)
-
-
-def consumer_of(kafka, topic, group, **options):
-    options = {
-        "auto_offset_reset": "earliest",
-        "settings": ConsumerSettings(commit_interval=0.2),
-        "heartbeat_interval_ms": 300,
-        "session_timeout_ms": 6000,
-    } | options
-    return ResilientKafkaConsumer(
-        topic, bootstrap_servers=kafka.bootstrap_servers, group_id=group, **options
-    )
-
-
-async def committed(kafka, topic, group, partitions=2):
-    async with AIOKafkaConsumer(bootstrap_servers=kafka.direct_servers, group_id=group) as look:
-        found = [await look.committed(TopicPartition(topic, n)) for n in range(partitions)]
-    return [offset or 0 for offset in found]
-
-
 class Running:
-    """A `run` in a task of its own; fails the test as soon as it fails."""
+    """A `run` in a separate task; fails the test as soon as it fails."""
 
     def __init__(self, consumer, handler, **options):
         self.task = asyncio.create_task(consumer.run(handler, **options), name="run of the test")
 
-    async def until(self, fact):
+    async def until(self, condition):
         async with asyncio.timeout(SOON):
-            while not fact():
+            while not condition():
                 if self.task.done():
                     self.task.result()
                     raise AssertionError("run() ended")
-                await asyncio.sleep(0.01)  # a fact about many parts
+                await asyncio.sleep(0.01)
 
 
-async def test_the_order_of_each_key_is_kept_and_all_is_committed_at_the_end(shared_kafka, name):
+async def test_the_order_of_each_key_is_kept_and_everything_is_committed(
+    shared_kafka, name, produce, committed, consumer_of
+):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 1_000, keys=50)
+    await produce(shared_kafka, name, range(1_000), keys=50)
     rng = random.Random(3)
     handled, running = {}, []
 
@@ -72,7 +47,7 @@ async def test_the_order_of_each_key_is_kept_and_all_is_committed_at_the_end(sha
         running.remove(record.key)
         handled.setdefault(record.key, []).append(int(record.value))
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         run = Running(consumer, handler, concurrency=32)
         await run.until(lambda: sum(map(len, handled.values())) == 1_000)
         assert consumer.run_stats().handled == 1_000
@@ -81,13 +56,13 @@ async def test_the_order_of_each_key_is_kept_and_all_is_committed_at_the_end(sha
     assert await committed(shared_kafka, name, name) == [500, 500]
 
 
-async def test_what_cannot_be_handled_or_read_is_in_the_dead_letter_topic(
-    shared_kafka, name, read_all
+async def test_unhandled_and_unreadable_records_are_in_the_dead_letter_topic(
+    shared_kafka, name, read_all, produce, committed, consumer_of
 ):
     dead = f"{name}.dead"
     await shared_kafka.create_topic(name, partitions=2)
     await shared_kafka.create_topic(dead, partitions=3)
-    await produced(shared_kafka, name, 40, value=b'{"n": %d}')
+    await produce(shared_kafka, name, range(40), keys=10, value=b'{"n": %d}')
     async with AIOKafkaProducer(bootstrap_servers=shared_kafka.direct_servers) as producer:
         await producer.send_and_wait(
             name, b"{broken", key=b"1", partition=1, headers=[("trace", b"t1")]
@@ -99,12 +74,12 @@ async def test_what_cannot_be_handled_or_read_is_in_the_dead_letter_topic(
             raise LookupError("no such user")
         done.append(record.value["n"])
 
-    async with consumer_of(shared_kafka, name, name, value_deserializer=json.loads) as consumer:
+    async with consumer_of(shared_kafka, name, value_deserializer=json.loads) as consumer:
         run = Running(
             consumer,
             handler,
             dead_letter=dead,
-            policy=HandlerPolicy(attempts=2, backoff=0.05),
+            handler_policy=HandlerPolicy(attempts=2, backoff=0.05),
         )
         await run.until(lambda: len(done) == 36 and consumer.run_stats().dead_lettered == 5)
     assert await committed(shared_kafka, name, name) == [20, 21]
@@ -123,14 +98,14 @@ async def test_what_cannot_be_handled_or_read_is_in_the_dead_letter_topic(
     assert float(failed["x-first-failure-ago"]) >= 0.025
 
 
-async def test_a_dead_letter_that_cannot_be_written_holds_the_commit_until_it_can(
-    shared_kafka, name, read_all
+async def test_a_dead_letter_that_cannot_be_written_delays_the_commit(
+    shared_kafka, name, read_all, produce, committed, consumer_of
 ):
     dead = f"{name}.dead"
     await shared_kafka.create_topic(name, partitions=2)
     # A broker that makes no topics would be a server of its own: too large is refused as surely.
     await shared_kafka.create_topic(dead, config={"max.message.bytes": "300"})
-    await produced(shared_kafka, name, 20, value=b"%d" + b"x" * 400)
+    await produce(shared_kafka, name, range(20), keys=10, value=b"%d" + b"x" * 400)
     done = []
 
     async def handler(record):
@@ -138,8 +113,8 @@ async def test_a_dead_letter_that_cannot_be_written_holds_the_commit_until_it_ca
             raise ValueError
         done.append(record)
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
-        run = Running(consumer, handler, dead_letter=dead, policy=HandlerPolicy(attempts=1))
+    async with consumer_of(shared_kafka, name) as consumer:
+        run = Running(consumer, handler, dead_letter=dead, handler_policy=HandlerPolicy(attempts=1))
         await run.until(lambda: len(done) == 18)  # the next of its key waits behind it
         await asyncio.sleep(0.6)
         assert (consumer.run_stats().dead_lettered, consumer.run_stats().in_flight) == (0, 2)
@@ -150,13 +125,13 @@ async def test_a_dead_letter_that_cannot_be_written_holds_the_commit_until_it_ca
     await shared_kafka.create_topic(good)
     async with (
         ResilientKafkaProducer(bootstrap_servers=shared_kafka.bootstrap_servers) as producer,
-        consumer_of(shared_kafka, name, name) as consumer,
+        consumer_of(shared_kafka, name) as consumer,
     ):
         run = Running(
             consumer,
             handler,
             dead_letter=DeadLetter(topic=good, producer=producer),
-            policy=HandlerPolicy(attempts=1),
+            handler_policy=HandlerPolicy(attempts=1),
         )
         await run.until(lambda: (stats := consumer.run_stats()) and stats.dead_lettered == 1)
         await run.until(lambda: consumer.run_stats().in_flight == 0)
@@ -166,11 +141,11 @@ async def test_a_dead_letter_that_cannot_be_written_holds_the_commit_until_it_ca
     assert len(await read_all(shared_kafka, good)) == 2
 
 
-async def test_stopped_by_a_failure_it_can_be_run_again_and_begins_with_that_record(
-    shared_kafka, name
+async def test_run_can_be_called_again_after_a_failure_and_begins_with_that_record(
+    shared_kafka, name, produce, committed, consumer_of
 ):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 200)
+    await produce(shared_kafka, name, range(200), keys=10)
     done, broken = [], True
 
     async def handler(record):
@@ -178,9 +153,9 @@ async def test_stopped_by_a_failure_it_can_be_run_again_and_begins_with_that_rec
             raise LookupError("seventy-seven")
         done.append(int(record.value))
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         with pytest.raises(LookupError) as caught:
-            await consumer.run(handler, policy=HandlerPolicy(attempts=2, backoff=0.01))
+            await consumer.run(handler, handler_policy=HandlerPolicy(attempts=2, backoff=0.01))
         assert f"{name}[1]@38" in caught.value.__notes__[0]
         assert 77 not in done
         broken = False
@@ -191,9 +166,11 @@ async def test_stopped_by_a_failure_it_can_be_run_again_and_begins_with_that_rec
 
 
 @pytest.mark.parametrize("how", ["aclose", "cancel"])
-async def test_ending_drains_commits_and_leaves_the_group(shared_kafka, name, how, members):
+async def test_ending_drains_commits_and_leaves_the_group(
+    shared_kafka, name, how, members, produce, committed, consumer_of
+):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 100)
+    await produce(shared_kafka, name, range(100), keys=10)
     begun, done, cancelled = [], [], []
 
     async def handler(record):
@@ -206,8 +183,8 @@ async def test_ending_drains_commits_and_leaves_the_group(shared_kafka, name, ho
         done.append(record)
 
     loop = asyncio.get_running_loop()
-    async with consumer_of(shared_kafka, name, name) as consumer:
-        run = Running(consumer, handler, concurrency=10, limits=RunLimits(drain_timeout=1.0))
+    async with consumer_of(shared_kafka, name) as consumer:
+        run = Running(consumer, handler, concurrency=10)
         await run.until(lambda: len(begun) == 10)
         began = loop.time()
         if how == "cancel":
@@ -227,9 +204,11 @@ async def test_ending_drains_commits_and_leaves_the_group(shared_kafka, name, ho
     assert left == []
 
 
-async def test_batches_are_handled_and_committed(shared_kafka, name):
+async def test_batches_are_handled_and_committed(
+    shared_kafka, name, produce, committed, consumer_of
+):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 500)
+    await produce(shared_kafka, name, range(500), keys=10)
     sizes, values = [], []
 
     async def handler(records):
@@ -237,7 +216,7 @@ async def test_batches_are_handled_and_committed(shared_kafka, name):
         sizes.append(len(records))
         values.extend(int(record.value) for record in records)
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         run = Running(consumer, handler, batch_size=50, order="partition", concurrency=4)
         await run.until(lambda: len(values) == 500)
     await run.task
@@ -246,13 +225,13 @@ async def test_batches_are_handled_and_committed(shared_kafka, name):
     assert await committed(shared_kafka, name, name) == [250, 250]
 
 
-async def test_handlers_that_hang_raise_and_cancel_leave_the_others_alone(
-    shared_kafka, name, caplog
+async def test_handlers_that_hang_raise_and_cancel_do_not_affect_others(
+    shared_kafka, name, caplog, produce, committed, consumer_of
 ):
     dead = f"{name}.dead"
     await shared_kafka.create_topic(name, partitions=2)
     await shared_kafka.create_topic(dead)
-    await produced(shared_kafka, name, 300, keys=300)
+    await produce(shared_kafka, name, range(300), keys=300)
     done = []
 
     async def handler(record):
@@ -272,12 +251,12 @@ async def test_handlers_that_hang_raise_and_cancel_leave_the_others_alone(
         done.append(number)
 
     with caplog.at_level(logging.INFO):
-        async with consumer_of(shared_kafka, name, name) as consumer:
+        async with consumer_of(shared_kafka, name) as consumer:
             run = Running(
                 consumer,
                 handler,
                 dead_letter=dead,
-                policy=HandlerPolicy(attempts=2, backoff=0.02, timeout=0.5),
+                handler_policy=HandlerPolicy(attempts=2, backoff=0.02, timeout=0.5),
             )
             await run.until(lambda: len(done) == 275 and consumer.run_stats().dead_lettered == 25)
         await run.task
@@ -287,10 +266,10 @@ async def test_handlers_that_hang_raise_and_cancel_leave_the_others_alone(
 
 @pytest.mark.soak
 async def test_a_handler_that_blocks_the_loop_past_the_session_costs_repeats_not_records(
-    shared_kafka, name
+    shared_kafka, name, produce, committed, consumer_of
 ):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 200)
+    await produce(shared_kafka, name, range(200), keys=10)
     done = []
 
     async def handler(record):
@@ -298,10 +277,10 @@ async def test_a_handler_that_blocks_the_loop_past_the_session_costs_repeats_not
             time.sleep(9.0)  # the session is over after 6 s
         done.append(int(record.value))
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         run = Running(consumer, handler)
         await run.until(lambda: set(done) == set(range(200)))
-        await produced(shared_kafka, name, 20)
+        await produce(shared_kafka, name, range(20), keys=10)
         await run.until(lambda: len(done) >= 220)
         kept = []
         async with asyncio.timeout(SOON):  # it joins again, and commits what it has handled
@@ -312,10 +291,10 @@ async def test_a_handler_that_blocks_the_loop_past_the_session_costs_repeats_not
 
 
 async def test_a_handler_longer_than_max_poll_interval_keeps_its_partition(
-    shared_kafka, name, caplog
+    shared_kafka, name, caplog, produce, consumer_of
 ):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 20)
+    await produce(shared_kafka, name, range(20), keys=10)
     done = []
 
     async def handler(record):
@@ -323,7 +302,7 @@ async def test_a_handler_longer_than_max_poll_interval_keeps_its_partition(
         done.append(int(record.value))
 
     with caplog.at_level(logging.WARNING):
-        async with consumer_of(shared_kafka, name, name, max_poll_interval_ms=1_500) as consumer:
+        async with consumer_of(shared_kafka, name, max_poll_interval_ms=1_500) as consumer:
             run = Running(consumer, handler, concurrency=4, limits=RunLimits(records=10))
             await run.until(lambda: len(done) == 20)
         await run.task
@@ -333,16 +312,16 @@ async def test_a_handler_longer_than_max_poll_interval_keeps_its_partition(
     assert "max_poll_interval_ms=1500" in warned[0].getMessage()
 
 
-async def test_run_refuses_what_cannot_work(shared_kafka, name):
+async def test_run_refuses_invalid_arguments_and_a_second_user(shared_kafka, name, consumer_of):
     async def handler(record):
         await asyncio.sleep(0)
 
     await shared_kafka.create_topic(name)
-    async with consumer_of(shared_kafka, name, None) as consumer:
+    async with consumer_of(shared_kafka, name, group_id=None) as consumer:
         with pytest.raises(ConfigurationError, match="needs a group"):
             await consumer.run(handler)
-    async with consumer_of(shared_kafka, name, name) as consumer:
-        with pytest.raises(ConfigurationError, match='write order="key"'):
+    async with consumer_of(shared_kafka, name) as consumer:
+        with pytest.raises(ConfigurationError, match='use order="key"'):
             await consumer.run(handler, order="keys")
         first = asyncio.create_task(consumer.run(handler))
         await asyncio.sleep(0.05)
@@ -354,9 +333,11 @@ async def test_run_refuses_what_cannot_work(shared_kafka, name):
         await first
 
 
-async def test_a_handler_may_close_the_consumer(shared_kafka, name):
+async def test_a_handler_may_close_the_consumer(
+    shared_kafka, name, produce, committed, consumer_of
+):
     await shared_kafka.create_topic(name, partitions=2)
-    await produced(shared_kafka, name, 100)
+    await produce(shared_kafka, name, range(100), keys=10)
     done = []
 
     async def handler(record):
@@ -366,7 +347,7 @@ async def test_a_handler_may_close_the_consumer(shared_kafka, name):
         done.append(record.offset)
 
     loop = asyncio.get_running_loop()
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         run = Running(consumer, handler, concurrency=1, order="none")
         await run.until(lambda: len(done) == 50)
         began = loop.time()
@@ -375,22 +356,24 @@ async def test_a_handler_may_close_the_consumer(shared_kafka, name):
     assert sum(await committed(shared_kafka, name, name)) == 51
 
 
-async def test_a_run_that_waits_for_a_cancelled_one_is_told_of_the_closing(shared_kafka, name):
+async def test_a_run_that_waits_for_a_cancelled_one_raises_closed(
+    shared_kafka, name, produce, consumer_of
+):
     await shared_kafka.create_topic(name)
-    await produced(shared_kafka, name, 10, partitions=1)
+    await produce(shared_kafka, name, range(10), keys=10, partitions=1)
     begun = []
 
     async def handler(record):
         begun.append(record.offset)
         await asyncio.sleep(0.5)
 
-    async with consumer_of(shared_kafka, name, name) as consumer:
+    async with consumer_of(shared_kafka, name) as consumer:
         first = Running(consumer, handler)
         await first.until(lambda: begun)
         first.task.cancel()
         await asyncio.wait([first.task])
         second = asyncio.create_task(consumer.run(handler), name="second run of the test")
-        await asyncio.sleep(0)  # it waits: the first one drains
+        await asyncio.sleep(0)  # it waits, because the first one drains
         assert not second.done()
     async with asyncio.timeout(SOON):
         with pytest.raises(KafkaClosed):

@@ -179,7 +179,7 @@ class World:
         )
 
     async def join(self, *partitions):
-        """Let an instance enter service and assign it partitions."""
+        """Add an instance in service and assign it partitions."""
         instance = self.add_instance()
         await self.assign(instance, *partitions)
         return instance
@@ -194,7 +194,7 @@ class World:
         await self.rebalancer.assign(instance, partitions)
 
     async def run_with(self, drain):
-        """Let a `run` use the consumer whose drain is this function."""
+        """Acquire the consumer for a `run` whose drain is this function."""
         await self.use.acquire(DrainingProcessor(drain))
 
     def records(self, most=4):

@@ -47,7 +47,7 @@ class Scene:
         return True
 
     async def pass_time(self, seconds, *answering):
-        """Let the leaders of these partitions answer twice a second."""
+        """Simulate leaders of these partitions that answer twice a second."""
         for _ in range(seconds * 2):
             for each in self.assigned:
                 if each.partition in answering:
