@@ -15,7 +15,7 @@ from .retries import FailureHandler
 from .scheduler import Scheduler
 from .stats import RunCounters, RunStats
 from .watchdog import ProgressWatchdog, SlowHandlerWarning
-from .workers import CANCEL_GRACE, BatchLoop, RecordLoop, Workers
+from .workers import CANCEL_GRACE, BatchLoop, RecordLoop, WorkerPool
 
 if TYPE_CHECKING:
     import random
@@ -107,7 +107,7 @@ class Processor:
             stop=self._stop,
             note=note,
         )
-        self._workers = Workers(
+        self._workers = WorkerPool(
             self._make_loop_body(plan),
             self._scheduler,
             plan.concurrency,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .dependencies import DependencyGate
     from .scheduler import Scheduler
     from .stats import RunCounters
-    from .workers import Worker, Workers
+    from .workers import Worker, WorkerPool
 
 _log = logging.getLogger("resilient_io.kafka")
 
@@ -52,7 +52,7 @@ class ProgressWatchdog:
 
     def __init__(
         self,
-        workers: Workers,
+        workers: WorkerPool,
         scheduler: Scheduler,
         gate: DependencyGate,
         *,
@@ -123,7 +123,7 @@ class SlowHandlerWarning:
 
     def __init__(
         self,
-        workers: Workers,
+        workers: WorkerPool,
         progress: ProgressWatchdog,
         *,
         max_poll_interval: float,

@@ -60,7 +60,7 @@ class Worker:
         self.parked: asyncio.Future[None] | None = None
 
 
-class Workers:
+class WorkerPool:
     """A pool of workers that grows with the work, up to `concurrency`.
 
     Each worker that wakes up wakes two more while records are ready. So a thousand workers are
@@ -77,8 +77,8 @@ class Workers:
             `asyncio.run` does at its end.
 
     Attributes:
-        allowed: Workers that may be working.
-        working: Workers that are working.
+        allowed: WorkerPool that may be working.
+        working: WorkerPool that are working.
         stretch_ends: Loop time after which a worker must let the event loop run other tasks.
     """
 
@@ -309,7 +309,7 @@ class HandlerLoop:
         self._failures = failures
         self._counters = counters
 
-    async def run(self, worker: Worker, pool: Workers) -> None:
+    async def run(self, worker: Worker, pool: WorkerPool) -> None:
         """Take records and call the handler, until the task is cancelled."""
         raise NotImplementedError
 
@@ -332,7 +332,7 @@ class RecordLoop(HandlerLoop):
     """Calls the handler with one record after the other."""
 
     async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
-        self, worker: Worker, pool: Workers
+        self, worker: Worker, pool: WorkerPool
     ) -> None:
         """Take records and call the handler, until the task is cancelled."""
         handler = self._handler
@@ -411,7 +411,7 @@ class BatchLoop(HandlerLoop):
         self._batch_size = batch_size
 
     async def run(  # noqa: C901 - one loop without calls in between: it runs per batch
-        self, worker: Worker, pool: Workers
+        self, worker: Worker, pool: WorkerPool
     ) -> None:
         """Take batches and call the handler, until the task is cancelled."""
         handler = self._handler
