@@ -1,4 +1,4 @@
-"""Availability: one state machine per dependency, fed by every call and by a probe task.
+"""Availability: one state machine per dependency, updated by every call and by a probe task.
 
 ```
 async with ResilientRedis.from_url("redis://cache") as redis:

@@ -71,7 +71,7 @@ def _read_producer(client: str, producer: Producer, add: Add) -> None:
     add("resilient_io.producer.buffered", *own, value=stats.buffered)
     add("resilient_io.producer.callers_waiting", *own, value=stats.callers_waiting)
     add("resilient_io.kafka.instances", *own, value=stats.instances)
-    add("resilient_io.kafka.dropped_logs", *own, value=stats.log_records_dropped)
+    add("resilient_io.kafka.log_records_dropped", *own, value=stats.log_records_dropped)
 
 
 def _read_consumer(client: str, consumer: Consumer, add: Add) -> None:
@@ -96,7 +96,7 @@ def _read_consumer(client: str, consumer: Consumer, add: Add) -> None:
     add("resilient_io.consumer.rebalances", *own, value=stats.rebalances)
     add("resilient_io.consumer.partitions_lost", *own, value=stats.lost)
     add("resilient_io.kafka.instances", *where, value=stats.instances)
-    add("resilient_io.kafka.dropped_logs", *where, value=stats.log_records_dropped)
+    add("resilient_io.kafka.log_records_dropped", *where, value=stats.log_records_dropped)
     _read_run(add, own, consumer)
 
 

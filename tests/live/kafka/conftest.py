@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from resilient_io import Dependency, HealthSettings, RetryPolicy
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.kafka.supervisor import Supervisor
@@ -29,7 +29,7 @@ def name():
 class Supervised:
     """A supervised instance and all that belongs to it."""
 
-    target: Target
+    target: KafkaTarget
     health: Dependency
     probe: KafkaProbe
     supervisor: Supervisor
@@ -57,7 +57,7 @@ async def supervise():
             settings=None,
             **options,
         ):
-            target = Target(servers, cluster)
+            target = KafkaTarget(servers, cluster)
             shared = health is not None
             health = health or Dependency(target.name, settings=settings or HealthSettings())
             group = options.get("group_id")
@@ -81,12 +81,13 @@ async def supervise():
 
             supervisor = Supervisor(
                 role=role,
+                target=target,
                 build=build,
                 health=health,
                 policy=policy or RetryPolicy(),
                 rng=random.Random(7),
                 prepare=subscribe,
-                retired=lambda instance, error: retired.append((instance, error)),
+                on_detached=lambda instance, error: retired.append((instance, error)),
             )
             attachment = health.start(probe, last_reply=probe.last_reply)
             if not shared:

@@ -9,13 +9,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from resilient_io.kafka.driver import InstanceEnded, connections_of, end_instance, start_instance
-from resilient_io.kafka.log_filter import Tally, context_of_driver
+from resilient_io.kafka.driver import DriverClosed, connections_of, start_driver, stop_driver
+from resilient_io.kafka.log_filter import DriverLog
 from resilient_io.testing import cancel_everywhere
 
 
 def _quiet():
-    return context_of_driver(Tally())
+    return DriverLog().context()
 
 
 def _producer(server, **options):
@@ -49,7 +49,7 @@ def _where(task):
 
 async def _start_and_cancel(instance, point):
     """Cancel a start at the `point`-th line that the driver's own `start` waits on."""
-    starting = asyncio.create_task(start_instance(instance, 10, context=_quiet()))
+    starting = asyncio.create_task(start_driver(instance, 10, context=_quiet()))
     await asyncio.sleep(0)
     (inner,) = [t for t in asyncio.all_tasks() if t.get_name() == "resilient-io kafka start"]
     seen, where = 0, None
@@ -95,7 +95,7 @@ async def test_a_start_cancelled_at_any_point_leaves_no_task_and_no_socket(
             before = asyncio.all_tasks()
             points.append(await _start_and_cancel(instance, len(points) + 1))
             if points[-1] is None:
-                assert await end_instance(instance, 5.0, context=_quiet())
+                assert await stop_driver(instance, 5.0, context=_quiet())
             assert asyncio.all_tasks() == before, points[-1]
             assert not any(c.connected() for c in connections_of(instance))
             instance = None
@@ -108,14 +108,14 @@ async def test_a_consumer_ended_at_any_moment_of_joining_is_no_ghost_in_its_grou
 ):
     await shared_kafka.create_topic(name)
     held = _consumer(shared_kafka, name, group_id=name)  # while it is there, joining takes time
-    await start_instance(held, 20, context=_quiet())
+    await start_driver(held, 20, context=_quiet())
     for pause in (0, 0.005, 0.02, 0.5):
         consumer = _consumer(shared_kafka, group_id=name)
-        await start_instance(consumer, 20, context=_quiet())
+        await start_driver(consumer, 20, context=_quiet())
         consumer.subscribe([name])
         await asyncio.sleep(pause)
-        assert await end_instance(consumer, 5.0, context=_quiet()), pause
-    await end_instance(held, 10.0, context=_quiet())
+        assert await stop_driver(consumer, 5.0, context=_quiet()), pause
+    await stop_driver(held, 10.0, context=_quiet())
     assert (await members(shared_kafka, name))[1] == []
 
 
@@ -124,9 +124,9 @@ async def test_a_consumer_that_is_ended_in_good_order_has_left_its_group_at_once
 ):
     await shared_kafka.create_topic(name)
     consumer = _consumer(shared_kafka, name, group_id=name)
-    await start_instance(consumer, 20, context=_quiet())
+    await start_driver(consumer, 20, context=_quiet())
     assert len((await members(shared_kafka, name))[1]) == 1
-    assert await end_instance(consumer, 5.0, context=_quiet())
+    assert await stop_driver(consumer, 5.0, context=_quiet())
     assert (await members(shared_kafka, name))[1] == []
 
 
@@ -136,7 +136,7 @@ async def test_a_start_that_never_comes_up_ends_in_its_time_with_nothing_left(ka
     for instance in (_producer(kafka_server), _consumer(kafka_server, group_id="g")):
         began = loop.time()
         with pytest.raises(TimeoutError):
-            await start_instance(instance, 0.5, context=_quiet())
+            await start_driver(instance, 0.5, context=_quiet())
         assert loop.time() - began < 1.5
         assert connections_of(instance) == []
     kafka_server.thaw()
@@ -159,7 +159,7 @@ async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
         auto_offset_reset="earliest",
     )
     for instance in (producer, consumer, plain):
-        await start_instance(instance, 20, context=_quiet())
+        await start_driver(instance, 20, context=_quiet())
     await (await _hand_over(producer, name))
     assert await plain.getmany(timeout_ms=5000)  # so that it has something to commit
     kafka_server.kill() if fault == "killed" else kafka_server.freeze()
@@ -169,13 +169,13 @@ async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
     await asyncio.sleep(0.5)
     for instance in (producer, consumer, plain):
         began = loop.time()
-        await end_instance(instance, 1.0, context=_quiet())
+        await stop_driver(instance, 1.0, context=_quiet())
         assert loop.time() - began < 2.5
         assert all(not connection.connected() for connection in connections_of(instance))
     # Nobody waits on what has ended.
     async with asyncio.timeout(2):
         for future in doomed:
-            with pytest.raises(InstanceEnded):
+            with pytest.raises(DriverClosed):
                 await future
         assert await reading == {}
         with pytest.raises(KafkaError):
@@ -187,8 +187,8 @@ async def test_a_late_call_on_an_ended_instance_is_refused_and_opens_nothing(sha
     producer = _producer(shared_kafka)
     consumer = _consumer(shared_kafka, name, group_id=name)
     for instance in (producer, consumer):
-        await start_instance(instance, 20, context=_quiet())
-        await end_instance(instance, 5.0, context=_quiet())
+        await start_driver(instance, 20, context=_quiet())
+        await stop_driver(instance, 5.0, context=_quiet())
     async with asyncio.timeout(2):
         with pytest.raises(KafkaError):
             await _hand_over(producer, name)
@@ -207,16 +207,16 @@ async def test_ending_is_cancelled_without_leaving_anything(kafka_server, name):
     @contextlib.asynccontextmanager
     async def running():
         producer = _producer(kafka_server)
-        await start_instance(producer, 20, context=_quiet())
+        await start_driver(producer, 20, context=_quiet())
         future = await _hand_over(producer, name)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             yield producer
         finally:
-            await end_instance(producer, 0, context=_quiet())
+            await stop_driver(producer, 0, context=_quiet())
 
     report = await cancel_everywhere(
-        lambda producer: end_instance(producer, 5, context=_quiet()), setup=running
+        lambda producer: stop_driver(producer, 5, context=_quiet()), setup=running
     )
     report.assert_clean()
     assert report.complete

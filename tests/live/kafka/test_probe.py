@@ -7,7 +7,7 @@ import pytest
 
 from resilient_io import Cause
 from resilient_io.health import ProbeDegraded, ProbeFailed
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.testing import FaultProxy, KafkaServer, cancel_everywhere
 
@@ -20,7 +20,7 @@ def ask():
     with contextlib.ExitStack() as stack:
 
         def make(servers, options=None, **more):
-            probe = KafkaProbe(target=Target(servers, options), timeout=1.0, **more)
+            probe = KafkaProbe(target=KafkaTarget(servers, options), timeout=1.0, **more)
             stack.callback(probe.close)
             return probe
 

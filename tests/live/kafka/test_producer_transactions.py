@@ -179,7 +179,7 @@ async def test_a_transaction_ends_with_its_instance(make, topic, committed, prox
             async with producer.transaction():
                 await producer.send_and_wait(topic, b"lost")
                 engine = producer._engine
-                engine.supervisor.broken(engine.supervisor.instance, RuntimeError("broken"))
+                engine.supervisor.driver_failed(engine.supervisor.driver, RuntimeError("broken"))
                 while engine.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
                     await asyncio.sleep(0.01)
                 await producer.send(topic, b"refused")
@@ -241,7 +241,7 @@ async def test_what_waits_for_an_answer_when_its_instance_ends_is_told_and_not_c
             await producer.aclose(0.2)
         else:
             supervisor = producer._engine.supervisor
-            supervisor.broken(supervisor.instance, RuntimeError("broken"))
+            supervisor.driver_failed(supervisor.driver, RuntimeError("broken"))
         async with asyncio.timeout(10):
             await asyncio.wait([using])
         assert not using.cancelled()

@@ -54,7 +54,7 @@ async def test_a_service_starts_while_kafka_is_away_and_works_once_it_is_there(
     await _until(lambda: producer.health.state is State.DOWN, "it was down")
     with pytest.raises(KafkaUnavailable, match="refused"):
         await consumer.supervisor.ready(None, "fetch")
-    assert producer.supervisor.instance is consumer.supervisor.instance is None
+    assert producer.supervisor.driver is consumer.supervisor.driver is None
     await kafka_server.start()
     assert (await _send(producer, name)).offset == 0
     instance = await consumer.supervisor.ready(asyncio.get_running_loop().time() + SOON, "fetch")
@@ -149,7 +149,7 @@ async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise
             "producer",
             server.bootstrap_servers,
             policy=PATIENT,
-            settings=HealthSettings(knock_cap=0.2),  # credentials are not knocked with so often
+            settings=HealthSettings(reconnect_interval_cap=0.2),
             cluster={
                 "security_protocol": "SASL_PLAINTEXT",
                 "sasl_mechanism": "OAUTHBEARER",
@@ -179,14 +179,14 @@ async def test_when_every_broker_has_a_new_address_it_goes_back_to_the_bootstrap
         async with server:
             producer = await supervise("producer", f"127.0.0.1:{entrance.port}", policy=PATIENT)
             assert (await _send(producer, name)).offset == 0
-            old = producer.supervisor.instance
+            old = producer.supervisor.driver
             server.kill()
             first.refuse()
             server.advertised_port = second.port
             await server.start()
             await _until(lambda: producer.supervisor.generation > 1, "it was replaced")
             assert (await _send(producer, name)).offset == 1
-            assert producer.supervisor.instance is not old
+            assert producer.supervisor.driver is not old
             assert "none of its brokers" in str(producer.retired[0][1])
 
 

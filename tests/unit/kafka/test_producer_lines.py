@@ -13,7 +13,7 @@ from aiokafka.structs import RecordMetadata
 
 from resilient_io import Cause, Dependency, Progress, RetryPolicy, deadline
 from resilient_io.errors import Closed
-from resilient_io.kafka.driver import InstanceEnded
+from resilient_io.kafka.driver import DriverClosed
 from resilient_io.kafka.errors import (
     KafkaDeadlineExceeded,
     KafkaOutcomeUnknown,
@@ -128,16 +128,16 @@ class Instance:
 
 class Supervisor:
     def __init__(self, instance):
-        self.instance = instance
+        self.driver = instance
         self.errors = []
 
     def context(self):
         return contextvars.copy_context()
 
-    def broken(self, instance, error):
+    def driver_failed(self, instance, error):
         self.errors.append(error)
-        if instance is self.instance:
-            self.instance = None
+        if instance is self.driver:
+            self.driver = None
 
 
 class World:
@@ -215,10 +215,10 @@ class World:
     async def replaced(self, error=None):
         """Have the instance ended and another one in service, as the supervisor would."""
         old = self.instance
-        self.supervisor.instance = None
+        self.supervisor.driver = None
         self.topics.detach()
         self.courier.retired(old, error)
-        self.instance = self.supervisor.instance = Instance()
+        self.instance = self.supervisor.driver = Instance()
         self.topics.attach(self.instance)
         self.courier.wake()
         await asyncio.sleep(0)
@@ -255,7 +255,7 @@ async def test_partitions_do_not_wait_for_each_other():
 
 async def test_a_record_that_was_not_handed_over_ends_exactly_at_its_deadline_as_not_sent():
     async with World() as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         future = await world.send(b"x", lifetime=3.0)
         began = world.loop.time()
         with pytest.raises(KafkaDeadlineExceeded) as caught:
@@ -268,7 +268,7 @@ async def test_a_record_that_was_not_handed_over_ends_exactly_at_its_deadline_as
 
 async def test_deadlines_are_kept_in_whatever_order_they_come():
     async with World() as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         ends = {}
         for seconds in (5.0, 1.0, 3.0, 0.5, 4.0):
             future = await world.send(b"x", lifetime=seconds)
@@ -317,8 +317,8 @@ async def test_what_waits_and_what_was_never_sent_move_to_the_next_instance_in_o
         futures = [await world.send(b"%d" % n) for n in range(3)]
         await asyncio.sleep(0.001)
         futures += [await world.send(b"%d" % n) for n in range(3, 6)]
-        world.supervisor.instance = None
-        world.instance.answer(error=InstanceEnded("ended", sent=False))
+        world.supervisor.driver = None
+        world.instance.answer(error=DriverClosed("ended", sent=False))
         await asyncio.sleep(0)
         await world.replaced()
         assert [(await future).offset for future in futures] == list(range(6))
@@ -416,7 +416,7 @@ async def test_without_room_in_time_it_is_overloaded_and_nothing_is_taken():
 
 async def test_room_that_cancelled_records_hold_is_found_when_it_is_needed():
     async with World(buffer_bytes=256 * OVERHEAD) as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         futures = [await world.send(b"") for _ in range(256)]
         for future in futures:
             future.cancel()
@@ -554,7 +554,7 @@ async def test_more_partitions_are_noticed_and_keys_are_distributed_anew():
 
 async def test_failed_records_are_logged_in_one_line_for_many(caplog):
     async with World() as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         for _ in range(50):
             await world.send(b"x", lifetime=1.0)
         await asyncio.sleep(2)
@@ -578,7 +578,7 @@ async def test_what_waits_for_a_topic_that_was_deleted_is_told_so_and_the_topic_
 
 async def test_a_broken_instance_is_given_nothing_more():
     async with World() as world:
-        world.supervisor.broken = lambda instance, error: None  # it takes a tick to act on it
+        world.supervisor.driver_failed = lambda instance, error: None
         world.instance.answers = False
         first = await world.send(b"a")
         await asyncio.sleep(0.001)
@@ -733,14 +733,14 @@ async def test_many_records_stop_being_taken_when_there_is_no_room_or_kafka_goes
 
 async def test_cancelled_many_records_free_their_room_and_are_not_sent():
     async with World(Instance(1)) as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         sending = asyncio.create_task(many(world, [b"x"] * 100))
         await asyncio.sleep(1.0)
         assert world.room.used
         sending.cancel()
         await asyncio.wait([sending])
         assert world.room.used == 0
-        world.supervisor.instance = world.instance
+        world.supervisor.driver = world.instance
         world.courier.wake()
         await asyncio.sleep(1.0)
         assert world.instance.taken == []
@@ -896,7 +896,7 @@ async def test_what_a_serializer_raised_is_in_the_report_and_not_in_the_log(capl
 
 async def test_what_was_not_handed_over_in_time_says_why_no_instance_could_take_it():
     async with World() as world:
-        world.supervisor.instance = None
+        world.supervisor.driver = None
         world.verdicts.refusal = lambda: driver.ClusterAuthorizationFailedError("not yours")
         future = await world.send(b"x", lifetime=1.0)
         with pytest.raises(KafkaDeadlineExceeded) as caught:

@@ -33,7 +33,7 @@ from resilient_io.kafka.producer.records import checked, measured
         ({"value_serializer": b"x"}, "no function"),
         ({"value_serializer": asyncio.sleep}, "is async"),
         ({"partitioner": asyncio.sleep}, "is async"),
-        ({"bootstrap_servers": ""}, "names no server"),
+        ({"bootstrap_servers": ""}, "contains no server"),
         ({"loop": None}, "leave it out"),
     ],
 )

@@ -22,7 +22,7 @@ from resilient_io.validation import (
     check_type,
 )
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from ..processing.options import plan_run
 from ..processing.workers import trace_handler
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Unpack
-
-    from resilient_io.health.dependency import Availability
 
     from ..instrumentation import Tracing
     from ..processing.options import (
@@ -125,7 +123,7 @@ class ResilientKafkaConsumer:
         self._subscription = check_subscription(topics, pattern, partitions, group_id)
         split = split_consumer_options(options)
         self._options = split.own
-        self._target = Target(bootstrap_servers, split.client)
+        self._target = KafkaTarget(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
         self._health = health if health is not None else Dependency(name or self._target.name)
@@ -262,7 +260,7 @@ class ResilientKafkaConsumer:
         dead_letter: DeadLetter | str | None = None,
         on_failure: OnFailure | None = None,
         on_outcome_unknown: OnUnknown = "retry",
-        requires: Sequence[Availability] = (),
+        requires: Sequence[Dependency] = (),
         limits: RunLimits | None = None,
     ) -> None:
         """Call the handler for each record, concurrently, until the consumer is closed.
@@ -391,7 +389,9 @@ class ResilientKafkaConsumer:
         """
         limit = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
         runtime = self._started()
-        return await query_lag(runtime.supervisor, runtime.assignment, self._health.name, limit)
+        return await query_lag(
+            runtime.supervisor, runtime.assignment, self._target, self._health.name, limit
+        )
 
     def known_lag(self) -> dict[TopicPartition, int]:
         """Return the lag by the end offsets of the latest fetches, without a request.

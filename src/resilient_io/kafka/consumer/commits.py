@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from resilient_io.text import describe_error
-
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error, describe_driver_error
 from . import internals
 
 if TYPE_CHECKING:
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
+    from ..connect import KafkaTarget
     from .assignment import AssignedPartition
     from .stats import ConsumerCounters
 
@@ -32,13 +31,15 @@ class Committer:
     """Runs one commit at a time, so that an older offset never overwrites a newer one.
 
     Args:
+        target: The cluster, whose secrets are kept out of the log.
         dependency: Name of the dependency, for the log.
         counters: The consumer's counters.
     """
 
-    __slots__ = ("_counters", "_dependency", "_lock", "_refused")
+    __slots__ = ("_counters", "_dependency", "_lock", "_refused", "_target")
 
-    def __init__(self, dependency: str, counters: ConsumerCounters) -> None:
+    def __init__(self, target: KafkaTarget, dependency: str, counters: ConsumerCounters) -> None:
+        self._target = target
         self._dependency = dependency
         self._counters = counters
         self._lock = asyncio.Lock()
@@ -95,18 +96,19 @@ class Committer:
 
     def _note_failure(self, error: Exception) -> None:
         self._counters.commits_failed += 1
-        kind = meaning_of(error).kind
+        kind = classify_error(error).kind
         before, self._refused = self._refused, kind in ("rebalance", "permanent", "fatal")
         lasting = kind == "permanent" or not isinstance(error, KafkaError)
-        if lasting and not before and not isinstance(error, InstanceEnded):
+        if lasting and not before and not isinstance(error, DriverClosed):
+            name = type(error).__name__
+            detail = describe_driver_error(error, secrets=self._target.secrets())
             _log.error(
-                "%s: offsets cannot be committed: %s: %s",
+                "%s: offsets cannot be committed: %s",
                 self._dependency,
-                type(error).__name__,
-                describe_error(error),
+                detail if detail.startswith(name) else f"{name}: {detail}",
                 extra={
                     "event": "commit_refused",
                     "dependency": self._dependency,
-                    "error": type(error).__name__,
+                    "error": name,
                 },
             )

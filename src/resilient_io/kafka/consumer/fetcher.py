@@ -9,8 +9,13 @@ from resilient_io.health import Cause, State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
 
-from ..driver import InstanceEnded
-from ..errors import KafkaAuthenticationFailed, KafkaUnavailable, meaning_of
+from ..driver import DriverClosed
+from ..errors import (
+    KafkaAuthenticationFailed,
+    KafkaUnavailable,
+    classify_error,
+    without_secrets,
+)
 from ..record import Record, UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
+    from ..connect import KafkaTarget
     from ..protocols import ConsumerDriver
     from ..record import PartitionProgress
     from ..supervisor import Supervisor
@@ -56,6 +62,7 @@ class Fetcher:
         self,
         health: Dependency,
         *,
+        target: KafkaTarget,
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
         use: ExclusiveUse,
@@ -67,6 +74,7 @@ class Fetcher:
         self.closed = False
         self.held = False
         self._health = health
+        self._target = target
         self._supervisor = supervisor
         self._assignment = assignment
         self._use = use
@@ -211,15 +219,17 @@ class Fetcher:
             return found
         try:
             arrived = await self._request(instance, most)
-        except InstanceEnded:
+        except DriverClosed:
             return []
         # The boundary to the driver, which may raise anything.
         except Exception as error:  # noqa: BLE001
-            self._handle_failure(instance, error)
-            return []
-        if arrived:
-            self._backoff.reset()
-        return arrived
+            failure = error
+        else:
+            if arrived:
+                self._backoff.reset()
+            return arrived
+        self._handle_failure(instance, failure)
+        return []
 
     def _discover_partitions(self, instance: ConsumerDriver) -> None:
         """Read the partitions of an instance without a group, which notifies no listener."""
@@ -316,14 +326,14 @@ class Fetcher:
         return records
 
     def _handle_failure(self, instance: ConsumerDriver, error: Exception) -> None:
-        meaning = meaning_of(error)
+        meaning = classify_error(error)
         if meaning.kind == "permanent":
-            raise error
+            raise without_secrets(error, self._target.secrets())
         self._backoff_delay = self._backoff.next()
         if meaning.fatal or self._backoff.failures >= _MAX_FAILURES:
             if self._instance is instance:
                 self._instance = None
-            self._supervisor.broken(instance, error)
+            self._supervisor.driver_failed(instance, error)
 
     def _permanent_failure(self) -> Exception | None:
         """Return why no instance ever entered service, if waiting does not help.
@@ -333,14 +343,14 @@ class Fetcher:
         """
         if self._supervisor.generation:
             return None
-        if self._supervisor.refusal is not None:
-            return self._supervisor.refusal
+        if self._supervisor.permanent_error is not None:
+            return self._supervisor.permanent_error
         cause = self._health.cause
         if cause is None or not cause.permanent or self._health.state is not State.DOWN:
             return None
         kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
         return kind(
-            f"the cluster cannot be used ({cause.value}: {self._health.detail})",
+            f"the cluster cannot be used: {self._health.detail or cause.value}",
             dependency=self.dependency,
             operation="next record",
         )

@@ -119,7 +119,7 @@ class Housekeeping:
                 commit_at = now + interval - tick / 2
 
     def _check(self, now: float) -> None:
-        instance = self._supervisor.instance
+        instance = self._supervisor.driver
         stream = self._use.stream
         if stream is not None:
             stream.settle()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_choice, check_count, check_number, check_seconds
 
-from ..options import Options, split_options
+from ..options import ClientOptions, Options, split_options
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
-    from aiokafka.abc import AbstractTokenProvider, ConsumerRebalanceListener
+    from aiokafka.abc import ConsumerRebalanceListener
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..protocols import ConsumerDriver
@@ -65,28 +64,15 @@ class ConsumerSettings:
         check_count("fetch_records", self.fetch_records)
 
 
-class ConsumerOptions(TypedDict, total=False):
-    """aiokafka's options that a consumer passes on; see `aiokafka.AIOKafkaConsumer`."""
+class ConsumerOptions(ClientOptions, total=False):
+    """The options of aiokafka that a consumer passes on; see `aiokafka.AIOKafkaConsumer`."""
 
-    client_id: str
-    request_timeout_ms: int
-    metadata_max_age_ms: int
-    retry_backoff_ms: int
-    connections_max_idle_ms: int | None
-    security_protocol: str
-    ssl_context: ssl.SSLContext | None
-    sasl_mechanism: str
-    sasl_plain_username: str | None
-    sasl_plain_password: str | None
-    sasl_kerberos_service_name: str
-    sasl_kerberos_domain_name: str | None
-    sasl_oauth_token_provider: AbstractTokenProvider | None
     group_instance_id: str | None
     fetch_max_wait_ms: int
     fetch_max_bytes: int
     fetch_min_bytes: int
     max_partition_fetch_bytes: int
-    auto_offset_reset: str
+    auto_offset_reset: Literal["earliest", "latest", "none"]
     check_crcs: bool
     partition_assignment_strategy: Sequence[type[AbstractPartitionAssignor]]
     max_poll_interval_ms: int
@@ -95,7 +81,7 @@ class ConsumerOptions(TypedDict, total=False):
     heartbeat_interval_ms: int
     consumer_timeout_ms: int
     exclude_internal_topics: bool
-    isolation_level: str
+    isolation_level: Literal["read_uncommitted", "read_committed"]
     client_rack: str | None
 
 

@@ -10,7 +10,6 @@ from aiokafka import AIOKafkaConsumer
 
 from resilient_io.health import State
 
-from ..log_filter import quietly
 from ..probe import GROUP, KafkaProbe
 from ..processing.processor import Processor
 from ..processing.watchdog import answering_since
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency
     from resilient_io.retry import RetryPolicy
 
-    from ..connect import Target
+    from ..connect import KafkaTarget
     from ..processing.options import RunPlan
     from ..processing.stats import RunStats
     from ..producer import ResilientKafkaProducer
@@ -63,7 +62,7 @@ class ConsumerRuntime:
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         subscription: ConsumerSubscription,
         options: Mapping[str, Any],
         policy: RetryPolicy,
@@ -89,18 +88,20 @@ class ConsumerRuntime:
         )
         self.supervisor: Supervisor[ConsumerDriver] = Supervisor(
             role="consumer",
+            target=target,
             build=self._build,
             health=health,
             policy=policy,
             rng=rng,
             prepare=self._prepare,
-            entered=self._entered,
-            retired=self._retired,
+            on_attached=self._attached,
+            on_detached=self._detached,
         )
         self.assignment = Assignment(counters)
         self.use = ExclusiveUse(health.name)
         self.fetcher = Fetcher(
             health,
+            target=target,
             supervisor=self.supervisor,
             assignment=self.assignment,
             use=self.use,
@@ -108,7 +109,7 @@ class ConsumerRuntime:
             has_group=subscription.group is not None,
             counters=counters,
         )
-        self._committer = Committer(health.name, counters)
+        self._committer = Committer(target, health.name, counters)
         self._session = SessionWatch(self._times.session, self._session_changed)
         self._rebalancer = Rebalancer(
             health,
@@ -137,7 +138,7 @@ class ConsumerRuntime:
             dead_connections=DeadConnectionDetector(
                 policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
-            all_answered=self._probe.heard,
+            all_answered=self._probe.note_reply,
         )
         self._attachment: Attachment | None = None
         self._closing = False
@@ -194,7 +195,7 @@ class ConsumerRuntime:
         """Commit what is handled; see `ResilientKafkaConsumer.commit`."""
         self.use.settle()
         if self._settings.commit_interval is not None:
-            with quietly(self.supervisor.tally):
+            with self.supervisor.driver_log.filtering():
                 await self._committer.commit(self.assignment.all, timeout, insist=True)
 
     # --- reports
@@ -209,7 +210,7 @@ class ConsumerRuntime:
             partitions=len(assigned),
             paused=sum(self.fetcher.paused(each.partition) for each in assigned),
             instances=self.supervisor.generation,
-            log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
         )
 
     def liveness_failure(self) -> str | None:
@@ -270,10 +271,10 @@ class ConsumerRuntime:
         internals.on_heartbeat(instance, self._session.confirm)
         self._subscription.apply(instance, self._rebalancer.listener(instance))
 
-    def _entered(self, instance: ConsumerDriver) -> None:
+    def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)
 
-    def _retired(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
+    def _detached(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
         self.fetcher.use_instance(None)
         if not self.fetcher.closed:
             self._rebalancer.lose(instance)

@@ -10,12 +10,17 @@ from aiokafka.errors import KafkaError
 
 from resilient_io.deadlines import current_deadline, earlier
 
-from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, meaning_of
-from ..log_filter import quietly
+from ..errors import (
+    KafkaDeadlineExceeded,
+    KafkaUnavailable,
+    classify_error,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
+    from ..connect import KafkaTarget
     from ..protocols import ConsumerDriver
     from ..supervisor import Supervisor
     from .assignment import Assignment
@@ -82,6 +87,7 @@ _LAG = "lag"
 async def query_lag(
     supervisor: Supervisor[ConsumerDriver],
     assignment: Assignment,
+    target: KafkaTarget,
     dependency: str,
     timeout: float | None,
 ) -> dict[TopicPartition, int]:
@@ -91,33 +97,34 @@ async def query_lag(
     until = None if timeout is None else began + timeout
     instance = await supervisor.ready(until, _LAG)
     assigned = assignment.all
+    kind: type[KafkaDeadlineExceeded | KafkaUnavailable] = KafkaUnavailable
+    failure: Exception
     try:
         async with asyncio.timeout_at(earlier(until, current_deadline())):
-            with quietly(supervisor.tally):
+            with supervisor.driver_log.filtering():
                 ends = await instance.end_offsets([each.partition for each in assigned])
     except TimeoutError as error:
-        raise KafkaDeadlineExceeded(
-            "the request for the end offsets was not answered in time",
-            dependency=dependency,
-            operation=_LAG,
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from error
+        kind, failure = KafkaDeadlineExceeded, error
     except KafkaError as error:
-        if meaning_of(error).kind == "permanent":
-            raise
-        raise KafkaUnavailable(
-            "the request for the end offsets failed",
-            dependency=dependency,
-            operation=_LAG,
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from error
-    return {
-        each.partition: lag
-        for each in assigned
-        if (lag := each.lag(ends.get(each.partition))) is not None
-    }
+        failure = without_secrets(error, target.secrets())
+    else:
+        return {
+            each.partition: lag
+            for each in assigned
+            if (lag := each.lag(ends.get(each.partition))) is not None
+        }
+    # Raised here, so that the driver's error, which may contain a secret, is not its context.
+    if classify_error(failure).kind == "permanent":
+        raise failure
+    raise kind(
+        "the end offsets could not be queried"
+        if kind is KafkaUnavailable
+        else "the end offsets could not be queried in time",
+        dependency=dependency,
+        operation=_LAG,
+        attempts=1,
+        elapsed=loop.time() - began,
+    ) from failure
 
 
 def known_lag(assignment: Assignment) -> dict[TopicPartition, int]:

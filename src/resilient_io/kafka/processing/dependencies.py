@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Change, Subscription
-    from resilient_io.health.dependency import Availability
+    from resilient_io.health import Change, Dependency, Subscription
 
     from .stats import RunCounters
 
@@ -47,7 +46,7 @@ class DependencyGate:
 
     def __init__(
         self,
-        requires: tuple[Availability, ...],
+        requires: tuple[Dependency, ...],
         *,
         concurrency: int,
         slow_start: float,
@@ -64,7 +63,7 @@ class DependencyGate:
         self._ramp: asyncio.TimerHandle | None = None
         self._judged_before = 0
         self._shut_at = 0.0
-        self._shut_for: list[Availability] = []
+        self._shut_for: list[Dependency] = []
 
     @property
     def shut(self) -> bool:
@@ -172,7 +171,7 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
         link = link.__cause__
 
 
-def _is_due_to(dependency: Availability, error: ResilientIOError, began: float) -> bool:
+def _is_due_to(dependency: Dependency, error: ResilientIOError, began: float) -> bool:
     if isinstance(error, DependencyUnavailable) or dependency.state is State.DOWN:
         return True
     return any(

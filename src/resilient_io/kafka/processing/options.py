@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.health.dependency import Availability
+from resilient_io.health import Dependency
 from resilient_io.retry import backoff_bound
 from resilient_io.validation import (
     check_choice,
@@ -180,7 +180,7 @@ class RunPlan:
     dead_letter: DeadLetter | None
     on_failure: OnFailure
     on_outcome_unknown: OnUnknown
-    requires: tuple[Availability, ...]
+    requires: tuple[Dependency, ...]
     limits: RunLimits
 
 
@@ -194,7 +194,7 @@ def plan_run(
     dead_letter: DeadLetter | str | None = None,
     on_failure: OnFailure | None = None,
     on_outcome_unknown: OnUnknown = "retry",
-    requires: Sequence[Availability] = (),
+    requires: Sequence[Dependency] = (),
     limits: RunLimits | None = None,
 ) -> RunPlan:
     """Return the arguments of `run`, each of them and their combination checked.
@@ -275,11 +275,11 @@ def _kind_of(handler: object) -> str:
     return "a plain function" if inspect.isroutine(handler) else type(handler).__name__
 
 
-def _check_requires(requires: object) -> tuple[Availability, ...]:
+def _check_requires(requires: object) -> tuple[Dependency, ...]:
     hint = "use requires=[redis.health], the health of a client"
     if not isinstance(requires, (list, tuple)):
         raise TypeError(f"requires must be a list, not {type(requires).__name__}: {hint}")
     for each in requires:
-        if not isinstance(each, Availability):
+        if not isinstance(each, Dependency):
             raise TypeError(f"requires contains an object of type {type(each).__name__}: {hint}")
     return tuple(requires)

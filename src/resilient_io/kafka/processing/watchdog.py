@@ -11,7 +11,7 @@ from resilient_io.health import State
 from ..record import place_of
 
 if TYPE_CHECKING:
-    from resilient_io.health.dependency import Availability
+    from resilient_io.health import Dependency
 
     from .dependencies import DependencyGate
     from .scheduler import Scheduler
@@ -25,7 +25,7 @@ _CHECK_GAP = 1 / 4
 event loop was blocked."""
 
 
-def answering_since(health: Availability) -> float:
+def answering_since(health: Dependency) -> float:
     """Return the loop time since which a dependency has answered, degraded or not.
 
     DEGRADED does not interrupt that time: partitions that stall because handlers hang make Kafka
@@ -56,7 +56,7 @@ class ProgressWatchdog:
         scheduler: Scheduler,
         gate: DependencyGate,
         *,
-        requires: tuple[Availability, ...],
+        requires: tuple[Dependency, ...],
         counters: RunCounters,
         limit: float,
     ) -> None:

@@ -13,7 +13,9 @@ from .sequence import told_count, writer_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..protocols import BatchBuilder, ProducerDriver
+    from aiokafka.producer.message_accumulator import BatchBuilder
+
+    from ..protocols import ProducerDriver
     from .errors import Verdicts
     from .partition_queue import Line
     from .records import Headers

@@ -16,7 +16,7 @@ from resilient_io.kafka.options import split_options
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_number, check_seconds
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from .accumulator import OVERHEAD
 from .bulk import ship
@@ -92,7 +92,7 @@ class ResilientKafkaProducer:
     ) -> None:
         split = split_options(options, of=AIOKafkaProducer, owned=OWNED)
         self._options = completed(split.own)
-        self._target = Target(bootstrap_servers, {**patience(self._options), **split.client})
+        self._target = KafkaTarget(bootstrap_servers, {**patience(self._options), **split.client})
         self._policy = _of_kind("policy", policy, RetryPolicy) or RetryPolicy()
         self._settings = _of_kind("settings", settings, DeliverySettings) or DeliverySettings()
         check_serializer("key_serializer", key_serializer)

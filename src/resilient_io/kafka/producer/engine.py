@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_io.kafka.protocols import ProducerDriver
     from resilient_io.retry import RetryPolicy
 
-    from ..connect import Target
+    from ..connect import KafkaTarget
     from .options import DeliverySettings
     from .partitioner import Partitioner
 
@@ -47,7 +47,7 @@ class Engine:
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         options: dict[str, Any],
         policy: RetryPolicy,
         health: Dependency,
@@ -79,15 +79,16 @@ class Engine:
         self.verdicts = Verdicts(health, self.loop)
         self.supervisor: Supervisor[ProducerDriver] = Supervisor(
             role="producer",
+            target=target,
             build=self._build,
             health=health,
             policy=policy,
             rng=rng,
-            entered=self._entered,
-            retired=self._retired,
-            halts=None if transactional_id is None else fenced,
+            on_attached=self._entered,
+            on_detached=self._retired,
+            is_final=None if transactional_id is None else fenced,
         )
-        self.verdicts.refusal = lambda: self.supervisor.refusal
+        self.verdicts.refusal = lambda: self.supervisor.permanent_error
         self.room = Room(settings.buffer_bytes, _BURST)
         self.topics = Topics(
             rng=rng,
@@ -102,7 +103,7 @@ class Engine:
             room=self.room,
             health=health,
             verdicts=self.verdicts,
-            heard=self._probe.heard,
+            heard=self._probe.note_reply,
             progressed=self._progressed,
         )
         self.accumulator = Accumulator(
@@ -133,7 +134,7 @@ class Engine:
     # --- instances
 
     def _build(self) -> ProducerDriver:
-        producer: ProducerDriver = AIOKafkaProducer(  # type: ignore[no-untyped-call]
+        producer: ProducerDriver = AIOKafkaProducer(
             **self._target.client_options(), **self._options
         )
         return producer
@@ -167,7 +168,7 @@ class Engine:
             buffered=self.room.used,
             callers_waiting=self.room.waiting,
             instances=self.supervisor.generation,
-            log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
             latency=self.courier.latencies.quantiles,
             latency_total=self.courier.latencies.total,
             latency_counts=self.courier.latencies.counts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka import errors as driver
 
-from ..driver import InstanceEnded, client_of
+from ..driver import DriverClosed, client_of
 from .errors import noted
 from .partitioner import Partitioner, Topic
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
 
-    from ..protocols import Cluster, DriverClient, ProducerDriver
+    from aiokafka.cluster import ClusterMetadata
+
+    from ..protocols import DriverClient, ProducerDriver
     from .partition_queue import Line
 
 
@@ -69,7 +71,7 @@ class Topics:
         self._ready = ready
         self._context = context
         self._client: DriverClient | None = None
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterMetadata | None = None
         self._missing: dict[str, int] = {}  # answers in a row without the topic
         self._looking: dict[str, _Look] = {}
 
@@ -149,7 +151,7 @@ class Topics:
         """Ask for new metadata once, if there is an instance to ask through."""
         if self._client is None:
             return
-        with contextlib.suppress(InstanceEnded):
+        with contextlib.suppress(DriverClosed):
             asked = self._context.run(self._client.force_metadata_update)
             timeout = None if until is None else until - asyncio.get_running_loop().time()
             await asyncio.wait([asked], timeout=timeout)
@@ -199,7 +201,7 @@ class Topics:
             client = client_of(instance)
             answered = False
             # Ended meanwhile: there will be another.
-            with contextlib.suppress(InstanceEnded):
+            with contextlib.suppress(DriverClosed):
                 client.add_topic(name)
                 answered = await client.force_metadata_update()
             if client.cluster.partitions_for_topic(name):
@@ -214,7 +216,7 @@ class Topics:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _learn(self, name: str, cluster: Cluster) -> Topic:
+    def _learn(self, name: str, cluster: ClusterMetadata) -> Topic:
         topic = self.known.get(name)
         if topic is None:
             topic = self.known[name] = Topic(name, self._rng, self._partitioner, self._full)
@@ -224,7 +226,7 @@ class Topics:
             self.lines += topic.learn(partitions, available)
         return topic
 
-    def _updated(self, cluster: Cluster) -> None:
+    def _updated(self, cluster: ClusterMetadata) -> None:
         for name in self.known:
             self._learn(name, cluster)
 

@@ -16,7 +16,9 @@ from .reports import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..protocols import BatchBuilder, ProducerDriver
+    from aiokafka.producer.message_accumulator import BatchBuilder
+
+    from ..protocols import ProducerDriver
 
 
 Record: TypeAlias = tuple[

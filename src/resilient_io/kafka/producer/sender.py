@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors as driver
 
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error
 from .batch import confirm, fail, load, put_back
 from .closing import drop_waiting
 from .errors import refusal
@@ -108,7 +108,7 @@ class Courier:
 
     def hand_over(self, line: Line) -> None:
         """Hand over the front of a line that has nothing travelling, or hold it until that goes."""
-        instance = self._supervisor.instance
+        instance = self._supervisor.driver
         if (
             instance is None
             or instance is self._given_up
@@ -157,7 +157,7 @@ class Courier:
 
     def _set_epoch(self, instance: ProducerDriver, now: float) -> None:
         # Time comes from the loop alone, so the wall clock is read where aiokafka reads it.
-        read = instance.create_batch().append(timestamp=None, key=None, value=b"")
+        read: Any = instance.create_batch().append(timestamp=None, key=None, value=b"")
         self._epoch = read.timestamp / 1000.0 - now
         self._epoch_until = now + _CLOCK_SPACING
 
@@ -183,12 +183,12 @@ class Courier:
         pause = _LEADER_PAUSE
         try:
             while lacking := self._leaderless():
-                instance = self._supervisor.instance
+                instance = self._supervisor.driver
                 if instance is None:
                     return
                 try:
                     answered = await self._topics.refresh(instance)
-                except InstanceEnded:
+                except DriverClosed:
                     return
                 if answered:
                     self._fail_deleted(lacking)
@@ -260,22 +260,22 @@ class Courier:
         """Put a batch back that the driver did not take; the next instance will."""
         if cargo.line.cargo is not cargo:
             return
-        if isinstance(error, InstanceEnded):
+        if isinstance(error, DriverClosed):
             self._given_up = cargo.instance
         elif not isinstance(error, driver.KafkaTimeoutError):
             self._break(cargo.instance, error)
         self._finish(cargo, freed=put_back(cargo))
 
     def _failed(self, cargo: Cargo, error: Exception) -> None:
-        if isinstance(error, InstanceEnded):
+        if isinstance(error, DriverClosed):
             self._given_up = cargo.instance
-        if isinstance(error, InstanceEnded) and not error.sent:
+        if isinstance(error, DriverClosed) and not error.sent:
             self._finish(cargo, freed=put_back(cargo))
             return
         if isinstance(error, _TOO_LARGE) and cargo.count > 1:
             self._split(cargo, error)
             return
-        meaning = meaning_of(error)
+        meaning = classify_error(error)
         once = attempts_of(cargo.taken) == 1
         if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and once):
             fail(cargo, self._verdicts, lambda _sent, _call: refusal(error))
@@ -288,9 +288,9 @@ class Courier:
             why = words(error)
             fail(cargo, self._verdicts, lambda sent, call: self._verdicts.refused(sent, why, call))
         else:
-            why = _NO_ANSWER if isinstance(error, InstanceEnded) else words(error)
+            why = _NO_ANSWER if isinstance(error, DriverClosed) else words(error)
             fail(cargo, self._verdicts, lambda sent, call: self._verdicts.unknown(sent, why, call))
-        if isinstance(error, InstanceEnded):
+        if isinstance(error, DriverClosed):
             pass
         elif meaning.fatal:
             self._break(cargo.instance, error)
@@ -314,7 +314,7 @@ class Courier:
         """
         if not is_idempotent(cargo.instance):
             return
-        if meaning_of(error).kind in ("permanent", "refused") and attempts_of(cargo.taken) == 1:
+        if classify_error(error).kind in ("permanent", "refused") and attempts_of(cargo.taken) == 1:
             take_back(cargo.instance, cargo.line.tp, cargo.count)
         elif self._renewal is None:
             self._renewal = error
@@ -341,17 +341,17 @@ class Courier:
     def _break(self, instance: ProducerDriver, error: Exception) -> None:
         """Have an instance replaced, and give it nothing more."""
         self._given_up = instance
-        self._supervisor.broken(instance, error)
+        self._supervisor.driver_failed(instance, error)
 
     def retired(self, instance: ProducerDriver, error: BaseException | None) -> None:
         """Settle what an ended instance still had: its sockets are closed, nobody will answer."""
         self._renewal = None
-        cause = InstanceEnded("it ended", sent=True)
+        cause = DriverClosed("it ended", sent=True)
         cause.__cause__ = error
         for cargo in list(self.travelling.values()):
             if cargo.instance is instance:
                 never = cargo.taken is None or attempts_of(cargo.taken) == 0
-                self._failed(cargo, InstanceEnded("it ended") if never else cause)
+                self._failed(cargo, DriverClosed("it ended") if never else cause)
 
     async def aclose(self) -> None:
         """End every task."""
@@ -366,7 +366,7 @@ class Courier:
 
 def words(error: BaseException) -> str:
     """Say in one line what the driver raised."""
-    if isinstance(error, InstanceEnded):
+    if isinstance(error, DriverClosed):
         return "the instance that had it ended before an answer came"
     said = " ".join(str(error).split())
     name = type(error).__name__

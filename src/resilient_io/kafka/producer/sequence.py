@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiokafka import TopicPartition
+    from aiokafka.producer.message_accumulator import BatchBuilder
 
-    from resilient_io.kafka.protocols import BatchBuilder, ProducerDriver
+    from resilient_io.kafka.protocols import ProducerDriver
 
 __all__ = [
     "attempts_of",

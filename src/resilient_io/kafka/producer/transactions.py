@@ -11,8 +11,8 @@ from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
-from ..driver import InstanceEnded
-from ..errors import KafkaDeadlineExceeded, meaning_of
+from ..driver import DriverClosed
+from ..errors import KafkaDeadlineExceeded, classify_error
 from .closing import drop_waiting
 from .errors import noted
 from .sender import words
@@ -46,7 +46,7 @@ _ABORTED = "the transaction was aborted before it was handed over"
 
 def fenced(error: BaseException) -> bool:
     """Tell whether another producer took the transactional id, or the broker gave it up."""
-    return meaning_of(error).cause is Cause.FENCED
+    return classify_error(error).cause is Cause.FENCED
 
 
 class Transactions:
@@ -141,10 +141,10 @@ class Transactions:
         if self._ending is not None:
             await self._wait(self._ending, until, began, "transaction")
             self._refuse_second()
-        refusal = self._supervisor.refusal
+        refusal = self._supervisor.permanent_error
         if refusal is not None and fenced(refusal) and self._fences < _MOST_FENCES:
             self._fences += 1
-            self._supervisor.revive()
+            self._supervisor.resume()
         self.current = transaction
         begun = False
         try:
@@ -152,9 +152,9 @@ class Transactions:
             transaction.instance = instance
             try:
                 await self._bounded(instance.begin_transaction(), until, began, "transaction")
-            except InstanceEnded as error:
+            except DriverClosed as error:
                 raise self._verdicts.unavailable(began, words(error), "transaction") from error
-            if self._supervisor.instance is not instance:
+            if self._supervisor.driver is not instance:
                 raise self._verdicts.unavailable(
                     began, "its instance ended when it had just begun", "transaction"
                 )
@@ -228,7 +228,7 @@ class Transactions:
                 began, "the commit was sent, and no answer came in time", "commit"
             )
             self._verdicts.count(unknown)
-            self._supervisor.broken(instance, RequestTimedOutError("the commit"))
+            self._supervisor.driver_failed(instance, RequestTimedOutError("the commit"))
             return unknown
         # The boundary to the driver, which asserts, too: none of it proves what became of it.
         except Exception as error:  # noqa: BLE001
@@ -236,7 +236,7 @@ class Transactions:
                 began, f"the commit was sent: {words(error)}", "commit"
             )
             self._verdicts.count(unknown)
-            self._supervisor.broken(instance, error)
+            self._supervisor.driver_failed(instance, error)
             unknown.__cause__ = error
             return unknown
         self._fences = 0
@@ -266,7 +266,7 @@ class Transactions:
                 "send_offsets",
             )
             sent = True
-        except InstanceEnded as error:
+        except DriverClosed as error:
             raise self._verdicts.unavailable(began, words(error), "send_offsets") from error
         finally:
             if not sent and transaction.doom is None:
@@ -299,7 +299,7 @@ class Transactions:
         """Abort on the instance that has it; another one aborts it by its coming alone."""
         instance = transaction.instance
         try:
-            if instance is None or instance is not self._supervisor.instance:
+            if instance is None or instance is not self._supervisor.driver:
                 return
             if not is_in_transaction(instance):
                 return  # cancelled before it had begun
@@ -308,7 +308,7 @@ class Transactions:
                     await instance.abort_transaction()
             # The boundary to the driver, which asserts, too. The successor aborts it by coming.
             except Exception as error:  # noqa: BLE001
-                self._supervisor.broken(instance, error)
+                self._supervisor.driver_failed(instance, error)
         finally:
             self._ending = None
 
@@ -318,7 +318,7 @@ class Transactions:
         """Await a call of the driver's in a task of its own: it may shield itself from us.
 
         Raises:
-            InstanceEnded: The instance ended meanwhile: what it waits on inside was cancelled.
+            DriverClosed: The instance ended meanwhile: what it waits on inside was cancelled.
             KafkaDeadlineExceeded: There was no answer in time.
             Exception: What the driver raised.
         """
@@ -331,7 +331,7 @@ class Transactions:
             if not task.done():
                 task.cancel()
         if task.cancelled():
-            raise InstanceEnded("it ended", sent=True)
+            raise DriverClosed("it ended", sent=True)
         return task.result()
 
     async def _wait(

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from resilient_io.health import Dependency
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer.assignment import Assignment, Rebalancer
 from resilient_io.kafka.consumer.commits import Committer
 from resilient_io.kafka.consumer.detectors import SessionWatch
@@ -138,7 +139,7 @@ class DrainingProcessor(Processor):
 class World:
     """The components of a consumer with a fake driver."""
 
-    def __init__(self, *, deserializer=None, settings=None, has_group=True):
+    def __init__(self, *, deserializer=None, settings=None, has_group=True, target_options=None):
         self.log = {A: list(range(10)), B: list(range(10))}
         self.committed = {}
         self.commits = []
@@ -149,15 +150,17 @@ class World:
         self.counters = ConsumerCounters()
         self.settings = settings or ConsumerSettings(drain_timeout=5.0, commit_timeout=3.0)
         self.health = Dependency("kafka")
+        self.target = KafkaTarget("kafka:9092", target_options)
         self.supervisor = SimpleNamespace(
             generation=0,
-            refusal=None,
-            broken=lambda instance, error: self.broken.append(error),
+            permanent_error=None,
+            driver_failed=lambda instance, error: self.broken.append(error),
         )
         self.assignment = Assignment(self.counters)
         self.use = ExclusiveUse("kafka")
         self.fetcher = Fetcher(
             self.health,
+            target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
             use=self.use,
@@ -165,7 +168,7 @@ class World:
             has_group=has_group,
             counters=self.counters,
         )
-        self.committer = Committer("kafka", self.counters)
+        self.committer = Committer(self.target, "kafka", self.counters)
         self.session = SessionWatch(1_000_000.0, lambda: None)
         self.rebalancer = Rebalancer(
             self.health,
@@ -218,6 +221,22 @@ class World:
         """Confirm the membership in the group."""
         self.fetcher.hold(held=False)
         self.use.hold(held=False)
+
+
+CANARY = "canary-of-a-secret"
+
+
+@pytest.fixture
+def world_with_secret(make_world):
+    """A world whose cluster has a password, and that password."""
+    world = make_world(
+        target_options={
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_plain_username": "me",
+            "sasl_plain_password": CANARY,
+        }
+    )
+    return world, CANARY
 
 
 @pytest.fixture

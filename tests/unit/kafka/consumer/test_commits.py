@@ -58,3 +58,18 @@ async def test_a_commit_without_a_coordinator_ends_within_its_timeout(world):
     await world.rebalancer.revoke(instance)
     assert loop.time() - began == pytest.approx(3.0)
     assert world.counters.lost == 1
+
+
+async def test_a_failed_commit_is_logged_without_secrets_and_control_characters(
+    world_with_secret, caplog
+):
+    world, secret = world_with_secret
+    await world.join(A)
+    (records,) = (await world.fetcher.fetch(1, 0.0)).values()
+    records[0].done()
+    world.commit_raises = [AssertionError(f"\x1b[2J{secret}\r\n" + "x" * 10_000)]
+    assert not await world.committer.commit(world.assignment.all, 1.0)
+    (logged,) = [each for each in caplog.messages if "offsets cannot be committed" in each]
+    assert secret not in logged
+    assert logged.isprintable()
+    assert len(logged) < 400

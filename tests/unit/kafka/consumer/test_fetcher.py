@@ -1,6 +1,7 @@
 """The fetcher: pausing, waiting, failures of the driver, deserializing."""
 
 import asyncio
+import traceback
 
 import pytest
 from aiokafka import TopicPartition
@@ -70,7 +71,7 @@ async def test_fetch_without_an_instance_waits_for_the_next(world):
 async def test_fetch_raises_why_no_instance_can_enter_service(world):
     fetching = asyncio.create_task(world.fetch_offsets(1, wait=60.0))
     await asyncio.sleep(1.0)
-    world.supervisor.refusal = driver.GroupAuthorizationFailedError("g")
+    world.supervisor.permanent_error = driver.GroupAuthorizationFailedError("g")
     world.fetcher.wake()
     with pytest.raises(driver.GroupAuthorizationFailedError):
         await fetching
@@ -154,3 +155,15 @@ async def test_partitions_without_a_group_are_discovered_and_resume_in_the_next_
     await world.rebalancer.lost_partitions_removed()
     assert await world.fetch_offsets() == {A: list(range(1, 10)), B: list(range(10))}
     assert world.commits == []
+
+
+async def test_a_permanent_refusal_that_quotes_a_secret_is_raised_without_it(world_with_secret):
+    world, secret = world_with_secret
+    instance = await world.join(A)
+    error = driver.TopicAuthorizationFailedError(f"t, asked as me:{secret}")
+    error.__cause__ = ValueError(secret)
+    instance.raises = [error]
+    with pytest.raises(driver.TopicAuthorizationFailedError, match="t, asked as me:…") as caught:
+        await world.fetch_offsets()
+    assert secret not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__context__ is None

@@ -27,7 +27,7 @@ class Scene:
             health=SimpleNamespace(state=State.UP),
             supervisor=SimpleNamespace(
                 context=contextvars.copy_context,
-                instance=SimpleNamespace(_coordinator=self.coordinator),
+                driver=SimpleNamespace(_coordinator=self.coordinator),
             ),
             assignment=SimpleNamespace(all=self.assigned),
             fetcher=SimpleNamespace(paused=self.paused.__contains__),

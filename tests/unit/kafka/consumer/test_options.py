@@ -22,7 +22,7 @@ INVALID = [
     ({"partitions": [("t", 0)], "group_id": "g"}, "fixed partitions are read without a group"),
     ({"topics": ("t",), "group_id": ""}, "group_id='' must be a non-empty string"),
     ({"topics": ("t",), "name": ""}, "name='' must be a non-empty string"),
-    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be given: leave"),
+    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be set: leave"),
     ({"topics": ("t",), "auto_commit_interval_ms": 5}, "ConsumerSettings\\(commit_interval"),
     ({"topics": ("t",), "max_poll_records": 5}, "ConsumerSettings\\(fetch_records"),
     ({"topics": ("t",), "auto_offset_rest": "earliest"}, "did you mean auto_offset_reset="),
@@ -30,7 +30,7 @@ INVALID = [
     ({"topics": ("t",), "isolation_level": "x"}, 'use isolation_level="read_uncommitted" or'),
     ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be an int"),
     ({"topics": ("t",), "session_timeout_ms": None}, "session_timeout_ms=None must be an int"),
-    ({"topics": ("t",), "bootstrap_servers": ""}, "names no server"),
+    ({"topics": ("t",), "bootstrap_servers": ""}, "contains no server"),
 ]
 
 OF_WRONG_TYPE = [

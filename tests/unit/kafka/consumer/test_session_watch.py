@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.health import FlightRecorder
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.detectors import SessionWatch
 from resilient_io.kafka.consumer.fetcher import RecordDeserializer
@@ -144,7 +144,7 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
     health, recorder = Dependency("kafka"), FlightRecorder()
     health.add_recorder(recorder)
     runtime = ConsumerRuntime(
-        target=Target("localhost:9092", {}),
+        target=KafkaTarget("localhost:9092", {}),
         subscription=check_subscription(("t",), None, None, "g"),
         options=options,
         policy=RetryPolicy(),

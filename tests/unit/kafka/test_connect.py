@@ -1,4 +1,4 @@
-"""Where a cluster is, and the tokens to log in with."""
+"""Addresses and credentials of a cluster."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from resilient_io import ConfigurationError
-from resilient_io.kafka.connect import Target, TokenFailed, guarded
+from resilient_io.kafka.connect import KafkaTarget, TokenFailed, guard_token_provider
 
 
 @pytest.mark.parametrize(
@@ -23,29 +23,29 @@ from resilient_io.kafka.connect import Target, TokenFailed, guarded
         ),
     ],
 )
-def test_addresses_are_read_in_every_way_that_aiokafka_takes_them(servers, bootstrap, name):
-    target = Target(servers)
+def test_target_accepts_addresses_in_every_form_that_aiokafka_accepts(servers, bootstrap, name):
+    target = KafkaTarget(servers)
     assert target.bootstrap == bootstrap
     assert target.name == name
-    assert Target(target.client_options()["bootstrap_servers"]).bootstrap == bootstrap
+    assert KafkaTarget(target.client_options()["bootstrap_servers"]).bootstrap == bootstrap
 
 
 @pytest.mark.parametrize(
     "servers",
     ["", [], "a:b", "a:0", "a:99999", ":9092", "kafka://a:1", "me:secret-word@a:1", None, [1]],
 )
-def test_what_is_no_address_is_refused_without_showing_a_secret(servers):
+def test_target_refuses_invalid_addresses_without_showing_a_secret(servers):
     with pytest.raises(ConfigurationError, match="kafka-1:9092") as caught:
-        Target(servers)
+        KafkaTarget(servers)
     assert "secret-word" not in str(caught.value)
 
 
-def test_brokers_seen_come_before_the_bootstrap_servers_and_are_not_forgotten_for_nothing():
-    target = Target("boot:1")
+def test_brokers_seen_precede_the_bootstrap_servers_and_survive_empty_metadata():
+    target = KafkaTarget("boot:1")
     assert target.addresses() == [("boot", 1)]
-    target.saw({1: ("a", 1), 2: ("boot", 1)})
+    target.update_brokers({1: ("a", 1), 2: ("boot", 1)})
     assert target.addresses() == [("a", 1), ("boot", 1)]
-    target.saw({})
+    target.update_brokers({})
     assert target.brokers == {1: ("a", 1), 2: ("boot", 1)}
 
 
@@ -63,48 +63,74 @@ class Provider(AbstractTokenProvider):
     "answer",
     [ValueError("secret-word"), OSError(), None, b"secret-word", "", asyncio.CancelledError()],
 )
-async def test_whatever_a_token_provider_does_only_errors_of_kafkas_escape(answer):
+async def test_token_provider_raises_only_kafka_errors(answer):
     options = {
         "security_protocol": "SASL_PLAINTEXT",
         "sasl_mechanism": "OAUTHBEARER",
         "sasl_oauth_token_provider": Provider(answer),
     }
-    provider = Target("a:1", options).client_options()["sasl_oauth_token_provider"]
+    provider = KafkaTarget("a:1", options).client_options()["sasl_oauth_token_provider"]
     with pytest.raises(TokenFailed) as caught:
         await provider.token()
     assert isinstance(caught.value, KafkaError)
     assert "secret-word" not in str(caught.value)
 
 
-async def test_the_callers_own_cancel_passes_through_a_token_provider():
+async def test_cancellation_of_the_caller_propagates_through_the_token_provider():
     class Slow(AbstractTokenProvider):
         async def token(self):
             await asyncio.sleep(60)
 
-    waiting = asyncio.create_task(guarded(Slow()).token())
+    waiting = asyncio.create_task(guard_token_provider(Slow()).token())
     await asyncio.sleep(1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
 
-async def test_a_good_token_and_its_extensions_pass():
+async def test_good_token_and_its_extensions_are_passed_on():
     class Extended(Provider):
         def extensions(self):
             return {"traceId": "1"}
 
-    provider = guarded(Extended("good"))
-    assert guarded(provider) is provider
+    provider = guard_token_provider(Extended("good"))
+    assert guard_token_provider(provider) is provider
     assert await provider.token() == "good"
     assert provider.extensions() == {"traceId": "1"}
-    assert guarded(Provider("good")).extensions() == {}
+    assert guard_token_provider(Provider("good")).extensions() == {}
 
 
-def test_what_gives_no_tokens_is_refused():
+def test_object_without_an_async_token_method_is_refused():
     class Blocking:
         def token(self):
             return "x"
 
     for wrong in (object(), Blocking()):
         with pytest.raises(ConfigurationError, match="async def token"):
-            guarded(wrong)
+            guard_token_provider(wrong)
+
+
+async def test_secrets_are_the_password_and_the_latest_tokens():
+    assert KafkaTarget("a:1").secrets() == ()
+    options = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password": "secret-word"}
+    assert KafkaTarget("a:1", options).secrets() == ("secret-word",)
+    provider = Provider("token-0")
+    options = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": provider,
+    }
+    target = KafkaTarget("a:1", options)
+    guarded = target.client_options()["sasl_oauth_token_provider"]
+    assert target.secrets() == ()
+    for number in range(10):
+        provider.answer = f"token-{number}"
+        await guarded.token()
+        await guarded.token()
+    assert target.secrets() == ("token-6", "token-7", "token-8", "token-9")
+
+
+def test_target_shows_no_secret():
+    options = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password": "secret-word"}
+    target = KafkaTarget("a:1", options)
+    assert "secret-word" not in repr(target) + target.name

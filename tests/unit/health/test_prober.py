@@ -1,4 +1,4 @@
-"""When the probe knocks, and what it makes of the answers; all on virtual time."""
+"""The probe task: when it probes, and what the results mean."""
 
 import asyncio
 import contextvars
@@ -25,17 +25,17 @@ UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOW
 
 
 class Server:
-    """What the probe finds: `mode` is ok, refused, reset, mute, replica, auth or bug."""
+    """A server to probe: `mode` is ok, refused, reset, mute, replica, auth or bug."""
 
     def __init__(self, mode="ok"):
         self.mode = mode
-        self.knocks = []  # (time, suspicious)
+        self.probes = []  # (time, suspicious)
         self.heard = -math.inf
         self.answer_in = 0.001
 
     async def probe(self, suspicious):
         loop = asyncio.get_running_loop()
-        self.knocks.append((loop.time(), suspicious))
+        self.probes.append((loop.time(), suspicious))
         if self.mode == "refused":
             raise ProbeFailed(Cause.REFUSED, "nobody listens", definite=True)
         if self.mode == "reset":
@@ -56,7 +56,7 @@ class Server:
         return self.answer_in
 
     def times(self, since=0.0):
-        return [at for at, _ in self.knocks if at >= since]
+        return [at for at, _ in self.probes if at >= since]
 
 
 @pytest.fixture
@@ -84,30 +84,30 @@ async def until_down(dependency):
             return
 
 
-async def test_the_first_probe_knocks_at_once(server, watched):
+async def test_first_probe_starts_immediately(server, watched):
     await watched.until_up(1)
-    assert server.knocks == [(0.0, True)]
+    assert server.probes == [(0.0, True)]
     assert watched.latency == 0.001
 
 
-async def test_while_it_is_up_and_quiet_it_is_probed_once_per_interval(server, watched):
+async def test_idle_dependency_is_probed_once_per_interval(server, watched):
     await asyncio.sleep(10.5)
     assert server.times() == pytest.approx([1.001 * n for n in range(11)])
-    assert not any(suspicious for _, suspicious in server.knocks[1:])
+    assert not any(suspicious for _, suspicious in server.probes[1:])
 
 
-async def test_while_replies_arrive_no_probe_is_sent(server, watched):
+async def test_no_probe_is_sent_while_replies_arrive(server, watched):
     await watched.until_up()
     for _ in range(100):
         await asyncio.sleep(0.5)
         server.heard = now()
-    assert len(server.knocks) == 1
+    assert len(server.probes) == 1
     last = server.heard
     await asyncio.sleep(1.5)
     assert server.times()[1:] == pytest.approx([last + 1.0])
 
 
-async def test_a_refused_probe_is_down_at_once(server, watched):
+async def test_refused_probe_makes_it_down_immediately(server, watched):
     await watched.until_up()
     server.mode = "refused"
     await asyncio.sleep(1.1)
@@ -115,19 +115,17 @@ async def test_a_refused_probe_is_down_at_once(server, watched):
     assert not watched.available
 
 
-async def test_a_failure_of_a_call_makes_the_probe_look_at_once_on_a_fresh_connection(
-    server, watched
-):
+async def test_failed_call_triggers_a_probe_on_a_new_connection_immediately(server, watched):
     await asyncio.sleep(0.5)
     server.mode = "refused"
     watched.failed(Cause.RESET, "connection reset")
     assert watched.state is UP
     await asyncio.sleep(0.001)
     assert watched.state is DOWN
-    assert server.knocks[-1] == (0.5, True)
+    assert server.probes[-1] == (0.5, True)
 
 
-async def test_a_failure_of_a_call_alone_changes_nothing(server, watched):
+async def test_failed_call_alone_changes_nothing(server, watched):
     await asyncio.sleep(0.5)
     for _ in range(50):
         watched.failed(Cause.TIMED_OUT, "")
@@ -137,7 +135,7 @@ async def test_a_failure_of_a_call_alone_changes_nothing(server, watched):
     assert len(watched.history) == 1
 
 
-async def test_failures_that_storm_in_do_not_make_the_probe_storm(server, watched):
+async def test_storm_of_failures_does_not_cause_a_storm_of_probes(server, watched):
     await asyncio.sleep(0.5)
     for _ in range(1000):
         watched.failed(Cause.RESET, "")
@@ -145,21 +143,19 @@ async def test_failures_that_storm_in_do_not_make_the_probe_storm(server, watche
     assert len(server.times(0.5)) <= 1.0 / 0.02 + 1
 
 
-async def test_a_probe_that_waits_on_a_doubtful_connection_gives_way_to_a_fresh_one(
-    server, watched
-):
+async def test_suspicion_replaces_a_waiting_probe_by_one_on_a_new_connection(server, watched):
     await watched.until_up()
     server.mode = "mute"
     await asyncio.sleep(1.2)
-    assert server.knocks[-1] == (pytest.approx(1.001), False)
+    assert server.probes[-1] == (pytest.approx(1.001), False)
     server.mode = "refused"
     watched.failed(Cause.RESET, "")
     await asyncio.sleep(0.001)
     assert watched.state is DOWN
-    assert server.knocks[-1] == (pytest.approx(1.201), True)
+    assert server.probes[-1] == (pytest.approx(1.201), True)
 
 
-async def test_a_probe_that_gave_way_is_no_evidence():
+async def test_replaced_probe_does_not_count_as_evidence():
     async def probe(suspicious):
         if not suspicious:
             await asyncio.Event().wait()
@@ -175,7 +171,7 @@ async def test_a_probe_that_gave_way_is_no_evidence():
     await dependency.aclose()
 
 
-async def test_a_reset_of_the_connection_in_use_is_looked_into_on_a_fresh_one():
+async def test_reset_of_the_kept_connection_is_checked_on_a_new_one():
     seen = []
 
     async def probe(suspicious):
@@ -192,7 +188,7 @@ async def test_a_reset_of_the_connection_in_use_is_looked_into_on_a_fresh_one():
     await dependency.aclose()
 
 
-async def test_a_frozen_server_without_traffic_is_down_after_two_probe_timeouts(server, watched):
+async def test_frozen_idle_server_is_down_after_two_probe_timeouts(server, watched):
     await watched.until_up()
     server.mode = "mute"
     frozen = now()
@@ -201,9 +197,7 @@ async def test_a_frozen_server_without_traffic_is_down_after_two_probe_timeouts(
     assert now() - frozen <= 1.0 + 2 * 1.0 + 0.05
 
 
-async def test_a_frozen_server_under_traffic_is_down_one_probe_after_the_response_timeout(
-    server, watched
-):
+async def test_frozen_busy_server_is_down_one_probe_after_the_response_timeout(server, watched):
     await watched.until_up()
     await asyncio.sleep(5)
     server.heard = frozen = now()
@@ -214,7 +208,7 @@ async def test_a_frozen_server_under_traffic_is_down_one_probe_after_the_respons
 
 
 @pytest.mark.parametrize("ticks", range(6))
-async def test_a_failure_in_any_tick_in_which_a_probe_times_out_is_taken(server, watched, ticks):
+async def test_failure_in_any_tick_in_which_a_probe_times_out_is_counted(server, watched, ticks):
     """A timeout that has struck, but not yet ended the probe, can be rescheduled no more."""
     await watched.until_up(1)
     server.mode = "mute"
@@ -228,15 +222,15 @@ async def test_a_failure_in_any_tick_in_which_a_probe_times_out_is_taken(server,
         else:
             watched.failed(Cause.TIMED_OUT, "no answer in time")
 
-    while len(server.knocks) < 2:  # noqa: ASYNC110 - a knock is no event
+    while len(server.probes) < 2:  # noqa: ASYNC110 - a probe sets no event
         await asyncio.sleep(0.01)
-    loop.call_at(server.knocks[-1][0] + watched.settings.timeout, fail, ticks)
+    loop.call_at(server.probes[-1][0] + watched.settings.timeout, fail, ticks)
     await asyncio.sleep(3)
     assert complaints == []
     assert watched.state is DOWN
 
 
-async def test_it_is_never_down_while_it_answers_others(server, watched):
+async def test_dependency_is_never_down_while_it_answers_clients(server, watched):
     await watched.until_up()
     server.mode = "mute"
     for _ in range(200):
@@ -246,11 +240,11 @@ async def test_it_is_never_down_while_it_answers_others(server, watched):
     assert [change.state for change in watched.history] == [UP]
 
 
-async def test_a_refusing_listener_does_not_make_it_down_while_its_lanes_answer():
-    knocks = []
+async def test_refused_connection_does_not_make_it_down_while_open_connections_answer():
+    probes = []
 
     async def probe(suspicious):
-        knocks.append(suspicious)
+        probes.append(suspicious)
         await asyncio.sleep(0.01)
         if suspicious:
             raise ProbeFailed(Cause.MAX_CLIENTS, "", definite=True)
@@ -260,15 +254,15 @@ async def test_a_refusing_listener_does_not_make_it_down_while_its_lanes_answer(
     dependency.start(probe, last_reply=now)  # a busy client: it always just heard
     await asyncio.sleep(60)
     assert dependency.state is UP
-    knocks.clear()
+    probes.clear()
     dependency.failed(Cause.RESET, "")
     await asyncio.sleep(5)
     assert [change.state for change in dependency.history] == [UP]
-    assert knocks == [True, True]
+    assert probes == [True, True]
     await dependency.aclose()
 
 
-async def test_while_it_is_down_it_knocks_fast_at_first_and_never_stops(server, watched):
+async def test_reconnect_probes_are_frequent_at_first_and_never_stop(server, watched):
     server.mode = "refused"
     await asyncio.sleep(10.5)
     times = server.times(0.5)
@@ -277,7 +271,7 @@ async def test_while_it_is_down_it_knocks_fast_at_first_and_never_stops(server, 
     assert 0.14 < max(pauses) <= 0.15
 
 
-async def test_after_a_long_outage_it_knocks_at_most_every_two_seconds_with_jitter(server, watched):
+async def test_reconnect_probes_of_a_long_outage_are_two_seconds_apart_with_jitter(server, watched):
     server.mode = "refused"
     await asyncio.sleep(3600)
     times = server.times(30.0)
@@ -287,14 +281,14 @@ async def test_after_a_long_outage_it_knocks_at_most_every_two_seconds_with_jitt
     assert 0.9 < sum(pauses) / len(pauses) < 1.2
 
 
-async def test_calls_do_not_make_it_knock_while_it_is_down(server, watched):
+async def test_failed_calls_cause_no_probes_while_it_is_down(server, watched):
     server.mode = "refused"
     await asyncio.sleep(60)
-    knocks = len(server.knocks)
+    probes = len(server.probes)
     for _ in range(1000):
         watched.failed(Cause.REFUSED, "", definite=True)
         await asyncio.sleep(0.001)
-    assert len(server.knocks) - knocks <= 12
+    assert len(server.probes) - probes <= 12
 
 
 @pytest.mark.parametrize("outage", [0.3, 1.0, 5.0, 9.0])
@@ -313,7 +307,7 @@ async def test_recovery_from_a_short_outage_is_noticed_within_250_ms(server, out
 
 
 @pytest.mark.parametrize("mode", ["auth", "bug", "cancels itself", "replica"])
-async def test_what_the_probe_meets_becomes_state_and_cause(server, watched, mode):
+async def test_result_of_the_probe_sets_state_and_cause(server, watched, mode):
     server.mode = mode
     await asyncio.sleep(1.5)
     expected = {
@@ -328,13 +322,13 @@ async def test_what_the_probe_meets_becomes_state_and_cause(server, watched, mod
     assert watched.state is UP
 
 
-async def test_a_wrong_password_is_not_knocked_with_ten_times_a_second(server, watched):
+async def test_wrong_password_is_not_tried_ten_times_a_second(server, watched):
     server.mode = "auth"
     await asyncio.sleep(10)
-    assert len(server.knocks) < 20
+    assert len(server.probes) < 20
 
 
-async def test_a_probe_with_a_bug_is_logged_once(server, watched, caplog):
+async def test_bug_in_a_probe_is_logged_once(server, watched, caplog):
     server.mode = "bug"
     await asyncio.sleep(60)
     bugs = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -342,7 +336,7 @@ async def test_a_probe_with_a_bug_is_logged_once(server, watched, caplog):
     assert "the probe raised" in bugs[0].getMessage()
 
 
-async def test_a_flapping_server_is_damped_to_nine_transitions(server, watched):
+async def test_flapping_server_is_damped_to_nine_changes(server, watched):
     """1 s on, 1 s off for 20 s: undamped there would be 20."""
     await watched.until_up()
     before = len(watched.history)
@@ -356,7 +350,7 @@ async def test_a_flapping_server_is_damped_to_nine_transitions(server, watched):
     await watched.until_up(2.0)  # 16 good probes, 0.1 s apart
 
 
-async def test_the_good_probes_of_one_that_flapped_are_a_tenth_of_a_second_apart(server, watched):
+async def test_good_probes_after_flapping_are_a_tenth_of_a_second_apart(server, watched):
     await watched.until_up()
     for _ in range(4):
         server.mode = "refused"
@@ -365,12 +359,12 @@ async def test_the_good_probes_of_one_that_flapped_are_a_tenth_of_a_second_apart
         server.mode = "ok"
         back = now()
         await watched.until_up(5)
-    knocks = server.times(back)
-    assert len(knocks) == 8
-    assert [b - a for a, b in itertools.pairwise(knocks)] == pytest.approx([0.101] * 7)
+    probes = server.times(back)
+    assert len(probes) == 8
+    assert [b - a for a, b in itertools.pairwise(probes)] == pytest.approx([0.101] * 7)
 
 
-async def test_no_stall_of_our_own_is_taken_for_a_silence_of_its(server, watched):
+async def test_stall_of_our_own_loop_does_not_count_as_a_timeout(server, watched):
     await watched.until_up()
     server.answer_in = 0.9
     loop = asyncio.get_running_loop()
@@ -383,7 +377,7 @@ async def test_no_stall_of_our_own_is_taken_for_a_silence_of_its(server, watched
     assert watched.snapshot()["loop_lag"]["worst"] > 4.8
 
 
-async def test_a_mute_server_is_found_out_although_our_loop_stalls(server, watched):
+async def test_silent_server_is_detected_although_our_loop_stalls(server, watched):
     await watched.until_up()
     server.mode = "mute"
     for _ in range(4):
@@ -393,7 +387,7 @@ async def test_a_mute_server_is_found_out_although_our_loop_stalls(server, watch
     assert watched.state is DOWN
 
 
-async def test_a_refusing_server_is_probed_although_replies_arrive(server, watched):
+async def test_server_that_refuses_writes_is_probed_although_replies_arrive(server, watched):
     await watched.until_up()
     watched.refused(Cause.OUT_OF_MEMORY, "OOM")
     assert (watched.state, watched.refusing) == (DEGRADED, True)
@@ -407,26 +401,24 @@ async def test_a_refusing_server_is_probed_although_replies_arrive(server, watch
     assert (watched.state, watched.refusing) == (UP, False)
 
 
-async def test_a_lost_part_waits_for_the_verdict_on_the_whole(server, watched):
+async def test_lost_part_waits_for_the_probe_of_the_whole(server, watched):
     await asyncio.sleep(0.5)
-    watched.part_lost("lane 0", Cause.LANE_LOST, "reset")
+    watched.part_lost("connection 0", Cause.CONNECTION_LOST, "reset")
     assert watched.state is UP
     await asyncio.sleep(0.01)
-    assert (watched.state, watched.detail) == (DEGRADED, "lane 0: reset")
-    watched.part_back("lane 0")
+    assert (watched.state, watched.detail) == (DEGRADED, "connection 0: reset")
+    watched.part_back("connection 0")
     assert watched.state is UP
 
 
-async def test_a_connection_that_was_made_makes_it_up_without_waiting_for_the_probe(
-    server, watched
-):
+async def test_new_connection_makes_it_up_without_waiting_for_the_probe(server, watched):
     server.mode = "mute"
     await asyncio.sleep(0.1)
     watched.succeeded(0.003)
     assert (watched.state, watched.latency) == (UP, 0.003)
 
 
-async def test_the_probe_inherits_no_deadline_from_the_call_that_started_it():
+async def test_probe_inherits_no_deadline_from_the_call_that_started_it():
     word = contextvars.ContextVar("word", default="unset")
     seen = []
 
@@ -443,12 +435,12 @@ async def test_the_probe_inherits_no_deadline_from_the_call_that_started_it():
     await attachment.detach()
 
 
-async def test_the_probe_task_is_named_after_the_dependency(watched):
+async def test_probe_task_is_named_after_the_dependency(watched):
     names = [task.get_name() for task in asyncio.all_tasks()]
     assert "resilient-io probe redis" in names
 
 
-async def test_detaching_while_the_probe_is_stuck_ends_it(server):
+async def test_detaching_ends_a_stuck_probe(server):
     server.mode = "mute"
     dependency = Dependency("redis")
     attachment = dependency.start(server.probe, last_reply=lambda: -math.inf)
@@ -460,27 +452,27 @@ async def test_detaching_while_the_probe_is_stuck_ends_it(server):
     assert now() == 0.5
 
 
-async def test_the_next_client_takes_over_when_the_probing_one_leaves():
+async def test_next_client_takes_over_when_the_probing_one_detaches():
     first, second = Server("mute"), Server()
     dependency = Dependency("redis")
     a = dependency.start(first.probe, last_reply=lambda: -math.inf)
     b = dependency.start(second.probe, last_reply=lambda: -math.inf)
     await asyncio.sleep(0.5)
-    assert not second.knocks
+    assert not second.probes
     await a.detach()
     await dependency.until_up(0.1)
     await asyncio.sleep(5.1)
-    assert len(second.knocks) == 6
-    knocks = len(first.knocks)
+    assert len(second.probes) == 6
+    probes = len(first.probes)
     c = dependency.start(first.probe, last_reply=lambda: -math.inf)
     await c.detach()  # not the probing one: nothing is interrupted
-    assert len(first.knocks) == knocks
+    assert len(first.probes) == probes
     assert dependency.state is UP
     await b.detach()
     assert (dependency.state, dependency.cause) == (UNKNOWN, Cause.CLOSED)
 
 
-async def test_of_several_clients_the_newest_reply_counts():
+async def test_latest_reply_of_several_clients_counts():
     server, other = Server(), Server()
     dependency = Dependency("redis")
     dependency.start(server.probe, last_reply=lambda: server.heard)
@@ -488,11 +480,11 @@ async def test_of_several_clients_the_newest_reply_counts():
     for _ in range(20):
         await asyncio.sleep(0.5)
         other.heard = now()
-    assert len(server.knocks) == 1
+    assert len(server.probes) == 1
     await dependency.aclose()
 
 
-async def test_it_can_be_started_again_after_it_was_closed(server):
+async def test_dependency_can_be_started_again_after_it_was_closed(server):
     dependency = Dependency("redis")
     for _ in range(3):
         dependency.start(server.probe, last_reply=lambda: -math.inf)
@@ -500,7 +492,7 @@ async def test_it_can_be_started_again_after_it_was_closed(server):
         await dependency.aclose()
         await dependency.aclose()
         assert dependency.state is UNKNOWN
-    assert len(server.knocks) == 3
+    assert len(server.probes) == 3
     with pytest.raises(DeadlineExceeded):
         server.mode = "refused"
         dependency.start(server.probe, last_reply=lambda: -math.inf)
@@ -508,7 +500,7 @@ async def test_it_can_be_started_again_after_it_was_closed(server):
     await dependency.aclose()
 
 
-async def test_settings_rule_the_schedule(server):
+async def test_settings_define_the_schedule(server):
     settings = HealthSettings(interval=10.0, timeout=3.0, fall=1)
     dependency = Dependency("redis", settings=settings)
     dependency.start(server.probe, last_reply=lambda: -math.inf)

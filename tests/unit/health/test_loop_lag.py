@@ -20,12 +20,12 @@ def block(seconds):
     asyncio.get_running_loop().block(seconds)
 
 
-async def test_a_loop_that_is_free_shows_no_stall(lag):
+async def test_free_loop_has_no_stall(lag):
     await asyncio.sleep(60)
     assert (lag.stalled, lag.current, lag.worst) == (0.0, 0.0, 0.0)
 
 
-async def test_a_stall_is_seen_but_for_at_most_one_beat(lag):
+async def test_stall_is_measured_except_for_at_most_one_timer_interval(lag):
     await asyncio.sleep(1.0)
     block(5.0)
     await asyncio.sleep(1.0)
@@ -34,7 +34,7 @@ async def test_a_stall_is_seen_but_for_at_most_one_beat(lag):
     assert lag.current == 0.0
 
 
-async def test_stalls_add_up_and_the_worst_is_kept(lag):
+async def test_stalls_are_added_up_and_the_worst_is_kept(lag):
     for seconds in (1.0, 3.0, 2.0):
         block(seconds)
         await asyncio.sleep(1.0)
@@ -42,7 +42,7 @@ async def test_stalls_add_up_and_the_worst_is_kept(lag):
     assert 2.9 <= lag.worst <= 3.0
 
 
-async def test_the_stall_that_is_only_now_ending_counts_before_its_beat(lag):
+async def test_stall_that_is_just_ending_counts_before_its_timer_runs(lag):
     await asyncio.sleep(0.15)
     block(2.0)
     assert 1.9 <= lag.stalled <= 2.0
@@ -52,14 +52,14 @@ async def test_the_stall_that_is_only_now_ending_counts_before_its_beat(lag):
     assert lag.stalled == pytest.approx(booked)
 
 
-async def test_a_delay_within_the_tolerance_is_no_stall(lag):
+async def test_delay_within_the_tolerance_does_not_count(lag):
     for _ in range(50):
         await asyncio.sleep(0.1)
         block(0.015)
     assert lag.stalled == 0.0
 
 
-async def test_users_of_one_loop_share_one_watch_and_the_last_stops_it(lag):
+async def test_users_of_one_loop_share_one_measurement_and_the_last_release_stops_it(lag):
     twin = LoopLag.acquire()
     assert twin is lag
     twin.release()
@@ -79,7 +79,7 @@ async def test_nothing_runs_after_the_last_release():
     LoopLag.acquire().release()
 
 
-def test_a_loop_that_was_closed_without_release_is_not_kept_alive_for_ever():
+def test_closed_loop_without_a_release_is_not_kept_alive_forever():
     loop = asyncio.new_event_loop()
 
     async def use():

@@ -1,4 +1,4 @@
-"""The probe task of a dependency: when it knocks, and what it makes of the answer."""
+"""The probe task of a dependency: when it probes, and what the results mean."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from resilient_io.tasks import wake
+
 from .loop_lag import LoopLag
 from .machine import RISE_SPACING
-from .states import Cause, ProbeDegraded, ProbeFailed, State
+from .states import Cause, ProbeDegraded, ProbeFailed, State, clean_detail
 
 if TYPE_CHECKING:
     import random
@@ -19,18 +21,17 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .states import Change
 
-
-_DOUBT_SPACING = 0.02
-"""Least seconds between probes on fresh connections that clients' failures ask for."""
+_SUSPICION_SPACING = 0.02
+"""Shortest pause between probes on new connections that the failures of clients request."""
 
 _RESOLUTION = 1e-6
-"""Seconds below which no time is left; a rest by rounding would never pass on a virtual loop."""
+"""Seconds below which no time is left: a rounding error would never elapse on a virtual loop."""
 
 _log = logging.getLogger("resilient_io.health")
 
 
 class Client:
-    """What one client brings: how to probe, and when it last heard from the dependency."""
+    """An attached client: how to probe, and when it last received anything."""
 
     __slots__ = ("last_reply", "probe")
 
@@ -42,13 +43,13 @@ class Client:
 
 
 class Prober:
-    """Owns the probe task, which exists while there is at least one client.
+    """Owns the probe task, which exists while at least one client is attached.
 
     Args:
         machine: Takes the evidence.
         rng: Source of the jitter.
-        publish: Takes what the machine returns.
-        note: Takes what the flight recorder should remember.
+        publish: Called with the result of the machine.
+        note: Called with events for the flight recorder.
     """
 
     def __init__(
@@ -67,34 +68,34 @@ class Prober:
         self._task: asyncio.Task[None] | None = None
         self.lag: LoopLag | None = None
         self._sleeper: asyncio.Future[None] | None = None
-        self._scope: asyncio.Timeout | None = None  # around the probe that is under way
-        self._asked: Client | None = None
-        self._asked_suspicious = False
-        self._complained = False
-        self._verdict: asyncio.Future[None] | None = None  # of the doubt that is being cleared up
+        self._scope: asyncio.Timeout | None = None  # around the running probe
+        self._probed: Client | None = None  # whose probe is running
+        self._probing_suspicion = False
+        self._logged_bug = False
+        self._resolved: asyncio.Future[None] | None = None  # done when the suspicion is resolved
         self._reset()
 
     def _reset(self) -> None:
         self._suspected = False
         self._preempted = False
-        self._overruled = -math.inf  # when a failed probe was last overruled by other replies
+        self._overruled = -math.inf  # when replies to clients last overruled a failed probe
         self._ended = -math.inf  # when the latest probe ended
-        self._doubt_ended = -math.inf  # when the latest one on a fresh connection ended
-        self._pause = 0.0  # after it, while it is down
-        self._long_knocks = 0
+        self._suspicion_ended = -math.inf  # when the latest probe on a new connection ended
+        self._pause = 0.0  # after the latest probe, while DOWN
+        self._long_pauses = 0
 
     @property
     def clients(self) -> tuple[Client, ...]:
-        """The clients, longest attached first."""
+        """The clients, in the order in which they were attached."""
         return tuple(self._clients)
 
     @property
     def running(self) -> bool:
-        """Whether somebody's probe runs."""
+        """Whether a client is attached, and so a probe task runs."""
         return bool(self._clients)
 
     def add(self, client: Client) -> None:
-        """Probe for one more client."""
+        """Attach a client. The first one starts the task."""
         self._clients.append(client)
         if self._task is None:
             self.lag = LoopLag.acquire()
@@ -102,61 +103,63 @@ class Prober:
             self._start()
 
     def remove(self, client: Client) -> asyncio.Task[None] | None:
-        """Probe no more for a client; return the task that may still be leaving its probe."""
+        """Detach a client. Return the cancelled task that may still run its probe, or None."""
         if client not in self._clients:
             return None
         self._clients.remove(client)
         task = self._task
-        if task is None or (self._clients and self._asked is not client):
+        if task is None or (self._clients and self._probed is not client):
             return None
         task.cancel()
         self._task = None
-        self._clear_up()
+        self._resolve_suspicion()
         if self._clients:
             self._start()
-        elif self.lag is not None:
-            self.lag.release()
-            self.lag = None
+        else:
+            self._release_lag()
         return task
 
     def abandon(self) -> None:
-        """Forget the clients and the task of a loop that was closed."""
+        """Forget the clients and the task of a closed loop."""
         self._clients.clear()
-        self._task = self._sleeper = self._scope = self._asked = self._verdict = None
+        self._task = self._sleeper = self._scope = self._probed = self._resolved = None
+        self._release_lag()
+
+    def _release_lag(self) -> None:
         if self.lag is not None:
             self.lag.release()
             self.lag = None
 
     def suspect(self) -> None:
-        """Probe at once, on a fresh connection: a client has seen a failure."""
+        """Probe immediately on a new connection: a client has seen a failure."""
         if self._machine.state is State.DOWN:
             return
         self._suspected = True
         scope = self._scope
         if scope is not None and scope.expired():
-            return  # it is just failing; what was suspected here is asked next
-        if scope is not None and not self._asked_suspicious and not self._preempted:
+            return  # the running probe is failing; the next one checks the suspicion
+        if scope is not None and not self._probing_suspicion and not self._preempted:
             self._preempted = True
             scope.reschedule(asyncio.get_running_loop().time())
-        elif self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+        elif self._sleeper is not None:
+            wake([self._sleeper])
 
-    def verdict(self) -> asyncio.Future[None] | None:
-        """Return a future that is done when a pending doubt is cleared up; None without one."""
-        pending = self._suspected or (self._scope is not None and self._asked_suspicious)
+    def suspicion_resolved(self) -> asyncio.Future[None] | None:
+        """Return a future that is done when the suspicion is resolved; None if there is none."""
+        pending = self._suspected or (self._scope is not None and self._probing_suspicion)
         if not pending or self._task is None or self._machine.state is State.DOWN:
             return None
-        if self._verdict is None:
-            self._verdict = asyncio.get_running_loop().create_future()
-        return self._verdict
+        if self._resolved is None:
+            self._resolved = asyncio.get_running_loop().create_future()
+        return self._resolved
 
-    def _clear_up(self) -> None:
-        if self._verdict is not None:
-            self._verdict.set_result(None)
-            self._verdict = None
+    def _resolve_suspicion(self) -> None:
+        if self._resolved is not None:
+            self._resolved.set_result(None)
+            self._resolved = None
 
     def _start(self) -> None:
-        # A fresh context: the task outlives the call, and its deadline, that happens to start it.
+        # An empty context: the task outlives the call that starts it, and the call's deadline.
         self._task = asyncio.get_running_loop().create_task(
             self._run(),
             name=f"resilient-io probe {self._machine.name}",
@@ -175,7 +178,7 @@ class Prober:
         if state is State.DOWN:
             return self._ended + self._pause
         if self._suspected:
-            return self._doubt_ended + _DOUBT_SPACING
+            return self._suspicion_ended + _SUSPICION_SPACING
         if state is State.UNKNOWN:
             return self._ended
         if state is State.UP:
@@ -188,7 +191,7 @@ class Prober:
     async def _sleep_until(self, when: float) -> None:
         loop = asyncio.get_running_loop()
         sleeper = self._sleeper = loop.create_future()
-        timer = loop.call_at(when, _wake, sleeper)
+        timer = loop.call_at(when, wake, [sleeper])
         try:
             await sleeper
         finally:
@@ -205,39 +208,42 @@ class Prober:
         failure: ProbeFailed | None = None
         change: Change | None = None
         try:
-            latency = await self._ask(client, suspicious=suspicious)
+            latency = await self._run_probe(client, suspicious=suspicious)
         except ProbeDegraded as answer:
             change = machine.probe_degraded(
-                loop.time(), answer.cause, answer.detail, answer.latency
+                loop.time(), answer.cause, clean_detail(answer.detail), answer.latency
             )
         except ProbeFailed as exc:
             failure = exc
         else:
             change = machine.probe_ok(loop.time(), latency)
         if self._preempted:
-            return  # no verdict: the one that was asked for follows
+            return  # without a result: the probe of the suspicion follows
         self._ended = loop.time()
         if suspicious:
-            self._doubt_ended = self._ended
+            self._suspicion_ended = self._ended
         if failure is not None:
+            failure.detail = clean_detail(failure.detail)
             self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
-            change = self._judge(failure, began, suspicious=suspicious)
+            change = self._take_failure(failure, began, suspicious=suspicious)
         self._pause = self._draw_pause()
         self._publish(change)
         if suspicious:
-            self._clear_up()
+            self._resolve_suspicion()
 
-    def _judge(self, failure: ProbeFailed, began: float, *, suspicious: bool) -> Change | None:
+    def _take_failure(
+        self, failure: ProbeFailed, began: float, *, suspicious: bool
+    ) -> Change | None:
         machine = self._machine
         now = self._ended
         if self._last_reply() > began:
-            # It answered others meanwhile. Look again once: the reply may have lain in the
-            # socket of a server that is gone.
+            # It answered clients during the probe. Probe again once: the reply may have waited in
+            # the socket of a server that is gone.
             self._suspected = now - self._overruled >= self._settings.interval
             self._overruled = now
             return machine.probe_overruled(now)
         if failure.definite and not suspicious:
-            # Its connection died, not necessarily the dependency: ask on a fresh one.
+            # Only the probe's connection died for certain: probe again on a new one.
             self._suspected = True
             return None
         change = machine.probe_failed(
@@ -247,21 +253,23 @@ class Prober:
         return change
 
     def _draw_pause(self) -> float:
-        """Return the seconds until the next knock, should it be down."""
+        """Return the seconds until the next reconnect probe, if the dependency is DOWN."""
         machine, settings = self._machine, self._settings
         if machine.rising:
             return RISE_SPACING
         cause = machine.cause
         outage = self._ended - machine.since
         if outage < settings.short_outage and not (cause is not None and cause.permanent):
-            self._long_knocks = 0
-            return self._rng.uniform(0.55, 1.0) * settings.knock
-        self._long_knocks = min(self._long_knocks + 1, 32)
-        bound = min(settings.knock_cap, settings.knock * 2.0**self._long_knocks)
-        return self._rng.uniform(0.5 * settings.knock, bound)
+            self._long_pauses = 0
+            return self._rng.uniform(0.55, 1.0) * settings.reconnect_interval
+        self._long_pauses = min(self._long_pauses + 1, 32)
+        bound = min(
+            settings.reconnect_interval_cap, settings.reconnect_interval * 2.0**self._long_pauses
+        )
+        return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
 
-    async def _ask(self, client: Client, *, suspicious: bool) -> float:
-        """Run the client's probe; whatever goes wrong comes out as `ProbeFailed`."""
+    async def _run_probe(self, client: Client, *, suspicious: bool) -> float:
+        """Run a client's probe within the time limit. Every failure becomes a `ProbeFailed`."""
         loop = asyncio.get_running_loop()
         allowed = self._settings.timeout
         lag = self.lag
@@ -269,26 +277,26 @@ class Prober:
         stalled = lag.stalled if lag is not None else 0.0
         timer: asyncio.TimerHandle | None = None
 
-        def look() -> None:
-            # Time for which our own loop was blocked is not the dependency's.
+        def check_time() -> None:
+            # Time during which our own loop was blocked is not the dependency's.
             nonlocal timer
-            ours = lag.stalled - stalled if lag is not None else 0.0
-            left = allowed - (loop.time() - began - ours)
+            blocked = lag.stalled - stalled if lag is not None else 0.0
+            left = allowed - (loop.time() - began - blocked)
             if left > _RESOLUTION:
-                timer = loop.call_later(left, look)
-            elif not scope.expired():  # nor is it already, for the one that preempted this probe
+                timer = loop.call_later(left, check_time)
+            elif not scope.expired():  # a suspicion may have ended this probe already
                 scope.reschedule(loop.time())
 
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(None) as scope:
-                timer = loop.call_later(allowed, look)
-                self._scope, self._asked, self._asked_suspicious = scope, client, suspicious
+                timer = loop.call_later(allowed, check_time)
+                self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
                 try:
                     return await client.probe(suspicious)
                 finally:
                     timer.cancel()
-                    self._scope = self._asked = None
+                    self._scope = self._probed = None
         except (ProbeFailed, ProbeDegraded):
             raise
         except TimeoutError:
@@ -297,18 +305,13 @@ class Prober:
             if task is None or task.cancelling():
                 raise
             raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None
-        # The supervisor's boundary: a probe with a bug must not end the watch.
+        # The supervisor's boundary: a bug in a probe must not end the task.
         except Exception as exc:
-            if not self._complained:
-                self._complained = True
+            if not self._logged_bug:
+                self._logged_bug = True
                 _log.exception(
-                    "%s: the probe raised; counted as failed",
+                    "%s: the probe raised an unexpected exception; it counts as failed",
                     self._machine.name,
                     extra={"event": "probe_raised", "dependency": self._machine.name},
                 )
             raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc
-
-
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)

@@ -1,4 +1,4 @@
-"""Liveness: only what a restart would heal makes the process count as stuck."""
+"""Liveness: only failures that a restart cures make the process count as stuck."""
 
 import asyncio
 
@@ -8,21 +8,21 @@ from resilient_io import Cause, ConfigurationError, Dependency, HealthMonitor, L
 from resilient_io.health import loop_lag
 
 
-class Part:
-    why = None
+class Check:
+    failure = None
 
     def liveness_failure(self):
-        return self.why
+        return self.failure
 
 
 @pytest.fixture
-def part():
-    return Part()
+def check():
+    return Check()
 
 
 @pytest.fixture
-async def monitor(part):
-    async with HealthMonitor(Dependency("redis"), liveness=[part]) as made:
+async def monitor(check):
+    async with HealthMonitor(Dependency("redis"), liveness=[check]) as made:
         yield made
     assert not loop_lag._watches
 
@@ -31,7 +31,7 @@ def block(seconds):
     asyncio.get_running_loop().block(seconds)
 
 
-async def test_no_dependency_makes_it_stuck(monitor):
+async def test_unavailable_dependency_does_not_make_the_process_stuck(monitor):
     (redis,) = monitor.critical
     redis.failed(Cause.REFUSED, definite=True)
     monitor.drain()
@@ -39,15 +39,15 @@ async def test_no_dependency_makes_it_stuck(monitor):
     assert monitor.alive
 
 
-async def test_a_vital_part_that_is_stuck_makes_it_stuck(monitor, part):
-    part.why = "the consumer has not moved for 301 s"
+async def test_failed_liveness_check_makes_the_process_stuck(monitor, check):
+    check.failure = "the consumer has not moved for 301 s"
     assert not monitor.alive
     assert monitor.liveness_failures == ("the consumer has not moved for 301 s",)
-    part.why = None
+    check.failure = None
     assert monitor.alive
 
 
-async def test_a_loop_that_was_blocked_for_most_of_the_time_makes_it_stuck_until_it_is_free(
+async def test_loop_that_was_blocked_for_most_of_the_time_makes_the_process_stuck_until_it_is_free(
     monitor,
 ):
     for _ in range(20):
@@ -59,13 +59,13 @@ async def test_a_loop_that_was_blocked_for_most_of_the_time_makes_it_stuck_until
     assert monitor.alive
 
 
-async def test_one_long_stall_within_the_share_is_forgiven(monitor):
+async def test_one_long_stall_within_the_share_does_not_count(monitor):
     block(10)
     await asyncio.sleep(0.5)
     assert monitor.alive
 
 
-async def test_a_stall_that_began_before_the_window_counts_for_its_part_within():
+async def test_stall_that_began_before_the_window_counts_for_its_part_within():
     async with HealthMonitor(
         Dependency("redis"), liveness_settings=LivenessSettings(window=10, share=0.5)
     ) as monitor:
@@ -79,7 +79,7 @@ async def test_a_stall_that_began_before_the_window_counts_for_its_part_within()
         assert monitor.alive
 
 
-async def test_lag_is_watched_without_entering_the_monitor_once_it_was_asked():
+async def test_lag_is_measured_from_the_first_read_without_entering_the_monitor():
     monitor = HealthMonitor(Dependency("redis"))
     assert monitor.alive
     for _ in range(20):
@@ -90,38 +90,38 @@ async def test_lag_is_watched_without_entering_the_monitor_once_it_was_asked():
     assert not loop_lag._watches
 
 
-async def test_who_asks_after_the_end_does_not_begin_the_watch_again(monitor):
+async def test_read_after_closing_does_not_start_the_measurement_again(monitor):
     await monitor.aclose()
     assert monitor.alive
     assert not loop_lag._watches
 
 
-async def test_a_part_that_cannot_say_whether_it_is_stuck_is_told_once_and_does_not_count(caplog):
+async def test_exception_in_a_liveness_check_is_logged_once_and_does_not_count(caplog):
     class Broken:
         def liveness_failure(self):
-            raise KeyError("of its own")
+            raise KeyError("a bug")
 
-    stuck = Part()
-    stuck.why = "its supervisor died"
+    stuck = Check()
+    stuck.failure = "its supervisor died"
     async with HealthMonitor(Dependency("redis"), liveness=[Broken(), stuck]) as monitor:
         for _ in range(3):
             assert monitor.liveness_failures == ("its supervisor died",)
     (record,) = caplog.records
     assert (
         record.message
-        == "liveness_failure() of Broken raised; further failures of it are not logged"
+        == "liveness_failure() of Broken raised an exception; further ones are not logged"
     )
     assert record.exc_info
 
 
-def test_it_can_be_asked_outside_of_any_loop(part):
-    monitor = HealthMonitor(Dependency("redis"), liveness=[part])
+def test_liveness_can_be_read_without_a_loop(check):
+    monitor = HealthMonitor(Dependency("redis"), liveness=[check])
     assert monitor.alive
     assert monitor.snapshot()["alive"] is True
 
 
 @pytest.mark.parametrize("arguments", [{"window": 0}, {"share": 0}, {"share": -1}, {"share": 50}])
-def test_settings_that_make_no_sense_are_refused(arguments):
+def test_invalid_settings_are_refused(arguments):
     with pytest.raises(ConfigurationError):
         LivenessSettings(**arguments)
 
@@ -129,6 +129,6 @@ def test_settings_that_make_no_sense_are_refused(arguments):
 @pytest.mark.parametrize(
     "arguments", [{"liveness": [3]}, {"recorder": 3}, {"liveness_settings": 3}]
 )
-def test_parts_of_the_wrong_kind_are_refused(arguments):
+def test_arguments_of_the_wrong_type_are_refused(arguments):
     with pytest.raises(TypeError):
         HealthMonitor(Dependency("redis"), **arguments)

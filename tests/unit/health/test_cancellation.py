@@ -1,4 +1,4 @@
-"""Every public coroutine of the spine is cancelled at each of its points, and leaves at once."""
+"""Cancellation of every public coroutine of health at each of its await points."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from resilient_io.testing import cancel_everywhere
 
 @contextlib.asynccontextmanager
 async def scene():
-    """A dependency whose probe is slow to leave, with a busy callback and a monitor."""
+    """Yield a dependency with a slow probe, a running callback and a monitor."""
     dependency = Dependency("redis")
 
     async def probe(suspicious):
@@ -54,8 +54,8 @@ async def take_two(watch):
 
 
 @pytest.mark.parametrize("name", COROUTINES)
-async def test_a_cancel_at_any_point_leaves_at_once_with_nothing_behind(name):
-    async def starts_anew(made):
+async def test_cancellation_at_any_point_propagates_immediately_and_leaves_nothing_behind(name):
+    async def starts_again(made):
         dependency, attachment, _ = made
         if name in ("detach", "aclose"):
             await attachment.detach()
@@ -68,11 +68,11 @@ async def test_a_cancel_at_any_point_leaves_at_once_with_nothing_behind(name):
     async def answer():
         return 0.0
 
-    report = await cancel_everywhere(COROUTINES[name], setup=scene, check=starts_anew)
+    report = await cancel_everywhere(COROUTINES[name], setup=scene, check=starts_again)
     report.assert_clean()
 
 
-async def test_a_cancel_at_any_point_of_a_retry_leaves_at_once():
+async def test_cancellation_at_any_point_of_a_retry_propagates_immediately():
     async def attempt():
         await asyncio.sleep(0.1)
         raise ConnectionError("again")

@@ -1,4 +1,4 @@
-"""Callbacks are isolated: from calls, from probes, and from each other."""
+"""Callbacks: isolated from calls, from probes and from each other."""
 
 import asyncio
 import functools
@@ -12,7 +12,7 @@ from resilient_io.health import Cause, Dependency, State
 
 
 class Scene:
-    """A dependency that is driven by hand."""
+    """A dependency whose state the test sets."""
 
     def __init__(self):
         self.dependency = Dependency("redis")
@@ -44,7 +44,7 @@ async def settle():
         await asyncio.sleep(0)
 
 
-async def test_a_plain_function_sees_every_change_but_never_inside_the_call(scene):
+async def test_sync_callback_sees_every_change_but_never_runs_inside_the_call(scene):
     scene.dependency.on_change(scene.note)
     scene.up()
     scene.degrade()
@@ -54,7 +54,7 @@ async def test_a_plain_function_sees_every_change_but_never_inside_the_call(scen
     assert scene.seen == ["up", "degraded", "up"]
 
 
-async def test_an_async_function_is_awaited(scene):
+async def test_async_callback_is_awaited(scene):
     async def note(change):
         await asyncio.sleep(1)
         scene.note(change)
@@ -67,7 +67,7 @@ async def test_an_async_function_is_awaited(scene):
     assert scene.seen == ["up"]
 
 
-async def test_a_function_that_returns_an_awaitable_is_awaited_too(scene):
+async def test_awaitable_that_a_sync_callback_returns_is_awaited(scene):
     async def note(change, word):
         scene.seen.append(word)
 
@@ -78,7 +78,7 @@ async def test_a_function_that_returns_an_awaitable_is_awaited_too(scene):
     assert scene.seen == ["lambda", "partial"]
 
 
-async def test_a_slow_async_callback_gets_only_the_newest_and_counts_the_rest(scene):
+async def test_slow_async_callback_gets_only_the_latest_change_and_counts_the_others(scene):
     async def slow(change):
         scene.note(change)
         await asyncio.sleep(10)
@@ -96,7 +96,7 @@ async def test_a_slow_async_callback_gets_only_the_newest_and_counts_the_rest(sc
     assert len(subscription._pending) == 0
 
 
-async def test_a_burst_reaches_an_async_callback_as_its_first_and_its_newest(scene):
+async def test_async_callback_gets_the_first_and_the_latest_change_of_a_burst(scene):
     async def slow(change):
         scene.note(change)
         await asyncio.sleep(1)
@@ -110,7 +110,7 @@ async def test_a_burst_reaches_an_async_callback_as_its_first_and_its_newest(sce
     assert subscription.dropped == 1
 
 
-async def test_a_slow_callback_delays_neither_the_others_nor_the_probe(scene):
+async def test_slow_callback_delays_neither_the_others_nor_the_probe(scene):
     async def slow(change):
         await asyncio.sleep(1000)
 
@@ -128,7 +128,7 @@ async def test_a_slow_callback_delays_neither_the_others_nor_the_probe(scene):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "cancelled sync", "cancelled async"])
-async def test_a_raising_callback_is_logged_once_and_harms_nobody(scene, caplog, kind):
+async def test_exception_in_a_callback_is_logged_once_and_affects_nothing_else(scene, caplog, kind):
     failure = asyncio.CancelledError() if "cancelled" in kind else ValueError("mine")
 
     def wrong(change):
@@ -147,11 +147,11 @@ async def test_a_raising_callback_is_logged_once_and_harms_nobody(scene, caplog,
     assert subscription.failures == 3
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
-    assert "raised; further failures of it are only counted" in errors[0].getMessage()
+    assert "raised an exception; further ones are only counted" in errors[0].getMessage()
     assert isinstance(errors[0].exc_info[1], type(failure))
 
 
-async def test_a_removed_callback_is_not_called_even_if_news_were_on_their_way(scene):
+async def test_removed_callback_is_not_called_even_if_a_call_was_scheduled(scene):
     subscription = scene.dependency.on_change(scene.note)
     scene.up()
     subscription.remove()
@@ -162,7 +162,7 @@ async def test_a_removed_callback_is_not_called_even_if_news_were_on_their_way(s
     assert scene.seen == []
 
 
-async def test_a_subscription_is_a_context_manager(scene):
+async def test_subscription_is_a_context_manager(scene):
     with scene.dependency.on_change(scene.note):
         scene.up()
         await settle()
@@ -171,7 +171,7 @@ async def test_a_subscription_is_a_context_manager(scene):
     assert scene.seen == ["up"]
 
 
-async def test_a_callback_may_remove_itself_and_end(scene):
+async def test_callback_may_remove_itself_and_end(scene):
     async def once(change):
         subscription.remove()
         await asyncio.sleep(1)
@@ -185,7 +185,7 @@ async def test_a_callback_may_remove_itself_and_end(scene):
     assert scene.seen == ["up"]
 
 
-async def test_one_function_registered_twice_is_called_twice(scene):
+async def test_function_registered_twice_is_called_twice(scene):
     first = scene.dependency.on_change(scene.note)
     scene.dependency.on_change(scene.note)
     scene.up()
@@ -197,12 +197,12 @@ async def test_one_function_registered_twice_is_called_twice(scene):
 
 
 @pytest.mark.parametrize("callback", [None, 3, "print"])
-async def test_what_cannot_be_called_is_refused_with_what_to_write(scene, callback):
-    with pytest.raises(TypeError, match=r"write on_change\(print\)"):
+async def test_callback_that_is_not_callable_is_refused(scene, callback):
+    with pytest.raises(TypeError, match=r"callback must be a function .* use on_change\(print\)"):
         scene.dependency.on_change(callback)
 
 
-async def test_a_callback_inherits_no_deadline_from_where_it_was_registered(scene):
+async def test_callback_inherits_no_deadline_from_the_code_that_registered_it(scene):
     with deadline(1):
         scene.dependency.on_change(lambda change: scene.seen.append(current_deadline()))
     with deadline(2):
@@ -211,7 +211,7 @@ async def test_a_callback_inherits_no_deadline_from_where_it_was_registered(scen
     assert scene.seen == [None]
 
 
-async def test_closing_lets_callbacks_end_and_then_cancels_them(caplog):
+async def test_closing_waits_for_callbacks_and_then_cancels_them(caplog):
     scene = Scene()
     ended = []
 
@@ -235,7 +235,7 @@ async def test_closing_lets_callbacks_end_and_then_cancels_them(caplog):
     assert not [record for record in caplog.records if record.levelno == logging.ERROR]
 
 
-async def test_a_callback_that_will_not_end_cannot_hold_the_closing():
+async def test_callback_that_does_not_end_cannot_block_closing():
     scene = Scene()
     held = asyncio.Event()
 
@@ -254,7 +254,7 @@ async def test_a_callback_that_will_not_end_cannot_hold_the_closing():
     await settle()
 
 
-async def test_a_callback_may_close_the_dependency():
+async def test_callback_may_close_the_dependency():
     scene = Scene()
 
     async def close(change):
@@ -267,7 +267,7 @@ async def test_a_callback_may_close_the_dependency():
     assert scene.seen == ["up"]
 
 
-async def test_cancelling_the_close_leaves_at_once_and_the_rest_ends_by_itself():
+async def test_cancelled_close_returns_immediately_and_the_rest_ends_in_the_background():
     scene = Scene()
 
     async def slow(change):

@@ -64,19 +64,21 @@ async def test_critical_dependencies_decide_and_optional_ones_only_degrade(
     assert (monitor.state, monitor.ready) == (state, ready)
 
 
-async def test_one_critical_dependency_that_is_down_outweighs_all_that_are_unknown(redis, cache):
+async def test_one_down_critical_dependency_takes_precedence_over_unknown_ones(redis, cache):
     monitor = HealthMonitor(redis, cache)
     put(cache, DOWN)
     assert monitor.state is DOWN
 
 
-async def test_a_service_of_optional_dependencies_is_always_ready(cache):
+async def test_service_with_only_optional_dependencies_is_always_ready(cache):
     monitor = HealthMonitor(optional=[cache])
     put(cache, DOWN)
     assert (monitor.ready, monitor.state) == (True, DEGRADED)
 
 
-async def test_callbacks_hear_of_every_dependency_and_of_the_whole(monitor, redis, cache):
+async def test_callback_gets_the_changes_of_every_dependency_and_the_state_of_the_service(
+    monitor, redis, cache
+):
     seen = []
     subscription = monitor.on_change(seen.append)
     put(redis, UP)
@@ -93,7 +95,7 @@ async def test_callbacks_hear_of_every_dependency_and_of_the_whole(monitor, redi
     assert len(seen) == 2
 
 
-async def test_a_slow_watcher_sees_how_the_service_is_now(monitor, redis, cache):
+async def test_slow_watcher_sees_the_current_state_of_the_service(monitor, redis, cache):
     watch = monitor.watch()
     first = await anext(watch)
     assert (first.state, first.ready, first.change) == (UNKNOWN, False, None)
@@ -105,20 +107,20 @@ async def test_a_slow_watcher_sees_how_the_service_is_now(monitor, redis, cache)
     assert (news.change.dependency, news.ready, news.state) == ("cache", False, DOWN)
 
 
-async def test_waiting_until_it_is_ready(monitor, redis):
+async def test_until_ready_returns_when_the_service_is_ready(monitor, redis):
     await_it = asyncio.create_task(monitor.until_ready(10))
     asyncio.get_running_loop().call_later(3.0, put, redis, UP)
     await await_it
     assert asyncio.get_running_loop().time() == 3.0
 
 
-async def test_waiting_says_what_it_waited_for(monitor, redis, cache):
+async def test_until_ready_names_the_missing_dependency(monitor, redis, cache):
     put(redis, DOWN)
-    with pytest.raises(DeadlineExceeded, match=r"redis is down \(refused\) \(not sent"):
+    with pytest.raises(DeadlineExceeded, match=r"redis is down: refused \(not sent"):
         await monitor.until_ready(1)
 
 
-async def test_closing_ends_watches_and_waits_and_lets_go_of_the_dependencies(redis, cache):
+async def test_closing_ends_watches_and_waits_and_detaches_from_the_dependencies(redis, cache):
     monitor = HealthMonitor(redis, optional=[cache])
     seen = []
     monitor.on_change(seen.append)
@@ -141,7 +143,7 @@ async def test_closing_ends_watches_and_waits_and_lets_go_of_the_dependencies(re
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_the_snapshot_is_plain_data(monitor, redis):
+async def test_snapshot_is_plain_data(monitor, redis):
     put(redis, UP)
     snapshot = json.loads(json.dumps(monitor.snapshot()))
     assert (snapshot["ready"], snapshot["state"]) == (True, "up")
@@ -151,34 +153,38 @@ async def test_the_snapshot_is_plain_data(monitor, redis):
     ]
 
 
-def test_it_can_be_made_without_a_loop(redis, cache):
+def test_monitor_can_be_created_without_a_loop(redis, cache):
     monitor = HealthMonitor(redis, optional=[cache])
     assert repr(monitor) == "<HealthMonitor unknown: redis is unknown, cache is unknown>"
     assert monitor.dependencies == (redis, cache)
 
 
-def test_what_is_no_dependency_or_is_named_twice_is_refused(redis):
-    with pytest.raises(ConfigurationError, match=r"write HealthMonitor\(redis.health\)"):
+def test_invalid_and_repeated_dependencies_are_refused(redis):
+    with pytest.raises(ConfigurationError, match=r"use HealthMonitor\(redis.health\)"):
         HealthMonitor()
-    with pytest.raises(TypeError, match="'redis' is no Dependency"):
+    with pytest.raises(TypeError, match="dependency must be a Dependency, not str"):
         HealthMonitor("redis")
-    with pytest.raises(ConfigurationError, match="'redis' is named twice"):
+    with pytest.raises(ConfigurationError, match="'redis' is passed twice"):
         HealthMonitor(redis, optional=[redis])
-    for name, written in (("shared", "redis.health"), ("optional", "redis.health")):
-        with pytest.raises(TypeError, match=rf"is no list: write {name}=\[{written}\]"):
+    for name, use in (("shared", "redis.health"), ("optional", "redis.health")):
+        with pytest.raises(
+            TypeError, match=rf"{name} must be a list, not Dependency: use {name}=\[{use}\]"
+        ):
             HealthMonitor(redis, **{name: Dependency("cache")})
     assert redis._subscriptions._all == []
     assert redis.recorders == ()
 
 
-async def test_a_client_given_as_a_list_of_vital_parts_is_refused_in_words(redis):
+async def test_client_passed_as_a_list_is_refused(redis):
     client = ResilientRedis.from_url("redis://localhost")
-    with pytest.raises(TypeError, match=r"is no list: write liveness=\[consumer\]"):
+    with pytest.raises(
+        TypeError, match=r"liveness must be a list, not .*: use liveness=\[consumer\]"
+    ):
         HealthMonitor(redis, liveness=client)
 
 
-async def test_a_callback_that_cannot_be_called_is_refused(monitor):
-    with pytest.raises(TypeError, match=r"write on_change\(print\)"):
+async def test_callback_that_is_not_callable_is_refused(monitor):
+    with pytest.raises(TypeError, match=r"use on_change\(print\)"):
         monitor.on_change("ready")
 
 
@@ -194,7 +200,7 @@ async def test_a_callback_that_cannot_be_called_is_refused(monitor):
         (UNKNOWN, DOWN, UNKNOWN, False),
     ],
 )
-async def test_a_shared_dependency_degrades_once_it_is_known_how_it_is(
+async def test_shared_dependency_degrades_the_service_once_its_state_is_known(
     redis, cache, critical, shared, state, ready
 ):
     async with HealthMonitor(redis, shared=[cache]) as monitor:
@@ -209,22 +215,22 @@ async def test_each_dependency_has_a_role(redis, cache):
     async with HealthMonitor(redis, shared=[cache], optional=[other]) as monitor:
         roles = [monitor.role_of(each) for each in monitor.dependencies]
         assert roles == ["critical", "shared", "optional"]
-        with pytest.raises(ValueError, match="no dependency of this monitor"):
+        with pytest.raises(ValueError, match="not a dependency of this monitor"):
             monitor.role_of(Dependency("redis"))
 
 
-async def test_why_it_is_unready_is_told_in_words(redis, monitor):
+async def test_unready_reasons_describe_the_dependencies(redis, monitor):
     redis.failed(Cause.REFUSED, "nobody listens", definite=True)
-    assert monitor.unready_reasons == ("redis is down (refused: nobody listens)",)
+    assert monitor.unready_reasons == ("redis is down: nobody listens",)
     monitor.drain()
     assert monitor.unready_reasons[0] == "draining"
 
 
-async def test_draining_makes_it_unready_for_good_and_is_told(redis, monitor):
+async def test_draining_makes_the_service_unready_permanently_and_notifies(redis, monitor):
     put(redis, UP)
     await settle()
-    told = []
-    monitor.on_change(told.append)
+    seen = []
+    monitor.on_change(seen.append)
     news = monitor.watch()
     assert (await anext(news)).ready
     monitor.drain()
@@ -232,13 +238,13 @@ async def test_draining_makes_it_unready_for_good_and_is_told(redis, monitor):
     last = await anext(news)
     assert (last.ready, last.draining, last.change, last.state) == (False, True, None, UP)
     await settle()
-    assert told == [last]
+    assert seen == [last]
     assert not monitor.ready
     with pytest.raises(DeadlineExceeded, match="draining"):
         await monitor.until_ready(1)
 
 
-async def test_having_started_is_never_taken_back(redis, monitor):
+async def test_started_never_becomes_false_again(redis, monitor):
     assert not monitor.started
     put(redis, UP)
     await settle()
@@ -247,6 +253,6 @@ async def test_having_started_is_never_taken_back(redis, monitor):
     assert monitor.started
 
 
-async def test_who_drains_before_it_was_ready_has_not_started(monitor):
+async def test_service_that_drains_before_it_was_ready_has_not_started(monitor):
     monitor.drain()
     assert not monitor.started

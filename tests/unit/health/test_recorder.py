@@ -1,4 +1,4 @@
-"""The flight recorder: what it remembers, and when it writes itself out."""
+"""The flight recorder: its events, and its dumps."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_events_are_told_with_their_age_and_fields():
+async def test_events_have_their_age_and_fields():
     recorder = FlightRecorder()
     recorder.note("redis", "retry scheduled", command="GET", attempt=2)
     await asyncio.sleep(3)
@@ -28,7 +28,7 @@ async def test_events_are_told_with_their_age_and_fields():
     assert recorder.events(last=0) == []
 
 
-async def test_what_repeats_at_once_is_counted_and_pushes_nothing_out():
+async def test_repeated_event_is_counted_and_displaces_nothing():
     recorder = FlightRecorder(capacity=4)
     recorder.note("redis", "the beginning")
     for _ in range(1000):
@@ -41,7 +41,7 @@ async def test_what_repeats_at_once_is_counted_and_pushes_nothing_out():
     assert redis["for"] == pytest.approx(9.99)
 
 
-async def test_what_repeats_later_or_differs_is_another_event():
+async def test_later_repetition_and_different_event_are_recorded_separately():
     recorder = FlightRecorder()
     recorder.note("redis", "call failed", cause="timed out")
     recorder.note("redis", "call failed", cause="refused")
@@ -50,7 +50,7 @@ async def test_what_repeats_later_or_differs_is_another_event():
     assert len(recorder.events()) == 3
 
 
-async def test_memory_is_fixed():
+async def test_memory_is_bounded():
     recorder = FlightRecorder(capacity=8)
     for number in range(1000):
         recorder.note(f"source {number}", "something")
@@ -60,14 +60,14 @@ async def test_memory_is_fixed():
     assert len(recorder._newest) <= 16
 
 
-async def test_an_event_that_was_pushed_out_is_not_counted_any_further():
+async def test_displaced_event_is_not_counted_further():
     recorder = FlightRecorder(capacity=2)
     for event in ("a", "b", "c", "a"):
         recorder.note("redis", event)
     assert [event["event"] for event in recorder.events()] == ["c", "a"]
 
 
-async def test_without_a_sink_a_dump_goes_to_standard_error(capsys):
+async def test_dump_without_a_sink_goes_to_standard_error(capsys):
     recorder = FlightRecorder()
     recorder.note("redis", "call failed", cause="refused")
     assert recorder.dump("asked") == 1
@@ -78,7 +78,7 @@ async def test_without_a_sink_a_dump_goes_to_standard_error(capsys):
     assert "ago" not in event
 
 
-async def test_a_dump_is_appended_to_a_file(tmp_path):
+async def test_dump_is_appended_to_a_file(tmp_path):
     path = tmp_path / "flight.jsonl"
     recorder = FlightRecorder(sink=str(path))
     recorder.note("redis", "first")
@@ -96,14 +96,14 @@ async def test_a_dump_is_appended_to_a_file(tmp_path):
     ]
 
 
-def test_a_dump_outside_of_any_loop_is_written_too(tmp_path):
+def test_dump_without_a_loop_is_written(tmp_path):
     path = tmp_path / "flight.jsonl"
     recorder = FlightRecorder(sink=path)
     assert recorder.dump("nothing happened yet") == 0
     assert lines_of(path.read_text())[0]["dump"] == "nothing happened yet"
 
 
-async def test_a_dependency_that_goes_down_makes_it_dump_at_most_every_ten_seconds():
+async def test_dependency_that_goes_down_triggers_a_dump_at_most_every_ten_seconds():
     lines = []
     dependency = Dependency("redis")
     async with HealthMonitor(dependency, recorder=FlightRecorder(sink=lines.append)):
@@ -122,18 +122,18 @@ async def test_a_dependency_that_goes_down_makes_it_dump_at_most_every_ten_secon
         assert sum('"dump"' in line for line in lines) == 2
 
 
-async def test_without_a_sink_nothing_is_dumped_by_itself(capsys):
+async def test_no_automatic_dump_without_a_sink(capsys):
     dependency = Dependency("redis")
     async with HealthMonitor(dependency):
         dependency.failed(Cause.REFUSED, definite=True)
     assert capsys.readouterr().err == ""
 
 
-async def test_a_note_that_is_no_plain_data_keeps_no_transition_from_anybody():
-    lines, told = [], []
+async def test_event_that_json_cannot_represent_does_not_break_other_events():
+    lines, seen = [], []
     dependency = Dependency("redis")
     async with HealthMonitor(dependency, recorder=FlightRecorder(sink=lines.append)) as monitor:
-        monitor.on_change(told.append)
+        monitor.on_change(seen.append)
         circle = []
         circle.append(circle)
         monitor.recorder.note("orders", "done", by={("a", 1): 2})
@@ -141,24 +141,24 @@ async def test_a_note_that_is_no_plain_data_keeps_no_transition_from_anybody():
         for _ in range(3):
             dependency.failed(Cause.REFUSED, definite=True)
         await asyncio.sleep(0.1)
-    assert [change.state.value for change in told] == ["down"]
+    assert [change.state.value for change in seen] == ["down"]
     events = [json.loads(line) for line in lines]
     assert [event["by"] for event in events if event.get("event") == "done"] == ["{('a', 1): 2}"]
 
 
 @pytest.mark.parametrize("kind", ["file", "function"])
-async def test_a_sink_that_fails_is_told_once_and_harms_nobody(tmp_path, caplog, kind):
+async def test_failing_sink_is_logged_once_and_raises_nothing(tmp_path, caplog, kind):
     sink = tmp_path / "no" / "folder" if kind == "file" else lambda line: 1 / 0
     recorder = FlightRecorder(sink=sink)
     for _ in range(3):
         recorder.note("redis", "call failed")
         recorder.dump("asked")
         await recorder.aclose()
-    complaints = [record for record in caplog.records if "could not be written" in record.message]
+    complaints = [record for record in caplog.records if "could not write" in record.message]
     assert len(complaints) == 1
 
 
-async def test_every_monitor_of_a_dependency_remembers_what_it_does_until_it_is_closed():
+async def test_every_monitor_of_a_dependency_records_its_events_until_it_is_closed():
     dependency = Dependency("redis")
     dependency.note("unheard")
     lines = []
@@ -179,18 +179,18 @@ async def test_every_monitor_of_a_dependency_remembers_what_it_does_until_it_is_
     assert dependency.recorders == ()
 
 
-async def test_monitors_that_share_a_recorder_are_heard_once_and_until_the_last_is_closed():
+async def test_shared_recorder_records_each_event_once_until_the_last_monitor_is_closed():
     dependency, recorder = Dependency("redis"), FlightRecorder()
     async with HealthMonitor(dependency, recorder=recorder):
         async with HealthMonitor(dependency, recorder=recorder) as inner:
             dependency.note("heard", number=1)
-            await inner.aclose()  # twice is fine
+            await inner.aclose()  # and again by the context manager
         dependency.note("heard", number=2)
     assert [event["number"] for event in recorder.events()] == [1, 2]
     assert all("times" not in event for event in recorder.events())
 
 
-async def test_a_storm_whose_details_differ_does_not_push_the_beginning_out():
+async def test_storm_with_different_details_does_not_displace_the_beginning():
     recorder = FlightRecorder(capacity=64)
     recorder.note("redis", "the beginning")
     for number in range(10_000):
@@ -208,7 +208,7 @@ async def test_a_storm_whose_details_differ_does_not_push_the_beginning_out():
     assert [event["times"] for event in storm if event["cause"] == "reset"] == [5000, 5000]
 
 
-async def test_every_transition_of_a_flapping_dependency_is_kept():
+async def test_every_change_of_a_flapping_dependency_is_kept():
     recorder = FlightRecorder()
     dependency = Dependency("redis")
     async with HealthMonitor(dependency, recorder=recorder):
@@ -222,11 +222,11 @@ async def test_every_transition_of_a_flapping_dependency_is_kept():
     assert len(changes) == dependency.snapshot()["transitions"] >= 20
 
 
-async def test_a_file_that_grows_is_set_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder_module, "_LONGEST", 1000)
+async def test_large_file_is_renamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "_MAX_FILE_SIZE", 1000)
     path = tmp_path / "flight.jsonl"
     recorder = FlightRecorder(sink=path)
-    recorder.note("redis", "call failed", detail="x" * 600)
+    recorder.note("redis", "call failed", detail="x" * 600, more="y" * 600, most="z" * 600)
     for _ in range(9):
         recorder.dump("asked")
         await recorder.aclose()
@@ -236,8 +236,8 @@ async def test_a_file_that_grows_is_set_aside(tmp_path, monkeypatch):
         assert lines_of(each.read_text())
 
 
-async def test_a_link_is_followed_and_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder_module, "_LONGEST", 10)
+async def test_symbolic_link_is_followed_and_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "_MAX_FILE_SIZE", 10)
     target, link = tmp_path / "elsewhere", tmp_path / "link"
     link.symlink_to(target)
     recorder = FlightRecorder(sink=link)
@@ -248,13 +248,13 @@ async def test_a_link_is_followed_and_stays(tmp_path, monkeypatch):
     assert len(lines_of(target.read_text())) == 3
 
 
-def test_closing_a_monitor_does_not_wait_long_for_a_dump_that_hangs(tmp_path):
+def test_closing_a_monitor_does_not_wait_long_for_a_hanging_dump(tmp_path):
     go = threading.Event()
 
     async def close():
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
-        loop.run_in_executor(None, go.wait, 30)  # a name that nobody resolves, for example
+        loop.run_in_executor(None, go.wait, 30)  # a slow name lookup, for example
         recorder = FlightRecorder(sink=tmp_path / "flight.jsonl")
         try:
             async with HealthMonitor(Dependency("redis"), recorder=recorder):
@@ -267,7 +267,9 @@ def test_closing_a_monitor_does_not_wait_long_for_a_dump_that_hangs(tmp_path):
     asyncio.run(close())
 
 
-@pytest.mark.parametrize("arguments", [{"capacity": 0}, {"sink": 3}])
-def test_what_makes_no_sense_is_refused(arguments):
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    ("arguments", "error"), [({"capacity": 0}, ConfigurationError), ({"sink": 3}, TypeError)]
+)
+def test_invalid_arguments_are_refused(arguments, error):
+    with pytest.raises(error):
         FlightRecorder(**arguments)
