@@ -97,15 +97,16 @@ async def query_lag(
     until = None if timeout is None else began + timeout
     instance = await supervisor.ready(until, _LAG)
     assigned = assignment.all
-    kind: type[KafkaDeadlineExceeded | KafkaUnavailable] = KafkaUnavailable
+    kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
     failure: Exception
     try:
         async with asyncio.timeout_at(earlier(until, current_deadline())):
             with supervisor.driver_log.filtering():
                 ends = await instance.end_offsets([each.partition for each in assigned])
     except TimeoutError as error:
-        kind, failure = KafkaDeadlineExceeded, error
+        kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
     except KafkaError as error:
+        kind, reason = KafkaUnavailable, "the end offsets could not be queried"
         failure = without_secrets(error, target.secrets())
     else:
         return {
@@ -117,9 +118,7 @@ async def query_lag(
     if classify_error(failure).kind == "permanent":
         raise failure
     raise kind(
-        "the end offsets could not be queried"
-        if kind is KafkaUnavailable
-        else "the end offsets could not be queried in time",
+        reason,
         dependency=dependency,
         operation=_LAG,
         attempts=1,
