@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
-    from resilient_io.kafka.consumer.record import Record
+    from resilient_io.kafka.record import Record
 
     Pairs = Sequence[tuple[str, bytes | None]]
 
