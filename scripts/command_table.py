@@ -215,7 +215,7 @@ def problems(commands: dict[str, str]) -> list[str]:
             found.append(f"{name}: a write for the server, a read in the table")
         if "readonly" in flags and spec.effect is not Effect.READ:
             found.append(f"{name}: a read for the server, {spec.effect.name} in the table")
-        if "blocking" in flags and spec.route is Route.LANE and name not in _BLOCK_BY_OPTION:
+        if "blocking" in flags and spec.route is Route.MULTIPLEXED and name not in _BLOCK_BY_OPTION:
             found.append(f"{name}: may block, and shares a lane in the table")
     return found
 

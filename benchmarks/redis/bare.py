@@ -15,7 +15,7 @@ import hiredis
 import redis.asyncio as driver
 
 from resilient_io.histogram import Latencies
-from resilient_io.redis.connect import PoolTarget, dial
+from resilient_io.redis.connect import Target, dial
 from resilient_io.redis.connection import Lane
 
 _get_callback: Any = dict.get
@@ -60,7 +60,7 @@ class BareRedis(driver.Redis):
         self.create_future = loop.create_future
         self.pack: Any = hiredis.pack_command
         connection = await dial(
-            PoolTarget(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
+            Target(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
         )
         lag: Any = _NoLag()
         self.lane = BareLane(

@@ -45,7 +45,7 @@ async def constructors() -> None:
     assert_type(ResilientRedis.from_pool(pool), ResilientRedis)
     ResilientRedis(connection_pool=pool, single_connection_client=True)
     ResilientRedis(
-        policy=RetryPolicy(attempts=1), health=Dependency("r"), lanes=ConnectionSettings()
+        policy=RetryPolicy(attempts=1), health=Dependency("r"), connections=ConnectionSettings()
     )
     assert_type(ResilientRedis().client(), ResilientRedis)
     async with ResilientRedis() as client:

@@ -78,7 +78,7 @@ async def test_a_view_with_what_is_no_policy(client):
         ({"health": "up"}, r"health must be a Dependency, not 'up'"),
         (
             {"lanes": 2},
-            r"lanes must be a ConnectionSettings, not 2: write lanes=ConnectionSettings",
+            r"lanes must be a ConnectionSettings, not 2: write connections=ConnectionSettings",
         ),
         ({"hots": "h"}, r"unexpected keyword argument 'hots'.*redis\.asyncio\.Redis"),
         ({"health_check_interval": -3}, r"interval"),

@@ -118,7 +118,7 @@ async def test_a_watching_pipeline_that_is_left_frees_its_connection(client):
     for _ in range(20):
         async with client.pipeline() as pipe:
             await pipe.watch("k")
-    assert client.stats().dedicated <= 1
+    assert client.stats().exclusive <= 1
     assert await client.set("k", 1)
 
 

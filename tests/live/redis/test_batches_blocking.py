@@ -102,17 +102,17 @@ async def test_many_block_at_once(client):
     async with asyncio.timeout(10):
         while (await client.info("clients"))["blocked_clients"] < 40:  # noqa: ASYNC110 - its state
             await asyncio.sleep(0.01)
-    assert client.stats().dedicated == 40
+    assert client.stats().exclusive == 40
     await asyncio.gather(*(client.rpush(f"l:{n}", n) for n in range(40)))
     results = await asyncio.gather(*waiting)
     assert results == [(f"l:{n}".encode(), str(n).encode()) for n in range(40)]
-    assert client.stats().dedicated <= 8  # few are kept idle
+    assert client.stats().exclusive <= 8  # few are kept idle
 
 
 async def test_the_callers_above_the_pools_limit_wait_their_turn(fault_proxy):
     async with ResilientRedis.from_url(fault_proxy.url, max_connections=2) as client:
         await asyncio.gather(*(client.blpop("l", timeout=0.02) for _ in range(6)))
-        assert client.stats().dedicated <= 2
+        assert client.stats().exclusive <= 2
 
 
 async def test_waiting_for_ever_ends_with_the_server(client, redis_server):
@@ -186,7 +186,7 @@ async def test_a_cancelled_pop_takes_no_element_and_leaves_no_dirty_connection(c
         # Whoever asks next gets the element: the cancelled one has not eaten it.
         async with asyncio.timeout(5):
             assert await client.blpop("l", timeout=5) == (b"l", str(turn).encode())
-    assert client.stats().dedicated <= 8
+    assert client.stats().exclusive <= 8
 
 
 async def test_a_pop_cancelled_as_its_element_comes_gives_it_back(client):

@@ -51,7 +51,7 @@ async def client(shared_redis):
 async def idle(client):
     """Wait until nothing of a cancelled call is under way."""
     async with asyncio.timeout(10):
-        while client._engine.dedicated._lent:  # noqa: ASYNC110 - there is no event of it
+        while client._runtime.pool._acquired:  # noqa: ASYNC110 - there is no event of it
             await asyncio.sleep(0.001)
 
 

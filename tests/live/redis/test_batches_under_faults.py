@@ -23,7 +23,7 @@ async def settled(client):
     """Wait until a reset is over: connections, and a probe that it may have hit too."""
     await asyncio.sleep(0.02)
     await client.health.until_up(5)
-    while client.stats().lanes < 2:  # noqa: ASYNC110 - there is no event of it
+    while client.stats().connections < 2:  # noqa: ASYNC110 - there is no event of it
         await asyncio.sleep(0.005)
 
 
@@ -317,4 +317,4 @@ async def test_statistics_tell_what_happened(client, fault_proxy):
     with pytest.raises(RedisUnavailable):
         await client.get("k")
     assert client.stats().ended["DependencyUnavailable"] == 1
-    assert client.stats().lanes == 0
+    assert client.stats().connections == 0

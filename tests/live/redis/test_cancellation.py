@@ -22,7 +22,7 @@ _unique = itertools.count()
 @pytest.fixture
 async def client(shared_redis):
     async with ResilientRedis(port=shared_redis.port) as client:
-        while client.stats().lanes < 2:  # noqa: ASYNC110 - one opened later would look like a leak
+        while client.stats().connections < 2:  # noqa: ASYNC110 - one opened later would look like a leak
             await asyncio.sleep(0.005)
         yield client
 
@@ -41,7 +41,7 @@ async def next_reply_is_ours(client):
     assert await client.blpop("check:list", timeout=1) == (b"check:list", keys[0].encode())
     stats = client.stats()
     assert stats.waiting == 0
-    assert not client._engine.dedicated._lent
+    assert not client._runtime.pool._acquired
 
 
 async def watch_and_set(client):
@@ -303,7 +303,7 @@ async def test_aclose_cancelled_goes_on_by_itself(redis_server, frozen):
 async def test_watching_health_cancelled(client, redis_server):
     async with ResilientRedis(port=redis_server.port) as other:
         monitor = HealthMonitor(client.health, other.health)
-        while client.stats().lanes + other.stats().lanes < 4:  # noqa: ASYNC110 - no event of it
+        while client.stats().connections + other.stats().connections < 4:  # noqa: ASYNC110 - no event of it
             await asyncio.sleep(0.005)
 
         async def next_change(source):

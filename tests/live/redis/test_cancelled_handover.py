@@ -9,7 +9,7 @@ from resilient_io.health import Cause
 async def test_a_call_cancelled_while_it_is_handed_over_is_never_sent(redis_server):
     async with ResilientRedis.from_url(redis_server.url) as redis:
         await redis.set("n", 0)
-        lane = redis._engine.lanes.current
+        lane = redis._runtime.multiplexer.current
         written = asyncio.create_task(redis.get("n"))
         unwritten = [asyncio.create_task(redis.incr("n")) for _ in range(3)]
         await asyncio.sleep(0)

@@ -202,7 +202,7 @@ def test_every_command_that_we_may_repeat_is_proved(servers):
     missing = []
     for name in sorted(set().union(*(server.commands for server in servers))):
         spec = lookup((name,))
-        travels = spec.known and spec.route in {Route.LANE, Route.DEDICATED}
+        travels = spec.known and spec.route in {Route.MULTIPLEXED, Route.EXCLUSIVE}
         repeatable = spec.effect <= Effect.CONDITIONAL or spec.judge is not None
         excused = name in _UNPROVED or name.startswith("CLUSTER ") or name.endswith(" HELP")
         if travels and repeatable and not excused and name not in proved:

@@ -44,7 +44,7 @@ class Provider(StreamingCredentialProvider):
 
 async def both_lanes(redis):
     async with asyncio.timeout(10):
-        while redis.stats().lanes < 2:  # noqa: ASYNC110 - the opening of a lane is no event
+        while redis.stats().connections < 2:  # noqa: ASYNC110 - the opening of a lane is no event
             await asyncio.sleep(0.005)
 
 
@@ -66,7 +66,7 @@ async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
     ) as redis:
         await redis.incr("counter")
         await both_lanes(redis)
-        lanes = redis._engine.lanes.open_lanes
+        lanes = redis._runtime.multiplexer.connections
         assert await names(redis_server) == ["old", "old"]
 
         busy = [asyncio.create_task(redis.incr("counter")) for _ in range(100)]
@@ -74,7 +74,7 @@ async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
 
         assert sorted(await asyncio.gather(*busy)) == list(range(2, 102))
         assert await names(redis_server) == ["new", "new"]
-        assert redis._engine.lanes.open_lanes == lanes
+        assert redis._runtime.multiplexer.connections == lanes
 
 
 async def test_refused_credentials_leave_the_old_login_and_show_no_secret(redis_server, caplog):

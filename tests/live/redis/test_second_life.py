@@ -93,7 +93,7 @@ async def test_a_caller_who_looks_at_the_clock_is_not_taken_for_gone(shared_redi
     """Between the tick and the caller's turn the lane may open, answer or die."""
     async with ResilientRedis(port=shared_redis.port) as client:
         await client.ping()
-        lanes = client._engine.lanes
+        lanes = client._runtime.multiplexer
         limits = Limits(None, None)
 
         waiting = Ticket(b"*1\r\n$4\r\nPING\r\n")
@@ -143,7 +143,7 @@ async def test_a_session_does_not_go_on_elsewhere_when_its_server_refuses_writes
     ):
         await alone.execute_command("SELECT", 3)
         await alone.set("z", 1)
-        lanes = alone._engine.lanes
+        lanes = alone._runtime.multiplexer
         lane = lanes.current
         # One is on its way, one is not written yet when the lane is left.
         sent = asyncio.create_task(alone.blpop("nothing", 0.5))

@@ -26,7 +26,7 @@ def test_lanes_carry_the_calls_batches_and_large_values(on_uvloop, shared_redis)
             assert await redis.set("large", large)
             assert await redis.get("large") == large
             assert await redis.blpop("none", timeout=0.05) is None
-            assert redis.stats().lanes == 2
+            assert redis.stats().connections == 2
         assert len(asyncio.all_tasks()) == 1
 
     on_uvloop(scene())

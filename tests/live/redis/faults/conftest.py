@@ -130,7 +130,7 @@ async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
         if up:
             await redis.health.until_up(10)
             async with asyncio.timeout(10):
-                while redis.stats().lanes < len(redis._engine.lanes._slots):  # noqa: ASYNC110 - the opening of a lane is no event
+                while redis.stats().connections < len(redis._runtime.multiplexer._slots):  # noqa: ASYNC110 - the opening of a lane is no event
                     await asyncio.sleep(0.005)
         return redis
 

@@ -13,7 +13,7 @@ from redis.asyncio import ConnectionPool
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.redis.connect import PoolTarget
+from resilient_io.redis.connect import Target
 from resilient_io.testing import RedisServer
 
 NAME = "cache.example"
@@ -143,7 +143,7 @@ async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_de
 
 async def test_a_look_up_that_fails_when_nobody_waits_for_it_any_more_is_no_error(names, caplog):
     names.hangs, names.address = True, None
-    target = PoolTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
+    target = Target(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await target.locate()

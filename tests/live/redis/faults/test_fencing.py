@@ -84,7 +84,7 @@ async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
     from resilient_io.redis import ConnectionSettings
 
     redis = await connect(
-        fault_proxy, policy=patient.replace(repeat="read"), lanes=ConnectionSettings(count=lanes)
+        fault_proxy, policy=patient.replace(repeat="read"), connections=ConnectionSettings(count=lanes)
     )
     first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):

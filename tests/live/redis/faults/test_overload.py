@@ -71,7 +71,7 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
     """16 calls fit at a time, each round takes 100 ms: 5,000 cannot be served in 1.25 s."""
     callers = CALLERS // 2
     redis = await connect(
-        slow_server, policy=quick, lanes=ConnectionSettings(count=2, in_flight=64 * 1024)
+        slow_server, policy=quick, connections=ConnectionSettings(count=2, in_flight=64 * 1024)
     )
     seen = watch(redis)
     slow_server.slow_down(0.05)
@@ -106,7 +106,7 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
 
 
 async def test_a_request_above_the_bound_is_admitted_alone(redis_server, connect):
-    redis = await connect(redis_server, lanes=ConnectionSettings(in_flight=64 * 1024))
+    redis = await connect(redis_server, connections=ConnectionSettings(in_flight=64 * 1024))
     value = b"x" * (1024 * 1024)
 
     results = await asyncio.gather(
@@ -123,7 +123,7 @@ async def test_memory_does_not_grow_with_the_calls_that_gave_up(
     redis = await connect(
         fault_proxy,
         policy=quick.replace(deadline=0.5, response_timeout=0.5),
-        lanes=ConnectionSettings(count=1, in_flight=64 * 1024),
+        connections=ConnectionSettings(count=1, in_flight=64 * 1024),
     )
     fault_proxy.latency(replies=0.1)
 
@@ -138,7 +138,7 @@ async def test_memory_does_not_grow_with_the_calls_that_gave_up(
     await asyncio.sleep(0.3)
 
     assert redis.stats().waiting == redis.stats().in_flight == 0
-    assert len(redis._engine.lanes._backlog) == 0
+    assert len(redis._runtime.multiplexer._waiting) == 0
 
 
 async def test_the_bound_on_dedicated_connections_is_ours_and_no_failure_of_the_server(

@@ -14,7 +14,7 @@ async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
     calls = [asyncio.create_task(redis.incr("counter")) for _ in range(100)]
     calls += [asyncio.create_task(redis.get("absent")) for _ in range(100)]
     await asyncio.sleep(0)  # they start
@@ -28,7 +28,7 @@ async def test_calls_whose_replies_are_waiting_do_not_fail_after_a_stall(
     assert results[100:] == [None] * 100
     assert not seen.changes
     assert redis.stats().retries == 0
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
 
 
 async def test_an_idle_client_keeps_its_state_and_lanes_through_a_stall(
@@ -36,14 +36,14 @@ async def test_an_idle_client_keeps_its_state_and_lanes_through_a_stall(
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
 
     time.sleep(2.5)
     assert await redis.incr("counter") == 1
     await asyncio.sleep(0.3)
 
     assert not seen.changes
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert redis.health.snapshot()["loop_lag"]["worst"] >= 2.3
 
 

@@ -25,7 +25,7 @@ return 'done'
 async def coming(redis) -> None:
     """Wait until a large reply is seen to come: calls made before may still be sent behind it."""
     async with asyncio.timeout(10):
-        while not any(lane.busy for lane in redis._engine.lanes.open_lanes):  # noqa: ASYNC110 - no event of it
+        while not any(lane.busy for lane in redis._runtime.multiplexer.connections):  # noqa: ASYNC110 - no event of it
             await asyncio.sleep(0.005)
 
 
@@ -34,7 +34,7 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
     loop = asyncio.get_running_loop()
 
     async def impatient():
@@ -54,7 +54,7 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
     assert loop.time() - began >= 1.4, "the script did not take as long as it should"
     assert sorted(results[:50]) == list(range(1, 51))
     assert results[50:] == [None] * 50
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert redis.stats().retries == 0
     await asyncio.sleep(1.2)
     assert not seen.changes
@@ -75,7 +75,7 @@ async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
     await redis_server.query("SETRANGE", "big", size - 1, "x")
     redis = await connect(fault_proxy, policy=patient.replace(response_timeout=response_timeout))
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=rate)
     loop = asyncio.get_running_loop()
     big = asyncio.create_task(redis.with_policy(deadline=60.0).get("big"))
@@ -93,7 +93,7 @@ async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
     assert len(await big) == size
     assert count > 20
     assert max(times) <= response_timeout + slack(0)
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert redis.stats().retries == 0
     assert not seen.changes
 
@@ -104,7 +104,7 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
     await redis_server.query("SETRANGE", "big", 16 * MIB - 1, "x")
     redis = await connect(fault_proxy, policy=quick)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=8 * MIB)
     loop = asyncio.get_running_loop()
 
@@ -124,7 +124,7 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
         results.append(await redis.incr("counter"))
         await asyncio.sleep(0.02)
     assert results == list(range(1, len(results) + 1))
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert not seen.changes
 
 
@@ -136,7 +136,7 @@ async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
     await redis_server.query("SET", "key", "value")
     redis = await connect(fault_proxy, policy=quick.replace(deadline=5.0))
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=8 * MIB)
 
     big, *others = await asyncio.gather(
@@ -147,7 +147,7 @@ async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
 
     assert len(big) == 8 * MIB
     assert others == [*range(1, 21), *[b"value"] * 20]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert not seen.changes
 
 
@@ -162,7 +162,7 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
         redis = await connect(proxy, policy=patient)
         seen = watch(redis)
-        lanes = redis._engine.lanes.open_lanes
+        lanes = redis._runtime.multiplexer.connections
         proxy.bandwidth(requests=16 * MIB)
         loop = asyncio.get_running_loop()
         big = asyncio.create_task(redis.with_policy(deadline=60.0).set("big", b"x" * (40 * MIB)))
@@ -181,6 +181,6 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
         assert await redis_server.query("STRLEN", "big") == 40 * MIB
         assert max(times) <= patient.response_timeout + slack(0)
         assert int(await redis_server.query("GET", "counter")) == len(times)
-        assert redis._engine.lanes.open_lanes == lanes
+        assert redis._runtime.multiplexer.connections == lanes
         assert not seen.changes
         await redis.aclose()

@@ -17,7 +17,7 @@ async def test_a_value_that_cannot_be_decoded_fails_only_its_own_caller(
         await redis_server.query("SET", f"key:{number}", value)
     redis = await connect(redis_server, decode_responses=True)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
 
     results = await asyncio.gather(
         *[redis.get(f"key:{number}") for number in range(CALLS)], return_exceptions=True
@@ -25,7 +25,7 @@ async def test_a_value_that_cannot_be_decoded_fails_only_its_own_caller(
 
     assert isinstance(results.pop(ODD), UnicodeDecodeError)
     assert results == [f"value {number}" for number in range(CALLS) if number != ODD]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
     assert not seen.changes
     assert redis.stats().retries == 0
 
@@ -37,7 +37,7 @@ async def test_an_undecodable_value_in_a_batch_fails_only_that_batch(
     await redis_server.query("SET", "good", "value")
     await redis_server.query("SET", "bad", b"\xff\xfe")
     redis = await connect(redis_server, decode_responses=True)
-    lanes = redis._engine.lanes.open_lanes
+    lanes = redis._runtime.multiplexer.connections
 
     bad = redis.pipeline(transaction=transaction).get("good").get("bad").get("good")
     good = redis.pipeline(transaction=transaction).get("good").get("good")
@@ -47,7 +47,7 @@ async def test_an_undecodable_value_in_a_batch_fails_only_that_batch(
 
     assert isinstance(results.pop(1), UnicodeDecodeError)
     assert results == ["value", ["value", "value"], "value"]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == lanes
 
 
 async def test_a_nested_undecodable_value_leaves_the_replies_in_step(redis_server, connect):
@@ -94,7 +94,7 @@ async def test_a_callback_that_raises_fails_only_its_own_caller(redis_server, co
     assert isinstance(results.pop(ODD), OddValueError)
     assert results == [number for number in range(CALLS) if number != ODD]
     assert not seen.changes
-    assert redis.stats().lanes == 2
+    assert redis.stats().connections == 2
 
 
 async def test_an_argument_that_cannot_be_encoded_sends_nothing_and_fails_only_its_own_caller(
