@@ -14,7 +14,7 @@ import hiredis
 import redis.asyncio as driver
 
 from resilient_io.histogram import Latencies
-from resilient_io.redis.connect import Target, connect
+from resilient_io.redis.connect import RedisTarget, connect
 from resilient_io.redis.connection import MultiplexedConnection
 
 _get_callback: Any = dict.get
@@ -59,7 +59,7 @@ class BareRedis(driver.Redis):
         self.create_future = loop.create_future
         self.pack: Any = hiredis.pack_command
         connection = await connect(
-            Target(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
+            RedisTarget(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
         )
         lag: Any = _NoLag()
         self.bare = BareConnection(

@@ -148,7 +148,7 @@ class RedisServant:
         return await Drive(self._client, kind, callers).run(seconds)
 
     async def overhead(self, seconds: float) -> dict[str, float]:
-        """Compare with the bare connection, in turns so short that both see the same machine load."""
+        """Compare with the bare connection, in turns so short that the load is the same."""
         bare = await OPENERS["bare connection"](self._url, 50, value_of(0))
         cost = {"ours": 0.0, "bare": 0.0}
         for number in range(_SLICES * 2):

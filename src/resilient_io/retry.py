@@ -114,7 +114,7 @@ class RetryPolicy:
                 message = f"RetryPolicy has no option {name!r}: use one of {', '.join(known)}"
                 raise ConfigurationError(message)
         deadline = changes.get("deadline")
-        if type(deadline) in (int, float) and deadline > 0:
+        if isinstance(deadline, (int, float)) and deadline > 0 and deadline is not True:
             for name in ("response_timeout", "connect_timeout"):
                 changes.setdefault(name, min(getattr(self, name), deadline))
         return dataclasses.replace(self, **changes)

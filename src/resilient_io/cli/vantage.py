@@ -73,10 +73,10 @@ def name_of(url: str) -> str:
     """
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme in REDIS_SCHEMES:
-        from resilient_io.redis.connect import Target  # noqa: PLC0415
+        from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415
         from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 (when needed)
 
-        return f"redis {Target(pool_from_url(url, {})).name}"
+        return f"redis {RedisTarget(pool_from_url(url, {})).name}"
     if scheme in KAFKA_SCHEMES:
         from resilient_io.kafka.connect import Target  # noqa: PLC0415 (when needed)
 

@@ -24,7 +24,7 @@ from resilient_io.validation import check_name
 
 from .calls import Command, ExclusiveCall, MultiplexedCall, Packer
 from .commands import SPECS, Route, lookup
-from .connect import Target
+from .connect import RedisTarget
 from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, rebind, trace_command
@@ -187,7 +187,7 @@ class ResilientRedis(driver.Redis):
         pool = self.connection_pool
         settings = given | retries if connection_pool is None else pool.connection_kwargs
         self._policy = policy if policy is not None else policy_from_options(settings)
-        target = Target(pool)
+        target = RedisTarget(pool)
         check_target(target)
         interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
         owns_health = health is None
@@ -557,7 +557,7 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 class _PubSub(driver_client.PubSub):
     """redis-py's pub/sub object, whose errors contain no secrets."""
 
-    def __init__(self, target: Target, *args: Any, **options: Any) -> None:
+    def __init__(self, target: RedisTarget, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._target = target
 
@@ -579,7 +579,7 @@ class _PubSub(driver_client.PubSub):
 class _Monitor(driver_client.Monitor):
     """redis-py's monitor, whose errors contain no secrets."""
 
-    def __init__(self, target: Target, pool: ConnectionPool) -> None:
+    def __init__(self, target: RedisTarget, pool: ConnectionPool) -> None:
         super().__init__(pool)
         self._target = target
 

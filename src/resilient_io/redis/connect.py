@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 async def connect(
-    target: Target, *, client_name: str | None, timeout: float, user_timeout: float
+    target: RedisTarget, *, client_name: str | None, timeout: float, user_timeout: float
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
 
@@ -47,7 +47,7 @@ async def connect(
 
     Raises:
         redis.exceptions.RedisError: redis-py failed to connect. The text may contain secrets: use
-            `Target.failure` to describe it.
+            `RedisTarget.failure` to describe it.
         OSError: The name lookup failed, or the time ran out (`TimeoutError`).
         ssl.SSLError: TLS failed, also because the port speaks plain Redis.
     """
@@ -205,7 +205,7 @@ _REMEMBERED = 8
 """Secrets that are remembered of a credential provider, which may rotate them."""
 
 
-class Target:
+class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
     Sentinel pools work, too: every connect attempt asks for the address again.

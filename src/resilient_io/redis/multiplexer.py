@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Query, Target
+    from .connect import Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
 
@@ -64,7 +64,7 @@ class Reconnector:
         self,
         multiplexer: Multiplexer,
         *,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         health: Dependency,
         rng: random.Random,
@@ -393,7 +393,7 @@ class Multiplexer:
     def __init__(
         self,
         *,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from redis.event import EventDispatcher
     from redis.maint_notifications import MaintNotificationsConfig
 
-    from .connect import Target
+    from .connect import RedisTarget
 
 
 _MOST_CONNECTIONS = 16
@@ -307,7 +307,7 @@ def _url_mistake(message: str) -> str:
     )
 
 
-def check_target(target: Target) -> None:
+def check_target(target: RedisTarget) -> None:
     """Build a connection object and drop it, so that an invalid option is reported immediately.
 
     Raises:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from resilient_io.retry import RetryPolicy
 
-    from .connect import Target
+    from .connect import RedisTarget
     from .multiplexer import Multiplexer
 
 
@@ -45,7 +45,7 @@ class ExclusivePool:
         self,
         *,
         multiplexer: Multiplexer,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         limit: int,
         template: Any,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Change, Dependency, Subscription
     from resilient_io.retry import RetryPolicy
 
-    from .connect import Target
+    from .connect import RedisTarget
 
 
 class Runtime:
@@ -44,7 +44,7 @@ class Runtime:
     def __init__(
         self,
         *,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,

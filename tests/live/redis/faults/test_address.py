@@ -13,7 +13,7 @@ from redis.asyncio import ConnectionPool
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.redis.connect import Target
+from resilient_io.redis.connect import RedisTarget
 from resilient_io.testing import RedisServer
 
 NAME = "cache.example"
@@ -143,7 +143,7 @@ async def test_a_hanging_resolver_occupies_one_lookup_and_extends_no_deadline(
 
 async def test_a_lookup_that_fails_after_its_caller_is_gone_is_not_logged(names, caplog):
     names.hangs, names.address = True, None
-    target = Target(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
+    target = RedisTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await target.locate()
