@@ -48,7 +48,7 @@ async def calls_in_flight(client):
         ({"deadline": "5"}, r"deadline='5' is not a number: .*for example deadline=1\.0"),
         ({"response_timeout": 0}, r"response_timeout=0 is out of range"),
         ({"connect_timeout": None}, r"connect_timeout=None is not a number"),
-        ({"connect_timeout": 9.0}, r"deadline=5\.0 is below connect_timeout=9\.0: use connect_"),
+        ({"connect_timeout": 9.0}, r"deadline=5\.0 is below connect_timeout=9\.0"),
         ({"repeat": "all"}, r"repeat='all' is unknown: use repeat=\"read\" or"),
         ({"while_down": "hang"}, r"while_down='hang' is unknown: use while_down=\"fail\" or"),
         ({"retry_budget": -1}, r"retry_budget=-1 is out of range"),

@@ -202,10 +202,10 @@ def test_every_repeatable_command_has_a_sample(servers):
     missing = []
     for name in sorted(set().union(*(server.commands for server in servers))):
         spec = lookup((name,))
-        travels = spec.known and spec.route in {Route.MULTIPLEXED, Route.EXCLUSIVE}
-        repeatable = spec.effect <= Effect.CONDITIONAL or spec.judge is not None
+        sendable = spec.known and spec.route in {Route.MULTIPLEXED, Route.EXCLUSIVE}
+        repeatable = spec.effect <= Effect.CONDITIONAL or spec.resolve is not None
         excused = name in _UNPROVED or name.startswith("CLUSTER ") or name.endswith(" HELP")
-        if travels and repeatable and not excused and name not in proved:
+        if sendable and repeatable and not excused and name not in proved:
             missing.append(name)
     assert missing == []
 

@@ -24,7 +24,10 @@ BAD = [
     ({"topics": ("t",), "auto_offset_rest": "earliest"}, "did you mean auto_offset_reset="),
     ({"topics": ("t",), "auto_offset_reset": "erliest"}, 'write auto_offset_reset="earliest"$'),
     ({"topics": ("t",), "isolation_level": "x"}, 'write isolation_level="read_uncommitted" or'),
-    ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be an integer"),
+    (
+        {"topics": ("t",), "max_poll_interval_ms": "5"},
+        "max_poll_interval_ms='5' must be an integer",
+    ),
     ({"topics": ("t",), "session_timeout_ms": None}, "session_timeout_ms=None must be an integer"),
     ({"topics": ("t",), "settings": {}}, "settings must be a ConsumerSettings, not {}"),
     ({"topics": ("t",), "policy": 3}, "policy must be a RetryPolicy, not 3"),

@@ -146,7 +146,7 @@ async def test_a_lookup_that_fails_after_its_caller_is_gone_is_not_logged(names,
     target = RedisTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await target.locate()
+            await target.resolve()
     names.hangs = False
     await asyncio.wait([target._lookup])
     del target
