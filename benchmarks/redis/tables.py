@@ -63,7 +63,7 @@ def _rate_rows(name: str, results: Results) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     title = f"{work.title}, per second"
     for target in RATE_TARGETS.get(name, ()):
-        ours, theirs = (_values(results, name, who, "rate") for who in (OURS, target.against))
+        ours, theirs = (_values(results, name, client, "rate") for client in (OURS, target.against))
         ratio = ratios(ours, theirs)
         rows.append((title, *cells, target.wording, times(ratio), target.verdict(ratio.median)))
         title, cells = "", [""] * len(CLIENTS)

@@ -45,7 +45,7 @@ class Drive:
         self._large_value = os.urandom(LARGE_BYTES) if kind == "large" else b""
 
     async def run(self, seconds: float) -> dict[str, float]:
-        """Let them call for `seconds`. The calls that are then in flight still count."""
+        """Run the callers for `seconds`. The calls that are then in flight still count."""
         step: Callable[[int], Coroutine[Any, Any, int]] = getattr(self, f"_{self._kind}")
         callers = [asyncio.create_task(step(index)) for index in range(self._callers)]
         await asyncio.sleep(0)

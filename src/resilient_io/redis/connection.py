@@ -24,15 +24,6 @@ from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
 
-try:
-    import fcntl
-    import termios
-except ModuleNotFoundError:  # Windows
-    _BYTES_UNACKNOWLEDGED = None
-else:
-    # macOS has it, too, but may refuse it for sockets.
-    _BYTES_UNACKNOWLEDGED = getattr(termios, "TIOCOUTQ", None)
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -304,7 +295,7 @@ class ResponseQueue:
         self.waiting = deque(entries)
 
     def fail_all(self, lost: ConnectionLost) -> bool:
-        """Tell all waiting calls that no reply will come. Return whether any call waited."""
+        """End all waits: no reply will arrive. Return whether any call waited."""
         waiting, self.waiting = self.waiting, deque()
         for entry in waiting:
             if isinstance(entry, PendingRequest):
@@ -503,13 +494,21 @@ class Watchdog:
         transport = self._connection.transport
         size = transport.get_write_buffer_size()
         sock = transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0 or _BYTES_UNACKNOWLEDGED is None:
+        if sock is None or sock.fileno() < 0:
             return size
-        try:
-            queued: bytes = fcntl.ioctl(sock.fileno(), _BYTES_UNACKNOWLEDGED, bytes(4))
-        except OSError:  # the platform does not support it for sockets
-            return size
-        return size + int.from_bytes(queued, sys.byteorder)
+        return size + _send_queue_size(sock.fileno())
+
+
+def _send_queue_size(descriptor: int) -> int:
+    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
+    try:
+        import fcntl  # noqa: PLC0415 (not on Windows)
+        import termios  # noqa: PLC0415
+
+        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
+        return 0
+    return int.from_bytes(queued, sys.byteorder)
 
 
 _ENOUGH = 16

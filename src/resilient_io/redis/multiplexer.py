@@ -332,7 +332,7 @@ class ConnectFailures:
             self._waiting.fail_all(self._suspicion)
 
     def forgive(self) -> None:
-        """Let calls wait again: health improved."""
+        """Permit calls to wait again: health improved."""
         self.undeliverable = self._suspicion = None
         self._stop_timer()
 
@@ -593,7 +593,7 @@ class Multiplexer:
         self._choose()
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
-        """Let health probe the server before the response timeout ends."""
+        """Request a health probe before the response timeout ends."""
         quiet = connection.response_timeout / 2
         self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
 

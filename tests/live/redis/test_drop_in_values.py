@@ -190,7 +190,7 @@ class TalkingToNobody(AbstractConnection):
         type(self).made += 1
 
     def repr_pieces(self):
-        return [("talking to", "nobody")]
+        return [("talking to", "no-server")]
 
     @property
     def is_connected(self):
@@ -227,7 +227,7 @@ class TalkingToNobody(AbstractConnection):
         raise NotImplementedError
 
     def _host_error(self):
-        return "nobody"
+        return "no-server"
 
 
 async def test_connections_without_a_transport_carry_one_call_at_a_time():

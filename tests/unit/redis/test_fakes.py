@@ -31,7 +31,7 @@ def test_a_connection_without_a_transport_is_not_multiplexable_and_can_be_closed
 
 async def test_fakeredis_serves_all_kinds_of_calls():
     fakeredis = pytest.importorskip("fakeredis")
-    from fakeredis.aioredis import FakeAsyncRedisConnection  # noqa: PLC0415 (an option)
+    from fakeredis.aioredis import FakeAsyncRedisConnection
 
     pool = driver.ConnectionPool(
         connection_class=FakeAsyncRedisConnection,

@@ -87,7 +87,7 @@ async def test_a_wrong_password_raises_one_clear_error_and_causes_no_storm(
 
 
 async def test_an_unknown_user_raises_one_clear_error(redis_server, connect, patient):
-    url = f"redis://nobody:{SECRET}@127.0.0.1:{redis_server.port}/0"
+    url = f"redis://unknown:{SECRET}@127.0.0.1:{redis_server.port}/0"
     redis = await connect(url, up=False, policy=patient)
 
     first, second = await errors_of_calls(redis)
