@@ -22,7 +22,7 @@ from resilient_io.health import Dependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .calls import Command, ExclusiveCall, MultiplexedCall, Packer
+from .attempt import Command, MultiplexedCall, Packer
 from .commands import SPECS, Route, lookup
 from .connect import RedisTarget
 from .connection import LARGE
@@ -39,6 +39,7 @@ from .options import (
     pool_from_url,
 )
 from .pipeline import ResilientPipeline
+from .pool import ExclusiveCall
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -365,7 +366,7 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
-            fallback=self._exclusive_call(command),
+            fallback=functools.partial(self._exclusive_call, command),
             first=first,
         )
 

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.deadlines import current_deadline, earlier
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import OutcomeUnknown, Progress, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
@@ -424,9 +424,8 @@ def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:
     enclosing = current_deadline()
     if policy.deadline is None:
         return Limits(enclosing, enclosing)
-    if call.bounded:
-        until = earlier(started + policy.deadline, enclosing)
-        return Limits(until, until)
     # A blocking command has its own time limit; reaching the server takes no longer for it.
-    now = asyncio.get_running_loop().time()
-    return Limits(enclosing, earlier(now + policy.deadline, enclosing))
+    limit = (started if call.bounded else asyncio.get_running_loop().time()) + policy.deadline
+    if enclosing is not None and enclosing < limit:
+        limit = enclosing
+    return Limits(limit if call.bounded else enclosing, limit)

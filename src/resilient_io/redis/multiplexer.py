@@ -213,8 +213,8 @@ class Reconnector:
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
-        log_task_death(task)
         if task.cancelled() or task.exception() is not None:
+            log_task_death(task)
             how = describe_task_end(task)
             if how is not None:
                 self._died = f"the task of {name} ended: {how}"
@@ -546,9 +546,8 @@ class Multiplexer:
         """The number of calls that wait for a connection."""
         return self._waiting.waiting
 
-    @property
     def replies(self) -> int:
-        """Replies received so far over all connections, including closed ones."""
+        """Return the replies received so far over all connections, including closed ones."""
         return self.traffic[0]
 
     @property

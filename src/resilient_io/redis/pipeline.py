@@ -15,8 +15,7 @@ from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchErr
 from resilient_io.errors import Progress
 from resilient_io.text import clean_text
 
-from .attempt import AttemptFailed, await_reply
-from .calls import SCRIPTED, UNLIMITED, apply_callback
+from .attempt import SCRIPTED, UNLIMITED, AttemptFailed, apply_callback, await_reply
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Call, Limits
-    from .calls import Callbacks, Packer
+    from .attempt import Call, Callbacks, Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
     from .multiplexer import Multiplexer

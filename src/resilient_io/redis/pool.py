@@ -11,22 +11,26 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as ConnectionLostError
+from redis.exceptions import DataError, RedisError
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Progress
 
-from .attempt import AttemptFailed, expired_while_waiting
+from .attempt import AttemptFailed, expired_while_waiting, read_reply
 from .connect import abort, connect, fetch_client_id, query_over
-from .errors import CLOSED
+from .errors import CLOSED, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
+    from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Command, Limits
+    from .commands import Effect
     from .connect import RedisTarget
     from .multiplexer import Multiplexer
 
@@ -386,3 +390,107 @@ _RESTORE: dict[str, Callable[[Any], list[Sequence[Any]]]] = {
     "BZPOPMAX": _add_back,
 }
 """The commands that undo each pop, from its raw reply."""
+
+
+class ExclusiveCall:
+    """One command on an exclusive connection, sent and parsed by redis-py."""
+
+    def __init__(
+        self,
+        multiplexer: Multiplexer,
+        pool: ExclusivePool,
+        policy: RetryPolicy,
+        command: Command,
+        client: Any,
+    ) -> None:
+        """Create a call.
+
+        Args:
+            multiplexer: Knows the health and the address of the server.
+            pool: Lends the connection.
+            policy: Its response timeout is added to the time for which the command blocks.
+            command: The command.
+            client: The client of redis-py whose parsing and callbacks are used.
+        """
+        self._multiplexer = multiplexer
+        self._pool = pool
+        self._command = command
+        self._client = client
+        self.operation = command.spec.name
+        self.bounded = command.spec.block is None
+        block = command.block
+        self._timeout = None if block is None else block + policy.response_timeout
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice."""
+        return self._command.effect
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add nothing: the error names the command."""
+
+    async def attempt(self, limits: Limits) -> object:
+        """Acquire a connection, send, wait as long as the command may block, and release it."""
+        pool, recoverable = self._pool, is_recoverable(self.operation)
+        connection = await pool.acquire_within(limits.sent)
+        if isinstance(connection, AttemptFailed):
+            return connection
+        clean = blocked = False
+        try:
+            if recoverable:
+                failed = await pool.identify(connection, limits.sent)
+                if failed is not None:
+                    return failed
+                blocked = True
+            reply = await self._exchange(connection, limits.until)
+            clean = not isinstance(reply, AttemptFailed)
+        except UnicodeDecodeError:
+            clean = True  # the reply was read, and redis-py's parser stays in sync
+            raise
+        finally:
+            if blocked and not clean and connection.is_connected:
+                pool.recover(connection, self.operation)
+            else:
+                pool.give_back(connection, clean=clean)
+        if isinstance(reply, AttemptFailed):
+            return reply
+        if blocked or isinstance(reply, Exception):
+            callbacks = self._client.response_callbacks
+            return read_reply(self._multiplexer, callbacks, self._command, reply)
+        return reply
+
+    async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
+        loop = asyncio.get_running_loop()
+        limit = None if self._timeout is None else loop.time() + self._timeout
+        args = self._command.args
+        try:
+            async with asyncio.timeout_at(earlier(limit, until)):
+                if is_recoverable(self.operation):
+                    await connection.send_command(*args)
+                    # A cancelled read must leave the connection open, for the recovery.
+                    return await connection.read_response(disconnect_on_error=False)
+                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+                return await self._client._send_command_parse_response(
+                    connection, args[0], *args, **self._command.options
+                )
+        except DataError:
+            raise
+        except (RedisError, OSError) as error:
+            timed_out = isinstance(error, TimeoutError)
+            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected" with
+            # disconnect_on_error=False.
+            lost = type(error) is ConnectionLostError or not connection.is_connected
+            if refusal(error) is not None or not (lost or timed_out):
+                return error  # a reply; redis-py 8.1 drops the connection after some of them
+            if lost:
+                abort(connection)
+            failure = self._multiplexer.target.failure(error)
+            if failure.definite:
+                self._multiplexer.health.failed(failure.cause, failure.detail)
+            return AttemptFailed(
+                progress=Progress.MAYBE_APPLIED,
+                cause=failure.cause,
+                detail=failure.detail,
+                timed_out=timed_out,
+                expired=until is not None and loop.time() >= until,
+            )

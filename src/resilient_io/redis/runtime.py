@@ -107,7 +107,7 @@ class Runtime:
             multiplexer=multiplexer,
             pool=self.pool,
             health=self.health,
-            budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.replies),
+            budget=RetryBudget(self._policy.retry_budget, multiplexer.replies),
             rng=self._rng,
         )
 
