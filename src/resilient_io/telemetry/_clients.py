@@ -116,7 +116,7 @@ def _check_that_none_is_twice(clients: Mapping[str, object]) -> None:
     """Refuse what would be counted twice: views of a Redis client share its counters."""
     seen: dict[int, str] = {}
     for name, client in clients.items():
-        counted = getattr(client, "_engine", None) if kind_of(client) == "redis" else None
+        counted = getattr(client, "_runtime", None) if kind_of(client) == "redis" else None
         first = seen.setdefault(id(client if counted is None else counted), name)
         if first != name:
             raise ConfigurationError(

@@ -55,11 +55,9 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
         kind = kind_of(given)
         # Only the driver that the client has is there for sure, and is imported already.
         if kind == "redis":
-            from resilient_io.redis.instrumentation import observe  # noqa: PLC0415
-
             from ._redis_spans import RedisSpans  # noqa: PLC0415
 
-            observe(given, RedisSpans(tracer, given.connection_pool.connection_kwargs))
+            given.trace_with(RedisSpans(tracer, given.connection_pool.connection_kwargs))
         else:
             from resilient_io.kafka.instrumentation import (  # noqa: PLC0415
                 instrument_consumer,

@@ -45,7 +45,7 @@ def collected():
 
 async def test_instruments_have_the_catalogue_s_names_kinds_and_units(monitor, collected):
     redis = ResilientRedis()
-    redis._engine.lanes.latencies.record(0.002)
+    redis._runtime.multiplexer.latencies.record(0.002)
     OpenTelemetryMetrics(monitor, [redis, ResilientKafkaProducer()], collected.provider)
     found = collected.collect()
     assert found["db.client.operation.duration"]
@@ -94,7 +94,7 @@ async def test_one_collection_reads_once(monitor, collected, monkeypatch):
 
 async def test_a_few_latencies_are_recorded_exactly_and_once(monitor, collected):
     redis = ResilientRedis()
-    latencies = redis._engine.lanes.latencies
+    latencies = redis._runtime.multiplexer.latencies
     OpenTelemetryMetrics(monitor, [redis], collected.provider)
     latencies.record(0.002, 30)
     latencies.record(0.2, 3)
@@ -117,7 +117,7 @@ async def test_a_few_latencies_are_recorded_exactly_and_once(monitor, collected)
 
 async def test_many_latencies_are_sampled_evenly(monitor, collected):
     redis = ResilientRedis()
-    latencies = redis._engine.lanes.latencies
+    latencies = redis._runtime.multiplexer.latencies
     OpenTelemetryMetrics(monitor, [redis], collected.provider)
     latencies.record(0.0007, 900_000)
     latencies.record(0.03, 99_000)
@@ -133,10 +133,10 @@ async def test_many_latencies_are_sampled_evenly(monitor, collected):
 async def test_a_client_that_began_anew_counts_from_there(monitor, collected):
     redis = ResilientRedis()
     OpenTelemetryMetrics(monitor, [redis], collected.provider)
-    redis._engine.lanes.latencies.record(0.002, 10)
+    redis._runtime.multiplexer.latencies.record(0.002, 10)
     collected.collect()
-    redis._engine._build()  # as after its event loop was closed
-    redis._engine.lanes.latencies.record(0.002, 4)
+    redis._runtime._build()  # as after its event loop was closed
+    redis._runtime.multiplexer.latencies.record(0.002, 4)
     (point,) = collected.collect()["db.client.operation.duration"].data.data_points
     assert point.count == 14
 

@@ -21,7 +21,7 @@ async def monitor():
 
 async def test_the_samples_are_those_of_the_catalogue(monitor):
     redis = ResilientRedis()
-    redis._engine.lanes.latencies.record(0.002, 3)
+    redis._runtime.multiplexer.latencies.record(0.002, 3)
     body, content_type = PrometheusMetrics(monitor, [redis]).render()
     assert content_type.startswith("text/plain")
     known = {sample: metric for metric in CATALOGUE.values() for sample in metric.sample_names}

@@ -198,18 +198,18 @@ async def test_counters_never_go_back(monitor):
         return retries, sum(count for _, count in latency.counts), latency.total
 
     def count(retries, latencies):
-        redis._engine.gate.verdicts.retries += retries
-        redis._engine.lanes.latencies.record(0.1, count=latencies)
+        redis._runtime.executor.retries += retries
+        redis._runtime.multiplexer.latencies.record(0.1, count=latencies)
 
     count(7, 10)
     assert counted() == (7, 10, pytest.approx(1.0))
-    redis._engine._build()  # as when it is opened again
+    redis._runtime._build()  # as when it is opened again
     assert counted() == (7, 10, pytest.approx(1.0))
     count(1, 2)
     assert counted() == (8, 12, pytest.approx(1.2))
-    redis._engine._build()
+    redis._runtime._build()
     count(2, 1)
-    redis._engine.gate.verdicts.retries = 0
+    redis._runtime.executor.retries = 0
     assert counted() == (8, 13, pytest.approx(1.3))
 
 

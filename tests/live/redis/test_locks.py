@@ -1,4 +1,4 @@
-"""Locks ask for the truth where an answer was lost; pub/sub and MONITOR ride on their own."""
+"""Locks check their token when a reply was lost; pub/sub and MONITOR use own connections."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def client(fault_proxy, request):
         yield client
 
 
-async def test_a_lock_excludes(client):
+async def test_a_lock_excludes_other_callers(client):
     lock = client.lock("lock", timeout=5)
     assert isinstance(lock, ResilientLock)
     async with lock:
@@ -42,7 +42,7 @@ async def test_a_lock_excludes(client):
     assert most == 1
 
 
-async def test_taken_although_the_answer_was_lost(client, fault_proxy, redis_server):
+async def test_a_lock_is_acquired_although_the_reply_was_lost(client, fault_proxy, redis_server):
     fault_proxy.drop_reply("SET")
     lock = client.lock("lock", timeout=5)
     assert await lock.acquire(blocking=False) is True
@@ -52,14 +52,16 @@ async def test_taken_although_the_answer_was_lost(client, fault_proxy, redis_ser
     assert await redis_server.query("EXISTS", "lock") == 0
 
 
-async def test_not_taken_and_the_answer_was_lost(client, fault_proxy, redis_server):
-    await redis_server.query("SET", "lock", "somebody else's")
+async def test_a_taken_lock_is_not_acquired_when_the_reply_was_lost(
+    client, fault_proxy, redis_server
+):
+    await redis_server.query("SET", "lock", "another owner's")
     fault_proxy.drop_reply("SET")
     assert await client.lock("lock", timeout=5).acquire(blocking=False) is False
-    assert await redis_server.query("GET", "lock") == b"somebody else's"
+    assert await redis_server.query("GET", "lock") == b"another owner's"
 
 
-async def test_not_taken_because_the_request_was_lost(client, fault_proxy, redis_server):
+async def test_a_lock_is_not_acquired_when_the_request_was_lost(client, fault_proxy, redis_server):
     fault_proxy.reset_on("SET")
     lock = client.lock("lock", timeout=5, sleep=0.01)
     assert await lock.acquire(blocking_timeout=5) is True
@@ -67,7 +69,7 @@ async def test_not_taken_because_the_request_was_lost(client, fault_proxy, redis
     await lock.release()
 
 
-async def test_released_although_the_answer_was_lost(client, fault_proxy, redis_server):
+async def test_a_lock_is_released_although_the_reply_was_lost(client, fault_proxy, redis_server):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     fault_proxy.drop_reply("EVALSHA", times=1)
@@ -77,7 +79,9 @@ async def test_released_although_the_answer_was_lost(client, fault_proxy, redis_
         await lock.release()
 
 
-async def test_not_released_because_the_request_was_lost(client, fault_proxy, redis_server):
+async def test_a_lock_is_released_again_when_the_request_was_lost(
+    client, fault_proxy, redis_server
+):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     fault_proxy.reset_on("EVALSHA")
@@ -85,7 +89,7 @@ async def test_not_released_because_the_request_was_lost(client, fault_proxy, re
     assert await redis_server.query("EXISTS", "lock") == 0
 
 
-async def test_somebody_elses_lock_is_not_released(client, fault_proxy, redis_server):
+async def test_the_lock_of_another_owner_is_not_released(client, fault_proxy, redis_server):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     await redis_server.query("SET", "lock", "another")
@@ -94,12 +98,12 @@ async def test_somebody_elses_lock_is_not_released(client, fault_proxy, redis_se
     assert await redis_server.query("GET", "lock") == b"another"
 
 
-async def test_an_extension_whose_answer_was_lost(client, fault_proxy, redis_server):
+async def test_an_extension_whose_reply_was_lost(client, fault_proxy, redis_server):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     assert await lock.extend(5) is True
     fault_proxy.drop_reply("EVALSHA")
-    with pytest.raises(OutcomeUnknown):  # it may have been extended, and is still ours
+    with pytest.raises(OutcomeUnknown):  # it may have been extended, and is still held
         await lock.extend(10)
     assert await lock.owned()
     fault_proxy.drop_reply("EVALSHA")
@@ -114,14 +118,14 @@ async def test_an_extension_whose_answer_was_lost(client, fault_proxy, redis_ser
         await lock.reacquire()
 
 
-async def test_a_lock_class_of_the_callers_is_used(client):
+async def test_a_custom_lock_class_is_used(client):
     class Mine(driver.lock.Lock):
         pass
 
     assert type(client.lock("l", lock_class=Mine)) is Mine
 
 
-async def test_pubsub_hears_what_is_published(client):
+async def test_pubsub_receives_published_messages(client):
     async with client.pubsub() as pubsub:
         await pubsub.subscribe("c")
         await pubsub.psubscribe("p*")
@@ -139,7 +143,7 @@ async def test_pubsub_hears_what_is_published(client):
         assert await client.pubsub_numsub("c") in ([("c", 1)], [(b"c", 1)])
 
 
-async def test_monitor_sees_the_commands(client, redis_server):
+async def test_monitor_receives_the_commands(client, redis_server):
     async with client.monitor() as monitor:
         await client.set("seen", 1)
         async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""A cancelled blocking pop: its element is put back where it was, or goes to the next caller."""
+"""A cancelled blocking pop: its element is put back, or goes to the next caller."""
 
 import asyncio
 import logging
@@ -49,15 +49,17 @@ async def client(shared_redis):
 
 
 async def idle(client):
-    """Wait until nothing of a cancelled call is under way."""
+    """Wait until the recoveries of cancelled calls have ended."""
     async with asyncio.timeout(10):
-        while client._engine.dedicated._lent:  # noqa: ASYNC110 - there is no event of it
+        while client._runtime.pool._acquired:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("name", POPS)
-async def test_no_element_is_lost_and_the_order_stays(shared_redis, name, protocol, caplog):
+async def test_a_cancelled_pop_loses_no_element_and_keeps_the_order(
+    shared_redis, name, protocol, caplog
+):
     pop, push, look, expected = POPS[name]
     async with ResilientRedis(port=shared_redis.port, protocol=protocol) as client:
         returned = 0
@@ -87,7 +89,7 @@ async def test_no_element_is_lost_and_the_order_stays(shared_redis, name, protoc
 
 
 @pytest.mark.parametrize("errors", ["strict", "replace"])
-async def test_an_element_that_cannot_be_decoded_is_put_back_as_it_was(shared_redis, errors):
+async def test_an_element_that_cannot_be_decoded_is_put_back_unchanged(shared_redis, errors):
     async with ResilientRedis(
         port=shared_redis.port, decode_responses=True, encoding_errors=errors
     ) as client:
@@ -109,7 +111,7 @@ async def test_an_element_that_cannot_be_decoded_is_put_back_as_it_was(shared_re
         assert cancelled
 
 
-async def test_connections_of_cancelled_pops_are_used_again(client):
+async def test_connections_of_cancelled_pops_are_reused(client):
     await client.blpop("k", timeout=0.01)
     ids = set()
     for _ in range(10):
@@ -125,7 +127,7 @@ async def test_connections_of_cancelled_pops_are_used_again(client):
     assert len(ids) == 1
 
 
-async def test_pops_cancelled_in_an_outage_are_told_of_once_and_then_counted(redis_server, caplog):
+async def test_pops_cancelled_in_an_outage_are_logged_once_and_then_counted(redis_server, caplog):
     async with ResilientRedis(port=redis_server.port) as client:
         await client.ping()
 
@@ -143,18 +145,18 @@ async def test_pops_cancelled_in_an_outage_are_told_of_once_and_then_counted(red
             redis_server.thaw()
             await client.health.until_up(5)
 
-        def told():
+        def logged():
             return [r.getMessage() for r in caplog.records if r.name == "resilient_io.redis"]
 
         await cancelled_pops(5)
-        assert len(told()) == 1
-        assert "a cancelled BLPOP could not be ended cleanly" in told()[0]
+        assert len(logged()) == 1
+        assert "a cancelled BLPOP could not be ended cleanly" in logged()[0]
         await cancelled_pops(1)
-        assert len(told()) == 2
-        assert told()[1].startswith("4 more cancelled pops")
+        assert len(logged()) == 2
+        assert logged()[1].startswith("4 more cancelled pops")
 
 
-async def test_a_client_closed_just_after_a_cancel_leaves_nothing(shared_redis):
+async def test_a_client_closed_after_a_cancellation_leaves_nothing(shared_redis):
     for _ in range(5):
         client = ResilientRedis(port=shared_redis.port)
         waiting = [asyncio.ensure_future(client.blpop("k", timeout=5)) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""Commands that block ride connections of their own; all others go on meanwhile."""
+"""Blocking commands use exclusive connections, so other calls continue meanwhile."""
 
 import asyncio
 
@@ -83,7 +83,9 @@ async def test_a_block_may_be_longer_than_the_response_timeout_and_the_deadline(
         "xreadgroup",
     ],
 )
-async def test_a_blocked_call_gets_what_comes_while_others_go_on(client, wait, push, expected):
+async def test_a_blocked_call_receives_its_element_while_other_calls_continue(
+    client, wait, push, expected
+):
     await client.xgroup_create("q", "g", id="0", mkstream=True)
     waiting = asyncio.ensure_future(wait(client))
     for number in range(35):
@@ -97,25 +99,25 @@ async def test_a_blocked_call_gets_what_comes_while_others_go_on(client, wait, p
     assert client.health.state.value == "up"
 
 
-async def test_many_block_at_once(client):
+async def test_many_calls_block_concurrently(client):
     waiting = [asyncio.ensure_future(client.blpop(f"l:{n}", timeout=20)) for n in range(40)]
     async with asyncio.timeout(10):
         while (await client.info("clients"))["blocked_clients"] < 40:  # noqa: ASYNC110 - its state
             await asyncio.sleep(0.01)
-    assert client.stats().dedicated == 40
+    assert client.stats().exclusive == 40
     await asyncio.gather(*(client.rpush(f"l:{n}", n) for n in range(40)))
     results = await asyncio.gather(*waiting)
     assert results == [(f"l:{n}".encode(), str(n).encode()) for n in range(40)]
-    assert client.stats().dedicated <= 8  # few are kept idle
+    assert client.stats().exclusive <= 8  # only a few are kept idle
 
 
-async def test_the_callers_above_the_pools_limit_wait_their_turn(fault_proxy):
+async def test_callers_above_the_limit_of_the_pool_wait(fault_proxy):
     async with ResilientRedis.from_url(fault_proxy.url, max_connections=2) as client:
         await asyncio.gather(*(client.blpop("l", timeout=0.02) for _ in range(6)))
-        assert client.stats().dedicated <= 2
+        assert client.stats().exclusive <= 2
 
 
-async def test_waiting_for_ever_ends_with_the_server(client, redis_server):
+async def test_a_block_without_limit_ends_with_the_server(client, redis_server):
     waiting = asyncio.ensure_future(elapsed(client.blpop("l", timeout=0)))
     await asyncio.sleep(0.3)
     assert not waiting.done()
@@ -126,7 +128,7 @@ async def test_waiting_for_ever_ends_with_the_server(client, redis_server):
     assert outcome.operation == "BLPOP"
 
 
-async def test_waiting_for_ever_ends_with_a_frozen_server(client, redis_server):
+async def test_a_block_without_limit_ends_with_a_frozen_server(client, redis_server):
     waiting = asyncio.ensure_future(elapsed(client.blpop("l", timeout=0)))
     await asyncio.sleep(0.1)
     redis_server.freeze()
@@ -138,7 +140,7 @@ async def test_waiting_for_ever_ends_with_a_frozen_server(client, redis_server):
     redis_server.thaw()
 
 
-async def test_a_lost_answer_ends_the_wait_soon_after_the_block(
+async def test_a_lost_reply_ends_the_wait_soon_after_the_block(
     client, fault_proxy, redis_server, slack
 ):
     await redis_server.query("RPUSH", "l", "gone")
@@ -150,7 +152,7 @@ async def test_a_lost_answer_ends_the_wait_soon_after_the_block(
 
 
 @pytest.mark.parametrize("while_down", ["fail", "wait"])
-async def test_a_block_does_not_hang_on_a_server_that_is_not_there(while_down, slack):
+async def test_a_block_does_not_hang_on_an_unreachable_server(while_down, slack):
     policy = QUICK.replace(while_down=while_down)
     async with ResilientRedis(port=free_port(), policy=policy) as client:
         for call in (client.blpop("l", timeout=0), client.blpop("l", timeout=0.01)):
@@ -183,14 +185,14 @@ async def test_a_cancelled_pop_takes_no_element_and_leaves_no_dirty_connection(c
         with pytest.raises(asyncio.CancelledError):
             await waiting
         await client.rpush("l", turn)
-        # Whoever asks next gets the element: the cancelled one has not eaten it.
+        # The next caller receives the element: the cancelled call did not take it.
         async with asyncio.timeout(5):
             assert await client.blpop("l", timeout=5) == (b"l", str(turn).encode())
-    assert client.stats().dedicated <= 8
+    assert client.stats().exclusive <= 8
 
 
-async def test_a_pop_cancelled_as_its_element_comes_gives_it_back(client):
-    """What can be done: the element goes back to where it was taken from."""
+async def test_a_pop_cancelled_while_its_element_arrives_puts_it_back(client):
+    """The element goes back to where it was taken from."""
     for turn in range(10):
         waiting = asyncio.ensure_future(client.blpop("l", timeout=5))
         await asyncio.sleep(0.01)
@@ -206,7 +208,7 @@ async def test_a_pop_cancelled_as_its_element_comes_gives_it_back(client):
         assert outcome == (b"l", str(turn).encode())
 
 
-async def test_blocks_on_a_connection_of_ones_own(client):
+async def test_a_bound_client_may_block(client):
     async with client.client() as own:
         outcome, took = await elapsed(own.blpop("l", timeout=0.9))
         assert outcome is None

@@ -1,4 +1,4 @@
-"""When a client says that only a new process helps: a task of its own is gone by a bug of ours."""
+"""`liveness_failure()`: a client reports that one of its background tasks crashed."""
 
 import asyncio
 import logging
@@ -15,8 +15,10 @@ from resilient_io import (
     RetryPolicy,
 )
 from resilient_io.errors import Closed
+from resilient_io.health import Cause
 from resilient_io.redis import multiplexer
-from resilient_io.redis.multiplexer import Keeper
+from resilient_io.redis.errors import ConnectionFailure
+from resilient_io.redis.multiplexer import Reconnector
 from resilient_io.tasks import describe_task_end, log_task_death
 
 
@@ -29,11 +31,11 @@ def clients():
 
 
 @pytest.mark.parametrize("client", clients(), ids=lambda client: type(client).__name__)
-def test_a_client_that_was_not_used_yet_is_not_stuck(client):
+def test_an_unused_client_has_no_liveness_failure(client):
     assert client.liveness_failure() is None
 
 
-def test_every_client_can_be_vital():
+def test_every_client_can_be_a_liveness_check():
     monitor = HealthMonitor(Dependency("redis"), liveness=clients())
     assert monitor.alive
 
@@ -48,7 +50,7 @@ async def raising(error):
     raise error
 
 
-async def test_a_task_that_runs_is_well_and_one_that_ended_says_how():
+async def test_describe_task_end_returns_none_for_a_running_task_and_why_another_ended():
     assert describe_task_end(None) is None
     running = asyncio.create_task(asyncio.sleep(60))
     assert describe_task_end(running) is None
@@ -60,7 +62,7 @@ async def test_a_task_that_runs_is_well_and_one_that_ended_says_how():
     assert describe_task_end(secret) == "it raised ValueError"
 
 
-async def test_what_ended_because_its_health_was_closed_is_no_bug(caplog):
+async def test_a_task_that_ended_because_its_health_was_closed_is_not_a_failure(caplog):
     error = Closed("it was closed", dependency="redis", operation="until_up")
     task = await ended(raising(error))
     assert describe_task_end(task) is None
@@ -76,50 +78,57 @@ async def test_a_bug_is_logged_with_its_traceback(caplog):
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 
-class Kept:
+class FakeMultiplexer:
     def __init__(self):
         self.failures = 0
 
-    def dial_failed(self, slot, failure, error):
+    def connect_failed(self, slot, failure):
         self.failures += 1
 
 
-def keeper_of(kept):
-    return Keeper(
-        kept,
-        make_lane=None,
-        target=type("Target", (), {"uses_tls": False})(),
+class FakeTarget:
+    def failure(self, error):
+        return ConnectionFailure(Cause.REFUSED, str(error))
+
+
+def reconnector_of(multiplexer):
+    return Reconnector(
+        multiplexer,
+        target=FakeTarget(),
         policy=RetryPolicy(),
         health=Dependency("redis"),
         rng=random.Random(1),
-        client_name=None,
+        names="test",
     )
 
 
-async def test_a_server_that_is_away_leaves_the_keeper_at_work(monkeypatch):
-    async def dial(*_args, **_options):
-        raise ConnectionRefusedError("nobody there")
+async def test_an_unreachable_server_does_not_end_the_reconnector(monkeypatch):
+    async def connect(*_args, **_options):
+        raise ConnectionRefusedError("connection refused")
 
-    monkeypatch.setattr(multiplexer, "dial", dial)
-    kept = Kept()
-    keeper = keeper_of(kept)
-    keeper.start(2)
+    monkeypatch.setattr(multiplexer, "connect", connect)
+    fake = FakeMultiplexer()
+    reconnector = reconnector_of(fake)
+    reconnector.start(2)
     await asyncio.sleep(600)
-    assert kept.failures > 500
-    assert keeper.liveness_failure() is None
-    await keeper.aclose()
-    assert keeper.liveness_failure() is None
+    assert fake.failures > 500
+    assert reconnector.liveness_failure() is None
+    await reconnector.aclose()
+    assert reconnector.liveness_failure() is None
 
 
-async def test_a_keeper_that_died_is_stuck_until_it_is_closed(monkeypatch, caplog):
-    async def dial(*_args, **_options):
+async def test_a_crashed_reconnector_is_a_liveness_failure_until_it_is_closed(monkeypatch, caplog):
+    async def connect(*_args, **_options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(multiplexer, "dial", dial)
-    keeper = keeper_of(Kept())
-    keeper.start(1)
+    monkeypatch.setattr(multiplexer, "connect", connect)
+    reconnector = reconnector_of(FakeMultiplexer())
+    reconnector.start(1)
     await asyncio.sleep(1)
-    assert keeper.liveness_failure() == "the task of lane 0 is gone: it raised ZeroDivisionError"
+    assert (
+        reconnector.liveness_failure()
+        == "the task of connection 0 ended: it raised ZeroDivisionError"
+    )
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    await keeper.aclose()
-    assert keeper.liveness_failure() is None
+    await reconnector.aclose()
+    assert reconnector.liveness_failure() is None

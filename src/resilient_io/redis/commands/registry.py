@@ -1,67 +1,68 @@
-"""From the arguments of a call to its row."""
+"""Finding the row of a call in the command table, and registering commands."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from resilient_io.redis.commands import _blocking, _data_rows, _module_rows, _server_rows
-from resilient_io.redis.commands._arguments import flat, token
-from resilient_io.redis.commands._spec import CommandSpec, Effect, Route
+from . import arguments
+from .arguments import flat, token
+from .spec import CommandSpec, Effect, Route
+from .table import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_io.redis.commands._rows import Condition, Row
+    from .table import Condition, Row
 
 T = TypeVar("T")
 
 SPECS: dict[object, CommandSpec] = {}
-"""Rows by the first argument as redis-py spells it, where that alone decides the route."""
+"""Rows by the first argument as redis-py writes it, if that alone decides the route."""
 
-# Rows whose route depends on the operands: the condition, the row if it holds, the row otherwise.
+# Rows whose route depends on the operands: the condition, the row if it is true, the row otherwise.
 _CONDITIONAL: dict[str, tuple[Condition, CommandSpec, CommandSpec]] = {}
-# Commands with subcommands, and the row of the bare word if it has one.
+# Commands with subcommands, and the row of the command without one, if there is one.
 _CONTAINERS: dict[str, CommandSpec | None] = {}
 
 _MOST_WORDS = 2
 
 _DEFAULT_ADVICE = {
-    Route.BOUND: "Use `client()` for a connection of your own.",
-    Route.REFUSED: "The application registered it as refused.",
+    Route.BOUND: "Use `client()` to get a separate connection.",
+    Route.REFUSED: "The application registered the command as refused.",
 }
 
 
 def lookup(args: Sequence[object]) -> CommandSpec:
-    """Find the row of a call.
+    """Return the row of a call.
 
-    A command that the table does not know is accumulating, on a lane, with `known` False. Odd
-    arguments never fail: the server will refuse them.
+    A command that is not in the table is non-idempotent and multiplexed, with `known` False.
+    Invalid arguments never fail: the server will refuse them.
 
     Args:
-        args: As given to `execute_command`: `("CONFIG GET", "x")` or `("CONFIG", "GET", "x")`,
-            in any case, str or bytes.
+        args: As passed to `execute_command`: `("CONFIG GET", "x")` or `("CONFIG", "GET", "x")`, in
+            upper or lower case, str or bytes.
 
     Raises:
-        ValueError: There is no command name.
+        ValueError: The command name is missing.
     """
     words = _words(args[0]) if args else []
     if not words:
-        raise ValueError('A command needs a name: write execute_command("GET", "key").')
+        raise ValueError('A command needs a name: use execute_command("GET", "key").')
     name = token(words[0])
     if name in _CONTAINERS:
         spec = _subcommand(name, args, words)
     elif name in _CONDITIONAL:
-        condition, if_it_holds, otherwise = _CONDITIONAL[name]
-        spec = if_it_holds if condition(flat(args)[1:]) else otherwise
+        condition, if_true, otherwise = _CONDITIONAL[name]
+        spec = if_true if condition(flat(args)[1:]) else otherwise
     else:
         spec = SPECS.get(name) or _unknown(name)
-    spelled = tuple(words)
-    return spec if spec.words == spelled else replace(spec, words=spelled)
+    sent = tuple(words)
+    return spec if spec.words == sent else replace(spec, words=sent)
 
 
 def known_names() -> list[str]:
-    """List every command of the table, in capitals, subcommands behind a space."""
+    """Return every command of the table, in capitals, with subcommands after a space."""
     names = {str(name) for name in SPECS} | set(_CONDITIONAL)
     names.update(name for name, spec in _CONTAINERS.items() if spec is not None)
     return sorted(names)
@@ -71,34 +72,34 @@ def register(
     name: str,
     *,
     effect: Effect,
-    route: Route = Route.LANE,
+    route: Route = Route.MULTIPLEXED,
     block: Callable[[Sequence[object]], float | None] | None = None,
     advice: str = "",
 ) -> None:
     """Add a command to the table, or override its row for this process.
 
-    Register at import time, before clients make calls. An overridden row loses what it judged by
-    its arguments: `register("SET", effect=Effect.IDEMPOTENT)` holds for SET NX too.
+    Register at import time, before clients make calls. The new row does not depend on the
+    arguments: `register("SET", effect=Effect.IDEMPOTENT)` also applies to SET NX.
 
     Args:
-        name: The command, with its subcommand if it has any: `"MY.ADD"`, `"MYMOD STATS"`.
+        name: The command, with its subcommand if it has one: `"MY.ADD"`, `"MYMOD STATS"`.
         effect: What executing it twice does.
-        route: The kind of connection it may travel. On `Route.DEDICATED` without `block` the
-            reply may take as long as the call's deadline.
-        block: From the arguments as given to `execute_command`, for how many seconds the server
-            may hold back the reply; None is for ever.
+        route: The kind of connection that may carry it. With `Route.EXCLUSIVE` and without `block`,
+            the reply may take as long as the call's deadline.
+        block: Takes the arguments as passed to `execute_command` and returns how many seconds the
+            server may delay the reply; None for no limit.
         advice: What to use instead, where a shared client refuses it.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: The name is no command's name.
+        TypeError: An argument has the wrong type.
+        ValueError: The name is not the name of a command.
     """
     if not isinstance(name, str):
         raise TypeError(f'name must be a str such as "MY.ADD", not {type(name).__name__}')
     if not isinstance(effect, Effect):
         raise TypeError(f"effect must be one of Effect, such as Effect.READ, not {effect!r}")
     if not isinstance(route, Route):
-        raise TypeError(f"route must be one of Route, such as Route.LANE, not {route!r}")
+        raise TypeError(f"route must be one of Route, such as Route.MULTIPLEXED, not {route!r}")
     if block is not None and not callable(block):
         raise TypeError(f"block must be a function of the call's arguments, not {block!r}")
     words = name.upper().split()
@@ -108,10 +109,10 @@ def register(
         raise ValueError(f'{words[0]} has subcommands: register "{words[0]} SUBCOMMAND" instead')
     if len(words) == _MOST_WORDS and (words[0] in SPECS or words[0] in _CONDITIONAL):
         raise ValueError(f'{words[0]} has no subcommands: register "{words[0]}" instead')
-    if block is None and route is Route.DEDICATED:
-        block = _blocking.for_ever
-    elif route is Route.LANE and block is not None:
-        raise ValueError("a blocking command cannot share a lane: write route=Route.DEDICATED")
+    if block is None and route is Route.EXCLUSIVE:
+        block = arguments.unlimited
+    elif route is Route.MULTIPLEXED and block is not None:
+        raise ValueError("a blocking command cannot share a connection: use route=Route.EXCLUSIVE")
     _CONDITIONAL.pop(words[0], None)
     _enter(
         CommandSpec(
@@ -154,9 +155,9 @@ def _unknown(name: str) -> CommandSpec:
     return CommandSpec(
         name=name,
         words=(),
-        route=Route.LANE,
+        route=Route.MULTIPLEXED,
         effect=Effect.NON_IDEMPOTENT,
-        reason="unknown to the command table: see `resilient_io.redis.commands.register`",
+        reason="not in the command table: see `resilient_io.redis.commands.register`",
         known=False,
     )
 
@@ -177,7 +178,7 @@ def _enter_row(row: Row) -> None:
             words=tuple(word.encode() for word in name.split()),
             route=row.route,
             effect=row.effect,
-            judge=_of_args(row.judge, size),
+            resolve=_of_args(row.resolve, size),
             block=_of_args(row.block, size),
             advice=row.advice,
             reason=row.reason,
@@ -185,7 +186,7 @@ def _enter_row(row: Row) -> None:
         if row.blocks_if is None:
             _enter(spec)
         else:
-            otherwise = replace(spec, route=Route.LANE, block=None)
+            otherwise = replace(spec, route=Route.MULTIPLEXED, block=None)
             _CONDITIONAL[name] = (row.blocks_if, spec, otherwise)
 
 
@@ -202,7 +203,7 @@ def _of_args(
 
 
 def _load() -> None:
-    for row in (*_data_rows.ROWS, *_server_rows.ROWS, *_module_rows.ROWS):
+    for row in ROWS:
         _enter_row(row)
     for name in _CONTAINERS:
         _CONTAINERS[name] = SPECS.pop(name, None)
