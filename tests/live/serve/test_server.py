@@ -12,7 +12,7 @@ import pytest
 from resilient_io import Dependency, HealthMonitor
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
-from resilient_io.serve import _events, _protocol, _server, serve
+from resilient_io.serve import events, _protocol, _server, serve
 from resilient_io.testing import cancel_everywhere
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 from resilient_io.telemetry.prometheus import PrometheusMetrics
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana" / "resilient-io.json"
@@ -44,7 +44,7 @@ def exported(service):
 
 async def test_a_real_run_exports_the_catalogue_and_the_dashboard_asks_for_all_of_it(service):
     found = exported(service)
-    known = {sample for metric in CATALOGUE.values() for sample in metric.sample_names}
+    known = {sample for metric in CATALOG.values() for sample in metric.sample_names}
     assert set(found) == known
     asked = set()
     for title, target in targets():

@@ -7,7 +7,7 @@ import threading
 import warnings
 
 from resilient_io import HealthMonitor, ResilientRedis
-from resilient_io.telemetry._readings import Readings
+from resilient_io.telemetry.readings import Readings
 
 
 def test_what_was_made_before_the_loop_is_read_in_it_and_in_the_next(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.semconv._incubating.metrics import db_metrics, messaging_metrics
 from opentelemetry.semconv.metrics import db_metrics as stable_db_metrics
 
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,9 +21,9 @@ CONVENTIONAL = {
 
 
 def test_a_name_is_one_of_the_conventions_or_ours():
-    others = [name for name in CATALOGUE if not name.startswith("resilient_io.")]
+    others = [name for name in CATALOG if not name.startswith("resilient_io.")]
     assert sorted(others) == sorted(CONVENTIONAL)
-    assert {name: CATALOGUE[name].kind for name in others} == CONVENTIONAL
+    assert {name: CATALOG[name].kind for name in others} == CONVENTIONAL
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,16 @@ def test_a_name_is_one_of_the_conventions_or_ours():
     ],
 )
 def test_the_name_in_prometheus_is_what_opentelemetry_s_rule_makes_of_it(name, samples):
-    assert list(CATALOGUE[name].sample_names) == samples
+    assert list(CATALOG[name].sample_names) == samples
 
 
 def test_no_two_metrics_share_a_name_in_prometheus():
-    names = [sample for metric in CATALOGUE.values() for sample in metric.sample_names]
+    names = [sample for metric in CATALOG.values() for sample in metric.sample_names]
     assert len(names) == len(set(names))
 
 
 def test_labels_are_named_once_each():
-    for metric in CATALOGUE.values():
+    for metric in CATALOG.values():
         assert len(set(metric.prometheus_labels)) == len(metric.labels), metric.name
 
 

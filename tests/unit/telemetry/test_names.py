@@ -9,7 +9,7 @@ from resilient_io import telemetry
 
 
 def test_every_name_is_there_once():
-    assert telemetry.__all__ == sorted(telemetry._HOMES)
+    assert telemetry.__all__ == sorted(telemetry._MODULES)
     for name in telemetry.__all__:
         assert getattr(telemetry, name).__name__ == name
         assert name in dir(telemetry)

@@ -8,8 +8,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 
 from resilient_io import Dependency, HealthMonitor, ResilientKafkaProducer, ResilientRedis
-from resilient_io.telemetry._catalogue import CATALOGUE
-from resilient_io.telemetry._metric import BOUNDARIES
+from resilient_io.telemetry.catalog import CATALOG
+from resilient_io.telemetry.catalog import BOUNDARIES
 from resilient_io.telemetry.otel import OpenTelemetryMetrics
 
 
@@ -50,7 +50,7 @@ async def test_instruments_have_the_catalogue_s_names_kinds_and_units(monitor, c
     found = collected.collect()
     assert found["db.client.operation.duration"]
     for name, metric in found.items():
-        known = CATALOGUE[name]
+        known = CATALOG[name]
         assert metric.unit == known.unit
         assert metric.description == known.help
         data = metric.data

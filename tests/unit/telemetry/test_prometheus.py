@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from resilient_io import ConfigurationError, Dependency, HealthMonitor, ResilientRedis
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 from resilient_io.telemetry.prometheus import PrometheusMetrics
 
 
@@ -24,7 +24,7 @@ async def test_the_samples_are_those_of_the_catalogue(monitor):
     redis._engine.lanes.latencies.record(0.002, 3)
     body, content_type = PrometheusMetrics(monitor, [redis]).render()
     assert content_type.startswith("text/plain")
-    known = {sample: metric for metric in CATALOGUE.values() for sample in metric.sample_names}
+    known = {sample: metric for metric in CATALOG.values() for sample in metric.sample_names}
     samples = [each for family in read_plain(body.decode()) for each in family.samples]
     assert samples
     for sample in samples:

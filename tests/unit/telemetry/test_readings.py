@@ -14,10 +14,9 @@ from resilient_io import (
     ResilientRedis,
 )
 from resilient_io.redis.stats import Latencies
-from resilient_io.telemetry import _counts
-from resilient_io.telemetry._metric import BOUNDARIES
-from resilient_io.telemetry._readings import Readings, fold
-from resilient_io.telemetry._totals import Distribution
+from resilient_io.telemetry import readings as reading_module
+from resilient_io.telemetry.catalog import BOUNDARIES
+from resilient_io.telemetry.readings import Distribution, Readings
 
 
 def values(readings, name):
@@ -119,14 +118,14 @@ def test_latencies_are_folded_into_the_conventional_boundaries():
     measured = [0.00005, 0.00015, 0.0004, 0.0009, 0.003, 0.007, 0.03, 0.08, 0.3, 0.8, 3, 8, 60]
     for seconds in measured:
         latencies.record(seconds)
-    assert fold(latencies.counts) == list(range(1, len(BOUNDARIES) + 2))
+    assert Distribution(latencies.counts, latencies.total).cumulative() == list(range(1, len(BOUNDARIES) + 2))
 
 
 def test_a_latency_is_at_most_a_bucket_s_half_on_the_wrong_side_of_a_boundary():
     for seconds in (0.00094, 0.00106, 0.0094, 0.0106):
         latencies = Latencies()
         latencies.record(seconds, count=7)
-        folded = fold(latencies.counts)
+        folded = Distribution(latencies.counts, latencies.total).cumulative()
         for boundary, count in zip(BOUNDARIES, folded, strict=False):
             assert count == (7 if seconds <= boundary else 0), (seconds, boundary)
         assert folded[-1] == 7
@@ -141,7 +140,7 @@ async def test_series_are_bounded_whatever_the_assignment_and_the_errors(monitor
     assert sum(found.values()) == 3_000
     assert found["consumer", consumer.health.name, "billing", "other", "other"] == 2_000
 
-    bounded = _counts._bounded({f"Error{number}": 1 for number in range(80)})
+    bounded = reading_module._bounded({f"Error{number}": 1 for number in range(80)})
     assert len(bounded) == 51
     assert bounded["other"] == 30
 

@@ -258,7 +258,7 @@ class Engine:
             lost=counters.lost,
             carried=counters.carried,
             instances=self.supervisor.generation,
-            dropped_logs=self.supervisor.tally.dropped + self._target.tally.dropped,
+            log_records_dropped=self.supervisor.tally.dropped + self._target.tally.dropped,
         )
 
     def liveness_failure(self) -> str | None:

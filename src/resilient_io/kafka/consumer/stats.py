@@ -39,7 +39,7 @@ class ConsumerStats:
         carried: Partitions that came back, and where records that were handled but not committed
             were therefore not read again.
         instances: Instances of the driver that were put in service; 1 if none had to be replaced.
-        dropped_logs: Records that the driver would have logged.
+        log_records_dropped: Records that the driver would have logged.
     """
 
     records: int
@@ -54,7 +54,7 @@ class ConsumerStats:
     lost: int
     carried: int
     instances: int
-    dropped_logs: int
+    log_records_dropped: int
 
 
 def nothing_yet() -> ConsumerStats:

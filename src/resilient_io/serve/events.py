@@ -1,7 +1,7 @@
-"""Server-sent events: the newest status for as many readers as there are, slow ones included.
+"""Server-sent events: the latest status for every reader, however slow.
 
-No task and no queue: what a reader has not taken by the time of the next news it never sees.
-Nobody reads, nothing is made: the timer and the subscription live only while there are readers.
+There is no task and no queue. A reader that has not taken an event when the next one is published
+skips it. The timer and the subscription exist only while there are readers.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ if TYPE_CHECKING:
 
     from resilient_io.health import HealthMonitor, MonitorChange, Subscription
 
-__all__ = ["Broadcast", "Reader"]
-
 INTERVAL: Final = 1.0
-"""Seconds between two statuses while nothing changes."""
+"""Seconds between two events while nothing changes."""
 
-LASTS: Final = 10.0
-"""Seconds after which a stream ends that somebody else's server carries; browsers come again."""
+STREAM_SECONDS: Final = 10.0
+"""Lifetime of a stream on a server that is not ours; browsers reconnect."""
 
-READERS: Final = 64
-"""So many at once, each with a connection: more would be no people."""
+MAX_READERS: Final = 64
+"""Most readers at a time; each holds a connection."""
 
-_OPENING: Final = b"retry: 1000\n\n"
+_RECONNECT: Final = b"retry: 1000\n\n"
 
 
 class Broadcast:
-    """The events of one service.
+    """The event stream of one service.
 
     Args:
-        monitor: Tells when there is news.
-        status: Makes the data of an event: JSON in one line.
-        lasting: Whether whoever carries the streams calls `close()` before it waits for their
-            end. A foreign server may wait for its connections first, and tell us afterwards: then
-            a stream ends by itself after a while, and at once while the service drains.
+        monitor: Publishes the changes.
+        status: Returns the data of an event: one line of JSON.
+        closes_streams: Whether the server calls `close()` before it waits for the streams to end.
+            Another server may wait for its connections first and shut the application down
+            afterwards: then a stream ends after `STREAM_SECONDS`, and immediately while the
+            service drains.
     """
 
-    def __init__(self, monitor: HealthMonitor, status: Callable[[], str], *, lasting: bool) -> None:
+    def __init__(
+        self, monitor: HealthMonitor, status: Callable[[], str], *, closes_streams: bool
+    ) -> None:
         self._monitor = monitor
         self._status = status
-        self.lasting = lasting
+        self.closes_streams = closes_streams
         self.closed = False
         self.number = 0
-        self._made: int | None = None
+        self._frame_number: int | None = None
         self._frame = b""
         self._readers: list[Reader] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -55,8 +56,8 @@ class Broadcast:
 
     @property
     def full(self) -> bool:
-        """Whether no further reader is let in."""
-        return self.closed or len(self._readers) >= READERS
+        """Whether no further reader is accepted."""
+        return self.closed or len(self._readers) >= MAX_READERS
 
     @property
     def draining(self) -> bool:
@@ -64,19 +65,19 @@ class Broadcast:
         return self._monitor.draining
 
     def open(self, abort: Callable[[], object] | None = None) -> Reader:
-        """Let a reader in; leave it by `with`.
+        """Return a new reader, a context manager.
 
         Args:
-            abort: Cuts its connection. Called by `close()` if it is in the middle of sending:
-                then nothing else would end it.
+            abort: Closes the reader's connection. `close()` calls it if the reader is sending,
+                because nothing else would end a send to a client that does not read.
         """
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # the readers of a loop that ended never left
-            self._rest()
+        if loop is not self._loop:  # the readers of an event loop that was closed never left
+            self._stop_timer()
             self._readers.clear()
             self._loop = loop
-        self._made = None  # who begins sees the present, not the latest second
-        reader = Reader(self, abort, until=loop.time() + LASTS)
+        self._frame_number = None  # a new reader gets the current status, not that of the last tick
+        reader = Reader(self, abort, until=loop.time() + STREAM_SECONDS)
         self._readers.append(reader)
         if self._timer is None:
             self._timer = loop.call_later(INTERVAL, self._tick)
@@ -84,24 +85,24 @@ class Broadcast:
         return reader
 
     def leave(self, reader: Reader) -> None:
-        """Let a reader go."""
+        """Remove a reader."""
         if reader in self._readers:
             self._readers.remove(reader)
         if not self._readers:
-            self._rest()
+            self._stop_timer()
 
     def close(self) -> None:
-        """End every stream, and let nobody in any more."""
+        """End every stream, and accept no more readers."""
         self.closed = True
         for reader in self._readers:
             reader.close()
-        self._rest()
+        self._stop_timer()
 
     def frame(self) -> bytes:
-        """Return the newest event, made once for all readers."""
-        if self._made != self.number:
+        """Return the latest event, built once for all readers."""
+        if self._frame_number != self.number:
             self._frame = b"event: status\ndata: " + self._status().encode() + b"\n\n"
-            self._made = self.number
+            self._frame_number = self.number
         return self._frame
 
     def _publish(self) -> None:
@@ -113,7 +114,7 @@ class Broadcast:
         self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._tick)
         self._publish()
 
-    def _rest(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -123,7 +124,7 @@ class Broadcast:
 
 
 class Reader:
-    """One stream: `async for chunk in reader` gives what to send, until it has to end."""
+    """One stream: `async for chunk in reader` yields what to send until the stream ends."""
 
     def __init__(
         self, broadcast: Broadcast, abort: Callable[[], object] | None, *, until: float
@@ -149,34 +150,34 @@ class Reader:
         while not (self._ended or broadcast.closed):
             if self._seen is None:
                 self._seen = broadcast.number
-                return _OPENING + broadcast.frame()
+                return _RECONNECT + broadcast.frame()
             if self._seen != broadcast.number:
                 self._seen = broadcast.number
                 return broadcast.frame()
-            if self._is_over():
+            if self._has_expired():
                 break
             await self._wait()
         raise StopAsyncIteration
 
     def end(self) -> None:
-        """End it: its client went away."""
+        """End the stream because its client disconnected."""
         self._ended = True
         self.wake()
 
     def wake(self) -> None:
-        """Let it look again."""
+        """Wake the reader if it waits for an event."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """End it, also if it is in the middle of sending."""
+        """End the stream, even if the reader is sending."""
         if self._waiter is not None:
             self.wake()
         elif self._abort is not None:
             self._abort()
 
-    def _is_over(self) -> bool:
-        if self._broadcast.lasting:
+    def _has_expired(self) -> bool:
+        if self._broadcast.closes_streams:
             return False
         return self._broadcast.draining or asyncio.get_running_loop().time() >= self._until
 

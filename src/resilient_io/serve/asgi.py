@@ -1,4 +1,4 @@
-"""The answers as an ASGI application of Starlette's."""
+"""The endpoints as an ASGI application, built with Starlette."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Route
 
-from resilient_io.serve._answers import PATHS, Answer, Answers
+from .endpoints import PATHS, Answer, Endpoints
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from resilient_io.health import HealthMonitor
-    from resilient_io.serve._events import Reader
-    from resilient_io.serve._status import Clients
+    from resilient_io.telemetry.clients import Clients
 
-__all__ = ["asgi_of", "health_app"]
+    from .events import Reader
 
 
 def health_app(
@@ -29,59 +28,63 @@ def health_app(
     *,
     clients: Clients = (),
     metrics: CollectorRegistry | Literal[False] | None = None,
+    status: bool = True,
     name: str = "service",
 ) -> Starlette:
-    """Make an ASGI application that tells how the service is.
+    """Return an ASGI application that answers probes.
 
-    Mount it (`app.mount("/health", health_app(monitor))`), or give any ASGI server it as it is.
-    It owns nothing and needs no lifespan. Streams of events end while the service drains, and
-    after 10 s otherwise, so that the server that carries them can stop; browsers come again.
+    Mount it (`app.mount("/health", health_app(monitor))`), or run it with any ASGI server. It
+    owns no resource and needs no lifespan. Event streams end while the service drains, and after
+    10 s otherwise, so that the server that carries them can stop; browsers reconnect.
 
     Args:
-        monitor: How the service is.
-        clients: `ResilientRedis`, producers and consumers, whose counters are shown and exported:
-            a sequence, or a mapping that names them.
-        metrics: None serves the library's metrics if prometheus-client is installed; a registry
-            of prometheus-client serves what is in it; False serves none.
-        name: How the service is called.
+        monitor: The health of the service.
+        clients: `ResilientRedis`, producers and consumers whose counters are shown and exported:
+            a sequence, or a mapping of names to clients.
+        metrics: None to serve the library's metrics if prometheus-client is installed, a registry
+            of prometheus-client to serve its contents, False to serve no metrics.
+        status: Whether to serve `/status` and `/events`.
+        name: Service name shown on the page.
 
     Raises:
-        ConfigurationError: An argument makes no sense, or Starlette is not installed.
-        TypeError: `monitor` is no `HealthMonitor`.
+        ConfigurationError: An argument has a wrong value, or Starlette is not installed.
+        TypeError: An argument has the wrong type.
     """
-    return asgi_of(Answers(monitor, clients=clients, metrics=metrics, name=name))
+    return build_app(
+        Endpoints(monitor, clients=clients, metrics=metrics, status=status, name=name)
+    )
 
 
-def asgi_of(answers: Answers) -> Starlette:
-    """Carry the answers over ASGI."""
+def build_app(endpoints: Endpoints) -> Starlette:
+    """Return an application that carries the endpoints."""
 
     async def not_found(request: Request, _: Exception) -> Response:
-        return _response(answers.answer("", request.method), request.method)
+        return _response(endpoints.answer("", request.method), request.method)
 
     app = Starlette(
-        routes=[Route(path, _Endpoint(answers, path), name=path) for path in PATHS],
+        routes=[Route(path, _Endpoint(endpoints, path), name=path) for path in PATHS],
         exception_handlers={404: not_found},
     )
-    app.router.redirect_slashes = False  # "/livez/" is another path, and there is none
+    app.router.redirect_slashes = False  # "/livez/" is another path, and is not found
     return app
 
 
 class _Endpoint:
-    """One path; an application and no function, so that Starlette leaves all methods to us."""
+    """One path. An application, not a function, so that Starlette passes on every method."""
 
-    def __init__(self, answers: Answers, path: str) -> None:
-        self._answers = answers
+    def __init__(self, endpoints: Endpoints, path: str) -> None:
+        self._endpoints = endpoints
         self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answers.answer(
+        answer = self._endpoints.answer(
             self._path,
             scope["method"],
             query=scope["query_string"].decode("latin-1"),
             accept=", ".join(Headers(scope=scope).getlist("accept")),
         )
         if answer.stream and scope["method"] == "GET":
-            with self._answers.events.open() as reader:
+            with self._endpoints.events.open() as reader:
                 await _stream(answer, reader, receive, send)
             return
         response = _response(answer, scope["method"])
@@ -94,9 +97,9 @@ def _response(answer: Answer, method: str) -> Response:
 
 
 async def _stream(answer: Answer, reader: Reader, receive: Receive, send: Send) -> None:
-    """Send events until the reader ends; that its client went away only `receive` tells."""
+    """Send events until the reader ends. Only `receive` reports that the client disconnected."""
     headers = Headers(dict(answer.headers)).raw
-    watching = asyncio.create_task(_until_gone(receive), name="resilient-io reader of /events")
+    watching = asyncio.create_task(_until_disconnected(receive), name="resilient-io /events reader")
     watching.add_done_callback(lambda _: reader.end())
     try:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -108,6 +111,6 @@ async def _stream(answer: Answer, reader: Reader, receive: Receive, send: Send) 
         watching.cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
