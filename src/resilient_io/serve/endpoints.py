@@ -112,7 +112,7 @@ class Endpoints:
             raise TypeError(f"status must be True or False, not {status!r}")
         self._monitor = monitor
         self._clients = name_clients(clients)
-        self._name = clean_text(check_name("name", name))
+        self._name = redact_credentials(check_name("name", name))
         self._metrics = _Metrics(monitor, clients, metrics)
         self._page = status_page().encode()
         self._policy = content_security_policy(self._page.decode())

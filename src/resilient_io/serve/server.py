@@ -138,8 +138,6 @@ class HealthServer:
             sockets = _bind(await _resolve(self._host, self._port), self._host, self._port)
         finally:
             self._used = bool(sockets)
-        # The sockets listen now. From here on nothing is awaited, so that a cancellation cannot
-        # come between a socket and the task that closes it.
         self._port = sockets[0].getsockname()[1]
         self._server = _Server(self._endpoints, sockets)
         self._task = asyncio.get_running_loop().create_task(
@@ -148,6 +146,12 @@ class HealthServer:
             context=context_without_deadline(),
         )
         self._task.add_done_callback(log_task_death)
+        try:
+            await self._server.listening.wait()
+        except asyncio.CancelledError:
+            self._server.abort()
+            self._task.cancel()
+            raise
 
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Stop listening, let responses in progress end, and close every connection.
@@ -220,6 +224,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.connections = Connections()
         self.servers = []
+        self.listening = asyncio.Event()
         self._sockets = sockets
         self._exit = asyncio.Event()
 
@@ -231,14 +236,17 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections on the sockets."""
         loop = asyncio.get_running_loop()
-        for sock in sockets or []:
-            # With start_serving=False this never suspends, so that a cancellation cannot lose a
-            # server that `shutdown` or `abort` has to close.
-            server = await loop.create_server(self._accept, sock=sock, start_serving=False)
-            self.servers.append(server)
-        for server in self.servers:
-            await server.start_serving()
-        self.started = True
+        try:
+            for sock in sockets or []:
+                # With start_serving=False this never suspends, so that a cancellation cannot lose
+                # a server that `shutdown` or `abort` has to close.
+                server = await loop.create_server(self._accept, sock=sock, start_serving=False)
+                self.servers.append(server)
+            for server in self.servers:
+                await server.start_serving()
+            self.started = True
+        finally:
+            self.listening.set()
 
     async def main_loop(self) -> None:
         """Refresh the Date header until `exit` is called, without uvicorn's polling (10 Hz)."""
@@ -248,17 +256,21 @@ class _Server(uvicorn.Server):
                     await self._exit.wait()
 
     def exit(self) -> None:
-        """Start uvicorn's graceful shutdown."""
+        """Stop listening, and start uvicorn's graceful shutdown."""
+        self._stop_listening()
         self.should_exit = True
         self._exit.set()
 
     def abort(self) -> None:
         """Stop listening and close every connection now."""
+        self._stop_listening()
+        self.connections.abort()
+
+    def _stop_listening(self) -> None:
         for server in self.servers:
             server.close()
-        for sock in self._sockets:
+        for sock in self._sockets:  # those that `startup` has not reached
             sock.close()
-        self.connections.abort()
 
     def _accept(self) -> asyncio.Protocol:
         return Connection(self.connections, self.config, self.server_state)

@@ -72,8 +72,7 @@ def build_status(
     """
     now = asyncio.get_running_loop().time()
     clients = clients or {}
-    status = {
-        "service": name,
+    status: dict[str, object] = {
         "ready": monitor.ready,
         "alive": monitor.alive,
         "started": monitor.started,
@@ -94,7 +93,7 @@ def build_status(
         "lag": [row for name, client in clients.items() for row in _lag(name, client)],
         "events": monitor.recorder.events(_MAX_EVENTS),
     }
-    return {key: _plain(value) for key, value in status.items()}
+    return {"service": name, **{key: _plain(value) for key, value in status.items()}}
 
 
 def _loop_lag(monitor: HealthMonitor) -> dict[str, float] | None:
