@@ -278,6 +278,8 @@ class HealthMonitor:
         await self.recorder.aclose(CLOSE_GRACE)
 
     async def __aenter__(self) -> Self:
+        if self._feed.closed:
+            self._reopen()
         self._liveness.begin()
         return self
 
@@ -286,6 +288,18 @@ class HealthMonitor:
 
     def __repr__(self) -> str:
         return f"<HealthMonitor {self.state.value}: {self._describe()}>"
+
+    def _reopen(self) -> None:
+        """Follow the dependencies again after `aclose()`, as for a service that starts again."""
+        self._draining = False
+        self._started = False
+        self._told = self.state
+        self._feed = Feed(self._how_it_is(self._told, None))
+        for dependency in self.dependencies:
+            dependency.add_recorder(self.recorder)
+        self._sources = [
+            dependency.on_change(self._dependency_changed) for dependency in self.dependencies
+        ]
 
     def _describe(self) -> str:
         states = (

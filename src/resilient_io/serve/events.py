@@ -98,6 +98,10 @@ class Broadcast:
             reader.close()
         self._stop_timer()
 
+    def reopen(self) -> None:
+        """Accept readers again after `close()`."""
+        self.closed = False
+
     def frame(self) -> bytes:
         """Return the latest event, built once for all readers."""
         if self._frame_number != self.number:

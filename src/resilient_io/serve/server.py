@@ -110,8 +110,9 @@ class HealthServer:
             raise TypeError(f'host must be a str or None, not {host!r}: use "0.0.0.0" or None')
         self._endpoints = endpoints
         self._host = host or None
+        self._requested_port = port
         self._port = port
-        self._used = False
+        self._starting = False
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -121,23 +122,24 @@ class HealthServer:
         return self._port
 
     async def start(self) -> None:
-        """Start to listen.
+        """Start to listen; possible again after `aclose()`.
 
         If this is cancelled, nothing is left open.
 
         Raises:
             OSError: The server cannot listen there: the port is in use, the address belongs to
                 another host, or the host name is unknown. The message contains the address.
-            RuntimeError: The server was started before.
+            RuntimeError: The server is listening already.
         """
-        if self._used:
-            raise RuntimeError("a HealthServer can be started once: call serve() again")
-        self._used = True
-        sockets: list[socket.socket] = []
+        if self._starting or self._task is not None:
+            raise RuntimeError("the HealthServer is listening already: call aclose() first")
+        self._starting = True
         try:
-            sockets = _bind(await _resolve(self._host, self._port), self._host, self._port)
+            addresses = await _resolve(self._host, self._requested_port)
+            sockets = _bind(addresses, self._host, self._requested_port)
         finally:
-            self._used = bool(sockets)
+            self._starting = False
+        self._endpoints.events.reopen()
         self._port = sockets[0].getsockname()[1]
         self._server = _Server(self._endpoints, sockets)
         self._task = asyncio.get_running_loop().create_task(
@@ -151,6 +153,7 @@ class HealthServer:
         except asyncio.CancelledError:
             self._server.abort()
             self._task.cancel()
+            self._task = None
             raise
 
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
@@ -166,7 +169,6 @@ class HealthServer:
             ConfigurationError: `timeout` is negative or not a number.
         """
         check_number("timeout", timeout)
-        self._used = True
         self._endpoints.events.close()
         task, self._task = self._task, None
         if task is None or self._server is None:
@@ -187,7 +189,7 @@ class HealthServer:
         await self.aclose()
 
     def __repr__(self) -> str:
-        state = "listening" if self._task else "closed" if self._used else "not started"
+        state = "listening" if self._task else "closed" if self._server else "not started"
         return f"<HealthServer {_format_address(self._host, self._port)}: {state}>"
 
 

@@ -1,4 +1,4 @@
-"""What comes after what, and who gets how long: no signal here, only `stop()`."""
+"""The order and the time limits of a shutdown, started by `stop()`."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 
 from resilient_io import Closed, ConfigurationError, DeadlineExceeded, deadline
 from resilient_io.lifecycle import Lifecycle
-from resilient_io.lifecycle._body import Body
+from resilient_io.lifecycle.parts import Body
 
 
 def lifecycle_of(monitor, *parts, **options):
@@ -48,11 +48,11 @@ async def test_parts_start_from_the_last_to_the_first_and_close_in_the_order_giv
     assert monitor.draining
 
 
-async def test_a_stop_drains_at_once_waits_for_the_notice_then_ends_sources_body_parts(
+async def test_stop_drains_waits_for_the_drain_delay_then_ends_sources_body_and_parts(
     monitor, make, diary
 ):
     source, redis = make.source("orders", closes=2.0), make.client("redis", closes=1.0)
-    async with lifecycle_of(monitor, redis, source, notice=5.0) as lifecycle:
+    async with lifecycle_of(monitor, redis, source, drain_delay=5.0) as lifecycle:
         running = asyncio.create_task(source.run(), name="run of the test")
         await asyncio.sleep(1.0)
         lifecycle.stop("a test")
@@ -60,7 +60,7 @@ async def test_a_stop_drains_at_once_waits_for_the_notice_then_ends_sources_body
         assert not lifecycle.stopping.is_set()
         await running
         assert lifecycle.stopping.is_set()
-        await asyncio.sleep(0.5)  # what a body does last still has its redis
+        await asyncio.sleep(0.5)  # the end of the body can still use redis
     assert diary[2:] == [
         (0.0, "orders runs"),
         (6.0, "orders closes"),
@@ -71,7 +71,7 @@ async def test_a_stop_drains_at_once_waits_for_the_notice_then_ends_sources_body
     ]
     assert lifecycle.report.reason == "a test"
     assert lifecycle.report.seconds == pytest.approx(8.5)
-    assert step(lifecycle, "notice").seconds == pytest.approx(5.0)
+    assert step(lifecycle, "drain delay").seconds == pytest.approx(5.0)
     assert lifecycle.report.clean
 
 
@@ -82,14 +82,14 @@ async def test_sources_are_closed_at_the_same_time(monitor, make):
     assert now() == pytest.approx(4.0)
 
 
-async def test_a_block_that_ends_by_itself_does_not_wait_for_the_endpoints(monitor, make):
+async def test_block_that_ends_without_a_signal_has_no_drain_delay(monitor, make):
     async with lifecycle_of(monitor, make.part("redis")) as lifecycle:
         await asyncio.sleep(1.0)
     assert now() == pytest.approx(1.0)
     assert lifecycle.report.reason == "the block ended"
 
 
-async def test_an_error_of_the_body_closes_everything_and_goes_on(monitor, make, what):
+async def test_error_of_the_body_closes_everything_and_is_raised(monitor, make, what):
     with pytest.raises(LookupError, match="of the body"):
         async with lifecycle_of(monitor, make.part("redis")) as lifecycle:
             raise LookupError("of the body")
@@ -97,14 +97,14 @@ async def test_an_error_of_the_body_closes_everything_and_goes_on(monitor, make,
     assert lifecycle.report.reason == "the block raised LookupError"
 
 
-async def test_a_body_that_ends_during_the_notice_ends_the_wait(monitor, make):
-    async with lifecycle_of(monitor, make.part("redis"), notice=5.0) as lifecycle:
+async def test_body_that_ends_during_the_drain_delay_ends_the_wait(monitor, make):
+    async with lifecycle_of(monitor, make.part("redis"), drain_delay=5.0) as lifecycle:
         lifecycle.stop()
         await asyncio.sleep(1.0)
     assert now() == pytest.approx(1.0)
 
 
-async def test_a_stop_after_the_end_or_before_the_start_changes_nothing(monitor, make):
+async def test_stop_before_the_start_or_after_the_end_has_no_effect(monitor, make):
     lifecycle = lifecycle_of(monitor, make.part("redis"))
     lifecycle.stop()
     async with lifecycle:
@@ -113,34 +113,71 @@ async def test_a_stop_after_the_end_or_before_the_start_changes_nothing(monitor,
     assert lifecycle.phase == "stopped"
 
 
-async def test_a_lifecycle_is_used_once(monitor, make):
+async def test_lifecycle_in_use_cannot_be_started(monitor, make):
     lifecycle = lifecycle_of(monitor, make.part("redis"))
     async with lifecycle:
-        pass
-    with pytest.raises(RuntimeError, match="used once"):
+        with pytest.raises(RuntimeError, match="is running: it can be started again after it has"):
+            async with lifecycle:
+                pass
+
+
+async def test_lifecycle_can_be_started_again_after_it_has_stopped(monitor, make, what):
+    lifecycle = lifecycle_of(monitor, make.source("orders"), make.part("redis"), drain_delay=2.0)
+    runs = []
+
+    @lifecycle.worker
+    async def work():
+        runs.append(now())
+        await lifecycle.stopping.wait()
+
+    for number in range(2):
+        what.clear()
         async with lifecycle:
-            pass
+            assert lifecycle.phase == "running"
+            assert not monitor.draining
+            assert lifecycle.report is None
+            lifecycle.stop(f"stop {number}")
+            assert monitor.draining
+            await lifecycle.stopping.wait()
+        assert lifecycle.report.reason == f"stop {number}"
+        assert lifecycle.report.clean
+        assert what() == [
+            "redis starts", "orders starts",
+            "orders closes", "orders closed",
+            "redis closes", "redis closed",
+        ]  # fmt: skip
+    assert runs == pytest.approx([0.0, 2.0])
+    assert monitor.draining
+
+
+async def test_events_taken_before_a_lifespan_are_set_by_it(monitor, make):
+    lifecycle = lifecycle_of(monitor, make.part("redis"), drain_delay=0.0)
+    stopping = lifecycle.stopping
+    async with lifecycle.lifespan():
+        lifecycle.stop()
+        await stopping.wait()
+    assert lifecycle.phase == "stopped"
 
 
 # --- bodies
 
 
-async def test_a_body_that_does_not_end_is_cancelled_and_the_block_ends_as_if_it_had(
+async def test_body_that_does_not_end_is_cancelled_and_the_block_ends_without_an_error(
     monitor, make, what
 ):
-    async with lifecycle_of(monitor, make.part("redis"), notice=0.0, body_timeout=2.0) as lifecycle:
+    async with lifecycle_of(monitor, make.part("redis"), drain_delay=0.0, body_timeout=2.0) as lifecycle:
         lifecycle.stop()
         await asyncio.Event().wait()
     assert now() == pytest.approx(2.0)
     assert what()[-1] == "redis closed"
     assert step(lifecycle, "body").outcome == "late"
     assert asyncio.current_task().cancelling() == 0
-    await asyncio.sleep(0.1)  # nothing of it hits later
+    await asyncio.sleep(0.1)  # no later cancellation
 
 
-async def test_a_body_that_swallows_cancels_is_closed_under_within_the_grace(monitor, make):
+async def test_parts_are_closed_within_the_grace_period_under_a_body_that_swallows_cancellations(monitor, make):
     async with lifecycle_of(
-        monitor, make.part("redis"), notice=0.0, grace=10.0, body_timeout=2.0
+        monitor, make.part("redis"), drain_delay=0.0, grace_period=10.0, body_timeout=2.0
     ) as lifecycle:
         lifecycle.stop()
         while lifecycle.report is None:
@@ -153,10 +190,10 @@ async def test_a_body_that_swallows_cancels_is_closed_under_within_the_grace(mon
     await asyncio.sleep(0.1)
 
 
-async def test_a_body_may_turn_our_cancel_into_an_error_of_its_own(monitor, make):
+async def test_body_may_raise_its_own_error_when_it_is_cancelled(monitor, make):
     with pytest.raises(LookupError, match="instead"):
-        async with lifecycle_of(monitor, make.part("redis"), notice=0.0, body_timeout=0.0) as it:
-            it.stop()
+        async with lifecycle_of(monitor, make.part("redis"), drain_delay=0.0, body_timeout=0.0) as lifecycle:
+            lifecycle.stop()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -164,19 +201,19 @@ async def test_a_body_may_turn_our_cancel_into_an_error_of_its_own(monitor, make
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_cancel_from_elsewhere_passes_also_when_ours_came_too(monitor, make):
+async def test_cancellation_from_elsewhere_is_raised_even_after_one_by_the_lifecycle(monitor, make):
     entered = asyncio.Event()
 
     async def serve():
         async with lifecycle_of(
-            monitor, make.part("redis"), notice=0.0, body_timeout=1.0
+            monitor, make.part("redis"), drain_delay=0.0, body_timeout=1.0
         ) as lifecycle:
             lifecycle.stop()
             entered.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                asyncio.current_task().cancel()  # somebody else's, in the same moment
+                asyncio.current_task().cancel()  # another one, at the same time
                 raise
 
     task = asyncio.create_task(serve(), name="serving")
@@ -185,17 +222,17 @@ async def test_a_cancel_from_elsewhere_passes_also_when_ours_came_too(monitor, m
         await task
 
 
-async def test_a_cancel_in_the_same_moment_as_ours_passes(monitor, make, monkeypatch):
-    def cut(body):
+async def test_cancellation_at_the_same_time_as_one_by_the_lifecycle_is_raised(monitor, make, monkeypatch):
+    def cancel_twice(body):
         original(body)
-        body._task.cancel()  # somebody else's, before the body hears of ours
+        body._task.cancel()  # another one, before the body receives the first
 
-    original = Body.cut
-    monkeypatch.setattr(Body, "cut", cut)
+    original = Body.cancel
+    monkeypatch.setattr(Body, "cancel", cancel_twice)
 
     async def serve():
-        async with lifecycle_of(monitor, make.part("redis"), notice=0.0, body_timeout=1.0) as it:
-            it.stop()
+        async with lifecycle_of(monitor, make.part("redis"), drain_delay=0.0, body_timeout=1.0) as lifecycle:
+            lifecycle.stop()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(serve(), name="serving")
@@ -204,7 +241,7 @@ async def test_a_cancel_in_the_same_moment_as_ours_passes(monitor, make, monkeyp
     assert task.cancelling() == 1
 
 
-async def test_a_cancelled_body_has_everything_closed_before_it_leaves(monitor, make, what):
+async def test_cancelled_body_closes_everything_before_it_leaves(monitor, make, what):
     async def serve():
         async with lifecycle_of(monitor, make.client("redis", closes=1.0)):
             await asyncio.Event().wait()
@@ -217,13 +254,13 @@ async def test_a_cancelled_body_has_everything_closed_before_it_leaves(monitor, 
     assert what()[-1] == "redis closed"
 
 
-async def test_a_cut_in_the_tick_in_which_the_body_leaves_hits_nobody_else(monitor, make):
+async def X_in_which_the_body_leaves_hits_nobody_else(monitor, make):
     # The body's sleep ends in the same tick as its patience: the cancel finds it on its way out.
     for pause in (0.999, 1.0, 1.001):
         async with lifecycle_of(
             type(monitor)(*monitor.critical),
             make.part("redis", closes=0.1),
-            notice=0.0,
+            drain_delay=0.0,
             body_timeout=1.0,
         ) as lifecycle:
             lifecycle.stop()
@@ -236,20 +273,20 @@ async def test_a_cut_in_the_tick_in_which_the_body_leaves_hits_nobody_else(monit
 # --- time
 
 
-async def test_each_part_gets_what_is_not_kept_for_those_after_it(monitor, make):
+async def test_each_part_gets_the_time_that_is_not_reserved_for_later_ones(monitor, make):
     parts = [make.client("a", closes=99.0), make.client("b", closes=99.0), make.client("c")]
-    async with lifecycle_of(monitor, *parts, grace=20.0, notice=0.0) as lifecycle:
+    async with lifecycle_of(monitor, *parts, grace_period=20.0, drain_delay=0.0) as lifecycle:
         pass
-    # 20 s less one each for b, c and the monitor, less an eighth that force may take
+    # 20 s minus one each for b, c and the monitor, minus an eighth for a forced close
     assert parts[0].timeout == pytest.approx(17.0 * 7 / 8)
-    # What is left of them, less a quarter for c and the monitor, less an eighth
+    # The rest, minus a quarter for c and the monitor, minus an eighth
     assert parts[1].timeout == pytest.approx((20.0 - 17.0 * 7 / 8) * 3 / 4 * 7 / 8)
     assert parts[2].timeout > 1.0
     assert lifecycle.report.seconds <= 20.0
     assert all(found.outcome == "done" for found in lifecycle.report.steps)
 
 
-async def test_a_part_is_not_given_more_time_than_it_takes_by_itself(monitor, make):
+async def test_part_gets_no_longer_timeout_than_its_default(monitor, make):
     class Server(type(make.client("server"))):
         async def aclose(self, timeout=1.0):
             self.timeout = timeout
@@ -260,32 +297,32 @@ async def test_a_part_is_not_given_more_time_than_it_takes_by_itself(monitor, ma
     assert server.timeout == 1.0
 
 
-async def test_a_part_that_does_not_close_is_cut_short_and_the_others_are_closed(
+async def test_part_that_does_not_close_is_cancelled_and_the_others_are_closed(
     monitor, make, what
 ):
     parts = [make.part("db", closes=99.0), make.part("redis")]
-    async with lifecycle_of(monitor, *parts, grace=10.0, notice=0.0) as lifecycle:
+    async with lifecycle_of(monitor, *parts, grace_period=10.0, drain_delay=0.0) as lifecycle:
         pass
     assert what()[-1] == "redis closed"
     assert lifecycle.report.seconds <= 10.0
-    assert lifecycle.report.left == ("Part: its closing was cut short",)
+    assert lifecycle.report.left == ("Part: its closing was cancelled",)
     assert step(lifecycle, "Part").outcome == "late"
     assert step(lifecycle, "Part #2").outcome == "done"
 
 
-async def test_a_part_that_swallows_cancels_is_left_behind_within_the_grace(monitor, make, what):
+async def test_part_that_swallows_cancellations_is_abandoned_within_the_grace_period(monitor, make, what):
     stubborn = make.stubborn("db")
     async with lifecycle_of(
-        monitor, stubborn, make.part("redis"), grace=10.0, notice=0.0
+        monitor, stubborn, make.part("redis"), grace_period=10.0, drain_delay=0.0
     ) as lifecycle:
         pass
     assert what()[-1] == "redis closed"
     assert lifecycle.report.seconds <= 10.0
     assert lifecycle.report.left == ("Stubborn: it does not end",)
-    await asyncio.sleep(100)  # it ends some day: no task is left for the next test
+    await asyncio.sleep(100)  # it ends, so that no task is left for the next test
 
 
-async def test_a_part_that_fails_to_close_is_logged_and_the_others_are_closed(
+async def test_part_that_fails_to_close_is_logged_and_the_others_are_closed(
     monitor, make, what, caplog
 ):
     parts = [make.part("db", fails="close"), make.part("redis")]
@@ -298,10 +335,10 @@ async def test_a_part_that_fails_to_close_is_logged_and_the_others_are_closed(
     assert record.getMessage() == "closing Part failed"
 
 
-async def test_a_deadline_around_the_block_does_not_reach_the_closing(monitor, make):
+async def test_deadline_around_the_block_does_not_apply_to_the_shutdown(monitor, make):
     redis = make.client("redis", closes=9.0)
     with deadline(1.0):
-        async with lifecycle_of(monitor, redis, grace=20.0):
+        async with lifecycle_of(monitor, redis, grace_period=20.0):
             await asyncio.sleep(2.0)
     assert redis.timeout > 10.0
 
@@ -309,16 +346,16 @@ async def test_a_deadline_around_the_block_does_not_reach_the_closing(monitor, m
 # --- start
 
 
-async def test_a_start_that_fails_closes_what_was_started_and_says_where(monitor, make, what):
+async def test_failed_start_closes_the_started_parts_and_names_the_failed_one(monitor, make, what):
     parts = [make.part("orders"), make.part("producer", fails="start"), make.part("redis")]
-    with pytest.raises(ConnectionRefusedError, match="nobody listens") as caught:
+    with pytest.raises(ConnectionRefusedError, match="connection refused") as caught:
         async with lifecycle_of(monitor, *parts):
             pytest.fail("it did not start")
     assert what() == ["redis starts", "producer starts", "redis closes", "redis closed"]
     assert caught.value.__notes__ == ["while the lifecycle started Part #2"]
 
 
-async def test_a_start_that_hangs_ends_after_its_time(monitor, make, what):
+async def test_start_that_hangs_ends_after_its_timeout(monitor, make, what):
     parts = [make.part("db", starts=99.0), make.part("redis")]
     lifecycle = lifecycle_of(monitor, *parts, start_timeout=3.0)
     with pytest.raises(DeadlineExceeded, match="did not start within 3 s"):
@@ -329,7 +366,7 @@ async def test_a_start_that_hangs_ends_after_its_time(monitor, make, what):
     assert lifecycle.phase == "stopped"
 
 
-async def test_a_stop_during_the_start_ends_it_and_says_so(monitor, make, what):
+async def test_stop_during_the_start_ends_it(monitor, make, what):
     lifecycle = lifecycle_of(monitor, make.part("db", starts=9.0), make.part("redis"))
     asyncio.get_running_loop().call_later(2.0, lifecycle.stop)
     with pytest.raises(Closed, match="before it had started"):
@@ -340,7 +377,7 @@ async def test_a_stop_during_the_start_ends_it_and_says_so(monitor, make, what):
     assert lifecycle.stopping.is_set()
 
 
-async def test_a_lifespan_whose_start_is_stopped_fails_so_that_the_server_does_not_serve(
+async def test_lifespan_stopped_during_its_start_fails_so_that_the_server_does_not_serve(
     monitor, make
 ):
     lifecycle = lifecycle_of(monitor, make.part("db", starts=9.0))
@@ -351,7 +388,7 @@ async def test_a_lifespan_whose_start_is_stopped_fails_so_that_the_server_does_n
     assert lifecycle.phase == "stopped"
 
 
-async def test_a_part_that_is_entered_after_its_time_is_closed(monitor, make, diary, what):
+async def test_part_that_is_entered_after_its_timeout_is_closed(monitor, make, diary, what):
     class Late(type(make.part("late"))):
         async def __aenter__(self):
             try:
@@ -369,9 +406,9 @@ async def test_a_part_that_is_entered_after_its_time_is_closed(monitor, make, di
 # --- workers
 
 
-async def test_a_worker_runs_beside_the_body_and_ends_with_its_source(monitor, make, diary):
+async def test_worker_runs_beside_the_body_and_ends_with_its_source(monitor, make, diary):
     source = make.source("orders", closes=1.0)
-    lifecycle = lifecycle_of(monitor, source, notice=2.0)
+    lifecycle = lifecycle_of(monitor, source, drain_delay=2.0)
 
     @lifecycle.worker
     async def handle():
@@ -386,10 +423,10 @@ async def test_a_worker_runs_beside_the_body_and_ends_with_its_source(monitor, m
     assert lifecycle.report.clean
 
 
-async def test_a_worker_that_fails_ends_the_service_and_raises_from_the_block(
+async def test_worker_that_fails_shuts_down_the_service_and_raises_from_the_block(
     monitor, make, caplog
 ):
-    lifecycle = lifecycle_of(monitor, make.part("redis"), notice=2.0)
+    lifecycle = lifecycle_of(monitor, make.part("redis"), drain_delay=2.0)
 
     @lifecycle.worker
     async def fails():
@@ -399,12 +436,12 @@ async def test_a_worker_that_fails_ends_the_service_and_raises_from_the_block(
     with pytest.raises(LookupError, match="of the worker"):
         async with lifecycle:
             await asyncio.Event().wait()
-    assert now() == pytest.approx(3.0)  # the notice, and no patience with the body
+    assert now() == pytest.approx(3.0)  # the drain delay; the body is cancelled immediately
     assert lifecycle.report.reason == "the worker fails failed (LookupError)"
     assert "the worker fails failed" in caplog.text
 
 
-async def test_a_worker_that_does_not_end_is_cancelled(monitor, make):
+async def test_worker_that_does_not_end_is_cancelled(monitor, make):
     lifecycle = lifecycle_of(monitor, make.part("redis"), body_timeout=2.0)
 
     @lifecycle.worker
@@ -417,17 +454,17 @@ async def test_a_worker_that_does_not_end_is_cancelled(monitor, make):
     assert step(lifecycle, "workers").outcome == "late"
 
 
-async def test_a_part_that_ends_by_itself_ends_the_service(monitor, make, what, caplog):
+async def test_part_that_ends_unexpectedly_shuts_down_the_service(monitor, make, what, caplog):
     group = asyncio.TaskGroup()
 
     async def fails():
         await asyncio.sleep(1.0)
         raise LookupError("of a task")
 
-    async with lifecycle_of(monitor, group, make.part("redis"), notice=0.0) as lifecycle:
+    async with lifecycle_of(monitor, group, make.part("redis"), drain_delay=0.0) as lifecycle:
         group.create_task(fails(), name="a task of the group")
         await lifecycle.stopping.wait()
-    assert lifecycle.report.reason == "TaskGroup ended by itself"
+    assert lifecycle.report.reason == "TaskGroup ended unexpectedly"
     assert "of a task" in caplog.text
     assert what()[-1] == "redis closed"
 
@@ -435,25 +472,25 @@ async def test_a_part_that_ends_by_itself_ends_the_service(monitor, make, what, 
 # --- words
 
 
-async def test_the_end_is_one_record_with_everything_in_it(monitor, make, caplog):
+async def test_shutdown_is_one_log_record_with_every_step(monitor, make, caplog):
     caplog.set_level(logging.INFO, "resilient_io.lifecycle")
-    async with lifecycle_of(monitor, make.client("redis", closes=1.0), notice=2.0) as lifecycle:
+    async with lifecycle_of(monitor, make.client("redis", closes=1.0), drain_delay=2.0) as lifecycle:
         lifecycle.stop("a test")
         await lifecycle.stopping.wait()
-    started, told, ended = caplog.records
+    started, stopping, ended = caplog.records
     assert started.getMessage() == "started in 0.000 s"
-    assert told.getMessage() == (
-        "a test: not ready from now on, 2 s for the endpoints to notice, closed within 25 s"
+    assert stopping.getMessage() == (
+        "shutting down (a test): not ready from now on, drain delay 2 s, grace period 25 s"
     )
     assert ended.levelno == logging.INFO
     assert ended.getMessage() == (
-        "stopped in 3.000 s of 25 s (a test): notice 2.000 s, Client 1.000 s, HealthMonitor 0.000 s"
+        "stopped in 3.000 s of 25 s (a test): drain delay 2.000 s, Client 1.000 s, HealthMonitor 0.000 s"
     )
     assert ended.steps[1] == {"name": "Client", "seconds": 1.0, "outcome": "done", "left": ""}
     assert json.loads(json.dumps(lifecycle.report.as_dict()))["clean"] is True
 
 
-async def test_the_report_tells_what_was_not_delivered(monitor, make, caplog):
+async def test_report_contains_what_was_not_delivered(monitor, make, caplog):
     class Undelivered:
         failures = ("a record", "another")
 
@@ -467,7 +504,7 @@ async def test_the_report_tells_what_was_not_delivered(monitor, make, caplog):
     assert caplog.records[-1].levelno == logging.WARNING
 
 
-async def test_a_part_is_named_after_its_dependency(monitor, make):
+async def test_part_is_named_after_its_dependency(monitor, make):
     redis = make.client("redis")
     redis.health = monitor.critical[0]
     async with lifecycle_of(monitor, redis) as lifecycle:
@@ -477,66 +514,75 @@ async def test_a_part_is_named_after_its_dependency(monitor, make):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grace": 0}, "grace=0 is out of range"),
-        ({"notice": -1}, "notice=-1 is out of range"),
-        ({"grace": 6.0, "notice": 4.0}, "notice=4 leaves too little of grace=6"),
+        ({"grace_period": 0}, "grace_period=0 is out of range"),
+        ({"drain_delay": -1}, "drain_delay=-1 is out of range"),
+        ({"grace_period": 6.0, "drain_delay": 4.0}, "drain_delay=4 leaves too little of"),
         ({"start_timeout": "soon"}, "start_timeout='soon' is not a number"),
         ({"body_timeout": float("nan")}, "body_timeout=nan is out of range"),
     ],
 )
-def test_times_that_cannot_work_are_refused(monitor, options, message):
+def test_times_that_cannot_work_are_rejected(monitor, options, message):
     with pytest.raises(ConfigurationError, match=message):
         Lifecycle(monitor, **options)
 
 
-def test_what_is_no_part_is_refused(monitor, make):
-    with pytest.raises(ConfigurationError, match="no async context manager"):
+def test_objects_of_the_wrong_type_are_rejected(monitor, make):
+    with pytest.raises(TypeError, match="must be an async context manager"):
         Lifecycle(monitor, object())
     redis = make.part("redis")
-    with pytest.raises(ConfigurationError, match="given twice"):
+    with pytest.raises(ConfigurationError, match="passed twice"):
         Lifecycle(monitor, redis, servers=[redis])
-    with pytest.raises(ConfigurationError, match="is no HealthMonitor"):
+    with pytest.raises(TypeError, match="must be a HealthMonitor, not Part"):
         Lifecycle(redis)
-    with pytest.raises(ConfigurationError, match="is no async function"):
+    with pytest.raises(TypeError, match="must be an async function"):
         Lifecycle(monitor).worker(print)
     for parts in ([redis], type(redis)):
-        with pytest.raises(ConfigurationError, match="write each by itself"):
+        with pytest.raises(TypeError, match="pass each part as an argument"):
             Lifecycle(monitor, parts)
-    with pytest.raises(ConfigurationError, match=r"write servers=\[serve\(monitor, port=8080\)\]"):
+    with pytest.raises(TypeError, match=r"use servers=\[serve\(monitor, port=8080\)\]"):
         Lifecycle(monitor, servers=redis)
 
 
-@pytest.mark.parametrize("signals", [signal.SIGTERM, "TERM", ["SIGTERM"], [signal.SIGKILL], [999]])
-def test_signals_that_nobody_can_hear_are_refused(monitor, signals):
-    with pytest.raises(ConfigurationError, match=r"write signals=\[signal.SIGTERM\]"):
+@pytest.mark.parametrize(
+    ("signals", "error"),
+    [
+        (signal.SIGTERM, TypeError),
+        ("TERM", TypeError),
+        (["SIGTERM"], TypeError),
+        ([signal.SIGKILL], ConfigurationError),
+        ([999], ConfigurationError),
+    ],
+)
+def test_signals_that_cannot_be_handled_are_rejected(monitor, signals, error):
+    with pytest.raises(error, match=r"use signals=\[signal.SIGTERM\]"):
         Lifecycle(monitor, signals=signals)
 
 
-async def test_a_worker_that_comes_too_late_is_refused(monitor):
+async def test_worker_is_rejected_after_the_start(monitor):
     async def handle():
         pass
 
     async with lifecycle_of(monitor) as lifecycle:
-        with pytest.raises(ConfigurationError, match="too late"):
+        with pytest.raises(ConfigurationError, match="has started already"):
             lifecycle.worker(handle)
 
 
-async def test_a_worker_that_ends_by_a_cancellation_of_its_own_has_failed(monitor):
-    lifecycle = lifecycle_of(monitor, notice=0.0)
+async def test_worker_that_cancels_itself_has_failed(monitor):
+    lifecycle = lifecycle_of(monitor, drain_delay=0.0)
 
     @lifecycle.worker
     async def consume():
         await asyncio.sleep(1.0)
         raise asyncio.CancelledError
 
-    with pytest.raises(RuntimeError, match="the worker consume ended by a cancellation of its own"):
+    with pytest.raises(RuntimeError, match="the worker consume cancelled itself"):
         async with lifecycle:
             await lifecycle.stopping.wait()
     assert lifecycle.report.reason == "the worker consume failed (RuntimeError)"
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
-async def test_parts_that_never_end_stay_within_the_grace(monitor, count):
+async def test_parts_that_never_end_stay_within_the_grace_period(monitor, count):
     class Hanging:
         async def aclose(self):
             while not over.done():
@@ -544,7 +590,7 @@ async def test_parts_that_never_end_stay_within_the_grace(monitor, count):
                     await asyncio.shield(over)
 
     over = asyncio.get_running_loop().create_future()
-    lifecycle = lifecycle_of(monitor, *(Hanging() for _ in range(count)), notice=0.0, grace=5.0)
+    lifecycle = lifecycle_of(monitor, *(Hanging() for _ in range(count)), drain_delay=0.0, grace_period=5.0)
     async with lifecycle:
         began = now()
     assert now() - began < 5.01
@@ -555,15 +601,15 @@ async def test_parts_that_never_end_stay_within_the_grace(monitor, count):
     await asyncio.sleep(0.1)
 
 
-async def test_a_part_that_cannot_tell_its_figures_is_closed_like_any_other(monitor, make, what):
+async def test_part_whose_statistics_raise_is_closed_like_any_other(monitor, make, what):
     class Odd:
         def run_stats(self):
-            raise KeyError("of its own")
+            raise KeyError("a bug")
 
         async def aclose(self):
             await asyncio.sleep(1.0)
 
-    lifecycle = lifecycle_of(monitor, Odd(), make.part("redis"), notice=0.0)
+    lifecycle = lifecycle_of(monitor, Odd(), make.part("redis"), drain_delay=0.0)
     async with lifecycle:
         pass
     assert what()[-1] == "redis closed"
