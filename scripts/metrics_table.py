@@ -13,7 +13,7 @@ BEGIN, END = "<!-- metrics: begin -->", "<!-- metrics: end -->"
 
 
 def table() -> str:
-    lines = ["| OpenTelemetry | Prometheus | what it tells | labels |", "|---|---|---|---|"]
+    lines = ["| OpenTelemetry | Prometheus | meaning | labels |", "|---|---|---|---|"]
     for metric in CATALOG.values():
         samples = metric.sample_names
         in_prometheus = samples[0] if len(samples) == 1 else metric.prometheus_name

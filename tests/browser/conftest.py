@@ -59,7 +59,8 @@ class Page:
     async def until_messages(self, count: int = 1) -> None:
         """Wait until `count` further messages were shown."""
         await self.run(
-            "window.messages = 0;source.addEventListener('status', () => { window.messages += 1; });"
+            "window.messages = 0;"
+            "source.addEventListener('status', () => { window.messages += 1; });"
         )
         await self.until("return window.messages >= arguments[0]", count)
 

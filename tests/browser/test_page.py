@@ -159,7 +159,9 @@ async def test_screen_reader_announces_changes_only(page):
         await page.until_messages(2)
         assert await page.run("return announcement.textContent") == ""
         put(redis, "down")
-        await page.until_reads("#announcement", "Not ready. redis is down (refused: connection refused).")
+        await page.until_reads(
+            "#announcement", "Not ready. redis is down (refused: connection refused)."
+        )
 
 
 async def test_screen_reader_finds_landmarks_and_tables_with_headers_on_a_phone_too(

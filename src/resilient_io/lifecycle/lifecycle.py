@@ -165,9 +165,7 @@ class Lifecycle:
                 f"use `async def`, and pass the function without calling it"
             )
         if self.phase != "new":
-            raise ConfigurationError(
-                "the lifecycle has started already: call worker() before that"
-            )
+            raise ConfigurationError("the lifecycle has started already: call worker() before that")
         self._workers.append(function)
         return function
 

@@ -84,10 +84,10 @@ class TimeBudget:
 
 
 class Part:
-    """A part of a service: started (`__aenter__`, if it has one) and closed (`aclose`, or
-    `__aexit__`).
+    """A part of a service, which is started and closed in one task.
 
-    Both happen in one task, as context managers with a task group or a cancel scope require.
+    It is started by `__aenter__`, if it has one, and closed by `aclose`, or by `__aexit__`. One
+    task does both, as context managers with a task group or a cancel scope require.
 
     Args:
         thing: The client, server or other object.

@@ -50,9 +50,7 @@ def health_app(
         ConfigurationError: An argument has a wrong value, or Starlette is not installed.
         TypeError: An argument has the wrong type.
     """
-    return build_app(
-        Endpoints(monitor, clients=clients, metrics=metrics, status=status, name=name)
-    )
+    return build_app(Endpoints(monitor, clients=clients, metrics=metrics, status=status, name=name))
 
 
 def build_app(endpoints: Endpoints) -> Starlette:

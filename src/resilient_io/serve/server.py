@@ -208,7 +208,7 @@ class _Server(uvicorn.Server):
         sockets: Listening sockets.
     """
 
-    servers: list[asyncio.Server]  # type: ignore[assignment]
+    servers: list[asyncio.Server]
 
     def __init__(self, endpoints: Endpoints, sockets: Sequence[socket.socket]) -> None:
         config = uvicorn.Config(
@@ -230,7 +230,7 @@ class _Server(uvicorn.Server):
         self._exit = asyncio.Event()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Leave the signal handlers of the process as they are."""
         yield
 
@@ -398,26 +398,26 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Wait for a client that reads slowly, for a bounded time."""
         self._http.pause_writing()
-        if self._stall_timer is None:
-            self._stall_timer = self._loop.call_later(STALL_TIMEOUT, self.abort)
+        _cancel(self._stall_timer)
+        self._stall_timer = self._loop.call_later(STALL_TIMEOUT, self.abort)
 
     def resume_writing(self) -> None:
         """Continue to write."""
         self._http.resume_writing()
-        self._stall_timer = _cancel(self._stall_timer)
+        _cancel(self._stall_timer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything."""
         self._connections.discard(self)
-        self._request_timer = _cancel(self._request_timer)
-        self._stall_timer = _cancel(self._stall_timer)
+        _cancel(self._request_timer)
+        _cancel(self._stall_timer)
         self._http.connection_lost(exc)
         # uvicorn leaves the keep-alive timer of a connection that was reset.
         self._http._unset_keepalive_if_required()  # noqa: SLF001
 
     def begin_request(self) -> None:
         """Note that a request has been received."""
-        self._request_timer = _cancel(self._request_timer)
+        _cancel(self._request_timer)
         self._connections.answer(self)
 
     def end_request(self) -> None:

@@ -136,6 +136,4 @@ def _family(metric: Metric) -> Family:
 
 def _buckets(value: Distribution) -> list[tuple[str, float]]:
     bounds = [*(repr(boundary) for boundary in BOUNDARIES), "+Inf"]
-    return [
-        (bound, float(count)) for bound, count in zip(bounds, value.cumulative(), strict=True)
-    ]
+    return [(bound, float(count)) for bound, count in zip(bounds, value.cumulative(), strict=True)]

@@ -203,9 +203,7 @@ class Readings:
         source.add("resilient_io.dependency.state.age", *own, value=snapshot["age"])
         for (state, cause), count in dependency.transitions.items():
             why = "" if cause is None else cause.value
-            source.add(
-                "resilient_io.dependency.transitions", *own, state.value, why, value=count
-            )
+            source.add("resilient_io.dependency.transitions", *own, state.value, why, value=count)
         if dependency.latency is not None:
             source.add("resilient_io.dependency.latency", *own, value=dependency.latency)
         for outcome, count in snapshot["probes"].items():

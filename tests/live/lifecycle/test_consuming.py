@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of work on a real Kafka: what was handled is committed, the rest comes."""
+"""SIGTERM during work on a real Kafka: handled records are committed, the others redelivered."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ async def fill(kafka, topic, count):
         await producer.stop()
 
 
-async def test_a_sigterm_in_the_middle_of_work_loses_and_repeats_nothing(
+async def test_sigterm_during_work_loses_and_repeats_nothing(
     plain, redis_server, shared_kafka, name
 ):
     await fill(shared_kafka, name, COUNT)
@@ -35,14 +35,14 @@ async def test_a_sigterm_in_the_middle_of_work_loses_and_repeats_nothing(
 
     async def consume():
         return await plain(
-            "consume", environment=kafka, topic=name, group=name, notice=0.5, grace=20.0
+            "consume", environment=kafka, topic=name, group=name, drain_delay=0.5, grace_period=20.0
         )
 
     async with Redis(port=redis_server.port, decode_responses=True) as redis:
 
         async def handled(count):
             async with asyncio.timeout(90):
-                while await redis.llen(f"handled:{name}") < count:  # noqa: ASYNC110 -- of a process
+                while await redis.llen(f"handled:{name}") < count:  # noqa: ASYNC110 -- another process
                     await asyncio.sleep(0.02)
 
         first = await consume()
@@ -50,11 +50,11 @@ async def test_a_sigterm_in_the_middle_of_work_loses_and_repeats_nothing(
         first.send(signal.SIGTERM)
         await first.becomes("/readyz", 503)
         seen = await redis.llen(f"handled:{name}")
-        await handled(seen + 5)  # it goes on while the endpoints notice
+        await handled(seen + 5)  # it continues during the drain delay
         assert await first.exit_code() == 0
         report = first.found("ended")["report"]
         assert report["clean"] is True, report
-        # `run` ended by itself, and what comes after it still had its clients.
+        # `run` ended, and what follows it could still use the clients.
         assert first.order()[-5:] == ["body ends", "slow closes", "slow closed", "ended", "exits"]
         assert first.found("body ends")["left"] is True
         assert await redis.llen(f"handled:{name}") < COUNT

@@ -57,9 +57,7 @@ async def test_pipelined_requests_are_answered_in_order(server, connect):
     assert texts == ["alive\n", "ready\n", "started\n"]
 
 
-async def test_requests_for_another_protocol_are_answered_without_a_warning(
-    server, ask, caplog
-):
+async def test_requests_for_another_protocol_are_answered_without_a_warning(server, ask, caplog):
     reply = await ask(server.port, "/readyz", upgrade="h2c", http2_settings="AAMAAABkAAQAAP__")
     assert reply.status == 200
     async with asyncio.timeout(10):
@@ -118,7 +116,9 @@ async def test_reader_that_reads_nothing_costs_little_delays_no_other_and_is_dis
     monitor, connect, monkeypatch, until
 ):
     monkeypatch.setattr(events, "INTERVAL", 0.005)
-    monkeypatch.setattr(module, "STALL_TIMEOUT", 4.0)  # longer than the rest takes, also on a loaded machine
+    monkeypatch.setattr(
+        module, "STALL_TIMEOUT", 4.0
+    )  # longer than the rest takes, also on a loaded machine
     name = "s" * 50_000
     async with serve(monitor, name=name, host="127.0.0.1", port=0) as server:
         with await connect_a_reader_that_reads_nothing(server.port):

@@ -89,7 +89,7 @@ def diary():
 
 @pytest.fixture
 def make(diary):
-    """Return factories of parts: `make.part("db", starts=1.0)`, `make.source("orders", closes=2.0)`."""
+    """Return factories of parts, such as `make.source("orders", closes=2.0)`."""
     kinds = {"part": Part, "client": Client, "source": Source, "stubborn": Stubborn}
     return SimpleNamespace(**{name: functools.partial(kind, diary) for name, kind in kinds.items()})
 

@@ -19,7 +19,9 @@ def scene(make, diary):
         diary.clear()
         source = make.source("orders", starts=0.2, closes=0.3)
         parts = [source, make.part("redis", starts=0.2, closes=0.3)]
-        lifecycle = Lifecycle(HealthMonitor(Dependency("redis")), *parts, drain_delay=0.5, signals=())
+        lifecycle = Lifecycle(
+            HealthMonitor(Dependency("redis")), *parts, drain_delay=0.5, signals=()
+        )
         lifecycle.worker(source.run)
         yield lifecycle
         await lifecycle.aclose()
@@ -55,7 +57,9 @@ async def run_as_lifespan(lifecycle):
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("body", [run_the_block, stop_in_the_block, close_in_the_block, run_as_lifespan])
+@pytest.mark.parametrize(
+    "body", [run_the_block, stop_in_the_block, close_in_the_block, run_as_lifespan]
+)
 async def test_cancellation_at_any_point_returns_immediately_and_leaves_nothing_behind(scene, body):
     report = await cancel_everywhere(body, setup=scene)
     assert report.complete

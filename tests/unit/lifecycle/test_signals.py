@@ -76,7 +76,9 @@ async def test_body_that_a_server_ends_may_use_all_of_the_remaining_time(monitor
 async def test_parts_are_closed_within_the_grace_period_if_the_server_does_not_end(
     monitor, make, what, handler
 ):
-    async with Lifecycle(monitor, make.part("redis"), grace_period=20.0, drain_delay=5.0) as lifecycle:
+    async with Lifecycle(
+        monitor, make.part("redis"), grace_period=20.0, drain_delay=5.0
+    ) as lifecycle:
         await send(signal.SIGTERM)
         await asyncio.sleep(30.0)
         make.part("body").note("was not cancelled")
@@ -147,9 +149,7 @@ async def test_two_signals_at_the_same_time_count_as_one(monitor, make):
     assert not lifecycle.report.hurried
 
 
-async def test_third_signal_goes_to_the_previous_handler_immediately(
-    monitor, make, handler, calls
-):
+async def test_third_signal_goes_to_the_previous_handler_immediately(monitor, make, handler, calls):
     async with Lifecycle(monitor, make.client("redis", closes=9.0), drain_delay=5.0) as lifecycle:
         await send(signal.SIGTERM)
         await asyncio.sleep(SAME_SIGNAL)
@@ -161,7 +161,9 @@ async def test_third_signal_goes_to_the_previous_handler_immediately(
     assert lifecycle.report.hurried
 
 
-async def test_signal_during_a_shutdown_without_one_goes_to_the_previous_handler(monitor, make, handler, calls):
+async def test_signal_during_a_shutdown_without_one_goes_to_the_previous_handler(
+    monitor, make, handler, calls
+):
     redis = make.client("redis", closes=5.0)
     async with Lifecycle(monitor, redis) as lifecycle:
         asyncio.get_running_loop().call_later(1.0, signal.raise_signal, signal.SIGTERM)
@@ -214,7 +216,9 @@ async def test_inner_lifecycle_passes_the_signal_to_the_outer_one(make):
 def test_sigint_ends_the_program_like_asyncio_runner_after_everything_is_closed(make, what):
     async def main():
         monitor = HealthMonitor(Dependency("redis"))
-        async with Lifecycle(monitor, make.client("redis", closes=1.0), drain_delay=2.0) as lifecycle:
+        async with Lifecycle(
+            monitor, make.client("redis", closes=1.0), drain_delay=2.0
+        ) as lifecycle:
             await send(signal.SIGINT)
             await lifecycle.stopping.wait()
             make.part("body").note("ends")

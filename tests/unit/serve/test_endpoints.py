@@ -52,7 +52,9 @@ async def test_critical_dependency_that_is_down_fails_readiness_and_nothing_else
     assert endpoints.answer("/readyz", "GET").status == 200
 
 
-async def test_shared_dependency_that_is_down_is_reported_but_keeps_the_service_ready(endpoints, service):
+async def test_shared_dependency_that_is_down_is_reported_but_keeps_the_service_ready(
+    endpoints, service
+):
     service.put(service.orders, DOWN)
     service.put(service.cache, DEGRADED)
     assert text_of(endpoints.answer("/readyz", "GET")) == (
@@ -92,7 +94,10 @@ async def test_service_has_not_started_before_its_dependencies_are_known():
     redis = Dependency("redis")
     async with HealthMonitor(redis) as monitor:
         endpoints = Endpoints(monitor)
-        assert text_of(endpoints.answer("/startupz", "GET")) == (503, "not started: redis is unknown")
+        assert text_of(endpoints.answer("/startupz", "GET")) == (
+            503,
+            "not started: redis is unknown",
+        )
         redis.succeeded()
         assert endpoints.answer("/startupz", "GET").status == 200
         redis.failed(Cause.RESET, definite=True)

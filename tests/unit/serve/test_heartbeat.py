@@ -11,7 +11,8 @@ import pytest
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency, HealthMonitor, State
-from resilient_io.serve import Heartbeat, heartbeat as module
+from resilient_io.serve import Heartbeat
+from resilient_io.serve import heartbeat as module
 from resilient_io.testing import cancel_everywhere
 
 
@@ -67,7 +68,10 @@ async def test_file_contains_the_reasons_of_an_unhealthy_service(path, service, 
         await asyncio.sleep(0.1)
         document = json.loads(path.read_text())
     assert (document["ready"], document["alive"], document["state"]) == (False, False, "down")
-    assert document["because"] == ["redis is down (refused: connection refused)", "its supervisor died"]
+    assert document["because"] == [
+        "redis is down (refused: connection refused)",
+        "its supervisor died",
+    ]
 
 
 async def test_file_is_written_every_interval_and_on_every_change(path, service, writes):
@@ -107,9 +111,7 @@ async def test_file_is_replaced_as_a_whole_or_not_at_all(path, service, monkeypa
     assert [each.name for each in path.parent.iterdir()] == ["heartbeat.json"]
 
 
-async def test_write_failure_is_logged_once_and_retried(
-    tmp_path, service, caplog
-):
+async def test_write_failure_is_logged_once_and_retried(tmp_path, service, caplog):
     caplog.set_level(logging.INFO, logger="resilient_io.serve")
     directory = tmp_path / "later"
     async with Heartbeat(service.monitor, directory / "heartbeat.json"):

@@ -82,7 +82,7 @@ class FakeConnection(Connection):
 def test_connections_close_the_one_that_has_waited_longest(monkeypatch):
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
     connections = Connections()
-    first, second, third, fourth, fifth = made = [FakeConnection() for _ in range(5)]
+    first, _, third, fourth, fifth = made = [FakeConnection() for _ in range(5)]
     for each in made[:3]:
         connections.wait(each)
     connections.answer(first)

@@ -57,7 +57,11 @@ async def test_status_contains_the_state_of_the_monitor_and_its_reasons(monitor,
     status = build_status(monitor, name="orders")
     assert (status["service"], status["state"]) == ("orders", "up")
     assert (status["ready"], status["started"], status["alive"]) == (True, True, True)
-    assert (status["unready_reasons"], status["liveness_failures"], status["draining"]) == ([], [], False)
+    assert (status["unready_reasons"], status["liveness_failures"], status["draining"]) == (
+        [],
+        [],
+        False,
+    )
     go_down(redis)
     status = build_status(monitor)
     assert (status["ready"], status["alive"], status["state"]) == (False, True, "down")
@@ -152,12 +156,8 @@ async def test_clients_are_shown_with_their_names_and_counters_without_network_a
     consumer = ResilientKafkaConsumer(
         "orders", bootstrap_servers="kafka.example:9092", group_id="billing"
     )
-    status = build_status(
-        monitor, {"cache": redis, "orders out": producer, "orders in": consumer}
-    )
-    kinds = [
-        (client["kind"], client["name"], client["dependency"]) for client in status["clients"]
-    ]
+    status = build_status(monitor, {"cache": redis, "orders out": producer, "orders in": consumer})
+    kinds = [(client["kind"], client["name"], client["dependency"]) for client in status["clients"]]
     assert kinds == [
         ("redis", "cache", "redis cache.example:6379/0"),
         ("producer", "orders out", "kafka kafka.example:9092"),

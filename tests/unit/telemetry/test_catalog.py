@@ -1,4 +1,4 @@
-"""The names of all metrics, in OpenTelemetry and in Prometheus."""
+"""The names of all metrics in OpenTelemetry and Prometheus."""
 
 import importlib
 from pathlib import Path
@@ -20,7 +20,7 @@ CONVENTIONAL = {
 }
 
 
-def test_a_name_is_one_of_the_conventions_or_ours():
+def test_names_are_conventional_or_in_the_library_s_namespace():
     others = [name for name in CATALOG if not name.startswith("resilient_io.")]
     assert sorted(others) == sorted(CONVENTIONAL)
     assert {name: CATALOG[name].kind for name in others} == CONVENTIONAL
@@ -41,21 +41,21 @@ def test_a_name_is_one_of_the_conventions_or_ours():
         ("messaging.client.sent.messages", ["messaging_client_sent_messages_total"]),
     ],
 )
-def test_the_name_in_prometheus_is_what_opentelemetry_s_rule_makes_of_it(name, samples):
+def test_prometheus_names_follow_opentelemetry_s_translation(name, samples):
     assert list(CATALOG[name].sample_names) == samples
 
 
-def test_no_two_metrics_share_a_name_in_prometheus():
+def test_prometheus_names_are_unique():
     names = [sample for metric in CATALOG.values() for sample in metric.sample_names]
     assert len(names) == len(set(names))
 
 
-def test_labels_are_named_once_each():
+def test_labels_of_a_metric_are_unique():
     for metric in CATALOG.values():
         assert len(set(metric.prometheus_labels)) == len(metric.labels), metric.name
 
 
-def test_the_how_to_lists_every_metric_as_it_is(monkeypatch):
+def test_how_to_lists_every_metric(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = importlib.import_module("metrics_table")
     document = script.PAGE.read_text()
