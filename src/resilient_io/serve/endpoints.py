@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
 from resilient_io.health import HealthMonitor, State
-from resilient_io.health._wording import describe
+from resilient_io.health.states import describe
 from resilient_io.telemetry.clients import name_clients
 from resilient_io.text import clean_text, redact_credentials
 from resilient_io.validation import check_name

@@ -16,6 +16,7 @@ import uvicorn
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.tasks import log_task_death
+from resilient_io.text import format_address
 from resilient_io.validation import check_count, check_number
 
 from .asgi import build_app
@@ -190,7 +191,7 @@ class HealthServer:
 
     def __repr__(self) -> str:
         state = "listening" if self._task else "closed" if self._server else "not started"
-        return f"<HealthServer {_format_address(self._host, self._port)}: {state}>"
+        return f"<HealthServer {_describe_address(self._host, self._port)}: {state}>"
 
 
 class _Server(uvicorn.Server):
@@ -512,12 +513,12 @@ def _bind_error(error: OSError, host: str | None, port: int) -> OSError:
         reason = os.strerror(error.errno)  # the standard library's text repeats the address
     return OSError(
         error.errno,
-        f"cannot serve probes on {_format_address(host, port)}: {reason}; "
+        f"cannot serve probes on {_describe_address(host, port)}: {reason}; "
         f"use another host= or port=, or port=0 for a free port",
     )
 
 
-def _format_address(host: str | None, port: int) -> str:
+def _describe_address(host: str | None, port: int) -> str:
     if host is None:
         return f"all addresses, port {port}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return format_address(host, port)

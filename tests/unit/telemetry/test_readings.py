@@ -13,7 +13,7 @@ from resilient_io import (
     ResilientKafkaProducer,
     ResilientRedis,
 )
-from resilient_io.redis.stats import Latencies
+from resilient_io.histogram import Latencies
 from resilient_io.telemetry import readings as reading_module
 from resilient_io.telemetry.catalog import BOUNDARIES
 from resilient_io.telemetry.readings import Distribution, Readings
