@@ -9,9 +9,7 @@ it knows, by setting results. A reply is a result; so are `LaneLost` and `Handov
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import sys
-import termios
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -519,8 +517,18 @@ class Watchdog:
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return size
-        queued: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        return size + int.from_bytes(queued, sys.byteorder)
+        return size + _unacknowledged(sock.fileno())
+
+
+def _unacknowledged(descriptor: int) -> int:
+    """Return the bytes in a socket's send queue; 0 where the kernel does not report them."""
+    if sys.platform != "linux":
+        return 0
+    import fcntl  # noqa: PLC0415 (not on Windows)
+    import termios  # noqa: PLC0415 (not on Windows)
+
+    queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(queued, sys.byteorder)
 
 
 _ENOUGH = 16
