@@ -1,4 +1,4 @@
-"""In which event loop metrics are read, made before it as they may be; and after a fork."""
+"""The event loop in which metrics are read, and forks."""
 
 import asyncio
 import json
@@ -10,16 +10,16 @@ from resilient_io import HealthMonitor, ResilientRedis
 from resilient_io.telemetry.readings import Readings
 
 
-def test_what_was_made_before_the_loop_is_read_in_it_and_in_the_next(monkeypatch):
+def test_metrics_created_before_the_event_loop_are_read_in_it_and_in_the_next_one(monkeypatch):
     redis = ResilientRedis(port=1)
     readings = Readings(HealthMonitor(redis.health), [redis])
     stats, threads = redis.stats, []
 
-    def seen():
+    def recorded_stats():
         threads.append(threading.get_ident())
         return stats()
 
-    monkeypatch.setattr(redis, "stats", seen)
+    monkeypatch.setattr(redis, "stats", recorded_stats)
 
     async def serve():
         async with redis:
@@ -30,7 +30,7 @@ def test_what_was_made_before_the_loop_is_read_in_it_and_in_the_next(monkeypatch
     assert threads == [threading.get_ident()] * 2
 
 
-def test_a_process_forked_from_the_loop_does_not_count_what_its_parent_counts():
+def test_process_forked_during_the_event_loop_has_no_metrics():
     redis = ResilientRedis(port=1)
     readings = Readings(HealthMonitor(redis.health), [redis])
     reading, writing = os.pipe()
@@ -39,21 +39,21 @@ def test_a_process_forked_from_the_loop_does_not_count_what_its_parent_counts():
         async with redis:
             assert readings.collect()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of threads, which the child does not use
+                warnings.simplefilter("ignore")  # about threads, which the child does not use
                 child = os.fork()
             if child == 0:
                 os.write(writing, json.dumps(len(readings.collect())).encode())
                 os._exit(0)
-            os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
+            os.waitpid(child, 0)  # noqa: ASYNC222 - it ends immediately
             assert readings.collect()
 
     asyncio.run(fork())
     os.close(writing)
-    with os.fdopen(reading) as told:
-        assert json.load(told) == 0
+    with os.fdopen(reading) as output:
+        assert json.load(output) == 0
 
 
-def test_one_that_was_not_in_use_before_a_fork_is_the_childs_own():
+def test_metrics_that_were_not_in_use_before_a_fork_work_in_the_child():
     redis = ResilientRedis(port=1)
     readings = Readings(HealthMonitor(redis.health), [redis])
     with warnings.catch_warnings():
