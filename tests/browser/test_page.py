@@ -316,6 +316,7 @@ async def test_long_errors_are_hidden_until_the_user_clicks(page):
     error = "Error while reading: " + "connection reset by peer, " * 8
     async with HealthMonitor(redis) as monitor, serve(monitor, host=HOST, port=0) as server:
         redis.succeeded()
+        assert monitor.started
         redis.failed(Cause.RESET, error, definite=True)
         await page.open(server.port)
         await page.until_reads("#headline", "Not ready")

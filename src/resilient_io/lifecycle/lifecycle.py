@@ -15,7 +15,7 @@ from resilient_io.errors import Closed, ConfigurationError
 from resilient_io.health import HealthMonitor
 from resilient_io.validation import check_number, check_seconds
 
-from .parts import Body, Part, TimeBudget, Workers, name_parts
+from .parts import Body, Part, TimeBudget, WorkerTasks, name_parts
 from .report import LifecycleReport, LifecycleStep, Outcome, log
 from .signals import SignalWatch
 
@@ -124,7 +124,7 @@ class Lifecycle:
             signals=_check_signals(signals),
         )
         self._workers: list[Callable[[], Coroutine[Any, Any, object]]] = []
-        self._run = _Run(self._plan, self._workers)
+        self._run = _LifecycleRun(self._plan, self._workers)
 
     def __repr__(self) -> str:
         names = ", ".join(name for _, name in self._plan.parts)
@@ -234,7 +234,7 @@ class Lifecycle:
         run.leave("aclose() was called")
         await asyncio.wait([run.close("aclose() was called")])
 
-    def _begin(self, *, hosted: bool) -> _Run:
+    def _begin(self, *, hosted: bool) -> _LifecycleRun:
         if self.phase not in {"new", "stopped"}:
             raise RuntimeError(
                 f"this Lifecycle is {self.phase}: it can be started again after it has stopped"
@@ -242,7 +242,7 @@ class Lifecycle:
         if self.phase == "stopped" or hosted:
             # The `stopping` event of a new run may be in use already.
             stopping = self._run.stopping if self.phase == "new" else None
-            self._run = _Run(self._plan, self._workers, hosted=hosted, stopping=stopping)
+            self._run = _LifecycleRun(self._plan, self._workers, hosted=hosted, stopping=stopping)
         return self._run
 
 
@@ -278,7 +278,7 @@ class _Plan:
             )
 
 
-class _Run:
+class _LifecycleRun:
     """One use of a `Lifecycle`, from the start to the end of the shutdown.
 
     Args:
@@ -300,7 +300,7 @@ class _Run:
         self._monitor = plan.monitor
         self._hosted = hosted
         self._parts = [Part(thing, name, self._part_ended) for thing, name in plan.parts]
-        self._workers = Workers(workers, self._worker_failed)
+        self._workers = WorkerTasks(workers, self._worker_failed)
         self._stop_reason: tuple[str, int | None] | None = None
         self._signals: SignalWatch | None = None
         self._starting: asyncio.Task[None] | None = None

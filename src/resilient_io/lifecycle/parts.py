@@ -302,7 +302,7 @@ def _close_timeout(share: float, aclose: Callable[..., object]) -> dict[str, flo
     return {"timeout": min(share, default) if isinstance(default, (int, float)) else share}
 
 
-class Workers:
+class WorkerTasks:
     """Runs each function once, in a task, and reports the first failure.
 
     Args:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
-from .endpoints import PATHS, Answer, Endpoints
+from .endpoints import PATHS, Endpoints, HttpAnswer
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -64,7 +64,7 @@ class _Handler:
         self._path = path
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request."""
+        """HttpAnswer a request."""
         answer = self._endpoints.answer(
             self._path,
             request.method,
@@ -75,7 +75,7 @@ class _Handler:
             return await self._stream(answer, request)
         return web.Response(status=answer.status, headers=dict(answer.headers), body=answer.body)
 
-    async def _stream(self, answer: Answer, request: web.Request) -> web.StreamResponse:
+    async def _stream(self, answer: HttpAnswer, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
         transport = request.transport
         with self._endpoints.events.open(transport.abort if transport else None) as reader:

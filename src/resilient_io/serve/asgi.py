@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .endpoints import PATHS, Answer, Endpoints
+from .endpoints import PATHS, Endpoints, HttpAnswer
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resilient_io.health import HealthMonitor
     from resilient_io.telemetry.clients import Clients
 
-    from .events import Reader
+    from .events import EventReader
 
 
 def health_app(
@@ -89,12 +89,12 @@ class _Endpoint:
         await response(scope, receive, send)
 
 
-def _response(answer: Answer, method: str) -> Response:
+def _response(answer: HttpAnswer, method: str) -> Response:
     body = b"" if method == "HEAD" else answer.body
     return Response(body, answer.status, dict(answer.headers))
 
 
-async def _stream(answer: Answer, reader: Reader, receive: Receive, send: Send) -> None:
+async def _stream(answer: HttpAnswer, reader: EventReader, receive: Receive, send: Send) -> None:
     """Send events until the reader ends. Only `receive` reports that the client disconnected."""
     headers = Headers(dict(answer.headers)).raw
     watching = asyncio.create_task(_until_disconnected(receive), name="resilient-io /events reader")

@@ -16,7 +16,7 @@ from resilient_io.telemetry.clients import name_clients
 from resilient_io.text import clean_text, redact_credentials
 from resilient_io.validation import check_name
 
-from .events import Broadcast
+from .events import StatusBroadcast
 from .status import build_status, content_security_policy, status_page
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _FALSE: Final = {"0", "false", "no"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class HttpAnswer:
     """A response.
 
     Attributes:
@@ -86,7 +86,7 @@ class Endpoints:
         metrics: None for the library's metrics, a registry for its contents, False for none.
         status: Whether to answer `/status` and `/events`.
         name: Service name.
-        closes_streams: See `Broadcast`.
+        closes_streams: See `StatusBroadcast`.
 
     Raises:
         ConfigurationError: An argument has a wrong value.
@@ -116,8 +116,8 @@ class Endpoints:
         self._metrics = _Metrics(monitor, clients, metrics)
         self._page = status_page().encode()
         self._policy = content_security_policy(self._page.decode())
-        self.events = Broadcast(monitor, self._status_json, closes_streams=closes_streams)
-        self._handlers: dict[str, Callable[[dict[str, list[str]], str], Answer]] = {
+        self.events = StatusBroadcast(monitor, self._status_json, closes_streams=closes_streams)
+        self._handlers: dict[str, Callable[[dict[str, list[str]], str], HttpAnswer]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/startupz": self._startupz,
@@ -126,7 +126,7 @@ class Endpoints:
             "/events": self._open_events if status else _no_status,
         }
 
-    def answer(self, path: str, method: str, *, query: str = "", accept: str = "") -> Answer:
+    def answer(self, path: str, method: str, *, query: str = "", accept: str = "") -> HttpAnswer:
         """Return the response to a request; HEAD is answered like GET, without the body.
 
         Args:
@@ -142,12 +142,12 @@ class Endpoints:
             return _text(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", ("allow", "GET, HEAD"))
         return handler(parse_qs(query, keep_blank_values=True), accept)
 
-    def _livez(self, query: dict[str, list[str]], accept: str) -> Answer:
+    def _livez(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
         failures = _clean(self._monitor.liveness_failures)
         text = f"not alive: {'; '.join(failures)}" if failures else "alive"
         return self._probe(not failures, text, liveness_document, query, accept)
 
-    def _readyz(self, query: dict[str, list[str]], accept: str) -> Answer:
+    def _readyz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
         monitor = self._monitor
         if monitor.ready:
             problems = _clean(
@@ -160,7 +160,7 @@ class Endpoints:
             text = f"not ready: {'; '.join(_clean(monitor.unready_reasons))}"
         return self._probe(monitor.ready, text, readiness_document, query, accept)
 
-    def _startupz(self, query: dict[str, list[str]], accept: str) -> Answer:
+    def _startupz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
         monitor = self._monitor
         text = "started"
         if not monitor.started:
@@ -174,7 +174,7 @@ class Endpoints:
         document: Callable[[HealthMonitor, str], dict[str, object]],
         query: dict[str, list[str]],
         accept: str,
-    ) -> Answer:
+    ) -> HttpAnswer:
         status = HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE
         form = preferred_type(accept, (_PLAIN, HEALTH_JSON, _JSON))
         if "verbose" in query and query["verbose"][-1].lower() not in _FALSE:
@@ -182,21 +182,21 @@ class Endpoints:
         if form == _PLAIN:
             return _text(status, text, ("vary", "accept"))
         body = _json(document(self._monitor, self._name)).encode()
-        return Answer(status=status, content_type=form, body=body, extra=(("vary", "accept"),))
+        return HttpAnswer(status=status, content_type=form, body=body, extra=(("vary", "accept"),))
 
-    def _show_status(self, query: dict[str, list[str]], accept: str) -> Answer:
+    def _show_status(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
         requested = query.get("format", [""])[-1]
         form = {"json": _JSON, "html": _HTML}.get(requested) or preferred_type(
             accept, (_HTML, _JSON)
         )
         if form == _JSON:
-            return Answer(
+            return HttpAnswer(
                 status=HTTPStatus.OK,
                 content_type=_JSON,
                 body=self._status_json().encode(),
                 extra=(("vary", "accept"),),
             )
-        return Answer(
+        return HttpAnswer(
             status=HTTPStatus.OK,
             content_type=f"{_HTML}; charset=utf-8",
             body=self._page,
@@ -207,14 +207,14 @@ class Endpoints:
             ),
         )
 
-    def _open_events(self, _: dict[str, list[str]], __: str) -> Answer:
+    def _open_events(self, _: dict[str, list[str]], __: str) -> HttpAnswer:
         if self.events.full:
             return _text(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "closing" if self.events.closed else "too many readers",
                 ("retry-after", "5"),
             )
-        return Answer(
+        return HttpAnswer(
             status=HTTPStatus.OK,
             content_type="text/event-stream; charset=utf-8",
             extra=(("x-accel-buffering", "no"),),  # otherwise nginx would delay the events
@@ -255,7 +255,7 @@ class _Metrics:
         self._source = source or None
         self._recent: dict[str, tuple[float, bytes]] = {}
 
-    def answer(self, _: dict[str, list[str]], accept: str) -> Answer:
+    def answer(self, _: dict[str, list[str]], accept: str) -> HttpAnswer:
         """Return the metrics, at most `METRICS_SECONDS` old, in the format that is preferred."""
         if self._off:
             return _text(HTTPStatus.NOT_FOUND, "metrics are switched off")
@@ -274,7 +274,7 @@ class _Metrics:
             if len(self._recent) >= _MAX_FORMATS:
                 self._recent.clear()
             self._recent[content_type] = (now, body)
-        return Answer(
+        return HttpAnswer(
             status=HTTPStatus.OK,
             content_type=content_type,
             body=body,
@@ -437,7 +437,7 @@ def _specificity(name: str, offered: str) -> int:
 # --- responses
 
 
-def _no_status(_: dict[str, list[str]], __: str) -> Answer:
+def _no_status(_: dict[str, list[str]], __: str) -> HttpAnswer:
     return _text(HTTPStatus.NOT_FOUND, "the status page is switched off")
 
 
@@ -445,8 +445,8 @@ def _clean(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(clean_text(text) for text in texts)
 
 
-def _text(status: HTTPStatus, text: str, *extra: tuple[str, str]) -> Answer:
-    return Answer(
+def _text(status: HTTPStatus, text: str, *extra: tuple[str, str]) -> HttpAnswer:
+    return HttpAnswer(
         status=status,
         content_type=f"{_PLAIN}; charset=utf-8",
         body=f"{text}\n".encode(errors="backslashreplace"),

@@ -27,7 +27,7 @@ MAX_READERS: Final = 64
 _RECONNECT: Final = b"retry: 1000\n\n"
 
 
-class Broadcast:
+class StatusBroadcast:
     """The event stream of one service.
 
     Args:
@@ -49,7 +49,7 @@ class Broadcast:
         self.number = 0
         self._frame_number: int | None = None
         self._frame = b""
-        self._readers: list[Reader] = []
+        self._readers: list[EventReader] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._subscription: Subscription[MonitorChange] | None = None
@@ -64,7 +64,7 @@ class Broadcast:
         """Whether the service is about to stop."""
         return self._monitor.draining
 
-    def open(self, abort: Callable[[], object] | None = None) -> Reader:
+    def open(self, abort: Callable[[], object] | None = None) -> EventReader:
         """Return a new reader, a context manager.
 
         Args:
@@ -77,14 +77,14 @@ class Broadcast:
             self._readers.clear()
             self._loop = loop
         self._frame_number = None  # a new reader gets the current status, not that of the last tick
-        reader = Reader(self, abort, until=loop.time() + STREAM_SECONDS)
+        reader = EventReader(self, abort, until=loop.time() + STREAM_SECONDS)
         self._readers.append(reader)
         if self._timer is None:
             self._timer = loop.call_later(INTERVAL, self._tick)
             self._subscription = self._monitor.on_change(lambda _: self._publish())
         return reader
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, reader: EventReader) -> None:
         """Remove a reader."""
         if reader in self._readers:
             self._readers.remove(reader)
@@ -127,11 +127,11 @@ class Broadcast:
             self._subscription = None
 
 
-class Reader:
+class EventReader:
     """One stream: `async for chunk in reader` yields what to send until the stream ends."""
 
     def __init__(
-        self, broadcast: Broadcast, abort: Callable[[], object] | None, *, until: float
+        self, broadcast: StatusBroadcast, abort: Callable[[], object] | None, *, until: float
     ) -> None:
         self._broadcast = broadcast
         self._abort = abort

@@ -224,7 +224,7 @@ class _Server(uvicorn.Server):
             workers=1,
         )
         super().__init__(config)
-        self.connections = Connections()
+        self.connections = HttpConnections()
         self.servers = []
         self.listening = asyncio.Event()
         self._sockets = sockets
@@ -282,10 +282,10 @@ class _Server(uvicorn.Server):
             sock.close()
 
     def _accept(self) -> asyncio.Protocol:
-        return Connection(self.connections, self.config, self.server_state)
+        return HttpConnection(self.connections, self.config, self.server_state)
 
 
-class Connections:
+class HttpConnections:
     """The open connections, those that wait for a request and those that are being answered.
 
     When there are too many, the connection that has waited longest without completing a request is
@@ -295,18 +295,18 @@ class Connections:
 
     def __init__(self) -> None:
         # Dicts, because they keep the order in which the connections came into this state.
-        self._waiting: dict[Connection, None] = {}
-        self._answering: dict[Connection, None] = {}
+        self._waiting: dict[HttpConnection, None] = {}
+        self._answering: dict[HttpConnection, None] = {}
         self.empty = asyncio.Event()
         self.empty.set()
 
-    def __iter__(self) -> Iterator[Connection]:
+    def __iter__(self) -> Iterator[HttpConnection]:
         return iter([*self._waiting, *self._answering])
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._answering)
 
-    def wait(self, connection: Connection) -> None:
+    def wait(self, connection: HttpConnection) -> None:
         """Add a connection that waits for a request, or note that its response is complete."""
         self._answering.pop(connection, None)
         self._waiting.pop(connection, None)
@@ -319,13 +319,13 @@ class Connections:
             self.discard(oldest)
             oldest.abort()
 
-    def answer(self, connection: Connection) -> None:
+    def answer(self, connection: HttpConnection) -> None:
         """Note that a connection has received a request."""
         if connection in self._waiting:
             del self._waiting[connection]
             self._answering[connection] = None
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: HttpConnection) -> None:
         """Remove a connection."""
         self._waiting.pop(connection, None)
         self._answering.pop(connection, None)
@@ -343,7 +343,7 @@ class Connections:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """uvicorn's HTTP protocol, with a limit for slow clients in both directions.
 
     Args:
@@ -352,7 +352,9 @@ class Connection(asyncio.Protocol):
         server_state: uvicorn's list of connections and tasks.
     """
 
-    def __init__(self, connections: Connections, config: uvicorn.Config, server_state: Any) -> None:
+    def __init__(
+        self, connections: HttpConnections, config: uvicorn.Config, server_state: Any
+    ) -> None:
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -441,10 +443,10 @@ class Connection(asyncio.Protocol):
 
 
 def _track_requests(app: ASGIApp) -> ASGIApp:
-    """Return an application that reports each request to its `Connection`."""
+    """Return an application that reports each request to its `HttpConnection`."""
 
     async def tracked(scope: Scope, receive: Receive, send: Send) -> None:
-        connection: Connection = scope["state"].pop(_CONNECTION)
+        connection: HttpConnection = scope["state"].pop(_CONNECTION)
         connection.begin_request()
         try:
             await app(scope, receive, send)

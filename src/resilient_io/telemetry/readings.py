@@ -150,7 +150,7 @@ class Readings:
     def _read(self) -> list[Reading]:
         found: list[Reading] = []
         for name, read in self._sources():
-            source = _Source(self._totals)
+            source = _SourceReadings(self._totals)
             try:
                 read(source)
             # Supervisor boundary: a bug in one source must not hide the metrics of the others.
@@ -160,7 +160,7 @@ class Readings:
                 found += source.readings
         return found
 
-    def _sources(self) -> Iterator[tuple[str, Callable[[_Source], None]]]:
+    def _sources(self) -> Iterator[tuple[str, Callable[[_SourceReadings], None]]]:
         yield "the service", self._read_service
         yield "liveness", self._read_liveness
         for name, dependency in self._dependencies:
@@ -179,7 +179,7 @@ class Readings:
                 extra={"event": "metrics_not_read", "part": name, "error": kind},
             )
 
-    def _read_service(self, source: _Source) -> None:
+    def _read_service(self, source: _SourceReadings) -> None:
         monitor = self._monitor
         source.add("resilient_io.service.ready", value=monitor.ready)
         source.add("resilient_io.service.started", value=monitor.started)
@@ -191,10 +191,10 @@ class Readings:
                 source.add("resilient_io.event_loop.stalled", value=lag.stalled)
                 break
 
-    def _read_liveness(self, source: _Source) -> None:
+    def _read_liveness(self, source: _SourceReadings) -> None:
         source.add("resilient_io.service.alive", value=self._monitor.alive)
 
-    def _read_dependency(self, name: str, dependency: Dependency, source: _Source) -> None:
+    def _read_dependency(self, name: str, dependency: Dependency, source: _SourceReadings) -> None:
         own = (name, self._monitor.role_of(dependency))
         snapshot = cast("Mapping[str, Any]", dependency.snapshot())
         for state in State:
@@ -213,7 +213,7 @@ class Readings:
         source.add("resilient_io.dependency.parts_lost", *own, value=len(snapshot["parts_lost"]))
 
 
-class _Source:
+class _SourceReadings:
     """The readings of one source: the service, a dependency or a client."""
 
     def __init__(self, totals: _Totals) -> None:
@@ -305,7 +305,7 @@ class _LoopFinder:
 # --- the counters of the clients
 
 
-def _read_redis(name: str, redis: ResilientRedis, source: _Source) -> None:
+def _read_redis(name: str, redis: ResilientRedis, source: _SourceReadings) -> None:
     add = source.add
     stats = redis.stats()
     own = (name, clean_text(redis.health.name))
@@ -330,7 +330,7 @@ def _read_redis(name: str, redis: ResilientRedis, source: _Source) -> None:
     add("resilient_io.redis.io", *own, "receive", value=stats.bytes_received)
 
 
-def _read_producer(name: str, producer: ResilientKafkaProducer, source: _Source) -> None:
+def _read_producer(name: str, producer: ResilientKafkaProducer, source: _SourceReadings) -> None:
     add = source.add
     stats = producer.stats()
     own = (name, clean_text(producer.health.name))
@@ -353,7 +353,7 @@ def _read_producer(name: str, producer: ResilientKafkaProducer, source: _Source)
     add("resilient_io.kafka.log_records_dropped", *own, value=stats.log_records_dropped)
 
 
-def _read_consumer(name: str, consumer: ResilientKafkaConsumer, source: _Source) -> None:
+def _read_consumer(name: str, consumer: ResilientKafkaConsumer, source: _SourceReadings) -> None:
     add = source.add
     stats = consumer.stats()
     client = (name, clean_text(consumer.health.name))
@@ -380,7 +380,9 @@ def _read_consumer(name: str, consumer: ResilientKafkaConsumer, source: _Source)
     _read_run(own, consumer, source)
 
 
-def _read_run(own: tuple[str, ...], consumer: ResilientKafkaConsumer, source: _Source) -> None:
+def _read_run(
+    own: tuple[str, ...], consumer: ResilientKafkaConsumer, source: _SourceReadings
+) -> None:
     add = source.add
     run = consumer.run_stats()
     if run is None:
@@ -422,7 +424,7 @@ def _bounded_lag(lags: Mapping[Any, int]) -> dict[tuple[str, str], int]:
     return found
 
 
-_READERS: dict[str, Callable[[str, Any, _Source], None]] = {
+_READERS: dict[str, Callable[[str, Any, _SourceReadings], None]] = {
     "redis": _read_redis,
     "producer": _read_producer,
     "consumer": _read_consumer,

@@ -277,13 +277,13 @@ class KafkaSpans:
         self._tracer = tracer
         self._group = group
 
-    def sending(self, topic: str, headers: Headers) -> Sending:
+    def sending(self, topic: str, headers: Headers) -> RecordSpan:
         """Start the span of a record that is being sent; the headers carry its context.
 
         A record that has a context already keeps it, because it was created elsewhere.
         """
         if is_suppressed():
-            return Sending(None, [])
+            return RecordSpan(None, [])
         carried = _carried_context(headers)
         has_parent = get_current_span().get_span_context().is_valid
         span = self._tracer.start_span(
@@ -300,7 +300,7 @@ class KafkaSpans:
         injected: dict[str, str] = {}
         if not carried:
             propagate.inject(injected, context=set_span_in_context(span))
-        return Sending(span, [(name, value.encode()) for name, value in injected.items()])
+        return RecordSpan(span, [(name, value.encode()) for name, value in injected.items()])
 
     def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
         """Start the span of a call of the handler.
@@ -336,7 +336,7 @@ class KafkaSpans:
         return running(span)
 
 
-class Sending:
+class RecordSpan:
     """The span of a record that is being sent.
 
     Args:

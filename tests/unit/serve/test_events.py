@@ -8,7 +8,7 @@ import pytest
 from resilient_io.health import Dependency, HealthMonitor, State
 from resilient_io.serve import events
 from resilient_io.serve.endpoints import Endpoints
-from resilient_io.serve.events import Broadcast
+from resilient_io.serve.events import StatusBroadcast
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def test_event_is_built_once_for_all_readers_and_never_without_readers(ser
         made.append(1)
         return "{}"
 
-    stream = Broadcast(service.monitor, status, closes_streams=True)
+    stream = StatusBroadcast(service.monitor, status, closes_streams=True)
     await asyncio.sleep(10)
     assert made == []
     with stream.open() as one, stream.open() as two:
@@ -190,7 +190,7 @@ def test_readers_of_a_closed_event_loop_are_removed():
         await anext(stream.open())
 
     monitor = HealthMonitor(Dependency("redis"))
-    stream = Broadcast(monitor, lambda: "{}", closes_streams=True)
+    stream = StatusBroadcast(monitor, lambda: "{}", closes_streams=True)
     asyncio.run(leave_one())
     asyncio.run(read())
     assert stream._readers == []

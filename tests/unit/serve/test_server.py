@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from resilient_io.serve import server as module
 from resilient_io.serve.endpoints import Endpoints
-from resilient_io.serve.server import Connection, Connections, _Server
+from resilient_io.serve.server import HttpConnection, HttpConnections, _Server
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_server_leaves_the_loggers_and_signals_of_the_process_alone(servic
         logging.getLogger("uvicorn.access").removeHandler(handler)
 
 
-class FakeConnection(Connection):
+class FakeHttpConnection(HttpConnection):
     def __init__(self):
         self.aborted = False
 
@@ -81,8 +81,8 @@ class FakeConnection(Connection):
 
 def test_connections_close_the_one_that_has_waited_longest(monkeypatch):
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
-    connections = Connections()
-    first, _, third, fourth, fifth = made = [FakeConnection() for _ in range(5)]
+    connections = HttpConnections()
+    first, _, third, fourth, fifth = made = [FakeHttpConnection() for _ in range(5)]
     for each in made[:3]:
         connections.wait(each)
     connections.answer(first)
@@ -97,8 +97,8 @@ def test_connections_close_the_one_that_has_waited_longest(monkeypatch):
 
 def test_connections_close_a_slow_reader_if_no_other_one_waits(monkeypatch):
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
-    connections = Connections()
-    first, second, third = made = [FakeConnection() for _ in range(3)]
+    connections = HttpConnections()
+    first, second, third = made = [FakeHttpConnection() for _ in range(3)]
     for each in (first, second):
         connections.wait(each)
         connections.answer(each)
