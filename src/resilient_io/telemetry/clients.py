@@ -42,9 +42,10 @@ def kind_of(client: object) -> Kind:
 
 
 def name_clients(clients: object) -> dict[str, Any]:
-    """Return the clients by name: the mapping's key, the client's `name`, or its kind.
+    """Return the clients by name: the mapping's key, the client's own name, or its kind.
 
-    Names that occur twice are numbered from the second on.
+    A client's own name is its `name=`, or that of its dependency if no other client shares it. Names
+    that occur twice are numbered from the second on.
 
     Raises:
         ConfigurationError: A name is empty, or a client is passed twice.
@@ -59,7 +60,7 @@ def name_clients(clients: object) -> dict[str, Any]:
             kind_of(client)
         found = dict(clients)
     elif isinstance(clients, Sequence) and not isinstance(clients, str):
-        found = dict(number_duplicates((_default_name(client), client) for client in clients))
+        found = dict(number_duplicates((_own_name(client, clients), client) for client in clients))
     else:
         raise TypeError(
             f"clients must be a sequence or a mapping, not {type(clients).__name__}: "
@@ -86,13 +87,23 @@ def number_duplicates(pairs: Iterable[tuple[str, _T]]) -> list[tuple[str, _T]]:
     return found
 
 
+_DEFAULT_NAMES = ("redis ", "kafka ")
+"""What the default names of dependencies start with; the address follows."""
+
 _EXAMPLE = "pass clients={'cache': redis}"
 
 
-def _default_name(client: object) -> str:
+def _own_name(client: Any, clients: Sequence[Any]) -> str:
     kind = kind_of(client)
     name = getattr(client, "name", None)
-    return name if isinstance(name, str) and name else kind
+    if not isinstance(name, str) or not name:
+        return kind
+    if name == client.health.name:
+        # Without `name=`, this is the name of the dependency, by default the server's address.
+        shared = sum(getattr(each, "health", None) is client.health for each in clients) > 1
+        if shared or name.startswith(_DEFAULT_NAMES):
+            return kind
+    return name
 
 
 def _check_unique(clients: Mapping[str, Any]) -> None:

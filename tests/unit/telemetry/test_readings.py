@@ -65,6 +65,32 @@ async def test_names_of_a_mapping_become_labels(monitor):
     assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["cache"]
 
 
+async def test_name_of_a_client_becomes_its_label(monitor, monkeypatch):
+    clients = [ResilientRedis(), ResilientRedis(), ResilientKafkaProducer()]
+    for client, name in zip(clients, ("cart", "cart", "orders"), strict=True):
+        monkeypatch.setattr(client, "name", name, raising=False)
+    readings = Readings(monitor, clients)
+    found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
+    assert found == ["cart", "cart 2", "orders"]
+    readings = Readings(monitor, {"sessions": clients[0]})
+    assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["sessions"]
+
+
+async def test_client_without_a_name_of_its_own_is_called_by_its_kind(monitor, monkeypatch):
+    shared = Dependency("kafka")
+    clients = [
+        ResilientRedis(),
+        ResilientKafkaProducer(health=shared),
+        ResilientKafkaConsumer("orders", group_id="billing", health=shared),
+        ResilientRedis(health=Dependency("cart")),
+    ]
+    for client in clients:  # the default of `name=`
+        monkeypatch.setattr(client, "name", client.health.name, raising=False)
+    readings = Readings(monitor, clients)
+    found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
+    assert found == ["redis", "producer", "consumer", "cart"]
+
+
 async def test_transitions_are_counted_by_state_and_cause(monitor):
     redis, kafka = monitor.dependencies
     readings = Readings(monitor, ())
