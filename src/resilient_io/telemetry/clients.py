@@ -44,8 +44,8 @@ def kind_of(client: object) -> Kind:
 def name_clients(clients: object) -> dict[str, Any]:
     """Return the clients by name: the mapping's key, the client's own name, or its kind.
 
-    A client's own name is its `name=`, or that of its dependency if no other client shares it. Names
-    that occur twice are numbered from the second on.
+    A client's own name is its `name=`, or that of its dependency if no other client shares it.
+    Names that occur twice are numbered from the second on.
 
     Raises:
         ConfigurationError: A name is empty, or a client is passed twice.
