@@ -284,14 +284,19 @@ async def test_address_of_a_host_name_that_cannot_be_used_is_skipped(monitor, as
         assert (await ask(server.port, "/livez")).status == 200
 
 
-async def test_server_starts_once_and_closes_idempotently(monitor):
+async def test_server_closes_idempotently_and_can_be_started_again(monitor, ask, connect):
     server = serve(monitor, host="127.0.0.1", port=0)
-    await server.start()
-    with pytest.raises(RuntimeError, match="can be started once"):
+    for _ in range(2):
         await server.start()
-    await server.aclose()
-    await server.aclose()
-    assert "closed" in repr(server)
+        with pytest.raises(RuntimeError, match="is listening already"):
+            await server.start()
+        assert (await ask(server.port, "/livez")).status == 200
+        async with connect(server.port) as page:
+            page.send("/events")
+            assert (await page.event())["ready"] is True
+        await server.aclose()
+        await server.aclose()
+        assert "closed" in repr(server)
     await serve(monitor).aclose()
 
 
