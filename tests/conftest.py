@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["resilient_io.testing.pytest_plugin"]
-
 _UNIT = Path(__file__).parent / "unit"
 _FAILED = pytest.StashKey[bool]()
 

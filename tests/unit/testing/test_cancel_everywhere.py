@@ -68,7 +68,7 @@ async def test_a_cancel_that_a_child_swallowed_counts_too():
 
     report = await cancel_everywhere(coroutine)
     assert [each.moment for each in report.swallowed] == [Moment.WAITING]
-    assert "what it awaited ate the cancel" in report.swallowed[0].detail
+    assert "because its awaitable swallowed it" in report.swallowed[0].detail
 
 
 async def test_a_result_that_was_ready_is_no_excuse():
@@ -137,7 +137,7 @@ async def test_a_coroutine_that_never_obeys_is_ended_and_reported():
                 await asyncio.Event().wait()
 
     report = await cancel_everywhere(coroutine, max_points=1, moments=[Moment.SUSPENDED])
-    assert report.late[0].detail == "it never ended"
+    assert report.late[0].detail == "never ended"
     assert report.leaked_tasks
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from resilient_io.testing import ServerError, encode
-from resilient_io.testing._resp import ProtocolGarbageError, ReplyScanner, RequestScanner
+from resilient_io.testing import ServerError
+from resilient_io.testing.resp import InvalidReplyError, ReplyScanner, RequestScanner, encode
 
 REQUESTS = [
     encode("SET", "k", "a\r\n*1\r\n$4\r\nPING\r\n"),
@@ -98,7 +98,7 @@ def test_garbage_in_place_of_a_reply_is_noticed(garbage):
 
 
 def test_errors_of_the_kit_are_told_apart():
-    assert not issubclass(ServerError, ProtocolGarbageError)
+    assert not issubclass(ServerError, InvalidReplyError)
     assert (
         encode("SET", 1, b"\xff", 0.5)
         == b"*4\r\n$3\r\nSET\r\n$1\r\n1\r\n$1\r\n\xff\r\n$3\r\n0.5\r\n"

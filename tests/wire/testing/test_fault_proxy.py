@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from resilient_io.testing import FaultProxy, encode, free_port
+from resilient_io.testing import FaultProxy, free_port
+from resilient_io.testing.resp import encode
 
 
 class Client:
@@ -529,7 +530,7 @@ async def test_a_request_split_into_single_bytes_is_one_request(fault_proxy, con
 
 
 def test_faults_count_from_one():
-    with pytest.raises(ValueError, match="count from 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         FaultProxy(1).drop_reply("GET", nth=0)
     with pytest.raises(ValueError, match="there is reset"):
         FaultProxy(1).reset_after(0, "replies")

@@ -27,8 +27,8 @@ from resilient_io.testing import (
     ServerError,
     embedded_kafka,
 )
-from resilient_io.testing.kafka._storage import Seat, Storage
-from resilient_io.testing.kafka._wire import Inquirer
+from resilient_io.testing.kafka.distribution import ClusterMember, Storage
+from resilient_io.testing.kafka.wire import BrokerQueries
 
 
 def lives(pid):
@@ -150,7 +150,7 @@ async def test_credentials_are_asked_for_and_shown_in_no_repr():
 
         assert await read(server.direct_servers, "private", 2) == [b"1", b"2"]
         assert "secret" not in repr(server)
-        assert "secret" not in repr(vars(server)["_seat"])
+        assert "secret" not in repr(vars(server)["_member"])
 
 
 async def test_options_become_lines_of_the_configuration():
@@ -223,7 +223,7 @@ async def test_without_what_make_servers_laid_out_kafkas_own_tool_formats(shared
     await server.aclose()
     # What the tool wrote is copied from then on.
     storage = Storage(bare, tmp_path / "data")
-    assert storage.copy_format(Seat(node=2, cluster_id="ours", voters={}))
+    assert storage.copy_format(ClusterMember(node=2, cluster_id="ours", voters={}))
     assert storage.is_formatted
     assert "node.id=2\n" in (tmp_path / "data" / "meta.properties").read_text()
 
@@ -270,8 +270,8 @@ async def test_a_cluster_goes_on_without_the_leader_and_takes_it_back(kafka_clus
     assert sorted(got) == [b"1", b"2"]
     # What one broker says, the others say.
     for broker in cluster.brokers:
-        [inquirer] = broker._inquirers
-        assert (await inquirer.metadata(["led"])).topics.keys() == {"led"}
+        [queries] = broker._queries
+        assert (await queries.metadata(["led"])).topics.keys() == {"led"}
     with pytest.raises(LookupError, match="no broker has the id 9"):
         cluster.broker(9)
 
@@ -329,7 +329,7 @@ async def test_the_wheels_broker_is_a_handle_like_the_others_but_keeps_nothing()
 async def test_a_look_into_a_broker_that_is_not_there_fails_as_any_connection():
     server = embedded_kafka()
     with pytest.raises(OSError, match="Connect"):
-        await Inquirer(server.host, server.port).metadata()
+        await BrokerQueries(server.host, server.port).metadata()
     with pytest.raises(OSError, match="Connect"):
         await server.topics()
     await server.aclose()

