@@ -10,9 +10,11 @@ import ast
 import fnmatch
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PATHS = (
     *("src", "tests", "docs", "examples", "benchmarks", "demo", "scripts"),
@@ -77,6 +79,8 @@ PATTERNS = {
 
 
 class Finding(NamedTuple):
+    """A form in a file, and what to write instead."""
+
     line: int
     text: str
 

@@ -1,4 +1,4 @@
-"""The process of a server under test: start, kill, freeze and restart it; it never outlives ours."""
+"""A server's process, which tests can start, kill, freeze and restart."""
 
 from __future__ import annotations
 

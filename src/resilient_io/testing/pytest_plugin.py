@@ -20,7 +20,7 @@ from resilient_io import testing
 try:
     from pytest_asyncio import fixture as async_fixture
 except ModuleNotFoundError:  # its async fixtures may be of use with another plugin, such as anyio's
-    async_fixture = pytest.fixture
+    async_fixture = pytest.fixture  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -39,37 +39,23 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-# Skip tests without their server
-
-
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, _T, _T]:
-    """Skip a test if a fixture raises `NoServerError`."""
-    return (yield from _skip_without_server())
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None, _T, _T]:
-    """Skip a test that raises `NoServerError`."""
-    return (yield from _skip_without_server())
-
-
-def _skip_without_server() -> Generator[None, _T, _T]:
-    try:
-        return (yield)
-    except Exception as error:
-        process = sys.modules.get("resilient_io.testing.process")
-        if process is None or not isinstance(error, process.NoServerError):
-            raise
-        skip_without_server(error)
-        raise
-
-
-def skip_without_server(reason: object) -> None:
-    """Skip the current test, or fail it if RESILIENT_IO_REQUIRE_SERVERS is 1."""
-    if os.environ.get(REQUIRE_VARIABLE) == "1":
-        pytest.fail(f"{REQUIRE_VARIABLE}=1, but {reason}", pytrace=False)
-    pytest.skip(f"NEEDS A SERVER: {reason}")
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skip a test that raised `NoServerError`, or whose fixture did, and remember failures."""
+    report = yield
+    process = sys.modules.get("resilient_io.testing.process")
+    if process is not None and call.excinfo and call.excinfo.errisinstance(process.NoServerError):
+        reason = str(call.excinfo.value)
+        if os.environ.get(REQUIRE_VARIABLE) == "1":
+            report.longrepr = f"{REQUIRE_VARIABLE}=1, but {reason}"
+        else:
+            path, line, _ = item.reportinfo()
+            report.outcome = "skipped"
+            report.longrepr = (str(path), (line or 0) + 1, f"Skipped: NEEDS A SERVER: {reason}")
+    item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
+    return report
 
 
 # Virtual time
@@ -199,16 +185,6 @@ async def fault_proxy(
         yield proxy
         if not request.node.stash.get(_FAILED, False):
             proxy.assert_faults_used()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether a test has failed."""
-    report = yield
-    item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
-    return report
 
 
 # Leaks

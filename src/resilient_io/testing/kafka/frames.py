@@ -214,7 +214,7 @@ class KafkaReplyStream:
             self._kept += head
 
     def _fault_of(self, correlation: int) -> tuple[KafkaRequest, Fault] | None:
-        """Remove the answered request, and those before it, which have no reply; return its fault."""
+        """Remove the answered request and those before it; return the fault that hits it."""
         place = next(
             (
                 place
@@ -226,7 +226,7 @@ class KafkaReplyStream:
         if place is None:
             return None
         for _ in range(place):
-            self._unanswered.popleft()  # Produce with acks=0
+            self._unanswered.popleft()  # Produce with acks=0 has no reply
         request, fault = self._unanswered.popleft()
         return (request, fault) if fault is not None else None
 

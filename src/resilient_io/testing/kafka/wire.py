@@ -59,7 +59,9 @@ class KafkaServerError(ServerError):
     """
 
     def __init__(self, code: int, detail: str | None) -> None:
-        super().__init__(f"code {code}: {detail or _DESCRIPTIONS.get(code, 'see the Kafka protocol')}")
+        super().__init__(
+            f"code {code}: {detail or _DESCRIPTIONS.get(code, 'see the Kafka protocol')}"
+        )
         self.code = code
 
 
@@ -211,7 +213,9 @@ class BrokerQueries:
             + struct.pack(">ihii", partitions, count, 0, len(config))
         )
         body += b"".join(text(option) + text(value) for option, value in config.items())
-        reader = await self._send(_CREATE_TOPICS, body + struct.pack(">i?", _BROKER_TIMEOUT_MS, False))
+        reader = await self._send(
+            _CREATE_TOPICS, body + struct.pack(">i?", _BROKER_TIMEOUT_MS, False)
+        )
         reader.int32()  # throttle time
         for _ in range(reader.int32()):
             reader.text()
