@@ -255,7 +255,7 @@ async def test_proxy_works_with_the_stand_in():
 
 def test_unknown_request_names_are_rejected():
     proxy = FaultProxy(1, protocol="kafka")
-    with pytest.raises(ValueError, match="no request of Kafka is called 'SET'; there are Produce"):
+    with pytest.raises(ValueError, match="unknown Kafka request 'SET': use Produce"):
         proxy.drop_reply("SET")
     proxy.drop_reply("joingroup")
     with pytest.raises(ValueError, match="leave protocol=None out"):

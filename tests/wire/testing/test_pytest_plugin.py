@@ -9,7 +9,7 @@ CONFIGURATION = """
 asyncio_mode = {mode}
 asyncio_default_fixture_loop_scope = function
 filterwarnings = error
-addopts = --strict-markers -p no:cacheprovider
+addopts = --strict-markers -p no:cacheprovider -rs
 """
 
 
