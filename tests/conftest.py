@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import sys
 import warnings
@@ -40,6 +41,17 @@ def _default_signal_handlers() -> Iterator[None]:
     yield
     for number, handler in previous.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _restored_loggers() -> Iterator[None]:
+    """Undo what the commands do in a test that runs them in this process: they silence loggers."""
+    loggers = [logging.getLogger(name) for name in ("resilient_io", "aiokafka")]
+    before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, propagate, handlers in before:
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.hookimpl(wrapper=True)

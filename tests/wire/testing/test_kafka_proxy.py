@@ -258,5 +258,5 @@ def test_unknown_request_names_are_rejected():
     with pytest.raises(ValueError, match="unknown Kafka request 'SET': use Produce"):
         proxy.drop_reply("SET")
     proxy.drop_reply("joingroup")
-    with pytest.raises(ValueError, match="leave protocol=None out"):
+    with pytest.raises(ValueError, match="need a protocol"):
         FaultProxy(1, protocol=None).hold()
