@@ -199,7 +199,7 @@ def _called(call: ast.Call) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether the table has a command, or subcommands of it."""
+    """Return whether the table has a command or its subcommands."""
     return lookup((name,)).known or any(each.startswith(f"{name} ") for each in known_names())
 
 

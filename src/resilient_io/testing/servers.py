@@ -196,8 +196,8 @@ class RedisServer(ServerProcess):
             without = ("Failed finding TLS support", "'tls-port")
             if self.tls_port is not None and any(each in str(error) for each in without):
                 raise NoServerError(
-                    f"{self._binary or find_redis()} was built without TLS: install a redis-server that "
-                    f"has it (`make servers` in a checkout), or name one in {ENVIRONMENT_VARIABLE}"
+                    f"{self._binary or find_redis()} was built without TLS: install a redis-server "
+                    f"with TLS, or set {ENVIRONMENT_VARIABLE} to the path of one"
                 ) from None
             raise
 
