@@ -1,6 +1,7 @@
 """The lane that policy, health and statistics are measured against.
 
-The same code (`resilient_io.redis.lane.Lane`: one connection, futures, packing, one write a tick)
+The same code (`resilient_io.redis.connection.Lane`: one connection, futures, packing, one write a
+tick)
 under the same command methods of redis-py; what `ResilientRedis` adds is switched off: the gate,
 the command table, the deadline, the watchdog's times, latencies, counters, loop lag.
 """
@@ -13,10 +14,9 @@ from typing import Any, Self
 import hiredis
 import redis.asyncio as driver
 
-from resilient_io.redis.dial import dial
-from resilient_io.redis.lane import Lane
-from resilient_io.redis.stats import Latencies
-from resilient_io.redis.target import PoolTarget
+from resilient_io.histogram import Latencies
+from resilient_io.redis.connect import PoolTarget, dial
+from resilient_io.redis.connection import Lane
 
 _get_callback: Any = dict.get
 

@@ -1,7 +1,7 @@
-"""How often, how long and what may be repeated; and the loop that repeats it.
+"""Retries: the policy of a client, the budget of a dependency, backoff, and the retry loop.
 
-The only module that imports tenacity. It is entered at the first failure: a call that succeeds
-at once costs nothing here.
+Only this module imports tenacity. The loop is entered at the first failure, so a call that succeeds
+at the first attempt does not pay for it.
 """
 
 from __future__ import annotations
@@ -13,30 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import tenacity
 
-from resilient_io.deadlines import (
-    Deadline,
-    context_without_deadline,
-    current_deadline,
-    deadline,
-)
 from resilient_io.errors import ConfigurationError
-from resilient_io.validation import check_count, check_number, check_seconds
+from resilient_io.validation import check_choice, check_count, check_number, check_seconds
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
-
-__all__ = [
-    "Deadline",
-    "Repeat",
-    "RetryBudget",
-    "RetryPolicy",
-    "WhileDown",
-    "context_without_deadline",
-    "current_deadline",
-    "deadline",
-    "retrying",
-]
 
 T = TypeVar("T")
 
@@ -52,32 +34,33 @@ _MAX_DOUBLINGS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a client treats a call that fails, and how long it may take.
+    """How often and which failed calls a client repeats, and how long a call may take.
 
-    Contradictions are refused when it is made. Three attempts with full jitter, and the size and
-    proportions of the budget, are those of the AWS SDKs' standard mode; that retries are bounded
-    by successes, and made at one layer only, follows Google's SRE book.
+    The policy rejects contradictory values when it is created. Three attempts with full jitter and
+    the size and costs of the budget are those of the AWS SDKs' standard retry mode. Limiting
+    retries by successes, and retrying at one layer only, follows Google's SRE book.
 
     Args:
-        attempts: Attempts of a call, the first included.
-        backoff: Upper bound of the first backoff, in seconds; it doubles with each retry. The
-            wait is drawn evenly between 0 and the bound (full jitter).
-        backoff_cap: Greatest bound of a backoff, in seconds.
-        deadline: Total seconds of a call over queueing, connecting, attempts and backoff; None
-            for no bound but an enclosing `resilient_io.deadline`.
-        response_timeout: Seconds of silence, with calls outstanding, after which a connection is
-            given up.
-        connect_timeout: Seconds for making one connection, handshake included.
-        repeat: The most that may be repeated after it was maybe applied: "read",
-            "idempotent" (plain overwrites too), "conditional" (their effect cannot repeat, but the
-            reply may mislead) or "any" (increments, pushes, scripts: may be applied twice).
-        while_down: "fail" raises at once while the dependency is down; "wait" waits for it
-            within the deadline.
-        retry_budget: Tokens shared by all calls to the dependency. A retry costs 5, after a
-            timeout 10; a success earns 1. 0 forbids retries, `math.inf` bounds none.
+        attempts: Maximum number of attempts of a call, including the first.
+        backoff: Upper bound of the first backoff, in seconds. It doubles with each retry. The
+            backoff is drawn evenly between 0 and the bound (full jitter).
+        backoff_cap: Largest upper bound of a backoff, in seconds.
+        deadline: Maximum total time of a call in seconds, over queueing, connecting, attempts and
+            backoff, or None for no limit except an enclosing `resilient_io.deadline`.
+        response_timeout: Seconds without a byte from the server, while calls are outstanding, after
+            which a connection is considered dead.
+        connect_timeout: Maximum time in seconds to open one connection, including the handshake.
+        repeat: The calls that may be repeated after they were maybe applied: "read",
+            "idempotent" (also plain overwrites), "conditional" (also calls whose effect cannot
+            happen twice, but whose second reply may mislead) or "any" (also increments, pushes
+            and scripts, which may then be applied twice).
+        while_down: "fail" raises an error immediately while the dependency is down; "wait" waits
+            for the dependency within the deadline.
+        retry_budget: Tokens shared by all calls to the dependency. A retry costs 5 tokens, or 10
+            after a timeout; a success earns 1. 0 forbids retries, `math.inf` sets no limit.
 
     Raises:
-        ConfigurationError: A value is out of range, or two contradict each other.
+        ConfigurationError: A value is out of range, or two values contradict each other.
     """
 
     attempts: int = 3
@@ -91,19 +74,19 @@ class RetryPolicy:
     retry_budget: float = 500.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Reject invalid values."""
         check_count("attempts", self.attempts)
         check_number("backoff", self.backoff)
         check_number("backoff_cap", self.backoff_cap)
         check_seconds("response_timeout", self.response_timeout)
         check_seconds("connect_timeout", self.connect_timeout)
         check_number("retry_budget", self.retry_budget, finite=False)
-        _check_choice("repeat", self.repeat, get_args(Repeat))
-        _check_choice("while_down", self.while_down, get_args(WhileDown))
+        check_choice("repeat", self.repeat, get_args(Repeat))
+        check_choice("while_down", self.while_down, get_args(WhileDown))
         if self.backoff > self.backoff_cap:
             message = (
                 f"backoff={self.backoff!r} is above backoff_cap={self.backoff_cap!r}: "
-                f"write backoff_cap={self.backoff!r} or more"
+                f"use backoff_cap={self.backoff!r} or more"
             )
             raise ConfigurationError(message)
         if self.deadline is None:
@@ -114,13 +97,13 @@ class RetryPolicy:
             if self.deadline < value:
                 message = (
                     f"deadline={self.deadline!r} is below {name}={value!r}, which could never be "
-                    f"reached: write {name}={self.deadline!r} or less, or bound single calls "
+                    f"reached: use {name}={self.deadline!r} or less, or limit single calls "
                     f"with `with resilient_io.deadline({self.deadline!r}):`"
                 )
                 raise ConfigurationError(message)
 
     def replace(self, **changes: Any) -> RetryPolicy:
-        """Return a policy with some values changed.
+        """Return a copy of the policy with some values changed.
 
         Raises:
             ConfigurationError: A value is out of range, contradicts another, or is unknown.
@@ -128,33 +111,68 @@ class RetryPolicy:
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                message = f"RetryPolicy has no {name!r}: write one of {', '.join(known)}"
+                message = f"RetryPolicy has no option {name!r}: use one of {', '.join(known)}"
                 raise ConfigurationError(message)
         return dataclasses.replace(self, **changes)
 
     def backoff_before(self, retry: int, rng: random.Random) -> float:
         """Return the seconds to wait before the `retry`-th retry (1 is the first)."""
-        bound = self.backoff * 2.0 ** min(retry - 1, _MAX_DOUBLINGS)
-        return rng.random() * min(bound, self.backoff_cap)
+        return rng.random() * backoff_bound(self.backoff, self.backoff_cap, retry)
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        wanted = " or ".join(f'{name}="{choice}"' for choice in choices)
-        message = f"{name}={value!r} is unknown: write {wanted}"
-        raise ConfigurationError(message)
+def backoff_bound(initial: float, cap: float, retry: int) -> float:
+    """Return the upper bound, in seconds, of the backoff before a retry (1 is the first)."""
+    return min(initial * 2.0 ** min(retry - 1, _MAX_DOUBLINGS), cap)
+
+
+class Backoff:
+    """Backoff of a background task: doubles with each failure, with full jitter.
+
+    Args:
+        initial: Upper bound of the first backoff, in seconds.
+        cap: Largest upper bound, in seconds.
+        rng: Source of the jitter, or None for no jitter.
+        floor: Shortest backoff, in seconds.
+    """
+
+    __slots__ = ("_cap", "_floor", "_initial", "_rng", "failures")
+
+    def __init__(
+        self, initial: float, cap: float, rng: random.Random | None = None, *, floor: float = 0.0
+    ) -> None:
+        self._initial = initial
+        self._cap = cap
+        self._rng = rng
+        self._floor = floor
+        self.failures = 0
+
+    def next(self, *, cap: float | None = None) -> float:
+        """Count a failure and return the seconds to wait after it.
+
+        Args:
+            cap: Another upper bound for this wait, in seconds.
+        """
+        self.failures += 1
+        bound = backoff_bound(self._initial, self._cap if cap is None else cap, self.failures)
+        if self._rng is None:
+            return max(self._floor, bound)
+        return self._rng.uniform(self._floor, max(self._floor, bound))
+
+    def reset(self) -> None:
+        """Start again with the first backoff."""
+        self.failures = 0
 
 
 class RetryBudget:
-    """Tokens for retries: spent by them, earned back by successful calls.
+    """A token bucket that limits retries: a retry spends tokens, a successful call earns one.
 
-    Shared by all calls to one dependency, so that a struggling server is not buried under
-    retries. It never waits. A success costs the call nothing: the bucket looks at the counter of
-    successes only when it is asked for a token.
+    All calls to one dependency share it, so that retries cannot overload a struggling server. It
+    never waits. A success costs the call nothing: the bucket reads the counter of successes only
+    when a token is requested.
 
     Args:
-        capacity: Most tokens it can hold, and how many it starts with. 0 forbids every retry,
-            `math.inf` bounds none.
+        capacity: Maximum number of tokens, and the initial number. 0 forbids every retry,
+            `math.inf` sets no limit.
         successes: Returns how many calls have succeeded so far; each earns one token.
     """
 
@@ -168,7 +186,7 @@ class RetryBudget:
 
     @property
     def tokens(self) -> float:
-        """Tokens left now."""
+        """The number of tokens left."""
         seen = self._successes()
         if seen > self._seen:
             self._tokens = min(self.capacity, self._tokens + (seen - self._seen))
@@ -176,7 +194,7 @@ class RetryBudget:
         return self._tokens
 
     def try_spend(self, cost: float) -> bool:
-        """Take `cost` tokens; take none and return False when there are too few."""
+        """Take `cost` tokens, or take none and return False if there are too few."""
         tokens = self.tokens
         if tokens < cost:
             return False
@@ -184,7 +202,7 @@ class RetryBudget:
         return True
 
     def refund(self, cost: float) -> None:
-        """Give back tokens of a retry that was cancelled before it began."""
+        """Return the tokens of a retry that was cancelled before it began."""
         self._tokens = min(self.capacity, self.tokens + cost)
 
 

@@ -21,15 +21,15 @@ def test_the_defaults_are_those_of_the_design():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"attempts": 0}, "attempts=0 must be a whole number of at least 1"),
-        ({"attempts": 2.5}, "attempts=2.5 must be a whole number"),
-        ({"attempts": True}, "attempts=True must be a whole number"),
-        ({"backoff": -0.1}, "backoff=-0.1 is out of range: write a finite number of at least 0"),
+        ({"attempts": 0}, "attempts=0 must be an integer of at least 1"),
+        ({"attempts": 2.5}, "attempts=2.5 must be an integer"),
+        ({"attempts": True}, "attempts=True must be an integer"),
+        ({"backoff": -0.1}, "backoff=-0.1 is out of range: use a finite number of at least 0"),
         ({"backoff": math.nan}, "backoff=nan is out of range"),
         ({"backoff": "fast"}, "backoff='fast' is not a number"),
-        ({"backoff": 2.0}, "backoff=2.0 is above backoff_cap=1.0: write backoff_cap=2.0"),
+        ({"backoff": 2.0}, "backoff=2.0 is above backoff_cap=1.0: use backoff_cap=2.0"),
         ({"backoff_cap": math.inf}, "backoff_cap=inf is not finite"),
-        ({"deadline": 0}, "deadline=0 is out of range: write a finite number above 0"),
+        ({"deadline": 0}, "deadline=0 is out of range: use a finite number above 0"),
         ({"deadline": 1.0}, "deadline=1.0 is below response_timeout=2.0"),
         ({"deadline": 3.0, "connect_timeout": 4.0}, "deadline=3.0 is below connect_timeout=4.0"),
         ({"response_timeout": -1}, "response_timeout=-1 is out of range"),
@@ -37,8 +37,8 @@ def test_the_defaults_are_those_of_the_design():
         ({"connect_timeout": 0}, "connect_timeout=0 is out of range"),
         ({"retry_budget": -1}, "retry_budget=-1 is out of range"),
         ({"retry_budget": math.nan}, "retry_budget=nan is out of range"),
-        ({"repeat": "all"}, "repeat='all' is unknown: write repeat=\"read\" or"),
-        ({"while_down": None}, 'while_down=None is unknown: write while_down="fail" or'),
+        ({"repeat": "all"}, "repeat='all' is unknown: use repeat=\"read\" or"),
+        ({"while_down": None}, 'while_down=None is unknown: use while_down="fail" or'),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_write(wrong, message):
@@ -59,7 +59,7 @@ def test_replacing_checks_again_and_leaves_the_original():
     assert policy.repeat == "idempotent"
     with pytest.raises(ConfigurationError, match="is below response_timeout"):
         policy.replace(deadline=0.1)
-    with pytest.raises(ConfigurationError, match="has no 'retries': write one of attempts,"):
+    with pytest.raises(ConfigurationError, match="has no option 'retries': use one of attempts,"):
         policy.replace(retries=5)
 
 

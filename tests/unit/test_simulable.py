@@ -1,4 +1,4 @@
-"""The library can be simulated: its source uses no clock, no thread and no luck of its own."""
+"""The library can be simulated: its source uses no clock, no thread and no global randomness."""
 
 import ast
 from pathlib import Path
@@ -78,7 +78,7 @@ def catches_everything(caught):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_source_can_be_simulated(path):
+def test_source_can_be_simulated(path):
     place = str(path.relative_to(ROOT))
     found = [
         complaint
@@ -90,7 +90,7 @@ def test_the_source_can_be_simulated(path):
     assert found == []
 
 
-def test_only_the_policy_imports_tenacity():
+def test_only_the_retry_module_imports_tenacity():
     importers = [
         str(path.relative_to(ROOT))
         for path in SOURCES
@@ -122,7 +122,7 @@ def test_only_the_policy_imports_tenacity():
         "try:\n    x\nexcept (ValueError, BaseException):\n    raise",
     ],
 )
-def test_the_rule_sees_each_way_to_break_it(source):
+def test_rule_detects_every_violation(source):
     assert complaints(source)
 
 
@@ -135,5 +135,5 @@ def test_the_rule_sees_each_way_to_break_it(source):
         "from resilient_io.time import x",
     ],
 )
-def test_the_rule_lets_the_right_ways_pass(source):
+def test_rule_accepts_valid_code(source):
     assert complaints(source) == []

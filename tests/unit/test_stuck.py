@@ -15,8 +15,8 @@ from resilient_io import (
     RetryPolicy,
 )
 from resilient_io.errors import Closed
-from resilient_io.redis import keeper as keeping
-from resilient_io.redis.keeper import Keeper
+from resilient_io.redis import multiplexer
+from resilient_io.redis.multiplexer import Keeper
 from resilient_io.tasks import describe_task_end, log_task_death
 
 
@@ -72,7 +72,7 @@ async def test_a_bug_is_logged_with_its_traceback(caplog):
     log_task_death(await ended(raising(ZeroDivisionError("a bug"))))
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("resilient-io the task ended of a bug")
+    assert record.getMessage().startswith("resilient-io the task crashed (a bug in resilient-io)")
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 
@@ -100,7 +100,7 @@ async def test_a_server_that_is_away_leaves_the_keeper_at_work(monkeypatch):
     async def dial(*_args, **_options):
         raise ConnectionRefusedError("nobody there")
 
-    monkeypatch.setattr(keeping, "dial", dial)
+    monkeypatch.setattr(multiplexer, "dial", dial)
     kept = Kept()
     keeper = keeper_of(kept)
     keeper.start(2)
@@ -115,7 +115,7 @@ async def test_a_keeper_that_died_is_stuck_until_it_is_closed(monkeypatch, caplo
     async def dial(*_args, **_options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(keeping, "dial", dial)
+    monkeypatch.setattr(multiplexer, "dial", dial)
     keeper = keeper_of(Kept())
     keeper.start(1)
     await asyncio.sleep(1)

@@ -73,12 +73,12 @@ def name_of(url: str) -> str:
     """
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme in REDIS_SCHEMES:
+        from resilient_io.redis.connect import PoolTarget  # noqa: PLC0415
         from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 (when needed)
-        from resilient_io.redis.target import PoolTarget  # noqa: PLC0415
 
         return f"redis {PoolTarget(pool_from_url(url, {})).name}"
     if scheme in KAFKA_SCHEMES:
-        from resilient_io.kafka.target import Target  # noqa: PLC0415 (when needed)
+        from resilient_io.kafka.connect import Target  # noqa: PLC0415 (when needed)
 
         return Target(read_kafka_url(url)["bootstrap_servers"]).name
     raise ConfigurationError(
@@ -122,8 +122,8 @@ class _OfRedis:
 
 class _OfKafka:
     def __init__(self, url: str, interval: float, timeout: float) -> None:
+        from resilient_io.kafka.connect import Target  # noqa: PLC0415
         from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 (each driver when needed)
-        from resilient_io.kafka.target import Target  # noqa: PLC0415
 
         options = read_kafka_url(url)
         target = Target(options.pop("bootstrap_servers"), options)

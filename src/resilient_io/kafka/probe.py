@@ -4,24 +4,241 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import TopicPartition
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
-from .classification import Failure, connection_failure, meaning_of
-from .internals import drop
-from .questions import Seen, ask_coordinator, ask_metadata
-from .round import Round
+from .driver import drop
+from .errors import Failure, connection_failure, meaning_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Self
 
+    from .connect import Target
     from .protocols import Connection
-    from .target import Target
 
-__all__ = ["KafkaProbe"]
+
+GROUP = 0
+"""The type of a group's coordinator (`aiokafka.client.CoordinationType`)."""
+
+TRANSACTION = 1
+"""The type of a transactional id's coordinator."""
+
+_NO_LEADER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a broker says of its cluster.
+
+    Attributes:
+        brokers: Host and port of each broker by its node id.
+        leaderless: Partitions of the topics asked for that have no leader now.
+    """
+
+    brokers: dict[int, tuple[str, int]] = field(default_factory=dict)
+    leaderless: tuple[TopicPartition, ...] = ()
+
+
+async def ask_metadata(connection: Connection, topics: Iterable[str], timeout: float) -> Seen:
+    """Ask for the brokers, and for the leaders of some topics. Creates no topic.
+
+    Args:
+        connection: To any broker.
+        topics: Those whose leaders matter; may be none.
+        timeout: Longest wait in seconds.
+
+    Raises:
+        TimeoutError: No answer came.
+        KafkaError: The connection was lost.
+    """
+    request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
+    async with asyncio.timeout(timeout):
+        answer: Any = await connection.send(request)
+    brokers = {broker[0]: (broker[1], broker[2]) for broker in answer.brokers}
+    leaderless = []
+    for topic in answer.topics:
+        error, name, partitions = topic[0], topic[1], topic[-1]
+        if for_code(error) is NoError:
+            leaderless += [
+                TopicPartition(name, partition[1])
+                for partition in partitions
+                if partition[2] == _NO_LEADER
+            ]
+    return Seen(brokers, tuple(leaderless))
+
+
+async def ask_coordinator(
+    connection: Connection, kind: int, key: str, timeout: float
+) -> tuple[str, int]:
+    """Ask who coordinates a group or a transactional id.
+
+    Args:
+        connection: To any broker.
+        kind: `GROUP` or `TRANSACTION`.
+        key: The group's id, or the transactional id.
+        timeout: Longest wait in seconds.
+
+    Returns:
+        Host and port.
+
+    Raises:
+        TimeoutError: No answer came.
+        KafkaError: There is none now, asking is not allowed, or the connection was lost.
+    """
+    async with asyncio.timeout(timeout):
+        answer: Any = await connection.send(FindCoordinatorRequest(key, kind))
+    error = for_code(answer.error_code)
+    if error is not NoError:
+        raise error(key)
+    return answer.host, answer.port
+
+
+_SILENT = Failure(Cause.TIMED_OUT, "no answer in time", definite=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was heard at one address, and the connection over which it was."""
+
+    address: tuple[str, int]
+    connection: Connection
+    seen: Seen
+
+
+class Round:
+    """Dials and asks; leaving its `async with` ends all of it but what was kept.
+
+    Args:
+        target: How to dial.
+        timeout: Seconds for making a connection, and again for the answer.
+        topics: Those whose leaders are asked for.
+    """
+
+    def __init__(self, target: Target, *, timeout: float, topics: Sequence[str]) -> None:
+        self._target = target
+        self._timeout = timeout
+        self._topics = topics
+        self._tasks: dict[tuple[str, int], asyncio.Task[Answer]] = {}
+        self._kept: Answer | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        try:
+            if any(not task.done() for task in tasks):
+                await asyncio.wait(tasks)  # cancelled, they end within a few turns of the loop
+        finally:
+            for task in tasks:
+                _discard(task, self._kept)
+
+    async def ask(self, addresses: Sequence[tuple[str, int]], *, stagger: float = 0.0) -> None:
+        """Begin asking, `stagger` seconds apart, until one has answered; failures do not wait."""
+        loop = asyncio.get_running_loop()
+        for number, address in enumerate(addresses):
+            if address not in self._tasks:
+                self._tasks[address] = loop.create_task(
+                    self._ask_at(address), name=f"resilient-io ask {address[0]}:{address[1]}"
+                )
+            if not stagger or number == len(addresses) - 1:
+                continue
+            running = [task for task in self._tasks.values() if not task.done()]
+            if running:
+                await asyncio.wait(running, timeout=stagger, return_when=asyncio.FIRST_COMPLETED)
+            if self._answers():
+                return
+
+    async def first(self) -> Answer | None:
+        """Wait for the first answer; None when every address has failed."""
+        while True:
+            answers = self._answers()
+            if answers:
+                return answers[0]
+            running = [task for task in self._tasks.values() if not task.done()]
+            if not running:
+                return None
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def settle(self, timeout: float) -> None:
+        """Wait for all, at most so many seconds."""
+        running = [task for task in self._tasks.values() if not task.done()]
+        if running:
+            await asyncio.wait(running, timeout=timeout)
+
+    def failure(self, address: tuple[str, int]) -> Failure | None:
+        """Say why an address that was asked has given no answer so far; None if it has."""
+        task = self._tasks.get(address)
+        if task is None or not task.done():
+            return _SILENT
+        error = task.exception()
+        if error is None:
+            return None
+        return connection_failure(error, tls=self._target.uses_tls)
+
+    def failures(self) -> list[Failure]:
+        """Say why each address that was asked has given no answer."""
+        found = [self.failure(address) for address in self._tasks]
+        return [failure for failure in found if failure is not None]
+
+    def keep(self, answer: Answer) -> Connection:
+        """Give the connection of an answer to the caller, who closes it."""
+        self._kept = answer
+        return answer.connection
+
+    def _answers(self) -> list[Answer]:
+        return [
+            task.result()
+            for task in self._tasks.values()
+            if task.done() and not task.cancelled() and task.exception() is None
+        ]
+
+    def _doubt(self) -> str:
+        if self._target.logs_in:
+            tls = "" if self._target.uses_tls else "is it a TLS port, or "
+            return f"on the login ({tls}does it want another mechanism?)"
+        return "on the first request" + ("" if self._target.uses_tls else " (is it a TLS port?)")
+
+    async def _ask_at(self, address: tuple[str, int]) -> Answer:
+        host, port = address
+        try:
+            connection = await self._target.dial(host, port, self._timeout)
+        except KafkaConnectionError as error:
+            if type(error) is KafkaConnectionError:
+                raise KafkaConnectionError(f"{host}:{port} hung up {self._doubt()}") from error
+            raise
+        answered = False
+        try:
+            seen = await ask_metadata(connection, self._topics, self._timeout)
+            answered = True
+        except KafkaConnectionError as error:
+            if not self._target.logs_in:
+                raise KafkaConnectionError(
+                    f"{host}:{port} hung up on the second request (does it want a login?)"
+                ) from error
+            raise
+        finally:
+            if not answered:
+                drop(connection)
+        return Answer(address, connection, seen)
+
+
+def _discard(task: asyncio.Task[Answer], kept: Answer | None) -> None:
+    if task.cancelled() or not task.done():
+        return
+    if task.exception() is None and task.result() is not kept:
+        drop(task.result().connection)
+
 
 _STAGGER = 0.1
 """Seconds between dials while it is not known to be up, so that many processes do not storm."""

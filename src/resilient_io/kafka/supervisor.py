@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic
+import contextlib
+import copy
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Generic
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Closed
-from resilient_io.health import Cause
+from resilient_io.health import Cause, State
 from resilient_io.tasks import describe_task_end, log_task_death
 
-from .admission import Admission
-from .classification import meaning_of
-from .errors import KafkaClosed
-from .instance import end_instance, start_instance
-from .internals import notice_hang_ups
-from .protocols import DriverT
-from .quiet import Tally, context_of_driver
-from .setbacks import Setbacks
-from .watch import Watch
+from .driver import (
+    background_tasks,
+    client_of,
+    connections_of,
+    end_instance,
+    fail_transaction,
+    hold_dialling,
+    notice_hang_ups,
+    oldest_request,
+    reconnect,
+    resume_dialling,
+    start_instance,
+    unknown_topics,
+)
+from .errors import (
+    KafkaAuthenticationFailed,
+    KafkaClosed,
+    KafkaDeadlineExceeded,
+    KafkaUnavailable,
+    connection_failure,
+    meaning_of,
+)
+from .log_filter import Tally, context_of_driver
+from .protocols import Connection, DriverT
 
 if TYPE_CHECKING:
     import random
@@ -29,9 +49,378 @@ if TYPE_CHECKING:
     from resilient_io.health import Change, Dependency, Subscription
     from resilient_io.retry import RetryPolicy, WhileDown
 
-    from .protocols import Connection
 
-__all__ = ["Supervisor"]
+_log = logging.getLogger("resilient_io.kafka")
+
+_STEADY = 30.0
+"""Seconds of service after which an instance's predecessors' failures are forgotten."""
+
+_LEAST_BACKOFF = 0.05
+"""Least bound of the first pause, in seconds."""
+
+_PERMANENT_CAP = 30.0
+"""Greatest bound of the backoff, in seconds, when only somebody's change can help."""
+
+
+class Setbacks:
+    """Counts failures in a row; logs the 1st, 2nd, 4th, 8th and so on of them.
+
+    Args:
+        role: What kind of instance, for the log.
+        health: Told of failures that may be the cluster's.
+        policy: Its backoff.
+        rng: Source of the jitter.
+        tally: The driver's records that were dropped.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        health: Dependency,
+        policy: RetryPolicy,
+        rng: random.Random,
+        tally: Tally,
+    ) -> None:
+        self._role = role
+        self._health = health
+        self._policy = policy
+        self._rng = rng
+        self._tally = tally
+        self._count = 0
+
+    def overcome(self, generation: int) -> None:
+        """Take note that an instance is in service."""
+        self._health.note("instance in service", role=self._role, generation=generation)
+        if self._count and self._is_news():
+            _log.info(
+                "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
+                self._health.name,
+                self._role,
+                generation,
+                self._count,
+                self._tally.dropped,
+                extra={
+                    "event": "instance_in_service",
+                    "dependency": self._health.name,
+                    "role": self._role,
+                    "generation": generation,
+                    "failures": self._count,
+                    "dropped": self._tally.dropped,
+                },
+            )
+
+    def note(self, error: Exception, lived: float, *, final: bool) -> None:
+        """Take note of what an instance ended of; tell health, and once the log.
+
+        Args:
+            error: What it ended of.
+            lived: Seconds that it lived.
+            final: None will follow it.
+        """
+        if lived >= _STEADY:
+            self._count = 0
+        self._count += 1
+        failure = connection_failure(error)
+        self._health.note(
+            "instance ended", role=self._role, detail=failure.detail, replaced=not final
+        )
+        if final or self._is_news():
+            _log.log(
+                logging.ERROR if final else logging.WARNING,
+                "%s: the %s %s: %s; last word of the driver: %s",
+                self._health.name,
+                self._role,
+                "is not replaced" if final else "has to be replaced",
+                failure.detail,
+                self._tally.newest or "none",
+                extra={
+                    "event": "instance_ended",
+                    "dependency": self._health.name,
+                    "role": self._role,
+                    "replaced": not final,
+                    "cause": failure.cause.value,
+                    "detail": failure.detail,
+                },
+            )
+        if meaning_of(error).kind in ("perhaps", "transient") or failure.permanent:
+            # Not "definite": the probe looks for itself, and finds the true cause.
+            self._health.failed(failure.cause, failure.detail)
+
+    def pause(self, error: Exception) -> float:
+        """Give the seconds until the next instance: backoff with full jitter."""
+        cap = self._policy.backoff_cap
+        if meaning_of(error).kind == "permanent":
+            cap = max(cap, _PERMANENT_CAP)
+        bound = max(self._policy.backoff, _LEAST_BACKOFF) * 2.0 ** min(self._count - 1, 32)
+        return self._rng.random() * min(bound, cap)
+
+    def _is_news(self) -> bool:
+        return self._count & (self._count - 1) == 0
+
+
+class Admission(Generic[DriverT]):
+    """Holds the instance in service, and those who wait for one.
+
+    Args:
+        role: What kind of instance, for errors.
+        health: Of the cluster.
+        while_down: What calls do while it is down, unless they say otherwise.
+
+    Attributes:
+        instance: The one in service; None while there is none.
+        refusal: Why there is none and waiting does not help; None when all is well.
+        closed: Whether there will never be one again.
+    """
+
+    def __init__(self, role: str, health: Dependency, while_down: WhileDown) -> None:
+        self.instance: DriverT | None = None
+        self.refusal: Exception | None = None
+        self.closed = False
+        self._role = role
+        self._health = health
+        self._while_down = while_down
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def wake(self) -> None:
+        """Let those who wait look again."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def ready(
+        self, until: float | None, operation: str, while_down: WhileDown | None
+    ) -> DriverT:
+        """Wait for an instance; see `Supervisor.ready`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        fails = (while_down or self._while_down) == "fail"
+        # Who comes while it is down is told at once; who was let in may wait for its return.
+        impatient = fails and self._health.state in (State.DOWN, State.UNKNOWN)
+        bound = current_deadline()
+        if bound is not None and (until is None or bound < until):
+            until = bound
+        try:
+            async with asyncio.timeout_at(until):
+                while True:
+                    self._raise_trouble(operation, began, fails=fails, impatient=impatient)
+                    if self.instance is not None:
+                        return self.instance
+                    await self._wait()
+        except TimeoutError:
+            raise KafkaDeadlineExceeded(
+                f"no {self._role} was ready in time",
+                dependency=self._health.name,
+                operation=operation,
+                elapsed=loop.time() - began,
+            ) from None
+
+    async def _wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiter)
+
+    def _raise_trouble(self, operation: str, began: float, *, fails: bool, impatient: bool) -> None:
+        elapsed = asyncio.get_running_loop().time() - began
+        name, cause = self._health.name, self._health.cause
+        if self.closed:
+            raise KafkaClosed(
+                f"the {self._role} was closed",
+                dependency=name,
+                operation=operation,
+                elapsed=elapsed,
+            )
+        if self.refusal is not None:
+            told = copy.copy(self.refusal)
+            told.add_note(f"{name}: no {self._role} can be in service because of this")
+            raise told from self.refusal
+        if self._health.available or cause is None:
+            return
+        if impatient or (fails and cause.permanent):
+            kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
+            detail = f": {self._health.detail}" if self._health.detail else ""
+            raise kind(
+                f"it is down ({cause.value}{detail})",
+                dependency=name,
+                operation=operation,
+                elapsed=elapsed,
+            )
+
+
+_LOOK = 1.0
+"""Seconds between looks at whether any connection is open."""
+
+_TOPICS_CAP = 10.0
+"""Greatest pause between questions for topics that are not there yet, in seconds."""
+
+_STRIKES = 3
+"""How often in a row an instance must fail to find a cluster that answers the probe."""
+
+
+class Watch(Generic[DriverT]):
+    """Says when an instance must be replaced.
+
+    Args:
+        instance: In service from now on.
+        health: Of the cluster; its probe also asks the bootstrap servers.
+        timeout: Seconds for an answer through the instance.
+        context: Makes a context in which the driver's records are ours.
+        broken: Called at once when the first word comes that it is broken.
+    """
+
+    def __init__(
+        self,
+        instance: DriverT,
+        health: Dependency,
+        timeout: float,
+        context: Callable[[], Context],
+        broken: Callable[[], None],
+    ) -> None:
+        self._instance = instance
+        self._health = health
+        self._timeout = timeout
+        self._context = context
+        self._when_broken = broken
+        self._broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._doubt = asyncio.Event()
+        self._after_outage = False
+        self._strikes = 0
+        self._topics_pause = _LOOK
+        self._topics_due = 0.0
+        self._tasks: list[tuple[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]]] = []
+        for what, task in background_tasks(instance):
+            ended = functools.partial(self._task_ended, what)
+            task.add_done_callback(ended)
+            self._tasks.append((task, ended))
+        if health.state is State.DOWN:
+            hold_dialling(instance)
+
+    def report(self, error: BaseException) -> None:
+        """Take somebody's word that it is broken; the first word counts."""
+        if not self._broken.done():
+            self._broken.set_result(error)
+            self._when_broken()
+
+    def health_changed(self, change: Change) -> None:
+        """Let only the probe knock in an outage; after it, look whether the instance is back."""
+        if change.state is State.DOWN:
+            hold_dialling(self._instance)
+        elif change.previous is State.DOWN:
+            resume_dialling(self._instance)
+            self._after_outage = True
+            self._doubt.set()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for task, ended in self._tasks:
+            task.remove_done_callback(ended)
+            if task.done() and not task.cancelled():
+                task.exception()
+
+    async def until_broken(self) -> Exception:
+        """Return what it is broken by."""
+        looking = asyncio.get_running_loop().create_task(
+            self._look(), name="resilient-io kafka look", context=self._context()
+        )
+        try:
+            waited: list[asyncio.Future[Any]] = [self._broken, looking]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            looking.cancel()
+        if not self._broken.done():
+            looking.result()  # a bug: let it be seen
+        error = self._broken.result()
+        return error if isinstance(error, Exception) else KafkaError(repr(error))
+
+    # --- inside
+
+    def _task_ended(self, what: str, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            error = KafkaError(f"its {what} task ended")
+        elif what == "sending":
+            fail_transaction(self._instance, error)
+        self.report(error)
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK):
+                    await self._doubt.wait()
+            except TimeoutError:
+                pass
+            self._doubt.clear()
+            health = self._health
+            if health.state not in (State.UP, State.DEGRADED):
+                self._strikes = 0
+                continue
+            open_connections = [c for c in connections_of(self._instance) if c.connected()]
+            if open_connections and not self._after_outage and not self._strikes:
+                await self._look_for_topics()
+            else:
+                await self._find_cluster()
+
+    async def _look_for_topics(self) -> None:
+        """Ask again for topics that are not there yet.
+
+        aiokafka 0.14 asks once when it subscribes, and then only after `metadata_max_age_ms`: a
+        topic that is made a moment later would not be read for five minutes.
+        """
+        loop = asyncio.get_running_loop()
+        if not unknown_topics(self._instance):
+            self._topics_pause = _LOOK
+        elif loop.time() >= self._topics_due:
+            self._topics_due = loop.time() + self._topics_pause
+            self._topics_pause = min(2.0 * self._topics_pause, _TOPICS_CAP)
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await client_of(self._instance).force_metadata_update()
+
+    async def _find_cluster(self) -> None:
+        """Ask for metadata through the instance; it must find what the probe finds."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        owed = self._owed()
+        found = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = await client_of(self._instance).force_metadata_update()
+        except (KafkaError, TimeoutError):
+            pass
+        if owed and (self._after_outage or not found):
+            await asyncio.sleep(began + self._timeout - loop.time())
+            _renew(owed)
+        if found:
+            self._strikes = 0
+            self._after_outage = False
+            return
+        if self._health.since > began or self._health.state is State.DOWN:
+            return  # it is the cluster, not the instance
+        self._strikes += 1
+        if self._strikes >= _STRIKES:
+            self.report(
+                KafkaConnectionError("it finds none of its brokers, while the cluster answers")
+            )
+
+    def _owed(self) -> list[tuple[Connection, object]]:
+        """Give the connections that owe an answer, with the request that has waited longest."""
+        owed = [(c, oldest_request(c)) for c in connections_of(self._instance) if c.connected()]
+        return [(connection, request) for connection, request in owed if request is not None]
+
+
+def _renew(owed: list[tuple[Connection, object]]) -> None:
+    """Close the connections that still owe the same answer.
+
+    It was lost in the outage: without this the instance waits for it until its request timeout.
+    """
+    for connection, request in owed:
+        if connection.connected() and oldest_request(connection) is request:
+            reconnect(connection)
+
 
 _GRACE = 2.0
 """Seconds beyond its timeout that `aclose` allows force to take."""

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
-from resilient_io.retry import context_without_deadline
 
-from .classification import Failure, connection_failure
-from .exchange import AttemptFailed
-from .salvage import Losses, salvage
+from .attempt import AttemptFailed
+from .errors import Failure, connection_failure
+from .pool import Losses, salvage
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.health import Dependency
 
-    from .call import Command
-    from .dedicated import DedicatedConnections
-    from .lanes import Lanes
+    from .attempt import Command
+    from .multiplexer import Lanes
+    from .pool import DedicatedConnections
 
 
 class Borrowing:

@@ -6,14 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.binding import notify_on_fork
-from resilient_io.retry import RetryBudget, context_without_deadline
+from resilient_io.deadlines import context_without_deadline
+from resilient_io.retry import RetryBudget
 
-from .dedicated import DedicatedConnections
-from .gate import Gate
-from .lanes import Lanes
+from .executor import Gate
+from .multiplexer import Lanes, follow_credentials
+from .options import ConnectionSettings
+from .pool import DedicatedConnections
 from .probe import RedisProbe
-from .rotation import follow_credentials
-from .settings import ConnectionSettings
 
 if TYPE_CHECKING:
     import random
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Change, Dependency, Subscription
     from resilient_io.retry import RetryPolicy
 
-    from .target import PoolTarget
+    from .connect import PoolTarget
 
 
 class Engine:

@@ -9,16 +9,16 @@ from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
-from .classification import connection_failure, refusal
-from .dial import abort, ask_over, dial
-from .ticket import LaneLost, Ticket
+from .connect import abort, ask_over, dial
+from .connection import LaneLost, Ticket
+from .errors import connection_failure, refusal
 
 if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
-    from .lanes import Lanes
-    from .target import Target
+    from .connect import Target
+    from .multiplexer import Lanes
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
 from resilient_io.health import HealthMonitor, State
-from resilient_io.health._wording import describe
+from resilient_io.health.states import describe
 from resilient_io.serve import _health_json, _status
 from resilient_io.serve._events import Broadcast
 from resilient_io.serve._metrics import Metrics

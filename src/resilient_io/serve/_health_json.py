@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import State
-from resilient_io.health._wording import describe
+from resilient_io.health.states import describe
 from resilient_io.text import redact_credentials
 
 if TYPE_CHECKING:

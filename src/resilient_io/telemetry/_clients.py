@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
     from resilient_io.kafka.consumer.stats import ConsumerStats
-    from resilient_io.kafka.processing.report import RunStats
-    from resilient_io.kafka.producer.stats import ProducerStats
+    from resilient_io.kafka.processing.processor import RunStats
+    from resilient_io.kafka.producer.reports import ProducerStats
     from resilient_io.redis import RedisStats
 
 __all__ = ["Consumer", "Kind", "Producer", "Redis", "kind_of", "named", "unique"]

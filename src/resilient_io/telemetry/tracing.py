@@ -55,13 +55,13 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
         kind = kind_of(given)
         # Only the driver that the client has is there for sure, and is imported already.
         if kind == "redis":
-            from resilient_io.redis.observed import observe  # noqa: PLC0415
+            from resilient_io.redis.instrumentation import observe  # noqa: PLC0415
 
             from ._redis_spans import RedisSpans  # noqa: PLC0415
 
             observe(given, RedisSpans(tracer, given.connection_pool.connection_kwargs))
         else:
-            from resilient_io.kafka.observed import (  # noqa: PLC0415
+            from resilient_io.kafka.instrumentation import (  # noqa: PLC0415
                 observe_consumer,
                 observe_producer,
             )

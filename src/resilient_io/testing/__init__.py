@@ -15,24 +15,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_io.testing.cancellation import (
+    from .cancellation import (
         CancelReport,
         Finding,
         Moment,
         Problem,
         cancel_everywhere,
     )
-    from resilient_io.testing.certificates import Certificates, make_certificates
-    from resilient_io.testing.faults import Fault
-    from resilient_io.testing.kafka.distribution import (
+    from .certificates import Certificates, make_certificates
+    from .faults import Fault
+    from .kafka.distribution import (
         ApacheKafka,
         Tansu,
         find_apache_kafka,
         find_embedded_kafka,
         find_kafka,
     )
-    from resilient_io.testing.kafka.frames import KafkaRequest
-    from resilient_io.testing.kafka.servers import (
+    from .kafka.frames import KafkaRequest
+    from .kafka.servers import (
         KafkaBroker,
         KafkaCluster,
         KafkaServer,
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
         embedded_kafka,
         local_kafka,
     )
-    from resilient_io.testing.kafka.wire import produce_error
-    from resilient_io.testing.process import NoServerError, ServerDidNotStartError, free_port
-    from resilient_io.testing.proxy import FaultProxy, ProxiedConnection
-    from resilient_io.testing.resp import Reply, Request, ServerError
-    from resilient_io.testing.servers import (
+    from .kafka.wire import produce_error
+    from .process import NoServerError, ServerDidNotStartError, free_port
+    from .proxy import FaultProxy, ProxiedConnection
+    from .resp import Reply, Request, ServerError
+    from .servers import (
         Binary,
         RedisSentinel,
         RedisServer,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         find_embedded_redis,
         find_redis,
     )
-    from resilient_io.testing.virtual_time import (
+    from .virtual_time import (
         NothingWillHappenError,
         VirtualTimeLoop,
         new_virtual_loop,

@@ -8,16 +8,16 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from resilient_io.testing.faults import Effect, Ending, Fault, MadeUp, Which
-from resilient_io.testing.kafka.frames import KafkaReplyStream, KafkaRequestScanner, check_name
-from resilient_io.testing.link import Direction, Link, Traffic, reset
-from resilient_io.testing.resp import ReplyStream, RequestScanner
+from .faults import Effect, Ending, Fault, MadeUp, Which
+from .kafka.frames import KafkaReplyStream, KafkaRequestScanner, check_name
+from .link import Direction, Link, Traffic, reset
+from .resp import ReplyStream, RequestScanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from resilient_io.testing.faults import ProxiedRequest
+    from .faults import ProxiedRequest
 
 _BACKLOG = 1024
 

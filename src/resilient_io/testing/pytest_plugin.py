@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
-from resilient_io import testing
+from .. import testing
 
 try:
     from pytest_asyncio import fixture as async_fixture

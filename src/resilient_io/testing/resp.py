@@ -6,13 +6,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from resilient_io.testing.faults import Effect
+from .faults import Effect
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from resilient_io.testing.faults import Fault, ProxiedRequest
+    from .faults import Fault, ProxiedRequest
 
 Reply: TypeAlias = "bytes | int | list[Reply] | None"
 

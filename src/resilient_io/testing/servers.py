@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from resilient_io.testing.certificates import make_certificates
-from resilient_io.testing.process import (
+from .certificates import make_certificates
+from .process import (
     NoServerError,
     ServerDidNotStartError,
     ServerProcess,
     free_port,
 )
-from resilient_io.testing.resp import Reply, ServerError, encode, read_reply
+from .resp import Reply, ServerError, encode, read_reply
 
 if TYPE_CHECKING:
-    from resilient_io.testing.certificates import Certificates
+    from .certificates import Certificates
 
 ENVIRONMENT_VARIABLE: Final = "RESILIENT_IO_REDIS_SERVER"
 

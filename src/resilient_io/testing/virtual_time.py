@@ -6,7 +6,7 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
-from resilient_io.testing.leaks import place_of
+from .leaks import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

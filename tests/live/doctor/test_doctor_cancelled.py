@@ -77,7 +77,7 @@ async def test_a_look_up_that_hangs_is_given_up_at_the_end(shared_redis, monkeyp
         await asyncio.Event().wait()
 
     # The doctor's own look-up goes well, and that of the dial does not.
-    monkeypatch.setattr("resilient_io.redis.target._look_up", hang)
+    monkeypatch.setattr("resilient_io.redis.connect._look_up", hang)
     names = await take(examine(f"redis://localhost:{shared_redis.port}", timeout=0.5))
     assert names == ["name", "TCP", "login"]
     # The look-up's task would fail this test if it had been left behind.

@@ -12,10 +12,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from resilient_io import Dependency, HealthSettings, RetryPolicy
-from resilient_io.kafka.probe import KafkaProbe
-from resilient_io.kafka.questions import GROUP
+from resilient_io.kafka.connect import Target
+from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.kafka.supervisor import Supervisor
-from resilient_io.kafka.target import Target
 from resilient_io.testing import FaultProxy, KafkaServer, free_port
 
 

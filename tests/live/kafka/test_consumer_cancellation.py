@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
-from resilient_io.kafka.processing.settings import HandlerPolicy
+from resilient_io.kafka.processing.options import HandlerPolicy
 from resilient_io.testing import cancel_everywhere
 
 _names = itertools.count()

@@ -9,9 +9,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from resilient_io.kafka.instance import end_instance, start_instance
-from resilient_io.kafka.internals import InstanceEnded, connections_of
-from resilient_io.kafka.quiet import Tally, context_of_driver
+from resilient_io.kafka.driver import InstanceEnded, connections_of, end_instance, start_instance
+from resilient_io.kafka.log_filter import Tally, context_of_driver
 from resilient_io.testing import cancel_everywhere
 
 

@@ -7,9 +7,8 @@ import pytest
 
 from resilient_io import Cause
 from resilient_io.health import ProbeDegraded, ProbeFailed
-from resilient_io.kafka.probe import KafkaProbe
-from resilient_io.kafka.questions import GROUP
-from resilient_io.kafka.target import Target
+from resilient_io.kafka.connect import Target
+from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.testing import FaultProxy, KafkaServer, cancel_everywhere
 
 SOON = 30.0

@@ -38,10 +38,10 @@ async def calls_in_flight(client):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attempts": 0}, r"attempts=0 must be a whole number of at least 1"),
-        ({"attempts": 2.5}, r"attempts=2\.5 must be a whole number"),
-        ({"attempts": True}, r"attempts=True must be a whole number"),
-        ({"backoff": -1}, r"backoff=-1 is out of range: write a finite number of at least 0"),
+        ({"attempts": 0}, r"attempts=0 must be an integer of at least 1"),
+        ({"attempts": 2.5}, r"attempts=2\.5 must be an integer"),
+        ({"attempts": True}, r"attempts=True must be an integer"),
+        ({"backoff": -1}, r"backoff=-1 is out of range: use a finite number of at least 0"),
         ({"backoff": math.nan}, r"backoff=nan is out of range"),
         ({"backoff": 2.0, "backoff_cap": 1.0}, r"above backoff_cap=1\.0: write backoff_cap=2\.0"),
         ({"deadline": 1.0}, r"below response_timeout=2\.0.*: write response_timeout=1\.0 or less"),
@@ -148,7 +148,7 @@ async def test_callbacks_that_are_none(client):
 async def test_deadlines_that_cannot_be_met(client, seconds):
     async with calls_in_flight(client):
         with (
-            pytest.raises(ConfigurationError, match=r"seconds=.*write a finite number above 0"),
+            pytest.raises(ConfigurationError, match=r"seconds=.*use a finite number above 0"),
             deadline(seconds),
         ):
             pass

@@ -7,8 +7,8 @@ import pytest
 
 from resilient_io import ConfigurationError, RetryPolicy
 from resilient_io.redis import ResilientRedis
-from resilient_io.redis.exchange import Limits, follow
-from resilient_io.redis.ticket import Ticket
+from resilient_io.redis.attempt import Limits, follow
+from resilient_io.redis.connection import Ticket
 from resilient_io.testing import free_port
 
 

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from sentry_sdk.integrations.redis import RedisIntegration
 
 from resilient_io import ResilientRedis
-from resilient_io.redis.observed import is_patched
+from resilient_io.redis.instrumentation import is_patched
 from resilient_io.telemetry.tracing import trace
 
 PATCHED = [

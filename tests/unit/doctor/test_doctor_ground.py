@@ -15,7 +15,7 @@ from resilient_io.doctor.machine.limits import (
 )
 from resilient_io.doctor.machine.loop import look_at_loop
 from resilient_io.doctor.machine.versions import judge_system, look_at_versions, numbers_of
-from resilient_io.health._lag import LoopLag
+from resilient_io.health.loop_lag import LoopLag
 
 GIB = 1 << 30
 

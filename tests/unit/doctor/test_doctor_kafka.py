@@ -19,8 +19,8 @@ from resilient_io.doctor.kafka.partitions import look_at_brokers, look_at_partit
 from resilient_io.doctor.kafka.questions import Cluster, Group, Partition
 from resilient_io.doctor.network import Place
 from resilient_io.health import Cause
-from resilient_io.kafka.classification import Failure
-from resilient_io.kafka.target import Target
+from resilient_io.kafka.connect import Target
+from resilient_io.kafka.errors import Failure
 
 
 def at(topic, partition=0):

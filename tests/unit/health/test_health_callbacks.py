@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from resilient_io.deadlines import current_deadline, deadline
 from resilient_io.health import Cause, Dependency, State
-from resilient_io.retry import current_deadline, deadline
 
 
 class Scene:

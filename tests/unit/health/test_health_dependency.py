@@ -9,10 +9,10 @@ import re
 
 import pytest
 
+from resilient_io.deadlines import deadline
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, HealthSettings, State
-from resilient_io.health._feed import Feed
-from resilient_io.retry import deadline
+from resilient_io.health.subscriptions import Feed
 from resilient_io.testing import VirtualTimeLoop
 
 
@@ -232,7 +232,7 @@ async def test_refusals_count_in_the_record(dependency, caplog):
 
 @pytest.mark.parametrize("name", ["", None, 7])
 def test_a_dependency_needs_a_name(name):
-    with pytest.raises(ConfigurationError, match='write name="redis"'):
+    with pytest.raises(ConfigurationError, match='for example name="redis"'):
         Dependency(name)
 
 

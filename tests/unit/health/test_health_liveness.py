@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from resilient_io import Cause, ConfigurationError, Dependency, HealthMonitor, LivenessSettings
-from resilient_io.health import _lag
+from resilient_io.health import loop_lag
 
 
 class Part:
@@ -24,7 +24,7 @@ def part():
 async def monitor(part):
     async with HealthMonitor(Dependency("redis"), liveness=[part]) as made:
         yield made
-    assert not _lag._watches
+    assert not loop_lag._watches
 
 
 def block(seconds):
@@ -87,13 +87,13 @@ async def test_lag_is_watched_without_entering_the_monitor_once_it_was_asked():
         await asyncio.sleep(0.2)
     assert not monitor.alive
     await monitor.aclose()
-    assert not _lag._watches
+    assert not loop_lag._watches
 
 
 async def test_who_asks_after_the_end_does_not_begin_the_watch_again(monitor):
     await monitor.aclose()
     assert monitor.alive
-    assert not _lag._watches
+    assert not loop_lag._watches
 
 
 async def test_a_part_that_cannot_say_whether_it_is_stuck_is_told_once_and_does_not_count(caplog):

@@ -6,7 +6,7 @@ import pytest
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause, HealthSettings, State
-from resilient_io.health._machine import Machine
+from resilient_io.health.machine import Machine
 
 UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
 
@@ -246,11 +246,11 @@ def test_a_detail_is_one_line_of_bounded_length(up):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"interval": 0}, "interval=0 is out of range: write a finite number above 0"),
+        ({"interval": 0}, "interval=0 is out of range: use a finite number above 0"),
         ({"timeout": math.nan}, "timeout=nan is out of range"),
         ({"timeout": "1"}, "timeout='1' is not a number"),
-        ({"fall": 0}, "fall=0 must be a whole number of at least 1"),
-        ({"history": 1.5}, "history=1.5 must be a whole number"),
+        ({"fall": 0}, "fall=0 must be an integer of at least 1"),
+        ({"history": 1.5}, "history=1.5 must be an integer"),
         ({"knock": 3.0}, "knock=3.0 is above knock_cap=2.0: write knock_cap=3.0 or more"),
         ({"refusal_hold": math.inf}, "refusal_hold=inf is not finite"),
     ],

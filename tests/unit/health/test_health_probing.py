@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from resilient_io.deadlines import current_deadline, deadline
 from resilient_io.errors import DeadlineExceeded
 from resilient_io.health import (
     Cause,
@@ -17,9 +18,8 @@ from resilient_io.health import (
     ProbeDegraded,
     ProbeFailed,
     State,
-    _lag,
+    loop_lag,
 )
-from resilient_io.retry import current_deadline, deadline
 
 UP, DOWN, DEGRADED, UNKNOWN = State.UP, State.DOWN, State.DEGRADED, State.UNKNOWN
 
@@ -71,7 +71,7 @@ async def watched(server):
     yield dependency
     await dependency.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert not _lag._watches
+    assert not loop_lag._watches
 
 
 def now():

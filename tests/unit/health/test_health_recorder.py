@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from resilient_io import Cause, ConfigurationError, Dependency, FlightRecorder, HealthMonitor
-from resilient_io.health import _recorder
+from resilient_io.health import recorder as recorder_module
 
 
 def lines_of(text):
@@ -223,7 +223,7 @@ async def test_every_transition_of_a_flapping_dependency_is_kept():
 
 
 async def test_a_file_that_grows_is_set_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(_recorder, "_LONGEST", 1000)
+    monkeypatch.setattr(recorder_module, "_LONGEST", 1000)
     path = tmp_path / "flight.jsonl"
     recorder = FlightRecorder(sink=path)
     recorder.note("redis", "call failed", detail="x" * 600)
@@ -237,7 +237,7 @@ async def test_a_file_that_grows_is_set_aside(tmp_path, monkeypatch):
 
 
 async def test_a_link_is_followed_and_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(_recorder, "_LONGEST", 10)
+    monkeypatch.setattr(recorder_module, "_LONGEST", 10)
     target, link = tmp_path / "elsewhere", tmp_path / "link"
     link.symlink_to(target)
     recorder = FlightRecorder(sink=link)

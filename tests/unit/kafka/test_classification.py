@@ -8,10 +8,10 @@ import pytest
 from aiokafka import errors as driver
 
 from resilient_io import Cause
-from resilient_io.kafka import classification
-from resilient_io.kafka.classification import connection_failure, meaning_of
-from resilient_io.kafka.internals import InstanceEnded
-from resilient_io.kafka.tokens import TokenFailed
+from resilient_io.kafka import errors
+from resilient_io.kafka.connect import TokenFailed
+from resilient_io.kafka.driver import InstanceEnded
+from resilient_io.kafka.errors import connection_failure, meaning_of
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_every_retriable_error_of_aiokafka_has_been_thought_of():
 
 
 def test_the_table_names_only_classes_once():
-    listed = list(classification._MEANINGS)
+    listed = list(errors._MEANINGS)
     assert len(listed) == len(set(listed))
 
 

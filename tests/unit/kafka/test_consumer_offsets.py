@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from resilient_io.kafka.consumer.offsets import PartitionProgress
+from resilient_io.kafka.consumer.assignment import PartitionProgress
 
 
 def progress_of(*offsets: int) -> PartitionProgress:

@@ -10,20 +10,18 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka import errors as driver
 
 from resilient_io.health import Dependency, FlightRecorder
-from resilient_io.kafka.consumer.committing import Committer
-from resilient_io.kafka.consumer.feed import Feed
-from resilient_io.kafka.consumer.holdings import Holdings
+from resilient_io.kafka.consumer.assignment import Holdings, Rebalancing
+from resilient_io.kafka.consumer.commits import Committer
+from resilient_io.kafka.consumer.fetcher import Feed, Reader
 from resilient_io.kafka.consumer.iteration import (
     BatchIterator,
     BatchWalk,
     RecordIterator,
     RecordWalk,
+    Turn,
 )
-from resilient_io.kafka.consumer.reading import Reader
-from resilient_io.kafka.consumer.rebalance import Rebalancing
-from resilient_io.kafka.consumer.settings import ConsumerSettings
+from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.stats import Counters
-from resilient_io.kafka.consumer.turn import Turn
 
 pytestmark = pytest.mark.virtual_time
 

@@ -3,7 +3,7 @@
 import pytest
 from aiokafka import ConsumerRecord
 
-from resilient_io.kafka.consumer.offsets import PartitionProgress
+from resilient_io.kafka.consumer.assignment import PartitionProgress
 from resilient_io.kafka.consumer.record import Record, TopicPartition, UnreadableRecord
 
 

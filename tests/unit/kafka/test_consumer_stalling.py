@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from resilient_io import Cause, Dependency, State
-from resilient_io.kafka.consumer.stalling import StallWatch
+from resilient_io.kafka.consumer.housekeeping import StallWatch
 
 pytestmark = pytest.mark.virtual_time
 

@@ -9,14 +9,13 @@ from aiokafka import TopicPartition
 
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.health import FlightRecorder
+from resilient_io.kafka.connect import Target
 from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.engine import Engine
-from resilient_io.kafka.consumer.reading import Reader
-from resilient_io.kafka.consumer.settings import ConsumerSettings
-from resilient_io.kafka.consumer.standing import Standing
+from resilient_io.kafka.consumer.fetcher import Reader
+from resilient_io.kafka.consumer.housekeeping import Standing
+from resilient_io.kafka.consumer.options import ConsumerSettings, subscription_to
 from resilient_io.kafka.consumer.stats import Counters
-from resilient_io.kafka.consumer.subscription import subscription_to
-from resilient_io.kafka.target import Target
 
 pytestmark = pytest.mark.virtual_time
 

@@ -8,8 +8,8 @@ import pytest
 from aiokafka import TopicPartition
 
 from resilient_io import State
-from resilient_io.kafka.consumer.settings import ConsumerSettings
-from resilient_io.kafka.consumer.upkeep import Upkeep
+from resilient_io.kafka.consumer.housekeeping import Upkeep
+from resilient_io.kafka.consumer.options import ConsumerSettings
 
 pytestmark = pytest.mark.virtual_time
 

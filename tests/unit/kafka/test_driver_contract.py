@@ -15,8 +15,8 @@ from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulat
 from aiokafka.producer.sender import BaseHandler, Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 
-from resilient_io.kafka import protocols, questions
-from resilient_io.kafka.internals import (
+from resilient_io.kafka import probe, protocols
+from resilient_io.kafka.driver import (
     CONNECTION_OPTIONS,
     InstanceEnded,
     background_tasks,
@@ -26,10 +26,10 @@ from resilient_io.kafka.internals import (
     dead_sender_is_ours,
     membership_of,
     parts_of,
+    seal,
     works_for,
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
-from resilient_io.kafka.sealing import seal
 
 NOWHERE = "127.0.0.1:1"
 
@@ -236,5 +236,5 @@ def test_the_private_names_are_where_they_were():
     assert CloseReason.CONNECTION_BROKEN == 0
     assert CloseReason.CONNECTION_TIMEOUT
     assert CloseReason.SHUTDOWN
-    assert CoordinationType.GROUP == questions.GROUP
-    assert CoordinationType.TRANSACTION == questions.TRANSACTION
+    assert CoordinationType.GROUP == probe.GROUP
+    assert CoordinationType.TRANSACTION == probe.TRANSACTION

@@ -13,21 +13,21 @@ from aiokafka.structs import RecordMetadata
 
 from resilient_io import Cause, Dependency, Progress, RetryPolicy, deadline
 from resilient_io.errors import Closed
+from resilient_io.kafka.driver import InstanceEnded
 from resilient_io.kafka.errors import (
     KafkaDeadlineExceeded,
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
 )
-from resilient_io.kafka.internals import InstanceEnded
 from resilient_io.kafka.producer.accumulator import OVERHEAD, Accumulator
+from resilient_io.kafka.producer.buffer import Room
+from resilient_io.kafka.producer.bulk import ship
 from resilient_io.kafka.producer.closing import drop_travelling, drop_waiting
-from resilient_io.kafka.producer.courier import Courier
-from resilient_io.kafka.producer.many import ship
-from resilient_io.kafka.producer.room import Room
-from resilient_io.kafka.producer.settings import DeliverySettings
-from resilient_io.kafka.producer.topics import Topics
-from resilient_io.kafka.producer.verdict import Verdicts
+from resilient_io.kafka.producer.errors import Verdicts
+from resilient_io.kafka.producer.metadata import Topics
+from resilient_io.kafka.producer.options import DeliverySettings
+from resilient_io.kafka.producer.sender import Courier
 
 TOPIC = "topic"
 

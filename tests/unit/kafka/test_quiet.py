@@ -7,7 +7,7 @@ import pytest
 
 from resilient_io import deadline
 from resilient_io.deadlines import current_deadline
-from resilient_io.kafka.quiet import Tally, context_of_driver, quietly
+from resilient_io.kafka.log_filter import Tally, context_of_driver, quietly
 
 LOGGERS = [
     "aiokafka",

@@ -7,8 +7,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from resilient_io import ConfigurationError
-from resilient_io.kafka.target import Target
-from resilient_io.kafka.tokens import TokenFailed, guarded
+from resilient_io.kafka.connect import Target, TokenFailed, guarded
 
 
 @pytest.mark.parametrize(

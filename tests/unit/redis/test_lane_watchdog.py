@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from resilient_io.health import Cause
-from resilient_io.redis.outstanding import Outstanding
-from resilient_io.redis.watchdog import SECOND_LOOK, Watchdog
+from resilient_io.redis.connection import SECOND_LOOK, Outstanding, Watchdog
 
 TIMEOUT = 2.0
 

@@ -13,7 +13,7 @@ from resilient_io import (
     ResilientKafkaProducer,
     ResilientRedis,
 )
-from resilient_io.redis.stats import Latencies
+from resilient_io.histogram import Latencies
 from resilient_io.telemetry import _counts
 from resilient_io.telemetry._metric import BOUNDARIES
 from resilient_io.telemetry._readings import Readings, fold

@@ -4,7 +4,7 @@ import pytest
 import redis.asyncio.client as driver
 from redis.asyncio.connection import ConnectionPool
 
-from resilient_io.redis.observed import _StandIn, is_patched
+from resilient_io.redis.instrumentation import _StandIn, is_patched
 
 CALLS = {
     "execute_command": (driver.Redis, ("SET", "key", "value"), {"get": True}),

@@ -9,15 +9,15 @@ from resilient_io.doctor.looking import Finding, merged, ok, problem
 from resilient_io.doctor.network import milder
 from resilient_io.doctor.tls import speaks_tls
 from resilient_io.health import Cause
-from resilient_io.kafka.round import Round
+from resilient_io.kafka.probe import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resilient_io.doctor.network import Place
-    from resilient_io.kafka.classification import Failure
+    from resilient_io.kafka.connect import Target
+    from resilient_io.kafka.errors import Failure
     from resilient_io.kafka.protocols import Connection
-    from resilient_io.kafka.target import Target
 
 __all__ = ["judge_failure", "look_at_login", "silent_login"]
 

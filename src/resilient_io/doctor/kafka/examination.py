@@ -19,9 +19,9 @@ from resilient_io.doctor.network import (
 from resilient_io.doctor.step import Status
 from resilient_io.doctor.tls import look_at_tls, no_tls
 from resilient_io.doctor.urls import read_kafka_url
-from resilient_io.kafka.internals import drop
+from resilient_io.kafka.connect import Target
+from resilient_io.kafka.driver import drop
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.target import Target
 
 from .entrance import look_at_login, silent_login
 from .group import look_at_group

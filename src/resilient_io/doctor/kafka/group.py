@@ -15,9 +15,9 @@ from aiokafka.errors import (
 
 from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem
 from resilient_io.doctor.network import Place
-from resilient_io.kafka.classification import connection_failure
-from resilient_io.kafka.internals import drop
-from resilient_io.kafka.questions import GROUP, ask_coordinator
+from resilient_io.kafka.driver import drop
+from resilient_io.kafka.errors import connection_failure
+from resilient_io.kafka.probe import GROUP, ask_coordinator
 
 from .lag import Offsets
 from .questions import ask_group
@@ -25,8 +25,8 @@ from .questions import ask_group
 if TYPE_CHECKING:
     from aiokafka.structs import TopicPartition
 
+    from resilient_io.kafka.connect import Target
     from resilient_io.kafka.protocols import Connection
-    from resilient_io.kafka.target import Target
 
     from .lag import Seen
     from .questions import Cluster, Group

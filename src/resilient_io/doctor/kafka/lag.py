@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import KafkaError
 
 from resilient_io.doctor.looking import together
-from resilient_io.kafka.internals import drop
+from resilient_io.kafka.driver import drop
 
 from .questions import EARLIEST, LATEST, ask_committed, ask_offsets
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import TopicPartition
 
+    from resilient_io.kafka.connect import Target
     from resilient_io.kafka.protocols import Connection
-    from resilient_io.kafka.target import Target
 
     from .questions import Cluster
 

@@ -13,15 +13,15 @@ from aiokafka.errors import KafkaError
 
 from resilient_io.doctor.looking import Finding, merged, ok, problem, together
 from resilient_io.doctor.network import Place, addresses_of, knock
-from resilient_io.kafka.classification import connection_failure
-from resilient_io.kafka.internals import drop
+from resilient_io.kafka.driver import drop
+from resilient_io.kafka.errors import connection_failure
 
 from .questions import ask_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_io.kafka.target import Target
+    from resilient_io.kafka.connect import Target
 
     from .questions import Cluster
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from resilient_io.doctor.looking import Finding, note, ok, problem
-from resilient_io.health._lag import LoopLag
+from resilient_io.health.loop_lag import LoopLag
 
 __all__ = ["look_at_loop"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.doctor.looking import Finding, blind, problem
-from resilient_io.redis.dial import abort, ask_over
+from resilient_io.redis.connect import abort, ask_over
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection

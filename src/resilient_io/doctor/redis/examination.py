@@ -13,9 +13,8 @@ from resilient_io.doctor.network import Place, look_at_names, look_at_ports, sil
 from resilient_io.doctor.step import Status
 from resilient_io.doctor.tls import look_at_tls, no_tls, speaks_tls
 from resilient_io.health import Cause
-from resilient_io.redis.dial import dial
+from resilient_io.redis.connect import PoolTarget, dial
 from resilient_io.redis.options import pool_from_url
-from resilient_io.redis.target import PoolTarget
 
 from .account import Account, Unanswered, text_of
 from .load import look_at_load, look_at_slow_log

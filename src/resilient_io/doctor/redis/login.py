@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_io.doctor.looking import Finding, problem
 from resilient_io.health import Cause
-from resilient_io.redis.classification import connection_failure
+from resilient_io.redis.errors import connection_failure
 
 if TYPE_CHECKING:
-    from resilient_io.redis.target import Target
+    from resilient_io.redis.connect import Target
 
 __all__ = ["judge_login"]
 

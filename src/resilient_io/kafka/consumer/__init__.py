@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .client import ResilientKafkaConsumer
+from .options import ConsumerSettings
 from .record import Record, TopicPartition, UnreadableRecord
-from .settings import ConsumerSettings
 from .stats import ConsumerStats
 
 __all__ = [

@@ -10,44 +10,41 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
-from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.processing.plan import plan_run
-from resilient_io.kafka.processing.seen import seen
-from resilient_io.kafka.processing.settings import check_choice
-from resilient_io.kafka.residence import Residence
-from resilient_io.kafka.target import Target
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_count, check_number, check_seconds
 
+from ..connect import Target
+from ..errors import KafkaClosed
+from ..processing.options import check_choice, plan_run
+from ..processing.workers import seen
 from .engine import Engine
+from .fetcher import Reader
 from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
-from .lag import ask_lag
-from .reading import Reader
+from .options import ConsumerSettings, subscription_to
 from .running import run
-from .settings import ConsumerSettings
-from .stats import ConsumerStats, Counters, nothing_yet
-from .subscription import subscription_to
+from .stats import ConsumerStats, Counters, ask_lag, nothing_yet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from resilient_io.health._availability import Availability
-    from resilient_io.kafka.processing.failures import OnFailure
-    from resilient_io.kafka.processing.report import RunStats
-    from resilient_io.kafka.processing.settings import (
+    from resilient_io.health.dependency import Availability
+
+    from ..instrumentation import Tracing
+    from ..processing.options import (
         DeadLetter,
         HandlerPolicy,
         OnUnknown,
         Order,
         RunLimits,
     )
-    from resilient_io.kafka.tracing import Tracing
-
-    from .reading import Deserializer
+    from ..processing.processor import RunStats
+    from ..processing.retries import OnFailure
+    from .fetcher import Deserializer
 
 __all__ = ["ResilientKafkaConsumer"]
 
@@ -143,7 +140,7 @@ class ResilientKafkaConsumer:
         self._counters = Counters()
         self._tracing: Tracing | None = None
         self._engine: Engine | None = None
-        self._residence: Residence | None = None
+        self._residence: LoopBinding | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -420,7 +417,7 @@ class ResilientKafkaConsumer:
         readiness.
         """
         residence = self._residence
-        if self._engine is None or residence is None or residence.over or residence.forked:
+        if self._engine is None or residence is None or residence.closed or residence.forked:
             return None
         return self._engine.liveness_failure()
 
@@ -448,7 +445,7 @@ class ResilientKafkaConsumer:
                 operation="consume",
             )
         if self._residence is not None and self._residence.loop is not loop:
-            if not self._residence.over:
+            if not self._residence.closed:
                 self._residence.check(type(self).__name__)
             self._engine = None  # gone with that loop
         if self._engine is None:
@@ -464,7 +461,7 @@ class ResilientKafkaConsumer:
                 rng=self._rng,
             )
             engine.start()
-            self._engine, self._residence = engine, Residence()
+            self._engine, self._residence = engine, LoopBinding()
         return self._engine
 
     def _make_producer(self) -> Any:

@@ -8,24 +8,19 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer
 
 from resilient_io.health import Cause, State
-from resilient_io.kafka.errors import KafkaAuthenticationFailed, KafkaClosed, KafkaUnavailable
-from resilient_io.kafka.probe import KafkaProbe
-from resilient_io.kafka.processing.movement import answering_since
-from resilient_io.kafka.questions import GROUP
-from resilient_io.kafka.quiet import quietly
-from resilient_io.kafka.supervisor import Supervisor
 
+from ..errors import KafkaAuthenticationFailed, KafkaClosed, KafkaUnavailable
+from ..log_filter import quietly
+from ..probe import GROUP, KafkaProbe
+from ..processing.watchdog import answering_since
+from ..supervisor import Supervisor
 from . import internals
-from .committing import Committer
-from .feed import Feed
-from .holdings import Holding, Holdings
-from .rebalance import Rebalancing
-from .silence import SilenceWatch
-from .stalling import StallWatch
-from .standing import Standing
+from .assignment import Holding, Holdings, Rebalancing
+from .commits import Committer
+from .fetcher import Feed
+from .housekeeping import SilenceWatch, StallWatch, Standing, Upkeep
+from .iteration import Turn
 from .stats import ConsumerStats, Counters
-from .turn import Turn
-from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     import random
@@ -34,18 +29,16 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from resilient_io.health import Attachment, Dependency
-    from resilient_io.kafka.processing.processor import Processor
-    from resilient_io.kafka.processing.report import RunStats
     from resilient_io.kafka.protocols import ConsumerDriver
-    from resilient_io.kafka.target import Target
     from resilient_io.retry import RetryPolicy
 
-    from .offsets import PartitionProgress
-    from .reading import Reader
+    from ..connect import Target
+    from ..processing.processor import Processor, RunStats
+    from .assignment import PartitionProgress
+    from .fetcher import Reader
+    from .iteration import Walk
+    from .options import ConsumerSettings, Subscription
     from .record import Record
-    from .settings import ConsumerSettings
-    from .subscription import Subscription
-    from .walk import Walk
 
 __all__ = ["Engine"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import ConsumerRecord, TopicPartition
 
 if TYPE_CHECKING:
-    from .offsets import PartitionProgress
+    from .assignment import PartitionProgress
 
 __all__ = ["Record", "TopicPartition", "UnreadableRecord"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilient_io.kafka.processing.processor import Processor
+from ..processing.processor import Processor
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
     from resilient_io.kafka.processing.dead_letter import DeadLetterProducer
-    from resilient_io.kafka.processing.plan import Plan
 
+    from ..processing.options import Plan
     from .engine import Engine
 
 __all__ = ["run"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from .offsets import PartitionProgress
+    from .assignment import PartitionProgress
     from .record import Record, TopicPartition
 
 __all__ = ["Source"]

@@ -3,12 +3,9 @@
 What fetches them is the consumer; this decides who is handled when, and what becomes of failures.
 """
 
-from .attempts import Failure
-from .failures import OnFailure, Verdict
-from .plan import Plan, plan_run
-from .processor import Processor
-from .report import RunStats
-from .settings import DeadLetter, HandlerPolicy, OnUnknown, Order, RunLimits
+from .options import DeadLetter, HandlerPolicy, OnUnknown, Order, Plan, RunLimits, plan_run
+from .processor import Processor, RunStats
+from .retries import Failure, OnFailure, Verdict
 
 __all__ = [
     "DeadLetter",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from resilient_io.kafka.consumer.record import Record
 
-    from .attempts import Case
+    from .retries import Case
 
 __all__ = ["CLOSING", "DeadLetterProducer", "DeadLetters", "headers_of", "told"]
 

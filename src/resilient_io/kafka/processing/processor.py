@@ -4,32 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import context_without_deadline
 
-from .backlog import Backlog
-from .batches import Batches
 from .dead_letter import CLOSING, DeadLetters
-from .failures import Failures
-from .gatekeeping import Gate
-from .intake import Intake
-from .movement import Movement
-from .patience import Patience
-from .report import RunStats
-from .singles import Singles
-from .workers import EVICTION_GRACE, Workers
+from .dependencies import Gate
+from .fetch_loop import Intake
+from .retries import Failures
+from .scheduler import Backlog
+from .watchdog import Movement, Patience
+from .workers import EVICTION_GRACE, Batches, Singles, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from resilient_io.kafka.consumer.record import TopicPartition
-    from resilient_io.kafka.consumer.source import Source
-
+    from ..consumer.record import TopicPartition
+    from ..consumer.source import Source
     from .dead_letter import DeadLetterProducer
-    from .plan import Plan
+    from .options import Plan
 
-__all__ = ["Processor"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStats:
+    """Counters of one `run`.
+
+    Attributes:
+        handled: Records that a handler took without raising.
+        failed: Records whose handler raised, each time.
+        excused: Those among them that did not count, for a required dependency was to blame.
+        retried: Calls of a handler beyond the first of a record.
+        dead_lettered: Records written to the dead-letter topic.
+        skipped: Records given up without one.
+        cancelled: Handlers that were cancelled because a rebalance, or the end, did not wait.
+        in_flight: Records in memory now: being handled, or waiting for it.
+        in_flight_bytes: Bytes of their keys and values.
+        ready: Records among them that wait for nothing but a free handler.
+        resting: Records among them that wait for their backoff to end.
+        handlers: Handlers that are running now.
+        allowed: Handlers that may run now; 0 while a required dependency is down, and while nobody
+            knows whether the partitions are still ours.
+        pauses: How often a required dependency was down.
+    """
+
+    handled: int
+    failed: int
+    excused: int
+    retried: int
+    dead_lettered: int
+    skipped: int
+    cancelled: int
+    in_flight: int
+    in_flight_bytes: int
+    ready: int
+    resting: int
+    handlers: int
+    allowed: int
+    pauses: int
+
 
 _FEEDER_GRACE = 1.0
 _FORCE = 1.0

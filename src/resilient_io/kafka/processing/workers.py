@@ -6,20 +6,22 @@ import asyncio
 import functools
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from resilient_io.deadlines import context_without_deadline
+from resilient_io.errors import ConfigurationError
 
-from .failures import place_of
+from .retries import Stage, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from resilient_io.kafka.consumer.record import TopicPartition
+    from ..consumer.record import Record, TopicPartition
+    from ..instrumentation import Tracing
+    from .retries import Failures
+    from .scheduler import Backlog, Item
 
-    from .backlog import Backlog, Item
-
-__all__ = ["Work", "Worker", "Workers"]
 
 _log = logging.getLogger("resilient_io.kafka")
 
@@ -283,3 +285,307 @@ class Workers:
         if worker.freed is not None and not worker.freed.done():
             worker.freed.set_result(None)
         self.wake()
+
+
+class Handling:
+    """Calls the application's handler, and sees to what it raises.
+
+    Args:
+        handler: The application's.
+        timeout: Seconds for one call; None for no bound.
+        backlog: The records.
+        failures: Judges what the handler raises.
+        stop: Called when the handler is none, with the error that says so.
+
+    Attributes:
+        handled: Records that the handler took without raising.
+    """
+
+    takes: ClassVar[str]
+    """What a handler's argument is called, in the advice on how to write one."""
+
+    def __init__(
+        self,
+        handler: Callable[..., Awaitable[object]],
+        *,
+        timeout: float | None,
+        backlog: Backlog,
+        failures: Failures,
+        stop: Callable[[Exception], None],
+    ) -> None:
+        self._handler = handler if timeout is None else _bounded(handler, timeout)
+        self._backlog = backlog
+        self._failures = failures
+        self._stop = stop
+        self.handled = 0
+
+    def failed(self, worker: Worker, error: Exception) -> None:
+        """What is in a worker's hands failed."""
+        raise NotImplementedError
+
+    def abandon(self, worker: Worker) -> None:
+        """What is in a worker's hands was taken away."""
+        raise NotImplementedError
+
+    def _raised(self, worker: Worker, error: Exception) -> None:
+        if worker.evicted:
+            self.abandon(worker)  # it failed because we cancelled it
+        elif _is_no_handler(error):
+            self.abandon(worker)
+            self._stop(_no_handler(error, self.takes))
+        else:
+            self.failed(worker, error)
+
+
+def _bounded(
+    handler: Callable[..., Awaitable[object]], seconds: float
+) -> Callable[..., Awaitable[object]]:
+    """Return the handler with a bound on its time; what it raises tells of the bound."""
+
+    async def handle(records: object) -> None:
+        bound = asyncio.timeout(seconds)
+        try:
+            async with bound:
+                await handler(records)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            message = f"the handler took longer than HandlerPolicy(timeout={seconds:g})"
+            raise TimeoutError(message) from error
+
+    return handle
+
+
+def as_failure(error: asyncio.CancelledError) -> Exception:
+    """Return a CancelledError that the handler raised by itself as an error like any other."""
+    failure = RuntimeError("the handler raised CancelledError by itself")
+    failure.__cause__ = error
+    return failure
+
+
+def _is_no_handler(error: Exception) -> bool:
+    """Whether it was the call of the handler itself that is wrong, and not what it does."""
+    if type(error) is not TypeError or error.__traceback__ is None:
+        return False
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return Path(innermost.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+
+
+def _no_handler(error: Exception, takes: str) -> ConfigurationError:
+    """Return the error that says what a handler has to be."""
+    refusal = ConfigurationError(
+        f"the handler cannot be called ({error}): write `async def handle({takes}): ...`"
+    )
+    refusal.__cause__ = error
+    return refusal
+
+
+class Singles(Handling):
+    """Calls the handler with one record after the other."""
+
+    takes = "record"
+
+    async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
+        self, worker: Worker, pool: Workers
+    ) -> None:
+        """Take records and call the handler, for ever."""
+        handler = self._handler
+        backlog, failures = self._backlog, self._failures
+        ready, finished = backlog.ready, backlog.finished
+        time = asyncio.get_running_loop().time
+        pool.wake_others()
+        while True:
+            if not ready:
+                await pool.park(worker)
+                continue
+            now = time()
+            if now > pool.stretch_ends:
+                await pool.pause(worker)
+                continue
+            item = flow, record, case = ready.popleft()
+            worker.items = (item,)
+            worker.since = now
+            handled = False
+            try:
+                if case is None:
+                    if record.error is None:
+                        await handler(record)
+                        handled = True
+                    else:
+                        failures.unreadable(flow, record, record.error)
+                elif case.stage is Stage.HANDLE:
+                    await handler(record)
+                    handled = True
+                else:
+                    await failures.go_on(item)
+            # The boundary to the application's handler: whatever it raises is judged.
+            except Exception as error:  # noqa: BLE001
+                self._raised(worker, error)
+            except asyncio.CancelledError as error:
+                if worker.task.cancelling() and not worker.evicted:
+                    raise  # meant for this task: it ends
+                self._raised(worker, as_failure(error))
+            if handled:
+                self.handled += 1
+                finished(flow, record)
+            if worker.freed is not None:
+                pool.release(worker)
+
+    def failed(self, worker: Worker, error: Exception) -> None:
+        """The record in a worker's hands failed."""
+        for item in worker.items:
+            self._failures.handler_failed(item, error, worker.since)
+
+    def abandon(self, worker: Worker) -> None:
+        """The record in a worker's hands was taken away: if it is still ours, it is ready."""
+        for item in worker.items:
+            if item[0].revoked:
+                self._backlog.forget(item[1])
+            else:
+                self._backlog.ready.appendleft(item)
+
+
+class Batches(Handling):
+    """Calls the handler with as many records as are ready, up to a number.
+
+    Records of one line are in a batch in their order, and no other batch has one of that line
+    meanwhile. A batch that fails is not given up as a whole: each of its records is tried again by
+    itself, so that the culprit is found and the others are not lost with it.
+
+    Args:
+        size: Records in a batch, at most.
+        **rest: What `Handling` takes.
+    """
+
+    takes = "records"
+
+    def __init__(
+        self, handler: Callable[[list[Record]], Awaitable[object]], size: int, **rest: Any
+    ) -> None:
+        super().__init__(handler, **rest)
+        self._size = size
+
+    async def run(  # noqa: C901 - one loop without calls in between: it runs per record
+        self, worker: Worker, pool: Workers
+    ) -> None:
+        """Take batches and call the handler, for ever."""
+        handler = self._handler
+        ready = self._backlog.ready
+        time = asyncio.get_running_loop().time
+        pool.wake_others()
+        while True:
+            if not ready:
+                await pool.park(worker)
+                continue
+            now = time()
+            if now > pool.stretch_ends:
+                await pool.pause(worker)
+                continue
+            items = self._take()
+            worker.items = items
+            worker.since = now
+            case = items[0][2]
+            handled = False
+            try:
+                if case is not None and case.stage is not Stage.HANDLE:
+                    await self._failures.go_on(items[0])
+                elif (error := items[0][1].error) is not None:
+                    self._failures.unreadable(items[0][0], items[0][1], error)
+                else:
+                    await handler([record for _, record, _ in items])
+                    handled = True
+            # The boundary to the application's handler: whatever it raises is judged.
+            except Exception as error:  # noqa: BLE001
+                self._raised(worker, error)
+            except asyncio.CancelledError as error:
+                if worker.task.cancelling() and not worker.evicted:
+                    raise  # meant for this task: it ends
+                self._raised(worker, as_failure(error))
+            if handled:
+                self._handled(items)
+            if worker.freed is not None:
+                pool.release(worker)
+
+    def failed(self, worker: Worker, error: Exception) -> None:
+        """The records in a worker's hands failed: each is tried again by itself."""
+        items = worker.items
+        if len(items) == 1:
+            self._failures.handler_failed(items[0], error, worker.since)
+            return
+        for line in self._lines(items):
+            self._failures.line_failed(line, error, worker.since)
+
+    def abandon(self, worker: Worker) -> None:
+        """The records in a worker's hands were taken away: those still ours are ready again."""
+        for head, *followers in reversed(self._lines(worker.items)):
+            if head[0].revoked:
+                for _, record, _ in (head, *followers):
+                    self._backlog.forget(record)
+            else:
+                self._backlog.put_behind(head[0], head[1], followers)
+                self._backlog.ready.appendleft(head)
+
+    def _take(self) -> list[Item]:
+        ready, size = self._backlog.ready, self._size
+        items: list[Item] = []
+        while ready and len(items) < size:
+            if not _sociable(ready[0]):
+                return items or [ready.popleft()]
+            head = ready.popleft()
+            items.append(head)
+            waiting = self._backlog.behind(head[0], head[1])
+            while waiting and len(items) < size and _sociable(waiting[0]):
+                items.append(waiting.popleft())
+        return items
+
+    def _handled(self, items: Sequence[Item]) -> None:
+        self.handled += len(items)
+        for head, *followers in self._lines(items):
+            for flow, record, _ in followers:
+                flow.progress.done(record.offset)
+                self._backlog.forget(record)
+            self._backlog.finished(head[0], head[1])
+
+    def _lines(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Return the records of a batch by line, each line in its order."""
+        lines: list[list[Item]] = []
+        latest = None
+        for item in items:
+            flow, record, _ = item
+            key = self._backlog.key_of(record)
+            if key is not None and latest == (flow.partition, key):
+                lines[-1].append(item)
+            else:
+                lines.append([item])
+            latest = (flow.partition, key)
+        return lines
+
+
+def _sociable(item: Item) -> bool:
+    """Whether a record may be in a batch with others."""
+    case = item[2]
+    if case is None:
+        return item[1].error is None
+    return case.stage is Stage.HANDLE and not case.alone
+
+
+def seen(
+    handler: Callable[[Any], Awaitable[object]], tracing: Tracing, *, several: bool
+) -> Callable[[Any], Awaitable[object]]:
+    """Return the handler with a span around each call.
+
+    It is in this folder for `handling._is_no_handler`, which looks where a call went wrong.
+
+    Args:
+        handler: The application's.
+        tracing: Makes the spans.
+        several: Whether the handler takes a list of records.
+    """
+
+    async def handle(given: Any) -> None:
+        with tracing.processing(given if several else [given]):
+            await handler(given)
+
+    return handle

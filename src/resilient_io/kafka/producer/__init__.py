@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from .client import ResilientKafkaProducer
+from .options import DeliverySettings
 from .records import OutgoingRecord
-from .report import DeliveryFailure, DeliveryReport, OffsetRange
-from .settings import DeliverySettings
-from .stats import ProducerStats
-from .transaction import Transaction
+from .reports import DeliveryFailure, DeliveryReport, OffsetRange, ProducerStats
+from .transactions import Transaction
 
 __all__ = [
     "DeliveryFailure",

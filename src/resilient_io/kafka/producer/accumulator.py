@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ResilientIOError
 
-from .admission import Admission
+from .buffer import Admission
 from .expiry import Expiry
-from .line import tombstone
+from .partition_queue import tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
-    from .courier import Courier
-    from .line import Line
+    from .buffer import Room
+    from .errors import Verdicts
+    from .metadata import Topics
+    from .options import DeliverySettings
+    from .partition_queue import Line
     from .records import Headers
-    from .room import Room
-    from .settings import DeliverySettings
-    from .topics import Topics
-    from .verdict import Verdicts
+    from .sender import Courier
 
 __all__ = ["OVERHEAD", "Accumulator"]
 

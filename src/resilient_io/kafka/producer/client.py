@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.health import Dependency
-from resilient_io.kafka.errors import KafkaClosed
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.target import Target
-from resilient_io.retry import RetryPolicy, current_deadline
+from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_number, check_seconds
 
+from ..connect import Target
+from ..errors import KafkaClosed
 from .accumulator import OVERHEAD
+from .bulk import ship
 from .engine import Engine
-from .many import ship
-from .options import OWNED, completed, patience
+from .options import OWNED, DeliverySettings, completed, patience
 from .records import check_serializer, checked, measured, too_large
-from .report import DeliveryReport
-from .settings import DeliverySettings
-from .stats import ProducerStats
-from .transaction import Transaction
+from .reports import DeliveryReport, ProducerStats
+from .transactions import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Coroutine, Iterable
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import RecordMetadata
 
-    from .partitioning import Partitioner
+    from .partitioner import Partitioner
     from .records import Serializer
     from .transactions import Transactions
 
@@ -376,7 +375,7 @@ class ResilientKafkaProducer:
             timeout = self._policy.deadline or _CLOSE_TIMEOUT
         check_number("timeout", timeout)
         engine = self._engine
-        if engine is None or engine.residence.over or engine.residence.forked:
+        if engine is None or engine.residence.closed or engine.residence.forked:
             self._closed = True
             return DeliveryReport()
         engine.residence.check(type(self).__name__)
@@ -387,7 +386,7 @@ class ResilientKafkaProducer:
         """Start, without waiting for Kafka; a closed producer opens again."""
         if self._closed:
             engine = self._engine
-            if engine is not None and not engine.residence.over:
+            if engine is not None and not engine.residence.closed:
                 engine.residence.check(type(self).__name__)
                 await engine.aclose(0.0)
             self._engine, self._closed = None, False
@@ -417,7 +416,7 @@ class ResilientKafkaProducer:
         (`HealthMonitor(liveness=[producer])`), not for readiness.
         """
         engine = self._engine
-        if engine is None or self._closed or engine.residence.over:
+        if engine is None or self._closed or engine.residence.closed:
             return None
         return engine.liveness_failure()
 
@@ -443,7 +442,7 @@ class ResilientKafkaProducer:
                 dependency=self.health.name,
                 operation=operation,
             )
-        if self._engine is not None and not self._engine.residence.over:
+        if self._engine is not None and not self._engine.residence.closed:
             self._engine.residence.check(type(self).__name__)
         self._engine = Engine(
             target=self._target,

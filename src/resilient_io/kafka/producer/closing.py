@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .parcel import Parcel, Slice
-from .report import DeliveryFailure, progress_of
+from .partition_queue import Parcel, Slice
+from .reports import DeliveryFailure, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .line import Cargo, Line, Record
-    from .parcel import Item
-    from .room import Room
-    from .verdict import Verdicts
+    from .buffer import Room
+    from .errors import Verdicts
+    from .partition_queue import Cargo, Item, Line, Record
 
 __all__ = ["drop_travelling", "drop_waiting"]
 

@@ -7,32 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
+from resilient_io.binding import LoopBinding
 from resilient_io.deadlines import context_without_deadline
-from resilient_io.kafka.probe import KafkaProbe
-from resilient_io.kafka.questions import TRANSACTION
-from resilient_io.kafka.residence import Residence
-from resilient_io.kafka.supervisor import Supervisor
 
+from ..probe import TRANSACTION, KafkaProbe
+from ..supervisor import Supervisor
 from .accumulator import Accumulator
+from .buffer import Room
 from .closing import drop_travelling, drop_waiting
-from .courier import Courier
-from .report import DeliveryReport
-from .room import Room
-from .stats import ProducerStats
-from .topics import Topics
+from .errors import Verdicts
+from .metadata import Topics
+from .reports import DeliveryReport, ProducerStats
+from .sender import Courier
 from .transactions import Transactions, fenced
-from .verdict import Verdicts
 
 if TYPE_CHECKING:
     import random
 
     from resilient_io.health import Attachment, Change, Dependency, Subscription
     from resilient_io.kafka.protocols import ProducerDriver
-    from resilient_io.kafka.target import Target
     from resilient_io.retry import RetryPolicy
 
-    from .partitioning import Partitioner
-    from .settings import DeliverySettings
+    from ..connect import Target
+    from .options import DeliverySettings
+    from .partitioner import Partitioner
 
 __all__ = ["Engine"]
 
@@ -63,7 +61,7 @@ class Engine:
         Raises:
             RuntimeError: The health is in use in another living event loop.
         """
-        self.residence = Residence()
+        self.residence = LoopBinding()
         self.loop = asyncio.get_running_loop()
         self.health = health
         self.settings = settings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resilient_io.health import Cause
 
-from .parcel import Parcel, Slice
+from .partition_queue import Parcel, Slice
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
-    from .line import Cargo, Entry, Line, Record
-    from .room import Room
-    from .verdict import Verdicts
+    from .buffer import Room
+    from .errors import Verdicts
+    from .partition_queue import Cargo, Entry, Line, Record
 
 __all__ = ["Expiry"]
 

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aiokafka.errors import IllegalOperation, RequestTimedOutError
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
-from resilient_io.kafka.classification import meaning_of
-from resilient_io.kafka.errors import KafkaDeadlineExceeded
-from resilient_io.kafka.internals import InstanceEnded
 
+from ..driver import InstanceEnded
+from ..errors import KafkaDeadlineExceeded, meaning_of
 from .closing import drop_waiting
-from .courier import words
+from .errors import noted
+from .sender import words
 from .sequence import is_in_transaction
-from .verdict import noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
+    from types import TracebackType
+    from typing import Self
 
-    from resilient_io.kafka.errors import KafkaOutcomeUnknown
-    from resilient_io.kafka.protocols import ProducerDriver
-    from resilient_io.kafka.supervisor import Supervisor
     from resilient_io.retry import RetryPolicy
 
+    from ..errors import KafkaOutcomeUnknown
+    from ..protocols import ProducerDriver
+    from ..supervisor import Supervisor
     from .accumulator import Accumulator
-    from .courier import Courier
-    from .transaction import Transaction
-    from .verdict import Verdicts
+    from .errors import Verdicts
+    from .sender import Courier
 
-__all__ = ["Transactions", "fenced"]
 
 T = TypeVar("T")
 
@@ -347,3 +346,81 @@ class Transactions:
 def _told(doom: Exception) -> Exception:
     """Copy the first failure in a transaction, for whoever asks for its end."""
     return noted(doom, "the transaction is aborted because of this: nothing of it will be seen")
+
+
+class Conductor(Protocol):
+    """What leads transactions from their beginning to their end."""
+
+    async def begin(self, transaction: Transaction) -> None:
+        """Begin it."""
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Commit it."""
+
+    async def abort(self, transaction: Transaction, *, wait: bool) -> None:
+        """Abort it."""
+
+    async def send_offsets(
+        self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
+    ) -> None:
+        """Make a group's offsets part of it."""
+
+
+class Transaction:
+    """One transaction: `async with producer.transaction() as transaction:`.
+
+    Leaving the block commits, when every record of it was delivered; leaving it by an exception
+    aborts.
+    """
+
+    __slots__ = ("_begun", "_producer", "doom", "ending", "instance")
+
+    def __init__(self, producer: Callable[[], Conductor]) -> None:
+        """Prepare; it begins when it is entered."""
+        self._producer = producer
+        self._begun: Conductor | None = None
+        self.instance: ProducerDriver | None = None
+        self.doom: Exception | None = None
+        self.ending = False
+
+    async def send_offsets(self, offsets: Mapping[Any, Any], group_id: str) -> None:
+        """Commit a consumer's offsets as a part of the transaction.
+
+        They count if, and only if, the transaction is committed. If this fails or is cancelled,
+        the transaction can only be aborted.
+
+        Args:
+            offsets: By `TopicPartition`, the offset of the next record to read (that of the last
+                one handled, and one), alone or with metadata: as `AIOKafkaConsumer.commit` takes.
+            group_id: The consumer's group.
+
+        Raises:
+            KafkaDeadlineExceeded: There was no answer in time; nothing is applied.
+            KafkaUnavailable: The instance of the transaction ended; nothing is applied.
+            IllegalOperation: The transaction has ended.
+            KafkaError: What the broker refused.
+        """
+        if self._begun is None:
+            raise IllegalOperation("write `async with producer.transaction() as transaction:`")
+        await self._begun.send_offsets(self, offsets, group_id)
+
+    async def __aenter__(self) -> Self:
+        if self._begun is not None:
+            raise IllegalOperation("a transaction is for once: call producer.transaction() again")
+        owner = self._producer()
+        await owner.begin(self)
+        self._begun = owner
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        owner = self._begun
+        assert owner is not None  # noqa: S101 (it was entered)
+        if kind is None:
+            await owner.commit(self)
+        else:
+            await owner.abort(self, wait=issubclass(kind, Exception))

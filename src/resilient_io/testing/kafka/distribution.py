@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from resilient_io.testing.process import NoServerError
+from ..process import NoServerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.testing.faults import Effect
+from ..faults import Effect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.testing.faults import Fault, ProxiedRequest
+    from ..faults import Fault, ProxiedRequest
 
 APIS: Final = {
     **dict(enumerate(("Produce", "Fetch", "ListOffsets", "Metadata"))),

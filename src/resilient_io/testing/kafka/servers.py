@@ -6,7 +6,13 @@ import abc
 import asyncio
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
-from resilient_io.testing.kafka.distribution import (
+from ..process import (
+    ServerDidNotStartError,
+    ServerProcess,
+    free_port,
+    free_ports,
+)
+from .distribution import (
     ClusterMember,
     Listener,
     Storage,
@@ -18,18 +24,12 @@ from resilient_io.testing.kafka.distribution import (
     new_id,
     properties,
 )
-from resilient_io.testing.kafka.wire import (
+from .wire import (
     TRANSIENT_CODES,
     UNKNOWN_TOPIC,
     BrokerQueries,
     KafkaServerError,
     until,
-)
-from resilient_io.testing.process import (
-    ServerDidNotStartError,
-    ServerProcess,
-    free_port,
-    free_ports,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from resilient_io.testing.kafka.distribution import ApacheKafka, KafkaOption
-    from resilient_io.testing.kafka.wire import Metadata, Partition
+    from .distribution import ApacheKafka, KafkaOption
+    from .wire import Metadata, Partition
 
 _TOPIC_TIMEOUT: Final = 30.0
 _IN_SYNC_TIMEOUT: Final = 60.0

@@ -12,12 +12,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.testing.resp import ServerError
+from ..resp import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-    from resilient_io.testing.kafka.frames import KafkaRequest
+    from .frames import KafkaRequest
 
 _METADATA: Final = (3, 4)  # API key and version
 _FIND_COORDINATOR: Final = (10, 1)

@@ -13,7 +13,7 @@ from redis.asyncio import ConnectionPool
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.redis.target import PoolTarget
+from resilient_io.redis.connect import PoolTarget
 from resilient_io.testing import RedisServer
 
 NAME = "cache.example"

@@ -6,7 +6,7 @@ import random
 import pytest
 from aiokafka import TopicPartition
 
-from resilient_io.kafka.consumer.offsets import PartitionProgress
+from resilient_io.kafka.consumer.assignment import PartitionProgress
 from resilient_io.kafka.consumer.record import Record, UnreadableRecord
 from resilient_io.kafka.processing import Processor, plan_run
 

@@ -4,7 +4,7 @@ import asyncio
 
 from resilient_io import Cause, Dependency
 from resilient_io.kafka.processing import HandlerPolicy
-from resilient_io.kafka.processing.movement import answering_since
+from resilient_io.kafka.processing.watchdog import answering_since
 
 BOUND = 60.0
 

@@ -21,13 +21,13 @@ async def yields(record):
     [
         ({"order": "keys"}, "order='keys' is unknown: write order=\"key\""),
         ({"order": None}, 'write order="key" or order="partition" or order="none"'),
-        ({"concurrency": 0}, "concurrency=0 must be a whole number of at least 1"),
-        ({"concurrency": 2.5}, "concurrency=2.5 must be a whole number"),
+        ({"concurrency": 0}, "concurrency=0 must be an integer of at least 1"),
+        ({"concurrency": 2.5}, "concurrency=2.5 must be an integer"),
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"policy": 3}, r"write policy=HandlerPolicy\(attempts=3\)"),
         ({"limits": 3}, r"write limits=RunLimits\(records=10_000\)"),
         ({"dead_letter": 3}, 'write dead_letter="orders.dead"'),
-        ({"dead_letter": ""}, "must be a string that is not empty"),
+        ({"dead_letter": ""}, "must be a non-empty string"),
         ({"on_failure": "dead_letter"}, 'needs a topic: write dead_letter="orders.dead" too'),
         (
             {"on_outcome_unknown": "dead_letter"},
