@@ -100,7 +100,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, _T, _T]:
 
 
 @pytest.fixture(scope="session")
-def _redis_of_session() -> Iterator[testing.RedisServer]:
+def _server_of_session() -> Iterator[testing.RedisServer]:
     server = testing.RedisServer()
     # A loop for the session: the loops of the tests end earlier.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
@@ -127,15 +127,15 @@ async def redis_server() -> AsyncIterator[testing.RedisServer]:
 
 
 @async_fixture
-async def shared_redis(_redis_of_session: testing.RedisServer) -> testing.RedisServer:
+async def shared_redis(_server_of_session: testing.RedisServer) -> testing.RedisServer:
     """A Redis server that all tests share; its data and scripts are flushed before each test.
 
     A test that changes the server's configuration has to restore it.
     """
     _require_real_time("shared_redis")
-    await _redis_of_session.query("FLUSHALL")
-    await _redis_of_session.query("SCRIPT", "FLUSH")
-    return _redis_of_session
+    await _server_of_session.query("FLUSHALL")
+    await _server_of_session.query("SCRIPT", "FLUSH")
+    return _server_of_session
 
 
 @async_fixture
