@@ -1,8 +1,7 @@
-"""Makes the picture of a `resilient-io doctor` run in docs/images: `make screenshots`.
+"""Create the picture of a run of `resilient-io doctor` in docs/images: `make screenshots`.
 
-What it shows has happened: a real Redis that is almost full, and a real Kafka whose advertised
-listener nobody can reach, examined by the code of the command itself. The picture is text in SVG,
-always as wide; fonts are those of whoever looks.
+The run is real: the code of the command checks a Redis that is almost full, and a Kafka whose
+advertised listener is unreachable. The picture is SVG text of a fixed width, in the reader's fonts.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _VALUE = "x" * 4096
 
 
 def main() -> int:
-    """Make it."""
+    """Create the picture."""
     console = Console(
         record=True,
         width=_COLUMNS,
@@ -44,13 +43,13 @@ def main() -> int:
     code = asyncio.run(_run(console))
     IMAGES.mkdir(parents=True, exist_ok=True)
     picture = console.export_svg(title="resilient-io doctor", unique_id="doctor")
-    # Whoever shows the picture must not fetch fonts from somewhere: the names are enough.
+    # A viewer must not download fonts: their names are enough.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     picture = "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
     path = IMAGES / "doctor.svg"
     path.write_text(picture, encoding="utf-8")
     print(f"{path.name}: {len(picture) // 1024} KiB, exit code of the run {code}")
-    return 0 if code == 1 else 1  # the run has to find what was prepared
+    return 0 if code == 1 else 1  # the run has to find the prepared problems
 
 
 async def _run(console: Console) -> int:
@@ -71,13 +70,13 @@ async def _run(console: Console) -> int:
             timeout=10.0,
             group=None,
             topics=[],
-            with_ground=False,  # says more of the machine than of the doctor
+            with_ground=False,  # depends on the machine
         )
         return await examined(planned, TableReport(console), Interruption())
 
 
 def _free(port: int) -> int | None:
-    """Give the port that everybody knows, if nobody has it; so the pictures stay alike."""
+    """Return the default port if it is free, so that the pictures stay the same."""
     with socket.socket() as tried:
         try:
             tried.bind(("127.0.0.1", port))

@@ -13,8 +13,14 @@ from resilient_io.testing import FaultProxy, RedisServer
 WAY = ["name", "TCP", "login"]
 ACCOUNT = ["server", "role", "memory", "persistence", "clients", "slow log", "load"]
 
+# TIME advances within a script only before Redis 7.2, and `os` exists only since then.
 SPIN = """
-local function now() local t = redis.call('TIME'); return t[1] * 1000000 + t[2] end
+local has_os, clock = pcall(function() return os.clock end)
+local function now()
+  if has_os then return clock() * 1000000 end
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
 local until_then = now() + tonumber(ARGV[1])
 while now() < until_then do end
 """

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from resilient_io.doctor import Status, examine
-from resilient_io.testing import encode
+from resilient_io.testing.resp import encode
 
 
 @pytest.fixture(autouse=True)

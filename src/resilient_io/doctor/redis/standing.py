@@ -36,7 +36,7 @@ async def look_at_server(account: Account) -> Finding:
     info = await account.info()
     version = info.get("valkey_version") or info.get("redis_version", "?")
     name = "Valkey" if "valkey_version" in info else "Redis"
-    mode = info.get("redis_mode", "standalone")
+    mode = info.get("redis_mode") or info.get("server_mode", "standalone")  # Valkey 9: the latter
     uptime = int(number(info, "uptime_in_seconds"))
     data = {"product": name, "version": version, "mode": mode, "uptime": uptime}
     if mode == "sentinel":

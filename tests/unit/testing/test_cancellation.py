@@ -1,4 +1,4 @@
-"""`cancel_everywhere` finds bugs that were planted, and none where there is none."""
+"""`cancel_everywhere` finds planted bugs, and nothing in correct code."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 from resilient_io.testing import Moment, cancel_everywhere
 
 
-async def test_a_well_behaved_coroutine_is_clean_and_all_its_points_are_tried():
+async def test_correct_coroutine_has_no_findings_and_all_points_are_tested():
     runs = []
 
     async def coroutine():
@@ -29,7 +29,7 @@ async def test_a_well_behaved_coroutine_is_clean_and_all_its_points_are_tried():
     assert runs == ["to the end"]
 
 
-async def test_it_names_the_point_where_a_cancel_was_swallowed():
+async def test_report_names_the_point_of_a_swallowed_cancellation():
     async def coroutine():
         await asyncio.sleep(1)
         with contextlib.suppress(asyncio.CancelledError):
@@ -47,7 +47,7 @@ async def test_it_names_the_point_where_a_cancel_was_swallowed():
         report.assert_clean()
 
 
-async def test_another_exception_in_place_of_the_cancel_is_a_swallowed_one():
+async def test_another_exception_counts_as_a_swallowed_cancellation():
     async def coroutine():
         try:
             await asyncio.sleep(1)
@@ -58,7 +58,7 @@ async def test_another_exception_in_place_of_the_cancel_is_a_swallowed_one():
     assert "raised ConnectionError('lost')" in report.swallowed[0].detail
 
 
-async def test_a_cancel_that_a_child_swallowed_counts_too():
+async def test_cancellation_swallowed_by_a_child_counts():
     async def child():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(1)
@@ -68,10 +68,10 @@ async def test_a_cancel_that_a_child_swallowed_counts_too():
 
     report = await cancel_everywhere(coroutine)
     assert [each.moment for each in report.swallowed] == [Moment.WAITING]
-    assert "what it awaited ate the cancel" in report.swallowed[0].detail
+    assert "because its awaitable swallowed it" in report.swallowed[0].detail
 
 
-async def test_a_result_that_was_ready_is_no_excuse():
+async def test_ready_result_does_not_excuse_a_swallowed_cancellation():
     async def coroutine():
         future = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(1, future.set_result, "ready")
@@ -86,13 +86,13 @@ async def test_a_result_that_was_ready_is_no_excuse():
     assert [each.moment for each in report.swallowed] == [Moment.READY]
 
 
-async def test_wait_for_loses_cancels_on_python_3_11_only():
+async def test_wait_for_loses_cancellations_only_on_python_3_11():
     async def reply():
         await asyncio.sleep(1)
         return "reply"
 
     async def coroutine():
-        return await asyncio.wait_for(reply(), 5)  # the planted bug is the standard library's
+        return await asyncio.wait_for(reply(), 5)  # a bug of the standard library
 
     report = await cancel_everywhere(coroutine)
     if sys.version_info < (3, 12):
@@ -101,7 +101,7 @@ async def test_wait_for_loses_cancels_on_python_3_11_only():
         report.assert_clean()
 
 
-async def test_a_timeout_at_the_moment_of_the_cancel_does_not_hide_it():
+async def test_timeout_at_the_moment_of_cancellation_does_not_hide_it():
     async def coroutine():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
@@ -113,7 +113,7 @@ async def test_a_timeout_at_the_moment_of_the_cancel_does_not_hide_it():
 
 
 @pytest.mark.parametrize("delay", [0.2, 3600.0])
-async def test_a_cancel_that_is_not_obeyed_at_once_is_late(delay):
+async def test_coroutine_that_ends_too_late_is_reported(delay):
     async def coroutine():
         try:
             await asyncio.sleep(1)
@@ -130,18 +130,18 @@ async def test_a_cancel_that_is_not_obeyed_at_once_is_late(delay):
     assert not report.complete
 
 
-async def test_a_coroutine_that_never_obeys_is_ended_and_reported():
+async def test_coroutine_that_never_ends_is_killed_and_reported():
     async def coroutine():
         for _ in range(3):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
 
     report = await cancel_everywhere(coroutine, max_points=1, moments=[Moment.SUSPENDED])
-    assert report.late[0].detail == "it never ended"
+    assert report.late[0].detail == "never ended"
     assert report.leaked_tasks
 
 
-async def test_cleaning_up_quickly_is_not_late():
+async def test_quick_cleanup_is_not_late():
     async def coroutine():
         try:
             await asyncio.sleep(1)
@@ -151,7 +151,7 @@ async def test_cleaning_up_quickly_is_not_late():
     (await cancel_everywhere(coroutine)).assert_clean()
 
 
-async def test_a_task_left_behind_is_found_and_ended():
+async def test_leaked_task_is_found_and_cancelled():
     tasks = []
 
     async def coroutine():
@@ -166,7 +166,7 @@ async def test_a_task_left_behind_is_found_and_ended():
     assert all(task.done() for task in tasks)
 
 
-async def test_a_socket_that_stays_open_is_found():
+async def test_open_socket_is_found():
     sockets = []
 
     async def coroutine():
@@ -181,7 +181,7 @@ async def test_a_socket_that_stays_open_is_found():
         each.close()
 
 
-async def test_a_socket_that_only_the_garbage_collector_closes_is_found():
+async def test_socket_closed_by_the_garbage_collector_is_found():
     async def coroutine():
         forgotten = socket.socket()
         await asyncio.sleep(1)
@@ -192,7 +192,7 @@ async def test_a_socket_that_only_the_garbage_collector_closes_is_found():
     assert "unclosed" in report.leaked_sockets[0].detail
 
 
-async def test_an_exception_that_nobody_saw_is_a_complaint():
+async def test_unretrieved_exception_is_a_complaint():
     async def fails():
         raise ValueError("unseen")
 
@@ -207,7 +207,7 @@ async def test_an_exception_that_nobody_saw_is_a_complaint():
     assert "unseen" in report.complaints[0].detail
 
 
-async def test_setup_surrounds_every_run_and_check_sees_what_it_gave():
+async def test_setup_surrounds_every_run_and_check_receives_its_result():
     events = []
 
     @contextlib.asynccontextmanager
@@ -230,7 +230,7 @@ async def test_setup_surrounds_every_run_and_check_sees_what_it_gave():
     assert events == ["up", "checked", "down"] * 4
 
 
-async def test_a_failing_check_says_after_which_cancel():
+async def test_failing_check_has_a_note_with_the_point():
     async def coroutine():
         await asyncio.sleep(1)
 
@@ -242,7 +242,7 @@ async def test_a_failing_check_says_after_which_cancel():
     assert "cancelled at point 1" in caught.value.__notes__[0]
 
 
-async def test_what_the_coroutine_raises_by_itself_passes_unless_expected():
+async def test_exceptions_without_cancellation_propagate_unless_expected():
     async def coroutine():
         await asyncio.sleep(1)
         raise ConnectionError("no server")
@@ -254,7 +254,7 @@ async def test_what_the_coroutine_raises_by_itself_passes_unless_expected():
     assert isinstance(report.result, ConnectionError)
 
 
-async def test_a_coroutine_that_never_waits_proves_nothing():
+async def test_coroutine_that_never_waits_is_not_clean():
     async def coroutine():
         return 1
 
@@ -264,7 +264,7 @@ async def test_a_coroutine_that_never_waits_proves_nothing():
         report.assert_clean()
 
 
-async def test_a_run_without_an_end_is_an_error_unless_points_are_bounded():
+async def test_endless_run_is_an_error_unless_points_are_limited():
     async def coroutine():
         await asyncio.sleep(1)
         await asyncio.Event().wait()
@@ -276,7 +276,7 @@ async def test_a_run_without_an_end_is_an_error_unless_points_are_bounded():
     assert (report.points, report.complete) == (2, False)
 
 
-async def test_cancelling_the_whole_cancels_the_run_that_is_on():
+async def test_cancelling_cancel_everywhere_cancels_the_current_run():
     ended = []
 
     async def coroutine():

@@ -1,4 +1,4 @@
-"""Each fault of the proxy does what it says, to a real server and a client of plain bytes."""
+"""The faults of the proxy, with a real server and a client of plain bytes."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,12 @@ import socket
 
 import pytest
 
-from resilient_io.testing import FaultProxy, encode, free_port
+from resilient_io.testing import FaultProxy, free_port
+from resilient_io.testing.resp import encode
 
 
 class Client:
-    """A socket that speaks bytes, so that nothing stands between the test and the proxy."""
+    """A plain socket, without a client library."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -53,14 +54,14 @@ async def closed(writer):
 
 async def eventually(condition):
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what others do raises no event here
+        while not condition():  # noqa: ASYNC110 - without an event
             await asyncio.sleep(0.002)
 
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_a_dropped_reply_was_executed_once_and_the_connection_is_mute_but_open(
+async def test_dropped_reply_belongs_to_an_executed_command_and_the_connection_stays_open(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -78,7 +79,7 @@ async def test_a_dropped_reply_was_executed_once_and_the_connection_is_mute_but_
     assert await other.ask("GET", "n", size=7) == b"$1\r\n2\r\n"
 
 
-async def test_replies_before_the_dropped_one_arrive_though_all_came_in_one_piece(
+async def test_replies_before_the_dropped_one_arrive_even_if_sent_in_one_piece(
     fault_proxy, connect
 ):
     client = await connect()
@@ -90,7 +91,7 @@ async def test_replies_before_the_dropped_one_arrive_though_all_came_in_one_piec
     assert fault_proxy.requests == {"INCR": 2, "ECHO": 1, "PING": 1}
 
 
-async def test_a_muted_connection_stays_open_when_the_server_is_killed(
+async def test_muted_connection_stays_open_when_the_server_is_killed(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -104,7 +105,7 @@ async def test_a_muted_connection_stays_open_when_the_server_is_killed(
 @pytest.mark.parametrize(
     ("keep", "then", "delivered"), [(None, "close", b"$10\r\n012"), (2, "reset", b"$1")]
 )
-async def test_half_a_reply_then_the_end(fault_proxy, connect, keep, then, delivered):
+async def test_half_reply_then_end_of_connection(fault_proxy, connect, keep, then, delivered):
     client = await connect()
     await client.ask("SET", "k", "0123456789", size=5)
     fault_proxy.half_reply("GET", keep=keep, then=then)
@@ -118,7 +119,7 @@ async def test_half_a_reply_then_the_end(fault_proxy, connect, keep, then, deliv
         assert await client.reader.read(1) == b""
 
 
-async def test_half_a_reply_then_silence(fault_proxy, connect):
+async def test_half_reply_then_silence(fault_proxy, connect):
     client = await connect()
     fault_proxy.half_reply("PING", then="silence")
     client.send("PING")
@@ -126,7 +127,7 @@ async def test_half_a_reply_then_silence(fault_proxy, connect):
     assert await client.hears_nothing()
 
 
-async def test_a_held_request_reaches_the_server_when_released_though_its_client_has_gone(
+async def test_released_request_reaches_the_server_after_its_client_has_gone(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -145,7 +146,7 @@ async def test_a_held_request_reaches_the_server_when_released_though_its_client
     assert await redis_server.query("MGET", "held", "k") == [b"old", b"after"]
 
 
-async def test_what_is_held_outlives_a_reset_of_the_client(redis_server, fault_proxy, connect):
+async def test_held_request_survives_a_reset_of_the_client(redis_server, fault_proxy, connect):
     client = await connect()
     fault = fault_proxy.hold("SET")
     client.send("SET", "k", "held")
@@ -159,7 +160,7 @@ async def test_what_is_held_outlives_a_reset_of_the_client(redis_server, fault_p
     assert await redis_server.query("GET", "k") == b"held"
 
 
-async def test_each_of_two_holds_is_released_in_turn(redis_server, fault_proxy, connect):
+async def test_two_holds_are_released_one_after_the_other(redis_server, fault_proxy, connect):
     client = await connect()
     fault = fault_proxy.hold("INCR", times=2)
     for _ in range(3):
@@ -173,7 +174,7 @@ async def test_each_of_two_holds_is_released_in_turn(redis_server, fault_proxy, 
     assert fault.release() == 0
 
 
-async def test_a_removed_fault_strikes_no_more(fault_proxy, connect):
+async def test_removed_fault_hits_no_further_request(fault_proxy, connect):
     client = await connect()
     fault = fault_proxy.answer("PING", b"+NO\r\n", times=None)
     assert await client.ask("PING", size=5) == b"+NO\r\n"
@@ -183,7 +184,7 @@ async def test_a_removed_fault_strikes_no_more(fault_proxy, connect):
     assert len(fault.struck) == 2
 
 
-async def test_a_reply_in_pieces_is_struck_as_a_whole(fault_proxy, connect):
+async def test_fault_hits_a_complete_reply_that_arrives_in_pieces(fault_proxy, connect):
     client = await connect()
     value = b"0123456789" * 100_000
     await client.ask("SET", "k", value, size=5)
@@ -195,7 +196,7 @@ async def test_a_reply_in_pieces_is_struck_as_a_whole(fault_proxy, connect):
 
 @contextlib.asynccontextmanager
 async def proxied_stub(*pieces):
-    """A server that answers the first request with these pieces, and then listens only."""
+    """A server that answers the first request with these pieces, and no other."""
 
     async def answer(reader, writer):
         await reader.read(100)
@@ -217,7 +218,7 @@ async def proxied_stub(*pieces):
     await server.wait_closed()
 
 
-async def test_garbage_from_the_server_is_handed_on(connect):
+async def test_invalid_bytes_from_the_server_are_forwarded(connect):
     async with proxied_stub(b"+OK\r\n?wh", b"at\r\n") as proxy:
         client = await connect(proxy)
         proxy.drop_reply(nth=2)
@@ -225,7 +226,7 @@ async def test_garbage_from_the_server_is_handed_on(connect):
         assert await client.read(12) == b"+OK\r\n?what\r\n"
 
 
-async def test_a_push_where_the_struck_reply_was_awaited_passes(connect):
+async def test_push_before_the_dropped_reply_is_forwarded(connect):
     async with proxied_stub(b">1\r\n+pu", b"sh\r\n>1\r\n+two\r\n:1\r\n>0\r\n") as proxy:
         client = await connect(proxy)
         fault = proxy.answer("INCR", b":7\r\n", forward=True)
@@ -235,13 +236,13 @@ async def test_a_push_where_the_struck_reply_was_awaited_passes(connect):
         await fault.happened()
 
 
-async def test_a_port_that_refuses_is_taken_by_nobody_else(fault_proxy):
+async def test_refusing_port_cannot_be_taken_by_another_socket(fault_proxy):
     fault_proxy.refuse()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind((fault_proxy.host, fault_proxy.port))
 
 
-async def test_a_stall_of_replies_strikes_new_connections_too(fault_proxy, connect):
+async def test_stall_of_replies_applies_to_new_connections(fault_proxy, connect):
     fault_proxy.stall("replies", existing=False)
     client = await connect()
     client.send("PING")
@@ -251,7 +252,7 @@ async def test_a_stall_of_replies_strikes_new_connections_too(fault_proxy, conne
     assert await client.read(7) == b"+PONG\r\n"
 
 
-async def test_releasing_tells_that_the_server_has_killed_the_connection(
+async def test_release_returns_how_many_connections_the_server_kept(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -265,7 +266,7 @@ async def test_releasing_tells_that_the_server_has_killed_the_connection(
     assert await redis_server.query("GET", "k") is None
 
 
-async def test_an_answer_in_the_servers_place_keeps_the_order(redis_server, fault_proxy, connect):
+async def test_answer_in_place_of_the_server_keeps_the_order(redis_server, fault_proxy, connect):
     client = await connect()
     fault_proxy.answer("SET", b"-LOADING wait\r\n")
     fault_proxy.answer("INCR", b"!garbage", forward=True)
@@ -276,7 +277,7 @@ async def test_an_answer_in_the_servers_place_keeps_the_order(redis_server, faul
 
 
 @pytest.mark.parametrize("forward", [False, True])
-async def test_a_reset_before_or_after_the_request_left(
+async def test_reset_before_or_after_the_request_is_forwarded(
     redis_server, fault_proxy, connect, forward
 ):
     client = await connect()
@@ -288,7 +289,7 @@ async def test_a_reset_before_or_after_the_request_left(
     assert await redis_server.query("GET", "n") == (b"1" if forward else None)
 
 
-async def test_a_stall_of_replies_lets_requests_through_and_loses_nothing(
+async def test_stall_of_replies_forwards_requests_and_loses_nothing(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -303,7 +304,7 @@ async def test_a_stall_of_replies_lets_requests_through_and_loses_nothing(
     assert await client.read(4) == b":1\r\n"
 
 
-async def test_a_stall_of_requests_strikes_new_connections_only_if_asked(
+async def test_stall_of_requests_applies_to_new_connections_only_if_requested(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -319,7 +320,7 @@ async def test_a_stall_of_requests_strikes_new_connections_only_if_asked(
     assert await redis_server.query("GET", "n") == b"1"
 
 
-async def test_a_single_connection_is_listed_and_struck_alone(redis_server, fault_proxy, connect):
+async def test_faults_of_one_connection_do_not_affect_others(redis_server, fault_proxy, connect):
     first, second = await connect(), await connect()
     await first.ask("CLIENT", "SETNAME", "first", size=5)
     await second.ask("PING", size=7)
@@ -342,7 +343,7 @@ async def test_a_single_connection_is_listed_and_struck_alone(redis_server, faul
     assert await second.reader.read() == b""
 
 
-async def test_a_reset_after_n_bytes_delivers_exactly_these(fault_proxy, connect):
+async def test_reset_after_n_bytes_delivers_exactly_n_bytes(fault_proxy, connect):
     client = await connect()
     await client.ask("SET", "k", "x" * 100, size=5)
     fault_proxy.reset_after(8, "replies")
@@ -354,7 +355,7 @@ async def test_a_reset_after_n_bytes_delivers_exactly_these(fault_proxy, connect
     assert await (await connect()).ask("PING", size=7) == b"+PONG\r\n"
 
 
-async def test_a_request_cut_after_n_bytes_is_not_executed(redis_server, fault_proxy, connect):
+async def test_request_cut_after_n_bytes_is_not_executed(redis_server, fault_proxy, connect):
     fault_proxy.reset_after(len(encode("INCR", "n")) - 1, "requests")
     client = await connect()
     client.send("INCR", "n")
@@ -364,7 +365,7 @@ async def test_a_request_cut_after_n_bytes_is_not_executed(redis_server, fault_p
     assert await redis_server.query("GET", "n") is None
 
 
-async def test_it_refuses_and_accepts_again_on_the_same_port(fault_proxy, connect):
+async def test_proxy_refuses_and_accepts_again_on_the_same_port(fault_proxy, connect):
     client = await connect()
     await client.ask("PING", size=7)
     port = fault_proxy.port
@@ -378,7 +379,7 @@ async def test_it_refuses_and_accepts_again_on_the_same_port(fault_proxy, connec
     assert fault_proxy.accepted == 2
 
 
-async def test_it_accepts_silently(fault_proxy, connect):
+async def test_proxy_accepts_silently(fault_proxy, connect):
     fault_proxy.accept_silently()
     client = await connect()
     client.send("PING")
@@ -410,7 +411,7 @@ async def test_bandwidth_is_limited_and_nothing_is_lost(fault_proxy, connect):
     fault_proxy.bandwidth()
 
 
-async def test_a_client_that_does_not_read_stops_the_server_not_the_memory(fault_proxy, connect):
+async def test_client_that_does_not_read_causes_backpressure_to_the_server(fault_proxy, connect):
     client = await connect()
     value = b"x" * (8 << 20)
     assert await client.ask("SET", "k", value, size=5) == b"+OK\r\n"
@@ -423,14 +424,14 @@ async def test_a_client_that_does_not_read_stops_the_server_not_the_memory(fault
     assert (await client.read(len(value) + 12)).endswith(b"xx\r\n")
 
 
-async def test_garbage_is_injected(fault_proxy, connect):
+async def test_injected_bytes_reach_the_client(fault_proxy, connect):
     client = await connect()
     await client.ask("PING", size=7)
     fault_proxy.inject(b"?garbage")
     assert await client.read(8) == b"?garbage"
 
 
-async def test_pushes_of_resp3_answer_no_request(redis_server, fault_proxy, connect):
+async def test_resp3_pushes_do_not_count_as_replies(redis_server, fault_proxy, connect):
     client = await connect()
     client.send("HELLO", 3)
     client.send("CLIENT", "TRACKING", "ON", "BCAST")
@@ -447,7 +448,7 @@ async def test_pushes_of_resp3_answer_no_request(redis_server, fault_proxy, conn
     assert await client.hears_nothing()
 
 
-async def test_after_subscribe_all_passes_and_a_fault_strikes_at_once(
+async def test_after_subscribe_everything_is_forwarded_and_faults_apply_immediately(
     redis_server, fault_proxy, connect
 ):
     client = await connect()
@@ -464,14 +465,14 @@ async def test_after_subscribe_all_passes_and_a_fault_strikes_at_once(
     assert await client.hears_nothing()
 
 
-async def test_a_server_that_is_down_resets_the_client(redis_server, fault_proxy, connect):
+async def test_client_is_reset_while_the_server_is_down(redis_server, fault_proxy, connect):
     redis_server.kill()
     client = await connect()
     with pytest.raises(ConnectionResetError):
         await client.read(1)
 
 
-async def test_a_killed_server_ends_the_connection(redis_server, fault_proxy, connect):
+async def test_killed_server_ends_the_connection(redis_server, fault_proxy, connect):
     client = await connect()
     await client.ask("PING", size=7)
     redis_server.kill()
@@ -480,7 +481,7 @@ async def test_a_killed_server_ends_the_connection(redis_server, fault_proxy, co
     await eventually(lambda: not fault_proxy.connections)
 
 
-async def test_opaque_bytes_pass_both_ways(connect):
+async def test_opaque_bytes_are_forwarded_both_ways(connect):
     async def shout(reader, writer):
         while data := await reader.read(100):
             writer.write(data.upper())
@@ -498,13 +499,13 @@ async def test_opaque_bytes_pass_both_ways(connect):
     await server.wait_closed()
 
 
-async def test_what_is_no_redis_request_passes_as_it_is(fault_proxy, connect):
+async def test_bytes_that_are_not_a_redis_request_are_forwarded(fault_proxy, connect):
     client = await connect()
     client.writer.write(b"*x\r\n")
     assert await client.read(11) == b"-ERR Protoc"
 
 
-async def test_it_starts_on_a_given_port_and_closes_twice(redis_server):
+async def test_proxy_listens_on_a_given_port_and_closes_twice(redis_server):
     port = free_port()
     proxy = FaultProxy(redis_server.port, port=port)
     await proxy.start()
@@ -519,7 +520,7 @@ async def test_it_starts_on_a_given_port_and_closes_twice(redis_server):
     assert proxy.connections == []
 
 
-async def test_a_request_split_into_single_bytes_is_one_request(fault_proxy, connect):
+async def test_request_split_into_single_bytes_is_one_request(fault_proxy, connect):
     client = await connect()
     for byte in encode("SET", "k", "a\r\n*b"):
         client.writer.write(bytes([byte]))
@@ -529,7 +530,7 @@ async def test_a_request_split_into_single_bytes_is_one_request(fault_proxy, con
 
 
 def test_faults_count_from_one():
-    with pytest.raises(ValueError, match="count from 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         FaultProxy(1).drop_reply("GET", nth=0)
-    with pytest.raises(ValueError, match="there is reset"):
+    with pytest.raises(ValueError, match="use reset"):
         FaultProxy(1).reset_after(0, "replies")

@@ -1,4 +1,4 @@
-"""One direction of a proxied connection: what comes in goes on later, slower, or not at all."""
+"""One direction of a proxied connection: delays, slows down or stops the bytes on their way."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_HIGH_WATER: Final = 1 << 20  # bytes that may wait in a link before its source is no longer read
-_PIECE_SECONDS: Final = 0.01  # a bandwidth limit lets through this much time's worth at once
+_HIGH_WATER: Final = 1 << 20  # bytes that may wait in a link before reading its source pauses
+_PIECE_SECONDS: Final = 0.01  # a bandwidth limit passes pieces of this duration
 
 
 Direction: TypeAlias = Literal["requests", "replies", "both"]
@@ -22,13 +22,13 @@ Direction: TypeAlias = Literal["requests", "replies", "both"]
 
 @dataclass(slots=True)
 class Traffic:
-    """What all links of one direction obey.
+    """Settings of all links in one direction.
 
     Attributes:
-        latency: Seconds that every byte is late.
-        bandwidth: Bytes a second, None for no limit.
-        stalled: Whether links of new connections start stalled.
-        cut_after: Bytes after which a new connection is reset, None for never.
+        latency: Delay of every byte in seconds.
+        bandwidth: Bytes per second; None for no limit.
+        stalled: Whether links of new connections are stalled.
+        cut_after: Bytes after which a new connection is reset; None for never.
     """
 
     latency: float = 0.0
@@ -38,12 +38,12 @@ class Traffic:
 
 
 class Link:
-    """Carries bytes to one transport, as its traffic's settings say.
+    """Forwards bytes to one transport, according to the settings of its direction.
 
     Args:
-        traffic: The settings of its direction; changes take effect at once.
-        set_reading: Called with False when too much waits here, with True when it has drained.
-        on_cut: Called when the byte was passed after which the connection is to be reset.
+        traffic: The settings; changes take effect immediately.
+        set_reading: Called with False when too many bytes wait, and with True when they are gone.
+        on_cut: Called after the byte at which the connection is to be reset.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class Link:
         self._queue: deque[tuple[float, bytes]] = deque()  # due at, bytes
         self._waiting = 0
         self._source_paused = False
-        self._then: Callable[[], None] | None = None  # what to do once all has gone on
+        self._then: Callable[[], None] | None = None  # called once everything was forwarded
         self._free_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.stalled = traffic.stalled
         self.cut_at = traffic.cut_after
         self.passed = 0
-        """Bytes that went on."""
+        """Bytes forwarded so far."""
 
     def attach(self, sink: asyncio.Transport) -> None:
-        """Give it the transport to write to; what waited goes on."""
+        """Set the transport to write to, and forward what waits."""
         self._sink = sink
         self.pump()
 
     def feed(self, data: bytes) -> None:
-        """Take bytes to carry."""
+        """Take bytes to forward."""
         self._queue.append((self._loop.time() + self._traffic.latency, data))
         self._waiting += len(data)
         self.pump()
@@ -84,12 +84,12 @@ class Link:
             self._set_reading(False)
 
     def finish(self, then: Callable[[], None]) -> None:
-        """Do this once all that was fed has gone on; the source has ended."""
+        """Call `then` once everything was forwarded; the source has ended."""
         self._then = then
         self.pump()
 
     def discard(self) -> None:
-        """Forget what waits: there is nobody to carry it to."""
+        """Drop what waits: the transport is gone."""
         self._queue.clear()
         self._waiting = 0
         self._sink = None
@@ -98,16 +98,16 @@ class Link:
             self._timer = None
 
     def pause_writing(self) -> None:
-        """The transport has enough to write."""
+        """Stop writing: the transport's buffer is full."""
         self._sink_full = True
 
     def resume_writing(self) -> None:
-        """The transport takes more."""
+        """Continue writing."""
         self._sink_full = False
         self.pump()
 
     def pump(self) -> None:
-        """Let go on what is due."""
+        """Forward the bytes that are due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -118,7 +118,7 @@ class Link:
                 self._timer = self._loop.call_at(at, self.pump)
                 break
             self._queue.popleft()
-            piece = self._slow_down(due, data)
+            piece = self._limit(due, data)
             self._waiting -= len(piece)
             self._write(self._sink, piece)
         if self._source_paused and self._waiting <= _HIGH_WATER // 2:
@@ -128,8 +128,8 @@ class Link:
             then, self._then = self._then, None
             then()
 
-    def _slow_down(self, due: float, data: bytes) -> bytes:
-        """Give what the bandwidth lets through now, and put the rest back."""
+    def _limit(self, due: float, data: bytes) -> bytes:
+        """Return what the bandwidth lets through now, and put the rest back."""
         rate = self._traffic.bandwidth
         if rate is None:
             return data
@@ -153,7 +153,7 @@ class Link:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close with RST instead of FIN, once what was written has left, as far as it can now."""
+    """Close with RST instead of FIN, after sending as much of the buffer as is possible now."""
     sock = transport.get_extra_info("socket")
     if sock is not None and not transport.is_closing():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,9 +1,9 @@
-"""Where requests and replies begin and end, however the bytes are split."""
+"""Redis requests and replies are found however the bytes are split."""
 
 import pytest
 
-from resilient_io.testing import ServerError, encode
-from resilient_io.testing._resp import ProtocolGarbageError, ReplyScanner, RequestScanner
+from resilient_io.testing import ServerError
+from resilient_io.testing.resp import InvalidReplyError, ReplyScanner, RequestScanner, encode
 
 REQUESTS = [
     encode("SET", "k", "a\r\n*1\r\n$4\r\nPING\r\n"),
@@ -39,7 +39,7 @@ REPLIES = [
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1_000_000])
-def test_requests_are_cut_wherever_the_bytes_are_split(size):
+def test_requests_are_found_however_the_bytes_are_split(size):
     stream = b"".join(REQUESTS)
     scanner = RequestScanner(7)
     found = [
@@ -56,7 +56,7 @@ def test_requests_are_cut_wherever_the_bytes_are_split(size):
     assert found[0].connection == 7
 
 
-def test_a_large_value_is_joined_once_not_at_every_piece():
+def test_large_value_is_joined_once():
     request = encode("SET", "k", b"x" * 1000)
     scanner = RequestScanner(1)
     for at in range(0, 900, 100):
@@ -65,7 +65,7 @@ def test_a_large_value_is_joined_once_not_at_every_piece():
     assert scanner.feed(request[900:])[0].raw == request
 
 
-def test_what_is_no_request_is_handed_on():
+def test_bytes_that_are_not_a_request_are_forwarded():
     scanner = RequestScanner(1)
     garbage = b"*1\r\n$x\r\nmore"
     assert [request.raw for request in scanner.feed(b"PING\r\n" + garbage)] == [
@@ -76,7 +76,7 @@ def test_what_is_no_request_is_handed_on():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1_000_000])
-def test_replies_end_where_they_end_wherever_the_bytes_are_split(size):
+def test_ends_of_replies_are_found_however_the_bytes_are_split(size):
     stream = b"".join(REPLIES)
     scanner = ReplyScanner()
     ends = [
@@ -91,14 +91,14 @@ def test_replies_end_where_they_end_wherever_the_bytes_are_split(size):
 
 
 @pytest.mark.parametrize("garbage", [b"?\r\n", b"$x\r\n", b"\r\n", b"*2\r\n@1\r\n"])
-def test_garbage_in_place_of_a_reply_is_noticed(garbage):
+def test_invalid_replies_are_detected(garbage):
     scanner = ReplyScanner()
     assert scanner.feed(b"+OK\r\n" + garbage) == [(5, False)]
     assert scanner.lost
 
 
-def test_errors_of_the_kit_are_told_apart():
-    assert not issubclass(ServerError, ProtocolGarbageError)
+def test_errors_of_server_and_protocol_are_unrelated_classes():
+    assert not issubclass(ServerError, InvalidReplyError)
     assert (
         encode("SET", 1, b"\xff", 0.5)
         == b"*4\r\n$3\r\nSET\r\n$1\r\n1\r\n$1\r\n\xff\r\n$3\r\n0.5\r\n"
