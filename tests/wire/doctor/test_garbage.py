@@ -1,4 +1,4 @@
-"""Whatever answers at the port: the doctor raises nothing, ends in time and leaves nothing open."""
+"""The doctor raises no error, ends in time and leaves nothing open, whatever the port answers."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,12 @@ from resilient_io.testing import encode
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr("resilient_io.doctor.redis.load._PINGS", 1)
+    monkeypatch.setattr("resilient_io.doctor.redis._PINGS", 1)
 
 
 WELL = {
     b"HELLO": b"%1\r\n$5\r\nproto\r\n:3\r\n",
     b"ACL": b"$7\r\ndefault\r\n",
-    b"INFO": b"$21\r\nredis_version:7.0.15\r\n\r\n",
-    b"SLOWLOG": b"*0\r\n",
-    b"TIME": b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n",
     b"PING": b"+PONG\r\n",
 }
 ODD = [
@@ -57,7 +54,7 @@ async def steps_of(url, timeout=0.6):
 
 @contextlib.asynccontextmanager
 async def serving(answer):
-    """Serve each connection with `answer(reader, writer)`; give the port."""
+    """Serve each connection with `answer(reader, writer)`; return the port."""
 
     serving = []
 
@@ -87,8 +84,8 @@ async def words(reader):
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-@pytest.mark.parametrize("at", [b"HELLO", b"ACL", b"INFO", b"SLOWLOG", b"TIME", b"CONFIG", b"PING"])
-async def test_an_odd_answer_to_one_question_of_redis(at, odd):
+@pytest.mark.parametrize("at", [b"HELLO", b"ACL", b"PING"])
+async def test_odd_reply_to_one_command_of_redis(at, odd):
     async def answer(reader, writer):
         while True:
             command = (await words(reader))[0].upper()
@@ -102,7 +99,7 @@ async def test_an_odd_answer_to_one_question_of_redis(at, odd):
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "kafka", "kafkas", "kafka://me:hunter2@"])
 @pytest.mark.parametrize("seed", range(2))
-async def test_noise(scheme, seed):
+async def test_noise_instead_of_a_protocol(scheme, seed):
     rng = random.Random(seed)
 
     async def answer(reader, writer):
@@ -115,12 +112,12 @@ async def test_noise(scheme, seed):
     url = scheme if "://" in scheme else f"{scheme}://"
     async with serving(answer) as port:
         steps = await steps_of(f"{url}127.0.0.1:{port}")
-    assert steps[-1].status in (Status.PROBLEM, Status.BLIND)
+    assert steps[-1].status in (Status.PROBLEM, Status.UNKNOWN)
     assert "hunter2" not in repr(steps)
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_a_broker_whose_answers_have_other_bodies(seed):
+async def test_broker_with_random_response_bodies(seed):
     """The frame and the correlation id are right, so that what is in it has to be read."""
     rng = random.Random(seed)
     versions = b"\0\0" + struct.pack(">i", 30) + b"".join(
@@ -143,9 +140,9 @@ async def test_a_broker_whose_answers_have_other_bodies(seed):
 
     async with serving(answer) as port:
         steps = await steps_of(f"kafka://127.0.0.1:{port}", timeout=1.0)
-    assert steps[-1].name in ("login", "brokers", "listeners", "partitions")
+    assert steps[-1].name in ("login", "reply", "listeners")
     assert {step.status for step in steps} - {Status.OK}
 
 
-def test_the_kit_writes_what_this_reads():
+def test_testing_kit_encodes_what_these_servers_read():
     assert encode("PING") == b"*1\r\n$4\r\nPING\r\n"

@@ -1,4 +1,4 @@
-"""The doctor and TLS: certificates that are good, expired, of others, or not there at all."""
+"""The doctor and TLS: certificates that are valid, expired, for another name, or missing."""
 
 import asyncio
 import datetime as dt
@@ -17,7 +17,7 @@ DAY = dt.timedelta(days=1)
 
 @pytest_asyncio.fixture
 async def tls_redis(tmp_path):
-    """Start servers with certificates as they are asked for; `authority` has signed them."""
+    """Start servers with given certificates, which one authority has signed."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     running = []
@@ -40,117 +40,115 @@ async def tls_redis(tmp_path):
         await server.aclose()
 
 
-async def test_a_certificate_that_is_good(looked, tls_redis):
+async def test_valid_certificate(examined, tls_redis):
     server = await tls_redis("127.0.0.1", ends=NOW + 90 * DAY)
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen["TLS"].status is Status.OK, seen
     assert "TLSv1.3" in seen["TLS"].found
-    assert f"good until {NOW + 90 * DAY:%Y-%m-%d}" in seen["TLS"].found
+    assert f"valid until {NOW + 90 * DAY:%Y-%m-%d}" in seen["TLS"].found
     assert seen["TLS"].data["names"] == ["127.0.0.1"]
     assert seen["login"].status is Status.OK
 
 
-async def test_a_certificate_that_ends_soon(looked, tls_redis):
+async def test_certificate_that_expires_soon(examined, tls_redis):
     server = await tls_redis("127.0.0.1", ends=NOW + 6.5 * DAY)
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen["TLS"].status is Status.NOTE
     assert "expires in 6 days" in seen["TLS"].found
     assert seen["login"].status is Status.OK
 
 
-async def test_a_certificate_that_has_expired(looked, tls_redis):
+async def test_expired_certificate(examined, tls_redis):
     server = await tls_redis("127.0.0.1", begins=NOW - 9 * DAY, ends=NOW - 2 * DAY)
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen.last.name == "TLS"
     assert seen.last.status is Status.PROBLEM
     assert f"expired on {NOW - 2 * DAY:%Y-%m-%d}" in seen.last.found
     assert "Renew" in seen.last.advice
 
 
-async def test_a_certificate_that_is_not_good_yet(looked, tls_redis):
+async def test_certificate_that_is_not_valid_yet(examined, tls_redis):
     server = await tls_redis("127.0.0.1", begins=NOW + 2 * DAY, ends=NOW + 9 * DAY)
-    seen = await looked(server.tls_url)
-    assert "not good yet" in seen.last.found
+    seen = await examined(server.tls_url)
+    assert "not valid yet" in seen.last.found
     assert "clock" in seen.last.advice
 
 
-async def test_a_certificate_for_another_name(looked, tls_redis):
+async def test_certificate_for_another_name(examined, tls_redis):
     server = await tls_redis("cache.example.com", "other.example.com")
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen.last.status is Status.PROBLEM
     assert seen.last.found == (
         "the certificate is not for 127.0.0.1, but for cache.example.com, other.example.com"
     )
     assert "subjectAltName" in seen.last.advice
-    by_name = await looked(server.tls_url.replace("127.0.0.1", "localhost"))
+    by_name = await examined(server.tls_url.replace("127.0.0.1", "localhost"))
     assert "not for localhost" in by_name.last.found
 
 
-async def test_an_authority_that_is_not_known(looked, tls_redis):
+async def test_unknown_authority(examined, tls_redis):
     server = await tls_redis("127.0.0.1")
-    seen = await looked(f"rediss://127.0.0.1:{server.tls_port}")
+    seen = await examined(f"rediss://127.0.0.1:{server.tls_port}")
     assert seen.last.name == "TLS"
     assert "authority that signed the certificate is not known" in seen.last.found
     assert "trustme" in seen.last.found
     assert "ssl_ca_certs=" in seen.last.advice
 
 
-async def test_a_certificate_that_is_not_checked(looked, tls_redis):
+async def test_unverified_certificate(examined, tls_redis):
     server = await tls_redis("127.0.0.1")
-    seen = await looked(f"rediss://127.0.0.1:{server.tls_port}?ssl_cert_reqs=none")
+    seen = await examined(f"rediss://127.0.0.1:{server.tls_port}?ssl_cert_reqs=none")
     assert seen["TLS"].status is Status.NOTE
-    assert "not checked" in seen["TLS"].found
+    assert "not verified" in seen["TLS"].found
     assert seen["login"].status is Status.OK
 
 
-async def test_without_cryptography_the_look_still_tells_what_python_knows(
-    looked, tls_redis, monkeypatch
-):
+async def test_certificate_is_read_by_python_without_cryptography(examined, tls_redis, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cryptography", None)
     server = await tls_redis("127.0.0.1", ends=NOW + 90 * DAY)
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen["TLS"].data["names"] == ["127.0.0.1"]
-    assert f"good until {NOW + 90 * DAY:%Y-%m-%d}" in seen["TLS"].found
+    assert f"valid until {NOW + 90 * DAY:%Y-%m-%d}" in seen["TLS"].found
     other = await tls_redis("other.example.com")
-    assert "but for other names" in (await looked(other.tls_url)).last.found
+    assert "but for other names" in (await examined(other.tls_url)).last.found
 
 
-async def test_a_server_that_wants_a_certificate_of_ours(looked, tls_redis):
+async def test_server_that_requires_a_client_certificate(examined, tls_redis):
     server = await tls_redis("127.0.0.1", options={"tls-auth-clients": "yes"})
-    seen = await looked(server.tls_url)
+    seen = await examined(server.tls_url)
     assert seen.last.status is Status.PROBLEM, seen
-    assert "wants a certificate of ours" in seen.last.advice
+    assert "client certificate" in " ".join(seen.last.advice.split())
     certificates = server.certificates
-    seen = await looked(
+    seen = await examined(
         f"{server.tls_url}&ssl_certfile={certificates.certificate}&ssl_keyfile={certificates.key}"
     )
     assert seen["login"].status is Status.OK, seen
 
 
-async def test_a_file_that_is_not_there(looked, tls_redis):
+async def test_certificate_file_that_does_not_exist(examined, tls_redis):
     server = await tls_redis("127.0.0.1")
-    seen = await looked(f"rediss://127.0.0.1:{server.tls_port}?ssl_ca_certs=/nowhere/ca.pem")
+    seen = await examined(f"rediss://127.0.0.1:{server.tls_port}?ssl_ca_certs=/nowhere/ca.pem")
     assert seen.last.name == "TLS"
     assert "cannot be used" in seen.last.found
     assert "PEM" in seen.last.advice
 
 
-async def test_tls_where_plain_redis_is_spoken(looked, redis_server):
-    seen = await looked(f"rediss://127.0.0.1:{redis_server.port}")
+async def test_tls_to_a_plain_redis_port(examined, redis_server):
+    seen = await examined(f"rediss://127.0.0.1:{redis_server.port}")
     assert seen.last.name == "TLS"
-    assert "answers, but not in TLS" in seen.last.found
+    assert "answers, but not over TLS" in seen.last.found
     assert "redis://" in seen.last.advice
 
 
-async def test_plain_words_where_tls_is_spoken(looked, tls_redis):
+async def test_plain_connection_to_a_tls_port(examined, tls_redis):
     server = await tls_redis("127.0.0.1")
-    seen = await looked(f"redis://127.0.0.1:{server.tls_port}")
+    seen = await examined(f"redis://127.0.0.1:{server.tls_port}")
     assert seen.last.name == "login"
-    assert "speaks TLS" in seen.last.found
+    assert "uses TLS, but the URL does not" in seen.last.found
     assert "rediss://" in seen.last.advice
 
 
-async def test_a_server_that_says_nothing_in_the_handshake(looked, slack):
+async def test_server_that_does_not_answer_in_the_handshake(examined, slack):
     async def listen(reader, writer):
         await reader.read()
         writer.close()
@@ -158,28 +156,28 @@ async def test_a_server_that_says_nothing_in_the_handshake(looked, slack):
     async with await asyncio.start_server(listen, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         began = asyncio.get_running_loop().time()
-        seen = await looked(f"rediss://127.0.0.1:{port}", timeout=2.0)
+        seen = await examined(f"rediss://127.0.0.1:{port}", timeout=2.0)
         assert asyncio.get_running_loop().time() - began < 2.5 + slack()
     assert seen.last.name == "TLS"
     assert seen.last.status is Status.PROBLEM
-    assert "says nothing in the handshake" in seen.last.found
+    assert "does not answer in the TLS handshake" in seen.last.found
 
 
 @pytest.mark.parametrize("scheme", ["kafkas", "rediss"])
-async def test_a_server_that_hangs_up_in_the_handshake(looked, scheme):
+async def test_server_that_closes_the_connection_in_the_handshake(examined, scheme):
     async def hang_up(reader, writer):
         await reader.read(1)
         writer.transport.abort()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as rude:
-        seen = await looked(f"{scheme}://127.0.0.1:{rude.sockets[0].getsockname()[1]}")
+        seen = await examined(f"{scheme}://127.0.0.1:{rude.sockets[0].getsockname()[1]}")
     assert seen.last.name == "TLS"
-    assert "hung up in the handshake" in seen.last.found
+    assert "closed the connection in the handshake" in seen.last.found
 
 
 @pytest_asyncio.fixture
 async def tls_to_kafka(shared_kafka, tmp_path):
-    """Speak TLS in front of the shared broker, which itself speaks plainly; give port and CA."""
+    """Accept TLS in front of the shared broker, which has none; return the port and the CA."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -190,7 +188,7 @@ async def tls_to_kafka(shared_kafka, tmp_path):
             while data := await reader.read(1 << 16):
                 writer.write(data)
         except OSError:
-            pass  # the doctor hangs up without a farewell
+            pass  # the doctor closes connections abruptly
         finally:
             writer.transport.abort()
 
@@ -204,17 +202,17 @@ async def tls_to_kafka(shared_kafka, tmp_path):
         yield server.sockets[0].getsockname()[1], tmp_path / "authority.pem"
 
 
-async def test_kafka_behind_tls_whose_brokers_advertise_a_plain_port(looked, tls_to_kafka):
+async def test_kafka_behind_tls_with_brokers_that_advertise_a_plain_port(examined, tls_to_kafka):
     port, trusted = tls_to_kafka
-    seen = await looked(f"kafkas://127.0.0.1:{port}?ssl_cafile={trusted}", timeout=10.0)
+    seen = await examined(f"kafkas://127.0.0.1:{port}?ssl_cafile={trusted}", timeout=10.0)
     assert seen["TLS"].status is Status.OK, seen
     assert seen["login"].status is Status.OK
     assert seen["listeners"].status is Status.PROBLEM
     assert "connected, but" in seen["listeners"].found
-    seen = await looked(f"kafkas://127.0.0.1:{port}", timeout=10.0)
+    seen = await examined(f"kafkas://127.0.0.1:{port}", timeout=10.0)
     assert "authority that signed the certificate is not known" in seen.last.found
     assert "ssl_cafile=" in seen.last.advice
-    seen = await looked(f"kafka://127.0.0.1:{port}", timeout=10.0)
+    seen = await examined(f"kafka://127.0.0.1:{port}", timeout=10.0)
     assert seen.last.name == "login"
-    assert "speaks TLS" in seen.last.found
+    assert "uses TLS, but the URL does not" in seen.last.found
     assert "kafkas://" in seen.last.advice
