@@ -140,7 +140,7 @@ class _Examination:
         self._context = context
         self._group = group
         self._endpoints = [Endpoint(host, port) for host, port in target.bootstrap]
-        self._connection: Connection | None = None
+        self._opened: list[Connection] = []
         self._cluster: Cluster | None = None
 
     async def steps(self, checks: Checks) -> AsyncGenerator[Step, None]:
@@ -161,9 +161,10 @@ class _Examination:
                     return
             check = functools.partial(self._check_login, reached, checks.left * _SHARE)
             yield await checks.run("login", check, on_timeout=_login_timed_out(reached))
-            if self._connection is None:
+            if not self._opened:
                 return
-            check = functools.partial(self._check_reply, self._connection, checks.left)
+            connection = self._opened[0]
+            check = functools.partial(self._check_reply, connection, checks.left)
             yield await checks.run("reply", check, share=_SHARE)
             if self._cluster is None:
                 return
@@ -173,36 +174,28 @@ class _Examination:
             yield await checks.run("listeners", check)
             if self._group is not None:
                 check = functools.partial(
-                    check_group, self._connection, self._target, self._group, checks.left
+                    check_group, connection, self._target, self._group, checks.left
                 )
                 yield await checks.run("group", check)
         finally:
-            if self._connection is not None:
-                drop(self._connection)
+            for each in self._opened:
+                drop(each)
 
     async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> Finding:
-        """Connect to every bootstrap server, and keep the first connection."""
-        results = await together(
-            "login", (_log_in(self._target, each, timeout) for each in reached)
+        """Connect to every bootstrap server; the first connection is used from then on."""
+        errors = await together(
+            "login", (_log_in(self._target, each, timeout, self._opened) for each in reached)
         )
-        connections = [each for each in results if not isinstance(each, Exception)]
-        for surplus in connections[1:]:
-            drop(surplus)
-        failures = [
-            (endpoint, error)
-            for endpoint, error in zip(reached, results, strict=True)
-            if isinstance(error, Exception)
-        ]
-        if connections:
-            self._connection = connections[0]
+        works = bool(self._opened)
         findings = []
-        for endpoint, error in failures:
-            failure = connection_failure(error, tls=self._target.uses_tls)
-            finding = await judge_failure(endpoint, failure, self._target)
-            findings.append(milder(finding, others_work=bool(connections)))
-        if connections:
+        for endpoint, error in zip(reached, errors, strict=True):
+            if error is not None:
+                failure = connection_failure(error, tls=self._target.uses_tls)
+                finding = await judge_failure(endpoint, failure, self._target)
+                findings.append(milder(finding, others_work=works))
+        if works:
             how = "with a login" if self._target.logs_in else "without a login"
-            count = len(connections)
+            count = errors.count(None)
             who = "the broker accepts" if count == 1 else f"{count} brokers accept"
             findings.append(ok(f"{who} the connection, {how}"))
         return merged(findings)
@@ -216,30 +209,36 @@ class _Examination:
 
 
 async def _log_in(
-    target: Target, endpoint: Endpoint, timeout: float
-) -> Connection | KafkaError | OSError:
-    """Return a connection that has answered a request, or the error of the last address."""
+    target: Target, endpoint: Endpoint, timeout: float, opened: list[Connection]
+) -> KafkaError | OSError | None:
+    """Connect to a broker and send a request, at each of its addresses until one answers.
+
+    Args:
+        target: How to log in.
+        endpoint: The broker; its ports were tried.
+        timeout: Seconds for all addresses.
+        opened: Gets the connection, which the caller closes.
+
+    Returns:
+        The error of the last address; None if one answered.
+    """
     # With TLS the name is needed for the certificate.
     hosts = [endpoint.host] if target.uses_tls else list(endpoint.reached)
-    failure: KafkaError | OSError = TimeoutError()
+    failure: KafkaError | OSError | None = None
     for host in hosts:
+        connection: Connection | None = None
         try:
             connection = await target.dial(host, endpoint.port, timeout / len(hosts))
-        except (KafkaError, OSError) as error:
-            failure = error
-            continue
-        answered = False
-        try:
             # A listener with SASL closes a connection without a login only now.
             await ask_cluster(connection, timeout / len(hosts))
-            answered = True
         except (KafkaError, OSError) as error:
             failure = error
+        else:
+            opened.append(connection)
+            return None
         finally:
-            if not answered:
+            if connection is not None and connection not in opened:
                 drop(connection)
-        if answered:
-            return connection
     return failure
 
 
@@ -415,6 +414,7 @@ def _listener_advice(
 async def _try_listener(cluster: Cluster, node: int, target: Target, timeout: float) -> str | None:
     """Return why a broker cannot be used at its advertised address, or None."""
     endpoint = cluster.endpoint(node)
+    opened: list[Connection] = []
     try:
         async with asyncio.timeout(timeout):
             if await endpoint.look_up() is not None:
@@ -422,18 +422,18 @@ async def _try_listener(cluster: Cluster, node: int, target: Target, timeout: fl
             await endpoint.connect(timeout)
             if not endpoint.reached:
                 return next(iter(endpoint.failed.values()))
-            connection = await _log_in(target, endpoint, timeout)
-            if isinstance(connection, Exception):
-                raise connection
-            try:
-                there = await ask_cluster(connection, timeout)
-            finally:
-                drop(connection)
+            error = await _log_in(target, endpoint, timeout, opened)
+            if error is not None:
+                raise error
+            there = await ask_cluster(opened[0], timeout)
     except TimeoutError:
         return f"no answer within {timeout:.1f} s"
     except (KafkaError, OSError) as error:
         detail = connection_failure(error, tls=target.uses_tls).detail
         return f"connected, but {_CLASS.sub('', detail)}"
+    finally:
+        for connection in opened:
+            drop(connection)
     if None not in (cluster.id, there.id) and there.id != cluster.id:
         return f"a broker of another cluster answers there ({there.id}, not {cluster.id})"
     return None

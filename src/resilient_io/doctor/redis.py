@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
@@ -16,7 +15,7 @@ from resilient_io.redis.dial import abort, ask_over, dial
 from resilient_io.redis.target import PoolTarget
 
 from .network import Endpoint, check_path
-from .steps import Checks, Finding, Status, merged, note, ok, problem
+from .steps import Checks, Finding, Status, merged, note, ok, problem, without_arguments
 from .tls import check_tls, no_tls, uses_tls
 from .urls import read_redis_url
 
@@ -40,9 +39,6 @@ _FIRST_HANDSHAKE: Final = 0.7
 _PINGS: Final = 10
 _PAUSE: Final = 0.05
 _SLOW: Final = 0.1
-
-_QUOTED_ARGUMENTS: Final = re.compile(r",? with args beginning with.*", re.DOTALL | re.IGNORECASE)
-"""Redis 5 and some proxies quote the arguments of an unknown command: for HELLO, the password."""
 
 _NO_ANSWER_TO_LOGIN: Final = problem(
     "connected, but no answer to the login",
@@ -254,11 +250,6 @@ def _judge_credentials(detail: str, *, gave_password: bool) -> Finding:
         "characters in the password (@ → %40, / → %2F).",
         **data,
     )
-
-
-def without_arguments(text: str) -> str:
-    """Return a server's error without the arguments that it quotes: they may be a password."""
-    return _QUOTED_ARGUMENTS.sub("", text)
 
 
 async def check_reply(ask: Ask) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
 _T = TypeVar("_T")
+
+_QUOTED_ARGUMENTS: Final = re.compile(r",? with args beginning with.*", re.DOTALL | re.IGNORECASE)
+"""Redis 5 and some proxies quote the arguments of an unknown command: for HELLO, the password."""
 
 _LONGEST: Final = 2000
 """Longest text of a step, in characters: several findings may be joined in it."""
@@ -142,6 +146,11 @@ def milder(finding: Finding, *, others_work: bool) -> Finding:
         return finding
     advice = f"{finding.advice} Other servers of the list work."
     return note(finding.found, advice, **finding.data)
+
+
+def without_arguments(error: str) -> str:
+    """Return a server's error without the arguments that it quotes: they may be a password."""
+    return _QUOTED_ARGUMENTS.sub("", error)
 
 
 async def together(name: str, checks: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
