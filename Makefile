@@ -15,7 +15,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 demo: ## redis-py and ResilientRedis through the same faults; then a service on Kafka and Redis
-	$(in_venv) test python -m resilient_io.demo $(ARGS)
+	$(in_venv) test python -m demo $(ARGS)
 
 test: ## every test but the long scenes; ARGS="-n 0" in one process, for a debugger, say
 	$(in_venv) test python -m pytest $(processes) $(ARGS)

@@ -117,7 +117,7 @@ def quoting_server():
     server = QuotingServer()
     server.start()
     yield server
-    server.socket.close()
+    server.socket.shutdown(socket.SHUT_RDWR)  # ends the wait for connections
     server.join(5)
 
 
