@@ -444,8 +444,8 @@ async def perform(script: Script, screen: Screen) -> bool:
             "producers, so the producer may repeat records in Kafka.",
         )
     screen.say(
-        "Orders are sent to Kafka, consumed and booked in Redis under their ids, while Redis",
-        f"and Kafka fail in turn: {len(script)} faults.",
+        "Orders are sent to Kafka, consumed and booked in Redis under their ids,",
+        f"while Redis and Kafka fail in turn: {len(script)} faults.",
     )
     async with start_servers(found) as servers:
         return await _go_through(script, screen, servers, idempotent=idempotent)
