@@ -432,8 +432,8 @@ async def measure_speed(script: Script, server: RedisServer) -> tuple[float, flo
     finally:
         for each in clients:
             await each.client.aclose()
-    plain, ours = map(statistics.median, rates)
-    return plain, ours
+    plain, resilient = map(statistics.median, rates)
+    return plain, resilient
 
 
 async def _reads_per_second(client: redis.asyncio.Redis, seconds: float) -> float:
@@ -454,10 +454,8 @@ async def _reads_per_second(client: redis.asyncio.Redis, seconds: float) -> floa
 
 def speed_line(speeds: Sequence[float]) -> str:
     """Return how fast both clients are without faults."""
-    plain, ours = speeds
-    return (
-        f"{CALLERS} callers, no fault, reads/s: redis-py {plain:,.0f}, ResilientRedis {ours:,.0f}."
-    )
+    plain, resilient = speeds
+    return f"{CALLERS} callers, no fault, reads/s: redis-py {plain:,.0f}, ResilientRedis {resilient:,.0f}."
 
 
 def report(
@@ -517,9 +515,9 @@ def _calls_table(runs: Sequence[Run]) -> Table:
     return table("", *(run.client.title for run in runs), rows=cells, widths=widths)
 
 
-def _faults_table(plain: Run, ours: Run) -> Table:
-    rows = [["", *("plain", "ours") * 3]]
-    for one, other in zip(plain.faults, ours.faults, strict=True):
+def _faults_table(plain: Run, resilient: Run) -> Table:
+    rows = [["", *("plain", "resilient") * 3]]
+    for one, other in zip(plain.faults, resilient.faults, strict=True):
         rows.append(
             [
                 one.fault.title,
@@ -532,7 +530,7 @@ def _faults_table(plain: Run, ours: Run) -> Table:
             ]
         )
     heads = ("", "", "longest", "", "down", "", "error")
-    return table("after a fault", *heads[1:], rows=rows, widths=(26, 9, 9, 9, 9, 9, 9))
+    return table("after a fault", *heads[1:], rows=rows, widths=(20, 10, 10, 10, 10, 10, 10))
 
 
 def _ledger_table(audits: Sequence[WriteAudit]) -> Table:

@@ -627,7 +627,7 @@ def _faults_table(run: Run) -> Table:
 
     rows = [["", "published", "after", "failed", "failed", "records"]]
     rows += [row(number, record) for number, record in enumerate(run.faults, 1)]
-    heads = ("", "down", "resumed", "orders", "handlers", "our log")
+    heads = ("", "down", "resumed", "orders", "handlers", "own log")
     return table(*heads, rows=rows, widths=(23, 12, 12, 10, 11, 12))
 
 

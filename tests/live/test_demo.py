@@ -171,7 +171,7 @@ def test_terminal_is_redrawn_in_place_and_no_color_is_respected(color):
     if pid == 0:
         os.chdir(ROOT)
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "" if color else "1"}
-        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - our own
+        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - this interpreter
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     output = b""
     with contextlib.suppress(OSError):  # the other side of the terminal is closed

@@ -180,7 +180,7 @@ def test_terminal_is_redrawn_in_place():
     if pid == 0:
         os.chdir(ROOT)
         environment = os.environ | {"TERM": "xterm"}
-        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - our own
+        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - this interpreter
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     output = b""
     with contextlib.suppress(OSError):  # the other side of the terminal is closed

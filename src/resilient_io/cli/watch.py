@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _KNOCK = 0.15
 _KNOCK_CAP = 2.0
 _CLOSE_TIMEOUT = 0.25
-"""Seconds to close connections properly: after Ctrl-C nobody waits for more."""
+"""Seconds to close connections properly: after Ctrl-C the user should not wait longer."""
 
 _SHOWN = 0.05
 """Shorter times, in seconds, are left out of the summary: they would be shown as 0.0 s."""
@@ -303,8 +303,9 @@ class Display(Protocol):
     def running(
         self, dependencies: Sequence[WatchedDependency]
     ) -> contextlib.AbstractContextManager[object]:
-        """Show them while the context is active."""
-        ...
+        """Show them while the context is active; by default only when something happens."""
+        del dependencies
+        return contextlib.nullcontext()
 
     def look(self, dependency: WatchedDependency) -> None:
         """Show the state of one, once per interval."""
@@ -444,15 +445,8 @@ def _latency(dependency: WatchedDependency) -> float | None:
     return dependency.latency if dependency.state.answering else None
 
 
-class LineDisplay:
+class LineDisplay(Display):
     """Shows lines, for pipes and logs."""
-
-    def running(
-        self, dependencies: Sequence[WatchedDependency]
-    ) -> contextlib.AbstractContextManager[object]:
-        """Do nothing."""
-        del dependencies
-        return contextlib.nullcontext()
 
     def look(self, dependency: WatchedDependency) -> None:
         """Write the state of one."""
@@ -483,15 +477,8 @@ class LineDisplay:
         write_line(f"{time.strftime('%H:%M:%S')} {line}")
 
 
-class JsonDisplay:
+class JsonDisplay(Display):
     """Shows JSON objects, one per line, each with an `event`: "look", "change" or "summary"."""
-
-    def running(
-        self, dependencies: Sequence[WatchedDependency]
-    ) -> contextlib.AbstractContextManager[object]:
-        """Do nothing."""
-        del dependencies
-        return contextlib.nullcontext()
 
     def look(self, dependency: WatchedDependency) -> None:
         """Write the state of one."""
@@ -527,7 +514,7 @@ class JsonDisplay:
         json_line({"event": event, "time": round(time.time(), 3), **facts})
 
 
-class TableDisplay:
+class TableDisplay(Display):
     """Shows a table that is redrawn in place, with the latest transitions below it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Read the URLs that name servers: redis-py's for Redis, and our own for Kafka, which has none."""
+"""Read the URLs that name servers: those of redis-py, and a form for Kafka, which has none."""
 
 from __future__ import annotations
 

@@ -71,24 +71,24 @@ async def started(command, **options):
 @contextlib.asynccontextmanager
 async def on_a_terminal(command):
     """Start a process whose output is a terminal of 100 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    master, terminal_end = pty.openpty()
+    fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal_end,
+        stdout=terminal_end,
+        stderr=terminal_end,
         env=environment | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
         preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # for prompts
     )
-    os.close(theirs)
+    os.close(terminal_end)
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", 0)
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(master, "rb", 0)
     )
     try:
-        yield Running(process, reader, ours)
+        yield Running(process, reader, master)
     finally:
         transport.close()
         if process.returncode is None:

@@ -101,8 +101,8 @@ async def test_exit_code_of_probe_does_not_depend_on_its_output(command, tmp_pat
     facts = {"at": time.time(), "interval": 1000, "state": "up"}
     beat.write_text(json.dumps({**facts, "alive": True, "ready": True, "started": True}))
     line = f"{sys.executable} -m resilient_io.cli probe --file {beat}"
-    told = f"{line}; echo $? >&2"
-    shell = f"({told}) >/dev/full; ({told}) >&-; (sleep 0.3; {told}) | true"
+    run = f"{line}; echo $? >&2"
+    shell = f"({run}) >/dev/full; ({run}) >&-; (sleep 0.3; {run}) | true"
     assert await command(prefix=["bash", "-c", shell]) == (0, "", "0\n0\n0\n")
 
 

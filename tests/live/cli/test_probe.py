@@ -116,14 +116,14 @@ async def test_silent_or_missing_server_is_a_no(silent_server):
         False,
         f"127.0.0.1:{silent_server} did not answer within 0.2 s",
     )
-    nobody = await asyncio.to_thread(fetch, Address("127.0.0.1", 1, "/"), 1.0)
-    assert (nobody.good, nobody.summary) == (
+    missing = await asyncio.to_thread(fetch, Address("127.0.0.1", 1, "/"), 1.0)
+    assert (missing.good, missing.summary) == (
         False,
         "127.0.0.1:1 cannot be reached: Connection refused",
     )
-    unknown = await asyncio.to_thread(fetch, Address("nobody.invalid", 80, "/"), 5.0)
+    unknown = await asyncio.to_thread(fetch, Address("no-host.invalid", 80, "/"), 5.0)
     assert unknown.good is False
-    assert "nobody.invalid" in unknown.summary
+    assert "no-host.invalid" in unknown.summary
 
 
 async def test_answer_is_escaped_for_an_ascii_terminal(command, tmp_path):

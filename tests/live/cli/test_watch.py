@@ -57,13 +57,13 @@ async def test_json_shows_an_outage(piped, redis_server, slack):
         await redis_server.start()
         await running.until('"state": "up"', past=past)
         assert await end_of(running, slack, signal.SIGTERM) == 1
-    told = [json.loads(line) for line in running.shown.splitlines()]
-    states = [each["state"] for each in told if each["event"] == "change"]
+    printed = [json.loads(line) for line in running.shown.splitlines()]
+    states = [each["state"] for each in printed if each["event"] == "change"]
     assert states == ["up", "down", "up"]
-    assert told[-1]["event"] == "summary"
-    assert told[-1]["outages"] == 1
-    assert 0 < told[-1]["availability"] < 1
-    assert all(each["dependency"] == f"redis 127.0.0.1:{redis_server.port}/0" for each in told)
+    assert printed[-1]["event"] == "summary"
+    assert printed[-1]["outages"] == 1
+    assert 0 < printed[-1]["availability"] < 1
+    assert all(each["dependency"] == f"redis 127.0.0.1:{redis_server.port}/0" for each in printed)
 
 
 async def test_redis_and_kafka_are_watched_together(command, redis_server, shared_kafka):
@@ -79,7 +79,7 @@ async def test_redis_and_kafka_are_watched_together(command, redis_server, share
 async def test_unreachable_servers_are_one_clear_line_each(command, silent_server):
     urls = [
         "redis://127.0.0.1:1",
-        "redis://nobody.invalid",
+        "redis://no-host.invalid",
         "kafka://127.0.0.1:1",
         f"redis://127.0.0.1:{silent_server}",
         f"kafka://127.0.0.1:{silent_server}",

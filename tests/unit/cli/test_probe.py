@@ -129,10 +129,10 @@ def test_folder_is_unknown(tmp_path, capsys):
 
 def test_json_contains_the_whole_heartbeat(beat, capsys):
     assert main(["--file", beat(1.0, state="degraded"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is True
-    assert told["age"] == 1.0
-    assert told["heartbeat"]["state"] == "degraded"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ok"] is True
+    assert printed["age"] == 1.0
+    assert printed["heartbeat"]["state"] == "degraded"
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,11 @@ async def test_watch_shows_each_server_once_per_interval_and_sums_up(capsys):
         began = asyncio.get_running_loop().time()
         assert await task == 0
         assert asyncio.get_running_loop().time() - began == pytest.approx(2.0, abs=0.1)
-    told = events(capsys.readouterr().out)
-    assert [each["event"] for each in told] == ["change", "look", "look", "look", "summary"]
-    assert told[1]["latency"] == 0.002
-    assert told[-1]["availability"] == 1.0
-    assert told[-1]["answers"] == 2  # each a little later than the look
+    printed = events(capsys.readouterr().out)
+    assert [each["event"] for each in printed] == ["change", "look", "look", "look", "summary"]
+    assert printed[1]["latency"] == 0.002
+    assert printed[-1]["availability"] == 1.0
+    assert printed[-1]["answers"] == 2  # each a little later than the look
     assert server.closed
 
 
@@ -92,14 +92,14 @@ async def test_outage_is_shown_when_it_happens_and_counted(capsys):
         await asyncio.sleep(3.5)
         stop.set()
         assert await task == 1
-    told = events(capsys.readouterr().out)
-    changes = [(each["previous"], each["state"]) for each in told if each["event"] == "change"]
+    printed = events(capsys.readouterr().out)
+    changes = [(each["previous"], each["state"]) for each in printed if each["event"] == "change"]
     assert changes == [("unknown", "up"), ("up", "down"), ("down", "up")]
-    down = [each for each in told if each["event"] == "look" and each["state"] == "down"]
+    down = [each for each in printed if each["event"] == "look" and each["state"] == "down"]
     assert len(down) in (4, 5)
     assert down[0]["detail"] == "Connection refused"
     assert down[0]["latency"] is None
-    summary = told[-1]
+    summary = printed[-1]
     assert summary["outages"] == 1
     assert summary["seconds"]["down"] == pytest.approx(5.0, abs=1.1)
     assert summary["last_outage"] == "Connection refused"
