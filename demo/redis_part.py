@@ -454,8 +454,8 @@ async def _reads_per_second(client: redis.asyncio.Redis, seconds: float) -> floa
 
 def speed_line(speeds: Sequence[float]) -> str:
     """Return how fast both clients are without faults."""
-    plain, resilient = speeds
-    return f"{CALLERS} callers, no fault, reads/s: redis-py {plain:,.0f}, ResilientRedis {resilient:,.0f}."
+    rates = f"redis-py {speeds[0]:,.0f}, ResilientRedis {speeds[1]:,.0f}"
+    return f"{CALLERS} callers, no fault, reads/s: {rates}."
 
 
 def report(

@@ -440,8 +440,8 @@ async def perform(script: Script, screen: Screen) -> bool:
     if not idempotent:
         script = tuple(each for each in script if (each.server, each.what) != ("kafka", "killed"))
         screen.say(
-            "It keeps nothing on disk, so it is not killed here. It does not support idempotent",
-            "producers, so the producer may repeat records in Kafka.",
+            "It keeps nothing on disk, so it is not killed here. It does not support",
+            "idempotent producers, so the producer may repeat records in Kafka.",
         )
     screen.say(
         "Orders are sent to Kafka, consumed and booked in Redis under their ids,",

@@ -106,7 +106,7 @@ def test_exit_code_follows_the_stores_on_the_embedded_broker(monkeypatch, capsys
     code = command.main(["--quick", "--only", "kafka"])
     output = capsys.readouterr().out
     assert "Broker: Tansu" in output
-    assert "does not support idempotent" in output
+    assert "idempotent producers, so the producer may repeat" in output
     assert row(output, "lost (in Kafka, but not handled)") == 1
     assert row(output, "unexplained") == 0
     assert "The ledger of the service DOES NOT BALANCE." in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -164,7 +165,7 @@ class Statistics:
 def reason_text(cause: Cause | None, detail: str) -> str:
     """Return why a dependency is not up: "timed out: no answer within 1 s"."""
     cause_text, detail = cause.value if cause is not None else "", _clean(detail)
-    if cause_text.lower() in detail.lower():
+    if re.search(rf"\b{re.escape(cause_text)}\b", detail, re.IGNORECASE):
         return detail
     return ": ".join(part for part in (cause_text, detail) if part)
 
