@@ -16,27 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteAudit:
-    """Numbers of writes to Redis, each counted by its id.
+    """Numbers of writes to Redis, each counted by its id."""
 
-    Attributes:
-        acknowledged: Their callers got a reply.
-        unknown: Their callers got an error that leaves the outcome open, or no answer.
-        not_done: Their callers got an error that says that nothing was done.
-        found: In the server at least once.
-        repeated: In the server more than once.
-        lost: Acknowledged, but not in the server.
-        contradicted: In the server, but reported as not done.
-        foreign: In the server, but never written.
-    """
-
-    acknowledged: int
-    unknown: int
-    not_done: int
-    found: int
-    repeated: int
-    lost: int
-    contradicted: int
-    foreign: int
+    acknowledged: int  # their callers got a reply
+    unknown: int  # their callers got an error that leaves the outcome open, or no answer
+    not_done: int  # their callers got an error that says that nothing was done
+    found: int  # in the server at least once
+    repeated: int  # in the server more than once
+    lost: int  # acknowledged, but not in the server
+    contradicted: int  # in the server, but reported as not done
+    foreign: int  # in the server, but never written
 
     @property
     def writes(self) -> int:
@@ -97,77 +86,44 @@ class WriteLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """What plain clients read from Kafka and Redis.
+    """What plain clients read from Kafka and Redis."""
 
-    Attributes:
-        in_kafka: The ids of all records of the topic.
-        dead_letters: The ids of all records of the dead-letter topic.
-        booked: The ids of all orders in Redis.
-        times: How often each id was booked, as Redis counted.
-        uncommitted: Records after the group's committed offsets.
-    """
-
-    in_kafka: Sequence[str]
-    dead_letters: Sequence[str]
-    booked: Sequence[str]
-    times: Mapping[str, int]
-    uncommitted: int
+    in_kafka: Sequence[str]  # the ids of all records of the topic
+    dead_letters: Sequence[str]  # the ids of all records of the dead-letter topic
+    booked: Sequence[str]  # the ids of all orders in Redis
+    times: Mapping[str, int]  # how often each id was booked, as Redis counted
+    uncommitted: int  # records after the group's committed offsets
 
 
 @dataclass(slots=True)
 class Calls:
-    """The handler's calls for one order.
+    """The handler's calls for one order."""
 
-    Attributes:
-        succeeded: Calls that succeeded.
-        unknown: Calls that failed with an error that leaves the outcome open.
-    """
-
-    succeeded: int = 0
-    unknown: int = 0
+    succeeded: int = 0  # calls that succeeded
+    unknown: int = 0  # calls that failed with an error that leaves the outcome open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderAudit:
-    """Numbers of orders, each counted by its id.
+    """Numbers of orders, each counted by its id."""
 
-    Attributes:
-        acknowledged: Kafka acknowledged them.
-        unknown: Their customers got an error that leaves the outcome open.
-        not_sent: Their customers got an error that says that they are not in Kafka.
-        found: In Kafka at least once.
-        repeated: In Kafka more than once.
-        missing: Acknowledged, but not in Kafka.
-        contradicted: In Kafka, but reported as not sent.
-        handled: Booked in Redis.
-        dead: In the dead-letter topic.
-        lost: In Kafka, but neither booked nor in the dead-letter topic.
-        foreign: Booked, but not in Kafka.
-        twice: Booked more than once, as Redis counted: the second time changed nothing.
-        twice_unknown: Those among them that were repeated after an unknown outcome.
-        twice_delivered: Those among them that were redelivered after they had been handled.
-        unexplained: Booked more often than the handler's calls explain.
-        uncommitted: Records after the group's committed offsets.
-        idempotent: Whether the broker supports idempotent producers.
-    """
-
-    acknowledged: int
-    unknown: int
-    not_sent: int
-    found: int
-    repeated: int
-    missing: int
-    contradicted: int
-    handled: int
-    dead: int
-    lost: int
-    foreign: int
-    twice: int
-    twice_unknown: int
-    twice_delivered: int
-    unexplained: int
-    uncommitted: int
-    idempotent: bool
+    acknowledged: int  # Kafka acknowledged them
+    unknown: int  # their customers got an error that leaves the outcome open
+    not_sent: int  # their customers got an error that says that they are not in Kafka
+    found: int  # in Kafka at least once
+    repeated: int  # in Kafka more than once
+    missing: int  # acknowledged, but not in Kafka
+    contradicted: int  # in Kafka, but reported as not sent
+    handled: int  # booked in Redis
+    dead: int  # in the dead-letter topic
+    lost: int  # in Kafka, but neither booked nor in the dead-letter topic
+    foreign: int  # booked, but not in Kafka
+    twice: int  # booked more than once, as Redis counted: the second time changed nothing
+    twice_unknown: int  # those among them that were repeated after an unknown outcome
+    twice_delivered: int  # those among them that were redelivered after they had been handled
+    unexplained: int  # booked more often than the handler's calls explain
+    uncommitted: int  # records after the group's committed offsets
+    idempotent: bool  # whether the broker supports idempotent producers
 
     @property
     def balanced(self) -> bool:

@@ -60,17 +60,11 @@ _WIDTH: Final = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """What both clients go through.
+    """What both clients go through."""
 
-    Attributes:
-        faults: The faults, in order.
-        speed_round: Seconds of one round of the speed measurement.
-        socket_timeout: For both clients; None for their own defaults.
-    """
-
-    faults: tuple[Fault, ...]
-    speed_round: float
-    socket_timeout: float | None = None
+    faults: tuple[Fault, ...]  # the faults, in order
+    speed_round: float  # seconds of one round of the speed measurement
+    socket_timeout: float | None = None  # for both clients; None for their own defaults
 
     @property
     def seconds(self) -> float:

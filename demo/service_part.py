@@ -530,15 +530,10 @@ async def _serving(service: Service, run: Run) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a topic.
+    """What is in a topic."""
 
-    Attributes:
-        numbers: The ids of all its orders.
-        ends: By partition, the offset after its last record.
-    """
-
-    numbers: Sequence[str]
-    ends: Mapping[TopicPartition, int]
+    numbers: Sequence[str]  # the ids of all its orders
+    ends: Mapping[TopicPartition, int]  # by partition, the offset after its last record
 
 
 async def read_stores(redis: RedisServer, kafka: KafkaBroker) -> Stores:

@@ -45,23 +45,14 @@ def outcome_of(error: Exception) -> Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault, with a pause before and after it.
+    """One fault, with a pause before and after it."""
 
-    Attributes:
-        server: "redis" or "kafka".
-        what: What happens to the server, or to the network in front of it.
-        before: Seconds before the fault.
-        lasts: Seconds that it lasts; a killed server is started after them.
-        after: Seconds after the fault.
-        replies: How many replies to each of two write commands are lost.
-    """
-
-    server: str = "redis"
-    what: What
-    before: float
-    lasts: float
-    after: float
-    replies: int = 4
+    server: str = "redis"  # "redis" or "kafka"
+    what: What  # what happens to the server, or to the network in front of it
+    before: float  # seconds before the fault
+    lasts: float  # seconds that it lasts; a killed server is started after them
+    after: float  # seconds after the fault
+    replies: int = 4  # how many replies to each of two write commands are lost
 
     @property
     def seconds(self) -> float:
@@ -83,27 +74,16 @@ class Fault:
 
 @dataclass(slots=True)
 class FaultRecord:
-    """What followed a fault, until the next one. Times are loop times.
+    """What followed a fault, until the next one. Times are loop times."""
 
-    Attributes:
-        fault: The fault.
-        at: When it began.
-        ended_at: When the server was back.
-        down_at: When it was published that the server is down.
-        error_at: When a caller got the first error.
-        errors: Calls that failed.
-        errors_before_down: Those among them that failed before `down_at`.
-        longest: Seconds of the longest call that ended.
-    """
-
-    fault: Fault
-    at: float
-    ended_at: float | None = None
-    down_at: float | None = None
-    error_at: float | None = None
-    errors: int = 0
-    errors_before_down: int = 0
-    longest: float = 0.0
+    fault: Fault  # the fault
+    at: float  # when it began
+    ended_at: float | None = None  # when the server was back
+    down_at: float | None = None  # when it was published that the server is down
+    error_at: float | None = None  # when a caller got the first error
+    errors: int = 0  # calls that failed
+    errors_before_down: int = 0  # those among them that failed before `down_at`
+    longest: float = 0.0  # seconds of the longest call that ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from resilient_io.validation import check_seconds
 
-from .steps import Checks, Finding, merged, note, ok, problem, unknown
+from .steps import CheckResult, Checks, merged, note, ok, problem, unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -67,7 +67,7 @@ async def _examine(checks: Checks, root: Path) -> AsyncGenerator[Step, None]:
     yield await checks.run("kernel", functools.partial(_in_thread, check_kernel, root))
 
 
-async def _check_cpu(root: Path) -> Finding:
+async def _check_cpu(root: Path) -> CheckResult:
     before = await _in_thread(read_cgroup, root)
     if before is not None and before.cpus is not None:
         await asyncio.sleep(_WATCHED)
@@ -222,7 +222,7 @@ def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> Finding:
+def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> CheckResult:
     """Return whether the container's CPU limit throttles this process.
 
     Args:
@@ -260,26 +260,26 @@ def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> Finding:
     return (problem if serious else note)(found, advice, **data)
 
 
-def check_memory(root: Path) -> Finding:
+def check_memory(root: Path) -> CheckResult:
     """Check how close the container is to its memory limit, and for processes that were killed."""
     group = read_cgroup(root)
     if group is None:
         return unknown(_NO_CGROUP)
     data = {"limit": group.memory_limit, "used": group.memory, "oom_kills": group.oom_kills}
-    findings = [_judge_memory(group)]
+    results = [_judge_memory(group)]
     if group.oom_kills:
         count = "a process" if group.oom_kills == 1 else f"{group.oom_kills} processes"
-        findings.append(
+        results.append(
             problem(
                 f"the kernel has killed {count} in this container: out of memory",
                 "Look for OOMKilled in the pod's last state. Raise resources.limits.memory, or "
                 "lower what is kept in memory (in-flight records, batch sizes, caches).",
             )
         )
-    return merged(findings, **data)
+    return merged(results, **data)
 
 
-def _judge_memory(group: Cgroup) -> Finding:
+def _judge_memory(group: Cgroup) -> CheckResult:
     if group.memory_limit is None:
         return ok("no limit" if group.memory is None else f"no limit, {_mib(group.memory)} used")
     if group.memory is None:
@@ -355,12 +355,12 @@ _KERNEL_BUGS: Final = (
 )
 
 
-def check_kernel(_root: Path) -> Finding:
+def check_kernel(_root: Path) -> CheckResult:
     """Check the release of the running kernel."""
     return judge_kernel(platform.release())
 
 
-def judge_kernel(release: str) -> Finding:
+def judge_kernel(release: str) -> CheckResult:
     """Return the known bugs of a kernel that matter in containers.
 
     Args:
@@ -374,11 +374,13 @@ def judge_kernel(release: str) -> Finding:
     if not bugs:
         return ok(f"{release}, no known bugs", release=release)
     backported = _DISTRIBUTION.search(release) is not None
-    findings = [
+    results = [
         (problem if bug.serious and not backported else note)(bug.what, bug.advice) for bug in bugs
     ]
-    joined = merged(findings, release=release)
+    joined = merged(results, release=release)
     hint = (
         " Your distribution may have backported the fix: see its changelog." if backported else ""
     )
-    return Finding(joined.status, f"{release}: {joined.found}", joined.advice + hint, joined.data)
+    return CheckResult(
+        joined.status, f"{release}: {joined.found}", joined.advice + hint, joined.data
+    )

@@ -32,8 +32,8 @@ from resilient_io.kafka.target import Target
 
 from .network import Endpoint, check_path
 from .steps import (
+    CheckResult,
     Checks,
-    Finding,
     Status,
     merged,
     milder,
@@ -101,7 +101,7 @@ _REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning",
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ClusterMetadata:
     """What a broker says about its cluster.
 
     Attributes:
@@ -128,11 +128,11 @@ def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenera
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
     target = Target(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
-    examination = _Examination(target, options.get("ssl_context"), group)
+    examination = _KafkaExamination(target, options.get("ssl_context"), group)
     return examination.steps(Checks(timeout, [str(options.get("sasl_plain_password") or "")]))
 
 
-class _Examination:
+class _KafkaExamination:
     """The checks of one cluster, and the connection that they make."""
 
     def __init__(self, target: Target, context: ssl.SSLContext | None, group: str | None) -> None:
@@ -141,7 +141,7 @@ class _Examination:
         self._group = group
         self._endpoints = [Endpoint(host, port) for host, port in target.bootstrap]
         self._opened: list[Connection] = []
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterMetadata | None = None
 
     async def steps(self, checks: Checks) -> AsyncGenerator[Step, None]:
         """Yield the steps, until one finds that the next ones make no sense."""
@@ -181,26 +181,26 @@ class _Examination:
             for each in self._opened:
                 drop(each)
 
-    async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> Finding:
+    async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> CheckResult:
         """Connect to every bootstrap server; the first connection is used from then on."""
         errors = await together(
             "login", (_log_in(self._target, each, timeout, self._opened) for each in reached)
         )
         works = bool(self._opened)
-        findings = []
+        results = []
         for endpoint, error in zip(reached, errors, strict=True):
             if error is not None:
                 failure = connection_failure(error, tls=self._target.uses_tls)
-                finding = await judge_failure(endpoint, failure, self._target)
-                findings.append(milder(finding, others_work=works))
+                result = await judge_failure(endpoint, failure, self._target)
+                results.append(milder(result, others_work=works))
         if works:
             how = "with a login" if self._target.logs_in else "without a login"
             count = errors.count(None)
             who = "the broker accepts" if count == 1 else f"{count} brokers accept"
-            findings.append(ok(f"{who} the connection, {how}"))
-        return merged(findings)
+            results.append(ok(f"{who} the connection, {how}"))
+        return merged(results)
 
-    async def _check_reply(self, connection: Connection, timeout: float) -> Finding:
+    async def _check_reply(self, connection: Connection, timeout: float) -> CheckResult:
         try:
             self._cluster = await ask_cluster(connection, timeout)
         except KafkaError as error:
@@ -242,7 +242,7 @@ async def _log_in(
     return failure
 
 
-async def ask_cluster(connection: Connection, timeout: float) -> Cluster:
+async def ask_cluster(connection: Connection, timeout: float) -> ClusterMetadata:
     """Ask a broker for its cluster. Creates no topic.
 
     Raises:
@@ -252,33 +252,33 @@ async def ask_cluster(connection: Connection, timeout: float) -> Cluster:
     async with asyncio.timeout(timeout):
         answer: Any = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
     controller = getattr(answer, "controller_id", _NONE)
-    return Cluster(
+    return ClusterMetadata(
         id=getattr(answer, "cluster_id", None),
         controller=None if controller == _NONE else controller,
         brokers={broker[0]: (broker[1], broker[2]) for broker in answer.brokers},
     )
 
 
-async def _check_tls(endpoints: Sequence[Endpoint], context: ssl.SSLContext) -> Finding:
-    findings = await together("TLS", (_try_tls(each, context) for each in endpoints))
-    others_work = any(each.status is not Status.PROBLEM for each in findings)
-    distinct = {each.found: each for each in findings}  # brokers often share a certificate
+async def _check_tls(endpoints: Sequence[Endpoint], context: ssl.SSLContext) -> CheckResult:
+    results = await together("TLS", (_try_tls(each, context) for each in endpoints))
+    others_work = any(each.status is not Status.PROBLEM for each in results)
+    distinct = {each.found: each for each in results}  # brokers often share a certificate
     return merged([milder(each, others_work=others_work) for each in distinct.values()])
 
 
-async def _try_tls(endpoint: Endpoint, context: ssl.SSLContext) -> Finding:
-    finding = await check_tls(endpoint, context, trust_option="ssl_cafile", plain_scheme="kafka")
-    if not finding.data.get("hung_up"):
-        return finding
+async def _try_tls(endpoint: Endpoint, context: ssl.SSLContext) -> CheckResult:
+    result = await check_tls(endpoint, context, trust_option="ssl_cafile", plain_scheme="kafka")
+    if not result.data.get("hung_up"):
+        return result
     try:
         connection = await Target(endpoint.text).dial(endpoint.host, endpoint.port, _PLAIN_ANSWER)
     except (KafkaError, OSError):
-        return finding
+        return result
     drop(connection)
     return no_tls(endpoint, "kafka")
 
 
-async def judge_failure(endpoint: Endpoint, failure: Failure, target: Target) -> Finding:
+async def judge_failure(endpoint: Endpoint, failure: Failure, target: Target) -> CheckResult:
     """Return why a broker that accepted the connection did not answer, and what to do."""
     data = {"cause": failure.cause.value}
     where, detail = endpoint.text, _CLASS.sub("", failure.detail) or failure.detail
@@ -317,14 +317,14 @@ async def judge_failure(endpoint: Endpoint, failure: Failure, target: Target) ->
     return problem(f"{where}: {detail}", "Check the broker's log.", **data)
 
 
-def _login_timed_out(endpoints: Sequence[Endpoint]) -> Finding:
+def _login_timed_out(endpoints: Sequence[Endpoint]) -> CheckResult:
     return problem(
         f"{', '.join(each.text for each in endpoints)} accepted the connection, but did not answer",
         f"{_FROZEN}, or the port uses another protocol.",
     )
 
 
-def judge_cluster(cluster: Cluster) -> Finding:
+def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
     """Return whether the cluster names its brokers and a controller."""
     nodes = sorted(cluster.brokers)
     data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
@@ -347,8 +347,8 @@ def judge_cluster(cluster: Cluster) -> Finding:
 
 
 async def check_listeners(
-    cluster: Cluster, target: Target, bootstrap: Sequence[Endpoint], timeout: float
-) -> Finding:
+    cluster: ClusterMetadata, target: Target, bootstrap: Sequence[Endpoint], timeout: float
+) -> CheckResult:
     """Connect to every broker at its advertised address, and ask there for the cluster.
 
     A client asks a bootstrap server for the brokers, and from then on connects to what they
@@ -384,7 +384,7 @@ async def check_listeners(
 
 
 def _listener_advice(
-    cluster: Cluster, bad: Mapping[int, str], bootstrap: Sequence[Endpoint]
+    cluster: ClusterMetadata, bad: Mapping[int, str], bootstrap: Sequence[Endpoint]
 ) -> str:
     if any("another cluster" in why for why in bad.values()):
         return (
@@ -411,7 +411,9 @@ def _listener_advice(
     )
 
 
-async def _try_listener(cluster: Cluster, node: int, target: Target, timeout: float) -> str | None:
+async def _try_listener(
+    cluster: ClusterMetadata, node: int, target: Target, timeout: float
+) -> str | None:
     """Return why a broker cannot be used at its advertised address, or None."""
     endpoint = cluster.endpoint(node)
     opened: list[Connection] = []
@@ -441,7 +443,7 @@ async def _try_listener(cluster: Cluster, node: int, target: Target, timeout: fl
 
 async def check_group(
     connection: Connection, target: Target, group: str, timeout: float
-) -> Finding:
+) -> CheckResult:
     """Check whether a group's coordinator can be reached, and the state of the group.
 
     Args:
@@ -474,7 +476,7 @@ async def check_group(
 
 async def _check_group(
     connection: Connection, target: Target, group: str, timeout: float
-) -> Finding:
+) -> CheckResult:
     host, port = await ask_coordinator(connection, GROUP, group, timeout)
     where = Endpoint(host, port).text
     try:
@@ -498,7 +500,7 @@ async def _check_group(
     return judge_group(group, state, len(members), coordinator=where)
 
 
-def judge_group(group: str, state: str, members: int, **data: Any) -> Finding:
+def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResult:
     """Return whether a group has members, and is not rebalancing."""
     data |= {"state": state, "members": members}
     count = "1 member" if members == 1 else f"{members} members"

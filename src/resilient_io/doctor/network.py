@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .steps import Finding, merged, milder, note, ok, problem, together, unknown
+from .steps import CheckResult, merged, milder, note, ok, problem, together, unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -128,7 +128,7 @@ async def check_path(checks: Checks, endpoints: Sequence[Endpoint]) -> AsyncGene
         yield await checks.run("TCP", functools.partial(check_ports, endpoints, limit))
 
 
-async def check_names(endpoints: Sequence[Endpoint]) -> Finding:
+async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     """Look up all names concurrently."""
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -157,7 +157,7 @@ async def check_names(endpoints: Sequence[Endpoint]) -> Finding:
     return ok("; ".join(found), addresses=data)
 
 
-def names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> Finding:
+def names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
     """Return what it means that the lookups did not finish within the time limit of the check."""
     names = ", ".join(each.host for each in endpoints if not each.is_address)
     return unknown(
@@ -167,7 +167,7 @@ def names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> Finding:
     )
 
 
-def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> Finding:
+def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> CheckResult:
     host = endpoint.host
     if isinstance(error, UnicodeError):
         return problem(
@@ -211,7 +211,7 @@ def _resolver(key: str) -> str:
     )
 
 
-async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> Finding:
+async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
     """Connect to every address of every endpoint concurrently, and close again.
 
     Args:
@@ -224,13 +224,13 @@ async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> Finding:
         for each in endpoints
     }
     others_work = any(each.reached for each in endpoints)
-    findings = [
+    results = [
         milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses
     ]
-    return merged(findings, addresses=data)
+    return merged(results, addresses=data)
 
 
-def _judge_port(endpoint: Endpoint) -> Finding:
+def _judge_port(endpoint: Endpoint) -> CheckResult:
     failed = ", ".join(f"{address}: {why}" for address, why in endpoint.failed.items())
     if not endpoint.reached:
         reasons = list(endpoint.failed.values())

@@ -15,7 +15,7 @@ from resilient_io.redis.dial import abort, ask_over, dial
 from resilient_io.redis.target import PoolTarget
 
 from .network import Endpoint, check_path
-from .steps import Checks, Finding, Status, merged, note, ok, problem, without_arguments
+from .steps import CheckResult, Checks, Status, merged, note, ok, problem, without_arguments
 from .tls import check_tls, no_tls, uses_tls
 from .urls import read_redis_url
 
@@ -89,11 +89,11 @@ def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
         endpoint = Endpoint(
             str(settings.get("host") or "localhost"), int(settings.get("port") or _PORT)
         )
-    examination = _Examination(target, endpoint, gave_password=bool(password))
+    examination = _RedisExamination(target, endpoint, gave_password=bool(password))
     return examination.steps(Checks(timeout, [password]))
 
 
-class _Examination:
+class _RedisExamination:
     """The checks of one server, and the connection that they make."""
 
     def __init__(
@@ -140,7 +140,7 @@ class _Examination:
             ),
         )
 
-    async def _check_tls(self, endpoint: Endpoint, timeout: float) -> Finding:
+    async def _check_tls(self, endpoint: Endpoint, timeout: float) -> CheckResult:
         connection: Any = self._target.connection(client_name=None, connect_timeout=timeout)
         try:
             # redis-py 8.1 `SSLConnection.ssl_context`: reads the files that the URL names.
@@ -164,16 +164,16 @@ class _Examination:
                     raise
         return no_tls(endpoint, "redis")
 
-    async def _check_login(self, timeout: float) -> Finding:
+    async def _check_login(self, timeout: float) -> CheckResult:
         try:
             connection = await dial(
                 self._target, client_name=None, timeout=timeout, user_timeout=timeout
             )
         except (driver.RedisError, OSError) as error:
-            finding = judge_login(
+            result = judge_login(
                 error, uses_tls=self._target.uses_tls, gave_password=self._gave_password
             )
-            return await self._try_tls(finding)
+            return await self._try_tls(result)
         self._connection = connection
         try:
             user = _text(await ask_over(connection, timeout)("ACL", "WHOAMI"))
@@ -181,13 +181,13 @@ class _Examination:
             return ok("logged in")
         return ok(f"logged in as {user}", user=user)
 
-    async def _try_tls(self, finding: Finding) -> Finding:
+    async def _try_tls(self, result: CheckResult) -> CheckResult:
         """Check whether a server that closed a plain connection uses TLS."""
-        closed = finding.data.get("cause") == Cause.RESET.value
+        closed = result.data.get("cause") == Cause.RESET.value
         if self._endpoint is None or self._target.uses_tls or not closed:
-            return finding
+            return result
         if not await uses_tls(self._endpoint):
-            return finding
+            return result
         return problem(
             f"{self._endpoint.text} uses TLS, but the URL does not",
             "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority.",
@@ -195,7 +195,7 @@ class _Examination:
         )
 
 
-def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) -> Finding:
+def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) -> CheckResult:
     """Return why the login failed, after TCP (and TLS) succeeded.
 
     Args:
@@ -224,7 +224,7 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
     return problem(detail, _ADVICE.get(failure.cause, "Check the server's log."), **data)
 
 
-def _judge_credentials(detail: str, *, gave_password: bool) -> Finding:
+def _judge_credentials(detail: str, *, gave_password: bool) -> CheckResult:
     data = {"cause": Cause.AUTH.value}
     if not gave_password:
         return problem(
@@ -252,7 +252,7 @@ def _judge_credentials(detail: str, *, gave_password: bool) -> Finding:
     )
 
 
-async def check_reply(ask: Ask) -> Finding:
+async def check_reply(ask: Ask) -> CheckResult:
     """Check how fast the server replies, and whether it serves reads and writes of all keys.
 
     Args:
@@ -293,7 +293,7 @@ async def _hello(ask: Ask) -> dict[str, str]:
     return {_text(name): _text(value) for name, value in pairs}
 
 
-def _judge_latency(took: list[float], server: dict[str, str]) -> Finding:
+def _judge_latency(took: list[float], server: dict[str, str]) -> CheckResult:
     median, worst = took[len(took) // 2], took[-1]
     data: dict[str, Any] = {name: server.get(name) for name in ("server", "version", "mode")}
     data |= {"ping_median": round(median, 6), "ping_worst": round(worst, 6)}
@@ -305,7 +305,7 @@ def _judge_latency(took: list[float], server: dict[str, str]) -> Finding:
     return ok(found, **data)
 
 
-def _judge_kind(server: dict[str, str]) -> list[Finding]:
+def _judge_kind(server: dict[str, str]) -> list[CheckResult]:
     if server.get("mode") == "sentinel":
         return [
             problem(
@@ -314,9 +314,9 @@ def _judge_kind(server: dict[str, str]) -> list[Finding]:
                 "which asks the Sentinel for the master.",
             )
         ]
-    findings = []
+    results = []
     if server.get("mode") == "cluster":
-        findings.append(
+        results.append(
             note(
                 "this is one node of a cluster, which holds only some of the keys",
                 "Use redis.asyncio.RedisCluster: for the keys of other nodes, a client of one node "
@@ -324,7 +324,7 @@ def _judge_kind(server: dict[str, str]) -> list[Finding]:
             )
         )
     if server.get("role") in ("replica", "slave"):
-        findings.append(
+        results.append(
             problem(
                 "this is a replica: it refuses writes (READONLY)",
                 "Use the master in the URL (redis-cli ROLE shows it), or a Sentinel or Service "
@@ -332,7 +332,7 @@ def _judge_kind(server: dict[str, str]) -> list[Finding]:
                 role="replica",
             )
         )
-    return findings
+    return results
 
 
 def _text(reply: Any) -> str:

@@ -19,7 +19,7 @@ _QUOTED_ARGUMENTS: Final = re.compile(r",? with args beginning with.*", re.DOTAL
 """Redis 5 and some proxies quote the arguments of an unknown command: for HELLO, the password."""
 
 _LONGEST: Final = 2000
-"""Longest text of a step, in characters: several findings may be joined in it."""
+"""Longest text of a step, in characters: several results may be joined in it."""
 
 _SHORTEST_SECRET: Final = 4
 """Shorter passwords are not replaced: they are parts of ordinary words."""
@@ -89,7 +89,7 @@ def exit_code(steps: Iterable[Step]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What a check found; a step without its name and time."""
 
     status: Status
@@ -98,41 +98,41 @@ class Finding:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def ok(found: str, **data: Any) -> Finding:
-    """Build an OK finding."""
-    return Finding(Status.OK, found, data=data)
+def ok(found: str, **data: Any) -> CheckResult:
+    """Build an OK result."""
+    return CheckResult(Status.OK, found, data=data)
 
 
-def note(found: str, advice: str, **data: Any) -> Finding:
+def note(found: str, advice: str, **data: Any) -> CheckResult:
     """Build a note."""
-    return Finding(Status.NOTE, found, advice, data)
+    return CheckResult(Status.NOTE, found, advice, data)
 
 
-def problem(found: str, advice: str, **data: Any) -> Finding:
+def problem(found: str, advice: str, **data: Any) -> CheckResult:
     """Build a problem."""
-    return Finding(Status.PROBLEM, found, advice, data)
+    return CheckResult(Status.PROBLEM, found, advice, data)
 
 
-def unknown(reason: str, advice: str = "", **data: Any) -> Finding:
-    """Build a finding for a check that could not run."""
-    return Finding(Status.UNKNOWN, reason, advice, data)
+def unknown(reason: str, advice: str = "", **data: Any) -> CheckResult:
+    """Build a result for a check that could not run."""
+    return CheckResult(Status.UNKNOWN, reason, advice, data)
 
 
 _SEVERITY: Final = (Status.OK, Status.UNKNOWN, Status.NOTE, Status.PROBLEM)
 
 
-def merged(findings: Sequence[Finding], **data: Any) -> Finding:
-    """Join several findings; the most severe one comes first and gives its status.
+def merged(results: Sequence[CheckResult], **data: Any) -> CheckResult:
+    """Join several results; the most severe one comes first and gives its status.
 
     Args:
-        findings: At least one.
+        results: At least one.
         **data: Figures behind all of them.
     """
-    ordered = sorted(findings, key=lambda each: -_SEVERITY.index(each.status))
+    ordered = sorted(results, key=lambda each: -_SEVERITY.index(each.status))
     everything: dict[str, Any] = {}
     for each in ordered:
         everything |= each.data
-    return Finding(
+    return CheckResult(
         ordered[0].status,
         "; ".join(each.found for each in ordered),
         " ".join(dict.fromkeys(each.advice for each in ordered if each.advice)),
@@ -140,12 +140,12 @@ def merged(findings: Sequence[Finding], **data: Any) -> Finding:
     )
 
 
-def milder(finding: Finding, *, others_work: bool) -> Finding:
+def milder(result: CheckResult, *, others_work: bool) -> CheckResult:
     """Turn one server's problem into a note if other servers of the same list do its work."""
-    if finding.status is not Status.PROBLEM or not others_work:
-        return finding
-    advice = f"{finding.advice} Other servers of the list work."
-    return note(finding.found, advice, **finding.data)
+    if result.status is not Status.PROBLEM or not others_work:
+        return result
+    advice = f"{result.advice} Other servers of the list work."
+    return note(result.found, advice, **result.data)
 
 
 def without_arguments(error: str) -> str:
@@ -188,10 +188,10 @@ class Checks:
     async def run(
         self,
         name: str,
-        check: Callable[[], Awaitable[Finding]],
+        check: Callable[[], Awaitable[CheckResult]],
         *,
         share: float = 1.0,
-        on_timeout: Finding | None = None,
+        on_timeout: CheckResult | None = None,
     ) -> Step:
         """Run one check and return its step.
 
@@ -199,7 +199,7 @@ class Checks:
             name: The step's name.
             check: What to run.
             share: How much of the time that is left the check may use.
-            on_timeout: The finding if the time is used up; by default that it is unknown.
+            on_timeout: The result if the time is used up; by default that it is unknown.
         """
         if self.left <= 0:
             return self._step(
@@ -212,27 +212,27 @@ class Checks:
         limit = self.left * share
         try:
             async with asyncio.timeout(limit):
-                finding = await check()
+                result = await check()
         except TimeoutError:
-            finding = on_timeout or unknown(
+            result = on_timeout or unknown(
                 f"not finished within {limit:.1f} s", "Use a longer timeout, or try again later."
             )
         except Exception as error:  # noqa: BLE001 - a boundary: whatever answers at the port, and
             # in whatever way it breaks its reader, the other checks can still run. The error's
             # text is not shown: it may quote what was read.
-            finding = unknown(f"the answer could not be read ({type(error).__name__})")
+            result = unknown(f"the answer could not be read ({type(error).__name__})")
         seconds = loop.time() - began
         self.left -= seconds
-        return self._step(name, seconds, finding)
+        return self._step(name, seconds, result)
 
-    def _step(self, name: str, seconds: float, finding: Finding) -> Step:
+    def _step(self, name: str, seconds: float, result: CheckResult) -> Step:
         return Step(
             name=name,
-            status=finding.status,
+            status=result.status,
             seconds=seconds,
-            found=self._clean(finding.found),
-            advice=self._clean(finding.advice),
-            data=self._clean_data(finding.data),
+            found=self._clean(result.found),
+            advice=self._clean(result.advice),
+            data=self._clean_data(result.data),
         )
 
     def _clean(self, text: str) -> str:

@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .steps import Finding, note, ok, problem
+from .steps import CheckResult, note, ok, problem
 
 if TYPE_CHECKING:
     from .network import Endpoint
@@ -57,7 +57,7 @@ class _Handshake:
 
 async def check_tls(
     endpoint: Endpoint, context: ssl.SSLContext, *, trust_option: str, plain_scheme: str
-) -> Finding:
+) -> CheckResult:
     """Shake hands as a client would, and read the certificate. The caller sets the time limit.
 
     Args:
@@ -97,7 +97,7 @@ async def uses_tls(endpoint: Endpoint) -> bool:
     return True
 
 
-def no_tls(endpoint: Endpoint, plain_scheme: str) -> Finding:
+def no_tls(endpoint: Endpoint, plain_scheme: str) -> CheckResult:
     """Return the problem that a server answers without TLS only."""
     return problem(
         f"{endpoint.text} answers, but not over TLS",
@@ -174,7 +174,7 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _judge_trusted(handshake: _Handshake, *, verified: bool) -> Finding:
+def _judge_trusted(handshake: _Handshake, *, verified: bool) -> CheckResult:
     certificate = handshake.certificate
     data = {"protocol": handshake.protocol, "cipher": handshake.cipher}
     found = f"{handshake.protocol}, {handshake.cipher}"
@@ -207,7 +207,7 @@ def _judge_untrusted(
     error: ssl.SSLCertVerificationError,
     certificate: _Certificate | None,
     trust_option: str,
-) -> Finding:
+) -> CheckResult:
     code = error.verify_code
     data: dict[str, Any] = {"verify_code": code, "verify_message": error.verify_message}
     if certificate is not None:
@@ -244,7 +244,7 @@ def _judge_untrusted(
     return problem(found, advice, **data)
 
 
-def _judge_failed(endpoint: Endpoint, error: ssl.SSLError, plain_scheme: str) -> Finding:
+def _judge_failed(endpoint: Endpoint, error: ssl.SSLError, plain_scheme: str) -> CheckResult:
     reason = (error.reason or str(error)).lower().replace("_", " ")
     if "wrong version number" in reason or "record layer failure" in reason:
         return no_tls(endpoint, plain_scheme)

@@ -6,7 +6,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAv
 from resilient_io.doctor import Status
 from resilient_io.doctor import kafka as module
 from resilient_io.doctor.kafka import (
-    Cluster,
+    ClusterMetadata,
     check_group,
     check_listeners,
     judge_cluster,
@@ -20,7 +20,7 @@ from resilient_io.kafka.target import Target
 
 
 def cluster(brokers=(1, 2, 3), *, controller=1, host="kafka-{}"):
-    return Cluster("abc", controller, {node: (host.format(node), 9092) for node in brokers})
+    return ClusterMetadata("abc", controller, {node: (host.format(node), 9092) for node in brokers})
 
 
 def test_reply_lists_brokers_and_controller():

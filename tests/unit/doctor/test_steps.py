@@ -26,7 +26,7 @@ def test_exit_code_reports_problems_before_unknown_steps(statuses, code):
     assert exit_code(map(step, statuses)) == code
 
 
-async def test_step_has_the_finding_and_its_time():
+async def test_step_has_the_result_and_its_time():
     async def check():
         await asyncio.sleep(0.25)
         return note("seen", "do this", figure=3)
@@ -68,7 +68,7 @@ async def test_check_that_never_ends_is_unknown_when_its_share_is_used_up():
     assert checks.left == pytest.approx(2.0)
 
 
-async def test_timeout_may_have_a_finding_of_its_own():
+async def test_timeout_may_have_a_result_of_its_own():
     taken = await Checks(1.0).run(
         "long", asyncio.Event().wait, on_timeout=problem("no answer", "restart it")
     )
@@ -127,7 +127,7 @@ async def test_cancelling_ends_a_check_immediately():
         await task
 
 
-def test_most_severe_finding_comes_first():
+def test_most_severe_result_comes_first():
     found = merged(
         [ok("fine", a=1), unknown("dark"), problem("broken", "fix it", b=2), note("odd", "look")],
         c=3,
