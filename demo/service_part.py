@@ -254,7 +254,7 @@ class Service:
             concurrency=_CONCURRENCY,
             requires=[self.redis.health],
             dead_letter=DeadLetter(topic=DEAD_LETTERS, producer=self.producer),
-            policy=HandlerPolicy(attempts=5),
+            handler_policy=HandlerPolicy(attempts=5),
             limits=RunLimits(slow_start=0.5),
         )
 
@@ -579,7 +579,7 @@ async def read_topic(kafka: KafkaBroker, topic: str) -> Contents:
 
 
 def _reader(kafka: KafkaBroker, **options: str) -> Any:
-    return AIOKafkaConsumer(  # type: ignore[no-untyped-call]
+    return AIOKafkaConsumer(
         bootstrap_servers=kafka.direct_servers, enable_auto_commit=False, **options
     )
 
@@ -658,7 +658,7 @@ def _sentences(run: Run, audit: OrderAudit, stats: ConsumerStats) -> str:
         f"handled, {audit.lost:,} lost and {audit.twice:,} booked twice, through "
         f"{len(run.faults)} faults. {run.out_of_order:,} were handled before an earlier one of the "
         f"same customer. No customer waited longer than {run.longest:.1f} s. The library logged "
-        f"{run.logged:,} records; {stats.dropped_logs:,} records of the driver were dropped and "
+        f"{run.logged:,} records; {stats.log_records_dropped:,} of the driver's were dropped and "
         f"{run.logged_by_drivers:,} passed. {stats.instances:,} instances of the driver's consumer "
         f"were used. All of this took {run.cpu / run.seconds:.0%} of a CPU core."
     )

@@ -1,7 +1,7 @@
-"""asyncio clients that never repeat a write, never swallow a cancel, and know first.
+"""asyncio clients for Redis and Kafka that survive the failures of their servers.
 
-Everything public is here and is imported when it is first used: a service that does not use a
-driver does not pay for its import.
+Every public name is imported when it is first used, so that a service does not pay for importing a
+driver that it does not use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resilient_io.deadlines import Deadline, deadline
     from resilient_io.errors import (
         Closed,
         ConfigurationError,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from resilient_io.lifecycle import Lifecycle, LifecycleReport
     from resilient_io.probing import lint_probes
     from resilient_io.redis import ConnectionSettings, RedisStats, ResilientRedis
-    from resilient_io.retry import Deadline, RetryPolicy, deadline
+    from resilient_io.retry import RetryPolicy
 
 __all__ = [
     "Cause",
@@ -82,7 +83,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "resilient_io.retry": ("Deadline", "RetryPolicy", "deadline"),
+    "resilient_io.deadlines": ("Deadline", "deadline"),
+    "resilient_io.retry": ("RetryPolicy",),
     "resilient_io.errors": (
         "Closed",
         "ConfigurationError",

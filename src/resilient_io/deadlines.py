@@ -13,19 +13,17 @@ from resilient_io.validation import check_seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Deadline", "context_without_deadline", "current_deadline", "deadline"]
-
 _current: contextvars.ContextVar[float | None] = contextvars.ContextVar(
     "resilient_io_deadline", default=None
 )
 
 current_deadline = _current.get
-"""The absolute loop time of the deadline in force, or None. The bound method: 25 ns a call."""
+"""Return the absolute loop time of the deadline in force, or None. A bound method: 25 ns a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moment at which the time of a `with deadline(...)` block is used up.
+    """The time at which a `with deadline(...)` block expires.
 
     Attributes:
         at: Absolute time of the running event loop, in seconds.
@@ -34,30 +32,30 @@ class Deadline:
     at: float
 
     def remaining(self) -> float:
-        """Return the seconds left; 0.0 once it has passed."""
+        """Return the seconds left, or 0.0 after the deadline."""
         return max(0.0, self.at - asyncio.get_running_loop().time())
 
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[Deadline]:
-    """Bound every call of this library made inside the block, all of them together.
+    """Limit the total time of all resilient-io calls inside the block.
 
-    The bound covers waiting, connecting, attempts and backoff. Nested blocks only shorten it.
-    Tasks created inside the block inherit it. Code of others is not interrupted: only this
-    library's calls look at it, and raise `DeadlineExceeded` (or `OutcomeUnknown`).
+    The limit covers queueing, connecting, attempts and backoff. A nested block can only shorten
+    it. Tasks created inside the block inherit it. Other code is not interrupted: only calls of
+    this library check the deadline and raise `DeadlineExceeded` (or `OutcomeUnknown`).
 
     Args:
-        seconds: Seconds from now, above 0.
+        seconds: Seconds from now, greater than 0.
 
     Raises:
-        ConfigurationError: `seconds` is no finite number above 0.
+        ConfigurationError: `seconds` is not a finite number greater than 0.
         RuntimeError: No event loop is running.
     """
     check_seconds("seconds", seconds)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError as exc:
-        message = "deadline() needs a running event loop: write it inside a coroutine"
+        message = "deadline() needs a running event loop: use it inside a coroutine"
         raise RuntimeError(message) from exc
     at = loop.time() + seconds
     outer = _current.get()
@@ -70,10 +68,23 @@ def deadline(seconds: float) -> Iterator[Deadline]:
         _current.reset(token)
 
 
-def context_without_deadline() -> contextvars.Context:
-    """Return a copy of the current context in which no deadline is in force.
+def earlier(first: float | None, second: float | None) -> float | None:
+    """Return the earlier of two absolute loop times, where None means no limit."""
+    if first is None or second is None:
+        return first if second is None else second
+    return min(first, second)
 
-    For tasks that outlive the call that happens to create them.
+
+def timeout_within(seconds: float | None) -> asyncio.Timeout:
+    """Return a timeout of `seconds` (None for no limit of its own) within the deadline in force."""
+    at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    return asyncio.timeout_at(earlier(at, current_deadline()))
+
+
+def context_without_deadline() -> contextvars.Context:
+    """Return a copy of the current context without a deadline.
+
+    Use it for tasks that outlive the call that creates them.
     """
     context = contextvars.copy_context()
     context.run(_current.set, None)

@@ -1,20 +1,20 @@
-"""What can go wrong, told by what it means for the caller.
+"""The exception hierarchy, by what a failure means for the caller.
 
 ```
 ResilientIOError
 ├─ DependencyUnavailable     nothing was applied: down, no connection, refused
-├─ OutcomeUnknown            it may have been applied, and repeating it is not safe
-├─ DeadlineExceeded          (also TimeoutError) the time was used up; says how far the call got
-├─ Overloaded                our own bound was reached
+├─ OutcomeUnknown            the call may have been applied, and repeating it is not safe
+├─ DeadlineExceeded          (also TimeoutError) the time ran out; says how far the call got
+├─ Overloaded                a limit of the client was reached
 └─ Closed                    the client was closed
 ValueError
-└─ ConfigurationError        a setting that cannot work; says what to write instead
+└─ ConfigurationError        a setting that cannot work; says what to use instead
 ```
 
 Each `ResilientIOError` carries `dependency`, `operation`, `attempts`, `elapsed` (seconds) and
-`progress` (how far the call got), says all of it in one line, and pickles. What a server refuses
-for good (a wrong type, a missing permission) is not among them: that passes as the driver raises
-it. A retry decorator around a call must never repeat an `OutcomeUnknown`.
+`progress` (how far the call got), shows all of them in one line, and can be pickled. Permanent
+refusals of a server (wrong type, missing permission) are not part of the hierarchy: they are raised
+as the driver raises them. A retry decorator around a call must never repeat an `OutcomeUnknown`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,32 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = [
-    "Closed",
-    "ConfigurationError",
-    "DeadlineExceeded",
-    "DependencyUnavailable",
-    "OutcomeUnknown",
-    "Overloaded",
-    "Progress",
-    "ResilientIOError",
-]
-
 
 class Progress(enum.StrEnum):
     """How far a call got before it failed."""
 
     NOT_SENT = "not sent"
-    """Its last byte never left our queue: it was certainly not applied."""
+    """Its last byte never left the client's queue: it was certainly not applied."""
 
     MAYBE_APPLIED = "maybe applied"
-    """It was handed to the transport, and no reply proves what became of it."""
+    """It was passed to the transport, and no reply shows whether it was applied."""
 
     SENT = "sent"
-    """It was handed to the transport, and it only reads: there is nothing to apply."""
+    """It was passed to the transport, and it is a read: there is nothing to apply."""
 
     REFUSED = "refused"
-    """The server answered that it did not apply it."""
+    """The server replied that it did not apply it."""
 
 
 class ResilientIOError(Exception):
-    """A call failed in a way that this library judged.
+    """Base class of the errors that resilient-io raises for a failed call.
 
     Args:
-        reason: What happened, without a final full stop and without secrets.
+        reason: What happened, without a final period and without secrets.
         dependency: Name of the dependency, for example "redis".
-        operation: What was called, for example "INCR".
-        attempts: Attempts made, the first included; 0 when none was begun.
-        elapsed: Seconds from the call until it failed.
+        operation: Name of the call, for example "INCR".
+        attempts: Number of attempts, including the first; 0 if none was begun.
+        elapsed: Seconds from the call to the failure.
         progress: How far the call got.
     """
 
@@ -88,7 +77,7 @@ class ResilientIOError(Exception):
         self.progress = progress
 
     def __str__(self) -> str:
-        """Say everything in one line."""
+        """Return one line with everything that is known about the failure."""
         tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return (
             f"{self.dependency}: {self.operation}: {self.reason} "
@@ -96,7 +85,7 @@ class ResilientIOError(Exception):
         )
 
     def __repr__(self) -> str:
-        """Say everything; a driver's error among the bases would say its own."""
+        """Return the class and the line of `str()`; a driver's error among the bases differs."""
         return f"<{type(self).__name__}: {self}>"
 
     def __reduce__(
@@ -107,7 +96,7 @@ class ResilientIOError(Exception):
 
 
 def _revive(cls: type[ResilientIOError], args: tuple[object, ...]) -> ResilientIOError:
-    """Build the bare error; pickle then restores its attributes and notes."""
+    """Return the bare error; pickle then restores its attributes and notes."""
     error = cls.__new__(cls, *args)
     # OSError, a base of the timeouts, leaves args empty when __init__ is overridden.
     error.args = args
@@ -121,44 +110,47 @@ class DependencyUnavailable(ResilientIOError):
 class OutcomeUnknown(ResilientIOError):
     """The call may have been applied, and repeating it is not safe.
 
-    Do not retry it blindly: ask the dependency what became of it, make the operation idempotent,
-    or let the caller decide.
+    Do not retry it blindly: query the dependency for the outcome, make the operation idempotent,
+    or report the error to the caller.
     """
 
 
 class DeadlineExceeded(ResilientIOError, TimeoutError):
-    """The time for the call was used up; a read, or nothing was applied.
+    """The time for the call ran out. The call was a read, or nothing was applied.
 
     `progress` says how far the call got.
     """
 
 
 class Overloaded(ResilientIOError):
-    """A bound of our own was reached (calls or bytes in flight); nothing was sent."""
+    """A limit of the client was reached (calls or bytes in flight). Nothing was sent."""
 
 
 class Closed(ResilientIOError):
-    """The client was closed, before the call or while it waited."""
+    """The client was closed before the call, or while the call waited."""
 
 
 class ConfigurationError(ValueError):
-    """A setting, or a combination of settings, cannot work; the message says what to write."""
+    """A setting, or a combination of settings, is invalid. The message says what to use instead."""
 
 
 _REFUSED_BY: Final = "_resilient_io_refused_by"
 
 
 def mark_refused(error: BaseException, dependency: str) -> None:
-    """Note on a driver's error that its server refuses such calls for now, and applied nothing.
+    """Mark a driver's error as a refusal that applies to every such call for now.
+
+    A server that is out of memory or read-only refuses every write and applies none. The consumer
+    must tell such a refusal from an error of a single record, and knows no driver of Redis.
 
     Args:
         error: The error, as its caller will see it.
-        dependency: The name of the dependency that refused.
+        dependency: The name of the dependency that refused the call.
     """
     setattr(error, _REFUSED_BY, dependency)
 
 
 def refused_by(error: BaseException) -> str | None:
-    """Return the name of the dependency whose refusal this is; None for any other error."""
+    """Return the name of the dependency whose refusal an error is, or None for another error."""
     name: str | None = getattr(error, _REFUSED_BY, None)
     return name

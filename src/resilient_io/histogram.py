@@ -1,11 +1,9 @@
-"""A histogram that costs next to nothing: it is fed once per write or batch, not per call."""
+"""A histogram of latencies that is updated once per write or batch, not once per call."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
-
-__all__ = ["Latencies"]
 
 _SHARES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 _PER_OCTAVE: Final = 8
@@ -14,12 +12,11 @@ _BUCKETS: Final = 27 * _PER_OCTAVE
 
 
 class Latencies:
-    """A histogram of seconds from 1 µs to about 2 minutes, eight buckets an octave (±4.5 %)."""
+    """A histogram of seconds from 1 µs to about 2 minutes, 8 buckets per power of two (±4.5 %)."""
 
     __slots__ = ("_buckets", "count", "latest", "total")
 
     def __init__(self) -> None:
-        """Start empty."""
         self._buckets = [0] * _BUCKETS
         self.count = 0
         self.total = 0.0
@@ -27,37 +24,37 @@ class Latencies:
 
     def record(self, seconds: float, count: int = 1) -> None:
         """Record that `count` calls took `seconds` each."""
-        place = int(math.log2(seconds / _FLOOR) * _PER_OCTAVE) if seconds > _FLOOR else 0
-        self._buckets[place if place < _BUCKETS else _BUCKETS - 1] += count
+        index = int(math.log2(seconds / _FLOOR) * _PER_OCTAVE) if seconds > _FLOOR else 0
+        self._buckets[index if index < _BUCKETS else _BUCKETS - 1] += count
         self.count += count
         self.total += seconds * count
         self.latest = seconds
 
     @property
     def counts(self) -> tuple[tuple[float, int], ...]:
-        """The buckets that are not empty: the most seconds that belong to one, and how many."""
+        """The non-empty buckets as `(upper_bound_seconds, count)`."""
         return tuple(
-            (_FLOOR * math.exp2((place + 1) / _PER_OCTAVE), count)
-            for place, count in enumerate(self._buckets)
+            (_FLOOR * math.exp2((index + 1) / _PER_OCTAVE), count)
+            for index, count in enumerate(self._buckets)
             if count
         )
 
     def quantile(self, share: float) -> float | None:
-        """Return the seconds within which `share` (0 to 1) of the calls were answered.
+        """Return the latency, in seconds, below which `share` (0 to 1) of the calls were answered.
 
-        Returns None while nothing was recorded.
+        Return None if nothing was recorded.
         """
         if not self.count:
             return None
         wanted = share * self.count
         seen = 0
-        for place, count in enumerate(self._buckets):
+        for index, count in enumerate(self._buckets):
             seen += count
             if count and seen >= wanted:
-                return _FLOOR * math.exp2((place + 0.5) / _PER_OCTAVE)
-        return None  # pragma: no cover (the loop always gets there)
+                return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
+        return None  # pragma: no cover (the loop always returns)
 
     @property
     def quantiles(self) -> dict[str, float | None]:
-        """The seconds within which 50 %, 90 %, 99 % and 99.9 % were answered."""
+        """The latencies, in seconds, below which 50 %, 90 %, 99 % and 99.9 % were answered."""
         return {name: self.quantile(share) for name, share in _SHARES.items()}

@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits and nobody starts again: how their end is told."""
+"""Background tasks that run until their owner closes, and waiters that wait for a change."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from resilient_io.errors import Closed
 
 if TYPE_CHECKING:
     import asyncio
-
-__all__ = ["describe_task_end", "log_task_death"]
+    from collections.abc import Iterable
 
 _log = logging.getLogger("resilient_io")
 
 
 def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
-    """Say what a task that was to go on for ever ended of; None while it runs, or is none.
+    """Return why a long-running task ended, or None if it is running or was never started.
 
-    The words have the kind of the error only: its message may hold anything.
+    The description contains the type of an exception and not its message, which may hold anything.
     """
     if task is None or not task.done():
         return None
@@ -26,19 +25,29 @@ def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
         return "it was cancelled"
     error = task.exception()
     if isinstance(error, Closed):
-        return None  # on purpose: what it works with was closed
+        return None  # on purpose: the client that the task belongs to was closed
     return "it returned" if error is None else f"it raised {type(error).__name__}"
 
 
 def log_task_death(task: asyncio.Task[None]) -> None:
-    """Log the exception of a background task as soon as the task ends, with its traceback."""
+    """Log the exception of a background task as soon as the task ends, with its traceback.
+
+    Use it as a done callback. `liveness_failure()` then reports the end of the task.
+    """
     if task.cancelled():
         return
     error = task.exception()
     if error is not None and not isinstance(error, Closed):
         _log.error(
-            "%s ended of a bug; only a new process helps",
+            "%s crashed (a bug in resilient-io): restart the process",
             task.get_name(),
             exc_info=error,
             extra={"event": "task_died", "task": task.get_name(), "error": type(error).__name__},
         )
+
+
+def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    """Wake all tasks that wait for one of these futures. A future that is done is skipped."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

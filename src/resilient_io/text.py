@@ -1,45 +1,159 @@
-"""Clean text before it leaves the process: credentials, control characters, length."""
+"""Text from outside: bounded, without credentials and without control characters.
+
+Servers, drivers, certificates and the handlers of an application produce text that reaches logs,
+errors, terminals and unauthenticated HTTP pages. `clean_text` makes it safe for all of them. Every
+step takes time linear in the length of the text, so a hostile server cannot stall the event loop.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Final
+import ssl
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
-_CREDENTIALS: Final = re.compile(r"(?<=://)(?:\\.|[^\s\"\\])*@")
-"""A password may have any character but white space; a quotation mark ends the text in JSON, if
-there is no backslash before it."""
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-_OPEN_CREDENTIALS: Final = re.compile(r"://[^\s\"/?#]*\Z")
-"""What may be the beginning of credentials whose end was cut off."""
+TEXT_LIMIT: Final = 300
+"""Default maximum length, in characters, of a text from outside."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_REDACTED: Final = "…"
 
-LIMIT: Final = 300
-"""Longest text, in characters, that is taken over from outside."""
+_URL_REST: Final = re.compile(r"://((?:\\.|[^\s\"\\])*)")
+"""The rest of a URL. A password may contain any character except white space; a quotation mark ends
+the text in JSON unless a backslash precedes it. The pattern consumes the whole rest even if it has
+no `@`: trying again at each `://` within it would take quadratic time."""
+
+_QUOTED_ARGUMENTS: Final = re.compile(
+    r",?\s*with args beginning with.*|[\s,:]*(?:['\"`])AUTH2?['\"`].*", re.IGNORECASE | re.DOTALL
+)
+"""Arguments that a server quotes in an error. Those of HELLO and AUTH include the password."""
+
+_CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""Control and formatting characters: terminal escapes, line breaks, text direction, surrogates."""
+
+_SHORT_SECRET: Final = 4
+
+_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
+
+_SSL_NOISE: Final = re.compile(r"^\[[A-Z]+(?::\s*[A-Z0-9_]+)?\]\s*|\s*\(_ssl\.c:\d+\)$")
+
+
+def clean_text(text: str, *, limit: int = TEXT_LIMIT, secrets: Iterable[str] = ()) -> str:
+    """Return a text from outside in a form that is safe to log, display and publish.
+
+    The result is one line of at most `limit` characters. It contains no arguments that a server
+    quoted, no known secret, no credentials of a URL and no control characters.
+
+    Args:
+        text: The text of a server, a driver, a certificate or a handler.
+        limit: Maximum length of the result, in characters.
+        secrets: Passwords and tokens to replace wherever they occur. A secret of fewer than four
+            characters is replaced only where it is a whole word.
+    """
+    known = [variant for secret in secrets if secret for variant in _variants(secret)]
+    # More than `limit`, so that removing credentials still leaves enough text.
+    bound = 4 * limit + max(map(len, known), default=0)
+    cut = len(text) > bound
+    text = _QUOTED_ARGUMENTS.sub("", text[:bound])
+    for secret in known:
+        text = _without(text, secret, ends_inside=cut)
+    text = redact_credentials(text)
+    if cut:
+        text = re.sub(r"://[^\s\"@]*$", f"://{_REDACTED}", text)
+    text = _CONTROL.sub(
+        lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", text
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= limit and not cut else f"{text[: limit - 1]}…"
 
 
 def redact_credentials(text: str) -> str:
-    """Return a text, plain or JSON, without what stands between `://` and `@`.
+    """Return a text, plain or JSON, without the credentials between `://` and `@`.
 
-    Health cleans its details itself; but a dependency's name is chosen by the application, and may
-    be the address that it was made with.
+    Use it for names that an application chose, which may be the URL of a server.
     """
-    return _CREDENTIALS.sub("…@", text)
+    return _URL_REST.sub(_redact_url, text)
 
 
-def clean_text(text: str, *, limit: int = LIMIT) -> str:
-    """Return a text from outside in a form that can be shown: one bounded line without credentials.
+def _replace_control(found: re.Match[str]) -> str:
+    return " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}"
 
-    Control characters, which could drive a terminal, are replaced by spaces.
+
+def _redact_url(found: re.Match[str]) -> str:
+    credentials, at, rest = found[1].rpartition("@")
+    return f"://{_REDACTED}@{rest}" if at and credentials else found[0]
+
+
+def _variants(secret: str) -> Iterator[str]:
+    """Yield a secret in the forms in which a message may contain it, the longest first."""
+    forms = {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
+    yield from sorted(forms, key=lambda form: (-len(form), form))
+
+
+def _without(text: str, secret: str, *, ends_inside: bool) -> str:
+    if len(secret) < _SHORT_SECRET:
+        return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _REDACTED, text)
+    text = text.replace(secret, _REDACTED)
+    if ends_inside:
+        for length in range(min(len(secret), len(text)), _SHORT_SECRET - 1, -1):
+            if text.endswith(secret[:length]):
+                return text[:-length] + _REDACTED
+    return text
+
+
+def describe_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:
+    """Return what an exception says, in one clean line.
+
+    An error of the operating system is described once, in words ("connection refused"), without
+    its number and without the address, which the caller names. Drivers wrap such errors, so the
+    causes of `error` are searched, too.
 
     Args:
-        text: What a server, a certificate, a file or an exception says.
-        limit: Longest result, in characters.
+        error: The exception of a driver, of asyncio or of the operating system.
+        secrets: As for `clean_text`.
     """
-    # Bounded before anything else, with room for credentials that reach beyond the limit.
-    bounded = text[: 2 * limit]
-    cleaned = redact_credentials(bounded)
-    if len(bounded) < len(text):
-        cleaned = _OPEN_CREDENTIALS.sub("://…", cleaned)
-    cleaned = _CONTROL.sub(" ", cleaned)
-    return cleaned if len(cleaned) <= limit else f"{cleaned[: limit - 1]}…"
+    for link in error_chain(error):
+        words = _os_words(link)
+        if words:
+            return clean_text(words, secrets=secrets)
+    if isinstance(error, TimeoutError) and not str(error):
+        return "timed out"
+    return clean_text(str(error), secrets=secrets) or type(error).__name__
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and its causes, the outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+
+
+def _os_words(error: BaseException) -> str:
+    if not isinstance(error, OSError) or (isinstance(error, TimeoutError) and error.errno is None):
+        return ""
+    if isinstance(error, ssl.SSLError):
+        return _SSL_NOISE.sub("", str(error.args[-1])) if error.args else ""
+    if error.errno is None:
+        # asyncio joins the errors of several addresses in one message.
+        numbers = dict.fromkeys(_ERRNO.findall(str(error)))
+        return ", ".join(_lower(os.strerror(int(number))) for number in numbers)
+    if error.errno < 0 or type(error).__module__ == "socket":  # a failed name lookup
+        return _lower(error.strerror or str(error))
+    return _lower(os.strerror(error.errno))
+
+
+def _lower(words: str) -> str:
+    return words[:1].lower() + words[1:] if words[1:2].islower() else words
+
+
+def format_address(host: str, port: int) -> str:
+    """Return `host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

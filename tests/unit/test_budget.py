@@ -13,7 +13,7 @@ class Counter:
         return self.value
 
 
-def test_it_starts_full_and_refuses_when_too_little_is_left():
+def test_budget_starts_full_and_refuses_when_too_few_tokens_are_left():
     budget = RetryBudget(12.0, Counter())
     assert budget.tokens == 12.0
     assert budget.try_spend(5)
@@ -38,7 +38,7 @@ def test_successes_earn_one_token_each_up_to_the_capacity():
     assert budget.tokens == 20.0
 
 
-def test_successes_while_it_is_full_are_not_saved_up():
+def test_successes_at_full_capacity_earn_nothing():
     successes = Counter()
     budget = RetryBudget(10.0, successes)
     successes.value += 100
@@ -46,7 +46,7 @@ def test_successes_while_it_is_full_are_not_saved_up():
     assert not budget.try_spend(1)
 
 
-def test_a_counter_that_starts_again_earns_nothing_and_costs_nothing():
+def test_a_counter_that_is_reset_earns_nothing_and_costs_nothing():
     successes = Counter(50)
     budget = RetryBudget(10.0, successes)
     budget.try_spend(10)
@@ -64,7 +64,7 @@ def test_a_refund_never_exceeds_the_capacity():
     assert budget.tokens == 10.0
 
 
-def test_without_capacity_there_is_no_retry_and_without_bound_there_always_is():
+def test_capacity_zero_forbids_retries_and_infinity_allows_all():
     assert not RetryBudget(0.0, Counter()).try_spend(5)
     endless = RetryBudget(math.inf, Counter())
     assert all(endless.try_spend(1e9) for _ in range(10))

@@ -62,14 +62,14 @@ def make(kind):
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
-def test_the_message_says_everything_in_one_line(kind):
+def test_message_contains_every_fact_in_one_line(kind):
     assert str(make(kind)) == (
         "redis: INCR: no reply within 2.0 s; it may have been applied "
         "(maybe applied, 1 attempt, 2.003 s)"
     )
 
 
-def test_the_message_counts_attempts_in_english():
+def test_message_counts_attempts_in_words():
     error = DependencyUnavailable("down", dependency="redis", operation="GET")
     assert str(error) == "redis: GET: down (not sent, 0 attempts, 0.000 s)"
 
@@ -94,13 +94,13 @@ def test_an_error_survives_pickling_and_copying(kind, duplicate):
     assert twin.__notes__ == ["seen by a worker"]
 
 
-def test_an_error_with_another_signature_pickles_too():
+def test_an_error_with_another_signature_can_be_pickled():
     twin = pickle.loads(pickle.dumps(BatchFailed([1, 2])))  # noqa: S301
     assert twin.answered == [1, 2]
     assert twin.operation == "PIPELINE"
 
 
-def test_the_redis_flavoured_ones_are_caught_as_the_drivers():
+def test_redis_errors_are_caught_as_errors_of_the_driver():
     for kind in (redis.ConnectionError, redis.TimeoutError, redis.RedisError, OutcomeUnknown):
         with pytest.raises(kind):
             raise make(RedisOutcomeUnknown)
@@ -108,28 +108,31 @@ def test_the_redis_flavoured_ones_are_caught_as_the_drivers():
         raise make(RedisDeadlineExceeded)
 
 
-def test_a_spent_deadline_is_also_the_builtin_timeout():
+def test_deadline_exceeded_is_also_the_builtin_timeout_error():
     with pytest.raises(TimeoutError):
         raise make(DeadlineExceeded)
     assert make(DeadlineExceeded).errno is None
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
-def test_the_repr_names_the_kind_and_says_everything(kind):
+def test_repr_names_the_class_and_contains_the_message(kind):
     assert repr(make(kind)) == f"<{kind.__name__}: {make(kind)}>"
 
 
-def test_a_wrong_setting_is_a_value_error():
+def test_configuration_error_is_a_value_error():
     assert issubclass(ConfigurationError, ValueError)
     assert not issubclass(ConfigurationError, ResilientIOError)
 
 
-def test_the_tree_in_the_docstring_is_the_hierarchy():
-    for name in errors.__all__:
+PUBLIC = [name for name, kind in vars(errors).items() if isinstance(kind, type)]
+
+
+def test_docstring_draws_every_class_of_the_hierarchy():
+    for name in PUBLIC:
         if name != "Progress":
             assert f"{name} " in errors.__doc__ or f"{name}\n" in errors.__doc__
 
 
-def test_making_one_costs_microseconds():
+def test_creating_an_error_takes_microseconds():
     best = min(timeit.repeat(lambda: make(DependencyUnavailable), number=2000, repeat=5)) / 2000
     assert best < 10e-6  # about 1 us on an idle machine; room for a busy one

@@ -47,7 +47,7 @@ def fields_of(call):
 
 EVENTS_OF = {
     # The one place that logs several events: the word is given to it.
-    "notices.py": {"dead_lettered", "skipped", "verdict_delayed"},
+    "rate_limited_log.py": {"dead_lettered", "skipped", "verdict_delayed"},
 }
 
 

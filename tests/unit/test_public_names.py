@@ -15,7 +15,7 @@ def test_all_is_sorted_and_every_name_can_be_imported():
         assert name in dir(resilient_io)
 
 
-def test_names_are_those_that_are_listed_as_lazy():
+def test_lazy_names_are_the_public_names():
     assert sorted(resilient_io._HOME_OF) == resilient_io.__all__
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.text import clean_text
+from resilient_io.text import redact_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,6 @@ UNKNOWN = 2
 INTERRUPTED = 130
 
 STATE_STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
-
-_LONGEST_LINE = 10_000
 
 
 def discard_output() -> None:
@@ -54,7 +52,8 @@ def standard_output() -> Console:
 
 def clean_line(text: str) -> str:
     """Return a text without control characters and credentials, for one line of output."""
-    return clean_text(text, limit=_LONGEST_LINE)
+    shown = (sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return redact_credentials("".join(shown))
 
 
 def write_line(line: str) -> None:

@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resilient_io.doctor.steps import without_arguments
 from resilient_io.doctor.urls import kind_of, read_kafka_url, read_redis_url
 from resilient_io.health import Dependency, HealthSettings, ProbeDegraded, State
+from resilient_io.text import clean_text
 
-from .terminal import GOOD, PROBLEMS, STATE_STYLES, clean_line, json_line, write_line
+from .terminal import GOOD, PROBLEMS, STATE_STYLES, json_line, write_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from .running import Interruption
 
-_KNOCK = 0.15
-_KNOCK_CAP = 2.0
+_RECONNECT_INTERVAL = 0.15
+_RECONNECT_INTERVAL_CAP = 2.0
 _CLOSE_TIMEOUT = 0.25
 """Seconds to close connections properly: after Ctrl-C the user should not wait longer."""
 
@@ -164,14 +164,10 @@ class Statistics:
 
 def reason_text(cause: Cause | None, detail: str) -> str:
     """Return why a dependency is not up: "timed out: no answer within 1 s"."""
-    cause_text, detail = cause.value if cause is not None else "", _clean(detail)
+    cause_text, detail = cause.value if cause is not None else "", clean_text(detail)
     if re.search(rf"\b{re.escape(cause_text)}\b", detail, re.IGNORECASE):
         return detail
     return ": ".join(part for part in (cause_text, detail) if part)
-
-
-def _clean(detail: str) -> str:
-    return clean_line(without_arguments(detail))
 
 
 class WatchedDependency(Dependency):
@@ -187,12 +183,12 @@ class WatchedDependency(Dependency):
     """
 
     def __init__(self, name: str, *, interval: float, timeout: float) -> None:
-        knock = min(_KNOCK, interval)
+        reconnect = min(_RECONNECT_INTERVAL, interval)
         settings = HealthSettings(
             interval=interval,
             timeout=timeout,
-            knock=knock,
-            knock_cap=max(min(_KNOCK_CAP, interval), knock),
+            reconnect_interval=reconnect,
+            reconnect_interval_cap=max(min(_RECONNECT_INTERVAL_CAP, interval), reconnect),
         )
         super().__init__(name, settings=settings)
         self.statistics = Statistics(name)
@@ -239,7 +235,7 @@ class WatchTarget(Protocol):
         """Stop the probes and close the client."""
 
 
-class _RedisTarget:
+class _WatchedRedis:
     def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
         from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
             ConnectionSettings,
@@ -252,7 +248,7 @@ class _RedisTarget:
             read_redis_url(url),
             policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
             health=self.health,
-            lanes=ConnectionSettings(count=1),
+            connections=ConnectionSettings(count=1),
         )
 
     async def open(self) -> None:
@@ -263,13 +259,13 @@ class _RedisTarget:
         await self.health.aclose()
 
 
-class _KafkaTarget:
+class _WatchedKafka:
     def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
+        from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
         from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 - as above
-        from resilient_io.kafka.target import Target  # noqa: PLC0415 - as above
 
         options = read_kafka_url(url)
-        target = Target(options.pop("bootstrap_servers"), options)
+        target = KafkaTarget(options.pop("bootstrap_servers"), options)
         self.health = WatchedDependency(name, interval=interval, timeout=timeout)
         self._probe = KafkaProbe(target=target, timeout=timeout)
 
@@ -292,8 +288,8 @@ def watch_targets(
         timeout: Seconds after which a probe has failed.
     """
     kinds: dict[str, Callable[[str, str, float, float], WatchTarget]] = {
-        "redis": _RedisTarget,
-        "kafka": _KafkaTarget,
+        "redis": _WatchedRedis,
+        "kafka": _WatchedKafka,
     }
     return [kinds[kind_of(url)](name, url, interval, timeout) for name, url in servers.items()]
 
@@ -490,7 +486,7 @@ class JsonDisplay(Display):
             state=dependency.state.value,
             age=round(dependency.age, 3),
             cause=cause.value if cause is not None else None,
-            detail=_clean(dependency.detail),
+            detail=clean_text(dependency.detail),
             latency=_latency(dependency),
         )
 
@@ -503,7 +499,7 @@ class JsonDisplay(Display):
             previous=change.previous.value,
             after=round(change.after, 3),
             cause=change.cause.value if change.cause is not None else None,
-            detail=_clean(change.detail),
+            detail=clean_text(change.detail),
         )
 
     def summary(self, statistics: Sequence[Statistics]) -> None:

@@ -24,11 +24,12 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from resilient_io.health import Cause
-from resilient_io.kafka.classification import connection_failure
-from resilient_io.kafka.internals import drop
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.driver import abort_connection
+from resilient_io.kafka.errors import connection_failure
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.questions import GROUP, ask_coordinator
-from resilient_io.kafka.target import Target
+from resilient_io.kafka.probe import GROUP, find_coordinator
+from resilient_io.text import describe_error
 
 from .network import Endpoint, check_path
 from .steps import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Sequence
 
-    from resilient_io.kafka.classification import Failure
+    from resilient_io.kafka.errors import ConnectionFailure
     from resilient_io.kafka.protocols import Connection
 
     from .steps import Step
@@ -127,7 +128,7 @@ def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenera
     """
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
-    target = Target(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
+    target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
     examination = _KafkaExamination(target, options.get("ssl_context"), group)
     return examination.steps(Checks(timeout, [str(options.get("sasl_plain_password") or "")]))
 
@@ -135,7 +136,9 @@ def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenera
 class _KafkaExamination:
     """The checks of one cluster, and the connection that they make."""
 
-    def __init__(self, target: Target, context: ssl.SSLContext | None, group: str | None) -> None:
+    def __init__(
+        self, target: KafkaTarget, context: ssl.SSLContext | None, group: str | None
+    ) -> None:
         self._target = target
         self._context = context
         self._group = group
@@ -179,7 +182,7 @@ class _KafkaExamination:
                 yield await checks.run("group", check)
         finally:
             for each in self._opened:
-                drop(each)
+                abort_connection(each)
 
     async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> CheckResult:
         """Connect to every bootstrap server; the first connection is used from then on."""
@@ -190,11 +193,13 @@ class _KafkaExamination:
         results = []
         for endpoint, error in zip(reached, errors, strict=True):
             if error is not None:
-                failure = connection_failure(error, tls=self._target.uses_tls)
+                failure = connection_failure(
+                    error, tls=self._target.uses_tls, secrets=self._target.secrets()
+                )
                 result = await judge_failure(endpoint, failure, self._target)
                 results.append(milder(result, others_work=works))
         if works:
-            how = "with a login" if self._target.logs_in else "without a login"
+            how = "with a login" if self._target.uses_sasl else "without a login"
             count = errors.count(None)
             who = "the broker accepts" if count == 1 else f"{count} brokers accept"
             results.append(ok(f"{who} the connection, {how}"))
@@ -204,12 +209,12 @@ class _KafkaExamination:
         try:
             self._cluster = await ask_cluster(connection, timeout)
         except KafkaError as error:
-            return unknown(f"the connection was lost: {error}", "Try again.")
+            return unknown(f"the connection was lost: {describe_error(error)}", "Try again.")
         return judge_cluster(self._cluster)
 
 
 async def _log_in(
-    target: Target, endpoint: Endpoint, timeout: float, opened: list[Connection]
+    target: KafkaTarget, endpoint: Endpoint, timeout: float, opened: list[Connection]
 ) -> KafkaError | OSError | None:
     """Connect to a broker and send a request, at each of its addresses until one answers.
 
@@ -228,7 +233,7 @@ async def _log_in(
     for host in hosts:
         connection: Connection | None = None
         try:
-            connection = await target.dial(host, endpoint.port, timeout / len(hosts))
+            connection = await target.connect(host, endpoint.port, timeout / len(hosts))
             # A listener with SASL closes a connection without a login only now.
             await ask_cluster(connection, timeout / len(hosts))
         except (KafkaError, OSError) as error:
@@ -238,7 +243,7 @@ async def _log_in(
             return None
         finally:
             if connection is not None and connection not in opened:
-                drop(connection)
+                abort_connection(connection)
     return failure
 
 
@@ -271,14 +276,18 @@ async def _try_tls(endpoint: Endpoint, context: ssl.SSLContext) -> CheckResult:
     if not result.data.get("hung_up"):
         return result
     try:
-        connection = await Target(endpoint.text).dial(endpoint.host, endpoint.port, _PLAIN_ANSWER)
+        connection = await KafkaTarget(endpoint.text).connect(
+            endpoint.host, endpoint.port, _PLAIN_ANSWER
+        )
     except (KafkaError, OSError):
         return result
-    drop(connection)
+    abort_connection(connection)
     return no_tls(endpoint, "kafka")
 
 
-async def judge_failure(endpoint: Endpoint, failure: Failure, target: Target) -> CheckResult:
+async def judge_failure(
+    endpoint: Endpoint, failure: ConnectionFailure, target: KafkaTarget
+) -> CheckResult:
     """Return why a broker that accepted the connection did not answer, and what to do."""
     data = {"cause": failure.cause.value}
     where, detail = endpoint.text, _CLASS.sub("", failure.detail) or failure.detail
@@ -347,7 +356,7 @@ def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
 
 
 async def check_listeners(
-    cluster: ClusterMetadata, target: Target, bootstrap: Sequence[Endpoint], timeout: float
+    cluster: ClusterMetadata, target: KafkaTarget, bootstrap: Sequence[Endpoint], timeout: float
 ) -> CheckResult:
     """Connect to every broker at its advertised address, and ask there for the cluster.
 
@@ -412,7 +421,7 @@ def _listener_advice(
 
 
 async def _try_listener(
-    cluster: ClusterMetadata, node: int, target: Target, timeout: float
+    cluster: ClusterMetadata, node: int, target: KafkaTarget, timeout: float
 ) -> str | None:
     """Return why a broker cannot be used at its advertised address, or None."""
     endpoint = cluster.endpoint(node)
@@ -431,18 +440,18 @@ async def _try_listener(
     except TimeoutError:
         return f"no answer within {timeout:.1f} s"
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls).detail
+        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
         return f"connected, but {_CLASS.sub('', detail)}"
     finally:
         for connection in opened:
-            drop(connection)
+            abort_connection(connection)
     if None not in (cluster.id, there.id) and there.id != cluster.id:
         return f"a broker of another cluster answers there ({there.id}, not {cluster.id})"
     return None
 
 
 async def check_group(
-    connection: Connection, target: Target, group: str, timeout: float
+    connection: Connection, target: KafkaTarget, group: str, timeout: float
 ) -> CheckResult:
     """Check whether a group's coordinator can be reached, and the state of the group.
 
@@ -470,19 +479,19 @@ async def check_group(
                 "Allow the user to Describe it: kafka-acls.sh --add --operation Describe --group …",
             )
         except KafkaError as error:
-            return unknown(f"the group could not be described: {error}")
+            return unknown(f"the group could not be described: {describe_error(error)}")
         await asyncio.sleep(_PAUSE)
 
 
 async def _check_group(
-    connection: Connection, target: Target, group: str, timeout: float
+    connection: Connection, target: KafkaTarget, group: str, timeout: float
 ) -> CheckResult:
-    host, port = await ask_coordinator(connection, GROUP, group, timeout)
+    host, port = await find_coordinator(connection, GROUP, group, timeout)
     where = Endpoint(host, port).text
     try:
-        coordinator = await target.dial(host, port, timeout)
+        coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls).detail
+        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
         return problem(
             f"the group's coordinator at {where} cannot be reached: {detail}",
             "No consumer can join this group from here: see the step `listeners`.",
@@ -492,7 +501,7 @@ async def _check_group(
         async with asyncio.timeout(timeout):
             answer: Any = await coordinator.send(DescribeGroupsRequest([group]))
     finally:
-        drop(coordinator)
+        abort_connection(coordinator)
     code, _, state, _, _, members = answer.groups[0][:6]
     refusal = for_code(code)
     if refusal is not NoError:

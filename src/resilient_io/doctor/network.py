@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from resilient_io.text import describe_error, format_address
+
 from .steps import CheckResult, merged, milder, note, ok, problem, together, unknown
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Endpoint:
     @property
     def text(self) -> str:
         """Host and port, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_address(self.host, self.port)
 
     @property
     def is_address(self) -> bool:
@@ -104,7 +106,7 @@ def _describe(error: OSError) -> str:
         return REFUSED
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
         return _UNREACHABLE
-    return " ".join(str(error).split())
+    return describe_error(error)
 
 
 def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.health import Cause
-from resilient_io.redis.classification import connection_failure
-from resilient_io.redis.dial import abort, ask_over, dial
-from resilient_io.redis.target import PoolTarget
+from resilient_io.redis.connect import RedisTarget, abort, connect, query_over
+from resilient_io.redis.errors import connection_failure
+from resilient_io.redis.options import check_target
+from resilient_io.text import clean_text, describe_error
 
 from .network import Endpoint, check_path
-from .steps import CheckResult, Checks, Status, merged, note, ok, problem, without_arguments
+from .steps import CheckResult, Checks, Status, merged, note, ok, problem
 from .tls import check_tls, no_tls, uses_tls
 from .urls import read_redis_url
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io.redis.dial import Ask
+    from resilient_io.redis.connect import Query
 
     from .steps import Step
 
@@ -80,8 +81,8 @@ def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
         ConfigurationError: The URL or an option in it is wrong.
     """
     pool = read_redis_url(url)
-    target = PoolTarget(pool)
-    target.check()
+    target = RedisTarget(pool)
+    check_target(target)
     settings: dict[str, Any] = pool.connection_kwargs
     password = str(settings.get("password") or "")
     endpoint = None
@@ -97,7 +98,7 @@ class _RedisExamination:
     """The checks of one server, and the connection that they make."""
 
     def __init__(
-        self, target: PoolTarget, endpoint: Endpoint | None, *, gave_password: bool
+        self, target: RedisTarget, endpoint: Endpoint | None, *, gave_password: bool
     ) -> None:
         self._target = target
         self._endpoint = endpoint
@@ -123,7 +124,7 @@ class _RedisExamination:
             yield await checks.run("login", check, on_timeout=_NO_ANSWER_TO_LOGIN)
             if self._connection is None:
                 return
-            check = functools.partial(check_reply, ask_over(self._connection, checks.left))
+            check = functools.partial(check_reply, query_over(self._connection, checks.left))
             yield await checks.run("reply", check, on_timeout=_NO_REPLY)
         finally:
             if self._connection is not None:
@@ -158,7 +159,7 @@ class _RedisExamination:
                     )
             except TimeoutError:
                 # Plain Redis takes a TLS greeting for the beginning of a command, and waits.
-                if await self._target.look_for_plain_port():
+                if await self._target.check_plain_port():
                     break
                 if limit == timeout:
                     raise
@@ -166,7 +167,7 @@ class _RedisExamination:
 
     async def _check_login(self, timeout: float) -> CheckResult:
         try:
-            connection = await dial(
+            connection = await connect(
                 self._target, client_name=None, timeout=timeout, user_timeout=timeout
             )
         except (driver.RedisError, OSError) as error:
@@ -176,7 +177,7 @@ class _RedisExamination:
             return await self._try_tls(result)
         self._connection = connection
         try:
-            user = _text(await ask_over(connection, timeout)("ACL", "WHOAMI"))
+            user = _text(await query_over(connection, timeout)("ACL", "WHOAMI"))
         except driver.ResponseError:  # Redis 5, or no permission
             return ok("logged in")
         return ok(f"logged in as {user}", user=user)
@@ -204,7 +205,7 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
         gave_password: Whether the URL has a password.
     """
     failure = connection_failure(error, tls=uses_tls)
-    detail = without_arguments(failure.detail)
+    detail = clean_text(failure.detail)
     data = {"cause": failure.cause.value}
     if failure.cause is Cause.AUTH:
         return _judge_credentials(detail, gave_password=gave_password)
@@ -252,7 +253,7 @@ def _judge_credentials(detail: str, *, gave_password: bool) -> CheckResult:
     )
 
 
-async def check_reply(ask: Ask) -> CheckResult:
+async def check_reply(ask: Query) -> CheckResult:
     """Check how fast the server replies, and whether it serves reads and writes of all keys.
 
     Args:
@@ -270,20 +271,20 @@ async def check_reply(ask: Ask) -> CheckResult:
     except (driver.ResponseError, driver.BusyLoadingError) as error:
         cause = connection_failure(error).cause
         return problem(
-            f"the server refuses commands: {without_arguments(str(error))}",
+            f"the server refuses commands: {clean_text(str(error))}",
             _ADVICE.get(cause, "Check the server's log."),
             cause=cause.value,
         )
     except (driver.RedisError, ConnectionError) as error:
         return problem(
-            f"the connection was lost: {error}",
+            f"the connection was lost: {describe_error(error)}",
             "Try again. If this happens each time, check the server's log, what is in between (a "
             "proxy, a load balancer), and whether the server restarts.",
         )
     return merged([_judge_latency(sorted(took), server), *_judge_kind(server)])
 
 
-async def _hello(ask: Ask) -> dict[str, str]:
+async def _hello(ask: Query) -> dict[str, str]:
     """Return the server's name, version, mode and role; empty before Redis 6."""
     try:
         reply = await ask("HELLO")

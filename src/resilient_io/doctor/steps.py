@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,14 +14,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_QUOTED_ARGUMENTS: Final = re.compile(r",? with args beginning with.*", re.DOTALL | re.IGNORECASE)
-"""Redis 5 and some proxies quote the arguments of an unknown command: for HELLO, the password."""
-
 _LONGEST: Final = 2000
 """Longest text of a step, in characters: several results may be joined in it."""
-
-_SHORTEST_SECRET: Final = 4
-"""Shorter passwords are not replaced: they are parts of ordinary words."""
 
 
 class Status(enum.StrEnum):
@@ -148,11 +141,6 @@ def milder(result: CheckResult, *, others_work: bool) -> CheckResult:
     return note(result.found, advice, **result.data)
 
 
-def without_arguments(error: str) -> str:
-    """Return a server's error without the arguments that it quotes: they may be a password."""
-    return _QUOTED_ARGUMENTS.sub("", error)
-
-
 async def together(name: str, checks: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     """Run coroutines concurrently and return their results in order.
 
@@ -181,9 +169,7 @@ class Checks:
     def __init__(self, timeout: float, secrets: Iterable[str] = ()) -> None:
         self.left = timeout
         self._timeout = timeout
-        self._secrets = sorted(
-            {each for each in secrets if len(each) >= _SHORTEST_SECRET}, key=len, reverse=True
-        )
+        self._secrets = tuple(secrets)
 
     async def run(
         self,
@@ -236,9 +222,7 @@ class Checks:
         )
 
     def _clean(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "…")
-        return clean_text(text, limit=_LONGEST)
+        return clean_text(text, limit=_LONGEST, secrets=self._secrets)
 
     def _clean_data(self, data: Any) -> Any:
         if isinstance(data, str):

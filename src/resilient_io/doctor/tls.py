@@ -8,6 +8,8 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_io.text import describe_error
+
 from .steps import CheckResult, note, ok, problem
 
 if TYPE_CHECKING:
@@ -75,14 +77,15 @@ async def check_tls(
         return _judge_failed(endpoint, error, plain_scheme)
     except (ConnectionError, EOFError) as error:
         return problem(
-            f"{endpoint.text} closed the connection in the handshake "
-            f"({str(error) or type(error).__name__})",
+            f"{endpoint.text} closed the connection in the handshake ({describe_error(error)})",
             f"The port may not use TLS (then use {plain_scheme}://…), or may require a client "
             f"certificate.",
             hung_up=True,
         )
     except OSError as error:
-        return problem(f"no TLS with {endpoint.text}: {error}", "Check the TCP step again.")
+        return problem(
+            f"no TLS with {endpoint.text}: {describe_error(error)}", "Check the TCP step again."
+        )
     return _judge_trusted(handshake, verified=context.verify_mode is not ssl.CERT_NONE)
 
 

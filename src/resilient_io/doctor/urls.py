@@ -70,12 +70,12 @@ def name_of(url: str) -> str:
         ConfigurationError: The URL is wrong. The message does not quote a password.
     """
     if kind_of(url) == "redis":
-        from resilient_io.redis.target import PoolTarget  # noqa: PLC0415 - only the driver needed
+        from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415 - only the driver needed
 
-        return f"redis {PoolTarget(read_redis_url(url)).name}"
-    from resilient_io.kafka.target import Target  # noqa: PLC0415 - as above
+        return f"redis {RedisTarget(read_redis_url(url)).name}"
+    from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
 
-    return Target(read_kafka_url(url)["bootstrap_servers"]).name
+    return KafkaTarget(read_kafka_url(url)["bootstrap_servers"]).name
 
 
 def read_redis_url(url: str) -> ConnectionPool:

@@ -1,4 +1,4 @@
-"""Availability: one state machine per dependency, fed by every call and by a probe task.
+"""Availability: one state machine per dependency, updated by every call and by a probe task.
 
 ```
 async with ResilientRedis.from_url("redis://cache") as redis:
@@ -7,15 +7,20 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 ```
 """
 
-from resilient_io.health._dependency import Attachment, Dependency
-from resilient_io.health._feed import Watch
-from resilient_io.health._lag import LoopLag
-from resilient_io.health._liveness import LivenessCheck, LivenessSettings
-from resilient_io.health._monitor import HealthMonitor, MonitorChange
-from resilient_io.health._recorder import FlightRecorder
-from resilient_io.health._settings import HealthSettings
-from resilient_io.health._states import Cause, Change, ProbeDegraded, ProbeFailed, State
-from resilient_io.health._subscription import Subscription
+from .dependency import Attachment, Dependency
+from .loop_lag import LoopLag
+from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
+from .recorder import FlightRecorder
+from .states import (
+    Cause,
+    Change,
+    HealthSettings,
+    ProbeDegraded,
+    ProbeFailed,
+    State,
+    describe_state,
+)
+from .subscriptions import Subscription, Watch
 
 __all__ = [
     "Attachment",
@@ -34,4 +39,5 @@ __all__ = [
     "State",
     "Subscription",
     "Watch",
+    "describe_state",
 ]

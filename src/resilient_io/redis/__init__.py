@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .client import ResilientRedis
+from .client import RedisStats, ResilientRedis
 from .errors import (
     RedisAuthenticationFailed,
     RedisClosed,
@@ -13,9 +13,8 @@ from .errors import (
     RouteRefused,
 )
 from .lock import ResilientLock
+from .options import ConnectionSettings
 from .pipeline import ResilientPipeline
-from .report import RedisStats
-from .settings import ConnectionSettings
 
 __all__ = [
     "ConnectionSettings",

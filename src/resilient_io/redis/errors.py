@@ -1,4 +1,6 @@
-"""The hierarchy of `resilient_io.errors`, Redis-flavoured: each is also redis-py's own.
+"""The errors of the Redis client, and the meaning of what redis-py and the server report.
+
+Each error of `resilient_io.errors` has a subclass that is also an error of redis-py:
 
 ```
 DependencyUnavailable ─ RedisUnavailable        also redis.ConnectionError
@@ -10,13 +12,16 @@ Closed ──────────────── RedisClosed             
                         RouteRefused            also redis.DataError
 ```
 
-So `except redis.ConnectionError` and `except redis.TimeoutError` keep working. Mind that a retry
-decorator on `redis.ConnectionError` would repeat an `OutcomeUnknown`: let it retry
-`DependencyUnavailable` only.
+`except redis.ConnectionError` and `except redis.TimeoutError` therefore keep working. A retry
+decorator on `redis.ConnectionError` would repeat an `OutcomeUnknown`: let it retry only
+`DependencyUnavailable`.
 """
 
 from __future__ import annotations
 
+import socket
+import ssl
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from redis import exceptions as driver
@@ -28,9 +33,11 @@ from resilient_io.errors import (
     OutcomeUnknown,
     Overloaded,
 )
+from resilient_io.health import Cause
+from resilient_io.text import clean_text, describe_error, error_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 class RedisUnavailable(DependencyUnavailable, driver.ConnectionError):
@@ -38,14 +45,14 @@ class RedisUnavailable(DependencyUnavailable, driver.ConnectionError):
 
 
 class RedisAuthenticationFailed(RedisUnavailable, driver.AuthenticationError):
-    """Redis refused the username or password; repeating the call cannot help."""
+    """Redis rejected the username or password. Repeating the call cannot help."""
 
 
 class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.TimeoutError):
-    """The command was sent, no reply came, and repeating it is not safe.
+    """The command was sent, no reply arrived, and repeating it is not safe.
 
     Attributes:
-        answered: For a batch: the replies that came, in order, from the first command on.
+        answered: For a batch: the replies that arrived, in order, starting with the first command.
         unanswered: For a batch: the positions of the commands that may have been applied.
     """
 
@@ -54,11 +61,11 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
 
 
 class RedisDeadlineExceeded(DeadlineExceeded, driver.TimeoutError):
-    """The time was used up; nothing was applied."""
+    """The time ran out, and nothing was applied."""
 
 
 class RedisOverloaded(Overloaded, driver.MaxConnectionsError):
-    """Too much is in flight already; nothing was sent."""
+    """Too many calls or bytes are in flight. Nothing was sent."""
 
 
 class RedisClosed(Closed, driver.ConnectionError):
@@ -66,4 +73,152 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 
 class RouteRefused(driver.DataError):
-    """The command changes its connection, which is shared; the message says what to use."""
+    """The command changes its connection, which is shared. The message says what to use instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The meaning of an error reply that says "not applied, try again later".
+
+    Attributes:
+        cause: The cause to report to health.
+        degraded: The server answers but refuses writes. Otherwise it does not serve at all.
+        elsewhere: Another server may accept the call: drop the connection and resolve the address
+            again.
+    """
+
+    cause: Cause
+    degraded: bool = False
+    elsewhere: bool = False
+
+
+_BY_CLASS: dict[type[BaseException], Refusal] = {
+    driver.BusyLoadingError: Refusal(Cause.LOADING),
+    driver.ReadOnlyError: Refusal(Cause.READ_ONLY, degraded=True, elsewhere=True),
+    driver.MasterDownError: Refusal(Cause.MASTER_DOWN, degraded=True, elsewhere=True),
+    driver.ClusterDownError: Refusal(Cause.OTHER, degraded=True),
+    driver.TryAgainError: Refusal(Cause.OVERLOADED),
+    driver.OutOfMemoryError: Refusal(Cause.OUT_OF_MEMORY, degraded=True),
+}
+
+_BY_PREFIX: dict[str, Refusal] = {
+    "MISCONF": Refusal(Cause.DISK_ERROR, degraded=True),
+    "NOREPLICAS": Refusal(Cause.NO_REPLICAS, degraded=True),
+    "BUSY": Refusal(Cause.OVERLOADED, degraded=True),
+}
+
+_MAX_CLIENTS = "max number of clients reached"
+
+
+def refusal(error: BaseException) -> Refusal | None:
+    """Return the meaning of an error reply that refuses a call for now.
+
+    Return None if the reply is final (WRONGTYPE, NOPERM, a syntax error) or proves nothing.
+    """
+    found = _BY_CLASS.get(type(error))
+    if found is None and type(error) is driver.ResponseError:
+        found = _BY_PREFIX.get(str(error).partition(" ")[0])
+    if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
+        found = Refusal(Cause.MAX_CLIENTS)
+    return found
+
+
+def advise(error: BaseException) -> None:
+    """Add a note to a final error reply that the reader can do something about."""
+    if isinstance(error, driver.MovedError):
+        error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
+
+
+def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
+    """Clean the text of an exception of redis-py, and of its causes, if it contains a secret.
+
+    Such an exception reaches the caller as redis-py raised it. A server without HELLO or AUTH
+    quotes the arguments of the handshake, which include the password.
+
+    Args:
+        error: The exception, which is changed in place.
+        secrets: The known passwords and tokens.
+    """
+    known = tuple(secrets)
+    for link in error_chain(error):
+        text = str(link)
+        quotes = "AUTH" in text and "with args" in text
+        if link.args and (quotes or any(secret in text for secret in known)):
+            link.args = (clean_text(text, secrets=known),)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFailure:
+    """Why a connection could not be opened, or was lost. The only description of that failure.
+
+    Attributes:
+        cause: The cause for logs and metrics.
+        detail: One line without secrets and without the address.
+        definite: There was an answer (refused, reset) and not merely silence.
+        permanent: Waiting does not help: a setting has to be changed.
+    """
+
+    cause: Cause
+    detail: str
+    definite: bool = True
+    permanent: bool = False
+
+
+CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed")
+REPLACED = ConnectionFailure(Cause.CLOSED, "replaced")
+
+_TLS_HINT = " (is this a TLS port?)"
+
+_FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...] = (
+    (
+        (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError),
+        ConnectionFailure(Cause.AUTH, "", permanent=True),
+    ),
+    ((ssl.SSLCertVerificationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
+    ((ssl.SSLError,), ConnectionFailure(Cause.TLS, _TLS_HINT, permanent=True)),
+    ((socket.gaierror,), ConnectionFailure(Cause.DNS, "")),
+    ((ConnectionRefusedError, FileNotFoundError), ConnectionFailure(Cause.REFUSED, "")),
+    ((PermissionError,), ConnectionFailure(Cause.REFUSED, "", permanent=True)),
+    (
+        (ConnectionResetError, BrokenPipeError, ConnectionAbortedError),
+        ConnectionFailure(Cause.RESET, ""),
+    ),
+    (
+        (driver.TimeoutError, TimeoutError),
+        ConnectionFailure(Cause.TIMED_OUT, "", definite=False),
+    ),
+    ((driver.InvalidResponse,), ConnectionFailure(Cause.PROTOCOL, "", permanent=True)),
+)
+"""The meaning of an exception among the causes of a failed connection. `detail` is a suffix."""
+
+
+def connection_failure(
+    error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
+) -> ConnectionFailure:
+    """Return why connecting or talking to the server failed.
+
+    Args:
+        error: The exception of redis-py or asyncio. Its causes are searched, too.
+        tls: Whether the connection uses TLS.
+        secrets: Passwords and tokens to remove from the text.
+    """
+    chain = list(error_chain(error))
+    detail = describe_error(error, secrets=secrets)
+    for link in chain:
+        for kinds, failure in _FAILURES:
+            if isinstance(link, kinds):
+                slow_tls = tls and failure.cause is Cause.TIMED_OUT
+                hint = _TLS_HINT if slow_tls else failure.detail
+                return replace(failure, detail=detail + hint)
+        refused = refusal(link)
+        if refused is not None:
+            return ConnectionFailure(refused.cause, detail)
+    if any(isinstance(link, driver.ResponseError) for link in chain):
+        # The server refused a part of the handshake (HELLO, SELECT): a wrong database, for example.
+        cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
+        return ConnectionFailure(cause, detail, permanent=True)
+    if any(isinstance(link, OSError) for link in chain):
+        return ConnectionFailure(Cause.UNREACHABLE, detail)
+    if isinstance(error, driver.ConnectionError):
+        return ConnectionFailure(Cause.RESET, detail)
+    return ConnectionFailure(Cause.OTHER, f"{type(error).__name__}: {detail}")

@@ -131,7 +131,7 @@ def test_summary_names_the_time_in_which_the_state_was_unknown():
         (Cause.TIMED_OUT, "", "timed out"),
         (Cause.TIMED_OUT, "no answer within 1 s", "timed out: no answer within 1 s"),
         (Cause.REFUSED, "connection refused", "connection refused"),
-        (Cause.OTHER, "\x1b[31mred\n", "other:  [31mred "),
+        (Cause.OTHER, "\x1b[31mred\n", "other: \N{REPLACEMENT CHARACTER}[31mred"),
     ],
 )
 def test_reason_names_the_cause_once_and_has_no_control_characters(cause, detail, text):

@@ -251,10 +251,10 @@ def test_targets_are_made_for_each_kind_of_server():
 
 
 def test_probes_of_a_server_that_is_down_keep_to_the_interval():
-    assert WatchedDependency("a", interval=0.1, timeout=1.0).settings.knock_cap == pytest.approx(
-        0.15, abs=0.06
-    )
-    assert WatchedDependency("a", interval=60.0, timeout=1.0).settings.knock_cap == 2.0
+    assert WatchedDependency(
+        "a", interval=0.1, timeout=1.0
+    ).settings.reconnect_interval_cap == pytest.approx(0.15, abs=0.06)
+    assert WatchedDependency("a", interval=60.0, timeout=1.0).settings.reconnect_interval_cap == 2.0
 
 
 async def test_unknown_state_is_shown_until_the_first_answer_and_summed_up(capsys):

@@ -15,8 +15,8 @@ from resilient_io.doctor.kafka import (
 )
 from resilient_io.doctor.network import Endpoint
 from resilient_io.health import Cause
-from resilient_io.kafka.classification import Failure
-from resilient_io.kafka.target import Target
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.errors import ConnectionFailure
 
 
 def cluster(brokers=(1, 2, 3), *, controller=1, host="kafka-{}"):
@@ -43,7 +43,7 @@ async def listeners(monkeypatch, failures, *, host="kafka-{}", bootstrap="broker
     monkeypatch.setattr(module, "_try_listener", attempt)
     endpoint = Endpoint(bootstrap, 9092, addresses=["10.0.0.9"], reached={"10.0.0.9": 0.001})
     return await check_listeners(
-        cluster(host=host), Target("broker.example:9092"), [endpoint], timeout=1.0
+        cluster(host=host), KafkaTarget("broker.example:9092"), [endpoint], timeout=1.0
     )
 
 
@@ -91,7 +91,9 @@ async def test_mixed_up_clusters(monkeypatch):
     ],
 )
 async def test_broker_that_accepts_the_connection_but_does_not_answer(cause, detail, found, advice):
-    judged = await judge_failure(Endpoint("b", 1), Failure(cause, detail), Target("b:1"))
+    judged = await judge_failure(
+        Endpoint("b", 1), ConnectionFailure(cause, detail), KafkaTarget("b:1")
+    )
     assert judged.status is Status.PROBLEM
     assert found in judged.found
     assert advice in judged.advice
@@ -116,12 +118,12 @@ async def test_group_that_may_not_be_described_or_has_no_coordinator(monkeypatch
     async def refused(*_):
         raise error("g")
 
-    monkeypatch.setattr(module, "ask_coordinator", refused)
+    monkeypatch.setattr(module, "find_coordinator", refused)
     error = GroupAuthorizationFailedError
-    found = await check_group(object(), Target("b:1"), "g", 5.0)
+    found = await check_group(object(), KafkaTarget("b:1"), "g", 5.0)
     assert (found.status, found.found) == (Status.UNKNOWN, "no permission for the group g")
     error = GroupCoordinatorNotAvailableError
-    found = await check_group(object(), Target("b:1"), "g", 5.0)
+    found = await check_group(object(), KafkaTarget("b:1"), "g", 5.0)
     assert found.status is Status.PROBLEM
     assert "has no coordinator now" in found.found
     assert "__consumer_offsets" in found.advice

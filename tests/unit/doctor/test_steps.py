@@ -106,7 +106,10 @@ async def test_check_that_raises_is_unknown_and_does_not_quote_its_error():
 async def test_secrets_and_control_characters_are_removed_from_all_parts_of_a_step():
     async def check():
         return problem(
-            "it said \x1b[31mhunter2\n", "see redis://u:other@h \x9b1m", names=["hunter2\x07"], n=1
+            "it said \x1b[31mhunter2\n",
+            "see redis://u:other@h \x9b1m",
+            names=["hunter2\x07"],
+            count=1,
         )
 
     taken = await Checks(1.0, ["hunter2", "n"]).run("login", check)
@@ -115,8 +118,8 @@ async def test_secrets_and_control_characters_are_removed_from_all_parts_of_a_st
     assert "other" not in shown
     assert not any(ord(sign) < 32 or 127 <= ord(sign) < 160 for sign in shown)
     assert "\\u00" not in shown
-    assert taken.data["n"] == 1
-    assert taken.name == "login"  # a short secret is not replaced in ordinary words
+    assert taken.data["count"] == 1
+    assert taken.name == "login"  # a short secret is replaced only as a whole word
 
 
 async def test_cancelling_ends_a_check_immediately():

@@ -80,7 +80,7 @@ def test_kafka_url_may_use_tls():
         ("one:9092", r"no scheme\. Did you mean kafka://one:9092\?"),
         (f":{SECRET}@one:6379", "no scheme; use redis://"),
         (SECRET, "no scheme; use redis://"),
-        ("", "must be a string"),
+        ("", "must be a non-empty string"),
         (f"redis://:{SECRET}@one:port", "invalid Redis URL"),
         (f"redis://u:a[{SECRET}]b@one", "invalid Redis URL"),
         (f"redis://u:{SECRET}\u2100@one", "invalid Redis URL"),

@@ -1,13 +1,12 @@
-"""The producer: records wait in lines of our own and travel in batches of aiokafka's."""
+"""The producer: records wait in one queue for each partition, and are sent in batches."""
 
 from __future__ import annotations
 
 from .client import ResilientKafkaProducer
+from .options import DeliverySettings
 from .records import OutgoingRecord
-from .report import DeliveryFailure, DeliveryReport, OffsetRange
-from .settings import DeliverySettings
-from .stats import ProducerStats
-from .transaction import Transaction
+from .reports import DeliveryFailure, DeliveryReport, OffsetRange, ProducerStats
+from .transactions import Transaction
 
 __all__ = [
     "DeliveryFailure",

@@ -1,0 +1,448 @@
+"""A dependency: its availability, and how clients report to it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resilient_io.text import redact_credentials
+from resilient_io.validation import check_name, check_type
+
+from .machine import Machine
+from .prober import Client, Prober
+from .states import (
+    Cause,
+    Change,
+    HealthSettings,
+    State,
+    clean_detail,
+    describe_state,
+    first_change,
+    log_change,
+)
+from .subscriptions import Broadcast, Subscription, Subscriptions, Watch, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .loop_lag import LoopLag
+    from .recorder import FlightRecorder
+
+CLOSE_TIMEOUT = 1.0
+"""Time for async callbacks to end when their owner is closed, in seconds."""
+
+
+class Dependency:
+    """The availability of a dependency, as its clients' calls and a probe task see it.
+
+    Several clients of one server may share it. It belongs to the event loop in which its first
+    client attaches. When that loop is closed, it starts again in the next.
+
+    Args:
+        name: Name in logs, errors and snapshots, for example "redis". Credentials are removed if it
+            is a URL.
+        settings: Times and thresholds.
+        rng: Source of the jitter. Pass a seeded one to replay a schedule.
+
+    Attributes:
+        name: Name in logs, errors and snapshots.
+        settings: Times and thresholds.
+        available: False while the state is DOWN. Read-only.
+        refusing: True while it refuses writes: only then do clients need to call `accepted()`.
+            Read-only.
+
+    Raises:
+        ConfigurationError: `name` is not a non-empty string.
+        TypeError: `settings` are not HealthSettings.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: HealthSettings | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name = redact_credentials(check_name("name", name))
+        self.settings = check_type(
+            "settings",
+            settings if settings is not None else HealthSettings(),
+            HealthSettings,
+            use="HealthSettings(interval=1.0)",
+        )
+        # Plain attributes: every call of a client reads them.
+        self.available = True
+        self.refusing = False
+        self._recorder_uses: list[FlightRecorder] = []  # one for each monitor; monitors may share
+        self._recorders: tuple[FlightRecorder, ...] = ()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._machine = Machine(self.name, self.settings)
+        self._prober = Prober(
+            self._machine, rng if rng is not None else random.Random(), self._publish, self.note
+        )
+        self._history: deque[Change] = deque(maxlen=self.settings.history)
+        self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
+        self._broadcast = Broadcast(first_change(self.name, 0.0))
+
+    # --- reading
+
+    @property
+    def state(self) -> State:
+        """The current state."""
+        return self._machine.state
+
+    @property
+    def since(self) -> float:
+        """Absolute loop time of the latest change of state."""
+        return self._machine.since
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the dependency is not UP, or None."""
+        return self._machine.cause
+
+    @property
+    def detail(self) -> str:
+        """The cause in words: one line, without secrets."""
+        return self._machine.detail
+
+    @property
+    def latency(self) -> float | None:
+        """Time that the latest measured answer took, in seconds."""
+        return self._machine.latency
+
+    @property
+    def history(self) -> tuple[Change, ...]:
+        """The latest changes of state, oldest first."""
+        return tuple(self._history)
+
+    @property
+    def transitions(self) -> dict[tuple[State, Cause | None], int]:
+        """Number of changes to each state, by the cause at that time."""
+        return dict(self._machine.changes)
+
+    @property
+    def lag(self) -> LoopLag | None:
+        """The measurement of the event loop's stalls, while a client is attached."""
+        return self._prober.lag
+
+    def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
+        """Call a function, sync or async, after every change of state.
+
+        It runs in the event loop, never inside a call or a probe. While an async callback is
+        running, changes are skipped; then it gets the latest one. An exception in a callback is
+        logged once and affects nothing else. Needs no running loop.
+
+        Args:
+            callback: Called with the `Change`. If it returns an awaitable, that is awaited.
+
+        Returns:
+            A handle with `remove()`, also usable as a context manager.
+
+        Raises:
+            TypeError: `callback` is not callable.
+        """
+        return self._subscriptions.add(callback)
+
+    def watch(self) -> Watch[Change]:
+        """Iterate over changes of state: `async for change in dependency.watch()`.
+
+        The first item is available immediately and contains the current state (the latest change,
+        or one from UNKNOWN to UNKNOWN), so that no change is missed between reading the state and
+        watching. Later items are the latest change since the previous item: a slow consumer skips
+        changes, nothing is queued. Leaving the loop needs no cleanup. `aclose()` ends the
+        iteration after the last change.
+        """
+        return Watch(self._broadcast)
+
+    async def until_up(self, timeout: float | None = None) -> None:
+        """Wait until the dependency answers (UP or DEGRADED).
+
+        Return immediately if it already does. Cancelling the wait has no other effect. A client
+        must be attached: a client attaches when it is entered or first used.
+
+        Args:
+            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
+                `resilient_io.deadline` limits the wait, too.
+
+        Raises:
+            DeadlineExceeded: The dependency did not answer in time.
+            Closed: It was closed meanwhile.
+        """
+        machine = self._machine
+        await wait_until(
+            self._broadcast,
+            lambda: machine.state.answering,
+            timeout=timeout,
+            dependency=self.name,
+            operation="until_up",
+            describe=lambda: (
+                f"still {describe_state(machine.state, machine.cause, machine.detail)}"
+            ),
+        )
+
+    def snapshot(self) -> dict[str, object]:
+        """Return the availability as plain data for `json.dumps`. Times are in seconds."""
+        machine, lag = self._machine, self._prober.lag
+        return {
+            "name": self.name,
+            "state": machine.state.value,
+            "age": self._loop.time() - machine.since if self._loop is not None else 0.0,
+            "cause": machine.cause.value if machine.cause is not None else None,
+            "detail": machine.detail,
+            "latency": machine.latency,
+            "watched": self._prober.running,
+            "transitions": machine.transitions,
+            "probes": {"ok": machine.probes_ok, "failed": machine.probes_failed},
+            "failures": machine.failures,
+            "refusals": machine.refusals,
+            "parts_lost": machine.parts_lost,
+            "loop_lag": {
+                "current": lag.current if lag is not None else 0.0,
+                "worst": lag.worst if lag is not None else 0.0,
+                "stalled": lag.stalled if lag is not None else 0.0,
+            },
+        }
+
+    def __repr__(self) -> str:
+        machine = self._machine
+        state = describe_state(machine.state, machine.cause, machine.detail)
+        return f"<{type(self).__name__} {self.name}: {state}>"
+
+    # --- the flight recorder
+
+    @property
+    def recorders(self) -> tuple[FlightRecorder, ...]:
+        """The recorders of its events: those of the monitors that watch it."""
+        return self._recorders
+
+    def add_recorder(self, recorder: FlightRecorder) -> None:
+        """Record events there, too. A `HealthMonitor` does this until it is closed.
+
+        Args:
+            recorder: The recorder. Call `remove_recorder` once for each call.
+        """
+        self._recorder_uses.append(recorder)
+        self._recorders = tuple(dict.fromkeys(self._recorder_uses))
+
+    def remove_recorder(self, recorder: FlightRecorder) -> None:
+        """Undo one `add_recorder`. Without one it does nothing."""
+        if recorder in self._recorder_uses:
+            self._recorder_uses.remove(recorder)
+            self._recorders = tuple(dict.fromkeys(self._recorder_uses))
+
+    def note(self, event: str, **fields: object) -> None:
+        """Record an event in the flight recorders, if there are any.
+
+        For actions of clients, such as a retry or a replaced connection. Not for every call.
+
+        Args:
+            event: The event, in the past tense.
+            fields: Plain data for `json.dumps`, without secrets.
+        """
+        for recorder in self._recorders:
+            recorder.note(self.name, event, **fields)
+
+    # --- reports of clients
+
+    def start(
+        self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
+    ) -> Attachment:
+        """Attach a client. The first client starts the probe task in the running loop.
+
+        The probe of the client that was attached first is used. The latest reply to any client
+        counts.
+
+        Args:
+            probe: Asks the dependency and returns the time that took in seconds, or raises
+                `ProbeFailed` or `ProbeDegraded`. Its argument is whether a failure is suspected:
+                then it must use a new connection of its own. It is cancelled if it takes too long.
+            last_reply: Returns the loop time at which the client last received anything, or
+                `-math.inf`.
+
+        Returns:
+            A handle; await its `detach()` when the client closes.
+
+        Raises:
+            RuntimeError: It is in use in another running event loop.
+        """
+        for name, function in (("probe", probe), ("last_reply", last_reply)):
+            if not callable(function):
+                raise TypeError(
+                    f"{name} must be a function, not {type(function).__name__}: use "
+                    f"start(probe, last_reply=...)"
+                )
+        self._bind()
+        if self._broadcast.closed:
+            self._broadcast = Broadcast(self._broadcast.latest)
+        client = Client(probe, last_reply)
+        self._prober.add(client)
+        return Attachment(functools.partial(self._detach, client))
+
+    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+        """Report the failure of a call (not a cancellation, not an error reply).
+
+        If a probe task runs, the report never makes the dependency DOWN by itself: the task probes
+        immediately on a connection of its own.
+
+        Args:
+            cause: What happened.
+            detail: In words, without secrets.
+            definite: Refused or reset rather than timed out. It matters only without a probe task.
+        """
+        now = self._bind()
+        detail = clean_detail(detail)
+        self.note("call failed", cause=cause.value, detail=detail)
+        self._publish(
+            self._machine.failed(now, cause, detail, definite=definite, probed=self._prober.running)
+        )
+        self._prober.suspect()
+
+    async def wait_for_probe(self, timeout: float) -> None:
+        """Wait for the probe that a reported failure has requested.
+
+        So an outage can be published before the caller sees the error. Return immediately if no
+        probe was requested or the dependency is already DOWN.
+
+        Args:
+            timeout: Maximum wait in seconds; then it returns, too.
+        """
+        resolved = self._prober.suspicion_resolved()
+        if resolved is not None:
+            await asyncio.wait([resolved], timeout=timeout)
+
+    def succeeded(self, latency: float | None = None) -> None:
+        """Report a success that took effort, such as a new connection.
+
+        Replies need no report: `last_reply` covers them. While the dependency is DOWN, the report
+        counts as one good probe.
+
+        Args:
+            latency: Time that it took, in seconds.
+        """
+        self._publish(self._machine.succeeded(self._bind(), latency))
+
+    def refused(self, cause: Cause, detail: str = "") -> None:
+        """Report that the dependency answered but refused a write: DEGRADED until one is accepted.
+
+        That state also ends after `HealthSettings.refusal_hold` without another refusal.
+
+        Args:
+            cause: For example `Cause.READ_ONLY`.
+            detail: In words, without secrets.
+        """
+        now = self._bind()
+        detail = clean_detail(detail)
+        self.note("write refused", cause=cause.value, detail=detail)
+        self._publish(self._machine.refused(now, cause, detail))
+
+    def accepted(self) -> None:
+        """Report an accepted write. Needed only while `refusing`."""
+        self._publish(self._machine.accepted(self._bind()))
+
+    def part_lost(self, part: str, cause: Cause, detail: str = "") -> None:
+        """Report that a part is lost, for example one of several connections.
+
+        The dependency is DEGRADED while a part is lost, once the probe has found that the whole is
+        not DOWN. The state DOWN forgets lost parts: report those that remain lost again.
+
+        Args:
+            part: Name of the part.
+            cause: What happened.
+            detail: In words, without secrets.
+        """
+        now = self._bind()
+        detail = clean_detail(detail)
+        self.note("part lost", part=part, cause=cause.value, detail=detail)
+        self._publish(
+            self._machine.part_lost(now, part, cause, detail, probed=self._prober.running)
+        )
+        self._prober.suspect()
+
+    def part_back(self, part: str) -> None:
+        """Report that a lost part is back. A part that was not lost is ignored."""
+        self._publish(self._machine.part_back(self._bind(), part))
+
+    async def aclose(self) -> None:
+        """Detach every client, end every `watch()`, and end the probe task.
+
+        Async callbacks get one second, then they are cancelled. Idempotent. A later `start()`
+        starts again; callbacks stay registered. If the call is cancelled, the rest ends in the
+        background.
+        """
+        detaching = [task for client in self._prober.clients if (task := self._detach(client))]
+        self._broadcast.close()
+        if detaching:
+            await asyncio.wait(detaching)
+        await self._subscriptions.finish(CLOSE_TIMEOUT)
+
+    # --- internals
+
+    def _publish(self, change: Change | None) -> None:
+        machine = self._machine
+        self.available = machine.state is not State.DOWN
+        self.refusing = machine.refusing
+        if change is None:
+            return
+        self._history.append(change)
+        log_change(change)
+        for recorder in self._recorders:
+            recorder.changed(change)
+        self._broadcast.publish(change)
+        self._subscriptions.notify(change)
+
+    def _detach(self, client: Client) -> asyncio.Task[None] | None:
+        if self._loop is None or self._loop.is_closed():
+            self._prober.abandon()  # its task ended, or will never end, with its loop
+            return None
+        task = self._prober.remove(client)
+        if task is not None and not self._prober.running:
+            self._publish(self._machine.forget(self._loop.time()))
+        return task
+
+    def _bind(self) -> float:
+        """Bind to the running loop. Return its time."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._adopt(loop)
+        return loop.time()
+
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        change = None
+        if self._loop is not None:
+            if self._prober.running and not self._loop.is_closed():
+                raise RuntimeError(
+                    f"the dependency {self.name!r} is in use in another running event loop: "
+                    f"create one Dependency per loop"
+                )
+            # The evidence and the waiting tasks of the earlier loop are gone with it.
+            self._prober.abandon()
+            self._broadcast = Broadcast(first_change(self.name, now))
+            self._machine.since = now  # the times of two loops cannot be compared
+            change = self._machine.forget(now)
+        self._machine.since = now
+        self._loop = loop
+        self._publish(change)
+
+
+class Attachment:
+    """A client's attachment to a `Dependency`, returned by `start()`."""
+
+    __slots__ = ("_detach",)
+
+    def __init__(self, detach: Callable[[], asyncio.Task[None] | None]) -> None:
+        self._detach = detach
+
+    async def detach(self) -> None:
+        """Detach the client, and wait until its probe no longer runs.
+
+        After the last client the state is UNKNOWN and no task runs. Idempotent. If the call is
+        cancelled, the probe ends in the background.
+        """
+        task = self._detach()
+        if task is not None:
+            await asyncio.wait([task])

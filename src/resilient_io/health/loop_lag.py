@@ -1,0 +1,104 @@
+"""Measures how long our own event loop was blocked: one measurement per loop, shared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+_BEAT = 0.1
+_TOLERANCE = 0.02
+_REMEMBERED = 512
+"""Number of stalls to keep. There are at most ten a second."""
+
+_watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
+
+
+class LoopLag:
+    """Measures the time during which the running event loop was blocked.
+
+    A timer runs every 0.1 s. If it is more than 0.02 s late, the loop was blocked. Up to 0.1 s of
+    each stall is not measured. Call `LoopLag.acquire()` to get the measurement of the running loop
+    and `release()` when done; the last release stops the timer.
+
+    To subtract stalls from a measured time: `now - t0 - (lag.stalled - stalled_at_t0)`.
+
+    Attributes:
+        worst: Longest stall so far, in seconds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._users = 0
+        self._stalled = 0.0
+        self._current = 0.0
+        self.worst = 0.0
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (end, seconds)
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def acquire(cls) -> LoopLag:
+        """Return the running measurement of the running loop. Call `release()` once for each."""
+        loop = asyncio.get_running_loop()
+        watch = _watches.get(loop)
+        if watch is None:
+            for other in [other for other in _watches if other.is_closed()]:
+                del _watches[other]  # its loop was closed without a release
+            watch = _watches[loop] = cls(loop)
+        watch._users += 1
+        if watch._timer is None:
+            watch._arm()
+        return watch
+
+    def release(self) -> None:
+        """Release the measurement. The last release stops the timer; further ones do nothing."""
+        if self._users:
+            self._users -= 1
+        if not self._users and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            _watches.pop(self._loop, None)
+
+    @property
+    def stalled(self) -> float:
+        """Total time the loop was blocked, in seconds, including a stall that is just ending."""
+        return self._stalled + self._pending()
+
+    @property
+    def current(self) -> float:
+        """Delay of the latest timer, in seconds; 0.0 when the loop is not blocked."""
+        return self._pending() or self._current
+
+    def stalled_within(self, seconds: float) -> float:
+        """Return for how many of the last `seconds` the loop was blocked.
+
+        The last 512 stalls are known: at ten a second, the maximum, those of 51 s.
+        """
+        now = self._loop.time()
+        total = min(self._pending(), seconds)
+        for end, lasted in reversed(self._stalls):
+            inside = min(lasted, end - (now - seconds))
+            if inside <= 0:
+                break
+            total += inside
+        return min(total, seconds)
+
+    def _pending(self) -> float:
+        """Return the part of a stall that the late timer has not counted yet."""
+        if self._timer is None:
+            return 0.0
+        late = self._loop.time() - self._due
+        return late if late > _TOLERANCE else 0.0
+
+    def _arm(self) -> None:
+        self._due = self._loop.time() + _BEAT
+        self._timer = self._loop.call_at(self._due, self._beat)
+
+    def _beat(self) -> None:
+        late = self._pending()
+        self._current = late
+        if late:
+            self._stalled += late
+            self.worst = max(self.worst, late)
+            self._stalls.append((self._loop.time(), late))
+        self._arm()

@@ -1,0 +1,243 @@
+"""The state machine: evidence in, state changes out. It knows no loop, no task and no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from .states import Cause, Change, State, clean_detail
+
+if TYPE_CHECKING:
+    from .states import HealthSettings
+
+FLAP_WINDOW = 60.0
+"""Seconds for which a fall counts against a dependency."""
+
+MOST_TO_RISE = 16
+"""Largest number of good probes that a flapping dependency needs to be UP again."""
+
+RISE_SPACING = 0.1
+"""Seconds between the good probes of a dependency that needs more than one."""
+
+
+class Machine:
+    """Derives the state of one dependency from evidence.
+
+    Every method that takes evidence also takes the loop time `now`, and returns the change of state
+    that it caused, or None.
+    """
+
+    def __init__(self, name: str, settings: HealthSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.state = State.UNKNOWN
+        self.since = 0.0
+        self.cause: Cause | None = None
+        self.detail = ""
+        self.latency: float | None = None
+        self.streak = 0  # consecutive failures, none of which was proof
+        self.transitions = 0
+        self.changes: dict[tuple[State, Cause | None], int] = {}
+        self.probes_ok = 0
+        self.probes_failed = 0
+        self.failures = 0
+        self.refusals = 0
+        self._counted = (0, 0, 0, 0)  # the counts at the last change
+        self._contact = State.UNKNOWN  # UNKNOWN, UP or DOWN
+        self._trouble: tuple[Cause | None, str] = (None, "")  # why it is DOWN or UNKNOWN
+        self._refusal: tuple[Cause, str, float] | None = None  # reported by calls
+        self._limitation: tuple[Cause, str] | None = None  # reported by the latest probe
+        self._parts: dict[str, tuple[Cause, str]] = {}
+        self._suspected: dict[str, tuple[Cause, str]] = {}
+        self._good = 0
+        self._last_good = 0.0
+        self._falls: deque[float] = deque(maxlen=MOST_TO_RISE.bit_length())
+
+    @property
+    def refusing(self) -> bool:
+        """Whether a write was refused and none was accepted since."""
+        return self._refusal is not None
+
+    @property
+    def parts_lost(self) -> list[str]:
+        """The lost parts, in the order in which they were lost."""
+        return [*self._parts, *self._suspected]
+
+    def needed_to_rise(self, now: float) -> int:
+        """Return how many good probes a dependency that is DOWN needs to be UP again."""
+        recent = sum(1 for fall in self._falls if now - fall <= FLAP_WINDOW)
+        return min(1 << max(recent - 1, 0), MOST_TO_RISE)
+
+    @property
+    def rising(self) -> bool:
+        """Whether the dependency is DOWN and has answered since it last failed."""
+        return self._contact is State.DOWN and self._good > 0
+
+    # --- evidence from probes
+
+    def probe_ok(self, now: float, latency: float | None) -> Change | None:
+        """Take a good answer to a probe."""
+        self.probes_ok += 1
+        self._limitation = None
+        if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
+            self._refusal = None
+        return self._answered(now, latency)
+
+    def probe_degraded(
+        self, now: float, cause: Cause, detail: str, latency: float | None
+    ) -> Change | None:
+        """Take an answer to a probe that reports a limitation."""
+        self.probes_ok += 1
+        self._limitation = (cause, detail)
+        return self._answered(now, latency)
+
+    def probe_failed(
+        self, now: float, cause: Cause, detail: str, *, definite: bool
+    ) -> Change | None:
+        """Take the failure of a probe. A definite failure is proof on its own."""
+        self.probes_failed += 1
+        self._confirm_parts()
+        return self._failed(now, cause, detail, definite=definite)
+
+    def probe_overruled(self, now: float) -> Change | None:
+        """Take the failure of a probe during which the dependency answered clients."""
+        self.probes_failed += 1
+        return self._answered(now, None)
+
+    # --- evidence from clients
+
+    def succeeded(self, now: float, latency: float | None) -> Change | None:
+        """Take the success of a client, for example that it has connected."""
+        return self._answered(now, latency)
+
+    def failed(
+        self, now: float, cause: Cause, detail: str, *, definite: bool, probed: bool
+    ) -> Change | None:
+        """Take the failure of a client. If there is a probe, it decides what the failure means."""
+        self.failures += 1
+        if not probed:
+            return self._failed(now, cause, detail, definite=definite)
+        if self._contact is not State.DOWN and cause is Cause.TIMED_OUT:
+            # Many calls time out together. They are one piece of evidence.
+            self.streak = max(self.streak, 1)
+        return None
+
+    def refused(self, now: float, cause: Cause, detail: str) -> Change | None:
+        """Take the refusal of a write."""
+        self.refusals += 1
+        self._refusal = (cause, detail, now)
+        if self._contact is State.UP:
+            return self._settle(now)
+        return self._answered(now, None)  # a refusal is an answer
+
+    def accepted(self, now: float) -> Change | None:
+        """Take the acceptance of a write."""
+        self._refusal = None
+        return self._settle(now)
+
+    def part_lost(
+        self, now: float, part: str, cause: Cause, detail: str, *, probed: bool
+    ) -> Change | None:
+        """Take the loss of a part. If there is a probe, it first checks the whole."""
+        if self._contact is State.DOWN:
+            return None  # the whole is lost; lost parts are reported again when it is UP
+        if probed and part not in self._parts:
+            self._suspected[part] = (cause, detail)
+            return None
+        self._parts[part] = (cause, detail)
+        return self._settle(now)
+
+    def part_back(self, now: float, part: str) -> Change | None:
+        """Take the return of a part."""
+        self._parts.pop(part, None)
+        self._suspected.pop(part, None)
+        return self._settle(now)
+
+    def forget(self, now: float) -> Change | None:
+        """Forget all evidence: the dependency is no longer watched."""
+        self._contact = State.UNKNOWN
+        self._refusal = self._limitation = None
+        self._parts.clear()
+        self._suspected.clear()
+        self._falls.clear()
+        self.streak = self._good = 0
+        self.latency = None
+        self._trouble = (Cause.CLOSED, "no longer watched")
+        return self._settle(now)
+
+    # --- from evidence to state
+
+    def _answered(self, now: float, latency: float | None) -> Change | None:
+        self.streak = 0
+        if latency is not None:
+            self.latency = latency
+        self._confirm_parts()
+        if self._contact is State.DOWN:
+            # Answers in a burst, less than half the spacing apart, are one piece of evidence.
+            if self._good and now - self._last_good < RISE_SPACING / 2:
+                return None
+            self._good += 1
+            self._last_good = now
+            if self._good < self.needed_to_rise(now):
+                return None
+        self._contact = State.UP
+        return self._settle(now)
+
+    def _failed(self, now: float, cause: Cause, detail: str, *, definite: bool) -> Change | None:
+        self._good = 0
+        self.streak += 1
+        if self._contact is not State.DOWN:
+            if not definite and self.streak < self.settings.fall:
+                return self._settle(now)
+            self._contact = State.DOWN
+            self._falls.append(now)
+            self._refusal = self._limitation = None
+            self._parts.clear()
+        self._trouble = (cause, detail)
+        return self._settle(now)
+
+    def _confirm_parts(self) -> None:
+        self._parts.update(self._suspected)
+        self._suspected.clear()
+
+    def _settle(self, now: float) -> Change | None:
+        """Derive the state. This is the only place where it changes."""
+        state, cause, detail = self._derive()
+        detail = clean_detail(detail) if detail else ""
+        previous, since = self.state, self.since
+        self.cause, self.detail = cause, detail
+        if state is previous:
+            return None
+        counts = (self.probes_ok, self.probes_failed, self.failures, self.refusals)
+        ok, bad, failures, refusals = (
+            new - old for new, old in zip(counts, self._counted, strict=True)
+        )
+        self._counted = counts
+        self._good = 0
+        self.state, self.since = state, now
+        self.transitions += 1
+        self.changes[state, cause] = self.changes.get((state, cause), 0) + 1
+        return Change(
+            dependency=self.name,
+            state=state,
+            previous=previous,
+            cause=cause,
+            detail=detail,
+            at=now,
+            after=now - since,
+            probes=ok + bad,
+            probes_failed=bad,
+            failures=failures,
+            refusals=refusals,
+        )
+
+    def _derive(self) -> tuple[State, Cause | None, str]:
+        if self._contact is not State.UP:
+            return self._contact, *self._trouble
+        if self._refusal is not None:
+            return State.DEGRADED, self._refusal[0], self._refusal[1]
+        if self._limitation is not None:
+            return State.DEGRADED, *self._limitation
+        for part, (cause, detail) in self._parts.items():
+            return State.DEGRADED, cause, f"{part}: {detail}" if detail else part
+        return State.UP, None, ""

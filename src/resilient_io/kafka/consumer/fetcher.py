@@ -1,0 +1,440 @@
+"""Fetches records from the aiokafka instance in service, and survives its failures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from resilient_io.health import Cause, State
+from resilient_io.retry import Backoff
+from resilient_io.tasks import wake
+
+from ..driver import DriverClosed
+from ..errors import (
+    KafkaAuthenticationFailed,
+    KafkaUnavailable,
+    classify_error,
+    without_secrets,
+)
+from ..record import Record, UnreadableRecord
+from . import internals
+from .assignment import AssignedPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from aiokafka import TopicPartition
+
+    from resilient_io.health import Dependency
+
+    from ..connect import KafkaTarget
+    from ..protocols import ConsumerDriver
+    from ..record import PartitionProgress
+    from ..supervisor import Supervisor
+    from .assignment import Assignment
+    from .exclusive_use import ExclusiveUse
+    from .stats import ConsumerCounters
+
+    Deserializer = Callable[[bytes], Any]
+
+_MAX_FAILURES = 5
+"""Consecutive failures after which an instance is replaced, even if each seemed temporary."""
+
+_BACKOFF = 0.1
+_BACKOFF_CAP = 10.0
+
+_CAREFUL_ROUNDS = 2
+"""Rounds per partition in which each partition is requested separately after one has raised."""
+
+
+class Fetcher:
+    """Delivers records of the assigned partitions that are not paused.
+
+    It is the `RecordSource` of `run`. Without a group, no listener reports the partitions: then it
+    discovers them itself.
+
+    Attributes:
+        closed: Whether no more records are delivered.
+        held: Whether delivery is suspended while the group membership is in doubt.
+    """
+
+    def __init__(
+        self,
+        health: Dependency,
+        *,
+        target: KafkaTarget,
+        supervisor: Supervisor[ConsumerDriver],
+        assignment: Assignment,
+        use: ExclusiveUse,
+        deserializer: RecordDeserializer,
+        has_group: bool,
+        counters: ConsumerCounters,
+    ) -> None:
+        self.dependency = health.name
+        self.closed = False
+        self.held = False
+        self._health = health
+        self._target = target
+        self._supervisor = supervisor
+        self._assignment = assignment
+        self._use = use
+        self._deserializer = deserializer
+        self._has_group = has_group
+        self._counters = counters
+        self._instance: ConsumerDriver | None = None
+        self._discovered: frozenset[TopicPartition] | None = None
+        self._pause_reasons: dict[TopicPartition, list[str]] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
+        self._backoff_delay = 0.0
+        self._careful = 0
+
+    # --- state
+
+    def use_instance(self, instance: ConsumerDriver | None) -> None:
+        """Fetch from this instance from now on; from none if it is None."""
+        self._instance = instance
+        self._backoff.reset()
+        self.wake()
+
+    def hold(self, *, held: bool) -> None:
+        """Suspend delivery, or resume it. Kafka is polled meanwhile."""
+        self.held = held
+        self.wake()
+
+    def close(self) -> None:
+        """Deliver no more records."""
+        self.closed = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake all tasks that wait for records, to check again."""
+        waiting, self._waiting = self._waiting, []
+        wake(waiting)
+
+    def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """Stop fetching from partitions until `resume` is called with the same reason.
+
+        A partition is paused while any reason holds, also across a rebalance. Giving the same
+        reason again has no effect.
+        """
+        for partition in partitions:
+            reasons = self._pause_reasons.setdefault(partition, [])
+            if reason not in reasons:
+                reasons.append(reason)
+
+    def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """Remove a reason for pausing; a reason that was never given is ignored."""
+        for partition in partitions:
+            reasons = self._pause_reasons.get(partition)
+            if reasons is not None and reason in reasons:
+                reasons.remove(reason)
+                if not reasons:
+                    del self._pause_reasons[partition]
+        self.wake()
+
+    def paused(self, partition: TopicPartition) -> bool:
+        """Return whether a partition is paused."""
+        return partition in self._pause_reasons
+
+    def assignment(self) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions, in a fixed order."""
+        return self._assignment.partitions
+
+    def progress(self, partition: TopicPartition) -> PartitionProgress | None:
+        """Return the progress of a partition, or None if it is not assigned."""
+        assigned = self._assignment.get(partition)
+        return None if assigned is None else assigned.progress
+
+    def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
+        """Take back undelivered records, to deliver them before all others.
+
+        Returns:
+            Whether the partition is still assigned and the records were kept.
+        """
+        if not records or not assigned.assigned:
+            return False
+        if records[0]._progress is not assigned.progress:
+            return False
+        assigned.buffered[:0] = records
+        return True
+
+    def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
+        """Take back delivered records that were not handled, to deliver them again."""
+        if self.put_back(assigned, records):
+            self._counters.returned += len(records)
+
+    # --- fetching
+
+    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
+        """Return the next records by partition; see `fetch_assigned`."""
+        found = await self.fetch_assigned(max_records, max_wait)
+        return {assigned.partition: records for assigned, records in found}
+
+    async def fetch_assigned(
+        self, max_records: int, max_wait: float
+    ) -> list[tuple[AssignedPartition, list[Record]]]:
+        """Return the next records of the assigned partitions that are not paused.
+
+        Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
+        An outage raises no error: no records are returned. Cancelling loses no record.
+
+        Args:
+            max_records: Maximum number of records over all partitions.
+            max_wait: Longest wait for the first record, in seconds.
+
+        Raises:
+            Exception: What Kafka refuses permanently (a missing permission, for example).
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + max_wait
+        while not self.closed:
+            failures = self._backoff.failures
+            found = await self._take(max_records)
+            if found:
+                return found
+            left = until - loop.time()
+            if left <= 0:
+                break
+            if self._backoff.failures > failures and self._instance is not None:
+                # Records may have arrived before the failure: no event would report them again.
+                await asyncio.sleep(min(left, self._backoff_delay))
+            else:
+                await self._wait_for_arrival(left)
+        return []
+
+    async def _take(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
+        """Return the records that are available now, without waiting."""
+        instance = self._instance
+        if instance is not None and not self._has_group:
+            self._discover_partitions(instance)
+        found = self._take_buffered(most)
+        if instance is None:
+            failure = None if found else self._permanent_failure()
+            if failure is not None:
+                raise failure
+            return found
+        if found:
+            internals.note_poll(instance)
+            return found
+        try:
+            arrived = await self._request(instance, most)
+        except DriverClosed:
+            return []
+        # The boundary to the driver, which may raise anything.
+        except Exception as error:  # noqa: BLE001
+            failure = error
+        else:
+            if arrived:
+                self._backoff.reset()
+            return arrived
+        self._handle_failure(instance, failure)
+        return []
+
+    def _discover_partitions(self, instance: ConsumerDriver) -> None:
+        """Read the partitions of an instance without a group, which notifies no listener."""
+        partitions = internals.partitions_of(instance)  # the same object until they change
+        if partitions is self._discovered:
+            return
+        if any(each.instance is not instance for each in self._assignment.all):
+            return  # those of the previous instance are still being drained
+        self._discovered = partitions
+        going = self._assignment.stop_fetching(instance)
+        self._use.drop(tuple(each.partition for each in going))
+        self._assignment.remove(going, remember=True)
+        for partition in sorted(partitions):
+            self._assignment.add(
+                AssignedPartition(partition, instance, None, None, committed_known=True)
+            )
+        self.wake()
+
+    def _take_buffered(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
+        found = []
+        for assigned in self._assignment.all:
+            if most <= 0 or self.held:
+                break
+            if assigned.buffered and self._may_fetch(assigned):
+                records, assigned.buffered = assigned.buffered[:most], assigned.buffered[most:]
+                ready = self._deserialize(assigned, records)
+                most -= len(ready)
+                found.append((assigned, ready))
+        return found
+
+    def _may_fetch(self, assigned: AssignedPartition) -> bool:
+        return assigned.fetchable and assigned.partition not in self._pause_reasons
+
+    async def _request(
+        self, instance: ConsumerDriver, most: int
+    ) -> list[tuple[AssignedPartition, list[Record]]]:
+        wanted = [] if self.held else [a for a in self._assignment.all if self._may_fetch(a)]
+        if not wanted or internals.reassigning(instance):
+            internals.raise_coordination_error(instance)
+            internals.note_poll(instance)
+            return []
+        if self._careful:
+            arrived = await self._request_each(instance, wanted, most)
+        else:
+            arrived = await self._request_from(instance, wanted, most)
+        found = []
+        for partition, driver_records in arrived.items():
+            assigned = self._assignment.get(partition)
+            if assigned is not None and driver_records:
+                records = self._deserializer.adopt(driver_records, assigned.progress)
+                found.append((assigned, self._deserialize(assigned, records)))
+        return [(assigned, records) for assigned, records in found if records]
+
+    async def _request_each(
+        self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
+    ) -> dict[TopicPartition, list[Any]]:
+        """Request one partition after the other until one returns records.
+
+        Each call begins with another partition.
+        """
+        self._careful -= 1
+        first = self._careful % len(wanted)
+        for assigned in wanted[first:] + wanted[:first]:
+            arrived = await self._request_from(instance, [assigned], most)
+            if arrived:
+                return arrived
+        return {}
+
+    async def _request_from(
+        self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
+    ) -> dict[TopicPartition, list[Any]]:
+        # Without arguments, getmany returns records of all partitions. It does not suspend.
+        everything = len(wanted) == len(internals.partitions_of(instance))
+        partitions = () if everything else [assigned.partition for assigned in wanted]
+        before = [assigned.position for assigned in wanted]
+        try:
+            return await instance.getmany(*partitions, max_records=most)
+        except Exception:
+            # An unreadable batch (corrupt, or of an unknown codec) raises, and discards the
+            # records of other partitions that were taken before it: their positions have moved
+            # (aiokafka 0.14, `Fetcher.fetched_records`).
+            for assigned, position in zip(wanted, before, strict=True):
+                if position is not None and assigned.position != position:
+                    instance.seek(assigned.partition, position)
+            self._careful = _CAREFUL_ROUNDS * len(wanted)
+            raise
+
+    def _deserialize(self, assigned: AssignedPartition, records: list[Record]) -> list[Record]:
+        """Deserialize as many records as time allows, and buffer the rest for the next call."""
+        ready = self._deserializer.read(records, asyncio.get_running_loop().time)
+        if ready < len(records):
+            assigned.buffered[:0] = records[ready:]
+            return records[:ready]
+        return records
+
+    def _handle_failure(self, instance: ConsumerDriver, error: Exception) -> None:
+        meaning = classify_error(error)
+        if meaning.kind == "permanent":
+            raise without_secrets(error, self._target.secrets())
+        self._backoff_delay = self._backoff.next()
+        if meaning.fatal or self._backoff.failures >= _MAX_FAILURES:
+            if self._instance is instance:
+                self._instance = None
+            self._supervisor.driver_failed(instance, error)
+
+    def _permanent_failure(self) -> Exception | None:
+        """Return why no instance ever entered service, if waiting does not help.
+
+        Once an instance was in service, the fetcher waits for Kafka in every case: health reports
+        the outage.
+        """
+        if self._supervisor.generation:
+            return None
+        if self._supervisor.permanent_error is not None:
+            return self._supervisor.permanent_error
+        cause = self._health.cause
+        if cause is None or not cause.permanent or self._health.state is not State.DOWN:
+            return None
+        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
+        return kind(
+            f"the cluster cannot be used: {self._health.detail or cause.value}",
+            dependency=self.dependency,
+            operation="next record",
+        )
+
+    async def _wait_for_arrival(self, timeout: float) -> None:
+        """Wait until records may have arrived or the fetcher's state changed."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(woken)
+        waiters = [woken]
+        if self._instance is not None:
+            waiters.append(internals.arrival(self._instance))
+        try:
+            await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if woken in self._waiting:
+                self._waiting.remove(woken)
+            for waiter in waiters:
+                # The next request raises what the coordination reported here.
+                if not waiter.done():
+                    waiter.cancel()
+                elif not waiter.cancelled():
+                    waiter.exception()
+
+
+_LONGEST_STRETCH = 0.005
+"""Seconds of deserializing after which the event loop runs other tasks."""
+
+
+class RecordDeserializer:
+    """Turns aiokafka's records into `Record`s.
+
+    aiokafka's own deserializing would raise for the same record forever, without naming it.
+
+    Args:
+        key: Deserializes keys; never called for None.
+        value: Deserializes values; never called for None.
+        counters: The consumer's counters.
+    """
+
+    __slots__ = ("_counters", "_key", "_value")
+
+    def __init__(
+        self, key: Deserializer | None, value: Deserializer | None, counters: ConsumerCounters
+    ) -> None:
+        self._key = key
+        self._value = value
+        self._counters = counters
+
+    def adopt(self, records: list[Any], progress: PartitionProgress) -> list[Record]:
+        """Turn aiokafka's records into `Record`s, in place, and note that they were delivered."""
+        for record in records:
+            record.__class__ = Record
+            record._progress = progress
+        progress.delivered_all([record.offset for record in records])
+        self._counters.records += len(records)
+        return records
+
+    def read(self, records: list[Record], now: Callable[[], float]) -> int:
+        """Deserialize records from the front; return how many are ready, perhaps not all.
+
+        Args:
+            records: The records; one that was deserialized before is ready.
+            now: Returns the time, in seconds.
+        """
+        if self._key is None and self._value is None:
+            return len(records)
+        until = now() + _LONGEST_STRETCH
+        for count, record in enumerate(records, 1):
+            if record._raw is None:
+                self._read_one(record)
+                if now() > until:
+                    return count
+        return len(records)
+
+    def _read_one(self, record: Record) -> None:
+        key, value = record.key, record.value
+        record._raw = (key, value)
+        try:
+            if self._key is not None and key is not None:
+                record.key = self._key(key)
+            if self._value is not None and value is not None:
+                record.value = self._value(value)
+        # The boundary to the application's function: its exception belongs to this record.
+        except Exception as error:  # noqa: BLE001
+            record.error = error
+            record.__class__ = UnreadableRecord
+            self._counters.unreadable += 1

@@ -1,0 +1,166 @@
+"""Background work of a consumer: commits, polls for a busy loop, and runs the detectors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+from resilient_io.tasks import describe_task_end, log_task_death, wake
+
+from . import internals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka import TopicPartition
+
+    from resilient_io.health import Dependency
+
+    from ..protocols import ConsumerDriver
+    from ..supervisor import Supervisor
+    from .assignment import Assignment
+    from .commits import Committer
+    from .detectors import DeadConnectionDetector, StalledPartitionDetector
+    from .exclusive_use import ExclusiveUse
+    from .fetcher import Fetcher
+    from .options import ConsumerSettings
+
+_TICK = 1.0
+"""Longest time between two ticks, in seconds."""
+
+_ANSWER_CHECK_INTERVAL = 0.9
+"""Seconds between two checks whether all leaders have answered; less than a tick, which may come
+early."""
+
+
+class Housekeeping:
+    """A background task that does periodic work.
+
+    It calls `all_answered` when every broker that the consumer needs has just answered, which makes
+    a probe unnecessary.
+    """
+
+    def __init__(
+        self,
+        *,
+        health: Dependency,
+        supervisor: Supervisor[ConsumerDriver],
+        assignment: Assignment,
+        fetcher: Fetcher,
+        committer: Committer,
+        use: ExclusiveUse,
+        settings: ConsumerSettings,
+        stalled_partitions: StalledPartitionDetector | None,
+        dead_connections: DeadConnectionDetector,
+        all_answered: Callable[[], None],
+    ) -> None:
+        self._health = health
+        self._supervisor = supervisor
+        self._assignment = assignment
+        self._fetcher = fetcher
+        self._committer = committer
+        self._use = use
+        self._settings = settings
+        self._stalled_partitions = stalled_partitions
+        self._dead_connections = dead_connections
+        self._all_answered = all_answered
+        self._answers_checked_at = -math.inf
+        self._last_answers: dict[TopicPartition, int | None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._committing: asyncio.Task[bool] | None = None
+        self._commit_requested: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the task, in the running loop."""
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(),
+            name="resilient-io kafka housekeeping",
+            context=self._supervisor.context(),
+        )
+        self._task.add_done_callback(log_task_death)
+
+    def liveness_failure(self) -> str | None:
+        """Return why offsets are no longer committed; None while they are, or after `aclose`."""
+        end = None if self._closed else describe_task_end(self._task)
+        return None if end is None else f"the consumer's housekeeping task has ended: {end}"
+
+    def commit_soon(self) -> None:
+        """Commit in the next iteration of the event loop."""
+        if self._commit_requested is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed already
+                wake([self._commit_requested])
+
+    async def aclose(self) -> None:
+        """Stop the task."""
+        self._closed = True
+        ending = [task for task in (self._task, self._committing) if task is not None]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
+        if self._stalled_partitions is not None:
+            self._stalled_partitions.close()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self._settings.commit_interval
+        tick = _TICK if interval is None else min(_TICK, interval)
+        commit_at = loop.time()
+        while True:
+            self._commit_requested = loop.create_future()
+            await asyncio.wait([self._commit_requested], timeout=tick)
+            now = loop.time()
+            self._check(now)
+            if interval is not None and (self._commit_requested.done() or now >= commit_at):
+                self._commit()
+                commit_at = now + interval - tick / 2
+
+    def _check(self, now: float) -> None:
+        instance = self._supervisor.driver
+        stream = self._use.stream
+        if stream is not None:
+            stream.settle()
+            if instance is not None and stream.made_progress():
+                # aiokafka delivered these records long ago: handling them counts as a poll, too.
+                internals.note_poll(instance)
+        if self._stalled_partitions is not None:
+            self._stalled_partitions.check(self._assignment.all, self._fetcher.paused, now)
+        if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:
+            self._answers_checked_at = now
+            if self._check_answers(instance):
+                self._all_answered()
+        if instance is not None and self._health.state.answering:
+            self._dead_connections.check(instance, now)
+        else:
+            self._dead_connections.reset()
+
+    def _check_answers(self, instance: ConsumerDriver) -> bool:
+        """Return whether the leader of each partition has answered since the last check.
+
+        The coordinator must be known as well. If one of them is silent, the probe must check it,
+        even if the others answer.
+        """
+        before = self._last_answers
+        self._last_answers = {
+            each.partition: each.last_answer
+            for each in self._assignment.all
+            if not self._fetcher.paused(each.partition)
+        }
+        return (
+            bool(self._last_answers)
+            and internals.has_coordinator(instance)
+            and all(before.get(partition) != at for partition, at in self._last_answers.items())
+        )
+
+    def _commit(self) -> None:
+        if self._committing is not None and not self._committing.done():
+            return
+        # A separate task, because the commit may wait for a connection whose silence only the
+        # next check detects.
+        self._committing = asyncio.get_running_loop().create_task(
+            self._committer.commit(self._assignment.all, self._settings.commit_timeout),
+            name="resilient-io kafka commit",
+        )

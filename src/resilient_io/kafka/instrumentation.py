@@ -1,0 +1,104 @@
+"""Hooks for tracing sent and handled records.
+
+A producer or consumer without tracing pays nothing: a hook replaces one method of one producer, or
+wraps the handler of one consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from aiokafka.structs import RecordMetadata
+
+    from .consumer.client import ResilientKafkaConsumer
+    from .producer.client import ResilientKafkaProducer
+    from .record import Record
+
+    Written = asyncio.Future[RecordMetadata]
+
+
+class SendSpan:
+    """The span of a record that is being sent. This class is a span that records nothing.
+
+    Attributes:
+        headers: Headers to add to the record.
+    """
+
+    __slots__ = ("headers",)
+
+    def __init__(self, headers: Iterable[tuple[str, bytes]] = ()) -> None:
+        self.headers = list(headers)
+
+    def ended(self, future: Written) -> None:
+        """End the span with the outcome of the record's future."""
+
+    def failed(self, error: BaseException) -> None:
+        """End the span with an error."""
+
+
+class Tracing:
+    """Creates the spans of one producer or consumer. This class creates none."""
+
+    def sending(self, topic: str, headers: Sequence[tuple[str, bytes | None]]) -> SendSpan:
+        """Start the span of a record."""
+        del topic, headers
+        return SendSpan()
+
+    def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
+        """Start the span of a handler's call. Leaving the context manager ends it."""
+        del records
+        return contextlib.nullcontext()
+
+
+def instrument_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
+    """Trace the handler calls of every `run` that starts from now on."""
+    consumer._tracing = tracing
+
+
+def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
+    """Trace every record sent from now on, except those of `send_many`."""
+    take = type(producer)._accept
+
+    def traced(  # noqa: PLR0917 (the signature of the method that it replaces)
+        topic: str,
+        value: Any,
+        key: Any,
+        partition: int | None,
+        timestamp_ms: int | None,
+        headers: Iterable[tuple[str, bytes | None]] | None,
+        lifetime: float,
+        operation: str,
+    ) -> Written | Coroutine[Any, Any, Written]:
+        pairs = list(headers or ())
+        span = tracing.sending(topic, pairs)
+        pairs += span.headers
+        try:
+            taken = take(
+                producer, topic, value, key, partition, timestamp_ms, pairs, lifetime, operation
+            )
+        except Exception as error:
+            span.failed(error)
+            raise
+        if isinstance(taken, asyncio.Future):
+            taken.add_done_callback(span.ended)
+            return taken
+        return _when_accepted(taken, span)
+
+    vars(producer)["_accept"] = traced
+
+
+async def _when_accepted(accepting: Coroutine[Any, Any, Written], span: SendSpan) -> Written:
+    try:
+        future = await accepting
+    except (Exception, CancelledError) as error:
+        span.failed(error)
+        raise
+    future.add_done_callback(span.ended)
+    return future

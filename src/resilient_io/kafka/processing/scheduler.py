@@ -1,0 +1,221 @@
+"""The records in memory: which may be handled now, and which wait behind another one."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import repeat
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from aiokafka import TopicPartition
+
+    from ..record import PartitionProgress, Record
+    from .options import Order, RunLimits
+    from .retries import RetryState
+
+
+_WHOLE_PARTITION = True  # the key of the only queue of a partition with order="partition"
+
+
+class PartitionState:
+    """The records of one partition, from its assignment until it is revoked.
+
+    Attributes:
+        partition: Topic and partition number.
+        progress: Which of its records are handled.
+        queues: The key queues: for each key of which a record is ready or being handled, the
+            records that wait behind it (None while there are none).
+        backing_off: Items whose record failed and that wait for the end of their backoff, by
+            offset.
+        revoked: Whether the partition was revoked; then none of its records is handled any more.
+    """
+
+    __slots__ = ("backing_off", "partition", "progress", "queues", "revoked")
+
+    def __init__(self, partition: TopicPartition, progress: PartitionProgress) -> None:
+        self.partition = partition
+        self.progress = progress
+        self.queues: dict[Hashable, deque[Item] | None] = {}
+        self.backing_off: dict[int, Item] = {}
+        self.revoked = False
+
+
+Item: TypeAlias = "tuple[PartitionState, Record, RetryState | None]"
+"""A record to handle, with its partition and, if it failed before, its retry state."""
+
+
+class Scheduler:
+    """Orders all records in memory.
+
+    At most one record of a key is ready or being handled; the next ones wait in the key queue.
+    When it is finished, the next one goes to the end of the ready queue, so that a busy key cannot
+    starve the others.
+
+    Args:
+        order: Which records are handled in order.
+        limits: Bounds on the records in memory.
+        room: Called once a quarter of the bounds is free, if `awaits_room` is set.
+
+    Attributes:
+        ready: Records that may be handled now, first come, first served. Always the same object.
+        partitions: The state of each assigned partition that has delivered records.
+        records: Number of records in memory.
+        bytes: Size of their keys and values, in bytes.
+        awaits_room: Whether `room` is to be called.
+    """
+
+    __slots__ = (
+        "_by_key",
+        "_by_partition",
+        "_low_bytes",
+        "_low_records",
+        "_room",
+        "awaits_room",
+        "bytes",
+        "limits",
+        "partitions",
+        "ready",
+        "records",
+    )
+
+    def __init__(self, order: Order, limits: RunLimits, room: Callable[[], None]) -> None:
+        self._by_key = order == "key"
+        self._by_partition = order == "partition"
+        self._room = room
+        self._low_records = limits.records * 3 // 4
+        self._low_bytes = limits.bytes * 3 // 4
+        self.limits = limits
+        self.ready: deque[Item] = deque()
+        self.partitions: dict[TopicPartition, PartitionState] = {}
+        self.records = 0
+        self.bytes = 0
+        self.awaits_room = False
+
+    @property
+    def full(self) -> bool:
+        """Whether a bound is reached."""
+        return self.records >= self.limits.records or self.bytes >= self.limits.bytes
+
+    @property
+    def backing_off(self) -> int:
+        """Number of records that wait for the end of their backoff."""
+        return sum(len(state.backing_off) for state in self.partitions.values())
+
+    def open(self, partition: TopicPartition, progress: PartitionProgress) -> PartitionState:
+        """Return the state of a partition; a new one if the partition was assigned again."""
+        state = self.partitions.get(partition)
+        if state is None or state.progress is not progress:
+            if state is not None:
+                self.withdraw([state])
+            state = self.partitions[partition] = PartitionState(partition, progress)
+        return state
+
+    def admit(self, state: PartitionState, records: Sequence[Record]) -> None:
+        """Add records of a partition, in the order of their offsets."""
+        self.records += len(records)
+        self.bytes += sum(
+            [record.serialized_key_size + record.serialized_value_size for record in records]
+        )
+        ready = self.ready
+        if not self._by_key and not self._by_partition:
+            ready.extend(zip(repeat(state), records, repeat(None)))
+            return
+        queues, by_key = state.queues, self._by_key
+        for record in records:
+            item = (state, record, None)
+            key: Hashable = _WHOLE_PARTITION
+            if by_key:
+                raw = record._raw
+                key = record.key if raw is None else raw[0]
+                if key is None:  # no key, no order
+                    ready.append(item)
+                    continue
+            if key not in queues:
+                queues[key] = None
+                ready.append(item)
+            elif (waiting := queues[key]) is None:
+                queues[key] = deque((item,))
+            else:
+                waiting.append(item)
+
+    def finish(self, state: PartitionState, record: Record) -> None:
+        """Note that a record is settled: its offset may be committed, its key queue advances.
+
+        Called once per record, so everything is inlined.
+        """
+        state.progress.done(record.offset)
+        key: Hashable = None
+        if self._by_key:
+            raw = record._raw
+            key = record.key if raw is None else raw[0]
+        elif self._by_partition:
+            key = _WHOLE_PARTITION
+        if key is not None:
+            waiting = state.queues.get(key)
+            if waiting:
+                self.ready.append(waiting.popleft())
+            else:
+                state.queues.pop(key, None)
+        self.records -= 1
+        self.bytes -= record.serialized_key_size + record.serialized_value_size
+        if self.awaits_room:
+            self._check_room()
+
+    def forget(self, record: Record) -> None:
+        """Remove a record from the account of the memory."""
+        self.records -= 1
+        self.bytes -= record.serialized_key_size + record.serialized_value_size
+        if self.awaits_room:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        if self.records <= self._low_records and self.bytes <= self._low_bytes:
+            self.awaits_room = False
+            self._room()
+
+    def key_of(self, record: Record) -> Hashable:
+        """Return the key of a record's queue within its partition; None if it has no order."""
+        if self._by_key:
+            raw = record._raw
+            key: Hashable = record.key if raw is None else raw[0]
+            return key
+        return _WHOLE_PARTITION if self._by_partition else None
+
+    def behind(self, state: PartitionState, record: Record) -> deque[Item] | None:
+        """Return the records that wait behind a record in its key queue."""
+        return state.queues.get(self.key_of(record))
+
+    def put_behind(self, state: PartitionState, record: Record, items: Iterable[Item]) -> None:
+        """Put items into the key queue directly behind a record that is not finished."""
+        followers = deque(items)
+        if followers:
+            key = self.key_of(record)
+            followers.extend(state.queues.get(key) or ())
+            state.queues[key] = followers
+
+    def withdraw(self, states: Sequence[PartitionState]) -> None:
+        """Drop the records of partitions, except those being handled: they will be read again."""
+        for state in states:
+            state.revoked = True
+            dropped = [item for waiting in state.queues.values() if waiting for item in waiting]
+            for item in state.backing_off.values():
+                retry_state = item[2]
+                if retry_state is not None and retry_state.timer is not None:
+                    retry_state.timer.cancel()
+                dropped.append(item)
+            state.queues.clear()
+            state.backing_off.clear()
+            if self.partitions.get(state.partition) is state:
+                del self.partitions[state.partition]
+            for _, record, _ in dropped:
+                self.forget(record)
+        kept = []
+        for item in self.ready:
+            if item[0].revoked:
+                self.forget(item[1])
+            else:
+                kept.append(item)
+        self.ready.clear()
+        self.ready.extend(kept)

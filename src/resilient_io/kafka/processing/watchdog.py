@@ -1,0 +1,178 @@
+"""Watches the handlers: reports a `run` without progress to liveness, and warns of slow calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from resilient_io.health import State
+
+from ..record import place_of
+
+if TYPE_CHECKING:
+    from resilient_io.health import Dependency
+
+    from .dependencies import DependencyGate
+    from .scheduler import Scheduler
+    from .stats import RunCounters
+    from .workers import Worker, WorkerPool
+
+_log = logging.getLogger("resilient_io.kafka")
+
+_CHECK_GAP = 1 / 4
+"""Share of the time limit: after a longer gap between two checks, the process was stopped or its
+event loop was blocked."""
+
+
+def answering_since(health: Dependency) -> float:
+    """Return the loop time since which a dependency has answered, degraded or not.
+
+    DEGRADED does not interrupt that time: partitions that stall because handlers hang make Kafka
+    DEGRADED, and must not hide the missing progress. The history limits how far back it reaches.
+    """
+    for change in reversed(health.history):
+        if not change.previous.answering:
+            return change.at
+    return health.history[0].at if health.history else health.since
+
+
+class ProgressWatchdog:
+    """Detects that no record has made progress for too long.
+
+    Args:
+        workers: The handlers.
+        scheduler: The records in memory.
+        gate: While it is shut, missing progress does not count.
+        requires: The required dependencies. While one is down or degraded, handlers may be waiting
+            for it; each change of their state starts the time again.
+        counters: The counters of the run.
+        limit: Longest time without progress, in seconds.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerPool,
+        scheduler: Scheduler,
+        gate: DependencyGate,
+        *,
+        requires: tuple[Dependency, ...],
+        counters: RunCounters,
+        limit: float,
+    ) -> None:
+        self._workers = workers
+        self._scheduler = scheduler
+        self._gate = gate
+        self._requires = requires
+        self._counters = counters
+        self._limit = limit
+        self._time = asyncio.get_running_loop().time
+        self._last_seen: tuple[float, int] | None = None
+        self._progress_at = self._checked_at = self._time()
+
+    def check(self) -> None:
+        """Compare with the last check. Call this more often than every `limit` seconds."""
+        busy = self._workers.busy()
+        seen = (max((worker.since for worker in busy), default=-1.0), self._counters.ended)
+        waiting = (busy or self._scheduler.ready) and not self._dependency_may_block
+        now = self._time()
+        if seen != self._last_seen or not waiting:
+            self._last_seen = seen
+            self._progress_at = now
+        elif now - self._checked_at > _CHECK_GAP * self._limit:
+            # Nothing in this process could run in the meantime, neither a handler nor this check.
+            self._progress_at += now - self._checked_at
+        self._checked_at = now
+
+    @property
+    def _dependency_may_block(self) -> bool:
+        return self._gate.shut or any(each.state is State.DEGRADED for each in self._requires)
+
+    def liveness_failure(self, since: float) -> str | None:
+        """Return how long no record has made progress if that is too long, otherwise None.
+
+        Args:
+            since: Loop time from which missing progress counts: Kafka was unavailable before.
+        """
+        self.check()
+        began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
+        seconds = self._time() - began
+        if seconds < self._limit:
+            return None
+        return (
+            f"run() has {self._scheduler.records} records in memory and "
+            f"{len(self._workers.busy())} running handlers, and has made no progress for "
+            f"{seconds:.0f} s"
+        )
+
+
+_WARNING_SHARE = 0.8
+_CHECKS_PER_LIMIT = 20
+_LONGEST_CHECK_INTERVAL = 5.0
+
+
+class SlowHandlerWarning:
+    """Checks the handlers periodically, which costs their hot path nothing.
+
+    Args:
+        workers: The handlers.
+        progress: Is checked at the same time.
+        max_poll_interval: Seconds (`max_poll_interval_ms`); a call that takes 80 % of it is logged.
+        drain_timeout: Seconds that a handler gets when its partition is revoked, for the message.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerPool,
+        progress: ProgressWatchdog,
+        *,
+        max_poll_interval: float,
+        drain_timeout: float,
+    ) -> None:
+        self._workers = workers
+        self._progress = progress
+        self._max_poll_interval = max_poll_interval
+        self._drain_timeout = drain_timeout
+        self._warned: list[tuple[Worker, float]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        """Start checking."""
+        interval = min(self._max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
+        self._timer = self._loop.call_later(interval, self._check)
+
+    def stop(self) -> None:
+        """Stop checking. This method is idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check(self) -> None:
+        self.start()
+        self._progress.check()
+        now = self._loop.time()
+        slow = [
+            (worker, worker.since)
+            for worker in self._workers.busy()
+            if now - worker.since >= _WARNING_SHARE * self._max_poll_interval
+        ]
+        for worker, since in slow:
+            if (worker, since) not in self._warned:
+                record = worker.items[0][1]
+                _log.warning(
+                    "the handler of %s has been running for %.0f s (max_poll_interval_ms=%d); "
+                    "polling continues, but a rebalance would cancel the handler after %g s",
+                    place_of(record),
+                    now - since,
+                    self._max_poll_interval * 1000,
+                    self._drain_timeout,
+                    extra={
+                        "event": "handler_slow",
+                        "topic": record.topic,
+                        "partition": record.partition,
+                        "offset": record.offset,
+                        "seconds": now - since,
+                    },
+                )
+        self._warned = slow

@@ -1,0 +1,285 @@
+"""The queue of one partition: the records, in order, that wait for the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+from aiokafka import TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from .records import Headers
+from .reports import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .buffer import BufferMemory
+    from .errors import DeliveryErrors
+
+
+Record: TypeAlias = tuple[
+    asyncio.Future[RecordMetadata],
+    bytes | None,
+    bytes | None,
+    Headers | None,
+    int | None,
+    float,
+    int,
+    float,
+]
+"""Future, key, value, headers, timestamp (ms), deadline (loop time), size, sent at (loop time).
+
+A tuple and not a class, because one is created for each record on the hottest path.
+"""
+
+BulkRecord: TypeAlias = "tuple[int, bytes | None, bytes | None, Headers | None, int | None]"
+"""The position among the given records, key, value, headers and timestamp (ms)."""
+
+Entry: TypeAlias = "Record | BulkChunk"
+
+
+class PartitionQueue:
+    """The records of one partition: those that wait, and the position of those that left.
+
+    One batch of a partition is in flight at a time, so that the order of its records is kept.
+
+    Attributes:
+        topic: The topic's name.
+        partition: The partition's number.
+        tp: Both, in aiokafka's type.
+        entries: Waiting records and chunks, oldest first.
+        position: Number of entries that have ever left the front of `entries`.
+        waiting_bytes: Size of what waits, as buffer memory counts it.
+        idle: Nothing waits and no batch is in flight, so the next record has to schedule the queue.
+        on_hold: Records wait, but the sender cannot send them now.
+        byte_limit: Largest size of a batch, once the broker rejected one as too large.
+        unsettled_from: Position of the batch in flight while its records have no outcome yet.
+    """
+
+    __slots__ = (
+        "byte_limit",
+        "entries",
+        "idle",
+        "on_hold",
+        "partition",
+        "position",
+        "topic",
+        "tp",
+        "unsettled_from",
+        "waiting_bytes",
+    )
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.tp = TopicPartition(topic, partition)
+        self.entries: deque[Entry] = deque()
+        self.position = 0
+        self.waiting_bytes = 0
+        self.idle = True
+        self.on_hold = False
+        self.byte_limit: int | None = None
+        self.unsettled_from: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The position after the newest entry."""
+        return self.position + len(self.entries)
+
+    @property
+    def settled_to(self) -> int:
+        """The position before which every entry has an outcome."""
+        return self.position if self.unsettled_from is None else self.unsettled_from
+
+    def replace(self, kept: list[Entry], placeholder: Record) -> None:
+        """Replace the entries, and drop placeholders from the front."""
+        begin = 0
+        while begin < len(kept) and kept[begin] is placeholder:
+            begin += 1
+        self.entries.clear()
+        self.entries.extend(kept[begin:])
+        self.position += begin
+
+
+def create_placeholder(loop: asyncio.AbstractEventLoop) -> Record:
+    """Return what takes the place of a record that failed in the middle of its queue.
+
+    Positions in the queue stay valid, and `build_batch` skips it because its future is done.
+    """
+    done: asyncio.Future[RecordMetadata] = loop.create_future()
+    done.cancel()
+    return (done, None, b"", None, 0, math.inf, 0, 0.0)
+
+
+class BulkSend:
+    """One call of `send_many`: collects the outcomes of its records.
+
+    Attributes:
+        cancelled: The caller was cancelled: records that were not sent are dropped.
+        failures: Records that failed so far.
+        delivered: Number of records confirmed so far.
+        taken: Number of records taken from the source so far.
+    """
+
+    __slots__ = ("_offsets", "_settled", "_waiter", "cancelled", "delivered", "failures", "taken")
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.failures: list[DeliveryFailure] = []
+        self.delivered = 0
+        self.taken = 0
+        self._settled = 0
+        self._offsets: dict[int, OffsetRange] = {}
+        self._waiter: asyncio.Future[None] | None = None
+
+    def confirm(self, partition: int, base: int, count: int) -> None:
+        """Count consecutive records that were written at offsets from `base` on."""
+        self.delivered += count
+        known = self._offsets.get(partition)
+        last = base + count - 1 if base >= 0 else -1
+        if known is None:
+            self._offsets[partition] = OffsetRange(base, last, count)
+        else:
+            known.first = min(known.first, base) if known.first >= 0 else base
+            known.last = max(known.last, last)
+            known.count += count
+        self._settle(count)
+
+    def fail(
+        self, tp: TopicPartition, records: Iterable[BulkRecord], error: Exception
+    ) -> list[DeliveryFailure]:
+        """Record that records failed, all with the same error, and return the failures."""
+        failures = [failure_of(tp, record, error) for record in records]
+        self.failures += failures
+        self._settle(len(failures))
+        return failures
+
+    def reject(self, failure: DeliveryFailure) -> None:
+        """Record that a record failed before it had a partition."""
+        self.failures.append(failure)
+        self._settle(1)
+
+    async def wait_settled(self) -> None:
+        """Wait until every record taken so far has an outcome."""
+        while self._settled < self.taken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def report(self, *, complete: bool) -> DeliveryReport:
+        """Return the report of the call."""
+        return DeliveryReport(
+            delivered=self.delivered,
+            failures=tuple(sorted(self.failures, key=lambda failure: failure.position)),
+            offsets=dict(sorted(self._offsets.items())),
+            taken=self.taken,
+            complete=complete,
+        )
+
+    def _settle(self, count: int) -> None:
+        self._settled += count
+        if self._waiter is not None and self._settled >= self.taken and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class BulkChunk:
+    """Consecutive records of one `send_many` for one partition: one entry of its queue.
+
+    Attributes:
+        bulk: The call that they belong to.
+        records: The records.
+        cursor: Index of the first one that is not in a batch yet.
+        deadline: When they must be delivered, in loop time.
+        sent_at: When they were accepted, in loop time.
+        size: Their size, as buffer memory counts it.
+        waiting_bytes: The part of it that is not in a batch yet.
+    """
+
+    __slots__ = ("bulk", "cursor", "deadline", "records", "sent_at", "size", "waiting_bytes")
+
+    def __init__(
+        self, bulk: BulkSend, records: list[BulkRecord], size: int, sent_at: float, deadline: float
+    ) -> None:
+        self.bulk = bulk
+        self.records = records
+        self.cursor = 0
+        self.size = size
+        self.waiting_bytes = size
+        self.sent_at = sent_at
+        self.deadline = deadline
+
+    def take(self, count: int) -> int:
+        """Move the cursor past `count` records, and return the bytes that they are counted as."""
+        rest = len(self.records) - self.cursor
+        taken = self.waiting_bytes if count >= rest else self.size * count // len(self.records)
+        self.cursor += count
+        self.waiting_bytes -= taken
+        return taken
+
+    def drain(self) -> list[BulkRecord]:
+        """Return the records that are not in a batch yet, and leave none."""
+        rest = self.records[self.cursor :]
+        self.cursor, self.waiting_bytes = len(self.records), 0
+        return rest
+
+
+def fail_waiting(
+    queues: Iterable[PartitionQueue],
+    errors: DeliveryErrors,
+    buffer: BufferMemory,
+    make_error: Callable[[float, str], Exception],
+) -> list[DeliveryFailure]:
+    """Fail every waiting record, and return the failures. None of the records was sent.
+
+    Args:
+        queues: Where they wait.
+        errors: Counts them.
+        buffer: Gets their bytes back.
+        make_error: Makes an error, from the time a record was accepted and the call's name.
+    """
+    failures: list[DeliveryFailure] = []
+    for queue in queues:
+        for entry in queue.entries:
+            if isinstance(entry, BulkChunk):
+                rest = entry.drain()
+                if rest:
+                    error = make_error(entry.sent_at, "send_many")
+                    errors.count_lost(error, len(rest))
+                    failures += entry.bulk.fail(queue.tp, rest, error)
+            elif not entry[0].done():
+                error = make_error(entry[7], "send")
+                failures.append(failure_of(queue.tp, without_position(entry), error))
+                errors.fail(entry[0], error)
+        queue.position += len(queue.entries)
+        queue.entries.clear()
+        freed, queue.waiting_bytes = queue.waiting_bytes, 0
+        if freed:
+            buffer.release(freed)
+    return failures
+
+
+def without_position(record: Record) -> BulkRecord:
+    """Return a record of `send`, which has no position among others."""
+    _, key, value, headers, timestamp_ms, *_ = record
+    return (-1, key, value, headers, timestamp_ms)
+
+
+def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> DeliveryFailure:
+    """Return the failure of one record."""
+    position, key, value, headers, timestamp_ms = record
+    return DeliveryFailure(
+        position=position,
+        topic=tp.topic,
+        partition=tp.partition,
+        key=key,
+        value=value,
+        headers=headers,
+        timestamp_ms=timestamp_ms,
+        error=error,
+        progress=progress_of(error),
+    )

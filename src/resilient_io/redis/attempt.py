@@ -1,0 +1,453 @@
+"""One attempt of a call: packing, sending, waiting for the reply, and the result.
+
+An attempt returns the reply, or an `AttemptFailed` that says how far it got. It never decides
+whether the call is repeated: that is the executor's task. `pool` has the calls that need an
+exclusive connection, `pipeline` those of batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import hiredis
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.exceptions import RedisError
+
+from resilient_io.errors import Progress
+from resilient_io.health import Cause
+from resilient_io.text import clean_text
+
+from .commands import Effect, Route, effect_of
+from .connection import (
+    CHECK_CLOCK,
+    LARGE,
+    SECOND_CHECK,
+    ConnectionLost,
+    NotMultiplexable,
+    PendingRequest,
+    Promoted,
+    Undeliverable,
+)
+from .errors import advise, refusal, remove_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+
+    from resilient_io.errors import ResilientIOError
+    from resilient_io.retry import RetryPolicy
+
+    from .commands import CommandSpec
+    from .connection import MultiplexedConnection
+    from .errors import Refusal
+    from .multiplexer import Multiplexer
+
+    Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
+
+
+class Limits(NamedTuple):
+    """Absolute loop times that limit an attempt; None for no limit.
+
+    They differ only for blocking commands, which may wait long for a reply, but not for a
+    connection.
+    """
+
+    until: float | None
+    """When the reply must have arrived."""
+
+    sent: float | None
+    """When the request must have been sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed:
+    """The result of an attempt that ended without a usable reply.
+
+    Attributes:
+        progress: How far the attempt got.
+        cause: For health and metrics.
+        detail: One line for the error message.
+        timed_out: Silence ended the attempt, so repeating it costs more of the budget.
+        expired: The time of the call ran out: no further attempt.
+        overloaded: The call waited for room on an open connection.
+        final: No further attempt, whatever the effect of the command.
+        connection: The connection that may still carry the request to the server.
+        error: For an error reply: the exception of redis-py that represents it.
+        refusal: For an error reply that says that nothing was applied: its meaning.
+    """
+
+    progress: Progress
+    cause: Cause
+    detail: str
+    timed_out: bool = False
+    expired: bool = False
+    overloaded: bool = False
+    final: bool = False
+    connection: MultiplexedConnection | None = None
+    error: BaseException | None = None
+    refusal: Refusal | None = None
+
+    def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
+        """Return a copy whose detail ends with the reason why the call is not repeated."""
+        return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
+
+
+class Call(Protocol):
+    """A call that the executor sends and repeats."""
+
+    operation: str
+    """The name of the command, for error messages."""
+
+    bounded: bool
+    """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice. Computed only after a failure."""
+        raise NotImplementedError
+
+    async def attempt(self, limits: Limits) -> object:
+        """Make one attempt within its limits. Return the reply, or an `AttemptFailed`."""
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add to an error what only the call knows."""
+
+
+def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
+    """Return the failed attempt that a connection or the multiplexer reported."""
+    failure = reason.failure
+    if isinstance(reason, ConnectionLost):
+        return AttemptFailed(
+            progress=Progress.MAYBE_APPLIED,
+            cause=failure.cause,
+            detail=failure.detail,
+            timed_out=failure.cause is Cause.TIMED_OUT,
+            connection=reason.connection,
+        )
+    return AttemptFailed(
+        progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail, final=True
+    )
+
+
+async def await_reply(
+    multiplexer: Multiplexer,
+    request: PendingRequest,
+    *,
+    limits: Limits,
+    timeout: float,
+    read: bool,
+) -> Any:
+    """Wait for the reply to a submitted request, and check its time limits.
+
+    Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
+    Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
+
+    Args:
+        multiplexer: The multiplexer that the request was submitted to.
+        request: The request.
+        limits: When the time of the call runs out.
+        timeout: Seconds of the connection's silence after which this call fails.
+        read: Whether the call may be repeated on another connection while this one is slow.
+    """
+    loop = asyncio.get_running_loop()
+    clock = _ReplyClock(multiplexer, request, timeout)
+    while True:
+        now = loop.time()
+        wake = now + (SECOND_CHECK if clock.suspicious else timeout)
+        limit = limits.until if request.sent else limits.sent
+        if limit is not None and not clock.suspicious:
+            wake = min(wake, limit)
+        timer = loop.call_at(wake, request.check_clock)
+        answered = False
+        try:
+            reply = await request.future
+            answered = True
+        finally:
+            timer.cancel()
+            if not answered:
+                multiplexer.abandon(request)
+        if reply is CHECK_CLOCK:
+            failed = None if request.done() else clock.check(limits, read=read)
+            if failed is not None:
+                multiplexer.abandon(request)
+                return failed
+        elif isinstance(reply, Promoted):
+            request = clock.request = reply.request
+        elif isinstance(reply, ConnectionLost | Undeliverable):
+            return failure_of(reply)
+        else:
+            return reply
+
+
+class _ReplyClock:
+    """Decides, each time the caller checks the clock, whether to stop waiting for a reply."""
+
+    def __init__(self, multiplexer: Multiplexer, request: PendingRequest, timeout: float) -> None:
+        self.multiplexer = multiplexer
+        self.request = request
+        self.timeout = timeout
+        self.suspicious = False
+        self._since = asyncio.get_running_loop().time()
+        self._stalled = self._stall_time()
+
+    def _stall_time(self) -> float:
+        lag = self.multiplexer.lag
+        return lag.stalled if lag is not None else 0.0
+
+    def check(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
+        """Return why the wait is over, or None.
+
+        The first time is only a suspicion: data that is already in the socket is read first.
+        """
+        now = asyncio.get_running_loop().time()
+        failed = self._expired(now, limits) or self._timed_out(now, read=read)
+        if failed is None:
+            self.suspicious = False
+            return None
+        if not self.suspicious:
+            self.suspicious = True
+            return None
+        return failed
+
+    def _expired(self, now: float, limits: Limits) -> AttemptFailed | None:
+        sent = self.request.sent
+        limit = limits.until if sent else limits.sent
+        if limit is None or now < limit:
+            return None
+        if sent:
+            return AttemptFailed(
+                progress=Progress.MAYBE_APPLIED,
+                cause=Cause.TIMED_OUT,
+                detail="no reply before the deadline",
+                timed_out=True,
+                expired=True,
+                connection=self.request.connection,
+            )
+        return expired_while_waiting(self.multiplexer.obstacle, overloaded=self.multiplexer.crowded)
+
+    def _timed_out(self, now: float, *, read: bool) -> AttemptFailed | None:
+        connection = self.request.connection
+        if connection is None or not self.request.sent:
+            self._since, self._stalled = now, self._stall_time()
+            return None
+        waited = now - self._since - (self._stall_time() - self._stalled)
+        if waited < self.timeout:
+            return None
+        silent = connection.last_activity <= self._since
+        # If its own reply keeps the connection busy, another attempt would only add to the load.
+        elsewhere = (
+            read
+            and self.multiplexer.current not in (None, connection)
+            and not connection.is_next(self.request)
+        )
+        if not silent and not elsewhere:
+            self._since, self._stalled = connection.last_activity, self._stall_time()
+            return None
+        return AttemptFailed(
+            progress=Progress.MAYBE_APPLIED,
+            cause=Cause.TIMED_OUT,
+            detail=f"no reply within {self.timeout:g} s",
+            timed_out=True,
+            connection=connection,
+        )
+
+
+def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
+    """Return the failed attempt of a call whose deadline passed before it was sent."""
+    return AttemptFailed(
+        progress=Progress.NOT_SENT,
+        cause=Cause.OVERLOADED if overloaded else Cause.TIMED_OUT,
+        detail=f"the deadline passed while the call waited for {obstacle}",
+        expired=True,
+        overloaded=overloaded,
+    )
+
+
+_pack: Callable[[Any], bytes] = hiredis.pack_command
+
+_NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
+"""Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
+
+
+class Packer:
+    """Packs commands as redis-py's encoder would, with hiredis where both agree."""
+
+    def __init__(self, encoder: Any) -> None:
+        """Use the encoder of the client's pool."""
+        self._encoder = encoder
+        self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (
+            encoder.encoding_errors == "strict"
+        )
+
+    def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
+        """Return a packed command.
+
+        Args:
+            words: The command's name as it is sent.
+            args: The arguments as passed to `execute_command`, including the name.
+
+        Raises:
+            redis.exceptions.DataError: An argument is not bytes, str, int or float.
+        """
+        if self.direct:
+            try:
+                # A single word is sent as it was passed.
+                return _pack((*words, *args[1:]) if len(words) > 1 else args)
+            except TypeError:
+                pass  # a bytearray, or a value that the encoder rejects with a better message
+        encode = self._encoder.encode
+        return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
+
+
+def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
+    """Return the reply converted by redis-py's callback for the command.
+
+    The result is an awaitable if the callback is asynchronous.
+    """
+    callback = callbacks.get(name) if isinstance(name, str | bytes) else None
+    if callback is None:
+        return reply
+    plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}
+    return callback(reply, **plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command as passed to `execute_command`, with its row of the command table."""
+
+    spec: CommandSpec
+    args: Sequence[Any]
+    options: Mapping[str, Any]
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice.
+
+        A command that depends on the state of its connection is never repeated on another one.
+        """
+        return (
+            Effect.DANGEROUS if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
+        )
+
+    @property
+    def block(self) -> float | None:
+        """How many seconds the server may delay the reply; None for no limit."""
+        return self.spec.block(self.args) if self.spec.block is not None else 0.0
+
+
+SCRIPTED = ("EVAL", "FCALL")
+"""Prefixes of the commands that run the user's code on the server."""
+
+UNLIMITED = 1e6
+"""Seconds that stand for a command that blocks without a limit."""
+
+
+def read_reply(
+    multiplexer: Multiplexer, callbacks: Callbacks, command: Command, reply: object
+) -> object:
+    """Return what redis-py would return for a raw reply, or an `AttemptFailed`.
+
+    Raises:
+        Exception: The reply is an error reply that is not a refusal, or cannot be decoded.
+    """
+    if isinstance(reply, Exception):
+        remove_secrets(reply, multiplexer.target.secrets)
+        # The error of a script or of an unknown command proves nothing: a part may be applied.
+        native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
+        meaning = refusal(reply) if native or command.effect is Effect.READ else None
+        if meaning is not None:
+            return AttemptFailed(
+                progress=Progress.REFUSED,
+                cause=meaning.cause,
+                detail=clean_text(str(reply)),
+                error=reply,
+                refusal=meaning,
+            )
+        if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
+            return command.options[EMPTY_RESPONSE]
+        advise(reply)
+        raise reply
+    if multiplexer.health.refusing and command.effect is not Effect.READ:
+        multiplexer.write_accepted()
+    return apply_callback(callbacks, command.args[0], reply, command.options)
+
+
+class MultiplexedCall:
+    """One command on a multiplexed connection."""
+
+    def __init__(
+        self,
+        multiplexer: Multiplexer,
+        callbacks: Callbacks,
+        policy: RetryPolicy,
+        command: Command,
+        data: bytes,
+        *,
+        fallback: Callable[[], Call],
+        first: Exception | None = None,
+    ) -> None:
+        """Create a call.
+
+        Args:
+            multiplexer: Sends the command.
+            callbacks: redis-py's response callbacks, by command.
+            policy: Its response timeout applies.
+            command: The command.
+            data: The packed command.
+            fallback: Returns the same call for a driver whose connections cannot be multiplexed.
+            first: What the hot path received instead of a plain reply.
+        """
+        self._multiplexer = multiplexer
+        self._callbacks = callbacks
+        self._command = command
+        self._data = data
+        self._fallback = fallback
+        self._first = first
+        self.operation = command.spec.name
+        # Only the single connection of a bound client carries blocking commands.
+        blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
+        self.bounded = not blocking
+        block = command.block if blocking else 0.0
+        self._timeout = policy.response_timeout + (UNLIMITED if block is None else block)
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice."""
+        return self._command.effect
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add nothing: the error names the command."""
+
+    async def attempt(self, limits: Limits) -> object:
+        """Send the command, or continue with what the hot path began."""
+        first, self._first = self._first, None
+        reply: object = first
+        if isinstance(first, ConnectionLost | Undeliverable):
+            return failure_of(first)
+        if first is None or isinstance(first, Promoted):
+            reply = await await_reply(
+                self._multiplexer,
+                self._submit() if first is None else first.request,
+                limits=limits,
+                timeout=self._timeout,
+                read=self.effect is Effect.READ,
+            )
+        if isinstance(reply, AttemptFailed):
+            return reply
+        if isinstance(reply, NotMultiplexable):
+            return await self._fallback().attempt(limits)
+        result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
+        return await result if inspect.isawaitable(result) else result
+
+    def _submit(self) -> PendingRequest:
+        raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
+        request = PendingRequest(
+            self._data,
+            raw=raw,
+            large=len(self._data) > LARGE,
+            extra_timeout=0.0 if self.bounded else self._timeout,
+        )
+        self._multiplexer.submit(request)
+        return request

@@ -1,0 +1,841 @@
+"""One multiplexed connection: many callers share it, and replies are matched with calls in order.
+
+redis-py opens the connection, so TLS, ACLs, Unix sockets and credential providers work. Then its
+transport is given to `MultiplexedConnection`, an `asyncio.Protocol` that packs the commands of one
+loop tick into one write. `ResponseQueue` parses replies and matches them with calls.
+
+A connection never decides about retries. It only sets results: the reply, `ConnectionLost`,
+`Promoted`, or another exception of this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from itertools import compress, islice, repeat
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import hiredis
+from redis.exceptions import InvalidResponse, RedisError
+
+from resilient_io.health import Cause
+from resilient_io.text import clean_text, describe_error
+
+from .errors import REPLACED, ConnectionFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_io.health import LoopLag
+    from resilient_io.histogram import Latencies
+
+
+class ConnectionLost(Exception):
+    """The connection died after this call was passed to the transport: it was maybe applied."""
+
+    def __init__(self, failure: ConnectionFailure, connection: MultiplexedConnection) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+        self.connection = connection
+
+
+class Promoted(Exception):
+    """The position of this call in the queue now belongs to `request`, which the caller follows.
+
+    A plain future has no time limits. A call that waits longer than usual (its connection died
+    before it was written, or answers late) keeps its position and becomes a `PendingRequest`.
+    """
+
+    def __init__(self, request: PendingRequest) -> None:
+        super().__init__("the call continues as a pending request")
+        self.request = request
+
+
+class Undeliverable(Exception):
+    """This call was never sent, and waiting longer cannot help."""
+
+    def __init__(self, failure: ConnectionFailure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class NotMultiplexable(Exception):
+    """The driver's connections have no transport that a multiplexed connection could take over."""
+
+
+class _CheckClock(Exception):
+    """The caller should check its time limits."""
+
+
+CHECK_CLOCK = _CheckClock("check the clock")
+
+
+class PendingRequest:
+    """A request whose progress is known: `count` commands packed in `data`, sent as one."""
+
+    __slots__ = (
+        "connection",
+        "count",
+        "data",
+        "extra_timeout",
+        "future",
+        "large",
+        "position",
+        "raw",
+        "replies",
+        "sequence",
+    )
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        count: int = 1,
+        raw: frozenset[int] = frozenset(),
+        large: bool = False,
+        extra_timeout: float = 0.0,
+    ) -> None:
+        """Create a request in the running loop.
+
+        Args:
+            data: The packed commands.
+            count: The number of commands, and so of replies.
+            raw: The positions of the commands whose replies must not be decoded.
+            large: Whether small calls should avoid the connection meanwhile.
+            extra_timeout: Seconds that the connection may be silent beyond its response timeout.
+        """
+        self.data = data
+        self.count = count
+        self.raw = raw
+        self.large = large
+        self.extra_timeout = extra_timeout
+        self.replies: list[object] = []
+        self.position = 0
+        self.connection: MultiplexedConnection | None = None
+        self.sequence = 0
+        self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    @property
+    def special(self) -> bool:
+        """Whether the response queue has to inspect each of its replies."""
+        return self.large or bool(self.raw) or self.count > 1
+
+    @property
+    def sent(self) -> bool:
+        """Whether any part of it was passed to a transport."""
+        return self.connection is not None and self.sequence < self.connection.flushed
+
+    def assign(self, connection: MultiplexedConnection | None, sequence: int = 0) -> None:
+        """Set the connection that carries it, and its number among the calls of the connection."""
+        self.connection, self.sequence = connection, sequence
+
+    def done(self) -> bool:
+        """Return whether its caller no longer waits."""
+        return self.future.done()
+
+    def set_result(self, reply: object) -> None:
+        """Accept the next reply."""
+        if self.count == 1:
+            self.future.set_result(reply)
+            return
+        self.replies.append(reply)
+        if len(self.replies) == self.count:
+            self.future.set_result(self.replies)
+
+    def interrupt(self, reason: Exception) -> None:
+        """End the wait with a reason. Replies that arrived before stay in `replies`."""
+        if not self.future.done():
+            self.future.set_result(reason)
+
+    def check_clock(self) -> None:
+        """Wake the waiting caller so that it checks its time limits.
+
+        The future is replaced first, so that a reply that arrives before the caller runs is kept.
+        """
+        if not self.future.done():
+            woken, self.future = self.future, self.future.get_loop().create_future()
+            woken.set_result(CHECK_CLOCK)
+
+
+Entry: TypeAlias = asyncio.Future[object] | PendingRequest
+"""What waits for a reply: the plain future of the hot path, or a request with time limits."""
+
+
+NOT_ENOUGH = object()
+"""What the reader returns for an incomplete reply. False is a reply in RESP3."""
+
+LARGE = 64 * 1024
+"""Bytes above which a request or a reply keeps small calls off its connection."""
+
+
+class ResponseQueue:
+    """The calls that wait for replies on one connection, in order, and the reply parser."""
+
+    __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
+
+    def __init__(self, connection: Any, *, pushes: bool) -> None:
+        """Create a queue that parses replies as `connection` would.
+
+        Args:
+            connection: A connection of redis-py, whose encoder and error classes are used.
+            pushes: Whether RESP3 pushes may arrive, so that a part of one is valid at any time.
+        """
+        encoder = connection.encoder
+        decoding: dict[str, str] = {}
+        if encoder.decode_responses:
+            decoding = {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
+        # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=connection._parser.parse_error,
+            notEnoughData=NOT_ENOUGH,
+            **decoding,
+        )
+        self._pushes = pushes
+        self._partial = 0
+        self._special = 0
+        self.large = 0
+        self.waiting: deque[Entry] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a large request or reply is being transferred."""
+        return self.large > 0 or self._partial > LARGE
+
+    def expect(self, request: PendingRequest) -> None:
+        """Register a request whose replies have to be inspected."""
+        self._special += request.count
+        self.large += request.large
+
+    def forget(self, request: PendingRequest, *, first: bool) -> None:
+        """Unregister one command of a special request that is not sent after all."""
+        self._special -= 1
+        if first:
+            self.large -= request.large
+
+    def feed(self, data: bytes) -> int:
+        """Parse received bytes and set the results of the answered calls. Return their number.
+
+        Raises:
+            InvalidResponse: The data is not RESP, or no call waits for the reply.
+        """
+        before = len(self.waiting)
+        self._reader.feed(data)
+        try:
+            if self._special:
+                self._read_each()
+            else:
+                self._read()
+        except IndexError:
+            raise InvalidResponse("a reply without a request") from None
+        if not self.waiting and not self._pushes and self._reader.has_data():
+            raise InvalidResponse("a part of a reply without a request")
+        answered = before - len(self.waiting)
+        self._partial = 0 if answered else self._partial + len(data)
+        return answered
+
+    def _read(self) -> None:
+        gets, next_entry = self._reader.gets, self.waiting.popleft
+        push = hiredis.PushNotification
+        reply: object
+        while True:
+            try:
+                reply = gets()
+            except UnicodeDecodeError as error:
+                # hiredis 3.5 raises for this one reply and stays in sync.
+                reply = error
+            if reply is NOT_ENOUGH:
+                return
+            if type(reply) is push:
+                continue
+            try:
+                next_entry().set_result(reply)
+            except asyncio.InvalidStateError:
+                continue  # the caller no longer waits
+
+    def _read_each(self) -> None:
+        """Read as `_read` does, with special requests in the queue."""
+        reply: object
+        while True:
+            head = self.waiting[0] if self.waiting else None
+            special = head if isinstance(head, PendingRequest) and head.special else None
+            try:
+                reply = self._reader.gets(special is None or special.position not in special.raw)
+            except UnicodeDecodeError as error:
+                reply = error
+            if reply is NOT_ENOUGH:
+                return
+            if type(reply) is hiredis.PushNotification:
+                continue
+            entry = self.waiting.popleft()
+            if special is not None:
+                self._special -= 1
+                special.position += 1
+                if special.position == special.count:
+                    self.large -= special.large
+            if not entry.done():
+                entry.set_result(reply)
+
+    def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
+        """Turn the oldest `count` plain futures into requests that have time limits.
+
+        Args:
+            count: The number of entries to consider, from the head of the queue.
+            assign: Called with each new request and its distance from the end of the queue.
+        """
+        if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, count)):
+            return
+        entries = list(self.waiting)
+        for index, entry in enumerate(entries[:count]):
+            if isinstance(entry, asyncio.Future) and not entry.done():
+                request = entries[index] = PendingRequest(b"")
+                assign(request, len(entries) - index)
+                entry.set_result(Promoted(request))
+        self.waiting = deque(entries)
+
+    def fail_all(self, lost: ConnectionLost) -> bool:
+        """End all waits: no reply will arrive. Return whether any call waited."""
+        waiting, self.waiting = self.waiting, deque()
+        for entry in waiting:
+            if isinstance(entry, PendingRequest):
+                entry.interrupt(lost)
+            elif not entry.done():
+                entry.set_result(lost)
+        return bool(waiting)
+
+
+CALL_COST = 4096
+"""Bytes added to the size of each call, so that one limit covers both calls and bytes."""
+
+
+class InFlightWrite:
+    """The unanswered calls of one write.
+
+    Attributes:
+        at: Loop time of the write.
+        stalled: The loop's total stall time at that moment.
+        remaining: The number of unanswered calls.
+        cost: What the write counts for in the limit of bytes in flight.
+        end: Position of its last byte among all bytes that the connection wrote.
+    """
+
+    __slots__ = ("at", "cost", "end", "remaining", "stalled")
+
+    def __init__(self, at: float, stalled: float, remaining: int, cost: int, end: int) -> None:
+        self.at = at
+        self.stalled = stalled
+        self.remaining = remaining
+        self.cost = cost
+        self.end = end
+
+
+class InFlightWrites:
+    """The unanswered writes of a connection, oldest first, and how long it has been silent.
+
+    Time during which the event loop was blocked does not count as silence.
+    """
+
+    __slots__ = ("_lag", "_latencies", "_loop", "_progress", "_stalled", "last_byte", "writes")
+
+    def __init__(self, latencies: Latencies, lag: LoopLag) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._latencies = latencies
+        self._lag = lag
+        self.writes: deque[InFlightWrite] = deque()
+        self.last_byte = self._progress = self._loop.time()
+        self._stalled = lag.stalled
+
+    @property
+    def last_activity(self) -> float:
+        """Loop time of the last activity: a byte arrived, or a part of a request left."""
+        return max(self.last_byte, self._progress)
+
+    def add(self, count: int, size: int, end: int) -> float:
+        """Add a write of `count` calls and `size` bytes up to position `end`. Return its time."""
+        now = self._loop.time()
+        cost = size + count * CALL_COST
+        self.writes.append(InFlightWrite(now, self._lag.stalled, count, cost, end))
+        return now
+
+    def note_bytes(self) -> None:
+        """Note that bytes arrived."""
+        self.last_byte = self._loop.time()
+        self._stalled = self._lag.stalled
+
+    def note_progress(self) -> None:
+        """Note that a part of a request has left, so the connection is not silent."""
+        self._progress, self._stalled = self._loop.time(), self._lag.stalled
+
+    def answer(self, count: int) -> int:
+        """Remove the oldest `count` calls, which were answered. Return the cost that they free."""
+        freed = 0
+        while count:
+            write = self.writes[0]
+            taken = min(count, write.remaining)
+            self._latencies.record(self.last_byte - write.at, taken)
+            write.remaining -= taken
+            count -= taken
+            if not write.remaining:
+                self.writes.popleft()
+                freed += write.cost
+        return freed
+
+    def silence(self) -> float:
+        """Return the seconds without activity since the oldest unanswered write."""
+        oldest = self.writes[0]
+        since, stalled = oldest.at, oldest.stalled
+        if self.last_activity > since:
+            since, stalled = self.last_activity, self._stalled
+        return self._loop.time() - since - (self._lag.stalled - stalled)
+
+    def count_before(self, moment: float) -> int:
+        """Return the number of unanswered calls that were written until `moment`."""
+        late = 0
+        for write in self.writes:
+            if write.at > moment:
+                break
+            late += write.remaining
+        return late
+
+
+SECOND_CHECK = 0.005
+"""Seconds between a suspicion and its consequence: a reply in the socket is read first."""
+
+
+class Watchdog:
+    """Closes a connection that is silent for too long. One timer, armed while calls are in flight.
+
+    It checks twice within the response timeout: a large request that is still being sent is not
+    silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
+    counts: later writes that leave (a ping, for example) prove nothing about the peer.
+    """
+
+    __slots__ = ("_connection", "_in_flight", "_left", "_loop", "_queue", "_timer", "_written")
+
+    def __init__(
+        self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
+    ) -> None:
+        """Create a watchdog; `arm` starts it.
+
+        Args:
+            connection: Notified after half of its timeout in silence, and closed after all of it.
+            in_flight: Its unanswered writes.
+            queue: The calls that wait for replies on it.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._in_flight = in_flight
+        self._queue = queue
+        self._timer: asyncio.TimerHandle | None = None
+        # At the latest check: the bytes that the connection had written, and those that had left.
+        self._written = self._left = 0
+
+    def arm(self, now: float) -> None:
+        """Start the timer at `now`, unless it is running."""
+        if self._timer is None:
+            self._timer = self._loop.call_at(
+                now + self._connection.response_timeout / 2, self._check
+            )
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def _timeout(self) -> float:
+        return self._connection.response_timeout + self._connection.extra_timeout
+
+    def _check(self) -> None:
+        self._timer, connection = None, self._connection
+        if not self._queue.waiting:
+            return
+        written = connection.bytes_sent
+        left = written - self._unacknowledged()
+        if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
+            self._in_flight.note_progress()
+        self._written, self._left = written, left
+        timeout, silence = self._timeout, self._in_flight.silence()
+        if silence >= timeout:
+            self._timer = self._loop.call_later(
+                SECOND_CHECK, self._conclude, self._in_flight.last_byte
+            )
+            return
+        # Not later than their deadline, although the next check is half of the timeout away.
+        deadline = connection.deadline
+        age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
+        late = self._in_flight.count_before(self._loop.time() - age)
+        self._queue.promote(late, connection.adopt)
+        if silence < timeout / 2:
+            next_check = timeout / 2 - silence
+        else:
+            next_check = timeout - silence
+            connection.fall_silent()
+        self._timer = self._loop.call_later(max(next_check, SECOND_CHECK), self._check)
+
+    def _conclude(self, last_byte: float) -> None:
+        self._timer = None
+        in_flight = self._in_flight
+        quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
+        if quiet and in_flight.silence() >= self._timeout:
+            seconds = self._connection.response_timeout
+            self._connection.close(
+                ConnectionFailure(
+                    Cause.TIMED_OUT, f"no byte arrived within {seconds:g} s", definite=False
+                )
+            )
+        else:
+            self._check()
+
+    def _unacknowledged(self) -> int:
+        """Return the number of written bytes that the peer has not acknowledged yet."""
+        transport = self._connection.transport
+        size = transport.get_write_buffer_size()
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return size
+        return size + _send_queue_size(sock.fileno())
+
+
+def _send_queue_size(descriptor: int) -> int:
+    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
+    try:
+        import fcntl  # noqa: PLC0415 (not on Windows)
+        import termios  # noqa: PLC0415
+
+        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
+        return 0
+    return int.from_bytes(queued, sys.byteorder)
+
+
+_ENOUGH = 16
+"""Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
+
+
+class ConnectionOwner(Protocol):
+    """The owner of a multiplexed connection, which reacts to changes of the connection."""
+
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Take over the calls that were never written. The connection is closed already."""
+
+    def connection_changed(self) -> None:
+        """Choose again: the connection became full, busy with a large value, or free again."""
+
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """React to half of the response timeout without a byte while calls wait."""
+
+
+class MultiplexedConnection(asyncio.Protocol):
+    """The traffic of one connection, from the end of its handshake to its end."""
+
+    def __init__(
+        self,
+        connection: Any,
+        *,
+        owner: ConnectionOwner,
+        name: str,
+        client_id: int | None,
+        response_timeout: float,
+        deadline: float | None,
+        limit: int,
+        latencies: Latencies,
+        lag: LoopLag,
+        pushes: bool = False,
+    ) -> None:
+        """Take over the transport of a connection after its handshake.
+
+        Args:
+            connection: A connection of redis-py. It is kept: its StreamWriter closes the transport.
+            owner: Notified when the connection is lost and when its load changes.
+            name: The connection's unique client name on the server.
+            client_id: Its CLIENT ID, or None if the server forbids the command.
+            response_timeout: Seconds of silence, with calls in flight, that end the connection.
+            deadline: Maximum seconds of a call. Shortly before, the call becomes a request.
+            limit: Bytes in flight (see `CALL_COST`) above which the connection is full.
+            latencies: Records the time of each answered write.
+            lag: The stall time of the event loop, which does not count as silence.
+            pushes: Whether the caller may have requested RESP3 pushes (CLIENT TRACKING).
+        """
+        self._loop = asyncio.get_running_loop()
+        self.connection = connection
+        self.name = name
+        self.client_id = client_id
+        self.response_timeout = response_timeout
+        self.deadline = deadline
+        self.limit = limit
+        self._owner = owner
+        self._in_flight = InFlightWrites(latencies, lag)
+        self._queue: list[Entry] = []
+        self._data: list[bytes] = []
+        self._enough = _ENOUGH
+        self._responses = ResponseQueue(connection, pushes=pushes)
+        self._watchdog = Watchdog(self, self._in_flight, self._responses)
+        self._scheduled = False
+        self._crowded = False
+        self._paused = False
+        self.extra_timeout = 0.0
+        """Seconds that a blocking command may be silent beyond the response timeout."""
+        self.load = 0
+        self.full = False
+        self.flushed = 0
+        """The number of calls that were passed to the transport so far."""
+        self.opened = self._loop.time()
+        self.replies = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.lost: ConnectionLost | None = None
+        self._repeats_paid: bool | None = None
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.retired: asyncio.Future[None] = self._loop.create_future()
+        self.fenced: asyncio.Future[bool] = self._loop.create_future()
+        """Whether the server can no longer apply anything that this connection sent."""
+        # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
+        # reply has been read, so its StreamReader holds no data.
+        self.transport: asyncio.Transport = connection._writer.transport
+        self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self.transport.set_protocol(self)
+
+    # -- for callers -----------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a large value is being transferred, so that small calls should go elsewhere."""
+        return self._responses.busy
+
+    @property
+    def last_byte(self) -> float:
+        """Loop time at which the last byte arrived."""
+        return self._in_flight.last_byte
+
+    @property
+    def last_activity(self) -> float:
+        """Loop time of the last activity: a byte arrived, or a part of a request left."""
+        return self._in_flight.last_activity
+
+    @property
+    def in_flight(self) -> int:
+        """The number of calls without a reply, including those whose caller no longer waits."""
+        return len(self._responses.waiting) + len(self._queue)
+
+    def is_next(self, request: PendingRequest) -> bool:
+        """Return whether the next reply belongs to this request."""
+        waiting = self._responses.waiting
+        return bool(waiting) and waiting[0] is request
+
+    def send(self, entry: Entry, data: bytes) -> None:
+        """Send one packed command. The reply becomes the result of `entry`.
+
+        The command is written immediately if nothing is in flight. Otherwise the commands of this
+        loop tick are written together, also after a read with several replies, because several
+        callers are about to call again. Of many commands, a part is written before the tick ends,
+        so that the server works while the rest is packed.
+        """
+        load = self.load = self.load + len(data) + CALL_COST
+        if self._scheduled:
+            self._queue.append(entry)
+            self._data.append(data)
+            if len(self._data) >= self._enough:
+                self._write_queue()
+        elif self._responses.waiting or self._crowded or self._queue or self._paused:
+            self._queue.append(entry)
+            self._data.append(data)
+            self._schedule()
+        else:
+            self._responses.waiting.append(entry)
+            self._written(1, len(data))
+            self.transport.write(data)
+        if load > self.limit and not self.full:
+            self.full = True
+            self._owner.connection_changed()
+
+    def send_request(self, request: PendingRequest) -> None:
+        """Send all commands of a request without other commands between them."""
+        request.assign(self, self.flushed + len(self._queue))
+        self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
+        if not request.special:
+            self.send(request, request.data)
+            return
+        self._responses.expect(request)
+        # The first entry carries the data; the others reserve positions for their replies.
+        self.load += (request.count - 1) * CALL_COST
+        self._queue.extend(repeat(request, request.count))
+        self._data.append(request.data)
+        self._data.extend(repeat(b"", request.count - 1))
+        self.load += len(request.data) + CALL_COST
+        if self._responses.waiting or self._scheduled:
+            self._schedule()
+        else:
+            self._flush()
+        if request.large or self.load > self.limit:
+            self.full = self.load > self.limit
+            self._owner.connection_changed()
+
+    async def query(self, *words: Any) -> Any:
+        """Send a command of the library itself and return its reply.
+
+        Cancelling drops the reply. There is no time limit except the connection's own.
+
+        Raises:
+            redis.exceptions.RedisError: The server replied with an error.
+            OSError: The connection was lost.
+        """
+        request = PendingRequest(b"".join(self.connection.pack_command(*words)))
+        self.send_request(request)
+        reply = await request.future
+        if isinstance(reply, RedisError):
+            raise reply
+        if isinstance(reply, Exception):
+            raise ConnectionResetError(str(reply))
+        return reply
+
+    def retire(self) -> list[tuple[Entry, bytes]]:
+        """Accept no more calls, and close after the last reply. Return the unsent calls."""
+        self.retired.set_result(None)
+        unsent = self._take_queue()
+        if not self._responses.waiting:
+            self.close(REPLACED)
+        return unsent
+
+    def close(self, failure: ConnectionFailure) -> None:
+        """Close the connection immediately and fail every call. Idempotent."""
+        if self.lost is not None:
+            return
+        self.lost = lost = ConnectionLost(failure, self)
+        self._watchdog.stop()
+        self.transport.abort()
+        unsent = self._take_queue()
+        self._in_flight.writes.clear()
+        if not self._responses.fail_all(lost):
+            # Nothing that this connection sent can still be applied, so there is nothing to fence.
+            self.fenced.set_result(True)
+        self._owner.connection_lost(self, unsent)
+
+    def set_fenced(self, fenced: bool) -> None:
+        """Record whether the server ended this connection, so that nothing more is applied."""
+        self.fenced.set_result(fenced)
+
+    def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
+        """Return whether the budget covers repeating the calls that this connection lost.
+
+        All of them pay once, together: they are repeated over a new connection, which the server
+        has accepted by then.
+        """
+        if self._repeats_paid is None:
+            self._repeats_paid = spend()
+        return self._repeats_paid
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self._write_queue()
+
+    def _write_queue(self) -> None:
+        if self._paused or self.lost is not None:
+            return
+        queue, self._queue = self._queue, []
+        data, self._data = self._data, []
+        if True in [entry.done() for entry in queue]:
+            queue, data = self._without_cancelled(queue, data)
+        if queue:
+            waiting = self._responses.waiting
+            waiting.extend(queue)
+            self._enough = max(_ENOUGH, len(waiting) // 4)
+            blob = b"".join(data) if len(data) > 1 else data[0]
+            self._written(len(queue), len(blob))
+            self.transport.write(blob)
+
+    def _without_cancelled(
+        self, queue: list[Entry], data: list[bytes]
+    ) -> tuple[list[Entry], list[bytes]]:
+        """Remove the calls that were cancelled before they were written: they are never sent."""
+        for entry, packed in zip(queue, data, strict=True):
+            if entry.done():
+                self._forget(entry, len(packed))
+        kept = [not entry.done() for entry in queue]
+        return list(compress(queue, kept)), list(compress(data, kept))
+
+    def _take_queue(self) -> list[tuple[Entry, bytes]]:
+        """Empty the queue. Return the calls whose callers still wait."""
+        entries = zip(self._queue, self._data, strict=True)
+        unsent = [entry for entry in entries if not entry[0].done()]
+        self._queue, self._data = [], []
+        return unsent
+
+    def _forget(self, entry: Entry, size: int) -> None:
+        self.flushed += 1
+        self.load -= size + CALL_COST
+        if isinstance(entry, PendingRequest) and entry.special:
+            self._responses.forget(entry, first=size > 0)
+
+    def _written(self, count: int, size: int) -> None:
+        self.flushed += count
+        self.bytes_sent += size
+        self._watchdog.arm(self._in_flight.add(count, size, self.bytes_sent))
+
+    def pause_writing(self) -> None:
+        """Keep calls in the queue: what is not passed to the transport is certainly not sent."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Write the calls that were queued meanwhile."""
+        self._paused = False
+        if self._queue:
+            self._schedule()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Match replies with calls, in order."""
+        self._in_flight.note_bytes()
+        self.bytes_received += len(data)
+        was_busy = self.busy
+        try:
+            answered = self._responses.feed(data)
+        except InvalidResponse as error:
+            detail = f"received an invalid RESP reply: {clean_text(str(error))}"
+            self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
+            return
+        self._crowded = answered > 1
+        if answered:
+            self.replies += answered
+            self.load -= self._in_flight.answer(answered)
+            if not self._responses.waiting:
+                self.extra_timeout = 0.0
+                if self.retired.done():
+                    self.close(REPLACED)
+                    return
+        if self.full and self.load <= self.limit:
+            self.full = False
+            self._owner.connection_changed()
+        elif self.busy is not was_busy:
+            self._owner.connection_changed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the remaining calls: the connection is gone."""
+        why = f"the connection was lost: {describe_error(exc)}" if exc else None
+        self.close(ConnectionFailure(Cause.RESET, why or "the server closed the connection"))
+        # redis-py 8.1 warns about connections that still have a writer when they are collected.
+        self.connection._reader = self.connection._writer = None
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # -- for the watchdog ------------------------------------------------------------------
+
+    def fall_silent(self) -> None:
+        """Notify the owner that half of the timeout passed in silence."""
+        self._owner.connection_silent(self)
+
+    def adopt(self, request: PendingRequest, from_end: int) -> None:
+        """Take over the request of a call that was sent with a plain future."""
+        request.assign(self, self.flushed - from_end)

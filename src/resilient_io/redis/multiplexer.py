@@ -1,0 +1,757 @@
+"""The set of multiplexed connections of one client: choosing one, reconnecting, waiting calls.
+
+All calls use one connection, so that they keep their order. The other connections stand by, and
+take over while the first is busy with a large value, or when it dies. Calls that cannot be sent yet
+wait in order, ahead of newer ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import weakref
+from _thread import get_ident
+from collections import deque
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from redis.credentials import StreamingCredentialProvider
+from redis.exceptions import RedisError
+
+from resilient_io.health import Cause, LoopLag, State
+from resilient_io.histogram import Latencies
+from resilient_io.retry import Backoff
+from resilient_io.tasks import describe_task_end, log_task_death
+
+from .commands import Effect, Route
+from .connect import abort, connect, fence, identify, is_multiplexable, query_over
+from .connection import (
+    MultiplexedConnection,
+    NotMultiplexable,
+    PendingRequest,
+    Promoted,
+    Undeliverable,
+)
+from .errors import CLOSED, ConnectionFailure
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Coroutine
+
+    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+    from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
+
+    from .commands import CommandSpec
+    from .connect import Query, RedisTarget
+    from .connection import Entry
+    from .options import ConnectionSettings
+
+_BACKOFF = 0.1
+_BACKOFF_FLOOR = 0.01
+_BACKOFF_CAP = 1.0
+_PERMANENT_CAP = 10.0
+
+
+class Reconnector:
+    """Keeps one connection open for each slot, and fences those that died."""
+
+    def __init__(
+        self,
+        multiplexer: Multiplexer,
+        *,
+        target: RedisTarget,
+        policy: RetryPolicy,
+        health: Dependency,
+        rng: random.Random,
+        names: str,
+    ) -> None:
+        """Create a reconnector; `start` begins connecting.
+
+        Args:
+            multiplexer: Notified of opened connections and failed attempts.
+            target: The address, asked at every attempt.
+            policy: Its connect and response timeouts apply.
+            health: Decides whether connecting is worthwhile.
+            rng: Source of the jitter.
+            names: Prefix of the client names on the server; no other client may use it.
+        """
+        self._multiplexer = multiplexer
+        self._target = target
+        self._policy = policy
+        self._health = health
+        self._rng = rng
+        self._names = names
+        self._opened = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._died: str | None = None
+        self._fences: deque[MultiplexedConnection] = deque()
+        self._worthwhile = asyncio.Event()
+        self._closing = False
+
+    @property
+    def fencing(self) -> bool:
+        """Whether a dead connection may still write: nothing is sent until that is settled."""
+        return bool(self._fences)
+
+    def liveness_failure(self) -> str | None:
+        """Return which of the tasks ended because of a bug, or None."""
+        return None if self._closing else self._died
+
+    def start(self, slots: int) -> None:
+        """Open that many connections."""
+        for slot in range(slots):
+            self._start_task(self._keep_open(slot), f"connection {slot}")
+
+    def hurry(self) -> None:
+        """End the backoff of connect attempts: a probe succeeded."""
+        self._worthwhile.set()
+        self._worthwhile.clear()
+
+    def fence(self, lost: MultiplexedConnection, survivor: MultiplexedConnection | None) -> None:
+        """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
+        if lost.fenced.done():
+            return
+        self._fences.append(lost)
+        if survivor is not None and not self._closing:
+            self._start_task(self._fence_over(survivor), "fence")
+
+    async def aclose(self) -> None:
+        """End every task. Idempotent."""
+        self._closing = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        while self._fences:
+            self._fences.popleft().set_fenced(False)
+
+    # -- one connection --------------------------------------------------------------------
+
+    async def _keep_open(self, slot: int) -> None:
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+        while not self._closing:
+            try:
+                connection = await self._open()
+            except (RedisError, OSError) as error:
+                failure = self._target.failure(error)
+                self._multiplexer.connect_failed(slot, failure)
+                await self._back_off(backoff, permanent=failure.permanent)
+                continue
+            if connection is None:
+                self._multiplexer.fall_back()
+                return
+            backoff.reset()
+            self._multiplexer.connection_opened(slot, connection)
+            await asyncio.wait(
+                [connection.closed, connection.retired], return_when=asyncio.FIRST_COMPLETED
+            )
+
+    async def _open(self) -> MultiplexedConnection | None:
+        self._opened += 1
+        policy = self._policy
+        name = f"{self._names}-{self._opened}"
+        connection = await connect(
+            self._target,
+            client_name=None,
+            timeout=policy.connect_timeout,
+            user_timeout=policy.response_timeout,
+        )
+        multiplexed = None
+        try:
+            if is_multiplexable(connection):
+                query = query_over(connection, policy.connect_timeout)
+                client_id = await identify(query, name)
+                await self._settle_fences(query)
+                multiplexed = self._multiplexer.multiplex(connection, name, client_id)
+        finally:
+            if multiplexed is None:
+                abort(connection)
+        return multiplexed
+
+    async def _back_off(self, backoff: Backoff, *, permanent: bool) -> None:
+        pause = backoff.next(cap=_PERMANENT_CAP if permanent else None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._worthwhile.wait()
+        if self._health.state is State.DOWN:
+            # Only probes contact a dependency that is down.
+            await self._health.until_up()
+
+    # -- fencing ---------------------------------------------------------------------------
+
+    async def _settle_fences(self, query: Query) -> None:
+        """Before a call is repeated or a new one is sent, end the dead connections' clients."""
+        while self._fences:
+            lost = self._fences[0]
+            fenced = await fence(query, client_id=lost.client_id, name=lost.name)
+            if self._fences and self._fences[0] is lost:
+                self._fences.popleft()
+                self._health.note("connection fenced" if fenced else "fencing not permitted")
+                lost.set_fenced(fenced)
+
+    async def _fence_over(self, survivor: MultiplexedConnection) -> None:
+        try:
+            await self._settle_fences(survivor.query)
+        except (RedisError, OSError):
+            return  # the survivor died, too, and reported that: the next connection fences both
+        self._multiplexer.refresh()
+
+    def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        # In an empty context: the deadline and the trace span of the first call do not apply to a
+        # task that outlives it.
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"resilient-io redis {name}", context=Context()
+        )
+        self._tasks.append(task)
+        task.add_done_callback(functools.partial(self._ended, name))
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        if task.cancelled() or task.exception() is not None:
+            log_task_death(task)
+            how = describe_task_end(task)
+            if how is not None:
+                self._died = f"the task of {name} ended: {how}"
+
+
+class WaitingRequests:
+    """The queue of requests that wait for a connection. Each waiting caller has one entry."""
+
+    def __init__(self) -> None:
+        self._requests: deque[PendingRequest] = deque()
+        self._abandoned = 0
+
+    def __len__(self) -> int:
+        """Return the number of entries, including abandoned ones."""
+        return len(self._requests)
+
+    @property
+    def waiting(self) -> int:
+        """The number of waiting callers."""
+        return sum(not request.done() for request in self._requests)
+
+    def append(self, request: PendingRequest) -> None:
+        """Add a new call at the end."""
+        self._requests.append(request)
+
+    def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
+        """Put calls that a connection did not write at the front, in their order.
+
+        Plain futures become requests, because their callers now wait longer than usual.
+        """
+        for entry, data in reversed(unsent):
+            if not isinstance(entry, PendingRequest):
+                request = PendingRequest(data)
+                entry.set_result(Promoted(request))
+            elif data:
+                request = entry
+            else:
+                continue  # another command of a request that its first entry moves
+            request.assign(None)
+            self._requests.appendleft(request)
+
+    def note_abandoned(self) -> None:
+        """Count an abandoned entry. Entries are removed when half of them are abandoned."""
+        self._abandoned += 1
+        if self._abandoned * 2 > len(self._requests):
+            self._requests = deque(request for request in self._requests if not request.done())
+            self._abandoned = 0
+
+    def send_next(self, connection: MultiplexedConnection) -> None:
+        """Send the first request on `connection`, unless its caller is gone."""
+        request = self._requests.popleft()
+        if not request.done():
+            connection.send_request(request)
+
+    def fail_all(self, reason: Exception) -> None:
+        """End all waits with `reason`."""
+        waiting, self._requests, self._abandoned = self._requests, deque(), 0
+        for request in waiting:
+            request.interrupt(reason)
+
+
+_CONFIRMATION = 0.5
+"""Longest time, in seconds, to wait for health to confirm that connecting fails permanently."""
+
+
+class ConnectFailures:
+    """What the latest failed connect attempt means for the calls that wait for a connection.
+
+    A permanent failure (a wrong password, for example) ends their wait, but health should report
+    it before they do. When health improves, calls may wait again.
+    """
+
+    def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
+        """Begin without a failure.
+
+        Args:
+            health: Confirms a failure, or has improved since.
+            waiting: The calls that a permanent failure ends.
+        """
+        self._health = health
+        self._waiting = waiting
+        self._latest: ConnectionFailure | None = None
+        self._failed_at = 0.0
+        self._suspicion: Undeliverable | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.undeliverable: Undeliverable | None = None
+        """Why connecting fails permanently, after health confirmed it or had enough time to."""
+
+    @property
+    def detail(self) -> str:
+        """Why the latest attempt failed, or an empty string."""
+        return self._latest.detail if self._latest is not None else ""
+
+    @property
+    def improved(self) -> bool:
+        """Whether health has improved since the latest attempt failed."""
+        health = self._health
+        return (
+            self._latest is not None and health.state.answering and health.since > self._failed_at
+        )
+
+    def add(self, failure: ConnectionFailure) -> None:
+        """Record a failed attempt."""
+        loop = asyncio.get_running_loop()
+        self._latest, self._failed_at = failure, loop.time()
+        if failure.permanent and self.undeliverable is None:
+            self._suspicion = Undeliverable(failure)
+            self._stop_timer()
+            self._timer = loop.call_later(_CONFIRMATION, self.confirm)
+
+    def confirm(self) -> None:
+        """Fail the waiting calls if connecting fails permanently."""
+        if self._suspicion is not None:
+            self.undeliverable = self._suspicion
+            self._waiting.fail_all(self._suspicion)
+
+    def forgive(self) -> None:
+        """Permit calls to wait again: health improved."""
+        self.undeliverable = self._suspicion = None
+        self._stop_timer()
+
+    def clear(self) -> None:
+        """Forget the failures: an attempt succeeded."""
+        self._latest = None
+        self.forgive()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+_ENDS_TRANSACTION = ("EXEC", "DISCARD", "UNWATCH")
+_TRANSACTION = ("WATCH", "MULTI")
+
+
+class BoundState:
+    """The state that a caller set on its own connection (SELECT, WATCH, MULTI).
+
+    If that connection is lost, the next call raises instead of continuing without the state.
+    """
+
+    def __init__(self) -> None:
+        self._set: list[str] = []
+        self.lost: list[str] = []
+        """The commands whose state was lost, until an error reported that."""
+
+    def __bool__(self) -> bool:
+        """Return whether any state is set."""
+        return bool(self._set)
+
+    def note(self, spec: CommandSpec) -> None:
+        """Record a command that is about to be sent."""
+        if spec.name in _ENDS_TRANSACTION:
+            self._set = [name for name in self._set if name not in _TRANSACTION]
+        elif (
+            spec.route is Route.BOUND
+            and spec.effect is not Effect.READ
+            and spec.name not in self._set
+        ):
+            self._set.append(spec.name)
+
+    def lose(self) -> None:
+        """Record that the connection was lost."""
+        self._set, self.lost = [], self._set
+
+    def take_loss(self) -> str:
+        """Return once what was lost, as the end of a sentence."""
+        lost, self.lost = self.lost, []
+        return f", and with it the state set by {', '.join(lost)}: start again"
+
+
+class Multiplexer:
+    """Assigns each call to a connection, or keeps it until there is one."""
+
+    def __init__(
+        self,
+        *,
+        target: RedisTarget,
+        policy: RetryPolicy,
+        health: Dependency,
+        settings: ConnectionSettings,
+        rng: random.Random,
+        names: str,
+        bound: bool = False,
+    ) -> None:
+        """Create a multiplexer; `start` opens the connections.
+
+        Args:
+            target: The address, asked at every connect attempt.
+            policy: Its connect and response timeouts apply.
+            health: Notified of lost and opened connections; decides whether to connect.
+            settings: The number of connections, and the limit of bytes in flight.
+            rng: Source of the jitter.
+            names: Prefix of the connections' client names; no other client may use it.
+            bound: Whether the connection belongs to one caller, who may change its state.
+        """
+        self.target = target
+        self.health = health
+        self._policy = policy
+        self._settings = settings
+        self._bound = bound
+        self._reconnector = Reconnector(
+            self, target=target, policy=policy, health=health, rng=rng, names=names
+        )
+        self._slots: list[MultiplexedConnection | None] = [None] * settings.count
+        self._retiring: list[MultiplexedConnection] = []
+        self._preferred: MultiplexedConnection | None = None
+        self._waiting = WaitingRequests()
+        self.failures = ConnectFailures(health, self._waiting)
+        self._choosing = self._stale = False
+        self._closing = False
+        self._past = (0, 0, 0)
+        self.lag: LoopLag | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+        """The thread of the loop. It identifies calls from other threads."""
+        self.is_running: Callable[[], bool]
+        self.time: Callable[[], float]
+        self.create_future: Callable[[], asyncio.Future[object]]
+        self.latencies = Latencies()
+        self.unsupported = False
+        """Whether the driver's connections have no transport, as those of a fake may."""
+        self.bound_state = BoundState()
+        self.current: MultiplexedConnection | None = None
+        """The connection that accepts calls, or None while calls have to wait."""
+        self.fast: MultiplexedConnection | None = None
+        """The same for the hot path. None unless everything is well."""
+
+    # -- for calls -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the connections in the running loop. Idempotent."""
+        if self.loop is None:
+            self.loop = loop = asyncio.get_running_loop()
+            self.thread = get_ident()
+            self.is_running = loop.is_running
+            self.time, self.create_future = loop.time, partial(asyncio.Future, loop=loop)
+            self.lag = LoopLag.acquire()
+            self._reconnector.start(len(self._slots))
+
+    def submit(self, request: PendingRequest) -> None:
+        """Send a request on the current connection, or let it wait for one."""
+        connection = self.current
+        if connection is not None:
+            connection.send_request(request)
+        elif self.unsupported:
+            request.interrupt(NotMultiplexable())
+        elif self.failures.undeliverable is not None and not self.failures.improved:
+            request.interrupt(self.failures.undeliverable)
+        elif self._closing:
+            request.interrupt(Undeliverable(CLOSED))
+        else:
+            self._waiting.append(request)
+
+    def abandon(self, request: PendingRequest) -> None:
+        """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
+        request.future.cancel()
+        if request.connection is None:
+            self._waiting.note_abandoned()
+
+    def abandon_future(self, future: asyncio.Future[object]) -> None:
+        """Drop a cancelled call of the hot path, which may have become a request."""
+        if future.done() and not future.cancelled():
+            reply = future.result()
+            if isinstance(reply, Promoted):
+                self.abandon(reply.request)
+
+    def retire(self, connection: MultiplexedConnection) -> None:
+        """Replace a connection: another server should receive new calls.
+
+        Calls in flight may finish.
+        """
+        if connection in self._slots:
+            held = bool(self.bound_state)
+            self.health.note("connection retired", why="its server does not accept writes")
+            self._drop(connection)
+            self._retiring.append(connection)
+            self._waiting.put_back(connection.retire())
+            if held:
+                self._lose_state()
+            self._choose()
+
+    def write_accepted(self) -> None:
+        """Report an accepted write, which ends a period of refusals."""
+        self.health.accepted()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Choose the connection again: something that the choice depends on has changed."""
+        if not self.health.available:
+            self.failures.confirm()
+        elif self.failures.improved:
+            self.failures.forgive()
+            self._reconnector.hurry()
+        self._choose()
+
+    @property
+    def connections(self) -> list[MultiplexedConnection]:
+        """The open connections."""
+        return [connection for connection in self._slots if connection is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all connections are open."""
+        return None not in self._slots
+
+    @property
+    def crowded(self) -> bool:
+        """Whether waiting calls wait only because too much is in flight."""
+        return bool(self.connections) and self.health.available
+
+    @property
+    def obstacle(self) -> str:
+        """What waiting calls wait for, for error messages."""
+        if self.crowded:
+            return "room among the calls in flight"
+        if self.connections:
+            return f"the server to be up again ({self.health.detail})"
+        why = self.failures.detail
+        return f"a connection ({why})" if why else "a connection"
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a new process helps, or None."""
+        return None if self._closing else self._reconnector.liveness_failure()
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait for a connection."""
+        return self._waiting.waiting
+
+    def replies(self) -> int:
+        """Return the replies received so far over all connections, including closed ones."""
+        return self.traffic[0]
+
+    @property
+    def traffic(self) -> tuple[int, int, int]:
+        """Replies, bytes sent and bytes received so far, including those of closed connections."""
+        replies, sent, received = self._past
+        for connection in (*self.connections, *self._retiring):
+            replies += connection.replies
+            sent += connection.bytes_sent
+            received += connection.bytes_received
+        return replies, sent, received
+
+    def last_byte(self) -> float:
+        """Return the loop time of the last byte from any open connection, or -inf."""
+        return max((each.last_byte for each in self.connections), default=float("-inf"))
+
+    def disown(self) -> None:
+        """Accept no more calls: the connections belong to the parent process."""
+        self._closing = True
+        self._choose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls that still wait end as closed. Idempotent."""
+        self._closing = True
+        connections = [*self.connections, *self._retiring]
+        self._waiting.fail_all(Undeliverable(CLOSED))
+        self.failures.forgive()
+        for connection in connections:
+            connection.close(CLOSED)
+        await self._reconnector.aclose()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections])
+        if self.lag is not None:
+            self.lag.release()
+            self.lag = None
+        self._choose()
+
+    # -- for connections and the reconnector -----------------------------------------------
+
+    def connection_changed(self) -> None:
+        """Choose again: a connection became full, busy or free."""
+        self._choose()
+
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """Request a health probe before the response timeout ends."""
+        quiet = connection.response_timeout / 2
+        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Move the calls that were never written to the front of the queue, and fence the rest."""
+        replies, sent, received = self._past
+        self._past = (
+            replies + connection.replies,
+            sent + connection.bytes_sent,
+            received + connection.bytes_received,
+        )
+        self._drop(connection)
+        self._waiting.put_back(unsent)
+        if self.bound_state:
+            self._lose_state()
+        lost = connection.lost
+        if lost is not None and not self._closing and not connection.retired.done():
+            cause, detail = lost.failure.cause, lost.failure.detail
+            self.health.note("connection lost", cause=cause.value, detail=detail)
+            self.health.failed(cause, detail)
+        self._reconnector.fence(connection, next(iter(self.connections), None))
+        self._choose()
+
+    def connection_opened(self, slot: int, connection: MultiplexedConnection) -> None:
+        """Use a new connection."""
+        if self._closing:
+            connection.close(CLOSED)
+            return
+        self.failures.clear()
+        self._slots[slot] = connection
+        self.health.note("connection opened", slot=slot)
+        self.health.part_back(f"connection {slot}")
+        self.health.succeeded()
+        self._choose()
+
+    def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
+        """Report a failed connect attempt."""
+        self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
+        if self.connections:
+            self.health.part_lost(f"connection {slot}", failure.cause, failure.detail)
+            return
+        self.health.failed(failure.cause, failure.detail)
+        self.failures.add(failure)
+
+    def fall_back(self) -> None:
+        """Send no calls: the driver's connections have no transport to take over."""
+        self.unsupported = True
+        self.health.succeeded()
+        self._waiting.fail_all(NotMultiplexable())
+
+    def multiplex(
+        self, connection: AbstractConnection, name: str, client_id: int | None
+    ) -> MultiplexedConnection:
+        """Return a multiplexed connection that takes over a connection of redis-py."""
+        assert self.lag is not None, "connections are opened only after start()"  # noqa: S101
+        return MultiplexedConnection(
+            connection,
+            owner=self,
+            name=name,
+            client_id=client_id,
+            response_timeout=self._policy.response_timeout,
+            deadline=self._policy.deadline,
+            limit=self._settings.in_flight,
+            latencies=self.latencies,
+            lag=self.lag,
+            pushes=self._bound,
+        )
+
+    # -- internal --------------------------------------------------------------------------
+
+    def _lose_state(self) -> None:
+        """Fail the waiting calls that were meant for the state of the lost connection."""
+        if self.bound_state:
+            self.bound_state.lose()
+        why = "the connection that held the caller's state was lost"
+        self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
+
+    def _drop(self, connection: MultiplexedConnection) -> None:
+        self._slots = [None if other is connection else other for other in self._slots]
+        self._retiring = [other for other in self._retiring if other is not connection]
+
+    def _choose(self) -> None:
+        self._stale = True
+        if self._choosing:
+            return  # sending a waiting call changed something: the loop below starts again
+        self._choosing = True
+        try:
+            while self._stale:
+                self._stale = False
+                self._choose_once()
+        finally:
+            self._choosing = False
+
+    def _choose_once(self) -> None:
+        connection = self._preferred = self._prefer()
+        self.current = self.fast = None
+        if connection is None or connection.full or self._closing or self._reconnector.fencing:
+            return
+        if not self.health.available:
+            return  # the server does not serve (LOADING) or is silent: only probes contact it
+        while self._waiting and not self._stale:
+            self._waiting.send_next(connection)
+        if self._stale:
+            return
+        self.current = connection
+        if not self.health.refusing and not self._bound:
+            self.fast = connection
+
+    def _prefer(self) -> MultiplexedConnection | None:
+        """Keep the connection, which keeps the calls in order, unless a large value blocks it."""
+        preferred = self._preferred
+        alive = preferred is not None and preferred in self._slots
+        if alive and preferred is not None and not preferred.busy:
+            return preferred
+        free = next((each for each in self.connections if not each.busy), None)
+        if free is None and alive:
+            return preferred
+        return free if free is not None else next(iter(self.connections), None)
+
+
+_log = logging.getLogger("resilient_io.redis")
+
+
+def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
+    """Send AUTH on every open connection when a streaming provider rotates the credentials.
+
+    A refused AUTH is logged and leaves the connection authenticated as before. New connections ask
+    the provider themselves. A provider has a single listener, so the listener of redis-py's pool is
+    called, too.
+
+    Args:
+        pool: The client's pool, whose settings name the provider, if there is one.
+        multiplexer: The connections to authenticate. The provider does not keep it alive.
+    """
+    provider = pool.connection_kwargs.get("credential_provider")
+    if not isinstance(provider, StreamingCredentialProvider):
+        return
+    reference = weakref.ref(multiplexer)
+
+    async def rotate(token: Any) -> None:
+        await pool.re_auth_callback(token)
+        living = reference()
+        if living is None:
+            return
+        secret = token.get_value()
+        living.target.remember(secret)
+        for connection in living.connections:
+            try:
+                await connection.query("AUTH", token.try_get("oid"), secret)
+            except (RedisError, OSError) as error:
+                name = living.health.name
+                _log.warning(
+                    "%s: the server refused rotated credentials; the old ones stay in use: %s",
+                    name,
+                    living.target.failure(error).detail,
+                    extra={"event": "credentials_refused", "dependency": name},
+                )
+
+    # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.
+    provider.on_next(rotate)  # type: ignore[arg-type]
