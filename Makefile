@@ -22,7 +22,7 @@ help: ## list the targets
 
 demo: ## redis-py and ResilientRedis under the same faults, then a service on Kafka and Redis
 	$(kafka)
-	$(in_venv) test python -m resilient_io.demo $(ARGS)
+	$(in_venv) test python -m demo $(ARGS)
 
 test: ## all tests except those of `soak` and `containers`; ARGS="-n 0" for a debugger
 	$(kafka)
