@@ -9,7 +9,7 @@ in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
 processes = -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak containers coverage bench lint format types wheel servers screenshots lock clean
+.PHONY: help demo test soak containers coverage bench lint format types docs wheel servers screenshots lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -47,6 +47,9 @@ types: ## mypy --strict and pyright, on the package and on the typing tests
 	$(in_venv) test,lint mypy
 	$(in_venv) test,lint sh -c 'pyright --pythonpath "$$(command -v python)"'
 
+docs: ## build the docs site into site/; broken links and references are errors
+	$(in_venv) test,docs python -m zensical build --strict --clean
+
 wheel: ## build the wheel, install it into a fresh environment, import every public name
 	$(in_venv) test python scripts/check_wheel.py
 
@@ -63,5 +66,5 @@ lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everythi
 
 clean: ## remove everything that the other targets made
 	@scripts/docker_engine.sh stop
-	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv-* .servers .cache dist site .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
