@@ -138,7 +138,7 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
     )
     return [
         (
-            "policy, health, statistics against a bare lane, µs per GET",
+            "policy, health, statistics compared with a bare connection, µs per GET",
             *[""] * len(PEERS),
             f"{ours.median:.2f} against {bare.median:.2f}",
             f"≤{OVERHEAD_TARGET:.0%} more",
