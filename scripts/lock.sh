@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 lock() {
     output=requirements/$1.txt
     shift
-    # No index address may stand in a lock: whoever installs from it uses their own.
+    # A lock contains no index address: each machine installs from its own index.
     uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
         --output-file "$output" "$@"
