@@ -232,7 +232,7 @@ async def test_refusals_count_in_the_record(dependency, caplog):
 
 @pytest.mark.parametrize("name", ["", None, 7])
 def test_a_dependency_needs_a_name(name):
-    with pytest.raises(ConfigurationError, match='write name="redis"'):
+    with pytest.raises(ConfigurationError, match='for example name="redis"'):
         Dependency(name)
 
 

@@ -1,4 +1,4 @@
-"""A client that was in use before a fork, or in another event loop, says so: nothing hangs."""
+"""A client that was used before a fork, or in another event loop, says so: nothing hangs."""
 
 import asyncio
 import subprocess
@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from resilient_io.kafka.binding import Residence
+from resilient_io.binding import LoopBinding
 
 
 def run(script):
@@ -87,7 +87,7 @@ def test_after_a_fork_each_use_says_to_make_a_new_one_and_closing_has_nothing_to
     )
     assert len(said) == 11
     for line in said[:8]:
-        assert line.startswith("RuntimeError this client was in use before a fork")
+        assert line.startswith("RuntimeError this client was used before a fork")
     assert "make a new ResilientKafkaProducer in the child process" in said[0]
     assert "make a new ResilientKafkaConsumer in the child process" in said[6]
     assert said[8].startswith("DeliveryReport(delivered=0")
@@ -138,9 +138,9 @@ def test_what_lived_in_a_closed_loop_may_begin_anew_in_a_child():
     with asyncio.Runner() as runner:
         residence = runner.run(settle())
     residence.note_fork()
-    assert residence.over
+    assert residence.closed
     assert not residence.forked
 
 
 async def settle():
-    return Residence()
+    return LoopBinding()

@@ -27,7 +27,7 @@ async def yields(record):
         ({"policy": 3}, r"write policy=HandlerPolicy\(attempts=3\)"),
         ({"limits": 3}, r"write limits=RunLimits\(records=10_000\)"),
         ({"dead_letter": 3}, 'write dead_letter="orders.dead"'),
-        ({"dead_letter": ""}, "must be a string that is not empty"),
+        ({"dead_letter": ""}, "must be a non-empty string"),
         ({"on_failure": "dead_letter"}, 'needs a topic: write dead_letter="orders.dead" too'),
         (
             {"on_outcome_unknown": "dead_letter"},
