@@ -25,7 +25,7 @@ def _row(name: str) -> str:
     blocking = lookup((name, "GROUP", "group", "consumer", "BLOCK", "0", "STREAMS", "key", ">"))
     cells = (
         name,
-        f"up to {effect}" if spec.judge else effect,
+        f"up to {effect}" if spec.resolve else effect,
         route if blocking.route is spec.route else f"{route} or {blocking.route.value}",
         " ".join(text for text in (spec.reason, spec.advice) if text),
     )
