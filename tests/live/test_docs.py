@@ -123,7 +123,6 @@ async def run_program(code, folder):
 
 async def run_tests(code, folder):
     (folder / "pytest.ini").write_text(_PYTEST)
-    (folder / "conftest.py").write_text('pytest_plugins = ["resilient_io.testing.pytest_plugin"]\n')
     tests = folder / "test_of_page.py"
     tests.write_text(code)
     await run_python("-m", "pytest", tests, folder=folder)
