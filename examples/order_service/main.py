@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from settings import Settings
 
 from resilient_io import (
+    ConsumerSettings,
     Dependency,
     HandlerPolicy,
     HealthMonitor,
@@ -52,6 +53,7 @@ class OrderService:
             health=self.kafka,
             auto_offset_reset="earliest",
             value_deserializer=json.loads,
+            settings=ConsumerSettings(drain_timeout=settings.drain_seconds),
         )
         self.clients = (self.redis, self.producer, self.consumer)
         # Ready while both are there; alive while the event loop turns and the clients move.
@@ -93,8 +95,8 @@ class OrderService:
                 concurrency=settings.concurrency,
                 dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
-                policy=HandlerPolicy(timeout=settings.handler_seconds),
-                limits=RunLimits(bytes=settings.buffer_bytes, drain_timeout=settings.drain_seconds),
+                handler_policy=HandlerPolicy(timeout=settings.handler_seconds),
+                limits=RunLimits(bytes=settings.buffer_bytes),
             )
 
 

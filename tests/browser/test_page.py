@@ -159,7 +159,7 @@ async def test_a_screen_reader_hears_of_changes_and_not_of_every_message(page):
         await page.until_news(2)
         assert await page.run("return said.textContent") == ""
         put(redis, "down")
-        await page.until_reads("#said", "Not ready. redis is down (refused: nobody listens).")
+        await page.until_reads("#said", "Not ready. redis is down: nobody listens.")
 
 
 async def test_screen_readers_find_landmarks_and_tables_with_headers_on_a_phone_too(

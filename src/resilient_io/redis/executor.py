@@ -272,7 +272,7 @@ class Gate:
             last.detail += self.lanes.session.take_loss()
         if last.cause is Cause.RESET:
             # Nobody hears of an outage before health has looked.
-            await self.health.judged(_JUDGEMENT)
+            await self.health.wait_for_probe(_JUDGEMENT)
         elapsed = asyncio.get_running_loop().time() - started
         error = self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed)
         if isinstance(error, OutcomeUnknown):
@@ -312,7 +312,9 @@ class Gate:
         if last.refusal is not None and not last.refusal.degraded:
             # If health finds, too, that it does not serve, the lanes hold the call back.
             now = asyncio.get_running_loop().time()
-            await self.health.judged(_HEARING if until is None else min(_HEARING, until - now))
+            await self.health.wait_for_probe(
+                _HEARING if until is None else min(_HEARING, until - now)
+            )
         lane = last.lane
         if last.progress is not Progress.MAYBE_APPLIED or call.effect is Effect.READ:
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
 from resilient_io.health import HealthMonitor, State
-from resilient_io.health.states import describe
+from resilient_io.health.states import describe_state
 from resilient_io.serve import _health_json, _status
 from resilient_io.serve._events import Broadcast
 from resilient_io.serve._metrics import Metrics
@@ -135,7 +135,7 @@ class Answers:
         words = f"not ready: {'; '.join(monitor.unready_reasons)}"
         if monitor.ready:
             troubles = [
-                f"{each.name} is {describe(each.state, each.cause, each.detail)}"
+                f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
                 for each in monitor.dependencies
                 if each.state is not State.UP
             ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.health import State
-from resilient_io.health.states import describe
+from resilient_io.health.states import describe_state
 from resilient_io.text import redact_credentials
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def _dependencies(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
             "role": monitor.role_of(dependency),
         }
         if dependency.state is not State.UP:
-            availability["output"] = describe(dependency.state, dependency.cause, dependency.detail)
+            availability["output"] = describe_state(
+                dependency.state, dependency.cause, dependency.detail
+            )
         checks.setdefault(f"{component}:availability", []).append(availability)
         if dependency.latency is not None:
             checks.setdefault(f"{component}:responseTime", []).append(

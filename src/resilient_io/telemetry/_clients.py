@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
     from resilient_io.kafka.consumer.stats import ConsumerStats
-    from resilient_io.kafka.processing.processor import RunStats
+    from resilient_io.kafka.processing.stats import RunStats
     from resilient_io.kafka.producer.reports import ProducerStats
     from resilient_io.redis import RedisStats
 

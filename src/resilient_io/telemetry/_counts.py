@@ -71,7 +71,7 @@ def _read_producer(client: str, producer: Producer, add: Add) -> None:
     add("resilient_io.producer.buffered", *own, value=stats.buffered)
     add("resilient_io.producer.callers_waiting", *own, value=stats.callers_waiting)
     add("resilient_io.kafka.instances", *own, value=stats.instances)
-    add("resilient_io.kafka.dropped_logs", *own, value=stats.log_records_dropped)
+    add("resilient_io.kafka.log_records_dropped", *own, value=stats.log_records_dropped)
 
 
 def _read_consumer(client: str, consumer: Consumer, add: Add) -> None:
@@ -96,7 +96,7 @@ def _read_consumer(client: str, consumer: Consumer, add: Add) -> None:
     add("resilient_io.consumer.rebalances", *own, value=stats.rebalances)
     add("resilient_io.consumer.partitions_lost", *own, value=stats.lost)
     add("resilient_io.kafka.instances", *where, value=stats.instances)
-    add("resilient_io.kafka.dropped_logs", *where, value=stats.dropped_logs)
+    add("resilient_io.kafka.log_records_dropped", *where, value=stats.log_records_dropped)
     _read_run(add, own, consumer)
 
 
@@ -107,14 +107,14 @@ def _read_run(add: Add, own: tuple[str, ...], consumer: Consumer) -> None:
     add("resilient_io.run.records", *own, "handled", value=run.handled)
     add("resilient_io.run.records", *own, "dead_lettered", value=run.dead_lettered)
     add("resilient_io.run.records", *own, "skipped", value=run.skipped)
-    add("resilient_io.run.failures", *own, "record", value=run.failed - run.excused)
-    add("resilient_io.run.failures", *own, "dependency", value=run.excused)
+    add("resilient_io.run.failures", *own, "record", value=run.failed - run.not_counted)
+    add("resilient_io.run.failures", *own, "dependency", value=run.not_counted)
     add("resilient_io.run.retries", *own, value=run.retried)
     add("resilient_io.run.cancelled", *own, value=run.cancelled)
     add("resilient_io.run.pauses", *own, value=run.pauses)
-    held = run.in_flight - run.ready - run.resting
+    held = run.in_flight - run.ready - run.backing_off
     add("resilient_io.run.in_flight", *own, "ready", value=run.ready)
-    add("resilient_io.run.in_flight", *own, "resting", value=run.resting)
+    add("resilient_io.run.in_flight", *own, "resting", value=run.backing_off)
     add("resilient_io.run.in_flight", *own, "held", value=held)
     add("resilient_io.run.in_flight.size", *own, value=run.in_flight_bytes)
     add("resilient_io.run.handlers", *own, value=run.handlers)

@@ -62,7 +62,7 @@ _PRODUCER_CLIENT = (
         ("client", "dependency"),
     ),
     Metric(
-        "resilient_io.kafka.dropped_logs",
+        "resilient_io.kafka.log_records_dropped",
         "counter",
         "{record}",
         "Log records of aiokafka that were counted instead of written",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from opentelemetry import propagate
 from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
 
+from resilient_io.kafka.instrumentation import SendSpan, Tracing
+
 from ._span import failed, is_suppressed, running
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
-    from resilient_io.kafka.consumer.record import Record
+    from resilient_io.kafka.record import Record
 
     Pairs = Sequence[tuple[str, bytes | None]]
 
@@ -30,7 +32,7 @@ __all__ = ["KafkaSpans"]
 _SYSTEM: dict[str, AttributeValue] = {"messaging.system": "kafka"}
 
 
-class KafkaSpans:
+class KafkaSpans(Tracing):
     """Makes the spans of one producer or consumer.
 
     Args:
@@ -42,13 +44,13 @@ class KafkaSpans:
         self._tracer = tracer
         self._group = group
 
-    def sending(self, topic: str, headers: Pairs) -> Sending:
+    def sending(self, topic: str, headers: Pairs) -> SendSpan:
         """Begin the span of a record that is being sent; its context goes into the headers.
 
         A record that brings a context with it keeps that one: it was created elsewhere.
         """
         if is_suppressed():
-            return Sending(None, [])
+            return SendSpan()
         carried = _carried(headers)
         around = get_current_span().get_span_context().is_valid
         span = self._tracer.start_span(
@@ -65,7 +67,7 @@ class KafkaSpans:
         injected: dict[str, str] = {}
         if not carried:
             propagate.inject(injected, context=set_span_in_context(span))
-        return Sending(span, [(name, value.encode()) for name, value in injected.items()])
+        return _OpenSpan(span, [(name, value.encode()) for name, value in injected.items()])
 
     def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
         """Begin the span of a call of the handler: it continues the trace of its one record.
@@ -101,19 +103,19 @@ class KafkaSpans:
         return running(span)
 
 
-class Sending:
-    """The span of a record on its way.
+class _OpenSpan(SendSpan):
+    """The span of a record that is being sent.
 
     Args:
-        span: The span; None makes it nothing.
-        headers: What to add to the record's headers.
+        span: The span.
+        headers: Headers to add to the record.
     """
 
-    __slots__ = ("_span", "headers")
+    __slots__ = ("_span",)
 
-    def __init__(self, span: Span | None, headers: list[tuple[str, bytes]]) -> None:
+    def __init__(self, span: Span, headers: list[tuple[str, bytes]]) -> None:
+        super().__init__(headers)
         self._span = span
-        self.headers = headers
 
     def ended(self, future: asyncio.Future[RecordMetadata]) -> None:
         """End it as the record's future ended."""
@@ -121,7 +123,7 @@ class Sending:
             self.failed(CancelledError())
         elif (error := future.exception()) is not None:
             self.failed(error)
-        elif self._span is not None:
+        else:
             written = future.result()
             self._span.set_attribute("messaging.destination.partition.id", str(written.partition))
             if written.offset >= 0:
@@ -130,9 +132,8 @@ class Sending:
 
     def failed(self, error: BaseException) -> None:
         """End it with an error."""
-        if self._span is not None:
-            failed(self._span, error)
-            self._span.end()
+        failed(self._span, error)
+        self._span.end()
 
 
 def _carried(headers: Iterable[object] | None) -> dict[str, str]:

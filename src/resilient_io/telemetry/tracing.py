@@ -62,13 +62,13 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
             observe(given, RedisSpans(tracer, given.connection_pool.connection_kwargs))
         else:
             from resilient_io.kafka.instrumentation import (  # noqa: PLC0415
-                observe_consumer,
-                observe_producer,
+                instrument_consumer,
+                instrument_producer,
             )
 
             from ._kafka_spans import KafkaSpans  # noqa: PLC0415
 
             if kind == "producer":
-                observe_producer(given, KafkaSpans(tracer))
+                instrument_producer(given, KafkaSpans(tracer))
             else:
-                observe_consumer(given, KafkaSpans(tracer, group=given.group_id))
+                instrument_consumer(given, KafkaSpans(tracer, group=given.group_id))

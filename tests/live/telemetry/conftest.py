@@ -81,7 +81,7 @@ async def service(redis_server, shared_kafka):
             consumer.run(
                 handle,
                 requires=[redis.health],
-                policy=HandlerPolicy(attempts=2, backoff=0.01),
+                handler_policy=HandlerPolicy(attempts=2, backoff=0.01),
                 dead_letter=DeadLetter(topic=f"{topic}.dead", producer=producer),
             ),
             name="run of the test",

@@ -139,7 +139,7 @@ async def test_each_call_of_a_handler_has_its_span_and_a_failed_one_says_so(
 
     await producer.send_and_wait(topic, b"secret", key=b"secret")
     policy = HandlerPolicy(attempts=2, backoff=0.01)
-    await handled(shared_kafka, topic, spans, 2, handle, policy=policy)
+    await handled(shared_kafka, topic, spans, 2, handle, handler_policy=policy)
 
     first, second = spans.named(f"process {topic}")
     assert first.attributes["error.type"] == "LookupError"

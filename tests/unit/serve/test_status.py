@@ -58,7 +58,7 @@ async def test_the_verdict_is_the_monitors_with_its_reasons(monitor, redis):
     go_down(redis)
     status = status_of(monitor)
     assert (status["ready"], status["alive"], status["state"]) == (False, True, "down")
-    assert status["because"] == ["redis is down (refused: nobody listens)"]
+    assert status["because"] == ["redis is down: nobody listens"]
     (row,) = status["dependencies"]
     assert (row["cause"], row["detail"], row["latency"]) == ("refused", "nobody listens", 0.002)
     monitor.drain()
