@@ -14,15 +14,15 @@ versions = tests/unit tests/wire tests/live/lifecycle \
 	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions soak containers coverage bench lint format types structure \
-	wheel servers screenshots lock clean
+.PHONY: help demo test test-versions soak containers coverage bench lint format types docs \
+	structure wheel servers screenshots lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 demo: ## redis-py and ResilientRedis under the same faults, then a service on Kafka and Redis
 	$(kafka)
-	$(in_venv) test python -m resilient_io.demo $(ARGS)
+	$(in_venv) test python -m demo $(ARGS)
 
 test: ## all tests except those of `soak` and `containers`; ARGS="-n 0" for a debugger
 	$(kafka)
@@ -63,6 +63,9 @@ types: ## mypy --strict and pyright, on the package and on the typing tests
 	$(in_venv) test,lint mypy
 	$(in_venv) test,lint sh -c 'pyright --pythonpath "$$(command -v python)"'
 
+docs: ## build the docs site into site/; broken links and references are errors
+	$(in_venv) test,docs python -m zensical build --strict --clean
+
 structure: ## the size of the package, and the files that a call passes through
 	$(in_venv) test python scripts/structure.py $(ARGS)
 
@@ -82,5 +85,5 @@ lock: ## update requirements/*.txt (ARGS=--upgrade for the newest versions)
 
 clean: ## remove everything that the other targets created
 	@scripts/docker_engine.sh stop
-	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv-* .servers .cache dist site .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +

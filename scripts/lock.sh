@@ -19,4 +19,5 @@ lock test pyproject.toml --extra testing --extra all \
 lock runtime pyproject.toml --constraints requirements/test.txt "$@"
 lock lint requirements/lint.in "$@"
 lock bench requirements/bench.in "$@"
+lock docs requirements/docs.in "$@"
 lock lock requirements/lock.in "$@"
