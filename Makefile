@@ -29,6 +29,7 @@ test: ## all tests except those of `soak` and `containers`; ARGS="-n 0" for a de
 	$(in_venv) test python -m pytest $(processes) $(ARGS)
 
 test-versions: ## the tests that can depend on the version of Python
+	$(kafka)
 	$(in_venv) test python -m pytest $(processes) $(versions) $(ARGS)
 
 soak: ## the tests that take over 10 s each

@@ -389,7 +389,7 @@ async def _go_through(
     proxy: FaultProxy,
     part: int,
 ) -> tuple[Run, WriteAudit]:
-    """Let one client go through the script, close it, and check its ledger."""
+    """Run the script with one client, close it, and check its ledger."""
     client = CLIENTS[part - 1](proxy.port, script.socket_timeout)
     if not screen.live:
         screen.say("", f"{part} of {len(CLIENTS)}: {client.title}")

@@ -454,7 +454,7 @@ async def perform(script: Script, screen: Screen) -> bool:
 async def _go_through(
     script: Script, screen: Screen, servers: Servers, *, idempotent: bool
 ) -> bool:
-    """Let the service go through the script, close it, and check its ledger."""
+    """Run the script with the service, close it, and check its ledger."""
     ledger = OrderLedger()
     run = Run(ledger, sum(fault.seconds for fault in script), screen.event)
     service = Service(

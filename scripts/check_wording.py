@@ -107,9 +107,8 @@ def in_code(text: str) -> Iterator[Finding]:
             if start:
                 line = node.body[0].lineno
                 yield Finding(line, f"the docstring starts with {start[0]!r}: write Return ...")
-        name = getattr(node, "name", None)
-        if isinstance(name, str) and TEST_NAMES.match(name):
-            yield Finding(node.lineno, f"{name}: start the name of a test with its subject")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and TEST_NAMES.match(node.name):
+            yield Finding(node.lineno, f"{node.name}: start the name of a test with its subject")
 
 
 def files(paths: list[str]) -> Iterator[Path]:

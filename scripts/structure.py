@@ -42,7 +42,8 @@ def imports_of(module: str, path: Path, tree: ast.Module, modules: set[str]) -> 
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*(above if node.level else []), *([node.module] * bool(node.module))])
+            inner = [node.module] if node.module else []
+            base = ".".join([*(above if node.level else []), *inner])
             names = [f"{base}.{alias.name}" for alias in node.names]
             yield from modules & {name if name in modules else base for name in names}
 

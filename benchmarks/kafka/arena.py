@@ -1,4 +1,4 @@
-"""Lets the clients take turns on one broker: one worker process each, one at work at a time."""
+"""Runs the clients in turn on one broker: one worker process each, one active at a time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Arena:
         return Worker("benchmarks.kafka.worker", client, servers, self._loop)
 
     async def warm(self, seconds: float) -> None:
-        """Let the broker's JVM compile what it needs, so that the first work finds it as the last.
+        """Warm up the broker's JVM, so that the first work finds it as the last.
 
         Requests count for that more than records, so it is given as many small ones as possible.
         """
@@ -76,7 +76,7 @@ class Arena:
         await self._server.delete_topic(topic)
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
-        """Let clients do a work, `rounds` times each, in turning order.
+        """Have clients do a work, `rounds` times each, in rotating order.
 
         Raises:
             WorkerFailedError: A client failed, or records that it saw acknowledged are not there.

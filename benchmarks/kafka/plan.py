@@ -139,15 +139,15 @@ IDLE_TARGET: Final = 0.005
 
 
 def client_of(contestant: str) -> str:
-    """Say which client a contestant is."""
+    """Return which client a contestant is."""
     return OURS if contestant == OUR_LOOP else contestant
 
 
 def key_of(number: int) -> bytes:
-    """Give the key of a record."""
+    """Return the key of a record."""
     return b"key:%d" % (number % KEYS)
 
 
 def value_of(number: int) -> bytes:
-    """Give the value of a record: 200 bytes that tell which."""
+    """Return the value of a record: 200 bytes that identify it."""
     return (b"%d:" % number).ljust(VALUE_BYTES, b"x")

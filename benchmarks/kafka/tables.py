@@ -49,7 +49,7 @@ def _rows(work: Work, results: Results) -> list[Sequence[str]]:
 
 def _ratio(measured: Rounds, target: Target) -> Spread:
     key = target.of.lower() or "rate"
-    ours, theirs = ([got[key] for got in measured[who]] for who in (OURS, target.against))
+    ours, theirs = ([got[key] for got in measured[client]] for client in (OURS, target.against))
     return ratios(ours, theirs)
 
 

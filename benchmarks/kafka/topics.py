@@ -40,7 +40,7 @@ async def fill(server: KafkaServer, topic: str, partitions: int, count: int) -> 
 
 
 async def written(server: KafkaServer, topic: str, partitions: int) -> int:
-    """Say how many records a topic has."""
+    """Return how many records a topic has."""
     consumer = AIOKafkaConsumer(bootstrap_servers=server.bootstrap_servers)
     await consumer.start()
     try:

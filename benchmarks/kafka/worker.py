@@ -33,7 +33,7 @@ class KafkaServant:
         self._pairs: list[Pair] = []
 
     async def open(self, *, keyed: bool, setting: dict[str, Any] | None = None) -> None:
-        """Make the producer anew."""
+        """Create a new producer."""
         await self.close()
         self._producer = await open_producer(self._client, self._servers, setting or {})
         self._pairs = [
@@ -114,7 +114,7 @@ class KafkaServant:
             await consumer.aclose()
 
     async def idle(self, role: str, topic: str, group: str, seconds: float) -> dict[str, float]:
-        """Say which share of a core a client takes that has nothing to do."""
+        """Return the share of a core that an idle client uses."""
         client: Producer | Consumer
         waiting: asyncio.Task[None] | None = None
         if role == "idle-producer":

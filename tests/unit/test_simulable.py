@@ -26,7 +26,7 @@ FORBIDDEN_MODULES = {
 }
 ALLOWED = {
     ("lifecycle/signals.py", "threading"),  # only the main thread can handle signals
-    # A thread of its own, for the loop's may all wait for names that nobody resolves.
+    # A thread of its own, because the loop's threads may all wait for names that are not resolved.
     ("serve/heartbeat.py", "concurrent.futures"),
     ("serve/heartbeat.py", "secrets"),  # another user must not guess the name of its file
 }

@@ -198,7 +198,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _objection(heartbeat: dict[str, Any], question: str, age: float, allowed: float) -> str | None:
-    """Return why the answer is no, perhaps in no words; None if it is yes."""
+    """Return why the check failed (may be empty), or None if it passed."""
     stopped = bool(heartbeat.get("stopped"))
     if age > allowed:
         why = "it had stopped" if stopped else "the process hangs or has exited"

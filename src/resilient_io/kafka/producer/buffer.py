@@ -63,7 +63,7 @@ class BufferMemory:
         self._granted = self.allowance = min(free, self._burst)
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         self._used -= size
         if self._waiters or self.allowance < self._burst:
             self.refill()
