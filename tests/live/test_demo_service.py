@@ -76,7 +76,7 @@ def test_every_order_is_handled_on_apache_kafka_and_the_ledger_balances(tmp_path
     assert max(len(line) for line in output.splitlines() if "Broker" not in line) <= 80
     for published in ("redis is DOWN", "redis is UP", "kafka is DOWN", "kafka is UP"):
         assert published in output
-    assert "log: paused: redis is down, and required by the handler" in output
+    assert "log: paused: redis is down and required by the handler" in output
     found = row(output, "found in Kafka")
     acknowledged = row(output, "acknowledged by Kafka")
     assert acknowledged <= found <= acknowledged + row(output, "unknown (maybe in Kafka)")
