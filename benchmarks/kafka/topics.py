@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 256 * 1024
 
-# A topic that was just made has no leader yet: it says so, and asks again.
-logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
-
 
 async def fill(server: KafkaServer, topic: str, partitions: int, count: int) -> None:
     """Make a topic and write so many records, evenly, each key in one partition."""
+    # aiokafka logs errors until the new topic has a leader.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
     await server.create_topic(topic, partitions=partitions)
     # Untyped: aiokafka has no hints for its batches.
     producer: Any = AIOKafkaProducer(
