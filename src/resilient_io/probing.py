@@ -168,7 +168,7 @@ class ServiceTimes:
         health_interval: `HealthSettings(interval=...)`.
         health_timeout: `HealthSettings(timeout=...)`.
         liveness_window: `LivenessSettings(window=...)`.
-        drain_timeout: `RunLimits(drain_timeout=...)`; None without Kafka consumers.
+        drain_timeout: `ConsumerSettings(drain_timeout=...)`; None without Kafka consumers.
         handler_timeout: `HandlerPolicy(timeout=...)`; None as above, or without a limit.
         max_poll_interval: `max_poll_interval_ms / 1000`.
 
@@ -333,7 +333,7 @@ def _shutdown(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             _GRACE,
             f"Handlers get {times.drain_timeout:g} s to finish, but only "
             f"{max(left, 0.0):g} s remain after SIGTERM.",
-            "Use a shorter RunLimits(drain_timeout=...), or a longer grace period.",
+            "Use a shorter ConsumerSettings(drain_timeout=...), or a longer grace period.",
         )
 
 
