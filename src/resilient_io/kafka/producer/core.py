@@ -257,11 +257,12 @@ class _Producer(AIOKafkaProducer):
         except IncompatibleBrokerVersion as error:
             if InitProducerIdRequest.__name__ not in str(error):
                 raise
-            if self._txn_manager.transactional_id is not None:
+            manager: Any = self._txn_manager
+            if manager.transactional_id is not None:
                 why = "the broker does not support transactions: leave transactional_id= out"
             else:
                 why = (
-                    "the broker does not support idempotent producers: pass "
-                    "enable_idempotence=False (a record may then be written twice)"
+                    "the broker does not support idempotent producers: use "
+                    "enable_idempotence=False (a repeated request may then write a record twice)"
                 )
             raise IncompatibleBrokerVersion(why) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors as kafka_errors
 
@@ -165,7 +165,7 @@ class Sender:
 
     def _read_clock(self, driver: ProducerDriver, now: float) -> None:
         # Time comes from the loop only, so the wall clock is read where aiokafka reads it.
-        read = driver.create_batch().append(timestamp=None, key=None, value=b"")
+        read: Any = driver.create_batch().append(timestamp=None, key=None, value=b"")
         self._clock_offset = read.timestamp / 1000.0 - now
         self._clock_offset_until = now + _CLOCK_INTERVAL
 
