@@ -11,7 +11,15 @@ from .dependency import Attachment, Dependency
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
 from .recorder import FlightRecorder
-from .states import Cause, Change, HealthSettings, ProbeDegraded, ProbeFailed, State
+from .states import (
+    Cause,
+    Change,
+    HealthSettings,
+    ProbeDegraded,
+    ProbeFailed,
+    State,
+    describe_state,
+)
 from .subscriptions import Subscription, Watch
 
 __all__ = [
@@ -31,4 +39,5 @@ __all__ = [
     "State",
     "Subscription",
     "Watch",
+    "describe_state",
 ]

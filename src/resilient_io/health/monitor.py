@@ -166,7 +166,8 @@ class HealthMonitor:
     service. `optional`: like shared, and startup does not wait for it.
 
     The monitor owns no dependency and runs no task. Creating it needs no running loop. Use
-    `async with`, or `aclose()`, to detach it from the dependencies.
+    `async with`, or `aclose()`, to detach it from the dependencies. It can be entered again after
+    it was closed.
 
     Args:
         critical: The service is ready only while none of these is DOWN or UNKNOWN.
@@ -211,9 +212,13 @@ class HealthMonitor:
             use="LivenessSettings()",
         )
         self._liveness = Liveness(settings, liveness)
+        self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
+        self._open()
+
+    def _open(self) -> None:
+        """Watch the dependencies, at first or again after `aclose()`."""
         self._draining = False
         self._started = False
-        self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
         self._published = self.state
         self._broadcast = Broadcast(self._current(self._published, None))
         for dependency in self.dependencies:
@@ -393,6 +398,8 @@ class HealthMonitor:
         await self.recorder.aclose(CLOSE_TIMEOUT)
 
     async def __aenter__(self) -> Self:
+        if self._broadcast.closed:
+            self._open()
         self._liveness.begin()
         return self
 

@@ -59,7 +59,7 @@ _NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definit
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
+class ClusterSnapshot:
     """The metadata of a cluster, as one broker knows it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Metadata:
 
 async def request_metadata(
     connection: Connection, topics: Iterable[str], timeout: float
-) -> Metadata:
+) -> ClusterSnapshot:
     """Return the brokers, and the partitions of some topics that have no leader.
 
     The request never creates a topic.
@@ -100,7 +100,7 @@ async def request_metadata(
                 for partition in partitions
                 if partition[2] == _NO_LEADER
             ]
-    return Metadata(brokers, tuple(leaderless))
+    return ClusterSnapshot(brokers, tuple(leaderless))
 
 
 async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
@@ -134,7 +134,7 @@ class MetadataResponse:
 
     address: Address
     connection: Connection
-    metadata: Metadata
+    metadata: ClusterSnapshot
 
 
 class MetadataQuery:
@@ -349,7 +349,7 @@ class KafkaProbe:
         await self._check(metadata, latency)
         return latency
 
-    async def _query_kept(self, kept: Connection) -> tuple[Metadata, float]:
+    async def _query_kept(self, kept: Connection) -> tuple[ClusterSnapshot, float]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         received = False
@@ -378,7 +378,7 @@ class KafkaProbe:
         self._lost = {address: lost for address, lost in self._lost.items() if address in brokers}
         return metadata, latency
 
-    async def _query_all(self, *, check_brokers: bool) -> tuple[Metadata, float]:
+    async def _query_all(self, *, check_brokers: bool) -> tuple[ClusterSnapshot, float]:
         """Query all addresses and keep the connection of the first response.
 
         Args:
@@ -426,7 +426,7 @@ class KafkaProbe:
                 break
         return topics
 
-    async def _check(self, metadata: Metadata, latency: float) -> None:
+    async def _check(self, metadata: ClusterSnapshot, latency: float) -> None:
         """Raise what is wrong although a broker answers, the worst first."""
         if metadata.leaderless:
             named = ", ".join(f"{p.topic}[{p.partition}]" for p in metadata.leaderless[:_NAMED])

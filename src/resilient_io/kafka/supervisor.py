@@ -214,7 +214,7 @@ class DriverMonitor(Generic[DriverT]):
             self._on_failure()
 
     def health_changed(self, change: Change) -> None:
-        """Let only the probe connect in an outage; after it, check that the driver recovers."""
+        """Pause connecting during an outage; after it, check that the driver recovers."""
         if change.state is State.DOWN:
             pause_connecting(self._driver)
         elif change.previous is State.DOWN:
@@ -656,7 +656,7 @@ class Supervisor(Generic[DriverT]):
         self.driver = None
 
     def _connection_lost(self, connection: Connection) -> None:
-        """Let the probe check the cluster before a call fails: a crash closes its connections."""
+        """Trigger a probe before a call fails: a broker that stops closes its connections."""
         if not self.closed:
             self._health.failed(
                 Cause.RESET, f"{connection.host}:{connection.port} closed a connection"

@@ -1,4 +1,4 @@
-"""What the tests on real brokers share: supervised instances of aiokafka, ended after the test."""
+"""Fixtures for tests on real brokers: supervised drivers, closed after the test."""
 
 import asyncio
 import contextlib
@@ -20,19 +20,19 @@ from resilient_io.testing import FaultProxy, KafkaServer, free_port
 
 @pytest.fixture
 def name():
-    """Names nobody else uses: for topics, groups and transactional ids on a shared broker."""
+    """Return a unique name for topics, groups and transactional ids on a shared broker."""
     return f"t{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(kw_only=True)
 class Supervised:
-    """A supervised instance and all that belongs to it."""
+    """A supervised driver and its parts."""
 
     target: KafkaTarget
     health: Dependency
     probe: KafkaProbe
     supervisor: Supervisor
-    retired: list = field(default_factory=list)
+    detached: list = field(default_factory=list)
 
 
 @pytest_asyncio.fixture
@@ -40,8 +40,8 @@ async def supervise():
     """Start supervisors: `await supervise("producer", "127.0.0.1:9092", **aiokafka's options)`.
 
     Options for the cluster (security and so on) go into `cluster=`; `topics=` is what a consumer
-    subscribes to, `settings=` are those of a health of its own. They are closed after the test, if
-    it has not done so.
+    subscribes to, `settings=` are those of its own health. Supervisors that the test did not close
+    are closed after it.
     """
     async with contextlib.AsyncExitStack() as stack:
 
@@ -65,7 +65,7 @@ async def supervise():
                 timeout=health.settings.timeout,
                 coordinator=(GROUP, group) if group else None,
             )
-            retired = []
+            detached = []
 
             def build():
                 if role == "producer":
@@ -86,7 +86,7 @@ async def supervise():
                 policy=policy or RetryPolicy(),
                 rng=random.Random(7),
                 prepare=subscribe,
-                on_detached=lambda instance, error: retired.append((instance, error)),
+                on_detached=lambda driver, error: detached.append((driver, error)),
             )
             attachment = health.start(probe, last_reply=probe.last_reply)
             if not shared:
@@ -100,7 +100,7 @@ async def supervise():
                 health=health,
                 probe=probe,
                 supervisor=supervisor,
-                retired=retired,
+                detached=detached,
             )
 
         yield begin
@@ -108,9 +108,9 @@ async def supervise():
 
 @pytest.fixture
 def members():
-    """Tell the members of a group: `await members(server, group)`."""
+    """Return the state and the members of a group: `await members(server, group)`."""
 
-    async def ask(server, group):
+    async def describe(server, group):
         admin = AIOKafkaAdminClient(bootstrap_servers=server.direct_servers)
         await admin.start()
         try:
@@ -120,7 +120,7 @@ def members():
         ((_, _, state, _, _, found, *_),) = answer.groups
         return state, [member[0] for member in found]
 
-    return ask
+    return describe
 
 
 @pytest.fixture(scope="session")
@@ -135,13 +135,13 @@ def _proxied_of_session():
 
 @pytest.fixture
 def proxied_kafka(_proxied_of_session):
-    """A broker that all tests share, which tells its clients to come to `kafka_proxy`."""
+    """Return a broker that all tests share and that advertises the address of `kafka_proxy`."""
     return _proxied_of_session[0]
 
 
 @pytest_asyncio.fixture
 async def kafka_proxy(_proxied_of_session):
-    """The proxy in front of `proxied_kafka`, without faults at the beginning of each test."""
+    """Yield the proxy in front of `proxied_kafka`, without faults at the start of each test."""
     server, port = _proxied_of_session
     async with FaultProxy(server.port, port=port, protocol="kafka") as proxy:
         yield proxy

@@ -33,7 +33,7 @@ async def never(suspicious):
     await asyncio.Event().wait()
 
 
-def fell(dependency, cause=Cause.REFUSED, detail="nobody listens"):
+def fell(dependency, cause=Cause.REFUSED, detail="connection refused"):
     dependency.failed(cause, detail, definite=True)
 
 
@@ -57,7 +57,7 @@ async def test_until_up_raises_after_the_timeout_with_the_state(dependency):
     with pytest.raises(DeadlineExceeded) as late:
         await dependency.until_up(2.5)
     assert str(late.value) == (
-        "redis: until_up: still down: nobody listens (not sent, 0 attempts, 2.500 s)"
+        "redis: until_up: still down: connection refused (not sent, 0 attempts, 2.500 s)"
     )
 
 

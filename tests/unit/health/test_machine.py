@@ -23,7 +23,7 @@ def up(machine):
 
 
 def refuse(machine, now):
-    return machine.probe_failed(now, Cause.REFUSED, "nobody listens", definite=True)
+    return machine.probe_failed(now, Cause.REFUSED, "connection refused", definite=True)
 
 
 def time_out(machine, now):
@@ -99,7 +99,7 @@ def test_one_good_probe_ends_a_first_outage(up):
 
 
 def rise(machine, now):
-    """Give good probes, 0.1 s apart, until it is up; return how many it took."""
+    """Return how many good probes, 0.1 s apart, it takes to be up."""
     for count in range(1, 100):
         if machine.probe_ok(now + count / 10, 0.001) is not None:
             return count

@@ -143,6 +143,24 @@ async def test_closing_ends_watches_and_waits_and_detaches_from_the_dependencies
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_monitor_can_be_entered_again_after_it_was_closed(redis):
+    monitor = HealthMonitor(redis)
+    seen = []
+    monitor.on_change(lambda change: seen.append(change.ready))
+    for _ in range(2):
+        async with monitor:
+            assert not monitor.draining
+            put(redis, UP)
+            assert monitor.started
+            await settle()
+            monitor.drain()
+            await settle()
+            put(redis, DOWN)
+            await settle()
+        assert redis.recorders == ()
+    assert seen == [True, False, False] * 2
+
+
 async def test_snapshot_is_plain_data(monitor, redis):
     put(redis, UP)
     snapshot = json.loads(json.dumps(monitor.snapshot()))
@@ -220,8 +238,8 @@ async def test_each_dependency_has_a_role(redis, cache):
 
 
 async def test_unready_reasons_describe_the_dependencies(redis, monitor):
-    redis.failed(Cause.REFUSED, "nobody listens", definite=True)
-    assert monitor.unready_reasons == ("redis is down: nobody listens",)
+    redis.failed(Cause.REFUSED, "connection refused", definite=True)
+    assert monitor.unready_reasons == ("redis is down: connection refused",)
     monitor.drain()
     assert monitor.unready_reasons[0] == "draining"
 

@@ -37,7 +37,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self.probes.append((loop.time(), suspicious))
         if self.mode == "refused":
-            raise ProbeFailed(Cause.REFUSED, "nobody listens", definite=True)
+            raise ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
         if self.mode == "reset":
             raise ProbeFailed(Cause.RESET, "", definite=True)
         if self.mode == "auth":

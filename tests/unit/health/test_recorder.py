@@ -108,7 +108,7 @@ async def test_dependency_that_goes_down_triggers_a_dump_at_most_every_ten_secon
     dependency = Dependency("redis")
     async with HealthMonitor(dependency, recorder=FlightRecorder(sink=lines.append)):
         for _ in range(3):
-            dependency.failed(Cause.REFUSED, "nobody listens", definite=True)
+            dependency.failed(Cause.REFUSED, "connection refused", definite=True)
             await asyncio.sleep(0.5)
             for _ in range(20):
                 dependency.succeeded()

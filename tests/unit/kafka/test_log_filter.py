@@ -93,12 +93,13 @@ async def test_kept_records_contain_no_secret(level, caplog):
     caplog.set_level(logging.DEBUG, logger="aiokafka")
     log = DriverLog(lambda: [CANARY])
     with log.filtering():
-        try:
-            raise ValueError(f"bad password {CANARY}")
-        except ValueError:
-            logging.getLogger("aiokafka").log(
-                level, "Failed with %s\x1b[2J: 100%% of %r", CANARY, CANARY, exc_info=True
-            )
+        logging.getLogger("aiokafka").log(
+            level,
+            "Failed with %s\x1b[2J: 100%% of %r",
+            CANARY,
+            CANARY,
+            exc_info=ValueError(f"bad password {CANARY}"),
+        )
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG
     assert "canary" not in caplog.text + log.last_message

@@ -127,7 +127,7 @@ async def supervised(
 
 async def test_driver_is_built_only_once_the_cluster_answers():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     async with supervised(scenario) as supervisor:
         await asyncio.sleep(30)
         assert scenario.built == []
@@ -178,7 +178,7 @@ async def test_driver_whose_background_task_died_is_replaced():
 
 async def test_unavailable_cluster_is_not_a_liveness_failure():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     async with supervised(scenario) as supervisor:
         await asyncio.sleep(600)
         assert supervisor.liveness_failure() is None
@@ -325,13 +325,13 @@ async def test_driver_that_is_not_replaced_is_stopped_and_its_error_raised():
 
 async def test_call_while_kafka_is_down_fails_immediately_or_waits():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     loop = asyncio.get_running_loop()
     async with supervised(scenario, policy=RetryPolicy()) as supervisor:
         with pytest.raises(KafkaUnavailable) as caught:
             await supervisor.ready(None, "send")
         assert not isinstance(caught.value, KafkaAuthenticationFailed)
-        assert "Kafka is down: nobody" in str(caught.value)
+        assert "Kafka is down: connection refused" in str(caught.value)
         assert loop.time() < 0.1
         with pytest.raises(KafkaDeadlineExceeded) as late:
             await supervisor.ready(loop.time() + 3, "send", while_down="wait")
@@ -390,7 +390,7 @@ async def test_driver_is_kept_during_an_outage():
     async with supervised(scenario) as supervisor:
         first = await supervisor.ready(None, "fetch")
         first._client.finds = False
-        scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+        scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
         await asyncio.sleep(300)
         assert supervisor.driver is first
         first._client.finds = True
@@ -402,7 +402,7 @@ async def test_driver_is_kept_during_an_outage():
 
 async def test_closing_raises_in_waiting_calls_and_is_idempotent():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     async with supervised(scenario) as supervisor:
         waiting = asyncio.create_task(supervisor.ready(None, "send"))
         await asyncio.sleep(1)
@@ -428,7 +428,7 @@ async def test_closing_during_a_start_leaves_nothing():
 
 async def test_cancelled_wait_leaves_nothing():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     async with supervised(scenario) as supervisor:
         waiting = asyncio.create_task(supervisor.ready(None, "send"))
         await asyncio.sleep(1)
@@ -458,7 +458,7 @@ async def test_driver_makes_no_connection_during_an_outage():
         driver = await supervisor.ready(None, "fetch")
         open_connection = SimpleNamespace(connected=lambda: True, _requests=[])
         driver._client._conns[(1, 0)] = open_connection
-        scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+        scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
         await asyncio.sleep(5)
         assert supervisor._health.state is State.DOWN
         loop = asyncio.get_running_loop()
@@ -476,7 +476,7 @@ async def test_driver_makes_no_connection_during_an_outage():
 
 async def test_closed_shared_health_ends_the_supervisor_with_a_clear_error():
     scenario = Scenario()
-    scenario.failure = ProbeFailed(Cause.REFUSED, "nobody", definite=True)
+    scenario.failure = ProbeFailed(Cause.REFUSED, "connection refused", definite=True)
     async with supervised(scenario) as supervisor:
         waiting = asyncio.create_task(supervisor.ready(None, "send"))
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""What must hold of supervised instances on real brokers, whatever becomes of those."""
+"""Supervised drivers on real brokers and their faults."""
 
 import asyncio
 import logging
@@ -25,18 +25,18 @@ async def _send(supervised, topic, value=b"x"):
 async def _until(reached, what):
     try:
         async with asyncio.timeout(SOON):
-            while not reached():  # noqa: ASYNC110 - no event tells of what is polled here
+            while not reached():  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.02)
     except TimeoutError:
         pytest.fail(f"it took over {SOON} s until {what}")
 
 
 def _own_task(supervised, action):
-    """Run something that calls the instance, as our own clients do: with its records ours."""
+    """Call the driver as our own clients do: with its log filtered."""
     return asyncio.create_task(action, context=supervised.supervisor.context())
 
 
-async def test_a_service_starts_while_kafka_is_away_and_works_once_it_is_there(
+async def test_service_starts_while_kafka_is_down_and_works_once_it_is_up(
     kafka_server, name, supervise, caplog
 ):
     await kafka_server.create_topic(name)
@@ -66,12 +66,10 @@ async def test_a_service_starts_while_kafka_is_away_and_works_once_it_is_there(
 
 
 @pytest.mark.parametrize("role", ["producer", "consumer"])
-async def test_a_broker_that_ends_is_known_to_be_down_before_anybody_calls(
-    kafka_server, name, supervise, role
-):
+async def test_stopped_broker_is_down_before_a_call_fails(kafka_server, name, supervise, role):
     await kafka_server.create_topic(name)
     options = {"topics": [name], "group_id": name} if role == "consumer" else {}
-    seldom = HealthSettings(interval=60.0)  # so it is no periodic probe that finds out
+    seldom = HealthSettings(interval=60.0)  # so that no periodic probe detects it
     client = await supervise(role, kafka_server.bootstrap_servers, settings=seldom, **options)
     await client.supervisor.ready(asyncio.get_running_loop().time() + SOON, "start")
     await _until(lambda: client.health.state is State.UP, "it was up")
@@ -80,7 +78,7 @@ async def test_a_broker_that_ends_is_known_to_be_down_before_anybody_calls(
     assert client.health.cause is Cause.REFUSED
 
 
-async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise, name, caplog):
+async def test_wrong_credentials_are_reported_and_tried_rarely(supervise, name, caplog):
     caplog.set_level(logging.INFO)
     async with KafkaServer(users={"service": "right"}) as server:
         login = {
@@ -93,7 +91,7 @@ async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise
             await bad.supervisor.ready(None, "send")
         assert isinstance(caught.value, AuthenticationFailedError)
         assert bad.health.cause is Cause.AUTH
-        # Also who would wait for a broker does not wait for a password.
+        # A call that would wait for a broker does not wait for a password.
         waiting = await supervise(
             "producer",
             server.bootstrap_servers,
@@ -106,9 +104,9 @@ async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise
         await asyncio.sleep(1.0)
         assert bad.supervisor.generation == 0
         assert bad.health.snapshot()["probes"]["failed"] < 10
-        told = [record.getMessage() for record in caplog.records]
-        assert len(told) <= 2, told
-        assert not any("secret" in text for text in (*told, str(caught.value), repr(bad.target)))
+        logged = [record.getMessage() for record in caplog.records]
+        assert len(logged) <= 2, logged
+        assert not any("secret" in text for text in (*logged, str(caught.value), repr(bad.target)))
         good = await supervise(
             "producer",
             server.bootstrap_servers,
@@ -117,15 +115,39 @@ async def test_wrong_credentials_are_told_as_such_and_not_knocked_with(supervise
         assert (await _send(good, name)).offset == 0
 
 
-async def test_a_login_that_is_missing_is_hinted_at(supervise):
+async def test_missing_credentials_cause_a_hint(supervise):
     async with KafkaServer(users={"service": "right"}) as server:
         plain = await supervise("producer", server.bootstrap_servers)
-        with pytest.raises(KafkaUnavailable, match="does it want a login"):
+        with pytest.raises(KafkaUnavailable, match="does it require SASL authentication"):
             await plain.supervisor.ready(None, "send")
 
 
+@pytest.mark.parametrize("mechanism", ["PLAIN", "OAUTHBEARER"])
+async def test_debug_log_of_the_driver_contains_no_credentials(supervise, name, caplog, mechanism):
+    caplog.set_level(logging.DEBUG)
+    tokens = Tokens(0)
+    options = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": mechanism,
+        **(
+            {"sasl_plain_username": "service", "sasl_plain_password": "canary-passw0rd"}
+            if mechanism == "PLAIN"
+            else {"sasl_oauth_token_provider": tokens}
+        ),
+    }
+    users = {"service": "canary-passw0rd"} if mechanism == "PLAIN" else None
+    async with KafkaServer(users=users, oauth=mechanism == "OAUTHBEARER") as server:
+        producer = await supervise("producer", server.bootstrap_servers, cluster=options)
+        assert (await _send(producer, name)).offset == 0
+    secret = "canary-passw0rd" if users else await tokens.token()
+    assert producer.target.secrets() == (secret,)
+    assert "MetadataRe" in caplog.text  # the other records of aiokafka are kept
+    assert secret not in caplog.text
+    assert "SaslAuthenticate" not in caplog.text
+
+
 class Tokens:
-    """Raises as often as it is told to, then gives tokens."""
+    """Raises a number of times, then returns tokens."""
 
     def __init__(self, failures):
         self.failures = failures
@@ -141,7 +163,7 @@ class Tokens:
 
 
 @pytest.mark.soak
-async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise, name, caplog):
+async def test_token_provider_that_raises_ten_times_needs_no_restart(supervise, name, caplog):
     caplog.set_level(logging.INFO)
     tokens = Tokens(10)
     async with KafkaServer(oauth=True) as server:
@@ -169,7 +191,7 @@ async def test_a_token_provider_that_raises_ten_times_needs_no_restart(supervise
 
 
 @pytest.mark.soak
-async def test_when_every_broker_has_a_new_address_it_goes_back_to_the_bootstrap_servers(
+async def test_supervisor_returns_to_the_bootstrap_servers_when_every_broker_has_a_new_address(
     supervise, name
 ):
     server = KafkaServer()
@@ -187,11 +209,11 @@ async def test_when_every_broker_has_a_new_address_it_goes_back_to_the_bootstrap
             await _until(lambda: producer.supervisor.generation > 1, "it was replaced")
             assert (await _send(producer, name)).offset == 1
             assert producer.supervisor.driver is not old
-            assert "none of its brokers" in str(producer.retired[0][1])
+            assert "none of its brokers" in str(producer.detached[0][1])
 
 
 @pytest.mark.soak
-async def test_a_batch_on_its_way_over_a_connection_that_went_silent_is_sent_again_after_it(
+async def test_batch_in_flight_on_a_silent_connection_is_sent_again_after_the_outage(
     supervise, name
 ):
     server = KafkaServer()
@@ -204,7 +226,7 @@ async def test_a_batch_on_its_way_over_a_connection_that_went_silent_is_sent_aga
             proxy.accept_silently()
             sending = _own_task(producer, _send(producer, name))
             await _until(lambda: producer.health.state is State.DOWN, "it was down")
-            # The connections from before stay silent for ever, as behind a forgetful firewall.
+            # The old connections stay silent forever, as behind a firewall that forgot them.
             proxy.accept()
             await _until(lambda: producer.health.state is State.UP, "it was up")
             async with asyncio.timeout(SOON):
@@ -212,9 +234,7 @@ async def test_a_batch_on_its_way_over_a_connection_that_went_silent_is_sent_aga
             assert producer.supervisor.generation == 1
 
 
-async def test_a_topic_that_is_made_after_the_subscription_is_read_soon(
-    shared_kafka, name, supervise
-):
+async def test_topic_created_after_the_subscription_is_read_soon(shared_kafka, name, supervise):
     consumer = await supervise(
         "consumer",
         shared_kafka.bootstrap_servers,
@@ -232,7 +252,7 @@ async def test_a_topic_that_is_made_after_the_subscription_is_read_soon(
     assert [record.value for records in found.values() for record in records] == [b"x"]
 
 
-async def test_a_call_has_its_deadline_also_while_nothing_answers(kafka_server, supervise):
+async def test_call_keeps_its_deadline_while_nothing_answers(kafka_server, supervise):
     kafka_server.freeze()
     producer = await supervise("producer", kafka_server.bootstrap_servers, policy=PATIENT)
     loop = asyncio.get_running_loop()
@@ -244,7 +264,7 @@ async def test_a_call_has_its_deadline_also_while_nothing_answers(kafka_server, 
 
 
 async def _producer_and_consumer_at_work(server, name, supervise):
-    """Let both do what they would do in a service, also during an outage."""
+    """Start a producer and a consumer that work continuously, also during an outage."""
     await server.create_topic(name)
     producer = await supervise("producer", server.bootstrap_servers, policy=PATIENT)
     consumer = await supervise(
@@ -288,7 +308,7 @@ async def _stop(tasks):
         pytest.param("freeze", 30.0, 5, marks=pytest.mark.soak),
     ],
 )
-async def test_an_outage_is_a_few_records_for_a_producer_and_a_consumer(
+async def test_outage_causes_few_log_records(
     kafka_server, name, supervise, caplog, fault, seconds, most
 ):
     producer, _, sent, tasks = await _producer_and_consumer_at_work(kafka_server, name, supervise)

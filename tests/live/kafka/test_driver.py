@@ -1,4 +1,4 @@
-"""Starting and ending aiokafka's instances on real brokers: bounded, and nothing left."""
+"""Starting and stopping aiokafka drivers on real brokers, within a time limit."""
 
 import asyncio
 import contextlib
@@ -32,14 +32,14 @@ def _consumer(server, *topics, **options):
     )
 
 
-async def _hand_over(producer, topic, partition=0):
+async def _send(producer, topic, partition=0):
     batch = producer.create_batch()
     batch.append(timestamp=None, key=None, value=b"x")
     return await producer.send_batch(batch, topic, partition=partition)
 
 
 def _where(task):
-    """The lines on which a task's coroutines wait, outermost first."""
+    """Return the lines on which a task's coroutines wait, outermost first."""
     lines, coroutine = [], task.get_coro()
     while getattr(coroutine, "cr_frame", None) is not None:
         lines.append((coroutine.cr_code.co_name, coroutine.cr_frame.f_lineno))
@@ -69,9 +69,7 @@ async def _start_and_cancel(instance, point):
 
 
 @pytest.mark.parametrize("kind", ["idempotent", "transactional", "group", "no group", "joining"])
-async def test_a_start_cancelled_at_any_point_leaves_no_task_and_no_socket(
-    shared_kafka, name, kind
-):
+async def test_start_cancelled_at_any_point_leaves_no_task_and_no_socket(shared_kafka, name, kind):
     await shared_kafka.create_topic(name)
 
     def build():
@@ -99,13 +97,11 @@ async def test_a_start_cancelled_at_any_point_leaves_no_task_and_no_socket(
             assert asyncio.all_tasks() == before, points[-1]
             assert not any(c.connected() for c in connections_of(instance))
             instance = None
-            gc.collect()  # what was forgotten would complain now
+            gc.collect()  # a resource that was not closed would warn now
     assert len(points) > 5
 
 
-async def test_a_consumer_ended_at_any_moment_of_joining_is_no_ghost_in_its_group(
-    shared_kafka, name, members
-):
+async def test_consumer_stopped_while_joining_leaves_its_group(shared_kafka, name, members):
     await shared_kafka.create_topic(name)
     held = _consumer(shared_kafka, name, group_id=name)  # while it is there, joining takes time
     await start_driver(held, 20, context=_quiet())
@@ -119,9 +115,7 @@ async def test_a_consumer_ended_at_any_moment_of_joining_is_no_ghost_in_its_grou
     assert (await members(shared_kafka, name))[1] == []
 
 
-async def test_a_consumer_that_is_ended_in_good_order_has_left_its_group_at_once(
-    shared_kafka, name, members
-):
+async def test_gracefully_stopped_consumer_has_left_its_group(shared_kafka, name, members):
     await shared_kafka.create_topic(name)
     consumer = _consumer(shared_kafka, name, group_id=name)
     await start_driver(consumer, 20, context=_quiet())
@@ -130,7 +124,7 @@ async def test_a_consumer_that_is_ended_in_good_order_has_left_its_group_at_once
     assert (await members(shared_kafka, name))[1] == []
 
 
-async def test_a_start_that_never_comes_up_ends_in_its_time_with_nothing_left(kafka_server):
+async def test_start_that_hangs_ends_within_its_timeout_and_leaves_nothing(kafka_server):
     kafka_server.freeze()
     loop = asyncio.get_running_loop()
     for instance in (_producer(kafka_server), _consumer(kafka_server, group_id="g")):
@@ -143,9 +137,7 @@ async def test_a_start_that_never_comes_up_ends_in_its_time_with_nothing_left(ka
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
-    kafka_server, name, fault
-):
+async def test_stop_ends_within_its_timeout_although_the_broker_is_gone(kafka_server, name, fault):
     loop = asyncio.get_running_loop()
     await kafka_server.create_topic(name, partitions=2)
     producer = _producer(kafka_server)
@@ -160,10 +152,10 @@ async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
     )
     for instance in (producer, consumer, plain):
         await start_driver(instance, 20, context=_quiet())
-    await (await _hand_over(producer, name))
+    await (await _send(producer, name))
     assert await plain.getmany(timeout_ms=5000)  # so that it has something to commit
     kafka_server.kill() if fault == "killed" else kafka_server.freeze()
-    doomed = [await _hand_over(producer, name), await _hand_over(producer, name, 1)]
+    doomed = [await _send(producer, name), await _send(producer, name, 1)]
     reading = asyncio.create_task(consumer.getmany(timeout_ms=60_000))
     committing = asyncio.create_task(plain.commit(), context=_quiet())
     await asyncio.sleep(0.5)
@@ -172,7 +164,7 @@ async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
         await stop_driver(instance, 1.0, context=_quiet())
         assert loop.time() - began < 2.5
         assert all(not connection.connected() for connection in connections_of(instance))
-    # Nobody waits on what has ended.
+    # Nothing waits on a stopped driver.
     async with asyncio.timeout(2):
         for future in doomed:
             with pytest.raises(DriverClosed):
@@ -182,7 +174,7 @@ async def test_an_instance_is_ended_in_its_time_whatever_became_of_its_broker(
             await committing
 
 
-async def test_a_late_call_on_an_ended_instance_is_refused_and_opens_nothing(shared_kafka, name):
+async def test_late_call_on_a_stopped_driver_is_refused_and_connects_to_nothing(shared_kafka, name):
     await shared_kafka.create_topic(name)
     producer = _producer(shared_kafka)
     consumer = _consumer(shared_kafka, name, group_id=name)
@@ -191,7 +183,7 @@ async def test_a_late_call_on_an_ended_instance_is_refused_and_opens_nothing(sha
         await stop_driver(instance, 5.0, context=_quiet())
     async with asyncio.timeout(2):
         with pytest.raises(KafkaError):
-            await _hand_over(producer, name)
+            await _send(producer, name)
         with pytest.raises(KafkaError):
             await producer.partitions_for(f"{name}-other")
         with pytest.raises(KafkaError):
@@ -201,14 +193,14 @@ async def test_a_late_call_on_an_ended_instance_is_refused_and_opens_nothing(sha
     assert not any(c.connected() for i in (producer, consumer) for c in connections_of(i))
 
 
-async def test_ending_is_cancelled_without_leaving_anything(kafka_server, name):
+async def test_cancelled_stop_leaves_nothing(kafka_server, name):
     await kafka_server.create_topic(name)
 
     @contextlib.asynccontextmanager
     async def running():
         producer = _producer(kafka_server)
         await start_driver(producer, 20, context=_quiet())
-        future = await _hand_over(producer, name)
+        future = await _send(producer, name)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             yield producer
