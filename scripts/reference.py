@@ -166,7 +166,7 @@ def commands_text() -> str:
         spec = lookup((name,))
         effect = ("up to " if spec.judge else "") + spec.effect.name.lower()
         route = spec.route.value
-        if spec.route is Route.LANE and lookup(_blocking(name)).route is Route.DEDICATED:
+        if spec.route is Route.MULTIPLEXED and lookup(_blocking(name)).route is Route.EXCLUSIVE:
             route += " or dedicated"
         words = " ".join(text for text in (spec.reason, spec.advice) if text)
         said = words.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Lets the clients take turns on one server: one worker process each, one at work at a time."""
+"""Runs the clients in turn on one server: one worker process each, one active at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Arena:
         self._server = RedisServer()
 
     async def __aenter__(self) -> Self:
-        """Start the server, fill it, start the workers."""
+        """Start the server, fill it, and start the workers."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
             await fill(self._server)
@@ -51,11 +51,11 @@ class Arena:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End everything."""
+        """Stop the workers and the server."""
         await self._stack.aclose()
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
-        """Let every client do a work, `rounds` times each, in turning order."""
+        """Run a workload with every client, `rounds` times each, in rotating order."""
         results: Rounds = {client: [] for client in CLIENTS}
         for client in CLIENTS:
             self._say(f"{self._loop}: {work.title}, warming up {client}")
@@ -75,7 +75,7 @@ class Arena:
         )
 
     async def overhead(self, rounds: int, seconds: float) -> Rounds:
-        """Compare ours with the bare lane, within one process."""
+        """Compare ResilientRedis with the bare connection, within one process."""
         worker = self._workers[OURS]
         await worker.do("open", callers=50)
         await worker.do("overhead", seconds=_WARM_UP)
@@ -87,7 +87,7 @@ class Arena:
         return {OURS: results}
 
     async def idle(self) -> Rounds:
-        """Ask what an idle client weighs, in a fresh process each; Linux only."""
+        """Measure the memory of an idle client, in a new process each. Linux only."""
         results: Rounds = {}
         for client in CLIENTS:
             self._say(f"{self._loop}: idle {client}")
@@ -106,7 +106,7 @@ class Arena:
         return int(said.split(b"connected_clients:")[1].split()[0])
 
     async def down(self, rounds: int) -> Rounds:
-        """Kill the server under connected clients, and ask what a call then costs; comes last."""
+        """Kill the server under connected clients, and measure the cost of a call. Comes last."""
         for worker in self._workers.values():
             await worker.do("open", callers=1)
             await worker.do("drive", kind="get", callers=1, seconds=_WARM_UP)
@@ -124,12 +124,12 @@ def _worker(client: str, url: str, loop: str) -> Worker:
 
 
 async def fill(server: RedisServer) -> None:
-    """Write what the works read."""
-    for place in range(KEYS):
-        await server.query("SET", f"key:{place}", value_of(place))
-    for place in range(50):
-        key = f"mixed:{place}"
-        await server.query("SET", key, value_of(place))
+    """Write the keys that the workloads read."""
+    for index in range(KEYS):
+        await server.query("SET", f"key:{index}", value_of(index))
+    for index in range(50):
+        key = f"mixed:{index}"
+        await server.query("SET", key, value_of(index))
         fields = [part for number in range(8) for part in (f"field:{number}", "x" * 16)]
         await server.query("HSET", f"hash:{key}", *fields)
         members = [part for number in range(8) for part in (number, f"member:{number}")]
@@ -137,7 +137,7 @@ async def fill(server: RedisServer) -> None:
 
 
 async def tune(clients: Sequence[str], sizes: Sequence[int], say: Say) -> None:
-    """Print how fast the pools are at several sizes."""
+    """Print the rates of the pools at several sizes."""
     async with RedisServer() as server:
         await fill(server)
         for client in clients:

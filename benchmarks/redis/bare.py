@@ -1,9 +1,8 @@
-"""The lane that policy, health and statistics are measured against.
+"""The bare connection against which the cost of policy, health and statistics is measured.
 
-The same code (`resilient_io.redis.connection.Lane`: one connection, futures, packing, one write a
-tick)
-under the same command methods of redis-py; what `ResilientRedis` adds is switched off: the gate,
-the command table, the deadline, the watchdog's times, latencies, counters, loop lag.
+It runs the same code (`resilient_io.redis.connection.MultiplexedConnection`: one connection,
+futures, packing, one write per loop tick) under the same command methods of redis-py, without the
+executor, the command table, the deadline, the watchdog, latencies, counters and loop lag.
 """
 
 from __future__ import annotations
@@ -15,55 +14,55 @@ import hiredis
 import redis.asyncio as driver
 
 from resilient_io.histogram import Latencies
-from resilient_io.redis.connect import PoolTarget, dial
-from resilient_io.redis.connection import Lane
+from resilient_io.redis.connect import RedisTarget, connect
+from resilient_io.redis.connection import MultiplexedConnection
 
 _get_callback: Any = dict.get
 
 
 class _Alone:
-    """Owns one lane, and wants nothing of it."""
+    """Owns a connection and ignores its changes."""
 
-    def lane_lost(self, lane: Lane, unsent: list[Any]) -> None:
+    def connection_lost(self, connection: MultiplexedConnection, unsent: list[Any]) -> None:
         """Do nothing: the run is over."""
 
-    def lane_changed(self, lane: Lane) -> None:
-        """Do nothing: there is no other lane."""
+    def connection_changed(self) -> None:
+        """Do nothing: there is no other connection."""
 
-    def lane_fell_silent(self, lane: Lane) -> None:
-        """Do nothing: nobody waits for health."""
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """Do nothing: there is no health to update."""
 
 
 class _NoLag:
     stalled = 0.0
 
 
-class BareLane(Lane):
-    """A lane that only writes, and matches replies with calls."""
+class BareConnection(MultiplexedConnection):
+    """A connection that only writes, and matches replies with calls."""
 
     def _written(self, count: int, size: int) -> None:
-        """Note nothing."""
+        """Record nothing."""
 
     def data_received(self, data: bytes) -> None:
         """Match replies with calls, in order."""
-        self._crowded = self._replies.feed(data) > 1
+        self._crowded = self._responses.feed(data) > 1
 
 
 class BareRedis(driver.Redis):
-    """redis-py's commands on a bare lane."""
+    """redis-py's commands on a bare connection."""
 
-    lane: BareLane
+    bare: BareConnection
 
     async def initialize(self) -> Self:
-        """Open the lane."""
+        """Open the connection."""
         loop = asyncio.get_running_loop()
         self.create_future = loop.create_future
         self.pack: Any = hiredis.pack_command
-        connection = await dial(
-            PoolTarget(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
+        connection = await connect(
+            RedisTarget(self.connection_pool), client_name="bare", timeout=1.0, user_timeout=2.0
         )
         lag: Any = _NoLag()
-        self.lane = BareLane(
+        self.bare = BareConnection(
             connection,
             owner=_Alone(),
             name="bare",
@@ -80,7 +79,7 @@ class BareRedis(driver.Redis):
         """Send a command and return its reply, with redis-py's callback applied."""
         data = self.pack(args)
         future: asyncio.Future[Any] = self.create_future()
-        self.lane.send(future, data)
+        self.bare.send(future, data)
         reply = await future
         if isinstance(reply, Exception):
             raise reply

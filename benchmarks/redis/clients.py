@@ -1,4 +1,4 @@
-"""How each client is set up: at the best setting that its documentation offers for the work."""
+"""How each client is set up: with the best settings that its documentation names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 REDIS_PY_CONNECTIONS = 16
-"""Of its blocking pool. `python -m benchmarks --tune` tries others: less or more is slower."""
+"""Size of its blocking pool. `python -m benchmarks --tune` tries others, which are slower."""
 
 COREDIS_CONNECTIONS = 2
-"""Of its pool; its callers share them (multiplexing), as it is meant to be used."""
+"""Size of its pool, whose connections its callers share (multiplexing), as intended."""
 
 
 GLIDE_IN_FLIGHT = 1000
-"""Its default bound."""
+"""Its default limit."""
 
 
 class Client(Protocol):
-    """What a worker drives; its calls are the client's own bound methods wherever they can be."""
+    """The interface of a client. Its calls are the client's own bound methods where possible."""
 
     get: Callable[[str], Awaitable[Any]]
     set: Callable[[str, bytes], Awaitable[Any]]
@@ -40,7 +40,7 @@ class Client(Protocol):
 
 
 def own_key(call: Callable[..., Awaitable[Any]], prefix: str, *args: Any) -> Any:
-    """Return a call on the key of that prefix; it costs every client the same."""
+    """Return a call on the key with a prefix, which costs every client the same."""
 
     def on(key: str) -> Awaitable[Any]:
         return call(prefix + key, *args)
@@ -59,7 +59,7 @@ def _mixed(client: Any, value: bytes, zrange: Callable[[str], Awaitable[Any]]) -
 
 
 class _RedisLike:
-    """redis-py's interface, which ours has, too."""
+    """The interface of redis-py and of ResilientRedis."""
 
     def __init__(self, client: Any, value: bytes) -> None:
         self.client = client
@@ -152,7 +152,7 @@ class Glide:
 
         Logger.init(LogLevel.OFF)
         parts = urlsplit(url)
-        # By default it refuses above 1,000 calls in flight, and gives up after 250 ms.
+        # By default it refuses more than 1,000 calls in flight, and times out after 250 ms.
         crowd = callers > GLIDE_IN_FLIGHT
         configuration = GlideClientConfiguration(
             [NodeAddress(parts.hostname or "", parts.port or 0)],
@@ -173,7 +173,7 @@ class Glide:
 
 
 class Bare(_RedisLike):
-    """A lane without policy, health and statistics, under redis-py's commands."""
+    """A connection without policy, health and statistics, under redis-py's commands."""
 
     @classmethod
     async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003
@@ -184,7 +184,7 @@ class Bare(_RedisLike):
         return cls(client, value)
 
     async def aclose(self) -> None:
-        self.client.lane.connection_lost(None)
+        self.client.bare.connection_lost(None)
         await asyncio.sleep(0)
 
 
@@ -193,5 +193,5 @@ OPENERS: dict[str, Any] = {
     "coredis": Coredis.open,
     "valkey-glide": Glide.open,
     OURS: Ours.open,
-    "bare lane": Bare.open,
+    "bare connection": Bare.open,
 }

@@ -1,4 +1,4 @@
-"""What is measured of Redis clients, and what must be reached."""
+"""The workloads of the Redis benchmarks, and their targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.targets import Target
 PEERS: Final = ("redis-py", "coredis", "valkey-glide")
 OURS: Final = "resilient-io"
 CLIENTS: Final = (*PEERS, OURS)
-"""In the order of the first round; each further round begins one further."""
+"""In the order of the first round; each further round begins with the next client."""
 
 VALUE_BYTES: Final = 64
 LARGE_BYTES: Final = 1024 * 1024
@@ -22,14 +22,14 @@ Kind = Literal["get", "set", "mixed", "pipeline", "large", "latency"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What every client does in turn.
+    """A workload that every client runs in turn.
 
     Attributes:
         name: Its short name, for `--only`.
-        title: What it is called in the table.
-        kind: What each caller does again and again.
-        callers: Tasks that do it at the same time.
-        stretch: How many times the usual length its rounds have.
+        title: Its title in the table.
+        kind: What each caller repeats.
+        callers: The number of concurrent tasks.
+        stretch: Length of its rounds, as a multiple of the usual length.
     """
 
     name: str

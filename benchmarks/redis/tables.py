@@ -1,4 +1,4 @@
-"""The tables of Redis, as Markdown."""
+"""The tables of the Redis benchmarks, as Markdown."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from benchmarks.suite import Results
 
 _UNBOUNDED = 5e6
-"""µs after which a worker gives a call up."""
+"""µs after which a worker abandons a call."""
 
 
 def speed_table(results: Results) -> list[str]:
-    """Render what was measured against what must be reached."""
+    """Return the table that compares the measurements with the targets."""
     rows = [row for work in WORKS if work.name in results for row in _rate_rows(work.name, results)]
     rows += _cost_row(results)
     rows += _tail_row(results)
@@ -41,7 +41,7 @@ def speed_table(results: Results) -> list[str]:
 
 
 def resource_table(results: Results) -> list[str]:
-    """Render CPU per call, bytes and connections per idle client."""
+    """Return the table of CPU per call, and of bytes and connections per idle client."""
     rows: list[Sequence[str]] = []
     for work in WORKS:
         if work.name in results:
@@ -63,7 +63,7 @@ def _rate_rows(name: str, results: Results) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     title = f"{work.title}, per second"
     for target in RATE_TARGETS.get(name, ()):
-        ours, theirs = (_values(results, name, who, "rate") for who in (OURS, target.against))
+        ours, theirs = (_values(results, name, client, "rate") for client in (OURS, target.against))
         ratio = ratios(ours, theirs)
         rows.append((title, *cells, target.wording, times(ratio), target.verdict(ratio.median)))
         title, cells = "", [""] * len(CLIENTS)
@@ -138,7 +138,7 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
     )
     return [
         (
-            "policy, health, statistics against a bare lane, µs per GET",
+            "policy, health, statistics against a bare connection, µs per GET",
             *[""] * len(PEERS),
             f"{ours.median:.2f} against {bare.median:.2f}",
             f"≤{OVERHEAD_TARGET:.0%} more",

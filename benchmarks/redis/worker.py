@@ -1,4 +1,4 @@
-"""The process that holds one Redis client."""
+"""The process that runs one Redis client."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _SLICES = 10
 _REFUSALS = 20_000
-_IMPATIENCE = 5.0
+_TIMEOUT = 5.0
 _SETTLING = 0.3
 
 
-def value_of(place: int) -> bytes:
-    """Return the value of a key: 64 bytes that tell which."""
-    return b"%d:" % place + b"x" * (VALUE_BYTES - len(b"%d:" % place))
+def value_of(index: int) -> bytes:
+    """Return the value of a key: 64 bytes that begin with its index."""
+    return b"%d:" % index + b"x" * (VALUE_BYTES - len(b"%d:" % index))
 
 
 class Drive:
@@ -45,9 +45,9 @@ class Drive:
         self._large_value = os.urandom(LARGE_BYTES) if kind == "large" else b""
 
     async def run(self, seconds: float) -> dict[str, float]:
-        """Let them call for so long; the calls that then are on their way still count."""
+        """Run the callers for `seconds`. The calls that are then in flight still count."""
         step: Callable[[int], Coroutine[Any, Any, int]] = getattr(self, f"_{self._kind}")
-        callers = [asyncio.create_task(step(place)) for place in range(self._callers)]
+        callers = [asyncio.create_task(step(index)) for index in range(self._callers)]
         await asyncio.sleep(0)
         gc.collect()
         asyncio.get_running_loop().call_later(seconds, self._stop)
@@ -64,46 +64,46 @@ class Drive:
     def _stop(self) -> None:
         self._running = False
 
-    async def _get(self, place: int) -> int:
+    async def _get(self, index: int) -> int:
         get, count = self._client.get, 0
-        key, expected = f"key:{place % KEYS}", value_of(place % KEYS)
+        key, expected = f"key:{index % KEYS}", value_of(index % KEYS)
         await self._begin.wait()
         while self._running:
             assert await get(key) == expected
             count += 1
         return count
 
-    async def _set(self, place: int) -> int:
+    async def _set(self, index: int) -> int:
         set_, count = self._client.set, 0
-        key, value = f"key:{place % KEYS}", value_of(place % KEYS)
+        key, value = f"key:{index % KEYS}", value_of(index % KEYS)
         await self._begin.wait()
         while self._running:
             await set_(key, value)
             count += 1
         return count
 
-    async def _mixed(self, place: int) -> int:
-        calls, count = self._client.mixed, place
-        key = f"mixed:{place % KEYS}"
+    async def _mixed(self, index: int) -> int:
+        calls, count = self._client.mixed, index
+        key = f"mixed:{index % KEYS}"
         await self._begin.wait()
         while self._running:
             await calls[count % 5](key)
             count += 1
-        return count - place
+        return count - index
 
-    async def _pipeline(self, place: int) -> int:
+    async def _pipeline(self, index: int) -> int:
         pipeline, count = self._client.pipeline, 0
-        keys = [f"key:{place + number}" for number in range(PIPELINE)]
-        expected = [value_of(place + number) for number in range(PIPELINE)]
+        keys = [f"key:{index + number}" for number in range(PIPELINE)]
+        expected = [value_of(index + number) for number in range(PIPELINE)]
         await self._begin.wait()
         while self._running:
             assert list(await pipeline(keys)) == expected
             count += PIPELINE
         return count
 
-    async def _large(self, place: int) -> int:
+    async def _large(self, index: int) -> int:
         get, set_, value, count = self._client.get, self._client.set, self._large_value, 0
-        key = f"large:{place}"
+        key = f"large:{index}"
         await self._begin.wait()
         while self._running:
             await set_(key, value)
@@ -111,9 +111,9 @@ class Drive:
             count += 2
         return count
 
-    async def _latency(self, place: int) -> int:
+    async def _latency(self, index: int) -> int:
         get, clock, note, count = self._client.get, time.perf_counter, self._latencies.append, 0
-        key = f"key:{place % KEYS}"
+        key = f"key:{index % KEYS}"
         await self._begin.wait()
         while self._running:
             start = clock()
@@ -124,7 +124,7 @@ class Drive:
 
 
 class RedisServant:
-    """One client, and what can be asked of it."""
+    """One client, and the requests that it serves."""
 
     def __init__(self, name: str, url: str) -> None:
         self._name = name
@@ -133,7 +133,7 @@ class RedisServant:
         self._idle: list[Any] = []
 
     async def open(self, callers: int, connections: int = 0) -> None:
-        """Make the client anew, as is best for so many callers."""
+        """Create the client again, with the best settings for the number of callers."""
         await self.close()
         self._client = await OPENERS[self._name](self._url, callers, value_of(0), connections)
 
@@ -144,12 +144,12 @@ class RedisServant:
             await client.aclose()
 
     async def drive(self, kind: str, callers: int, seconds: float) -> dict[str, float]:
-        """Do one round of a work."""
+        """Run one round of a workload."""
         return await Drive(self._client, kind, callers).run(seconds)
 
     async def overhead(self, seconds: float) -> dict[str, float]:
-        """Compare with the bare lane, in turns so short that both meet the same machine."""
-        bare = await OPENERS["bare lane"](self._url, 50, value_of(0))
+        """Compare with the bare connection, in turns so short that the load is the same."""
+        bare = await OPENERS["bare connection"](self._url, 50, value_of(0))
         cost = {"ours": 0.0, "bare": 0.0}
         for number in range(_SLICES * 2):
             side, client = (("ours", self._client), ("bare", bare))[number % 2]
@@ -159,21 +159,21 @@ class RedisServant:
         return {**cost, "overhead": cost["ours"] / cost["bare"] - 1}
 
     async def down(self) -> dict[str, float]:
-        """Say what a call costs while the server is dead: µs until it has raised and was caught."""
+        """Return the cost of a call while the server is dead: µs until its error was caught."""
         if self._name == OURS:
             health = self._client.client.health
-            async with asyncio.timeout(_IMPATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 async for _ in health.watch():
                     if not health.available:
                         break
             return {"refused": await self._refusals(_REFUSALS)}
         try:
-            async with asyncio.timeout(_IMPATIENCE):
-                await self._refusals(1)  # finds out that its connections are dead
-            async with asyncio.timeout(_IMPATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
+                await self._refusals(1)  # discovers that its connections are dead
+            async with asyncio.timeout(_TIMEOUT):
                 return {"refused": await self._refusals(1)}
         except TimeoutError:
-            return {"refused": _IMPATIENCE * 1e6}
+            return {"refused": _TIMEOUT * 1e6}
 
     async def _refusals(self, count: int) -> float:
         get, refused = self._client.get, 0
@@ -188,7 +188,7 @@ class RedisServant:
         return elapsed / count * 1e6
 
     async def gather(self, count: int) -> dict[str, float]:
-        """Open idle clients; say how many bytes each adds to the process, connections included."""
+        """Open idle clients. Return how many bytes each adds to the process, with connections."""
         await self.open(1)
         await self._client.get("key:1")
         gc.collect()
@@ -204,7 +204,9 @@ class RedisServant:
     async def scatter(self) -> None:
         """Close the idle clients."""
         while self._idle:
-            await self._idle.pop().aclose()  # backwards, for coredis nests its cancel scopes
+            await (
+                self._idle.pop().aclose()
+            )  # in reverse order, because coredis nests its cancel scopes
 
 
 def _resident() -> int:

@@ -1,15 +1,15 @@
-"""Retries: the policy of a client, the budget of a dependency, backoff, and the retry loop.
+"""Retries: the policy of a client, the budget of a dependency, and backoff.
 
-Only this module imports tenacity. The loop is entered at the first failure, so a call that succeeds
-at the first attempt does not pay for it.
+Only this module imports tenacity, whose `stop` and `wait` objects schedule the attempts of a call.
+They are created at the first failure, so a call that succeeds at the first attempt does not pay for
+them. The retry loop itself is in `resilient_io.redis.executor`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tenacity
 
@@ -18,9 +18,7 @@ from resilient_io.validation import check_choice, check_count, check_number, che
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
-
-T = TypeVar("T")
+    from collections.abc import Callable
 
 Repeat = Literal["read", "idempotent", "conditional", "any"]
 """The most that may be repeated after it was maybe applied, in this order."""
@@ -105,6 +103,8 @@ class RetryPolicy:
     def replace(self, **changes: Any) -> RetryPolicy:
         """Return a copy of the policy with some values changed.
 
+        A shorter `deadline` also shortens the timeouts within it, unless they are changed, too.
+
         Raises:
             ConfigurationError: A value is out of range, contradicts another, or is unknown.
         """
@@ -113,11 +113,11 @@ class RetryPolicy:
             if name not in known:
                 message = f"RetryPolicy has no option {name!r}: use one of {', '.join(known)}"
                 raise ConfigurationError(message)
+        deadline = changes.get("deadline")
+        if isinstance(deadline, (int, float)) and deadline > 0 and deadline is not True:
+            for name in ("response_timeout", "connect_timeout"):
+                changes.setdefault(name, min(getattr(self, name), deadline))
         return dataclasses.replace(self, **changes)
-
-    def backoff_before(self, retry: int, rng: random.Random) -> float:
-        """Return the seconds to wait before the `retry`-th retry (1 is the first)."""
-        return rng.random() * backoff_bound(self.backoff, self.backoff_cap, retry)
 
 
 def backoff_bound(initial: float, cap: float, retry: int) -> float:
@@ -206,108 +206,32 @@ class RetryBudget:
         self._tokens = min(self.capacity, self.tokens + cost)
 
 
-async def retrying(
-    policy: RetryPolicy,
-    *,
-    first: BaseException,
-    attempt: Callable[[], Awaitable[T]],
-    may_repeat: Callable[[BaseException], bool],
-    until: float | None,
-    budget: RetryBudget,
-    cost: Callable[[BaseException], float],
-    rng: random.Random,
-    on_retry: Callable[[int, float], None] | None = None,
-) -> T:
-    """Repeat a call whose first attempt has just failed, as far as the policy allows.
+_TENACITY = tenacity.AsyncRetrying()
 
-    A failure that may not be repeated, or for which attempts, time or tokens are used up, is
-    raised as it is, at once: a backoff that would reach `until` is not slept. Cancelling leaves
-    at once, also from a backoff, and gives back the tokens of a retry that did not begin.
 
-    Args:
-        policy: Attempts and backoff.
-        first: The failure of the first attempt.
-        attempt: Makes one more attempt; it bounds itself by `until`.
-        may_repeat: Whether a failure allows another attempt. Never asked about cancellation or
-            other `BaseException`s, which are never repeated.
-        until: Absolute loop time at which the call's time is used up; None for no bound.
-        budget: Tokens shared by the calls to the dependency.
-        cost: Tokens that repeating after this failure costs.
-        rng: Source of the jitter.
-        on_retry: Told the number of the attempt that will follow (2 for the first retry) and
-            the backoff in seconds, before the backoff.
+class RetrySchedule:
+    """When the attempts of one call are made: tenacity's `stop` and `wait` objects of a policy.
+
+    The executor's retry loop creates it at the first failure.
     """
-    run = _Run(policy, first, attempt, may_repeat, until, budget, cost, rng, on_retry)
-    attempts = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(run.repeatable),
-        wait=run.wait,
-        stop=run.stop,
-        before_sleep=run.announce,
-        sleep=asyncio.sleep,
-        reraise=True,
-    )
-    try:
-        return await attempts(run.next_attempt)
-    finally:
-        run.refund()
 
+    __slots__ = ("_rng", "_state", "_stop", "_wait")
 
-@dataclass(slots=True)
-class _Run(Generic[T]):
-    """What tenacity asks during one call of `retrying`, whose arguments these are."""
+    def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
+        """Begin after no failed attempt. `rng` is the source of the jitter."""
+        self._stop = tenacity.stop_after_attempt(policy.attempts)
+        self._wait = tenacity.wait_exponential(multiplier=policy.backoff, max=policy.backoff_cap)
+        self._state = tenacity.RetryCallState(_TENACITY, None, (), {})
+        self._rng = rng
 
-    policy: RetryPolicy
-    first: BaseException
-    attempt: Callable[[], Awaitable[T]]
-    may_repeat: Callable[[BaseException], bool]
-    until: float | None
-    budget: RetryBudget
-    cost: Callable[[BaseException], float]
-    rng: random.Random
-    on_retry: Callable[[int, float], None] | None
-    begun: bool = False
-    spent: float = 0.0  # tokens of a retry that has not begun
+    def next(self) -> float | None:
+        """Return the backoff, in seconds, after another failed attempt.
 
-    async def next_attempt(self) -> T:
-        if not self.begun:
-            self.begun = True
-            raise self.first
-        self.spent = 0.0
-        return await self.attempt()
-
-    def repeatable(self, failure: BaseException) -> bool:
-        return isinstance(failure, Exception) and self.may_repeat(failure)
-
-    def wait(self, state: tenacity.RetryCallState) -> float:
-        return self.policy.backoff_before(state.attempt_number, self.rng)
-
-    def stop(self, state: tenacity.RetryCallState) -> bool:
-        if state.attempt_number >= self.policy.attempts:
-            return True
-        if self.until is not None:
-            now = asyncio.get_running_loop().time()
-            if now + state.upcoming_sleep >= self.until:
-                return True
-        price = self.cost(_failure_of(state))
-        if not self.budget.try_spend(price):
-            return True
-        self.spent = price
-        return False
-
-    def announce(self, state: tenacity.RetryCallState) -> None:
-        if self.on_retry is not None:
-            self.on_retry(state.attempt_number + 1, state.upcoming_sleep)
-
-    def refund(self) -> None:
-        if self.spent:
-            self.budget.refund(self.spent)
-
-
-def _failure_of(state: tenacity.RetryCallState) -> BaseException:
-    """Return the failure that tenacity is judging; there always is one when it asks to stop."""
-    outcome = state.outcome
-    failure = None if outcome is None else outcome.exception()
-    if failure is None:  # pragma: no cover - tenacity 9 asks only after a failure
-        message = "tenacity asked to stop without a failure"
-        raise AssertionError(message)
-    return failure
+        Return None if the policy permits no further attempt.
+        """
+        if self._stop(self._state):
+            return None
+        # Full jitter. tenacity's own `wait_random_exponential` does not accept a seeded generator.
+        backoff = self._rng.random() * self._wait(self._state)
+        self._state.attempt_number += 1
+        return backoff

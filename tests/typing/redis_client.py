@@ -1,7 +1,7 @@
-"""What type checkers know of ResilientRedis: as much as of redis-py's client, and of what is ours.
+"""The types of ResilientRedis: those of redis-py's client, and of the additions.
 
-Never executed; mypy --strict and pyright check it. Where redis-py 8.1 gives its commands the same
-type for sync and async, the awaited value is what counts.
+Never executed; mypy --strict and pyright check it. Where redis-py 8.1 declares the same type for
+synchronous and asynchronous commands, the awaited value counts.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ async def constructors() -> None:
     assert_type(ResilientRedis(host="h", port=1, db=2, decode_responses=True), ResilientRedis)
     assert_type(ResilientRedis.from_url("redis://h"), ResilientRedis)
     pool = driver.ConnectionPool.from_url("redis://h")
-    assert_type(ResilientRedis.from_pool(pool), ResilientRedis)
+    assert_type(ResilientRedis.from_pool(pool, name="cache"), ResilientRedis)
+    assert_type(ResilientRedis(name="cache").name, str)
+    ResilientRedis.from_url("redis://h", connections=ConnectionSettings(count=1), ssl_ca_certs="f")
     ResilientRedis(connection_pool=pool, single_connection_client=True)
     ResilientRedis(
-        policy=RetryPolicy(attempts=1), health=Dependency("r"), lanes=ConnectionSettings()
+        policy=RetryPolicy(attempts=1), health=Dependency("r"), connections=ConnectionSettings()
     )
     assert_type(ResilientRedis().client(), ResilientRedis)
     async with ResilientRedis() as client:
@@ -168,10 +170,14 @@ async def errors(client: ResilientRedis) -> None:
 
 
 def refused(client: ResilientRedis) -> None:
-    """What a type checker must refuse: each line would be an error without its comment."""
+    """Mistakes that a type checker must find: each line is an error without its comment."""
     RetryPolicy(repeat="all")  # type: ignore[arg-type]
     RetryPolicy(3)  # type: ignore[call-arg]
     ResilientRedis(policy=3)  # type: ignore[arg-type]
+    ResilientRedis(hots="x")  # type: ignore[call-arg]
+    ResilientRedis(port="x")  # type: ignore[arg-type]
+    ResilientRedis.from_url("redis://h", lanes=2)  # type: ignore[call-arg]
+    ResilientRedis.from_pool(client.connection_pool, host="h")  # type: ignore[call-arg]
     client.health.on_change("print")  # type: ignore[arg-type]
     client.lock("l", timeout="long")  # type: ignore[arg-type]
     client.stats().nothing  # type: ignore[attr-defined]  # noqa: B018

@@ -73,10 +73,10 @@ def name_of(url: str) -> str:
     """
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme in REDIS_SCHEMES:
-        from resilient_io.redis.connect import PoolTarget  # noqa: PLC0415
+        from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415
         from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 (when needed)
 
-        return f"redis {PoolTarget(pool_from_url(url, {})).name}"
+        return f"redis {RedisTarget(pool_from_url(url, {})).name}"
     if scheme in KAFKA_SCHEMES:
         from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 (when needed)
 
@@ -109,7 +109,7 @@ class _OfRedis:
         self.health = Watched(name_of(url), interval=interval, timeout=timeout)
         policy = RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None)
         self._client = ResilientRedis.from_pool(
-            pool, policy=policy, health=self.health, lanes=ConnectionSettings(count=1)
+            pool, policy=policy, health=self.health, connections=ConnectionSettings(count=1)
         )
 
     async def open(self) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from .consumer.client import ResilientKafkaConsumer
-    from .consumer.record import Record
     from .producer.client import ResilientKafkaProducer
+    from .record import Record
 
     Written = asyncio.Future[RecordMetadata]
 

@@ -1,260 +1,321 @@
-"""One attempt: sending a ticket, following it to its reply, and saying how far a failure got."""
+"""One attempt of a call: packing, sending, waiting for the reply, and the result.
+
+An attempt returns the reply, or an `AttemptFailed` that says how far it got. It never decides
+whether the call is repeated: that is the executor's task. `pool` has the calls that need an
+exclusive connection, `pipeline` those of batches.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, RedisError
+from redis.exceptions import RedisError
 
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
+from resilient_io.text import clean_text
 
-from .codec import apply_callback
 from .commands import Effect, Route, effect_of
-from .connect import abort
-from .connection import LARGE, SECOND_LOOK, TICK, Handover, LaneLost, NoLanes, Ticket, Undeliverable
-from .errors import advise, connection_failure, refusal
-from .pool import can_be_salvaged
+from .connection import (
+    CHECK_CLOCK,
+    LARGE,
+    SECOND_CHECK,
+    ConnectionLost,
+    NotMultiplexable,
+    PendingRequest,
+    Promoted,
+    Undeliverable,
+)
+from .errors import advise, refusal, remove_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
-    from redis.asyncio.connection import AbstractConnection
-
+    from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connection import Carrier
+    from .connection import MultiplexedConnection
     from .errors import Refusal
-    from .executor import Gate
-    from .multiplexer import Lanes
+    from .multiplexer import Multiplexer
+
+    Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
 
 
 class Limits(NamedTuple):
-    """Absolute loop times that bound an attempt; None for no bound.
+    """Absolute loop times that limit an attempt; None for no limit.
 
-    They differ only for commands that block: those may wait long for a reply, but not for a
+    They differ only for blocking commands, which may wait long for a reply, but not for a
     connection.
     """
 
     until: float | None
-    """When the reply must have come."""
+    """When the reply must have arrived."""
 
     sent: float | None
-    """When the request must have left."""
+    """When the request must have been sent."""
 
 
-class AttemptFailed(Exception):
-    """An attempt ended without a usable reply.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed:
+    """The result of an attempt that ended without a usable reply.
 
     Attributes:
-        progress: How far it got.
+        progress: How far the attempt got.
         cause: For health and metrics.
         detail: One line for the error message.
-        timed_out: It was silence that ended it, so repeating costs more of the budget.
-        expired: The call's own time is used up: no further attempt.
-        overloaded: It waited for room on a lane that is open.
-        final: Whatever the effect, no further attempt.
-        lane: The lane that may still carry it to the server, if any.
-        error: The driver's exception behind it, if any.
-        refusal: For an error reply that says that nothing was applied: what it said.
+        timed_out: Silence ended the attempt, so repeating it costs more of the budget.
+        expired: The time of the call ran out: no further attempt.
+        overloaded: The call waited for room on an open connection.
+        final: No further attempt, whatever the effect of the command.
+        connection: The connection that may still carry the request to the server.
+        error: For an error reply: the exception of redis-py that represents it.
+        refusal: For an error reply that says that nothing was applied: its meaning.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        cause: Cause,
-        detail: str,
-        *,
-        timed_out: bool = False,
-        expired: bool = False,
-        overloaded: bool = False,
-        final: bool = False,
-        lane: Carrier | None = None,
-        error: BaseException | None = None,
-        refusal: Refusal | None = None,
-    ) -> None:
-        """Record the facts."""
-        super().__init__(detail)
-        self.progress = progress
-        self.cause = cause
-        self.detail = detail
-        self.timed_out = timed_out
-        self.expired = expired
-        self.overloaded = overloaded
-        self.final = final
-        self.lane = lane
-        self.error = error
-        self.refusal = refusal
+    progress: Progress
+    cause: Cause
+    detail: str
+    timed_out: bool = False
+    expired: bool = False
+    overloaded: bool = False
+    final: bool = False
+    connection: MultiplexedConnection | None = None
+    error: BaseException | None = None
+    refusal: Refusal | None = None
+
+    def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
+        """Return a copy whose detail ends with the reason why the call is not repeated."""
+        return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
 
 
-def failed_by(mark: LaneLost | Undeliverable) -> AttemptFailed:
-    """Translate what a lane or the set of lanes said."""
-    if isinstance(mark, LaneLost):
+class Call(Protocol):
+    """A call that the executor sends and repeats."""
+
+    operation: str
+    """The name of the command, for error messages."""
+
+    bounded: bool
+    """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice. Computed only after a failure."""
+        raise NotImplementedError
+
+    async def attempt(self, limits: Limits) -> object:
+        """Make one attempt within its limits. Return the reply, or an `AttemptFailed`."""
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add to an error what only the call knows."""
+
+
+def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
+    """Return the failed attempt that a connection or the multiplexer reported."""
+    failure = reason.failure
+    if isinstance(reason, ConnectionLost):
         return AttemptFailed(
-            Progress.MAYBE_APPLIED,
-            mark.cause,
-            mark.detail,
-            timed_out=mark.cause is Cause.TIMED_OUT,
-            lane=mark.lane,
+            progress=Progress.MAYBE_APPLIED,
+            cause=failure.cause,
+            detail=failure.detail,
+            timed_out=failure.cause is Cause.TIMED_OUT,
+            connection=reason.connection,
         )
     return AttemptFailed(
-        Progress.NOT_SENT, mark.failure.cause, mark.failure.detail, final=True, error=mark.error
+        progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail, final=True
     )
 
 
-async def follow(
-    lanes: Lanes, ticket: Ticket, *, limits: Limits, patience: float, read: bool
-) -> object:
-    """Wait for the reply to a ticket, with an eye on the clock.
+async def await_reply(
+    multiplexer: Multiplexer,
+    request: PendingRequest,
+    *,
+    limits: Limits,
+    timeout: float,
+    read: bool,
+) -> Any:
+    """Wait for the reply to a submitted request, and check its time limits.
 
-    Cancelling abandons the ticket: it is not sent if it was not yet, and its reply is dropped.
+    Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
+    Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
 
     Args:
-        lanes: Where the ticket travels.
-        ticket: A submitted ticket.
-        limits: When the call's time is used up.
-        patience: Seconds of the lane's silence after which this call gives up.
-        read: Whether it may be asked again on another lane while this one is merely slow.
-
-    Raises:
-        AttemptFailed: There will be no reply, or none in time.
+        multiplexer: The multiplexer that the request was submitted to.
+        request: The request.
+        limits: When the time of the call runs out.
+        timeout: Seconds of the connection's silence after which this call fails.
+        read: Whether the call may be repeated on another connection while this one is slow.
     """
     loop = asyncio.get_running_loop()
-    clock = _Clock(lanes, ticket, patience)
+    clock = _ReplyClock(multiplexer, request, timeout)
     while True:
         now = loop.time()
-        wake = now + (SECOND_LOOK if clock.suspicious else patience)
-        limit = limits.until if ticket.sent else limits.sent
+        wake = now + (SECOND_CHECK if clock.suspicious else timeout)
+        limit = limits.until if request.sent else limits.sent
         if limit is not None and not clock.suspicious:
             wake = min(wake, limit)
-        timer = loop.call_at(wake, ticket.tick)
+        timer = loop.call_at(wake, request.check_clock)
         answered = False
         try:
-            reply = await ticket.future
+            reply = await request.future
             answered = True
         finally:
             timer.cancel()
             if not answered:
-                lanes.abandon(ticket)
-        if reply is TICK:
-            failure = None if ticket.done() else clock.judge(limits, read=read)
-            if failure is not None:
-                lanes.abandon(ticket)
-                raise failure
-        elif isinstance(reply, Handover):
-            ticket = clock.ticket = reply.ticket
-        elif isinstance(reply, LaneLost | Undeliverable):
-            raise failed_by(reply)
+                multiplexer.abandon(request)
+        if reply is CHECK_CLOCK:
+            failed = None if request.done() else clock.check(limits, read=read)
+            if failed is not None:
+                multiplexer.abandon(request)
+                return failed
+        elif isinstance(reply, Promoted):
+            request = clock.request = reply.request
+        elif isinstance(reply, ConnectionLost | Undeliverable):
+            return failure_of(reply)
         else:
             return reply
 
 
-class _Clock:
-    """Judges the waiting of one ticket each time the caller looks at the clock."""
+class _ReplyClock:
+    """Decides, each time the caller checks the clock, whether to stop waiting for a reply."""
 
-    def __init__(self, lanes: Lanes, ticket: Ticket, patience: float) -> None:
-        self.lanes = lanes
-        self.ticket = ticket
-        self.patience = patience
+    def __init__(self, multiplexer: Multiplexer, request: PendingRequest, timeout: float) -> None:
+        self.multiplexer = multiplexer
+        self.request = request
+        self.timeout = timeout
         self.suspicious = False
         self._since = asyncio.get_running_loop().time()
-        self._stalled = self._lag()
+        self._stalled = self._stall_time()
 
-    def _lag(self) -> float:
-        lag = self.lanes.lag
+    def _stall_time(self) -> float:
+        lag = self.multiplexer.lag
         return lag.stalled if lag is not None else 0.0
 
-    def judge(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
-        """Say why the waiting is over, or None while it is not.
+    def check(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
+        """Return why the wait is over, or None.
 
-        A first verdict is only a suspicion: what lies in the socket by then is read first.
+        The first time is only a suspicion: data that is already in the socket is read first.
         """
         now = asyncio.get_running_loop().time()
-        failure = self._expired(now, limits) or self._impatient(now, read=read)
-        if failure is None:
+        failed = self._expired(now, limits) or self._timed_out(now, read=read)
+        if failed is None:
             self.suspicious = False
             return None
         if not self.suspicious:
             self.suspicious = True
             return None
-        return failure
+        return failed
 
     def _expired(self, now: float, limits: Limits) -> AttemptFailed | None:
-        sent = self.ticket.sent
+        sent = self.request.sent
         limit = limits.until if sent else limits.sent
         if limit is None or now < limit:
             return None
-        lane = self.ticket.lane
         if sent:
             return AttemptFailed(
-                Progress.MAYBE_APPLIED,
-                Cause.TIMED_OUT,
-                "no reply before the deadline",
+                progress=Progress.MAYBE_APPLIED,
+                cause=Cause.TIMED_OUT,
+                detail="no reply before the deadline",
                 timed_out=True,
                 expired=True,
-                lane=lane,
+                connection=self.request.connection,
             )
-        crowded = self.lanes.crowded
-        return AttemptFailed(
-            Progress.NOT_SENT,
-            Cause.OVERLOADED if crowded else Cause.TIMED_OUT,
-            f"the deadline passed while it waited for {self.lanes.obstacle}",
-            expired=True,
-            overloaded=crowded,
-        )
+        return expired_while_waiting(self.multiplexer.obstacle, overloaded=self.multiplexer.crowded)
 
-    def _impatient(self, now: float, *, read: bool) -> AttemptFailed | None:
-        lane = self.ticket.lane
-        if lane is None or not self.ticket.sent:
-            self._since, self._stalled = now, self._lag()
+    def _timed_out(self, now: float, *, read: bool) -> AttemptFailed | None:
+        connection = self.request.connection
+        if connection is None or not self.request.sent:
+            self._since, self._stalled = now, self._stall_time()
             return None
-        waited = now - self._since - (self._lag() - self._stalled)
-        if waited < self.patience:
+        waited = now - self._since - (self._stall_time() - self._stalled)
+        if waited < self.timeout:
             return None
-        silent = lane.last_sign <= self._since
-        # Its own reply may be what keeps the lane busy: then asking again would only add to it.
-        elsewhere = read and self.lanes.current not in (None, lane) and not lane.serves(self.ticket)
+        silent = connection.last_activity <= self._since
+        # If its own reply keeps the connection busy, another attempt would only add to the load.
+        elsewhere = (
+            read
+            and self.multiplexer.current not in (None, connection)
+            and not connection.is_next(self.request)
+        )
         if not silent and not elsewhere:
-            self._since, self._stalled = lane.last_sign, self._lag()
+            self._since, self._stalled = connection.last_activity, self._stall_time()
             return None
         return AttemptFailed(
-            Progress.MAYBE_APPLIED,
-            Cause.TIMED_OUT,
-            f"no reply within {self.patience:g} s",
+            progress=Progress.MAYBE_APPLIED,
+            cause=Cause.TIMED_OUT,
+            detail=f"no reply within {self.timeout:g} s",
             timed_out=True,
-            lane=lane,
+            connection=connection,
         )
 
 
-class Call(Protocol):
-    """What the gate sends, judges and repeats."""
+def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
+    """Return the failed attempt of a call whose deadline passed before it was sent."""
+    return AttemptFailed(
+        progress=Progress.NOT_SENT,
+        cause=Cause.OVERLOADED if overloaded else Cause.TIMED_OUT,
+        detail=f"the deadline passed while the call waited for {obstacle}",
+        expired=True,
+        overloaded=overloaded,
+    )
 
-    operation: str
-    bounded: bool
-    """Whether the policy's deadline holds for it; a blocking command brings its own time."""
 
-    @property
-    def effect(self) -> Effect:
-        """What executing it twice would do; asked only after a failure."""
-        raise NotImplementedError
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 
-    async def attempt(self, limits: Limits) -> object:
-        """Make one attempt within its limits.
+_NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
+"""Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
+
+
+class Packer:
+    """Packs commands as redis-py's encoder would, with hiredis where both agree."""
+
+    def __init__(self, encoder: Any) -> None:
+        """Use the encoder of the client's pool."""
+        self._encoder = encoder
+        self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (
+            encoder.encoding_errors == "strict"
+        )
+
+    def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
+        """Return a packed command.
+
+        Args:
+            words: The command's name as it is sent.
+            args: The arguments as passed to `execute_command`, including the name.
 
         Raises:
-            AttemptFailed: No usable reply came; the gate decides what follows.
+            redis.exceptions.DataError: An argument is not bytes, str, int or float.
         """
+        if self.direct:
+            try:
+                # A single word is sent as it was passed.
+                return _pack((*words, *args[1:]) if len(words) > 1 else args)
+            except TypeError:
+                pass  # a bytearray, or a value that the encoder rejects with a better message
+        encode = self._encoder.encode
+        return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
+
+
+def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
+    """Return the reply converted by redis-py's callback for the command.
+
+    The result is an awaitable if the callback is asynchronous.
+    """
+    callback = callbacks.get(name) if isinstance(name, str | bytes) else None
+    if callback is None:
+        return reply
+    plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}
+    return callback(reply, **plain)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command as it was given to `execute_command`, with its row of the table."""
+    """One command as passed to `execute_command`, with its row of the command table."""
 
     spec: CommandSpec
     args: Sequence[Any]
@@ -262,205 +323,131 @@ class Command:
 
     @property
     def effect(self) -> Effect:
-        """What executing it twice would do; what a connection remembers means nothing elsewhere."""
+        """The effect of executing it twice.
+
+        A command that depends on the state of its connection is never repeated on another one.
+        """
         return (
             Effect.DANGEROUS if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
         )
 
     @property
     def block(self) -> float | None:
-        """For how many seconds the server may hold back the reply; None is for ever."""
+        """How many seconds the server may delay the reply; None for no limit."""
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
 SCRIPTED = ("EVAL", "FCALL")
-"""How the names of commands begin that run code of the user's on the server."""
+"""Prefixes of the commands that run the user's code on the server."""
 
-_FOR_EVER = 1e6
-"""Seconds that stand for a block without an end."""
+UNLIMITED = 1e6
+"""Seconds that stand for a command that blocks without a limit."""
 
 
-def read_reply(gate: Gate, command: Command, reply: object) -> object:
-    """Turn a raw reply into what redis-py would return, or raise what it means.
+def read_reply(
+    multiplexer: Multiplexer, callbacks: Callbacks, command: Command, reply: object
+) -> object:
+    """Return what redis-py would return for a raw reply, or an `AttemptFailed`.
 
     Raises:
-        AttemptFailed: It is an error that proves that nothing was applied, for now.
-        Exception: It is any other error reply, or a value that cannot be decoded.
+        Exception: The reply is an error reply that is not a refusal, or cannot be decoded.
     """
     if isinstance(reply, Exception):
-        # What a script or an unknown command answers proves nothing: it may have worked before.
+        remove_secrets(reply, multiplexer.target.secrets)
+        # The error of a script or of an unknown command proves nothing: a part may be applied.
         native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
         meaning = refusal(reply) if native or command.effect is Effect.READ else None
         if meaning is not None:
-            raise AttemptFailed(
-                Progress.REFUSED, meaning.cause, str(reply), error=reply, refusal=meaning
+            return AttemptFailed(
+                progress=Progress.REFUSED,
+                cause=meaning.cause,
+                detail=clean_text(str(reply)),
+                error=reply,
+                refusal=meaning,
             )
         if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
             return command.options[EMPTY_RESPONSE]
         advise(reply)
         raise reply
-    if gate.health.refusing and command.effect is not Effect.READ:
-        gate.accepted()
-    return apply_callback(gate.callbacks, command.args[0], reply, command.options)
+    if multiplexer.health.refusing and command.effect is not Effect.READ:
+        multiplexer.write_accepted()
+    return apply_callback(callbacks, command.args[0], reply, command.options)
 
 
-class LaneCall:
-    """One command on a lane."""
+class MultiplexedCall:
+    """One command on a multiplexed connection."""
 
     def __init__(
         self,
-        gate: Gate,
+        multiplexer: Multiplexer,
+        callbacks: Callbacks,
         policy: RetryPolicy,
         command: Command,
         data: bytes,
         *,
-        otherwise: DedicatedCall,
+        fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
-        """Prepare.
+        """Create a call.
 
         Args:
-            gate: Its lanes and callbacks are used.
-            policy: Its response timeout is this call's patience.
-            command: What to send.
-            data: The same, packed.
-            otherwise: The same call for a driver whose connections cannot be lanes.
-            first: What the fast path got instead of a plain reply.
+            multiplexer: Sends the command.
+            callbacks: redis-py's response callbacks, by command.
+            policy: Its response timeout applies.
+            command: The command.
+            data: The packed command.
+            fallback: Returns the same call for a driver whose connections cannot be multiplexed.
+            first: What the hot path received instead of a plain reply.
         """
-        self._gate = gate
+        self._multiplexer = multiplexer
+        self._callbacks = callbacks
         self._command = command
         self._data = data
-        self._otherwise = otherwise
+        self._fallback = fallback
         self._first = first
         self.operation = command.spec.name
-        # Only a client's own single lane carries commands that block.
-        blocking = command.spec.route is Route.DEDICATED and command.spec.block is not None
+        # Only the single connection of a bound client carries blocking commands.
+        blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
         self.bounded = not blocking
         block = command.block if blocking else 0.0
-        self._patience = policy.response_timeout + (_FOR_EVER if block is None else block)
+        self._timeout = policy.response_timeout + (UNLIMITED if block is None else block)
 
     @property
     def effect(self) -> Effect:
-        """What executing it twice would do."""
+        """The effect of executing it twice."""
         return self._command.effect
 
+    def describe(self, error: ResilientIOError) -> None:
+        """Add nothing: the error names the command."""
+
     async def attempt(self, limits: Limits) -> object:
-        """Send it, or go on with what the fast path began."""
+        """Send the command, or continue with what the hot path began."""
         first, self._first = self._first, None
-        if isinstance(first, LaneLost | Undeliverable):
-            raise failed_by(first)
-        if first is None or isinstance(first, Handover):
-            ticket = self._submit() if first is None else first.ticket
-            reply = await follow(
-                self._gate.lanes,
-                ticket,
+        reply: object = first
+        if isinstance(first, ConnectionLost | Undeliverable):
+            return failure_of(first)
+        if first is None or isinstance(first, Promoted):
+            reply = await await_reply(
+                self._multiplexer,
+                self._submit() if first is None else first.request,
                 limits=limits,
-                patience=self._patience,
+                timeout=self._timeout,
                 read=self.effect is Effect.READ,
             )
-        else:
-            reply = first
-        if isinstance(reply, NoLanes):
-            return await self._otherwise.attempt(limits)
-        result = read_reply(self._gate, self._command, reply)
+        if isinstance(reply, AttemptFailed):
+            return reply
+        if isinstance(reply, NotMultiplexable):
+            return await self._fallback().attempt(limits)
+        result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
         return await result if inspect.isawaitable(result) else result
 
-    def _submit(self) -> Ticket:
-        lanes = self._gate.lanes
+    def _submit(self) -> PendingRequest:
         raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
-        ticket = Ticket(
+        request = PendingRequest(
             self._data,
             raw=raw,
             large=len(self._data) > LARGE,
-            allowance=0.0 if self.bounded else self._patience,
+            extra_timeout=0.0 if self.bounded else self._timeout,
         )
-        lanes.submit(ticket)
-        return ticket
-
-
-class DedicatedCall:
-    """One command on a connection of its own; through redis-py's own sending and parsing."""
-
-    def __init__(self, gate: Gate, policy: RetryPolicy, command: Command, client: Any) -> None:
-        """Prepare.
-
-        Args:
-            gate: Its dedicated connections are used.
-            policy: Its response timeout is added to the time for which the command blocks.
-            command: What to send.
-            client: The redis-py client whose parsing and callbacks are used.
-        """
-        self._gate = gate
-        self._command = command
-        self._client = client
-        self.operation = command.spec.name
-        self.bounded = command.spec.block is None
-        block = command.block
-        self._patience = None if block is None else block + policy.response_timeout
-
-    @property
-    def effect(self) -> Effect:
-        """What executing it twice would do."""
-        return self._command.effect
-
-    async def attempt(self, limits: Limits) -> object:
-        """Borrow a connection, send, wait as long as the command may block, give it back."""
-        borrowing = self._gate.borrowing
-        connection = await borrowing.borrow(limits.sent)
-        clean = blocked = False
-        try:
-            if can_be_salvaged(self._command):
-                await borrowing.identify(connection, limits.sent)
-                blocked = True
-            reply = await self._exchange(connection, limits.until)
-            clean = True
-        except UnicodeDecodeError:
-            clean = True  # the reply was read, and redis-py's parser stays in step
-            raise
-        finally:
-            if blocked and not clean and connection.is_connected:
-                borrowing.salvage(connection, self._command)
-            else:
-                borrowing.give_back(connection, clean=clean)
-        if blocked or isinstance(reply, Exception):
-            return read_reply(self._gate, self._command, reply)
-        return reply
-
-    async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
-        loop = asyncio.get_running_loop()
-        limits = [] if self._patience is None else [loop.time() + self._patience]
-        if until is not None:
-            limits.append(until)
-        args = self._command.args
-        try:
-            async with asyncio.timeout_at(min(limits, default=None)):
-                if can_be_salvaged(self._command):
-                    await connection.send_command(*args)
-                    # A cancelled read must leave the connection open, for the salvage.
-                    return await connection.read_response(disconnect_on_error=False)
-                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
-                return await self._client._send_command_parse_response(
-                    connection, args[0], *args, **self._command.options
-                )
-        except DataError:
-            raise
-        except (RedisError, OSError) as error:
-            timed_out = isinstance(error, TimeoutError)
-            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected"
-            # when it was told not to disconnect.
-            lost = type(error) is ConnectionLostError or not connection.is_connected
-            if refusal(error) is not None or not (lost or timed_out):
-                return error  # a reply; redis-py 8.1 drops the connection after some of them
-            if lost:
-                abort(connection)
-            failure = connection_failure(error)
-            if failure.definite:
-                self._gate.health.failed(failure.cause, failure.detail)
-            raise AttemptFailed(
-                Progress.MAYBE_APPLIED,
-                failure.cause,
-                failure.detail,
-                timed_out=timed_out,
-                expired=until is not None and loop.time() >= until,
-                error=error,
-            ) from error
+        self._multiplexer.submit(request)
+        return request

@@ -1,27 +1,49 @@
-"""`ResilientRedis`: redis-py's asyncio client, its commands sent through the gate."""
+"""`ResilientRedis`: redis-py's asyncio client, whose commands pass through the executor."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import random
+from _thread import get_ident
+from asyncio import CancelledError
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
+import redis.asyncio as driver
+import redis.asyncio.client as driver_client
+from hiredis import pack_command
+from redis.client import NEVER_DECODE
+from redis.exceptions import RedisError
+
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency, HealthSettings
+from resilient_io.text import redact_credentials
+from resilient_io.validation import check_name
 
-from .codec import Packer
-from .command_path import CommandPath
-from .connect import PoolTarget
-from .engine import Engine
-from .instrumentation import bind_anew, is_patched, observe
+from .attempt import Command, MultiplexedCall, Packer
+from .commands import SPECS, Route, lookup
+from .connect import RedisTarget
+from .connection import LARGE
+from .errors import RouteRefused, remove_secrets
+from .instrumentation import is_patched, rebind, trace_command
 from .lock import ResilientLock
-from .options import ConnectionSettings, check_given, check_types, policy_from, pool_from_url
-from .pipeline import ObservedPipeline, ResilientPipeline
+from .options import (
+    ConnectionSettings,
+    check_conflicts,
+    check_target,
+    check_types,
+    explain_options,
+    policy_from_options,
+    pool_from_url,
+)
+from .pipeline import ResilientPipeline
+from .pool import ExclusiveCall
+from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
@@ -29,37 +51,41 @@ if TYPE_CHECKING:
 
     from resilient_io.retry import RetryPolicy
 
+    from .commands import CommandSpec
+    from .instrumentation import Tracing
+    from .options import PoolOptions, RedisOptions, UrlOptions
+
 
 @dataclass(frozen=True, slots=True)
 class RedisStats:
-    """Counters since the client was started; times in seconds, sizes in bytes.
+    """Counters since the client was started. Times are in seconds, sizes in bytes.
 
     Attributes:
-        replies: Replies that came over lanes, one for each command of a batch.
-        ended: Calls that ended in one of our errors, by its name.
+        replies: Replies received on shared connections, one for each command of a batch.
+        ended: Calls that ended in an error of resilient-io, by the name of the error.
         refused: Replies that said "not applied, for now".
-        retries: Attempts beyond the first.
-        lanes: Shared connections that are open.
-        dedicated: Connections lent to, or kept for, single calls.
-        in_flight: Calls on the lanes without a reply yet.
+        retries: Attempts after the first.
+        connections: Shared connections that are open.
+        exclusive: Connections that single calls use, or that are kept for them.
+        in_flight: Calls on the shared connections without a reply yet.
         waiting: Calls that wait for a connection or for room.
-        bytes_sent: Bytes written to lanes.
-        bytes_received: Bytes read from lanes.
+        bytes_sent: Bytes written to shared connections.
+        bytes_received: Bytes read from shared connections.
         budget: Tokens left for retries.
-        latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the replies came, counted from
-            the write; None while there were none. They are as fine as the loop's clock, which
-            on uvloop steps by 1 ms.
-        latency_total: All those times together, in seconds.
-        latency_counts: The same as a histogram: pairs of the most seconds that belong to a bucket
-            (eight to an octave) and how many replies took so long, without the empty ones.
+        latency: The latencies below which 50 %, 90 %, 99 % and 99.9 % of the replies arrived,
+            counted from the write, or None without replies. Their resolution is that of the loop's
+            clock, which is 1 ms with uvloop.
+        latency_total: The sum of all latencies.
+        latency_counts: Non-empty histogram buckets as `(upper_bound_seconds, count)`; eight buckets
+            per power of two.
     """
 
     replies: int
     ended: Mapping[str, int]
     refused: int
     retries: int
-    lanes: int
-    dedicated: int
+    connections: int
+    exclusive: int
     in_flight: int
     waiting: int
     bytes_sent: int
@@ -70,135 +96,156 @@ class RedisStats:
     latency_counts: tuple[tuple[float, int], ...]
 
 
-def stats_of(engine: Engine) -> RedisStats:
-    """Read an engine's counters."""
-    lanes, gate = engine.lanes, engine.gate
-    replies, sent, received = lanes.traffic
+def _stats_of(runtime: Runtime) -> RedisStats:
+    multiplexer, executor = runtime.multiplexer, runtime.executor
+    replies, sent, received = multiplexer.traffic
+    connections, latencies = multiplexer.connections, multiplexer.latencies
     return RedisStats(
         replies=replies,
-        ended=dict(gate.verdicts.ended),
-        refused=gate.verdicts.refused,
-        retries=gate.verdicts.retries,
-        lanes=len(lanes.open_lanes),
-        dedicated=engine.dedicated.open,
-        in_flight=sum(lane.in_flight for lane in lanes.open_lanes),
-        waiting=lanes.waiting,
+        ended=dict(executor.errors.raised),
+        refused=executor.refusals,
+        retries=executor.retries,
+        connections=len(connections),
+        exclusive=runtime.pool.open,
+        in_flight=sum(connection.in_flight for connection in connections),
+        waiting=multiplexer.waiting,
         bytes_sent=sent,
         bytes_received=received,
-        budget=gate.budget.tokens,
-        latency=lanes.latencies.quantiles,
-        latency_total=lanes.latencies.total,
-        latency_counts=lanes.latencies.counts,
+        budget=executor.budget.tokens,
+        latency=latencies.quantiles,
+        latency_total=latencies.total,
+        latency_counts=latencies.counts,
     )
 
 
-class ResilientRedis(CommandPath):
-    """A `redis.asyncio.Redis` that knows what it may repeat and whether its server is there.
+_NO_OPTIONS: dict[str, Any] = {}
+
+_get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
+
+
+class ResilientRedis(driver.Redis):
+    """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
-    starts the probe; without it the first command does. A server that is down at the start
-    neither raises nor hangs: `redis.health` says so.
+    starts the health probe; without it the first command does. If the server is down at startup,
+    the client neither raises nor hangs: `redis.health` shows the state.
 
-    A call fails with one of the errors in `resilient_io.redis.errors`, which are redis-py's too;
-    what the server refuses for good (WRONGTYPE, NOPERM) is raised as redis-py raises it. Cancelling
-    a call leaves at once: a command that was not written yet is never sent, one that was may be
-    applied.
+    A call fails with one of the errors in `resilient_io.redis.errors`, which are also redis-py's.
+    Permanent refusals by the server (WRONGTYPE, NOPERM) are raised as redis-py raises them.
+    Cancelling a call returns immediately. A command that was not written yet is never sent; one
+    that was written may be applied.
 
     Args:
-        policy: How hard and how long to try; by default, `RetryPolicy()` with the times and retries
-            that redis-py's own options (`socket_timeout`, `retry` …) ask for.
-        health: The dependency to feed, if it is shared with another client of the same server.
-        lanes: How many connections all callers share, and how much may be in flight.
-        rng: Source of jitter and names; give a seeded one to replay a schedule.
-        connection_pool: redis-py's pool; only its settings are used.
-        single_connection_client: Use one connection of its own, on which WATCH, MULTI, SELECT and
-            the like are allowed.
-        **options: Every other option of `redis.asyncio.Redis`.
+        policy: How often and how long to try. By default, `RetryPolicy()` with the times and
+            retries of redis-py's own options (`socket_timeout`, `retry`).
+        health: The dependency, if another client of the same server shares it.
+        connections: The number of shared connections, and how much may be in flight.
+        name: The name of the client and of its dependency in logs, errors and metrics. By default,
+            "redis" and the address.
+        rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
+        connection_pool: A pool of redis-py, of which only the settings are used.
+        single_connection_client: Use one connection of its own, which permits WATCH, MULTI, SELECT
+            and the like.
+        **options: All other options of `redis.asyncio.Redis`.
 
     Raises:
-        ConfigurationError: An option is unknown, contradicts another, or cannot be honoured.
+        ConfigurationError: An option is unknown, contradicts another, or cannot be supported.
+        TypeError: `policy`, `health` or `connections` has the wrong type.
     """
+
+    health: Dependency
+    _instrumented: bool = False
+    """Whether tracers may want to see its calls, which therefore skip the hot path."""
+    _tracing: Tracing | None = None
+    _uninstrumented: ResilientRedis | None = None
+    """A copy of this client whose calls no tracer sees."""
+    _traceable: bool = True
+    """False for that copy."""
 
     def __init__(
         self,
         *,
         policy: RetryPolicy | None = None,
         health: Dependency | None = None,
-        lanes: ConnectionSettings | None = None,
+        connections: ConnectionSettings | None = None,
+        name: str | None = None,
         rng: random.Random | None = None,
         connection_pool: ConnectionPool | None = None,
         single_connection_client: bool = False,
-        **options: Any,
+        **options: Unpack[RedisOptions],
     ) -> None:
-        check_types(policy, health, lanes)
-        check_given(options, policy)
-        interval = options.pop("health_check_interval", 0)
-        retry_settings = {
-            key: options.pop(key)
-            for key in ("retry", "retry_on_error", "retry_on_timeout")
-            if key in options
-        }
-        try:
+        check_types(policy, health, connections)
+        given: dict[str, Any] = {**options}
+        check_conflicts(given, policy)
+        interval = given.pop("health_check_interval", 0)
+        retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
+        with explain_options():
             super().__init__(
                 connection_pool=connection_pool,
                 single_connection_client=single_connection_client,
-                **options,
+                **given,
             )
-        except TypeError as error:
-            raise ConfigurationError(f"{error}: see redis.asyncio.Redis for its options") from error
         pool = self.connection_pool
-        said = options | retry_settings if connection_pool is None else pool.connection_kwargs
-        self._policy = policy if policy is not None else policy_from(said)
-        target = PoolTarget(pool)
-        target.check()
+        settings = given | retries if connection_pool is None else pool.connection_kwargs
+        self._policy = policy if policy is not None else policy_from_options(settings)
+        target = RedisTarget(pool)
+        check_target(target)
         interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
-        health_is_ours = health is None
-        self._rng = rng if rng is not None else random.Random()
+        owns_health = health is None
+        self._seeded = rng
+        jitter = rng if rng is not None else random.Random()
+        # Client names and lock tokens must not be guessable, unless a schedule is replayed.
+        self._tokens = rng if rng is not None else random.SystemRandom()
         if health is None:
-            settings = HealthSettings(interval=float(interval)) if interval else HealthSettings()
-            health = Dependency(f"redis {target.name}", settings=settings, rng=self._rng)
+            health = Dependency(
+                check_name("name", name) if name is not None else f"redis {target.name}",
+                settings=HealthSettings(interval=float(interval)) if interval else None,
+                rng=jitter,
+            )
         self.health = health
-        self._lane_settings = lanes if lanes is not None else ConnectionSettings()
+        self.name = health.name if name is None else redact_credentials(check_name("name", name))
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
-        self._careful = False
+        self._deliberate = False
+        """Whether the policy was chosen for the call, as in a view."""
         self._hot = self._packer.direct
+        """Whether commands may take the hot path at all."""
         if is_patched():
-            self._begin_to_be_seen()
-        self._engine = Engine(
-            pool=pool,
+            self._instrument()
+        self._runtime = Runtime(
             target=target,
             policy=self._policy,
             health=health,
-            settings=self._lane_settings,
-            dedicated_limit=pool.max_connections,
-            rng=self._rng,
-            callbacks=self.response_callbacks,
+            settings=connections if connections is not None else ConnectionSettings(),
+            template=pool,
+            rng=jitter,
+            tokens=self._tokens,
             bound=single_connection_client,
-            owns_health=health_is_ours,
+            owns_health=owns_health,
         )
 
     @classmethod
-    def from_url(
+    def from_url(  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         url: str,
         single_connection_client: bool = False,
         auto_close_connection_pool: bool | None = None,
-        **options: Any,
+        **options: Unpack[UrlOptions],
     ) -> Self:
-        """Make a client from a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
+        """Return a client for a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
 
         Args:
-            url: The server's URL; a password in it is never shown.
+            url: The server's URL. A password in it is never shown.
             single_connection_client: As in the constructor.
-            auto_close_connection_pool: Deprecated by redis-py, passed on to it.
+            auto_close_connection_pool: Deprecated by redis-py, and passed on to it.
             **options: Those of the constructor and of `redis.asyncio.Redis`.
 
         Raises:
-            ConfigurationError: The URL or an option cannot be understood.
+            ConfigurationError: The URL or an option is invalid.
         """
-        ours = {key: options.pop(key) for key in _OURS if key in options}
-        check_given(options, ours.get("policy"))
-        pool = pool_from_url(url, options)
+        given: dict[str, Any] = {**options}
+        ours = {key: given.pop(key) for key in _OWN_OPTIONS if key in given}
+        check_conflicts(given, ours.get("policy"))
+        pool = pool_from_url(url, given)
         client = cls(
             connection_pool=pool, single_connection_client=single_connection_client, **ours
         )
@@ -206,157 +253,340 @@ class ResilientRedis(CommandPath):
         return client
 
     @classmethod
-    def from_pool(cls, connection_pool: ConnectionPool, **options: Any) -> Self:
-        """Make a client that owns, and closes, the given pool; only its settings are used.
+    def from_pool(cls, connection_pool: ConnectionPool, **options: Unpack[PoolOptions]) -> Self:
+        """Return a client that owns, and closes, a pool of which only the settings are used.
 
         Args:
-            connection_pool: redis-py's pool, that of Sentinel included.
-            **options: `policy`, `health`, `lanes` and `rng`, as in the constructor.
+            connection_pool: A pool of redis-py, or a Sentinel pool.
+            **options: `policy`, `health`, `connections`, `name` and `rng`, as in the constructor.
         """
         client = cls(connection_pool=connection_pool, **options)
         client.auto_close_connection_pool = True
         return client
 
-    # -- what redis-py builds on it --------------------------------------------------------
+    # -- commands --------------------------------------------------------------------------
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command and return its reply, as redis-py does.
+
+        Raises:
+            ResilientIOError: One of the errors in `resilient_io.redis.errors`.
+            redis.exceptions.RedisError: The server refused the command.
+        """
+        # The hot path: one shared connection, one row of the command table, one flag.
+        multiplexer = self._runtime.multiplexer
+        connection = multiplexer.fast
+        spec = SPECS.get(args[0])
+        if (
+            connection is None
+            or spec is None
+            or not spec.simple
+            or not self._hot
+            or get_ident() != multiplexer.thread
+            or not multiplexer.is_running()
+            or NEVER_DECODE in options
+        ):
+            return await self._execute(args, options)
+        started = multiplexer.time()
+        limit = current_deadline()
+        if limit is not None and limit < started + 1.5 * self._policy.response_timeout:
+            return await self._execute(args, options)
+        try:
+            data = pack_command(args)
+        except TypeError:
+            data = self._packer.pack(spec.words, args)
+        if len(data) > LARGE:
+            return await self._execute(args, options)
+        options.pop("keys", None)
+        if not options:
+            # Ten thousand empty dictionaries would keep the garbage collector busy.
+            options = _NO_OPTIONS
+        future = multiplexer.create_future()
+        connection.send(future, data)
+        try:
+            reply = await future
+        except CancelledError:
+            multiplexer.abandon_future(future)
+            raise
+        if isinstance(reply, Exception):
+            call = self._multiplexed_call(Command(spec, args, options), data, reply)
+            return await self._runtime.executor.run(call, self._policy, started=started)
+        # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
+        callback = _get_callback(self.response_callbacks, args[0])
+        if callback is None:
+            return reply
+        reply = callback(reply, **options)
+        return await reply if hasattr(reply, "__await__") else reply
+
+    async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Send a command that cannot take the hot path."""
+        if self._traceable and (self._tracing is not None or is_patched()):
+            self._instrument()
+            return await trace_command(
+                "execute_command",
+                self,
+                self._tracing,
+                self._execute_uninstrumented,
+                args=args,
+                options=options,
+            )
+        runtime = self._runtime
+        if runtime.executor.closed:
+            raise runtime.executor.error_when_closed(str(args[0]))
+        runtime.start()
+        executor = runtime.executor  # a new one, if the loop of the first was closed
+        spec = SPECS.get(args[0]) or lookup(args)
+        if not self.health.available and self._policy.while_down == "fail":
+            raise executor.error_while_down(spec.name)
+        self._check_route(spec)
+        started = runtime.multiplexer.time()
+        command = Command(spec, args, options)
+        call: ExclusiveCall | MultiplexedCall
+        if spec.route is Route.EXCLUSIVE and not runtime.bound:
+            call = self._exclusive_call(command)
+        else:
+            call = self._multiplexed_call(command, self._packer.pack(spec.words, args))
+        return await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+
+    async def _execute_uninstrumented(self, *args: Any, **options: Any) -> Any:
+        """Send a command that no tracer sees, on the hot path if possible."""
+        twin = self._uninstrumented
+        if twin is None:
+            self._uninstrumented = twin = copy.copy(self)
+            twin._traceable = False
+            twin._hot = self._packer.direct and not self._deliberate
+        return await ResilientRedis.execute_command(twin, *args, **options)
+
+    def _multiplexed_call(
+        self, command: Command, data: bytes, first: Exception | None = None
+    ) -> MultiplexedCall:
+        return MultiplexedCall(
+            self._runtime.multiplexer,
+            self.response_callbacks,
+            self._policy,
+            command,
+            data,
+            fallback=functools.partial(self._exclusive_call, command),
+            first=first,
+        )
+
+    def _exclusive_call(self, command: Command) -> ExclusiveCall:
+        runtime = self._runtime
+        return ExclusiveCall(runtime.multiplexer, runtime.pool, self._policy, command, self)
+
+    def _check_route(self, spec: CommandSpec) -> None:
+        bound = self._runtime.bound
+        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not bound):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if bound:
+            self._runtime.executor.check_state(spec.name)
+            self._runtime.multiplexer.bound_state.note(spec)
+
+    # -- what redis-py builds on commands --------------------------------------------------
 
     def pipeline(
         self, transaction: bool = True, shard_hint: str | None = None
     ) -> ResilientPipeline:
-        """Return a pipeline whose batch travels a lane as one uninterrupted write.
+        """Return a pipeline whose commands are sent in one uninterrupted write.
 
         Args:
-            transaction: Wrap it in MULTI and EXEC.
-            shard_hint: Passed on, unused by redis-py.
+            transaction: Wrap the commands in MULTI and EXEC.
+            shard_hint: Unused by redis-py.
         """
-        kind = ObservedPipeline if self._seen else ResilientPipeline
-        return kind(self, transaction, shard_hint)
+        return ResilientPipeline(
+            self,
+            self._runtime,
+            transaction,
+            shard_hint,
+            packer=self._packer,
+            policy=self._policy,
+            deliberate=self._deliberate,
+            tracing=self._tracing,
+            instrumented=self._instrumented,
+        )
 
-    if not TYPE_CHECKING:  # their types are redis-py's
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
+            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
+            if more or options:
+                return super().set(name, value, *more, **options)
+            return self.execute_command("SET", name, value)
 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
             self._check_open("pubsub")
-            return super().pubsub(**options)
+            options.setdefault("event_dispatcher", self._event_dispatcher)
+            return _PubSub(self._runtime.target, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
             self._check_open("monitor")
-            return super().monitor()
+            return _Monitor(self._runtime.target, self.connection_pool)
 
         def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
-            """Return redis-py's lock, which asks for the truth when an answer was lost."""
+            """Return redis-py's lock, which checks its token when a reply was lost."""
             options.setdefault("lock_class", ResilientLock)
             return super().lock(name, *args, **options)
 
     def _check_open(self, operation: str) -> None:
-        if self._engine.gate.closed:
-            raise self._engine.gate.refusal_when_closed(operation)
+        if self._runtime.executor.closed:
+            raise self._runtime.executor.error_when_closed(operation)
 
     def client(self) -> Self:
-        """Return a client with one connection of its own, for WATCH, MULTI, SELECT by hand."""
+        """Return a client with one connection of its own, which permits WATCH, MULTI and SELECT."""
         client = self.__class__(
             connection_pool=self.connection_pool,
             single_connection_client=True,
             policy=self._policy,
             health=self.health,
-            rng=self._rng,
+            name=self.name,
+            rng=self._seeded,
         )
         if self._tracing is not None:
-            observe(client, self._tracing)
+            client.trace_with(self._tracing)
         return client
 
     def set_retry(self, retry: Any) -> NoReturn:  # noqa: ARG002 (redis-py's signature)
-        """Refuse: redis-py would change a pool that others use.
+        """Refuse: redis-py would change a pool that other clients use.
 
         Raises:
             ConfigurationError: Always; it names `with_policy`.
         """
         raise ConfigurationError(
-            "set_retry() is replaced by policies: write redis.with_policy(attempts=3)"
+            "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
         )
 
     def with_policy(self, policy: RetryPolicy | None = None, **changes: Any) -> Self:
         """Return a view of this client with another policy on the same connections.
 
-        Choosing it is a word on the call itself: with `repeat="any"` it covers FLUSHALL and its
-        like, too. Closing the view does nothing. Connections keep their connect timeout.
+        The policy counts as chosen for each call: with `repeat="any"` it also covers FLUSHALL and
+        other dangerous commands. A shorter `deadline` shortens the timeouts within it. Closing the
+        view does nothing. Connections keep their connect timeout.
 
         Args:
             policy: The other policy; None for this client's own.
-            **changes: Fields of it to change, for example `repeat="any"`.
+            **changes: Fields of the policy to change, for example `repeat="any"`.
 
         Raises:
             ConfigurationError: The policy contradicts itself.
         """
         check_types(policy, None, None)
         view = copy.copy(self)
-        view._twin = None
-        bind_anew(view)
+        view._uninstrumented = None
+        rebind(view)
         view._policy = (policy if policy is not None else self._policy).replace(**changes)
-        view._careful, view._hot = True, False
+        view._deliberate, view._hot = True, False
         return view
 
     def stats(self) -> RedisStats:
-        """Return what happened so far: calls, outcomes, retries, traffic, latency quantiles."""
-        return stats_of(self._engine)
+        """Return the counters: calls, outcomes, retries, traffic and latency quantiles."""
+        return _stats_of(self._runtime)
 
     def liveness_failure(self) -> str | None:
-        """Say why only a new process helps: a task of its own is gone, by a bug of ours.
+        """Return why only a restart helps (a task of the client crashed), or None.
 
-        None while all is well, before the first use and after closing. A server that is away never
-        counts: this is for liveness (`HealthMonitor(liveness=[redis])`), not for readiness.
+        None before the first use and after closing. A server that is down never counts: this is for
+        liveness (`HealthMonitor(liveness=[redis])`), not for readiness.
         """
-        return self._engine.liveness_failure()
+        return self._runtime.liveness_failure()
 
-    # -- life ------------------------------------------------------------------------------
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of all calls from now on, and of those of views that are created later."""
+        self._tracing = tracing
+        self._instrument()
+
+    def _instrument(self) -> None:
+        self._hot, self._instrumented = False, True
+
+    # -- lifecycle -------------------------------------------------------------------------
 
     async def initialize(self) -> Self:
-        """Start the connections and the probe, without waiting for the server.
+        """Open the connections and start the probe, without waiting for the server.
 
         Raises:
-            RuntimeError: The client is in use in another living event loop, or was forked.
+            RuntimeError: The client is in use in another event loop, or the process was forked.
         """
-        await self._engine.reopen()
-        self._engine.start()
+        await self._runtime.reopen()
+        self._runtime.start()
         if is_patched():
-            self._begin_to_be_seen()
+            self._instrument()
         return self
 
     def __enter__(self) -> NoReturn:
-        """Refuse a `with` that lacks its `async`.
+        """Reject `with` instead of `async with`.
 
         Raises:
             TypeError: Always.
         """
-        raise TypeError("ResilientRedis is asynchronous: write `async with ResilientRedis(...)`")
+        raise TypeError("ResilientRedis is asynchronous: use `async with ResilientRedis(...)`")
 
     def __exit__(self, *_: object) -> None:
-        """Exist, so that `with` gets as far as `__enter__` and its message."""
+        """Exist, so that `with` reaches `__enter__` and its message."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close: every waiting call ends with `Closed`, every connection and task is gone.
+        """Close: every waiting call raises `Closed`, and every connection and task ends.
 
-        Bounded by the connect timeout. Closing twice is fine. Cancelling leaves at once; the
-        closing goes on by itself.
+        Takes at most the connect timeout. Idempotent. Cancelling returns immediately; the closing
+        continues in the background.
 
         Args:
-            close_connection_pool: Whether redis-py's pool is closed, too; by default if it is ours.
+            close_connection_pool: Whether to close redis-py's pool, too; by default if the client
+                created it.
         """
-        if self._careful:
+        if self._deliberate:
             return
         pool = functools.partial(super().aclose, close_connection_pool)
-        await self._engine.aclose(also=pool)
+        await self._runtime.aclose(also=pool)
 
     async def __aexit__(self, *_: object) -> None:
-        """Close when the last `async with` is left; cancelling leaves the closing to go on."""
+        """Close when the last `async with` block is left."""
         # redis-py 8.1 awaits a lock to count down: cancelled there, it would never close.
         self._usage_counter -= 1
         if self._usage_counter == 0:
             await self.aclose()
 
     def __repr__(self) -> str:
-        """Show the address and the state, and no secret."""
-        return f"<{type(self).__name__} {self._engine.target.name} {self.health.state.value}>"
+        """Return the address and the state, without secrets."""
+        return f"<{type(self).__name__} {self._runtime.target.name} {self.health.state.value}>"
 
 
-_OURS = ("policy", "health", "lanes", "rng")
+_OWN_OPTIONS = ("policy", "health", "connections", "name", "rng")
+_RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
+
+
+class _PubSub(driver_client.PubSub):
+    """redis-py's pub/sub object, whose errors contain no secrets."""
+
+    def __init__(self, target: RedisTarget, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._target = target
+
+    async def execute_command(self, *args: Any) -> Any:
+        try:
+            return await super().execute_command(*args)
+        except (RedisError, OSError) as error:
+            remove_secrets(error, self._target.secrets)
+            raise
+
+    async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
+        try:
+            return await super().parse_response(block, timeout)
+        except (RedisError, OSError) as error:
+            remove_secrets(error, self._target.secrets)
+            raise
+
+
+class _Monitor(driver_client.Monitor):
+    """redis-py's monitor, whose errors contain no secrets."""
+
+    def __init__(self, target: RedisTarget, pool: ConnectionPool) -> None:
+        super().__init__(pool)
+        self._target = target
+
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            remove_secrets(error, self._target.secrets)
+            raise

@@ -1,4 +1,4 @@
-"""Making a connection: handshake, identity on the server, and the fencing of dead lanes."""
+"""Opening a connection: the address, the handshake, and the fencing of dead connections."""
 
 from __future__ import annotations
 
@@ -7,59 +7,64 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.driver_info import resolve_driver_info
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
-from resilient_io.errors import ConfigurationError
+from resilient_io.text import clean_text, format_address
+
+from .errors import ConnectionFailure, connection_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    Ask = Callable[..., Awaitable[Any]]
+    Query = Callable[..., Awaitable[Any]]
 
 
-async def dial(
-    target: Target, *, client_name: str | None, timeout: float, user_timeout: float
+async def connect(
+    target: RedisTarget, *, client_name: str | None, timeout: float, user_timeout: float
 ) -> AbstractConnection:
-    """Connect and shake hands, with a new connection object, within `timeout`.
+    """Open a new connection and complete the handshake within `timeout`.
 
-    A quarter of a second more when TLS was not answered: a plain port is told from a frozen one.
-    On failure and on cancellation the socket is closed.
+    If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
+    from a frozen server. On failure and on cancellation the socket is closed.
 
     Args:
-        target: Where to.
-        client_name: What the connection calls itself on the server.
-        timeout: Seconds for look-up, TCP, TLS and handshake together.
+        target: The address and settings.
+        client_name: The client name of the connection on the server.
+        timeout: Seconds for name lookup, TCP, TLS and handshake together.
         user_timeout: Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
 
     Raises:
-        redis.exceptions.RedisError: What redis-py raises for a failed connection.
-        OSError: The name could not be looked up, or the time was used up (`TimeoutError`).
+        redis.exceptions.RedisError: redis-py failed to connect. The text may contain secrets: use
+            `RedisTarget.failure` to describe it.
+        OSError: The name lookup failed, or the time ran out (`TimeoutError`).
         ssl.SSLError: TLS failed, also because the port speaks plain Redis.
     """
-    if target.speaks_plainly and await target.look_for_plain_port():
+    if target.speaks_plainly and await target.check_plain_port():
         raise _plain_port()
     connection: AbstractConnection | None = None
     connected = False
     try:
         async with asyncio.timeout(timeout):
-            await target.locate()
+            await target.resolve()
             connection = target.connection(client_name=client_name, connect_timeout=timeout)
             await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True
-    except (driver.TimeoutError, TimeoutError) as error:
-        if target.uses_tls and await target.look_for_plain_port():
-            raise _plain_port() from error
+    except (driver.TimeoutError, TimeoutError):
+        if target.uses_tls and await target.check_plain_port():
+            raise _plain_port() from None
         raise
     else:
         return connection
@@ -73,13 +78,13 @@ async def _shake_hands(connection: AbstractConnection) -> None:
         await connection.connect()  # type: ignore[no-untyped-call]
     except (driver.RedisError, OSError):
         raise
-    # The boundary to the application's own code: its credential provider, or its
-    # `redis_connect_func`, may raise anything, for example while what it asks is away.
-    except Exception as error:
-        # Its kind only: its words may hold anything.
+    # The boundary to the application's code: its credential provider, or its `redis_connect_func`,
+    # may raise anything.
+    except Exception as error:  # noqa: BLE001
+        # Only the type: the message may contain secrets, and so may the traceback of the chain.
         raise driver.ConnectionError(
-            f"the credential provider, or redis_connect_func, raised {type(error).__name__}"
-        ) from error
+            f"the credential provider or redis_connect_func raised {type(error).__name__}"
+        ) from None
 
 
 def _plain_port() -> ssl.SSLError:
@@ -87,143 +92,127 @@ def _plain_port() -> ssl.SSLError:
 
 
 def abort(connection: AbstractConnection) -> None:
-    """Close a connection at once, without waiting and without a farewell."""
+    """Close a connection immediately, without waiting."""
     # redis-py 8.1 `AbstractConnection._writer`: a StreamWriter, or None when it is not connected.
-    writer = getattr(connection, "_writer", None)
+    writer: Any = getattr(connection, "_writer", None)
+    if writer is None:
+        return
     transport = getattr(writer, "transport", None)
-    if transport is not None:
-        transport.abort()
-        connection._reader = connection._writer = None
+    # The transport of a fake (fakeredis 2.41 `FakeTransport`) can only be closed by its writer.
+    getattr(transport, "abort", writer.close)()
+    connection._reader = connection._writer = None
 
 
 def is_lost(connection: AbstractConnection) -> bool:
-    """Tell whether a connection is known to be gone, before anything is sent on it.
+    """Return whether a connection is known to be gone, before anything is sent on it.
 
-    redis-py 8.1 would connect anew by itself, without the keys that were watched.
+    redis-py 8.1 would reconnect by itself, without the keys that were watched.
     """
     writer = getattr(connection, "_writer", None)
     if writer is None:
         return not connection.is_connected
+    is_closing = getattr(writer.transport, "is_closing", None)
+    if is_closing is None:  # a fake
+        return not connection.is_connected
     reader: asyncio.StreamReader | None = connection._reader
-    return writer.transport.is_closing() or reader is None or reader.at_eof()
+    return is_closing() or reader is None or reader.at_eof()
 
 
-def can_be_a_lane(connection: AbstractConnection) -> bool:
-    """Tell whether the connection has a real transport that a lane can take over."""
+def is_multiplexable(connection: AbstractConnection) -> bool:
+    """Return whether a connection has a real transport, which can be taken over."""
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
-    # By what it can do: uvloop's transports are no subclasses of `asyncio.Transport`.
+    # Not `isinstance`: uvloop's transports are not subclasses of `asyncio.Transport`.
     return callable(getattr(transport, "set_protocol", None))
 
 
-def ask_over(connection: AbstractConnection, timeout: float) -> Ask:
-    """Return a function that asks one command over `connection`, within `timeout` seconds."""
+def query_over(connection: AbstractConnection, timeout: float) -> Query:
+    """Return a function that sends one command over `connection` and returns the reply.
 
-    async def ask(*command: object) -> object:
+    Each call of the function takes at most `timeout` seconds.
+    """
+
+    async def query(*command: object) -> object:
         async with asyncio.timeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
 
-    return ask
+    return query
 
 
-async def introduce(ask: Ask, name: str) -> int | None:
-    """Give our connection a name and ask for its CLIENT ID; None where an ACL forbids either.
+async def identify(query: Query, name: str) -> int | None:
+    """Set the client name of a connection. Return its CLIENT ID, or None if an ACL forbids either.
 
-    Not in the handshake: there redis-py would take the forbidden name for a failed connection.
+    This is not a part of the handshake, where redis-py would treat a forbidden name as a failed
+    connection.
     """
     try:
-        await ask("CLIENT", "SETNAME", name)
+        await query("CLIENT", "SETNAME", name)
     except ResponseError:
         return None
-    return await client_id(ask)
+    return await fetch_client_id(query)
 
 
-async def client_id(ask: Ask) -> int | None:
-    """Ask for our CLIENT ID; None where an ACL forbids the question."""
+async def fetch_client_id(query: Query) -> int | None:
+    """Return the CLIENT ID of a connection, or None if an ACL forbids the command."""
     try:
-        return int(await ask("CLIENT", "ID"))
+        return int(await query("CLIENT", "ID"))
     except ResponseError:
         return None
 
 
-async def fence(ask: Ask, *, client_id: int | None, name: str) -> bool:
-    """Make sure that nothing that a dead connection sent can be applied from now on.
+async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
+    """Ensure that the server applies nothing more that a dead connection sent.
 
-    The server's connection of that id is killed if it still carries our name: ids start again
-    when the server restarts.
+    The server's client with that ID is killed if it still has our name: IDs start again when the
+    server restarts.
 
     Returns:
-        False where the server forbids it, so that nothing is known.
+        Whether that is ensured. False if the server forbids the commands.
     """
     if client_id is None:
         return False
     try:
-        listed = await ask("CLIENT", "LIST", "ID", client_id)
+        listed = await query("CLIENT", "LIST", "ID", client_id)
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
         if f" name={name} " in text:
-            await ask("CLIENT", "KILL", "ID", client_id)
+            await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
-        # It ended between the two questions: just what we wanted.
+        # The client ended between the two commands, which is what we wanted.
         return "No such client" in str(error)
     return True
 
 
 def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
-    writer = getattr(connection, "_writer", None)
-    sock = writer.get_extra_info("socket") if writer is not None else None
+    get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
+    sock = get_extra_info("socket") if get_extra_info is not None else None
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PLAIN_ANSWER = 0.25
-"""Seconds for a server's answer in the clear."""
+_PLAIN_PORT_TIMEOUT = 0.25
+"""Seconds to wait for a server's answer without TLS."""
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
-"""Prefixes of what redis-py 8.1's pool adds to its connections for maintenance notifications."""
+"""Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
+
+_SECRET_OPTIONS = ("password", "ssl_password")
+
+_TOKEN_LENGTH = 20
+"""A user name of this length may be a token. A shorter one is shown, for example in NOPERM."""
+
+_REMEMBERED = 8
+"""Secrets that are remembered of a credential provider, which may rotate them."""
 
 
-class Target(Protocol):
-    """An address that may change: a URL here; a Sentinel's master or a cluster's node later."""
+class RedisTarget:
+    """The address and settings of a connection pool of redis-py. The pool is only read.
 
-    @property
-    def name(self) -> str:
-        """The address in words, without any secret."""
-        raise NotImplementedError
-
-    @property
-    def uses_tls(self) -> bool:
-        """Whether connections are encrypted."""
-        raise NotImplementedError
-
-    speaks_plainly: bool
-    """Whether connections should be encrypted, and the server was seen to answer in the clear."""
-
-    async def look_for_plain_port(self) -> bool:
-        """Ask a server that was silent in a TLS handshake whether it answers in the clear."""
-        raise NotImplementedError
-
-    async def locate(self) -> None:
-        """Make sure that the address can be found now.
-
-        Raises:
-            OSError: It cannot, for example `socket.gaierror`.
-        """
-
-    def connection(self, *, client_name: str | None, connect_timeout: float) -> AbstractConnection:
-        """Build a new connection object that is not connected yet."""
-        raise NotImplementedError
-
-
-class PoolTarget:
-    """The address and settings that a redis-py connection pool holds. The pool is only read."""
+    Sentinel pools work, too: every connect attempt asks for the address again.
+    """
 
     def __init__(self, pool: ConnectionPool) -> None:
-        """Copy the settings of `pool`.
-
-        Args:
-            pool: Any asyncio pool of redis-py, that of Sentinel included.
-        """
+        """Copy the settings of an asyncio pool of redis-py."""
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -232,7 +221,12 @@ class PoolTarget:
             for key, value in pool.connection_kwargs.items()
             if not key.startswith(_POOL_ONLY)
         }
-        # redis-py 8.1 reads package metadata from disk for every connection that is not given it.
+        self._static_secrets = tuple(_secrets_of(pool))
+        self._provided: deque[str] = deque(maxlen=_REMEMBERED)
+        provider = self._settings.get("credential_provider")
+        if provider is not None:
+            self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
+        # redis-py 8.1 reads package metadata from disk for every connection without driver_info.
         self._settings["driver_info"] = resolve_driver_info(
             *(
                 self._settings.pop(key, default)
@@ -249,67 +243,76 @@ class PoolTarget:
             retry_on_timeout=False,
             health_check_interval=0,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            # With a socket_timeout redis-py 8.1 uses asyncio.wait_for, which loses cancels on
-            # Python 3.11; whoever uses the connection sets its own time limits.
+            # With a socket_timeout redis-py 8.1 uses asyncio.wait_for, which loses cancellations
+            # on Python 3.11; the user of the connection sets time limits.
             socket_timeout=None,
         )
         self._lookup: asyncio.Task[object] | None = None
         self.speaks_plainly = False
-
-    def check(self) -> None:
-        """Build a connection object and drop it, so that a wrong option is refused right away.
-
-        Raises:
-            ConfigurationError: The connection class does not know an option.
-        """
-        try:
-            self.connection(client_name=None, connect_timeout=1.0)
-        except (TypeError, ValueError, RedisError) as error:
-            raise ConfigurationError(
-                f"these connection options cannot work: {error}; see redis.asyncio.Redis"
-            ) from error
+        """Whether TLS is configured, but the server was seen to answer without TLS."""
 
     @property
     def name(self) -> str:
-        """The address in words, without any secret."""
+        """The address without secrets."""
         settings = self._settings
         if settings.get("path"):
-            return f"unix://{settings['path']}"
+            return self._clean_name(f"unix://{settings['path']}")
         service = getattr(self._pool, "service_name", None)
-        where = service or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
-        return f"{where}/{settings.get('db') or 0}"
+        port = settings.get("port", 6379)
+        # An application may have passed a URL, or user:password@host, as the host.
+        credentials, at, host = str(settings.get("host", "localhost")).rpartition("@")
+        where = service or format_address(f"…{at}{host}" if credentials else host, port)
+        return self._clean_name(f"{where}/{settings.get('db') or 0}")
 
     @property
     def client_name(self) -> str | None:
-        """The client name that the pool's connections would have."""
+        """The client name in the pool's settings."""
         name: str | None = self._settings.get("client_name")
         return name
 
     @property
     def uses_tls(self) -> bool:
-        """Whether connections are encrypted."""
+        """Whether connections use TLS."""
         return hasattr(self._class, "cert_reqs")
 
-    async def look_for_plain_port(self) -> bool:
-        """Ask a server that was silent in a TLS handshake whether it answers in the clear.
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """All passwords and tokens that may occur in a text of the server or of redis-py."""
+        return (*self._static_secrets, *self._provided)
 
-        Redis takes a TLS greeting for the beginning of a command and waits for its end: a plain
-        port looks like a frozen server until it is asked.
+    def remember(self, secret: object) -> None:
+        """Add a password or token that a credential provider returned."""
+        text = _text(secret)
+        if text and text not in self._provided:
+            self._provided.append(text)
+
+    def failure(self, error: BaseException) -> ConnectionFailure:
+        """Return why connecting or talking to this server failed, without secrets."""
+        return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+
+    def _clean_name(self, name: str) -> str:
+        return clean_text(name, secrets=self._static_secrets)
+
+    async def check_plain_port(self) -> bool:
+        """Return whether a server that ignored a TLS handshake answers without TLS.
+
+        Redis treats the TLS greeting as the beginning of a command and waits for the rest, so a
+        plain port looks like a frozen server.
         """
         host, port = self._settings.get("host"), self._settings.get("port")
         plain = False
         if isinstance(host, str):
             with contextlib.suppress(OSError):
-                async with asyncio.timeout(_PLAIN_ANSWER):
-                    plain = await _answers_in_the_clear(host, int(port or 6379))
+                async with asyncio.timeout(_PLAIN_PORT_TIMEOUT):
+                    plain = await _answers_without_tls(host, int(port or 6379))
         self.speaks_plainly = plain
         return plain
 
-    async def locate(self) -> None:
-        """Look the host's name up, with at most one look-up in flight.
+    async def resolve(self) -> None:
+        """Look up the host name, with at most one lookup in flight.
 
-        A resolver that hangs holds one thread of the loop's executor, not one for each dial.
-        Cancelling the wait leaves the look-up running for the next one who asks.
+        A hanging resolver occupies one thread of the loop's executor instead of one per connect
+        attempt. Cancelling the wait leaves the lookup running for the next caller.
 
         Raises:
             OSError: The name cannot be resolved (`socket.gaierror`).
@@ -322,25 +325,25 @@ class PoolTarget:
             loop = asyncio.get_running_loop()
             port = int(self._settings.get("port") or 6379)
             lookup = self._lookup = loop.create_task(
-                _look_up(loop, host, port), name=f"resilient-io look up {host}"
+                _look_up(loop, host, port), name="resilient-io redis name lookup"
             )
-            # Whoever asked may have gone before it fails: asyncio would complain of that.
-            lookup.add_done_callback(_take_note)
+            # The caller may be gone before the lookup fails; asyncio would log that.
+            lookup.add_done_callback(_retrieve_exception)
         await asyncio.wait([lookup])
         if not lookup.cancelled() and (error := lookup.exception()) is not None:
             raise error
 
     async def aclose(self) -> None:
-        """Give up a look-up that is still in flight."""
+        """Cancel a lookup that is in flight."""
         if self._lookup is not None and not self._lookup.done():
             self._lookup.cancel()
             await asyncio.wait([self._lookup])
 
     def connection(self, *, client_name: str | None, connect_timeout: float) -> AbstractConnection:
-        """Build a new connection object that is not connected yet.
+        """Return a new connection object that is not connected yet.
 
-        New for every dial: redis-py 8.1 keeps the SSL context in the connection, and Sentinel is
-        asked only by a connection that was never connected.
+        Every connect attempt needs a new one: redis-py 8.1 keeps the SSL context in the connection,
+        and asks Sentinel only in a connection that was never connected.
         """
         return self._class(
             **self._settings
@@ -348,7 +351,58 @@ class PoolTarget:
         )
 
 
-async def _answers_in_the_clear(host: str, port: int) -> bool:
+class _RecordingProvider(CredentialProvider):
+    """The credential provider of the application, whose secrets are recorded."""
+
+    def __init__(self, provider: Any, remember: Callable[[object], None]) -> None:
+        self._provider = provider
+        self._remember = remember
+
+    def get_credentials(self) -> Any:
+        return self._record(self._provider.get_credentials())
+
+    async def get_credentials_async(self) -> Any:
+        return self._record(await self._provider.get_credentials_async())
+
+    def _record(self, credentials: Any) -> Any:
+        if isinstance(credentials, (tuple, list)) and credentials:
+            *user, password = credentials
+            self._remember(password)
+            for name in user:
+                if _is_token(name):
+                    self._remember(name)
+        return credentials
+
+
+def _secrets_of(pool: ConnectionPool) -> Iterable[str]:
+    """Yield the secrets in the settings of a pool, and of the Sentinels that it asks."""
+    settings: list[Mapping[str, Any]] = [pool.connection_kwargs]
+    manager = getattr(pool, "sentinel_manager", None)  # redis-py 8.1 `SentinelConnectionPool`
+    if manager is not None:
+        settings.append(manager.sentinel_kwargs)
+        settings += [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+    for options in settings:
+        for key in _SECRET_OPTIONS:
+            if secret := _text(options.get(key)):
+                yield secret
+        if _is_token(options.get("username")):
+            yield _text(options["username"])
+        credentials, _, _ = str(options.get("host") or "").rpartition("@")
+        if credentials:
+            yield credentials.rpartition("/")[2].partition(":")[2] or credentials
+
+
+def _text(secret: object) -> str:
+    if isinstance(secret, bytes):
+        return secret.decode("utf-8", "replace")
+    return "" if secret is None else str(secret)
+
+
+def _is_token(username: object) -> bool:
+    return len(_text(username)) >= _TOKEN_LENGTH
+
+
+async def _answers_without_tls(host: str, port: int) -> bool:
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(b"PING\r\n")
@@ -361,7 +415,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> Non
     await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-def _take_note(lookup: asyncio.Task[object]) -> None:
+def _retrieve_exception(lookup: asyncio.Task[object]) -> None:
     if not lookup.cancelled():
         lookup.exception()
 

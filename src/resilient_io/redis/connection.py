@@ -1,17 +1,17 @@
-"""A lane: one shaken-hands connection that many callers share, its replies matched in order.
+"""One multiplexed connection: many callers share it, and replies are matched with calls in order.
 
-redis-py makes the connection (so TLS, ACL, unix sockets and credential providers work); then its
-transport is given to `Lane`, an `asyncio.Protocol` that packs the commands of one loop tick into
-one write; `Replies` matches what comes. Nothing here decides about retries: a lane only says what
-it knows, by setting results. A reply is a result; so are `LaneLost` and `Handover`.
+redis-py opens the connection, so TLS, ACLs, Unix sockets and credential providers work. Then its
+transport is given to `MultiplexedConnection`, an `asyncio.Protocol` that packs the commands of one
+loop tick into one write. `ResponseQueue` parses replies and matches them with calls.
+
+A connection never decides about retries. It only sets results: the reply, `ConnectionLost`,
+`Promoted`, or another exception of this module.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import sys
-import termios
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -20,6 +20,9 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
+from resilient_io.text import clean_text, describe_error
+
+from .errors import REPLACED, ConnectionFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,88 +30,61 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
 
-    from .errors import Failure
+
+class ConnectionLost(Exception):
+    """The connection died after this call was passed to the transport: it was maybe applied."""
+
+    def __init__(self, failure: ConnectionFailure, connection: MultiplexedConnection) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+        self.connection = connection
 
 
-class Carrier(Protocol):
-    """What carries a ticket: a lane, as those see it who follow a call."""
+class Promoted(Exception):
+    """The position of this call in the queue now belongs to `request`, which the caller follows.
 
-    flushed: int
-    """How many calls were handed to the transport so far."""
-
-    lost: LaneLost | None
-    fenced: asyncio.Future[bool]
-    repeats_paid: bool | None
-
-    @property
-    def last_sign(self) -> float:
-        """Loop time of the last sign of life."""
-        ...
-
-    def serves(self, ticket: Ticket) -> bool:
-        """Tell whether the reply that comes next is this ticket's."""
-        ...
-
-
-class LaneLost(Exception):
-    """The lane died after this call had been handed to the transport: it was maybe applied."""
-
-    def __init__(self, cause: Cause, detail: str, lane: Carrier) -> None:
-        """Keep what the lane knew when it died."""
-        super().__init__(detail)
-        self.cause = cause
-        self.detail = detail
-        self.lane = lane
-
-
-class Handover(Exception):
-    """This call's place in the line now belongs to `ticket`; its caller goes on with that one.
-
-    A bare future carries no time limits. When a call has to wait longer than usual (its lane died
-    before it was written, or answers late) it keeps its place and gets a ticket.
+    A plain future has no time limits. A call that waits longer than usual (its connection died
+    before it was written, or answers late) keeps its position and becomes a `PendingRequest`.
     """
 
-    def __init__(self, ticket: Ticket) -> None:
-        """Hand over the ticket."""
-        super().__init__("the call goes on with its ticket")
-        self.ticket = ticket
+    def __init__(self, request: PendingRequest) -> None:
+        super().__init__("the call continues as a pending request")
+        self.request = request
 
 
 class Undeliverable(Exception):
     """This call was never sent, and waiting longer cannot help."""
 
-    def __init__(self, failure: Failure, error: BaseException | None = None) -> None:
-        """Keep why: the client was closed, or dialling failed for good."""
+    def __init__(self, failure: ConnectionFailure) -> None:
         super().__init__(failure.detail)
         self.failure = failure
-        self.error = error
 
 
-class NoLanes(Exception):
-    """This driver's connections have no transport that a lane could take over."""
+class NotMultiplexable(Exception):
+    """The driver's connections have no transport that a multiplexed connection could take over."""
 
 
-class _Tick(Exception):
-    """It is time to look at the clock."""
+class _CheckClock(Exception):
+    """The caller should check its time limits."""
 
 
-TICK = _Tick("look at the clock")
+CHECK_CLOCK = _CheckClock("check the clock")
 
 
-class Ticket:
-    """One exchange whose progress is known: `count` commands packed in `data`, sent as one."""
+class PendingRequest:
+    """A request whose progress is known: `count` commands packed in `data`, sent as one."""
 
     __slots__ = (
-        "allowance",
+        "connection",
         "count",
         "data",
+        "extra_timeout",
         "future",
-        "lane",
         "large",
-        "ordinal",
         "position",
         "raw",
         "replies",
+        "sequence",
     )
 
     def __init__(
@@ -118,44 +94,48 @@ class Ticket:
         count: int = 1,
         raw: frozenset[int] = frozenset(),
         large: bool = False,
-        allowance: float = 0.0,
+        extra_timeout: float = 0.0,
     ) -> None:
-        """Make a ticket in the running loop.
+        """Create a request in the running loop.
 
         Args:
             data: The packed commands.
-            count: How many commands they are, so how many replies will come.
-            raw: The positions whose replies must not be decoded.
-            large: Whether small calls should avoid the lane meanwhile.
-            allowance: Seconds that the lane may stay silent beyond its response timeout.
+            count: The number of commands, and so of replies.
+            raw: The positions of the commands whose replies must not be decoded.
+            large: Whether small calls should avoid the connection meanwhile.
+            extra_timeout: Seconds that the connection may be silent beyond its response timeout.
         """
         self.data = data
         self.count = count
         self.raw = raw
         self.large = large
-        self.allowance = allowance
+        self.extra_timeout = extra_timeout
         self.replies: list[object] = []
         self.position = 0
-        self.lane: Carrier | None = None
-        self.ordinal = 0
+        self.connection: MultiplexedConnection | None = None
+        self.sequence = 0
         self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     @property
     def special(self) -> bool:
-        """Whether a lane has to look at each of its replies."""
+        """Whether the response queue has to inspect each of its replies."""
         return self.large or bool(self.raw) or self.count > 1
 
     @property
     def sent(self) -> bool:
-        """Whether anything of it was handed to a transport."""
-        return self.lane is not None and self.ordinal < self.lane.flushed
+        """Whether any part of it was passed to a transport."""
+        return self.connection is not None and self.sequence < self.connection.flushed
+
+    def assign(self, connection: MultiplexedConnection | None, sequence: int = 0) -> None:
+        """Set the connection that carries it, and its number among the calls of the connection."""
+        self.connection, self.sequence = connection, sequence
 
     def done(self) -> bool:
-        """Tell whether nobody waits for it any more."""
+        """Return whether its caller no longer waits."""
         return self.future.done()
 
     def set_result(self, reply: object) -> None:
-        """Take the next reply."""
+        """Accept the next reply."""
         if self.count == 1:
             self.future.set_result(reply)
             return
@@ -163,42 +143,43 @@ class Ticket:
         if len(self.replies) == self.count:
             self.future.set_result(self.replies)
 
-    def interrupt(self, mark: Exception) -> None:
-        """End the waiting with a mark; replies that came before stay in `replies`."""
+    def interrupt(self, reason: Exception) -> None:
+        """End the wait with a reason. Replies that arrived before stay in `replies`."""
         if not self.future.done():
-            self.future.set_result(mark)
+            self.future.set_result(reason)
 
-    def tick(self) -> None:
-        """Wake the waiting caller so that it looks at the clock.
+    def check_clock(self) -> None:
+        """Wake the waiting caller so that it checks its time limits.
 
-        What comes before the caller runs must not take it for gone, nor be lost on it.
+        The future is replaced first, so that a reply that arrives before the caller runs is kept.
         """
         if not self.future.done():
             woken, self.future = self.future, self.future.get_loop().create_future()
-            woken.set_result(TICK)
+            woken.set_result(CHECK_CLOCK)
 
 
-Entry: TypeAlias = asyncio.Future[object] | Ticket
+Entry: TypeAlias = asyncio.Future[object] | PendingRequest
+"""What waits for a reply: the plain future of the hot path, or a request with time limits."""
 
 
 NOT_ENOUGH = object()
-"""What the reader returns while a reply is incomplete (False is a reply in RESP3)."""
+"""What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
 LARGE = 64 * 1024
-"""Bytes from which a request or a reply keeps small calls off its lane."""
+"""Bytes above which a request or a reply keeps small calls off its connection."""
 
 
-class Replies:
-    """The line of those who wait on one connection, and the parser of what comes for them."""
+class ResponseQueue:
+    """The calls that wait for replies on one connection, in order, and the reply parser."""
 
-    __slots__ = ("_dangling_is_wrong", "_partial", "_reader", "_special", "large", "waiting")
+    __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
-        """Parse as `connection` would.
+        """Create a queue that parses replies as `connection` would.
 
         Args:
-            connection: redis-py's connection, whose encoder and error classes are used.
-            pushes: Whether RESP3 pushes may come, so that a part of one is nothing wrong.
+            connection: A connection of redis-py, whose encoder and error classes are used.
+            pushes: Whether RESP3 pushes may arrive, so that a part of one is valid at any time.
         """
         encoder = connection.encoder
         decoding: dict[str, str] = {}
@@ -211,7 +192,7 @@ class Replies:
             notEnoughData=NOT_ENOUGH,
             **decoding,
         )
-        self._dangling_is_wrong = not pushes
+        self._pushes = pushes
         self._partial = 0
         self._special = 0
         self.large = 0
@@ -219,25 +200,25 @@ class Replies:
 
     @property
     def busy(self) -> bool:
-        """Whether a large request or reply is on its way."""
+        """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
 
-    def expect(self, ticket: Ticket) -> None:
-        """Note a ticket that wants a look at each of its replies."""
-        self._special += ticket.count
-        self.large += ticket.large
+    def expect(self, request: PendingRequest) -> None:
+        """Register a request whose replies have to be inspected."""
+        self._special += request.count
+        self.large += request.large
 
-    def forget(self, ticket: Ticket, *, first: bool) -> None:
-        """Note that one command of a special ticket is not sent after all."""
+    def forget(self, request: PendingRequest, *, first: bool) -> None:
+        """Unregister one command of a special request that is not sent after all."""
         self._special -= 1
         if first:
-            self.large -= ticket.large
+            self.large -= request.large
 
     def feed(self, data: bytes) -> int:
-        """Settle those whose replies are complete; return how many they were.
+        """Parse received bytes and set the results of the answered calls. Return their number.
 
         Raises:
-            InvalidResponse: What came is not RESP, or nobody had asked for it.
+            InvalidResponse: The data is not RESP, or no call waits for the reply.
         """
         before = len(self.waiting)
         self._reader.feed(data)
@@ -247,9 +228,9 @@ class Replies:
             else:
                 self._read()
         except IndexError:
-            raise InvalidResponse("a reply came that nobody had asked for") from None
-        if not self.waiting and self._dangling_is_wrong and self._reader.has_data():
-            raise InvalidResponse("half a reply came that nobody had asked for")
+            raise InvalidResponse("a reply without a request") from None
+        if not self.waiting and not self._pushes and self._reader.has_data():
+            raise InvalidResponse("a part of a reply without a request")
         answered = before - len(self.waiting)
         self._partial = 0 if answered else self._partial + len(data)
         return answered
@@ -262,7 +243,7 @@ class Replies:
             try:
                 reply = gets()
             except UnicodeDecodeError as error:
-                # hiredis 3.5 raises for this one reply and stays in step.
+                # hiredis 3.5 raises for this one reply and stays in sync.
                 reply = error
             if reply is NOT_ENOUGH:
                 return
@@ -271,16 +252,16 @@ class Replies:
             try:
                 next_entry().set_result(reply)
             except asyncio.InvalidStateError:
-                continue  # nobody waits for it any more
+                continue  # the caller no longer waits
 
     def _read_each(self) -> None:
-        """Read as `_read` does, with special tickets in the line."""
+        """Read as `_read` does, with special requests in the queue."""
         reply: object
         while True:
             head = self.waiting[0] if self.waiting else None
-            ticket = head if isinstance(head, Ticket) and head.special else None
+            special = head if isinstance(head, PendingRequest) and head.special else None
             try:
-                reply = self._reader.gets(ticket is None or ticket.position not in ticket.raw)
+                reply = self._reader.gets(special is None or special.position not in special.raw)
             except UnicodeDecodeError as error:
                 reply = error
             if reply is NOT_ENOUGH:
@@ -288,36 +269,36 @@ class Replies:
             if type(reply) is hiredis.PushNotification:
                 continue
             entry = self.waiting.popleft()
-            if ticket is not None:
+            if special is not None:
                 self._special -= 1
-                ticket.position += 1
-                if ticket.position == ticket.count:
-                    self.large -= ticket.large
+                special.position += 1
+                if special.position == special.count:
+                    self.large -= special.large
             if not entry.done():
                 entry.set_result(reply)
 
-    def hand_over(self, late: int, lane_of: Callable[[Ticket, int], None]) -> None:
-        """Give tickets to the oldest `late` who have none, so that they can look at the clock.
+    def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
+        """Turn the oldest `count` plain futures into requests that have time limits.
 
         Args:
-            late: How many, from the head of the line.
-            lane_of: Told each new ticket and its distance from the end of the line.
+            count: The number of entries to consider, from the head of the queue.
+            assign: Called with each new request and its distance from the end of the queue.
         """
-        if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, late)):
+        if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, count)):
             return
         entries = list(self.waiting)
-        for place, entry in enumerate(entries[:late]):
+        for index, entry in enumerate(entries[:count]):
             if isinstance(entry, asyncio.Future) and not entry.done():
-                ticket = entries[place] = Ticket(b"")
-                lane_of(ticket, len(entries) - place)
-                entry.set_result(Handover(ticket))
+                request = entries[index] = PendingRequest(b"")
+                assign(request, len(entries) - index)
+                entry.set_result(Promoted(request))
         self.waiting = deque(entries)
 
-    def settle(self, lost: LaneLost) -> bool:
-        """Tell everyone that no reply will come; return whether there was anyone."""
+    def fail_all(self, lost: ConnectionLost) -> bool:
+        """End all waits: no reply will arrive. Return whether any call waited."""
         waiting, self.waiting = self.waiting, deque()
         for entry in waiting:
-            if isinstance(entry, Ticket):
+            if isinstance(entry, PendingRequest):
                 entry.interrupt(lost)
             elif not entry.done():
                 entry.set_result(lost)
@@ -325,13 +306,18 @@ class Replies:
 
 
 CALL_COST = 4096
-"""Bytes that a call counts for beside its own, so that one bound covers calls and bytes."""
+"""Bytes added to the size of each call, so that one limit covers both calls and bytes."""
 
 
-class Write:
-    """The calls of one write: when they left, how many are unanswered, what they count for.
+class InFlightWrite:
+    """The unanswered calls of one write.
 
-    `end` is the place of its last byte among all bytes that the lane wrote.
+    Attributes:
+        at: Loop time of the write.
+        stalled: The loop's total stall time at that moment.
+        remaining: The number of unanswered calls.
+        cost: What the write counts for in the limit of bytes in flight.
+        end: Position of its last byte among all bytes that the connection wrote.
     """
 
     __slots__ = ("at", "cost", "end", "remaining", "stalled")
@@ -344,44 +330,45 @@ class Write:
         self.end = end
 
 
-class Outstanding:
-    """The unanswered writes of a lane, oldest first, and the silence since.
+class InFlightWrites:
+    """The unanswered writes of a connection, oldest first, and how long it has been silent.
 
-    Time during which our own event loop was blocked is nobody's silence.
+    Time during which the event loop was blocked does not count as silence.
     """
 
-    __slots__ = ("_lag", "_latencies", "_loop", "_moved", "_stalled", "last_byte", "writes")
+    __slots__ = ("_lag", "_latencies", "_loop", "_progress", "_stalled", "last_byte", "writes")
 
     def __init__(self, latencies: Latencies, lag: LoopLag) -> None:
         self._loop = asyncio.get_running_loop()
         self._latencies = latencies
         self._lag = lag
-        self.writes: deque[Write] = deque()
-        self.last_byte = self._moved = self._loop.time()
+        self.writes: deque[InFlightWrite] = deque()
+        self.last_byte = self._progress = self._loop.time()
         self._stalled = lag.stalled
 
-    def wrote(self, count: int, size: int, end: int) -> float:
-        """Note a write of `count` calls and `size` bytes up to `end`; return its time."""
+    @property
+    def last_activity(self) -> float:
+        """Loop time of the last activity: a byte arrived, or a part of a request left."""
+        return max(self.last_byte, self._progress)
+
+    def add(self, count: int, size: int, end: int) -> float:
+        """Add a write of `count` calls and `size` bytes up to position `end`. Return its time."""
         now = self._loop.time()
-        self.writes.append(Write(now, self._lag.stalled, count, size + count * CALL_COST, end))
+        cost = size + count * CALL_COST
+        self.writes.append(InFlightWrite(now, self._lag.stalled, count, cost, end))
         return now
 
-    def heard(self) -> None:
-        """Note that bytes came."""
+    def note_bytes(self) -> None:
+        """Note that bytes arrived."""
         self.last_byte = self._loop.time()
         self._stalled = self._lag.stalled
 
-    @property
-    def last_sign(self) -> float:
-        """Loop time of the last sign of life: a byte came, or a part of what we wrote left."""
-        return max(self.last_byte, self._moved)
+    def note_progress(self) -> None:
+        """Note that a part of a request has left, so the connection is not silent."""
+        self._progress, self._stalled = self._loop.time(), self._lag.stalled
 
-    def moved(self) -> None:
-        """Note that a part of what we wrote has left: that is no silence."""
-        self._moved, self._stalled = self._loop.time(), self._lag.stalled
-
-    def answered(self, count: int) -> int:
-        """Take `count` replies off, oldest first; return what they counted for."""
+    def answer(self, count: int) -> int:
+        """Remove the oldest `count` calls, which were answered. Return the cost that they free."""
         freed = 0
         while count:
             write = self.writes[0]
@@ -395,15 +382,15 @@ class Outstanding:
         return freed
 
     def silence(self) -> float:
-        """Seconds without a byte since the oldest unanswered write."""
+        """Return the seconds without activity since the oldest unanswered write."""
         oldest = self.writes[0]
         since, stalled = oldest.at, oldest.stalled
-        if self.last_sign > since:
-            since, stalled = self.last_sign, self._stalled
+        if self.last_activity > since:
+            since, stalled = self.last_activity, self._stalled
         return self._loop.time() - since - (self._lag.stalled - stalled)
 
-    def written_before(self, moment: float) -> int:
-        """Count the unanswered calls that were written until then."""
+    def count_before(self, moment: float) -> int:
+        """Return the number of unanswered calls that were written until `moment`."""
         late = 0
         for write in self.writes:
             if write.at > moment:
@@ -412,142 +399,145 @@ class Outstanding:
         return late
 
 
-SECOND_LOOK = 0.005
-"""Seconds between a verdict and its execution: a reply that lies in the socket is read first."""
-
-
-class Watched(Protocol):
-    """What a watchdog needs of its lane."""
-
-    response_timeout: float
-    bytes_sent: int
-    deadline: float | None
-    allowance: float
-    transport: asyncio.Transport
-
-    def fall_silent(self) -> None:
-        """Hear that half of the patience is over."""
-
-    def close(self, cause: Cause, detail: str) -> None:
-        """Die."""
-
-    def own(self, ticket: Ticket, from_end: int) -> None:
-        """Take over a ticket for a call that was sent with a bare future."""
+SECOND_CHECK = 0.005
+"""Seconds between a suspicion and its consequence: a reply in the socket is read first."""
 
 
 class Watchdog:
-    """One timer a lane, armed while calls are outstanding.
+    """Closes a connection that is silent for too long. One timer, armed while calls are in flight.
 
-    It looks twice within the response timeout: a large request that is still leaving is no
-    silence, and only what lies between two looks shows that it is. That holds for the oldest one
-    alone: that those behind it leave (a ping of ours, say) tells nothing about the peer.
+    It checks twice within the response timeout: a large request that is still being sent is not
+    silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
+    counts: later writes that leave (a ping, for example) prove nothing about the peer.
     """
 
-    __slots__ = ("_lane", "_left", "_loop", "_outstanding", "_replies", "_timer", "_written")
+    __slots__ = ("_connection", "_in_flight", "_left", "_loop", "_queue", "_timer", "_written")
 
-    def __init__(self, lane: Watched, outstanding: Outstanding, replies: Replies) -> None:
-        """Watch a lane.
+    def __init__(
+        self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
+    ) -> None:
+        """Create a watchdog; `arm` starts it.
 
         Args:
-            lane: Told when half of its patience passed in silence, and closed when all of it did.
-            outstanding: What it wrote and did not hear back about.
-            replies: Those who wait on it.
+            connection: Notified after half of its timeout in silence, and closed after all of it.
+            in_flight: Its unanswered writes.
+            queue: The calls that wait for replies on it.
         """
         self._loop = asyncio.get_running_loop()
-        self._lane = lane
-        self._outstanding = outstanding
-        self._replies = replies
+        self._connection = connection
+        self._in_flight = in_flight
+        self._queue = queue
         self._timer: asyncio.TimerHandle | None = None
-        # At the latest look: the bytes that the lane had written, and those that had left.
+        # At the latest check: the bytes that the connection had written, and those that had left.
         self._written = self._left = 0
 
     def arm(self, now: float) -> None:
-        """Watch from `now` on, unless it is watched already."""
+        """Start the timer at `now`, unless it is running."""
         if self._timer is None:
-            self._timer = self._loop.call_at(now + self._lane.response_timeout / 2, self._watch)
+            self._timer = self._loop.call_at(
+                now + self._connection.response_timeout / 2, self._check
+            )
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     @property
-    def _patience(self) -> float:
-        return self._lane.response_timeout + self._lane.allowance
+    def _timeout(self) -> float:
+        return self._connection.response_timeout + self._connection.extra_timeout
 
-    def _watch(self) -> None:
-        self._timer, lane = None, self._lane
-        if not self._replies.waiting:
+    def _check(self) -> None:
+        self._timer, connection = None, self._connection
+        if not self._queue.waiting:
             return
-        written = lane.bytes_sent
-        left = written - self._leaving()
-        if self._left < self._outstanding.writes[0].end <= self._written and left > self._left:
-            self._outstanding.moved()
+        written = connection.bytes_sent
+        left = written - self._unacknowledged()
+        if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
+            self._in_flight.note_progress()
         self._written, self._left = written, left
-        patience, silence = self._patience, self._outstanding.silence()
-        if silence >= patience:
+        timeout, silence = self._timeout, self._in_flight.silence()
+        if silence >= timeout:
             self._timer = self._loop.call_later(
-                SECOND_LOOK, self._judge, self._outstanding.last_byte
+                SECOND_CHECK, self._conclude, self._in_flight.last_byte
             )
             return
-        # Not later than their deadline, though the next look is half of the patience away.
-        age = patience if lane.deadline is None else min(patience, lane.deadline - patience / 2)
-        late = self._outstanding.written_before(self._loop.time() - age)
-        self._replies.hand_over(late, lane.own)
-        if silence < patience / 2:
-            next_look = patience / 2 - silence
+        # Not later than their deadline, although the next check is half of the timeout away.
+        deadline = connection.deadline
+        age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
+        late = self._in_flight.count_before(self._loop.time() - age)
+        self._queue.promote(late, connection.adopt)
+        if silence < timeout / 2:
+            next_check = timeout / 2 - silence
         else:
-            next_look = patience - silence
-            lane.fall_silent()
-        self._timer = self._loop.call_later(max(next_look, SECOND_LOOK), self._watch)
+            next_check = timeout - silence
+            connection.fall_silent()
+        self._timer = self._loop.call_later(max(next_check, SECOND_CHECK), self._check)
 
-    def _judge(self, last_byte: float) -> None:
+    def _conclude(self, last_byte: float) -> None:
         self._timer = None
-        outstanding = self._outstanding
-        quiet = outstanding.last_byte == last_byte and bool(self._replies.waiting)
-        if quiet and outstanding.silence() >= self._patience:
-            seconds = self._lane.response_timeout
-            self._lane.close(Cause.TIMED_OUT, f"no byte came within {seconds:g} s")
+        in_flight = self._in_flight
+        quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
+        if quiet and in_flight.silence() >= self._timeout:
+            seconds = self._connection.response_timeout
+            self._connection.close(
+                ConnectionFailure(
+                    Cause.TIMED_OUT, f"no byte arrived within {seconds:g} s", definite=False
+                )
+            )
         else:
-            self._watch()
+            self._check()
 
-    def _leaving(self) -> int:
-        """Bytes of ours that the peer has not acknowledged yet."""
-        transport = self._lane.transport
+    def _unacknowledged(self) -> int:
+        """Return the number of written bytes that the peer has not acknowledged yet."""
+        transport = self._connection.transport
         size = transport.get_write_buffer_size()
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return size
-        queued: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        return size + int.from_bytes(queued, sys.byteorder)
+        return size + _send_queue_size(sock.fileno())
+
+
+def _send_queue_size(descriptor: int) -> int:
+    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
+    try:
+        import fcntl  # noqa: PLC0415 (not on Windows)
+        import termios  # noqa: PLC0415
+
+        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
+        return 0
+    return int.from_bytes(queued, sys.byteorder)
 
 
 _ENOUGH = 16
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 
-class LaneOwner(Protocol):
-    """What a lane talks to: the set of lanes that it belongs to."""
+class ConnectionOwner(Protocol):
+    """The owner of a multiplexed connection, which reacts to changes of the connection."""
 
-    def lane_lost(self, lane: Lane, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Take over the calls that were never written; the lane is closed already."""
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Take over the calls that were never written. The connection is closed already."""
 
-    def lane_changed(self, lane: Lane) -> None:
-        """Choose anew: the lane became full, busy with a large value, or free again."""
+    def connection_changed(self) -> None:
+        """Choose again: the connection became full, busy with a large value, or free again."""
 
-    def lane_fell_silent(self, lane: Lane) -> None:
-        """Hear that half of the response timeout passed without a byte, with calls waiting."""
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """React to half of the response timeout without a byte while calls wait."""
 
 
-class Lane(asyncio.Protocol):
-    """The traffic of one connection, from the end of its handshake to its death."""
+class MultiplexedConnection(asyncio.Protocol):
+    """The traffic of one connection, from the end of its handshake to its end."""
 
     def __init__(
         self,
         connection: Any,
         *,
-        owner: LaneOwner,
+        owner: ConnectionOwner,
         name: str,
         client_id: int | None,
         response_timeout: float,
@@ -557,19 +547,19 @@ class Lane(asyncio.Protocol):
         lag: LoopLag,
         pushes: bool = False,
     ) -> None:
-        """Take over the transport of a connection that has shaken hands.
+        """Take over the transport of a connection after its handshake.
 
         Args:
-            connection: redis-py's connection. It is kept: its StreamWriter closes the transport.
-            owner: Who hears of the lane's death and of changes in its load.
+            connection: A connection of redis-py. It is kept: its StreamWriter closes the transport.
+            owner: Notified when the connection is lost and when its load changes.
             name: The connection's unique client name on the server.
-            client_id: Its CLIENT ID, None where the server forbids the question.
-            response_timeout: Seconds of silence, with calls outstanding, that end the lane.
-            deadline: Seconds that a call may take; near them it gets a ticket and a timer.
-            limit: Bytes in flight (see `CALL_COST`) above which the lane calls itself full.
-            latencies: Where the time of each answered write is recorded.
-            lag: How long the event loop was blocked; that time is nobody's silence.
-            pushes: Whether its caller may have asked for RESP3 pushes (CLIENT TRACKING).
+            client_id: Its CLIENT ID, or None if the server forbids the command.
+            response_timeout: Seconds of silence, with calls in flight, that end the connection.
+            deadline: Maximum seconds of a call. Shortly before, the call becomes a request.
+            limit: Bytes in flight (see `CALL_COST`) above which the connection is full.
+            latencies: Records the time of each answered write.
+            lag: The stall time of the event loop, which does not count as silence.
+            pushes: Whether the caller may have requested RESP3 pushes (CLIENT TRACKING).
         """
         self._loop = asyncio.get_running_loop()
         self.connection = connection
@@ -579,69 +569,71 @@ class Lane(asyncio.Protocol):
         self.deadline = deadline
         self.limit = limit
         self._owner = owner
-        self._outstanding = Outstanding(latencies, lag)
+        self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
         self._data: list[bytes] = []
         self._enough = _ENOUGH
-        self._replies = Replies(connection, pushes=pushes)
-        self._watchdog = Watchdog(self, self._outstanding, self._replies)
+        self._responses = ResponseQueue(connection, pushes=pushes)
+        self._watchdog = Watchdog(self, self._in_flight, self._responses)
         self._scheduled = False
         self._crowded = False
         self._paused = False
-        self.allowance = 0.0
-        """Seconds that a blocking command may stay silent beyond the response timeout."""
+        self.extra_timeout = 0.0
+        """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
         self.full = False
         self.flushed = 0
+        """The number of calls that were passed to the transport so far."""
         self.opened = self._loop.time()
         self.replies = 0
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.lost: LaneLost | None = None
-        self.repeats_paid: bool | None = None
-        """Whether the retry budget covers the calls that this lane lost; None until asked."""
+        self.lost: ConnectionLost | None = None
+        self._repeats_paid: bool | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.retired: asyncio.Future[None] = self._loop.create_future()
         self.fenced: asyncio.Future[bool] = self._loop.create_future()
+        """Whether the server can no longer apply anything that this connection sent."""
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
-        # reply has been read, so its StreamReader holds nothing that we would miss.
+        # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
         self.transport.set_protocol(self)
 
-    # -- what callers use ------------------------------------------------------------------
+    # -- for callers -----------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """Whether a large value is on its way, so that small calls should go elsewhere."""
-        return self._replies.busy
+        """Whether a large value is being transferred, so that small calls should go elsewhere."""
+        return self._responses.busy
 
     @property
     def last_byte(self) -> float:
-        """Loop time at which the last byte came."""
-        return self._outstanding.last_byte
+        """Loop time at which the last byte arrived."""
+        return self._in_flight.last_byte
 
     @property
-    def last_sign(self) -> float:
-        """Loop time of the last sign of life: a byte came, or a part of what we wrote left."""
-        return self._outstanding.last_sign
+    def last_activity(self) -> float:
+        """Loop time of the last activity: a byte arrived, or a part of a request left."""
+        return self._in_flight.last_activity
 
     @property
     def in_flight(self) -> int:
-        """Calls that were accepted and have no reply yet, abandoned ones included."""
-        return len(self._replies.waiting) + len(self._queue)
+        """The number of calls without a reply, including those whose caller no longer waits."""
+        return len(self._responses.waiting) + len(self._queue)
 
-    def serves(self, ticket: Ticket) -> bool:
-        """Tell whether the reply that comes next is this ticket's."""
-        waiting = self._replies.waiting
-        return bool(waiting) and waiting[0] is ticket
+    def is_next(self, request: PendingRequest) -> bool:
+        """Return whether the next reply belongs to this request."""
+        waiting = self._responses.waiting
+        return bool(waiting) and waiting[0] is request
 
     def send(self, entry: Entry, data: bytes) -> None:
-        """Send one packed command; `entry` gets its reply as the result.
+        """Send one packed command. The reply becomes the result of `entry`.
 
-        At once when nothing is in flight, else together with the others of this loop tick; also
-        when several replies have just come, for then several callers are about to call again. Of
-        many, a part is written before the tick ends: so the server works while we pack the rest.
+        The command is written immediately if nothing is in flight. Otherwise the commands of this
+        loop tick are written together, also after a read with several replies, because several
+        callers are about to call again. Of many commands, a part is written before the tick ends,
+        so that the server works while the rest is packed.
         """
         load = self.load = self.load + len(data) + CALL_COST
         if self._scheduled:
@@ -649,80 +641,93 @@ class Lane(asyncio.Protocol):
             self._data.append(data)
             if len(self._data) >= self._enough:
                 self._write_queue()
-        elif self._replies.waiting or self._crowded or self._queue or self._paused:
+        elif self._responses.waiting or self._crowded or self._queue or self._paused:
             self._queue.append(entry)
             self._data.append(data)
             self._schedule()
         else:
-            self._replies.waiting.append(entry)
+            self._responses.waiting.append(entry)
             self._written(1, len(data))
             self.transport.write(data)
         if load > self.limit and not self.full:
             self.full = True
-            self._owner.lane_changed(self)
+            self._owner.connection_changed()
 
-    def send_ticket(self, ticket: Ticket) -> None:
-        """Send all commands of a ticket uninterrupted."""
-        ticket.lane = self
-        self.allowance = max(self.allowance, ticket.allowance)
-        ticket.ordinal = self.flushed + len(self._queue)
-        if not ticket.special:
-            self.send(ticket, ticket.data)
+    def send_request(self, request: PendingRequest) -> None:
+        """Send all commands of a request without other commands between them."""
+        request.assign(self, self.flushed + len(self._queue))
+        self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
+        if not request.special:
+            self.send(request, request.data)
             return
-        self._replies.expect(ticket)
-        # The data hangs on the first place; the others hold the room for their replies.
-        self.load += (ticket.count - 1) * CALL_COST
-        self._queue.extend(repeat(ticket, ticket.count))
-        self._data.append(ticket.data)
-        self._data.extend(repeat(b"", ticket.count - 1))
-        self.load += len(ticket.data) + CALL_COST
-        if self._replies.waiting or self._scheduled:
+        self._responses.expect(request)
+        # The first entry carries the data; the others reserve positions for their replies.
+        self.load += (request.count - 1) * CALL_COST
+        self._queue.extend(repeat(request, request.count))
+        self._data.append(request.data)
+        self._data.extend(repeat(b"", request.count - 1))
+        self.load += len(request.data) + CALL_COST
+        if self._responses.waiting or self._scheduled:
             self._schedule()
         else:
             self._flush()
-        if ticket.large or self.load > self.limit:
+        if request.large or self.load > self.limit:
             self.full = self.load > self.limit
-            self._owner.lane_changed(self)
+            self._owner.connection_changed()
 
-    async def ask(self, *words: Any) -> Any:
-        """Ask a question of our own, beside the callers' traffic.
+    async def query(self, *words: Any) -> Any:
+        """Send a command of the library itself and return its reply.
 
-        Cancelling drops the reply. It sets no time limit but the lane's own.
+        Cancelling drops the reply. There is no time limit except the connection's own.
 
         Raises:
-            redis.exceptions.RedisError: The server answered with an error.
-            OSError: The lane died.
+            redis.exceptions.RedisError: The server replied with an error.
+            OSError: The connection was lost.
         """
-        ticket = Ticket(b"".join(self.connection.pack_command(*words)))
-        self.send_ticket(ticket)
-        reply = await ticket.future
+        request = PendingRequest(b"".join(self.connection.pack_command(*words)))
+        self.send_request(request)
+        reply = await request.future
         if isinstance(reply, RedisError):
             raise reply
         if isinstance(reply, Exception):
-            raise ConnectionResetError(str(reply)) from reply
+            raise ConnectionResetError(str(reply))
         return reply
 
     def retire(self) -> list[tuple[Entry, bytes]]:
-        """Take no more calls, close when those in flight are answered; return the unsent ones."""
+        """Accept no more calls, and close after the last reply. Return the unsent calls."""
         self.retired.set_result(None)
         unsent = self._take_queue()
-        if not self._replies.waiting:
-            self.close(Cause.CLOSED, "replaced")
+        if not self._responses.waiting:
+            self.close(REPLACED)
         return unsent
 
-    def close(self, cause: Cause, detail: str) -> None:
-        """Drop the connection at once and settle every call; doing it twice is fine."""
+    def close(self, failure: ConnectionFailure) -> None:
+        """Close the connection immediately and fail every call. Idempotent."""
         if self.lost is not None:
             return
-        self.lost = lost = LaneLost(cause, detail, self)
+        self.lost = lost = ConnectionLost(failure, self)
         self._watchdog.stop()
         self.transport.abort()
         unsent = self._take_queue()
-        self._outstanding.writes.clear()
-        if not self._replies.settle(lost):
-            # Nothing of ours can still be on its way, so there is nothing to fence.
+        self._in_flight.writes.clear()
+        if not self._responses.fail_all(lost):
+            # Nothing that this connection sent can still be applied, so there is nothing to fence.
             self.fenced.set_result(True)
-        self._owner.lane_lost(self, unsent)
+        self._owner.connection_lost(self, unsent)
+
+    def set_fenced(self, fenced: bool) -> None:
+        """Record whether the server ended this connection, so that nothing more is applied."""
+        self.fenced.set_result(fenced)
+
+    def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
+        """Return whether the budget covers repeating the calls that this connection lost.
+
+        All of them pay once, together: they are repeated over a new connection, which the server
+        has accepted by then.
+        """
+        if self._repeats_paid is None:
+            self._repeats_paid = spend()
+        return self._repeats_paid
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -743,7 +748,7 @@ class Lane(asyncio.Protocol):
         if True in [entry.done() for entry in queue]:
             queue, data = self._without_cancelled(queue, data)
         if queue:
-            waiting = self._replies.waiting
+            waiting = self._responses.waiting
             waiting.extend(queue)
             self._enough = max(_ENOUGH, len(waiting) // 4)
             blob = b"".join(data) if len(data) > 1 else data[0]
@@ -753,7 +758,7 @@ class Lane(asyncio.Protocol):
     def _without_cancelled(
         self, queue: list[Entry], data: list[bytes]
     ) -> tuple[list[Entry], list[bytes]]:
-        """Leave out the calls that were cancelled before they were written: never sent."""
+        """Remove the calls that were cancelled before they were written: they are never sent."""
         for entry, packed in zip(queue, data, strict=True):
             if entry.done():
                 self._forget(entry, len(packed))
@@ -761,29 +766,29 @@ class Lane(asyncio.Protocol):
         return list(compress(queue, kept)), list(compress(data, kept))
 
     def _take_queue(self) -> list[tuple[Entry, bytes]]:
-        """Give up the queue: what in it somebody still waits for."""
-        places = zip(self._queue, self._data, strict=True)
-        unsent = [place for place in places if not place[0].done()]
+        """Empty the queue. Return the calls whose callers still wait."""
+        entries = zip(self._queue, self._data, strict=True)
+        unsent = [entry for entry in entries if not entry[0].done()]
         self._queue, self._data = [], []
         return unsent
 
     def _forget(self, entry: Entry, size: int) -> None:
         self.flushed += 1
         self.load -= size + CALL_COST
-        if isinstance(entry, Ticket) and entry.special:
-            self._replies.forget(entry, first=size > 0)
+        if isinstance(entry, PendingRequest) and entry.special:
+            self._responses.forget(entry, first=size > 0)
 
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
         self.bytes_sent += size
-        self._watchdog.arm(self._outstanding.wrote(count, size, self.bytes_sent))
+        self._watchdog.arm(self._in_flight.add(count, size, self.bytes_sent))
 
     def pause_writing(self) -> None:
-        """Keep calls in the queue: what is not handed to the transport is certainly not sent."""
+        """Keep calls in the queue: what is not passed to the transport is certainly not sent."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Write what gathered meanwhile."""
+        """Write the calls that were queued meanwhile."""
         self._paused = False
         if self._queue:
             self._schedule()
@@ -792,44 +797,45 @@ class Lane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Match replies with calls, in order."""
-        self._outstanding.heard()
+        self._in_flight.note_bytes()
         self.bytes_received += len(data)
         was_busy = self.busy
         try:
-            answered = self._replies.feed(data)
+            answered = self._responses.feed(data)
         except InvalidResponse as error:
-            self.close(Cause.PROTOCOL, f"what came is no answer: {error}")
+            detail = f"received an invalid RESP reply: {clean_text(str(error))}"
+            self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
             return
         self._crowded = answered > 1
         if answered:
             self.replies += answered
-            self.load -= self._outstanding.answered(answered)
-            if not self._replies.waiting:
-                self.allowance = 0.0
+            self.load -= self._in_flight.answer(answered)
+            if not self._responses.waiting:
+                self.extra_timeout = 0.0
                 if self.retired.done():
-                    self.close(Cause.CLOSED, "replaced")
+                    self.close(REPLACED)
                     return
         if self.full and self.load <= self.limit:
             self.full = False
-            self._owner.lane_changed(self)
+            self._owner.connection_changed()
         elif self.busy is not was_busy:
-            self._owner.lane_changed(self)
+            self._owner.connection_changed()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Settle what is left: the connection is gone."""
-        detail = f"the connection was lost: {exc}" if exc else "the server closed the connection"
-        self.close(Cause.RESET, detail)
-        # redis-py 8.1 warns of connections that still have a writer when they are collected.
+        """Fail the remaining calls: the connection is gone."""
+        why = f"the connection was lost: {describe_error(exc)}" if exc else None
+        self.close(ConnectionFailure(Cause.RESET, why or "the server closed the connection"))
+        # redis-py 8.1 warns about connections that still have a writer when they are collected.
         self.connection._reader = self.connection._writer = None
         if not self.closed.done():
             self.closed.set_result(None)
 
-    # -- what its watchdog tells -----------------------------------------------------------
+    # -- for the watchdog ------------------------------------------------------------------
 
     def fall_silent(self) -> None:
-        """Pass on that half of the patience is over."""
-        self._owner.lane_fell_silent(self)
+        """Notify the owner that half of the timeout passed in silence."""
+        self._owner.connection_silent(self)
 
-    def own(self, ticket: Ticket, from_end: int) -> None:
-        """Take over a ticket for a call that was sent with a bare future."""
-        ticket.lane, ticket.ordinal = self, self.flushed - from_end
+    def adopt(self, request: PendingRequest, from_end: int) -> None:
+        """Take over the request of a call that was sent with a plain future."""
+        request.assign(self, self.flushed - from_end)

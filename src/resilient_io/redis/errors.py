@@ -1,4 +1,6 @@
-"""The hierarchy of `resilient_io.errors`, Redis-flavoured: each is also redis-py's own.
+"""The errors of the Redis client, and the meaning of what redis-py and the server report.
+
+Each error of `resilient_io.errors` has a subclass that is also an error of redis-py:
 
 ```
 DependencyUnavailable ─ RedisUnavailable        also redis.ConnectionError
@@ -10,9 +12,9 @@ Closed ──────────────── RedisClosed             
                         RouteRefused            also redis.DataError
 ```
 
-So `except redis.ConnectionError` and `except redis.TimeoutError` keep working. Mind that a retry
-decorator on `redis.ConnectionError` would repeat an `OutcomeUnknown`: let it retry
-`DependencyUnavailable` only.
+`except redis.ConnectionError` and `except redis.TimeoutError` therefore keep working. A retry
+decorator on `redis.ConnectionError` would repeat an `OutcomeUnknown`: let it retry only
+`DependencyUnavailable`.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from resilient_io.errors import (
     Overloaded,
 )
 from resilient_io.health import Cause
+from resilient_io.text import clean_text, describe_error, error_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 
 class RedisUnavailable(DependencyUnavailable, driver.ConnectionError):
@@ -42,14 +45,14 @@ class RedisUnavailable(DependencyUnavailable, driver.ConnectionError):
 
 
 class RedisAuthenticationFailed(RedisUnavailable, driver.AuthenticationError):
-    """Redis refused the username or password; repeating the call cannot help."""
+    """Redis rejected the username or password. Repeating the call cannot help."""
 
 
 class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.TimeoutError):
-    """The command was sent, no reply came, and repeating it is not safe.
+    """The command was sent, no reply arrived, and repeating it is not safe.
 
     Attributes:
-        answered: For a batch: the replies that came, in order, from the first command on.
+        answered: For a batch: the replies that arrived, in order, starting with the first command.
         unanswered: For a batch: the positions of the commands that may have been applied.
     """
 
@@ -58,11 +61,11 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
 
 
 class RedisDeadlineExceeded(DeadlineExceeded, driver.TimeoutError):
-    """The time was used up; nothing was applied."""
+    """The time ran out, and nothing was applied."""
 
 
 class RedisOverloaded(Overloaded, driver.MaxConnectionsError):
-    """Too much is in flight already; nothing was sent."""
+    """Too many calls or bytes are in flight. Nothing was sent."""
 
 
 class RedisClosed(Closed, driver.ConnectionError):
@@ -70,17 +73,18 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 
 class RouteRefused(driver.DataError):
-    """The command changes its connection, which is shared; the message says what to use."""
+    """The command changes its connection, which is shared. The message says what to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reply that says: not applied, and worth another attempt later.
+    """The meaning of an error reply that says "not applied, try again later".
 
     Attributes:
-        cause: What health is told.
-        degraded: The server answers but refuses writes; else it does not serve at all.
-        elsewhere: Another server may accept it: drop the lane and find the address anew.
+        cause: The cause to report to health.
+        degraded: The server answers but refuses writes. Otherwise it does not serve at all.
+        elsewhere: Another server may accept the call: drop the connection and resolve the address
+            again.
     """
 
     cause: Cause
@@ -107,9 +111,9 @@ _MAX_CLIENTS = "max number of clients reached"
 
 
 def refusal(error: BaseException) -> Refusal | None:
-    """Say what an error reply refuses for now.
+    """Return the meaning of an error reply that refuses a call for now.
 
-    Returns None when the reply is final (WRONGTYPE, NOPERM, a syntax error …) or proves nothing.
+    Return None if the reply is final (WRONGTYPE, NOPERM, a syntax error) or proves nothing.
     """
     found = _BY_CLASS.get(type(error))
     if found is None and type(error) is driver.ResponseError:
@@ -120,20 +124,38 @@ def refusal(error: BaseException) -> Refusal | None:
 
 
 def advise(error: BaseException) -> None:
-    """Add a note to a final error reply where the reader can do something about it."""
+    """Add a note to a final error reply that the reader can do something about."""
     if isinstance(error, driver.MovedError):
         error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
 
 
+def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
+    """Clean the text of an exception of redis-py, and of its causes, if it contains a secret.
+
+    Such an exception reaches the caller as redis-py raised it. A server without HELLO or AUTH
+    quotes the arguments of the handshake, which include the password.
+
+    Args:
+        error: The exception, which is changed in place.
+        secrets: The known passwords and tokens.
+    """
+    known = tuple(secrets)
+    for link in error_chain(error):
+        text = str(link)
+        quotes = "AUTH" in text and "with args" in text
+        if link.args and (quotes or any(secret in text for secret in known)):
+            link.args = (clean_text(text, secrets=known),)
+
+
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a connection could not be made, or was lost.
+class ConnectionFailure:
+    """Why a connection could not be opened, or was lost. The only description of that failure.
 
     Attributes:
-        cause: For people, logs and metrics.
-        detail: One line, without secrets.
-        definite: An answer (refused, reset), not mere silence.
-        permanent: Somebody has to change something; waiting does not help.
+        cause: The cause for logs and metrics.
+        detail: One line without secrets and without the address.
+        definite: There was an answer (refused, reset) and not merely silence.
+        permanent: Waiting does not help: a setting has to be changed.
     """
 
     cause: Cause
@@ -142,67 +164,61 @@ class Failure:
     permanent: bool = False
 
 
-_FAILURES: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
+CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed")
+REPLACED = ConnectionFailure(Cause.CLOSED, "replaced")
+
+_TLS_HINT = " (is this a TLS port?)"
+
+_FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...] = (
     (
         (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError),
-        Failure(Cause.AUTH, "", permanent=True),
+        ConnectionFailure(Cause.AUTH, "", permanent=True),
     ),
-    ((ssl.SSLCertVerificationError,), Failure(Cause.TLS, "", permanent=True)),
-    ((ssl.SSLError,), Failure(Cause.TLS, " (is this a TLS port?)", permanent=True)),
-    ((socket.gaierror,), Failure(Cause.DNS, "")),
-    ((ConnectionRefusedError, FileNotFoundError), Failure(Cause.REFUSED, "")),
-    ((PermissionError,), Failure(Cause.REFUSED, "", permanent=True)),
+    ((ssl.SSLCertVerificationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
+    ((ssl.SSLError,), ConnectionFailure(Cause.TLS, _TLS_HINT, permanent=True)),
+    ((socket.gaierror,), ConnectionFailure(Cause.DNS, "")),
+    ((ConnectionRefusedError, FileNotFoundError), ConnectionFailure(Cause.REFUSED, "")),
+    ((PermissionError,), ConnectionFailure(Cause.REFUSED, "", permanent=True)),
     (
         (ConnectionResetError, BrokenPipeError, ConnectionAbortedError),
-        Failure(Cause.RESET, ""),
+        ConnectionFailure(Cause.RESET, ""),
     ),
-    ((driver.TimeoutError, TimeoutError), Failure(Cause.TIMED_OUT, "", definite=False)),
-    ((driver.InvalidResponse,), Failure(Cause.PROTOCOL, "", permanent=True)),
+    (
+        (driver.TimeoutError, TimeoutError),
+        ConnectionFailure(Cause.TIMED_OUT, "", definite=False),
+    ),
+    ((driver.InvalidResponse,), ConnectionFailure(Cause.PROTOCOL, "", permanent=True)),
 )
-"""What an exception among the causes of a failed connection means; `detail` is a hint to add."""
+"""The meaning of an exception among the causes of a failed connection. `detail` is a suffix."""
 
 
-def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
-    """Say why dialling or talking to the server failed.
+def connection_failure(
+    error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
+) -> ConnectionFailure:
+    """Return why connecting or talking to the server failed.
 
     Args:
-        error: What redis-py or asyncio raised; its causes are looked at, too.
-        tls: Whether the connection was to be encrypted.
+        error: The exception of redis-py or asyncio. Its causes are searched, too.
+        tls: Whether the connection uses TLS.
+        secrets: Passwords and tokens to remove from the text.
     """
-    chain = list(_chain(error))
-    detail = _line(error)
+    chain = list(error_chain(error))
+    detail = describe_error(error, secrets=secrets)
     for link in chain:
         for kinds, failure in _FAILURES:
             if isinstance(link, kinds):
                 slow_tls = tls and failure.cause is Cause.TIMED_OUT
-                hint = " (is this a TLS port?)" if slow_tls else failure.detail
+                hint = _TLS_HINT if slow_tls else failure.detail
                 return replace(failure, detail=detail + hint)
         refused = refusal(link)
         if refused is not None:
-            return Failure(refused.cause, detail)
-    return _unnamed_failure(error, chain, detail)
-
-
-def _unnamed_failure(error: BaseException, chain: list[BaseException], detail: str) -> Failure:
+            return ConnectionFailure(refused.cause, detail)
     if any(isinstance(link, driver.ResponseError) for link in chain):
-        # The handshake (HELLO, SELECT, CLIENT SETNAME) was refused: a wrong database, say.
+        # The server refused a part of the handshake (HELLO, SELECT): a wrong database, for example.
         cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
-        return Failure(cause, detail, permanent=True)
+        return ConnectionFailure(cause, detail, permanent=True)
     if any(isinstance(link, OSError) for link in chain):
-        return Failure(Cause.UNREACHABLE, detail)
+        return ConnectionFailure(Cause.UNREACHABLE, detail)
     if isinstance(error, driver.ConnectionError):
-        return Failure(Cause.RESET, detail)
-    return Failure(Cause.OTHER, f"{type(error).__name__}: {detail}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    return " ".join(str(error).split()) or type(error).__name__
+        return ConnectionFailure(Cause.RESET, detail)
+    return ConnectionFailure(Cause.OTHER, f"{type(error).__name__}: {detail}")

@@ -1,22 +1,22 @@
-"""The gate: every call passes it, and it alone decides to send, retry, wait or fail.
+"""The executor: every call passes through it, and it alone decides to send, retry, wait or fail.
 
-It knows four facts: what the command does (`commands`), how far the call got (`exchange`), how the
-dependency is (`health`), and how much time is left (the deadline).
+It knows four facts: the effect of the command (`commands`), how far the call got (`attempt`), the
+state of the dependency (`health`), and how much time is left (the deadline).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import OutcomeUnknown, Progress, mark_refused
 from resilient_io.health import Cause
-from resilient_io.retry import retrying
+from resilient_io.retry import RetrySchedule
 
 from .attempt import AttemptFailed, Limits
-from .borrowing import Borrowing
 from .commands import Effect
 from .errors import (
     RedisAuthenticationFailed,
@@ -30,78 +30,69 @@ from .instrumentation import tracing_of_call
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, MutableMapping
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .attempt import Call
-    from .connection import Undeliverable
-    from .multiplexer import Lanes
-    from .pool import DedicatedConnections
+    from .multiplexer import Multiplexer
+    from .pool import ExclusivePool
 
 
-class Describing(Protocol):
-    """A call that has more to say about its failure."""
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The decision to make another attempt.
 
-    def describe(self, error: ResilientIOError) -> None:
-        """Add to the error what only the call knows."""
+    Attributes:
+        after: Seconds to wait first.
+        paid: Tokens that were taken from the retry budget.
+    """
+
+    after: float
+    paid: float
 
 
-class Verdicts:
-    """Makes the errors of one client, and counts them."""
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """The decision to make no further attempt, and the error for the caller."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _FailingCall:
+    """A call whose first attempt failed.
+
+    Attributes:
+        call: The call.
+        policy: How often and how long to try.
+        started: Loop time at which the caller made the call.
+        until: Loop time at which the time of the call runs out.
+        repeatable: The worst effect that may be repeated after a call was maybe applied.
+        schedule: The backoff before each attempt.
+    """
+
+    call: Call
+    policy: RetryPolicy
+    started: float
+    until: float | None
+    repeatable: Effect
+    schedule: RetrySchedule
+
+
+class CallErrors:
+    """Creates and counts the errors of one client.
+
+    Attributes:
+        raised: How many calls ended in each error, by its name in `resilient_io.errors`.
+    """
 
     def __init__(self, dependency: str) -> None:
-        """Name the dependency that the errors are about."""
         self._dependency = dependency
-        self.retries = 0
-        self.refused = 0
-        self.ended: dict[str, int] = {}
+        self.raised: dict[str, int] = {}
 
-    def of(
-        self, call: Call, last: AttemptFailed, *, attempts: int, elapsed: float
-    ) -> BaseException:
-        """Say what the failure of a call's last attempt means for the caller.
-
-        Args:
-            call: Its effect decides whether the outcome is unknown or harmless.
-            last: The facts.
-            attempts: How many attempts were made.
-            elapsed: Seconds since the call was made.
-        """
-        if last.refusal is not None and last.error is not None:
-            last.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
-            mark_refused(last.error, self._dependency)
-            return last.error
-        error = self.error(
-            _kind(call, last),
-            last.detail,
-            call.operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=_progress(call, last),
-        )
-        if isinstance(error, RedisOutcomeUnknown):
-            error.reason += "; it may have been applied"
-        describe = getattr(call, "describe", None)
-        if describe is not None:
-            describe(error)
-        return error
-
-    def while_down(
-        self, operation: str, health: Dependency, undeliverable: Undeliverable | None
-    ) -> ResilientIOError:
-        """Make the error of a call that is not even tried, because the dependency is down."""
-        cause = health.cause
-        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {health.detail}" if cause is not None else "cause unknown"
-        error = self.error(kind, f"down ({why})", operation)
-        if undeliverable is not None:
-            error.__cause__ = undeliverable.error
-        return error
-
-    def error(
+    def create(
         self,
         kind: type[ResilientIOError],
         reason: str,
@@ -111,10 +102,10 @@ class Verdicts:
         elapsed: float = 0.0,
         progress: Progress = Progress.NOT_SENT,
     ) -> ResilientIOError:
-        """Make, and count, an error about this dependency."""
-        # Counted by the name in `resilient_io.errors`: the first base that is not Redis-flavoured.
+        """Return, and count, an error about this dependency."""
+        # Counted by the name in `resilient_io.errors`, which is the first base.
         name = kind.__base__.__name__ if kind.__base__ is not None else kind.__name__
-        self.ended[name] = self.ended.get(name, 0) + 1
+        self.raised[name] = self.raised.get(name, 0) + 1
         return kind(
             reason,
             dependency=self._dependency,
@@ -124,23 +115,55 @@ class Verdicts:
             progress=progress,
         )
 
+    def of(
+        self, call: Call, failed: AttemptFailed, *, attempts: int, elapsed: float
+    ) -> BaseException:
+        """Return the error that the failure of a call's last attempt means for the caller.
 
-def _progress(call: Call, last: AttemptFailed) -> Progress:
-    if last.progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
-        return Progress.SENT
-    return last.progress
+        Args:
+            call: Its effect decides whether the outcome is unknown or harmless.
+            failed: The last attempt.
+            attempts: The number of attempts.
+            elapsed: Seconds since the call was made.
+        """
+        if failed.refusal is not None and failed.error is not None:
+            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+            mark_refused(failed.error, self._dependency)
+            return failed.error
+        progress = failed.progress
+        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
+            progress = Progress.SENT
+        error = self.create(
+            _kind(call, failed),
+            failed.detail,
+            call.operation,
+            attempts=attempts,
+            elapsed=elapsed,
+            progress=progress,
+        )
+        if isinstance(error, RedisOutcomeUnknown):
+            error.reason += "; the call may have been applied"
+        call.describe(error)
+        return error
+
+    def while_down(self, operation: str, health: Dependency) -> ResilientIOError:
+        """Return the error of a call that is not attempted, because the dependency is down."""
+        cause = health.cause
+        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
+        why = f"{cause.value}: {health.detail}" if cause is not None else "cause unknown"
+        return self.create(kind, f"down ({why})", operation)
 
 
-def _kind(call: Call, last: AttemptFailed) -> type[ResilientIOError]:
-    if last.cause is Cause.CLOSED:
+def _kind(call: Call, failed: AttemptFailed) -> type[ResilientIOError]:
+    if failed.cause is Cause.CLOSED:
         return RedisClosed
-    if last.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
         return RedisOutcomeUnknown
-    if last.overloaded:
+    if failed.overloaded:
         return RedisOverloaded
-    if last.expired or last.timed_out:
+    if failed.expired or failed.timed_out:
         return RedisDeadlineExceeded
-    return RedisAuthenticationFailed if last.cause is Cause.AUTH else RedisUnavailable
+    return RedisAuthenticationFailed if failed.cause is Cause.AUTH else RedisUnavailable
 
 
 _REPEATABLE = {
@@ -150,268 +173,262 @@ _REPEATABLE = {
     "any": Effect.NON_IDEMPOTENT,
 }
 
-_JUDGEMENT = 0.05
-"""Seconds that the caller of a call that was cut waits at most for health's look at it."""
+_PROBE_BEFORE_ERROR = 0.05
+"""Longest time, in seconds, to wait for the health probe before raising a connection error."""
 
-_HEARING = 0.25
-"""The same for a call that was told that the server does not serve, before it is repeated."""
+_PROBE_BEFORE_RETRY = 0.25
+"""The same before retrying after a reply such as LOADING."""
 
 _NEXT_ADDRESS = 0.1
-"""Seconds between two looks for another server that would take the writes."""
+"""Seconds between two searches for another server that accepts writes."""
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
 
-class Gate:
-    """Sends calls and judges what became of them, for one client and all its views."""
+class Executor:
+    """Sends, repeats and fails the calls of one client and all its views."""
 
     def __init__(
         self,
         *,
-        lanes: Lanes,
-        dedicated: DedicatedConnections,
+        multiplexer: Multiplexer,
+        pool: ExclusivePool,
         health: Dependency,
         budget: RetryBudget,
         rng: random.Random,
-        callbacks: MutableMapping[str | bytes, Callable[..., Any]],
     ) -> None:
-        """Bring together what the decisions need.
+        """Create an executor.
 
         Args:
-            lanes: The shared connections.
-            dedicated: The connections for one call.
-            health: The dependency's state, asked and fed.
+            multiplexer: The shared connections.
+            pool: The exclusive connections.
+            health: The state of the dependency, which is read and updated.
             budget: Tokens for retries.
-            rng: Jitter.
-            callbacks: redis-py's response callbacks, by command.
+            rng: Source of the jitter.
         """
-        self.lanes = lanes
-        self.borrowing = Borrowing(dedicated, lanes=lanes, health=health)
         self.health = health
         self.budget = budget
-        self.callbacks = callbacks
-        self.verdicts = Verdicts(health.name)
+        self.errors = CallErrors(health.name)
+        self.retries = 0
+        self.refusals = 0
+        self._multiplexer = multiplexer
+        self._pool = pool
         self._rng = rng
-        self._left = float("-inf")
-        """Loop time at which a lane was last left because its server refused writes."""
+        self._moved_at = float("-inf")
+        """Loop time at which a connection was last retired because its server refused writes."""
 
     @property
     def closed(self) -> bool:
         """Whether the client was closed."""
-        return self.borrowing.closed
+        return self._pool.closed
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
     ) -> Any:
-        """Bring a call to its end.
+        """Execute a call, with retries, and return its result.
 
-        Cancelling leaves at once, from wherever it waits.
+        Cancelling returns immediately.
 
         Args:
-            call: What to send.
-            policy: How hard to try.
-            started: Absolute loop time at which the caller called.
-            deliberate: The policy was chosen for this call, so it covers guarded commands, too.
+            call: The call.
+            policy: How often and how long to try.
+            started: Loop time at which the caller made the call.
+            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
 
         Raises:
-            ResilientIOError: One of its Redis-flavoured kinds, by what it means for the caller.
-            redis.exceptions.RedisError: The server refused it; as redis-py raises it.
+            ResilientIOError: One of the errors in `resilient_io.redis.errors`.
+            redis.exceptions.RedisError: The server refused the call. Raised as redis-py does.
         """
-        limits = _limits(call, policy, started)
-        attempts = 1
-
-        def may_repeat(failure: BaseException) -> bool:
-            return isinstance(failure, AttemptFailed) and self._may_repeat(
-                call, failure, policy, deliberate=deliberate
-            )
-
-        try:
-            return await call.attempt(limits)
-        except AttemptFailed as failure:
-            self._learn(failure)
-            first = last = failure
-        if may_repeat(first):
-
-            async def again() -> Any:
-                nonlocal last, attempts
-                try:
-                    await self._safe_to_repeat(call, last, policy, limits.until)
-                    attempts += 1
-                    self.verdicts.retries += 1
-                    return await call.attempt(_limits(call, policy, started))
-                except AttemptFailed as failure:
-                    self._learn(failure)
-                    last = failure
-                    raise
-
-            try:
-                return await retrying(
-                    policy,
-                    first=first,
-                    attempt=again,
-                    may_repeat=may_repeat,
-                    until=limits.until,
-                    budget=self.budget,
-                    cost=self._cost,
-                    rng=self._rng,
-                    on_retry=lambda attempt, backoff: self._retry_scheduled(last, attempt, backoff),
-                )
-            except AttemptFailed as failure:
-                last = failure
-        if attempts < policy.attempts and may_repeat(last) and self.budget.tokens < _TIMEOUT_COST:
-            last.detail += "; not repeated: the retry budget is used up"
-            self.health.note("retry refused by the budget", cause=last.cause.value)
-        raise await self._conclude(call, last, attempts, started) from last.error
-
-    async def _conclude(
-        self, call: Call, last: AttemptFailed, attempts: int, started: float
-    ) -> BaseException:
-        """Make the error that the caller gets."""
-        if self.lanes.session.lost and last.lane is not None:
-            last.detail += self.lanes.session.take_loss()
-        if last.cause is Cause.RESET:
-            # Nobody hears of an outage before health has looked.
-            await self.health.wait_for_probe(_JUDGEMENT)
-        elapsed = asyncio.get_running_loop().time() - started
-        error = self.verdicts.of(call, last, attempts=attempts, elapsed=elapsed)
-        if isinstance(error, OutcomeUnknown):
-            self.health.note("outcome unknown", cause=last.cause.value)
-        return error
-
-    def _retry_scheduled(self, last: AttemptFailed, attempt: int, backoff: float) -> None:
-        self.health.note("retry scheduled", cause=last.cause.value)
-        tracing = tracing_of_call.get()
-        if tracing is not None:
-            tracing.retrying(attempt, backoff, last.cause.value)
+        attempts = 0
+        failing: _FailingCall | None = None
+        while True:
+            attempts += 1
+            limits = _limits(call, policy, started)
+            result = await call.attempt(limits)
+            if not isinstance(result, AttemptFailed):
+                return result
+            self._report(result)
+            if failing is None:
+                repeatable = _repeatable(policy, deliberate=deliberate)
+                schedule = RetrySchedule(policy, self._rng)
+                failing = _FailingCall(call, policy, started, limits.until, repeatable, schedule)
+            decision = await self._decide(failing, result, attempts)
+            if isinstance(decision, Retry):
+                await self._back_off(decision, result, attempts + 1)
+                unsafe = await self._wait_until_safe(failing, result)
+                if unsafe is None:
+                    self.retries += 1
+                    continue
+                decision = await self._raise(failing, unsafe, attempts)
+            raise decision.error from None
 
     # -- deciding --------------------------------------------------------------------------
 
-    def _may_repeat(
-        self, call: Call, failure: AttemptFailed, policy: RetryPolicy, *, deliberate: bool
-    ) -> bool:
-        if failure.final or failure.expired or failure.cause is Cause.CLOSED:
-            return False
-        if self.lanes.session.lost:
-            return False
-        if failure.progress is not Progress.MAYBE_APPLIED:
-            return True
-        allowed = _REPEATABLE[policy.repeat]
-        if allowed is Effect.NON_IDEMPOTENT and deliberate:
-            allowed = Effect.DANGEROUS
-        return call.effect <= allowed
+    async def _decide(
+        self, failing: _FailingCall, failed: AttemptFailed, attempts: int
+    ) -> Retry | Raise:
+        """Decide whether to make another attempt. Each reason against it has its own branch."""
+        if not self._may_repeat(failing, failed):
+            return await self._raise(failing, failed, attempts)
+        after = failing.schedule.next()
+        if after is None:  # that was the last attempt of the policy
+            return await self._raise(failing, failed, attempts)
+        now = asyncio.get_running_loop().time()
+        if failing.until is not None and now + after >= failing.until:
+            return await self._raise(failing, failed, attempts)  # the backoff exceeds the deadline
+        paid = self._pay(failed)
+        if paid is None:
+            self.health.note("retry refused by the budget", cause=failed.cause.value)
+            why = "; not repeated: the retry budget is used up"
+            return await self._raise(failing, failed.with_reason(why), attempts)
+        return Retry(after, paid)
 
-    async def _safe_to_repeat(
-        self, call: Call, last: AttemptFailed, policy: RetryPolicy, until: float | None
-    ) -> None:
-        """Before a write is repeated: its first copy can no longer arrive.
+    async def _raise(self, failing: _FailingCall, failed: AttemptFailed, attempts: int) -> Raise:
+        """Return the decision to raise, with the error for the caller."""
+        state = self._multiplexer.bound_state
+        if state.lost and failed.connection is not None:
+            failed = failed.with_reason(state.take_loss())
+        if failed.cause is Cause.RESET:
+            # Health publishes an outage before callers see an error.
+            await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+        elapsed = asyncio.get_running_loop().time() - failing.started
+        error = self.errors.of(failing.call, failed, attempts=attempts, elapsed=elapsed)
+        if isinstance(error, OutcomeUnknown):
+            self.health.note("outcome unknown", cause=failed.cause.value)
+        return Raise(error)
 
-        Raises:
-            AttemptFailed: That cannot be known, and the policy does not allow it all the same.
+    def _may_repeat(self, failing: _FailingCall, failed: AttemptFailed) -> bool:
+        if failed.final or failed.expired or failed.cause is Cause.CLOSED:
+            return False
+        if self._multiplexer.bound_state.lost:
+            return False
+        if failed.progress is not Progress.MAYBE_APPLIED:
+            return True  # not sent or refused: certainly not applied
+        return failing.call.effect <= failing.repeatable
+
+    def _pay(self, failed: AttemptFailed) -> float | None:
+        """Take the tokens of a retry from the budget. Return them, or None if there are too few."""
+        price = _TIMEOUT_COST if failed.timed_out else _RETRY_COST
+        connection = failed.connection
+        if connection is not None and connection.lost is not None:
+            paid = connection.pay_for_repeats(lambda: self.budget.try_spend(price))
+            return 0.0 if paid else None
+        return price if self.budget.try_spend(price) else None
+
+    # -- retrying --------------------------------------------------------------------------
+
+    async def _back_off(self, decision: Retry, failed: AttemptFailed, attempt: int) -> None:
+        """Wait before another attempt. Cancelling returns the tokens that it cost."""
+        self.health.note("retry scheduled", cause=failed.cause.value)
+        tracing = tracing_of_call.get()
+        if tracing is not None:
+            tracing.retrying(attempt, decision.after, failed.cause.value)
+        waited = False
+        try:
+            await asyncio.sleep(decision.after)
+            waited = True
+        finally:
+            if not waited:
+                self.budget.refund(decision.paid)
+
+    async def _wait_until_safe(
+        self, failing: _FailingCall, failed: AttemptFailed
+    ) -> AttemptFailed | None:
+        """Wait until the first copy of a request can no longer be applied.
+
+        Return None when it cannot, or the failed attempt with the reason why it still can.
         """
-        if last.refusal is not None and not last.refusal.degraded:
-            # If health finds, too, that it does not serve, the lanes hold the call back.
+        until = failing.until
+        if failed.refusal is not None and not failed.refusal.degraded:
+            # If the probe confirms that the server does not serve, the multiplexer keeps the call.
             now = asyncio.get_running_loop().time()
+            longest = _PROBE_BEFORE_RETRY
             await self.health.wait_for_probe(
-                _HEARING if until is None else min(_HEARING, until - now)
+                longest if until is None else min(longest, until - now)
             )
-        lane = last.lane
-        if last.progress is not Progress.MAYBE_APPLIED or call.effect is Effect.READ:
-            return
-        if policy.repeat in ("conditional", "any"):
-            return
-        if lane is None:
-            last.final = True
-            last.detail += "; a copy may still be on its way on a connection of its own"
-            raise last
-        if lane.lost is None:
-            # It travels still. A copy behind it on the same lane is applied after it.
-            fenced = self.lanes.current is lane
+        connection = failed.connection
+        if failed.progress is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:
+            return None
+        if failing.policy.repeat in ("conditional", "any"):
+            return None
+        if connection is None:
+            why = "; a copy may still be in flight on an exclusive connection"
+            return failed.with_reason(why, final=True)
+        if connection.lost is None:
+            # The request is still in flight. A second copy on the same connection follows it.
+            fenced = self._multiplexer.current is connection
         else:
             try:
                 async with asyncio.timeout_at(until):
-                    await asyncio.wait([lane.fenced])
+                    await asyncio.wait([connection.fenced])
             except TimeoutError:
-                last.expired = True
-                raise last from None
-            fenced = lane.fenced.result()
-        if not fenced:
-            last.final = True
-            last.detail += "; the server does not let us end the connection that carried it"
-            raise last
+                return replace(failed, expired=True)
+            fenced = connection.fenced.result()
+        if fenced:
+            return None
+        why = "; the server does not permit ending the connection that carried it"
+        return failed.with_reason(why, final=True)
 
-    def _learn(self, failure: AttemptFailed) -> None:
-        """Tell health what an attempt has shown; lanes tell about themselves."""
-        refused = failure.refusal
+    # -- reporting -------------------------------------------------------------------------
+
+    def _report(self, failed: AttemptFailed) -> None:
+        """Report a refusal to health; connections report their own failures."""
+        refused = failed.refusal
         if refused is None:
             return
-        self.verdicts.refused += 1
+        self.refusals += 1
         if refused.degraded:
-            self.health.refused(refused.cause, failure.detail)
-            self.lanes.refresh()
+            self.health.refused(refused.cause, failed.detail)
+            self._multiplexer.refresh()
         else:
-            self.health.failed(refused.cause, failure.detail)
-        lane = self.lanes.current
+            self.health.failed(refused.cause, failed.detail)
+        connection = self._multiplexer.current
         now = asyncio.get_running_loop().time()
-        if not refused.elsewhere or lane is None:
+        if not refused.elsewhere or connection is None:
             return
-        # One opened since has just asked for the address: the next would come to the same server.
-        if lane.opened <= self._left or now - self._left >= _NEXT_ADDRESS:
-            self._left = now
-            self.lanes.retire(lane)
+        # A connection opened since then resolved the address again: the next would reach the same.
+        if connection.opened <= self._moved_at or now - self._moved_at >= _NEXT_ADDRESS:
+            self._moved_at = now
+            self._multiplexer.retire(connection)
 
-    def accepted(self) -> None:
-        """Note an accepted write: it ends a time of refusals."""
-        self.health.accepted()
-        self.lanes.refresh()
+    # -- calls that are not attempted ------------------------------------------------------
 
-    def _cost(self, failure: BaseException) -> float:
-        """Say what repeating costs; all calls that one lost lane carried pay together, once.
+    def error_while_down(self, operation: str) -> ResilientIOError:
+        """Return the error of a call that is not attempted, because the dependency is down."""
+        return self.errors.while_down(operation, self.health)
 
-        They are repeated over a new connection, which the server has accepted by then.
-        """
-        timed_out = isinstance(failure, AttemptFailed) and failure.timed_out
-        price = _TIMEOUT_COST if timed_out else _RETRY_COST
-        lane = failure.lane if isinstance(failure, AttemptFailed) else None
-        if lane is None or lane.lost is None:
-            return price
-        if lane.repeats_paid is None:
-            lane.repeats_paid = self.budget.try_spend(price)
-        return 0.0 if lane.repeats_paid else math.inf
+    def error_when_closed(self, operation: str) -> ResilientIOError:
+        """Return the error of a call on a closed client."""
+        return self.errors.create(RedisClosed, "the client is closed", operation)
 
-    def refusal_while_down(self, operation: str) -> ResilientIOError:
-        """Make the error of a call that is not even tried."""
-        return self.verdicts.while_down(operation, self.health, self.lanes.prospects.undeliverable)
-
-    def refusal_when_closed(self, operation: str) -> ResilientIOError:
-        """Make the error of a call on a closed client."""
-        return self.verdicts.error(RedisClosed, "the client is closed", operation)
-
-    def check_session(self, operation: str) -> None:
-        """Tell the caller of a bound connection, once, that what it had set there is gone.
+    def check_state(self, operation: str) -> None:
+        """Raise once if the connection of a bound client, and its state, was lost.
 
         Raises:
             RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
         """
-        session = self.lanes.session
-        if session.lost:
-            raise self.verdicts.error(
-                RedisUnavailable, f"the connection was lost{session.take_loss()}", operation
-            )
+        state = self._multiplexer.bound_state
+        if state.lost:
+            reason = f"the connection was lost{state.take_loss()}"
+            raise self.errors.create(RedisUnavailable, reason, operation)
+
+
+def _repeatable(policy: RetryPolicy, *, deliberate: bool) -> Effect:
+    """Return the worst effect that may be repeated after a call was maybe applied."""
+    repeatable = _REPEATABLE[policy.repeat]
+    if repeatable is Effect.NON_IDEMPOTENT and deliberate:
+        return Effect.DANGEROUS
+    return repeatable
 
 
 def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:
-    """Say when an attempt that begins now must have been sent and answered."""
-    around = current_deadline()
+    """Return when an attempt that begins now must have been sent and answered."""
+    enclosing = current_deadline()
     if policy.deadline is None:
-        return Limits(around, around)
-    if call.bounded:
-        until = _earlier(started + policy.deadline, around)
-        return Limits(until, until)
-    # A command that blocks brings its own time; reaching the server does not take longer for it.
-    now = asyncio.get_running_loop().time()
-    return Limits(around, _earlier(now + policy.deadline, around))
-
-
-def _earlier(moment: float, other: float | None) -> float:
-    return moment if other is None else min(moment, other)
+        return Limits(enclosing, enclosing)
+    # A blocking command has its own time limit; reaching the server takes no longer for it.
+    limit = (started if call.bounded else asyncio.get_running_loop().time()) + policy.deadline
+    if enclosing is not None and enclosing < limit:
+        limit = enclosing
+    return Limits(limit if call.bounded else enclosing, limit)

@@ -1,11 +1,10 @@
-"""Those who see every call: tracers that patch redis-py's own methods, and tracing of ours.
+"""Instrumentation: tracers that patch redis-py's methods, and resilient-io's own tracing.
 
-Tracers put themselves around `Redis.execute_command`, `Pipeline.execute` and
-`Pipeline.immediate_execute_command` of redis-py. Ours override these, so that nobody would call
-what was patched. Once it is, each call of ours goes through the patched method after all, with a
-stand-in for `self`: redis-py's own method at its end finds there a connection that leads back to
-ours. So every tracer sees one call, whoever it is and in whatever order they were installed, and
-sees it end as it ends for the caller, all attempts included.
+Tracers wrap `Redis.execute_command`, `Pipeline.execute` and `Pipeline.immediate_execute_command` of
+redis-py. resilient-io overrides these methods, so a patched method would never be called. When one
+is patched, each call therefore goes through it with a stand-in for `self`: redis-py's own method
+finds a connection there that leads back to resilient-io. So every tracer, in whatever order they
+were installed, sees one call with its final outcome, including all attempts.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class Tracing(Protocol):
-    """What makes the spans of one client's calls; entered in the context of the caller."""
+    """Creates the spans of one client's calls, in the context of the caller."""
 
     def current(self) -> object:
-        """Return the span that is current, before anybody sees the call."""
+        """Return the current span, before any tracer sees the call."""
 
     def command(self, operation: str, before: object) -> AbstractContextManager[object]:
-        """Begin the span of one command; leaving it ends the span, with what was raised.
+        """Begin the span of one command. Leaving it ends the span, with the exception if any.
 
-        If another span than `before` is current by now, somebody has begun one for it already.
+        If the current span is no longer `before`, another tracer has begun one for the call.
         """
         raise NotImplementedError
 
@@ -44,41 +43,23 @@ class Tracing(Protocol):
         raise NotImplementedError
 
     def retrying(self, attempt: int, backoff: float, cause: str) -> None:
-        """Note in the current span that another attempt follows, in so many seconds."""
+        """Note in the current span that another attempt follows after `backoff` seconds."""
 
 
 tracing_of_call: Final[ContextVar[Tracing | None]] = ContextVar("tracing_of_call", default=None)
-"""Whom the gate tells of retries: who traces the call that runs in this context."""
-
-
-class Observable(Protocol):
-    """A client as this file needs it."""
-
-    _tracing: Tracing | None
-
-    def _begin_to_be_seen(self) -> None:
-        """Lead its calls past those who want to see them, instead of the hot path."""
-
-    async def _unobserved(self, *args: Any, **options: Any) -> Any:
-        """Make a call that nobody sees."""
+"""The tracing of the call that runs in this context. The executor reports retries to it."""
 
 
 def is_patched() -> bool:
-    """Tell whether somebody has put himself around redis-py's own `execute_command`."""
-    # redis-py 8.1 `redis.asyncio.client.Redis.execute_command`: a wrapper was defined elsewhere,
-    # whatever it may have copied from what it wraps.
+    """Return whether a tracer has wrapped redis-py's own `execute_command`."""
+    # redis-py 8.1 `redis.asyncio.client.Redis.execute_command`: a wrapper is defined in another
+    # module, even if it copies the attributes of the wrapped function.
     method = vars(driver.Redis)["execute_command"]
     return not (type(method) is FunctionType and method.__globals__ is vars(driver))
 
 
-def observe(client: Observable, tracing: Tracing) -> None:
-    """Have every call of a client traced from now on, and of the views made of it later."""
-    client._tracing = tracing
-    client._begin_to_be_seen()
-
-
-def bind_anew(view: Observable) -> None:
-    """Let a copy of a client have its own calls where somebody has wrapped those of that client.
+def rebind(view: object) -> None:
+    """Replace the wrappers that a copy of a client took over, which call the original client.
 
     `RedisInstrumentor.instrument_client` sets wrappers on the instance, bound to it.
     """
@@ -89,28 +70,48 @@ def bind_anew(view: Observable) -> None:
             setattr(view, name, cast("Any", type(wrapped))(getattr(view, name), wrapper))
 
 
-async def observe_command(client: Observable, args: tuple[Any, ...], options: Any) -> Any:
-    """Make a call where everybody sees it who wants to."""
-    tracing = client._tracing
+def operation_of(args: Sequence[Any]) -> str:
+    """Return the name of a command from the arguments of `execute_command`."""
+    return (SPECS.get(args[0]) or lookup(args)).name
+
+
+async def trace_command(
+    method: str,
+    owner: object,
+    tracing: Tracing | None,
+    send: Callable[..., Awaitable[Any]],
+    *,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """Send one command so that every tracer sees it.
+
+    Args:
+        method: The method of redis-py that tracers wrap: of `Pipeline` if the owner is one.
+        owner: The client or pipeline.
+        tracing: resilient-io's own tracing, if it is enabled.
+        send: Sends the command without instrumentation.
+        args: The command.
+        options: Its options.
+    """
     before = tracing and tracing.current()
 
     async def make(*args: Any, **options: Any) -> Any:
         if tracing is None:
-            return await client._unobserved(*args, **options)
-        operation = (SPECS.get(args[0]) or lookup(args)).name
-        with told(tracing), tracing.command(operation, before):
-            return await client._unobserved(*args, **options)
+            return await send(*args, **options)
+        with traced(tracing), tracing.command(operation_of(args), before):
+            return await send(*args, **options)
 
-    method = vars(driver.Redis)["execute_command"]
-    return await through(method, client, make, args, options)
+    kind = driver.Pipeline if isinstance(owner, driver.Pipeline) else driver.Redis
+    return await through(vars(kind)[method], owner, make, args, options)
 
 
 class _StandIn:
-    """Stands for a client or a pipeline in redis-py's own method; in all else it is that one."""
+    """Stands in for a client or pipeline in a method of redis-py; otherwise behaves like it."""
 
     single_connection_client = False
     scripts = ()
-    """None to load: ours does that."""
+    """Empty: resilient-io loads the scripts itself."""
 
     def __init__(self, real: Any, make: Callable[..., Awaitable[Any]]) -> None:
         self._real = real
@@ -121,12 +122,12 @@ class _StandIn:
         return getattr(self._real, name)
 
     async def initialize(self) -> None:
-        """Do nothing: the real one starts itself."""
+        """Do nothing: the real object starts itself."""
 
     async def reset(self) -> None:
-        """Do nothing: the real one is reset."""
+        """Do nothing: the real object is reset."""
 
-    # What redis-py 8.1 hands to `retry.call_with_retry` in each of the three methods.
+    # What redis-py 8.1 passes to `retry.call_with_retry` in each of the three methods.
 
     async def _send_command_parse_response(
         self, _connection: object, _name: object, *args: Any, **options: Any
@@ -140,7 +141,7 @@ class _StandIn:
 
 
 class _Connection:
-    """What redis-py 8.1's own methods ask of a connection: `retry`, and for its metrics, where."""
+    """What redis-py 8.1's methods read from a connection: `retry`, and the address for metrics."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.retry = self
@@ -149,7 +150,7 @@ class _Connection:
         self.db = settings.get("db") or 0
 
     async def call_with_retry(self, do: Callable[[], Awaitable[Any]], *_: Any, **__: Any) -> Any:
-        """Call once: the gate repeats."""
+        """Call once: the executor makes the retries."""
         return await do()
 
 
@@ -160,14 +161,14 @@ async def through(
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
-    """Make a call by way of a method of redis-py's, if somebody has patched that."""
+    """Make a call through a method of redis-py if a tracer has patched redis-py."""
     if not is_patched():
         return await make(*args, **options)
     return await method.__get__(_StandIn(real, make), _StandIn)(*args, **options)
 
 
-class told:  # noqa: N801 (used as a function, and faster than one that yields)
-    """Names who is told of retries."""
+class traced:  # noqa: N801 (used as a function, and faster than a generator)
+    """Reports the retries of the calls inside the block to a tracing."""
 
     __slots__ = ("_token", "_tracing")
 
@@ -183,4 +184,4 @@ class told:  # noqa: N801 (used as a function, and faster than one that yields)
         try:  # noqa: SIM105 (every traced call passes here)
             tracing_of_call.reset(self._token)
         except ValueError:
-            pass  # what is closed after its loop has ended is closed in another context
+            pass  # a generator that is closed after its loop has ended runs in another context

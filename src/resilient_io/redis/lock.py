@@ -1,7 +1,8 @@
-"""redis-py's lock, asking for the truth where an answer was lost."""
+"""redis-py's lock, which checks its token when a reply was lost."""
 
 from __future__ import annotations
 
+import random
 from typing import Any, Literal
 
 from redis.asyncio.lock import Lock
@@ -11,19 +12,38 @@ from .errors import RedisOutcomeUnknown
 
 
 class ResilientLock(Lock):
-    """A lock that compares its token when it cannot know whether a request was applied.
+    """A lock that compares its token when it is unknown whether a request was applied.
 
-    Acquiring, releasing and `reacquire` (and `extend` with `replace_ttl=True`) find out. An
-    ambiguous `extend` that adds time raises `RedisOutcomeUnknown` while the lock is still ours: it
-    may have been extended. Cancelling `acquire` may leave the lock taken until its timeout.
+    `acquire`, `release`, `reacquire` and `extend(replace_ttl=True)` find out. An ambiguous `extend`
+    that adds time raises `RedisOutcomeUnknown` while the lock is still held: it may have been
+    extended. Cancelling `acquire` may leave the lock taken until its timeout.
     """
 
+    async def acquire(
+        self,
+        blocking: bool | None = None,
+        blocking_timeout: float | None = None,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """Acquire the lock, as redis-py does, with a token that cannot be guessed.
+
+        Args:
+            blocking: Whether to wait for the lock; None for the lock's setting.
+            blocking_timeout: Maximum wait in seconds; None for the lock's setting.
+            token: Another token, for example one that is compared elsewhere.
+        """
+        if token is None:
+            # redis-py 8.1 `Lock.acquire` uses uuid1: the time and the machine's address.
+            source: random.Random = getattr(self.redis, "_tokens", None) or random.SystemRandom()
+            token = f"{source.getrandbits(128):032x}"
+        return bool(await super().acquire(blocking, blocking_timeout, token))
+
     async def do_acquire(self, token: str | bytes) -> bool:
-        """Try once; True if the lock is ours.
+        """Make one attempt. Return whether the lock was acquired.
 
         Raises:
-            RedisOutcomeUnknown: Neither the answer nor the truth could be had. If it was taken,
-                its timeout frees it.
+            RedisOutcomeUnknown: Neither the reply nor the current owner is known. If the lock was
+                taken, its timeout frees it.
         """
         try:
             return await super().do_acquire(token)
@@ -31,10 +51,10 @@ class ResilientLock(Lock):
             return await self._holds(token, unknown)
 
     async def do_release(self, expected_token: bytes) -> None:
-        """Release it.
+        """Release the lock.
 
         Raises:
-            LockNotOwnedError: It is somebody else's by now.
+            LockNotOwnedError: The lock has another owner.
         """
         try:
             await super().do_release(expected_token)
@@ -43,7 +63,7 @@ class ResilientLock(Lock):
                 await super().do_release(expected_token)
 
     async def do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:
-        """Extend it."""
+        """Extend the lock."""
         try:
             return await super().do_extend(additional_time, replace_ttl)
         except RedisOutcomeUnknown as unknown:
@@ -53,7 +73,7 @@ class ResilientLock(Lock):
             return await super().do_extend(additional_time, replace_ttl)
 
     async def do_reacquire(self) -> Literal[True]:
-        """Set its time anew."""
+        """Reset the timeout of the lock."""
         try:
             return await super().do_reacquire()
         except RedisOutcomeUnknown as unknown:

@@ -1,8 +1,8 @@
-"""The set of lanes of one client: choosing the one that takes calls, and the backlog.
+"""The set of multiplexed connections of one client: choosing one, reconnecting, waiting calls.
 
-Calls go to one lane, so that they keep their order; the other stands by, and takes over while the
-first is busy with a large value, or when it dies. Calls that cannot be sent yet wait in the
-backlog, in order, ahead of newer ones.
+All calls use one connection, so that they keep their order. The other connections stand by, and
+take over while the first is busy with a large value, or when it dies. Calls that cannot be sent yet
+wait in order, ahead of newer ones.
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ from _thread import get_ident
 from collections import deque
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
+from resilient_io.retry import Backoff
 from resilient_io.tasks import describe_task_end, log_task_death
 
 from .commands import Effect, Route
-from .connect import abort, ask_over, can_be_a_lane, dial, fence, introduce
-from .connection import Handover, Lane, NoLanes, Ticket, Undeliverable
-from .errors import Failure, connection_failure
+from .connect import abort, connect, fence, identify, is_multiplexable, query_over
+from .connection import (
+    MultiplexedConnection,
+    NotMultiplexable,
+    PendingRequest,
+    Promoted,
+    Undeliverable,
+)
+from .errors import CLOSED, ConnectionFailure
 
 if TYPE_CHECKING:
     import random
@@ -40,101 +47,81 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Ask, Target
+    from .connect import Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
 
-    MakeLane = Callable[[AbstractConnection, str, int | None], Lane]
-
-_BACKOFF = 0.05
+_BACKOFF = 0.1
+_BACKOFF_FLOOR = 0.01
 _BACKOFF_CAP = 1.0
 _PERMANENT_CAP = 10.0
 
 
-class Kept(Protocol):
-    """What the keeper tells: the set of lanes."""
-
-    def lane_opened(self, slot: int, lane: Lane) -> None:
-        """Take a new lane into use."""
-
-    def dial_failed(self, slot: int, failure: Failure, error: BaseException) -> None:
-        """Hear why there is no lane in this slot."""
-
-    def go_without(self) -> None:
-        """Hear that this driver's connections cannot be lanes."""
-
-    def refresh(self) -> None:
-        """Choose anew: a fence was settled."""
-
-
-class Keeper:
-    """Opens a lane for each slot, and another when it ends, until it is closed."""
+class Reconnector:
+    """Keeps one connection open for each slot, and fences those that died."""
 
     def __init__(
         self,
-        kept: Kept,
-        make_lane: MakeLane,
+        multiplexer: Multiplexer,
         *,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         health: Dependency,
         rng: random.Random,
-        client_name: str | None,
+        names: str,
     ) -> None:
-        """Prepare; `start` begins.
+        """Create a reconnector; `start` begins connecting.
 
         Args:
-            kept: Who hears about it.
-            make_lane: Makes a lane of a connection, its name and its CLIENT ID.
-            target: Where to dial, asked at every dial.
-            policy: Its connect and response timeouts hold.
-            health: Says whether dialling is worth it.
-            rng: Jitter and names.
-            client_name: The name that the caller chose for its connections, a prefix of ours.
+            multiplexer: Notified of opened connections and failed attempts.
+            target: The address, asked at every attempt.
+            policy: Its connect and response timeouts apply.
+            health: Decides whether connecting is worthwhile.
+            rng: Source of the jitter.
+            names: Prefix of the client names on the server; no other client may use it.
         """
-        self._kept = kept
-        self._make_lane = make_lane
+        self._multiplexer = multiplexer
         self._target = target
         self._policy = policy
         self._health = health
         self._rng = rng
-        self._names = f"{client_name or 'resilient-io'}:{rng.getrandbits(32):08x}"
-        self._dialled = 0
+        self._names = names
+        self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[Lane] = deque()
-        self._worth_it = asyncio.Event()
+        self._fences: deque[MultiplexedConnection] = deque()
+        self._worthwhile = asyncio.Event()
         self._closing = False
 
     @property
     def fencing(self) -> bool:
-        """Whether a dead lane may still write: nothing is sent until that is settled."""
+        """Whether a dead connection may still write: nothing is sent until that is settled."""
         return bool(self._fences)
 
     def liveness_failure(self) -> str | None:
-        """Say which task of ours is gone that nobody starts again; None while all is well."""
+        """Return which of the tasks ended because of a bug, or None."""
         return None if self._closing else self._died
 
     def start(self, slots: int) -> None:
-        """Open that many lanes."""
+        """Open that many connections."""
         for slot in range(slots):
-            self._own(self._keep(slot), f"lane {slot}")
+            self._start_task(self._keep_open(slot), f"connection {slot}")
 
     def hurry(self) -> None:
-        """Dial now where it is paused: a probe has got through."""
-        self._worth_it.set()
-        self._worth_it.clear()
+        """End the backoff of connect attempts: a probe succeeded."""
+        self._worthwhile.set()
+        self._worthwhile.clear()
 
-    def lost(self, lane: Lane, survivor: Lane | None) -> None:
-        """Fence a dead lane whose calls were maybe applied; a successor does it otherwise."""
-        if lane.fenced.done():
+    def fence(self, lost: MultiplexedConnection, survivor: MultiplexedConnection | None) -> None:
+        """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
+        if lost.fenced.done():
             return
-        self._fences.append(lane)
+        self._fences.append(lost)
         if survivor is not None and not self._closing:
-            self._own(self._fence_over(survivor), "fence")
+            self._start_task(self._fence_over(survivor), "fence")
 
     async def aclose(self) -> None:
-        """End every task; doing it twice is fine."""
+        """End every task. Idempotent."""
         self._closing = True
         tasks = list(self._tasks)
         for task in tasks:
@@ -142,219 +129,217 @@ class Keeper:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+            self._fences.popleft().set_fenced(False)
 
-    # -- one lane --------------------------------------------------------------------------
+    # -- one connection --------------------------------------------------------------------
 
-    async def _keep(self, slot: int) -> None:
-        failures = 0
+    async def _keep_open(self, slot: int) -> None:
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
             try:
-                lane = await self._open()
+                connection = await self._open()
             except (RedisError, OSError) as error:
-                failures += 1
-                failure = connection_failure(error, tls=self._target.uses_tls)
-                self._kept.dial_failed(slot, failure, error)
-                await self._until_worth_dialling(failures, permanent=failure.permanent)
+                failure = self._target.failure(error)
+                self._multiplexer.connect_failed(slot, failure)
+                await self._back_off(backoff, permanent=failure.permanent)
                 continue
-            if lane is None:
-                self._kept.go_without()
+            if connection is None:
+                self._multiplexer.fall_back()
                 return
-            failures = 0
-            self._kept.lane_opened(slot, lane)
-            await asyncio.wait([lane.closed, lane.retired], return_when=asyncio.FIRST_COMPLETED)
+            backoff.reset()
+            self._multiplexer.connection_opened(slot, connection)
+            await asyncio.wait(
+                [connection.closed, connection.retired], return_when=asyncio.FIRST_COMPLETED
+            )
 
-    async def _open(self) -> Lane | None:
-        self._dialled += 1
+    async def _open(self) -> MultiplexedConnection | None:
+        self._opened += 1
         policy = self._policy
-        name = f"{self._names}-{self._dialled}"
-        connection = await dial(
+        name = f"{self._names}-{self._opened}"
+        connection = await connect(
             self._target,
             client_name=None,
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
-        lane = None
+        multiplexed = None
         try:
-            if can_be_a_lane(connection):
-                ask = ask_over(connection, policy.connect_timeout)
-                identity = await introduce(ask, name)
-                await self._settle_fences(ask)
-                lane = self._make_lane(connection, name, identity)
+            if is_multiplexable(connection):
+                query = query_over(connection, policy.connect_timeout)
+                client_id = await identify(query, name)
+                await self._settle_fences(query)
+                multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
-            if lane is None:
-                # A connection that did not become a lane must not stay open.
+            if multiplexed is None:
                 abort(connection)
-        return lane
+        return multiplexed
 
-    async def _until_worth_dialling(self, failures: int, *, permanent: bool) -> None:
-        cap = _PERMANENT_CAP if permanent else _BACKOFF_CAP
-        pause = self._rng.uniform(0.01, min(cap, _BACKOFF * 2.0 ** min(failures, 10)))
+    async def _back_off(self, backoff: Backoff, *, permanent: bool) -> None:
+        pause = backoff.next(cap=_PERMANENT_CAP if permanent else None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await self._worth_it.wait()
+                await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes knock at a dependency that is down.
+            # Only probes contact a dependency that is down.
             await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
-    async def _settle_fences(self, ask: Ask) -> None:
-        """Before anything is repeated or newly sent: what dead lanes sent must be over."""
+    async def _settle_fences(self, query: Query) -> None:
+        """Before a call is repeated or a new one is sent, end the dead connections' clients."""
         while self._fences:
-            lane = self._fences[0]
-            fenced = await fence(ask, client_id=lane.client_id, name=lane.name)
-            if self._fences and self._fences[0] is lane:
+            lost = self._fences[0]
+            fenced = await fence(query, client_id=lost.client_id, name=lost.name)
+            if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
-                self._health.note("lane fenced" if fenced else "lane could not be fenced")
-                lane.fenced.set_result(fenced)
+                self._health.note("connection fenced" if fenced else "fencing not permitted")
+                lost.set_fenced(fenced)
 
-    async def _fence_over(self, survivor: Lane) -> None:
+    async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         try:
-            await self._settle_fences(survivor.ask)
+            await self._settle_fences(survivor.query)
         except (RedisError, OSError):
-            return  # the survivor died, too, which it has reported: the next lane does it
-        self._kept.refresh()
+            return  # the survivor died, too, and reported that: the next connection fences both
+        self._multiplexer.refresh()
 
-    def _own(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        # In an empty context: neither the deadline nor the span of the call that happens to come
-        # first is that of what outlives it.
+    def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        # In an empty context: the deadline and the trace span of the first call do not apply to a
+        # task that outlives it.
         task = asyncio.get_running_loop().create_task(
-            work, name=f"resilient-io {what}", context=Context()
+            work, name=f"resilient-io redis {name}", context=Context()
         )
         self._tasks.append(task)
-        task.add_done_callback(functools.partial(self._ended, what))
+        task.add_done_callback(functools.partial(self._ended, name))
 
-    def _ended(self, what: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
-        log_task_death(task)
         if task.cancelled() or task.exception() is not None:
+            log_task_death(task)
             how = describe_task_end(task)
             if how is not None:
-                self._died = f"the task of {what} is gone: {how}"
+                self._died = f"the task of {name} ended: {how}"
 
 
-class Backlog:
-    """A line of tickets. Its length is bounded by the callers who wait: each has one place."""
+class WaitingRequests:
+    """The queue of requests that wait for a connection. Each waiting caller has one entry."""
 
     def __init__(self) -> None:
-        """Start empty."""
-        self._tickets: deque[Ticket] = deque()
+        self._requests: deque[PendingRequest] = deque()
         self._abandoned = 0
 
     def __len__(self) -> int:
-        """Count the places, abandoned ones included."""
-        return len(self._tickets)
+        """Return the number of entries, including abandoned ones."""
+        return len(self._requests)
 
     @property
     def waiting(self) -> int:
-        """How many callers wait."""
-        return sum(not ticket.done() for ticket in self._tickets)
+        """The number of waiting callers."""
+        return sum(not request.done() for request in self._requests)
 
-    def append(self, ticket: Ticket) -> None:
-        """Put a new call at the end."""
-        self._tickets.append(ticket)
+    def append(self, request: PendingRequest) -> None:
+        """Add a new call at the end."""
+        self._requests.append(request)
 
     def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Put calls that a lane did not write to the front, in their order.
+        """Put calls that a connection did not write at the front, in their order.
 
-        Those without a ticket get one: they wait longer than usual.
+        Plain futures become requests, because their callers now wait longer than usual.
         """
         for entry, data in reversed(unsent):
-            if not isinstance(entry, Ticket):
-                ticket = Ticket(data)
-                entry.set_result(Handover(ticket))
+            if not isinstance(entry, PendingRequest):
+                request = PendingRequest(data)
+                entry.set_result(Promoted(request))
             elif data:
-                ticket = entry
+                request = entry
             else:
-                continue  # a further place of a ticket that is moved by its first
-            ticket.lane = None
-            self._tickets.appendleft(ticket)
+                continue  # another command of a request that its first entry moves
+            request.assign(None)
+            self._requests.appendleft(request)
 
     def note_abandoned(self) -> None:
-        """Note that somebody went away; places are cleared when half of them are abandoned."""
+        """Count an abandoned entry. Entries are removed when half of them are abandoned."""
         self._abandoned += 1
-        if self._abandoned * 2 > len(self._tickets):
-            self._tickets = deque(ticket for ticket in self._tickets if not ticket.done())
+        if self._abandoned * 2 > len(self._requests):
+            self._requests = deque(request for request in self._requests if not request.done())
             self._abandoned = 0
 
-    def send_next(self, lane: Lane) -> None:
-        """Send the first call on `lane`, unless its caller went away."""
-        ticket = self._tickets.popleft()
-        if not ticket.done():
-            lane.send_ticket(ticket)
+    def send_next(self, connection: MultiplexedConnection) -> None:
+        """Send the first request on `connection`, unless its caller is gone."""
+        request = self._requests.popleft()
+        if not request.done():
+            connection.send_request(request)
 
-    def give_up(self, why: Exception) -> None:
-        """Tell everyone that waiting is of no use."""
-        waiting, self._tickets, self._abandoned = self._tickets, deque(), 0
-        for ticket in waiting:
-            ticket.interrupt(why)
-
-
-_DOUBT = 0.5
-"""Seconds that callers wait at most for health to confirm that dialling fails for good."""
+    def fail_all(self, reason: Exception) -> None:
+        """End all waits with `reason`."""
+        waiting, self._requests, self._abandoned = self._requests, deque(), 0
+        for request in waiting:
+            request.interrupt(reason)
 
 
-class Prospects:
-    """What the latest failed dial means for the calls that wait for a connection.
+_CONFIRMATION = 0.5
+"""Longest time, in seconds, to wait for health to confirm that connecting fails permanently."""
 
-    A failure for good (a wrong password, say) ends their waiting, but health is to know of it
-    before they do. When health gets better, they may hope again.
+
+class ConnectFailures:
+    """What the latest failed connect attempt means for the calls that wait for a connection.
+
+    A permanent failure (a wrong password, for example) ends their wait, but health should report
+    it before they do. When health improves, calls may wait again.
     """
 
-    def __init__(self, health: Dependency, give_up: Callable[[Undeliverable], None]) -> None:
+    def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
         """Begin without a failure.
 
         Args:
-            health: Asked whether it knows of the failure, or got better since.
-            give_up: Called when waiting is of no use any more.
+            health: Confirms a failure, or has improved since.
+            waiting: The calls that a permanent failure ends.
         """
         self._health = health
-        self._give_up = give_up
-        self._latest: Failure | None = None
+        self._waiting = waiting
+        self._latest: ConnectionFailure | None = None
         self._failed_at = 0.0
-        self._doubt: Undeliverable | None = None
+        self._suspicion: Undeliverable | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.undeliverable: Undeliverable | None = None
-        """Why dialling fails for good, once health agrees or had its time to."""
+        """Why connecting fails permanently, after health confirmed it or had enough time to."""
 
     @property
     def detail(self) -> str:
-        """Why the latest dial failed, in words; empty without one."""
+        """Why the latest attempt failed, or an empty string."""
         return self._latest.detail if self._latest is not None else ""
 
     @property
-    def better(self) -> bool:
-        """Whether health has become better since dialling failed."""
+    def improved(self) -> bool:
+        """Whether health has improved since the latest attempt failed."""
         health = self._health
         return (
             self._latest is not None and health.state.answering and health.since > self._failed_at
         )
 
-    def failed(self, failure: Failure, error: BaseException) -> None:
-        """Take a failed dial."""
+    def add(self, failure: ConnectionFailure) -> None:
+        """Record a failed attempt."""
         loop = asyncio.get_running_loop()
         self._latest, self._failed_at = failure, loop.time()
         if failure.permanent and self.undeliverable is None:
-            self._doubt = Undeliverable(failure, error)
+            self._suspicion = Undeliverable(failure)
             self._stop_timer()
-            self._timer = loop.call_later(_DOUBT, self.conclude)
+            self._timer = loop.call_later(_CONFIRMATION, self.confirm)
 
-    def conclude(self) -> None:
-        """Give up, if dialling failed for good and there was no success since."""
-        if self._doubt is not None:
-            self.undeliverable = self._doubt
-            self._give_up(self._doubt)
+    def confirm(self) -> None:
+        """Fail the waiting calls if connecting fails permanently."""
+        if self._suspicion is not None:
+            self.undeliverable = self._suspicion
+            self._waiting.fail_all(self._suspicion)
 
-    def brighten(self) -> None:
-        """Forget what failed: a connection was made, or health got better."""
-        self.undeliverable = self._doubt = None
+    def forgive(self) -> None:
+        """Permit calls to wait again: health improved."""
+        self.undeliverable = self._suspicion = None
         self._stop_timer()
 
-    def succeeded(self) -> None:
-        """Take a successful dial."""
+    def clear(self) -> None:
+        """Forget the failures: an attempt succeeded."""
         self._latest = None
-        self.brighten()
+        self.forgive()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -366,21 +351,23 @@ _ENDS_TRANSACTION = ("EXEC", "DISCARD", "UNWATCH")
 _TRANSACTION = ("WATCH", "MULTI")
 
 
-class Session:
-    """Remembers it, so that nothing goes on silently on a connection that does not."""
+class BoundState:
+    """The state that a caller set on its own connection (SELECT, WATCH, MULTI).
+
+    If that connection is lost, the next call raises instead of continuing without the state.
+    """
 
     def __init__(self) -> None:
-        """Start with a connection on which nothing is set."""
         self._set: list[str] = []
         self.lost: list[str] = []
-        """What a lost connection held, until the caller has been told."""
+        """The commands whose state was lost, until an error reported that."""
 
     def __bool__(self) -> bool:
-        """Tell whether anything is set on the connection."""
+        """Return whether any state is set."""
         return bool(self._set)
 
     def note(self, spec: CommandSpec) -> None:
-        """Note a command that is about to be sent."""
+        """Record a command that is about to be sent."""
         if spec.name in _ENDS_TRANSACTION:
             self._set = [name for name in self._set if name not in _TRANSACTION]
         elif (
@@ -391,272 +378,279 @@ class Session:
             self._set.append(spec.name)
 
     def lose(self) -> None:
-        """Note that the connection is gone."""
+        """Record that the connection was lost."""
         self._set, self.lost = [], self._set
 
     def take_loss(self) -> str:
-        """Say what was lost, once, as the end of a sentence."""
+        """Return once what was lost, as the end of a sentence."""
         lost, self.lost = self.lost, []
-        return f", and with it what {', '.join(lost)} had set: begin again"
+        return f", and with it the state set by {', '.join(lost)}: start again"
 
 
-_CLOSED = Failure(Cause.CLOSED, "the client was closed")
-
-
-class Lanes:
-    """Hands each call to the right lane, or keeps it until there is one."""
+class Multiplexer:
+    """Assigns each call to a connection, or keeps it until there is one."""
 
     def __init__(
         self,
         *,
-        target: Target,
+        target: RedisTarget,
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,
         rng: random.Random,
-        client_name: str | None,
+        names: str,
         bound: bool = False,
     ) -> None:
-        """Prepare; `start` opens connections.
+        """Create a multiplexer; `start` opens the connections.
 
         Args:
-            target: Where to dial, asked at every dial.
-            policy: Its connect and response timeouts hold for the lanes.
-            health: Told about lost and opened lanes, and asked whether dialling is worth it.
-            settings: How many lanes and how much in flight.
-            rng: Jitter and names.
-            client_name: The name that the caller chose for its connections, a prefix of ours.
-            bound: The lane is one caller's own connection; the caller may change its state.
+            target: The address, asked at every connect attempt.
+            policy: Its connect and response timeouts apply.
+            health: Notified of lost and opened connections; decides whether to connect.
+            settings: The number of connections, and the limit of bytes in flight.
+            rng: Source of the jitter.
+            names: Prefix of the connections' client names; no other client may use it.
+            bound: Whether the connection belongs to one caller, who may change its state.
         """
+        self.target = target
+        self.health = health
         self._policy = policy
-        self._health = health
         self._settings = settings
         self._bound = bound
-        self._keeper = Keeper(
-            self,
-            self._make_lane,
-            target=target,
-            policy=policy,
-            health=health,
-            rng=rng,
-            client_name=client_name,
+        self._reconnector = Reconnector(
+            self, target=target, policy=policy, health=health, rng=rng, names=names
         )
-        self._slots: list[Lane | None] = [None] * settings.count
-        self._retiring: list[Lane] = []
-        self._preferred: Lane | None = None
-        self._backlog = Backlog()
-        self.prospects = Prospects(health, self._backlog.give_up)
+        self._slots: list[MultiplexedConnection | None] = [None] * settings.count
+        self._retiring: list[MultiplexedConnection] = []
+        self._preferred: MultiplexedConnection | None = None
+        self._waiting = WaitingRequests()
+        self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
-        """The thread of that loop: together they tell a call from elsewhere."""
+        """The thread of the loop. It identifies calls from other threads."""
         self.is_running: Callable[[], bool]
         self.time: Callable[[], float]
         self.create_future: Callable[[], asyncio.Future[object]]
         self.latencies = Latencies()
-        self.laneless = False
-        """Whether the driver's connections turned out to have no transport (fakes, say)."""
-        self.session = Session()
-        """What the caller of a bound connection has set on it."""
-        self.current: Lane | None = None
-        """The lane that takes calls now; None while they have to wait."""
-        self.fast: Lane | None = None
-        """The same for calls that need no second thought; None while anything is amiss."""
+        self.unsupported = False
+        """Whether the driver's connections have no transport, as those of a fake may."""
+        self.bound_state = BoundState()
+        self.current: MultiplexedConnection | None = None
+        """The connection that accepts calls, or None while calls have to wait."""
+        self.fast: MultiplexedConnection | None = None
+        """The same for the hot path. None unless everything is well."""
 
-    # -- what the gate uses ----------------------------------------------------------------
+    # -- for calls -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the lanes in the running loop; doing it twice is fine."""
+        """Open the connections in the running loop. Idempotent."""
         if self.loop is None:
             self.loop = loop = asyncio.get_running_loop()
             self.thread = get_ident()
             self.is_running = loop.is_running
             self.time, self.create_future = loop.time, partial(asyncio.Future, loop=loop)
             self.lag = LoopLag.acquire()
-            self._keeper.start(len(self._slots))
+            self._reconnector.start(len(self._slots))
 
-    def submit(self, ticket: Ticket) -> None:
-        """Send a ticket on the current lane, or put it in the backlog."""
-        lane = self.current
-        if lane is not None:
-            lane.send_ticket(ticket)
-        elif self.laneless:
-            ticket.interrupt(NoLanes())
-        elif self.prospects.undeliverable is not None and not self.prospects.better:
-            ticket.interrupt(self.prospects.undeliverable)
+    def submit(self, request: PendingRequest) -> None:
+        """Send a request on the current connection, or let it wait for one."""
+        connection = self.current
+        if connection is not None:
+            connection.send_request(request)
+        elif self.unsupported:
+            request.interrupt(NotMultiplexable())
+        elif self.failures.undeliverable is not None and not self.failures.improved:
+            request.interrupt(self.failures.undeliverable)
         elif self._closing:
-            ticket.interrupt(Undeliverable(_CLOSED))
+            request.interrupt(Undeliverable(CLOSED))
         else:
-            self._backlog.append(ticket)
+            self._waiting.append(request)
 
-    def abandon(self, ticket: Ticket) -> None:
-        """Note that nobody waits for a ticket any more; it is not sent if it was not yet."""
-        ticket.future.cancel()
-        if ticket.lane is None:
-            self._backlog.note_abandoned()
+    def abandon(self, request: PendingRequest) -> None:
+        """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
+        request.future.cancel()
+        if request.connection is None:
+            self._waiting.note_abandoned()
 
-    def forget(self, future: asyncio.Future[object]) -> None:
-        """Note that a call was cancelled whose place may belong to a ticket by now."""
+    def abandon_future(self, future: asyncio.Future[object]) -> None:
+        """Drop a cancelled call of the hot path, which may have become a request."""
         if future.done() and not future.cancelled():
             reply = future.result()
-            if isinstance(reply, Handover):
-                self.abandon(reply.ticket)
+            if isinstance(reply, Promoted):
+                self.abandon(reply.request)
 
-    def retire(self, lane: Lane) -> None:
-        """Replace a lane: another server should take new calls, those in flight may finish."""
-        if lane in self._slots:
-            held = bool(self.session)
-            self._health.note("lane left", why="its server does not take writes")
-            self._drop(lane)
-            self._retiring.append(lane)
-            self._backlog.put_back(lane.retire())
+    def retire(self, connection: MultiplexedConnection) -> None:
+        """Replace a connection: another server should receive new calls.
+
+        Calls in flight may finish.
+        """
+        if connection in self._slots:
+            held = bool(self.bound_state)
+            self.health.note("connection retired", why="its server does not accept writes")
+            self._drop(connection)
+            self._retiring.append(connection)
+            self._waiting.put_back(connection.retire())
             if held:
-                self._lose_session()
+                self._lose_state()
             self._choose()
 
+    def write_accepted(self) -> None:
+        """Report an accepted write, which ends a period of refusals."""
+        self.health.accepted()
+        self.refresh()
+
     def refresh(self) -> None:
-        """Choose the lane anew: something that the choice depends on has changed."""
-        if not self._health.available:
-            self.prospects.conclude()
-        elif self.prospects.better:
-            self.prospects.brighten()
-            self._keeper.hurry()
+        """Choose the connection again: something that the choice depends on has changed."""
+        if not self.health.available:
+            self.failures.confirm()
+        elif self.failures.improved:
+            self.failures.forgive()
+            self._reconnector.hurry()
         self._choose()
 
     @property
-    def open_lanes(self) -> list[Lane]:
-        """The lanes that are open now."""
-        return [lane for lane in self._slots if lane is not None]
+    def connections(self) -> list[MultiplexedConnection]:
+        """The open connections."""
+        return [connection for connection in self._slots if connection is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all connections are open."""
+        return None not in self._slots
 
     @property
     def crowded(self) -> bool:
-        """Whether calls in the backlog wait for nothing but room."""
-        return bool(self.open_lanes) and self._health.available
+        """Whether waiting calls wait only because too much is in flight."""
+        return bool(self.connections) and self.health.available
 
     @property
     def obstacle(self) -> str:
-        """What calls in the backlog wait for, in words."""
+        """What waiting calls wait for, for error messages."""
         if self.crowded:
-            return "room"
-        if self.open_lanes:
-            return f"it to be up again ({self._health.detail})"
-        why = self.prospects.detail
+            return "room among the calls in flight"
+        if self.connections:
+            return f"the server to be up again ({self.health.detail})"
+        why = self.failures.detail
         return f"a connection ({why})" if why else "a connection"
 
     def liveness_failure(self) -> str | None:
-        """Say why only a new process helps; None while all is well."""
-        return None if self._closing else self._keeper.liveness_failure()
+        """Return why only a new process helps, or None."""
+        return None if self._closing else self._reconnector.liveness_failure()
 
     @property
     def waiting(self) -> int:
-        """Calls in the backlog."""
-        return self._backlog.waiting
+        """The number of calls that wait for a connection."""
+        return self._waiting.waiting
 
-    @property
     def replies(self) -> int:
-        """Replies received so far, over all lanes that ever were."""
+        """Return the replies received so far over all connections, including closed ones."""
         return self.traffic[0]
 
     @property
     def traffic(self) -> tuple[int, int, int]:
-        """Replies, bytes sent and bytes received so far, over all lanes that ever were."""
+        """Replies, bytes sent and bytes received so far, including those of closed connections."""
         replies, sent, received = self._past
-        for lane in (*self.open_lanes, *self._retiring):
-            replies += lane.replies
-            sent += lane.bytes_sent
-            received += lane.bytes_received
+        for connection in (*self.connections, *self._retiring):
+            replies += connection.replies
+            sent += connection.bytes_sent
+            received += connection.bytes_received
         return replies, sent, received
 
     def last_byte(self) -> float:
-        """Return the loop time of the last byte from any open lane, -inf without one."""
-        return max((lane.last_byte for lane in self.open_lanes), default=float("-inf"))
+        """Return the loop time of the last byte from any open connection, or -inf."""
+        return max((each.last_byte for each in self.connections), default=float("-inf"))
 
     def disown(self) -> None:
-        """Take no more calls: the connections belong to the process that this one forked from."""
+        """Accept no more calls: the connections belong to the parent process."""
         self._closing = True
         self._choose()
 
     async def aclose(self) -> None:
-        """Close every lane; whatever still waits ends as closed. Doing it twice is fine."""
+        """Close every connection. Calls that still wait end as closed. Idempotent."""
         self._closing = True
-        lanes = [*self.open_lanes, *self._retiring]
-        self._backlog.give_up(Undeliverable(_CLOSED))
-        self.prospects.brighten()
-        for lane in lanes:
-            lane.close(_CLOSED.cause, _CLOSED.detail)
-        await self._keeper.aclose()
-        if lanes:
-            await asyncio.wait([lane.closed for lane in lanes])
+        connections = [*self.connections, *self._retiring]
+        self._waiting.fail_all(Undeliverable(CLOSED))
+        self.failures.forgive()
+        for connection in connections:
+            connection.close(CLOSED)
+        await self._reconnector.aclose()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections])
         if self.lag is not None:
             self.lag.release()
             self.lag = None
         self._choose()
 
-    # -- what lanes and their keeper tell --------------------------------------------------
+    # -- for connections and the reconnector -----------------------------------------------
 
-    def lane_changed(self, lane: Lane) -> None:  # noqa: ARG002 (the owner's protocol)
-        """Choose anew: a lane became full, busy or free."""
+    def connection_changed(self) -> None:
+        """Choose again: a connection became full, busy or free."""
         self._choose()
 
-    def lane_fell_silent(self, lane: Lane) -> None:
-        """Let health look before the callers' patience is at its end."""
-        quiet = lane.response_timeout / 2
-        self._health.failed(Cause.TIMED_OUT, f"no byte came within {quiet:g} s")
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """Request a health probe before the response timeout ends."""
+        quiet = connection.response_timeout / 2
+        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
 
-    def lane_lost(self, lane: Lane, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Move the calls that were never written to the front of the line, and fence the rest."""
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Move the calls that were never written to the front of the queue, and fence the rest."""
         replies, sent, received = self._past
         self._past = (
-            replies + lane.replies,
-            sent + lane.bytes_sent,
-            received + lane.bytes_received,
+            replies + connection.replies,
+            sent + connection.bytes_sent,
+            received + connection.bytes_received,
         )
-        self._drop(lane)
-        self._backlog.put_back(unsent)
-        if self.session:
-            self._lose_session()
-        lost = lane.lost
-        if lost is not None and not self._closing and not lane.retired.done():
-            self._health.note("lane lost", cause=lost.cause.value, detail=lost.detail)
-            self._health.failed(lost.cause, lost.detail)
-        self._keeper.lost(lane, next(iter(self.open_lanes), None))
+        self._drop(connection)
+        self._waiting.put_back(unsent)
+        if self.bound_state:
+            self._lose_state()
+        lost = connection.lost
+        if lost is not None and not self._closing and not connection.retired.done():
+            cause, detail = lost.failure.cause, lost.failure.detail
+            self.health.note("connection lost", cause=cause.value, detail=detail)
+            self.health.failed(cause, detail)
+        self._reconnector.fence(connection, next(iter(self.connections), None))
         self._choose()
 
-    def lane_opened(self, slot: int, lane: Lane) -> None:
-        """Take a new lane into use."""
+    def connection_opened(self, slot: int, connection: MultiplexedConnection) -> None:
+        """Use a new connection."""
         if self._closing:
-            lane.close(_CLOSED.cause, _CLOSED.detail)
+            connection.close(CLOSED)
             return
-        self.prospects.succeeded()
-        self._slots[slot] = lane
-        self._health.note("lane opened", slot=slot)
-        self._health.part_back(f"lane {slot}")
-        self._health.succeeded()
+        self.failures.clear()
+        self._slots[slot] = connection
+        self.health.note("connection opened", slot=slot)
+        self.health.part_back(f"connection {slot}")
+        self.health.succeeded()
         self._choose()
 
-    def dial_failed(self, slot: int, failure: Failure, error: BaseException) -> None:
-        """Hear why there is no lane in this slot."""
-        self._health.note("dial failed", cause=failure.cause.value, detail=failure.detail)
-        if self.open_lanes:
-            self._health.part_lost(f"lane {slot}", failure.cause, failure.detail)
+    def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
+        """Report a failed connect attempt."""
+        self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
+        if self.connections:
+            self.health.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
-        self._health.failed(failure.cause, failure.detail)
-        self.prospects.failed(failure, error)
+        self.health.failed(failure.cause, failure.detail)
+        self.failures.add(failure)
 
-    def go_without(self) -> None:
-        """Hear that this driver's connections cannot be lanes."""
-        self.laneless = True
-        self._health.succeeded()
-        self._backlog.give_up(NoLanes())
+    def fall_back(self) -> None:
+        """Send no calls: the driver's connections have no transport to take over."""
+        self.unsupported = True
+        self.health.succeeded()
+        self._waiting.fail_all(NotMultiplexable())
 
-    # -- inside ----------------------------------------------------------------------------
-
-    def _make_lane(self, connection: AbstractConnection, name: str, client_id: int | None) -> Lane:
-        assert self.lag is not None, "lanes are opened only after start()"  # noqa: S101
-        return Lane(
+    def multiplex(
+        self, connection: AbstractConnection, name: str, client_id: int | None
+    ) -> MultiplexedConnection:
+        """Return a multiplexed connection that takes over a connection of redis-py."""
+        assert self.lag is not None, "connections are opened only after start()"  # noqa: S101
+        return MultiplexedConnection(
             connection,
             owner=self,
             name=name,
@@ -669,21 +663,23 @@ class Lanes:
             pushes=self._bound,
         )
 
-    def _lose_session(self) -> None:
-        """Send nothing on a successor that was meant for the state of the connection before."""
-        if self.session:
-            self.session.lose()
-        why = Failure(Cause.RESET, "the connection that held its state was lost")
-        self._backlog.give_up(Undeliverable(why))
+    # -- internal --------------------------------------------------------------------------
 
-    def _drop(self, lane: Lane) -> None:
-        self._slots = [None if other is lane else other for other in self._slots]
-        self._retiring = [other for other in self._retiring if other is not lane]
+    def _lose_state(self) -> None:
+        """Fail the waiting calls that were meant for the state of the lost connection."""
+        if self.bound_state:
+            self.bound_state.lose()
+        why = "the connection that held the caller's state was lost"
+        self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
+
+    def _drop(self, connection: MultiplexedConnection) -> None:
+        self._slots = [None if other is connection else other for other in self._slots]
+        self._retiring = [other for other in self._retiring if other is not connection]
 
     def _choose(self) -> None:
         self._stale = True
         if self._choosing:
-            return  # sending from the backlog changed something: the loop below begins again
+            return  # sending a waiting call changed something: the loop below starts again
         self._choosing = True
         try:
             while self._stale:
@@ -693,72 +689,68 @@ class Lanes:
             self._choosing = False
 
     def _choose_once(self) -> None:
-        lane = self._preferred = self._prefer()
+        connection = self._preferred = self._prefer()
         self.current = self.fast = None
-        if lane is None or lane.full or self._closing or self._keeper.fencing:
+        if connection is None or connection.full or self._closing or self._reconnector.fencing:
             return
-        if not self._health.available:
-            return  # it answers that it does not serve (LOADING), or is silent: only probes knock
-        while self._backlog and not self._stale:
-            self._backlog.send_next(lane)
+        if not self.health.available:
+            return  # the server does not serve (LOADING) or is silent: only probes contact it
+        while self._waiting and not self._stale:
+            self._waiting.send_next(connection)
         if self._stale:
             return
-        self.current = lane
-        if not self._health.refusing and not self._bound:
-            self.fast = lane
+        self.current = connection
+        if not self.health.refusing and not self._bound:
+            self.fast = connection
 
-    def _prefer(self) -> Lane | None:
-        """Stay with a lane while that keeps the calls in order and nothing large is in the way."""
+    def _prefer(self) -> MultiplexedConnection | None:
+        """Keep the connection, which keeps the calls in order, unless a large value blocks it."""
         preferred = self._preferred
         alive = preferred is not None and preferred in self._slots
         if alive and preferred is not None and not preferred.busy:
             return preferred
-        free = next((lane for lane in self.open_lanes if not lane.busy), None)
+        free = next((each for each in self.connections if not each.busy), None)
         if free is None and alive:
             return preferred
-        return free if free is not None else next(iter(self.open_lanes), None)
+        return free if free is not None else next(iter(self.connections), None)
 
 
 _log = logging.getLogger("resilient_io.redis")
 
 
-class Logged(Protocol):
-    """Who has lanes that are logged in."""
+def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
+    """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
-    lanes: Lanes
-    health: Dependency
-
-
-def follow_credentials(pool: ConnectionPool, engine: Logged) -> None:
-    """Have every lane send AUTH when a streaming provider hands out new credentials.
-
-    A refused AUTH leaves the connection logged in as before; it is logged. Connections made later
-    ask the provider themselves. A provider tells one listener only, so the pool that it told
-    before is told by us.
+    A refused AUTH is logged and leaves the connection authenticated as before. New connections ask
+    the provider themselves. A provider has a single listener, so the listener of redis-py's pool is
+    called, too.
 
     Args:
-        pool: The client's pool; its settings name the provider, if there is one.
-        engine: Whose lanes log in; it is not kept alive for that.
+        pool: The client's pool, whose settings name the provider, if there is one.
+        multiplexer: The connections to authenticate. The provider does not keep it alive.
     """
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):
         return
-    followed = weakref.ref(engine)
+    reference = weakref.ref(multiplexer)
 
     async def rotate(token: Any) -> None:
         await pool.re_auth_callback(token)
-        living = followed()
+        living = reference()
         if living is None:
             return
-        for lane in living.lanes.open_lanes:
+        secret = token.get_value()
+        living.target.remember(secret)
+        for connection in living.connections:
             try:
-                await lane.ask("AUTH", token.try_get("oid"), token.get_value())
+                await connection.query("AUTH", token.try_get("oid"), secret)
             except (RedisError, OSError) as error:
+                name = living.health.name
                 _log.warning(
-                    "%s: rotated credentials were refused, the old login stays: %s",
-                    living.health.name,
-                    error,
-                    extra={"event": "credentials_refused", "dependency": living.health.name},
+                    "%s: the server refused rotated credentials; the old ones stay in use: %s",
+                    name,
+                    living.target.failure(error).detail,
+                    extra={"event": "credentials_refused", "dependency": name},
                 )
 
     # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.

@@ -1,10 +1,15 @@
-"""redis-py's own options for retries and times, translated into a policy or refused."""
+"""The options of the client: their types, their validation, and the policy that they imply."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import inspect
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
+import redis.asyncio as redis_py
 from redis import exceptions as driver
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import ConstantBackoff
@@ -12,25 +17,37 @@ from redis.backoff import ConstantBackoff
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.retry import RetryPolicy
-from resilient_io.validation import check_count, check_seconds
+from resilient_io.text import clean_text
+from resilient_io.validation import check_count, check_seconds, check_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import random
+    import ssl
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio.retry import Retry
+    from redis.credentials import CredentialProvider
+    from redis.driver_info import DriverInfo
+    from redis.event import EventDispatcher
+    from redis.maint_notifications import MaintNotificationsConfig
+
+    from .connect import RedisTarget
 
 
-_MOST_LANES = 16
+_MOST_CONNECTIONS = 16
 _LEAST_IN_FLIGHT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """How much a client shares.
+    """The shared connections of a client.
 
     Args:
-        count: Connections that all callers share. One carries the calls, the others stand by for
-            the time when it is busy with a large value or dies.
-        in_flight: Bytes that may be in flight on a lane, each call counted as its own bytes and
-            4 KiB: so at most 16,384 calls with the default. Past it callers wait.
+        count: Number of connections that all callers share. One carries the calls; the others take
+            over while it is busy with a large value, or when it dies.
+        in_flight: Bytes that may be in flight on a connection. Each call counts as its own bytes
+            plus 4 KiB, so the default permits 16,384 calls. Further callers wait.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -40,12 +57,89 @@ class ConnectionSettings:
     in_flight: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        if type(self.count) is not int or not 1 <= self.count <= _MOST_LANES:
+        """Reject invalid values."""
+        if type(self.count) is not int or not 1 <= self.count <= _MOST_CONNECTIONS:
             raise ConfigurationError(
-                f"count must be an int from 1 to {_MOST_LANES}, not {self.count!r}: write count=2"
+                f"count={self.count!r} must be an integer from 1 to {_MOST_CONNECTIONS}, for "
+                f"example count=2"
             )
         check_count("in_flight", self.in_flight, least=_LEAST_IN_FLIGHT)
+
+
+class RedisOptions(TypedDict, total=False):
+    """The options that `ResilientRedis` passes to `redis.asyncio.Redis` (redis-py 8.1).
+
+    Without the deprecated `auto_close_connection_pool`.
+    """
+
+    host: str
+    port: int
+    db: str | int
+    username: str | None
+    password: str | None
+    credential_provider: CredentialProvider | None
+    client_name: str | None
+    socket_timeout: float
+    socket_connect_timeout: float | None
+    socket_read_size: int
+    socket_keepalive: bool | None
+    socket_keepalive_options: Mapping[int, int | bytes] | None
+    unix_socket_path: str | None
+    encoding: str
+    encoding_errors: str
+    decode_responses: bool
+    retry: Retry
+    retry_on_timeout: bool
+    retry_on_error: list[type[Exception]] | None
+    ssl: bool
+    ssl_keyfile: str | None
+    ssl_certfile: str | None
+    ssl_cert_reqs: str | ssl.VerifyMode
+    ssl_include_verify_flags: list[ssl.VerifyFlags] | None
+    ssl_exclude_verify_flags: list[ssl.VerifyFlags] | None
+    ssl_ca_certs: str | None
+    ssl_ca_data: str | None
+    ssl_ca_path: str | None
+    ssl_check_hostname: bool
+    ssl_min_version: ssl.TLSVersion | None
+    ssl_ciphers: str | None
+    ssl_password: str | None
+    max_connections: int | None
+    health_check_interval: float
+    lib_name: str | None
+    lib_version: str | None
+    driver_info: DriverInfo | None
+    redis_connect_func: Callable[..., Any] | None
+    protocol: int | None
+    legacy_responses: bool
+    event_dispatcher: EventDispatcher | None
+    maint_notifications_config: MaintNotificationsConfig | None
+
+
+class PoolOptions(TypedDict, total=False):
+    """The options of `ResilientRedis.from_pool`."""
+
+    policy: RetryPolicy | None
+    health: Dependency | None
+    connections: ConnectionSettings | None
+    name: str | None
+    rng: random.Random | None
+    single_connection_client: bool
+
+
+class UrlOptions(RedisOptions, total=False):
+    """The options of `ResilientRedis.from_url`, which include those of redis-py's connections."""
+
+    policy: RetryPolicy | None
+    health: Dependency | None
+    connections: ConnectionSettings | None
+    name: str | None
+    rng: random.Random | None
+    connection_class: type[AbstractConnection]
+    parser_class: type[Any]
+    encoder_class: type[Any]
+    socket_type: int
+    path: str
 
 
 _RETRIED_ANYWAY = (
@@ -59,14 +153,14 @@ _RETRIED_ANYWAY = (
 )
 
 
-def policy_from(options: Mapping[str, Any]) -> RetryPolicy:
-    """Read what existing code says about times and retries, as our policy says it.
+def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
+    """Return the policy that redis-py's options for times and retries imply.
 
     Args:
         options: Options of `redis.asyncio.Redis`, or the settings of a connection pool.
 
     Raises:
-        ConfigurationError: An option has no equivalent; the message names what to write.
+        ConfigurationError: An option has no equivalent. The message names what to use.
     """
     changes: dict[str, Any] = {}
     response = options.get("socket_timeout")
@@ -81,48 +175,50 @@ def policy_from(options: Mapping[str, Any]) -> RetryPolicy:
     _check_errors(options.get("retry_on_error") or [])
     default = RetryPolicy()
     if default.deadline is not None:
-        # A longer wait for one reply was asked for: the call as a whole may take as long.
+        # A longer wait for one reply was requested: the whole call may take as long.
         times = (changes.get("response_timeout", 0.0), changes.get("connect_timeout", 0.0))
         changes["deadline"] = max(default.deadline, *times)
     return default.replace(**changes)
 
 
-def check_given(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
-    """Refuse options, given directly, that contradict a policy or can never work.
+_EQUIVALENTS = {
+    "socket_timeout": "response_timeout",
+    "socket_connect_timeout": "connect_timeout",
+    "retry": "attempts, backoff and backoff_cap",
+    "retry_on_error": "repeat",
+    "retry_on_timeout": "repeat",
+}
+
+
+def check_conflicts(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
+    """Reject options that contradict the policy or can never work.
 
     Raises:
-        ConfigurationError: Says what to write instead.
+        ConfigurationError: The message names what to use instead.
     """
     if "socket_timeout" in options and options["socket_timeout"] is None:
-        msg = (
-            "socket_timeout=None would let a call hang for ever: leave it out, or write "
+        raise ConfigurationError(
+            "socket_timeout=None would let a call hang forever: omit it, or use "
             "policy=RetryPolicy(response_timeout=600.0, deadline=None)"
         )
-        raise ConfigurationError(msg)
     if policy is None:
         return
-    equivalents = {
-        "socket_timeout": "response_timeout",
-        "socket_connect_timeout": "connect_timeout",
-        "retry": "attempts, backoff and backoff_cap",
-        "retry_on_error": "repeat",
-        "retry_on_timeout": "repeat",
-    }
-    for option, equivalent in equivalents.items():
+    for option, equivalent in _EQUIVALENTS.items():
         if options.get(option):
-            msg = f"{option}= beside policy= says it twice: write it in RetryPolicy as {equivalent}"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(
+                f"{option}= and policy= contradict each other: use {equivalent} of RetryPolicy "
+                f"instead of {option}="
+            )
 
 
 def _from_retry(retry: Any) -> dict[str, Any]:
     # redis-py 8.1 `AbstractRetry._backoff`; backoffs keep `_base`, `_cap` or `_backoff`.
     retries = retry.get_retries()
     if retries < 0:
-        msg = (
-            "retry=Retry(..., -1) would retry for ever: write policy=RetryPolicy(attempts=10, "
+        raise ConfigurationError(
+            "retry=Retry(..., -1) would retry forever: use policy=RetryPolicy(attempts=10, "
             "deadline=60.0), or wait with `await redis.health.until_up()`"
         )
-        raise ConfigurationError(msg)
     changes: dict[str, Any] = {"attempts": retries + 1}
     backoff: Any = getattr(retry, "_backoff", None)
     if isinstance(backoff, ConstantBackoff):
@@ -137,48 +233,129 @@ def _check_errors(errors: list[type[BaseException]]) -> None:
     for error in errors:
         if not issubclass(error, _RETRIED_ANYWAY):
             name = getattr(error, "__name__", repr(error))
-            msg = (
-                f"retry_on_error=[{name}] cannot be honoured: what is retried follows from the "
-                f"command and from how far it got. Leave it out; to repeat more, write "
+            raise ConfigurationError(
+                f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
+                f"the command and on how far it got. Omit the option; to repeat more calls, use "
                 f'policy=RetryPolicy(repeat="conditional") or "any"'
             )
-            raise ConfigurationError(msg)
-
-
-def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
-    """Let redis-py read a URL.
-
-    Raises:
-        ConfigurationError: It cannot; the message says how URLs are written, and not the URL.
-    """
-    try:
-        return ConnectionPool.from_url(url, **options)
-    except (ValueError, AttributeError, TypeError) as error:
-        said = " ".join(str(error).split()).replace(str(url), "…")
-        if "Port" in said:
-            said = "what stands for the port is no number"  # it may be a part of the password
-    # Here, not above: the driver's error, which may quote the password, must not hang on ours.
-    raise ConfigurationError(
-        f"the Redis URL cannot be understood ({said}): write "
-        "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
-    )
 
 
 def check_types(
-    policy: RetryPolicy | None, health: Dependency | None, lanes: ConnectionSettings | None
+    policy: RetryPolicy | None, health: Dependency | None, connections: ConnectionSettings | None
 ) -> None:
-    """Refuse a policy, dependency or setting of another type.
+    """Check the types of the client's own options.
 
     Raises:
-        ConfigurationError: Says what to write instead.
+        TypeError: The message names what to use instead.
     """
     for name, value, kind in (
         ("policy", policy, RetryPolicy),
         ("health", health, Dependency),
-        ("lanes", lanes, ConnectionSettings),
+        ("connections", connections, ConnectionSettings),
     ):
-        if value is not None and not isinstance(value, cast("type", kind)):
-            raise ConfigurationError(
-                f"{name} must be a {kind.__name__}, not {value!r}: "
-                f"write {name}={kind.__name__}(...)"
-            )
+        if value is not None:
+            check_type(name, value, kind, use=f"{name}={kind.__name__}(...)")
+
+
+_FORMS = "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
+
+_ADDRESS = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\d*)?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?(/\d*)?")
+"""An address without a scheme, which contains no credentials and may be quoted."""
+
+_INVALID_VALUE = re.compile(r"Invalid value for '([a-z_]+)' in connection URL")
+_UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
+_OPTION_NAME = re.compile(r"[a-z][a-z_]*")
+
+
+def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
+    """Return a pool of redis-py for a URL.
+
+    Raises:
+        ConfigurationError: The URL is invalid. The message never quotes a part that may belong to a
+            password.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"a Redis URL must be a str, not {type(url).__name__}")
+    if "://" not in url:
+        raise ConfigurationError(_no_scheme(url))
+    try:
+        return ConnectionPool.from_url(url, **options)
+    except (ValueError, AttributeError, TypeError) as error:
+        message = str(error)
+    # Here, not above: the exception of redis-py may quote the password, so it is not chained.
+    raise ConfigurationError(f"invalid Redis URL: {_url_mistake(message)}: use {_FORMS}")
+
+
+def _no_scheme(url: str) -> str:
+    if _ADDRESS.fullmatch(url):
+        return f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?"
+    return f"invalid Redis URL: no scheme: use {_FORMS}"
+
+
+def _url_mistake(message: str) -> str:
+    """Return what is wrong with a URL, from the message of redis-py or urllib, without quoting."""
+    if "schemes" in message:
+        return "unknown scheme"
+    if "Port" in message:
+        return "the port is not a number from 0 to 65535"
+    invalid = _INVALID_VALUE.search(message)
+    if invalid is not None:
+        return f"invalid value for {invalid[1]!r}"
+    return (
+        "the host cannot be parsed; URL-encode special characters in the user and password "
+        "(@ is %40, / is %2F, [ is %5B)"
+    )
+
+
+def check_target(target: RedisTarget) -> None:
+    """Build a connection object and drop it, so that an invalid option is reported immediately.
+
+    Raises:
+        ConfigurationError: An option is unknown or invalid.
+    """
+    _check_client_name(target.client_name)
+    with explain_options(target.secrets):
+        target.connection(client_name=None, connect_timeout=1.0)
+
+
+def _check_client_name(name: object) -> None:
+    # Redis refuses such a name, and a connection without a name cannot be fenced.
+    if name is not None and not (
+        isinstance(name, str) and all("!" <= character <= "~" for character in name)
+    ):
+        raise ConfigurationError(
+            "client_name must be a str of printable ASCII characters without spaces, for example "
+            'client_name="orders-worker"'
+        )
+
+
+@contextlib.contextmanager
+def explain_options(secrets: Sequence[str] = ()) -> Iterator[None]:
+    """Convert redis-py's errors about invalid options into clear ones without secrets.
+
+    Raises:
+        ConfigurationError: An option is unknown or invalid.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, driver.RedisError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        message = str(error)
+        unknown = _UNKNOWN_OPTION.search(message)
+        why = (
+            _describe_unknown(unknown[1])
+            if unknown is not None
+            else f"invalid connection options: {clean_text(message, secrets=secrets)}"
+        )
+        raise ConfigurationError(f"{why}; see redis.asyncio.Redis") from None
+
+
+def _describe_unknown(option: str) -> str:
+    # A name from a URL may be a part of a password that contains "&": then it is not quoted.
+    if not _OPTION_NAME.fullmatch(option):
+        return "unknown option"
+    known = [*inspect.signature(redis_py.Redis.__init__).parameters, *PoolOptions.__annotations__]
+    close = difflib.get_close_matches(option, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown option {option!r}{hint}"

@@ -1,10 +1,10 @@
-"""`ResilientPipeline`: redis-py's pipeline, sent through the gate."""
+"""`ResilientPipeline`: redis-py's pipeline, executed by resilient-io's executor."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
@@ -13,14 +13,14 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
+from resilient_io.text import clean_text
 
-from .attempt import SCRIPTED, AttemptFailed, Limits, follow
-from .codec import apply_callback
+from .attempt import SCRIPTED, UNLIMITED, AttemptFailed, apply_callback, await_reply
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import is_lost
-from .connection import LARGE, NoLanes, Ticket
-from .errors import RedisOutcomeUnknown, RouteRefused, advise, connection_failure, refusal
-from .instrumentation import through, told
+from .connection import LARGE, NotMultiplexable, PendingRequest
+from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
+from .instrumentation import operation_of, through, trace_command, traced
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Call
-    from .codec import Packer
-    from .command_path import CommandPath
+    from .attempt import Call, Callbacks, Limits, Packer
     from .commands import CommandSpec
-    from .executor import Gate
+    from .instrumentation import Tracing
+    from .multiplexer import Multiplexer
+    from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
     Annotate = Callable[[Exception, int, Iterable[object]], None]
 
 _OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
-"""What writes constants and reads nothing: any sequence of these, repeated, ends as it did.
+"""Commands that write constants and read nothing: repeating any sequence of them is idempotent.
 
-Of others that is not true, though each alone may be repeated: COPY a b, then SET a.
+This is not true of others that may be repeated alone: COPY a b, then SET a.
 """
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
@@ -50,44 +50,47 @@ _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
 class BatchCall:
-    """A pipeline, with or without MULTI and EXEC around it.
+    """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
-    In a plain one the answered commands are settled: only the unanswered tail is judged, and sent
-    again where that is allowed. With MULTI it is all or nothing.
+    In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
+    counts, and only the rest is sent again. A transaction is applied entirely or not at all.
     """
 
     bounded = True
 
     def __init__(
         self,
-        gate: Gate,
+        multiplexer: Multiplexer,
+        callbacks: Callbacks,
         policy: RetryPolicy,
+        *,
         packer: Packer,
         commands: Sequence[Queued],
         specs: Sequence[CommandSpec],
-        *,
         transaction: bool,
-        otherwise: Call,
+        fallback: Call,
         annotate: Annotate,
     ) -> None:
-        """Prepare; every argument is encoded here, so a wrong one sends nothing.
+        """Create a call. All arguments are encoded here, so an invalid one sends nothing.
 
         Args:
-            gate: Its lanes and callbacks are used.
-            policy: Its response timeout is this call's patience.
+            multiplexer: Sends the commands.
+            callbacks: redis-py's response callbacks, by command.
+            policy: Its response timeout applies.
             packer: Encodes the commands.
-            commands: As redis-py queues them: arguments and options of each.
-            specs: Their rows in the table.
-            transaction: Put MULTI and EXEC around them.
-            otherwise: The same call for a driver whose connections cannot be lanes.
-            annotate: Adds to an error which command of the pipeline it is about.
+            commands: The arguments and options of each command, as redis-py queues them.
+            specs: Their rows of the command table.
+            transaction: Whether to put MULTI and EXEC around them.
+            fallback: The same call for a driver whose connections cannot be multiplexed.
+            annotate: Adds to an error which command of the pipeline failed.
         """
-        self._gate = gate
-        self._patience = policy.response_timeout
+        self._multiplexer = multiplexer
+        self._callbacks = callbacks
+        self._timeout = policy.response_timeout
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
-        self._otherwise = otherwise
+        self._fallback = fallback
         self._annotate = annotate
         self._answers: list[object] = []
         self.operation = "MULTI" if transaction else "PIPELINE"
@@ -99,7 +102,7 @@ class BatchCall:
 
     @property
     def effect(self) -> Effect:
-        """What executing the unanswered commands twice would do; a mixture accumulates."""
+        """The effect of executing the unanswered commands twice. A mixture is non-idempotent."""
         pending = [
             effect_of(spec, args)
             for spec, (args, _) in zip(self._specs, self._commands, strict=True)
@@ -112,126 +115,145 @@ class BatchCall:
                 return Effect.IDEMPOTENT
         return max(Effect.NON_IDEMPOTENT, *pending)
 
-    async def attempt(self, limits: Limits) -> object:
-        """Send what is unanswered as one write, and wait for all of its replies."""
-        if self._transaction:
-            ticket = self._ticket(_MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2)
-        else:
-            done = len(self._answers)
-            raw = frozenset(
-                place
-                for place, (_, options) in enumerate(self._commands[done:])
-                if NEVER_DECODE in options
-            )
-            ticket = self._ticket(b"".join(self._packed[done:]), len(self._packed) - done, raw)
-        self._gate.lanes.submit(ticket)
-        try:
-            replies = await follow(
-                self._gate.lanes,
-                ticket,
-                limits=limits,
-                patience=self._patience,
-                read=self.effect is Effect.READ,
-            )
-        except AttemptFailed:
-            if not self._transaction:
-                self._answers += ticket.replies
-            raise
-        if isinstance(replies, NoLanes):
-            return await self._otherwise.attempt(limits)
-        answers = replies if isinstance(replies, list) else [replies]
-        if self._transaction:
-            return await self._finish_transaction(answers)
-        return await self._finish(answers)
-
     def describe(self, error: ResilientIOError) -> None:
-        """Say in the error which commands were answered and which may have been applied."""
+        """Add which commands were answered and which may have been applied."""
         if isinstance(error, RedisOutcomeUnknown):
             error.answered = tuple(self._answers)
             error.unanswered = tuple(range(len(self._answers), len(self._commands)))
 
-    def _ticket(self, data: bytes, count: int, raw: frozenset[int] = frozenset()) -> Ticket:
-        return Ticket(data, count=count, raw=raw, large=len(data) > LARGE)
+    async def attempt(self, limits: Limits) -> object:
+        """Send the unanswered commands in one write, and wait for all replies."""
+        request = self._request()
+        self._multiplexer.submit(request)
+        replies = await await_reply(
+            self._multiplexer,
+            request,
+            limits=limits,
+            timeout=self._timeout,
+            read=self.effect is Effect.READ,
+        )
+        if isinstance(replies, AttemptFailed):
+            if not self._transaction:
+                self._answers += request.replies
+            return replies
+        if isinstance(replies, NotMultiplexable):
+            return await self._fallback.attempt(limits)
+        answers = replies if isinstance(replies, list) else [replies]
+        secrets = self._multiplexer.target.secrets
+        for reply in answers:
+            if isinstance(reply, Exception):
+                remove_secrets(reply, secrets)
+        if self._transaction:
+            return await self._finish_transaction(answers)
+        return await self._finish(answers)
 
-    async def _finish(self, answers: list[object]) -> list[object]:
+    def _request(self) -> PendingRequest:
+        raw: frozenset[int] = frozenset()
+        if self._transaction:
+            data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
+        else:
+            done = len(self._answers)
+            data, count = b"".join(self._packed[done:]), len(self._packed) - done
+            raw = frozenset(
+                index
+                for index, (_, options) in enumerate(self._commands[done:])
+                if NEVER_DECODE in options
+            )
+        return PendingRequest(data, count=count, raw=raw, large=len(data) > LARGE)
+
+    async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
-            _raise_if_refused(answers, self._specs)
+            refused = _all_refused(answers, self._specs)
+            if refused is not None:
+                return refused
         self._note_accepted(answers)
         self._answers += answers
-        return [await self._read(place, reply) for place, reply in enumerate(self._answers)]
+        return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
 
-    async def _finish_transaction(self, replies: list[object]) -> list[object]:
+    async def _finish_transaction(self, replies: list[object]) -> object:
         *queued, result = replies
         if isinstance(result, ExecAbortError):
-            self._raise_aborted(queued[1:], result)
+            return self._aborted(queued[1:], result)
         if isinstance(result, Exception):
-            _raise_if_refused(replies, self._specs[:1])
+            refused = _all_refused(replies, self._specs[:1])
+            if refused is not None:
+                return refused
             raise result
         if result is None:
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
-            raise ResponseError("EXEC did not answer with a list")
+            raise ResponseError("EXEC did not return a list")
         self._note_accepted(result)
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
             if EMPTY_RESPONSE in options
-            else await self._read(place, next(answers))
-            for place, (_, options) in enumerate(self._commands)
+            else await self._read(index, next(answers))
+            for index, (_, options) in enumerate(self._commands)
         ]
 
     def _note_accepted(self, answers: Sequence[object]) -> None:
-        """End a time of refused writes, if the server has taken one here."""
-        if self._gate.health.refusing and any(
+        """End a period of refused writes if the server has accepted one here."""
+        if self._multiplexer.health.refusing and any(
             not isinstance(reply, Exception) and effect_of(spec, args) is not Effect.READ
             for reply, spec, (args, _) in zip(
                 reversed(answers), reversed(self._specs), reversed(self._commands), strict=False
             )
         ):
-            self._gate.accepted()
+            self._multiplexer.write_accepted()
 
-    def _raise_aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> NoReturn:
-        """Raise what made the server discard the transaction: nothing was applied."""
+    def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
+        """Return or raise why the server discarded the transaction. Nothing was applied."""
         sent = [args for args, options in self._commands if EMPTY_RESPONSE not in options]
-        for place, reply in enumerate(queued):
+        for index, reply in enumerate(queued):
             if isinstance(reply, Exception):
-                _raise_refused(reply)
-                self._annotate(reply, place + 1, sent[place])
+                refused = _refused(reply)
+                if refused is not None:
+                    return refused
+                self._annotate(reply, index + 1, sent[index])
                 raise reply from aborted
         reason = _reason(aborted)
-        _raise_refused(reason)
+        refused = _refused(reason)
+        if refused is not None:
+            return refused
         raise reason
 
-    async def _read(self, place: int, reply: object) -> object:
-        args, options = self._commands[place]
+    async def _read(self, index: int, reply: object) -> object:
+        args, options = self._commands[index]
         if isinstance(reply, Exception):
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = apply_callback(self._gate.callbacks, args[0], reply, options)
+            value = apply_callback(self._callbacks, args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
 
 
-def _raise_if_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> None:
-    """Raise when nothing at all was applied: every single reply is a refusal."""
+def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> AttemptFailed | None:
+    """Return the refusal if nothing was applied, because every single reply is a refusal."""
     if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
-        return
+        return None
     if all(spec.known and not spec.name.startswith(SCRIPTED) for spec in specs):
-        _raise_refused(replies[0])
+        return _refused(replies[0])
+    return None
 
 
-def _raise_refused(error: object) -> None:
+def _refused(error: object) -> AttemptFailed | None:
     meaning = refusal(error) if isinstance(error, Exception) else None
-    if meaning is not None and isinstance(error, Exception):
-        raise AttemptFailed(
-            Progress.REFUSED, meaning.cause, str(error), error=error, refusal=meaning
-        )
+    if meaning is None or not isinstance(error, Exception):
+        return None
+    return AttemptFailed(
+        progress=Progress.REFUSED,
+        cause=meaning.cause,
+        detail=clean_text(str(error)),
+        error=error,
+        refusal=meaning,
+    )
 
 
 def _reason(aborted: ExecAbortError) -> Exception:
-    """Return the error that EXECABORT quotes, or itself."""
+    """Return the error that EXECABORT quotes, or EXECABORT itself."""
     _, found, quoted = str(aborted).partition("because of: ")
     if not found:
         return aborted
@@ -245,65 +267,78 @@ _HARMLESS = ("WATCH", "UNWATCH")
 class ResilientPipeline(Pipeline):
     """Queues commands as redis-py's pipeline does; `execute` sends them as one call.
 
-    Without WATCH they travel a lane in one uninterrupted write. After WATCH the pipeline has a
-    connection of its own until it is executed or reset.
+    Without WATCH, the commands are sent on a multiplexed connection in one uninterrupted write.
+    After WATCH, the pipeline uses an exclusive connection until it is executed or reset.
     """
 
-    def __init__(self, client: CommandPath, transaction: bool, shard_hint: str | None) -> None:
+    def __init__(
+        self,
+        client: driver.Redis,
+        runtime: Runtime,
+        transaction: bool,
+        shard_hint: str | None,
+        *,
+        packer: Packer,
+        policy: RetryPolicy,
+        deliberate: bool,
+        tracing: Tracing | None,
+        instrumented: bool,
+    ) -> None:
+        """Create a pipeline of a client, which shares its runtime.
+
+        Args:
+            client: The client, which loads scripts.
+            runtime: The client's connections and executor.
+            transaction: Whether to wrap the commands in MULTI and EXEC.
+            shard_hint: Unused by redis-py.
+            packer: Encodes the commands.
+            policy: The client's policy.
+            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
+            tracing: Creates the spans of its calls.
+            instrumented: Whether tracers may want to see its calls.
+        """
         super().__init__(
-            cast("ConnectionPool", client._engine.dedicated),
-            client.response_callbacks,
-            transaction,
-            shard_hint,
+            cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
         )
         self._client = client
+        self._runtime = runtime
+        self._packer = packer
+        self._policy = policy
+        self._deliberate = deliberate
+        self._tracing = tracing
+        self._instrumented = instrumented
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
 
-        Afterwards the pipeline is empty, whatever happened. Cancelling leaves at once.
+        Afterwards the pipeline is empty, whatever happened. Cancelling returns immediately.
 
         Args:
-            raise_on_error: Raise the first error reply; else it stands among the replies.
+            raise_on_error: Raise the first error reply. Otherwise it is among the replies.
 
         Raises:
-            RedisOutcomeUnknown: Replies are missing and repeating is not safe. `answered` holds the
-                replies that came, `unanswered` the places of the commands that may be applied.
+            RedisOutcomeUnknown: Replies are missing and repeating is not safe. `answered` contains
+                the replies that arrived, `unanswered` the positions of the commands that may have
+                been applied.
             WatchError: A watched key changed: run the whole transaction again.
             redis.exceptions.RedisError: An error reply.
         """
-        try:
-            if not self.command_stack and not self.watching:
-                return []
-            if self.scripts:
-                await self._load_scripts()
-            self._start()
-            commands = list(self.command_stack)
-            specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
+        if not self._instrumented:
+            return await self._execute(raise_on_error)
+        tracing = self._tracing
+        before = tracing and tracing.current()
+
+        async def make(*_: Any) -> Any:
+            if tracing is None or not (self.command_stack or self.watching):
+                return await self._execute(raise_on_error)
+            names = [operation_of(args) for args, _ in self.command_stack]
             transaction = bool(self.is_transaction or self.explicit_transaction)
-            blocking = any(spec.route is Route.DEDICATED for spec in specs)
-            alone = _Watched(
-                self, "EXEC" if transaction else "PIPELINE", self._exchange_watched, specs
-            )
-            if self.connection is not None or (blocking and not transaction):
-                call: _Watched | BatchCall = alone
-            else:
-                for spec in specs:
-                    _check(spec)
-                client = self._client
-                call = BatchCall(
-                    client._engine.gate,
-                    client._policy,
-                    client._packer,
-                    commands,
-                    specs,
-                    transaction=transaction,
-                    otherwise=alone,
-                    annotate=self.annotate_exception,
-                )
-            replies: list[Any] = await self._run(call)
-            if raise_on_error:
-                self._raise_first(commands, replies)
+            with traced(tracing), tracing.batch(names, before, transaction=transaction):
+                return await self._execute(raise_on_error)
+
+        try:
+            method = vars(driver.Pipeline)["execute"]
+            replies: list[Any] = await through(method, self, make, (raise_on_error,), {})
             return replies
         finally:
             await self.reset()
@@ -314,6 +349,99 @@ class ResilientPipeline(Pipeline):
         Raises:
             WatchError: The connection was lost while keys were watched; nothing was applied.
         """
+        if not self._instrumented:
+            return await self._execute_now(*args, **options)
+        return await trace_command(
+            "immediate_execute_command",
+            self,
+            self._tracing,
+            self._execute_now,
+            args=args,
+            options=options,
+        )
+
+    async def reset(self) -> None:  # type: ignore[override]
+        """Empty the pipeline and release its connection, which is closed if it still watches."""
+        self.command_stack = []
+        self.scripts = set()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            clean = not self.watching and connection.is_connected
+            self._runtime.pool.give_back(connection, clean=clean)
+        self.watching = False
+        self.explicit_transaction = False
+
+    async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
+        """Return the pipeline's own connection, which WATCH needs.
+
+        Raises:
+            WatchError: The connection was lost while keys were watched.
+        """
+        connection: AbstractConnection | None = self.connection
+        if connection is not None and is_lost(connection):
+            watched = self.watching
+            self.drop(connection)
+            if watched:
+                raise _watch_lost("it is closed")
+            connection = None
+        if connection is not None:
+            return connection
+        acquired = await self._runtime.pool.acquire_within(limits.sent)
+        if not isinstance(acquired, AttemptFailed):
+            self.connection = cast("Connection", acquired)
+        return acquired
+
+    def drop(self, connection: AbstractConnection) -> None:
+        """Close the pipeline's own connection."""
+        self._runtime.pool.give_back(connection, clean=False)
+        self.connection, self.watching = None, False
+
+    async def _execute(self, raise_on_error: bool) -> list[Any]:
+        try:
+            if not self.command_stack and not self.watching:
+                return []
+            if self.scripts:
+                await self._load_scripts()
+            self._start()
+            commands = list(self.command_stack)
+            specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
+            replies: list[Any] = await self._run(self._call(commands, specs))
+            if raise_on_error:
+                self._raise_first(commands, replies)
+            return replies
+        finally:
+            await self.reset()
+
+    def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
+        transaction = bool(self.is_transaction or self.explicit_transaction)
+        blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
+        name = "EXEC" if transaction else "PIPELINE"
+        exclusive = _WatchedCall(
+            self,
+            self._runtime,
+            self._policy,
+            operation=name,
+            exchange=self._exchange,
+            specs=specs,
+        )
+        if self.connection is not None or (blocking and not transaction):
+            return exclusive
+        for spec in specs:
+            if spec.route in (Route.BOUND, Route.REFUSED):
+                raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        return BatchCall(
+            self._runtime.multiplexer,
+            self.response_callbacks,
+            self._policy,
+            packer=self._packer,
+            commands=commands,
+            specs=specs,
+            transaction=transaction,
+            fallback=exclusive,
+            annotate=self.annotate_exception,
+        )
+
+    async def _execute_now(self, *args: Any, **options: Any) -> Any:
         self._start()
         spec = SPECS.get(args[0]) or lookup(args)
 
@@ -322,50 +450,40 @@ class ResilientPipeline(Pipeline):
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
             return await send(connection, args[0], *args, **options)
 
-        return await self._run(_Watched(self, spec.name, exchange, [spec], args))
-
-    async def reset(self) -> None:  # type: ignore[override]
-        """Empty the pipeline and give its connection back; one that still watches is closed."""
-        self.command_stack = []
-        self.scripts = set()
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            clean = not self.watching and connection.is_connected
-            self._client._engine.dedicated.give_back(connection, clean=clean)
-        self.watching = False
-        self.explicit_transaction = False
+        call = _WatchedCall(
+            self,
+            self._runtime,
+            self._policy,
+            operation=spec.name,
+            exchange=exchange,
+            specs=[spec],
+            args=args,
+        )
+        return await self._run(call)
 
     def _raise_first(self, commands: Sequence[Queued], replies: Sequence[Any]) -> None:
-        for place, reply in enumerate(replies):
+        for index, reply in enumerate(replies):
             if isinstance(reply, ResponseError):
-                self.annotate_exception(reply, place + 1, commands[place][0])
+                self.annotate_exception(reply, index + 1, commands[index][0])
             if isinstance(reply, Exception):
                 raise reply
 
     def _start(self) -> None:
-        """Start before anything is made for the engine: in a new loop its parts are new, too."""
-        engine = self._client._engine
-        if not engine.gate.closed:
-            engine.start()
+        """Start the runtime before a call is created: in a new loop its connections are new."""
+        if not self._runtime.executor.closed:
+            self._runtime.start()
 
-    async def _run(self, call: Any) -> Any:
-        client = self._client
-        engine = client._engine
-        gate = engine.gate
-        if gate.closed:
-            raise gate.refusal_when_closed(call.operation)
-        gate.check_session(call.operation)
-        policy = client._policy
-        if not client.health.available and policy.while_down == "fail":
-            raise gate.refusal_while_down(call.operation)
-        return await gate.run(
-            call,
-            policy,
-            started=asyncio.get_running_loop().time(),
-            deliberate=client._careful,
-        )
+    async def _run(self, call: Call) -> Any:
+        executor, policy = self._runtime.executor, self._policy
+        if executor.closed:
+            raise executor.error_when_closed(call.operation)
+        executor.check_state(call.operation)
+        if not executor.health.available and policy.while_down == "fail":
+            raise executor.error_while_down(call.operation)
+        started = asyncio.get_running_loop().time()
+        return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
-    async def _exchange_watched(self, connection: AbstractConnection) -> list[Any]:
+    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -380,20 +498,25 @@ class ResilientPipeline(Pipeline):
                 script.sha = await self._client.script_load(script.script)
 
 
-class _Watched:
-    """An exchange on the pipeline's own connection; once keys are watched, it is never repeated."""
+class _WatchedCall:
+    """An exchange on the pipeline's own connection. After WATCH it is never repeated."""
 
     bounded = True
 
     def __init__(
         self,
         pipeline: ResilientPipeline,
+        runtime: Runtime,
+        policy: RetryPolicy,
+        *,
         operation: str,
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
     ) -> None:
         self._pipeline = pipeline
+        self._multiplexer = runtime.multiplexer
+        self._policy = policy
         self._exchange = exchange
         self._specs = specs
         self._args = args
@@ -401,108 +524,54 @@ class _Watched:
 
     @property
     def effect(self) -> Effect:
-        """What executing it twice would do."""
+        """The effect of executing it twice."""
         if self._args is None:
             return Effect.NON_IDEMPOTENT if self._specs else Effect.READ
         if self.operation in _HARMLESS:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
 
+    def describe(self, error: ResilientIOError) -> None:
+        """Add nothing: no command was answered."""
+
     async def attempt(self, limits: Limits) -> Any:
-        pipeline, client = self._pipeline, self._pipeline._client
-        gate = client._engine.gate
-        watched = pipeline.watching
-        connection: AbstractConnection | None = pipeline.connection
-        if connection is not None and is_lost(connection):
-            self._drop(connection)
-            if watched:
-                raise _unwatched("it is closed")
-            connection = None
-        if connection is None:
-            connection = await gate.borrowing.borrow(limits.sent)
-            pipeline.connection = cast("Connection", connection)
+        """Make the exchange on the pipeline's own connection."""
+        pipeline, watched = self._pipeline, self._pipeline.watching
+        connection = await pipeline.acquire(limits)
+        if isinstance(connection, AttemptFailed):
+            return connection
         loop = asyncio.get_running_loop()
-        limit = loop.time() + client._policy.response_timeout + self._block()
+        limit = loop.time() + self._policy.response_timeout + self._block()
         try:
             async with asyncio.timeout_at(min(limit, limits.until or limit)):
                 return await self._exchange(connection)
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             if refusal(error) is not None or (connection.is_connected and not timed_out):
+                remove_secrets(error, self._multiplexer.target.secrets)
                 raise
-            self._drop(connection)
-            failure = connection_failure(error)
-            gate.health.failed(failure.cause, failure.detail)
+            pipeline.drop(connection)
+            failure = self._multiplexer.target.failure(error)
+            self._multiplexer.health.failed(failure.cause, failure.detail)
             if watched and self.effect is Effect.READ:
-                raise _unwatched(failure.detail) from error
-            raise AttemptFailed(
-                Progress.MAYBE_APPLIED,
-                failure.cause,
-                failure.detail,
+                raise _watch_lost(failure.detail) from None
+            return AttemptFailed(
+                progress=Progress.MAYBE_APPLIED,
+                cause=failure.cause,
+                detail=failure.detail,
                 timed_out=timed_out,
                 final=watched or self._args is None,
-                error=error,
-            ) from error
-
-    def _drop(self, connection: AbstractConnection) -> None:
-        pipeline = self._pipeline
-        pipeline._client._engine.gate.borrowing.give_back(connection, clean=False)
-        pipeline.connection, pipeline.watching = None, False
+            )
 
     def _block(self) -> float:
         if self._args is None or self._specs[0].block is None:
             return 0.0
         block = self._specs[0].block(self._args)
-        return 1e6 if block is None else block
+        return UNLIMITED if block is None else block
 
 
-def _unwatched(detail: str) -> WatchError:
+def _watch_lost(detail: str) -> WatchError:
     return WatchError(
         f"the connection was lost while keys were watched ({detail}); nothing was applied: run "
         f"the transaction again"
     )
-
-
-def _check(spec: CommandSpec) -> None:
-    if spec.route in (Route.BOUND, Route.REFUSED):
-        raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-
-
-class ObservedPipeline(ResilientPipeline):
-    """A pipeline whose calls are seen."""
-
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send the queued commands, as the pipeline does that nobody sees."""
-        tracing = self._client._tracing
-        before = tracing and tracing.current()
-
-        async def make(*_: Any) -> Any:
-            if tracing is None or not (self.command_stack or self.watching):
-                return await ResilientPipeline.execute(self, raise_on_error)
-            names = [(SPECS.get(args[0]) or lookup(args)).name for args, _ in self.command_stack]
-            transaction = bool(self.is_transaction or self.explicit_transaction)
-            with told(tracing), tracing.batch(names, before, transaction=transaction):
-                return await ResilientPipeline.execute(self, raise_on_error)
-
-        try:
-            method = vars(driver.Pipeline)["execute"]
-            replies: list[Any] = await through(method, self, make, (raise_on_error,), {})
-            return replies
-        finally:
-            await self.reset()
-
-    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command now, as the pipeline does that nobody sees."""
-        tracing = self._client._tracing
-        before = tracing and tracing.current()
-
-        async def make(*args: Any, **options: Any) -> Any:
-            send = ResilientPipeline.immediate_execute_command
-            if tracing is None:
-                return await send(self, *args, **options)
-            operation = (SPECS.get(args[0]) or lookup(args)).name
-            with told(tracing), tracing.command(operation, before):
-                return await send(self, *args, **options)
-
-        method = vars(driver.Pipeline)["immediate_execute_command"]
-        return await through(method, self, make, args, options)

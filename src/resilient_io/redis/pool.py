@@ -1,4 +1,8 @@
-"""Connections that one call has for itself: for blocking commands, WATCH, and odd drivers."""
+"""Exclusive connections: for blocking commands, for WATCH, and for drivers without a transport.
+
+A cancelled blocking pop may still take an element from the server. The pool then ends the command
+on the server and puts the element back.
+"""
 
 from __future__ import annotations
 
@@ -7,129 +11,258 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as ConnectionLostError
+from redis.exceptions import DataError, RedisError
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.deadlines import context_without_deadline, earlier
+from resilient_io.errors import Progress
 
-from .connect import abort, ask_over, client_id, dial
+from .attempt import AttemptFailed, expired_while_waiting, read_reply
+from .connect import abort, connect, fetch_client_id, query_over
+from .errors import CLOSED, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
+    from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Command
-    from .connect import Target
-    from .multiplexer import Lanes
+    from .attempt import Command, Limits
+    from .commands import Effect
+    from .connect import RedisTarget
+    from .multiplexer import Multiplexer
 
 
-_CLOSED = "the client was closed"
 _KEPT_IDLE = 8
-"""Idle connections that are kept for the next call."""
+"""Maximum number of idle connections that are kept for the next call."""
 
 
-class DedicatedConnections:
+class ExclusivePool:
     """Lends connections, each to one caller at a time.
 
-    It also looks like a redis-py pool to redis-py's own `Pipeline`, which uses it for WATCH.
+    redis-py's own `Pipeline`, which uses it for WATCH, can treat it as a pool of redis-py.
     """
 
-    def __init__(self, *, target: Target, policy: RetryPolicy, limit: int, like: Any) -> None:
-        """Prepare; nothing is opened before the first call.
+    def __init__(
+        self,
+        *,
+        multiplexer: Multiplexer,
+        target: RedisTarget,
+        policy: RetryPolicy,
+        limit: int,
+        template: Any,
+    ) -> None:
+        """Create a pool. It opens no connection before the first call.
 
         Args:
-            target: Where to dial, asked at every dial.
-            policy: Its connect timeout holds for dialling.
-            limit: Connections that may be open at once; further callers wait.
-            like: The redis-py pool whose encoder and settings are shown.
+            multiplexer: Its health decides whether connecting is worthwhile; its connections carry
+                the commands that recover a popped element.
+            target: The address, asked at every connect attempt.
+            policy: Its connect and response timeouts apply.
+            limit: Maximum number of open connections; further callers wait.
+            template: A pool of redis-py, whose encoder and settings this pool shows.
         """
+        self._multiplexer = multiplexer
         self._target = target
         self._policy = policy
-        self._like = like
+        self._template = template
         self._room = asyncio.Semaphore(limit)
         self._idle: list[AbstractConnection] = []
-        self._identities: dict[AbstractConnection, int | None] = {}
-        self._lent: list[AbstractConnection] = []
-        self._dials: list[asyncio.Task[AbstractConnection]] = []
-        self._closed = False
+        self._client_ids: dict[AbstractConnection, int | None] = {}
+        self._acquired: list[AbstractConnection] = []
+        self._connecting: list[asyncio.Task[AbstractConnection]] = []
+        self._recoveries: list[asyncio.Task[None]] = []
+        self._lost_elements = LostElements()
+        self._timeouts: list[asyncio.Timeout] = []
+        self.closed = False
+        """Whether the client was closed."""
+        self._emptied = False
 
     @property
     def open(self) -> int:
-        """Connections that are open now."""
-        return len(self._idle) + len(self._lent)
+        """The number of open connections."""
+        return len(self._idle) + len(self._acquired)
 
     @property
-    def crowded(self) -> bool:
-        """Whether all that may be open are lent."""
-        return self._room.locked()
+    def in_use(self) -> int:
+        """The number of connections that callers have acquired."""
+        return len(self._acquired)
 
     async def acquire(self) -> AbstractConnection:
-        """Lend a connection that is shaken hands with, clean and alive.
+        """Return a connection that is connected, clean and used by no one else.
 
-        Cancelling leaves at once; a dial that is under way ends by itself and is kept as idle.
+        Cancelling returns immediately; a connect attempt that is under way ends by itself, and its
+        connection becomes idle.
 
         Raises:
-            redis.exceptions.RedisError: It cannot be made (also `OSError`, `TimeoutError`), or the
-                client is closed meanwhile.
+            redis.exceptions.RedisError: Connecting failed (also `OSError`, `TimeoutError`), or the
+                client was closed meanwhile.
         """
         await self._room.acquire()
-        lent = False
+        acquired = False
         try:
-            if self._closed:
-                raise exceptions.ConnectionError(_CLOSED)
-            connection = await self._clean_idle() or await self._dial()
-            self._lent.append(connection)
-            lent = True
+            if self._emptied:
+                raise exceptions.ConnectionError(CLOSED.detail)
+            connection = await self._clean_idle() or await self._connect()
+            self._acquired.append(connection)
+            acquired = True
             return connection
         finally:
-            if not lent:
+            if not acquired:
                 self._room.release()
 
-    async def identify(self, connection: AbstractConnection) -> None:
-        """Ask a lent connection's CLIENT ID, once, while it is still free to answer."""
-        if connection not in self._identities:
-            ask = ask_over(connection, self._policy.response_timeout)
-            self._identities[connection] = await client_id(ask)
+    async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
+        """Return a connection, after waiting for a dependency that is down, or why there is none.
 
-    def identity(self, connection: AbstractConnection) -> int | None:
-        """Return the CLIENT ID that `identify` was told; None where the server forbids it."""
-        return self._identities.get(connection)
+        Args:
+            until: Absolute loop time of the deadline, or None for no limit.
+        """
+        timeout = asyncio.timeout_at(until)
+        health = self._multiplexer.health
+        self._timeouts.append(timeout)
+        try:
+            async with timeout:
+                if not health.available:
+                    await health.until_up()
+                return await self.acquire()
+        except (RedisError, OSError) as error:
+            if self.closed:
+                failure = CLOSED
+            elif timeout.expired():
+                crowded = health.available and self._room.locked()
+                obstacle = (
+                    "an exclusive connection, of which all are in use"
+                    if crowded
+                    else self._multiplexer.obstacle
+                )
+                return expired_while_waiting(obstacle, overloaded=crowded)
+            else:
+                failure = self._target.failure(error)
+                health.failed(failure.cause, failure.detail)
+            return AttemptFailed(
+                progress=Progress.NOT_SENT,
+                cause=failure.cause,
+                detail=failure.detail,
+                final=failure.permanent,
+            )
+        finally:
+            self._timeouts.remove(timeout)
+
+    async def identify(
+        self, connection: AbstractConnection, until: float | None
+    ) -> AttemptFailed | None:
+        """Fetch the CLIENT ID of an acquired connection, by which a blocking command can be ended.
+
+        Return the failed attempt if the connection was lost or the time ran out.
+        """
+        if connection in self._client_ids:
+            return None
+        try:
+            async with asyncio.timeout_at(until):
+                query = query_over(connection, self._policy.response_timeout)
+                self._client_ids[connection] = await fetch_client_id(query)
+        except (RedisError, OSError) as error:
+            failure = self._target.failure(error)
+            return AttemptFailed(
+                progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail
+            )
+        return None
+
+    def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
+        """Return an acquired connection to the pool; it is closed unless it is clean."""
+        if connection not in self._acquired:
+            return
+        self._acquired.remove(connection)
+        self._room.release()
+        if clean:
+            self._keep(connection)
+        else:
+            self._discard(connection)
+
+    def recover(self, connection: AbstractConnection, command: str) -> None:
+        """End a blocking pop whose caller is gone, and put back an element that it popped.
+
+        A task of the pool does this, within a time limit.
+        """
+        if self.closed:
+            self.give_back(connection, clean=False)
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._recover(connection, command),
+            name=f"resilient-io redis recover {command}",
+            context=context_without_deadline(),
+        )
+        self._recoveries.append(task)
+        task.add_done_callback(self._recoveries.remove)
+
+    def drop_all(self) -> None:
+        """Close every connection: the dependency went down, so no call should wait on one."""
+        for connection in [*self._idle, *self._acquired]:
+            self._discard(connection)
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Lend no more connections, and end the waits for one."""
+        self.closed = True
+        now = asyncio.get_running_loop().time()
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(now)
+
+    async def finish_recoveries(self) -> None:
+        """Wait for the recoveries under way, which have a time limit."""
+        if self._recoveries:
+            await asyncio.wait(list(self._recoveries))
+        self._lost_elements.clear()
+
+    async def aclose(self) -> None:
+        """Close every connection and end connect attempts. Idempotent."""
+        self._emptied = True
+        self.drop_all()
+        self._room.release()  # a waiting caller wakes, sees that the pool is closed, wakes the next
+        connecting = list(self._connecting)
+        for task in connecting:
+            task.cancel()
+        if connecting:
+            await asyncio.wait(connecting)
+
+    # -- connecting ------------------------------------------------------------------------
 
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            # Anything to read on an idle connection is a farewell or somebody else's reply.
+            # Data on an idle connection is a farewell or the reply to another call.
             if connection.is_connected and not await connection.can_read():
                 return connection
             self._discard(connection)
         return None
 
-    async def _dial(self) -> AbstractConnection:
+    async def _connect(self) -> AbstractConnection:
         policy = self._policy
-        # In a task of its own: a connect function of the user's may not survive a cancel cleanly.
+        # In its own task: the application's connect function may not handle cancellation.
         task = asyncio.get_running_loop().create_task(
-            dial(
+            connect(
                 self._target,
-                client_name=getattr(self._target, "client_name", None),
+                client_name=self._target.client_name,
                 timeout=policy.connect_timeout,
                 user_timeout=policy.response_timeout,
             ),
-            name="resilient-io dedicated dial",
+            name="resilient-io redis exclusive connect",
             context=context_without_deadline(),
         )
-        self._dials.append(task)
-        task.add_done_callback(self._dials.remove)
-        taken = False
+        self._connecting.append(task)
+        task.add_done_callback(self._connecting.remove)
+        waited = False
         try:
             await asyncio.wait([task])
-            taken = True
+            waited = True
         finally:
-            if not taken:
+            if not waited:
                 task.add_done_callback(self._keep_orphan)
         if task.cancelled():
-            raise exceptions.ConnectionError(_CLOSED)
+            raise exceptions.ConnectionError(CLOSED.detail)
         return task.result()
 
     def _keep_orphan(self, task: asyncio.Task[AbstractConnection]) -> None:
@@ -137,94 +270,91 @@ class DedicatedConnections:
             self._keep(task.result())
 
     def _keep(self, connection: AbstractConnection) -> None:
-        if self._closed or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
+        if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle.append(connection)
 
     def _discard(self, connection: AbstractConnection) -> None:
-        self._identities.pop(connection, None)
+        self._client_ids.pop(connection, None)
         abort(connection)
 
-    def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
-        """Take a lent connection back; one that is not clean is closed."""
-        if connection not in self._lent:
-            return
-        self._lent.remove(connection)
-        self._room.release()
-        if clean:
-            self._keep(connection)
+    # -- recovering a popped element -------------------------------------------------------
+
+    async def _recover(self, connection: AbstractConnection, command: str) -> None:
+        clean = False
+        try:
+            async with asyncio.timeout(RECOVERY_TIMEOUT):
+                await self._query("CLIENT", "UNBLOCK", self._client_ids.get(connection))
+                # As bytes: an element that cannot be decoded has to be put back unchanged, too.
+                reply: Any = await connection.read_response(disable_decoding=True)
+                clean = True
+                if reply is not None:
+                    for words in _RESTORE[command](reply):
+                        await self._query(*words)
+        except (RedisError, OSError) as error:
+            self._lost_elements.add(command, self._target.failure(error).detail)
         else:
-            self._discard(connection)
+            self._lost_elements.clear()
+        finally:
+            self.give_back(connection, clean=clean)
 
-    def drop_all(self) -> None:
-        """Close every connection: the dependency went down, so nobody waits on it for ever."""
-        for connection in [*self._idle, *self._lent]:
-            self._discard(connection)
-        self._idle.clear()
+    async def _query(self, *words: Any) -> object:
+        connection = self._multiplexer.current
+        if connection is None:
+            raise ConnectionResetError("no connection is open")
+        return await connection.query(*words)
 
-    async def aclose(self) -> None:
-        """Close every connection and wait for dials under way; doing it twice is fine."""
-        self._closed = True
-        self.drop_all()
-        self._room.release()  # who waits for room wakes, sees that it is over, and wakes the next
-        dials = list(self._dials)
-        for task in dials:
-            task.cancel()
-        if dials:
-            await asyncio.wait(dials)
-
-    # -- what redis-py 8.1's Pipeline asks of a pool ----------------------------------------
+    # -- the interface of a pool that redis-py 8.1's Pipeline uses ---------------------------
 
     @property
     def connection_kwargs(self) -> dict[str, Any]:
-        """The settings of the pool that the client was made from."""
-        settings: dict[str, Any] = self._like.connection_kwargs
+        """The settings of the client's pool."""
+        settings: dict[str, Any] = self._template.connection_kwargs
         return settings
 
     def get_encoder(self) -> Any:
-        """Return the encoder of the pool that the client was made from."""
-        return self._like.get_encoder()
+        """Return the encoder of the client's pool."""
+        return self._template.get_encoder()
 
     async def get_connection(self) -> AbstractConnection:
-        """Lend a connection, as `acquire` does."""
+        """Return a connection, as `acquire` does."""
         return await self.acquire()
 
     async def release(self, connection: AbstractConnection) -> None:
-        """Take a connection back; it is clean if it is still connected."""
+        """Return a connection to the pool. It is clean if it is still connected."""
         self.give_back(connection, clean=connection.is_connected)
 
 
 _log = logging.getLogger("resilient_io.redis")
 
-GRACE = 1.0
-"""Seconds within which it has to be over; then the connection is closed."""
+RECOVERY_TIMEOUT = 1.0
+"""Seconds to recover a popped element; then the connection is closed."""
 
 
-class Losses:
-    """Elements that may have been lost: the first is logged, more are counted until it works again.
+class LostElements:
+    """Counts elements that may have been lost. The first is logged; more are summed up later.
 
     In an outage every cancelled pop may lose one.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
         self._count = 0
 
-    def add(self, operation: str, error: Exception) -> None:
-        """Note that a cancelled pop could not be ended cleanly."""
+    def add(self, operation: str, detail: str) -> None:
+        """Count a cancelled pop that could not be ended cleanly."""
         self._count += 1
         if self._count == 1:
             _log.warning(
                 "a cancelled %s could not be ended cleanly, so an element may be lost; "
-                "more are counted until one can: %s",
+                "further ones are counted and reported later: %s",
                 operation,
-                str(error) or type(error).__name__,
+                detail,
                 extra={"event": "element_perhaps_lost", "operation": operation},
             )
 
-    def over(self) -> None:
-        """Note that one could be ended, or that there will be none any more."""
+    def clear(self) -> None:
+        """Report the number of further ones: a recovery succeeded, or the client closes."""
         if self._count > 1:
             _log.warning(
                 "%d more cancelled pops could not be ended cleanly meanwhile, so as many elements "
@@ -235,57 +365,15 @@ class Losses:
         self._count = 0
 
 
-async def salvage(
-    connection: AbstractConnection,
-    command: Command,
-    *,
-    lanes: Lanes,
-    dedicated: DedicatedConnections,
-    losses: Losses,
-) -> None:
-    """End a blocking command that nobody waits for any more, and put back what it popped.
-
-    Args:
-        connection: The lent connection on which it blocks.
-        command: The command.
-        lanes: Where the server is asked.
-        dedicated: Where the connection is given back.
-        losses: Where it is noted when that fails.
-    """
-    clean = False
-    try:
-        async with asyncio.timeout(GRACE):
-            await _ask(lanes, "CLIENT", "UNBLOCK", dedicated.identity(connection))
-            # As bytes: what cannot be decoded has to go back as it was, too.
-            reply: Any = await connection.read_response(disable_decoding=True)
-            clean = True
-            if reply is not None:
-                for restoring in _RESTORE[command.spec.name](reply):
-                    await _ask(lanes, *restoring)
-    except (RedisError, OSError) as error:
-        losses.add(command.spec.name, error)
-    else:
-        losses.over()
-    finally:
-        dedicated.give_back(connection, clean=clean)
+def is_recoverable(command: str) -> bool:
+    """Return whether a command pops elements that can be put back."""
+    return command in _RESTORE
 
 
-def can_be_salvaged(command: Command) -> bool:
-    """Tell whether the command pops elements that can be put back."""
-    return command.spec.name in _RESTORE
-
-
-async def _ask(lanes: Lanes, *words: Any) -> object:
-    lane = lanes.current
-    if lane is None:
-        raise ConnectionResetError("there is no open lane to ask over")
-    return await lane.ask(*words)
-
-
-def _push(end: str) -> Callable[[Any], list[Sequence[Any]]]:
+def _push(command: str) -> Callable[[Any], list[Sequence[Any]]]:
     def restore(reply: Any) -> list[Sequence[Any]]:
         key, element = reply
-        return [(end, key, element)]
+        return [(command, key, element)]
 
     return restore
 
@@ -301,4 +389,108 @@ _RESTORE: dict[str, Callable[[Any], list[Sequence[Any]]]] = {
     "BZPOPMIN": _add_back,
     "BZPOPMAX": _add_back,
 }
-"""How each pop is undone, from its raw reply."""
+"""The commands that undo each pop, from its raw reply."""
+
+
+class ExclusiveCall:
+    """One command on an exclusive connection, sent and parsed by redis-py."""
+
+    def __init__(
+        self,
+        multiplexer: Multiplexer,
+        pool: ExclusivePool,
+        policy: RetryPolicy,
+        command: Command,
+        client: Any,
+    ) -> None:
+        """Create a call.
+
+        Args:
+            multiplexer: Knows the health and the address of the server.
+            pool: Lends the connection.
+            policy: Its response timeout is added to the time for which the command blocks.
+            command: The command.
+            client: The client of redis-py whose parsing and callbacks are used.
+        """
+        self._multiplexer = multiplexer
+        self._pool = pool
+        self._command = command
+        self._client = client
+        self.operation = command.spec.name
+        self.bounded = command.spec.block is None
+        block = command.block
+        self._timeout = None if block is None else block + policy.response_timeout
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice."""
+        return self._command.effect
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add nothing: the error names the command."""
+
+    async def attempt(self, limits: Limits) -> object:
+        """Acquire a connection, send, wait as long as the command may block, and release it."""
+        pool, recoverable = self._pool, is_recoverable(self.operation)
+        connection = await pool.acquire_within(limits.sent)
+        if isinstance(connection, AttemptFailed):
+            return connection
+        clean = blocked = False
+        try:
+            if recoverable:
+                failed = await pool.identify(connection, limits.sent)
+                if failed is not None:
+                    return failed
+                blocked = True
+            reply = await self._exchange(connection, limits.until)
+            clean = not isinstance(reply, AttemptFailed)
+        except UnicodeDecodeError:
+            clean = True  # the reply was read, and redis-py's parser stays in sync
+            raise
+        finally:
+            if blocked and not clean and connection.is_connected:
+                pool.recover(connection, self.operation)
+            else:
+                pool.give_back(connection, clean=clean)
+        if isinstance(reply, AttemptFailed):
+            return reply
+        if blocked or isinstance(reply, Exception):
+            callbacks = self._client.response_callbacks
+            return read_reply(self._multiplexer, callbacks, self._command, reply)
+        return reply
+
+    async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
+        loop = asyncio.get_running_loop()
+        limit = None if self._timeout is None else loop.time() + self._timeout
+        args = self._command.args
+        try:
+            async with asyncio.timeout_at(earlier(limit, until)):
+                if is_recoverable(self.operation):
+                    await connection.send_command(*args)
+                    # A cancelled read must leave the connection open, for the recovery.
+                    return await connection.read_response(disconnect_on_error=False)
+                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+                return await self._client._send_command_parse_response(
+                    connection, args[0], *args, **self._command.options
+                )
+        except DataError:
+            raise
+        except (RedisError, OSError) as error:
+            timed_out = isinstance(error, TimeoutError)
+            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected" with
+            # disconnect_on_error=False.
+            lost = type(error) is ConnectionLostError or not connection.is_connected
+            if refusal(error) is not None or not (lost or timed_out):
+                return error  # a reply; redis-py 8.1 drops the connection after some of them
+            if lost:
+                abort(connection)
+            failure = self._multiplexer.target.failure(error)
+            if failure.definite:
+                self._multiplexer.health.failed(failure.cause, failure.detail)
+            return AttemptFailed(
+                progress=Progress.MAYBE_APPLIED,
+                cause=failure.cause,
+                detail=failure.detail,
+                timed_out=timed_out,
+                expired=until is not None and loop.time() >= until,
+            )

@@ -1,4 +1,4 @@
-"""How health asks Redis: in band on idle lanes, or over a new connection when something failed."""
+"""The health probe: PING over idle connections, or over a new one after a failure."""
 
 from __future__ import annotations
 
@@ -8,101 +8,103 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.text import clean_text
 
-from .connect import abort, ask_over, dial
-from .connection import LaneLost, Ticket
-from .errors import connection_failure, refusal
+from .connect import abort, connect, query_over
+from .connection import ConnectionLost, PendingRequest
+from .errors import refusal
 
 if TYPE_CHECKING:
-    from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
-    from .connect import Target
-    from .multiplexer import Lanes
+    from .connect import Query
+    from .multiplexer import Multiplexer
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class RedisProbe:
-    """Asks PING, and ROLE while writes are refused because the server is a replica."""
+    """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
-    def __init__(
-        self, *, lanes: Lanes, target: Target, policy: RetryPolicy, health: Dependency
-    ) -> None:
-        """Prepare; health calls it with whether something was seen to fail."""
-        self._lanes = lanes
-        self._target = target
+    def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
+        """Create a probe of the multiplexer's server. The policy's timeouts apply."""
+        self._multiplexer = multiplexer
         self._policy = policy
-        self._health = health
 
     async def __call__(self, suspicious: bool) -> float:
-        """Return the seconds that the answer took.
+        """Probe the server and return the latency in seconds.
+
+        Args:
+            suspicious: Whether a failure was reported: then use a new connection.
 
         Raises:
-            ProbeFailed: It does not answer, or answers that it does not serve.
-            ProbeDegraded: It answers, but not all of its work can be done.
+            ProbeFailed: The server does not answer, or answers that it does not serve.
+            ProbeDegraded: The server answers, but cannot do all of its work.
         """
         began = asyncio.get_running_loop().time()
+        multiplexer = self._multiplexer
         try:
-            if suspicious or not self._lanes.open_lanes:
-                await self._ask_anew()
+            if suspicious or not multiplexer.connections:
+                await self._ping_new_connection()
             else:
-                await self._ask_in_band()
+                await self._ping_all()
         except (RedisError, OSError) as error:
-            failure = connection_failure(error, tls=self._target.uses_tls)
-            if self._lanes.open_lanes and failure.definite:
-                # Only new connections fail, as long as an old one answers.
-                await self._ask_in_band()
-                raise ProbeDegraded(failure.cause, failure.detail) from error
-            raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite) from error
+            failure = multiplexer.target.failure(error)
+            if multiplexer.connections and failure.definite:
+                # Only new connections fail, as long as an open one answers.
+                await self._ping_all()
+                raise ProbeDegraded(failure.cause, failure.detail) from None
+            raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite) from None
         return asyncio.get_running_loop().time() - began
 
-    async def _ask_in_band(self) -> None:
-        """Ping every lane: one that a load balancer forgot is noticed before it is needed."""
-        tickets = []
-        for lane in self._lanes.open_lanes:
-            ticket = Ticket(_PING)
-            lane.send_ticket(ticket)
-            tickets.append(ticket)
-        for ticket in tickets:
-            reply = await ticket.future
-            if isinstance(reply, LaneLost):
-                definite = reply.cause is not Cause.TIMED_OUT
-                raise ProbeFailed(reply.cause, reply.detail, definite=definite)
+    async def _ping_all(self) -> None:
+        """Ping every open connection, so that one that a load balancer forgot is noticed."""
+        requests = []
+        for connection in self._multiplexer.connections:
+            request = PendingRequest(_PING)
+            connection.send_request(request)
+            requests.append(request)
+        for request in requests:
+            reply = await request.future
+            if isinstance(reply, ConnectionLost):
+                failure = reply.failure
+                definite = failure.cause is not Cause.TIMED_OUT
+                raise ProbeFailed(failure.cause, failure.detail, definite=definite)
             if isinstance(reply, Exception):
-                _read_refusal(reply)
+                self._raise_refusal(reply)
 
-    async def _ask_anew(self) -> None:
-        connection = await dial(
-            self._target,
+    async def _ping_new_connection(self) -> None:
+        connection = await connect(
+            self._multiplexer.target,
             client_name=None,
             timeout=self._policy.connect_timeout,
             user_timeout=self._policy.response_timeout,
         )
-        ask = ask_over(connection, self._policy.response_timeout)
+        query = query_over(connection, self._policy.response_timeout)
+        health = self._multiplexer.health
         try:
             try:
-                await ask("PING")
-                if self._health.refusing and self._health.cause is Cause.READ_ONLY:
-                    await self._ask_role(ask)
+                await query("PING")
+                if health.refusing and health.cause is Cause.READ_ONLY:
+                    await self._check_role(query)
             except RedisError as error:
-                _read_refusal(error)
+                self._raise_refusal(error)
                 if not isinstance(error, ResponseError):
                     raise
         finally:
             abort(connection)
 
-    async def _ask_role(self, ask: object) -> None:
-        role = await ask("ROLE")  # type: ignore[operator]
+    async def _check_role(self, query: Query) -> None:
+        role = await query("ROLE")
         if role and role[0] not in (b"master", "master"):
             raise ProbeDegraded(Cause.READ_ONLY, "the server says that it is a replica")
 
-
-def _read_refusal(error: Exception) -> None:
-    """Raise what an error reply says of the server; any other is an answer, if to no question."""
-    meaning = refusal(error)
-    if meaning is None:
-        return
-    if meaning.degraded:
-        raise ProbeDegraded(meaning.cause, str(error)) from error
-    raise ProbeFailed(meaning.cause, str(error), definite=True) from error
+    def _raise_refusal(self, error: Exception) -> None:
+        """Raise what an error reply says about the server. Any other reply shows that it serves."""
+        meaning = refusal(error)
+        if meaning is None:
+            return
+        detail = clean_text(str(error), secrets=self._multiplexer.target.secrets)
+        if meaning.degraded:
+            raise ProbeDegraded(meaning.cause, detail) from None
+        raise ProbeFailed(meaning.cause, detail, definite=True) from None

@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from resilient_io import Dependency, HealthSettings, RetryPolicy
 from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.kafka.supervisor import Supervisor
 from resilient_io.testing import FaultProxy, KafkaServer, free_port
@@ -175,3 +176,65 @@ def read_all():
         return records
 
     return read
+
+
+@pytest.fixture
+def produce():
+    """Write numbers as records past all proxies: `await produce(kafka, topic, range(100))`.
+
+    Without `keys=`, a number decides the partition of its record. With `keys=`, it decides the key,
+    which decides the partition, so that the numbers of a key ascend. `partitions=None` lets
+    aiokafka choose the partition.
+    """
+
+    async def write(kafka, topic, numbers, *, keys=None, partitions=2, value=b"%d", **options):
+        async with AIOKafkaProducer(bootstrap_servers=kafka.direct_servers, **options) as producer:
+            for number in numbers:
+                key = None if keys is None else number % keys
+                of = number if key is None else key
+                await producer.send(
+                    topic,
+                    value % number,
+                    key=None if key is None else b"%d" % key,
+                    partition=None if partitions is None else of % partitions,
+                )
+
+    return write
+
+
+@pytest.fixture
+def committed():
+    """Read committed offsets past all proxies: `await committed(kafka, topic, group)`.
+
+    Returns one offset per partition; None for a partition without one.
+    """
+
+    async def read(kafka, topic, group, partitions=2):
+        async with AIOKafkaConsumer(
+            bootstrap_servers=kafka.direct_servers, group_id=group
+        ) as reader:
+            return [await reader.committed(TopicPartition(topic, n)) for n in range(partitions)]
+
+    return read
+
+
+@pytest.fixture
+def consumer_of():
+    """Create consumers with short times: `consumer_of(kafka, topic, group_id=...)`.
+
+    The group is named like the topic unless `group_id=` is given.
+    """
+
+    def create(kafka, topic, *, commit_interval=0.2, drain_timeout=1.0, **options):
+        options = {
+            "group_id": topic,
+            "auto_offset_reset": "earliest",
+            "settings": ConsumerSettings(
+                commit_interval=commit_interval, drain_timeout=drain_timeout
+            ),
+            "heartbeat_interval_ms": 300,
+            "session_timeout_ms": 6000,
+        } | options
+        return ResilientKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, **options)
+
+    return create

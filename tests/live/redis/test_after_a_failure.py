@@ -1,4 +1,4 @@
-"""One failed test is one failure: what it left behind does not make others fail, too."""
+"""One failed test is one failure: what it leaves behind does not make other tests fail."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Each mistake is one clear error where it is made, says what to write, and harms no other call."""
+"""Each mistake raises one clear error that names what to use, and affects no other call."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ async def client(shared_redis):
 
 @contextlib.asynccontextmanager
 async def calls_in_flight(client):
-    """Calls that must not notice what goes wrong beside them."""
+    """Make calls that a mistake elsewhere must not affect."""
     await client.delete("n")
     calls = [asyncio.ensure_future(client.incr("n")) for _ in range(20)]
     await asyncio.sleep(0)
@@ -43,19 +43,18 @@ async def calls_in_flight(client):
         ({"attempts": True}, r"attempts=True must be an integer"),
         ({"backoff": -1}, r"backoff=-1 is out of range: use a finite number of at least 0"),
         ({"backoff": math.nan}, r"backoff=nan is out of range"),
-        ({"backoff": 2.0, "backoff_cap": 1.0}, r"above backoff_cap=1\.0: write backoff_cap=2\.0"),
-        ({"deadline": 1.0}, r"below response_timeout=2\.0.*: write response_timeout=1\.0 or less"),
+        ({"backoff": 2.0, "backoff_cap": 1.0}, r"above backoff_cap=1\.0: use backoff_cap=2\.0"),
         ({"deadline": math.inf}, r"deadline=inf is not finite"),
         ({"deadline": "5"}, r"deadline='5' is not a number: .*for example deadline=1\.0"),
         ({"response_timeout": 0}, r"response_timeout=0 is out of range"),
         ({"connect_timeout": None}, r"connect_timeout=None is not a number"),
         ({"connect_timeout": 9.0}, r"deadline=5\.0 is below connect_timeout=9\.0"),
-        ({"repeat": "all"}, r"repeat='all' is unknown: write repeat=\"read\" or"),
-        ({"while_down": "hang"}, r"while_down='hang' is unknown: write while_down=\"fail\" or"),
+        ({"repeat": "all"}, r"repeat='all' is unknown: use repeat=\"read\" or"),
+        ({"while_down": "hang"}, r"while_down='hang' is unknown: use while_down=\"fail\" or"),
         ({"retry_budget": -1}, r"retry_budget=-1 is out of range"),
     ],
 )
-async def test_a_policy_that_cannot_work(client, values, message):
+async def test_an_invalid_policy(client, values, message):
     async with calls_in_flight(client):
         with pytest.raises(ConfigurationError, match=message):
             RetryPolicy(**values)
@@ -63,40 +62,45 @@ async def test_a_policy_that_cannot_work(client, values, message):
             client.with_policy(**values)
 
 
-async def test_a_view_with_what_is_no_policy(client):
+async def test_a_view_with_an_invalid_policy(client):
     async with calls_in_flight(client):
-        with pytest.raises(ConfigurationError, match="has no 'tries': write one of attempts"):
+        with pytest.raises(ConfigurationError, match="has no option 'tries': use one of attempts"):
             client.with_policy(tries=3)
-        with pytest.raises(ConfigurationError, match=r"policy must be a RetryPolicy, not 3"):
+        with pytest.raises(TypeError, match=r"policy must be a RetryPolicy, not int"):
             client.with_policy(3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": 3}, r"policy must be a RetryPolicy, not 3: write policy=RetryPolicy\(\.\.\.\)"),
-        ({"health": "up"}, r"health must be a Dependency, not 'up'"),
+        ({"policy": 3}, r"policy must be a RetryPolicy, not int: use policy=RetryPolicy\(\.\.\.\)"),
+        ({"health": "up"}, r"health must be a Dependency, not str"),
         (
-            {"lanes": 2},
-            r"lanes must be a ConnectionSettings, not 2: write lanes=ConnectionSettings",
+            {"connections": 2},
+            r"connections must be a ConnectionSettings, not int: use connections=Connection",
         ),
-        ({"hots": "h"}, r"unexpected keyword argument 'hots'.*redis\.asyncio\.Redis"),
+        (
+            {"hots": "h"},
+            r"unknown option 'hots' \(did you mean 'host'\?\); see redis\.asyncio\.Redis",
+        ),
         ({"health_check_interval": -3}, r"interval"),
         ({"socket_timeout": -3}, r"socket_timeout|response_timeout"),
         ({"protocol": 7}, r"protocol|3"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-async def test_options_that_cannot_work(options, message):
-    with pytest.raises(ConfigurationError, match=message):
+async def test_invalid_options(options, message):
+    with pytest.raises((ConfigurationError, TypeError), match=message):
         ResilientRedis(**options)
     with pytest.raises((ConfigurationError, TypeError), match=message):
         ResilientRedis.from_url("redis://localhost", **options)
 
 
 @pytest.mark.parametrize("count", [0, 17, 1.5, True, "2"])
-async def test_lanes_that_cannot_work(count):
-    with pytest.raises(ConfigurationError, match=r"count must be an int from 1 to 16.*count=2"):
+async def test_invalid_connection_settings(count):
+    with pytest.raises(
+        ConfigurationError, match=r"count=.* must be an integer from 1 to 16.*count=2"
+    ):
         ConnectionSettings(count=count)
     with pytest.raises(ConfigurationError, match=r"in_flight=10 must be .* at least 65536"):
         ConnectionSettings(in_flight=10)
@@ -116,26 +120,28 @@ async def test_lanes_that_cannot_work(count):
         b"redis://localhost",
     ],
 )
-async def test_urls_that_cannot_be_understood(url):
-    with pytest.raises(ConfigurationError, match=r"write redis://\[user") as caught:
+async def test_invalid_urls(url):
+    with pytest.raises(
+        ConfigurationError, match=r"(?i)Redis URL.*redis://|Did you mean redis://|str, not"
+    ) as caught:
         ResilientRedis.from_url(url)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-async def test_options_of_urls_that_are_unknown():
+async def test_unknown_options_of_urls():
     with pytest.raises(ConfigurationError, match="nonsense"):
         ResilientRedis.from_url("redis://localhost?nonsense=1")
     with pytest.raises(ConfigurationError, match="nonsense"):
         ResilientRedis.from_url("redis://localhost", nonsense=1)
 
 
-async def test_tls_options_that_cannot_work():
+async def test_invalid_tls_options():
     with pytest.raises(ConfigurationError, match="maybe"):
         ResilientRedis(ssl=True, ssl_cert_reqs="maybe")
 
 
-async def test_callbacks_that_are_none(client):
+async def test_callbacks_that_are_not_callable(client):
     monitor = HealthMonitor(client.health)
     async with calls_in_flight(client):
         for source in (client.health, monitor):
@@ -145,7 +151,7 @@ async def test_callbacks_that_are_none(client):
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "1", None, True])
-async def test_deadlines_that_cannot_be_met(client, seconds):
+async def test_invalid_deadlines(client, seconds):
     async with calls_in_flight(client):
         with (
             pytest.raises(ConfigurationError, match=r"seconds=.*use a finite number above 0"),
@@ -157,19 +163,19 @@ async def test_deadlines_that_cannot_be_met(client, seconds):
 
 
 def test_a_deadline_outside_a_coroutine():
-    with pytest.raises(RuntimeError, match="write it inside a coroutine"), deadline(1):
+    with pytest.raises(RuntimeError, match="use it inside a coroutine"), deadline(1):
         pass
 
 
 async def test_dependencies_without_a_name():
-    with pytest.raises(ConfigurationError, match=r"name=.*must be a string"):
+    with pytest.raises(ConfigurationError, match=r"name=.*must be a non-empty string"):
         Dependency("")
 
 
 async def test_with_without_async(client):
     async with calls_in_flight(client):
         with (
-            pytest.raises(TypeError, match=r"write `async with ResilientRedis\(\.\.\.\)`"),
+            pytest.raises(TypeError, match=r"use `async with ResilientRedis\(\.\.\.\)`"),
             client,
         ):
             pass
@@ -178,7 +184,7 @@ async def test_with_without_async(client):
 async def test_commands_without_a_name(client):
     async with calls_in_flight(client):
         for word in ("", b" "):
-            with pytest.raises(ValueError, match=r'needs a name: write execute_command\("GET"'):
+            with pytest.raises(ValueError, match=r'needs a name: use execute_command\("GET"'):
                 await client.execute_command(word)
 
 
@@ -202,14 +208,14 @@ async def test_use_after_close(shared_redis):
         assert isinstance(caught.value, Closed)
         assert isinstance(caught.value, driver.ConnectionError)
         assert caught.value.attempts == 0
-    # `async with` opens it anew, as it does redis-py's.
+    # `async with` opens the client again, as it does with redis-py's.
     async with client:
         assert await client.get("k") == b"v"
     with pytest.raises(RedisClosed):
         await client.get("k")
 
 
-async def test_closing_settles_those_who_wait(redis_server):
+async def test_closing_ends_waiting_calls(redis_server):
     client = ResilientRedis(port=redis_server.port)
     await client.ping()
     blocked = asyncio.ensure_future(client.blpop("l", timeout=0))
@@ -227,7 +233,7 @@ async def test_closing_settles_those_who_wait(redis_server):
     redis_server.thaw()
 
 
-async def test_use_from_another_living_loop(client):
+async def test_use_from_another_running_loop(client):
     outcomes = []
 
     def elsewhere():
@@ -249,16 +255,18 @@ async def test_use_from_another_living_loop(client):
     async with calls_in_flight(client):
         thread = threading.Thread(target=elsewhere)
         thread.start()
-        while thread.is_alive():  # noqa: ASYNC110 - the end of a thread is no event of the loop
+        while thread.is_alive():  # noqa: ASYNC110 - a thread cannot notify the loop
             await asyncio.sleep(0.005)
     assert len(outcomes) == 4
     assert all("another running event loop" in outcome for outcome in outcomes)
     assert await client.ping()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio's, of what the closed loop held
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # of asyncio, about the objects of the closed loop
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_client_whose_loop_was_closed_starts_anew_in_the_next(_server_of_session):
+def test_a_client_whose_loop_was_closed_starts_again_in_the_next(_server_of_session):
     client = ResilientRedis(port=_server_of_session.port)
 
     async def first():
@@ -285,11 +293,11 @@ def test_a_client_whose_loop_was_closed_starts_anew_in_the_next(_server_of_sessi
                 # As asyncio.run() does when it leaves a client open.
                 for task in asyncio.all_tasks(loop):
                     task.cancel()
-                del task  # it holds what it was cancelled in
+                del task  # it refers to the frames in which it was cancelled
                 loop.run_until_complete(asyncio.sleep(0.01))
         finally:
             loop.close()
-        gc.collect()  # the warnings of asyncio are due here
+        gc.collect()  # now asyncio issues its warnings
 
 
 def test_use_after_a_fork(_server_of_session):
@@ -302,7 +310,7 @@ def test_use_after_a_fork(_server_of_session):
             unused = ResilientRedis(port={_server_of_session.port})
             await client.set("k", "parent")
             if os.fork() == 0:
-                # The child has a copy of the loop; it makes one of its own, as it has to.
+                # The child has a copy of the running loop, and must create its own.
                 asyncio._set_running_loop(None)
                 code = 1
                 try:
@@ -312,7 +320,7 @@ def test_use_after_a_fork(_server_of_session):
                                 try:
                                     await use
                                 except RuntimeError as error:
-                                    assert "make a new ResilientRedis in the child" in str(error)
+                                    assert "create a new ResilientRedis in the child" in str(error)
                                 else:
                                     raise AssertionError("no error")
                             assert await unused.get("k") == b"parent"
@@ -343,7 +351,7 @@ def test_use_after_a_fork(_server_of_session):
     assert done.returncode == 0, done.stderr
 
 
-async def test_no_password_in_what_is_shown(shared_redis):
+async def test_no_output_contains_the_password(shared_redis):
     url = f"redis://app:hunter2@127.0.0.1:{shared_redis.port}/0"
     async with ResilientRedis.from_url(url) as client:
         with pytest.raises(driver.AuthenticationError) as caught:

@@ -1,4 +1,4 @@
-"""Pipelines, transactions, WATCH and scripts on a server that is well."""
+"""Pipelines, transactions, WATCH and scripts on a healthy server."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ async def test_a_batch_returns_every_reply_in_order(client, transaction):
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_batches_of_many_callers_keep_apart(client, transaction):
+async def test_batches_of_many_callers_receive_their_own_replies(client, transaction):
     async def add(number):
         pipe = client.pipeline(transaction=transaction)
         for place in range(20):
@@ -62,7 +62,7 @@ async def test_a_transaction_is_not_interleaved_with_other_calls(client):
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_an_error_within_leaves_the_others_applied(client, transaction):
+async def test_an_error_of_one_command_leaves_the_others_applied(client, transaction):
     await client.set("s", "text")
     pipe = client.pipeline(transaction=transaction)
     pipe.incr("n").lpush("s", 1).incr("n")
@@ -77,7 +77,7 @@ async def test_an_error_within_leaves_the_others_applied(client, transaction):
     assert len(pipe) == 0
 
 
-async def test_what_the_server_does_not_queue_aborts_the_whole_transaction(client):
+async def test_a_command_that_the_server_does_not_queue_aborts_the_whole_transaction(client):
     pipe = client.pipeline().incr("n").execute_command("NOSUCH").incr("n")
     with pytest.raises(ResponseError, match=r"Command # 2 \(NOSUCH\).*unknown command") as caught:
         await pipe.execute()
@@ -85,7 +85,7 @@ async def test_what_the_server_does_not_queue_aborts_the_whole_transaction(clien
     assert await client.get("n") is None
 
 
-async def test_an_argument_that_cannot_be_sent_sends_nothing(client):
+async def test_an_argument_that_cannot_be_encoded_sends_nothing(client):
     pipe = client.pipeline().incr("n").set("k", None)
     with pytest.raises(DataError, match="NoneType"):
         await pipe.execute()
@@ -93,7 +93,7 @@ async def test_an_argument_that_cannot_be_sent_sends_nothing(client):
     assert await pipe.incr("n").execute() == [1]
 
 
-async def test_a_changed_key_is_a_watch_error_and_nothing_is_applied(client):
+async def test_a_changed_key_raises_watch_error_and_nothing_is_applied(client):
     async with client.pipeline() as pipe:
         await pipe.watch("k")
         assert await pipe.get("k") is None
@@ -102,11 +102,11 @@ async def test_a_changed_key_is_a_watch_error_and_nothing_is_applied(client):
         pipe.set("k", "ours")
         with pytest.raises(WatchError):
             await pipe.execute()
-        # It is an empty pipeline again.
+        # The pipeline is empty again.
         assert await pipe.get("k").execute() == ["theirs"]
 
 
-async def test_unwatched_keys_may_change(client):
+async def test_keys_may_change_after_unwatch(client):
     async with client.pipeline() as pipe:
         await pipe.watch("k")
         await pipe.unwatch()
@@ -114,15 +114,15 @@ async def test_unwatched_keys_may_change(client):
         assert await pipe.set("k", "ours").execute() == [True]
 
 
-async def test_a_watching_pipeline_that_is_left_frees_its_connection(client):
+async def test_leaving_a_watching_pipeline_releases_its_connection(client):
     for _ in range(20):
         async with client.pipeline() as pipe:
             await pipe.watch("k")
-    assert client.stats().dedicated <= 1
+    assert client.stats().exclusive <= 1
     assert await client.set("k", 1)
 
 
-async def test_transactions_with_conflicts_are_run_again_until_they_fit(client):
+async def test_transactions_with_conflicts_run_again_until_they_succeed(client):
     await client.set("n", 0)
     tries = 0
 
@@ -140,7 +140,7 @@ async def test_transactions_with_conflicts_are_run_again_until_they_fit(client):
     assert tries > 10
 
 
-async def test_a_transaction_may_return_what_its_function_returns(client):
+async def test_a_transaction_may_return_the_value_of_its_function(client):
     await client.set("n", 5)
 
     async def move(pipe):
@@ -152,7 +152,7 @@ async def test_a_transaction_may_return_what_its_function_returns(client):
     assert await client.transaction(move, "n", value_from_callable=True) == "5"
 
 
-async def test_scripts_are_loaded_where_they_are_missing(client):
+async def test_missing_scripts_are_loaded(client):
     script = client.register_script("return {KEYS[1], ARGV[1]}")
     assert await script(keys=["k"], args=["a"]) == ["k", "a"]
     await client.script_flush()
@@ -168,7 +168,7 @@ async def test_scripts_are_loaded_where_they_are_missing(client):
         await client.evalsha("0" * 40, 0)
 
 
-async def test_commands_that_block_may_be_queued(client):
+async def test_blocking_commands_may_be_queued(client):
     await client.rpush("l", "a")
     pipe = client.pipeline(transaction=False).blpop("l", timeout=1).blpop("none", timeout=0.01)
     assert await pipe.set("k", 1).execute() == [("l", "a"), None, True]
@@ -202,7 +202,9 @@ async def test_commands_that_block_may_be_queued(client):
         (("SYNC",), "replication"),
     ],
 )
-async def test_what_would_change_a_shared_connection_is_refused_with_advice(client, words, advice):
+async def test_a_command_that_would_change_a_shared_connection_is_refused_with_advice(
+    client, words, advice
+):
     for refused in (
         client.execute_command(*words),
         client.pipeline(transaction=False).get("k").execute_command(*words).execute()
@@ -216,7 +218,7 @@ async def test_what_would_change_a_shared_connection_is_refused_with_advice(clie
     assert await client.set("k", 1)
 
 
-async def test_a_refused_command_harms_no_call_in_flight(client):
+async def test_a_refused_command_affects_no_call_in_flight(client):
     calls = [asyncio.ensure_future(client.incr("n")) for _ in range(20)]
     with pytest.raises(RouteRefused):
         await client.select(1)

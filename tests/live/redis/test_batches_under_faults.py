@@ -1,4 +1,4 @@
-"""Batches whose replies are lost: answered commands are settled, the tail is judged."""
+"""Batches whose replies are lost: answered commands are settled, only the rest counts."""
 
 import asyncio
 
@@ -20,18 +20,20 @@ async def client(fault_proxy):
 
 
 async def settled(client):
-    """Wait until a reset is over: connections, and a probe that it may have hit too."""
+    """Wait until connections and the probe have recovered from a reset."""
     await asyncio.sleep(0.02)
     await client.health.until_up(5)
-    while client.stats().lanes < 2:  # noqa: ASYNC110 - there is no event of it
+    while client.stats().connections < 2:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.005)
 
 
-async def test_the_error_of_a_plain_pipeline_says_how_far_it_got(client, fault_proxy, redis_server):
+async def test_the_error_of_a_plain_pipeline_contains_its_progress(
+    client, fault_proxy, redis_server
+):
     fault_proxy.reset_on("INCRBY", nth=3)
     pipe = client.pipeline(transaction=False)
     pipe.set("k", "v").incr("n").incr("n").incr("n").get("k")
-    with pytest.raises(RedisOutcomeUnknown, match="it may have been applied") as caught:
+    with pytest.raises(RedisOutcomeUnknown, match="the call may have been applied") as caught:
         await pipe.execute()
     error = caught.value
     assert isinstance(error, OutcomeUnknown)
@@ -47,7 +49,7 @@ async def test_the_error_of_a_plain_pipeline_says_how_far_it_got(client, fault_p
 
 
 @pytest.mark.parametrize("answered", [0, 1, 3])
-async def test_answered_and_unanswered_commands_are_told_apart(
+async def test_the_error_separates_answered_and_unanswered_commands(
     client, fault_proxy, redis_server, answered
 ):
     fault_proxy.drop_reply("INCRBY", nth=answered + 1)
@@ -93,7 +95,9 @@ async def test_a_batch_of_plain_overwrites_is_repeated(
         lambda pipe: pipe.eval("return 1", 0),
     ],
 )
-async def test_a_mixture_is_not_repeated(client, fault_proxy, redis_server, fill, transaction):
+async def test_a_batch_of_different_effects_is_not_repeated(
+    client, fault_proxy, redis_server, fill, transaction
+):
     await client.set("a", 1)
     pipe = client.pipeline(transaction=transaction)
     fill(pipe)
@@ -107,7 +111,7 @@ async def test_a_mixture_is_not_repeated(client, fault_proxy, redis_server, fill
     assert client.stats().retries == 0
 
 
-async def test_of_a_mixture_only_the_unanswered_tail_counts(client, fault_proxy, redis_server):
+async def test_only_the_unanswered_commands_of_a_batch_count(client, fault_proxy, redis_server):
     fault_proxy.drop_reply("GET", nth=1)
     pipe = client.pipeline(transaction=False).incr("n").incr("n").get("n").get("n")
     assert await pipe.execute() == [1, 2, b"2", b"2"]
@@ -116,7 +120,9 @@ async def test_of_a_mixture_only_the_unanswered_tail_counts(client, fault_proxy,
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_with_the_opt_in_a_mixture_is_repeated(client, fault_proxy, transaction):
+async def test_a_batch_of_different_effects_is_repeated_with_the_opt_in(
+    client, fault_proxy, transaction
+):
     fault_proxy.drop_reply("EXEC" if transaction else "INCRBY")
     careless = client.with_policy(repeat="any")
     pipe = careless.pipeline(transaction=transaction).incr("n").set("k", 1)
@@ -124,7 +130,7 @@ async def test_with_the_opt_in_a_mixture_is_repeated(client, fault_proxy, transa
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_what_was_not_sent_is_sent_when_the_server_is_back(
+async def test_an_unsent_batch_is_sent_when_the_server_is_back(
     client, fault_proxy, redis_server, transaction
 ):
     await redis_server.restart()
@@ -133,7 +139,7 @@ async def test_what_was_not_sent_is_sent_when_the_server_is_back(
     assert await pipe.execute() == [1, 2]
 
 
-async def test_a_lost_answer_to_exec_is_no_watch_error(client, fault_proxy, redis_server):
+async def test_a_lost_reply_to_exec_does_not_raise_watch_error(client, fault_proxy, redis_server):
     fault_proxy.drop_reply("EXEC")
     async with client.pipeline() as pipe:
         await pipe.watch("n")
@@ -144,7 +150,7 @@ async def test_a_lost_answer_to_exec_is_no_watch_error(client, fault_proxy, redi
     assert not isinstance(caught.value, WatchError)
     assert caught.value.operation == "EXEC"
     assert await redis_server.query("GET", "n") == b"1"
-    # transaction() repeats WatchErrors, so it must not have been one.
+    # transaction() repeats after WatchError, so the error must be another.
     calls = 0
 
     async def add(pipe):
@@ -161,7 +167,7 @@ async def test_a_lost_answer_to_exec_is_no_watch_error(client, fault_proxy, redi
     assert await client.transaction(add, "n") == [3]
 
 
-async def test_a_watch_lost_before_exec_is_a_watch_error(client, fault_proxy, redis_server):
+async def test_a_watch_lost_before_exec_raises_watch_error(client, fault_proxy, redis_server):
     async with client.pipeline() as pipe:
         await pipe.watch("n")
         await pipe.get("n")
@@ -197,7 +203,7 @@ async def test_a_watch_lost_before_exec_is_a_watch_error(client, fault_proxy, re
 async def test_keys_watched_before_an_outage_are_not_watched_after_it(
     client, fault_proxy, redis_server
 ):
-    """redis-py connects anew by itself: EXEC would then apply what nobody watched over."""
+    """redis-py reconnects by itself: EXEC would then run without the watched keys."""
     for explicit in (True, False):
         async with client.pipeline() as pipe:
             await pipe.watch("n")
@@ -207,17 +213,17 @@ async def test_keys_watched_before_an_outage_are_not_watched_after_it(
                 pipe.set("n", value + 1)
             redis_server.kill()
             async with asyncio.timeout(5):
-                while client.health.available:  # noqa: ASYNC110 - the state is waited for
+                while client.health.available:  # noqa: ASYNC110 - the state itself is tested
                     await asyncio.sleep(0.005)
             await redis_server.start()
             await settled(client)
-            await redis_server.query("SET", "n", 100)  # somebody else's
+            await redis_server.query("SET", "n", 100)  # another client's write
             with pytest.raises(WatchError, match="nothing was applied"):
                 await (pipe.execute() if explicit else pipe.get("n"))
         assert await redis_server.query("GET", "n") == b"100"
 
 
-async def test_a_watch_known_to_be_lost_is_a_watch_error(client, fault_proxy, redis_server):
+async def test_a_watch_known_to_be_lost_raises_watch_error(client, fault_proxy, redis_server):
     async with client.pipeline() as pipe:
         await pipe.watch("n")
         pipe.multi()
@@ -234,14 +240,12 @@ async def test_a_watch_known_to_be_lost_is_a_watch_error(client, fault_proxy, re
         assert await pipe.incr("n").execute() == [1]
 
 
-async def test_a_connection_that_was_lost_with_its_state_says_so_once(
-    client, fault_proxy, redis_server
-):
+async def test_a_bound_client_reports_the_loss_of_its_state_once(client, fault_proxy, redis_server):
     async with client.client() as own:
         await own.select(3)
         await own.set("k", "three")
         fault_proxy.reset()
-        with pytest.raises(driver.ConnectionError, match="what SELECT had set: begin again"):
+        with pytest.raises(driver.ConnectionError, match="the state set by SELECT: start again"):
             await own.get("k")
         assert await own.get("k") is None
         await own.select(3)
@@ -249,13 +253,15 @@ async def test_a_connection_that_was_lost_with_its_state_says_so_once(
         await own.execute_command("MULTI")
         await own.incr("n")
         fault_proxy.reset()
-        with pytest.raises(driver.ConnectionError, match=r"SELECT.* had set: begin again"):
+        with pytest.raises(driver.ConnectionError, match=r"state set by SELECT.*: start again"):
             await own.execute_command("EXEC")
         assert await own.incr("n") == 1
         assert await redis_server.query("GET", "n") == b"1"
 
 
-async def test_guarded_commands_need_the_word_on_the_call_itself(fault_proxy, redis_server):
+async def test_dangerous_commands_are_repeated_only_with_an_opt_in_on_the_call(
+    fault_proxy, redis_server
+):
     careless = QUICK.replace(repeat="any")
     async with ResilientRedis.from_url(fault_proxy.url, policy=careless) as client:
         fault_proxy.drop_reply("INCRBY")
@@ -287,10 +293,10 @@ async def test_a_view_shares_the_connections_and_has_its_own_policy(client, faul
     async with client.with_policy(response_timeout=0.15) as other:
         assert await other.get("n") == b"3"
     assert fault_proxy.accepted == before
-    assert await client.get("n") == b"3"  # leaving the view closed nothing
+    assert await client.get("n") == b"3"  # leaving the view does not close the client
 
 
-async def test_statistics_tell_what_happened(client, fault_proxy):
+async def test_statistics_count_replies_retries_and_errors(client, fault_proxy):
     before = client.stats()
     await asyncio.gather(*(client.set("k", "x" * 100) for _ in range(50)))
     await client.pipeline().get("k").get("k").execute()
@@ -312,9 +318,9 @@ async def test_statistics_tell_what_happened(client, fault_proxy):
     assert stats.budget < before.budget
     fault_proxy.refuse()
     fault_proxy.reset()
-    while client.health.available:  # noqa: ASYNC110 - the state itself is under test
+    while client.health.available:  # noqa: ASYNC110 - the state itself is tested
         await asyncio.sleep(0.005)
     with pytest.raises(RedisUnavailable):
         await client.get("k")
     assert client.stats().ended["DependencyUnavailable"] == 1
-    assert client.stats().lanes == 0
+    assert client.stats().connections == 0

@@ -22,13 +22,13 @@ _unique = itertools.count()
 @pytest.fixture
 async def client(shared_redis):
     async with ResilientRedis(port=shared_redis.port) as client:
-        while client.stats().lanes < 2:  # noqa: ASYNC110 - one opened later would look like a leak
+        while client.stats().connections < 2:  # noqa: ASYNC110 - a connection opened later would look like a leak
             await asyncio.sleep(0.005)
         yield client
 
 
 async def next_reply_is_ours(client):
-    """Check after a cancel: nobody gets another's reply, and all is given back."""
+    """Check after a cancellation: replies reach their own callers, and resources are released."""
     keys = [f"check:{next(_unique)}" for _ in range(3)]
     await client.mset({key: key for key in keys})
     assert await asyncio.gather(*map(client.get, keys)) == [key.encode() for key in keys]
@@ -36,12 +36,12 @@ async def next_reply_is_ours(client):
     for key in keys:
         pipe.get(key)
     assert await pipe.execute() == [key.encode() for key in keys]
-    await client.delete(*keys)  # what the work iterates over must not grow
+    await client.delete(*keys)  # the keys that the work iterates over must not grow
     await client.rpush("check:list", keys[0])
     assert await client.blpop("check:list", timeout=1) == (b"check:list", keys[0].encode())
     stats = client.stats()
     assert stats.waiting == 0
-    assert not client._engine.dedicated._lent
+    assert not client._runtime.pool._acquired
 
 
 async def watch_and_set(client):
@@ -60,7 +60,7 @@ async def increment(pipe):
 
 
 async def lock_and_unlock(client):
-    # A name of its own for each run: nobody waits for a lock that a cancelled one has left.
+    # Each run has its own name, so that it does not wait for the lock of a cancelled run.
     async with client.lock(f"lock:{next(_unique)}", timeout=10, blocking_timeout=2) as lock:
         await lock.extend(10)
         await lock.reacquire()
@@ -135,7 +135,7 @@ FAULTY = [name for name in NAMES if name not in ("CONFIG", "large-GET", "lock", 
 
 
 def open_client(port, *, warm, policy=None):
-    """Give a setup: a client for each run, so that whatever is left after it was leaked."""
+    """Return a setup that creates a client for each run, so that anything left is a leak."""
 
     @contextlib.asynccontextmanager
     async def opened():
@@ -151,8 +151,8 @@ def open_client(port, *, warm, policy=None):
 
 
 @pytest.mark.parametrize("work", WORK, ids=NAMES)
-async def test_cancelled_while_the_server_is_well(work, request, shared_redis):
-    # This client is closed before anything is judged: a lane that it opens late is no leak.
+async def test_calls_cancelled_while_the_server_is_healthy(work, request, shared_redis):
+    # This client is closed before the check: a connection that it opens late is not a leak.
     async with ResilientRedis(port=shared_redis.port) as client:
         await client.mset({f"many:{number}": 1 for number in range(8)})
         await client.set("large", bytes(300_000))
@@ -164,8 +164,8 @@ async def test_cancelled_while_the_server_is_well(work, request, shared_redis):
 
 
 @pytest.mark.parametrize("work", WORK[:-1], ids=NAMES[:-1])
-async def test_cancelled_in_the_first_call_of_a_client(shared_redis, work):
-    """The first call finds no connection: it is cancelled while they are being made."""
+async def test_the_first_call_of_a_client_cancelled(shared_redis, work):
+    """The first call is cancelled while the connections are being opened."""
     report = await cancel_everywhere(
         work,
         setup=open_client(shared_redis.port, warm=False),
@@ -184,7 +184,7 @@ PATIENT = RetryPolicy(while_down="wait", attempts=10)
 
 @pytest.mark.parametrize("while_down", ["fail", "wait"])
 @pytest.mark.parametrize("name", FAULTY)
-async def test_cancelled_while_the_server_is_dead(fault_proxy, name, while_down):
+async def test_calls_cancelled_while_the_server_is_dead(fault_proxy, name, while_down):
     work = WORK[NAMES.index(name)]
     alive, nowhere = fault_proxy.target, ("127.0.0.1", free_port())
 
@@ -214,7 +214,7 @@ async def test_cancelled_while_the_server_is_dead(fault_proxy, name, while_down)
 
 
 @pytest.mark.parametrize("name", FAULTY)
-async def test_cancelled_while_the_server_is_frozen(redis_server, name):
+async def test_calls_cancelled_while_the_server_is_frozen(redis_server, name):
     work = WORK[NAMES.index(name)]
 
     @contextlib.asynccontextmanager
@@ -244,7 +244,7 @@ async def test_cancelled_while_the_server_is_frozen(redis_server, name):
 
 
 async def test_opening_and_closing_cancelled(shared_redis):
-    """A cancelled close goes on by itself; the next one finds everything closed."""
+    """A cancelled close continues in the background; the next one finds everything closed."""
     clients = []
 
     async def live():
@@ -261,8 +261,8 @@ async def test_opening_and_closing_cancelled(shared_redis):
     assert report.points
 
 
-async def test_leaving_a_client_cancelled_closes_it_all_the_same(shared_redis):
-    """Nobody calls aclose() again after a cancelled `async with`."""
+async def test_a_cancelled_exit_of_async_with_still_closes_the_client(shared_redis):
+    """After a cancelled `async with`, aclose() is not called again."""
 
     @contextlib.asynccontextmanager
     async def opened():
@@ -279,7 +279,7 @@ async def test_leaving_a_client_cancelled_closes_it_all_the_same(shared_redis):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-async def test_aclose_cancelled_goes_on_by_itself(redis_server, frozen):
+async def test_a_cancelled_aclose_continues_in_the_background(redis_server, frozen):
     @contextlib.asynccontextmanager
     async def opened():
         client = ResilientRedis(port=redis_server.port)
@@ -303,7 +303,7 @@ async def test_aclose_cancelled_goes_on_by_itself(redis_server, frozen):
 async def test_watching_health_cancelled(client, redis_server):
     async with ResilientRedis(port=redis_server.port) as other:
         monitor = HealthMonitor(client.health, other.health)
-        while client.stats().lanes + other.stats().lanes < 4:  # noqa: ASYNC110 - no event of it
+        while client.stats().connections + other.stats().connections < 4:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.005)
 
         async def next_change(source):
@@ -337,7 +337,7 @@ async def test_a_call_cancelled_before_it_was_written_is_never_sent(client):
     assert await client.get("n") == b"10"
 
 
-async def test_storms_of_cancels_mix_no_replies(client):
+async def test_many_cancellations_mix_no_replies(client):
     async def caller(number):
         for turn in range(30):
             key = f"storm:{number}:{turn}"
@@ -360,8 +360,8 @@ async def test_storms_of_cancels_mix_no_replies(client):
     await next_reply_is_ours(client)
 
 
-async def test_pubsub_cancelled_leaves_the_client_alone(client):
-    """redis-py's own: its connection is dropped by a cancel, which is all that is promised here."""
+async def test_a_cancelled_pubsub_does_not_affect_the_client(client):
+    """A cancellation drops redis-py's own connection, which is all that is promised here."""
 
     async def listen():
         async with client.pubsub() as pubsub:
@@ -373,7 +373,7 @@ async def test_pubsub_cancelled_leaves_the_client_alone(client):
     assert report.leaked_tasks == []
 
 
-async def test_monitor_cancelled_leaves_the_client_alone(client):
+async def test_a_cancelled_monitor_does_not_affect_the_client(client):
     """As for pub/sub."""
 
     async def look():

@@ -1,4 +1,4 @@
-"""Nothing that the servers on this machine know is missing from the table."""
+"""The table contains every command of the servers on this machine."""
 
 import importlib.util
 import json
@@ -19,12 +19,12 @@ def script():
     return module
 
 
-@pytest.mark.usefixtures("shared_redis")  # it skips or fails where there is no server
-async def test_the_table_knows_every_command_of_the_servers_here(script):
+@pytest.mark.usefixtures("shared_redis")  # it skips or fails without a server
+async def test_the_table_contains_every_command_of_the_servers_here(script):
     servers = await script.names_of_servers()
     assert servers
     for version, commands in servers.items():
         assert {"GET", "CONFIG GET", "XADD"} <= set(commands)
         assert script.problems(commands) == [], version
-        # The unit tests check against what was kept.
+        # The unit tests check the stored names.
         assert _NAMES.get(version, commands) == commands

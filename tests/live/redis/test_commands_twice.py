@@ -25,7 +25,7 @@ _VALUES: dict[str, str] = {
     "<incr.lua>": "return redis.call('INCR', KEYS[1])",
 }
 
-# They cannot be tried here, or not twice.
+# These cannot be executed here, or not twice.
 _UNPROVED = {
     "ACL LOAD": "needs a file of users",
     "ACL SAVE": "as above",
@@ -48,7 +48,7 @@ _UNPROVED = {
     "COMMANDLOG LEN": "as SLOWLOG LEN",
     "COMMANDLOG RESET": "as SLOWLOG RESET",
 }
-# More careful than this one sample needs, and why.
+# The table is stricter than these samples require, for the given reason.
 _CAREFUL = {
     "ACL SETUSER u on >secret +get ~x": "another order of the rules is refused the second time",
 }
@@ -74,7 +74,7 @@ SAMPLES = list(_samples())
 
 
 class Server:
-    """One plain connection to a real server."""
+    """A plain connection to a real server."""
 
     def __init__(self, server: RedisServer, version: str) -> None:
         self.version = version
@@ -107,8 +107,8 @@ class Server:
         self("ACL", "DELUSER", "u")
 
     def state(self) -> list[Any]:
-        """All that may differ: the data, the groups of streams, functions, users, settings."""
-        _, keys = self("SCAN", 0, "COUNT", 1000)  # it removes what has expired, KEYS does not
+        """Return everything that may differ: data, stream groups, functions, users, settings."""
+        _, keys = self("SCAN", 0, "COUNT", 1000)  # it removes expired keys, unlike KEYS
         streams = [key for key in keys if self("TYPE", key) == b"stream"]
         return [
             self("DEBUG", "DIGEST"),
@@ -120,7 +120,7 @@ class Server:
 
 
 def _timeless(value: Any) -> Any:
-    """Leave out times, and how often a pending record was delivered: a repeat delivers it again."""
+    """Remove times, and how often a pending record was delivered, which a repeat increases."""
     match value:
         case [bytes(), bytes(), int(time), int()] if time > _MS_SINCE_1970:
             return value[:2]
@@ -158,7 +158,7 @@ def servers() -> Iterator[list[Server]]:
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=[sample.command for sample in SAMPLES])
-def test_executing_it_twice_shows_the_effect_that_the_table_claims(servers, sample):
+def test_executing_a_command_twice_shows_the_effect_in_the_table(servers, sample):
     proved = [_prove(server, sample) for server in servers]
     if not any(proved):
         pytest.skip("no server here knows it")
@@ -197,15 +197,15 @@ def _prove(server: Server, sample: Sample) -> bool:
     return True
 
 
-def test_every_command_that_we_may_repeat_is_proved(servers):
+def test_every_repeatable_command_has_a_sample(servers):
     proved = {lookup(sample.command.split()).name for sample in SAMPLES}
     missing = []
     for name in sorted(set().union(*(server.commands for server in servers))):
         spec = lookup((name,))
-        travels = spec.known and spec.route in {Route.LANE, Route.DEDICATED}
-        repeatable = spec.effect <= Effect.CONDITIONAL or spec.judge is not None
+        sendable = spec.known and spec.route in {Route.MULTIPLEXED, Route.EXCLUSIVE}
+        repeatable = spec.effect <= Effect.CONDITIONAL or spec.resolve is not None
         excused = name in _UNPROVED or name.startswith("CLUSTER ") or name.endswith(" HELP")
-        if travels and repeatable and not excused and name not in proved:
+        if sendable and repeatable and not excused and name not in proved:
             missing.append(name)
     assert missing == []
 

@@ -1,4 +1,4 @@
-"""A credential provider that fails for a while: the client is without a login, and not dead."""
+"""A credential provider that fails for a while: the client recovers when it succeeds."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from resilient_io import DeadlineExceeded, DependencyUnavailable, ResilientRedis
 
 
 class Vault(CredentialProvider):
-    """Raises what no driver knows, until it is open."""
+    """Raises an exception that no driver knows, until it is open."""
 
     def __init__(self):
         self.open = False
@@ -22,7 +22,7 @@ class Vault(CredentialProvider):
         return ("worker", "word")
 
 
-async def test_a_provider_that_raises_is_asked_again_until_it_answers(redis_server, caplog):
+async def test_a_failing_provider_is_called_again_until_it_succeeds(redis_server, caplog):
     await redis_server.query("ACL", "SETUSER", "worker", "on", ">word", "~*", "+@all")
     vault = Vault()
     async with ResilientRedis(
@@ -38,7 +38,7 @@ async def test_a_provider_that_raises_is_asked_again_until_it_answers(redis_serv
         assert redis.liveness_failure() is None
         asked = vault.asked
         async with asyncio.timeout(10):
-            while vault.asked < asked + 2:  # noqa: ASYNC110 - being asked is no event
+            while vault.asked < asked + 2:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
             vault.open = True
             await redis.health.until_up()

@@ -1,4 +1,4 @@
-"""The same script on redis-py's client and on ours gives the same values, types and errors."""
+"""The same script on redis-py's client and on ResilientRedis gives the same results."""
 
 import datetime as dt
 import itertools
@@ -185,7 +185,7 @@ SCRIPT = [
     lambda r: r.xinfo_groups("x"),
     lambda r: r.xtrim("x", maxlen=1, approximate=False),
     lambda r: r.xdel("x", "1-2"),
-    # Others.
+    # Other commands.
     lambda r: r.pfadd("p", "a", "b"),
     lambda r: r.pfcount("p"),
     lambda r: r.geoadd("geo", (13.361389, 38.115556, "Palermo", 15.087269, 37.502669, "Catania")),
@@ -206,8 +206,8 @@ SCRIPT = [
     ),
     lambda r: r.fcall("f", 0),
     lambda r: r.function_list(),
-    lambda r: r.publish("nobody", "hello"),
-    lambda r: r.pubsub_numsub("nobody"),
+    lambda r: r.publish("no-channel", "hello"),
+    lambda r: r.pubsub_numsub("no-channel"),
     lambda r: r.config_get("maxmemory*"),
     lambda r: r.config_set("maxmemory-samples", 5),
     lambda r: r.command_count(),
@@ -220,7 +220,7 @@ SCRIPT = [
     lambda r: r.role(),
     lambda r: r.echo("é"),
     lambda r: r.module_list(),
-    # Refused for good.
+    # Permanent refusals.
     lambda r: r.lpush("s", 1),
     lambda r: r.incr("s"),
     lambda r: r.execute_command("NOSUCHCOMMAND", 1),
@@ -303,7 +303,7 @@ async def everything(iterator):
 
 
 async def transcript(client):
-    """Run the script, and return what each line gave."""
+    """Run the script, and return the result of each line."""
     lines = []
     for step in SCRIPT:
         try:
@@ -315,7 +315,7 @@ async def transcript(client):
 
 
 def described(value):
-    """Value and type, all the way down."""
+    """Return value and type, recursively."""
     kind = type(value).__name__
     if isinstance(value, dict):
         return kind, [(described(key), described(of)) for key, of in value.items()]
@@ -330,8 +330,8 @@ def described(value):
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
-async def test_every_command_gives_what_redis_py_gives(redis_server, kind):
-    await redis_server.query("CONFIG", "SET", "hz", 500)  # how often it looks for timeouts
+async def test_every_command_returns_what_redis_py_returns(redis_server, kind):
+    await redis_server.query("CONFIG", "SET", "hz", 500)  # how often the server checks timeouts
     async with driver.Redis(port=redis_server.port, **kind) as theirs:
         expected = await transcript(theirs)
     for command in ("FLUSHALL", "SCRIPT FLUSH", "FUNCTION FLUSH"):

@@ -1,4 +1,4 @@
-"""Every way of making a redis.asyncio.Redis makes a ResilientRedis, with the same options."""
+"""Every constructor of redis.asyncio.Redis creates a ResilientRedis, with the same options."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from resilient_io.testing import RedisServer, free_port
 
 @pytest.fixture
 async def guarded_redis(redis_server):
-    """A server that wants a password, with a second user."""
+    """A server that requires a password, with a second user."""
     await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
     await redis_server.query("CONFIG", "SET", "requirepass", "master")
     redis_server.password = "master"
@@ -27,7 +27,7 @@ async def guarded_redis(redis_server):
 
 
 async def works(client):
-    """Round trips on a lane, on a connection of its own, in batches; then close."""
+    """Make calls on a shared and an exclusive connection and in batches; then close."""
     async with client:
         assert await client.set("k", "v")
         assert await client.get("k") in ("v", b"v")
@@ -52,7 +52,7 @@ async def test_the_constructor_and_from_url(shared_redis):
     assert client.connection_pool.connection_kwargs["db"] == 3
 
 
-async def test_tls_with_a_certificate_of_our_own_authority():
+async def test_tls_with_a_certificate_of_a_private_authority():
     async with RedisServer(tls=True) as server:
         await works(ResilientRedis.from_url(server.tls_url))
         await works(
@@ -65,7 +65,7 @@ async def test_tls_with_a_certificate_of_our_own_authority():
         )
 
 
-async def test_an_untrusted_certificate_is_one_clear_error():
+async def test_an_untrusted_certificate_raises_one_clear_error():
     async with (
         RedisServer(tls=True) as server,
         ResilientRedis(
@@ -83,14 +83,14 @@ async def test_unix_sockets():
 
 
 @pytest.mark.parametrize("pool_class", [driver.ConnectionPool, driver.BlockingConnectionPool])
-async def test_a_pool_that_was_given_is_read_and_not_changed(shared_redis, pool_class):
+async def test_a_given_pool_is_read_and_not_changed(shared_redis, pool_class):
     pool = pool_class.from_url(shared_redis.url, decode_responses=True, health_check_interval=7)
     before = dict(pool.connection_kwargs)
     retry = before.get("retry")
     client = await works(ResilientRedis(connection_pool=pool))
     assert pool.connection_kwargs == before
     assert pool.connection_kwargs.get("retry") is retry
-    # It is the caller's: another client goes on with it.
+    # It belongs to the caller: another client continues to use it.
     async with driver.Redis(connection_pool=pool) as theirs:
         assert await theirs.get("k") == "v"
     assert client.connection_pool is pool
@@ -104,7 +104,7 @@ async def test_from_pool_owns_the_pool(shared_redis):
     assert not any(connection.is_connected for connection in pool._available_connections)
 
 
-async def test_a_client_of_one_connection_keeps_what_was_set_on_it(shared_redis):
+async def test_a_bound_client_keeps_the_state_of_its_connection(shared_redis):
     async with ResilientRedis(port=shared_redis.port, single_connection_client=True) as client:
         await client.select(5)
         await client.set("there", 1)
@@ -119,12 +119,12 @@ async def test_a_client_of_one_connection_keeps_what_was_set_on_it(shared_redis)
             assert isinstance(own, ResilientRedis)
             await own.select(5)
             assert await own.get("there") == b"2"
-            # The shared connections are where they were.
+            # The shared connections are unchanged.
             assert await client.get("there") is None
         assert await client.ping()
 
 
-async def test_one_connection_sees_its_own_wait(redis_server):
+async def test_wait_on_a_bound_client_refers_to_its_own_writes(redis_server):
     async with ResilientRedis.from_url(redis_server.url) as client, client.client() as own:
         await own.set("k", 1)
         assert await own.wait(0, 100) == 0
@@ -175,7 +175,7 @@ async def test_a_credential_provider_is_asked_at_every_dial(guarded_redis):
         assert provider.asked > before
 
 
-async def test_a_sentinel_says_where_the_master_is(redis_server, tmp_path):
+async def test_a_sentinel_returns_the_address_of_the_master(redis_server, tmp_path):
     port = free_port()
     settings = tmp_path / "sentinel.conf"
     settings.write_text(
@@ -202,7 +202,7 @@ async def test_a_sentinel_says_where_the_master_is(redis_server, tmp_path):
         process.wait()
 
 
-async def test_times_and_retries_of_redis_py_become_the_policy(shared_redis):
+async def test_timeouts_and_retries_of_redis_py_become_the_policy(shared_redis):
     client = ResilientRedis(
         port=shared_redis.port,
         socket_timeout=0.7,
@@ -226,7 +226,7 @@ async def test_times_and_retries_of_redis_py_become_the_policy(shared_redis):
     assert ResilientRedis(socket_timeout=60)._policy.deadline == 60
 
 
-async def test_a_socket_timeout_bounds_the_wait_for_a_frozen_server(redis_server, slack):
+async def test_a_socket_timeout_limits_the_wait_for_a_frozen_server(redis_server, slack):
     async with ResilientRedis(port=redis_server.port, socket_timeout=0.2) as client:
         await client.ping()
         redis_server.freeze()
@@ -252,7 +252,7 @@ async def test_a_socket_timeout_bounds_the_wait_for_a_frozen_server(redis_server
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_honoured_is_refused_by_name(options, advice):
+def test_an_unsupported_option_is_refused_by_name(options, advice):
     with pytest.raises(ConfigurationError, match=advice):
         ResilientRedis(**options)
 

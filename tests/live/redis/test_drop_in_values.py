@@ -1,4 +1,4 @@
-"""Encodings, response callbacks, pushes, modules, and drivers whose connections are odd."""
+"""Encodings, response callbacks, pushes, modules, and connections without a transport."""
 
 import asyncio
 import datetime as dt
@@ -17,7 +17,7 @@ async def client(shared_redis):
         yield client
 
 
-async def test_another_encoding_goes_both_ways(shared_redis):
+async def test_another_encoding_works_in_both_directions(shared_redis):
     options = {"port": shared_redis.port, "encoding": "latin-1", "decode_responses": True}
     async with ResilientRedis(**options) as ours, driver.Redis(**options) as theirs:
         await ours.set("é", "ÿ")
@@ -31,18 +31,18 @@ async def test_another_encoding_goes_both_ways(shared_redis):
         assert await ours.get("é") == "ÿ"
 
 
-async def test_what_cannot_be_decoded_is_replaced_where_that_was_asked_for(shared_redis):
+async def test_undecodable_bytes_are_replaced_if_requested(shared_redis):
     await shared_redis.query("SET", "k", b"a\xffb")
     options = {"port": shared_redis.port, "encoding_errors": "replace", "decode_responses": True}
     async with ResilientRedis(**options) as ours, driver.Redis(**options) as theirs:
         assert await ours.get("k") == await theirs.get("k") == "a\ufffdb"
 
 
-async def test_what_cannot_be_decoded_fails_its_own_caller_only(shared_redis):
+async def test_an_undecodable_value_fails_only_its_own_caller(shared_redis):
     await shared_redis.query("SET", "bad", b"\xff")
     async with ResilientRedis(port=shared_redis.port, decode_responses=True) as client:
         await client.set("good", "g")
-        lanes = await client.client_list(_type="normal")
+        clients = await client.client_list(_type="normal")
         outcomes = await asyncio.gather(
             *(client.get("bad" if number % 3 == 0 else "good") for number in range(30)),
             return_exceptions=True,
@@ -54,8 +54,8 @@ async def test_what_cannot_be_decoded_fails_its_own_caller_only(shared_redis):
             await client.pipeline(transaction=False).get("bad").get("good").execute()
         assert await client.get("good") == "g"
         again = await client.client_list(_type="normal")
-        # Not the connection of a probe that may have been there, too.
-        ours = {line["id"] for line in lanes if line["name"].startswith("resilient-io:")}
+        # Without the connection of a probe.
+        ours = {line["id"] for line in clients if line["name"].startswith("resilient-io:")}
         assert ours
         assert ours <= {line["id"] for line in again}
 
@@ -76,7 +76,7 @@ async def test_dumps_are_never_decoded(shared_redis):
             assert await batch.execute() == ["é" * 50, dump, "é" * 50]
 
 
-async def test_response_callbacks_of_the_callers_are_applied(client):
+async def test_custom_response_callbacks_are_applied(client):
     async def later(reply, **options):
         await asyncio.sleep(0)
         return ("later", reply)
@@ -92,7 +92,7 @@ async def test_response_callbacks_of_the_callers_are_applied(client):
     assert await batch.execute() == [("later", 1), ("now", b"v")]
 
 
-async def test_a_callback_that_raises_fails_its_own_caller_only(client):
+async def test_a_callback_that_raises_fails_only_its_own_caller(client):
     def broken(reply, **options):
         raise ZeroDivisionError
 
@@ -131,7 +131,7 @@ async def test_every_kind_of_argument(shared_redis, protocol):
             await ours.execute_command("SET")
 
 
-async def test_an_array_may_be_changed_once_the_call_was_made(client):
+async def test_an_array_may_be_changed_after_the_call_was_made(client):
     array = bytearray(b"first")
     first = asyncio.ensure_future(client.set("k", array))
     await asyncio.sleep(0)
@@ -140,7 +140,7 @@ async def test_an_array_may_be_changed_once_the_call_was_made(client):
     assert await client.get("k") == b"first"
 
 
-async def test_pushes_are_not_taken_for_replies(shared_redis):
+async def test_pushes_are_not_treated_as_replies(shared_redis):
     async with (
         ResilientRedis(port=shared_redis.port, protocol=3) as client,
         client.client() as own,
@@ -154,7 +154,7 @@ async def test_pushes_are_not_taken_for_replies(shared_redis):
         assert many == [b"19"] * 20
 
 
-async def test_iterators_meet_every_element(client):
+async def test_iterators_yield_every_element(client):
     keys = {f"key:{number}" for number in range(250)}
     await client.mset(dict.fromkeys(keys, 1))
     assert {key.decode() async for key in client.scan_iter("key:*", count=20)} == keys
@@ -166,7 +166,7 @@ async def test_iterators_meet_every_element(client):
     assert {key.decode() async for key, _ in client.zscan_iter("z", count=20)} == keys
 
 
-async def test_helpers_for_modules_can_be_made(client):
+async def test_helpers_for_modules_work(client):
     assert client.json() is not None
     assert client.ft("index") is not None
     assert client.ts() is not None
@@ -178,9 +178,9 @@ async def test_helpers_for_modules_can_be_made(client):
 
 
 class TalkingToNobody(AbstractConnection):
-    """A connection class like those of fakes: no socket, no transport."""
+    """A connection class like those of fakes, without socket and transport."""
 
-    values: dict = {}  # noqa: RUF012 - the "server", shared as a server is
+    values: dict = {}  # noqa: RUF012 - the "server", which all connections share
     made = 0
 
     def __init__(self, **options):
@@ -190,7 +190,7 @@ class TalkingToNobody(AbstractConnection):
         type(self).made += 1
 
     def repr_pieces(self):
-        return [("talking to", "nobody")]
+        return [("talking to", "no-server")]
 
     @property
     def is_connected(self):
@@ -227,10 +227,10 @@ class TalkingToNobody(AbstractConnection):
         raise NotImplementedError
 
     def _host_error(self):
-        return "nobody"
+        return "no-server"
 
 
-async def test_connections_without_a_transport_serve_one_call_each():
+async def test_connections_without_a_transport_carry_one_call_at_a_time():
     pool = driver.ConnectionPool(connection_class=TalkingToNobody)
     async with ResilientRedis(connection_pool=pool) as client:
         assert await client.set("k", "v") is True

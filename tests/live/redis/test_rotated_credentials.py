@@ -1,4 +1,4 @@
-"""A streaming credential provider hands out new credentials while calls are in flight."""
+"""A streaming credential provider rotates the credentials while calls are in flight."""
 
 import asyncio
 
@@ -42,9 +42,9 @@ class Provider(StreamingCredentialProvider):
         await self.listener(Token(user, password))
 
 
-async def both_lanes(redis):
+async def both_connections(redis):
     async with asyncio.timeout(10):
-        while redis.stats().lanes < 2:  # noqa: ASYNC110 - the opening of a lane is no event
+        while redis.stats().connections < 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.005)
 
 
@@ -57,7 +57,7 @@ async def names(server):
     ]
 
 
-async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
+async def test_open_connections_authenticate_again_and_lose_nothing(redis_server):
     await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
     await redis_server.query("ACL", "SETUSER", "new", "on", ">two", "~*", "+@all")
     provider = Provider("old", "one")
@@ -65,8 +65,8 @@ async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
-        await both_lanes(redis)
-        lanes = redis._engine.lanes.open_lanes
+        await both_connections(redis)
+        connections = redis._runtime.multiplexer.connections
         assert await names(redis_server) == ["old", "old"]
 
         busy = [asyncio.create_task(redis.incr("counter")) for _ in range(100)]
@@ -74,21 +74,23 @@ async def test_living_lanes_log_in_anew_and_lose_nothing(redis_server):
 
         assert sorted(await asyncio.gather(*busy)) == list(range(2, 102))
         assert await names(redis_server) == ["new", "new"]
-        assert redis._engine.lanes.open_lanes == lanes
+        assert redis._runtime.multiplexer.connections == connections
 
 
-async def test_refused_credentials_leave_the_old_login_and_show_no_secret(redis_server, caplog):
+async def test_refused_credentials_leave_the_old_ones_in_use_and_show_no_secret(
+    redis_server, caplog
+):
     await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
     provider = Provider("old", "one")
     async with ResilientRedis(
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
-        await both_lanes(redis)
+        await both_connections(redis)
 
         await provider.rotate("old", "s3cret-but-wrong")
 
         assert await redis.incr("counter") == 2
         assert await names(redis_server) == ["old", "old"]
-    assert "rotated credentials were refused" in caplog.text
+    assert "the server refused rotated credentials" in caplog.text
     assert "s3cret" not in caplog.text

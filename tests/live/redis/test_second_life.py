@@ -1,4 +1,4 @@
-"""A client after its event loop was closed, after a closing that was cut short, and in races."""
+"""A client after its event loop was closed, after an interrupted close, and in races."""
 
 import asyncio
 import gc
@@ -7,28 +7,28 @@ import pytest
 
 from resilient_io import ConfigurationError, RetryPolicy
 from resilient_io.redis import ResilientRedis
-from resilient_io.redis.attempt import Limits, follow
-from resilient_io.redis.connection import Ticket
+from resilient_io.redis.attempt import Limits, await_reply
+from resilient_io.redis.connection import PendingRequest
 from resilient_io.testing import free_port
 
 
 def in_a_loop_that_closes(work):
-    """Run as asyncio.run() does, with what was left open cancelled at the end."""
+    """Run as asyncio.run() does, which cancels the remaining tasks at the end."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()
-            del task  # it holds what it was cancelled in
+            del task  # it refers to the frames in which it was cancelled
         loop.run_until_complete(asyncio.sleep(0.01))
         loop.close()
-        gc.collect()  # the warnings of asyncio are due here
+        gc.collect()  # now asyncio issues its warnings
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("what", ["blocking", "pipeline", "transaction", "watch", "close"])
-def test_each_kind_of_call_may_be_the_first_in_a_second_loop(_server_of_session, what):
+def test_any_kind_of_call_may_be_the_first_in_a_second_loop(_server_of_session, what):
     client = ResilientRedis(port=_server_of_session.port)
 
     async def first():
@@ -57,7 +57,7 @@ def test_each_kind_of_call_may_be_the_first_in_a_second_loop(_server_of_session,
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_closing_that_its_loop_did_not_survive_does_not_spoil_the_next(_server_of_session):
+def test_a_close_that_its_loop_interrupted_does_not_affect_the_next_loop(_server_of_session):
     client = ResilientRedis(port=_server_of_session.port)
 
     async def begins_to_close():
@@ -75,7 +75,7 @@ def test_a_closing_that_its_loop_did_not_survive_does_not_spoil_the_next(_server
     assert in_a_loop_that_closes(use())
 
 
-async def test_opening_again_waits_for_a_closing_that_goes_on_by_itself(shared_redis):
+async def test_reopening_waits_for_a_close_that_continues_in_the_background(shared_redis):
     client = ResilientRedis(port=shared_redis.port)
     await client.ping()
     closing = asyncio.create_task(client.aclose())
@@ -89,33 +89,37 @@ async def test_opening_again_waits_for_a_closing_that_goes_on_by_itself(shared_r
         assert await client.ping()
 
 
-async def test_a_caller_who_looks_at_the_clock_is_not_taken_for_gone(shared_redis):
-    """Between the tick and the caller's turn the lane may open, answer or die."""
+async def test_a_caller_that_checks_the_clock_still_receives_its_reply(shared_redis):
+    """Before the woken caller runs, a connection may open, answer or die."""
     async with ResilientRedis(port=shared_redis.port) as client:
         await client.ping()
-        lanes = client._engine.lanes
+        multiplexer = client._runtime.multiplexer
         limits = Limits(None, None)
 
-        waiting = Ticket(b"*1\r\n$4\r\nPING\r\n")
-        lanes._backlog.append(waiting)
-        caller = asyncio.create_task(follow(lanes, waiting, limits=limits, patience=9, read=True))
+        waiting = PendingRequest(b"*1\r\n$4\r\nPING\r\n")
+        multiplexer._waiting.append(waiting)
+        caller = asyncio.create_task(
+            await_reply(multiplexer, waiting, limits=limits, timeout=9, read=True)
+        )
         await asyncio.sleep(0)
-        waiting.tick()
-        lanes.refresh()  # drains the backlog before the caller has its turn
+        waiting.check_clock()
+        multiplexer.refresh()  # sends waiting requests before the caller runs
         async with asyncio.timeout(2):
             assert await caller == b"PONG"
 
-        waiting = Ticket(b"")
-        caller = asyncio.create_task(follow(lanes, waiting, limits=limits, patience=9, read=True))
+        waiting = PendingRequest(b"")
+        caller = asyncio.create_task(
+            await_reply(multiplexer, waiting, limits=limits, timeout=9, read=True)
+        )
         await asyncio.sleep(0)
-        waiting.tick()
+        waiting.check_clock()
         waiting.set_result(b"the reply")
         async with asyncio.timeout(2):
             assert await caller == b"the reply"
 
 
 @pytest.mark.parametrize("url", ["redis://:12a/cret@host:6379/0", "redis://user:12a#cret@host/0"])
-def test_a_password_that_looks_like_a_port_is_not_shown(url):
+def test_a_password_that_looks_like_a_port_is_not_quoted(url):
     with pytest.raises(ConfigurationError) as caught:
         ResilientRedis.from_url(url)
     assert "12a" not in str(caught.value)
@@ -132,35 +136,37 @@ async def test_a_replica_is_not_flooded_with_new_connections(redis_server):
                 await asyncio.gather(client.set(key, 1), return_exceptions=True)
 
         await asyncio.gather(*(write(f"k{n}") for n in range(20)))
-        lines = (await client.info("stats"))["total_connections_received"]
-    assert lines < 60
+        connections = (await client.info("stats"))["total_connections_received"]
+    assert connections < 60
 
 
-async def test_a_session_does_not_go_on_elsewhere_when_its_server_refuses_writes(redis_server):
+async def test_a_bound_client_does_not_continue_elsewhere_when_its_server_refuses_writes(
+    redis_server,
+):
     async with (
         ResilientRedis(port=redis_server.port) as client,
         client.client() as alone,
     ):
         await alone.execute_command("SELECT", 3)
         await alone.set("z", 1)
-        lanes = alone._engine.lanes
-        lane = lanes.current
-        # One is on its way, one is not written yet when the lane is left.
+        multiplexer = alone._runtime.multiplexer
+        connection = multiplexer.current
+        # One is in flight, one is not written yet when the connection is retired.
         sent = asyncio.create_task(alone.blpop("nothing", 0.5))
         held = asyncio.create_task(alone.set("astray", 1))
         await asyncio.sleep(0)
-        lanes.retire(lane)
+        multiplexer.retire(connection)
         results = await asyncio.gather(sent, held, return_exceptions=True)
         assert results[0] is None
         assert isinstance(results[1], Exception), results
-        assert "held its state" in str(results[1])
+        assert "held the caller's state" in str(results[1])
     assert await redis_server.query("GET", "astray") is None
 
 
-async def test_a_stuck_call_does_not_outlive_a_deadline_as_short_as_the_response_timeout(
+async def test_a_stuck_call_ends_with_a_deadline_as_short_as_the_response_timeout(
     shared_redis, slack
 ):
-    """Bytes that keep coming for others hold back the verdict on the lane, not on the call."""
+    """Bytes for other calls keep the connection alive, but do not extend the call's deadline."""
 
     dripping = []
 

@@ -1,4 +1,4 @@
-"""The same client on uvloop, whose transports are none of asyncio's classes."""
+"""The client on uvloop, whose transports are not instances of asyncio's classes."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ def on_uvloop():
         yield runner.run
 
 
-def test_lanes_carry_the_calls_batches_and_large_values(on_uvloop, shared_redis):
+def test_shared_connections_carry_calls_batches_and_large_values(on_uvloop, shared_redis):
     async def scene():
         async with ResilientRedis.from_url(shared_redis.url) as redis:
             assert await asyncio.gather(*(redis.incr("n") for _ in range(500))) == [*range(1, 501)]
@@ -26,13 +26,13 @@ def test_lanes_carry_the_calls_batches_and_large_values(on_uvloop, shared_redis)
             assert await redis.set("large", large)
             assert await redis.get("large") == large
             assert await redis.blpop("none", timeout=0.05) is None
-            assert redis.stats().lanes == 2
+            assert redis.stats().connections == 2
         assert len(asyncio.all_tasks()) == 1
 
     on_uvloop(scene())
 
 
-def test_a_lost_reply_and_a_dead_server_end_as_on_asyncio(on_uvloop, redis_server):
+def test_a_lost_reply_and_a_dead_server_have_the_same_result_as_on_asyncio(on_uvloop, redis_server):
     async def scene():
         async with ResilientRedis.from_url(redis_server.url, policy=QUICK) as redis:
             await redis.set("k", "v")

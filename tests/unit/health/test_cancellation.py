@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import math
-import random
 
 import pytest
 
 from resilient_io.health import Dependency, HealthMonitor
-from resilient_io.retry import RetryBudget, RetryPolicy, retrying
 from resilient_io.testing import cancel_everywhere
 
 
@@ -70,25 +68,3 @@ async def test_cancellation_at_any_point_propagates_immediately_and_leaves_nothi
 
     report = await cancel_everywhere(COROUTINES[name], setup=scene, check=starts_again)
     report.assert_clean()
-
-
-async def test_cancellation_at_any_point_of_a_retry_propagates_immediately():
-    async def attempt():
-        await asyncio.sleep(0.1)
-        raise ConnectionError("again")
-
-    def call():
-        return retrying(
-            RetryPolicy(),
-            first=ConnectionError("first"),
-            attempt=attempt,
-            may_repeat=lambda failure: True,
-            until=None,
-            budget=RetryBudget(100.0, lambda: 0),
-            cost=lambda failure: 5.0,
-            rng=random.Random(1),
-        )
-
-    report = await cancel_everywhere(call, raises=ConnectionError)
-    report.assert_clean()
-    assert report.points == 4

@@ -1,4 +1,4 @@
-"""Finding the row of a call, and adding rows."""
+"""Finding the row of a call, and registering commands."""
 
 import pytest
 import redis.asyncio
@@ -12,12 +12,12 @@ from resilient_io.redis.commands import (
     lookup,
     register,
 )
-from resilient_io.redis.commands import _lookup as table
+from resilient_io.redis.commands import registry as table
 
 
 @pytest.fixture
 def _restored():
-    """Undo what a test registers: the table is the process's."""
+    """Undo what a test registers: the process has one table."""
     kept = [(each, dict(each)) for each in (SPECS, table._CONDITIONAL, table._CONTAINERS)]
     yield
     for each, copy in kept:
@@ -47,7 +47,7 @@ def _restored():
         (("OBJECT", "ENCODING", "k"), "OBJECT ENCODING", (b"OBJECT",)),
     ],
 )
-def test_a_call_is_found_however_it_is_spelled(args, name, words):
+def test_lookup_finds_a_call_in_any_notation(args, name, words):
     spec = lookup(args)
     assert (spec.name, spec.words, spec.known) == (name, words, True)
 
@@ -66,31 +66,31 @@ def test_a_call_is_found_however_it_is_spelled(args, name, words):
         (("ß",), "SS"),
     ],
 )
-def test_what_the_table_does_not_know_is_accumulating_on_a_lane(args, name):
+def test_an_unknown_command_is_non_idempotent_and_multiplexed(args, name):
     spec = lookup(args)
     assert not spec.known
-    assert (spec.route, effect_of(spec, args)) == (Route.LANE, Effect.NON_IDEMPOTENT)
+    assert (spec.route, effect_of(spec, args)) == (Route.MULTIPLEXED, Effect.NON_IDEMPOTENT)
     if args[0] != "\udcff":
         assert spec.name == name
 
 
-def test_an_unknown_subcommand_of_client_keeps_off_the_lanes():
+def test_an_unknown_subcommand_of_client_cannot_share_a_connection():
     spec = lookup(("CLIENT", "FROB", "ON"))
     assert (spec.known, spec.route) == (False, Route.BOUND)
 
 
-def test_an_unknown_subcommand_of_debug_is_as_guarded_as_debug():
+def test_an_unknown_subcommand_of_debug_is_as_dangerous_as_debug():
     spec = lookup(("DEBUG", "FROB"))
-    assert (spec.known, spec.effect, spec.route) == (False, Effect.DANGEROUS, Route.LANE)
+    assert (spec.known, spec.effect, spec.route) == (False, Effect.DANGEROUS, Route.MULTIPLEXED)
 
 
 @pytest.mark.parametrize("args", [(), ("",), ("  ",), (b"",)])
-def test_a_call_without_a_name_is_an_error_that_says_what_to_write(args):
+def test_a_call_without_a_name_raises_an_error_that_shows_a_correct_call(args):
     with pytest.raises(ValueError, match="A command needs a name"):
         lookup(args)
 
 
-def test_the_first_argument_alone_finds_every_row_whose_route_it_decides():
+def test_specs_contains_every_row_whose_route_the_first_argument_decides():
     assert SPECS["GET"] is lookup(("GET", "k"))
     assert SPECS["CONFIG GET"] is lookup(("CONFIG GET", "x"))
     for undecided in ("CONFIG", "CLIENT", "COMMAND", "DEBUG", "XREAD", "XREADGROUP", "TS.READ"):
@@ -100,23 +100,23 @@ def test_the_first_argument_alone_finds_every_row_whose_route_it_decides():
 @pytest.mark.parametrize(
     ("args", "route"),
     [
-        (("XREAD", "COUNT", 5, "STREAMS", "s", "0"), Route.LANE),
-        (("XREAD", "BLOCK", 5, "STREAMS", "s", "$"), Route.DEDICATED),
-        (("XREAD", b"count", 5, b"block", 5, b"streams", "s", "$"), Route.DEDICATED),
-        (("XREAD", "STREAMS", "BLOCK", "0"), Route.LANE),
-        (("XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"), Route.LANE),
-        (("XREADGROUP", "GROUP", "BLOCK", "STREAMS", "STREAMS", "s", ">"), Route.LANE),
-        (("XREADGROUP", "GROUP", "g", "c", "BLOCK", 5, "STREAMS", "s", ">"), Route.DEDICATED),
-        (("TS.READ", "BLOCK", "0"), Route.LANE),
-        (("TS.READ", "t", "$", "BLOCK", 5, 1), Route.DEDICATED),
-        (("DEBUG", "SLEEP", "1"), Route.DEDICATED),
-        (("DEBUG SLEEP", "1"), Route.DEDICATED),
-        (("DEBUG", "OBJECT", "k"), Route.LANE),
-        (("BLPOP", "l", 0), Route.DEDICATED),
-        (("HIMPORT SET", "k", "set", "v"), Route.DEDICATED),
-        (("SAVE",), Route.DEDICATED),
-        (("KEYS", "*"), Route.LANE),
-        (("CLIENT ID",), Route.LANE),
+        (("XREAD", "COUNT", 5, "STREAMS", "s", "0"), Route.MULTIPLEXED),
+        (("XREAD", "BLOCK", 5, "STREAMS", "s", "$"), Route.EXCLUSIVE),
+        (("XREAD", b"count", 5, b"block", 5, b"streams", "s", "$"), Route.EXCLUSIVE),
+        (("XREAD", "STREAMS", "BLOCK", "0"), Route.MULTIPLEXED),
+        (("XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"), Route.MULTIPLEXED),
+        (("XREADGROUP", "GROUP", "BLOCK", "STREAMS", "STREAMS", "s", ">"), Route.MULTIPLEXED),
+        (("XREADGROUP", "GROUP", "g", "c", "BLOCK", 5, "STREAMS", "s", ">"), Route.EXCLUSIVE),
+        (("TS.READ", "BLOCK", "0"), Route.MULTIPLEXED),
+        (("TS.READ", "t", "$", "BLOCK", 5, 1), Route.EXCLUSIVE),
+        (("DEBUG", "SLEEP", "1"), Route.EXCLUSIVE),
+        (("DEBUG SLEEP", "1"), Route.EXCLUSIVE),
+        (("DEBUG", "OBJECT", "k"), Route.MULTIPLEXED),
+        (("BLPOP", "l", 0), Route.EXCLUSIVE),
+        (("HIMPORT SET", "k", "set", "v"), Route.EXCLUSIVE),
+        (("SAVE",), Route.EXCLUSIVE),
+        (("KEYS", "*"), Route.MULTIPLEXED),
+        (("CLIENT ID",), Route.MULTIPLEXED),
         (("CLIENT", "SETNAME", "x"), Route.BOUND),
         (("WAIT", 1, 0), Route.BOUND),
         (("WATCH", "k"), Route.BOUND),
@@ -127,11 +127,11 @@ def test_the_first_argument_alone_finds_every_row_whose_route_it_decides():
         (("PSYNC", "?", -1), Route.REFUSED),
     ],
 )
-def test_the_route_follows_the_command_and_where_needed_its_options(args, route):
+def test_the_route_depends_on_the_command_and_on_some_options(args, route):
     assert lookup(args).route is route
 
 
-def test_what_a_shared_client_refuses_names_what_to_use_instead():
+def test_a_refused_command_names_what_to_use_instead():
     for name in known_names():
         spec = lookup((name,))
         if spec.route in {Route.BOUND, Route.REFUSED}:
@@ -141,7 +141,7 @@ def test_what_a_shared_client_refuses_names_what_to_use_instead():
             assert not spec.advice, name
 
 
-def test_odd_arguments_never_raise_and_never_beat_the_worst_case_of_the_row():
+def test_invalid_arguments_never_raise_and_never_exceed_the_worst_case_of_the_row():
     odd = [None, "", b"\xff", "BLOCK", "STREAMS", "FIELDS", -1, 1.5, object(), "STORE", "*", "0"]
     for name in known_names():
         for size in range(len(odd) + 1):
@@ -160,7 +160,7 @@ def test_every_response_callback_of_redis_py_is_found_under_the_name_of_the_row(
     assert [name for name in names if lookup((name,)).name != name] == []
 
 
-def test_effects_are_ordered_so_that_a_batch_takes_the_worst():
+def test_effects_are_ordered_so_that_the_worst_of_a_batch_applies():
     assert max(Effect.READ, Effect.CONDITIONAL, Effect.IDEMPOTENT) is Effect.CONDITIONAL
     assert list(Effect) == sorted(Effect)
 
@@ -170,27 +170,27 @@ def test_a_registered_command_is_known():
     register("MY.CMD", effect=Effect.READ)
     assert SPECS["MY.CMD"] is lookup(("MY.CMD", "k"))
     spec = lookup(("my.cmd", "k"))
-    assert (spec.known, spec.effect, spec.route) == (True, Effect.READ, Route.LANE)
+    assert (spec.known, spec.effect, spec.route) == (True, Effect.READ, Route.MULTIPLEXED)
     assert "MY.CMD" in known_names()
 
 
 @pytest.mark.usefixtures("_restored")
-def test_a_registered_subcommand_makes_its_first_word_a_container():
+def test_registering_a_subcommand_makes_its_first_word_a_container():
     register("mymod stats", effect=Effect.READ)
     assert lookup(("MYMOD", "STATS")).known
     assert not lookup(("MYMOD", "RESET")).known
 
 
 @pytest.mark.usefixtures("_restored")
-def test_registering_overrides_a_known_row_with_its_options():
+def test_registering_overrides_a_row_for_all_options():
     register("SET", effect=Effect.CONDITIONAL)
     assert effect_of(lookup(("SET", "k", "v")), ("SET", "k", "v")) is Effect.CONDITIONAL
     register("XREAD", effect=Effect.READ)
-    assert lookup(("XREAD", "BLOCK", 0, "STREAMS", "s", "$")).route is Route.LANE
+    assert lookup(("XREAD", "BLOCK", 0, "STREAMS", "s", "$")).route is Route.MULTIPLEXED
 
 
 @pytest.mark.usefixtures("_restored")
-def test_a_command_that_is_registered_as_refused_says_what_to_use_instead():
+def test_a_command_registered_as_refused_names_what_to_use_instead():
     register("MY.SESSION", effect=Effect.READ, route=Route.BOUND)
     register("MY.FEED", effect=Effect.READ, route=Route.REFUSED, advice="Use `feed()`.")
     assert "`client()`" in SPECS["MY.SESSION"].advice
@@ -198,9 +198,9 @@ def test_a_command_that_is_registered_as_refused_says_what_to_use_instead():
 
 
 @pytest.mark.usefixtures("_restored")
-def test_a_registered_blocking_command_waits_as_long_as_its_function_says():
-    register("MY.POP", effect=Effect.NON_IDEMPOTENT, route=Route.DEDICATED)
-    register("MY.WAIT", effect=Effect.READ, route=Route.DEDICATED, block=lambda _args: 3.0)
+def test_a_registered_blocking_command_blocks_as_long_as_its_function_returns():
+    register("MY.POP", effect=Effect.NON_IDEMPOTENT, route=Route.EXCLUSIVE)
+    register("MY.WAIT", effect=Effect.READ, route=Route.EXCLUSIVE, block=lambda _args: 3.0)
     forever, bounded = SPECS["MY.POP"].block, SPECS["MY.WAIT"].block
     assert forever is not None
     assert bounded is not None
@@ -221,11 +221,11 @@ def test_a_registered_blocking_command_waits_as_long_as_its_function_says():
         ({"name": "CONFIG", "effect": Effect.READ}, ValueError, "has subcommands"),
         ({"name": "GET IT", "effect": Effect.READ}, ValueError, "has no subcommands"),
         ({"name": "XREAD IT", "effect": Effect.READ}, ValueError, "has no subcommands"),
-        ({"name": "X", "effect": Effect.READ, "block": len}, ValueError, "DEDICATED"),
+        ({"name": "X", "effect": Effect.READ, "block": len}, ValueError, "EXCLUSIVE"),
     ],
 )
 @pytest.mark.usefixtures("_restored")
-def test_a_wrong_registration_says_what_to_write_instead(kwargs, error, message):
+def test_an_invalid_registration_names_what_to_use_instead(kwargs, error, message):
     before = dict(SPECS)
     with pytest.raises(error, match=message):
         register(**kwargs)

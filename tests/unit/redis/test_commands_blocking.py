@@ -1,4 +1,4 @@
-"""How long a command lets the server be silent."""
+"""How long a command permits the server to be silent."""
 
 import pytest
 
@@ -31,7 +31,7 @@ from resilient_io.redis.commands import lookup
         (("SAVE",), None),
         (("SHUTDOWN", "NOSAVE"), None),
         (("MIGRATE", "h", 1, "k", 0, 1000), None),
-        # What the server refuses is answered at once.
+        # The server refuses these immediately.
         (("BLPOP", "a", -1), 0.0),
         (("BLPOP", "a", "soon"), 0.0),
         (("BLPOP", "a", "nan"), 0.0),
@@ -53,5 +53,5 @@ def test_the_block_time_is_read_from_the_arguments(args, seconds):
 @pytest.mark.parametrize(
     "args", [("GET", "k"), ("XREAD", "STREAMS", "s", "0"), ("DEBUG", "OBJECT", "k"), ("MULTI",)]
 )
-def test_what_does_not_block_has_no_block_time(args):
+def test_a_command_that_does_not_block_has_no_block_time(args):
     assert lookup(args).block is None

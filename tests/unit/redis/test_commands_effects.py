@@ -1,4 +1,4 @@
-"""The commands that are easy to put in the wrong row, option by option."""
+"""Commands that are easy to misclassify, option by option."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def _effect(*args):
         ("TDIGEST.MERGE d 1 a", NON_IDEMPOTENT),
         ("TDIGEST.MERGE d 1 a OVERRIDE", IDEMPOTENT),
         ("TDIGEST.MERGE d 1 d OVERRIDE", NON_IDEMPOTENT),
-        # Places that move.
+        # Positions that move.
         ("LTRIM k 0 9", IDEMPOTENT),
         ("LTRIM k 0 0", IDEMPOTENT),
         ("LTRIM k -9 -1", IDEMPOTENT),
@@ -71,7 +71,7 @@ def _effect(*args):
         ("JSON.DEL k $['a']", CONDITIONAL),
         ("JSON.DEL k $.a[0]", NON_IDEMPOTENT),
         ("SWAPDB 0 1", NON_IDEMPOTENT),
-        # Old values, told once.
+        # Old values, returned once.
         ("SET k v GET", NON_IDEMPOTENT),
         ("SET k v NX GET", NON_IDEMPOTENT),
         ("SET k v EX 5 GET", NON_IDEMPOTENT),
@@ -132,7 +132,7 @@ def _effect(*args):
         ("FT.SUGADD k INCR 1", IDEMPOTENT),
         ("FT.SUGADD k s 1 INCR", NON_IDEMPOTENT),
         ("FT.SUGADD k s 1 PAYLOAD INCR", IDEMPOTENT),
-        # Ends of life.
+        # Expiry times.
         ("EXPIRE k 5", IDEMPOTENT),
         ("EXPIRE k 0", CONDITIONAL),
         ("PEXPIRE k -1", CONDITIONAL),
@@ -192,7 +192,7 @@ def _effect(*args):
         ("TS.ADD t 5 1 ON_DUPLICATE BLOCK", CONDITIONAL),
         ("TS.ADD t 5 1 ON_DUPLICATE SUM", NON_IDEMPOTENT),
         ("TS.ADD t * 1 ON_DUPLICATE LAST", NON_IDEMPOTENT),
-        # The plain ones that are asked about most.
+        # Ordinary commands.
         ("MSET a 1 b 2", IDEMPOTENT),
         ("MSETNX a 1", CONDITIONAL),
         ("HSET h f v", CONDITIONAL),
@@ -242,7 +242,7 @@ def _effect(*args):
         ("SENTINEL IS-MASTER-DOWN-BY-ADDR h 1 0 id", NON_IDEMPOTENT),
     ],
 )
-def test_the_effect_is_judged_by_the_arguments(call, effect):
+def test_the_effect_depends_on_the_arguments(call, effect):
     words = call.split()
     assert _effect(*words) is effect
     assert _effect(*(word.lower() if word in _OPTIONS else word for word in words)) is effect
@@ -250,7 +250,7 @@ def test_the_effect_is_judged_by_the_arguments(call, effect):
     assert _effect(*_as_numbers(words)) is effect
 
 
-# Names that are options wherever they stand, never a key or a value in the calls above.
+# Names that are always options in the calls above, never a key or a value.
 _OPTIONS = {
     "EX",
     "PX",
@@ -269,7 +269,7 @@ def _as_numbers(words):
     return [int(word) if word.lstrip("-").isdigit() else word for word in words]
 
 
-def test_keys_are_the_same_key_in_any_spelling():
+def test_keys_are_equal_in_any_type():
     assert _effect("SUNIONSTORE", "é", "é".encode()) is NON_IDEMPOTENT
     assert _effect("SUNIONSTORE", 5, b"5") is NON_IDEMPOTENT
     assert _effect("SUNIONSTORE", b"\xff", memoryview(b"\xff")) is NON_IDEMPOTENT
@@ -277,7 +277,7 @@ def test_keys_are_the_same_key_in_any_spelling():
     assert _effect("SUNIONSTORE", "d", "D") is IDEMPOTENT
 
 
-def test_the_name_may_bring_operands_with_it():
+def test_the_name_may_contain_operands():
     assert _effect("SET k v NX") is CONDITIONAL
     assert _effect("ACL LOG RESET") is IDEMPOTENT
     assert _effect("ACL", "LOG", "RESET") is IDEMPOTENT

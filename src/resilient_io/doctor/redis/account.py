@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.doctor.looking import Finding, blind, problem
-from resilient_io.redis.connect import abort, ask_over
+from resilient_io.redis.connect import abort, query_over
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -52,7 +52,7 @@ class Account:
 
     def __init__(self, connection: AbstractConnection, timeout: float) -> None:
         self._connection: AbstractConnection | None = connection
-        self._ask = ask_over(connection, timeout)
+        self._ask = query_over(connection, timeout)
         self._info: dict[str, str] | None = None
         self._refused: Finding | None = None
         self._lost = "the connection was lost"

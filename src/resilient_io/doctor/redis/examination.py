@@ -13,8 +13,8 @@ from resilient_io.doctor.network import Place, look_at_names, look_at_ports, sil
 from resilient_io.doctor.step import Status
 from resilient_io.doctor.tls import look_at_tls, no_tls, speaks_tls
 from resilient_io.health import Cause
-from resilient_io.redis.connect import PoolTarget, dial
-from resilient_io.redis.options import pool_from_url
+from resilient_io.redis.connect import RedisTarget, connect
+from resilient_io.redis.options import check_target, pool_from_url
 
 from .account import Account, Unanswered, text_of
 from .load import look_at_load, look_at_slow_log
@@ -64,13 +64,13 @@ def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
         ConfigurationError: The URL or an option in it cannot be used.
     """
     pool = pool_from_url(url, {})
-    target = PoolTarget(pool)
-    target.check()
+    target = RedisTarget(pool)
+    check_target(target)
     return _examine(pool, target, Looking(timeout))
 
 
 async def _examine(
-    pool: ConnectionPool, target: PoolTarget, looking: Looking
+    pool: ConnectionPool, target: RedisTarget, looking: Looking
 ) -> AsyncGenerator[Step, None]:
     way = _Way(pool.connection_kwargs, target, looking)
     try:
@@ -106,7 +106,7 @@ class _Way:
         account: The way's end: a connection over which the server answers; None before.
     """
 
-    def __init__(self, settings: Mapping[str, Any], target: PoolTarget, looking: Looking) -> None:
+    def __init__(self, settings: Mapping[str, Any], target: RedisTarget, looking: Looking) -> None:
         self.account: Account | None = None
         self._looking = looking
         self._target = target
@@ -164,7 +164,7 @@ class _Way:
                     )
             except TimeoutError:
                 # A plain Redis takes a TLS greeting for the beginning of a command, and waits.
-                if await self._target.look_for_plain_port():
+                if await self._target.check_plain_port():
                     break
                 if patience == timeout:
                     raise
@@ -180,7 +180,7 @@ class _Way:
 
     async def _look_at_login(self, timeout: float) -> Finding:
         try:
-            connection = await dial(
+            connection = await connect(
                 self._target, client_name=None, timeout=timeout, user_timeout=timeout
             )
         except (driver.RedisError, OSError) as error:

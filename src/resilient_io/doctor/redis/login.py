@@ -9,7 +9,7 @@ from resilient_io.health import Cause
 from resilient_io.redis.errors import connection_failure
 
 if TYPE_CHECKING:
-    from resilient_io.redis.connect import Target
+    from resilient_io.redis.connect import RedisTarget
 
 __all__ = ["judge_login"]
 
@@ -38,7 +38,7 @@ _AFTER_TLS: Final = (
 )
 
 
-def judge_login(error: BaseException, target: Target, *, gave_password: bool) -> Finding:
+def judge_login(error: BaseException, target: RedisTarget, *, gave_password: bool) -> Finding:
     """Say why a connection came to nothing after TCP (and TLS) did well.
 
     Args:

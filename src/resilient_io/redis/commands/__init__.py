@@ -1,13 +1,13 @@
-"""The command table: what the gate knows of every Redis command.
+"""The command table: the effect and the route of every Redis command.
 
-Two columns: the effect (what a second execution would do) and the route (the connection it may
-travel). Commands that the table does not know are accumulating; `register` tells it more.
+The effect is what a second execution would do; the route is the kind of connection that may carry
+the command. Commands that are not in the table are non-idempotent; `register` adds a command.
 """
 
 from __future__ import annotations
 
-from resilient_io.redis.commands._lookup import SPECS, known_names, lookup, register
-from resilient_io.redis.commands._spec import CommandSpec, Effect, Route, effect_of
+from .registry import SPECS, known_names, lookup, register
+from .spec import CommandSpec, Effect, Route, effect_of
 
 __all__ = [
     "SPECS",

@@ -1,6 +1,6 @@
-"""Clients that must leave nothing behind, and an independent look into the server.
+"""Clients that must leave nothing behind, and independent queries to the server.
 
-Times are those of the row that a test holds, plus `slack()`.
+Time limits are those that a test checks, plus `slack()`.
 """
 
 import asyncio
@@ -27,27 +27,27 @@ _SETTLE = 2.0
 
 @pytest.fixture
 def quick() -> RetryPolicy:
-    """The default policy, four times as fast, so that a scene is short."""
+    """Return the default policy with timeouts four times as short."""
     return RetryPolicy(response_timeout=0.5, connect_timeout=0.25, deadline=1.25)
 
 
 @pytest.fixture
 def patient(quick: RetryPolicy) -> RetryPolicy:
-    """The same, for calls that are to get their answer, whatever the machine does meanwhile."""
+    """Return the same with a long deadline, for calls that must succeed on a busy machine."""
     return quick.replace(deadline=5.0, connect_timeout=3.0)
 
 
 class Transitions:
-    """Writes down every transition of a dependency, and when its callback was called."""
+    """Records every transition of a dependency, and when its callback was called."""
 
     def __init__(self, health: Dependency) -> None:
         self.changes: list[Change] = []
         self.heard: list[float] = []
         self._health = health
         self._new = asyncio.Event()
-        self._handle = health.on_change(self._take)
+        self._handle = health.on_change(self._record)
 
-    def _take(self, change: Change) -> None:
+    def _record(self, change: Change) -> None:
         self.changes.append(change)
         self.heard.append(asyncio.get_running_loop().time())
         self._new.set()
@@ -60,7 +60,7 @@ class Transitions:
         return self.states.count(state)
 
     async def until(self, state: State, *, within: float) -> float:
-        """Wait for a transition to `state` from now on; give the time of its callback."""
+        """Wait for the next transition to `state`. Return the time of its callback."""
         seen = len(self.changes)
         async with asyncio.timeout(within):
             while True:
@@ -83,7 +83,7 @@ async def _accepting(port: int) -> float:
 
 @pytest.fixture
 def accepting() -> Callable[[int], Awaitable[float]]:
-    """Wait until a port accepts a connection; give the time at which it did."""
+    """Return a function that waits until a port accepts a connection and returns the time."""
     return _accepting
 
 
@@ -94,12 +94,12 @@ Connect = Callable[..., Awaitable[ResilientRedis]]
 
 @pytest.fixture
 def watch() -> Watch:
-    """Give a recorder of a client's transitions from now on."""
+    """Return a function that records the transitions of a client."""
     return lambda redis: Transitions(redis.health)
 
 
 def _connections_to(ports: list[int]) -> list[str]:
-    """Describe this process's sockets that lead to one of these ports."""
+    """Return this process's sockets that are connected to one of these ports."""
     found = []
     for number, _ in sorted(open_sockets()):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
@@ -111,7 +111,7 @@ def _connections_to(ports: list[int]) -> list[str]:
 
 @pytest_asyncio.fixture
 async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
-    """Make clients; when the test ends they are closed and must have left no task, no socket."""
+    """Create clients. At the end of the test they are closed and must leave no task or socket."""
     before = asyncio.all_tasks()
     clients: list[ResilientRedis] = []
     ports: list[int] = []
@@ -130,7 +130,7 @@ async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
         if up:
             await redis.health.until_up(10)
             async with asyncio.timeout(10):
-                while redis.stats().lanes < len(redis._engine.lanes._slots):  # noqa: ASYNC110 - the opening of a lane is no event
+                while not redis._runtime.multiplexer.complete:  # noqa: ASYNC110 - there is no event for it
                     await asyncio.sleep(0.005)
         return redis
 
@@ -142,22 +142,22 @@ async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
         await redis.health.aclose()
     assert loop.time() - began < _SETTLE + slack(), "aclose() took too long"
     until = loop.time() + _SETTLE
-    while loop.time() < until + slack() and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - nor is the closing of sockets
+    while loop.time() < until + slack() and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.005)
     assert not _connections_to(ports)
     assert not _ours(before)
 
 
 def _ours(before: set[asyncio.Task[Any]]) -> list[str]:
-    """Name the library's tasks that are new."""
+    """Return the names of the library's new tasks."""
     new = asyncio.all_tasks() - before
     return sorted(task.get_name() for task in new if task.get_name().startswith("resilient-io"))
 
 
 class SlowServer:
-    """A server behind a proxy in a process of its own.
+    """A server behind a proxy in a separate process.
 
-    In this process, thousands of callers that all want their turn would starve the proxy.
+    In this process, thousands of callers would starve the proxy.
     """
 
     def __init__(self, server: RedisServer, process: subprocess.Popen[str]) -> None:
@@ -166,7 +166,7 @@ class SlowServer:
         self.url = f"redis://127.0.0.1:{self._said()}/0"
 
     def slow_down(self, latency: float) -> None:
-        """Let each request, and each reply, take so many seconds longer."""
+        """Delay each request and each reply by `latency` seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{latency}\n")
         self._process.stdin.flush()
@@ -195,7 +195,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def slow_server(redis_server: RedisServer) -> Iterator[SlowServer]:
-    """A server that can be slowed."""
+    """Start a server that can be slowed down."""
     with subprocess.Popen(
         [sys.executable, "-c", _PROXY, str(redis_server.port)],
         stdin=subprocess.PIPE,
@@ -208,7 +208,7 @@ def slow_server(redis_server: RedisServer) -> Iterator[SlowServer]:
 
 @pytest.fixture
 def executed() -> Callable[[RedisServer, str], Awaitable[int]]:
-    """Ask the server itself how often it executed a command."""
+    """Return a function that asks the server how often it executed a command."""
 
     async def ask(server: RedisServer, command: str) -> int:
         said = await server.query("INFO", "commandstats")
@@ -221,7 +221,7 @@ def executed() -> Callable[[RedisServer, str], Awaitable[int]]:
 
 @pytest.fixture
 def connections_made() -> Callable[[RedisServer], Awaitable[int]]:
-    """Ask the server itself how many connections it ever accepted, this question's included."""
+    """Return a function that asks the server how many connections it has accepted so far."""
 
     async def ask(server: RedisServer) -> int:
         said = await server.query("INFO", "stats")
@@ -235,7 +235,7 @@ def connections_made() -> Callable[[RedisServer], Awaitable[int]]:
 
 @pytest_asyncio.fixture
 async def stranger() -> AsyncIterator[Callable[[int], Awaitable[Stranger]]]:
-    """Open plain connections that are nobody's; ask for it after `connect`, which looks."""
+    """Return a function that opens plain connections. Request it after `connect`."""
     writers: list[asyncio.StreamWriter] = []
 
     async def meet(port: int) -> Stranger:

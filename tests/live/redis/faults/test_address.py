@@ -13,7 +13,7 @@ from redis.asyncio import ConnectionPool
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.redis.connect import PoolTarget
+from resilient_io.redis.connect import RedisTarget
 from resilient_io.testing import RedisServer
 
 NAME = "cache.example"
@@ -26,7 +26,7 @@ class OtherServer(RedisServer):
 
 
 class Names:
-    """What a resolver would say, and how often it was asked."""
+    """A resolver, and how often it was called."""
 
     def __init__(self, loop, monkeypatch) -> None:
         self.address: str | None = "127.0.0.1"
@@ -44,7 +44,7 @@ class Names:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            while self.hangs:  # noqa: ASYNC110 - a flag that a test sets
+            while self.hangs:  # noqa: ASYNC110 - a test sets the flag
                 await asyncio.sleep(0.01)
             if self.address is None:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -68,7 +68,7 @@ def url(server: RedisServer) -> str:
     return f"redis://{NAME}:{server.port}/0"
 
 
-async def test_a_name_that_goes_and_comes_back_with_another_address_leads_to_the_new_one(
+async def test_a_name_that_disappears_and_returns_with_another_address_leads_to_the_new_server(
     names, redis_server, other_server, connect, watch, slack
 ):
     await redis_server.query("SET", "who", "old")
@@ -90,10 +90,10 @@ async def test_a_name_that_goes_and_comes_back_with_another_address_leads_to_the
     assert up - back <= 0.25 + slack(0.1)
     results = await asyncio.gather(*[redis.get("who") for _ in range(50)])
     assert results == [b"new"] * 50
-    assert names.most_at_once <= 2  # one of ours, one of asyncio's as it connects
+    assert names.most_at_once <= 2  # one of resilient-io, one of asyncio while it connects
 
 
-async def test_an_address_that_changed_without_notice_is_found_at_the_first_failure(
+async def test_a_changed_address_is_found_at_the_first_failure(
     names, redis_server, other_server, connect, watch
 ):
     await other_server.query("SET", "who", "new")
@@ -108,7 +108,7 @@ async def test_an_address_that_changed_without_notice_is_found_at_the_first_fail
     assert seen.count(State.DOWN) <= 1
 
 
-async def test_a_name_that_does_not_exist_at_the_start_neither_raises_nor_hangs(
+async def test_an_unknown_name_at_the_start_neither_raises_nor_hangs(
     names, redis_server, connect, quick
 ):
     names.address = None
@@ -125,7 +125,7 @@ async def test_a_name_that_does_not_exist_at_the_start_neither_raises_nor_hangs(
     assert await call == 1
 
 
-async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_deadline(
+async def test_a_hanging_resolver_occupies_one_lookup_and_extends_no_deadline(
     names, redis_server, connect, quick, slack
 ):
     names.hangs = True
@@ -141,23 +141,23 @@ async def test_a_resolver_that_hangs_holds_one_look_up_and_no_call_beyond_its_de
     assert await redis.get("key") is None
 
 
-async def test_a_look_up_that_fails_when_nobody_waits_for_it_any_more_is_no_error(names, caplog):
+async def test_a_lookup_that_fails_after_its_caller_is_gone_is_not_logged(names, caplog):
     names.hangs, names.address = True, None
-    target = PoolTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
+    target = RedisTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await target.locate()
+            await target.resolve()
     names.hangs = False
     await asyncio.wait([target._lookup])
     del target
-    gc.collect()  # only then asyncio complains of errors that nobody asked for
+    gc.collect()  # only then does asyncio log exceptions that were never retrieved
     assert "never retrieved" not in caplog.text
 
 
-async def test_a_server_that_became_a_replica_is_left_for_the_new_master(
+async def test_a_client_of_a_demoted_master_moves_to_the_new_master(
     names, redis_server, other_server, connect, watch
 ):
-    """A failover behind a name: the old master answers READONLY, the name shows the new one."""
+    """A failover behind a name: the old master replies READONLY, the name leads to the new one."""
     redis = await connect(url(redis_server))
     assert await redis.set("who", "old")
 

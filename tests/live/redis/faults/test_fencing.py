@@ -1,4 +1,4 @@
-"""A lane that was given up may not write behind the back of what was acknowledged later."""
+"""A dead connection may not apply a write after a later write was acknowledged."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ def sets(value: bytes):
     return lambda request: request.name == "SET" and value in request.arguments
 
 
-async def give_up_the_lane_of_a_held_set(redis, proxy):
-    """Hold a SET on its way to the server; give its task and the fault."""
+async def lose_the_connection_of_a_held_set(redis, proxy):
+    """Delay a SET on its way to the server. Return its task and the fault."""
     held = proxy.hold(sets(b"first"), times=1)
     first = asyncio.create_task(redis.set("key", "first"))
     async with asyncio.timeout(5):
@@ -26,7 +26,7 @@ async def test_a_set_that_arrives_after_a_later_one_was_acknowledged_is_fenced(
     redis_server, fault_proxy, connect, patient
 ):
     redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):
         await first
 
@@ -39,12 +39,12 @@ async def test_a_set_that_arrives_after_a_later_one_was_acknowledged_is_fenced(
     assert await redis.get("key") == b"later"
 
 
-async def test_the_repeat_of_a_held_set_is_the_only_one_that_is_applied(
+async def test_only_the_repeat_of_a_held_set_is_applied(
     redis_server, fault_proxy, connect, patient, executed
 ):
     redis = await connect(fault_proxy, policy=patient)
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
-    assert await first is True  # repeated on another lane, after the dead one was fenced
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
+    assert await first is True  # repeated on another connection, after the dead one was fenced
 
     assert await redis.set("key", "later") is True
     held.release()
@@ -54,12 +54,12 @@ async def test_the_repeat_of_a_held_set_is_the_only_one_that_is_applied(
     assert await executed(redis_server, "SET") == 2
 
 
-async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
+async def test_nothing_is_sent_between_the_death_of_a_connection_and_its_fencing(
     redis_server, fault_proxy, connect, patient
 ):
     redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
     kills = fault_proxy.hold("CLIENT KILL", times=1)
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
     async with asyncio.timeout(5):
         await kills.happened()
 
@@ -77,16 +77,18 @@ async def test_nothing_is_sent_between_the_death_of_a_lane_and_its_fencing(
         await first
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
-    lanes, redis_server, fault_proxy, connect, patient
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_dead_connection_is_fenced_by_its_successor_or_by_a_survivor(
+    count, redis_server, fault_proxy, connect, patient
 ):
     from resilient_io.redis import ConnectionSettings
 
     redis = await connect(
-        fault_proxy, policy=patient.replace(repeat="read"), lanes=ConnectionSettings(count=lanes)
+        fault_proxy,
+        policy=patient.replace(repeat="read"),
+        connections=ConnectionSettings(count=count),
     )
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
     with pytest.raises(OutcomeUnknown):
         await first
 
@@ -96,13 +98,13 @@ async def test_a_lane_is_fenced_by_its_successor_as_well_as_by_a_survivor(
     assert await redis_server.query("GET", "key") == b"later"
 
 
-async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unknown(
+async def test_the_outcome_of_a_set_is_unknown_if_an_acl_forbids_fencing(
     redis_server, fault_proxy, connect, patient, executed
 ):
     await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING)
     url = fault_proxy.url.replace("redis://", "redis://app:secret@")
     redis = await connect(url, policy=patient)
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
 
     with pytest.raises(OutcomeUnknown) as caught:
         await first
@@ -115,7 +117,7 @@ async def test_where_an_acl_forbids_fencing_the_outcome_of_the_first_set_is_unkn
 
 
 @pytest.mark.parametrize("forbidden", ["-client|kill", "-client|list", "-client|id"])
-async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
+async def test_any_missing_permission_makes_the_outcome_unknown(
     forbidden, redis_server, fault_proxy, connect, patient
 ):
     await redis_server.query(
@@ -123,7 +125,7 @@ async def test_each_single_permission_that_is_missing_makes_the_outcome_unknown(
     )
     url = fault_proxy.url.replace("redis://", "redis://app:secret@")
     redis = await connect(url, policy=patient)
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
 
     with pytest.raises(OutcomeUnknown):
         await first
@@ -135,9 +137,9 @@ async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
     redis_server, fault_proxy, connect, stranger, patient
 ):
     redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
-    first, held = await give_up_the_lane_of_a_held_set(redis, fault_proxy)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
     await redis_server.restart()
-    # Ids start again: these have those of our dead lanes.
+    # IDs start again: these clients have the IDs of the dead connections.
     strangers = [await stranger(redis_server.port) for _ in range(20)]
     with pytest.raises(OutcomeUnknown):
         await first

@@ -108,8 +108,8 @@ async def test_no_call_outlives_its_deadline_while_the_server_is_frozen(
         redis_server.thaw()
 
 
-async def test_after_thawing_no_wrong_reply_reaches_anyone(redis_server, connect, quick):
-    """Freezes shorter and longer than the response timeout; each value names its key."""
+async def test_no_caller_receives_a_wrong_reply_after_thawing(redis_server, connect, quick):
+    """Freezes are shorter and longer than the response timeout; each value names its key."""
     for number in range(CALLERS):
         await redis_server.query("SET", f"key:{number}", str(number))
     redis = await connect(redis_server, policy=quick)
@@ -138,7 +138,7 @@ async def test_after_thawing_no_wrong_reply_reaches_anyone(redis_server, connect
     await redis.health.until_up(5)
     until = answered + 2 * CALLERS
     async with asyncio.timeout(10):
-        while answered < until:  # noqa: ASYNC110 - a count is no event
+        while answered < until:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
     stop = True
     await asyncio.gather(*readers)
@@ -149,7 +149,7 @@ async def test_after_thawing_no_wrong_reply_reaches_anyone(redis_server, connect
 async def test_a_blocking_pop_on_a_frozen_server_ends_when_it_goes_down(
     redis_server, connect, quick, watch
 ):
-    """A BLPOP without an end has no deadline of its own: going down ends it."""
+    """A BLPOP without a limit has no deadline: the transition to DOWN ends it."""
     redis = await connect(
         redis_server, policy=quick, health=HealthSettings(interval=0.25, timeout=0.25)
     )

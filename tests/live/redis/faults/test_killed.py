@@ -22,18 +22,18 @@ PUBLISHED_WITHIN = 0.05
 """Seconds from the death of the server, which `kill` waits for, to the callback."""
 
 BUSY_MACHINE = 0.025
-"""Seconds that other processes may take from us meanwhile."""
+"""Seconds that other processes may take from this one meanwhile."""
 
 KILLS = 6
-"""Kills that are tried at most until two were published in time: a machine may pause."""
+"""Maximum number of kills until two were published in time: a machine may pause."""
 
 
 class DependencyRefusedError(Exception):
-    """Nothing but an error, for comparison."""
+    """Raise an error and do nothing else, for comparison."""
 
 
 class Callers:
-    """Tasks that call as fast as they can until `stop`, and write down how each call ended."""
+    """Tasks that call as fast as possible until `stop`, and record the outcome of each call."""
 
     def __init__(self, redis) -> None:
         self.redis = redis
@@ -87,7 +87,7 @@ async def kill_under_load(connect, quick, watch, slack):
         seen = watch(redis)
         callers = Callers(redis)
         async with asyncio.timeout(10):
-            while callers.acknowledged <= CALLERS:  # noqa: ASYNC110 - a count is no event
+            while callers.acknowledged <= CALLERS:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
 
         server.kill()
@@ -124,10 +124,10 @@ async def test_down_is_published_within_50_ms_without_traffic(connect, watch, sl
     assert in_time(delays) == 2, delays
 
 
-async def test_a_call_while_down_fails_at_once_without_touching_the_network(
+async def test_a_call_while_down_fails_immediately_without_using_the_network(
     redis_server, connect, watch
 ):
-    """The benchmark holds the 5 µs; this holds the order of magnitude, by what the machine takes
+    """The benchmark checks the 5 µs; this test checks the order of magnitude, relative to what
     to raise an error through two coroutines.
     """
     redis = await connect(redis_server)
@@ -179,7 +179,7 @@ async def test_waiting_calls_of_a_dead_server_end_with_their_deadline(
         assert not isinstance(result, OutcomeUnknown)
 
 
-async def test_closing_settles_the_calls_of_a_dead_server_and_leaves_nothing(
+async def test_closing_ends_the_calls_of_a_dead_server_and_leaves_nothing(
     redis_server, connect, slack
 ):
     redis = await connect(redis_server)
@@ -200,7 +200,7 @@ async def test_closing_settles_the_calls_of_a_dead_server_and_leaves_nothing(
         assert error is None or isinstance(error, ResilientIOError)
 
 
-async def test_closing_settles_the_calls_that_wait_for_a_dedicated_connection(
+async def test_closing_ends_the_calls_that_wait_for_an_exclusive_connection(
     redis_server, fault_proxy, connect
 ):
     redis = await connect(fault_proxy, max_connections=2)
@@ -217,7 +217,7 @@ async def test_closing_settles_the_calls_that_wait_for_a_dedicated_connection(
     assert sum(isinstance(pop.exception(), Closed) for pop in done) >= 4
 
 
-async def test_closing_settles_a_call_whose_dedicated_connection_is_being_dialled(
+async def test_closing_ends_a_call_whose_exclusive_connection_is_being_opened(
     redis_server, fault_proxy, connect
 ):
     redis = await connect(fault_proxy)
@@ -231,10 +231,10 @@ async def test_closing_settles_a_call_whose_dedicated_connection_is_being_dialle
     assert isinstance(pop.exception(), Closed)
 
 
-async def test_closing_settles_a_blocking_call_that_waits_for_a_shared_health_to_be_up(
+async def test_closing_ends_a_blocking_call_that_waits_for_a_shared_health_to_be_up(
     redis_server, connect
 ):
-    """The other client keeps the health alive, so only the closing can end the wait."""
+    """The other client keeps the health open, so only closing the client can end the wait."""
     other = await connect(redis_server)
     policy = RetryPolicy(while_down="wait", deadline=30.0)
     redis = ResilientRedis.from_url(redis_server.url, policy=policy, health=other.health)

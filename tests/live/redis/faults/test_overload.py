@@ -12,11 +12,11 @@ from resilient_io.redis import ConnectionSettings
 
 CALLERS = 10_000
 MEMORY_PER_CALLER = 12 * 1024
-"""Bytes that a waiting caller may cost, its own task and coroutine (about 4 KiB) included."""
+"""Maximum bytes per waiting caller, including its task and coroutine (about 4 KiB)."""
 
 
 def resident() -> int:
-    """Give the bytes of memory that this process holds."""
+    """Return the bytes of memory that this process uses."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -65,13 +65,13 @@ async def test_10_000_callers_on_a_server_slowed_by_100_ms_are_all_served_within
     assert redis.stats().in_flight == redis.stats().waiting == 0
 
 
-async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_having_been_sent(
+async def test_calls_above_the_limit_wait_and_then_raise_overloaded_without_being_sent(
     slow_server, connect, watch, quick, slack
 ):
-    """16 calls fit at a time, each round takes 100 ms: 5,000 cannot be served in 1.25 s."""
+    """16 calls fit at a time and take 100 ms: 5,000 cannot be served in 1.25 s."""
     callers = CALLERS // 2
     redis = await connect(
-        slow_server, policy=quick, lanes=ConnectionSettings(count=2, in_flight=64 * 1024)
+        slow_server, policy=quick, connections=ConnectionSettings(count=2, in_flight=64 * 1024)
     )
     seen = watch(redis)
     slow_server.slow_down(0.05)
@@ -98,15 +98,17 @@ async def test_past_the_bound_callers_wait_and_are_then_overloaded_without_havin
     assert served
     assert len(overloaded) > callers / 2
     assert peak <= 64
-    assert took <= quick.deadline + slack()  # to start them, and to tell them, blocks our loop
+    assert (
+        took <= quick.deadline + slack()
+    )  # starting the calls, and raising their errors, blocks the loop
     await asyncio.sleep(0.3)
     found = int(await slow_server.query("GET", "counter"))
     assert len(served) <= found <= len(served) + len(sent_late)
     assert not seen.changes
 
 
-async def test_a_request_above_the_bound_is_admitted_alone(redis_server, connect):
-    redis = await connect(redis_server, lanes=ConnectionSettings(in_flight=64 * 1024))
+async def test_a_request_above_the_limit_is_admitted_alone(redis_server, connect):
+    redis = await connect(redis_server, connections=ConnectionSettings(in_flight=64 * 1024))
     value = b"x" * (1024 * 1024)
 
     results = await asyncio.gather(
@@ -117,13 +119,13 @@ async def test_a_request_above_the_bound_is_admitted_alone(redis_server, connect
     assert sorted(results[5:]) == list(range(1, 101))
 
 
-async def test_memory_does_not_grow_with_the_calls_that_gave_up(
+async def test_memory_does_not_grow_with_the_number_of_abandoned_calls(
     redis_server, fault_proxy, connect, quick
 ):
     redis = await connect(
         fault_proxy,
         policy=quick.replace(deadline=0.5, response_timeout=0.5),
-        lanes=ConnectionSettings(count=1, in_flight=64 * 1024),
+        connections=ConnectionSettings(count=1, in_flight=64 * 1024),
     )
     fault_proxy.latency(replies=0.1)
 
@@ -138,17 +140,17 @@ async def test_memory_does_not_grow_with_the_calls_that_gave_up(
     await asyncio.sleep(0.3)
 
     assert redis.stats().waiting == redis.stats().in_flight == 0
-    assert len(redis._engine.lanes._backlog) == 0
+    assert len(redis._runtime.multiplexer._waiting) == 0
 
 
-async def test_the_bound_on_dedicated_connections_is_ours_and_no_failure_of_the_server(
+async def test_the_limit_of_exclusive_connections_is_not_a_failure_of_the_server(
     redis_server, connect, watch
 ):
     redis = await connect(redis_server, max_connections=1)
     seen = watch(redis)
     first = asyncio.create_task(redis.blpop(["queue"], timeout=30))
     async with asyncio.timeout(5):
-        while b"cmd=blpop" not in await redis_server.query("CLIENT", "LIST"):  # noqa: ASYNC110 - its state
+        while b"cmd=blpop" not in await redis_server.query("CLIENT", "LIST"):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
 
     with pytest.raises(Overloaded), deadline(0.3):

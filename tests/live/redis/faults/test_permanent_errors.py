@@ -12,7 +12,7 @@ from resilient_io.testing import RedisServer, ServerDidNotStartError
 
 WATCHED_FOR = 1.0
 MOST_DIALS = 12
-"""Connections a second: two lanes and the probe, each a few times."""
+"""Connections per second: two shared connections and the probe, each a few times."""
 
 CONFIRMED_WITHIN = 5.0
 
@@ -23,8 +23,8 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def told(redis):
-    """Give the errors of calls made before, and after, a probe has confirmed the state."""
+async def errors_of_calls(redis):
+    """Return the errors of calls before and after a probe has confirmed the state."""
     errors = []
     for _ in range(2):
         with pytest.raises(DependencyUnavailable) as caught:
@@ -48,8 +48,8 @@ async def tls_server():
         pytest.skip("this server was built without TLS")
 
 
-async def dials_within(seconds, server, connections_made) -> int:
-    """Count the connections that come at the server, this question's own taken off."""
+async def connections_within(seconds, server, connections_made) -> int:
+    """Return the number of connections to the server, without that of the query."""
     before = await connections_made(server)
     await asyncio.sleep(seconds)
     return await connections_made(server) - before - 1
@@ -60,14 +60,14 @@ async def dials_within(seconds, server, connections_made) -> int:
     ["redis://:{wrong}@127.0.0.1:{port}/0", "redis://127.0.0.1:{port}/0"],
     ids=["wrong password", "none"],
 )
-async def test_a_wrong_password_is_one_clear_error_and_no_storm(
+async def test_a_wrong_password_raises_one_clear_error_and_causes_no_storm(
     url, connect, connections_made, patient
 ):
     async with RedisServer(password="right") as server:
         before, began = await connections_made(server), now()
         redis = await connect(url.format(wrong=SECRET, port=server.port), up=False, policy=patient)
 
-        first, second = await told(redis)
+        first, second = await errors_of_calls(redis)
 
         assert isinstance(first, driver.AuthenticationError)
         assert isinstance(second, driver.AuthenticationError)
@@ -86,24 +86,24 @@ async def test_a_wrong_password_is_one_clear_error_and_no_storm(
             assert await redis.incr("counter") == 1
 
 
-async def test_an_unknown_user_is_one_clear_error(redis_server, connect, patient):
-    url = f"redis://nobody:{SECRET}@127.0.0.1:{redis_server.port}/0"
+async def test_an_unknown_user_raises_one_clear_error(redis_server, connect, patient):
+    url = f"redis://unknown:{SECRET}@127.0.0.1:{redis_server.port}/0"
     redis = await connect(url, up=False, policy=patient)
 
-    first, second = await told(redis)
+    first, second = await errors_of_calls(redis)
 
     assert isinstance(first, driver.AuthenticationError)
     assert isinstance(second, driver.AuthenticationError)
     assert redis.health.cause is Cause.AUTH
 
 
-async def test_a_wrong_database_is_one_clear_error_and_no_storm(
+async def test_a_wrong_database_raises_one_clear_error_and_causes_no_storm(
     redis_server, connect, connections_made, patient
 ):
     before, began = await connections_made(redis_server), now()
     redis = await connect(f"redis://127.0.0.1:{redis_server.port}/99", up=False, policy=patient)
 
-    first, second = await told(redis)
+    first, second = await errors_of_calls(redis)
 
     assert "DB index" in str(first)
     assert "DB index" in str(second)
@@ -114,15 +114,15 @@ async def test_a_wrong_database_is_one_clear_error_and_no_storm(
     assert redis.stats().retries == 0
 
 
-async def test_tls_to_a_plain_port_is_one_clear_error_and_no_storm(
+async def test_tls_to_a_plain_port_raises_one_clear_error_and_causes_no_storm(
     redis_server, connect, connections_made, patient
 ):
     before, began = await connections_made(redis_server), now()
-    # The server answers no TLS, so a probe has to see the end of the dial's time.
+    # The server does not answer TLS, so the connect attempt of a probe has to time out.
     policy = patient.replace(connect_timeout=0.5)
     redis = await connect(f"rediss://127.0.0.1:{redis_server.port}/0", up=False, policy=policy)
 
-    first, second = await told(redis)
+    first, second = await errors_of_calls(redis)
 
     for error in (first, second):
         assert "TLS port?" in str(error)
@@ -133,13 +133,13 @@ async def test_tls_to_a_plain_port_is_one_clear_error_and_no_storm(
     assert redis.stats().retries == 0
 
 
-async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_storm(
+async def test_a_plain_client_on_a_tls_port_raises_one_clear_error_and_causes_no_storm(
     tls_server, connect, connections_made, quick
 ):
     before, began = await connections_made(tls_server), now()
     redis = await connect(f"redis://127.0.0.1:{tls_server.tls_port}/0", up=False, policy=quick)
 
-    # A server that resets cannot be told from one that is starting: the first call waits.
+    # A server that resets may also be starting: the first call waits.
     with pytest.raises(DeadlineExceeded, match="reset"):
         await redis.get("key")
     with pytest.raises(DependencyUnavailable, match="reset"):
@@ -151,10 +151,10 @@ async def test_a_plain_client_on_a_tls_port_is_told_in_one_error_and_makes_no_st
     assert await connections_made(tls_server) - before <= 4 * MOST_DIALS * (now() - began)
 
 
-async def test_a_certificate_that_is_not_trusted_is_one_clear_error(tls_server, connect, patient):
+async def test_an_untrusted_certificate_raises_one_clear_error(tls_server, connect, patient):
     redis = await connect(f"rediss://127.0.0.1:{tls_server.tls_port}/0", up=False, policy=patient)
 
-    first, second = await told(redis)
+    first, second = await errors_of_calls(redis)
 
     assert "certificate" in str(first).lower()
     assert "certificate" in str(second).lower()
@@ -167,10 +167,12 @@ async def test_a_trusted_tls_server_works(tls_server, connect):
 
 
 @pytest.mark.soak
-async def test_in_20_s_of_a_wrong_password_the_dials_become_rare(connect, connections_made):
+async def test_connect_attempts_become_rare_within_20_s_of_a_wrong_password(
+    connect, connections_made
+):
     async with RedisServer(password="right") as server:
         redis = await connect(f"redis://:{SECRET}@127.0.0.1:{server.port}/0", up=False)
         await asyncio.sleep(5)
         assert redis.health.cause is Cause.AUTH
-        # At most one knock every 2 s, jitter down to half of it.
-        assert await dials_within(15, server, connections_made) <= 20
+        # At most one attempt every 2 s, jitter down to half of it.
+        assert await connections_within(15, server, connections_made) <= 20

@@ -1,4 +1,4 @@
-"""What each error reply means: the caller's exception, attempts at the server, state and cause.
+"""The meaning of each error reply: the caller's exception, attempts, state and cause.
 
 The replies are a real server's own, except where a server gives them only by chance.
 """
@@ -14,14 +14,14 @@ from resilient_io.errors import refused_by
 from resilient_io.health import Cause
 from resilient_io.testing import FaultProxy, RedisServer, ServerError
 
-ATTEMPTS = 3  # the policy's
+ATTEMPTS = 3  # of the policy
 
 ENDLESS_SCRIPT = "while true do end"
 
 
 @pytest.fixture
 def refused(connect, quick, watch):
-    """Make a client through a proxy, hold a refused write to its facts; give client and proxy."""
+    """Return a function that makes a refused write through a proxy and checks the facts."""
 
     async def check(proxy, redis, *, error, cause, command="SET"):
         seen = watch(redis)
@@ -31,7 +31,9 @@ def refused(connect, quick, watch):
         assert proxy.requests[command] - before == ATTEMPTS
         assert "3 attempts" in caught.value.__notes__[0]
         assert "nothing was applied" in caught.value.__notes__[0]
-        assert refused_by(caught.value) == redis.health.name  # what `run` excuses a record by
+        assert (
+            refused_by(caught.value) == redis.health.name
+        )  # by this, `run` does not count the attempt of a record
         assert redis.health.state is State.DEGRADED
         assert redis.health.cause is cause
         await asyncio.sleep(0)
@@ -42,14 +44,14 @@ def refused(connect, quick, watch):
 
 
 async def until(server: RedisServer, section: str, fact: bytes) -> None:
-    """Wait until the server's INFO says so."""
+    """Wait until the server's INFO contains a fact."""
     async with asyncio.timeout(5):
-        while fact not in await server.query("INFO", section):  # noqa: ASYNC110 - it tells no more
+        while fact not in await server.query("INFO", section):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
 
 
 async def down(redis) -> None:
-    """Wait until its health says so."""
+    """Wait until its health is down."""
     async with asyncio.timeout(5):
         async for change in redis.health.watch():
             if change.state is State.DOWN:
@@ -57,7 +59,7 @@ async def down(redis) -> None:
 
 
 async def busy(server: RedisServer) -> bool:
-    """Ask the server something, and see whether it has no time for that."""
+    """Return whether the server is too busy for a query."""
     try:
         await server.query("PING")
     except ServerError as error:
@@ -74,7 +76,7 @@ async def test_readonly(redis_server, connect, quick, refused):
 
         await refused(proxy, redis, error=driver.ReadOnlyError, cause=Cause.READ_ONLY)
 
-        assert await redis.get("key") is None  # reads go on
+        assert await redis.get("key") is None  # reads continue
         await replica.query("REPLICAOF", "NO", "ONE")
         assert await redis.set("key", "value") is True
         assert redis.health.state is State.UP
@@ -149,7 +151,7 @@ async def test_busy(redis_server, fault_proxy, connect, stranger, quick, refused
     reader, writer = await stranger(redis_server.port)
     writer.write(b"EVAL '%b' 0\r\n" % ENDLESS_SCRIPT.encode())
     async with asyncio.timeout(5):
-        while not await busy(redis_server):  # noqa: ASYNC110 - its state
+        while not await busy(redis_server):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
 
     await refused(fault_proxy, redis, error=driver.ResponseError, cause=Cause.OVERLOADED)
@@ -161,7 +163,7 @@ async def test_busy(redis_server, fault_proxy, connect, stranger, quick, refused
 
 
 async def test_loading(redis_server, fault_proxy, connect, quick, watch):
-    """A server that reloads its data for about 0.5 s answers -LOADING to everything."""
+    """A server that reloads its data for about 0.5 s replies -LOADING to every command."""
     redis = await connect(fault_proxy, policy=quick)
     seen = watch(redis)
     loading = b"-LOADING Redis is loading the dataset in memory\r\n"
@@ -180,7 +182,7 @@ async def test_loading(redis_server, fault_proxy, connect, quick, watch):
     assert seen.states == [State.DOWN, State.UP]
 
 
-async def test_a_short_loading_is_no_error_to_a_call_that_was_admitted_before(
+async def test_a_call_admitted_before_a_short_loading_succeeds(
     redis_server, fault_proxy, connect, quick
 ):
     redis = await connect(fault_proxy, policy=quick.replace(deadline=5.0))
@@ -237,7 +239,9 @@ async def test_max_clients(connect, stranger, quick):
         assert await redis.incr("counter") == 1
 
 
-async def test_max_clients_while_lanes_are_open_takes_nothing_down(connect, stranger, quick):
+async def test_max_clients_while_connections_are_open_does_not_mark_it_down(
+    connect, stranger, quick
+):
     async with RedisServer(options={"maxclients": 5}) as server:
         redis = await connect(server, policy=quick)
         for _ in range(6):
@@ -263,7 +267,7 @@ FINAL = {
 
 
 @pytest.mark.parametrize(("reply", "error"), FINAL.values(), ids=FINAL)
-async def test_what_the_server_refuses_for_good_passes_through_after_one_attempt(
+async def test_a_permanent_refusal_is_raised_after_one_attempt(
     reply, error, redis_server, fault_proxy, connect, quick, watch
 ):
     redis = await connect(fault_proxy, policy=quick)
@@ -279,7 +283,7 @@ async def test_what_the_server_refuses_for_good_passes_through_after_one_attempt
     assert redis.stats().retries == 0
 
 
-async def test_a_real_noperm_passes_through_and_the_user_needs_no_ping_to_be_up(
+async def test_a_real_noperm_is_raised_and_the_server_is_up_without_permission_for_ping(
     redis_server, connect, quick
 ):
     await redis_server.query("ACL", "SETUSER", "app", "on", ">pw", "~a:*", "+get", "+hello")
@@ -290,11 +294,11 @@ async def test_a_real_noperm_passes_through_and_the_user_needs_no_ping_to_be_up(
     with pytest.raises(driver.NoPermissionError):
         await redis.get("b:key")
     assert await redis.get("a:key") is None
-    await asyncio.sleep(1.2)  # a probe: its PING is forbidden, and that is an answer
+    await asyncio.sleep(1.2)  # a probe: its PING is forbidden, which is a reply
     assert redis.health.state is State.UP
 
 
-async def test_garbage_in_place_of_a_reply_ends_the_lane_and_is_never_a_reply(
+async def test_garbage_instead_of_a_reply_closes_the_connection_and_is_never_a_reply(
     redis_server, fault_proxy, connect, quick, watch
 ):
     redis = await connect(fault_proxy, policy=quick)
@@ -313,10 +317,10 @@ async def test_garbage_in_place_of_a_reply_ends_the_lane_and_is_never_a_reply(
     assert await redis.incr("counter") == 2
 
 
-async def test_a_reset_before_the_request_arrives_is_not_taken_for_not_sent(
+async def test_a_reset_before_the_request_arrives_counts_as_maybe_applied(
     redis_server, fault_proxy, connect, quick
 ):
-    """We cannot tell it from one after it: what was handed to the network may be applied."""
+    """It cannot be distinguished from a reset afterwards: bytes in the network may be applied."""
     redis = await connect(fault_proxy, policy=quick)
     fault_proxy.reset_on("INCRBY")
 
@@ -328,7 +332,7 @@ async def test_a_reset_before_the_request_arrives_is_not_taken_for_not_sent(
 
 
 @pytest.mark.parametrize("transaction", [True, False], ids=["MULTI", "plain"])
-async def test_a_batch_that_was_refused_as_a_whole_is_repeated(
+async def test_a_batch_of_which_every_command_was_refused_is_repeated(
     transaction, redis_server, fault_proxy, connect, quick
 ):
     redis = await connect(fault_proxy, policy=quick)

@@ -1,4 +1,4 @@
-"""The reply of a command is lost, or half of it: nothing is executed twice that must not be."""
+"""A reply is lost, or half of it: a non-idempotent command is never executed twice."""
 
 import asyncio
 
@@ -82,7 +82,7 @@ async def test_a_plain_set_whose_reply_is_lost_is_repeated_within_the_deadline(
 
 
 @losses
-async def test_others_on_the_lost_lane_are_judged_each_by_its_own_command(
+async def test_other_calls_on_the_lost_connection_are_treated_by_their_own_effect(
     lose, redis_server, fault_proxy, connect, patient
 ):
     await redis_server.query("SET", "key", "value")
@@ -125,9 +125,7 @@ async def test_a_batch_of_increments_whose_replies_are_lost_was_executed_once(
     assert caught.value.unanswered == (tuple(range(5)) if transaction else (2, 3, 4))
 
 
-async def test_a_script_that_answers_with_a_refusal_of_its_own_is_not_repeated(
-    redis_server, connect, patient
-):
+async def test_a_script_that_returns_a_refusal_is_not_repeated(redis_server, connect, patient):
     redis = await connect(redis_server, policy=patient.replace(repeat="conditional"))
     script = "redis.call('INCR', KEYS[1]) return redis.error_reply('LOADING after the fact')"
 

@@ -10,7 +10,7 @@ UP_WITHIN = 0.25
 
 
 class Readers:
-    """Callers that read without end, and note the failures of calls that had been admitted."""
+    """Callers that read continuously, and record the failures of admitted calls."""
 
     def __init__(self, redis, count: int) -> None:
         self.redis = redis
@@ -33,10 +33,10 @@ class Readers:
                 await asyncio.sleep(0.005)
 
     async def read_on(self) -> None:
-        """Wait until each has read twice on average from now on."""
+        """Wait until each caller has read twice more on average."""
         until = self.reads + 2 * len(self.tasks)
         async with asyncio.timeout(10):
-            while self.reads < until:  # noqa: ASYNC110 - a count is no event
+            while self.reads < until:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.005)
 
     async def end(self) -> None:
@@ -62,7 +62,7 @@ async def test_up_is_published_within_250_ms_after_the_server_accepts_again(
     await start
     results = await asyncio.gather(*[redis.incr("n") for _ in range(50)])
     assert sorted(results) == list(range(1, 51))
-    assert redis.stats().lanes >= 1
+    assert redis.stats().connections >= 1
     assert seen.states == [State.DOWN, State.UP]
 
 
@@ -113,7 +113,7 @@ async def test_an_idle_client_does_not_notice_a_quick_restart_in_its_first_comma
     assert await redis.get("key") is None
 
 
-async def test_after_an_outage_no_caller_gets_an_error_from_a_connection_of_before(
+async def test_no_caller_receives_an_error_from_an_old_connection_after_an_outage(
     redis_server, connect, watch
 ):
     redis = await connect(redis_server)

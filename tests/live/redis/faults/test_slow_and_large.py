@@ -8,7 +8,7 @@ from resilient_io import DeadlineExceeded, OutcomeUnknown, deadline
 from resilient_io.testing import FaultProxy
 
 MIB = 1024 * 1024
-# In a script TIME goes on only before Redis 7.2, and there is an `os` only since then.
+# TIME advances within a script only before Redis 7.2; `os` exists only since then.
 SLOW_SCRIPT = """
 local has_os, clock = pcall(function() return os.clock end)
 local function now()
@@ -23,18 +23,18 @@ return 'done'
 
 
 async def coming(redis) -> None:
-    """Wait until a large reply is seen to come: calls made before may still be sent behind it."""
+    """Wait until a large reply is arriving: earlier calls may still be sent after it."""
     async with asyncio.timeout(10):
-        while not any(lane.busy for lane in redis._engine.lanes.open_lanes):  # noqa: ASYNC110 - no event of it
+        while not any(each.busy for each in redis._runtime.multiplexer.connections):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.005)
 
 
-async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
+async def test_only_the_caller_of_a_script_that_runs_for_1500_ms_may_time_out(
     redis_server, connect, watch, slack
 ):
     redis = await connect(redis_server)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
     loop = asyncio.get_running_loop()
 
     async def impatient():
@@ -54,7 +54,7 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
     assert loop.time() - began >= 1.4, "the script did not take as long as it should"
     assert sorted(results[:50]) == list(range(1, 51))
     assert results[50:] == [None] * 50
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
     assert redis.stats().retries == 0
     await asyncio.sleep(1.2)
     assert not seen.changes
@@ -64,18 +64,18 @@ async def test_while_a_script_runs_for_1500_ms_only_its_own_caller_may_time_out(
     ("size", "rate", "response_timeout"),
     [
         pytest.param(16 * MIB, 8 * MIB, 0.5, id="16 MiB in 2 s"),
-        # The server itself may be busy for a second with the first copy of so much.
+        # The server itself may be busy for a second with the first copy of the value.
         pytest.param(200 * MIB, 16 * MIB, 2.0, id="200 MiB in 12.5 s", marks=pytest.mark.soak),
     ],
 )
-async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
+async def test_other_calls_continue_while_a_huge_reply_arrives_slowly(
     size, rate, response_timeout, redis_server, fault_proxy, connect, watch, patient, slack
 ):
-    """The reply takes far longer than the response timeout, but never stops coming."""
+    """The reply takes far longer than the response timeout, but never stops arriving."""
     await redis_server.query("SETRANGE", "big", size - 1, "x")
     redis = await connect(fault_proxy, policy=patient.replace(response_timeout=response_timeout))
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=rate)
     loop = asyncio.get_running_loop()
     big = asyncio.create_task(redis.with_policy(deadline=60.0).get("big"))
@@ -93,7 +93,7 @@ async def test_while_a_huge_reply_comes_slowly_the_others_go_on(
     assert len(await big) == size
     assert count > 20
     assert max(times) <= response_timeout + slack(0)
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
     assert redis.stats().retries == 0
     assert not seen.changes
 
@@ -104,7 +104,7 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
     await redis_server.query("SETRANGE", "big", 16 * MIB - 1, "x")
     redis = await connect(fault_proxy, policy=quick)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=8 * MIB)
     loop = asyncio.get_running_loop()
 
@@ -120,23 +120,23 @@ async def test_only_the_caller_of_a_huge_reply_times_out(
     with pytest.raises(DeadlineExceeded):
         await big
     assert took <= quick.deadline + slack()
-    while loop.time() - began < 2.4:  # the rest of it still comes, and is thrown away
+    while loop.time() - began < 2.4:  # the rest of the reply still arrives, and is discarded
         results.append(await redis.incr("counter"))
         await asyncio.sleep(0.02)
     assert results == list(range(1, len(results) + 1))
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
     assert not seen.changes
 
 
-async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
+async def test_calls_queued_after_a_huge_reply_are_not_treated_as_lost(
     redis_server, fault_proxy, connect, watch, quick
 ):
-    """Sent together with it, they wait for it; reads among them may ask again elsewhere."""
+    """They were sent together with it and wait for it; reads may be repeated elsewhere."""
     await redis_server.query("SETRANGE", "big", 8 * MIB - 1, "x")
     await redis_server.query("SET", "key", "value")
     redis = await connect(fault_proxy, policy=quick.replace(deadline=5.0))
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
     fault_proxy.bandwidth(replies=8 * MIB)
 
     big, *others = await asyncio.gather(
@@ -147,14 +147,14 @@ async def test_calls_behind_a_huge_reply_on_its_own_lane_are_not_taken_for_lost(
 
     assert len(big) == 8 * MIB
     assert others == [*range(1, 21), *[b"value"] * 20]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
     assert not seen.changes
 
 
-async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
+async def test_other_calls_continue_while_a_huge_request_leaves_slowly(
     redis_server, connect, watch, quick, slack
 ):
-    """40 MiB at 16 MiB/s, the last 6 MiB of which may lie in the proxy's own receive buffer.
+    """40 MiB at 16 MiB/s, of which the last 6 MiB may be in the proxy's receive buffer.
 
     It looks into no bytes here, else it would take the whole request in at once.
     """
@@ -162,7 +162,7 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
         redis = await connect(proxy, policy=patient)
         seen = watch(redis)
-        lanes = redis._engine.lanes.open_lanes
+        connections = redis._runtime.multiplexer.connections
         proxy.bandwidth(requests=16 * MIB)
         loop = asyncio.get_running_loop()
         big = asyncio.create_task(redis.with_policy(deadline=60.0).set("big", b"x" * (40 * MIB)))
@@ -181,6 +181,6 @@ async def test_while_a_huge_request_leaves_slowly_the_others_go_on(
         assert await redis_server.query("STRLEN", "big") == 40 * MIB
         assert max(times) <= patient.response_timeout + slack(0)
         assert int(await redis_server.query("GET", "counter")) == len(times)
-        assert redis._engine.lanes.open_lanes == lanes
+        assert redis._runtime.multiplexer.connections == connections
         assert not seen.changes
         await redis.aclose()

@@ -17,7 +17,7 @@ async def test_a_value_that_cannot_be_decoded_fails_only_its_own_caller(
         await redis_server.query("SET", f"key:{number}", value)
     redis = await connect(redis_server, decode_responses=True)
     seen = watch(redis)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
 
     results = await asyncio.gather(
         *[redis.get(f"key:{number}") for number in range(CALLS)], return_exceptions=True
@@ -25,7 +25,7 @@ async def test_a_value_that_cannot_be_decoded_fails_only_its_own_caller(
 
     assert isinstance(results.pop(ODD), UnicodeDecodeError)
     assert results == [f"value {number}" for number in range(CALLS) if number != ODD]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
     assert not seen.changes
     assert redis.stats().retries == 0
 
@@ -37,7 +37,7 @@ async def test_an_undecodable_value_in_a_batch_fails_only_that_batch(
     await redis_server.query("SET", "good", "value")
     await redis_server.query("SET", "bad", b"\xff\xfe")
     redis = await connect(redis_server, decode_responses=True)
-    lanes = redis._engine.lanes.open_lanes
+    connections = redis._runtime.multiplexer.connections
 
     bad = redis.pipeline(transaction=transaction).get("good").get("bad").get("good")
     good = redis.pipeline(transaction=transaction).get("good").get("good")
@@ -47,10 +47,10 @@ async def test_an_undecodable_value_in_a_batch_fails_only_that_batch(
 
     assert isinstance(results.pop(1), UnicodeDecodeError)
     assert results == ["value", ["value", "value"], "value"]
-    assert redis._engine.lanes.open_lanes == lanes
+    assert redis._runtime.multiplexer.connections == connections
 
 
-async def test_a_nested_undecodable_value_leaves_the_replies_in_step(redis_server, connect):
+async def test_a_nested_undecodable_value_keeps_the_replies_in_sync(redis_server, connect):
     await redis_server.query("RPUSH", "list", "a", b"\xff\xfe", "c")
     await redis_server.query("HSET", "hash", "field", b"\xff\xfe")
     await redis_server.query("SET", "key", "value")
@@ -94,7 +94,7 @@ async def test_a_callback_that_raises_fails_only_its_own_caller(redis_server, co
     assert isinstance(results.pop(ODD), OddValueError)
     assert results == [number for number in range(CALLS) if number != ODD]
     assert not seen.changes
-    assert redis.stats().lanes == 2
+    assert redis.stats().connections == 2
 
 
 async def test_an_argument_that_cannot_be_encoded_sends_nothing_and_fails_only_its_own_caller(
@@ -115,16 +115,16 @@ async def test_an_argument_that_cannot_be_encoded_sends_nothing_and_fails_only_i
 @pytest.mark.parametrize(
     "garbage", [b"hello?\r\n", b"$-7\r\n", b"+surplus\r\n", b"*1\r\n$1\r\n"], ids=repr
 )
-async def test_what_nobody_asked_for_never_becomes_a_reply(
+async def test_unexpected_data_never_becomes_a_reply(
     garbage, redis_server, fault_proxy, connect, quick
 ):
-    """Garbage, or a reply too many, ends the lane; every caller gets its own value or an error."""
+    """Garbage or a surplus reply closes the connection; each caller gets its value or an error."""
     for number in range(CALLS):
         await redis_server.query("SET", f"key:{number}", str(number))
     redis = await connect(fault_proxy, policy=quick)
 
     fault_proxy.inject(garbage)
-    await asyncio.sleep(0.02)  # it comes while the lanes are idle
+    await asyncio.sleep(0.02)  # it arrives while the connections are idle
     for _ in range(5):
         results = await asyncio.gather(*[redis.get(f"key:{n}") for n in range(CALLS)])
         assert results == [b"%d" % n for n in range(CALLS)]

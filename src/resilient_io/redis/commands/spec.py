@@ -1,0 +1,92 @@
+"""A row of the command table: effect, route and block time of a command."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Effect(enum.IntEnum):
+    """What executing a command twice does, compared with executing it once.
+
+    Ordered: `max()` over the commands of a batch is at least as bad as the worst of them.
+    """
+
+    READ = 0
+    """Changes nothing."""
+    IDEMPOTENT = 1
+    """A plain overwrite: neither the data nor the reply differs the second time."""
+    CONDITIONAL = 2
+    """The effect cannot happen twice, but the second reply would mislead (DEL, SADD, SET NX)."""
+    NON_IDEMPOTENT = 3
+    """Adds, consumes, toggles, runs code, or is not in the table."""
+    DANGEROUS = 4
+    """As NON_IDEMPOTENT; repeated only if the call itself permits it (FLUSHALL, CLIENT KILL)."""
+
+
+class Route(enum.Enum):
+    """The kind of connection that may carry a command."""
+
+    MULTIPLEXED = "multiplexed"
+    """A connection shared with other callers."""
+    EXCLUSIVE = "exclusive"
+    """A connection of its own during the call, because the server may delay the reply."""
+    BOUND = "bound"
+    """Only the caller's own connection, whose state the command sets or reads.
+
+    Whatever its effect, it means nothing on another connection, so it is never repeated on one.
+    """
+    REFUSED = "refused"
+    """Never an ordinary call: afterwards the connection no longer answers requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A row of the command table.
+
+    `resolve` and `block` take the arguments as passed to `execute_command`, including the name.
+
+    Attributes:
+        name: The command in capitals, with its subcommand: `"CONFIG GET"`.
+        words: The first argument as it is sent. The request is `(*words, *args[1:])`.
+        route: The kind of connection that may carry it.
+        effect: Its effect, or the worst result of `resolve`.
+        resolve: Returns the effect if it depends on the arguments; use `effect_of`.
+        block: Returns how many seconds the server may delay the reply; None for no limit.
+        advice: What to use instead where a shared client refuses it, as a sentence.
+        reason: Why, if the row is surprising.
+        known: False for a command that is not in the table.
+        simple: Whether the hot path can send it as it was passed: multiplexed, and one word.
+    """
+
+    name: str
+    words: tuple[bytes, ...]
+    route: Route
+    effect: Effect
+    resolve: Callable[[Sequence[object]], Effect] | None = None
+    block: Callable[[Sequence[object]], float | None] | None = None
+    advice: str = ""
+    reason: str = ""
+    known: bool = True
+    simple: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        simple = self.route is Route.MULTIPLEXED and len(self.words) == 1
+        object.__setattr__(self, "simple", simple)
+
+
+def effect_of(spec: CommandSpec, args: Sequence[object]) -> Effect:
+    """Return what a second execution of this call would do.
+
+    Never raises: arguments that `resolve` does not understand are the worst case. Takes some
+    microseconds, so it is called only after a failure.
+
+    Args:
+        spec: The command's row, from `SPECS` or `lookup`.
+        args: The arguments as passed to `execute_command`, including the name.
+    """
+    return spec.effect if spec.resolve is None else spec.resolve(args)

@@ -1,0 +1,196 @@
+"""What a client and all its views share: the connections, the executor and the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from resilient_io.binding import LoopBinding, notify_on_fork
+from resilient_io.deadlines import context_without_deadline
+from resilient_io.retry import RetryBudget
+
+from .executor import Executor
+from .multiplexer import Multiplexer, follow_credentials
+from .options import ConnectionSettings
+from .pool import ExclusivePool
+from .probe import RedisProbe
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio.connection import ConnectionPool
+
+    from resilient_io.health import Attachment, Change, Dependency, Subscription
+    from resilient_io.retry import RetryPolicy
+
+    from .connect import RedisTarget
+
+
+class Runtime:
+    """Runs in the event loop of its first use, and starts again when that loop was closed.
+
+    Attributes:
+        multiplexer: The shared connections.
+        pool: The exclusive connections.
+        executor: Sends, repeats and fails the calls.
+        bound: Whether the client has one connection of its own, whose state the caller may change.
+    """
+
+    multiplexer: Multiplexer
+    pool: ExclusivePool
+    executor: Executor
+
+    def __init__(
+        self,
+        *,
+        target: RedisTarget,
+        policy: RetryPolicy,
+        health: Dependency,
+        settings: ConnectionSettings,
+        template: ConnectionPool,
+        rng: random.Random,
+        tokens: random.Random,
+        bound: bool,
+        owns_health: bool,
+    ) -> None:
+        """Create the parts. `start` opens the connections.
+
+        Args:
+            target: The address.
+            policy: The client's policy.
+            health: The state of the dependency.
+            settings: The number of shared connections and the limit of bytes in flight.
+            template: The client's pool, whose limit and encoder apply to exclusive connections.
+            rng: Source of the jitter.
+            tokens: Source of the unguessable part of client names.
+            bound: Whether the client has one connection of its own.
+            owns_health: Whether closing the client closes `health`.
+        """
+        self.health = health
+        self.target = target
+        self.bound = bound
+        self._policy = policy
+        self._settings = (
+            ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
+        )
+        self._template = template
+        self._rng = rng
+        self._tokens = tokens
+        self._owns_health = owns_health
+        self._binding: LoopBinding | None = None
+        self._attachment: Attachment | None = None
+        self._subscription: Subscription[Change] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._build()
+        notify_on_fork(self)
+
+    def _build(self) -> None:
+        prefix = self.target.client_name or "resilient-io"
+        self.multiplexer = multiplexer = Multiplexer(
+            target=self.target,
+            policy=self._policy,
+            health=self.health,
+            settings=self._settings,
+            rng=self._rng,
+            names=f"{prefix}:{self._tokens.getrandbits(64):016x}",
+            bound=self.bound,
+        )
+        self.pool = ExclusivePool(
+            multiplexer=multiplexer,
+            target=self.target,
+            policy=self._policy,
+            limit=self._template.max_connections,
+            template=self._template,
+        )
+        self.executor = Executor(
+            multiplexer=multiplexer,
+            pool=self.pool,
+            health=self.health,
+            budget=RetryBudget(self._policy.retry_budget, multiplexer.replies),
+            rng=self._rng,
+        )
+
+    def start(self) -> None:
+        """Start in the running loop, unless started. Never waits for the server.
+
+        Raises:
+            RuntimeError: The client runs in another event loop, or the process was forked.
+        """
+        binding = self._binding
+        if binding is not None and binding.loop is asyncio.get_running_loop():
+            return
+        self._leave_closed_loop()
+        if self._binding is not None:
+            self._binding.check("ResilientRedis")
+        self._binding = LoopBinding()
+        self.multiplexer.start()
+        follow_credentials(self._template, self.multiplexer)
+        self._attachment = self.health.start(
+            RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
+        )
+        self._subscription = self.health.on_change(self._health_changed)
+
+    async def reopen(self) -> None:
+        """Make a closed client usable again, after a closing that is under way."""
+        self._leave_closed_loop()
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+        if self.executor.closed:
+            self._build()
+
+    def _leave_closed_loop(self) -> None:
+        """Forget what belongs to a closed loop: none of it can be ended any more."""
+        if self._binding is not None and self._binding.closed:
+            self._binding = self._closing = None
+            self._build()
+
+    def _health_changed(self, _change: Change) -> None:
+        self.multiplexer.refresh()
+        if not self.health.available:
+            self.pool.drop_all()
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a new process helps, or None, also while the client does not run."""
+        if self._binding is None or self._binding.closed or self._closing is not None:
+            return None
+        return self.multiplexer.liveness_failure()
+
+    async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
+        """Fail every call as closed, close every connection, and end every task.
+
+        Idempotent. Cancelling returns immediately; the closing continues in the background.
+
+        Args:
+            also: What the client closes in addition.
+        """
+        self._leave_closed_loop()
+        self.pool.close()
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(
+                self._close(also),
+                name="resilient-io redis close",
+                context=context_without_deadline(),
+            )
+        closing = self._closing
+        await asyncio.wait([closing])
+        closing.result()
+
+    async def _close(self, also: Callable[[], Awaitable[None]]) -> None:
+        if self._subscription is not None:
+            self._subscription.remove()
+        await self.pool.finish_recoveries()
+        await self.multiplexer.aclose()
+        await self.pool.aclose()
+        await self.target.aclose()
+        if self._attachment is not None:
+            await self._attachment.detach()
+        if self._owns_health:
+            await self.health.aclose()
+        await also()
+        self._attachment = self._subscription = self._binding = self._closing = None
+
+    def note_fork(self) -> None:
+        """Accept no more calls in a forked process: the parent uses the connections."""
+        if self._binding is not None:
+            self.multiplexer.disown()

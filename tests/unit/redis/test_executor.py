@@ -1,0 +1,263 @@
+"""The retry loop of the executor keeps every limit: attempts, deadline, budget, cancellation."""
+
+import asyncio
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from resilient_io import Dependency, RetryPolicy
+from resilient_io.errors import OutcomeUnknown, Progress
+from resilient_io.health import Cause
+from resilient_io.redis import RedisDeadlineExceeded, RedisOutcomeUnknown, RedisUnavailable
+from resilient_io.redis.attempt import AttemptFailed
+from resilient_io.redis.commands import Effect
+from resilient_io.redis.executor import Executor
+from resilient_io.redis.instrumentation import traced
+from resilient_io.retry import RetryBudget, RetrySchedule
+from resilient_io.testing import cancel_everywhere
+
+
+def not_sent(detail, **facts):
+    return AttemptFailed(progress=Progress.NOT_SENT, cause=Cause.REFUSED, detail=detail, **facts)
+
+
+def maybe_applied(detail, **facts):
+    return AttemptFailed(progress=Progress.MAYBE_APPLIED, cause=Cause.RESET, detail=detail, **facts)
+
+
+class FakeConnection:
+    """A connection that died, and whose successor fenced it."""
+
+    lost = "for the test"
+
+    def __init__(self, *, fenced=True):
+        self.fenced = asyncio.get_running_loop().create_future()
+        self.fenced.set_result(fenced)
+        self._paid = None
+
+    def pay_for_repeats(self, spend):
+        if self._paid is None:
+            self._paid = spend()
+        return self._paid
+
+
+class FakeMultiplexer:
+    current = None
+    bound_state = SimpleNamespace(lost=[])
+
+
+class Scene:
+    """An executor, and a call whose attempts have the given results."""
+
+    bounded = True
+    operation = "INCR"
+
+    def __init__(self, *results, effect=Effect.NON_IDEMPOTENT, tokens=100.0, seed=1, **policy):
+        self.results = list(results)
+        self.effect = effect
+        self.policy = RetryPolicy(**policy)
+        self.budget = RetryBudget(tokens, lambda: 0)
+        self.announced = []
+        self.began = []
+        self.executor = Executor(
+            multiplexer=FakeMultiplexer(),
+            pool=SimpleNamespace(closed=False),
+            health=Dependency("redis"),
+            budget=self.budget,
+            rng=random.Random(seed),
+        )
+
+    async def attempt(self, limits):
+        self.began.append(asyncio.get_running_loop().time())
+        result = self.results.pop(0)
+        return await result() if callable(result) else result
+
+    def describe(self, error):
+        pass
+
+    def retrying(self, attempt, backoff, cause):
+        self.announced.append((attempt, backoff))
+
+    async def run(self, *, deliberate=False):
+        with traced(self):
+            return await self.executor.run(
+                self,
+                self.policy,
+                started=asyncio.get_running_loop().time(),
+                deliberate=deliberate,
+            )
+
+
+def backoffs(policy, seed=1):
+    schedule = RetrySchedule(policy, random.Random(seed))
+    return [schedule.next() for _ in range(policy.attempts - 1)]
+
+
+async def test_a_successful_attempt_ends_the_loop():
+    scene = Scene(not_sent("first"), not_sent("second"), "value")
+    assert await scene.run() == "value"
+    assert [number for number, _ in scene.announced] == [2, 3]
+    delays = backoffs(scene.policy)
+    assert [delay for _, delay in scene.announced] == delays
+    assert scene.began == pytest.approx([0.0, delays[0], sum(delays)])
+    assert scene.executor.retries == 2
+
+
+async def test_attempts_are_limited_and_the_error_describes_the_last_failure():
+    scene = Scene(not_sent("first"), not_sent("second"), not_sent("third"), "never")
+    with pytest.raises(RedisUnavailable, match=r"third \(not sent, 3 attempts") as failure:
+        await scene.run()
+    assert failure.value.__cause__ is None
+    assert failure.value.__context__ is None
+    assert scene.results == ["never"]
+
+
+async def test_a_policy_with_one_attempt_raises_immediately():
+    scene = Scene(not_sent("first"), "never", attempts=1)
+    with pytest.raises(RedisUnavailable, match="first"):
+        await scene.run()
+    assert len(scene.began) == 1
+    assert asyncio.get_running_loop().time() == 0.0
+    assert scene.budget.tokens == 100.0
+
+
+@pytest.mark.parametrize("facts", [{"final": True}, {"expired": True}])
+async def test_a_final_or_expired_failure_is_raised_immediately(facts):
+    scene = Scene(not_sent("first"), not_sent("second", **facts), "never")
+    with pytest.raises(Exception, match="second"):
+        await scene.run()
+    assert len(scene.began) == 2
+    scene = Scene(not_sent("first", **facts), "never")
+    with pytest.raises(Exception, match="first"):
+        await scene.run()
+    assert len(scene.began) == 1
+
+
+@pytest.mark.parametrize(
+    ("effect", "repeat", "repeated"),
+    [
+        (Effect.READ, "read", True),
+        (Effect.IDEMPOTENT, "read", False),
+        (Effect.IDEMPOTENT, "idempotent", True),
+        (Effect.CONDITIONAL, "idempotent", False),
+        (Effect.CONDITIONAL, "conditional", True),
+        (Effect.NON_IDEMPOTENT, "conditional", False),
+        (Effect.NON_IDEMPOTENT, "any", True),
+        (Effect.DANGEROUS, "any", False),
+    ],
+)
+async def test_a_maybe_applied_call_is_repeated_up_to_the_policy(effect, repeat, repeated):
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, "value", effect=effect, repeat=repeat)
+    if repeated:
+        assert await scene.run() == "value"
+    else:
+        with pytest.raises(RedisOutcomeUnknown, match="lost; the call may have been applied"):
+            await scene.run()
+        assert len(scene.began) == 1
+
+
+async def test_a_dangerous_call_is_repeated_only_with_a_policy_chosen_for_the_call():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, "value", effect=Effect.DANGEROUS, repeat="any")
+    assert await scene.run(deliberate=True) == "value"
+
+
+async def test_a_write_is_not_repeated_while_its_first_copy_may_still_be_applied():
+    lost = maybe_applied("lost", connection=FakeConnection(fenced=False))
+    scene = Scene(lost, "never", effect=Effect.IDEMPOTENT)
+    with pytest.raises(OutcomeUnknown, match="does not permit ending the connection"):
+        await scene.run()
+    assert len(scene.began) == 1
+    lost = maybe_applied("lost", connection=None)
+    scene = Scene(lost, "never", effect=Effect.IDEMPOTENT)
+    with pytest.raises(OutcomeUnknown, match="may still be in flight on an exclusive connection"):
+        await scene.run()
+    assert len(scene.began) == 1
+
+
+async def test_a_backoff_that_would_exceed_the_deadline_is_not_slept():
+    scene = Scene(not_sent("first"), not_sent("second"), "never", backoff=10.0, backoff_cap=10.0)
+    first_delay = backoffs(scene.policy)[0]
+    scene.policy = scene.policy.replace(deadline=first_delay + 0.5)
+    with pytest.raises(RedisUnavailable, match="second"):
+        await scene.run()
+    assert asyncio.get_running_loop().time() == pytest.approx(first_delay)
+    assert scene.budget.tokens == 95.0
+
+
+async def test_each_retry_costs_tokens_and_an_empty_budget_ends_the_loop():
+    scene = Scene(not_sent("first"), not_sent("second"), "never", attempts=9, tokens=9.0)
+    with pytest.raises(RedisUnavailable, match="second; not repeated: the retry budget is used up"):
+        await scene.run()
+    assert scene.budget.tokens == 4.0
+
+
+async def test_a_retry_after_a_timeout_costs_twice_as_much():
+    timed_out = maybe_applied("slow", timed_out=True)
+    scene = Scene(timed_out, timed_out, "value", effect=Effect.READ)
+    assert await scene.run() == "value"
+    assert scene.budget.tokens == 80.0
+    scene = Scene(timed_out, effect=Effect.READ, attempts=1)
+    with pytest.raises(RedisDeadlineExceeded, match="slow"):
+        await scene.run()
+
+
+async def test_calls_that_one_connection_lost_pay_for_their_repeats_once():
+    connection = FakeConnection()
+    first = Scene(maybe_applied("lost", connection=connection), "one", effect=Effect.READ)
+    second = Scene(maybe_applied("lost", connection=connection), "two", effect=Effect.READ)
+    assert await asyncio.gather(first.run(), second.run()) == ["one", "two"]
+    assert (first.budget.tokens, second.budget.tokens) == (95.0, 100.0)
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+async def test_an_exception_that_is_not_a_failed_attempt_is_never_repeated(signal):
+    async def interrupted():
+        raise signal
+
+    scene = Scene(interrupted, "never")
+    with pytest.raises(signal):
+        await scene.run()
+    assert len(scene.began) == 1
+
+
+async def test_cancelling_the_backoff_returns_immediately_and_refunds_the_tokens():
+    scene = Scene(not_sent("first"), "never", backoff=100.0, backoff_cap=100.0, deadline=1000.0)
+    task = asyncio.create_task(scene.run())
+    await asyncio.sleep(1.0)
+    assert scene.budget.tokens == 95.0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.get_running_loop().time() == 1.0
+    assert scene.budget.tokens == 100.0
+    assert len(scene.began) == 1
+
+
+async def test_cancelling_an_attempt_returns_immediately_and_keeps_the_tokens():
+    async def endless():
+        await asyncio.sleep(1000)
+
+    scene = Scene(not_sent("first"), endless, backoff=0, backoff_cap=0)
+    task = asyncio.create_task(scene.run())
+    await asyncio.sleep(1.0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.get_running_loop().time() == 1.0
+    assert scene.budget.tokens == 95.0
+
+
+async def test_cancelling_a_retry_at_any_point_returns_immediately():
+    async def refused():
+        await asyncio.sleep(0.1)
+        return not_sent("again")
+
+    def call():
+        return Scene(not_sent("first"), refused, refused).run()
+
+    report = await cancel_everywhere(call, raises=RedisUnavailable)
+    report.assert_clean()
+    assert report.points == 4
