@@ -440,7 +440,7 @@ class Expiry:
         sender: Knows the batches in flight.
         buffer: Gets the bytes of expired records back.
         errors: Creates and counts the errors.
-        health: Is told about batches without an answer.
+        health: Gets reports of batches without an answer.
         response_timeout: Seconds after which a batch without an answer is suspicious.
 
     Attributes:

@@ -68,7 +68,7 @@ class Sender:
         buffer: Gets the bytes of completed batches back.
         health: While it is DOWN, nothing is sent.
         errors: Creates and counts the errors.
-        probe: Is told when all leaders have confirmed batches: then no probe is needed.
+        probe: Is notified when all leaders have confirmed batches: then no probe is needed.
         transaction: Says whether records may be sent.
 
     Attributes:
@@ -253,7 +253,7 @@ class Sender:
             self._failed(batch, error)
 
     def _note_answer(self, queue: PartitionQueue) -> None:
-        """Tell the probe when all leaders answered recently.
+        """Notify the probe when all leaders answered recently.
 
         A leader that is silent must be found by the probe, however often the others answer.
         """

@@ -1,4 +1,4 @@
-"""The components of a producer over a fake aiokafka producer that answers when it is told to."""
+"""The components of a producer over a fake aiokafka producer that answers on demand."""
 
 import asyncio
 import contextvars
