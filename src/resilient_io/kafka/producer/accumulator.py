@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
 from resilient_io.health import Cause
 
@@ -290,10 +290,7 @@ class Accumulator:
         """
         began = self._time()
         timeout = self._deadline if timeout is None else timeout
-        until = None if timeout is None else began + timeout
-        outer = current_deadline()
-        if outer is not None and (until is None or outer < until):
-            until = outer
+        until = earlier(None if timeout is None else began + timeout, current_deadline())
         return Call(operation, began, until, self.transaction.current)
 
     def check_call(self, call: Call) -> None:

@@ -11,6 +11,7 @@ from aiokafka import errors as kafka_errors
 
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
+from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
 from ..errors import classify_error
@@ -353,9 +354,7 @@ class Sender:
         """Wake the tasks that wait for records to be settled."""
         if self._settled_waiters:
             waiters, self._settled_waiters = self._settled_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            wake(waiters)
 
     async def wait_settled(self) -> None:
         """Wait until more records are settled."""
