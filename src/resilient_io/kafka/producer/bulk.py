@@ -61,7 +61,7 @@ async def send_many(
     except ResilientIOError as error:
         accumulator.errors.count(error)
         raise
-    packer = Packer(
+    packer = ChunkPacker(
         accumulator,
         topic,
         until=bound,
@@ -84,7 +84,7 @@ async def send_many(
     return packer.bulk.report(complete=complete)
 
 
-class Packer:
+class ChunkPacker:
     """Packs the records of one call into chunks, one for each partition and loop iteration.
 
     Args:
