@@ -11,7 +11,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from resilient_io import Progress, RetryPolicy, deadline
+from resilient_io import Overloaded, Progress, RetryPolicy, deadline
 from resilient_io.kafka.errors import (
     KafkaAuthenticationFailed,
     KafkaDeadlineExceeded,
@@ -228,8 +228,6 @@ async def test_a_record_larger_than_max_request_size_is_rejected_immediately(pro
 
 
 async def test_the_buffer_limits_the_records_held_while_the_broker_does_not_answer(proxy, topic):
-    from resilient_io import Overloaded
-
     settings = DeliverySettings(buffer_bytes=64 * 1024)
     policy = RetryPolicy(deadline=0.5, response_timeout=0.4, connect_timeout=0.4)
     async with ResilientKafkaProducer(
