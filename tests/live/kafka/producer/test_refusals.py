@@ -97,7 +97,7 @@ async def test_a_permanently_refused_batch_fails_alone_and_the_numbering_continu
     proxy.answer("Produce", produce_error(code))
     with pytest.raises(error) as caught:
         await producer.send_and_wait(topic, b"refused", partition=0)
-    assert any("for good" in note for note in caught.value.__notes__)
+    assert any("permanently" in note for note in caught.value.__notes__)
     for n in range(3):
         await producer.send_and_wait(topic, b"%d" % n, partition=0)
     assert producer.stats().instances == 1
