@@ -113,8 +113,7 @@ def _say(what: str) -> None:
 def _write(reports: dict[Suite, str]) -> None:
     for suite, text in reports.items():
         write(DOCUMENT, suite.name, text)
-    # The README's tables are copies, made by whoever keeps all that is generated.
-    subprocess.run([sys.executable, ROOT / "scripts" / "reference.py", "--readme"], check=True)
+    subprocess.run([sys.executable, ROOT / "scripts" / "readme_tables.py"], check=True)
 
 
 def main() -> int:

@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 256 * 1024
 
-# A new topic has no leader yet: aiokafka logs that and retries.
-logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
-
 
 async def fill(server: KafkaServer, topic: str, partitions: int, count: int) -> None:
     """Create a topic and write records, evenly, each key to one partition."""
+    # aiokafka logs errors until the new topic has a leader.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
     await server.create_topic(topic, partitions=partitions)
     # Any, because aiokafka has no type hints for batches.
     producer: Any = AIOKafkaProducer(
