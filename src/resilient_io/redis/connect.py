@@ -24,7 +24,7 @@ from resilient_io.text import clean_text, format_address
 from .errors import ConnectionFailure, connection_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
@@ -374,7 +374,7 @@ class _RecordingProvider(CredentialProvider):
         return credentials
 
 
-def _secrets_of(pool: ConnectionPool) -> Iterable[str]:
+def _secrets_of(pool: ConnectionPool) -> Iterator[str]:
     """Yield the secrets in the settings of a pool, and of the Sentinels that it asks."""
     settings: list[Mapping[str, Any]] = [pool.connection_kwargs]
     manager = getattr(pool, "sentinel_manager", None)  # redis-py 8.1 `SentinelConnectionPool`
@@ -382,14 +382,19 @@ def _secrets_of(pool: ConnectionPool) -> Iterable[str]:
         settings.append(manager.sentinel_kwargs)
         settings += [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
     for options in settings:
-        for key in _SECRET_OPTIONS:
-            if secret := _text(options.get(key)):
-                yield secret
-        if _is_token(options.get("username")):
-            yield _text(options["username"])
-        credentials, _, _ = str(options.get("host") or "").rpartition("@")
-        if credentials:
-            yield credentials.rpartition("/")[2].partition(":")[2] or credentials
+        yield from secrets_in(options)
+
+
+def secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the passwords and tokens in connection options."""
+    for key in _SECRET_OPTIONS:
+        if secret := _text(options.get(key)):
+            yield secret
+    if _is_token(options.get("username")):
+        yield _text(options["username"])
+    credentials, _, _ = str(options.get("host") or "").rpartition("@")
+    if credentials:
+        yield credentials.rpartition("/")[2].partition(":")[2] or credentials
 
 
 def _text(secret: object) -> str:
