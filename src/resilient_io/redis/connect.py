@@ -256,13 +256,13 @@ class RedisTarget:
         """The address without secrets."""
         settings = self._settings
         if settings.get("path"):
-            return self._clean_name(f"unix://{settings['path']}")
+            return clean_text(f"unix://{settings['path']}")
         service = getattr(self._pool, "service_name", None)
         port = settings.get("port", 6379)
         # An application may have passed a URL, or user:password@host, as the host.
         credentials, at, host = str(settings.get("host", "localhost")).rpartition("@")
         where = service or format_address(f"…{at}{host}" if credentials else host, port)
-        return self._clean_name(f"{where}/{settings.get('db') or 0}")
+        return clean_text(f"{where}/{settings.get('db') or 0}")
 
     @property
     def client_name(self) -> str | None:
@@ -289,9 +289,6 @@ class RedisTarget:
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""
         return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
-
-    def _clean_name(self, name: str) -> str:
-        return clean_text(name, secrets=self._static_secrets)
 
     async def check_plain_port(self) -> bool:
         """Return whether a server that ignored a TLS handshake answers without TLS.
