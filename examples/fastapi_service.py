@@ -1,19 +1,20 @@
-"""Orders by HTTP, through Kafka into Redis, on FastAPI: `python examples/fastapi_service.py`.
+"""Orders over HTTP, through Kafka into Redis, with FastAPI: `python examples/fastapi_service.py`.
 
-    POST /orders               takes an order, {"id": "a-1", "customer": "ada", "amount": 12}
-    GET  /customers/ada        says what ada has ordered
-    GET  /health/readyz        200 while it wants requests; also /livez, /startupz, /metrics
+    POST /orders               accepts an order, {"id": "a-1", "customer": "ada", "amount": 12}
+    GET  /customers/ada        returns the orders of ada
+    GET  /health/readyz        200 while it accepts requests; also /livez, /startupz, /metrics
     GET  /health/status        the status page
 
-    REDIS_URL                  where Redis is (default redis://localhost:6379)
-    KAFKA_BOOTSTRAP_SERVERS    where Kafka is (default localhost:9092)
-    ORDERS_TOPIC               where orders go (default orders)
-    HOST, PORT                 where to listen (default 127.0.0.1 and 8000)
-    GRACE, NOTICE              seconds to end in, and to go on while not ready (default 25 and 5)
+    REDIS_URL                  URL of Redis (default redis://localhost:6379)
+    KAFKA_BOOTSTRAP_SERVERS    brokers (default localhost:9092)
+    ORDERS_TOPIC               topic of the orders (default orders)
+    HOST, PORT                 address to listen on (default 127.0.0.1 and 8000)
+    GRACE_PERIOD, DRAIN_DELAY  seconds for the shutdown, and of these, seconds during which it
+                               serves requests while it is not ready (default 25 and 5)
 
-On SIGTERM it is not ready at once and goes on answering while the load balancer notices. Then
-uvicorn hears the signal and ends its requests, and the consumer its records; then the clients are
-closed. Readiness comes first because uvicorn stops listening before it ends the lifespan.
+On SIGTERM, the service is not ready and continues to answer for DRAIN_DELAY seconds. Then uvicorn
+receives the signal and completes its requests, the consumer completes its records, and the clients
+are closed. This order is necessary because uvicorn stops listening before it ends the lifespan.
 
 It needs `pip install 'resilient-io[serve]' fastapi`.
 """
@@ -44,11 +45,11 @@ from resilient_io.serve import health_app
 if TYPE_CHECKING:
     from resilient_io.kafka import Record
 
-TIME_FOR_A_REQUEST = 2.0
+REQUEST_SECONDS = 2.0
 
 
 class Order(BaseModel):
-    """What is ordered."""
+    """An order."""
 
     id: str
     customer: str
@@ -56,7 +57,7 @@ class Order(BaseModel):
 
 
 def make_app() -> FastAPI:
-    """Make the service; nothing is connected before its lifespan begins."""
+    """Return the application; nothing is connected before its lifespan starts."""
     kafka = Dependency("kafka")
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
     topic = os.environ.get("ORDERS_TOPIC", "orders")
@@ -73,42 +74,43 @@ def make_app() -> FastAPI:
         value_deserializer=json.loads,
     )
     clients = (consumer, producer, redis)
-    monitor = HealthMonitor(redis.health, kafka, liveness=clients)
+    # All replicas share both servers, and can do something without either: they stay ready.
+    monitor = HealthMonitor(shared=[redis.health, kafka], liveness=clients)
     lifecycle = Lifecycle(
         monitor,
         *clients,
         kafka,
-        grace=float(os.environ.get("GRACE", "25")),
-        notice=float(os.environ.get("NOTICE", "5")),
+        grace_period=float(os.environ.get("GRACE_PERIOD", "25")),
+        drain_delay=float(os.environ.get("DRAIN_DELAY", "5")),
     )
 
-    async def book(record: Record) -> None:
+    async def store(record: Record) -> None:
         order = Order(**record.value)
-        # Filed under its id: booked twice, it is one order.
+        # The key is the order's id: if an order is stored twice, it is still one order.
         await redis.hset(f"orders:{order.customer}", order.id, str(order.amount))
 
     @lifecycle.worker
-    async def book_orders() -> None:
-        await consumer.run(book, requires=[redis.health])
+    async def store_orders() -> None:
+        await consumer.run(store, requires=[redis.health])
 
     app = FastAPI(lifespan=lifecycle.lifespan)
     app.mount("/health", health_app(monitor, clients=clients, name="orders"))
 
     @app.post("/orders", status_code=202)
-    async def take(order: Order) -> dict[str, str]:
+    async def accept(order: Order) -> dict[str, str]:
         try:
-            with deadline(TIME_FOR_A_REQUEST):
+            with deadline(REQUEST_SECONDS):
                 await producer.send_and_wait(
                     topic, order.model_dump_json().encode(), key=order.customer.encode()
                 )
         except ResilientIOError as error:
             raise HTTPException(503, str(error)) from error
-        return {"taken": order.id}
+        return {"accepted": order.id}
 
     @app.get("/customers/{customer}")
     async def customer(customer: str) -> dict[str, int]:
         try:
-            with deadline(TIME_FOR_A_REQUEST):
+            with deadline(REQUEST_SECONDS):
                 orders = await redis.hgetall(f"orders:{customer}")
         except ResilientIOError as error:
             raise HTTPException(503, str(error)) from error

@@ -1,14 +1,15 @@
 """A small service whose readiness follows its Redis: `python examples/service.py`.
 
-    GET  /livez    200 while the process works, whatever Redis does
-    GET  /readyz   200 while Redis answers, else 503 and why
+    GET  /livez    200 while the process works, independent of Redis
+    GET  /readyz   200 while Redis answers, else 503 with the reason
     POST /visits   counts a visit
-    GET  /visits   says how many
+    GET  /visits   returns the number of visits
 
-    REDIS_URL      where Redis is (default redis://localhost:6379)
-    HOST, PORT     where to listen (default 127.0.0.1 and 8080; port 0 takes a free one)
+    REDIS_URL      URL of Redis (default redis://localhost:6379)
+    HOST, PORT     address to listen on (default 127.0.0.1 and 8080; 0 for a free port)
 
-HTTP is spoken by hand here, so that the example needs nothing but the library.
+Without Redis this service is useless, so its readiness follows Redis. It implements HTTP itself, so
+that it needs only the library.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from resilient_io import (
     deadline,
 )
 
-TIME_FOR_A_REQUEST = 1.0
-TIME_FOR_A_CONNECTION = 5.0
+REQUEST_SECONDS = 1.0
+CONNECTION_SECONDS = 5.0
 
 Answer = tuple[HTTPStatus, dict[str, object]]
 
 
 class Service:
-    """The endpoints, and whether traffic is wanted."""
+    """The endpoints, and the readiness of the service."""
 
     def __init__(self, redis: ResilientRedis) -> None:
         self.redis = redis
@@ -49,8 +50,8 @@ class Service:
         redis.health.on_change(self.follow)
 
     def follow(self, change: Change) -> None:
-        """Follow Redis: called after each transition, never inside a request."""
-        # DEGRADED counts as ready: it answers, and another replica of us has the same Redis.
+        """Update the readiness. This is called after each transition, never inside a request."""
+        # DEGRADED counts as ready: Redis answers, and other replicas use the same Redis.
         self.ready = change.state.answering
         print(f"redis is {change.state.value}: {change.cause}", flush=True)
 
@@ -62,37 +63,37 @@ class Service:
             case "GET", "/readyz":
                 return self.readiness()
             case "POST" | "GET", "/visits":
-                with deadline(TIME_FOR_A_REQUEST):
+                with deadline(REQUEST_SECONDS):
                     return await self.visits(count=method == "POST")
-        return HTTPStatus.NOT_FOUND, {"error": "there is /livez, /readyz and /visits"}
+        return HTTPStatus.NOT_FOUND, {"error": "not found; available: /livez, /readyz, /visits"}
 
     def readiness(self) -> Answer:
-        """Say whether traffic is wanted; asks nobody."""
+        """Return the readiness, without asking Redis."""
         status = HTTPStatus.OK if self.ready else HTTPStatus.SERVICE_UNAVAILABLE
         return status, {"ready": self.ready, "redis": self.redis.health.snapshot()}
 
     async def visits(self, *, count: bool) -> Answer:
-        """Count a visit, or say how many there were."""
+        """Count a visit, or return the number of visits."""
         try:
             if count:
                 return HTTPStatus.OK, {"visits": await self.redis.incr("visits")}
             return HTTPStatus.OK, {"visits": int(await self.redis.get("visits") or 0)}
         except OutcomeUnknown as error:
-            # Counting again could count it twice: whether that matters is the caller's business.
+            # A retry could count the visit twice. The caller decides whether that matters.
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error), "counted": "perhaps"}
         except DependencyUnavailable as error:
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error), "counted": False}
-        except ResilientIOError as error:  # the time was used up, or too much is in flight
+        except ResilientIOError as error:  # the deadline has passed, or too much is in flight
             return HTTPStatus.GATEWAY_TIMEOUT, {"error": str(error), "counted": False}
-        except RedisError as error:  # Redis refused it: out of memory, a replica, a wrong type
+        except RedisError as error:  # Redis rejected it: out of memory, a replica, a wrong type
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error), "counted": False}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection: one request, one answer."""
+        """Serve one connection: one request, one response."""
         self.requests += 1
         self.idle.clear()
         try:
-            async with asyncio.timeout(TIME_FOR_A_CONNECTION):
+            async with asyncio.timeout(CONNECTION_SECONDS):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 method, path, _ = head.partition("\r\n")[0].split(" ", 2)
                 status, body = await self.answer(method, path)
@@ -105,7 +106,7 @@ class Service:
                 )
                 await writer.drain()
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
-            print(f"a request could not be served: {error!r}", flush=True)
+            print(f"cannot serve a request: {error!r}", flush=True)
         finally:
             writer.close()
             self.requests -= 1
@@ -113,19 +114,19 @@ class Service:
                 self.idle.set()
 
     async def drain(self) -> None:
-        """Let the requests that are under way end; bounded, as each of them is."""
+        """Wait for the requests in progress, each of which has a time limit."""
         await self.idle.wait()
 
 
 async def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO)
-    leave = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     url = os.environ.get("REDIS_URL", "redis://localhost:6379")
-    async with ResilientRedis.from_url(url) as redis:  # does not wait for Redis
+    async with ResilientRedis.from_url(url) as redis:  # this does not wait for Redis
         service = Service(redis)
         server = await asyncio.start_server(
             service.serve,
@@ -133,10 +134,10 @@ async def main() -> None:
             port=int(os.environ.get("PORT", "8080")),
         )
         print(f"listening on port {server.sockets[0].getsockname()[1]}", flush=True)
-        await leave.wait()
+        await stop.wait()
         server.close()
         await service.drain()
-        # Redis is closed last: requests that were under way could still use it.
+        # Redis is closed last: the requests in progress could still use it.
     print("stopped", flush=True)
 
 

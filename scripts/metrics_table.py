@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 
 PAGE = Path(__file__).parent.parent / "docs" / "howto" / "metrics.md"
 BEGIN, END = "<!-- metrics: begin -->", "<!-- metrics: end -->"
 
 
 def table() -> str:
-    lines = ["| OpenTelemetry | Prometheus | what it tells | labels |", "|---|---|---|---|"]
-    for metric in CATALOGUE.values():
+    lines = ["| OpenTelemetry | Prometheus | meaning | labels |", "|---|---|---|---|"]
+    for metric in CATALOG.values():
         samples = metric.sample_names
         in_prometheus = samples[0] if len(samples) == 1 else metric.prometheus_name
         labels = ", ".join(f"`{label}`" for label in metric.labels)

@@ -1,8 +1,8 @@
-"""Books orders: they come from Kafka, are written to Redis, and are announced in Kafka.
+"""Reads orders from Kafka, stores them in Redis, and announces them in Kafka.
 
 An order is JSON, `{"id": "a-1", "customer": "ada", "amount": 12}`, with the customer as its key.
-Booking it is safe to repeat, for Kafka delivers at least once: the amount is filed under the
-order's id, and whoever reads the announcements knows an order by its id, too.
+Kafka delivers at least once, so the handler is idempotent: the amount is stored under the order's
+ID, and the announcement contains the ID, so that its readers can recognize duplicates.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from settings import Settings
 
 from resilient_io import (
+    ConsumerSettings,
     Dependency,
     HandlerPolicy,
     HealthMonitor,
@@ -33,12 +34,12 @@ log = logging.getLogger("order_service")
 
 
 class OrderService:
-    """Three clients, and what is done with an order."""
+    """The three clients, and the handler of an order."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.redis = ResilientRedis.from_url(settings.redis_url)
-        # Both clients of the cluster share what they know of it.
+        # Both Kafka clients report to the same dependency.
         self.kafka = Dependency("kafka")
         self.producer = ResilientKafkaProducer(
             bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -52,16 +53,18 @@ class OrderService:
             health=self.kafka,
             auto_offset_reset="earliest",
             value_deserializer=json.loads,
+            settings=ConsumerSettings(drain_timeout=settings.drain_seconds),
         )
         self.clients = (self.redis, self.producer, self.consumer)
-        # Ready while both are there; alive while the event loop turns and the clients move.
+        # Critical, not shared: without Redis or Kafka this service can do nothing, and it receives
+        # no requests.
         self.monitor = HealthMonitor(self.redis.health, self.kafka, liveness=self.clients)
 
-    async def book(self, record: Record) -> None:
-        """Book one order. What it raises is tried again; then the order is a dead letter."""
+    async def store(self, record: Record) -> None:
+        """Store one order. If this raises, it is retried; then the order is a dead letter."""
         order = record.value
         number, customer, amount = order["id"], order["customer"], int(order["amount"])
-        # Under its id: booked a second time, nothing changes.
+        # The field is the order's ID: storing the order again changes nothing.
         await self.redis.hset(f"orders:{customer}", number, amount)
         await self.producer.send_and_wait(
             self.settings.booked_topic,
@@ -70,31 +73,31 @@ class OrderService:
         )
 
     async def run(self) -> None:
-        """Book orders until SIGTERM or Ctrl-C; nothing of Kafka or Redis has to be there yet."""
+        """Handle orders until SIGTERM or Ctrl-C. Kafka and Redis need not be available yet."""
         settings = self.settings
         async with Lifecycle(
             self.monitor,
-            # Closed in this order: the consumer first, which still uses the others.
+            # Closed in this order: the consumer first, because it uses the others.
             self.consumer,
             self.producer,
             self.redis,
             self.kafka,
-            grace=settings.grace_seconds,
-            notice=settings.notice_seconds,
+            grace_period=settings.grace_seconds,
+            drain_delay=settings.drain_delay_seconds,
             servers=[
                 serve(self.monitor, clients=self.clients, name="orders", port=settings.port),
                 Heartbeat(self.monitor, settings.health_file),
             ],
         ):
-            log.info("booking orders")
+            log.info("handling orders")
             await self.consumer.run(
-                self.book,
+                self.store,
                 order="key",
                 concurrency=settings.concurrency,
                 dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
-                policy=HandlerPolicy(timeout=settings.handler_seconds),
-                limits=RunLimits(bytes=settings.buffer_bytes, drain_timeout=settings.drain_seconds),
+                handler_policy=HandlerPolicy(timeout=settings.handler_seconds),
+                limits=RunLimits(bytes=settings.buffer_bytes),
             )
 
 

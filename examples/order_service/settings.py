@@ -1,4 +1,4 @@
-"""What can be set from outside: environment variables, each with a default."""
+"""The settings of the service: environment variables with defaults."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of the service; each is read from the variable of its name in capitals.
+    """The settings; each is read from the environment variable with its name in upper case.
 
     Attributes:
-        redis_url: Where Redis is.
-        kafka_bootstrap_servers: Where Kafka is: brokers, separated by commas.
+        redis_url: URL of Redis.
+        kafka_bootstrap_servers: Kafka brokers, separated by commas.
         group_id: The consumer group; its members share the partitions.
         orders_topic: The topic to read.
-        booked_topic: The topic that is told of booked orders.
-        dead_letter_topic: The topic for orders that cannot be booked.
-        concurrency: Orders that are booked at once.
-        buffer_bytes: Bytes of orders that may wait in memory. Each takes about twice its bytes, as
-            it came and as it was read; and the driver fetches up to a megabyte for each partition.
-        handler_seconds: Longest time that one attempt to book an order may take.
-        drain_seconds: Longest time that orders in hand get when the service is stopped.
-        grace_seconds: Longest time for all of stopping. Let the platform wait longer before it
-            kills (`stop_grace_period` in compose.yaml, `terminationGracePeriodSeconds`).
-        notice_seconds: Time to go on after the signal, while others notice that it is not ready.
-            Nobody sends this service requests, so there is nobody to wait for.
-        port: Where probes, metrics and the status page are served.
-        health_file: Is written every second, for the container's HEALTHCHECK.
+        booked_topic: The topic for announcements of stored orders.
+        dead_letter_topic: The topic for orders that cannot be stored.
+        concurrency: Orders that are handled concurrently.
+        buffer_bytes: Bytes of orders that may wait in memory. An order takes about twice its size,
+            once raw and once deserialized; the driver buffers up to a megabyte per partition.
+        handler_seconds: Time limit for one attempt to store an order.
+        drain_seconds: Time limit for the orders that are being handled when the service stops.
+        grace_seconds: Time limit for the whole shutdown. The platform must wait longer before it
+            kills the process (`stop_grace_period`, `terminationGracePeriodSeconds`).
+        drain_delay_seconds: Time during which the service continues after the signal while it is
+            not ready. 0, because this service receives no requests from a load balancer.
+        port: Port for probes, metrics and the status page.
+        health_file: The heartbeat file for the container's HEALTHCHECK, written every second.
     """
 
     redis_url: str = "redis://localhost:6379"
@@ -46,16 +46,16 @@ class Settings:
     handler_seconds: float = 10.0
     drain_seconds: float = 10.0
     grace_seconds: float = 20.0
-    notice_seconds: float = 0.0
+    drain_delay_seconds: float = 0.0
     port: int = 8080
-    health_file: str = "/tmp/order-service.health"  # noqa: S108 - of its own container
+    health_file: str = "/tmp/order-service.health"  # noqa: S108 - in its own container
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Read them; what is not set keeps its default.
+        """Return the settings from the environment, with defaults for missing variables.
 
         Raises:
-            ValueError: A number is none.
+            ValueError: A value is not a number.
         """
         given = {}
         for field in dataclasses.fields(cls):

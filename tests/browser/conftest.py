@@ -1,4 +1,4 @@
-"""A Chromium for all tests of the page, and a view of it that does not block the event loop."""
+"""One Chromium for all tests of the page, used without blocking the event loop."""
 
 import asyncio
 import os
@@ -15,13 +15,13 @@ DESKTOP = 1200
 
 
 class Page:
-    """The status page as somebody sees it."""
+    """The status page in a browser."""
 
     def __init__(self, browser: Chromium) -> None:
         self.browser = browser
 
     async def open(self, port: int, path: str = "/status") -> None:
-        """Open it, and wait until it shows something."""
+        """Open the page, and wait until it shows a status."""
         await asyncio.to_thread(self.browser.open, f"http://127.0.0.1:{port}{path}")
         await self.until("return !document.querySelector('main').hidden")
 
@@ -29,17 +29,17 @@ class Page:
         return await asyncio.to_thread(self.browser.run, script, *arguments)
 
     async def until(self, script: str, *arguments: object, timeout: float = 20.0):
-        """Wait until a script gives something that is true, and return it."""
+        """Wait until a script returns a true value, and return it."""
         try:
             async with asyncio.timeout(timeout):
                 while not (found := await self.run(script, *arguments)):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)  # a browser can only be asked
+                    await asyncio.sleep(0.01)  # a browser can only be polled
         except TimeoutError:
             pytest.fail(f"never true: {script}\n{await self.text('body')}")
         return found
 
     async def text(self, selector: str) -> str:
-        """Give what can be read there."""
+        """Return the visible text of an element."""
         return await self.run("return document.querySelector(arguments[0]).innerText", selector)
 
     async def texts(self, selector: str) -> list[str]:
@@ -56,12 +56,13 @@ class Page:
             timeout=timeout,
         )
 
-    async def until_news(self, count: int = 1) -> None:
-        """Wait until so many messages more were shown."""
+    async def until_messages(self, count: int = 1) -> None:
+        """Wait until `count` further messages were shown."""
         await self.run(
-            "window.news = 0;source.addEventListener('status', () => { window.news += 1; });"
+            "window.messages = 0;"
+            "source.addEventListener('status', () => { window.messages += 1; });"
         )
-        await self.until("return window.news >= arguments[0]", count)
+        await self.until("return window.messages >= arguments[0]", count)
 
     async def look(self, width: int = DESKTOP, *, dark: bool = False) -> None:
         await asyncio.to_thread(lambda: self.browser.look(width=width, dark=dark))
@@ -82,11 +83,11 @@ def _chromium() -> Iterator[Chromium]:
 
 @pytest_asyncio.fixture
 async def page(_chromium: Chromium) -> AsyncIterator[Page]:
-    """Give a page that is not opened yet; the browser must have nothing to complain about."""
-    seen = Page(_chromium)
-    await seen.look()
-    yield seen
+    """Return a page that is not open yet; the browser must log no error."""
+    made = Page(_chromium)
+    await made.look()
+    yield made
     complaints = await asyncio.to_thread(_chromium.complaints)
     await asyncio.to_thread(_chromium.open, "about:blank")
-    # That nobody answers is what some tests are about.
+    # Some tests are about a server that does not answer.
     assert [each for each in complaints if "/events" not in each] == []

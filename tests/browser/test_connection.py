@@ -1,4 +1,4 @@
-"""What the status page does when its connection is lost, falls silent, or ends in good order."""
+"""The status page when its connection is lost, silent, or closed by the server."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,17 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from resilient_io.health import Cause, Dependency, HealthMonitor
-from resilient_io.serve import _events, health_app, serve
+from resilient_io.serve import events, health_app, serve
 from resilient_io.testing import FaultProxy
 
-pytestmark = pytest.mark.soak  # a browser works the whole time, and cares for no Python
+pytestmark = pytest.mark.soak  # slow, and independent of the Python version
 
 HOST = "127.0.0.1"
 
 
 @contextlib.asynccontextmanager
 async def running(app):
-    """Serve an app as its user would, and give the port."""
+    """Serve an application with uvicorn, and yield the port."""
     listener = socket.create_server((HOST, 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
@@ -31,16 +31,16 @@ async def running(app):
         await serving
 
 
-async def test_a_lost_connection_is_told_with_the_age_of_the_data_until_it_is_back(page):
+async def test_lost_connection_is_shown_with_the_age_of_the_data_until_it_is_restored(page):
     redis = Dependency("redis")
     async with HealthMonitor(redis) as monitor:
         redis.succeeded()
         async with serve(monitor, host=HOST, port=0) as server:
             await page.open(server.port)
             await page.until_reads("#link", "Live")
-        await page.until("return link.textContent.startsWith('Connection lost; this is from ')")
-        assert await page.text("#said") == "Connection lost."
-        assert await page.text("#headline") == "Ready"  # what was known last stays
+        await page.until("return link.textContent.startsWith('Connection lost; data from ')")
+        assert await page.text("#announcement") == "Connection lost."
+        assert await page.text("#headline") == "Ready"  # the latest status stays
         assert await page.run("return document.body.classList.contains('stale')")
         await page.until("return link.textContent.includes(' 2 s ago')")
         redis.refused(Cause.READ_ONLY)
@@ -50,7 +50,7 @@ async def test_a_lost_connection_is_told_with_the_age_of_the_data_until_it_is_ba
             assert not await page.run("return document.body.classList.contains('stale')")
 
 
-async def test_a_connection_that_fell_silent_is_told_as_lost_and_made_anew(page):
+async def test_silent_connection_is_shown_as_lost_and_opened_again(page):
     redis = Dependency("redis")
     async with (
         HealthMonitor(redis) as monitor,
@@ -66,8 +66,8 @@ async def test_a_connection_that_fell_silent_is_told_as_lost_and_made_anew(page)
         await page.until_reads("#link", "Live")
 
 
-async def test_a_stream_that_ends_in_good_order_is_not_told_as_lost(page, monkeypatch):
-    monkeypatch.setattr(_events, "LASTS", 0.2)
+async def test_stream_that_the_server_ends_is_not_shown_as_lost(page, monkeypatch):
+    monkeypatch.setattr(events, "STREAM_SECONDS", 0.2)
     redis = Dependency("redis")
     async with HealthMonitor(redis) as monitor:
         redis.succeeded()
@@ -75,8 +75,8 @@ async def test_a_stream_that_ends_in_good_order_is_not_told_as_lost(page, monkey
         async with running(app) as port:
             await page.open(port, "/health/status")
             await page.run(
-                "window.said = [];"
-                "new MutationObserver(() => window.said.push(link.textContent))"
+                "window.texts = [];"
+                "new MutationObserver(() => window.texts.push(link.textContent))"
                 "  .observe(link, { childList: true });"
             )
             streams = (
@@ -84,5 +84,5 @@ async def test_a_stream_that_ends_in_good_order_is_not_told_as_lost(page, monkey
                 ".filter(({ name }) => name.endsWith('/health/events')).length >= 3"
             )
             await page.until(streams)
-            assert [text for text in await page.run("return window.said") if text != "Live"] == []
+            assert [text for text in await page.run("return window.texts") if text != "Live"] == []
             assert await page.text("#service") == "mounted"

@@ -121,8 +121,8 @@ async def test_a_visit_whose_reply_was_lost_is_perhaps_counted(redis_server, fau
 async def test_the_rate_limiter_allows_as_many_as_it_should(redis_server):
     async with running("rate_limiter.py", REDIS_URL=redis_server.url) as limiter:
         output, _ = await limiter.process.communicate()
-    words = re.findall(r"\b(allowed|refused)$", output.decode(), re.MULTILINE)
-    assert words == ["allowed"] * 5 + ["refused"] * 5
+    words = re.findall(r"\b(allowed|rejected)$", output.decode(), re.MULTILINE)
+    assert words == ["allowed"] * 5 + ["rejected"] * 5
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_lint_has_nothing_to_say_about_a_manifest_of_ours(name):
 
 
 def test_lint_has_something_to_say_when_it_is_spoilt():
-    spoilt = MANIFESTS["orders"].replace("terminationGracePeriodSeconds: 30", "")
+    spoilt = MANIFESTS["orders"].replace("terminationGracePeriodSeconds: 25", "")
     spoilt = spoilt.replace('resilient-io/grace: "20"', 'resilient-io/grace: "60"')
     found = lint(spoilt)
     assert found.returncode == 1
@@ -50,9 +50,10 @@ def test_the_times_that_the_manifest_tells_are_those_of_the_service(monkeypatch)
     defaults = module.Settings()
     deployment = next(yaml.safe_load_all(MANIFESTS["orders"]))
     told = deployment["spec"]["template"]["metadata"]["annotations"]
+    told.pop("resilient-io/lint-ignore")
     assert {name: float(text) for name, text in told.items()} == {
         "resilient-io/grace": defaults.grace_seconds,
-        "resilient-io/notice": defaults.notice_seconds,
+        "resilient-io/notice": defaults.drain_delay_seconds,
         "resilient-io/drain-timeout": defaults.drain_seconds,
         "resilient-io/handler-timeout": defaults.handler_seconds,
     }

@@ -1,4 +1,4 @@
-"""What type checkers know of ResilientKafkaConsumer. Never executed; mypy and pyright check it."""
+"""Types of `ResilientKafkaConsumer`. Never executed: mypy and pyright check this file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from resilient_io.health import Dependency
 from resilient_io.kafka import (
     ConsumerStats,
     DeadLetter,
+    HandlerPolicy,
     Record,
     ResilientKafkaConsumer,
     RunStats,
     TopicPartition,
 )
+
+
+def options() -> None:
+    ResilientKafkaConsumer("orders", group_id="billing", name="billing")
+    ResilientKafkaConsumer("orders", auto_offset_reset="earliest", session_timeout_ms=6_000)
+    ResilientKafkaConsumer("orders", auto_offset_rest="earliest")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    ResilientKafkaConsumer("orders", session_timeout_ms="6000")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    ResilientKafkaConsumer("orders", enable_auto_commit=True)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 
 async def records(consumer: ResilientKafkaConsumer) -> None:
@@ -38,19 +47,21 @@ async def handlers(consumer: ResilientKafkaConsumer) -> None:
     async def several(records: list[Record]) -> int:
         return len(records)
 
-    def asleep(record: Record) -> None:
+    def plain(record: Record) -> None:
         record.done()
 
     await consumer.run(one, dead_letter=DeadLetter(topic="dead"))
+    await consumer.run(one, handler_policy=HandlerPolicy(attempts=5))
     await consumer.run(several, batch_size=10, requires=[consumer.health])
-    await consumer.run(asleep)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await consumer.run(plain)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await consumer.run(one, order="keys")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
-async def looking(consumer: ResilientKafkaConsumer) -> None:
+async def reports(consumer: ResilientKafkaConsumer) -> None:
     async with consumer as same:
         assert_type(same, ResilientKafkaConsumer)
     assert_type(consumer.health, Dependency)
+    assert_type(consumer.name, str)
     assert_type(consumer.stats(), ConsumerStats)
     assert_type(consumer.run_stats(), RunStats | None)
     assert_type(consumer.assignment(), tuple[TopicPartition, ...])

@@ -41,8 +41,8 @@ class Watched(Dependency):
         settings = HealthSettings(
             interval=interval,
             timeout=timeout,
-            knock=knock,
-            knock_cap=max(min(_KNOCK_CAP, interval), knock),
+            reconnect_interval=knock,
+            reconnect_interval_cap=max(min(_KNOCK_CAP, interval), knock),
         )
         super().__init__(name, settings=settings)
         self.answered: Callable[[float], object] = _unheard
@@ -78,9 +78,9 @@ def name_of(url: str) -> str:
 
         return f"redis {RedisTarget(pool_from_url(url, {})).name}"
     if scheme in KAFKA_SCHEMES:
-        from resilient_io.kafka.connect import Target  # noqa: PLC0415 (when needed)
+        from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 (when needed)
 
-        return Target(read_kafka_url(url)["bootstrap_servers"]).name
+        return KafkaTarget(read_kafka_url(url)["bootstrap_servers"]).name
     raise ConfigurationError(
         "a URL names no server: write redis://host:6379/0, rediss://… (TLS), unix:///path, "
         "kafka://host:9092,host:9092 or kafkas://… (TLS)"
@@ -122,11 +122,11 @@ class _OfRedis:
 
 class _OfKafka:
     def __init__(self, url: str, interval: float, timeout: float) -> None:
-        from resilient_io.kafka.connect import Target  # noqa: PLC0415
+        from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415
         from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 (each driver when needed)
 
         options = read_kafka_url(url)
-        target = Target(options.pop("bootstrap_servers"), options)
+        target = KafkaTarget(options.pop("bootstrap_servers"), options)
         self.health = Watched(target.name, interval=interval, timeout=timeout)
         self._probe = KafkaProbe(target=target, timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""Availability: one state machine per dependency, fed by every call and by a probe task.
+"""Availability: one state machine per dependency, updated by every call and by a probe task.
 
 ```
 async with ResilientRedis.from_url("redis://cache") as redis:
@@ -11,7 +11,15 @@ from .dependency import Attachment, Dependency
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
 from .recorder import FlightRecorder
-from .states import Cause, Change, HealthSettings, ProbeDegraded, ProbeFailed, State
+from .states import (
+    Cause,
+    Change,
+    HealthSettings,
+    ProbeDegraded,
+    ProbeFailed,
+    State,
+    describe_state,
+)
 from .subscriptions import Subscription, Watch
 
 __all__ = [
@@ -31,4 +39,5 @@ __all__ = [
     "State",
     "Subscription",
     "Watch",
+    "describe_state",
 ]

@@ -1,4 +1,4 @@
-"""How long our own event loop was blocked: one watch per loop, shared."""
+"""Measures how long our own event loop was blocked: one measurement per loop, shared."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections import deque
 _BEAT = 0.1
 _TOLERANCE = 0.02
 _REMEMBERED = 512
-"""Stalls; more than ten a second there are not."""
+"""Number of stalls to keep. There are at most ten a second."""
 
 _watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 
 
 class LoopLag:
-    """Measures the time during which the running event loop could not run anything.
+    """Measures the time during which the running event loop was blocked.
 
-    A timer beats every 0.1 s; a beat that is more than 0.02 s late shows that the loop was
-    blocked. Up to one beat of each stall goes unseen. Get one with `LoopLag.acquire()` and give
-    it back with `release()`; the loop's last user stops the timer.
+    A timer runs every 0.1 s. If it is more than 0.02 s late, the loop was blocked. Up to 0.1 s of
+    each stall is not measured. Call `LoopLag.acquire()` to get the measurement of the running loop
+    and `release()` when done; the last release stops the timer.
 
-    To take stalls off a time that you measure: `now - t0 - (lag.stalled - stalled_at_t0)`.
+    To subtract stalls from a measured time: `now - t0 - (lag.stalled - stalled_at_t0)`.
 
     Attributes:
         worst: Longest stall so far, in seconds.
@@ -38,12 +38,12 @@ class LoopLag:
 
     @classmethod
     def acquire(cls) -> LoopLag:
-        """Return the running loop's watch, started; `release()` it once for each acquire."""
+        """Return the running measurement of the running loop. Call `release()` once for each."""
         loop = asyncio.get_running_loop()
         watch = _watches.get(loop)
         if watch is None:
             for other in [other for other in _watches if other.is_closed()]:
-                del _watches[other]  # closed without a release: nobody else would free it
+                del _watches[other]  # its loop was closed without a release
             watch = _watches[loop] = cls(loop)
         watch._users += 1
         if watch._timer is None:
@@ -51,7 +51,7 @@ class LoopLag:
         return watch
 
     def release(self) -> None:
-        """Give the watch back; the last one out stops the timer. More often does no harm."""
+        """Release the measurement. The last release stops the timer; further ones do nothing."""
         if self._users:
             self._users -= 1
         if not self._users and self._timer is not None:
@@ -61,18 +61,18 @@ class LoopLag:
 
     @property
     def stalled(self) -> float:
-        """Total seconds the loop was blocked, the stall that is only now ending included."""
+        """Total time the loop was blocked, in seconds, including a stall that is just ending."""
         return self._stalled + self._pending()
 
     @property
     def current(self) -> float:
-        """Seconds of the latest beat's delay; 0.0 when the loop is not blocked."""
+        """Delay of the latest timer, in seconds; 0.0 when the loop is not blocked."""
         return self._pending() or self._current
 
     def stalled_within(self, seconds: float) -> float:
-        """Return for how many of the last `seconds` the loop was blocked, as far as remembered.
+        """Return for how many of the last `seconds` the loop was blocked.
 
-        The last 512 stalls are; at ten a second, the most there are, that is 51 s.
+        The last 512 stalls are known: at ten a second, the maximum, those of 51 s.
         """
         now = self._loop.time()
         total = min(self._pending(), seconds)
@@ -84,7 +84,7 @@ class LoopLag:
         return min(total, seconds)
 
     def _pending(self) -> float:
-        """Return how much of a stall the late beat has not yet booked."""
+        """Return the part of a stall that the late timer has not counted yet."""
         if self._timer is None:
             return 0.0
         late = self._loop.time() - self._due

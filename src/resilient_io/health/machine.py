@@ -1,32 +1,29 @@
-"""The state machine: evidence in, transitions out. It knows no loop, no task and no clock."""
+"""The state machine: evidence in, state changes out. It knows no loop, no task and no clock."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .states import Cause, Change, State
+from .states import Cause, Change, State, clean_detail
 
 if TYPE_CHECKING:
     from .states import HealthSettings
 
-
 FLAP_WINDOW = 60.0
-"""Seconds for which a fall is held against a dependency."""
+"""Seconds for which a fall counts against a dependency."""
 
 MOST_TO_RISE = 16
-"""Most good probes that a flapping dependency needs to be up again."""
+"""Largest number of good probes that a flapping dependency needs to be UP again."""
 
 RISE_SPACING = 0.1
 """Seconds between the good probes of a dependency that needs more than one."""
 
-_DETAIL_LIMIT = 300
-
 
 class Machine:
-    """Turns evidence about one dependency into its state.
+    """Derives the state of one dependency from evidence.
 
-    Every method that takes evidence takes the loop time `now` too, and returns the transition
+    Every method that takes evidence also takes the loop time `now`, and returns the change of state
     that it caused, or None.
     """
 
@@ -38,18 +35,18 @@ class Machine:
         self.cause: Cause | None = None
         self.detail = ""
         self.latency: float | None = None
-        self.streak = 0  # failures in a row, none of which was proof
+        self.streak = 0  # consecutive failures, none of which was proof
         self.transitions = 0
         self.changes: dict[tuple[State, Cause | None], int] = {}
         self.probes_ok = 0
         self.probes_failed = 0
         self.failures = 0
         self.refusals = 0
-        self._counted = (0, 0, 0, 0)  # the counts at the last transition
+        self._counted = (0, 0, 0, 0)  # the counts at the last change
         self._contact = State.UNKNOWN  # UNKNOWN, UP or DOWN
         self._trouble: tuple[Cause | None, str] = (None, "")  # why it is DOWN or UNKNOWN
-        self._refusal: tuple[Cause, str, float] | None = None  # told by calls
-        self._admission: tuple[Cause, str] | None = None  # told by the latest probe
+        self._refusal: tuple[Cause, str, float] | None = None  # reported by calls
+        self._limitation: tuple[Cause, str] | None = None  # reported by the latest probe
         self._parts: dict[str, tuple[Cause, str]] = {}
         self._suspected: dict[str, tuple[Cause, str]] = {}
         self._good = 0
@@ -58,30 +55,30 @@ class Machine:
 
     @property
     def refusing(self) -> bool:
-        """Whether a call said that writes are refused, and none has been accepted since."""
+        """Whether a write was refused and none was accepted since."""
         return self._refusal is not None
 
     @property
     def parts_lost(self) -> list[str]:
-        """The parts that are lost, in the order in which they were lost."""
+        """The lost parts, in the order in which they were lost."""
         return [*self._parts, *self._suspected]
 
     def needed_to_rise(self, now: float) -> int:
-        """Return how many good probes a dependency that is down needs to be up again."""
+        """Return how many good probes a dependency that is DOWN needs to be UP again."""
         recent = sum(1 for fall in self._falls if now - fall <= FLAP_WINDOW)
         return min(1 << max(recent - 1, 0), MOST_TO_RISE)
 
     @property
     def rising(self) -> bool:
-        """Whether it is down and has given good evidence since it last failed."""
+        """Whether the dependency is DOWN and has answered since it last failed."""
         return self._contact is State.DOWN and self._good > 0
 
-    # --- evidence of probes
+    # --- evidence from probes
 
     def probe_ok(self, now: float, latency: float | None) -> Change | None:
-        """Take a probe's good answer."""
+        """Take a good answer to a probe."""
         self.probes_ok += 1
-        self._admission = None
+        self._limitation = None
         if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
             self._refusal = None
         return self._answered(now, latency)
@@ -89,61 +86,61 @@ class Machine:
     def probe_degraded(
         self, now: float, cause: Cause, detail: str, latency: float | None
     ) -> Change | None:
-        """Take a probe's answer that it cannot do all of its work."""
+        """Take an answer to a probe that reports a limitation."""
         self.probes_ok += 1
-        self._admission = (cause, detail)
+        self._limitation = (cause, detail)
         return self._answered(now, latency)
 
     def probe_failed(
         self, now: float, cause: Cause, detail: str, *, definite: bool
     ) -> Change | None:
-        """Take a probe's failure; `definite` is proof alone."""
+        """Take the failure of a probe. A definite failure is proof on its own."""
         self.probes_failed += 1
         self._confirm_parts()
-        return self._fell_short(now, cause, detail, definite=definite)
+        return self._failed(now, cause, detail, definite=definite)
 
     def probe_overruled(self, now: float) -> Change | None:
-        """Take a probe's failure during which the dependency answered others."""
+        """Take the failure of a probe during which the dependency answered clients."""
         self.probes_failed += 1
         return self._answered(now, None)
 
-    # --- evidence of clients
+    # --- evidence from clients
 
     def succeeded(self, now: float, latency: float | None) -> Change | None:
-        """Take a client's good news, for example that it has connected."""
+        """Take the success of a client, for example that it has connected."""
         return self._answered(now, latency)
 
     def failed(
         self, now: float, cause: Cause, detail: str, *, definite: bool, probed: bool
     ) -> Change | None:
-        """Take a client's bad news, which a probe, if there is one, is about to judge."""
+        """Take the failure of a client. If there is a probe, it decides what the failure means."""
         self.failures += 1
         if not probed:
-            return self._fell_short(now, cause, detail, definite=definite)
+            return self._failed(now, cause, detail, definite=definite)
         if self._contact is not State.DOWN and cause is Cause.TIMED_OUT:
-            # Many calls time out together: they are one piece of evidence, not many.
+            # Many calls time out together. They are one piece of evidence.
             self.streak = max(self.streak, 1)
         return None
 
     def refused(self, now: float, cause: Cause, detail: str) -> Change | None:
-        """Take a client's news that a write was refused."""
+        """Take the refusal of a write."""
         self.refusals += 1
         self._refusal = (cause, detail, now)
         if self._contact is State.UP:
             return self._settle(now)
-        return self._answered(now, None)  # who refuses has answered
+        return self._answered(now, None)  # a refusal is an answer
 
     def accepted(self, now: float) -> Change | None:
-        """Take a client's news that a write was accepted."""
+        """Take the acceptance of a write."""
         self._refusal = None
         return self._settle(now)
 
     def part_lost(
         self, now: float, part: str, cause: Cause, detail: str, *, probed: bool
     ) -> Change | None:
-        """Take the loss of a part; a probe, if there is one, first judges the whole."""
+        """Take the loss of a part. If there is a probe, it first checks the whole."""
         if self._contact is State.DOWN:
-            return None  # the whole is lost: its parts are found again when it is up
+            return None  # the whole is lost; lost parts are reported again when it is UP
         if probed and part not in self._parts:
             self._suspected[part] = (cause, detail)
             return None
@@ -157,9 +154,9 @@ class Machine:
         return self._settle(now)
 
     def forget(self, now: float) -> Change | None:
-        """Forget all evidence: nobody watches any longer."""
+        """Forget all evidence: the dependency is no longer watched."""
         self._contact = State.UNKNOWN
-        self._refusal = self._admission = None
+        self._refusal = self._limitation = None
         self._parts.clear()
         self._suspected.clear()
         self._falls.clear()
@@ -176,7 +173,7 @@ class Machine:
             self.latency = latency
         self._confirm_parts()
         if self._contact is State.DOWN:
-            # Half the spacing: news that come in a burst are one piece of evidence.
+            # Answers in a burst, less than half the spacing apart, are one piece of evidence.
             if self._good and now - self._last_good < RISE_SPACING / 2:
                 return None
             self._good += 1
@@ -186,9 +183,7 @@ class Machine:
         self._contact = State.UP
         return self._settle(now)
 
-    def _fell_short(
-        self, now: float, cause: Cause, detail: str, *, definite: bool
-    ) -> Change | None:
+    def _failed(self, now: float, cause: Cause, detail: str, *, definite: bool) -> Change | None:
         self._good = 0
         self.streak += 1
         if self._contact is not State.DOWN:
@@ -196,7 +191,7 @@ class Machine:
                 return self._settle(now)
             self._contact = State.DOWN
             self._falls.append(now)
-            self._refusal = self._admission = None
+            self._refusal = self._limitation = None
             self._parts.clear()
         self._trouble = (cause, detail)
         return self._settle(now)
@@ -206,12 +201,9 @@ class Machine:
         self._suspected.clear()
 
     def _settle(self, now: float) -> Change | None:
-        """Derive the state; it is the only place where it changes."""
+        """Derive the state. This is the only place where it changes."""
         state, cause, detail = self._derive()
-        if detail:
-            # Half signs, as of a file's odd name, can be written nowhere.
-            text = detail.encode("utf-8", "backslashreplace").decode()
-            detail = " ".join(text.split())[:_DETAIL_LIMIT]
+        detail = clean_detail(detail) if detail else ""
         previous, since = self.state, self.since
         self.cause, self.detail = cause, detail
         if state is previous:
@@ -244,8 +236,8 @@ class Machine:
             return self._contact, *self._trouble
         if self._refusal is not None:
             return State.DEGRADED, self._refusal[0], self._refusal[1]
-        if self._admission is not None:
-            return State.DEGRADED, *self._admission
+        if self._limitation is not None:
+            return State.DEGRADED, *self._limitation
         for part, (cause, detail) in self._parts.items():
             return State.DEGRADED, cause, f"{part}: {detail}" if detail else part
         return State.UP, None, ""

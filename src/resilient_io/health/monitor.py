@@ -1,4 +1,4 @@
-"""The dependencies of a service together: is it ready, has it started, is it alive?"""
+"""The dependencies of a service together: readiness, startup and liveness."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.validation import check_number, check_seconds
+from resilient_io.text import clean_text
+from resilient_io.validation import check_number, check_seconds, check_type
 
-from .dependency import CLOSE_GRACE, Dependency
+from .dependency import CLOSE_TIMEOUT, Dependency
 from .loop_lag import LoopLag
 from .recorder import FlightRecorder
-from .states import Change, State, describe
-from .subscriptions import Feed, Subscription, Subscriptions, Watch, wait_until
+from .states import Change, State, describe_state
+from .subscriptions import Broadcast, Subscription, Subscriptions, Watch, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Literal, Self
 
-
 _log = logging.getLogger("resilient_io.health")
+
+_NAME = "health monitor"
 
 
 @runtime_checkable
 class LivenessCheck(Protocol):
-    """Something that has to go on for the process to be of use, such as a consumer."""
+    """An object that the process depends on to be useful, such as a consumer."""
 
     def liveness_failure(self) -> str | None:
-        """Return why only a restart helps, in words; None while all is well."""
+        """Return why only a restart of the process helps, or None."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivenessSettings:
-    """When the process counts as stuck.
+    """When a blocked event loop means that the process is stuck.
 
     Attributes:
-        window: Seconds over which the event loop is looked at.
-        share: Part of them (0 to 1) for which it may have been blocked.
+        window: Time over which the event loop is measured, in seconds.
+        share: Fraction of that time (0 to 1) during which the loop may be blocked.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -50,97 +52,98 @@ class LivenessSettings:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Validate the values."""
         check_seconds("window", self.window)
         if check_number("share", self.share, above=True) > 1:
             raise ConfigurationError(
-                f"share={self.share:g} is more than all of the time: write it as a part of 1, for "
-                f"example share=0.5"
+                f"share={self.share:g} is more than 1: use a fraction, for example share=0.5"
             )
 
 
 class Liveness:
-    """Judges whether the process is stuck.
+    """Decides whether the process is stuck.
 
     Args:
-        settings: How much blocking of the event loop is too much.
-        vital: What has to go on.
+        settings: When a blocked event loop means that the process is stuck.
+        checks: The objects to ask.
     """
 
-    def __init__(self, settings: LivenessSettings, vital: Sequence[LivenessCheck]) -> None:
+    def __init__(self, settings: LivenessSettings, checks: Sequence[LivenessCheck]) -> None:
         self._settings = settings
-        self._vital = tuple(vital)
+        self._checks = tuple(checks)
         self._lag: LoopLag | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._over = False
+        self._ended = False
         self._broken: list[LivenessCheck] = []
 
-    def look(self) -> None:
-        """Begin, unless that was ended: who still asks then has nobody to end it again."""
-        if not self._over:
-            self.begin()
-
     def begin(self) -> None:
-        """Look at the running loop, if one runs."""
-        self._over = False
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if loop is not self._loop:
-            self._let_go()
-            self._loop = loop
-            self._lag = LoopLag.acquire()
+        """Measure the running loop, if there is one."""
+        self._ended = False
+        self._measure()
 
     def end(self) -> None:
-        """Look no more."""
-        self._over = True
-        self._let_go()
+        """Stop measuring."""
+        self._ended = True
+        self._release()
 
-    def _let_go(self) -> None:
-        if self._lag is not None:
-            self._lag.release()
-        self._lag = self._loop = None
+    def failures(self) -> tuple[str, ...]:
+        """Return why the process is stuck; empty if it is not.
 
-    def reasons(self) -> tuple[str, ...]:
-        """Return why the process is stuck, in words; nothing while it is not."""
-        found = [why for each in self._vital if (why := self._ask(each)) is not None]
+        The first call in a loop starts measuring it, except after `end`, which no second call of
+        `end` would follow.
+        """
+        if not self._ended:
+            self._measure()
+        found = [why for check in self._checks if (why := self._run_check(check)) is not None]
         lag, window = self._lag, self._settings.window
         blocked = lag.stalled_within(window) if lag is not None else 0.0
         if blocked > self._settings.share * window:
             found.append(f"the event loop was blocked for {blocked:.1f} s of the last {window:g} s")
         return tuple(found)
 
-    def _ask(self, part: LivenessCheck) -> str | None:
+    def _measure(self) -> None:
         try:
-            return part.liveness_failure()
-        # The boundary between us and a function of others. A bug in it is in the next process, too:
-        # restarts would not heal it.
-        except Exception:  # noqa: BLE001 (a part may raise anything)
-            if part not in self._broken:
-                self._broken.append(part)
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if loop is not self._loop:
+            self._release()
+            self._loop = loop
+            self._lag = LoopLag.acquire()
+
+    def _release(self) -> None:
+        if self._lag is not None:
+            self._lag.release()
+        self._lag = self._loop = None
+
+    def _run_check(self, check: LivenessCheck) -> str | None:
+        try:
+            failure = check.liveness_failure()
+        # The boundary to the application's code. A restart would not cure a bug in it, so an
+        # exception does not count as a failure.
+        except Exception:  # noqa: BLE001
+            if check not in self._broken:
+                self._broken.append(check)
                 _log.exception(
-                    "liveness_failure() of %s raised; further failures of it are not logged",
-                    type(part).__name__,
-                    extra={"event": "stuck_raised", "part": type(part).__name__},
+                    "liveness_failure() of %s raised an exception; further ones are not logged",
+                    type(check).__name__,
+                    extra={"event": "liveness_check_raised", "part": type(check).__name__},
                 )
             return None
-
-
-_NAME = "health monitor"
+        return clean_text(failure) if isinstance(failure, str) else failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorChange:
-    """Something has changed, and this is how the service is now.
+    """The state of the service after a change.
 
     Attributes:
-        ready: Whether the service should be given work.
-        state: The service's state.
-        previous: The state that was told before; may be the same.
-        change: What changed; None in the first item of a `watch()` that begins before any
-            change, and when the service was told to drain.
-        draining: Whether the service was told to drain.
+        ready: Whether the service should receive work.
+        state: The state of the service.
+        previous: Its state in the previous item; may be the same.
+        change: The change of a dependency; None in the first item of a `watch()` that starts before
+            any change, and when draining starts.
+        draining: Whether the service is draining.
     """
 
     ready: bool
@@ -157,26 +160,27 @@ class HealthMonitor:
     monitor = HealthMonitor(redis.health, optional=[cache.health], liveness=[consumer])
     ```
 
-    Readiness is a choice for each dependency. `critical`: while it is away, this replica wants no
-    work. `shared`: every replica would lose it at the same moment, and a service whose replicas
-    have all withdrawn answers nobody, so its loss only degrades. `optional`: as shared, and nobody
-    waits for it at the start either.
+    Readiness is a choice for each dependency. `critical`: while it is unavailable, this replica
+    should receive no work. `shared`: every replica would lose it at the same moment, and if all
+    replicas became unready, the service would not answer at all; so its loss only degrades the
+    service. `optional`: like shared, and startup does not wait for it.
 
-    It owns no dependency and runs no task of its own; it needs no running loop to be made. Use
-    `async with`, or `aclose()` it, to let go of the dependencies.
+    The monitor owns no dependency and runs no task. Creating it needs no running loop. Use
+    `async with`, or `aclose()`, to detach it from the dependencies. It can be entered again after
+    it was closed.
 
     Args:
         critical: The service is ready only while none of these is DOWN or UNKNOWN.
-        shared: It is ready as soon as it is known how these are; DOWN only degrades it.
-        optional: These only degrade it.
-        liveness: Clients, and other objects with a `liveness_failure()` method, that must work for
-            the process to be of use. See `alive`.
-        recorder: Remembers the latest events; None makes one without a sink.
-        liveness_settings: When the process counts as stuck.
+        shared: The service is ready as soon as the state of these is known. DOWN only degrades it.
+        optional: These only degrade the service.
+        liveness: Clients, and other objects with a `liveness_failure()` method, without which the
+            process is useless. See `alive`.
+        recorder: Records the latest events; None for one without a sink.
+        liveness_settings: When a blocked event loop means that the process is stuck.
 
     Raises:
-        ConfigurationError: There is no dependency, or one is named twice.
-        TypeError: An argument is of the wrong kind.
+        ConfigurationError: There is no dependency, or one is passed twice.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -189,35 +193,48 @@ class HealthMonitor:
         liveness_settings: LivenessSettings | None = None,
     ) -> None:
         for name, given in (("shared", shared), ("optional", optional), ("liveness", liveness)):
-            _check_list(name, given)
+            _check_sequence(name, given)
         self.critical = critical
         self.shared = tuple(shared)
         self.optional = tuple(optional)
-        _check(self.dependencies)
-        _check_parts(liveness, recorder, liveness_settings)
-        self.recorder = recorder if recorder is not None else FlightRecorder()
-        self._liveness = Liveness(liveness_settings or LivenessSettings(), liveness)
+        _check_dependencies(self.dependencies)
+        _check_liveness(liveness)
+        self.recorder = check_type(
+            "recorder",
+            recorder if recorder is not None else FlightRecorder(),
+            FlightRecorder,
+            use="FlightRecorder()",
+        )
+        settings = check_type(
+            "liveness_settings",
+            liveness_settings if liveness_settings is not None else LivenessSettings(),
+            LivenessSettings,
+            use="LivenessSettings()",
+        )
+        self._liveness = Liveness(settings, liveness)
+        self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
+        self._open()
+
+    def _open(self) -> None:
+        """Watch the dependencies, at first or again after `aclose()`."""
         self._draining = False
         self._started = False
-        self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
-        self._told = self.state
-        self._feed = Feed(self._how_it_is(self._told, None))
+        self._published = self.state
+        self._broadcast = Broadcast(self._current(self._published, None))
         for dependency in self.dependencies:
             dependency.add_recorder(self.recorder)
-        self._sources = [
-            dependency.on_change(self._dependency_changed) for dependency in self.dependencies
-        ]
+        self._sources = [dependency.on_change(self._publish) for dependency in self.dependencies]
 
     @property
     def dependencies(self) -> tuple[Dependency, ...]:
-        """All of them: the critical ones, the shared ones, the optional ones."""
+        """All dependencies: the critical, the shared, then the optional ones."""
         return (*self.critical, *self.shared, *self.optional)
 
     def role_of(self, dependency: Dependency) -> Literal["critical", "shared", "optional"]:
-        """Return what a dependency is to the service.
+        """Return the role of a dependency.
 
         Raises:
-            ValueError: It is none of this service's.
+            ValueError: The monitor does not watch it.
         """
         if dependency in self.critical:
             return "critical"
@@ -225,44 +242,44 @@ class HealthMonitor:
             return "shared"
         if dependency in self.optional:
             return "optional"
-        raise ValueError(f"{dependency.name!r} is no dependency of this monitor")
+        raise ValueError(f"{dependency.name!r} is not a dependency of this monitor")
 
     @property
     def ready(self) -> bool:
-        """Whether the service should be given work.
+        """Whether the service should receive work.
 
-        No critical dependency is DOWN or UNKNOWN, no shared one UNKNOWN, and it is not draining.
-        A degraded one counts as ready: it answers, and taking every replica of a service out of
-        rotation because their shared server is read-only would help nobody.
+        True if no critical dependency is DOWN or UNKNOWN, no shared one is UNKNOWN, and the service
+        is not draining. A DEGRADED dependency counts as ready: it answers, and taking every replica
+        out of rotation because their shared server is read-only would not help.
         """
         return not self._draining and not self._missing()
 
     @property
     def unready_reasons(self) -> tuple[str, ...]:
-        """Why it is not ready, in words without secrets; nothing when it is."""
-        why = tuple(
-            f"{each.name} is {describe(each.state, each.cause, each.detail)}"
+        """Why the service is not ready, in words without secrets; empty if it is."""
+        reasons = tuple(
+            f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
             for each in self._missing()
         )
-        return ("draining", *why) if self._draining else why
+        return ("draining", *reasons) if self._draining else reasons
 
     @property
     def started(self) -> bool:
-        """Whether it was ever ready, draining aside; it never goes back."""
+        """Whether the service was ever ready, apart from draining. It never becomes False again."""
         if not self._started:
             self._started = not self._missing()
         return self._started
 
     @property
     def draining(self) -> bool:
-        """Whether it was told to drain."""
+        """Whether `drain()` was called."""
         return self._draining
 
     def drain(self) -> None:
-        """Be unready for good: the service is about to stop. Doing it again changes nothing.
+        """Make the service unready permanently, because it is about to stop. Idempotent.
 
         Raises:
-            RuntimeError: No event loop runs.
+            RuntimeError: No event loop is running.
         """
         if self._draining:
             return
@@ -272,30 +289,29 @@ class HealthMonitor:
 
     @property
     def alive(self) -> bool:
-        """Whether the process can go on without a restart.
+        """Whether the process can continue without a restart.
 
-        False while a vital part says that it is stuck, or the event loop was blocked for more
-        than its share of the time. A dependency that is away never makes it False: a restart
-        would not bring it back.
+        False while a liveness check fails, or if the event loop was blocked for more than the
+        allowed share of the time. An unavailable dependency never makes it False: a restart would
+        not bring it back.
         """
         return not self.liveness_failures
 
     @property
     def liveness_failures(self) -> tuple[str, ...]:
-        """Why the process is stuck, in words; nothing while it is alive.
+        """Why the process is stuck; empty while it is alive.
 
-        The event loop is watched from the first time this is asked in it, or from `async with`, to
-        `aclose()`. A `liveness_failure()` that raises says nothing, and is logged once.
+        The event loop is measured from the first read of this property in it, or from `async with`,
+        until `aclose()`. An exception in `liveness_failure()` is logged once and does not count.
         """
-        self._liveness.look()
-        return self._liveness.reasons()
+        return self._liveness.failures()
 
     @property
     def state(self) -> State:
-        """The service's state.
+        """The state of the service.
 
-        DOWN or UNKNOWN while a critical dependency is, UNKNOWN while a shared one is; else
-        DEGRADED while one is degraded, or a shared or optional one is down; else UP.
+        DOWN or UNKNOWN if a critical dependency is, UNKNOWN if a shared one is; else DEGRADED if
+        one is DEGRADED, or a shared or optional one is DOWN; else UP.
         """
         critical = [dependency.state for dependency in self.critical]
         if State.DOWN in critical:
@@ -309,13 +325,12 @@ class HealthMonitor:
         return State.UP
 
     def on_change(self, callback: Callable[[MonitorChange], object]) -> Subscription[MonitorChange]:
-        """Call a function, sync or async, whenever a dependency has changed, or it drains.
+        """Call a function, sync or async, when a dependency has changed or draining starts.
 
-        It is isolated as with `Dependency.on_change`; an async one that is still busy gets only
-        the newest change afterwards, whose `ready` and `state` are those of the whole service.
+        The rules of `Dependency.on_change` apply. `ready` and `state` are those of the service.
 
         Returns:
-            A handle to `remove()` it, also usable as a context manager.
+            A handle with `remove()`, also usable as a context manager.
 
         Raises:
             TypeError: `callback` is not callable.
@@ -323,28 +338,28 @@ class HealthMonitor:
         return self._subscriptions.add(callback)
 
     def watch(self) -> Watch[MonitorChange]:
-        """Iterate over the changes: `async for change in monitor.watch()`.
+        """Iterate over changes: `async for change in monitor.watch()`.
 
-        The first item comes at once and tells how the service is; each further one is the newest
-        since the one before. Cancelling leaves nothing behind. `aclose()` ends the iteration.
+        The first item is available immediately and contains the current state. Later items are the
+        latest change since the previous item. `aclose()` ends the iteration.
         """
-        return Watch(self._feed)
+        return Watch(self._broadcast)
 
     async def until_ready(self, timeout: float | None = None) -> None:
         """Wait until the service is ready.
 
-        Returns at once when it already is. Cancelling the wait changes nothing.
+        Return immediately if it already is. Cancelling the wait has no other effect.
 
         Args:
-            timeout: Longest wait in seconds; None waits for ever. An enclosing
-                `resilient_io.deadline` bounds it too.
+            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
+                `resilient_io.deadline` limits the wait, too.
 
         Raises:
-            DeadlineExceeded: It was still not ready; says which dependency held it up.
+            DeadlineExceeded: The service was not ready in time. The message names the dependency.
             Closed: The monitor was closed meanwhile.
         """
         await wait_until(
-            self._feed,
+            self._broadcast,
             lambda: self.ready,
             timeout=timeout,
             dependency=_NAME,
@@ -353,7 +368,7 @@ class HealthMonitor:
         )
 
     def snapshot(self) -> dict[str, object]:
-        """Return how the service is as plain data that `json.dumps` takes."""
+        """Return the state of the service as plain data for `json.dumps`."""
         return {
             "ready": self.ready,
             "started": self.started,
@@ -367,22 +382,24 @@ class HealthMonitor:
         }
 
     async def aclose(self) -> None:
-        """Let go of the dependencies, end every `watch()` and wait for async callbacks.
+        """Detach from the dependencies, end every `watch()` and wait for async callbacks.
 
-        These get one second, then they are cancelled; dumps under way get one second, too. Closing
-        twice is fine. Cancelling this leaves at once.
+        Callbacks get one second, then they are cancelled. Dumps in progress get one second, too.
+        Idempotent.
         """
         for source in self._sources:
             source.remove()
-        if not self._feed.closed:
+        if not self._broadcast.closed:
             for dependency in self.dependencies:
                 dependency.remove_recorder(self.recorder)
         self._liveness.end()
-        self._feed.close()
-        await self._subscriptions.finish(CLOSE_GRACE)
-        await self.recorder.aclose(CLOSE_GRACE)
+        self._broadcast.close()
+        await self._subscriptions.finish(CLOSE_TIMEOUT)
+        await self.recorder.aclose(CLOSE_TIMEOUT)
 
     async def __aenter__(self) -> Self:
+        if self._broadcast.closed:
+            self._open()
         self._liveness.begin()
         return self
 
@@ -390,21 +407,17 @@ class HealthMonitor:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<HealthMonitor {self.state.value}: {self._describe()}>"
-
-    def _describe(self) -> str:
-        states = (
-            f"{dependency.name} is {dependency.state.value}" for dependency in self.dependencies
-        )
-        return ", ".join(states)
+        states = ", ".join(f"{each.name} is {each.state.value}" for each in self.dependencies)
+        return f"<HealthMonitor {self.state.value}: {states}>"
 
     def _missing(self) -> list[Dependency]:
+        """Return the dependencies because of which the service is not ready."""
         return [
             *(each for each in self.critical if not each.state.answering),
             *(each for each in self.shared if each.state is State.UNKNOWN),
         ]
 
-    def _how_it_is(self, previous: State, change: Change | None) -> MonitorChange:
+    def _current(self, previous: State, change: Change | None) -> MonitorChange:
         return MonitorChange(
             ready=self.ready,
             state=self.state,
@@ -413,48 +426,40 @@ class HealthMonitor:
             draining=self._draining,
         )
 
-    def _dependency_changed(self, change: Change) -> None:
-        self._publish(change)
-
     def _publish(self, change: Change | None) -> None:
-        _ = self.started  # latched, also when nobody asks
-        news = self._how_it_is(self._told, change)
-        self._told = news.state
-        self._feed.publish(news)
-        self._subscriptions.tell(news)
+        _ = self.started  # remembered even if it is never read
+        current = self._current(self._published, change)
+        self._published = current.state
+        self._broadcast.publish(current)
+        self._subscriptions.notify(current)
 
 
-def _check(dependencies: Sequence[object]) -> None:
+def _check_dependencies(dependencies: Sequence[object]) -> None:
     if not dependencies:
         raise ConfigurationError(
-            "a HealthMonitor needs a dependency: write HealthMonitor(redis.health)"
+            "a HealthMonitor needs a dependency: use HealthMonitor(redis.health)"
         )
-    for position, dependency in enumerate(dependencies):
-        if not isinstance(dependency, Dependency):
-            raise TypeError(f"{dependency!r} is no Dependency: write HealthMonitor(redis.health)")
+    for position, given in enumerate(dependencies):
+        dependency = check_type("dependency", given, Dependency, use="HealthMonitor(redis.health)")
         if dependency in dependencies[:position]:
             raise ConfigurationError(
-                f"{dependency.name!r} is named twice: name it once, as critical "
+                f"{dependency.name!r} is passed twice: pass it once, as critical "
                 f"(HealthMonitor(dependency)), as shared=[dependency] or as optional=[dependency]"
             )
 
 
-def _check_list(name: str, given: object) -> None:
-    # Not merely iterable: redis-py's client seems to be.
+def _check_sequence(name: str, given: object) -> None:
+    # An iterable is not enough: redis-py's client looks like one.
     if not isinstance(given, Sequence):
         example = "consumer" if name == "liveness" else "redis.health"
-        raise TypeError(f"{name}={given!r} is no list: write {name}=[{example}]")
+        kind = type(given).__name__
+        raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
 
 
-def _check_parts(liveness: Sequence[object], recorder: object, settings: object) -> None:
-    for part in liveness:
-        if not isinstance(part, LivenessCheck):
+def _check_liveness(checks: Sequence[object]) -> None:
+    for check in checks:
+        if not isinstance(check, LivenessCheck):
             raise TypeError(
-                f"{part!r} has no liveness_failure(): write HealthMonitor(..., liveness=[consumer])"
+                f"liveness must contain objects with a liveness_failure() method, not "
+                f"{type(check).__name__}: use HealthMonitor(..., liveness=[consumer])"
             )
-    if recorder is not None and not isinstance(recorder, FlightRecorder):
-        raise TypeError(f"recorder={recorder!r} is no FlightRecorder: write FlightRecorder()")
-    if settings is not None and not isinstance(settings, LivenessSettings):
-        raise TypeError(
-            f"liveness_settings={settings!r} is no LivenessSettings: write LivenessSettings()"
-        )

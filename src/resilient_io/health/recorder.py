@@ -1,4 +1,4 @@
-"""The flight recorder: the latest events of every dependency, in fixed memory."""
+"""The flight recorder: the latest events of every dependency, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resilient_io import wall_clock
-from resilient_io.errors import ConfigurationError
+from resilient_io.text import clean_text
 from resilient_io.validation import check_count
 
-from .states import State
+from .states import State, clean_detail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .states import Change
 
-
-_TOGETHER = 1.0
-"""Seconds within which a repetition is counted instead of being written again."""
+_MERGE_WITHIN = 1.0
+"""Seconds within which a repeated event is counted instead of recorded again."""
 
 _VARIANTS = 8
-"""So many events of one source, name and cause that differ in something else are kept apart while
-they follow each other within that time; more are only counted, for their details tell nothing new.
-"""
+"""Number of recent events of the same source, name and cause that are recorded although only their
+details differ. Further ones are counted: their details say nothing new."""
 
-_LONGEST = 8 << 20
-"""Bytes of a file before it is set aside for a new one."""
+_MAX_FILE_SIZE = 8 << 20
+"""Size of a dump file, in bytes, above which it is renamed."""
 
-_QUIET = 10.0
-"""Least seconds between the dumps that it makes by itself."""
+_DUMP_SPACING = 10.0
+"""Shortest time between automatic dumps, in seconds."""
 
 _log = logging.getLogger("resilient_io.health")
 
@@ -53,24 +51,41 @@ class _Event:
         self.times = 1
         self.others = 0
 
+    def as_dict(self, now: float) -> dict[str, object]:
+        """Return the event as `FlightRecorder.events` does."""
+        plain: dict[str, object] = {
+            "ago": round(max(0.0, now - self.last), 3),
+            "source": self.source,
+            "event": self.event,
+            **self.fields,
+        }
+        if self.times > 1:
+            plain["times"] = self.times
+        if self.others:
+            plain["others"] = self.others
+        if self.last > self.first or self.times > 1:
+            plain["for"] = round(self.last - self.first, 3)
+        return plain
+
 
 class FlightRecorder:
-    """Remembers the latest events, so that an outage can be understood afterwards.
+    """Records the latest events, to analyze an outage afterwards.
 
-    A `HealthMonitor` has one, and gives it to its dependencies. What repeats within a second is
-    counted, not written again, and of what differs in its details only the first few are: a storm
-    of failures does not push the beginning out. With a `sink`
-    it writes itself out, as JSON lines, when a dependency goes down, at most every 10 s.
+    A `HealthMonitor` has one and adds it to its dependencies. A storm of failures does not displace
+    its beginning: an event that repeats within a second is counted, and of events that differ only
+    in their details the first few are recorded. With a `sink`, the recorder dumps its events as
+    JSON lines when a dependency goes down, at most every 10 s.
 
     Args:
-        capacity: How many events are remembered.
-        sink: Where dumps go: a file to append to (written outside the event loop; beyond 8 MiB it
-            is renamed to `….1`, in place of the one before), or a function that takes one line
-            without its end, called in the event loop. None makes no dump by itself, and `dump()`
-            write to standard error.
+        capacity: Number of events to keep.
+        sink: Where to dump: a file to append to (written outside the event loop; above 8 MiB it is
+            renamed to `….1`, replacing the previous one), or a function that takes one line without
+            its line break, called in the event loop. None disables automatic dumps, and `dump()`
+            then writes to standard error.
 
     Raises:
-        ConfigurationError: An argument makes no sense.
+        ConfigurationError: `capacity` is not an integer of at least 1.
+        TypeError: `sink` is neither a path nor a function.
     """
 
     def __init__(
@@ -83,29 +98,33 @@ class FlightRecorder:
         if isinstance(sink, str):
             sink = Path(sink)
         if sink is not None and not callable(sink) and not isinstance(sink, Path):
-            raise ConfigurationError(
-                f"sink={sink!r} is neither a path nor a function: write "
+            raise TypeError(
+                f"sink must be a path or a function, not {type(sink).__name__}: use "
                 f'FlightRecorder(sink="/tmp/flight.jsonl") or sink=print'
             )
         self._sink = sink
         self._dumped: float | None = None
         self._writes: list[asyncio.Future[None]] = []
-        self._complained = False
+        self._logged_failure = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def note(self, source: str, event: str, **fields: object) -> None:
-        """Remember an event of the running loop's now.
+        """Record an event that happened now.
 
         Args:
-            source: Whose it is, for example a dependency's name.
-            event: What happened, in the past tense, for example "retry scheduled".
-            fields: More about it: plain data that `json.dumps` takes, without secrets.
+            source: Source of the event, for example the name of a dependency.
+            event: The event, in the past tense, for example "retry scheduled".
+            fields: Plain data for `json.dumps`, without secrets. Texts are shortened to one line.
 
         Raises:
-            RuntimeError: No event loop runs.
+            RuntimeError: No event loop is running.
         """
         loop = self._loop = asyncio.get_running_loop()
         now = loop.time()
+        fields = {
+            name: clean_detail(value) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
         recent = self._recent(_kind(source, event, fields), now)
         for each in recent:
             if each.fields == fields:
@@ -116,24 +135,24 @@ class FlightRecorder:
             recent[-1].others += 1
             recent[-1].last = now
             return
-        self._remember(source, event, fields, now)
+        self._record(source, event, fields, now)
 
     def _recent(self, kind: tuple[str, str, object], now: float) -> list[_Event]:
-        """Give those of a kind that are still counted: while one is, those before it are, too."""
+        """Return the recent events of a kind. If one is recent, so are those before it."""
         recent = self._newest.get(kind, [])
-        pushed_out = self._serial - self._capacity
-        if recent and recent[0].serial <= pushed_out:
-            recent = self._newest[kind] = [each for each in recent if each.serial > pushed_out]
-        if any(0 <= now - each.last <= _TOGETHER for each in recent):
+        displaced = self._serial - self._capacity
+        if recent and recent[0].serial <= displaced:
+            recent = self._newest[kind] = [each for each in recent if each.serial > displaced]
+        if any(0 <= now - each.last <= _MERGE_WITHIN for each in recent):
             return recent
         self._newest.pop(kind, None)
         return []
 
-    def _remember(self, source: str, event: str, fields: dict[str, object], now: float) -> None:
+    def _record(self, source: str, event: str, fields: dict[str, object], now: float) -> None:
         self._serial += 1
-        noted = _Event(source, event, fields, now, self._serial)
-        self._newest.setdefault(_kind(source, event, fields), []).append(noted)
-        self._events.append(noted)
+        recorded = _Event(source, event, fields, now, self._serial)
+        self._newest.setdefault(_kind(source, event, fields), []).append(recorded)
+        self._events.append(recorded)
         if len(self._newest) > 2 * self._capacity:
             self._newest = {}
             for each in self._events:
@@ -141,48 +160,48 @@ class FlightRecorder:
                 self._newest.setdefault(kind, []).append(each)
 
     def changed(self, change: Change) -> None:
-        """Remember a transition; one to DOWN makes it dump itself, if it has a sink."""
+        """Record a change of state. A change to DOWN triggers a dump if there is a sink."""
         cause = change.cause.value if change.cause is not None else None
         loop = self._loop = asyncio.get_running_loop()
         fields: dict[str, object] = {
             "state": change.state.value,
             "previous": change.previous.value,
             "cause": cause,
-            "detail": change.detail,
+            "detail": clean_detail(change.detail),
             "after": round(change.after, 6),
         }
-        self._remember(change.dependency, "state changed", fields, loop.time())
+        self._record(change.dependency, "state changed", fields, loop.time())
         if change.state is not State.DOWN or self._sink is None:
             return
-        if self._dumped is None or not 0 <= change.at - self._dumped < _QUIET:
+        if self._dumped is None or not 0 <= change.at - self._dumped < _DUMP_SPACING:
             self._dumped = change.at
             self.dump(f"{change.dependency} is down")
 
     def events(self, last: int | None = None) -> list[dict[str, object]]:
-        """Return what is remembered, oldest first, as plain data that `json.dumps` takes.
+        """Return the recorded events, oldest first, as plain data for `json.dumps`.
 
-        Each has `ago` (seconds since it happened, the latest time if several), `source`, `event`
-        and its own fields. If it repeated, it has `times`; `others` counts those after it that
-        differed in their details and were too many to keep; `for` is the seconds from the first to
-        the latest.
+        Each has `ago` (seconds since it happened, the latest time if it repeated), `source`,
+        `event` and its own fields. `times` is the number of repetitions, `others` the number of
+        later events that differed only in details and were not recorded, and `for` the seconds from
+        the first to the latest.
 
         Args:
-            last: Only so many of the latest; None for all.
+            last: Number of the latest events to return; None for all.
         """
         chosen = list(self._events)
         if last is not None:
             chosen = chosen[-last:] if last > 0 else []
         now = self._loop.time() if self._loop is not None else 0.0
-        return [_plain(each, now) for each in chosen]
+        return [each.as_dict(now) for each in chosen]
 
     def dump(self, reason: str) -> int:
-        """Write out what is remembered: a line that says why, then a line per event.
+        """Write all events: one line with the reason, then one line per event.
 
-        Each line is JSON, with the wall clock's time as `at`. What cannot be written is logged
-        once, and harms nobody.
+        Each line is JSON, with the time of the wall clock as `at`. A failure to write is logged
+        once and never raised.
 
         Args:
-            reason: Why, for the first line.
+            reason: The reason, for the first line.
 
         Returns:
             The number of events.
@@ -193,21 +212,21 @@ class FlightRecorder:
         for event in events:
             ago = event.pop("ago")
             at = wall_clock.iso(wall - (ago if isinstance(ago, float) else 0.0))
-            lines.append(_line({"at": at, **event}))
+            lines.append(_json_line({"at": at, **event}))
         if isinstance(self._sink, Path):
             self._append(self._sink, "\n".join(lines) + "\n")
         elif self._sink is not None:
-            self._hand(self._sink, lines)
+            self._call(self._sink, lines)
         else:
             sys.stderr.write("\n".join(lines) + "\n")
         return len(events)
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Wait until every dump is written. Cancelling this leaves at once.
+        """Wait until every dump is written.
 
         Args:
-            timeout: Longest wait in seconds; what is not written by then may be yet. None waits for
-                ever.
+            timeout: Maximum wait in seconds, or None to wait forever. A dump that is not written by
+                then may still be.
         """
         if self._writes:
             await asyncio.wait(self._writes, timeout=timeout)
@@ -221,7 +240,7 @@ class FlightRecorder:
             try:
                 _write(path, text)
             except OSError as error:
-                self._complain(error)
+                self._log_failure(error)
             return
         writing = loop.run_in_executor(None, _write, path, text)
         self._writes.append(writing)
@@ -230,61 +249,42 @@ class FlightRecorder:
     def _written(self, writing: asyncio.Future[None]) -> None:
         self._writes.remove(writing)
         if not writing.cancelled() and (error := writing.exception()) is not None:
-            self._complain(error)
+            self._log_failure(error)
 
-    def _hand(self, sink: Callable[[str], object], lines: list[str]) -> None:
+    def _call(self, sink: Callable[[str], object], lines: list[str]) -> None:
         try:
             for line in lines:
                 sink(line)
-        # The boundary between us and a function of others.
-        except Exception as error:  # noqa: BLE001 (a sink may raise anything)
-            self._complain(error)
+        # The boundary to the application's function, which may raise anything.
+        except Exception as error:  # noqa: BLE001
+            self._log_failure(error)
 
-    def _complain(self, error: BaseException) -> None:
-        if not self._complained:
-            self._complained = True
+    def _log_failure(self, error: BaseException) -> None:
+        if not self._logged_failure:
+            self._logged_failure = True
             _log.warning(
-                "the flight recorder could not be written out: %r",
-                error,
+                "could not write the flight recorder's dump: %s",
+                clean_text(repr(error)),
                 extra={"event": "recorder_not_written", "error": type(error).__name__},
             )
 
 
 def _write(path: Path, text: str) -> None:
-    # A link may lead to what is no file of ours, /dev/stderr for example.
-    if path.is_file() and not path.is_symlink() and path.stat().st_size > _LONGEST:
+    # A link may lead to a special file, /dev/stderr for example, which must not be renamed.
+    if path.is_file() and not path.is_symlink() and path.stat().st_size > _MAX_FILE_SIZE:
         path.replace(path.with_name(f"{path.name}.1"))
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
-def _line(event: dict[str, object]) -> str:
+def _json_line(event: dict[str, object]) -> str:
     try:
         return json.dumps(event, default=str)
-    except (
-        TypeError,
-        ValueError,
-    ):  # keys that are no text, or a circle
+    except (TypeError, ValueError):  # keys that are not strings, or a circular reference
         return json.dumps({name: str(value) for name, value in event.items()})
 
 
 def _kind(source: str, event: str, fields: dict[str, object]) -> tuple[str, str, object]:
-    """Say what counts as the same but for its details."""
+    """Return the key of events that differ only in their details."""
     cause = fields.get("cause")
     return source, event, cause if isinstance(cause, str) else None
-
-
-def _plain(event: _Event, now: float) -> dict[str, object]:
-    plain: dict[str, object] = {
-        "ago": round(max(0.0, now - event.last), 3),
-        "source": event.source,
-        "event": event.event,
-        **event.fields,
-    }
-    if event.times > 1:
-        plain["times"] = event.times
-    if event.others:
-        plain["others"] = event.others
-    if event.last > event.first or event.times > 1:
-        plain["for"] = round(event.last - event.first, 3)
-    return plain

@@ -1,38 +1,42 @@
-"""The words of health: states, causes, changes, and what a probe reports."""
+"""The vocabulary of health: states, causes, changes, settings and what a probe raises."""
 
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 from dataclasses import dataclass
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.text import TEXT_LIMIT, clean_text
 from resilient_io.validation import check_count, check_seconds
+
+_log = logging.getLogger("resilient_io.health")
 
 
 class State(enum.StrEnum):
-    """How a dependency is."""
+    """The state of a dependency."""
 
     UNKNOWN = "unknown"
-    """Not yet heard from, or no longer watched; calls wait for the connection."""
+    """No contact yet, or no longer watched. Calls wait for the connection."""
 
     UP = "up"
-    """It answers."""
+    """The dependency answers."""
 
     DEGRADED = "degraded"
-    """It answers, but refuses writes, or a part of it is lost; calls pass."""
+    """The dependency answers, but refuses writes or has lost a part. Calls pass."""
 
     DOWN = "down"
-    """It does not answer; only probes knock."""
+    """The dependency does not answer. Only the probe contacts it."""
 
     @property
     def answering(self) -> bool:
-        """Whether it answers: UP or DEGRADED."""
+        """Whether the dependency answers: UP or DEGRADED."""
         return self is State.UP or self is State.DEGRADED
 
 
 class Cause(enum.StrEnum):
-    """Why a dependency is not well."""
+    """Why a dependency is not UP."""
 
     REFUSED = "refused"
     RESET = "reset"
@@ -51,7 +55,7 @@ class Cause(enum.StrEnum):
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
     PROTOCOL = "protocol"
-    LANE_LOST = "lane lost"
+    CONNECTION_LOST = "connection lost"
     BROKER_LOST = "broker lost"
     NO_LEADER = "no leader"
     NO_COORDINATOR = "no coordinator"
@@ -62,28 +66,28 @@ class Cause(enum.StrEnum):
 
     @property
     def permanent(self) -> bool:
-        """Whether waiting does not heal it: somebody has to change a setting."""
+        """Whether operator action is needed: waiting does not help."""
         return self is Cause.AUTH or self is Cause.TLS or self is Cause.WRONG_DATABASE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A dependency went from one state to another.
+    """A change of a dependency's state.
 
-    The counts tell what was seen while it was in the previous state.
+    The counts are those of the time in the previous state.
 
     Attributes:
-        dependency: Its name.
-        state: The state it is in now.
-        previous: The state it was in before.
-        cause: Why, if it is not well.
-        detail: The cause in words, one line, without secrets.
+        dependency: Name of the dependency.
+        state: The new state.
+        previous: The previous state.
+        cause: Why the dependency is not UP, or None.
+        detail: The cause in words: one line, without secrets.
         at: Absolute time of the event loop, in seconds.
-        after: Seconds spent in the previous state.
+        after: Time in the previous state, in seconds.
         probes: Probes that ended.
-        probes_failed: Those among them that failed.
-        failures: Failures that its clients reported.
-        refusals: Refused writes that its clients reported.
+        probes_failed: Probes that failed.
+        failures: Failures that clients reported.
+        refusals: Refused writes that clients reported.
     """
 
     dependency: str
@@ -100,14 +104,13 @@ class Change:
 
 
 class ProbeFailed(Exception):
-    """Raised by a probe: the dependency did not answer as it should.
+    """Raised by a probe: the dependency did not answer properly.
 
     Args:
         cause: Why.
         detail: The cause in words, without secrets.
-        definite: True for evidence that needs no second look (refused, reset, a permanent
-            error): the dependency is down at once. False for evidence that must repeat (a
-            timeout), as often as `HealthSettings.fall` says.
+        definite: True if one failure is proof (refused, reset, a permanent error): the dependency
+            is DOWN immediately. False if it must repeat (a timeout) `HealthSettings.fall` times.
     """
 
     def __init__(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
@@ -118,12 +121,12 @@ class ProbeFailed(Exception):
 
 
 class ProbeDegraded(Exception):
-    """Raised by a probe: it answers, but it says itself that it cannot do all of its work.
+    """Raised by a probe: the dependency answers, but reports that it cannot do all of its work.
 
     Args:
-        cause: Why, for example `Cause.READ_ONLY` of a server that says it is a replica.
+        cause: Why, for example `Cause.READ_ONLY` for a server that reports to be a replica.
         detail: The cause in words, without secrets.
-        latency: Seconds the answer took, if measured.
+        latency: Time that the answer took in seconds, if measured.
     """
 
     def __init__(self, cause: Cause, detail: str = "", *, latency: float | None = None) -> None:
@@ -135,55 +138,68 @@ class ProbeDegraded(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSettings:
-    """When a dependency is probed, and when it is believed to be down or up.
+    """When to probe a dependency, and when to consider it down or up.
 
     Args:
-        interval: Seconds between probes while it is up; none is sent while replies arrive.
-        timeout: Seconds after which a probe has failed. Time during which our own event loop
-            was blocked does not count.
-        fall: Failures in a row that must agree before it is down, where one alone proves
-            nothing (timeouts). A refused or reset connection is proof at once.
-        knock: Longest pause between probes of a short outage, in seconds. The pauses are drawn
-            from the upper half of it, so that many processes do not knock together.
-        knock_cap: Longest pause between probes of a long outage, in seconds.
-        short_outage: Seconds for which an outage is short. One with a permanent cause (a wrong
-            password, say) never is.
-        refusal_hold: Seconds without another refused write after which, if probes are good, it
-            is believed to accept writes again.
-        history: How many transitions are remembered.
+        interval: Seconds between probes while the dependency is UP. No probe is sent while replies
+            arrive.
+        timeout: Time limit of a probe, in seconds. Time during which our own event loop was blocked
+            does not count.
+        fall: Number of consecutive failures that make the dependency DOWN, if one alone proves
+            nothing (timeouts). A refused or reset connection is proof immediately.
+        reconnect_interval: Longest pause between probes in a short outage, in seconds. Pauses are
+            drawn from its upper half, so that many processes do not probe at the same moment.
+        reconnect_interval_cap: Longest pause between probes in a long outage, in seconds.
+        short_outage: Duration up to which an outage is short, in seconds. An outage with a
+            permanent cause, such as a wrong password, is never short.
+        refusal_hold: Seconds without another refused write after which, if probes succeed, the
+            dependency is considered to accept writes again.
+        history: Number of state changes to keep.
 
     Raises:
-        ConfigurationError: A value is out of range, or two contradict each other.
+        ConfigurationError: A value is out of range, or two values contradict each other.
     """
 
     interval: float = 1.0
     timeout: float = 1.0
     fall: int = 2
-    knock: float = 0.15
-    knock_cap: float = 2.0
+    reconnect_interval: float = 0.15
+    reconnect_interval_cap: float = 2.0
     short_outage: float = 10.0
     refusal_hold: float = 10.0
     history: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        for name in ("interval", "timeout", "knock", "knock_cap", "short_outage", "refusal_hold"):
+        """Validate the values."""
+        for name in (
+            "interval",
+            "timeout",
+            "reconnect_interval",
+            "reconnect_interval_cap",
+            "short_outage",
+            "refusal_hold",
+        ):
             check_seconds(name, getattr(self, name))
         check_count("fall", self.fall)
         check_count("history", self.history)
-        if self.knock > self.knock_cap:
-            message = (
-                f"knock={self.knock!r} is above knock_cap={self.knock_cap!r}: "
-                f"write knock_cap={self.knock!r} or more"
+        if self.reconnect_interval > self.reconnect_interval_cap:
+            raise ConfigurationError(
+                f"reconnect_interval={self.reconnect_interval!r} is above "
+                f"reconnect_interval_cap={self.reconnect_interval_cap!r}: use "
+                f"reconnect_interval_cap={self.reconnect_interval!r} or more"
             )
-            raise ConfigurationError(message)
 
 
-_log = logging.getLogger("resilient_io.health")
+_clean_short = functools.lru_cache(maxsize=64)(clean_text)  # an outage repeats a few texts
+
+
+def clean_detail(text: str) -> str:
+    """Return a text from outside as one safe line of bounded length; see `clean_text`."""
+    return _clean_short(text) if len(text) <= TEXT_LIMIT else clean_text(text)
 
 
 def first_change(name: str, now: float) -> Change:
-    """Return what a watcher is told before the first transition."""
+    """Return what a watcher sees before the first change of state."""
     return Change(
         dependency=name,
         state=State.UNKNOWN,
@@ -195,26 +211,22 @@ def first_change(name: str, now: float) -> Change:
     )
 
 
-def describe(state: State, cause: Cause | None, detail: str) -> str:
-    """Say a state and why it is so, in a few words."""
-    why = ": ".join(word for word in (cause.value if cause is not None else "", detail) if word)
-    return f"{state.value} ({why})" if why else state.value
+def describe_state(state: State, cause: Cause | None, detail: str) -> str:
+    """Return a state and its cause in words, for example "down: connection refused"."""
+    reason = detail or cause or ""
+    return f"{state}: {reason}" if reason else str(state)
 
 
-def record(change: Change) -> None:
-    """Write the one log record of a transition."""
-    well = change.state in (State.UP, State.UNKNOWN)
+def log_change(change: Change) -> None:
+    """Write the one log record of a state change."""
+    reason = change.detail or change.cause or ""
     _log.log(
-        logging.INFO if well else logging.WARNING,
-        "%s is %s after %.3f s %s; meanwhile %d probes (%d failed), %d failures, %d refusals",
+        logging.INFO if change.state in (State.UP, State.UNKNOWN) else logging.WARNING,
+        "%s is %s%s (%s)",
         change.dependency,
-        describe(change.state, change.cause, change.detail),
-        change.after,
-        change.previous.value,
-        change.probes,
-        change.probes_failed,
-        change.failures,
-        change.refusals,
+        change.state.upper(),
+        f": {reason}" if reason else "",
+        _describe_previous(change),
         extra={
             "event": "state_changed",
             "dependency": change.dependency,
@@ -229,3 +241,21 @@ def record(change: Change) -> None:
             "refusals": change.refusals,
         },
     )
+
+
+def _describe_previous(change: Change) -> str:
+    """Return for example "up for 0.34 s; 1 probe and 2 calls failed, 1 write refused"."""
+    failed = " and ".join(
+        _counted(count, noun)
+        for count, noun in ((change.probes_failed, "probe"), (change.failures, "call"))
+        if count
+    )
+    events = [f"{failed} failed"] if failed else []
+    if change.refusals:
+        events.append(f"{_counted(change.refusals, 'write')} refused")
+    lasted = f"{change.previous} for {change.after:.2f} s"
+    return f"{lasted}; {', '.join(events)}" if events else lasted
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""News for those who were given as callbacks: isolated from the teller and from each other."""
+"""Delivery of state changes: to callbacks, to async iterators, and to tasks that wait."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from resilient_io.deadlines import context_without_deadline, current_deadline
+from resilient_io.deadlines import context_without_deadline, timeout_within
 from resilient_io.errors import Closed, DeadlineExceeded
+from resilient_io.tasks import wake
 from resilient_io.validation import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-
 T = TypeVar("T")
+W = TypeVar("W")
 
 _log = logging.getLogger("resilient_io.health")
 
 
 class Subscription(Generic[T]):
-    """A registered callback; `remove()` it, or use it in a `with` block.
+    """A registered callback. Call `remove()`, or use it in a `with` block.
 
-    The callback runs later, in the event loop: never inside the call or the probe that brought
-    the news. Until an awaitable that it returned is done it is not called again, and then only
-    with the newest news.
+    The callback runs later in the event loop, never inside the call or the probe that caused the
+    change. It is not called again until an awaitable that it returned is done, and then only with
+    the latest change.
 
     Attributes:
-        failures: How often the callback raised. Only the first time is logged.
-        dropped: News that it was too slow for.
+        failures: How often the callback raised an exception. Only the first is logged.
+        dropped: Number of changes that a slow callback skipped.
     """
 
     def __init__(self, owner: Subscriptions[T], callback: Callable[[T], object]) -> None:
@@ -46,7 +47,7 @@ class Subscription(Generic[T]):
         self.dropped = 0
 
     def remove(self) -> None:
-        """Call it no more. One that is being awaited goes on. Removing twice does no harm."""
+        """Stop calling the callback. A call that is being awaited continues. Idempotent."""
         self._owner.discard(self)
         self._pending.clear()
 
@@ -56,15 +57,15 @@ class Subscription(Generic[T]):
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
 
-    def tell(self, news: T) -> None:
-        """Call it soon."""
+    def notify(self, change: T) -> None:
+        """Schedule a call."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # what the loop before this one left behind will never run
+        if loop is not self._loop:  # calls scheduled in an earlier loop never run
             self._loop, self._handle, self._running = loop, None, None
         if self._running is not None:
             self.dropped += len(self._pending)
             self._pending.clear()
-        self._pending.append(news)
+        self._pending.append(change)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -75,13 +76,13 @@ class Subscription(Generic[T]):
         self._handle = None
         if not self._pending:
             return
-        news = self._pending.popleft()
+        change = self._pending.popleft()
         try:
-            result = self._callback(news)
-        # The boundary between us and a callback of others. A CancelledError here is of the
-        # callback's own making: nobody can cancel a plain function.
+            result = self._callback(change)
+        # The boundary to the application's callback. A CancelledError here comes from the callback
+        # itself: a plain function cannot be cancelled.
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
-            self._note_failure(exc)
+            self._record_failure(exc)
             self._schedule()
             return
         if not inspect.isawaitable(result):
@@ -100,17 +101,17 @@ class Subscription(Generic[T]):
         stopped = self._owner.release(running)
         if running.cancelled():
             if not stopped:
-                self._note_failure(asyncio.CancelledError())
+                self._record_failure(asyncio.CancelledError())
         elif (failure := running.exception()) is not None:
-            self._note_failure(failure)
+            self._record_failure(failure)
         if not stopped:
             self._schedule()
 
-    def _note_failure(self, failure: BaseException) -> None:
+    def _record_failure(self, failure: BaseException) -> None:
         self.failures += 1
         if self.failures == 1:
             _log.error(
-                "%s: callback %r raised; further failures of it are only counted",
+                "%s: callback %r raised an exception; further ones are only counted",
                 self._owner.name,
                 self._callback,
                 exc_info=failure,
@@ -119,133 +120,128 @@ class Subscription(Generic[T]):
 
 
 class Subscriptions(Generic[T]):
-    """The callbacks of one owner, and the awaitables they are busy with."""
+    """The callbacks of one owner, isolated from the owner and from each other."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._all: list[Subscription[T]] = []
-        self._busy: list[asyncio.Future[object]] = []
+        self._running: list[asyncio.Future[object]] = []
 
     def add(self, callback: Callable[[T], object]) -> Subscription[T]:
-        """Register a callback; needs no running loop."""
+        """Register a callback. Needs no running loop."""
         if not callable(callback):
-            message = (
-                f"on_change() needs a function of one argument, sync or async, not {callback!r}: "
-                f"write on_change(print), or `async def changed(change): ...`"
+            raise TypeError(
+                f"callback must be a function of one argument, sync or async, not "
+                f"{type(callback).__name__}: use on_change(print), or "
+                f"`async def changed(change): ...`"
             )
-            raise TypeError(message)
         subscription = Subscription(self, callback)
         self._all.append(subscription)
         return subscription
 
     def discard(self, subscription: Subscription[T]) -> None:
-        """Forget a callback."""
+        """Unregister a callback."""
         if subscription in self._all:
             self._all.remove(subscription)
 
-    def tell(self, news: T) -> None:
-        """Tell every callback, soon."""
+    def notify(self, change: T) -> None:
+        """Schedule a call of every callback."""
         for subscription in self._all:
-            subscription.tell(news)
+            subscription.notify(change)
 
     def adopt(self, running: asyncio.Future[object]) -> None:
-        """Own an awaitable until it is done."""
-        self._busy.append(running)
+        """Own the awaitable of an async callback until it is done."""
+        self._running.append(running)
 
     def release(self, running: asyncio.Future[object]) -> bool:
-        """Own it no longer; return whether it was we who stopped it."""
-        if running in self._busy:
-            self._busy.remove(running)
+        """Stop owning an awaitable. Return whether `finish` cancelled it."""
+        if running in self._running:
+            self._running.remove(running)
             return False
         return True
 
-    async def finish(self, grace: float) -> None:
-        """Let the callbacks that are being awaited end, then cancel them.
+    async def finish(self, timeout: float) -> None:
+        """Wait for the async callbacks that are running, then cancel them.
 
         Args:
-            grace: Seconds they are given, and again for ending after the cancellation.
+            timeout: Time for them to end, and again to end after the cancellation, in seconds.
         """
-        await asyncio.sleep(0)  # those told just now have not been called yet
-        me = asyncio.current_task()
-        busy = [running for running in self._busy if running is not me]
-        if not busy:
+        await asyncio.sleep(0)  # the latest calls are only scheduled
+        current = asyncio.current_task()
+        running = [each for each in self._running if each is not current]
+        if not running:
             return
         try:
-            await asyncio.wait(busy, timeout=grace)
+            await asyncio.wait(running, timeout=timeout)
         finally:
-            late = [running for running in busy if not running.done()]
-            for running in late:
-                self._busy.remove(running)
-                running.cancel()
+            late = [each for each in running if not each.done()]
+            for each in late:
+                self._running.remove(each)
+                each.cancel()
         if late:
-            await asyncio.wait(late, timeout=grace)
+            await asyncio.wait(late, timeout=timeout)
 
 
-class Feed(Generic[T]):
-    """Holds the newest item, and wakes those who wait for one."""
+class Broadcast(Generic[T]):
+    """Holds the latest item and wakes the tasks that wait for one."""
 
-    def __init__(self, newest: T) -> None:
-        self.newest = newest
+    def __init__(self, latest: T) -> None:
+        self.latest = latest
         self.number = 0
         self.closed = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] = []
 
     def publish(self, item: T) -> None:
-        """Replace the newest item."""
-        self.newest = item
+        """Replace the latest item."""
+        self.latest = item
         self.number += 1
         self._wake()
 
     def close(self) -> None:
-        """End every iteration once it has seen the newest item."""
+        """End every iteration after the latest item."""
         self.closed = True
         self._wake()
 
     async def wait(self) -> None:
-        """Return at the next `publish` or `close`."""
+        """Wait for the next `publish` or `close`."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        self._waiters.append(waiter)
         try:
             await waiter
         finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done() and not waiter.get_loop().is_closed():
-                waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        wake(waiter for waiter in waiters if not waiter.get_loop().is_closed())
 
 
 class Watch(Generic[T]):
-    """An endless iteration over a feed: what is now, then the newest of what came since.
+    """An endless iteration over a broadcast: the current item, then the latest new one.
 
-    It needs no clean-up: leaving it by `break` or by cancellation leaves nothing behind.
+    A slow consumer sees only the latest change. Leaving the loop needs no cleanup.
     """
 
-    def __init__(self, feed: Feed[T]) -> None:
-        self._feed = feed
+    def __init__(self, broadcast: Broadcast[T]) -> None:
+        self._broadcast = broadcast
         self._seen = -1
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
-        feed = self._feed
-        while self._seen == feed.number:
-            if feed.closed:
+        broadcast = self._broadcast
+        while self._seen == broadcast.number:
+            if broadcast.closed:
                 raise StopAsyncIteration
-            await feed.wait()
-        self._seen = feed.number
-        return feed.newest
-
-
-W = TypeVar("W")
+            await broadcast.wait()
+        self._seen = broadcast.number
+        return broadcast.latest
 
 
 async def wait_until(
-    feed: Feed[W],
+    broadcast: Broadcast[W],
     reached: Callable[[], bool],
     *,
     timeout: float | None,
@@ -253,12 +249,12 @@ async def wait_until(
     operation: str,
     describe: Callable[[], str],
 ) -> None:
-    """Wait until `reached()`; it is asked again whenever the feed has news.
+    """Wait until `reached()` returns true. It is called again after every broadcast.
 
     Raises:
-        ConfigurationError: `timeout` is negative or no number.
-        DeadlineExceeded: It was not reached in time; `describe()` says what was instead.
-        Closed: The feed was closed.
+        ConfigurationError: `timeout` is not a number of at least 0.
+        DeadlineExceeded: The time expired; `describe()` returns the reason.
+        Closed: The broadcast was closed.
     """
     if timeout is not None:
         check_number("timeout", timeout)
@@ -266,20 +262,17 @@ async def wait_until(
         return
     loop = asyncio.get_running_loop()
     began = loop.time()
-    until = current_deadline()
-    if timeout is not None and (until is None or began + timeout < until):
-        until = began + timeout
     try:
-        async with asyncio.timeout_at(until):
+        async with timeout_within(timeout):
             while not reached():
-                if feed.closed:
+                if broadcast.closed:
                     raise Closed(
                         "it was closed",
                         dependency=dependency,
                         operation=operation,
                         elapsed=loop.time() - began,
                     )
-                await feed.wait()
+                await broadcast.wait()
     except TimeoutError:
         if reached():
             return

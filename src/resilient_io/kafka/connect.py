@@ -1,9 +1,10 @@
-"""Where the cluster is and how to log in."""
+"""Addresses of a Kafka cluster, its credentials, and new connections to its brokers."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import conn as driver
@@ -11,9 +12,10 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.text import format_address
 
 from .driver import CONNECTION_OPTIONS
-from .log_filter import Tally, quietly
+from .log_filter import DriverLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,27 +24,34 @@ if TYPE_CHECKING:
 
 
 class TokenFailed(KafkaConnectionError):
-    """The token provider raised, so no connection could be made; tried again with the next one."""
+    """The OAuth token provider failed, so no connection was made. The next token may be good."""
 
 
-_Provider: Any = AbstractTokenProvider  # its hints say that a token is None
+_TOKENS = 4
+"""How many of the latest tokens to keep, to remove them from error messages."""
+
+_Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
 
-class _Guarded(_Provider):  # type: ignore[misc]
-    """Lets only errors of Kafka's out of `token()`.
+class _TokenProvider(_Base):  # type: ignore[misc]
+    """A token provider that raises only errors that aiokafka handles.
 
-    aiokafka 0.14 expects only those while it connects (`client.py`: `_get_conn`): any other error
-    ends its background tasks for ever, without a word.
+    aiokafka 0.14 expects a KafkaError while it connects (`AIOKafkaClient._get_conn`). Any other
+    exception ends its background tasks permanently and without a log record.
+
+    Attributes:
+        tokens: The latest tokens.
     """
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
+        self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
-        """Ask the provider.
+        """Return a token of the application's provider.
 
         Raises:
-            TokenFailed: It raised, cancelled itself, or gave no token.
+            TokenFailed: The provider raised, cancelled itself, or did not return a token.
         """
         task = asyncio.current_task()
         try:
@@ -51,20 +60,24 @@ class _Guarded(_Provider):  # type: ignore[misc]
             if task is None or task.cancelling():
                 raise
             raise TokenFailed("the OAuth token provider cancelled itself") from None
-        # The boundary between us and code of others: what it raises must not end the driver.
+        # The boundary to the application's code: its exceptions must not end the driver.
         except Exception as error:
             name = type(error).__name__
             raise TokenFailed(f"the OAuth token provider raised {name}") from error
         if not isinstance(token, str) or not token:
-            # The value may be a secret in another type: name its type only.
-            raise TokenFailed(f"the OAuth token provider gave no token but {type(token).__name__}")
+            # The value may be a secret of another type: name only the type.
+            raise TokenFailed(
+                f"the OAuth token provider returned {type(token).__name__}, not a non-empty str"
+            )
+        if token not in self.tokens:
+            self.tokens.append(token)
         return token
 
     def extensions(self) -> dict[str, str]:
-        """Ask the provider for its extensions, if it has any.
+        """Return the SASL extensions of the application's provider, if it has any.
 
         Raises:
-            TokenFailed: It raised.
+            TokenFailed: The provider raised.
         """
         extensions: Any = getattr(self._provider, "extensions", None)
         if not callable(extensions):
@@ -72,52 +85,53 @@ class _Guarded(_Provider):  # type: ignore[misc]
         try:
             given: Any = extensions()
             return dict(given)
-        # The boundary between us and code of others, as above.
+        # The boundary to the application's code, as above.
         except Exception as error:
             name = type(error).__name__
             raise TokenFailed(f"extensions() of the OAuth token provider raised {name}") from error
 
 
-def guarded(provider: object) -> Any:
-    """Wrap a token provider so that only errors of Kafka's escape from it.
+def guard_token_provider(provider: object) -> Any:
+    """Wrap a token provider so that it raises only errors that aiokafka handles.
 
     Args:
-        provider: Has `async def token() -> str`, as `aiokafka.abc.AbstractTokenProvider`.
+        provider: Has `async def token() -> str`, like `aiokafka.abc.AbstractTokenProvider`.
 
     Raises:
-        ConfigurationError: It has no such method.
+        ConfigurationError: The provider has no such method.
     """
-    if isinstance(provider, _Guarded):
+    if isinstance(provider, _TokenProvider):
         return provider
     if not inspect.iscoroutinefunction(getattr(provider, "token", None)):
         raise ConfigurationError(
             f"sasl_oauth_token_provider must have `async def token(self) -> str`, which "
-            f"{type(provider).__name__} has not: derive it from aiokafka.abc.AbstractTokenProvider"
+            f"{type(provider).__name__} does not have: derive it from "
+            f"aiokafka.abc.AbstractTokenProvider"
         )
-    return _Guarded(provider)
+    return _TokenProvider(provider)
 
 
 _create_conn: Any = driver.create_conn
 _collect_hosts: Any = driver.collect_hosts
 
 _NAMED = 3
-"""How many addresses a target's name has at most."""
+"""Maximum number of addresses in the name of a target."""
 
 
-class Target:
-    """A Kafka cluster: its bootstrap servers, the brokers last seen, and how to log in.
+class KafkaTarget:
+    """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials.
 
     Args:
-        bootstrap_servers: "host[:port]", several with commas between, or a list of such.
-        options: Options for aiokafka's client (security, SASL, client_id, times), checked.
+        bootstrap_servers: "host[:port]", several separated by commas, or a list of such strings.
+        options: Validated options of aiokafka's client: security, SASL, client_id, times.
 
     Attributes:
-        name: The address in words, without any secret: "kafka 127.0.0.1:9092".
+        name: The address without credentials, for example "kafka 127.0.0.1:9092".
         bootstrap: Host and port of each bootstrap server.
-        tally: Counts the records that the driver wrote for connections made here.
+        driver_log: The driver's log records for all connections to the cluster.
 
     Raises:
-        ConfigurationError: The servers or the token provider cannot be used.
+        ConfigurationError: The servers or the token provider are invalid.
     """
 
     def __init__(
@@ -127,14 +141,14 @@ class Target:
         self._options = dict(options or {})
         provider = self._options.get("sasl_oauth_token_provider")
         if provider is not None:
-            self._options["sasl_oauth_token_provider"] = guarded(provider)
-        if self.logs_in:
+            self._options["sasl_oauth_token_provider"] = guard_token_provider(provider)
+        if self.uses_sasl:
             # The default of aiokafka's clients, which `create_conn` does not share.
             self._options.setdefault("sasl_mechanism", "PLAIN")
-        named = [_written(host, port) for host, port in self.bootstrap[:_NAMED]]
+        named = [format_address(host, port) for host, port in self.bootstrap[:_NAMED]]
         more = ",…" if len(self.bootstrap) > _NAMED else ""
         self.name = f"kafka {','.join(named)}{more}"
-        self.tally = Tally()
+        self.driver_log = DriverLog(self.secrets)
         self._brokers: dict[int, tuple[str, int]] = {}
 
     def __repr__(self) -> str:
@@ -146,87 +160,93 @@ class Target:
         return str(self._options.get("security_protocol", "")).endswith("SSL")
 
     @property
-    def logs_in(self) -> bool:
-        """Whether connections give credentials."""
+    def uses_sasl(self) -> bool:
+        """Whether connections authenticate with SASL."""
         return str(self._options.get("security_protocol", "")).startswith("SASL")
 
     @property
     def brokers(self) -> dict[int, tuple[str, int]]:
-        """Host and port of the brokers last seen, by node id; empty before the first answer."""
+        """Host and port of the brokers last seen, by node id; empty before the first metadata."""
         return dict(self._brokers)
 
-    def saw(self, brokers: Mapping[int, tuple[str, int]]) -> None:
-        """Remember the brokers that a broker named; an empty answer is no news."""
+    def secrets(self) -> tuple[str, ...]:
+        """Return the password and the latest tokens, to remove them from texts of the driver."""
+        provider = self._options.get("sasl_oauth_token_provider")
+        tokens = provider.tokens if provider is not None else ()
+        password = self._options.get("sasl_plain_password")
+        return (password, *tokens) if isinstance(password, str) else (*tokens,)
+
+    def update_brokers(self, brokers: Mapping[int, tuple[str, int]]) -> None:
+        """Remember the brokers of new metadata. Empty metadata is ignored."""
         if brokers:
             self._brokers = dict(brokers)
 
     def addresses(self) -> list[tuple[str, int]]:
-        """Give all addresses at which a broker may answer: those last seen, then bootstrap."""
+        """Return all addresses of the cluster: the brokers last seen, then the bootstrap servers.
+
+        aiokafka itself never returns to the bootstrap servers (`AIOKafkaClient._metadata_update`).
+        """
         return list(dict.fromkeys([*self._brokers.values(), *self.bootstrap]))
 
     def client_options(self) -> dict[str, Any]:
-        """Give the options with which an instance is made, the bootstrap servers included."""
-        servers = [_written(host, port) for host, port in self.bootstrap]
+        """Return the options of a new aiokafka client, including the bootstrap servers."""
+        servers = [format_address(host, port) for host, port in self.bootstrap]
         return {**self._options, "bootstrap_servers": servers}
 
-    async def dial(self, host: str, port: int, timeout: float) -> Connection:
-        """Make one new connection, logged in. The caller closes it (`internals.drop`).
+    async def connect(self, host: str, port: int, timeout: float) -> Connection:
+        """Return a new authenticated connection, which the caller closes (`abort_connection`).
 
-        Cancelling leaves nothing open.
+        Cancelling the call leaves no connection open.
 
         Args:
-            host: Of a broker.
-            port: Of a broker.
-            timeout: Seconds for all of it.
+            host: Host of a broker.
+            port: Port of a broker.
+            timeout: Maximum time for connecting and authenticating, in seconds.
 
         Raises:
-            TimeoutError: It took longer.
-            OSError: It cannot be reached.
-            KafkaError: It does not let us in, or hung up.
+            TimeoutError: The timeout expired.
+            OSError: The broker is unreachable.
+            KafkaError: The broker refused the credentials or closed the connection.
         """
         options = {
             name: self._options[name] for name in CONNECTION_OPTIONS if name in self._options
         }
-        with quietly(self.tally):
+        with self.driver_log.filtering():
             async with asyncio.timeout(timeout):
                 connection: Connection = await _create_conn(
-                    # A bound of its own for each request, just beyond ours.
                     host,
                     port,
+                    # Limits each request of the handshake; ours, which is shorter, limits all.
                     request_timeout_ms=int(timeout * 2000) + 1000,
                     **options,
                 )
         return connection
 
 
-def _written(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _addresses(servers: str | Iterable[str]) -> list[tuple[str, int]]:
-    example = 'write bootstrap_servers="kafka-1:9092,kafka-2:9092" or a list of "host:port"'
+    example = 'use bootstrap_servers="kafka-1:9092,kafka-2:9092" or a list of "host:port"'
     given = servers.split(",") if isinstance(servers, str) else servers
     try:
         names = [name.strip() for name in given]
     except (AttributeError, TypeError):
-        raise ConfigurationError(f"bootstrap_servers must be strings: {example}") from None
-    if any("@" in name or "/" in name for name in names):
-        # Not quoted: what stands before the @ may be a password.
         raise ConfigurationError(
-            f"bootstrap_servers are addresses, not URLs: {example}, and credentials as "
+            f"bootstrap_servers must be a string or a list of strings: {example}"
+        ) from None
+    if any("@" in name or "/" in name for name in names):
+        # Not quoted: the text before the @ may be a password.
+        raise ConfigurationError(
+            f"bootstrap_servers must be addresses, not URLs: {example}, and pass credentials as "
             f"sasl_plain_username= and sasl_plain_password="
         )
     if not names or not all(names):
-        raise ConfigurationError(f"bootstrap_servers={servers!r} names no server: {example}")
+        raise ConfigurationError(f"bootstrap_servers={servers!r} contains no server: {example}")
     try:
         found = _collect_hosts(names, randomize=False)
     except (ValueError, IndexError):
-        raise ConfigurationError(
-            f"bootstrap_servers={servers!r} cannot be understood: {example}"
-        ) from None
+        raise ConfigurationError(f"bootstrap_servers={servers!r} is invalid: {example}") from None
     for host, port, _ in found:
         if not host or not 0 < port < 1 << 16:
             raise ConfigurationError(
-                f"bootstrap_servers={servers!r}: {host}:{port} is no address: {example}"
+                f"bootstrap_servers={servers!r}: {host}:{port} is not a valid address: {example}"
             )
     return list(dict.fromkeys((host, port) for host, port, _ in found))

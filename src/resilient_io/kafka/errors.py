@@ -1,4 +1,4 @@
-"""The hierarchy of `resilient_io.errors`, Kafka-flavoured: each is also aiokafka's own.
+"""Errors of the Kafka clients, and the meaning of aiokafka's errors.
 
 ```
 DependencyUnavailable ─ KafkaUnavailable        also aiokafka's KafkaConnectionError
@@ -9,17 +9,18 @@ Overloaded ──────────── KafkaOverloaded         also aio
 Closed ──────────────── KafkaClosed             also ProducerClosed and ConsumerStoppedError
 ```
 
-So `except KafkaError` keeps working, and so does `except KafkaTimeoutError` for a full buffer. Mind
-that a retry decorator on `KafkaError` would repeat an `OutcomeUnknown`: let it retry
-`DependencyUnavailable` only. What the broker refuses for good (an unknown topic, a missing
-permission, a record that is too large) passes as aiokafka raises it.
+So `except KafkaError` keeps working, and so does `except KafkaTimeoutError` for a full buffer. A
+retry decorator on `KafkaError` would repeat an `OutcomeUnknown`. Retry on `DependencyUnavailable`.
+Permanent refusals by the broker (an unknown topic, a missing permission, a record that is too
+large) are raised as aiokafka raises them.
 """
 
 from __future__ import annotations
 
+import copy
 import socket
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aiokafka import errors as driver
@@ -32,59 +33,60 @@ from resilient_io.errors import (
     Overloaded,
 )
 from resilient_io.health import Cause
+from resilient_io.text import clean_text, describe_error, error_chain
 
 from .connect import TokenFailed
-from .driver import InstanceEnded
+from .driver import DriverClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
 
 class KafkaUnavailable(DependencyUnavailable, driver.KafkaConnectionError):
-    """Kafka cannot be reached, and nothing was applied."""
+    """Kafka is unreachable. Nothing was applied."""
 
 
 class KafkaAuthenticationFailed(KafkaUnavailable, driver.AuthenticationFailedError):
-    """Kafka refused the credentials; repeating the call cannot help."""
+    """Kafka refused the credentials. Repeating the call does not help."""
 
     retriable = False
 
 
 class KafkaOutcomeUnknown(OutcomeUnknown, driver.KafkaError):
-    """It was handed over, no answer proves what became of it, and repeating it is not safe."""
+    """The request may have been applied, and repeating it is not safe."""
 
 
 class KafkaDeadlineExceeded(DeadlineExceeded, driver.KafkaTimeoutError):
-    """The time was used up; nothing was applied."""
+    """The deadline expired. Nothing was applied."""
 
 
 class KafkaOverloaded(Overloaded, driver.KafkaTimeoutError):
-    """Too much is waiting already; nothing was sent."""
+    """A limit of this client was reached. Nothing was sent."""
 
 
 class KafkaClosed(Closed, driver.ProducerClosed, driver.ConsumerStoppedError):
     """The client was closed."""
 
 
-Kind = Literal["refused", "perhaps", "permanent", "fatal", "transient", "rebalance"]
+Kind = Literal["refused", "ambiguous", "permanent", "fatal", "transient", "rebalance"]
 """What follows from an error:
 
-- "refused": the broker answered that it did not apply it; worth another attempt later.
-- "perhaps": it may have been applied, unless something else proves that it was never sent.
-- "permanent": refused for good; waiting does not help.
-- "fatal": the aiokafka instance cannot go on and must be replaced; may have been applied.
-- "transient": nothing was sent; worth another attempt.
-- "rebalance": the group moved on without this member; never repeated.
+- "refused": the broker did not apply the request; it may succeed later.
+- "ambiguous": may have been applied, unless something else proves that it was not sent.
+- "permanent": refused permanently; waiting does not help.
+- "fatal": may have been applied, and the aiokafka instance is unusable and must be replaced.
+- "transient": nothing was sent; it may succeed later.
+- "rebalance": the group continued without this member; never repeat the request.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
-    """What an error of aiokafka means.
+class Classification:
+    """The meaning of an error of aiokafka.
 
     Attributes:
         kind: What follows from it.
-        cause: What health is told, if it is told.
+        cause: The cause to report to health.
     """
 
     kind: Kind
@@ -92,114 +94,112 @@ class Meaning:
 
     @property
     def fatal(self) -> bool:
-        """Whether the instance must be replaced."""
+        """Whether the aiokafka instance must be replaced."""
         return self.kind == "fatal"
 
 
-_OTHERWISE = Meaning("permanent")
-
-_MEANINGS: dict[type[BaseException], Meaning] = {
+_CLASSIFICATIONS: dict[type[BaseException], Classification] = {
     # Nothing was sent.
-    driver.KafkaTimeoutError: Meaning("transient", Cause.OVERLOADED),
-    driver.TooManyInFlightRequests: Meaning("transient", Cause.OVERLOADED),
-    driver.NoBrokersAvailable: Meaning("transient", Cause.UNREACHABLE),
-    driver.MetadataEmptyBrokerList: Meaning("transient", Cause.UNREACHABLE),
-    driver.StaleMetadata: Meaning("transient", Cause.UNREACHABLE),
-    driver.KafkaUnavailableError: Meaning("transient", Cause.UNREACHABLE),
-    driver.ProducerClosed: Meaning("transient", Cause.CLOSED),
-    TokenFailed: Meaning("transient", Cause.AUTH),
-    # An answer is missing.
-    driver.KafkaConnectionError: Meaning("perhaps", Cause.RESET),
-    # Of one attempt it says "not sent"; a batch that expires with it may have been sent before.
-    driver.NodeNotReadyError: Meaning("perhaps", Cause.UNREACHABLE),
-    driver.RequestTimedOutError: Meaning("perhaps", Cause.TIMED_OUT),
-    driver.NotEnoughReplicasAfterAppendError: Meaning("perhaps", Cause.NO_REPLICAS),
-    driver.KafkaProtocolError: Meaning("perhaps", Cause.PROTOCOL),
-    driver.Cancelled: Meaning("perhaps", Cause.CLOSED),
-    driver.UnknownError: Meaning("perhaps"),
-    # The broker said "not applied, for now".
-    driver.LeaderNotAvailableError: Meaning("refused", Cause.NO_LEADER),
-    driver.NotLeaderForPartitionError: Meaning("refused", Cause.NO_LEADER),
-    driver.ReplicaNotAvailableError: Meaning("refused", Cause.NO_LEADER),
-    driver.BrokerNotAvailableError: Meaning("refused", Cause.UNREACHABLE),
-    driver.NotEnoughReplicasError: Meaning("refused", Cause.NO_REPLICAS),
-    driver.KafkaStorageError: Meaning("refused", Cause.DISK_ERROR),
-    driver.LogDirNotFound: Meaning("refused", Cause.DISK_ERROR),
-    driver.CorruptRecordException: Meaning("refused", Cause.PROTOCOL),
-    driver.NotControllerError: Meaning("refused", Cause.NO_LEADER),
-    driver.GroupLoadInProgressError: Meaning("refused", Cause.NO_COORDINATOR),
-    driver.GroupCoordinatorNotAvailableError: Meaning("refused", Cause.NO_COORDINATOR),
-    driver.NotCoordinatorForGroupError: Meaning("refused", Cause.NO_COORDINATOR),
-    driver.ConcurrentTransactions: Meaning("refused"),
-    driver.OperationNotAttempted: Meaning("refused"),
-    driver.ReassignmentInProgress: Meaning("refused"),
-    driver.FetchSessionIdNotFound: Meaning("refused"),
-    driver.InvalidFetchSessionEpoch: Meaning("refused"),
-    driver.ListenerNotFound: Meaning("refused", Cause.UNREACHABLE),
-    # The group moved on.
-    driver.CommitFailedError: Meaning("rebalance"),
-    driver.IllegalGenerationError: Meaning("rebalance"),
-    driver.UnknownMemberIdError: Meaning("rebalance"),
-    driver.RebalanceInProgressError: Meaning("rebalance"),
-    driver.MemberIdRequired: Meaning("rebalance"),
-    # The instance is done for.
-    driver.ProducerFenced: Meaning("fatal", Cause.FENCED),
-    driver.InvalidProducerEpoch: Meaning("fatal", Cause.FENCED),
-    driver.TransactionCoordinatorFenced: Meaning("fatal", Cause.FENCED),
-    driver.OutOfOrderSequenceNumber: Meaning("fatal"),
-    driver.UnknownProducerId: Meaning("fatal"),
-    driver.InvalidProducerIdMapping: Meaning("fatal"),
-    driver.InvalidTxnState: Meaning("fatal"),
-    driver.ConsumerStoppedError: Meaning("fatal", Cause.CLOSED),
-    driver.IllegalStateError: Meaning("fatal"),
-    # Somebody has to change something.
-    driver.AuthenticationFailedError: Meaning("permanent", Cause.AUTH),
-    driver.AuthenticationMethodNotSupported: Meaning("permanent", Cause.AUTH),
-    driver.SaslAuthenticationFailed: Meaning("permanent", Cause.AUTH),
-    driver.UnsupportedSaslMechanismError: Meaning("permanent", Cause.AUTH),
-    driver.IllegalSaslStateError: Meaning("permanent", Cause.AUTH),
-    driver.TopicAuthorizationFailedError: Meaning("permanent", Cause.AUTH),
-    driver.GroupAuthorizationFailedError: Meaning("permanent", Cause.AUTH),
-    driver.ClusterAuthorizationFailedError: Meaning("permanent", Cause.AUTH),
-    driver.TransactionalIdAuthorizationFailed: Meaning("permanent", Cause.AUTH),
-    driver.SecurityDisabled: Meaning("permanent", Cause.AUTH),
-    driver.UnsupportedVersionError: Meaning("permanent", Cause.PROTOCOL),
-    driver.IncompatibleBrokerVersion: Meaning("permanent", Cause.PROTOCOL),
-    driver.UnrecognizedBrokerVersion: Meaning("permanent", Cause.PROTOCOL),
+    driver.KafkaTimeoutError: Classification("transient", Cause.OVERLOADED),
+    driver.TooManyInFlightRequests: Classification("transient", Cause.OVERLOADED),
+    driver.NoBrokersAvailable: Classification("transient", Cause.UNREACHABLE),
+    driver.MetadataEmptyBrokerList: Classification("transient", Cause.UNREACHABLE),
+    driver.StaleMetadata: Classification("transient", Cause.UNREACHABLE),
+    driver.KafkaUnavailableError: Classification("transient", Cause.UNREACHABLE),
+    driver.ProducerClosed: Classification("transient", Cause.CLOSED),
+    TokenFailed: Classification("transient", Cause.AUTH),
+    # A response is missing.
+    driver.KafkaConnectionError: Classification("ambiguous", Cause.RESET),
+    # Not sent in this attempt, but a batch that expires with it may have been sent before.
+    driver.NodeNotReadyError: Classification("ambiguous", Cause.UNREACHABLE),
+    driver.RequestTimedOutError: Classification("ambiguous", Cause.TIMED_OUT),
+    driver.NotEnoughReplicasAfterAppendError: Classification("ambiguous", Cause.NO_REPLICAS),
+    driver.KafkaProtocolError: Classification("ambiguous", Cause.PROTOCOL),
+    driver.Cancelled: Classification("ambiguous", Cause.CLOSED),
+    driver.UnknownError: Classification("ambiguous"),
+    # The broker did not apply the request, for now.
+    driver.LeaderNotAvailableError: Classification("refused", Cause.NO_LEADER),
+    driver.NotLeaderForPartitionError: Classification("refused", Cause.NO_LEADER),
+    driver.ReplicaNotAvailableError: Classification("refused", Cause.NO_LEADER),
+    driver.BrokerNotAvailableError: Classification("refused", Cause.UNREACHABLE),
+    driver.NotEnoughReplicasError: Classification("refused", Cause.NO_REPLICAS),
+    driver.KafkaStorageError: Classification("refused", Cause.DISK_ERROR),
+    driver.LogDirNotFound: Classification("refused", Cause.DISK_ERROR),
+    driver.CorruptRecordException: Classification("refused", Cause.PROTOCOL),
+    driver.NotControllerError: Classification("refused", Cause.NO_LEADER),
+    driver.GroupLoadInProgressError: Classification("refused", Cause.NO_COORDINATOR),
+    driver.GroupCoordinatorNotAvailableError: Classification("refused", Cause.NO_COORDINATOR),
+    driver.NotCoordinatorForGroupError: Classification("refused", Cause.NO_COORDINATOR),
+    driver.ConcurrentTransactions: Classification("refused"),
+    driver.OperationNotAttempted: Classification("refused"),
+    driver.ReassignmentInProgress: Classification("refused"),
+    driver.FetchSessionIdNotFound: Classification("refused"),
+    driver.InvalidFetchSessionEpoch: Classification("refused"),
+    driver.ListenerNotFound: Classification("refused", Cause.UNREACHABLE),
+    # The group continued without this member.
+    driver.CommitFailedError: Classification("rebalance"),
+    driver.IllegalGenerationError: Classification("rebalance"),
+    driver.UnknownMemberIdError: Classification("rebalance"),
+    driver.RebalanceInProgressError: Classification("rebalance"),
+    driver.MemberIdRequired: Classification("rebalance"),
+    # The driver instance is unusable.
+    driver.ProducerFenced: Classification("fatal", Cause.FENCED),
+    driver.InvalidProducerEpoch: Classification("fatal", Cause.FENCED),
+    driver.TransactionCoordinatorFenced: Classification("fatal", Cause.FENCED),
+    driver.OutOfOrderSequenceNumber: Classification("fatal"),
+    driver.UnknownProducerId: Classification("fatal"),
+    driver.InvalidProducerIdMapping: Classification("fatal"),
+    driver.InvalidTxnState: Classification("fatal"),
+    driver.ConsumerStoppedError: Classification("fatal", Cause.CLOSED),
+    driver.IllegalStateError: Classification("fatal"),
+    # Needs a change of configuration or permissions.
+    driver.AuthenticationFailedError: Classification("permanent", Cause.AUTH),
+    driver.AuthenticationMethodNotSupported: Classification("permanent", Cause.AUTH),
+    driver.SaslAuthenticationFailed: Classification("permanent", Cause.AUTH),
+    driver.UnsupportedSaslMechanismError: Classification("permanent", Cause.AUTH),
+    driver.IllegalSaslStateError: Classification("permanent", Cause.AUTH),
+    driver.TopicAuthorizationFailedError: Classification("permanent", Cause.AUTH),
+    driver.GroupAuthorizationFailedError: Classification("permanent", Cause.AUTH),
+    driver.ClusterAuthorizationFailedError: Classification("permanent", Cause.AUTH),
+    driver.TransactionalIdAuthorizationFailed: Classification("permanent", Cause.AUTH),
+    driver.SecurityDisabled: Classification("permanent", Cause.AUTH),
+    driver.UnsupportedVersionError: Classification("permanent", Cause.PROTOCOL),
+    driver.IncompatibleBrokerVersion: Classification("permanent", Cause.PROTOCOL),
+    driver.UnrecognizedBrokerVersion: Classification("permanent", Cause.PROTOCOL),
 }
-"""By class, the nearest base counts; what is not here is refused for good, and only itself."""
+"""By class; the nearest base class counts. An error without an entry is a permanent refusal."""
 
 
-def meaning_of(error: BaseException) -> Meaning:
-    """Say what an error that aiokafka raised means.
+def classify_error(error: BaseException) -> Classification:
+    """Return the meaning of an error that aiokafka raised.
 
-    A bare `KafkaError` is how aiokafka 0.14 says "Unexpected error during …" of a background task
-    that died. What is no error of Kafka's at all (an assertion of aiokafka's after fencing, a bug)
-    leaves the instance in an unknown condition: both are fatal.
+    aiokafka 0.14 raises a bare `KafkaError` ("Unexpected error during …") after one of its
+    background tasks died. An exception that is not a KafkaError (an assertion after fencing, a bug)
+    leaves the instance in an unknown state. Both are fatal.
     """
-    if isinstance(error, InstanceEnded):
-        return Meaning("perhaps" if error.sent else "transient", Cause.CLOSED)
+    if isinstance(error, DriverClosed):
+        return Classification("ambiguous" if error.sent else "transient", Cause.CLOSED)
     kind = type(error)
     if kind is driver.KafkaError or not isinstance(error, driver.KafkaError):
         if isinstance(error, (OSError, TimeoutError)):
-            return Meaning("perhaps", connection_failure(error).cause)
-        return _MEANINGS.get(kind, Meaning("fatal"))
+            return Classification("ambiguous", connection_failure(error).cause)
+        return _CLASSIFICATIONS.get(kind, Classification("fatal"))
     for base in kind.__mro__:
-        found = _MEANINGS.get(base)
+        found = _CLASSIFICATIONS.get(base)
         if found is not None:
             return found
-    return _OTHERWISE
+    return Classification("permanent")
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a connection could not be made, was lost, or was of no use.
+class ConnectionFailure:
+    """Why a connection to a broker could not be made, was lost, or was useless.
 
     Attributes:
-        cause: For people, logs and metrics.
-        detail: One line, without secrets.
-        definite: An answer (refused, reset), not mere silence.
-        permanent: Somebody has to change something; waiting does not help.
+        cause: The cause to report to health.
+        detail: The cause in words: one line, without secrets.
+        definite: Whether one failure is proof (refused, reset) or must repeat (a timeout).
+        permanent: Whether waiting does not help: the configuration must change.
     """
 
     cause: Cause
@@ -208,59 +208,104 @@ class Failure:
     permanent: bool = False
 
 
-_FAILURES: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
-    ((ssl.SSLCertVerificationError,), Failure(Cause.TLS, "", permanent=True)),
-    ((ssl.SSLError,), Failure(Cause.TLS, " (is this a TLS port?)", permanent=True)),
-    ((socket.gaierror,), Failure(Cause.DNS, "")),
-    ((ConnectionRefusedError,), Failure(Cause.REFUSED, "")),
-    ((PermissionError,), Failure(Cause.REFUSED, "", permanent=True)),
-    (
-        (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, EOFError),
-        Failure(Cause.RESET, ""),
-    ),
-    ((driver.RequestTimedOutError, TimeoutError), Failure(Cause.TIMED_OUT, "", definite=False)),
-    ((OSError,), Failure(Cause.UNREACHABLE, "")),
+_TLS_HINT = " (is this a TLS port?)"
+
+_CAUSES: tuple[tuple[tuple[type[BaseException], ...], Cause], ...] = (
+    ((ssl.SSLError,), Cause.TLS),
+    ((socket.gaierror,), Cause.DNS),
+    ((ConnectionRefusedError, PermissionError), Cause.REFUSED),
+    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError, EOFError), Cause.RESET),
+    ((driver.RequestTimedOutError, TimeoutError), Cause.TIMED_OUT),
+    ((OSError,), Cause.UNREACHABLE),
 )
-"""What an exception among the causes of a failed connection means; `detail` is a hint to add."""
+"""By class, of an exception in the chain of a failed connection; the first match counts."""
 
 
-def connection_failure(error: BaseException, *, tls: bool = False) -> Failure:
-    """Say why dialling or talking to a broker failed.
+def connection_failure(
+    error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
+) -> ConnectionFailure:
+    """Return why connecting to a broker, or a request to it, failed.
 
     Args:
-        error: What aiokafka or asyncio raised; its causes are looked at, too.
-        tls: Whether the connection was to be encrypted.
+        error: The exception of aiokafka or asyncio. Its causes count, too.
+        tls: Whether the connection uses TLS.
+        secrets: Passwords and tokens to remove from the detail.
     """
-    detail = _line(error)
-    for link in _chain(error):
+    detail = describe_driver_error(error, secrets=secrets)
+    for link in error_chain(error):
         if isinstance(link, driver.KafkaError):
-            meaning = meaning_of(link)
+            meaning = classify_error(link)
             if isinstance(link, TokenFailed):
-                # Its own causes are the provider's, not Kafka's; the next token may be good.
-                return Failure(meaning.cause, detail)
+                # Its own causes are the provider's, not Kafka's. The next token may be good.
+                return ConnectionFailure(meaning.cause, detail)
             if meaning.kind == "permanent":
-                return Failure(meaning.cause, detail, permanent=meaning.cause.permanent)
-        for kinds, failure in _FAILURES:
+                return ConnectionFailure(meaning.cause, detail, permanent=meaning.cause.permanent)
+        for kinds, cause in _CAUSES:
             if isinstance(link, kinds):
-                slow_tls = tls and failure.cause is Cause.TIMED_OUT
-                hint = " (is this a TLS port?)" if slow_tls else failure.detail
-                return replace(failure, detail=detail + hint)
+                return _failure(link, cause, detail, tls=tls)
     if isinstance(error, driver.KafkaError) and type(error) is not driver.KafkaError:
-        return Failure(meaning_of(error).cause, detail)
-    return Failure(Cause.OTHER, detail)
+        return ConnectionFailure(classify_error(error).cause, detail)
+    return ConnectionFailure(Cause.OTHER, detail)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+def _failure(error: BaseException, cause: Cause, detail: str, *, tls: bool) -> ConnectionFailure:
+    bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
+    if (cause is Cause.TLS and not bad_certificate) or (cause is Cause.TIMED_OUT and tls):
+        detail += _TLS_HINT
+    return ConnectionFailure(
+        cause,
+        detail,
+        definite=cause is not Cause.TIMED_OUT,
+        permanent=cause is Cause.TLS or isinstance(error, PermissionError),
+    )
 
 
-def _line(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    said = " ".join(str(error).split())
+def describe_driver_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:
+    """Return what an error of aiokafka says, in one clean line.
+
+    The name of the class is part of it where the message alone says little. An error number is not.
+
+    Args:
+        error: The exception.
+        secrets: Passwords and tokens to remove.
+    """
+    if not isinstance(error, driver.KafkaError):
+        return describe_error(error, secrets=secrets)
+    if not isinstance(error, TokenFailed):  # whose causes are the provider's
+        for link in error_chain(error):
+            if isinstance(link, OSError):
+                return describe_error(link, secrets=secrets)
+    said = clean_text(", ".join(str(each) for each in error.args), secrets=secrets)
     name = type(error).__name__
-    # KafkaError.__str__ begins with the name already.
-    return said if name in said else f"{name}: {said}" if said else name
+    if type(error) in (driver.KafkaError, driver.KafkaConnectionError, DriverClosed, TokenFailed):
+        return said or name
+    return f"{name}: {said}" if said else name
+
+
+def without_secrets(error: Exception, secrets: Iterable[str]) -> Exception:
+    """Return an error of the driver that is safe to raise to the application.
+
+    An error whose message, or a cause whose message, quotes a secret is replaced by a copy of the
+    same type with a clean message and without a cause: a traceback shows the whole chain.
+
+    Args:
+        error: The error of the driver.
+        secrets: Passwords and tokens to remove.
+    """
+    known = tuple(secrets)
+    if not any(_quotes(str(link), known) for link in error_chain(error)):
+        return error
+    clean = copy.copy(error)
+    clean.args = tuple(
+        clean_text(each, secrets=known) if isinstance(each, str) else each for each in error.args
+    )
+    clean.__cause__ = clean.__context__ = clean.__traceback__ = None
+    if _quotes(str(clean), known):  # in an argument that is not a string
+        return driver.KafkaError(clean_text(str(error), secrets=known))
+    return clean
+
+
+def _quotes(text: str, secrets: Iterable[str]) -> bool:
+    """Return whether a text contains a secret, by the rules of `clean_text`."""
+    limit = len(text) + 1
+    return clean_text(text, limit=limit) != clean_text(text, limit=limit, secrets=secrets)

@@ -1,14 +1,15 @@
-"""Tracing of records that are sent and handled: where it takes hold.
+"""Hooks for tracing sent and handled records.
 
-A producer and a consumer that nobody traces pay nothing: tracing puts itself in the way of one
-producer's records and around one consumer's handler.
+A producer or consumer without tracing pays nothing: a hook replaces one method of one producer, or
+wraps the handler of one consumer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -17,22 +18,55 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from .consumer.client import ResilientKafkaConsumer
-    from .consumer.record import Record
     from .producer.client import ResilientKafkaProducer
+    from .record import Record
 
     Written = asyncio.Future[RecordMetadata]
 
 
-def observe_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
-    """Have the calls of the handler traced that a `run` makes which begins from now on."""
+class SendSpan:
+    """The span of a record that is being sent. This class is a span that records nothing.
+
+    Attributes:
+        headers: Headers to add to the record.
+    """
+
+    __slots__ = ("headers",)
+
+    def __init__(self, headers: Iterable[tuple[str, bytes]] = ()) -> None:
+        self.headers = list(headers)
+
+    def ended(self, future: Written) -> None:
+        """End the span with the outcome of the record's future."""
+
+    def failed(self, error: BaseException) -> None:
+        """End the span with an error."""
+
+
+class Tracing:
+    """Creates the spans of one producer or consumer. This class creates none."""
+
+    def sending(self, topic: str, headers: Sequence[tuple[str, bytes | None]]) -> SendSpan:
+        """Start the span of a record."""
+        del topic, headers
+        return SendSpan()
+
+    def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
+        """Start the span of a handler's call. Leaving the context manager ends it."""
+        del records
+        return contextlib.nullcontext()
+
+
+def instrument_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
+    """Trace the handler calls of every `run` that starts from now on."""
     consumer._tracing = tracing
 
 
-def observe_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
-    """Have every record traced that is sent from now on, but for those of `send_many`."""
-    take = type(producer)._take
+def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
+    """Trace every record sent from now on, except those of `send_many`."""
+    take = type(producer)._accept
 
-    def seen(  # noqa: PLR0917 (its twin)
+    def traced(  # noqa: PLR0917 (the signature of the method that it replaces)
         topic: str,
         value: Any,
         key: Any,
@@ -43,53 +77,28 @@ def observe_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None
         operation: str,
     ) -> Written | Coroutine[Any, Any, Written]:
         pairs = list(headers or ())
-        sending = tracing.sending(topic, pairs)
-        pairs += sending.headers
+        span = tracing.sending(topic, pairs)
+        pairs += span.headers
         try:
             taken = take(
                 producer, topic, value, key, partition, timestamp_ms, pairs, lifetime, operation
             )
         except Exception as error:
-            sending.failed(error)
+            span.failed(error)
             raise
         if isinstance(taken, asyncio.Future):
-            taken.add_done_callback(sending.ended)
+            taken.add_done_callback(span.ended)
             return taken
-        return _admitted(taken, sending)
+        return _when_accepted(taken, span)
 
-    vars(producer)["_take"] = seen
+    vars(producer)["_accept"] = traced
 
 
-async def _admitted(admitting: Coroutine[Any, Any, Written], sending: Sending) -> Written:
+async def _when_accepted(accepting: Coroutine[Any, Any, Written], span: SendSpan) -> Written:
     try:
-        future = await admitting
+        future = await accepting
     except (Exception, CancelledError) as error:
-        sending.failed(error)
+        span.failed(error)
         raise
-    future.add_done_callback(sending.ended)
+    future.add_done_callback(span.ended)
     return future
-
-
-class Sending(Protocol):
-    """The span of a record on its way."""
-
-    headers: list[tuple[str, bytes]]
-    """What to add to the record's headers."""
-
-    def ended(self, future: Written) -> None:
-        """End it as the record's future ended."""
-
-    def failed(self, error: BaseException) -> None:
-        """End it with an error."""
-
-
-class Tracing(Protocol):
-    """What makes the spans of one producer or consumer."""
-
-    def sending(self, topic: str, headers: Sequence[tuple[str, bytes | None]]) -> Sending:
-        """Begin the span of a record."""
-        raise NotImplementedError
-
-    def processing(self, records: Sequence[Record]) -> AbstractContextManager[object]:
-        """Begin the span of a call of the handler; leaving it ends the span."""
-        raise NotImplementedError

@@ -1,9 +1,10 @@
-"""The driver's floods, told by whose they are: ours are counted, other people's are left alone.
+"""Filter for the log records of aiokafka.
 
-aiokafka 0.14 writes up to 77 records a second while its broker is away. A service may use plain
-aiokafka clients beside ours, so nothing is silenced by the logger's name: a context variable, which
-tasks and callbacks inherit, tells whether a record comes from an instance of ours. With the
-logger's level at DEBUG ours are kept, as DEBUG records.
+aiokafka 0.14 writes up to 77 records a second while its broker is unavailable. An application may
+use its own aiokafka clients beside ours, so the filter does not select records by logger: a context
+variable, which tasks and callbacks inherit, marks the code that runs for a client of this library.
+Records of that code are counted and dropped. If the logger's level is DEBUG they are kept, as DEBUG
+records without secrets.
 """
 
 from __future__ import annotations
@@ -13,86 +14,109 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.text import clean_text, describe_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+_ROOT = "aiokafka"
 
-_LOGGERS = "aiokafka"
+_DEBUG_LIMIT = 2000
+"""Maximum length of a kept record's message, in characters. A cluster's metadata is long."""
 
+_SASL = "SaslAuthenticate"
+"""Prefix of the classes `SaslAuthenticateRequest_v1`, `SaslAuthenticateResponse_v0` and so on of
+`aiokafka.protocol.admin`. They contain the password, the token or a proof in the encoding of the
+SASL mechanism, so replacing the known secrets in their text is not enough."""
 
-class Tally:
-    """Counts the records that were dropped.
-
-    Attributes:
-        dropped: How many, since it was made.
-        newest: The newest of them in words; "" before the first.
-    """
-
-    __slots__ = ("dropped", "newest")
-
-    def __init__(self) -> None:
-        self.dropped = 0
-        self.newest = ""
-
-    def add(self, record: logging.LogRecord) -> None:
-        """Count a record of the driver's."""
-        self.dropped += 1
-        if record.levelno >= logging.WARNING:
-            self.newest = record.getMessage()
-
-
-_ours: contextvars.ContextVar[Tally | None] = contextvars.ContextVar(
-    "resilient_io_kafka_driver", default=None
+_current: contextvars.ContextVar[DriverLog | None] = contextvars.ContextVar(
+    "resilient_io_kafka_driver_log", default=None
 )
 
 
-class _Filter(logging.Filter):
-    """Sits on each logger of aiokafka's that writes: a parent's filters are not asked."""
+class DriverLog:
+    """The log records that aiokafka writes for one client.
+
+    Args:
+        secrets: Returns the passwords and tokens to remove from messages.
+
+    Attributes:
+        log_records_dropped: How many records were not shown at the level at which aiokafka wrote
+            them.
+        last_message: The last warning or error among them, or "" before the first.
+    """
+
+    __slots__ = ("_secrets", "last_message", "log_records_dropped")
+
+    def __init__(self, secrets: Callable[[], Iterable[str]] = tuple) -> None:
+        self._secrets = secrets
+        self.log_records_dropped = 0
+        self.last_message = ""
+
+    def context(self) -> contextvars.Context:
+        """Return a new context for tasks whose driver records belong to this log.
+
+        The context is empty otherwise: the tasks outlive the call that happens to start them, so
+        they must not inherit its deadline or keep its trace alive.
+        """
+        _install()
+        context = contextvars.Context()
+        context.run(_current.set, self)
+        return context
+
+    @contextlib.contextmanager
+    def filtering(self) -> Iterator[None]:
+        """Filter the records written inside the block, including tasks created there."""
+        _install()
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        tally = _ours.get()
-        if tally is None or record.levelno <= logging.DEBUG:
-            return True
-        tally.add(record)
-        if not logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+        """Return whether to keep a record, which is then a DEBUG record without secrets."""
+        if record.levelno > logging.DEBUG:
+            self.log_records_dropped += 1
+            if record.levelno >= logging.WARNING:
+                self.last_message = clean_text(record.getMessage(), secrets=self._secrets())
+            if not logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+                return False
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        arguments = record.args if isinstance(record.args, tuple) else (record.args,)
+        if any(type(argument).__name__.startswith(_SASL) for argument in arguments):
             return False
-        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        self._clean(record)
         return True
+
+    def _clean(self, record: logging.LogRecord) -> None:
+        """Replace the message and the traceback: both may quote a secret."""
+        secrets = self._secrets()
+        text = clean_text(record.getMessage(), limit=_DEBUG_LIMIT, secrets=secrets)
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            text += f" ({type(error).__name__}: {describe_error(error, secrets=secrets)})"
+        record.msg, record.args = text, ()
+        record.exc_info = record.exc_text = None
+
+
+class _Filter(logging.Filter):
+    """Passes the records of marked code to their `DriverLog`.
+
+    It is installed on each logger of aiokafka: a parent's filters do not apply to its children.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        log = _current.get()
+        return log is None or log.filter(record)
 
 
 _filter = _Filter()
 
 
 def _install() -> None:
-    """Put the filter on every logger of aiokafka's that exists; more than once does no harm."""
+    """Install the filter on every logger of aiokafka that exists. Idempotent."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        whose = name == _LOGGERS or name.startswith(f"{_LOGGERS}.")
-        if whose and isinstance(logger, logging.Logger) and _filter not in logger.filters:
+        matches = name == _ROOT or name.startswith(f"{_ROOT}.")
+        if matches and isinstance(logger, logging.Logger) and _filter not in logger.filters:
             logger.addFilter(_filter)
-
-
-def context_of_driver(tally: Tally) -> contextvars.Context:
-    """Return a new context for tasks in which the driver's records are ours.
-
-    No deadline is in force in it: what runs there outlives the call that happens to start it.
-
-    Args:
-        tally: Counts what is dropped.
-    """
-    _install()
-    context = context_without_deadline()
-    context.run(_ours.set, tally)
-    return context
-
-
-@contextlib.contextmanager
-def quietly(tally: Tally) -> Iterator[None]:
-    """Count what the driver writes inside the block, awaits and tasks made there included."""
-    _install()
-    token = _ours.set(tally)
-    try:
-        yield
-    finally:
-        _ours.reset(token)

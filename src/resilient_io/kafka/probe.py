@@ -1,4 +1,4 @@
-"""How health asks Kafka: over a connection of its own, or, in doubt, over new ones everywhere."""
+"""The health probe of Kafka: metadata queries over connections of its own."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.text import format_address
 
-from .driver import drop
-from .errors import Failure, connection_failure, meaning_of
+from .driver import abort_connection
+from .errors import ConnectionFailure, classify_error, connection_failure, describe_driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
-    from .connect import Target
+    from .connect import KafkaTarget
     from .protocols import Connection
 
+    Address = tuple[str, int]
 
 GROUP = 0
 """The type of a group's coordinator (`aiokafka.client.CoordinationType`)."""
@@ -33,38 +35,64 @@ TRANSACTION = 1
 
 _NO_LEADER = -1
 
+_STAGGER = 0.1
+"""Seconds between connection attempts while the cluster is not known to be up.
+
+So that many processes do not connect at the same moment.
+"""
+
+_TOPICS = 100
+"""Maximum number of topics whose leaders are checked."""
+
+_NAMED = 3
+"""Maximum number of partitions without a leader that are named."""
+
+_NO_TOPICS: tuple[str, ...] = ()
+
+_CONFIRMATIONS = 2
+"""How often in a row a missing response must be seen before it counts."""
+
+_NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definite=False)
+
+
+# --- requests
+
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a broker says of its cluster.
+class ClusterSnapshot:
+    """The metadata of a cluster, as one broker knows it.
 
     Attributes:
-        brokers: Host and port of each broker by its node id.
-        leaderless: Partitions of the topics asked for that have no leader now.
+        brokers: Host and port of each broker, by node id.
+        leaderless: The partitions of the requested topics that have no leader.
     """
 
-    brokers: dict[int, tuple[str, int]] = field(default_factory=dict)
+    brokers: dict[int, Address] = field(default_factory=dict)
     leaderless: tuple[TopicPartition, ...] = ()
 
 
-async def ask_metadata(connection: Connection, topics: Iterable[str], timeout: float) -> Seen:
-    """Ask for the brokers, and for the leaders of some topics. Creates no topic.
+async def request_metadata(
+    connection: Connection, topics: Iterable[str], timeout: float
+) -> ClusterSnapshot:
+    """Return the brokers, and the partitions of some topics that have no leader.
+
+    The request never creates a topic.
 
     Args:
         connection: To any broker.
-        topics: Those whose leaders matter; may be none.
-        timeout: Longest wait in seconds.
+        topics: Topics whose leaders to check; may be empty.
+        timeout: Maximum time in seconds.
 
     Raises:
-        TimeoutError: No answer came.
+        TimeoutError: No response arrived.
         KafkaError: The connection was lost.
     """
     request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
     async with asyncio.timeout(timeout):
-        answer: Any = await connection.send(request)
-    brokers = {broker[0]: (broker[1], broker[2]) for broker in answer.brokers}
+        response: Any = await connection.send(request)
+    brokers = {broker[0]: (broker[1], broker[2]) for broker in response.brokers}
     leaderless = []
-    for topic in answer.topics:
+    for topic in response.topics:
         error, name, partitions = topic[0], topic[1], topic[-1]
         if for_code(error) is NoError:
             leaderless += [
@@ -72,62 +100,60 @@ async def ask_metadata(connection: Connection, topics: Iterable[str], timeout: f
                 for partition in partitions
                 if partition[2] == _NO_LEADER
             ]
-    return Seen(brokers, tuple(leaderless))
+    return ClusterSnapshot(brokers, tuple(leaderless))
 
 
-async def ask_coordinator(
-    connection: Connection, kind: int, key: str, timeout: float
-) -> tuple[str, int]:
-    """Ask who coordinates a group or a transactional id.
+async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
+    """Return host and port of the coordinator of a group or a transactional id.
 
     Args:
         connection: To any broker.
         kind: `GROUP` or `TRANSACTION`.
         key: The group's id, or the transactional id.
-        timeout: Longest wait in seconds.
-
-    Returns:
-        Host and port.
+        timeout: Maximum time in seconds.
 
     Raises:
-        TimeoutError: No answer came.
-        KafkaError: There is none now, asking is not allowed, or the connection was lost.
+        TimeoutError: No response arrived.
+        KafkaError: There is none at present, the request is not allowed, or the connection was
+            lost.
     """
     async with asyncio.timeout(timeout):
-        answer: Any = await connection.send(FindCoordinatorRequest(key, kind))
-    error = for_code(answer.error_code)
+        response: Any = await connection.send(FindCoordinatorRequest(key, kind))
+    error = for_code(response.error_code)
     if error is not NoError:
         raise error(key)
-    return answer.host, answer.port
+    return response.host, response.port
 
 
-_SILENT = Failure(Cause.TIMED_OUT, "no answer in time", definite=False)
+# --- queries of several brokers
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What was heard at one address, and the connection over which it was."""
+class MetadataResponse:
+    """The metadata from one address, and the connection on which it arrived."""
 
-    address: tuple[str, int]
+    address: Address
     connection: Connection
-    seen: Seen
+    metadata: ClusterSnapshot
 
 
-class Round:
-    """Dials and asks; leaving its `async with` ends all of it but what was kept.
+class MetadataQuery:
+    """Connects to several brokers and requests metadata from each.
+
+    Leaving its `async with` closes every connection except the one passed to `keep`.
 
     Args:
-        target: How to dial.
-        timeout: Seconds for making a connection, and again for the answer.
-        topics: Those whose leaders are asked for.
+        target: The cluster.
+        timeout: Maximum time for a connection, and again for a response, in seconds.
+        topics: Topics whose leaders to check.
     """
 
-    def __init__(self, target: Target, *, timeout: float, topics: Sequence[str]) -> None:
+    def __init__(self, target: KafkaTarget, *, timeout: float, topics: Sequence[str]) -> None:
         self._target = target
         self._timeout = timeout
         self._topics = topics
-        self._tasks: dict[tuple[str, int], asyncio.Task[Answer]] = {}
-        self._kept: Answer | None = None
+        self._tasks: dict[Address, asyncio.Task[MetadataResponse]] = {}
+        self._kept: MetadataResponse | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,141 +164,145 @@ class Round:
             task.cancel()
         try:
             if any(not task.done() for task in tasks):
-                await asyncio.wait(tasks)  # cancelled, they end within a few turns of the loop
+                await asyncio.wait(tasks)  # cancelled, they end within a few loop iterations
         finally:
             for task in tasks:
-                _discard(task, self._kept)
+                self._discard(task)
 
-    async def ask(self, addresses: Sequence[tuple[str, int]], *, stagger: float = 0.0) -> None:
-        """Begin asking, `stagger` seconds apart, until one has answered; failures do not wait."""
+    async def start(self, addresses: Sequence[Address], *, stagger: float = 0.0) -> None:
+        """Start requests, `stagger` seconds apart, until there is a response.
+
+        A failed request starts the next one immediately.
+        """
         loop = asyncio.get_running_loop()
         for number, address in enumerate(addresses):
             if address not in self._tasks:
                 self._tasks[address] = loop.create_task(
-                    self._ask_at(address), name=f"resilient-io ask {address[0]}:{address[1]}"
+                    self._request(address), name=f"resilient-io query {format_address(*address)}"
                 )
             if not stagger or number == len(addresses) - 1:
                 continue
-            running = [task for task in self._tasks.values() if not task.done()]
-            if running:
-                await asyncio.wait(running, timeout=stagger, return_when=asyncio.FIRST_COMPLETED)
-            if self._answers():
+            await self._wait_for_one(timeout=stagger)
+            if self._responses():
                 return
 
-    async def first(self) -> Answer | None:
-        """Wait for the first answer; None when every address has failed."""
+    async def first(self) -> MetadataResponse | None:
+        """Wait for the first response. Return None when every address has failed."""
         while True:
-            answers = self._answers()
-            if answers:
-                return answers[0]
-            running = [task for task in self._tasks.values() if not task.done()]
-            if not running:
+            responses = self._responses()
+            if responses:
+                return responses[0]
+            if not await self._wait_for_one(timeout=None):
                 return None
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
-    async def settle(self, timeout: float) -> None:
-        """Wait for all, at most so many seconds."""
-        running = [task for task in self._tasks.values() if not task.done()]
+    async def wait(self, timeout: float) -> None:
+        """Wait for all requests, at most `timeout` seconds."""
+        running = self._running()
         if running:
             await asyncio.wait(running, timeout=timeout)
 
-    def failure(self, address: tuple[str, int]) -> Failure | None:
-        """Say why an address that was asked has given no answer so far; None if it has."""
+    def failure(self, address: Address) -> ConnectionFailure | None:
+        """Return why there is no response from an address yet, or None if there is one."""
         task = self._tasks.get(address)
         if task is None or not task.done():
-            return _SILENT
+            return _NO_RESPONSE
         error = task.exception()
         if error is None:
             return None
-        return connection_failure(error, tls=self._target.uses_tls)
+        return connection_failure(error, tls=self._target.uses_tls, secrets=self._target.secrets())
 
-    def failures(self) -> list[Failure]:
-        """Say why each address that was asked has given no answer."""
+    def failures(self) -> list[ConnectionFailure]:
+        """Return why there is no response, for each address without one."""
         found = [self.failure(address) for address in self._tasks]
         return [failure for failure in found if failure is not None]
 
-    def keep(self, answer: Answer) -> Connection:
-        """Give the connection of an answer to the caller, who closes it."""
-        self._kept = answer
-        return answer.connection
+    def keep(self, response: MetadataResponse) -> Connection:
+        """Return the connection of a response to the caller, which must close it."""
+        self._kept = response
+        return response.connection
 
-    def _answers(self) -> list[Answer]:
+    def _running(self) -> list[asyncio.Task[MetadataResponse]]:
+        return [task for task in self._tasks.values() if not task.done()]
+
+    async def _wait_for_one(self, timeout: float | None) -> bool:
+        running = self._running()
+        if running:
+            await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return bool(running)
+
+    def _responses(self) -> list[MetadataResponse]:
         return [
             task.result()
             for task in self._tasks.values()
             if task.done() and not task.cancelled() and task.exception() is None
         ]
 
-    def _doubt(self) -> str:
-        if self._target.logs_in:
-            tls = "" if self._target.uses_tls else "is it a TLS port, or "
-            return f"on the login ({tls}does it want another mechanism?)"
-        return "on the first request" + ("" if self._target.uses_tls else " (is it a TLS port?)")
-
-    async def _ask_at(self, address: tuple[str, int]) -> Answer:
+    async def _request(self, address: Address) -> MetadataResponse:
         host, port = address
         try:
-            connection = await self._target.dial(host, port, self._timeout)
+            connection = await self._target.connect(host, port, self._timeout)
         except KafkaConnectionError as error:
             if type(error) is KafkaConnectionError:
-                raise KafkaConnectionError(f"{host}:{port} hung up {self._doubt()}") from error
+                raise KafkaConnectionError(self._closed_early()) from error
             raise
-        answered = False
+        received = False
         try:
-            seen = await ask_metadata(connection, self._topics, self._timeout)
-            answered = True
+            metadata = await request_metadata(connection, self._topics, self._timeout)
+            received = True
         except KafkaConnectionError as error:
-            if not self._target.logs_in:
+            if not self._target.uses_sasl:
                 raise KafkaConnectionError(
-                    f"{host}:{port} hung up on the second request (does it want a login?)"
+                    "the broker closed the connection after the second request (does it require "
+                    "SASL authentication?)"
                 ) from error
             raise
         finally:
-            if not answered:
-                drop(connection)
-        return Answer(address, connection, seen)
+            if not received:
+                abort_connection(connection)
+        return MetadataResponse(address, connection, metadata)
+
+    def _closed_early(self) -> str:
+        """Return what the end of a connection before the first response suggests."""
+        tls = "" if self._target.uses_tls else "is this a TLS port?"
+        if self._target.uses_sasl:
+            tls = f"{tls[:-1]}, or " if tls else ""
+            return (
+                f"the broker closed the connection during authentication ({tls}does it require "
+                f"another SASL mechanism?)"
+            )
+        return "the broker closed the connection after the first request" + (
+            f" ({tls})" if tls else ""
+        )
+
+    def _discard(self, task: asyncio.Task[MetadataResponse]) -> None:
+        if task.cancelled() or not task.done():
+            return
+        if task.exception() is None and task.result() is not self._kept:
+            abort_connection(task.result().connection)
 
 
-def _discard(task: asyncio.Task[Answer], kept: Answer | None) -> None:
-    if task.cancelled() or not task.done():
-        return
-    if task.exception() is None and task.result() is not kept:
-        drop(task.result().connection)
-
-
-_STAGGER = 0.1
-"""Seconds between dials while it is not known to be up, so that many processes do not storm."""
-
-_TOPICS = 100
-"""How many topics' leaders are asked for at most."""
-
-_NAMED = 3
-"""How many partitions without a leader are named."""
-
-_NO_TOPICS: tuple[str, ...] = ()
-
-_TWICE = 2
-"""How often in a row silence must be seen before it counts."""
+# --- the probe
 
 
 class KafkaProbe:
-    """Asks for metadata, for leaders and for a coordinator.
+    """Checks that a broker answers, that partitions have leaders, and that a coordinator exists.
 
-    While all is well it keeps one connection; in doubt it dials anew: the brokers last seen, then
-    the bootstrap servers. The first that answers proves that the cluster is up. Give it to
-    `health.start(probe, last_reply=probe.last_reply)`, and `close()` it after detaching.
+    While all is well it keeps one connection. If a failure is suspected, it makes new connections:
+    to the brokers last seen, then to the bootstrap servers. The first response proves that the
+    cluster is up. Pass it to `health.start(probe, last_reply=probe.last_reply)`, and `close()` it
+    after detaching.
 
     Args:
-        target: Where the cluster is; told of the brokers seen.
-        timeout: Seconds for making one connection, and for an answer over it.
-        topics: Those that are written to; called at every probe.
-        coordinator: What needs a coordinator: `questions.GROUP` or `TRANSACTION`, and its key.
+        target: The cluster. It is updated with the brokers seen.
+        timeout: Maximum time for a connection, and again for a response, in seconds.
+        topics: Returns the topics that are written to; called at every probe.
+        coordinator: `GROUP` or `TRANSACTION`, and the id whose coordinator is needed.
     """
 
     def __init__(
         self,
         *,
-        target: Target,
+        target: KafkaTarget,
         timeout: float,
         topics: Callable[[], Iterable[str]] = lambda: _NO_TOPICS,
         coordinator: tuple[int, str] | None = None,
@@ -283,108 +313,112 @@ class KafkaProbe:
         self._coordinator = coordinator
         self._kept: Connection | None = None
         self._up = False
-        self._unchecked: list[tuple[str, int]] = []  # brokers that nobody has dialled yet
-        self._lost: dict[tuple[str, int], tuple[Failure, int]] = {}
-        self._without_coordinator = 0
-        self._heard = -math.inf
+        self._unchecked: list[Address] = []  # brokers without a connection attempt so far
+        self._lost: dict[Address, tuple[ConnectionFailure, int]] = {}
+        self._coordinator_failures = 0
+        self._last_reply = -math.inf
 
-    def heard(self) -> None:
-        """Take note that a broker has just answered a client: then no probe is needed."""
-        self._heard = asyncio.get_running_loop().time()
+    def note_reply(self) -> None:
+        """Report that a broker has just answered a client, so that no probe is needed now."""
+        self._last_reply = asyncio.get_running_loop().time()
 
     def last_reply(self) -> float:
-        """Give the loop time at which a broker last answered a client; `-math.inf` for never."""
-        return self._heard
+        """Return the loop time of the last response to a client; `-math.inf` if there was none."""
+        return self._last_reply
 
     def close(self) -> None:
-        """Close its connection. It makes another if it is asked again."""
+        """Close the kept connection. The next probe makes another."""
         kept, self._kept = self._kept, None
         if kept is not None:
-            drop(kept)
+            abort_connection(kept)
 
     async def __call__(self, suspicious: bool) -> float:
-        """Return the seconds that the answer took.
+        """Return the time that the response took, in seconds.
 
         Raises:
-            ProbeFailed: No broker answers, or none lets us in.
-            ProbeDegraded: One answers, but not all of the work can be done.
+            ProbeFailed: No broker answered, or none accepted the credentials.
+            ProbeDegraded: A broker answered, but not all of the work can be done.
         """
-        up, self._up = self._up, False
+        was_up, self._up = self._up, False
         if suspicious or self._kept is None or not self._kept.connected():
-            seen, latency = await self._ask_everywhere(doubt=up)
+            metadata, latency = await self._query_all(check_brokers=was_up)
         else:
-            seen, latency = await self._ask_kept(self._kept)
+            metadata, latency = await self._query_kept(self._kept)
         self._up = True
-        self._target.saw(seen.brokers)
-        await self._judge(seen, latency)
+        self._target.update_brokers(metadata.brokers)
+        await self._check(metadata, latency)
         return latency
 
-    async def _ask_kept(self, kept: Connection) -> tuple[Seen, float]:
+    async def _query_kept(self, kept: Connection) -> tuple[ClusterSnapshot, float]:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        answered = False
+        received = False
         try:
-            seen = await ask_metadata(kept, self._asked(), self._timeout)
-            answered = True
+            metadata = await request_metadata(kept, self._requested_topics(), self._timeout)
+            received = True
         except (KafkaError, OSError) as error:
-            raise _failed([connection_failure(error, tls=self._target.uses_tls)]) from error
+            failure = connection_failure(
+                error, tls=self._target.uses_tls, secrets=self._target.secrets()
+            )
+            raise _probe_failed([failure]) from None
         finally:
-            if not answered:
-                self.close()  # an answer that comes late would stand in the next one's way
+            if not received:
+                self.close()  # a late response would be taken for that of the next request
         latency = loop.time() - began
-        again = [address for address in seen.brokers.values() if address in self._lost]
-        again += [address for address in self._unchecked if address in seen.brokers.values()]
+        brokers = list(metadata.brokers.values())
+        again = [address for address in brokers if address in self._lost]
+        again += [address for address in self._unchecked if address in brokers]
         self._unchecked = []
         if again:
-            async with Round(self._target, timeout=self._timeout, topics=()) as others:
-                await others.ask(again)
-                await others.settle(self._timeout / 2)
-                self._note_lost(again, others)
-        self._lost = {
-            address: lost
-            for address, lost in self._lost.items()
-            if address in seen.brokers.values()  # else the cluster itself has given it up
-        }
-        return seen, latency
+            async with MetadataQuery(self._target, timeout=self._timeout, topics=()) as query:
+                await query.start(again)
+                await query.wait(self._timeout / 2)
+                self._update_lost(again, query)
+        # A broker that the cluster itself no longer lists is not lost.
+        self._lost = {address: lost for address, lost in self._lost.items() if address in brokers}
+        return metadata, latency
 
-    async def _ask_everywhere(self, *, doubt: bool) -> tuple[Seen, float]:
-        """Ask at all addresses; keep the connection that answered first.
+    async def _query_all(self, *, check_brokers: bool) -> tuple[ClusterSnapshot, float]:
+        """Query all addresses and keep the connection of the first response.
 
         Args:
-            doubt: It was up just now: look at all brokers at once, for those that are lost.
+            check_brokers: Whether the cluster was up until now: query all brokers at the same time,
+                to find those that are lost.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.close()
         addresses = self._target.addresses()
-        async with Round(self._target, timeout=self._timeout, topics=self._asked()) as asked:
-            await asked.ask(addresses, stagger=0.0 if doubt else _STAGGER)
-            first = await asked.first()
+        async with MetadataQuery(
+            self._target, timeout=self._timeout, topics=self._requested_topics()
+        ) as query:
+            await query.start(addresses, stagger=0.0 if check_brokers else _STAGGER)
+            first = await query.first()
             if first is None:
-                raise _failed(asked.failures())
+                raise _probe_failed(query.failures())
             latency = loop.time() - began
-            brokers = list(first.seen.brokers.values())
-            if doubt:
-                await asked.settle(self._timeout / 2)
-                self._note_lost([a for a in brokers if a in addresses], asked)
+            brokers = list(first.metadata.brokers.values())
+            if check_brokers:
+                await query.wait(self._timeout / 2)
+                self._update_lost([a for a in brokers if a in addresses], query)
             self._unchecked = [
                 address
                 for address in brokers
-                if address != first.address and not (doubt and address in addresses)
+                if address != first.address and not (check_brokers and address in addresses)
             ]
-            self._kept = asked.keep(first)
-        return first.seen, latency
+            self._kept = query.keep(first)
+        return first.metadata, latency
 
-    def _note_lost(self, addresses: list[tuple[str, int]], asked: Round) -> None:
+    def _update_lost(self, addresses: list[Address], query: MetadataQuery) -> None:
         for address in addresses:
-            failure = asked.failure(address)
+            failure = query.failure(address)
             if failure is None:
                 self._lost.pop(address, None)
             else:
                 _, before = self._lost.get(address, (failure, 0))
                 self._lost[address] = (failure, before + 1)
 
-    def _asked(self) -> list[str]:
+    def _requested_topics(self) -> list[str]:
         topics: list[str] = []
         for topic in self._topics():
             topics.append(topic)
@@ -392,60 +426,55 @@ class KafkaProbe:
                 break
         return topics
 
-    # --- what is not well although it answers
-
-    async def _judge(self, seen: Seen, latency: float) -> None:
-        """Raise what is not well, the worst first."""
-        if seen.leaderless:
-            named = ", ".join(f"{p.topic}[{p.partition}]" for p in seen.leaderless[:_NAMED])
-            left = len(seen.leaderless) - _NAMED
+    async def _check(self, metadata: ClusterSnapshot, latency: float) -> None:
+        """Raise what is wrong although a broker answers, the worst first."""
+        if metadata.leaderless:
+            named = ", ".join(f"{p.topic}[{p.partition}]" for p in metadata.leaderless[:_NAMED])
+            left = len(metadata.leaderless) - _NAMED
             more = f" and {left} more" if left > 0 else ""
-            raise ProbeDegraded(Cause.NO_LEADER, f"of {named}{more}", latency=latency)
+            raise ProbeDegraded(Cause.NO_LEADER, f"no leader of {named}{more}", latency=latency)
         if self._coordinator is not None and self._kept is not None:
-            await self._ask_coordinator(self._kept, self._coordinator, latency)
-        for node, address in seen.brokers.items():
+            await self._check_coordinator(self._kept, self._coordinator, latency)
+        for node, address in metadata.brokers.items():
             failure, times = self._lost.get(address, (None, 0))
-            if failure is not None and (failure.definite or times >= _TWICE):
-                host, port = address
+            if failure is not None and (failure.definite or times >= _CONFIRMATIONS):
                 raise ProbeDegraded(
                     Cause.BROKER_LOST,
-                    f"broker {node} at {host}:{port} cannot be reached: {failure.detail}",
+                    f"broker {node} at {format_address(*address)} is unreachable: {failure.detail}",
                     latency=latency,
                 )
 
-    async def _ask_coordinator(
+    async def _check_coordinator(
         self, kept: Connection, wanted: tuple[int, str], latency: float
     ) -> None:
         kind, key = wanted
-        answered = False
+        received = False
         try:
-            await ask_coordinator(kept, kind, key, self._timeout)
-            answered = True
-            self._without_coordinator = 0
-        except KafkaError as error:
-            meaning = meaning_of(error)
-            answered = meaning.kind in ("refused", "permanent")
-            # On a new cluster the first question makes the topic that coordinators need.
-            self._without_coordinator += 1
-            if meaning.kind == "permanent" or self._without_coordinator >= _TWICE:
-                cause = Cause.AUTH if meaning.cause is Cause.AUTH else Cause.NO_COORDINATOR
-                raise ProbeDegraded(cause, f"of {key}: {error}", latency=latency) from error
-        except OSError as error:
-            self._without_coordinator += 1
-            if self._without_coordinator >= _TWICE:
+            await find_coordinator(kept, kind, key, self._timeout)
+            received = True
+            self._coordinator_failures = 0
+        except (KafkaError, OSError) as error:
+            meaning = classify_error(error)
+            received = meaning.kind in ("refused", "permanent")
+            # In a new cluster the first request creates the topic that coordinators need.
+            self._coordinator_failures += 1
+            if meaning.kind == "permanent" or self._coordinator_failures >= _CONFIRMATIONS:
+                said = describe_driver_error(error, secrets=self._target.secrets())
                 raise ProbeDegraded(
-                    Cause.NO_COORDINATOR, f"of {key}: no answer", latency=latency
-                ) from error
+                    Cause.AUTH if meaning.cause is Cause.AUTH else Cause.NO_COORDINATOR,
+                    f"no coordinator of {key}: {said}",
+                    latency=latency,
+                ) from None
         finally:
-            if not answered:
+            if not received:
                 self.close()
 
 
-def _failed(failures: list[Failure]) -> ProbeFailed:
-    """Say in one verdict why no address answered.
+def _probe_failed(failures: list[ConnectionFailure]) -> ProbeFailed:
+    """Return one error for the failures at all addresses.
 
-    A login that was refused says most; then silence, which must be seen again: as long as one
-    address is only silent, the cluster may be there.
+    Refused credentials are the clearest cause. A timeout is next, and must be seen again: as long
+    as one address only timed out, the cluster may be up.
     """
     for worst in (
         *(failure for failure in failures if failure.permanent or failure.cause is Cause.AUTH),

@@ -1,186 +1,105 @@
-"""Our typed view of aiokafka 0.14, which has no type hints: what is public there, as Protocols.
+"""Our typed view of aiokafka 0.14, which has almost no type hints: the public API that we use.
 
-What is private there and leant on all the same is in internals.py.
-`tests/unit/kafka/test_driver_contract.py` fails when a new aiokafka changes any of it.
+Private APIs that we rely on are in `driver.py`. `tests/unit/kafka/test_driver_contract.py` fails
+when a new aiokafka changes any of it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+    from collections.abc import Collection, Coroutine, Iterable, Mapping
 
     from aiokafka import ConsumerRecord, TopicPartition
     from aiokafka.abc import ConsumerRebalanceListener
-    from aiokafka.structs import BrokerMetadata, OffsetAndTimestamp, RecordMetadata
-
-__all__ = [
-    "BatchBuilder",
-    "Cluster",
-    "Connection",
-    "ConsumerDriver",
-    "Driver",
-    "DriverClient",
-    "DriverT",
-    "ProducerDriver",
-]
-
-
-class Cluster(Protocol):
-    """What an instance knows of its cluster (`aiokafka.cluster.ClusterMetadata`)."""
-
-    def brokers(self) -> set[BrokerMetadata]:
-        """Give the brokers last seen."""
-        raise NotImplementedError
-
-    def broker_metadata(self, broker_id: Any) -> BrokerMetadata | None:
-        """Give a broker by its node id."""
-        raise NotImplementedError
-
-    def topics(self, exclude_internal_topics: bool = True) -> set[str]:
-        """Give the topics it knows."""
-        raise NotImplementedError
-
-    def partitions_for_topic(self, topic: str) -> set[int] | None:
-        """Give a topic's partitions; None when the topic is unknown."""
-        raise NotImplementedError
-
-    def available_partitions_for_topic(self, topic: str) -> set[int] | None:
-        """Give those that have a leader; None when the topic is unknown."""
-        raise NotImplementedError
-
-    def leader_for_partition(self, partition: TopicPartition) -> int | None:
-        """Give the leader's node id; -1 without one, None when it is unknown."""
-        raise NotImplementedError
-
-    def add_listener(self, listener: Callable[[Any], object]) -> None:
-        """Call a function after every update."""
-        raise NotImplementedError
-
-    def remove_listener(self, listener: Callable[[Any], object]) -> None:
-        """Call it no more."""
-        raise NotImplementedError
-
-    unauthorized_topics: set[str]
+    from aiokafka.cluster import ClusterMetadata
+    from aiokafka.producer.message_accumulator import BatchBuilder
+    from aiokafka.structs import OffsetAndTimestamp, RecordMetadata
 
 
 class Connection(Protocol):
-    """One connection to one broker (`aiokafka.conn.AIOKafkaConnection`)."""
+    """A connection to one broker (`aiokafka.conn.AIOKafkaConnection`)."""
 
     @property
     def host(self) -> str:
-        """The broker's host, as it was dialled."""
+        """Host of the broker, as it was dialed."""
         raise NotImplementedError
 
     @property
     def port(self) -> int:
-        """The broker's port."""
+        """Port of the broker."""
         raise NotImplementedError
 
     def connected(self) -> bool:
-        """Tell whether it is open."""
+        """Return whether the connection is open."""
         raise NotImplementedError
 
     def send(self, request: Any) -> Coroutine[Any, Any, Any]:
-        """Write a request now; await the answer."""
+        """Write a request immediately; await the response."""
         raise NotImplementedError
 
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
-        """Close it; its outstanding requests fail."""
+        """Close the connection. Its outstanding requests fail."""
         raise NotImplementedError
 
 
 class DriverClient(Protocol):
-    """What producer and consumer are built on (`aiokafka.client.AIOKafkaClient`)."""
+    """The client inside a producer or a consumer (`aiokafka.client.AIOKafkaClient`)."""
 
-    cluster: Cluster
+    cluster: ClusterMetadata
 
     def force_metadata_update(self) -> asyncio.Future[bool]:
-        """Ask for new metadata; the result says whether any broker gave it."""
+        """Request new metadata. The result is whether any broker sent it."""
         raise NotImplementedError
 
     async def coordinator_lookup(self, coordinator_type: int, coordinator_key: str) -> int:
-        """Ask who coordinates a group (0) or a transactional id (1)."""
+        """Return the node id of the coordinator of a group (0) or a transactional id (1)."""
         raise NotImplementedError
 
     async def send(self, node_id: int, request: Any, *, group: Any = ...) -> Any:
-        """Send a request to a broker and return its answer."""
+        """Send a request to a broker and return the response."""
         raise NotImplementedError
 
     def set_topics(self, topics: Iterable[str]) -> asyncio.Future[bool]:
-        """Say which topics the metadata is about."""
+        """Set the topics of which metadata is requested."""
         raise NotImplementedError
 
     def add_topic(self, topic: str) -> asyncio.Future[bool]:
-        """Add a topic that the metadata is about."""
+        """Add a topic of which metadata is requested."""
         raise NotImplementedError
 
 
-class Driver(Protocol):
-    """What any instance of aiokafka's has. `stop` is for instance.py only."""
-
-    async def start(self) -> None:
-        """Connect."""
-        raise NotImplementedError
-
-    async def stop(self) -> None:
-        """Flush or commit, leave, disconnect; may hang and may raise (see instance.py)."""
-        raise NotImplementedError
-
-
-DriverT = TypeVar("DriverT", bound=Driver)
-
-
-class BatchBuilder(Protocol):
-    """A batch that is being filled (`aiokafka.producer.message_accumulator.BatchBuilder`)."""
-
-    def append(
-        self,
-        *,
-        timestamp: int | None,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Iterable[tuple[str, bytes | None]] | None = ...,
-    ) -> Any:
-        """Add a record, its timestamp in milliseconds; None when the batch is full."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Take no more records."""
-        raise NotImplementedError
-
-    def size(self) -> int:
-        """Give its size in bytes."""
-        raise NotImplementedError
-
-    def record_count(self) -> int:
-        """Give how many records it has."""
-        raise NotImplementedError
-
-
-class ProducerDriver(Driver, Protocol):
-    """What we use of `aiokafka.AIOKafkaProducer`."""
+class ProducerDriver(Protocol):
+    """The part of `aiokafka.AIOKafkaProducer` that we use."""
 
     client: Any
 
+    async def start(self) -> None:
+        """Connect. Use `driver.start_driver`, which limits the time and cleans up."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Flush and disconnect. Use `driver.stop_driver`: this may hang and may raise."""
+        raise NotImplementedError
+
     def create_batch(self) -> BatchBuilder:
-        """Make an empty batch."""
+        """Return an empty batch."""
         raise NotImplementedError
 
     async def send_batch(
         self, batch: Any, topic: str, *, partition: int
     ) -> asyncio.Future[RecordMetadata]:
-        """Hand a batch over; the future tells what became of it."""
+        """Pass a batch to the driver. The future is done when its outcome is known."""
         raise NotImplementedError
 
     async def partitions_for(self, topic: str) -> set[int]:
-        """Wait for the topic's metadata and give its partitions."""
+        """Wait for the metadata of a topic and return its partitions."""
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """Wait until all batches are settled."""
+        """Wait until all batches are done."""
         raise NotImplementedError
 
     async def begin_transaction(self) -> None:
@@ -188,20 +107,28 @@ class ProducerDriver(Driver, Protocol):
         raise NotImplementedError
 
     async def commit_transaction(self) -> None:
-        """Commit it."""
+        """Commit the transaction."""
         raise NotImplementedError
 
     async def abort_transaction(self) -> None:
-        """Abort it."""
+        """Abort the transaction."""
         raise NotImplementedError
 
     async def send_offsets_to_transaction(self, offsets: Mapping[Any, Any], group_id: str) -> None:
-        """Make a group's offsets part of it."""
+        """Make the offsets of a group part of the transaction."""
         raise NotImplementedError
 
 
-class ConsumerDriver(Driver, Protocol):
-    """What we use of `aiokafka.AIOKafkaConsumer`."""
+class ConsumerDriver(Protocol):
+    """The part of `aiokafka.AIOKafkaConsumer` that we use."""
+
+    async def start(self) -> None:
+        """Connect. Use `driver.start_driver`, which limits the time and cleans up."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Leave the group and disconnect. Use `driver.stop_driver`: this may hang and may raise."""
+        raise NotImplementedError
 
     def subscribe(
         self,
@@ -209,77 +136,82 @@ class ConsumerDriver(Driver, Protocol):
         pattern: str | None = None,
         listener: ConsumerRebalanceListener | None = None,
     ) -> None:
-        """Join the group for these topics."""
+        """Join the group and subscribe to topics."""
         raise NotImplementedError
 
     def assign(self, partitions: Collection[TopicPartition]) -> None:
-        """Read fixed partitions."""
+        """Read a fixed set of partitions."""
         raise NotImplementedError
 
     def assignment(self) -> Collection[TopicPartition]:
-        """Give the partitions that are its own now."""
+        """Return the partitions assigned to this consumer."""
         raise NotImplementedError
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
-        """Give records that have arrived."""
+        """Return records that have arrived."""
         raise NotImplementedError
 
     def pause(self, *partitions: TopicPartition) -> None:
-        """Fetch nothing from these."""
+        """Stop fetching from partitions."""
         raise NotImplementedError
 
     def resume(self, *partitions: TopicPartition) -> None:
-        """Fetch from these again."""
+        """Fetch from partitions again."""
         raise NotImplementedError
 
     def paused(self) -> Collection[TopicPartition]:
-        """Give those that are paused."""
+        """Return the paused partitions."""
         raise NotImplementedError
 
     async def commit(self, offsets: Mapping[TopicPartition, Any] | None = None) -> None:
-        """Commit offsets; retries for ever while the coordinator is away."""
+        """Commit offsets. Retries forever while the coordinator is unavailable."""
         raise NotImplementedError
 
     async def committed(self, partition: TopicPartition) -> int | None:
-        """Ask for the committed offset."""
+        """Request the committed offset."""
         raise NotImplementedError
 
     async def position(self, partition: TopicPartition) -> int:
-        """Give the offset of the next record."""
+        """Return the offset of the next record."""
         raise NotImplementedError
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Go to an offset."""
+        """Continue at an offset."""
         raise NotImplementedError
 
     async def seek_to_beginning(self, *partitions: TopicPartition) -> bool:
-        """Go to the first record."""
+        """Continue at the first record."""
         raise NotImplementedError
 
     async def seek_to_end(self, *partitions: TopicPartition) -> bool:
-        """Go behind the last record."""
+        """Continue after the last record."""
         raise NotImplementedError
 
     def highwater(self, partition: TopicPartition) -> int | None:
-        """Give the end offset of the latest fetch."""
+        """Return the end offset of the latest fetch."""
         raise NotImplementedError
 
     async def beginning_offsets(
         self, partitions: Collection[TopicPartition]
     ) -> dict[TopicPartition, int]:
-        """Ask for the first offsets."""
+        """Request the first offsets."""
         raise NotImplementedError
 
     async def end_offsets(
         self, partitions: Collection[TopicPartition]
     ) -> dict[TopicPartition, int]:
-        """Ask for the end offsets."""
+        """Request the end offsets."""
         raise NotImplementedError
 
     async def offsets_for_times(
         self, timestamps: Mapping[TopicPartition, int]
     ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
-        """Ask for the offsets at points in time."""
+        """Request the offsets at points in time."""
         raise NotImplementedError
+
+
+Driver: TypeAlias = ProducerDriver | ConsumerDriver
+
+DriverT = TypeVar("DriverT", bound=ProducerDriver | ConsumerDriver)

@@ -1,4 +1,4 @@
-"""Owns one aiokafka instance: starts it, watches it, replaces it, ends it."""
+"""Owns one aiokafka instance (the driver): starts, monitors, replaces and stops it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Closed
 from resilient_io.health import Cause, State
-from resilient_io.tasks import describe_task_end, log_task_death
+from resilient_io.retry import Backoff
+from resilient_io.tasks import describe_task_end, log_task_death, wake
 
 from .driver import (
     background_tasks,
     client_of,
     connections_of,
-    end_instance,
     fail_transaction,
-    hold_dialling,
-    notice_hang_ups,
+    notify_on_connection_loss,
     oldest_request,
+    pause_connecting,
     reconnect,
-    resume_dialling,
-    start_instance,
+    resume_connecting,
+    start_driver,
+    stop_driver,
     unknown_topics,
 )
 from .errors import (
@@ -35,10 +36,10 @@ from .errors import (
     KafkaClosed,
     KafkaDeadlineExceeded,
     KafkaUnavailable,
+    classify_error,
     connection_failure,
-    meaning_of,
+    without_secrets,
 )
-from .log_filter import Tally, context_of_driver
 from .protocols import Connection, DriverT
 
 if TYPE_CHECKING:
@@ -49,92 +50,107 @@ if TYPE_CHECKING:
     from resilient_io.health import Change, Dependency, Subscription
     from resilient_io.retry import RetryPolicy, WhileDown
 
+    from .connect import KafkaTarget
 
 _log = logging.getLogger("resilient_io.kafka")
 
-_STEADY = 30.0
-"""Seconds of service after which an instance's predecessors' failures are forgotten."""
+_STABLE_AFTER = 30.0
+"""Lifetime of a driver, in seconds, after which the failures before it no longer count."""
 
-_LEAST_BACKOFF = 0.05
-"""Least bound of the first pause, in seconds."""
+_MIN_BACKOFF = 0.05
+"""Smallest upper bound of the first backoff, in seconds."""
 
 _PERMANENT_CAP = 30.0
-"""Greatest bound of the backoff, in seconds, when only somebody's change can help."""
+"""Largest upper bound of the backoff, in seconds, after an error that waiting does not cure."""
+
+_CHECK_INTERVAL = 1.0
+"""Seconds between checks whether any connection is open."""
+
+_TOPICS_CAP = 10.0
+"""Longest pause between requests for the metadata of missing topics, in seconds."""
+
+_LOOKUP_FAILURES = 3
+"""How often in a row a driver must fail to reach a cluster that answers the probe."""
+
+_FORCE_TIME = 2.0
+"""Time beyond its timeout that `aclose` allows for a forced stop, in seconds."""
 
 
-class Setbacks:
-    """Counts failures in a row; logs the 1st, 2nd, 4th, 8th and so on of them.
+class RestartBackoff:
+    """The pause before the next driver, and one log record for the 1st, 2nd, 4th, 8th… failure.
 
     Args:
-        role: What kind of instance, for the log.
-        health: Told of failures that may be the cluster's.
+        role: "producer" or "consumer", for the log.
+        target: The cluster, for secrets and the driver's log.
+        health: Is notified of failures that may be the cluster's.
         policy: Its backoff.
         rng: Source of the jitter.
-        tally: The driver's records that were dropped.
     """
 
     def __init__(
         self,
         role: str,
+        target: KafkaTarget,
         health: Dependency,
         policy: RetryPolicy,
         rng: random.Random,
-        tally: Tally,
     ) -> None:
         self._role = role
+        self._target = target
         self._health = health
-        self._policy = policy
-        self._rng = rng
-        self._tally = tally
-        self._count = 0
+        self._cap = policy.backoff_cap
+        self._backoff = Backoff(max(policy.backoff, _MIN_BACKOFF), policy.backoff_cap, rng)
 
-    def overcome(self, generation: int) -> None:
-        """Take note that an instance is in service."""
-        self._health.note("instance in service", role=self._role, generation=generation)
-        if self._count and self._is_news():
+    def attached(self, generation: int) -> None:
+        """Log that a driver works."""
+        self._health.note("driver attached", role=self._role, generation=generation)
+        failures = self._backoff.failures
+        if failures and _is_power_of_two(failures):
+            dropped = self._target.driver_log.log_records_dropped
             _log.info(
-                "%s: %s %d is in service after %d failures; %d records of the driver's dropped",
+                "%s: %s %d works after %d failures (%d log records of aiokafka dropped)",
                 self._health.name,
                 self._role,
                 generation,
-                self._count,
-                self._tally.dropped,
+                failures,
+                dropped,
                 extra={
-                    "event": "instance_in_service",
+                    "event": "driver_attached",
                     "dependency": self._health.name,
                     "role": self._role,
                     "generation": generation,
-                    "failures": self._count,
-                    "dropped": self._tally.dropped,
+                    "failures": failures,
+                    "log_records_dropped": dropped,
                 },
             )
 
-    def note(self, error: Exception, lived: float, *, final: bool) -> None:
-        """Take note of what an instance ended of; tell health, and once the log.
+    def failed(self, error: Exception, lifetime: float, *, final: bool) -> float:
+        """Report why a driver failed, and return the seconds until the next one.
 
         Args:
-            error: What it ended of.
-            lived: Seconds that it lived.
-            final: None will follow it.
+            error: The error because of which it was closed.
+            lifetime: How long the driver existed, in seconds.
+            final: Whether no driver follows.
         """
-        if lived >= _STEADY:
-            self._count = 0
-        self._count += 1
-        failure = connection_failure(error)
+        if lifetime >= _STABLE_AFTER:
+            self._backoff.reset()
+        permanent = classify_error(error).kind == "permanent"
+        pause = self._backoff.next(cap=max(self._cap, _PERMANENT_CAP) if permanent else None)
+        failure = connection_failure(error, secrets=self._target.secrets())
         self._health.note(
-            "instance ended", role=self._role, detail=failure.detail, replaced=not final
+            "driver closed", role=self._role, detail=failure.detail, replaced=not final
         )
-        if final or self._is_news():
+        if final or _is_power_of_two(self._backoff.failures):
             _log.log(
                 logging.ERROR if final else logging.WARNING,
-                "%s: the %s %s: %s; last word of the driver: %s",
+                "%s: %s the %s: %s; last log message of aiokafka: %s",
                 self._health.name,
+                "closed" if final else "replacing",
                 self._role,
-                "is not replaced" if final else "has to be replaced",
                 failure.detail,
-                self._tally.newest or "none",
+                self._target.driver_log.last_message or "none",
                 extra={
-                    "event": "instance_ended",
+                    "event": "driver_closed",
                     "dependency": self._health.name,
                     "role": self._role,
                     "replaced": not final,
@@ -142,567 +158,506 @@ class Setbacks:
                     "detail": failure.detail,
                 },
             )
-        if meaning_of(error).kind in ("perhaps", "transient") or failure.permanent:
-            # Not "definite": the probe looks for itself, and finds the true cause.
+        if classify_error(error).kind in ("ambiguous", "transient") or failure.permanent:
+            # Not definite: the probe checks the cluster itself and finds the real cause.
             self._health.failed(failure.cause, failure.detail)
-
-    def pause(self, error: Exception) -> float:
-        """Give the seconds until the next instance: backoff with full jitter."""
-        cap = self._policy.backoff_cap
-        if meaning_of(error).kind == "permanent":
-            cap = max(cap, _PERMANENT_CAP)
-        bound = max(self._policy.backoff, _LEAST_BACKOFF) * 2.0 ** min(self._count - 1, 32)
-        return self._rng.random() * min(bound, cap)
-
-    def _is_news(self) -> bool:
-        return self._count & (self._count - 1) == 0
+        return pause
 
 
-class Admission(Generic[DriverT]):
-    """Holds the instance in service, and those who wait for one.
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+class DriverMonitor(Generic[DriverT]):
+    """Detects that an attached driver must be replaced.
 
     Args:
-        role: What kind of instance, for errors.
-        health: Of the cluster.
-        while_down: What calls do while it is down, unless they say otherwise.
-
-    Attributes:
-        instance: The one in service; None while there is none.
-        refusal: Why there is none and waiting does not help; None when all is well.
-        closed: Whether there will never be one again.
-    """
-
-    def __init__(self, role: str, health: Dependency, while_down: WhileDown) -> None:
-        self.instance: DriverT | None = None
-        self.refusal: Exception | None = None
-        self.closed = False
-        self._role = role
-        self._health = health
-        self._while_down = while_down
-        self._waiting: list[asyncio.Future[None]] = []
-
-    def wake(self) -> None:
-        """Let those who wait look again."""
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def ready(
-        self, until: float | None, operation: str, while_down: WhileDown | None
-    ) -> DriverT:
-        """Wait for an instance; see `Supervisor.ready`."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        fails = (while_down or self._while_down) == "fail"
-        # Who comes while it is down is told at once; who was let in may wait for its return.
-        impatient = fails and self._health.state in (State.DOWN, State.UNKNOWN)
-        bound = current_deadline()
-        if bound is not None and (until is None or bound < until):
-            until = bound
-        try:
-            async with asyncio.timeout_at(until):
-                while True:
-                    self._raise_trouble(operation, began, fails=fails, impatient=impatient)
-                    if self.instance is not None:
-                        return self.instance
-                    await self._wait()
-        except TimeoutError:
-            raise KafkaDeadlineExceeded(
-                f"no {self._role} was ready in time",
-                dependency=self._health.name,
-                operation=operation,
-                elapsed=loop.time() - began,
-            ) from None
-
-    async def _wait(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await waiter
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(waiter)
-
-    def _raise_trouble(self, operation: str, began: float, *, fails: bool, impatient: bool) -> None:
-        elapsed = asyncio.get_running_loop().time() - began
-        name, cause = self._health.name, self._health.cause
-        if self.closed:
-            raise KafkaClosed(
-                f"the {self._role} was closed",
-                dependency=name,
-                operation=operation,
-                elapsed=elapsed,
-            )
-        if self.refusal is not None:
-            told = copy.copy(self.refusal)
-            told.add_note(f"{name}: no {self._role} can be in service because of this")
-            raise told from self.refusal
-        if self._health.available or cause is None:
-            return
-        if impatient or (fails and cause.permanent):
-            kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
-            detail = f": {self._health.detail}" if self._health.detail else ""
-            raise kind(
-                f"it is down ({cause.value}{detail})",
-                dependency=name,
-                operation=operation,
-                elapsed=elapsed,
-            )
-
-
-_LOOK = 1.0
-"""Seconds between looks at whether any connection is open."""
-
-_TOPICS_CAP = 10.0
-"""Greatest pause between questions for topics that are not there yet, in seconds."""
-
-_STRIKES = 3
-"""How often in a row an instance must fail to find a cluster that answers the probe."""
-
-
-class Watch(Generic[DriverT]):
-    """Says when an instance must be replaced.
-
-    Args:
-        instance: In service from now on.
-        health: Of the cluster; its probe also asks the bootstrap servers.
-        timeout: Seconds for an answer through the instance.
-        context: Makes a context in which the driver's records are ours.
-        broken: Called at once when the first word comes that it is broken.
+        driver: The driver.
+        target: The cluster, for secrets and the driver's log.
+        health: Health of the cluster; its probe also reaches the bootstrap servers.
+        timeout: Maximum time for a response through the driver, in seconds.
+        on_failure: Called immediately at the first failure.
     """
 
     def __init__(
         self,
-        instance: DriverT,
+        driver: DriverT,
+        *,
+        target: KafkaTarget,
         health: Dependency,
         timeout: float,
-        context: Callable[[], Context],
-        broken: Callable[[], None],
+        on_failure: Callable[[], None],
     ) -> None:
-        self._instance = instance
+        self._driver = driver
+        self._target = target
         self._health = health
         self._timeout = timeout
-        self._context = context
-        self._when_broken = broken
-        self._broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        self._doubt = asyncio.Event()
+        self._on_failure = on_failure
+        self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._check_now = asyncio.Event()
         self._after_outage = False
-        self._strikes = 0
-        self._topics_pause = _LOOK
+        self._lookup_failures = 0
+        self._topics_pause = _CHECK_INTERVAL
         self._topics_due = 0.0
         self._tasks: list[tuple[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]]] = []
-        for what, task in background_tasks(instance):
-            ended = functools.partial(self._task_ended, what)
+        for purpose, task in background_tasks(driver):
+            ended = functools.partial(self._task_ended, purpose)
             task.add_done_callback(ended)
             self._tasks.append((task, ended))
         if health.state is State.DOWN:
-            hold_dialling(instance)
+            pause_connecting(driver)
 
     def report(self, error: BaseException) -> None:
-        """Take somebody's word that it is broken; the first word counts."""
-        if not self._broken.done():
-            self._broken.set_result(error)
-            self._when_broken()
+        """Report a failure of the driver. The first one counts."""
+        if not self._failure.done():
+            self._failure.set_result(error)
+            self._on_failure()
 
     def health_changed(self, change: Change) -> None:
-        """Let only the probe knock in an outage; after it, look whether the instance is back."""
+        """Pause connecting during an outage; after it, check that the driver recovers."""
         if change.state is State.DOWN:
-            hold_dialling(self._instance)
+            pause_connecting(self._driver)
         elif change.previous is State.DOWN:
-            resume_dialling(self._instance)
+            resume_connecting(self._driver)
             self._after_outage = True
-            self._doubt.set()
+            self._check_now.set()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching the driver's tasks."""
         for task, ended in self._tasks:
             task.remove_done_callback(ended)
             if task.done() and not task.cancelled():
                 task.exception()
 
-    async def until_broken(self) -> Exception:
-        """Return what it is broken by."""
-        looking = asyncio.get_running_loop().create_task(
-            self._look(), name="resilient-io kafka look", context=self._context()
+    async def wait_for_failure(self) -> Exception:
+        """Return the error because of which the driver must be replaced."""
+        checking = asyncio.get_running_loop().create_task(
+            self._check(),
+            name="resilient-io kafka check",
+            context=self._target.driver_log.context(),
         )
         try:
-            waited: list[asyncio.Future[Any]] = [self._broken, looking]
+            waited: list[asyncio.Future[Any]] = [self._failure, checking]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            looking.cancel()
-        if not self._broken.done():
-            looking.result()  # a bug: let it be seen
-        error = self._broken.result()
+            checking.cancel()
+        if not self._failure.done():
+            checking.result()  # a bug: raise it
+        error = self._failure.result()
         return error if isinstance(error, Exception) else KafkaError(repr(error))
 
-    # --- inside
-
-    def _task_ended(self, what: str, task: asyncio.Task[Any]) -> None:
+    def _task_ended(self, purpose: str, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is None:
-            error = KafkaError(f"its {what} task ended")
-        elif what == "sending":
-            fail_transaction(self._instance, error)
+            error = KafkaError(f"its {purpose} task ended")
+        elif purpose == "sending":
+            if isinstance(error, Exception):
+                error = without_secrets(error, self._target.secrets())
+            fail_transaction(self._driver, error)
         self.report(error)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_LOOK):
-                    await self._doubt.wait()
-            except TimeoutError:
-                pass
-            self._doubt.clear()
-            health = self._health
-            if health.state not in (State.UP, State.DEGRADED):
-                self._strikes = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_INTERVAL):
+                    await self._check_now.wait()
+            self._check_now.clear()
+            if not self._health.state.answering:
+                self._lookup_failures = 0
                 continue
-            open_connections = [c for c in connections_of(self._instance) if c.connected()]
-            if open_connections and not self._after_outage and not self._strikes:
-                await self._look_for_topics()
+            connected = any(c.connected() for c in connections_of(self._driver))
+            if connected and not self._after_outage and not self._lookup_failures:
+                await self._request_missing_topics()
             else:
-                await self._find_cluster()
+                await self._request_metadata()
 
-    async def _look_for_topics(self) -> None:
-        """Ask again for topics that are not there yet.
+    async def _request_missing_topics(self) -> None:
+        """Request the metadata of topics that do not exist yet.
 
-        aiokafka 0.14 asks once when it subscribes, and then only after `metadata_max_age_ms`: a
-        topic that is made a moment later would not be read for five minutes.
+        aiokafka 0.14 requests it when it subscribes, and then only after `metadata_max_age_ms`: it
+        would not read a topic that is created a moment later for five minutes.
         """
         loop = asyncio.get_running_loop()
-        if not unknown_topics(self._instance):
-            self._topics_pause = _LOOK
+        if not unknown_topics(self._driver):
+            self._topics_pause = _CHECK_INTERVAL
         elif loop.time() >= self._topics_due:
             self._topics_due = loop.time() + self._topics_pause
             self._topics_pause = min(2.0 * self._topics_pause, _TOPICS_CAP)
             with contextlib.suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(self._timeout):
-                    await client_of(self._instance).force_metadata_update()
+                    await client_of(self._driver).force_metadata_update()
 
-    async def _find_cluster(self) -> None:
-        """Ask for metadata through the instance; it must find what the probe finds."""
+    async def _request_metadata(self) -> None:
+        """Request metadata through the driver, which must reach the cluster if the probe does."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        owed = self._owed()
+        waiting = self._waiting_connections()
         found = False
-        try:
+        with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(self._timeout):
-                found = await client_of(self._instance).force_metadata_update()
-        except (KafkaError, TimeoutError):
-            pass
-        if owed and (self._after_outage or not found):
+                found = await client_of(self._driver).force_metadata_update()
+        if waiting and (self._after_outage or not found):
             await asyncio.sleep(began + self._timeout - loop.time())
-            _renew(owed)
+            _reconnect_stuck(waiting)
         if found:
-            self._strikes = 0
+            self._lookup_failures = 0
             self._after_outage = False
             return
         if self._health.since > began or self._health.state is State.DOWN:
-            return  # it is the cluster, not the instance
-        self._strikes += 1
-        if self._strikes >= _STRIKES:
+            return  # the cluster is unavailable, not only the driver
+        self._lookup_failures += 1
+        if self._lookup_failures >= _LOOKUP_FAILURES:
             self.report(
                 KafkaConnectionError("it finds none of its brokers, while the cluster answers")
             )
 
-    def _owed(self) -> list[tuple[Connection, object]]:
-        """Give the connections that owe an answer, with the request that has waited longest."""
-        owed = [(c, oldest_request(c)) for c in connections_of(self._instance) if c.connected()]
-        return [(connection, request) for connection, request in owed if request is not None]
+    def _waiting_connections(self) -> list[tuple[Connection, object]]:
+        """Return the connections that wait for a response, each with its oldest request."""
+        oldest = [(c, oldest_request(c)) for c in connections_of(self._driver) if c.connected()]
+        return [(connection, request) for connection, request in oldest if request is not None]
 
 
-def _renew(owed: list[tuple[Connection, object]]) -> None:
-    """Close the connections that still owe the same answer.
+def _reconnect_stuck(waiting: list[tuple[Connection, object]]) -> None:
+    """Close the connections that still wait for the response to the same request.
 
-    It was lost in the outage: without this the instance waits for it until its request timeout.
+    It was lost in the outage. The driver would wait for it until its request timeout.
     """
-    for connection, request in owed:
+    for connection, request in waiting:
         if connection.connected() and oldest_request(connection) is request:
             reconnect(connection)
 
 
-_GRACE = 2.0
-"""Seconds beyond its timeout that `aclose` allows force to take."""
-
-
 class Supervisor(Generic[DriverT]):
-    """Keeps an instance of aiokafka's in service, for as long as the cluster answers.
+    """Keeps a driver attached for as long as the cluster answers.
 
-    It lives in one task, in the event loop of `start()`. It never knocks at a cluster that is down:
-    it waits until health says that it answers. The health must be attached to a probe by whoever
-    owns it, before `start()`.
+    It lives in one task, in the event loop of `start()`. It never connects to a cluster that is
+    down: it waits until health reports that the cluster answers. The owner attaches a probe to the
+    health before `start()`.
 
     Args:
         role: "producer" or "consumer", for logs, errors and the names of tasks.
-        build: Makes a new instance that is not started. What it raises is told by `ready()`.
-        health: The cluster's.
-        policy: Its backoff, its response timeout and what it says of calls while it is down.
+        target: The cluster.
+        build: Returns a new driver that is not started. Its exceptions are raised by `ready()`.
+        health: Health of the cluster.
+        policy: Backoff, response timeout and what calls do while the cluster is down.
         rng: Source of the jitter.
-        prepare: Called with a started instance before it enters service; bounded like the start.
-        entered: Called when an instance enters service.
-        retired: Called when one that was in service has ended (its sockets closed, its tasks
-            gone) with what it had to end for; None when it was closed.
-        halts: Says of what an instance ended of whether none may follow it, as with
-            `broken(replace=False)`, until `revive()`.
-        start_timeout: Seconds for starting an instance, and again for preparing it.
-        stop_timeout: Seconds for good order when an instance is replaced; None for the policy's
-            response timeout.
+        prepare: Called with a started driver before it is attached; limited like the start.
+        on_attached: Called when a driver is attached: calls may use it.
+        on_detached: Called when an attached driver was closed (its sockets are closed, its tasks
+            have ended), with the error, or None if the supervisor was closed.
+        is_final: Returns whether no driver may follow after an error, as with
+            `driver_failed(replace=False)`, until `resume()`.
+        start_timeout: Maximum time for starting a driver, and again for preparing it, in seconds.
+        stop_timeout: Maximum time for a graceful stop when a driver is replaced, in seconds; None
+            for the policy's response timeout.
 
     Attributes:
-        generation: How many instances have entered service.
-        tally: Counts the driver's log records that were dropped.
+        driver: The attached driver, or None.
+        generation: How many drivers were attached so far.
+        permanent_error: Why there is no driver and waiting does not help, or None.
+        closed: Whether `aclose` was called.
+        driver_log: The driver's log records.
     """
 
     def __init__(
         self,
         *,
         role: str,
+        target: KafkaTarget,
         build: Callable[[], DriverT],
         health: Dependency,
         policy: RetryPolicy,
         rng: random.Random,
         prepare: Callable[[DriverT], Awaitable[None]] | None = None,
-        entered: Callable[[DriverT], None] | None = None,
-        retired: Callable[[DriverT, BaseException | None], None] | None = None,
-        halts: Callable[[BaseException], bool] | None = None,
+        on_attached: Callable[[DriverT], None] | None = None,
+        on_detached: Callable[[DriverT, BaseException | None], None] | None = None,
+        is_final: Callable[[BaseException], bool] | None = None,
         start_timeout: float = 10.0,
         stop_timeout: float | None = None,
     ) -> None:
         self.role = role
+        self.driver: DriverT | None = None
         self.generation = 0
-        self.tally = Tally()
+        self.permanent_error: Exception | None = None
+        self.closed = False
+        self.driver_log = target.driver_log
+        self._target = target
         self._build = build
         self._health = health
         self._policy = policy
         self._prepare = prepare
-        self._entered = entered
-        self._retired = retired
-        self._halts = halts
+        self._on_attached = on_attached
+        self._on_detached = on_detached
+        self._is_final = is_final
         self._start_timeout = start_timeout
         self._stop_timeout = policy.response_timeout if stop_timeout is None else stop_timeout
+        self._backoff = RestartBackoff(role, target, health, policy, rng)
         self._task: asyncio.Task[None] | None = None
-        self._watch: Watch[DriverT] | None = None
+        self._monitor: DriverMonitor[DriverT] | None = None
         self._subscription: Subscription[Change] | None = None
-        self._admission: Admission[DriverT] = Admission(role, health, policy.while_down)
+        self._waiters: list[asyncio.Future[None]] = []
         self._halted = False
-        self._setbacks = Setbacks(role, health, policy, rng, self.tally)
         self._graceful = True
         self._closing_until = 0.0
 
-    @property
-    def instance(self) -> DriverT | None:
-        """The one in service; None while there is none."""
-        return self._admission.instance
-
-    @property
-    def closed(self) -> bool:
-        """Whether `aclose` was called."""
-        return self._admission.closed
-
-    @property
-    def refusal(self) -> Exception | None:
-        """Why there will be no instance until somebody changes something; None when all is well."""
-        return self._admission.refusal
-
     def context(self) -> Context:
-        """Give a new context in which the driver's records are ours.
-
-        For every task of ours that calls an instance: courier, committer, fetch loop.
-        """
-        return context_of_driver(self.tally)
+        """Return a new context, for a task that calls the driver, in which its log is filtered."""
+        return self.driver_log.context()
 
     def start(self) -> None:
-        """Begin, in the running loop; never waits for Kafka. Starting twice does no harm."""
-        if self._task is not None or self._admission.closed:
+        """Start in the running loop. Never waits for Kafka. Idempotent."""
+        if self._task is not None or self.closed:
             return
         self._subscription = self._health.on_change(self._health_changed)
-        self._begin()
+        self._start_task()
 
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
     ) -> DriverT:
-        """Wait until an instance is in service.
-
-        Cancelling leaves at once and changes nothing.
+        """Wait until a driver is attached, and return it.
 
         Args:
-            until: Absolute loop time at which the wait ends; None for no bound of its own. An
-                enclosing `resilient_io.deadline` bounds it, too.
-            operation: What the caller is about to do, for the error.
-            while_down: What to do while Kafka is down; None for what the policy says.
+            until: Absolute loop time at which the wait ends; None for no limit. The limit of an
+                enclosing `resilient_io.deadline` applies, too.
+            operation: The caller's operation, for the error.
+            while_down: What to do while Kafka is down; None for the policy's choice.
 
         Raises:
-            KafkaUnavailable: Kafka is down and the call is not to wait for it.
-            KafkaAuthenticationFailed: Kafka does not accept the credentials.
-            KafkaDeadlineExceeded: There was none in time.
-            KafkaClosed: It was closed.
-            KafkaError: What an instance was refused for good, as aiokafka raised it.
+            KafkaUnavailable: Kafka is down and the call does not wait for it.
+            KafkaAuthenticationFailed: Kafka refuses the credentials.
+            KafkaDeadlineExceeded: There was no driver in time.
+            KafkaClosed: The supervisor was closed.
+            KafkaError: A permanent refusal, as aiokafka raised it.
         """
-        return await self._admission.ready(until, operation, while_down)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        fails = (while_down or self._policy.while_down) == "fail"
+        # A call that starts while Kafka is down fails immediately. One that was waiting before the
+        # outage may wait for its end.
+        fails_now = fails and not self._health.state.answering
+        try:
+            async with asyncio.timeout_at(earlier(until, current_deadline())):
+                while True:
+                    self._check_available(operation, began, fails=fails, fails_now=fails_now)
+                    if self.driver is not None:
+                        return self.driver
+                    await self._wait()
+        except TimeoutError:
+            raise KafkaDeadlineExceeded(
+                f"no {self.role} was ready in time",
+                dependency=self._health.name,
+                operation=operation,
+                elapsed=loop.time() - began,
+            ) from None
 
-    def broken(self, instance: DriverT, error: BaseException, *, replace: bool = True) -> None:
-        """Report that an instance can do its work no more.
+    def driver_failed(self, driver: DriverT, error: BaseException, *, replace: bool = True) -> None:
+        """Report that a driver no longer works: it is closed, detached and replaced.
 
-        It is ended, settled (`retired`) and replaced. Reporting it twice, or one that is no longer
-        in service, changes nothing.
+        A second report, or one about a driver that is no longer attached, is ignored.
 
         Args:
-            instance: The one that was used.
-            error: What it raised.
-            replace: False to let none follow it: then `ready()` raises this error from now on.
+            driver: The driver that was used.
+            error: The error that it raised.
+            replace: False to attach no other driver: `ready()` raises this error from now on.
         """
-        if instance is not self.instance or self._watch is None:
+        if driver is not self.driver or self._monitor is None:
             return
         if not replace:
+            failure = error if isinstance(error, Exception) else KafkaError(repr(error))
             self._halted = True
-            told = error if isinstance(error, Exception) else KafkaError(repr(error))
-            self._admission.refusal = told
-        self._watch.report(error)
+            self.permanent_error = without_secrets(failure, self._target.secrets())
+        self._monitor.report(error)
 
-    def revive(self) -> None:
-        """Let an instance follow after all one that was not to be replaced."""
-        if not self._halted or self._admission.closed:
+    def resume(self) -> None:
+        """Attach a driver again after one that was not replaced."""
+        if not self._halted or self.closed:
             return
         self._halted = False
-        self._admission.refusal = None
+        self.permanent_error = None
         if self._task is None or self._task.done():
-            self._begin()
+            self._start_task()
 
     def liveness_failure(self) -> str | None:
-        """Say why no instance can come any more, whatever happens; None while all is well."""
-        if self._halted or self._admission.closed:
+        """Return why no driver can ever be attached again, or None."""
+        if self._halted or self.closed:
             return None
-        how = describe_task_end(self._task)
-        return None if how is None else f"the {self.role}'s supervisor is gone: {how}"
+        end = describe_task_end(self._task)
+        return None if end is None else f"the {self.role}'s supervisor has ended: {end}"
 
     async def aclose(self, timeout: float, *, graceful: bool = True) -> None:
-        """End it all: whoever waits is told `KafkaClosed`, the instance is ended, then retired.
+        """Stop the driver, detach it, and raise `KafkaClosed` in all waiting calls.
 
-        Returns within the timeout and a moment for force. Closing twice waits for the first.
-        Cancelling leaves at once; the closing goes on by itself, within its timeout.
+        Returns within the timeout and a short time for a forced stop. A second call waits for the
+        first. If the call is cancelled, closing continues in the background within the timeout.
 
         Args:
-            timeout: Seconds for good order (batches settled, group left).
-            graceful: False goes straight to force.
+            timeout: Maximum time for a graceful stop (batches complete, group left), in seconds.
+            graceful: False to force the stop immediately.
         """
         task = self._task
-        if not self._admission.closed:
-            self._admission.closed = True
+        if not self.closed:
+            self.closed = True
             self._graceful = graceful and timeout > 0
             self._closing_until = asyncio.get_running_loop().time() + timeout
             if self._subscription is not None:
                 self._subscription.remove()
-            self._admission.wake()
+            self._wake()
             if task is not None:
                 task.cancel()
         if task is not None and not task.done():
-            await asyncio.wait([task], timeout=timeout + _GRACE)
+            await asyncio.wait([task], timeout=timeout + _FORCE_TIME)
 
-    # --- inside
+    # --- waiting calls
 
-    def _begin(self) -> None:
+    async def _wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        wake(waiters)
+
+    def _check_available(
+        self, operation: str, began: float, *, fails: bool, fails_now: bool
+    ) -> None:
+        """Raise if waiting for a driver does not help."""
+        elapsed = asyncio.get_running_loop().time() - began
+        name, cause = self._health.name, self._health.cause
+        if self.closed:
+            raise KafkaClosed(
+                f"the {self.role} was closed", dependency=name, operation=operation, elapsed=elapsed
+            )
+        if self.permanent_error is not None:
+            error = copy.copy(self.permanent_error)  # each caller gets its own traceback
+            error.add_note(f"{name}: no {self.role} can start because of this")
+            raise error from self.permanent_error
+        if self._health.available or cause is None:
+            return
+        if fails_now or (fails and cause.permanent):
+            kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
+            detail = self._health.detail or cause.value
+            raise kind(
+                f"Kafka is down: {detail}", dependency=name, operation=operation, elapsed=elapsed
+            )
+
+    # --- the supervisor's task
+
+    def _start_task(self) -> None:
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name=f"resilient-io kafka {self.role} supervisor", context=self.context()
         )
         self._task.add_done_callback(log_task_death)
 
     def _health_changed(self, change: Change) -> None:
-        self._admission.wake()
-        if self._watch is not None:
-            self._watch.health_changed(change)
+        self._wake()
+        if self._monitor is not None:
+            self._monitor.health_changed(change)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._halted:
             try:
                 await self._health.until_up()
-            except Closed:  # by whoever shares it: then nothing tells when to go on
+            except Closed:  # by another client that shares it: no event will ever end the wait
                 self._halted = True
-                self._admission.refusal = KafkaClosed(
+                self.permanent_error = KafkaClosed(
                     "its health was closed", dependency=self._health.name, operation=self.role
                 )
-                self._admission.wake()
+                self._wake()
                 return
-            served = loop.time()
-            error = await self._live()
-            if self._halts is not None and self._halts(error):
-                self._halted, self._admission.refusal = True, error
-            if meaning_of(error).kind == "permanent" and self._admission.refusal is None:
-                self._admission.refusal = error
-            self._setbacks.note(error, loop.time() - served, final=self._halted)
-            self._admission.wake()
+            began = loop.time()
+            error = await self._run_driver()
+            if self._is_final is not None and self._is_final(error):
+                self._halted, self.permanent_error = True, error
+            if classify_error(error).kind == "permanent" and self.permanent_error is None:
+                self.permanent_error = error
+            pause = self._backoff.failed(error, loop.time() - began, final=self._halted)
+            self._wake()
             if not self._halted:
-                await asyncio.sleep(self._setbacks.pause(error))
+                await asyncio.sleep(pause)
 
-    async def _live(self) -> Exception:
-        """Let one instance live; return what it ended of. Cancelled, it ends in good order."""
-        loop = asyncio.get_running_loop()
+    async def _run_driver(self) -> Exception:
+        """Run one driver and return the error because of which it was closed.
+
+        If the task is cancelled, the driver is stopped gracefully.
+        """
         try:
-            instance = self._build()
-        # The boundary to the driver's constructor and the user's options: told by `ready()`.
+            driver = self._build()
+        # The boundary to the driver's constructor and the application's options, whose exceptions
+        # `ready()` raises.
         except Exception as refused:  # noqa: BLE001
-            self._admission.refusal = refused
-            return refused
-        notice_hang_ups(instance, self._hung_up)
+            self.permanent_error = without_secrets(refused, self._target.secrets())
+            return self.permanent_error
+        notify_on_connection_loss(driver, self._connection_lost)
         error: Exception | None = None
-        started = serving = False
+        started = attached = False
         try:
-            await start_instance(instance, self._start_timeout, context=self.context())
+            await start_driver(driver, self._start_timeout, context=self.context())
             started = True
             if self._prepare is not None:
                 async with asyncio.timeout(self._start_timeout):
-                    await self._prepare(instance)
-            self._watch = Watch(
-                instance,
-                self._health,
-                self._policy.response_timeout,
-                self.context,
-                self._leave_service,
+                    await self._prepare(driver)
+            self._monitor = DriverMonitor(
+                driver,
+                target=self._target,
+                health=self._health,
+                timeout=self._policy.response_timeout,
+                on_failure=self._driver_unusable,
             )
-            serving = True
-            self._enter(instance)
-            error = found = await self._watch.until_broken()
-        # The supervisor's boundary: whatever an instance dies of, the next one may live.
+            attached = True
+            self._attach(driver)
+            failure = await self._monitor.wait_for_failure()
+            error = without_secrets(failure, self._target.secrets())
+            return error  # noqa: TRY300
+        # The supervisor's boundary: whatever ends one driver, the next one may work.
         except Exception as failure:  # noqa: BLE001
-            error = found = failure
+            error = without_secrets(failure, self._target.secrets())
             if not self.generation and isinstance(failure, (TypeError, ValueError)):
-                # An option's value that aiokafka cannot use: waiting does not help.
-                self._admission.refusal = failure
+                # The value of an option that aiokafka cannot use: waiting does not help.
+                self.permanent_error = error
+            return error
         finally:
-            if self._watch is not None:
-                self._watch.close()
-            self._admission.instance = self._watch = None
+            if self._monitor is not None:
+                self._monitor.close()
+            self.driver = self._monitor = None
             if started:
-                left = self._stop_timeout
-                if self._admission.closed:
-                    left = self._closing_until - loop.time() if self._graceful else 0.0
-                await end_instance(
-                    instance,
-                    left,
-                    reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",
-                    error=error,
-                    context=self.context(),
-                )
-            if serving and self._retired is not None:
-                self._retired(instance, error)
-        return found
+                await self._stop(driver, error)
+            if attached and self._on_detached is not None:
+                self._on_detached(driver, error)
 
-    def _enter(self, instance: DriverT) -> None:
+    async def _stop(self, driver: DriverT, error: Exception | None) -> None:
+        timeout = self._stop_timeout
+        if self.closed:
+            left = self._closing_until - asyncio.get_running_loop().time()
+            timeout = left if self._graceful else 0.0
+        await stop_driver(
+            driver,
+            timeout,
+            reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",
+            error=error,
+            context=self.context(),
+        )
+
+    def _attach(self, driver: DriverT) -> None:
         self.generation += 1
-        self._admission.refusal = None
-        self._admission.instance = instance
-        self._setbacks.overcome(self.generation)
-        if self._entered is not None:
-            self._entered(instance)
-        self._admission.wake()
+        self.permanent_error = None
+        self.driver = driver
+        self._backoff.attached(self.generation)
+        if self._on_attached is not None:
+            self._on_attached(driver)
+        self._wake()
 
-    def _hung_up(self, connection: Connection) -> None:
-        """A broker that ended closes its connections: let the probe look before anybody calls."""
-        if not self._admission.closed:
+    def _driver_unusable(self) -> None:
+        self.driver = None
+
+    def _connection_lost(self, connection: Connection) -> None:
+        """Trigger a probe before a call fails: a broker that stops closes its connections."""
+        if not self.closed:
             self._health.failed(
                 Cause.RESET, f"{connection.host}:{connection.port} closed a connection"
             )
-
-    def _leave_service(self) -> None:
-        self._admission.instance = None

@@ -1,12 +1,12 @@
-"""The life of a service: started in order, and ended on a signal with nothing lost.
+"""Start a service in order, and shut it down on a signal without losing anything.
 
 ```
-async with Lifecycle(monitor, consumer, producer, redis, grace=25.0):
+async with Lifecycle(monitor, consumer, producer, redis, grace_period=25.0):
     await consumer.run(handle)
 ```
 """
 
-from resilient_io.lifecycle._lifecycle import Lifecycle
-from resilient_io.lifecycle._report import LifecycleReport, LifecycleStep
+from .lifecycle import Lifecycle
+from .report import LifecycleReport, LifecycleStep
 
 __all__ = ["Lifecycle", "LifecycleReport", "LifecycleStep"]

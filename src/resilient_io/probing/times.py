@@ -108,8 +108,8 @@ def times_from(told: Mapping[str, float]) -> ServiceTimes:
     }
     health = _those(told, {"health-interval": "interval", "health-timeout": "timeout"})
     if health:
-        knock = min(HealthSettings().knock, told.get("health-interval", 1.0))
-        given["health"] = HealthSettings(**health, knock=knock)
+        knock = min(HealthSettings().reconnect_interval, told.get("health-interval", 1.0))
+        given["health"] = HealthSettings(**health, reconnect_interval=knock)
     if "deadline" in told:
         policy = RetryPolicy()
         deadline = told["deadline"]

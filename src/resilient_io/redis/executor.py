@@ -7,6 +7,7 @@ state of the dependency (`health`), and how much time is left (the deadline).
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -290,7 +291,7 @@ class Executor:
             failed = failed.with_reason(state.take_loss())
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
-            await self.health.judged(_PROBE_BEFORE_ERROR)
+            await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
         elapsed = asyncio.get_running_loop().time() - failing.started
         error = self.errors.of(failing.call, failed, attempts=attempts, elapsed=elapsed)
         if isinstance(error, OutcomeUnknown):
@@ -343,7 +344,9 @@ class Executor:
             # If the probe confirms that the server does not serve, the multiplexer keeps the call.
             now = asyncio.get_running_loop().time()
             longest = _PROBE_BEFORE_RETRY
-            await self.health.judged(longest if until is None else min(longest, until - now))
+            await self.health.wait_for_probe(
+                longest if until is None else min(longest, until - now)
+            )
         connection = failed.connection
         if failed.progress is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:
             return None

@@ -1,4 +1,4 @@
-"""Serving how the service is: probes, metrics and the status page over HTTP; a heartbeat file.
+"""Probes, metrics and the status page over HTTP; a heartbeat file for services without HTTP.
 
 ```
 async with serve(monitor, clients=[redis, consumer], port=8080):
@@ -7,18 +7,19 @@ async with serve(monitor, clients=[redis, consumer], port=8080):
 
 | path | answers |
 |---|---|
-| `/livez` | 200 while no restart is needed, else 503; it never follows a dependency |
-| `/readyz` | 200 while the service should be given work, else 503 |
-| `/startupz` | 200 once it was ready for the first time, else 503 |
+| `/livez` | 200 while no restart is needed, else 503; independent of every dependency |
+| `/readyz` | 200 while the service should receive work, else 503 |
+| `/startupz` | 200 once the service has been ready, else 503 |
 | `/metrics` | metrics for Prometheus, if the extra `prometheus` is installed |
-| `/status` | the status page, or what it shows as JSON |
-| `/events` | the same as server-sent events: at every change, otherwise every second |
+| `/status` | the status page, or its data as JSON |
+| `/events` | the same data as server-sent events: on every change, and once per second |
 
-The probes answer in plain words, and with `?verbose` or `Accept: application/health+json` in
-detail. All of it is what is known already: no probe asks a dependency. There is no password in
-it, and no authentication before it: it is for inside of the cluster.
+The probes answer in plain text, and in JSON for `?verbose` or `Accept: application/health+json`.
+All answers come from what is known already: no probe contacts a dependency. There is no
+authentication, and no password in any answer: keep the port inside the cluster.
 
-`serve` and `health_app` need the extra `serve`; `aiohttp_app` needs aiohttp; `Heartbeat` nothing.
+`serve` and `health_app` need the extra `serve`; `aiohttp_app` needs aiohttp; `Heartbeat` needs
+nothing.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from typing import TYPE_CHECKING
 from resilient_io.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from resilient_io.serve._aiohttp import aiohttp_app
-    from resilient_io.serve._asgi import health_app
-    from resilient_io.serve._heartbeat import Heartbeat
-    from resilient_io.serve._server import HealthServer, serve
+    from .aiohttp import aiohttp_app
+    from .asgi import health_app
+    from .heartbeat import Heartbeat
+    from .server import HealthServer, serve
 
 __all__ = ["HealthServer", "Heartbeat", "aiohttp_app", "health_app", "serve"]
 
-_HOMES = {
-    "HealthServer": "resilient_io.serve._server",
-    "Heartbeat": "resilient_io.serve._heartbeat",
-    "aiohttp_app": "resilient_io.serve._aiohttp",
-    "health_app": "resilient_io.serve._asgi",
-    "serve": "resilient_io.serve._server",
+_MODULES = {
+    "HealthServer": "server",
+    "Heartbeat": "heartbeat",
+    "aiohttp_app": "aiohttp",
+    "health_app": "asgi",
+    "serve": "server",
 }
 
 _INSTALL = {
@@ -52,12 +53,11 @@ _INSTALL = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used (PEP 562): none needs what another needs."""
-    home = _HOMES.get(name)
-    if home is None:
+    """Import a public name when it is first used (PEP 562), because each needs another extra."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(home)
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _INSTALL:

@@ -1,16 +1,16 @@
-"""Seeing from outside: metrics for Prometheus and OpenTelemetry, and spans.
+"""Metrics for Prometheus and OpenTelemetry, and OpenTelemetry spans.
 
 ```
 PrometheusMetrics(monitor, clients=[redis, consumer]).register()
 ```
 
-| name | what it needs |
+| name | extra |
 |---|---|
-| `PrometheusMetrics` | the extra `prometheus` |
-| `OpenTelemetryMetrics`, `trace` | the extra `otel` |
+| `PrometheusMetrics` | `prometheus` |
+| `OpenTelemetryMetrics`, `trace` | `otel` |
 
-Metrics are read when somebody collects them, and cost nothing per call. What is not used is not
-imported.
+Metrics are read when they are collected, and cost nothing per call. A module is imported when one
+of its names is first used.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_io.telemetry.otel import OpenTelemetryMetrics
-    from resilient_io.telemetry.prometheus import PrometheusMetrics
-    from resilient_io.telemetry.tracing import trace
+    from .otel import OpenTelemetryMetrics
+    from .prometheus import PrometheusMetrics
+    from .tracing import trace
 
 __all__ = ["OpenTelemetryMetrics", "PrometheusMetrics", "trace"]
 
-_HOMES = {
-    "OpenTelemetryMetrics": "resilient_io.telemetry.otel",
-    "PrometheusMetrics": "resilient_io.telemetry.prometheus",
-    "trace": "resilient_io.telemetry.tracing",
+_MODULES = {
+    "OpenTelemetryMetrics": "otel",
+    "PrometheusMetrics": "prometheus",
+    "trace": "tracing",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used (PEP 562): none needs what another needs.
+    """Import a public name when it is first used (PEP 562), because each needs another extra.
 
     Raises:
-        ConfigurationError: Its extra is not installed.
+        ConfigurationError: The extra is not installed.
     """
-    home = _HOMES.get(name)
-    if home is None:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

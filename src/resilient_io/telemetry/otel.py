@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 from resilient_io.errors import ConfigurationError
 
-from ._catalogue import CATALOGUE
-from ._metric import BOUNDARIES, TO_MIDDLE
-from ._readings import Readings
-from ._totals import Distribution
+from .catalog import BOUNDARIES, CATALOG, TO_MIDDLE
+from .readings import Distribution, Readings
 
 try:
     from opentelemetry.metrics import Observation, get_meter_provider
@@ -26,49 +24,48 @@ except ModuleNotFoundError:
     ) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable
 
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider
 
     from resilient_io.health import HealthMonitor
 
-    from ._metric import Metric
-    from ._readings import Reading
+    from .catalog import Metric
+    from .clients import Clients
+    from .readings import Reading
 
-__all__ = ["OpenTelemetryMetrics"]
-
-_MOST_RECORDED = 500
-"""Latencies that one collection records: the SDK takes about 10 µs for each."""
+_MAX_RECORDED = 500
+"""Latencies recorded per collection: each takes the SDK about 10 µs."""
 
 
 class OpenTelemetryMetrics:
-    """Observable instruments of a meter: everything is read when the SDK collects, and only then.
+    """Observable instruments of a meter that read all metrics when the SDK collects them.
 
-    A collection may come in any thread, as with the SDK's periodic reader. It reads in the event
-    loop in which this was made, or in which it was first collected; if that is blocked for over a
-    second, the collection gets what the one before it got.
+    A collection may come from any thread, as with the SDK's periodic reader. It reads in the event
+    loop in which this object was created, or in which it was first collected. If that event loop
+    is blocked for more than a second, the collection gets the result of the previous one.
 
-    OpenTelemetry has no observable histogram. So `db.client.operation.duration` and
+    OpenTelemetry has no observable histogram. Therefore `db.client.operation.duration` and
     `messaging.client.operation.duration` record, at each collection, up to 500 of the latencies
-    since the one before, evenly drawn from their distribution: their quantiles hold, their counts
-    do not. How many there were is what `resilient_io.redis.calls` and
-    `resilient_io.producer.batches` say.
+    since the previous one, drawn evenly from their distribution: their quantiles are right, their
+    counts are not. Use `resilient_io.redis.calls` and `resilient_io.producer.batches` for counts.
 
     Args:
-        monitor: The service's health: its dependencies have metrics each.
-        clients: Clients whose counters are exported: a sequence, which names them by their kind
-            ("redis", "producer", "consumer", then "redis 2"), or a mapping of names to clients.
-        meter_provider: Whose meter; None for the global one.
+        monitor: The health of the service.
+        clients: Clients whose counters are exported: a sequence, or a mapping of names to clients.
+            In a sequence, a client without a name is called by its kind ("redis", "producer",
+            "consumer", then "redis 2").
+        meter_provider: The provider of the meter; None for the global one.
 
     Raises:
-        ConfigurationError: A client is none of ours.
-        TypeError: `monitor` is no `HealthMonitor`.
+        ConfigurationError: An argument has a wrong value.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
         self,
         monitor: HealthMonitor,
-        clients: Sequence[object] | Mapping[str, object] = (),
+        clients: Clients = (),
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._readings: Readings | None = Readings(monitor, clients)
@@ -77,17 +74,17 @@ class OpenTelemetryMetrics:
         provider = meter_provider if meter_provider is not None else get_meter_provider()
         meter = provider.get_meter("resilient_io", version("resilient-io"))
         self._histograms = {
-            metric.name: _histogram(meter, metric)
-            for metric in CATALOGUE.values()
+            metric.name: _create_histogram(meter, metric)
+            for metric in CATALOG.values()
             if metric.kind == "histogram"
         }
-        for metric in CATALOGUE.values():
+        for metric in CATALOG.values():
             if metric.kind != "histogram":
-                _observe(meter, metric, self._callback(metric))
+                _create_observable(meter, metric, self._callback(metric))
 
     def close(self) -> None:
-        """Report nothing any more: OpenTelemetry's instruments cannot be taken back."""
-        self._readings = None  # with the clients: a meter keeps its callbacks for ever
+        """Report nothing more. OpenTelemetry's instruments cannot be removed."""
+        self._readings = None  # and the clients with it: a meter keeps its callbacks forever
 
     def _callback(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
@@ -100,16 +97,17 @@ class OpenTelemetryMetrics:
         return observe
 
     def _take(self, metric: Metric) -> list[Reading]:
-        """Give what was read for one instrument; each reading serves each instrument once.
+        """Return the readings for one instrument.
 
-        So one collection, which asks instrument by instrument, reads once.
+        A collection calls every instrument in turn. The first call reads all metrics; each
+        instrument then gets its readings once.
         """
         readings = self._readings
         if readings is None:
             return []
         if metric.name not in self._batch:
             found = readings.collect()
-            self._batch = {name: [] for name in CATALOGUE}
+            self._batch = {name: [] for name in CATALOG}
             for reading in found:
                 self._batch[reading.metric.name].append(reading)
             for name, histogram in self._histograms.items():
@@ -118,7 +116,7 @@ class OpenTelemetryMetrics:
         return self._batch.pop(metric.name, [])
 
     def _record(self, histogram: Histogram, reading: Reading) -> None:
-        """Record a fair sample of what came since the last time."""
+        """Record an even sample of the latencies since the previous collection."""
         if not isinstance(reading.value, Distribution):
             return
         key = (reading.metric.name, reading.labels)
@@ -126,19 +124,19 @@ class OpenTelemetryMetrics:
         counts = dict(reading.value.counts)
         self._recorded[key] = counts
         if sum(counts.values()) < sum(before.values()):
-            before = {}  # the client began anew
-        fresh = {top: count - before.get(top, 0) for top, count in counts.items()}
-        share = min(1.0, _MOST_RECORDED / max(1, sum(fresh.values())))
+            before = {}  # the client was opened again
+        recent = {top: count - before.get(top, 0) for top, count in counts.items()}
+        share = min(1.0, _MAX_RECORDED / max(1, sum(recent.values())))
         attributes = _attributes(reading)
-        owed = 0.5
-        for top, count in fresh.items():
-            owed += max(0, count) * share
-            for _ in range(math.floor(owed)):
+        due = 0.5
+        for top, count in recent.items():
+            due += max(0, count) * share
+            for _ in range(math.floor(due)):
                 histogram.record(top * TO_MIDDLE, attributes)
-            owed -= math.floor(owed)
+            due -= math.floor(due)
 
 
-def _histogram(meter: Meter, metric: Metric) -> Histogram:
+def _create_histogram(meter: Meter, metric: Metric) -> Histogram:
     return meter.create_histogram(
         metric.name,
         metric.unit,
@@ -147,7 +145,7 @@ def _histogram(meter: Meter, metric: Metric) -> Histogram:
     )
 
 
-def _observe(
+def _create_observable(
     meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], Iterable[Observation]]
 ) -> None:
     if metric.kind == "counter":

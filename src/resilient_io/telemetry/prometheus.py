@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 from resilient_io.errors import ConfigurationError
 
-from ._catalogue import CATALOGUE
-from ._metric import BOUNDARIES
-from ._readings import Readings, fold
-from ._totals import Distribution
+from .catalog import BOUNDARIES, CATALOG
+from .readings import Distribution, Readings
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -30,77 +28,73 @@ except ModuleNotFoundError:
     ) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
     from typing import Self, TypeAlias
 
     from resilient_io.health import HealthMonitor
 
-    from ._metric import Metric
+    from .catalog import Metric
+    from .clients import Clients
 
-    Family: TypeAlias = "CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily"
-
-__all__ = ["PrometheusMetrics"]
+    Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
 class PrometheusMetrics:
-    """A collector of `prometheus_client`: it reads everything when it is scraped, and only then.
+    """A collector of `prometheus_client` that reads all metrics when it is scraped.
 
-    A scrape may come in any thread. It reads in the event loop in which this was made, or in which
-    it was first scraped; if that is blocked for over a second, the scrape gets what the one before
-    it got.
+    A scrape may come from any thread. It reads in the event loop in which this object was created,
+    or in which it was first scraped. If that event loop is blocked for more than a second, the
+    scrape gets the result of the previous one.
 
     Args:
-        monitor: The service's health: its dependencies have metrics each.
-        clients: Clients whose counters are exported: a sequence, which names them by their kind
-            ("redis", "producer", "consumer", then "redis 2"), or a mapping of names to clients.
+        monitor: The health of the service.
+        clients: Clients whose counters are exported: a sequence, or a mapping of names to clients.
+            In a sequence, a client without a name is called by its kind ("redis", "producer",
+            "consumer", then "redis 2").
 
     Raises:
-        ConfigurationError: A client is none of ours.
-        TypeError: `monitor` is no `HealthMonitor`.
+        ConfigurationError: An argument has a wrong value.
+        TypeError: An argument has the wrong type.
     """
 
-    def __init__(
-        self, monitor: HealthMonitor, clients: Sequence[object] | Mapping[str, object] = ()
-    ) -> None:
+    def __init__(self, monitor: HealthMonitor, clients: Clients = ()) -> None:
         self._readings = Readings(monitor, clients)
         self._registries: list[CollectorRegistry] = []
 
     def register(self, registry: CollectorRegistry | None = None) -> Self:
-        """Let a registry collect from here on.
+        """Add the metrics to a registry, and return this object.
 
         Args:
-            registry: Which; None for prometheus_client's default one.
+            registry: The registry; None for prometheus_client's default one.
 
         Raises:
-            ConfigurationError: That registry has metrics of ours already.
+            ConfigurationError: The registry has the metrics of this library already.
         """
         chosen = registry if registry is not None else REGISTRY
         try:
             chosen.register(self)
         except ValueError as error:
             raise ConfigurationError(
-                "this registry has the metrics of resilient_io already: give all clients to one "
+                "the registry has the metrics of resilient-io already: pass all clients to one "
                 "PrometheusMetrics, or unregister() the other one first"
             ) from error
         self._registries.append(chosen)
         return self
 
     def unregister(self) -> None:
-        """Let no registry collect any more; doing it twice does no harm."""
+        """Remove the metrics from every registry. Idempotent."""
         registries, self._registries = self._registries, []
         for registry in registries:
             registry.unregister(self)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return what a scrape is answered with: all of the registry, or ours if there is none.
+        """Return the response to a scrape: the body and its content type.
 
-        Of several registries it is the latest.
+        It contains everything in the registry (the latest one, if there are several), or the
+        metrics of this object if it is not registered.
 
         Args:
-            accept: The scraper's `Accept` header; it may ask for OpenMetrics.
-
-        Returns:
-            The body, and its content type.
+            accept: The `Accept` header of the request, which may prefer OpenMetrics.
         """
         encode, content_type = choose_encoder(accept)
         if self._registries:
@@ -111,11 +105,11 @@ class PrometheusMetrics:
         return encode(registry), content_type
 
     def describe(self) -> Iterable[Family]:
-        """Name the metrics, for the registry's check that nobody else has them."""
-        return [_family(metric) for metric in CATALOGUE.values()]
+        """Return the empty metrics, from which a registry learns their names."""
+        return [_family(metric) for metric in CATALOG.values()]
 
     def collect(self) -> Iterable[Family]:
-        """Read everything now; called by the registry."""
+        """Return the current metrics; the registry calls this."""
         families: dict[str, Family] = {}
         for reading in self._readings.collect():
             metric = reading.metric
@@ -141,5 +135,5 @@ def _family(metric: Metric) -> Family:
 
 
 def _buckets(value: Distribution) -> list[tuple[str, float]]:
-    edges = [*(repr(boundary) for boundary in BOUNDARIES), "+Inf"]
-    return [(edge, float(count)) for edge, count in zip(edges, fold(value.counts), strict=True)]
+    bounds = [*(repr(boundary) for boundary in BOUNDARIES), "+Inf"]
+    return [(bound, float(count)) for bound, count in zip(bounds, value.cumulative(), strict=True)]

@@ -1,72 +1,254 @@
-"""Spans for OpenTelemetry, through its API: of commands, of records sent, of handlers.
+"""OpenTelemetry spans of Redis commands, of sent records and of handlers.
 
 ```
 trace(redis, producer, consumer)
 ```
 
-A client that was not handed to `trace` makes no span and pays nothing. Redis tracers that patch
-redis-py (opentelemetry-instrumentation-redis, Sentry and others) need no call of this: they see
-our commands as they see redis-py's, each once. With such an OpenTelemetry instrumentation at work,
-`trace` makes no second span, and notes attempts in theirs.
+A client that was not passed to `trace` creates no spans and pays nothing. Tracers that patch
+redis-py (opentelemetry-instrumentation-redis, Sentry and others) do not need `trace`: they see the
+commands of a `ResilientRedis` as they see those of redis-py, each once. If such an OpenTelemetry
+instrumentation is active, `trace` creates no second span, and adds the attempts to its span.
 """
 
 from __future__ import annotations
 
+import contextlib
+from asyncio import CancelledError
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.errors import ConfigurationError
+from resilient_io.errors import ConfigurationError, ResilientIOError
 
-from ._clients import kind_of
+from .clients import kind_of
 
 try:
-    from opentelemetry.trace import get_tracer
+    from opentelemetry import context
+    from opentelemetry.trace import (
+        SpanKind,
+        Status,
+        StatusCode,
+        get_current_span,
+        get_tracer,
+        set_span_in_context,
+    )
 except ModuleNotFoundError:
     raise ConfigurationError(
         "opentelemetry-api is not installed: pip install 'resilient-io[otel]'"
     ) from None
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from contextvars import Token
+    from types import TracebackType
 
-__all__ = ["trace"]
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+    from redis.exceptions import ResponseError
+
+    Headers = Sequence[tuple[str, bytes | None]]
+
+ATTEMPTS = "resilient_io.attempts"
+"""The number of attempts of a call; only present if there was more than one."""
 
 
 def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> None:
-    """Make spans of what clients do from now on.
+    """Create spans for everything that the clients do from now on.
 
-    Of each Redis command or pipeline one span (all attempts included), of each record that is sent
-    one, from the call until Kafka has confirmed it, and of each call of a handler by `run` one,
-    which continues the trace of the record. Names and attributes are OpenTelemetry's conventions.
-    Keys, values, arguments and messages of error replies are never in them.
+    There is one span per Redis command or pipeline (all attempts included), one per sent record,
+    from the call until Kafka has confirmed it, and one per call of a handler by `run`, which
+    continues the trace of the record. Names and attributes follow OpenTelemetry's conventions.
+    Keys, values, arguments and the texts of error replies are never recorded.
 
     Call it once, before the clients are used, and before views (`with_policy`) are made of them.
 
     Args:
         clients: `ResilientRedis`, `ResilientKafkaProducer` and `ResilientKafkaConsumer` objects.
-        tracer_provider: Whose tracer; None for the global one.
+        tracer_provider: The provider of the tracer; None for the global one.
 
     Raises:
-        ConfigurationError: A client is none of ours.
+        TypeError: A client is not one of these.
     """
     tracer = get_tracer("resilient_io", version("resilient-io"), tracer_provider)
     for client in clients:
         given: Any = client
         kind = kind_of(given)
-        # Only the driver that the client has is there for sure, and is imported already.
+        # Only the driver of the client is certainly installed, and it is imported already.
         if kind == "redis":
-            from ._redis_spans import RedisSpans  # noqa: PLC0415
-
             given.trace_with(RedisSpans(tracer, given.connection_pool.connection_kwargs))
         else:
             from resilient_io.kafka.instrumentation import (  # noqa: PLC0415
-                observe_consumer,
-                observe_producer,
+                instrument_consumer,
+                instrument_producer,
             )
 
-            from ._kafka_spans import KafkaSpans  # noqa: PLC0415
+            from .kafka_spans import KafkaSpans  # noqa: PLC0415
 
             if kind == "producer":
-                observe_producer(given, KafkaSpans(tracer))
+                instrument_producer(given, KafkaSpans(tracer))
             else:
-                observe_consumer(given, KafkaSpans(tracer, group=given.group_id))
+                instrument_consumer(given, KafkaSpans(tracer, group=given.group_id))
+
+
+# --- every span
+
+# opentelemetry-instrumentation 0.66 `suppress_instrumentation` sets both; the API has one of them.
+_SUPPRESSING = ("suppress_instrumentation", context._SUPPRESS_INSTRUMENTATION_KEY)  # noqa: SLF001
+
+
+def is_suppressed() -> bool:
+    """Return whether the application has suppressed the spans of libraries."""
+    return any(context.get_value(key) for key in _SUPPRESSING)
+
+
+class running:  # noqa: N801 (used as a function, and faster than a generator)
+    """Makes a span the current one, and ends it with the exception that is raised.
+
+    Args:
+        span: The span.
+        on_error: Records an exception; by default `record_failure`.
+    """
+
+    __slots__ = ("_on_error", "_span", "_token")
+
+    _token: Token[context.Context]
+
+    def __init__(
+        self, span: Span, on_error: Callable[[Span, BaseException], None] | None = None
+    ) -> None:
+        self._span = span
+        self._on_error = on_error or record_failure
+
+    def __enter__(self) -> Span:
+        self._token = context.attach(set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        # A generator that is closed after its event loop has ended is closed in another context.
+        if error.__class__ is not GeneratorExit or get_current_span() is self._span:
+            context.detach(self._token)
+        if isinstance(error, (Exception, CancelledError)):
+            self._on_error(self._span, error)
+        self._span.end()
+
+
+def record_failure(span: Span, error: BaseException, *, code: str = "") -> None:
+    """Record how a call failed, without texts from a server or a driver, which may quote data.
+
+    Args:
+        span: The span of the call.
+        error: The exception.
+        code: The server's code for the error.
+    """
+    if not span.is_recording():
+        return
+    kind = type(error)
+    builtin = kind.__module__ == "builtins"
+    name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
+    span.set_attribute("error.type", name)
+    description = code or kind.__qualname__
+    if isinstance(error, ResilientIOError):
+        description = f"{kind.__qualname__}: {error}"
+        if error.attempts > 1:
+            span.set_attribute(ATTEMPTS, error.attempts)
+    span.set_status(Status(StatusCode.ERROR, description))
+
+
+# --- Redis: OpenTelemetry's conventions for databases
+
+
+class RedisSpans:
+    """Creates the spans of one client and its views.
+
+    Args:
+        tracer: OpenTelemetry's tracer.
+        settings: The settings of redis-py's connection pool, with the address of the server.
+    """
+
+    def __init__(self, tracer: Tracer, settings: Mapping[str, Any]) -> None:
+        self._tracer = tracer
+        self._server: dict[str, AttributeValue] = {
+            "db.system.name": "redis",
+            "db.namespace": str(settings.get("db") or 0),
+        }
+        if settings.get("path"):
+            self._server["server.address"] = str(settings["path"])
+        elif settings.get("host"):
+            self._server["server.address"] = str(settings["host"])
+            self._server["server.port"] = int(settings.get("port") or 6379)
+
+    def current(self) -> object:
+        """Return the current span, before an instrumentation sees the call."""
+        return get_current_span()
+
+    def command(self, operation: str, before: object) -> AbstractContextManager[object]:
+        """Start the span of a command, or use the one that an instrumentation has started."""
+        return self._start(operation, before, {})
+
+    def batch(
+        self, operations: Sequence[str], before: object, *, transaction: bool
+    ) -> AbstractContextManager[object]:
+        """Start the span of a pipeline, or use the one that an instrumentation has started."""
+        name = "MULTI" if transaction else "PIPELINE"
+        if operations and all(operation == operations[0] for operation in operations):
+            name = f"{name} {operations[0]}"
+        several = len(operations) > 1
+        return self._start(
+            name, before, {"db.operation.batch.size": len(operations)} if several else {}
+        )
+
+    def retrying(self, attempt: int, backoff: float, cause: str) -> None:
+        """Record that another attempt follows."""
+        span = get_current_span()
+        span.set_attribute(ATTEMPTS, attempt)
+        span.add_event("retry", {"attempt": attempt, "backoff": backoff, "cause": cause})
+
+    def _start(
+        self, operation: str, before: object, more: dict[str, AttributeValue]
+    ) -> AbstractContextManager[object]:
+        if get_current_span() is not before or is_suppressed():
+            return contextlib.nullcontext()  # an instrumentation of redis-py has started a span
+        attributes = {**self._server, "db.operation.name": operation, **more}
+        span = self._tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
+        return running(span, _record_redis_failure)
+
+
+def _record_redis_failure(span: Span, error: BaseException) -> None:
+    from redis.exceptions import ResponseError, WatchError  # noqa: PLC0415 (not without Redis)
+
+    if isinstance(error, WatchError):
+        return  # optimistic locking: not a failure
+    code = code_of(error) if isinstance(error, ResponseError) else ""
+    if code and span.is_recording():
+        span.set_attribute("db.response.status_code", code)
+    record_failure(span, error, code=code)
+
+
+def code_of(error: ResponseError) -> str:
+    """Return the code of an error reply. redis-py removes it from errors with their own class."""
+    first = str(error).partition(" ")[0]
+    if first.isupper() and first.isalpha():
+        return first
+    return _CODES.get(type(error).__name__, "ERR")
+
+
+_CODES = {
+    "AskError": "ASK",
+    "AuthWrongNumberOfArgsError": "ERR",
+    "BusyLoadingError": "LOADING",
+    "ClusterCrossSlotError": "CROSSSLOT",
+    "ClusterDownError": "CLUSTERDOWN",
+    "ExecAbortError": "EXECABORT",
+    "MasterDownError": "MASTERDOWN",
+    "MovedError": "MOVED",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "TryAgainError": "TRYAGAIN",
+}

@@ -46,10 +46,10 @@ async def test_it_follows_a_service_through_the_loss_of_its_redis(command, redis
         await until_file_says(path, False)
         code, out, _ = await command("probe", "--file", str(path), "--ready")
         assert code == 1
-        assert out.startswith("not ready: orders redis is down (refused")
+        assert out.startswith("not ready: orders redis is down: connection refused")
         code, out, _ = await command("probe", "--url", readyz)
         assert code == 1
-        assert out.startswith("503: not ready: orders redis is down (refused")
+        assert out.startswith("503: not ready: orders redis is down: connection refused")
         # Its own process is well: nobody may restart it for that.
         assert (await command("probe", "--file", str(path), "--live"))[0] == 0
     assert await command("probe", "--file", str(path)) == (1, "not ready: it has stopped\n", "")

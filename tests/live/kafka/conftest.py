@@ -1,4 +1,4 @@
-"""What the tests on real brokers share: supervised instances of aiokafka, ended after the test."""
+"""Fixtures for tests on real brokers: supervised drivers, closed after the test."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from resilient_io import Dependency, HealthSettings, RetryPolicy
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.consumer import ConsumerSettings, ResilientKafkaConsumer
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.kafka.supervisor import Supervisor
 from resilient_io.testing import FaultProxy, KafkaServer, free_port
@@ -20,19 +21,19 @@ from resilient_io.testing import FaultProxy, KafkaServer, free_port
 
 @pytest.fixture
 def name():
-    """Names nobody else uses: for topics, groups and transactional ids on a shared broker."""
+    """Return a unique name for topics, groups and transactional ids on a shared broker."""
     return f"t{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(kw_only=True)
 class Supervised:
-    """A supervised instance and all that belongs to it."""
+    """A supervised driver and its parts."""
 
-    target: Target
+    target: KafkaTarget
     health: Dependency
     probe: KafkaProbe
     supervisor: Supervisor
-    retired: list = field(default_factory=list)
+    detached: list = field(default_factory=list)
 
 
 @pytest_asyncio.fixture
@@ -40,8 +41,8 @@ async def supervise():
     """Start supervisors: `await supervise("producer", "127.0.0.1:9092", **aiokafka's options)`.
 
     Options for the cluster (security and so on) go into `cluster=`; `topics=` is what a consumer
-    subscribes to, `settings=` are those of a health of its own. They are closed after the test, if
-    it has not done so.
+    subscribes to, `settings=` are those of its own health. Supervisors that the test did not close
+    are closed after it.
     """
     async with contextlib.AsyncExitStack() as stack:
 
@@ -56,7 +57,7 @@ async def supervise():
             settings=None,
             **options,
         ):
-            target = Target(servers, cluster)
+            target = KafkaTarget(servers, cluster)
             shared = health is not None
             health = health or Dependency(target.name, settings=settings or HealthSettings())
             group = options.get("group_id")
@@ -65,7 +66,7 @@ async def supervise():
                 timeout=health.settings.timeout,
                 coordinator=(GROUP, group) if group else None,
             )
-            retired = []
+            detached = []
 
             def build():
                 if role == "producer":
@@ -80,12 +81,13 @@ async def supervise():
 
             supervisor = Supervisor(
                 role=role,
+                target=target,
                 build=build,
                 health=health,
                 policy=policy or RetryPolicy(),
                 rng=random.Random(7),
                 prepare=subscribe,
-                retired=lambda instance, error: retired.append((instance, error)),
+                on_detached=lambda driver, error: detached.append((driver, error)),
             )
             attachment = health.start(probe, last_reply=probe.last_reply)
             if not shared:
@@ -99,7 +101,7 @@ async def supervise():
                 health=health,
                 probe=probe,
                 supervisor=supervisor,
-                retired=retired,
+                detached=detached,
             )
 
         yield begin
@@ -107,9 +109,9 @@ async def supervise():
 
 @pytest.fixture
 def members():
-    """Tell the members of a group: `await members(server, group)`."""
+    """Return the state and the members of a group: `await members(server, group)`."""
 
-    async def ask(server, group):
+    async def describe(server, group):
         admin = AIOKafkaAdminClient(bootstrap_servers=server.direct_servers)
         await admin.start()
         try:
@@ -119,7 +121,7 @@ def members():
         ((_, _, state, _, _, found, *_),) = answer.groups
         return state, [member[0] for member in found]
 
-    return ask
+    return describe
 
 
 @pytest.fixture(scope="session")
@@ -134,13 +136,13 @@ def _proxied_of_session():
 
 @pytest.fixture
 def proxied_kafka(_proxied_of_session):
-    """A broker that all tests share, which tells its clients to come to `kafka_proxy`."""
+    """Return a broker that all tests share and that advertises the address of `kafka_proxy`."""
     return _proxied_of_session[0]
 
 
 @pytest_asyncio.fixture
 async def kafka_proxy(_proxied_of_session):
-    """The proxy in front of `proxied_kafka`, without faults at the beginning of each test."""
+    """Yield the proxy in front of `proxied_kafka`, without faults at the start of each test."""
     server, port = _proxied_of_session
     async with FaultProxy(server.port, port=port, protocol="kafka") as proxy:
         yield proxy
@@ -174,3 +176,65 @@ def read_all():
         return records
 
     return read
+
+
+@pytest.fixture
+def produce():
+    """Write numbers as records past all proxies: `await produce(kafka, topic, range(100))`.
+
+    Without `keys=`, a number decides the partition of its record. With `keys=`, it decides the key,
+    which decides the partition, so that the numbers of a key ascend. `partitions=None` lets
+    aiokafka choose the partition.
+    """
+
+    async def write(kafka, topic, numbers, *, keys=None, partitions=2, value=b"%d", **options):
+        async with AIOKafkaProducer(bootstrap_servers=kafka.direct_servers, **options) as producer:
+            for number in numbers:
+                key = None if keys is None else number % keys
+                of = number if key is None else key
+                await producer.send(
+                    topic,
+                    value % number,
+                    key=None if key is None else b"%d" % key,
+                    partition=None if partitions is None else of % partitions,
+                )
+
+    return write
+
+
+@pytest.fixture
+def committed():
+    """Read committed offsets past all proxies: `await committed(kafka, topic, group)`.
+
+    Returns one offset per partition; None for a partition without one.
+    """
+
+    async def read(kafka, topic, group, partitions=2):
+        async with AIOKafkaConsumer(
+            bootstrap_servers=kafka.direct_servers, group_id=group
+        ) as reader:
+            return [await reader.committed(TopicPartition(topic, n)) for n in range(partitions)]
+
+    return read
+
+
+@pytest.fixture
+def consumer_of():
+    """Create consumers with short times: `consumer_of(kafka, topic, group_id=...)`.
+
+    The group is named like the topic unless `group_id=` is given.
+    """
+
+    def create(kafka, topic, *, commit_interval=0.2, drain_timeout=1.0, **options):
+        options = {
+            "group_id": topic,
+            "auto_offset_reset": "earliest",
+            "settings": ConsumerSettings(
+                commit_interval=commit_interval, drain_timeout=drain_timeout
+            ),
+            "heartbeat_interval_ms": 300,
+            "session_timeout_ms": 6000,
+        } | options
+        return ResilientKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, **options)
+
+    return create

@@ -1,4 +1,4 @@
-"""What health learns of real brokers."""
+"""The health probe on real brokers."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import pytest
 
 from resilient_io import Cause
 from resilient_io.health import ProbeDegraded, ProbeFailed
-from resilient_io.kafka.connect import Target
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.probe import GROUP, KafkaProbe
 from resilient_io.testing import FaultProxy, KafkaServer, cancel_everywhere
 
@@ -15,20 +15,20 @@ SOON = 30.0
 
 
 @pytest.fixture
-def ask():
-    """Make probes, closed after the test."""
+def create_probe():
+    """Return a function that creates probes, which are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(servers, options=None, **more):
-            probe = KafkaProbe(target=Target(servers, options), timeout=1.0, **more)
+            probe = KafkaProbe(target=KafkaTarget(servers, options), timeout=1.0, **more)
             stack.callback(probe.close)
             return probe
 
         yield make
 
 
-async def _until_it_says(probe, expected, *, suspicious=False):
-    """Probe as health does until it says what is expected: None for all well, or a cause."""
+async def _probe_until(probe, expected, *, suspicious=False):
+    """Probe, as health does, until the result is the expected cause, or None for success."""
     said = []
     async with asyncio.timeout(SOON):
         while True:
@@ -43,8 +43,8 @@ async def _until_it_says(probe, expected, *, suspicious=False):
             await asyncio.sleep(0.2)
 
 
-async def test_an_answer_costs_one_connection_that_is_kept(shared_kafka, ask):
-    probe = ask(shared_kafka.bootstrap_servers)
+async def test_probe_keeps_one_connection(shared_kafka, create_probe):
+    probe = create_probe(shared_kafka.bootstrap_servers)
     assert 0 < await probe(False) < 1
     first = probe._kept
     assert first is not None
@@ -58,9 +58,11 @@ async def test_an_answer_costs_one_connection_that_is_kept(shared_kafka, ask):
     assert probe._kept is None
 
 
-async def test_a_probe_cancelled_at_any_point_leaves_nothing(shared_kafka, name, ask):
+async def test_probe_cancelled_at_any_point_leaves_nothing(shared_kafka, name, create_probe):
     for suspicious in (False, True):
-        probe = ask(f"127.0.0.1:1,{shared_kafka.bootstrap_servers}", coordinator=(GROUP, name))
+        probe = create_probe(
+            f"127.0.0.1:1,{shared_kafka.bootstrap_servers}", coordinator=(GROUP, name)
+        )
 
         async def once(probe=probe, suspicious=suspicious):
             await probe(suspicious)
@@ -74,57 +76,59 @@ async def test_a_probe_cancelled_at_any_point_leaves_nothing(shared_kafka, name,
         assert report.complete
 
 
-async def test_one_address_that_answers_is_enough(shared_kafka, ask):
-    probe = ask(f"127.0.0.1:1,{shared_kafka.bootstrap_servers}")
+async def test_one_address_that_answers_is_enough(shared_kafka, create_probe):
+    probe = create_probe(f"127.0.0.1:1,{shared_kafka.bootstrap_servers}")
     assert await probe(True) < 1
 
 
-async def test_refused_everywhere_is_proof_and_silence_is_not(ask):
+async def test_refusal_at_every_address_is_definite_and_a_timeout_is_not(create_probe):
     with pytest.raises(ProbeFailed) as refused:
-        await ask("127.0.0.1:1,127.0.0.1:2")(True)
+        await create_probe("127.0.0.1:1,127.0.0.1:2")(True)
     assert refused.value.cause is Cause.REFUSED
     assert refused.value.definite
     async with FaultProxy(1, protocol=None) as silent:
         silent.accept_silently()
         with pytest.raises(ProbeFailed) as unheard:
-            await ask(f"127.0.0.1:1,127.0.0.1:{silent.port}")(True)
+            await create_probe(f"127.0.0.1:1,127.0.0.1:{silent.port}")(True)
     assert unheard.value.cause is Cause.TIMED_OUT
     assert not unheard.value.definite
 
 
-async def test_a_broker_that_names_an_address_nobody_reaches_is_told(ask):
+async def test_broker_with_an_unreachable_advertised_address_is_reported(create_probe):
     server = KafkaServer()
     async with FaultProxy(server.port, protocol="kafka") as advertised:
         advertised.refuse()
         server.advertised_port = advertised.port
         async with server:
-            probe = ask(f"127.0.0.1:{server.port}")
-            told = await _until_it_says(probe, Cause.BROKER_LOST)
-            assert f"broker 1 at 127.0.0.1:{advertised.port} cannot be reached" in told.detail
+            probe = create_probe(f"127.0.0.1:{server.port}")
+            found = await _probe_until(probe, Cause.BROKER_LOST)
+            assert f"broker 1 at 127.0.0.1:{advertised.port} is unreachable" in found.detail
             advertised.accept()
-            await _until_it_says(probe, None)
+            await _probe_until(probe, None)
 
 
-async def test_a_lost_broker_and_its_leaders_are_told_and_their_return_too(
-    kafka_cluster, name, ask
+async def test_lost_broker_and_missing_leaders_are_reported_until_they_return(
+    kafka_cluster, name, create_probe
 ):
     brokers = {broker.node_id: broker for broker in kafka_cluster.brokers}
     await kafka_cluster.create_topic(name, partitions=3, replicas=1)
-    probe = ask(kafka_cluster.bootstrap_servers, topics=lambda: [name], coordinator=(GROUP, name))
-    await _until_it_says(probe, None)
+    probe = create_probe(
+        kafka_cluster.bootstrap_servers, topics=lambda: [name], coordinator=(GROUP, name)
+    )
+    await _probe_until(probe, None)
     victim = brokers[await kafka_cluster.leader_of(name, 0)]
     victim.kill()
-    # First the broker is found to be lost; then the cluster itself says that it has no leader.
-    await _until_it_says(probe, Cause.BROKER_LOST, suspicious=True)
-    told = await _until_it_says(probe, Cause.NO_LEADER)
-    assert f"{name}[0]" in told.detail
+    # First the broker is found to be lost, then the cluster reports that there is no leader.
+    await _probe_until(probe, Cause.BROKER_LOST, suspicious=True)
+    found = await _probe_until(probe, Cause.NO_LEADER)
+    assert f"{name}[0]" in found.detail
     await victim.start()
-    await _until_it_says(probe, None)
+    await _probe_until(probe, None)
 
 
-async def test_a_new_cluster_has_its_first_coordinator_without_an_alarm(ask, name):
+async def test_first_coordinator_of_a_new_cluster_causes_no_alarm(create_probe, name):
     async with KafkaServer() as server:
-        probe = ask(server.bootstrap_servers, coordinator=(GROUP, name))
+        probe = create_probe(server.bootstrap_servers, coordinator=(GROUP, name))
         for _ in range(3):
             await probe(False)
             await asyncio.sleep(0.5)

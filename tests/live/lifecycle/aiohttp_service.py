@@ -1,4 +1,4 @@
-"""A service on aiohttp for the tests: its signals are the loop's (`loop.add_signal_handler`)."""
+"""A service with aiohttp for the tests, which uses `loop.add_signal_handler`."""
 
 # ruff: noqa: T201 -- the test reads what it prints
 
@@ -17,7 +17,7 @@ monitor = HealthMonitor(redis.health)
 
 
 async def lifespan(app):
-    lifecycle = Lifecycle(monitor, redis, notice=1.0, grace=10.0)
+    lifecycle = Lifecycle(monitor, redis, drain_delay=1.0, grace_period=10.0)
     async with lifecycle:
         await monitor.until_ready(20)
         yield

@@ -1,4 +1,4 @@
-"""Services as processes: what they say, what they log, how they answer, how they end."""
+"""Services as processes: their output, their log, their responses and their exit."""
 
 import asyncio
 import contextlib
@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LONGEST = 90
-"""Seconds for what takes three on a quiet machine: most of it is the start of a Python."""
+TIMEOUT = 90
+"""Seconds for what takes three on an idle machine, mostly the start of Python."""
 
 EXAMPLES = HERE.parents[2] / "examples"
 
 
 class Service:
-    """A process, what it has written so far, and requests to it."""
+    """A process and its output, and requests to it."""
 
     def __init__(self, process):
         self.process = process
         self.lines = []
-        self.said = []
+        self.messages = []
         self.port = None
-        self._news = asyncio.Event()
+        self._new_line = asyncio.Event()
         self._reading = asyncio.create_task(self._read(), name="reading a service")
 
     async def _read(self):
@@ -33,21 +33,21 @@ class Service:
             line = raw.decode().rstrip()
             self.lines.append(line)
             with contextlib.suppress(ValueError):
-                self.said.append(json.loads(line))
-            self._news.set()
-        self._news.set()
+                self.messages.append(json.loads(line))
+            self._new_line.set()
+        self._new_line.set()
 
     async def until(self, happened, what):
-        """Wait until it has said or logged something."""
-        async with asyncio.timeout(LONGEST):
+        """Wait for a line of the output."""
+        async with asyncio.timeout(TIMEOUT):
             while not (found := happened()):
-                assert not self._reading.done(), f"it ended without {what}: {self.text}"
-                self._news.clear()
-                await self._news.wait()
+                assert not self._reading.done(), f"the service ended without {what}: {self.text}"
+                self._new_line.clear()
+                await self._new_line.wait()
         return found
 
     async def says(self, word):
-        """Wait for a line of its own; returns it."""
+        """Wait for a message of the service, and return it."""
         return await self.until(lambda: self.found(word), word)
 
     async def logs(self, text):
@@ -55,10 +55,10 @@ class Service:
         return await self.until(lambda: [line for line in self.lines if text in line], text)
 
     def found(self, word):
-        return next((each for each in self.said if each.get("say") == word), None)
+        return next((each for each in self.messages if each.get("say") == word), None)
 
     def order(self):
-        return [each["say"] for each in self.said]
+        return [each["say"] for each in self.messages]
 
     @property
     def text(self):
@@ -68,13 +68,13 @@ class Service:
         os.kill(self.process.pid if pid is None else pid, number)
 
     async def exit_code(self):
-        async with asyncio.timeout(LONGEST):
+        async with asyncio.timeout(TIMEOUT):
             code = await self.process.wait()
             await self._reading
         return code
 
     async def get(self, path, method="GET", body=b""):
-        """Answer with the status and the body; ConnectionRefusedError once it does not listen."""
+        """Return the status and the body; raise ConnectionRefusedError if it does not listen."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
@@ -88,13 +88,13 @@ class Service:
                 await writer.wait_closed()
 
     async def becomes(self, path, status):
-        """Wait until it answers so."""
-        async with asyncio.timeout(LONGEST):
+        """Wait until a path answers with a status."""
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 with contextlib.suppress(OSError, IndexError):
                     if (await self.get(path))[0] == status:
                         return
-                assert not self._reading.done(), f"it has ended: {self.text}"
+                assert not self._reading.done(), f"the service has ended: {self.text}"
                 await asyncio.sleep(0.02)
 
 
@@ -104,7 +104,7 @@ async def launch():
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(program, *arguments, before=(), **environment):
-            folder = HERE if (HERE / program).exists() else EXAMPLES
+            directory = HERE if (HERE / program).exists() else EXAMPLES
             process = await asyncio.create_subprocess_exec(
                 *before,
                 sys.executable,
@@ -112,7 +112,7 @@ async def launch():
                 "dev",
                 "-W",
                 "error",
-                folder / program,
+                directory / program,
                 *arguments,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
                 stdout=asyncio.subprocess.PIPE,
@@ -135,7 +135,7 @@ async def end(service):
 
 @pytest.fixture
 async def plain(launch, redis_server):
-    """Start the plain service: `await plain("wait", notice=1.0)`; it runs when this returns."""
+    """Start the plain service: `await plain("wait", drain_delay=1.0)`, and wait until it runs."""
 
     async def start(what, *, before=(), running=True, environment=None, **options):
         service = await launch(

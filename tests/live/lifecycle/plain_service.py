@@ -1,4 +1,4 @@
-"""A service for the tests, run as a process: what its body does is told by its first argument."""
+"""A service that the tests run as a process; its first argument selects the body."""
 
 # ruff: noqa: T201 -- the test reads what it prints
 
@@ -19,7 +19,7 @@ def say(word, **more):
 
 
 class Says:
-    """A part that says when it starts and closes, and may take its time."""
+    """A part that prints when it starts and closes, and may be slow."""
 
     def __init__(self, name, *, starts=0.0, closes=0.0):
         self.name = name

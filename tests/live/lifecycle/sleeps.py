@@ -1,4 +1,4 @@
-"""A program without a handler for anything."""
+"""A program without signal handlers."""
 
 # ruff: noqa: T201 -- the test reads what it prints
 

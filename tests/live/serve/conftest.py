@@ -1,4 +1,4 @@
-"""A service with a real Redis, and what a test asks its server over real sockets."""
+"""A service with a real Redis, and an HTTP client with full control over its connection."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from resilient_io import HealthMonitor, ResilientRedis
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ class Reply:
 
 
 class Connection:
-    """HTTP by hand, on one connection, so that nothing but the server decides how it lives."""
+    """HTTP on one connection that only the server closes."""
 
     def __init__(self, port):
         self.port = port
@@ -60,7 +60,7 @@ class Connection:
         return int(first.split()[1]), {name.lower(): value for name, value in headers.items()}
 
     async def event(self):
-        """Give the data of the next event of `/events`."""
+        """Return the data of the next event of `/events`."""
         while True:
             line = await self.reader.readline()
             if not line:
@@ -87,7 +87,7 @@ def ask():
 def until():
     async def wait(condition):
         async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110 (what is waited for is no event)
+            while not condition():  # noqa: ASYNC110 (the condition is not an event)
                 await asyncio.sleep(0.01)
 
     return wait

@@ -1,4 +1,4 @@
-"""Readiness follows a real Redis within a second, whoever carries the answers; liveness never."""
+"""Readiness follows a real Redis within a second on every server; liveness does not."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
-from resilient_io.serve import Heartbeat, _events, aiohttp_app, health_app, serve
+from resilient_io.serve import Heartbeat, aiohttp_app, events, health_app, serve
 
 PROMISE = 1.0
-"""Seconds in which readiness follows."""
+"""Seconds within which readiness follows."""
 
 
 @contextlib.asynccontextmanager
-async def by_itself(monitor, clients=()):
+async def standalone(monitor, clients=()):
     async with serve(monitor, clients=clients, host="127.0.0.1", port=0) as server:
         yield server.port, ""
 
@@ -28,7 +28,7 @@ async def in_fastapi(monitor, clients=()):
     app.mount("/health", health_app(monitor, clients=clients))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 (it is no event)
+    while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0.01)
     yield server.servers[0].sockets[0].getsockname()[1], "/health"
     server.should_exit = True
@@ -47,11 +47,11 @@ async def in_aiohttp(monitor, clients=(), name="service"):
     await runner.cleanup()
 
 
-@pytest.fixture(params=[by_itself, in_fastapi, in_aiohttp], ids=lambda carrier: carrier.__name__)
+@pytest.fixture(params=[standalone, in_fastapi, in_aiohttp], ids=lambda each: each.__name__)
 async def place(request, monitor, redis):
-    """A port, and where on it the probes are."""
-    async with request.param(monitor, [redis]) as where:
-        yield where
+    """Return a port and the path of the probes on it."""
+    async with request.param(monitor, [redis]) as found:
+        yield found
 
 
 async def seconds_until(status, ask, port, path):
@@ -76,9 +76,9 @@ async def test_readiness_follows_redis_and_liveness_does_not(
         took, reply = await seconds_until(503, ask, port, f"{prefix}/readyz")
         assert took < PROMISE + slack()
         assert reply.text.startswith("not ready: redis 127.0.0.1:")
-        while (news := await page.event())["ready"]:
+        while (event := await page.event())["ready"]:
             pass
-        assert news["dependencies"][0]["state"] == "down"
+        assert event["dependencies"][0]["state"] == "down"
         verbose = await ask(port, f"{prefix}/readyz?verbose")
         assert verbose.json()["status"] == "fail"
         assert (await ask(port, f"{prefix}/livez")).status == 200
@@ -89,7 +89,7 @@ async def test_readiness_follows_redis_and_liveness_does_not(
         assert (await ask(port, f"{prefix}/readyz")).status == 200
 
 
-async def test_every_carrier_says_the_same(place, ask):
+async def test_every_server_answers_the_same(place, ask):
     port, prefix = place
     for path, status, form in (
         ("/livez", 200, "text/plain; charset=utf-8"),
@@ -105,29 +105,30 @@ async def test_every_carrier_says_the_same(place, ask):
         assert int(reply.headers["content-length"]) == len(reply.body) > 0
         head = await ask(port, prefix + path, "HEAD")
         assert (head.status, head.headers["content-type"]) == (status, form)
-        if path in {"/livez", "/status", "/events/"}:  # the others' change all the time
+        if path in {"/livez", "/status", "/events/"}:  # the others change all the time
             assert head.headers["content-length"] == reply.headers["content-length"]
-    refused = await ask(port, f"{prefix}/readyz", "POST")
-    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+    rejected = await ask(port, f"{prefix}/readyz", "POST")
+    assert (rejected.status, rejected.headers["allow"]) == (405, "GET, HEAD")
     assert (await ask(port, f"{prefix}/events", "HEAD")).status == 200
 
 
-async def test_clients_can_be_given_names(monitor, redis, ask):
-    async with by_itself(monitor, {"cache": redis}) as (port, _):
+async def test_names_of_clients_are_shown(monitor, redis, ask):
+    async with standalone(monitor, {"cache": redis}) as (port, _):
         assert 'resilient_io_redis_calls_total{client="cache"' in (await ask(port, "/metrics")).text
-        assert (await ask(port, "/status?format=json")).json()["clients"][0]["kind"] == "redis"
+        (client,) = (await ask(port, "/status?format=json")).json()["clients"]
+        assert (client["name"], client["kind"]) == ("cache", "redis")
 
 
 async def test_readiness_follows_a_frozen_redis(monitor, redis_server, ask, slack):
-    async with by_itself(monitor) as (port, _):
+    async with standalone(monitor) as (port, _):
         redis_server.freeze()
         took, _ = await seconds_until(503, ask, port, "/readyz")
         redis_server.thaw()
-        assert took < 4 + slack()  # nothing says so: two probes have to time out
+        assert took < 4 + slack()  # two probes have to time out
         await seconds_until(200, ask, port, "/readyz")
 
 
-async def test_the_heartbeat_follows_redis_too(monitor, redis, redis_server, tmp_path, slack):
+async def test_heartbeat_follows_redis(monitor, redis, redis_server, tmp_path, slack):
     path = tmp_path / "heartbeat.json"
 
     async def until_written(ready):
@@ -146,17 +147,17 @@ async def test_the_heartbeat_follows_redis_too(monitor, redis, redis_server, tmp
 
 
 @pytest.mark.parametrize("drains", [True, False])
-async def test_an_open_stream_does_not_keep_a_foreign_server_from_stopping(
+async def test_open_stream_does_not_keep_another_server_from_stopping(
     monitor, connect, slack, monkeypatch, drains
 ):
-    monkeypatch.setattr(_events, "LASTS", _events.LASTS if drains else 0.5)
+    monkeypatch.setattr(events, "STREAM_SECONDS", events.STREAM_SECONDS if drains else 0.5)
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as pages:
         async with in_fastapi(monitor) as (port, prefix):
             page = await pages.enter_async_context(connect(port))
             page.send(f"{prefix}/events")
             await page.event()
-            if drains:  # as Lifecycle does, before the server is told
+            if drains:  # as Lifecycle does before it stops the server
                 monitor.drain()
                 assert (await page.event())["draining"] is True
             began = loop.time()
@@ -164,10 +165,10 @@ async def test_an_open_stream_does_not_keep_a_foreign_server_from_stopping(
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_an_open_stream_does_not_keep_aiohttp_from_stopping(
+async def test_open_stream_does_not_keep_aiohttp_from_stopping(
     monitor, connect, slack, monkeypatch, reads
 ):
-    monkeypatch.setattr(_events, "INTERVAL", 0.005)
+    monkeypatch.setattr(events, "INTERVAL", 0.005)
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as pages:
         async with in_aiohttp(monitor, name="s" * 50_000) as (port, prefix):
@@ -187,11 +188,11 @@ async def read_to_the_end(page):
             await page.event()
 
 
-async def test_the_log_of_a_uvicorn_around_us_goes_on(monitor, ask, caplog):
+async def test_access_log_of_the_service_s_own_uvicorn_continues(monitor, ask, caplog):
     caplog.set_level(logging.INFO, logger="uvicorn.access")
-    async with by_itself(monitor) as (ours, _), in_fastapi(monitor) as (theirs, prefix):
-        await ask(ours, "/livez")
-        await ask(theirs, f"{prefix}/livez")
+    async with standalone(monitor) as (probes, _), in_fastapi(monitor) as (service, prefix):
+        await ask(probes, "/livez")
+        await ask(service, f"{prefix}/livez")
     lines = [each.getMessage() for each in caplog.records if each.name == "uvicorn.access"]
     assert len(lines) == 1
     assert f"{prefix}/livez" in lines[0]

@@ -1,4 +1,4 @@
-"""A small service on a real Redis and a real Kafka that has been through everything once."""
+"""A small service with a real Redis and a real Kafka, after an outage and failed records."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ SOON = 40.0
 
 @dataclass(kw_only=True)
 class Service:
-    """Its parts, after the run."""
+    """The parts of the service."""
 
     monitor: HealthMonitor
     redis: ResilientRedis
@@ -48,7 +48,7 @@ class Service:
 
 @pytest_asyncio.fixture
 async def service(redis_server, shared_kafka):
-    """Handle records with a Redis that is killed meanwhile, and some that nobody can handle."""
+    """Handle records, some of which fail, while Redis is killed and restarted."""
     topic = f"t{uuid.uuid4().hex[:12]}"
     for name in (topic, f"{topic}.dead"):
         await shared_kafka.create_topic(name, partitions=2)
@@ -81,7 +81,7 @@ async def service(redis_server, shared_kafka):
             consumer.run(
                 handle,
                 requires=[redis.health],
-                policy=HandlerPolicy(attempts=2, backoff=0.01),
+                handler_policy=HandlerPolicy(attempts=2, backoff=0.01),
                 dead_letter=DeadLetter(topic=f"{topic}.dead", producer=producer),
             ),
             name="run of the test",

@@ -1,4 +1,4 @@
-"""Collecting from a service at work: true values, from any thread, and never in its way."""
+"""Collecting metrics of a working service: correct values, from any thread, without delays."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def samples(body):
     }
 
 
-async def test_what_is_exported_is_what_happened(service):
+async def test_exported_values_are_correct(service):
     body, _ = PrometheusMetrics(service.monitor, service.clients).render()
     found = samples(body)
     redis = service.redis.health.name
@@ -61,7 +61,7 @@ async def test_what_is_exported_is_what_happened(service):
     assert found["resilient_io_run_pauses_total", *sorted(("consumer", "kafka", group))] == 1
 
 
-async def test_the_known_lag_is_what_kafka_says(service):
+async def test_known_lag_is_that_of_kafka(service):
     async def lags():
         return await service.consumer.lag(10), service.consumer.known_lag()
 
@@ -76,8 +76,8 @@ async def test_the_known_lag_is_what_kafka_says(service):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_another_thread_scrapes_while_calls_go_on(redis_server, busy):
-    """As `prometheus_client.start_http_server` does; what is read changes meanwhile."""
+async def test_another_thread_can_scrape_during_calls(redis_server, busy):
+    """Scrape as `prometheus_client.start_http_server` does, while the counters change."""
     async with ResilientRedis.from_url(redis_server.url) as redis:
         await redis.health.until_up(10)
         async with HealthMonitor(redis.health) as monitor:
@@ -102,7 +102,7 @@ async def test_another_thread_scrapes_while_calls_go_on(redis_server, busy):
             assert samples(body)[key] >= counted
 
 
-async def test_a_scrape_of_a_blocked_loop_gets_what_the_one_before_got(redis_server):
+async def test_scrape_of_a_blocked_event_loop_returns_the_previous_result(redis_server):
     async with ResilientRedis.from_url(redis_server.url) as redis:
         await redis.health.until_up(10)
         async with HealthMonitor(redis.health) as monitor:
@@ -116,7 +116,7 @@ async def test_a_scrape_of_a_blocked_loop_gets_what_the_one_before_got(redis_ser
 
 
 class Exporter(MetricExporter):
-    """Keeps what it is given, and in which thread."""
+    """Records the metrics and the thread of each export."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ def value_of(data, name):
     ]
 
 
-async def test_the_periodic_reader_of_opentelemetry_collects_in_its_own_thread(redis_server):
+async def test_periodic_reader_of_opentelemetry_collects_in_its_own_thread(redis_server):
     exporter = Exporter()
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=50)
     provider = MeterProvider([reader, InMemoryMetricReader()], shutdown_on_exit=False)
@@ -168,8 +168,8 @@ async def test_the_periodic_reader_of_opentelemetry_collects_in_its_own_thread(r
             await asyncio.to_thread(provider.shutdown)
 
 
-def test_what_was_read_last_is_told_once_the_event_loop_is_gone(tmp_path):
-    """As a reader's last export, when the process ends."""
+def test_latest_readings_are_returned_after_the_event_loop_was_closed(tmp_path):
+    """Collect as a reader does for its last export, when the process ends."""
     made = []
 
     async def serve():
@@ -181,7 +181,7 @@ def test_what_was_read_last_is_told_once_the_event_loop_is_gone(tmp_path):
     assert samples(made[0].render()[0])["resilient_io_service_draining",] == 1
 
 
-async def test_a_loop_that_ends_while_it_is_asked_answers_with_what_was_read_before():
+async def test_previous_readings_are_returned_if_the_event_loop_ends_during_a_scrape():
     loop = asyncio.get_running_loop()
     made, ready = [], asyncio.Event()
 

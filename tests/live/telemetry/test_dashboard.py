@@ -1,4 +1,4 @@
-"""The dashboard of Grafana asks for what a real run exports, and for all of it."""
+"""The Grafana dashboard uses exactly the metrics that a real run exports."""
 
 import json
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 from resilient_io.telemetry.prometheus import PrometheusMetrics
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana" / "resilient-io.json"
 
-OF_PROMETHEUS = {"job", "instance"}
+SCRAPE_LABELS = {"job", "instance"}
 """Labels that a scrape adds."""
 
 _SELECTOR = re.compile(r"(\w+)\{([^}]*)\}")
@@ -33,7 +33,7 @@ def targets():
 
 
 def exported(service):
-    """Give the labels of each sample that is exported now."""
+    """Return the labels of each exported sample."""
     body, _ = PrometheusMetrics(service.monitor, service.clients).render()
     return {
         sample.name: set(sample.labels)
@@ -42,20 +42,20 @@ def exported(service):
     }
 
 
-async def test_a_real_run_exports_the_catalogue_and_the_dashboard_asks_for_all_of_it(service):
+async def test_real_run_exports_the_catalog_and_the_dashboard_uses_all_of_it(service):
     found = exported(service)
-    known = {sample for metric in CATALOGUE.values() for sample in metric.sample_names}
+    known = {sample for metric in CATALOG.values() for sample in metric.sample_names}
     assert set(found) == known
-    asked = set()
+    used = set()
     for title, target in targets():
         selected = set()
         for sample, selector in _SELECTOR.findall(target["expr"]):
-            assert sample in found, f"{title}: nobody exports {sample}"
-            labels = found[sample] | OF_PROMETHEUS
+            assert sample in found, f"{title}: not exported: {sample}"
+            labels = found[sample] | SCRAPE_LABELS
             assert set(_LABEL.findall(selector)) <= labels, f"{title}: {selector}"
             assert selector.startswith('job=~"$job", instance=~"$instance"'), title
             selected |= labels
-            asked.add(sample)
+            used.add(sample)
         grouped = [
             label.strip()
             for labels in _GROUPING.findall(target["expr"])
@@ -65,10 +65,10 @@ async def test_a_real_run_exports_the_catalogue_and_the_dashboard_asks_for_all_o
         # What is aggregated by labels has only these left for the legend.
         shown = set(_LEGEND.findall(target["legendFormat"]))
         assert shown <= (set(grouped) or selected), f"{title}: {target['legendFormat']}"
-    assert asked == known
+    assert used == known
 
 
-async def test_its_variables_ask_for_what_is_exported(service):
+async def test_variables_use_exported_metrics(service):
     found = exported(service)
     for variable in dashboard()["templating"]["list"]:
         if variable["type"] == "query":
@@ -76,7 +76,7 @@ async def test_its_variables_ask_for_what_is_exported(service):
             assert sample in found
 
 
-def test_no_two_panels_overlap_or_share_an_id():
+def test_panels_do_not_overlap_and_have_unique_ids():
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set()
@@ -92,7 +92,7 @@ def test_no_two_panels_overlap_or_share_an_id():
         taken |= cells
 
 
-def test_every_panel_says_what_it_shows():
+def test_every_panel_has_a_description():
     for panel in dashboard()["panels"]:
         assert panel["title"]
         assert panel["type"] == "row" or panel["description"], panel["title"]

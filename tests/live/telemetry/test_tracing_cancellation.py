@@ -1,4 +1,4 @@
-"""Traced calls, cancelled at each point where they wait: re-raised at once, every span ended."""
+"""Traced calls that are cancelled at every point: raised immediately, and every span ended."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ from resilient_io.testing import cancel_everywhere
 
 
 class Balance(SpanProcessor):
-    """Counts the spans that were begun and not ended."""
+    """Counts the spans that were started and not ended."""
 
     def __init__(self):
         self.open = self.begun = 0
@@ -37,7 +37,7 @@ async def call(client):
 
 
 @pytest.mark.parametrize("instrumented", [False, True], ids=["ours", "with the instrumentation"])
-async def test_no_cancel_leaves_a_span_open_or_its_context_behind(shared_redis, instrumented):
+async def test_cancellation_leaves_no_span_open_and_no_context_behind(shared_redis, instrumented):
     balance = Balance()
     provider = TracerProvider()
     provider.add_span_processor(balance)

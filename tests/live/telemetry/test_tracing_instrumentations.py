@@ -1,4 +1,4 @@
-"""Tracers that patch redis-py see our commands as they see redis-py's own: each once."""
+"""Tracers that patch redis-py see the commands of the library as those of redis-py, each once."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ PATCHED = [
 
 
 class OpenTelemetry:
-    """OpenTelemetry's instrumentation of redis-py, and the spans it made."""
+    """OpenTelemetry's instrumentation of redis-py, and its spans."""
 
     def __init__(self):
         self._exporter = InMemorySpanExporter()
@@ -41,7 +41,7 @@ class OpenTelemetry:
         return self._exporter.get_finished_spans()
 
     def take(self):
-        """Return what is comparable of the spans, and forget them."""
+        """Return the comparable parts of the spans, and remove them."""
         taken = [
             (span.name, span.status.status_code, dict(span.attributes)) for span in self.spans()
         ]
@@ -95,7 +95,7 @@ class Sentry:
 
 @pytest.fixture
 def otel():
-    """The instrumentation, not yet at work; taken off after the test."""
+    """Return the instrumentation, not active yet; it is removed after the test."""
     instrumented = OpenTelemetry()
     yield instrumented
     with contextlib.suppress(AttributeError):
@@ -105,7 +105,7 @@ def otel():
 
 @pytest.fixture
 def sentry(monkeypatch):
-    """The integration, not yet at work. Sentry never takes its patches off: the test does."""
+    """Return the integration, not active yet. Sentry never removes its patches: the test does."""
     for owner, name in PATCHED:
         monkeypatch.setattr(owner, name, vars(owner)[name])
     yield Sentry()
@@ -113,7 +113,7 @@ def sentry(monkeypatch):
 
 
 async def use(redis):
-    """Do a little of everything."""
+    """Make calls of every kind."""
     await redis.set("key", "1")
     assert int(await redis.get("key")) == 1
     with contextlib.suppress(RedisError):
@@ -153,7 +153,7 @@ async def use(redis):
 
 
 async def seen(server, tracer, kind, *, transaction=False):
-    """Return what a tracer sees of `use` with a kind of client."""
+    """Return the spans of a tracer for `use` with a type of client."""
     await server.query("FLUSHALL")
     await server.query("SCRIPT", "FLUSH")
     async with kind.from_url(server.url) as redis:
@@ -166,7 +166,7 @@ def without_scripts(spans):
     return [span for span in spans if not span[1].startswith("SCRIPT ")]
 
 
-async def test_the_opentelemetry_instrumentation_sees_what_it_sees_of_redis_py(shared_redis, otel):
+async def test_opentelemetry_instrumentation_sees_the_same_as_with_redis_py(shared_redis, otel):
     otel.instrument()
 
     theirs = await seen(shared_redis, otel, driver.Redis)
@@ -175,7 +175,7 @@ async def test_the_opentelemetry_instrumentation_sees_what_it_sees_of_redis_py(s
     assert await seen(shared_redis, otel, ResilientRedis) == theirs
 
 
-async def test_sentry_sees_what_it_sees_of_redis_py(shared_redis, sentry):
+async def test_sentry_sees_the_same_as_with_redis_py(shared_redis, sentry):
     sentry.instrument()
 
     theirs = await seen(shared_redis, sentry, driver.Redis, transaction=True)
@@ -187,7 +187,7 @@ async def test_sentry_sees_what_it_sees_of_redis_py(shared_redis, sentry):
     assert without_scripts(ours) == without_scripts(theirs)
 
 
-async def test_each_of_both_sees_each_command_once(shared_redis, sentry, otel):
+async def test_two_tracers_each_see_every_command_once(shared_redis, sentry, otel):
     sentry.instrument()
     otel.instrument()
 
@@ -205,7 +205,7 @@ async def test_each_of_both_sees_each_command_once(shared_redis, sentry, otel):
     ]
 
 
-async def test_with_tracing_of_ours_beside_it_there_is_one_span_all_the_same(shared_redis, otel):
+async def test_trace_adds_no_second_span_to_an_instrumented_command(shared_redis, otel):
     otel.instrument()
     redis = ResilientRedis.from_url(shared_redis.url)
     trace(redis, tracer_provider=otel.provider)
@@ -218,7 +218,7 @@ async def test_with_tracing_of_ours_beside_it_there_is_one_span_all_the_same(sha
     assert [name for name, *_ in otel.take()] == ["SET", "INCRBY GET", "WATCH"]
 
 
-async def test_attempts_are_noted_in_the_span_of_the_instrumentation(
+async def test_attempts_are_added_to_the_span_of_the_instrumentation(
     redis_server, fault_proxy, otel
 ):
     otel.instrument()
@@ -236,7 +236,9 @@ async def test_attempts_are_noted_in_the_span_of_the_instrumentation(
 
 
 @pytest.mark.parametrize("opened", [True, False], ids=["async with", "at the first command"])
-async def test_a_client_that_was_made_before_is_seen_when_it_begins(shared_redis, otel, opened):
+async def test_client_created_before_the_instrumentation_is_seen_when_it_is_first_used(
+    shared_redis, otel, opened
+):
     redis = ResilientRedis.from_url(shared_redis.url)
     otel.instrument()
     if opened:
@@ -248,7 +250,7 @@ async def test_a_client_that_was_made_before_is_seen_when_it_begins(shared_redis
     assert [name for name, *_ in otel.take()] == ["GET"] * 4
 
 
-async def test_nothing_is_seen_any_more_when_the_instrumentation_was_taken_off(shared_redis, otel):
+async def test_nothing_is_seen_after_the_instrumentation_was_removed(shared_redis, otel):
     otel.instrument()
     async with ResilientRedis.from_url(shared_redis.url) as redis:
         await redis.get("key")
@@ -259,7 +261,7 @@ async def test_nothing_is_seen_any_more_when_the_instrumentation_was_taken_off(s
     assert [name for name, *_ in otel.take()] == ["GET"]
 
 
-async def test_suppressed_calls_have_no_span_of_anybody(shared_redis, otel):
+async def test_suppressed_calls_have_no_span(shared_redis, otel):
     otel.instrument()
     redis = ResilientRedis.from_url(shared_redis.url)
     trace(redis, tracer_provider=otel.provider)
@@ -270,9 +272,7 @@ async def test_suppressed_calls_have_no_span_of_anybody(shared_redis, otel):
     assert otel.take() == []
 
 
-async def test_a_single_client_can_be_instrumented_and_its_views_keep_their_policy(
-    fault_proxy, otel
-):
+async def test_single_client_can_be_instrumented_and_its_views_keep_their_policy(fault_proxy, otel):
     async with ResilientRedis(port=fault_proxy.port, socket_timeout=0.2) as redis:
         RedisInstrumentor.instrument_client(redis, tracer_provider=otel.provider)
         assert await redis.get("key") is None
@@ -284,7 +284,7 @@ async def test_a_single_client_can_be_instrumented_and_its_views_keep_their_poli
     assert [name for name, *_ in otel.take()] == ["GET", "INCRBY", "GET"]
 
 
-async def test_a_cancelled_command_ends_its_span_and_the_client_goes_on(fault_proxy, otel):
+async def test_cancelled_command_ends_its_span_and_the_client_continues(fault_proxy, otel):
     otel.instrument()
     async with ResilientRedis(port=fault_proxy.port) as redis:
         await redis.ping()
@@ -298,7 +298,7 @@ async def test_a_cancelled_command_ends_its_span_and_the_client_goes_on(fault_pr
     assert [name for name, *_ in otel.take()] == ["PING", "GET", "EXISTS"]
 
 
-async def test_without_any_of_them_no_call_leaves_the_hot_path(shared_redis, monkeypatch):
+async def test_calls_take_the_hot_path_without_a_tracer(shared_redis, monkeypatch):
     async with ResilientRedis.from_url(shared_redis.url) as redis:
         await redis.get("key")
         await asyncio.sleep(0)

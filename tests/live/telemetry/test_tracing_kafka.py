@@ -1,4 +1,4 @@
-"""Spans of records: of sending one, and of each call of the handler, in one trace."""
+"""Spans of sent records and of handlers, in one trace."""
 
 import asyncio
 import uuid
@@ -21,7 +21,7 @@ SOON = 40.0
 
 
 class Spans:
-    """A tracer's provider, and what was traced."""
+    """A tracer provider, and its spans."""
 
     def __init__(self):
         self._exporter = InMemorySpanExporter()
@@ -57,7 +57,7 @@ async def producer(shared_kafka, spans):
 
 
 async def handled(server, topic, spans, count, handle, **options):
-    """Run a traced consumer until the handler was called so often."""
+    """Run a traced consumer until the handler was called `count` times."""
     calls = []
     enough = asyncio.Event()
 
@@ -88,7 +88,7 @@ async def nothing(_given):
     pass
 
 
-async def test_a_record_is_one_trace_from_the_caller_to_the_handler(
+async def test_record_has_one_trace_from_the_caller_to_the_handler(
     shared_kafka, topic, producer, spans
 ):
     async def handle(record):
@@ -127,7 +127,7 @@ async def test_a_record_is_one_trace_from_the_caller_to_the_handler(
     assert [name for name, _ in record.headers] == ["h", "traceparent"]
 
 
-async def test_each_call_of_a_handler_has_its_span_and_a_failed_one_says_so(
+async def test_every_call_of_a_handler_has_a_span_with_its_outcome(
     shared_kafka, topic, producer, spans
 ):
     calls = []
@@ -139,7 +139,7 @@ async def test_each_call_of_a_handler_has_its_span_and_a_failed_one_says_so(
 
     await producer.send_and_wait(topic, b"secret", key=b"secret")
     policy = HandlerPolicy(attempts=2, backoff=0.01)
-    await handled(shared_kafka, topic, spans, 2, handle, policy=policy)
+    await handled(shared_kafka, topic, spans, 2, handle, handler_policy=policy)
 
     first, second = spans.named(f"process {topic}")
     assert first.attributes["error.type"] == "LookupError"
@@ -149,7 +149,7 @@ async def test_each_call_of_a_handler_has_its_span_and_a_failed_one_says_so(
     assert "secret" not in spans.to_json()
 
 
-async def test_a_batch_is_linked_to_the_trace_of_each_record(shared_kafka, topic, producer, spans):
+async def test_batch_is_linked_to_the_trace_of_each_record(shared_kafka, topic, producer, spans):
     for number in range(3):
         await producer.send_and_wait(topic, b"%d" % number)
     calls = await handled(shared_kafka, topic, spans, 1, nothing, batch_size=10)
@@ -163,7 +163,7 @@ async def test_a_batch_is_linked_to_the_trace_of_each_record(shared_kafka, topic
     assert process.attributes["messaging.batch.message_count"] == 3
 
 
-async def test_a_record_that_brings_its_trace_keeps_it(shared_kafka, topic, producer, spans):
+async def test_record_with_a_trace_keeps_it(shared_kafka, topic, producer, spans):
     origin = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await producer.send_and_wait(topic, b"v", headers=[("traceparent", origin.encode())])
     (record,) = await handled(shared_kafka, topic, spans, 1, nothing)
@@ -173,9 +173,7 @@ async def test_a_record_that_brings_its_trace_keeps_it(shared_kafka, topic, prod
     assert f"{process.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
 
 
-async def test_records_without_a_trace_and_untraced_producers_begin_one_at_the_handler(
-    shared_kafka, topic, spans
-):
+async def test_handler_starts_a_trace_for_records_without_one(shared_kafka, topic, spans):
     async with ResilientKafkaProducer(shared_kafka.bootstrap_servers) as untraced:
         await untraced.send_and_wait(topic, b"value", headers=[("traceparent", None)])
     (record,) = await handled(shared_kafka, topic, spans, 1, nothing)
@@ -186,7 +184,7 @@ async def test_records_without_a_trace_and_untraced_producers_begin_one_at_the_h
     assert process.parent is None
 
 
-async def test_what_cannot_be_sent_ends_its_span(shared_kafka, topic, producer, spans):
+async def test_record_that_cannot_be_sent_ends_its_span(shared_kafka, topic, producer, spans):
     with pytest.raises(TypeError):
         await producer.send(topic, 5)
     pending = await producer.send(topic, b"cancelled")
@@ -206,7 +204,7 @@ async def test_what_cannot_be_sent_ends_its_span(shared_kafka, topic, producer, 
     "headers",
     [[("a",)], [("a", b"b", b"c")], [("traceparent", "text")], [(["a"], b"b")], {"traceparent": 1}],
 )
-async def test_headers_that_are_none_are_refused_as_without_tracing(
+async def test_invalid_headers_are_rejected_as_without_tracing(
     shared_kafka, topic, producer, spans, headers
 ):
     async with ResilientKafkaProducer(shared_kafka.bootstrap_servers) as untraced:
@@ -219,9 +217,7 @@ async def test_headers_that_are_none_are_refused_as_without_tracing(
     assert span.attributes["error.type"] == "TypeError"
 
 
-async def test_a_handler_that_cannot_be_called_is_refused_as_without_tracing(
-    shared_kafka, topic, producer, spans
-):
+async def test_invalid_handler_is_rejected_as_without_tracing(shared_kafka, topic, producer, spans):
     await producer.send_and_wait(topic, b"value")
     consumer = ResilientKafkaConsumer(
         topic,

@@ -1,4 +1,4 @@
-"""Our own spans of Redis commands: one for each, all attempts included, and nothing secret."""
+"""Spans of Redis commands by `trace`: one per command with all attempts, and no data."""
 
 import asyncio
 import contextvars
@@ -19,12 +19,11 @@ from resilient_io import (
     RetryPolicy,
     State,
 )
-from resilient_io.errors import ConfigurationError
 from resilient_io.telemetry.tracing import trace
 
 
 class Spans:
-    """A tracer's provider, and what was traced."""
+    """A tracer provider, and its spans."""
 
     def __init__(self):
         self._exporter = InMemorySpanExporter()
@@ -52,7 +51,7 @@ async def redis(shared_redis, spans):
         yield client
 
 
-async def test_a_command_is_described_as_the_conventions_want_it(redis, spans, shared_redis):
+async def test_command_has_the_conventional_attributes(redis, spans, shared_redis):
     await redis.set("key", "value")
 
     (span,) = spans
@@ -67,7 +66,7 @@ async def test_a_command_is_described_as_the_conventions_want_it(redis, spans, s
     }
 
 
-async def test_each_kind_of_call_has_one_span(redis, spans):
+async def test_every_kind_of_call_has_one_span(redis, spans):
     await redis.get("key")
     await redis.pipeline(transaction=False).get("a").set("b", 1).execute()
     await redis.pipeline().get("a").get("b").execute()
@@ -97,12 +96,12 @@ async def test_each_kind_of_call_has_one_span(redis, spans):
     assert (sizes["PIPELINE"], sizes["MULTI GET"], sizes["MULTI SET"]) == (2, 2, None)
 
 
-async def test_an_empty_pipeline_has_no_span(redis, spans):
+async def test_empty_pipeline_has_no_span(redis, spans):
     assert await redis.pipeline().execute() == []
     assert spans.names == []
 
 
-async def test_spans_stand_in_the_trace_of_their_caller(redis, spans):
+async def test_spans_are_in_the_trace_of_their_caller(redis, spans):
     with spans.provider.get_tracer("test").start_as_current_span("request") as request:
         await asyncio.gather(redis.get("a"), redis.pipeline().get("b").get("c").execute())
     assert sorted(spans.names) == ["GET", "MULTI GET", "request"]
@@ -110,7 +109,7 @@ async def test_spans_stand_in_the_trace_of_their_caller(redis, spans):
         assert span.context.trace_id == request.get_span_context().trace_id
 
 
-async def test_what_the_server_refuses_is_an_error_by_its_prefix(redis, spans):
+async def test_error_reply_is_recorded_by_its_code(redis, spans):
     await redis.set("key", "value")
     with pytest.raises(ResponseError):
         await redis.lpush("key", "x")
@@ -124,7 +123,7 @@ async def test_what_the_server_refuses_is_an_error_by_its_prefix(redis, spans):
     assert missing.attributes["db.response.status_code"] == "NOSCRIPT"
 
 
-async def test_a_watched_key_that_changed_is_no_failure(redis, spans):
+async def test_watch_error_is_not_a_failure(redis, spans):
     async with redis.pipeline() as pipe:
         await pipe.watch("key")
         await redis.set("key", 1)
@@ -135,7 +134,7 @@ async def test_a_watched_key_that_changed_is_no_failure(redis, spans):
     assert [span.status.status_code for span in spans] == [StatusCode.UNSET] * 3
 
 
-async def test_attempts_are_one_span_with_an_event_for_each_retry(fault_proxy, spans):
+async def test_attempts_share_one_span_with_an_event_per_retry(fault_proxy, spans):
     client = ResilientRedis(port=fault_proxy.port, policy=RetryPolicy(response_timeout=0.2))
     trace(client, tracer_provider=spans.provider)
     async with client:
@@ -157,7 +156,7 @@ async def test_attempts_are_one_span_with_an_event_for_each_retry(fault_proxy, s
     assert "resilient_io.attempts" not in incr.attributes
 
 
-async def test_a_cancelled_call_ends_its_span(fault_proxy, spans):
+async def test_cancelled_call_ends_its_span(fault_proxy, spans):
     client = ResilientRedis(port=fault_proxy.port)
     trace(client, tracer_provider=spans.provider)
     async with client:
@@ -174,7 +173,7 @@ async def test_a_cancelled_call_ends_its_span(fault_proxy, spans):
     assert cancelled.status.status_code is StatusCode.ERROR
 
 
-async def test_a_call_that_is_not_even_tried_has_its_span(redis_server, spans):
+async def test_call_without_an_attempt_has_a_span(redis_server, spans):
     client = ResilientRedis(port=redis_server.port)
     trace(client, tracer_provider=spans.provider)
     async with client:
@@ -191,7 +190,7 @@ async def test_a_call_that_is_not_even_tried_has_its_span(redis_server, spans):
     assert refused.status.description.startswith("RedisUnavailable: ")
 
 
-async def test_nothing_of_what_was_sent_or_answered_is_in_a_span(redis, spans, shared_redis):
+async def test_spans_contain_no_arguments_and_no_replies(redis, spans, shared_redis):
     await redis.set("secret-key", "secret-value")
     await redis.pipeline().set("secret-key", "secret-value").get("secret-key").execute()
     for pipe in (redis.pipeline(), redis.pipeline(transaction=False)):
@@ -207,7 +206,7 @@ async def test_nothing_of_what_was_sent_or_answered_is_in_a_span(redis, spans, s
     assert "secret" not in "".join(span.to_json() for span in spans)
 
 
-async def test_a_traced_client_takes_the_hot_path_within_its_span(redis, spans):
+async def test_traced_client_takes_the_hot_path_within_its_span(redis, spans):
     await redis.set("key", "1")
     twin = redis._twin
     assert twin._hot
@@ -217,7 +216,7 @@ async def test_a_traced_client_takes_the_hot_path_within_its_span(redis, spans):
     assert spans.names == ["SET", "GET", "GET"]
 
 
-async def test_a_client_that_was_closed_and_opened_again_is_still_traced(shared_redis, spans):
+async def test_client_that_was_closed_and_opened_again_is_still_traced(shared_redis, spans):
     client = ResilientRedis.from_url(shared_redis.url)
     trace(client, tracer_provider=spans.provider)
     for _ in range(2):
@@ -226,19 +225,19 @@ async def test_a_client_that_was_closed_and_opened_again_is_still_traced(shared_
     assert spans.names == ["GET", "GET"]
 
 
-async def test_other_clients_make_no_span(redis, spans, shared_redis):
+async def test_other_clients_create_no_span(redis, spans, shared_redis):
     async with ResilientRedis.from_url(shared_redis.url) as other:
         await other.get("key")
         await other.pipeline().get("key").execute()
     assert spans.names == []
 
 
-def test_what_is_no_client_of_ours_is_refused():
-    with pytest.raises(ConfigurationError):
+def test_wrong_client_is_rejected():
+    with pytest.raises(TypeError):
         trace(object())
 
 
-async def test_the_flight_recorder_remembers_what_clients_did(redis_server, fault_proxy):
+async def test_flight_recorder_contains_the_reactions_of_clients(redis_server, fault_proxy):
     client = ResilientRedis(port=fault_proxy.port, policy=RetryPolicy(response_timeout=0.2))
     async with client, HealthMonitor(client.health) as monitor:
         await client.ping()
@@ -255,7 +254,7 @@ async def test_the_flight_recorder_remembers_what_clients_did(redis_server, faul
 
 
 class Tokens(CredentialProvider):
-    """Gets tokens, and notes within which span."""
+    """Provides tokens, and records the current span."""
 
     def __init__(self):
         self.within = []
@@ -265,7 +264,7 @@ class Tokens(CredentialProvider):
         return ("default", "any")  # the server asks for no password
 
 
-async def test_what_outlives_a_call_is_not_in_its_span(shared_redis, spans):
+async def test_task_that_outlives_a_call_is_not_in_its_span(shared_redis, spans):
     tokens = Tokens()
     redis = ResilientRedis(port=shared_redis.port, credential_provider=tokens)
     trace(redis, tracer_provider=spans.provider)
@@ -276,7 +275,9 @@ async def test_what_outlives_a_call_is_not_in_its_span(shared_redis, spans):
     assert all(span is INVALID_SPAN for span in tokens.within)
 
 
-async def test_a_call_that_is_closed_in_another_context_ends_its_span_quietly(redis, spans, caplog):
+async def test_call_that_is_closed_in_another_context_ends_its_span_without_an_error(
+    redis, spans, caplog
+):
     await redis.ping()
     call = redis.blpop(["none"], timeout=1)
     contextvars.Context().run(call.send, None)

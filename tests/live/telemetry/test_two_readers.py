@@ -1,4 +1,4 @@
-"""A meter provider with several readers: each collects in a thread of its own."""
+"""A meter provider with several readers, each of which collects in its own thread."""
 
 import asyncio
 
@@ -17,17 +17,17 @@ def names(reader):
     return frozenset(metric.name for metric in scope.metrics)
 
 
-async def test_each_reader_gets_everything_each_time():
+async def test_every_reader_gets_all_metrics_each_time():
     redis = ResilientRedis(port=1)
     readers = [InMemoryMetricReader() for _ in range(READERS)]
     provider = MeterProvider(readers, shutdown_on_exit=False)
     OpenTelemetryMetrics(HealthMonitor(redis.health), [redis, ResilientKafkaProducer()], provider)
-    whole = await asyncio.to_thread(names, readers[0])
-    assert "resilient_io.redis.calls" in whole
+    everything = await asyncio.to_thread(names, readers[0])
+    assert "resilient_io.redis.calls" in everything
 
     def collect(reader):
         return {names(reader) for _ in range(COLLECTIONS)}
 
     found = await asyncio.gather(*(asyncio.to_thread(collect, reader) for reader in readers))
-    assert found == [{whole}] * READERS
+    assert found == [{everything}] * READERS
     provider.shutdown()

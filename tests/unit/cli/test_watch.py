@@ -267,7 +267,7 @@ def test_a_server_is_watched_once():
 
 
 def test_probes_while_it_is_down_are_never_further_apart_than_the_interval():
-    assert Watched("a", interval=0.1, timeout=1.0).settings.knock_cap == pytest.approx(
+    assert Watched("a", interval=0.1, timeout=1.0).settings.reconnect_interval_cap == pytest.approx(
         0.15, abs=0.06
     )
-    assert Watched("a", interval=60.0, timeout=1.0).settings.knock_cap == 2.0
+    assert Watched("a", interval=60.0, timeout=1.0).settings.reconnect_interval_cap == 2.0

@@ -19,8 +19,8 @@ from resilient_io.doctor.kafka.partitions import look_at_brokers, look_at_partit
 from resilient_io.doctor.kafka.questions import Cluster, Group, Partition
 from resilient_io.doctor.network import Place
 from resilient_io.health import Cause
-from resilient_io.kafka.connect import Target
-from resilient_io.kafka.errors import Failure
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.errors import ConnectionFailure
 
 
 def at(topic, partition=0):
@@ -109,7 +109,7 @@ async def listeners(monkeypatch, failures, *, host="kafka-{}", bootstrap="broker
     seen = cluster(WELL)
     seen.brokers.update({node: (host.format(node), 9092) for node in seen.brokers})
     place = Place(bootstrap, 9092, addresses=["10.0.0.9"], reached={"10.0.0.9": 0.001})
-    return await look_at_listeners(seen, Target("broker.example:9092"), [place], 1.0)
+    return await look_at_listeners(seen, KafkaTarget("broker.example:9092"), [place], 1.0)
 
 
 async def test_listeners_that_all_answer(monkeypatch):
@@ -156,7 +156,8 @@ async def test_two_clusters_that_are_mixed_up(monkeypatch):
     ],
 )
 async def test_a_broker_that_does_not_let_us_in(cause, detail, found, advice):
-    judged = await judge_failure(Place("b", 1), Failure(cause, detail), Target("b:1"))
+    failure = ConnectionFailure(cause, detail)
+    judged = await judge_failure(Place("b", 1), failure, KafkaTarget("b:1"))
     assert judged.status is Status.PROBLEM
     assert found in judged.found
     assert advice in judged.advice
@@ -183,14 +184,15 @@ async def look(monkeypatch, *, state="Stable", members=1, assigned=None, offsets
 
     class Reachable:
         uses_tls = False
+        secrets = staticmethod(tuple)
 
-        async def dial(self, *_):
+        async def connect(self, *_):
             return object()
 
-    monkeypatch.setattr(of_group, "ask_coordinator", find)
+    monkeypatch.setattr(of_group, "find_coordinator", find)
     monkeypatch.setattr(of_group, "ask_group", tell)
     monkeypatch.setattr(of_group, "Offsets", Offsets)
-    monkeypatch.setattr(of_group, "drop", lambda _: None)
+    monkeypatch.setattr(of_group, "abort_connection", lambda _: None)
     return await look_at_group(object(), cluster(WELL), Reachable(), "g", 5.0)
 
 

@@ -1,4 +1,4 @@
-"""What we lean on of aiokafka: fails when a new version of it changes any of that."""
+"""The parts of aiokafka that we rely on: a test fails when a new version changes one."""
 
 import asyncio
 import inspect
@@ -11,22 +11,22 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
+from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 from aiokafka.producer.sender import BaseHandler, Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 
 from resilient_io.kafka import probe, protocols
 from resilient_io.kafka.driver import (
     CONNECTION_OPTIONS,
-    InstanceEnded,
+    DriverClosed,
     background_tasks,
     client_of,
     connection_options,
     connections_of,
-    dead_sender_is_ours,
+    disable,
+    ignore_sender_death,
     membership_of,
     parts_of,
-    seal,
     works_for,
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
@@ -38,12 +38,12 @@ def _source(function):
     return inspect.getsource(function)
 
 
-async def _ended(*instances):
+async def _disabled(*instances):
     for instance in instances:
-        seal(instance, "the test is over")
+        disable(instance, "the test is over")
 
 
-def test_it_is_the_version_that_was_read():
+def test_version_is_the_one_that_was_read():
     assert aiokafka.__version__.startswith("0.14.")
 
 
@@ -53,9 +53,7 @@ def test_it_is_the_version_that_was_read():
         (protocols.ProducerDriver, AIOKafkaProducer),
         (protocols.ConsumerDriver, AIOKafkaConsumer),
         (protocols.DriverClient, AIOKafkaClient),
-        (protocols.Cluster, aiokafka.cluster.ClusterMetadata),
         (protocols.Connection, AIOKafkaConnection),
-        (protocols.BatchBuilder, BatchBuilder),
     ],
 )
 def test_each_method_of_a_protocol_exists_and_takes_the_same_arguments(protocol, driver):
@@ -86,14 +84,14 @@ def test_each_method_of_a_protocol_exists_and_takes_the_same_arguments(protocol,
             assert inspect.iscoroutinefunction(theirs), name
 
 
-def test_every_client_option_is_one_of_both_classes_and_of_the_connection():
+def test_every_client_option_belongs_to_both_classes_and_to_the_connection():
     for driver in (AIOKafkaProducer, AIOKafkaConsumer):
         known = inspect.signature(driver).parameters
         assert set(CLIENT_OPTIONS) <= set(known)
     assert set(CONNECTION_OPTIONS) <= set(inspect.signature(conn.create_conn).parameters)
 
 
-async def test_a_producer_has_the_parts_that_we_name():
+async def test_producer_has_the_private_parts_that_we_use():
     producer = AIOKafkaProducer(
         bootstrap_servers=NOWHERE, transactional_id="t", enable_idempotence=True
     )
@@ -114,10 +112,10 @@ async def test_a_producer_has_the_parts_that_we_name():
     assert isinstance(manager._pid_waiter, asyncio.Future)
     assert manager._transaction_waiter is None
     assert not manager._pending_txn_offsets
-    await _ended(producer)
+    await _disabled(producer)
 
 
-async def test_a_consumer_has_the_parts_that_we_name():
+async def test_consumer_has_the_private_parts_that_we_use():
     consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE, group_id="g")
     assert isinstance(client_of(consumer), AIOKafkaClient)
     assert [type(part) for part in parts_of(consumer)] == [
@@ -129,10 +127,10 @@ async def test_a_consumer_has_the_parts_that_we_name():
     assert consumer._fetcher is None
     assert consumer._coordinator is None
     assert consumer._subscription._assignment_waiters == []
-    await _ended(consumer)
+    await _disabled(consumer)
 
 
-async def test_the_background_tasks_of_a_consumer_are_found_and_known_for_its_own():
+async def test_background_tasks_of_a_consumer_are_found_and_recognized():
     consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE, group_id="g")
     client = consumer._client
     consumer._fetcher = Fetcher(client, consumer._subscription)
@@ -149,24 +147,24 @@ async def test_the_background_tasks_of_a_consumer_are_found_and_known_for_its_ow
     assert consumer._coordinator.coordinator_id is None
     assert consumer._coordinator._group_instance_id is None
     assert consumer._fetcher._fetch_waiters == set()
-    seal(consumer, "the test is over")
+    disable(consumer, "the test is over")
     for _, task in found:
         task.cancel()
     await asyncio.wait([task for _, task in found])
 
 
-async def test_the_task_of_a_consumer_without_a_group_is_found_too():
+async def test_background_task_of_a_consumer_without_a_group_is_found():
     consumer = AIOKafkaConsumer(bootstrap_servers=NOWHERE)
     consumer._coordinator = NoGroupCoordinator(consumer._client, consumer._subscription)
     await asyncio.sleep(0)
     ((what, task),) = background_tasks(consumer)
     assert what == "coordination"
-    seal(consumer, "the test is over")
+    disable(consumer, "the test is over")
     task.cancel()
     await asyncio.wait([task])
 
 
-async def test_our_rule_replaces_the_one_of_aiokafka_when_the_sending_task_dies():
+async def test_death_of_the_sender_task_is_ignored_by_aiokafka():
     producer = AIOKafkaProducer(bootstrap_servers=NOWHERE, enable_idempotence=True)
     sender = producer._sender
 
@@ -175,16 +173,16 @@ async def test_our_rule_replaces_the_one_of_aiokafka_when_the_sending_task_dies(
 
     sender._sender_task = asyncio.create_task(die())
     sender._sender_task.add_done_callback(sender._fail_all)
-    dead_sender_is_ours(producer)
+    ignore_sender_death(producer)
     await asyncio.wait([sender._sender_task])
     await asyncio.sleep(0)
-    # aiokafka's own would have failed on a producer without a transaction.
+    # aiokafka's own callback would have failed on a producer without a transaction.
     assert producer._message_accumulator._exception is None
     assert isinstance(sender._sender_task.exception(), errors.OutOfOrderSequenceNumber)
-    await _ended(producer)
+    await _disabled(producer)
 
 
-async def test_a_sealed_producer_tells_what_was_sent_from_what_never_was():
+async def test_disabled_producer_distinguishes_sent_batches_from_unsent_ones():
     producer = AIOKafkaProducer(bootstrap_servers=NOWHERE, enable_idempotence=True)
     producer._txn_manager.set_pid_and_epoch(1, 0)
     accumulator = producer._message_accumulator
@@ -194,21 +192,21 @@ async def test_a_sealed_producer_tells_what_was_sent_from_what_never_was():
         batch.append(timestamp=None, key=None, value=b"x")
         futures.append(await accumulator.add_batch(batch, TopicPartition("t", partition), 1))
     again = accumulator._pop_batch(TopicPartition("t", 0))
-    accumulator.reenqueue(again)  # as after a lost connection: aiokafka's own end would fail here
-    seal(producer, "replaced", errors.UnknownProducerId())
+    accumulator.reenqueue(again)  # as after a lost connection; aiokafka's own stop would fail here
+    disable(producer, "replaced", errors.UnknownProducerId())
     await asyncio.sleep(0)
     sent, unsent = [future.exception() for future in futures]
-    assert isinstance(sent, InstanceEnded)
+    assert isinstance(sent, DriverClosed)
     assert sent.sent
     assert not unsent.sent
     assert isinstance(sent.__cause__, errors.UnknownProducerId)
-    with pytest.raises(InstanceEnded):
+    with pytest.raises(DriverClosed):
         await producer.client._get_conn(1)
     with pytest.raises(errors.ProducerClosed):
         await accumulator.add_batch(producer.create_batch(), TopicPartition("t", 0), 1)
 
 
-def test_the_private_names_are_where_they_were():
+def test_private_names_exist():
     assert "_conns" in _source(AIOKafkaClient.__init__)
     assert "bootstrap_conn.send" in _source(AIOKafkaClient.bootstrap)
     assert "self._force_metadata_update" not in _source(AIOKafkaClient._get_conn)

@@ -1,4 +1,4 @@
-"""A client that was used before a fork, or in another event loop, says so: nothing hangs."""
+"""Clients that were used before a fork, or in another event loop, raise a clear error."""
 
 import asyncio
 import subprocess
@@ -35,22 +35,22 @@ CALLS = """
         await consumer.__aenter__()
 
     async def use():
-        await told(producer.send("topic", b"x"))
-        await told(producer.send_and_wait("topic", b"x"))
-        await told(producer.send_many("topic", [b"x"]))
-        await told(producer.flush())
-        await told(producer.transaction().__aenter__())
-        await told(producer.__aenter__())
-        await told(consumer.__aenter__())
-        await told(first())
-        await told(producer.aclose(0.1))
-        await told(consumer.aclose(0.1))
-        await told(producer.send("topic", b"x"))
+        await report(producer.send("topic", b"x"))
+        await report(producer.send_and_wait("topic", b"x"))
+        await report(producer.send_many("topic", [b"x"]))
+        await report(producer.flush())
+        await report(producer.transaction().__aenter__())
+        await report(producer.__aenter__())
+        await report(consumer.__aenter__())
+        await report(first())
+        await report(producer.aclose(0.1))
+        await report(consumer.aclose(0.1))
+        await report(producer.send("topic", b"x"))
 
     async def first():
         return await anext(aiter(consumer))
 
-    async def told(call):
+    async def report(call):
         try:
             async with asyncio.timeout(10):
                 print(await call)
@@ -60,9 +60,9 @@ CALLS = """
 """
 
 
-@pytest.mark.parametrize("loop_of_child", ["asyncio.new_event_loop()", "loop"])
-def test_after_a_fork_each_use_says_to_make_a_new_one_and_closing_has_nothing_to_do(loop_of_child):
-    said = run(
+@pytest.mark.parametrize("child_loop", ["asyncio.new_event_loop()", "loop"])
+def test_every_use_after_a_fork_raises_an_error_and_closing_does_nothing(child_loop):
+    lines = run(
         CALLS
         + f"""
     loop = asyncio.new_event_loop()
@@ -70,7 +70,7 @@ def test_after_a_fork_each_use_says_to_make_a_new_one_and_closing_has_nothing_to
     if os.fork() == 0:
         code = 1
         try:
-            {loop_of_child}.run_until_complete(use())
+            {child_loop}.run_until_complete(use())
             asyncio.new_event_loop().run_until_complete(unused.aclose())
             code = 0
         finally:
@@ -85,18 +85,18 @@ def test_after_a_fork_each_use_says_to_make_a_new_one_and_closing_has_nothing_to
     sys.exit(os.waitstatus_to_exitcode(status))
     """
     )
-    assert len(said) == 11
-    for line in said[:8]:
+    assert len(lines) == 11
+    for line in lines[:8]:
         assert line.startswith("RuntimeError this client was used before a fork")
-    assert "make a new ResilientKafkaProducer in the child process" in said[0]
-    assert "make a new ResilientKafkaConsumer in the child process" in said[6]
-    assert said[8].startswith("DeliveryReport(delivered=0")
-    assert said[9] == "None"
-    assert said[10].startswith("KafkaClosed")
+    assert "create a new ResilientKafkaProducer in the child process" in lines[0]
+    assert "create a new ResilientKafkaConsumer in the child process" in lines[6]
+    assert lines[8].startswith("DeliveryReport(delivered=0")
+    assert lines[9] == "None"
+    assert lines[10].startswith("KafkaClosed")
 
 
-def test_in_another_living_loop_each_use_of_a_producer_says_so_closing_included():
-    said = run(
+def test_every_use_of_a_producer_in_another_running_loop_raises_an_error_and_so_does_closing():
+    lines = run(
         CALLS
         + """
     loop = asyncio.new_event_loop()
@@ -104,25 +104,25 @@ def test_in_another_living_loop_each_use_of_a_producer_says_so_closing_included(
     asyncio.run(use())
 
     async def end():
-        await told(producer.aclose(0.1))
+        await report(producer.aclose(0.1))
         await consumer.aclose(0.1)
 
     loop.run_until_complete(end())
     """
     )
-    assert len(said) == 12
-    for line in [*said[:9], said[10]]:
+    assert len(lines) == 12
+    for line in [*lines[:9], lines[10]]:
         assert line.startswith("RuntimeError this client is in use in another running event loop")
-    assert said[11].startswith("DeliveryReport(delivered=0")
+    assert lines[11].startswith("DeliveryReport(delivered=0")
 
 
-def test_one_that_was_not_in_use_before_a_fork_is_the_childs_own():
-    said = run(
+def test_client_that_was_not_used_before_a_fork_works_in_the_child_process():
+    lines = run(
         CALLS
         + """
     async def use_unused():
-        await told(unused.__aenter__())
-        await told(unused.aclose(0.1))
+        await report(unused.__aenter__())
+        await report(unused.aclose(0.1))
 
     if os.fork() == 0:
         asyncio.run(use_unused())
@@ -130,17 +130,17 @@ def test_one_that_was_not_in_use_before_a_fork_is_the_childs_own():
     os.wait()
     """
     )
-    assert said[0].startswith("<ResilientKafkaProducer")
-    assert said[1].startswith("DeliveryReport(delivered=0")
+    assert lines[0].startswith("<ResilientKafkaProducer")
+    assert lines[1].startswith("DeliveryReport(delivered=0")
 
 
-def test_what_lived_in_a_closed_loop_may_begin_anew_in_a_child():
+def test_binding_to_a_closed_loop_ignores_a_fork():
     with asyncio.Runner() as runner:
-        residence = runner.run(settle())
-    residence.note_fork()
-    assert residence.closed
-    assert not residence.forked
+        binding = runner.run(bind())
+    binding.note_fork()
+    assert binding.closed
+    assert not binding.forked
 
 
-async def settle():
+async def bind():
     return LoopBinding()

@@ -1,4 +1,4 @@
-"""aiokafka's options: checked before anything connects, with a message that says what to write."""
+"""Options of aiokafka: validated before anything connects."""
 
 import ssl
 
@@ -12,7 +12,7 @@ OWNED = {"enable_auto_commit": "leave it out: offsets are committed once handled
 LOGIN = {"sasl_plain_username": "me", "sasl_plain_password": "secret-word"}
 
 
-def test_options_are_split_by_who_takes_them():
+def test_options_are_split_by_receiver():
     split = split_options(
         {"client_id": "me", "request_timeout_ms": 1000, "fetch_max_wait_ms": 10},
         of=AIOKafkaConsumer,
@@ -23,31 +23,31 @@ def test_options_are_split_by_who_takes_them():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"enable_auto_commit": True}, "offsets are committed once handled"),
         ({"loop": None}, "starts in the event loop of its first use"),
         ({"api_version": "auto"}, "leave it out"),
         ({"fetch_max_wait": 10}, "did you mean fetch_max_wait_ms=?"),
-        ({"xyz": 10}, "it knows auto_commit_interval_ms, "),
+        ({"xyz": 10}, "use one of auto_commit_interval_ms, "),
         ({"request_timeout_ms": 0}, "integer of at least 1"),
         ({"request_timeout_ms": 1.5}, "integer of at least 1"),
         ({"connections_max_idle_ms": -1}, "integer of at least 1"),
-        ({"security_protocol": "TLS"}, "write one of PLAINTEXT, SSL,"),
+        ({"security_protocol": "TLS"}, "use one of PLAINTEXT, SSL,"),
         ({"security_protocol": "SSL"}, "ssl_context=ssl.create_default_context()"),
-        ({"ssl_context": ssl.create_default_context()}, 'write security_protocol="SSL"'),
+        ({"ssl_context": ssl.create_default_context()}, 'use security_protocol="SSL"'),
         (
             {
                 "ssl_context": ssl.create_default_context(),
                 "security_protocol": "SASL_PLAINTEXT",
                 **LOGIN,
             },
-            'write security_protocol="SASL_SSL"',
+            'use security_protocol="SASL_SSL"',
         ),
         (LOGIN, "security_protocol=SASL_PLAINTEXT or SASL_SSL"),
         (
             {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_username": "me"},
-            "write sasl_plain_password=",
+            "set sasl_plain_password=",
         ),
         (
             {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "SCRAM", **LOGIN},
@@ -59,24 +59,24 @@ def test_options_are_split_by_who_takes_them():
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_what_to_write(options, said):
+def test_invalid_option_raises_an_error_that_names_the_alternative(options, message):
     with pytest.raises(ConfigurationError) as caught:
         split_options(options, of=AIOKafkaConsumer, owned=OWNED)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_typing_error_never_leads_to_an_option_that_is_refused():
+def test_suggestion_for_a_typing_error_is_never_an_option_that_cannot_be_set():
     with pytest.raises(ConfigurationError) as caught:
         split_options({"enable_auto_comit": True}, of=AIOKafkaConsumer, owned=OWNED)
     assert "did you mean enable_auto_commit" not in str(caught.value)
 
 
-def test_an_option_of_the_other_class_is_unknown():
-    with pytest.raises(ConfigurationError, match="no option of AIOKafkaProducer"):
+def test_option_of_the_other_class_is_unknown():
+    with pytest.raises(ConfigurationError, match="AIOKafkaProducer has no option group_id="):
         split_options({"group_id": "g"}, of=AIOKafkaProducer, owned={})
 
 
-def test_no_secret_is_shown():
+def test_options_and_errors_show_no_secret():
     options = {"security_protocol": "SASL_PLAINTEXT", **LOGIN}
     assert "secret-word" not in repr(split_options(options, of=AIOKafkaProducer, owned={}))
     with pytest.raises(ConfigurationError) as caught:
@@ -84,7 +84,7 @@ def test_no_secret_is_shown():
     assert "secret-word" not in str(caught.value)
 
 
-def test_every_security_that_works_passes():
+def test_every_valid_security_configuration_is_accepted():
     context = ssl.create_default_context()
     for options in (
         {},

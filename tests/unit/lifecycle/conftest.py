@@ -1,4 +1,4 @@
-"""Parts that tell what happened to them, and a monitor over a dependency that answers."""
+"""Parts that record what is done to them, and a monitor of one dependency."""
 
 import asyncio
 import functools
@@ -10,7 +10,7 @@ from resilient_io import Dependency, HealthMonitor
 
 
 class Part:
-    """A context manager that notes what is done to it, and takes its time."""
+    """A slow context manager that records what is done to it."""
 
     def __init__(self, diary, name, *, starts=0.0, closes=0.0, fails=None):
         self.diary = diary
@@ -27,7 +27,7 @@ class Part:
         self.note("starts")
         await asyncio.sleep(self.starts)
         if self.fails == "start":
-            raise ConnectionRefusedError("nobody listens")
+            raise ConnectionRefusedError("connection refused")
         return self
 
     async def __aexit__(self, *exc_info):
@@ -39,7 +39,7 @@ class Part:
 
 
 class Client(Part):
-    """A part that bounds its closing itself, as our clients do."""
+    """A part with a timeout for closing, like the clients of the library."""
 
     def __init__(self, diary, name, **times):
         super().__init__(diary, name, **times)
@@ -78,29 +78,34 @@ class Stubborn(Part):
             try:
                 await asyncio.sleep(1.0)
             except asyncio.CancelledError:
-                self.note("goes on")
+                self.note("continues")
 
 
 @pytest.fixture
 def diary():
-    """What happened when: (loop time, what)."""
+    """Return the recorded events: (loop time, event)."""
     return []
 
 
 @pytest.fixture
 def make(diary):
-    """Make parts: `make.part("db", starts=1.0)`, `make.source("orders", closes=2.0)`."""
+    """Return factories of parts, such as `make.source("orders", closes=2.0)`."""
     kinds = {"part": Part, "client": Client, "source": Source, "stubborn": Stubborn}
     return SimpleNamespace(**{name: functools.partial(kind, diary) for name, kind in kinds.items()})
 
 
 @pytest.fixture
 def what(diary):
-    """Tell what happened, without the times."""
-    return lambda: [event for _, event in diary]
+    """Return the recorded events without the times; `what.clear()` removes them."""
+
+    def events():
+        return [event for _, event in diary]
+
+    events.clear = diary.clear
+    return events
 
 
 @pytest.fixture
 def monitor():
-    """A monitor over one dependency, which is up once it is asked."""
+    """Return a monitor of one dependency."""
     return HealthMonitor(Dependency("redis"))

@@ -1,4 +1,4 @@
-"""A monitor over dependencies that the tests put into the states they want."""
+"""A monitor of dependencies whose states the tests set."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from resilient_io.health import Cause, Dependency, HealthMonitor, State
 
 
 class Service:
-    """A service with one dependency of each kind, all of them UP at first."""
+    """A service with one dependency of each role, all of them UP at first."""
 
     def __init__(self, *, liveness=()):
         self.redis = Dependency("redis")
@@ -30,8 +30,8 @@ class Service:
                 dependency.refused(Cause.READ_ONLY, detail)
 
 
-class Part:
-    """Something vital."""
+class Check:
+    """A liveness check that fails while `why` is set."""
 
     why = None
 
@@ -40,19 +40,19 @@ class Part:
 
 
 @pytest.fixture
-def part():
-    return Part()
+def check():
+    return Check()
 
 
 @pytest.fixture
-async def service(part):
-    made = Service(liveness=[part])
+async def service(check):
+    made = Service(liveness=[check])
     yield made
     await made.monitor.aclose()
 
 
 @pytest.fixture
-def settle():
+def run_loop():
     async def wait():
         for _ in range(10):
             await asyncio.sleep(0)

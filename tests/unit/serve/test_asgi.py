@@ -1,4 +1,4 @@
-"""The answers over ASGI: by themselves, and mounted into other applications."""
+"""The ASGI application: on its own, and mounted in other applications."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from starlette.routing import Mount
 
 from resilient_io.health import State
 from resilient_io.serve import health_app
-from resilient_io.serve._answers import PATHS
+from resilient_io.serve.endpoints import PATHS
 
 
 def client_of(app):
@@ -35,11 +35,11 @@ def in_fastapi(health):
         pytest.param(
             lambda health: (Starlette(routes=[Mount("/a/b", health)]), "/a/b"), id="starlette"
         ),
-        pytest.param(lambda health: (Starlette(routes=health.routes), ""), id="its routes"),
+        pytest.param(lambda health: (Starlette(routes=health.routes), ""), id="routes"),
     ]
 )
 def mounted(request, service):
-    """An application, and where in it the probes are."""
+    """Return an application and the path of the probes in it."""
     return request.param(health_app(service.monitor, name="shop"))
 
 
@@ -56,7 +56,7 @@ async def test_probes_answer_wherever_they_are_mounted(mounted, service):
         assert "resilient_io" in (await client.get(f"{prefix}/metrics")).text
 
 
-async def test_head_is_get_without_the_body(mounted):
+async def test_head_is_answered_like_get_without_the_body(mounted):
     app, prefix = mounted
     async with client_of(app) as client:
         for path in PATHS:
@@ -68,7 +68,7 @@ async def test_head_is_get_without_the_body(mounted):
         assert head.headers["content-length"] == str(len(b"ready\n"))
 
 
-async def test_other_methods_are_refused(mounted):
+async def test_other_methods_are_not_allowed(mounted):
     app, prefix = mounted
     async with client_of(app) as client:
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
@@ -76,7 +76,7 @@ async def test_other_methods_are_refused(mounted):
             assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
-async def test_anything_else_is_not_found_and_leads_nowhere(service):
+async def test_other_paths_are_not_found_and_not_redirected(service):
     health = health_app(service.monitor)
     for app, prefix in ((health, ""), (in_fastapi(health), "/health")):
         async with client_of(app) as client:
@@ -86,13 +86,13 @@ async def test_anything_else_is_not_found_and_leads_nowhere(service):
                 assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_the_applications_own_paths_are_left_alone(service):
+async def test_paths_of_the_application_are_left_alone(service):
     async with client_of(in_fastapi(health_app(service.monitor))) as client:
         assert (await client.get("/orders")).json() == ["one"]
         assert (await client.get("/livez")).status_code == 404
 
 
-async def test_every_accept_line_of_a_request_counts(service):
+async def test_every_accept_header_of_a_request_counts(service):
     async with client_of(health_app(service.monitor)) as client:
         accept = [("accept", "image/png"), ("accept", "application/health+json")]
         answer = await client.get("/readyz", headers=httpx.Headers(accept))
@@ -100,7 +100,7 @@ async def test_every_accept_line_of_a_request_counts(service):
 
 
 class Call:
-    """One request to an ASGI application, whose two channels are in the test's hands."""
+    """One request to an ASGI application, with both channels under the control of the test."""
 
     def __init__(self, app, path):
         self.scope = {
@@ -113,10 +113,10 @@ class Call:
         }
         self.app = app
         self.sent = []
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
 
     async def receive(self):
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message):
@@ -126,9 +126,9 @@ class Call:
         await self.app(self.scope, self.receive, self.send)
 
 
-async def test_a_stream_ends_at_once_when_its_client_goes_away(service):
+async def test_stream_ends_immediately_when_its_client_disconnects(service):
     call = Call(health_app(service.monitor), "/events")
-    asyncio.get_running_loop().call_later(2.5, call.gone.set)
+    asyncio.get_running_loop().call_later(2.5, call.disconnected.set)
     await call.run()
     assert asyncio.get_running_loop().time() == pytest.approx(2.5)
     start, *chunks = call.sent
@@ -138,14 +138,14 @@ async def test_a_stream_ends_at_once_when_its_client_goes_away(service):
     assert all(chunk["more_body"] for chunk in chunks)
 
 
-async def test_a_stream_that_ends_by_itself_ends_in_good_order(service):
+async def test_stream_of_a_draining_service_ends_with_a_complete_response(service):
     call = Call(health_app(service.monitor), "/events")
     service.monitor.drain()
     await call.run()
     assert [message.get("more_body") for message in call.sent[1:]] == [True, None]
 
 
-async def test_a_cancelled_stream_leaves_nothing_behind(service, settle):
+async def test_cancelled_stream_leaves_nothing_behind(service, run_loop):
     app = health_app(service.monitor)
     call = Call(app, "/events")
     running = asyncio.create_task(call.run())
@@ -153,5 +153,5 @@ async def test_a_cancelled_stream_leaves_nothing_behind(service, settle):
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await settle()
+    await run_loop()
     assert service.monitor._subscriptions._all == []

@@ -1,4 +1,4 @@
-"""The heartbeat in a file."""
+"""The heartbeat file."""
 
 import asyncio
 import json
@@ -11,7 +11,8 @@ import pytest
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency, HealthMonitor, State
-from resilient_io.serve import Heartbeat, _heartbeat
+from resilient_io.serve import Heartbeat
+from resilient_io.serve import heartbeat as module
 from resilient_io.testing import cancel_everywhere
 
 
@@ -22,33 +23,33 @@ def path(tmp_path):
 
 @pytest.fixture
 def writes(monkeypatch):
-    """The times at which it was written."""
+    """Return the loop times at which the file was written."""
     times = []
-    replace = _heartbeat._replace
+    replace = module._replace
 
-    def noting(path, words):
-        replace(path, words)
+    def noting(path, text):
+        replace(path, text)
         times.append(loop.time())
 
     loop = None
-    monkeypatch.setattr(_heartbeat, "_replace", noting)
+    monkeypatch.setattr(module, "_replace", noting)
 
-    def begin():
+    def start():
         nonlocal loop
         loop = asyncio.get_running_loop()
         return times
 
-    return begin
+    return start
 
 
-async def test_it_says_how_the_service_is_in_one_line(path, service):
+async def test_file_contains_the_health_of_the_service_in_one_line(path, service):
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(0.1)
         text = path.read_text()
     assert text.count("\n") == 1
-    told = json.loads(text)
-    assert told.pop("at") > 1_700_000_000
-    assert told == {
+    document = json.loads(text)
+    assert document.pop("at") > 1_700_000_000
+    assert document == {
         "interval": 1.0,
         "ready": True,
         "alive": True,
@@ -60,17 +61,20 @@ async def test_it_says_how_the_service_is_in_one_line(path, service):
     }
 
 
-async def test_it_says_why_the_service_is_not_well(path, service, part):
-    service.put(service.redis, State.DOWN, "nobody listens")
-    part.why = "its supervisor died"
+async def test_file_contains_the_reasons_of_an_unhealthy_service(path, service, check):
+    service.put(service.redis, State.DOWN, "connection refused")
+    check.why = "its supervisor died"
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(0.1)
-        told = json.loads(path.read_text())
-    assert (told["ready"], told["alive"], told["state"]) == (False, False, "down")
-    assert told["because"] == ["redis is down (refused: nobody listens)", "its supervisor died"]
+        document = json.loads(path.read_text())
+    assert (document["ready"], document["alive"], document["state"]) == (False, False, "down")
+    assert document["because"] == [
+        "redis is down: connection refused",
+        "its supervisor died",
+    ]
 
 
-async def test_it_beats_every_interval_and_at_every_change(path, service, writes):
+async def test_file_is_written_every_interval_and_on_every_change(path, service, writes):
     times = writes()
     loop = asyncio.get_running_loop()
     async with Heartbeat(service.monitor, path, interval=2.0):
@@ -79,60 +83,58 @@ async def test_it_beats_every_interval_and_at_every_change(path, service, writes
     assert times == pytest.approx([0.0, 2.0, 2.5, 4.5, 5.0])
 
 
-async def test_at_the_end_it_stays_and_says_that_it_has_stopped(path, service):
+async def test_file_stays_after_the_end_and_says_stopped(path, service):
     async with Heartbeat(service.monitor, path) as heartbeat:
         await asyncio.sleep(1.5)
-    told = json.loads(path.read_text())
-    assert (told["stopped"], told["ready"], told["alive"]) == (True, False, True)
+    document = json.loads(path.read_text())
+    assert (document["stopped"], document["ready"], document["alive"]) == (True, False, True)
     await heartbeat.aclose()
     assert service.monitor._subscriptions._all == []
 
 
-async def test_it_leaves_no_other_file(path, service):
+async def test_heartbeat_leaves_no_other_file(path, service):
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(3.0)
     assert [each.name for each in path.parent.iterdir()] == ["heartbeat.json"]
 
 
-async def test_no_reader_ever_sees_a_part_of_it(path, service, monkeypatch):
+async def test_file_is_replaced_as_a_whole_or_not_at_all(path, service, monkeypatch):
     path.write_text("before")
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_heartbeat.Path, "replace", fail)
+    monkeypatch.setattr(module.Path, "replace", fail)
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(3.0)
     assert path.read_text() == "before"
     assert [each.name for each in path.parent.iterdir()] == ["heartbeat.json"]
 
 
-async def test_a_file_that_cannot_be_written_is_logged_once_and_tried_again(
-    tmp_path, service, caplog
-):
+async def test_write_failure_is_logged_once_and_retried(tmp_path, service, caplog):
     caplog.set_level(logging.INFO, logger="resilient_io.serve")
-    folder = tmp_path / "later"
-    async with Heartbeat(service.monitor, folder / "heartbeat.json"):
+    directory = tmp_path / "later"
+    async with Heartbeat(service.monitor, directory / "heartbeat.json"):
         await asyncio.sleep(5.5)
-        folder.mkdir()
+        directory.mkdir()
         await asyncio.sleep(5.0)
-    assert json.loads((folder / "heartbeat.json").read_text())["stopped"] is True
+    assert json.loads((directory / "heartbeat.json").read_text())["stopped"] is True
     records = [(record.levelname, record.path) for record in caplog.records]
-    named = str(folder / "heartbeat.json")
-    assert records == [("WARNING", named), ("INFO", named)]
+    expected = str(directory / "heartbeat.json")
+    assert records == [("WARNING", expected), ("INFO", expected)]
 
 
-async def test_it_can_begin_again_after_its_end(path, service):
+async def test_heartbeat_can_be_started_again_after_its_end(path, service):
     heartbeat = Heartbeat(service.monitor, path)
     for _ in range(2):
         async with heartbeat:
-            with pytest.raises(RuntimeError, match="beats already"):
+            with pytest.raises(RuntimeError, match="is running already"):
                 heartbeat.start()
             await asyncio.sleep(0.5)
             assert json.loads(path.read_text())["stopped"] is False
 
 
-async def test_a_password_in_a_name_does_not_get_into_the_file(path):
+async def test_password_in_a_name_is_not_written(path):
     redis = Dependency("redis://user:hunter2@cache")
     async with HealthMonitor(redis) as monitor, Heartbeat(monitor, path):
         await asyncio.sleep(0.1)
@@ -141,9 +143,9 @@ async def test_a_password_in_a_name_does_not_get_into_the_file(path):
     assert "@cache is unknown" in text
 
 
-async def test_a_file_system_that_hangs_does_not_hold_up_the_end(path, service, monkeypatch):
+async def test_closing_does_not_wait_for_a_file_system_that_hangs(path, service, monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr(_heartbeat, "_replace", lambda *_: os.read(reading, 1))
+    monkeypatch.setattr(module, "_replace", lambda *_: os.read(reading, 1))
     loop = asyncio.get_running_loop()
     heartbeat = Heartbeat(service.monitor, path)
     heartbeat.start()
@@ -158,7 +160,7 @@ async def test_a_file_system_that_hangs_does_not_hold_up_the_end(path, service, 
     os.close(reading)
 
 
-async def test_it_can_be_cancelled_everywhere(path, service):
+async def test_heartbeat_can_be_cancelled_everywhere(path, service):
     async def live():
         async with Heartbeat(service.monitor, path, interval=0.01):
             await asyncio.sleep(0.03)
@@ -168,38 +170,68 @@ async def test_it_can_be_cancelled_everywhere(path, service):
     assert service.monitor._subscriptions._all == []
 
 
-async def test_what_makes_no_sense_is_refused(path, service):
+async def test_wrong_arguments_are_rejected(path, service):
     with pytest.raises(ConfigurationError, match="interval"):
         Heartbeat(service.monitor, path, interval=0)
-    with pytest.raises(ConfigurationError, match="names no file"):
+    with pytest.raises(ConfigurationError, match="path is empty"):
         Heartbeat(service.monitor, "")
     with pytest.raises(TypeError, match="HealthMonitor"):
         Heartbeat(service.redis, path)
 
 
-def test_it_beats_while_every_thread_of_the_loop_is_busy(path):
-    """A name server that is away keeps them all, and no restart would bring it back."""
+def test_file_is_written_while_every_thread_of_the_executor_is_busy(path):
+    """Lookups at an unreachable name server occupy all threads; a restart would not help."""
     go = threading.Event()
 
-    async def beat():
+    async def main():
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         loop.run_in_executor(None, go.wait, 60)
         try:
             async with HealthMonitor(Dependency("redis")) as monitor, Heartbeat(monitor, path):
                 async with asyncio.timeout(20):
-                    while not path.exists():  # noqa: ASYNC110 (only the file tells)
+                    while not path.exists():  # noqa: ASYNC110 (only the file changes)
                         await asyncio.sleep(0.01)
             assert json.loads(path.read_text())["stopped"]
         finally:
             go.set()
 
-    asyncio.run(beat())
+    asyncio.run(main())
 
 
-async def test_signs_that_no_text_can_hold_do_not_end_it(path, service):
+async def test_characters_that_utf_8_cannot_encode_are_escaped(path, service):
     service.put(service.redis, State.DOWN, "said \udce9")
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(0.1)
-        told = json.loads(path.read_text(encoding="utf-8"))
-    assert told["because"] == ["redis is down (refused: said \\udce9)"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["because"] == ["redis is down: said \\udce9"]
+
+
+async def test_symbolic_link_at_the_name_of_the_temporary_file_is_not_followed(
+    path, service, monkeypatch
+):
+    victim = path.with_name("victim")
+    victim.write_text("before")
+    for name in (f".{path.name}.{os.getpid()}", f".{path.name}.guessed"):
+        path.with_name(name).symlink_to(victim)
+    async with Heartbeat(service.monitor, path):
+        await asyncio.sleep(0.1)
+        assert json.loads(path.read_text())["ready"] is True
+        # Even if the random name were known, the link would not be followed.
+        monkeypatch.setattr(module.secrets, "token_hex", lambda _: "guessed")
+        await asyncio.sleep(1.5)
+    assert victim.read_text() == "before"
+
+
+async def test_temporary_file_has_another_name_each_time(path, service, monkeypatch):
+    names = []
+    opened = os.open
+
+    def noting(name, *args, **options):
+        names.append(os.path.basename(name))  # noqa: PTH119 (a str or a Path)
+        return opened(name, *args, **options)
+
+    monkeypatch.setattr(module.os, "open", noting)
+    async with Heartbeat(service.monitor, path):
+        await asyncio.sleep(3.5)
+    assert len(names) == len(set(names)) >= 4

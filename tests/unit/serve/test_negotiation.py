@@ -1,8 +1,8 @@
-"""Which form a client likes best."""
+"""Content negotiation."""
 
 import pytest
 
-from resilient_io.serve._negotiation import prefer
+from resilient_io.serve.endpoints import preferred_type
 
 PLAIN, HEALTH, JSON, HTML = (
     "text/plain",
@@ -13,7 +13,7 @@ PLAIN, HEALTH, JSON, HTML = (
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("accept", "expected"),
     [
         ("", PLAIN),
         ("*/*", PLAIN),  # the kubelet, curl
@@ -31,17 +31,17 @@ PLAIN, HEALTH, JSON, HTML = (
         (",,;;=,q", PLAIN),
     ],
 )
-def test_the_form_is_the_one_that_the_client_likes_best(accept, form):
-    assert prefer(accept, (PLAIN, HEALTH, JSON)) == form
+def test_probe_format_follows_the_accept_header(accept, expected):
+    assert preferred_type(accept, (PLAIN, HEALTH, JSON)) == expected
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("accept", "expected"),
     [
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", HTML),
         ("*/*", HTML),
         ("application/json, text/plain, */*", JSON),  # what scripts in browsers send
     ],
 )
-def test_the_page_is_for_browsers_and_json_for_scripts(accept, form):
-    assert prefer(accept, (HTML, JSON)) == form
+def test_status_is_html_for_browsers_and_json_for_scripts(accept, expected):
+    assert preferred_type(accept, (HTML, JSON)) == expected

@@ -8,8 +8,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 
 from resilient_io import Dependency, HealthMonitor, ResilientKafkaProducer, ResilientRedis
-from resilient_io.telemetry._catalogue import CATALOGUE
-from resilient_io.telemetry._metric import BOUNDARIES
+from resilient_io.telemetry.catalog import BOUNDARIES, CATALOG
 from resilient_io.telemetry.otel import OpenTelemetryMetrics
 
 
@@ -20,7 +19,7 @@ async def monitor():
 
 
 class Collected:
-    """A provider of the test's own, and what it collected last."""
+    """A meter provider, and its metrics by name."""
 
     def __init__(self):
         self.reader = InMemoryMetricReader()
@@ -43,14 +42,14 @@ def collected():
     made.provider.shutdown()
 
 
-async def test_instruments_have_the_catalogue_s_names_kinds_and_units(monitor, collected):
+async def test_instruments_have_the_names_kinds_and_units_of_the_catalog(monitor, collected):
     redis = ResilientRedis()
     redis._runtime.multiplexer.latencies.record(0.002)
     OpenTelemetryMetrics(monitor, [redis, ResilientKafkaProducer()], collected.provider)
     found = collected.collect()
     assert found["db.client.operation.duration"]
     for name, metric in found.items():
-        known = CATALOGUE[name]
+        known = CATALOG[name]
         assert metric.unit == known.unit
         assert metric.description == known.help
         data = metric.data
@@ -67,7 +66,7 @@ async def test_instruments_have_the_catalogue_s_names_kinds_and_units(monitor, c
             assert all(point.attributes.values())
 
 
-async def test_values_are_those_of_the_moment(monitor, collected):
+async def test_values_are_current(monitor, collected):
     OpenTelemetryMetrics(monitor, meter_provider=collected.provider)
 
     def ready():
@@ -81,7 +80,7 @@ async def test_values_are_those_of_the_moment(monitor, collected):
     assert ready() == 0
 
 
-async def test_one_collection_reads_once(monitor, collected, monkeypatch):
+async def test_collection_reads_once(monitor, collected, monkeypatch):
     redis = ResilientRedis()
     asked = []
     stats = redis.stats
@@ -92,7 +91,7 @@ async def test_one_collection_reads_once(monitor, collected, monkeypatch):
         assert len(asked) == times
 
 
-async def test_a_few_latencies_are_recorded_exactly_and_once(monitor, collected):
+async def test_few_latencies_are_recorded_exactly_and_once(monitor, collected):
     redis = ResilientRedis()
     latencies = redis._runtime.multiplexer.latencies
     OpenTelemetryMetrics(monitor, [redis], collected.provider)
@@ -103,7 +102,7 @@ async def test_a_few_latencies_are_recorded_exactly_and_once(monitor, collected)
         (found,) = collected.collect()["db.client.operation.duration"].data.data_points
         return found
 
-    for _ in range(2):  # a collection without news adds nothing
+    for _ in range(2):  # the second collection adds nothing
         assert point().count == 33
     latencies.record(0.002, 7)
     last = point()
@@ -130,7 +129,7 @@ async def test_many_latencies_are_sampled_evenly(monitor, collected):
     assert counts[5.0] == pytest.approx(0.5, abs=0.5)
 
 
-async def test_a_client_that_began_anew_counts_from_there(monitor, collected):
+async def test_client_that_was_opened_again_counts_from_zero(monitor, collected):
     redis = ResilientRedis()
     OpenTelemetryMetrics(monitor, [redis], collected.provider)
     redis._runtime.multiplexer.latencies.record(0.002, 10)
@@ -141,20 +140,20 @@ async def test_a_client_that_began_anew_counts_from_there(monitor, collected):
     assert point.count == 14
 
 
-async def test_closed_it_reports_nothing(monitor, collected):
+async def test_closed_metrics_report_nothing(monitor, collected):
     metrics = OpenTelemetryMetrics(monitor, meter_provider=collected.provider)
     assert collected.collect()
     metrics.close()
     assert collected.collect() == {}
 
 
-async def test_what_was_closed_lets_go_of_its_clients(monitor, collected):
+async def test_closed_metrics_release_their_clients(monitor, collected):
     redis = ResilientRedis()
     exported = OpenTelemetryMetrics(monitor, [redis], collected.provider)
     assert collected.collect()
-    gone = weakref.ref(redis)
+    reference = weakref.ref(redis)
     exported.close()
     del redis
     gc.collect()
-    assert gone() is None
+    assert reference() is None
     assert collected.collect() == {}

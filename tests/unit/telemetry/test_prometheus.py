@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from resilient_io import ConfigurationError, Dependency, HealthMonitor, ResilientRedis
-from resilient_io.telemetry._catalogue import CATALOGUE
+from resilient_io.telemetry.catalog import CATALOG
 from resilient_io.telemetry.prometheus import PrometheusMetrics
 
 
@@ -19,12 +19,12 @@ async def monitor():
         yield monitor
 
 
-async def test_the_samples_are_those_of_the_catalogue(monitor):
+async def test_samples_are_those_of_the_catalog(monitor):
     redis = ResilientRedis()
     redis._runtime.multiplexer.latencies.record(0.002, 3)
     body, content_type = PrometheusMetrics(monitor, [redis]).render()
     assert content_type.startswith("text/plain")
-    known = {sample: metric for metric in CATALOGUE.values() for sample in metric.sample_names}
+    known = {sample: metric for metric in CATALOG.values() for sample in metric.sample_names}
     samples = [each for family in read_plain(body.decode()) for each in family.samples]
     assert samples
     for sample in samples:
@@ -50,14 +50,14 @@ async def test_the_samples_are_those_of_the_catalogue(monitor):
     assert total.value == pytest.approx(0.006)
 
 
-async def test_openmetrics_is_given_to_who_asks_for_it(monitor):
-    asked = "application/openmetrics-text; version=1.0.0"
-    body, content_type = PrometheusMetrics(monitor, [ResilientRedis()]).render(asked)
+async def test_openmetrics_is_rendered_on_request(monitor):
+    accept = "application/openmetrics-text; version=1.0.0"
+    body, content_type = PrometheusMetrics(monitor, [ResilientRedis()]).render(accept)
     assert content_type.startswith("application/openmetrics-text")
     assert list(read_open(body.decode()))
 
 
-async def test_a_registry_collects_from_registering_to_unregistering(monitor):
+async def test_registry_collects_until_the_metrics_are_unregistered(monitor):
     registry = CollectorRegistry()
     metrics = PrometheusMetrics(monitor).register(registry)
     assert registry.get_sample_value("resilient_io_service_ready") == 0.0
@@ -69,16 +69,16 @@ async def test_a_registry_collects_from_registering_to_unregistering(monitor):
     assert registry.get_sample_value("resilient_io_service_ready") is None
 
 
-async def test_a_second_one_in_the_same_registry_is_refused(monitor):
+async def test_second_collector_in_the_same_registry_is_rejected(monitor):
     registry = CollectorRegistry()
     metrics = PrometheusMetrics(monitor).register(registry)
-    with pytest.raises(ConfigurationError, match="give all clients to one PrometheusMetrics"):
+    with pytest.raises(ConfigurationError, match="pass all clients to one PrometheusMetrics"):
         PrometheusMetrics(monitor).register(registry)
     metrics.unregister()
     PrometheusMetrics(monitor).register(registry)
 
 
-async def test_a_name_with_odd_characters_is_escaped():
+async def test_special_characters_in_a_name_are_escaped():
     async with HealthMonitor(Dependency('redis "a"\\b')) as monitor:
         body, _ = PrometheusMetrics(monitor).render()
     families = {family.name: family for family in read_plain(body.decode())}
@@ -87,13 +87,13 @@ async def test_a_name_with_odd_characters_is_escaped():
 
 
 @pytest.mark.parametrize(
-    ("module", "missing", "told"),
+    ("module", "missing", "hint"),
     [
         ("prometheus", "prometheus_client", "pip install 'resilient-io[prometheus]'"),
         ("otel", "opentelemetry", "pip install 'resilient-io[otel]'"),
     ],
 )
-def test_a_missing_extra_says_what_to_install(module, missing, told):
+def test_missing_extra_is_an_error_with_the_command_to_install_it(module, missing, hint):
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from resilient_io import ConfigurationError\n"
@@ -102,14 +102,14 @@ def test_a_missing_extra_says_what_to_install(module, missing, told):
         "except ConfigurationError as error:\n"
         "    print(error)\n"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    assert told in said
-    assert said.count("\n") == 1
+    assert hint in output
+    assert output.count("\n") == 1
 
 
-def test_who_does_not_ask_for_metrics_imports_none_of_it():
+def test_metrics_are_not_imported_before_they_are_used():
     code = (
         "import sys, resilient_io; resilient_io.ResilientRedis; resilient_io.HealthMonitor\n"
         "resilient_io.ResilientKafkaConsumer; resilient_io.ResilientKafkaProducer\n"

@@ -1,4 +1,4 @@
-"""What is read of health and of clients when somebody collects."""
+"""The readings of health and clients."""
 
 import asyncio
 
@@ -14,14 +14,13 @@ from resilient_io import (
     ResilientRedis,
 )
 from resilient_io.histogram import Latencies
-from resilient_io.telemetry import _counts
-from resilient_io.telemetry._metric import BOUNDARIES
-from resilient_io.telemetry._readings import Readings, fold
-from resilient_io.telemetry._totals import Distribution
+from resilient_io.telemetry import readings as reading_module
+from resilient_io.telemetry.catalog import BOUNDARIES
+from resilient_io.telemetry.readings import Distribution, Readings
 
 
 def values(readings, name):
-    """Give the values of a metric by its labels."""
+    """Return the values of a metric by its labels."""
     return {
         reading.labels: reading.value
         for reading in readings.collect()
@@ -35,7 +34,7 @@ async def monitor():
         yield monitor
 
 
-async def test_every_reading_has_a_value_for_each_of_its_labels(monitor):
+async def test_readings_have_a_value_for_each_label(monitor):
     clients = [
         ResilientRedis(),
         ResilientKafkaProducer(),
@@ -48,7 +47,7 @@ async def test_every_reading_has_a_value_for_each_of_its_labels(monitor):
         assert isinstance(reading.value, (int, float, Distribution)), reading.metric.name
 
 
-async def test_no_two_readings_have_the_same_name_and_labels():
+async def test_readings_have_unique_names_and_labels():
     twins = [Dependency("kafka b"), Dependency("kafka b")]
     monitor = HealthMonitor(*twins)
     clients = [ResilientRedis(), ResilientRedis(), ResilientRedis()]
@@ -61,9 +60,35 @@ async def test_no_two_readings_have_the_same_name_and_labels():
     assert names == {"kafka b", "kafka b 2"}
 
 
-async def test_clients_may_be_given_names(monitor):
+async def test_names_of_a_mapping_become_labels(monitor):
     readings = Readings(monitor, {"cache": ResilientRedis()})
     assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["cache"]
+
+
+async def test_name_of_a_client_becomes_its_label(monitor, monkeypatch):
+    clients = [ResilientRedis(), ResilientRedis(), ResilientKafkaProducer()]
+    for client, name in zip(clients, ("cart", "cart", "orders"), strict=True):
+        monkeypatch.setattr(client, "name", name, raising=False)
+    readings = Readings(monitor, clients)
+    found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
+    assert found == ["cart", "cart 2", "orders"]
+    readings = Readings(monitor, {"sessions": clients[0]})
+    assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["sessions"]
+
+
+async def test_client_without_a_name_of_its_own_is_called_by_its_kind(monitor, monkeypatch):
+    shared = Dependency("kafka")
+    clients = [
+        ResilientRedis(),
+        ResilientKafkaProducer(health=shared),
+        ResilientKafkaConsumer("orders", group_id="billing", health=shared),
+        ResilientRedis(health=Dependency("cart")),
+    ]
+    for client in clients:  # the default of `name=`
+        monkeypatch.setattr(client, "name", client.health.name, raising=False)
+    readings = Readings(monitor, clients)
+    found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
+    assert found == ["redis", "producer", "consumer", "cart"]
 
 
 async def test_transitions_are_counted_by_state_and_cause(monitor):
@@ -71,8 +96,8 @@ async def test_transitions_are_counted_by_state_and_cause(monitor):
     readings = Readings(monitor, ())
     for _ in range(2):
         redis.succeeded()
-        redis.failed(Cause.REFUSED, "nobody there", definite=True)
-        await asyncio.sleep(60)  # so that it is not damped as flapping
+        redis.failed(Cause.REFUSED, "connection refused", definite=True)
+        await asyncio.sleep(60)  # otherwise it would count as flapping
     redis.succeeded()
     redis.refused(Cause.READ_ONLY, "a replica")
     kafka.succeeded()
@@ -105,34 +130,36 @@ async def test_ready_and_draining_follow_the_monitor(monitor):
     assert values(readings, "resilient_io.service.alive") == {(): True}
 
 
-async def test_a_client_that_is_stuck_says_so(monitor, monkeypatch):
+async def test_liveness_failure_of_a_client_is_read(monitor, monkeypatch):
     redis = ResilientRedis()
     readings = Readings(monitor, [redis])
     labels = ("redis", redis.health.name)
     assert values(readings, "resilient_io.client.liveness_failure") == {labels: False}
-    monkeypatch.setattr(redis, "liveness_failure", lambda: "its keeper is gone")
+    monkeypatch.setattr(redis, "liveness_failure", lambda: "a task has ended")
     assert values(readings, "resilient_io.client.liveness_failure") == {labels: True}
 
 
-def test_latencies_are_folded_into_the_conventional_boundaries():
+def test_latencies_are_counted_up_to_each_boundary():
     latencies = Latencies()
     measured = [0.00005, 0.00015, 0.0004, 0.0009, 0.003, 0.007, 0.03, 0.08, 0.3, 0.8, 3, 8, 60]
     for seconds in measured:
         latencies.record(seconds)
-    assert fold(latencies.counts) == list(range(1, len(BOUNDARIES) + 2))
+    assert Distribution(latencies.counts, latencies.total).cumulative() == list(
+        range(1, len(BOUNDARIES) + 2)
+    )
 
 
-def test_a_latency_is_at_most_a_bucket_s_half_on_the_wrong_side_of_a_boundary():
+def test_latency_near_a_boundary_is_at_most_half_a_bucket_off():
     for seconds in (0.00094, 0.00106, 0.0094, 0.0106):
         latencies = Latencies()
         latencies.record(seconds, count=7)
-        folded = fold(latencies.counts)
-        for boundary, count in zip(BOUNDARIES, folded, strict=False):
+        cumulative = Distribution(latencies.counts, latencies.total).cumulative()
+        for boundary, count in zip(BOUNDARIES, cumulative, strict=False):
             assert count == (7 if seconds <= boundary else 0), (seconds, boundary)
-        assert folded[-1] == 7
+        assert cumulative[-1] == 7
 
 
-async def test_series_are_bounded_whatever_the_assignment_and_the_errors(monitor, monkeypatch):
+async def test_number_of_series_is_bounded(monitor, monkeypatch):
     consumer = ResilientKafkaConsumer("orders", group_id="billing")
     lags = {("orders", number): 2 for number in range(1_500)}
     monkeypatch.setattr(consumer, "known_lag", lambda: lags)
@@ -141,54 +168,56 @@ async def test_series_are_bounded_whatever_the_assignment_and_the_errors(monitor
     assert sum(found.values()) == 3_000
     assert found["consumer", consumer.health.name, "billing", "other", "other"] == 2_000
 
-    bounded = _counts._bounded({f"Error{number}": 1 for number in range(80)})
+    bounded = reading_module._bounded({f"Error{number}": 1 for number in range(80)})
     assert len(bounded) == 51
     assert bounded["other"] == 30
 
 
 @pytest.mark.parametrize(
-    ("clients", "message"),
+    ("clients", "error", "message"),
     [
-        ([object()], "clients holds a object: write clients="),
-        ({"": None}, "is no name of a client"),
-        (object(), "is no list: write clients="),
+        ([object()], TypeError, "clients must contain .*, not object: pass clients="),
+        ({"": None}, ConfigurationError, "name must not be empty: pass clients="),
+        ({7: None}, TypeError, "name must be a str, not 7: pass clients="),
+        (object(), TypeError, "must be a sequence or a mapping, not object: pass clients="),
+        ("redis", TypeError, "must be a sequence or a mapping, not str"),
     ],
 )
-async def test_what_is_no_client_is_refused_with_what_to_write(monitor, clients, message):
-    with pytest.raises(ConfigurationError, match=message):
+async def test_wrong_clients_are_rejected_with_advice(monitor, clients, error, message):
+    with pytest.raises(error, match=message):
         Readings(monitor, clients)
 
 
-async def test_what_is_no_monitor_is_refused():
-    with pytest.raises(TypeError, match="write HealthMonitor"):
+async def test_wrong_monitor_is_rejected():
+    with pytest.raises(TypeError, match="must be a HealthMonitor, not Dependency"):
         Readings(Dependency("redis"), ())
 
 
-def test_it_can_be_read_without_any_loop():
+def test_readings_do_not_need_an_event_loop():
     monitor = HealthMonitor(Dependency("redis"))
     readings = Readings(monitor, [ResilientRedis(), ResilientKafkaProducer()])
     assert values(readings, "resilient_io.service.ready") == {(): False}
 
 
-async def test_no_number_makes_a_name_that_somebody_has():
+async def test_numbering_duplicates_makes_no_existing_name():
     names = ["redis", "redis 2", "redis", "redis"]
     readings = Readings(HealthMonitor(*map(Dependency, names)), ())
     found = values(readings, "resilient_io.dependency.failures")
     assert [labels[0] for labels in found] == ["redis", "redis 2", "redis 3", "redis 4"]
 
 
-async def test_what_would_be_counted_twice_is_refused(monitor):
+async def test_client_passed_twice_is_rejected(monitor):
     redis, producer = ResilientRedis(), ResilientKafkaProducer()
     for clients in (
         [redis, redis],
         {"cache": redis, "sessions": redis.with_policy(attempts=1)},
         [producer, producer],
     ):
-        with pytest.raises(ConfigurationError, match="would be counted twice: give it once"):
+        with pytest.raises(ConfigurationError, match="would be counted twice: pass it once"):
             Readings(monitor, clients)
 
 
-async def test_counters_never_go_back(monitor):
+async def test_counters_never_decrease(monitor):
     redis = ResilientRedis()
     readings = Readings(monitor, [redis])
 
@@ -213,20 +242,20 @@ async def test_counters_never_go_back(monitor):
     assert counted() == (8, 13, pytest.approx(1.3))
 
 
-async def test_a_part_that_raises_blinds_nobody_to_the_others(monkeypatch, caplog):
+async def test_error_in_one_source_does_not_hide_the_others(monkeypatch, caplog):
     cache, sessions = ResilientRedis(), ResilientRedis()
     monitor = HealthMonitor(Dependency("redis"))
     readings = Readings(monitor, {"cache": cache, "sessions": sessions})
 
-    def broken():
+    def fail():
         raise LookupError("hidden")
 
-    monkeypatch.setattr(cache, "stats", broken)
+    monkeypatch.setattr(cache, "stats", fail)
     for _ in range(3):
         assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == [
             "sessions"
         ]
         assert values(readings, "resilient_io.service.ready") == {(): False}
         assert values(readings, "resilient_io.service.alive") == {(): True}
-    told = [(record.event, record.part, record.error) for record in caplog.records]
-    assert told == [("metrics_not_read", "cache", "LookupError")]
+    logged = [(record.event, record.part, record.error) for record in caplog.records]
+    assert logged == [("metrics_not_read", "cache", "LookupError")]

@@ -1,4 +1,4 @@
-"""What we lean on in redis-py so that tracers which patch it see our calls."""
+"""What the library relies on in redis-py, so that tracers that patch it see the calls."""
 
 import pytest
 import redis.asyncio.client as driver
@@ -14,12 +14,12 @@ CALLS = {
 
 
 class Real:
-    """What a stand-in stands for."""
+    """The client or pipeline behind a stand-in."""
 
     def __init__(self, *, transaction):
         self.connection_pool = ConnectionPool(host="elsewhere", port=7, db=2)
         self.command_stack = [(("GET", "key"), {})]
-        self.scripts = {"one to load"}
+        self.scripts = {"a script"}
         self.watching = False
         self.is_transaction = transaction
         self.explicit_transaction = False
@@ -27,7 +27,7 @@ class Real:
 
 @pytest.mark.parametrize("transaction", [True, False])
 @pytest.mark.parametrize("name", CALLS)
-async def test_the_own_methods_of_redis_py_lead_back_to_ours(name, transaction):
+async def test_methods_of_redis_py_call_the_library(name, transaction):
     owner, args, options = CALLS[name]
     made = []
 
@@ -41,7 +41,7 @@ async def test_the_own_methods_of_redis_py_lead_back_to_ours(name, transaction):
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_they_raise_what_ours_raises(name):
+async def test_methods_of_redis_py_raise_the_library_s_errors(name):
     owner, args, options = CALLS[name]
 
     async def make(*args, **options):
@@ -52,7 +52,7 @@ async def test_they_raise_what_ours_raises(name):
         await vars(owner)[name](stand_in, *args, **options)
 
 
-def test_a_patch_is_told_from_the_method_itself_however_it_disguises(monkeypatch):
+def test_patched_method_is_recognized_even_if_it_copies_the_original_s_name(monkeypatch):
     assert not is_patched()
     original = driver.Redis.execute_command
 

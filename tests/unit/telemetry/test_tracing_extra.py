@@ -1,4 +1,4 @@
-"""Tracing without OpenTelemetry's API says how to install it."""
+"""Tracing without OpenTelemetry's API."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ import pytest
 from resilient_io.errors import ConfigurationError
 
 
-def test_without_the_api_one_line_says_what_to_install(monkeypatch):
+def test_missing_api_is_an_error_with_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
     monkeypatch.delitem(sys.modules, "resilient_io.telemetry.tracing", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'resilient-io\[otel\]'"):

@@ -61,7 +61,7 @@ async def read_stores(redis: RedisServer, kafka: KafkaBroker) -> Stores:
 
 async def read_topic(kafka: KafkaBroker, topic: str) -> Contents:
     """Return all that is in a topic."""
-    consumer: Any = AIOKafkaConsumer(  # type: ignore[no-untyped-call]
+    consumer: Any = AIOKafkaConsumer(
         bootstrap_servers=kafka.direct_servers, enable_auto_commit=False
     )
     partitions = _partitions(topic)
@@ -81,7 +81,7 @@ async def read_topic(kafka: KafkaBroker, topic: str) -> Contents:
 
 
 async def _committed(kafka: KafkaBroker) -> dict[TopicPartition, int]:
-    consumer: Any = AIOKafkaConsumer(  # type: ignore[no-untyped-call]
+    consumer: Any = AIOKafkaConsumer(
         bootstrap_servers=kafka.direct_servers, enable_auto_commit=False, group_id=GROUP
     )
     partitions = _partitions(TOPIC)

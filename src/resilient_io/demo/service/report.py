@@ -91,8 +91,8 @@ def _words(run: Run, audit: Audit, stats: ConsumerStats) -> str:
         f"handled, {audit.lost:,} lost and {audit.twice:,} booked twice, through "
         f"{len(run.faults)} faults. {run.out_of_order:,} were handled before an earlier one of the "
         f"same customer. No customer waited longer than {run.longest:.1f} s for an answer. "
-        f"We logged {run.logged:,} records, {stats.dropped_logs:,} of the driver's were dropped "
-        f"and {run.logged_by_drivers:,} passed. Instances of the driver's consumer that were used: "
+        f"We logged {run.logged:,} records, {stats.log_records_dropped:,} of the driver's "
+        f"were dropped and {run.logged_by_drivers:,} passed. Instances of the driver's consumer: "
         f"{stats.instances:,}. All of it took {share:.0%} of a processor core."
     )
 

@@ -72,7 +72,7 @@ class Service:
             concurrency=CONCURRENCY,
             requires=[self.redis.health],
             dead_letter=DeadLetter(topic=DEAD_LETTERS, producer=self.producer),
-            policy=HandlerPolicy(attempts=5),
+            handler_policy=HandlerPolicy(attempts=5),
             limits=RunLimits(slow_start=0.5),
         )
 

@@ -9,14 +9,14 @@ from resilient_io.doctor.looking import Finding, merged, ok, problem
 from resilient_io.doctor.network import milder
 from resilient_io.doctor.tls import speaks_tls
 from resilient_io.health import Cause
-from resilient_io.kafka.probe import Round
+from resilient_io.kafka.probe import MetadataQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resilient_io.doctor.network import Place
-    from resilient_io.kafka.connect import Target
-    from resilient_io.kafka.errors import Failure
+    from resilient_io.kafka.connect import KafkaTarget
+    from resilient_io.kafka.errors import ConnectionFailure
     from resilient_io.kafka.protocols import Connection
 
 __all__ = ["judge_failure", "look_at_login", "silent_login"]
@@ -45,7 +45,7 @@ _TLS_PORT: Final = "Write kafkas://…, with ssl_cafile=/path/of/authority.pem w
 
 async def look_at_login(
     places: Sequence[Place],
-    target: Target,
+    target: KafkaTarget,
     timeout: float,
     keep: Callable[[Connection], None],
 ) -> Finding:
@@ -58,30 +58,30 @@ async def look_at_login(
         keep: Is given the connection to the first that answered.
     """
     addresses = [(place.host, place.port) for place in places]
-    async with Round(target, timeout=timeout, topics=()) as asked:
-        await asked.ask(addresses)
-        await asked.settle(timeout)
+    async with MetadataQuery(target, timeout=timeout, topics=()) as query:
+        await query.start(addresses)
+        await query.wait(timeout)
         failures = [
             (place, failure)
             for place, address in zip(places, addresses, strict=True)
-            if (failure := asked.failure(address)) is not None
+            if (failure := query.failure(address)) is not None
         ]
         answered = len(places) - len(failures)
         findings = [
             milder(await judge_failure(place, failure, target), some_work=answered > 0)
             for place, failure in failures
         ]
-        first = await asked.first() if answered else None
+        first = await query.first() if answered else None
         if first is not None:
-            keep(asked.keep(first))
+            keep(query.keep(first))
     if answered:
-        how = "with a login" if target.logs_in else "without a login"
+        how = "with a login" if target.uses_sasl else "without a login"
         who = "the broker answers" if answered == 1 else f"{answered} brokers answer"
         findings.append(ok(f"{who}, {how}"))
     return merged(findings)
 
 
-async def judge_failure(place: Place, failure: Failure, target: Target) -> Finding:
+async def judge_failure(place: Place, failure: ConnectionFailure, target: KafkaTarget) -> Finding:
     """Say what to do about a broker that took the connection and then did not answer."""
     data = {"cause": failure.cause.value}
     said = failure.detail

@@ -19,8 +19,8 @@ from resilient_io.doctor.network import (
 from resilient_io.doctor.step import Status
 from resilient_io.doctor.tls import look_at_tls, no_tls
 from resilient_io.doctor.urls import read_kafka_url
-from resilient_io.kafka.connect import Target
-from resilient_io.kafka.driver import drop
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.driver import abort_connection
 from resilient_io.kafka.options import split_options
 
 from .entrance import look_at_login, silent_login
@@ -58,7 +58,7 @@ def examine_kafka(
     """
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
-    target = Target(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
+    target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
     look = _Look(target, options.get("ssl_context"), Looking(timeout), group, list(topics))
     return _examine(look)
 
@@ -79,7 +79,7 @@ class _Look:
 
     def __init__(
         self,
-        target: Target,
+        target: KafkaTarget,
         context: ssl.SSLContext | None,
         looking: Looking,
         group: str | None,
@@ -98,7 +98,7 @@ class _Look:
         """Close what is open."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            drop(connection)
+            abort_connection(connection)
 
     def steps(self) -> list[Callable[[], Awaitable[Step]]]:
         """Give the steps in their order."""
@@ -203,10 +203,10 @@ async def _try_tls(place: Place, context: ssl.SSLContext) -> Finding:
     if not found.data.get("hung_up"):
         return found
     try:
-        connection = await Target(place.written).dial(place.host, place.port, _PLAIN_ANSWER)
+        connection = await KafkaTarget(place.written).connect(place.host, place.port, _PLAIN_ANSWER)
     except (KafkaError, OSError):
         return found
-    drop(connection)
+    abort_connection(connection)
     return no_tls(place, "kafka")
 
 

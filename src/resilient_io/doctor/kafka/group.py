@@ -15,9 +15,9 @@ from aiokafka.errors import (
 
 from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem
 from resilient_io.doctor.network import Place
-from resilient_io.kafka.driver import drop
+from resilient_io.kafka.driver import abort_connection
 from resilient_io.kafka.errors import connection_failure
-from resilient_io.kafka.probe import GROUP, ask_coordinator
+from resilient_io.kafka.probe import GROUP, find_coordinator
 
 from .lag import Offsets
 from .questions import ask_group
@@ -25,7 +25,7 @@ from .questions import ask_group
 if TYPE_CHECKING:
     from aiokafka.structs import TopicPartition
 
-    from resilient_io.kafka.connect import Target
+    from resilient_io.kafka.connect import KafkaTarget
     from resilient_io.kafka.protocols import Connection
 
     from .lag import Seen
@@ -52,7 +52,7 @@ _REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning",
 
 
 async def look_at_group(
-    connection: Connection, cluster: Cluster, target: Target, group: str, timeout: float
+    connection: Connection, cluster: Cluster, target: KafkaTarget, group: str, timeout: float
 ) -> Finding:
     """Look at a group's state and lag.
 
@@ -78,14 +78,14 @@ async def look_at_group(
 
 
 async def _look_at_group(
-    connection: Connection, cluster: Cluster, target: Target, group: str, timeout: float
+    connection: Connection, cluster: Cluster, target: KafkaTarget, group: str, timeout: float
 ) -> Finding:
-    host, port = await ask_coordinator(connection, GROUP, group, timeout)
+    host, port = await find_coordinator(connection, GROUP, group, timeout)
     where = Place(host, port).written
     try:
-        coordinator = await target.dial(host, port, timeout)
+        coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        failure = connection_failure(error, tls=target.uses_tls)
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
         return problem(
             f"the group's coordinator at {where} cannot be reached: {failure.detail}",
             "No consumer of this group can join from here: see the listeners step.",
@@ -100,7 +100,7 @@ async def _look_at_group(
             await asyncio.sleep(_WATCHED)
             second = await look.take(state.assigned)
     finally:
-        drop(coordinator)
+        abort_connection(coordinator)
     return _judge(group, where, state, first, second)
 
 

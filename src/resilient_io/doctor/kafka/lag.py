@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiokafka.errors import KafkaError
 
 from resilient_io.doctor.looking import together
-from resilient_io.kafka.driver import drop
+from resilient_io.kafka.driver import abort_connection
 
 from .questions import EARLIEST, LATEST, ask_committed, ask_offsets
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import TopicPartition
 
-    from resilient_io.kafka.connect import Target
+    from resilient_io.kafka.connect import KafkaTarget
     from resilient_io.kafka.protocols import Connection
 
     from .questions import Cluster
@@ -68,7 +68,7 @@ class Offsets:
         self,
         coordinator: Connection,
         cluster: Cluster,
-        target: Target,
+        target: KafkaTarget,
         group: str,
         timeout: float,
     ) -> None:
@@ -111,13 +111,13 @@ class Offsets:
         host, port = self._cluster.brokers[node]
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._target.dial(host, port, self._timeout)
+                connection = await self._target.connect(host, port, self._timeout)
                 try:
                     return (
                         await ask_offsets(connection, wanted, EARLIEST, self._timeout),
                         await ask_offsets(connection, wanted, LATEST, self._timeout),
                     )
                 finally:
-                    drop(connection)
+                    abort_connection(connection)
         except (KafkaError, OSError):
             return {}, {}

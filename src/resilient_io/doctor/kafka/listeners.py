@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from resilient_io.doctor.looking import Finding, merged, ok, problem, together
 from resilient_io.doctor.network import Place, addresses_of, knock
-from resilient_io.kafka.driver import drop
+from resilient_io.kafka.driver import abort_connection
 from resilient_io.kafka.errors import connection_failure
 
 from .questions import ask_cluster
@@ -21,7 +21,7 @@ from .questions import ask_cluster
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_io.kafka.connect import Target
+    from resilient_io.kafka.connect import KafkaTarget
 
     from .questions import Cluster
 
@@ -31,7 +31,7 @@ _LOOPBACK: Final = ("localhost", "127.", "::1")
 
 
 async def look_at_listeners(
-    cluster: Cluster, target: Target, bootstrap: Sequence[Place], timeout: float
+    cluster: Cluster, target: KafkaTarget, bootstrap: Sequence[Place], timeout: float
 ) -> Finding:
     """Connect to every broker where it says that it is, and ask there for the cluster.
 
@@ -93,7 +93,7 @@ def _advice(
 
 
 async def _try(
-    host: str, port: int, cluster_id: str | None, target: Target, timeout: float
+    host: str, port: int, cluster_id: str | None, target: KafkaTarget, timeout: float
 ) -> str | None:
     """Say why a broker cannot be used at an address; None when it can."""
     try:
@@ -111,18 +111,20 @@ async def _try(
 
 
 async def _ask(
-    host: str, port: int, cluster_id: str | None, target: Target, timeout: float
+    host: str, port: int, cluster_id: str | None, target: KafkaTarget, timeout: float
 ) -> str | None:
     try:
-        connection = await target.dial(host, port, timeout)
+        connection = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        return f"connected, but {connection_failure(error, tls=target.uses_tls).detail}"
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        return f"connected, but {failure.detail}"
     try:
         said = await ask_cluster(connection, (), timeout)
     except KafkaError as error:
-        return f"connected, but {connection_failure(error, tls=target.uses_tls).detail}"
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        return f"connected, but {failure.detail}"
     finally:
-        drop(connection)
+        abort_connection(connection)
     if cluster_id is not None and said.id is not None and said.id != cluster_id:
         return f"a broker of another cluster answers there ({said.id}, not {cluster_id})"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.doctor.looking import Finding, blind, merged, note, ok, problem
@@ -104,6 +103,8 @@ def _memory_used(group: Cgroup) -> Finding:
 
 def look_at_files(root: Path) -> Finding:
     """Look at the limit of open files, and of processes and threads."""
+    import resource  # noqa: PLC0415 (not on Windows)
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         used = sum(1 for _ in (root / "proc/self/fd").iterdir())

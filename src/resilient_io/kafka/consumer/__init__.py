@@ -1,13 +1,16 @@
-"""The consumer: records at least once, whatever happens to the broker."""
+"""The Kafka consumer: reads records at least once, whatever happens to the broker."""
 
 from __future__ import annotations
 
+from aiokafka import TopicPartition
+
+from ..record import Record, UnreadableRecord
 from .client import ResilientKafkaConsumer
-from .options import ConsumerSettings
-from .record import Record, TopicPartition, UnreadableRecord
+from .options import ConsumerOptions, ConsumerSettings
 from .stats import ConsumerStats
 
 __all__ = [
+    "ConsumerOptions",
     "ConsumerSettings",
     "ConsumerStats",
     "Record",

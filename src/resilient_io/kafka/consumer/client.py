@@ -1,4 +1,4 @@
-"""`ResilientKafkaConsumer`: a consumer that survives its broker."""
+"""`ResilientKafkaConsumer`: reads records at least once, whatever happens to Kafka."""
 
 from __future__ import annotations
 
@@ -8,95 +8,90 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
-from resilient_io.kafka.options import split_options
 from resilient_io.retry import RetryPolicy
-from resilient_io.validation import check_count, check_number, check_seconds
+from resilient_io.validation import (
+    check_count,
+    check_name,
+    check_number,
+    check_seconds,
+    check_type,
+)
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
-from ..processing.options import check_choice, plan_run
-from ..processing.workers import seen
-from .engine import Engine
-from .fetcher import Reader
-from .iteration import BatchIterator, BatchWalk, RecordIterator, RecordWalk
-from .options import ConsumerSettings, subscription_to
-from .running import run
-from .stats import ConsumerStats, Counters, ask_lag, nothing_yet
+from ..processing.options import plan_run
+from ..processing.workers import trace_handler
+from .fetcher import RecordDeserializer
+from .iteration import BatchIterator, RecordIterator
+from .options import ConsumerSettings, check_subscription, split_consumer_options
+from .runtime import ConsumerRuntime
+from .stats import (
+    ConsumerCounters,
+    ConsumerStats,
+    empty_consumer_stats,
+    known_lag,
+    query_lag,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
-
-    from resilient_io.health.dependency import Availability
+    from typing import Unpack
 
     from ..instrumentation import Tracing
     from ..processing.options import (
         DeadLetter,
         HandlerPolicy,
+        OnFailure,
         OnUnknown,
         Order,
         RunLimits,
     )
-    from ..processing.processor import RunStats
-    from ..processing.retries import OnFailure
+    from ..processing.stats import RunStats
+    from ..producer import ResilientKafkaProducer
     from .fetcher import Deserializer
-
-__all__ = ["ResilientKafkaConsumer"]
-
-_OWNED = {
-    "enable_auto_commit": "leave it out: offsets are committed once their records are handled",
-    "auto_commit_interval_ms": "write settings=ConsumerSettings(commit_interval=1.0), in seconds",
-    "max_poll_records": "write settings=ConsumerSettings(fetch_records=1000), or "
-    "batches(max_records=1000)",
-}
-
-_MAX_POLL_INTERVAL_MS = 300_000  # aiokafka 0.14's own default
-_MILLISECONDS = (
-    "max_poll_interval_ms",
-    "session_timeout_ms",
-    "rebalance_timeout_ms",
-    "fetch_max_wait_ms",
-)
-_CHOICES = {
-    "auto_offset_reset": ("earliest", "latest", "none"),
-    "isolation_level": ("read_uncommitted", "read_committed"),
-}
+    from .options import ConsumerOptions
 
 
 class ResilientKafkaConsumer:
-    """Reads records at least once, and goes on by itself after whatever happens to Kafka.
+    """Reads records at least once, and continues by itself after any failure of Kafka.
 
-    A record is handled when the next one is asked for (`async for`, `batches`), or when its handler
-    returned (`run`). Only offsets before which everything is handled are committed: in the
-    background, when partitions are taken away, on leaving and on closing. An outage is never
-    raised: records come again when Kafka does.
+    A record is handled when the next one is requested (`async for`, `batches`) or when its handler
+    returns (`run`). An offset is committed only after every earlier record of its partition has
+    been handled: in the background, when partitions are revoked, at the end of a loop, and on
+    closing. An outage raises no error: records arrive again when Kafka is available.
 
-    It may be made anywhere, starts in the event loop of its first use (or of `async with`), and
-    belongs to that loop. While Kafka is away it starts all the same; `health` says how it is.
+    A consumer may be created anywhere. It starts in the event loop of its first use (or of `async
+    with`) and is bound to that loop. It also starts while Kafka is unavailable; `health` reports
+    Kafka's state.
 
     Args:
         *topics: Names of the topics to read.
-        bootstrap_servers: "host:port", several with commas between, or a list of such.
-        group_id: The consumer group; None reads all partitions alone, and commits nothing.
-        pattern: A regular expression for the names of topics, instead of naming them.
+        bootstrap_servers: "host:port", several separated by commas, or a list of them.
+        group_id: The consumer group; None reads all partitions without a group and commits
+            nothing.
+        name: Name of this consumer in logs, errors, metric labels and on the status page; None for
+            the address of the cluster.
+        pattern: A regular expression for topic names, instead of topics.
         partitions: Fixed partitions, instead of topics; without a group.
-        policy: Times, backoff, and what a call does while Kafka is down; None for the defaults.
-        health: The cluster's availability, which several clients may share; None makes one.
-        settings: When to commit, and the bounds; None for the defaults.
-        key_deserializer: Reads the bytes of a key; never called for None. A record that it raises
-            for comes with `record.error`, and its `key` and `value` raise.
-        value_deserializer: Reads the bytes of a value, in the same way.
-        rng: Source of the jitter; give a seeded one to replay a schedule.
-        **options: Options of `aiokafka.AIOKafkaConsumer`, passed on as they are
-            (`auto_offset_reset`, `group_instance_id`, `security_protocol` …).
+        policy: Timeouts, backoff, and what a call does while Kafka is down; None for the defaults.
+        health: The cluster's health, if several clients share it; None creates one.
+        settings: When to commit, and the timeouts of draining and closing; None for the defaults.
+        key_deserializer: Deserializes the bytes of a key; never called for None. If it raises, the
+            record is delivered with `record.error`, and its `key` and `value` raise.
+        value_deserializer: Deserializes the bytes of a value in the same way.
+        rng: Source of the jitter; pass a seeded one to make a run reproducible.
+        **options: Options of `aiokafka.AIOKafkaConsumer`, passed on unchanged
+            (`auto_offset_reset`, `group_instance_id`, `security_protocol`, …).
 
     Raises:
-        ConfigurationError: Something given cannot work; the message says what to write instead.
+        ConfigurationError: An argument has an invalid value; the message says what to use instead.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -104,6 +99,7 @@ class ResilientKafkaConsumer:
         *topics: str,
         bootstrap_servers: str | Iterable[str] = "localhost:9092",
         group_id: str | None = None,
+        name: str | None = None,
         pattern: str | None = None,
         partitions: Iterable[tuple[str, int]] | None = None,
         policy: RetryPolicy | None = None,
@@ -112,49 +108,47 @@ class ResilientKafkaConsumer:
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
         rng: random.Random | None = None,
-        **options: Any,
+        **options: Unpack[ConsumerOptions],
     ) -> None:
-        _check_kinds(policy, health, settings)
-        for name, function in (
-            ("key_deserializer", key_deserializer),
-            ("value_deserializer", value_deserializer),
-        ):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{name}={function!r} is no function: write json.loads")
-            if inspect.iscoroutinefunction(function):
-                raise ConfigurationError(
-                    f"{name}={function!r} is async, and would give coroutines for values: write "
-                    f"a plain function, and await in the handler"
-                )
-        self._subscription = subscription_to(topics, pattern, partitions, group_id)
-        split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
+        if policy is not None:
+            check_type("policy", policy, RetryPolicy)
+        if health is not None:
+            check_type("health", health, Dependency)
+        if settings is not None:
+            check_type("settings", settings, ConsumerSettings)
+        if name is not None:
+            check_name("name", name, example="orders-consumer")
+        _check_deserializer("key_deserializer", key_deserializer)
+        _check_deserializer("value_deserializer", value_deserializer)
+        self._subscription = check_subscription(topics, pattern, partitions, group_id)
+        split = split_consumer_options(options)
         self._options = split.own
-        _check_options(split.own)
-        self._target = Target(bootstrap_servers, split.client)
+        self._target = KafkaTarget(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
-        self._health = health if health is not None else Dependency(self._target.name)
+        self._health = health if health is not None else Dependency(name or self._target.name)
+        self._name = name or self._health.name
         self._settings = settings or ConsumerSettings()
         self._deserializers = (key_deserializer, value_deserializer)
         self._rng = rng if rng is not None else random.Random()
-        self._counters = Counters()
+        self._counters = ConsumerCounters()
         self._tracing: Tracing | None = None
-        self._engine: Engine | None = None
-        self._residence: LoopBinding | None = None
+        self._runtime: ConsumerRuntime | None = None
+        self._binding: LoopBinding | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        subscription = self._subscription
-        what = subscription.pattern or ", ".join(
-            subscription.topics or [f"{t}[{p}]" for t, p in subscription.partitions]
-        )
-        group = "" if subscription.group is None else f" as {subscription.group}"
-        return f"<{type(self).__name__} of {what}{group}, {self._target.name}>"
+        return f"<{type(self).__name__} of {self._subscription}, {self._target.name}>"
+
+    @property
+    def name(self) -> str:
+        """The name of this consumer; by default that of its health."""
+        return self._name
 
     @property
     def health(self) -> Dependency:
-        """How Kafka is, as this consumer and its probe see it."""
+        """The health of Kafka, as this consumer and its probe observe it."""
         return self._health
 
     @property
@@ -162,10 +156,10 @@ class ResilientKafkaConsumer:
         """The consumer group; None without one."""
         return self._subscription.group
 
-    # --- life
+    # --- lifecycle
 
     async def __aenter__(self) -> Self:
-        """Start; never waits for Kafka."""
+        """Start; this never waits for Kafka."""
         self._started()
         return self
 
@@ -179,81 +173,81 @@ class ResilientKafkaConsumer:
         await self.aclose()
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Hand out nothing more, wait for what is in hand, commit, and leave the group.
+        """Deliver no more records, wait for those in hand, commit, and leave the group.
 
-        `async for` ends by itself then, and so does `run`. A record in hand of a loop in another
-        task gets `drain_timeout` to be handled; one of the loop that this is called from is not
-        handled, unless it is `done()`. Closing twice is fine, and a consumer that was closed cannot
-        be used again. Cancelling leaves at once; the closing goes on by itself, within its timeout.
+        `async for` and `run` then end. A record in hand of a loop in another task gets
+        `drain_timeout` to be handled; a record of the loop from which this is called counts as
+        unhandled unless it is `done()`. This method is idempotent, and a closed consumer cannot be
+        used again. Cancelling returns immediately; closing continues in the background, within its
+        timeout.
 
         Args:
-            timeout: Seconds within which it ends, also when Kafka is away; None for
+            timeout: Longest time in seconds, even if Kafka is unavailable; None for
                 `ConsumerSettings.close_timeout`.
 
         Raises:
-            ConfigurationError: `timeout` is no number of at least 0.
+            ConfigurationError: `timeout` is not a number of at least 0.
         """
-        bound = self._settings.close_timeout
+        limit = self._settings.close_timeout
         if timeout is not None:
-            bound = check_number("timeout", timeout)
+            limit = check_number("timeout", timeout)
         self._closed = True
         loop = asyncio.get_running_loop()
-        if self._engine is None or self._residence is None or self._residence.loop is not loop:
+        if self._runtime is None or self._binding is None or self._binding.loop is not loop:
             return
         if self._closing is None:
             self._closing = loop.create_task(
-                self._close(self._engine, loop.time() + bound, asyncio.current_task()),
+                self._close(self._runtime, loop.time() + limit, asyncio.current_task()),
                 name="resilient-io kafka consumer closing",
-                context=self._engine.supervisor.context(),
+                context=self._runtime.supervisor.context(),
             )
         await asyncio.wait([self._closing])
 
-    async def _close(self, engine: Engine, until: float, asking: asyncio.Task[Any] | None) -> None:
-        await engine.aclose(until, asking)
+    async def _close(
+        self, runtime: ConsumerRuntime, until: float, caller: asyncio.Task[Any] | None
+    ) -> None:
+        await runtime.aclose(until, caller)
         if self._owns_health:
             await self._health.aclose()
 
     # --- records
 
     def __aiter__(self) -> RecordIterator:
-        """Iterate over records: each is handled when the next is asked for.
+        """Iterate over records: each is handled when the next one is requested.
 
-        An outage is waited for. Leaving by `break`, by an exception or by a cancellation leaves the
-        record in hand unhandled, unless `record.done()` was called: the next loop begins with it,
-        or, after a restart, whoever has its partition then. One loop at a time.
+        The iteration waits during an outage. If you leave the loop early (`break`, exception,
+        cancellation), the current record counts as unhandled unless `record.done()` was called:
+        the next loop begins with it or, after a restart, the consumer that its partition is
+        assigned to. A consumer allows one loop at a time.
 
         Raises:
-            RuntimeError: Somebody else takes records already, or another event loop uses it.
-            KafkaClosed: It was closed.
-            KafkaDeadlineExceeded: Nothing came within an enclosing `resilient_io.deadline`.
-            KafkaAuthenticationFailed: Kafka has not accepted the credentials since the start.
-            KafkaError: What Kafka refuses for good (no authorisation, say), as aiokafka raises it.
+            RuntimeError: Another loop or `run` is active, or the consumer is bound to another
+                event loop.
+            KafkaClosed: The consumer was closed.
+            KafkaDeadlineExceeded: No record came within an enclosing `resilient_io.deadline`.
+            KafkaAuthenticationFailed: Kafka has rejected the credentials since the start.
+            KafkaError: What Kafka refuses permanently (a missing permission, for example), as
+                aiokafka raises it.
         """
-        engine = self._started()
-        return RecordIterator(
-            RecordWalk(engine.feed, engine.enter, engine.left, self._settings.fetch_records)
-        )
+        return RecordIterator(self._started().records())
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.0) -> BatchIterator:
-        """Iterate over lists of records: each is handled when the next is asked for.
+        """Iterate over lists of records: each list is handled when the next one is requested.
 
-        As with `async for record in consumer`; single records of a batch that is left early count
-        as handled after their `done()`.
+        Otherwise like `async for record in consumer`. If you leave the loop early, records of the
+        batch count as handled if they are `done()`.
 
         Args:
-            max_records: Most records of a batch.
-            max_wait: Longest wait for more once there is a first, in seconds; 0 takes what is
-                there.
+            max_records: Maximum number of records in a batch.
+            max_wait: Longest wait for more records after the first one, in seconds; 0 delivers
+                those that are available.
 
         Raises:
             ConfigurationError: A value is out of range.
         """
         check_count("max_records", max_records)
         check_number("max_wait", max_wait)
-        engine = self._started()
-        return BatchIterator(
-            BatchWalk(engine.feed, engine.enter, engine.left, max_records, max_wait)
-        )
+        return BatchIterator(self._started().batches(max_records, max_wait))
 
     async def run(
         self,
@@ -262,49 +256,54 @@ class ResilientKafkaConsumer:
         order: Order = "key",
         concurrency: int = 16,
         batch_size: int | None = None,
-        policy: HandlerPolicy | None = None,
+        handler_policy: HandlerPolicy | None = None,
         dead_letter: DeadLetter | str | None = None,
         on_failure: OnFailure | None = None,
         on_outcome_unknown: OnUnknown = "retry",
-        requires: Sequence[Availability] = (),
+        requires: Sequence[Dependency] = (),
         limits: RunLimits | None = None,
     ) -> None:
-        """Call the handler for each record, many at once, until the consumer is closed.
+        """Call the handler for each record, concurrently, until the consumer is closed.
 
-        The order of records of one key (or partition) is kept, also across a rebalance. What fails
-        is tried again without holding others, then goes where `on_failure` says. Cancelling it
-        stops fetching, and leaves at once; draining and committing go on for up to
-        `limits.drain_timeout`, and `aclose()` waits for them.
+        Records of one key (or partition) are handled in order, also across a rebalance. A record
+        whose handler fails is retried without delaying other keys; after the last attempt,
+        `on_failure` decides. Cancelling stops fetching and returns immediately; draining and
+        committing continue for up to `ConsumerSettings.drain_timeout`, and `aclose()` waits for
+        them.
 
         Args:
-            handler: An async function of one record; of a list of records with `batch_size`.
-            order: "key" keeps the order of records with the same key (those without one wait for
-                nobody), "partition" that of whole partitions, "none" keeps none.
-            concurrency: Most handlers that run at once. They run in that many tasks, one record
-                after the other: a context variable that a handler sets stays set for the next.
-            batch_size: Most records for one call of the handler; None calls it with one record. A
-                batch that fails is tried again record by record.
-            policy: How often a failing handler is called again, and how long a call may take.
-            dead_letter: The topic for records that cannot be handled, or more about it.
+            handler: A coroutine function of one record; of a list of records with `batch_size`.
+            order: "key" handles records with the same key in order (records without a key are
+                independent), "partition" whole partitions, "none" keeps no order.
+            concurrency: Maximum number of handlers that run at the same time. They run in that
+                many tasks, one record after the other: a context variable that a handler sets
+                stays set for the next record.
+            batch_size: Maximum number of records per call; None calls the handler with one record.
+                After a batch fails, its records are retried one by one.
+            handler_policy: How often a failing handler is retried, and how long a call may take.
+            dead_letter: The topic for records that cannot be handled, or a `DeadLetter`.
             on_failure: "dead_letter" (the default with `dead_letter=`), "stop" (the default
-                without), "skip", or a function that is asked.
-            on_outcome_unknown: What becomes of a record whose handler raised `OutcomeUnknown`.
-            requires: Dependencies that handlers cannot do without: while one is down, nothing is
+                without), "skip", or a function that returns one of them.
+            on_outcome_unknown: What to do with a record whose handler raised `OutcomeUnknown`.
+            requires: Dependencies that the handlers need: while one of them is down, no record is
                 handled.
-            limits: How much may be in memory, and how long its ends may take.
+            limits: How many records may be in memory, and how fast handling restarts.
 
         Raises:
-            ConfigurationError: An argument cannot work, or there is no group.
-            RuntimeError: Somebody else takes records already.
-            KafkaClosed: It was closed before.
-            Exception: What a handler raised, with `on_failure="stop"`; what Kafka refuses for good.
+            ConfigurationError: An argument has an invalid value, or there is no group.
+            TypeError: An argument has the wrong type, such as a handler that is not a coroutine
+                function.
+            RuntimeError: Another loop or `run` is active.
+            KafkaClosed: The consumer was closed before.
+            Exception: The handler's exception, with `on_failure="stop"`; what Kafka refuses
+                permanently.
         """
         plan = plan_run(
             handler,
             order=order,
             concurrency=concurrency,
             batch_size=batch_size,
-            policy=policy,
+            handler_policy=handler_policy,
             dead_letter=dead_letter,
             on_failure=on_failure,
             on_outcome_unknown=on_outcome_unknown,
@@ -313,78 +312,72 @@ class ResilientKafkaConsumer:
         )
         if self._subscription.group is None:
             raise ConfigurationError(
-                "run() needs a group to commit to: write "
-                'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without one'
+                "run() needs a group to commit to: use for example "
+                'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without a group'
             )
         if self._tracing is not None:
-            several = batch_size is not None
-            plan = replace(plan, handler=seen(handler, self._tracing, several=several))
-        interval = self._options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS) / 1000
-        engine = self._started()
-        await run(
-            engine,
-            plan,
-            max_poll_interval=interval,
-            rebalance_timeout=engine.rebalance_timeout,
-            make_producer=self._make_producer,
-            rng=self._rng,
-        )
+            traced = trace_handler(handler, self._tracing, batches=batch_size is not None)
+            plan = replace(plan, handler=traced)
+        await self._started().run(plan, self._make_producer)
 
-    # --- looking
+    # --- partitions and offsets
 
     def assignment(self) -> tuple[TopicPartition, ...]:
-        """Return the partitions that are ours now; none before the first use."""
-        return () if self._engine is None else self._engine.assignment()
+        """Return the assigned partitions; empty before the first use."""
+        return () if self._runtime is None else self._runtime.assignment.partitions
 
     def seek(self, partition: tuple[str, int], offset: int) -> None:
-        """Read a partition from another offset from now on.
+        """Continue reading a partition at another offset.
 
-        What came from it and is not handled yet does not count any more; with a group, the new
-        place is committed in the background.
+        Records of the partition that are not handled yet no longer count. With a group, the new
+        position is committed in the background.
 
         Args:
-            partition: One that is ours.
-            offset: Where to go on.
+            partition: An assigned partition.
+            offset: The offset of the next record.
 
         Raises:
-            ConfigurationError: The offset is no whole number of at least 0, or the partition is
-                not ours now.
-            RuntimeError: `run` is under way: its handlers have records of that partition.
+            ConfigurationError: The offset is not an integer of at least 0, or the partition is not
+                assigned to this consumer.
+            RuntimeError: `run` is active, and its handlers may have records of the partition.
         """
         check_count("offset", offset, least=0)
-        if self._engine is not None and self._engine.processor is not None:
-            raise RuntimeError("seek() while run() is under way: stop it first, with aclose()")
-        holding = None
-        if self._engine is not None:
-            holding = self._engine.holdings.get(TopicPartition(*partition))
-        if self._engine is None or holding is None:
+        runtime = self._runtime
+        if runtime is not None and runtime.use.processor is not None:
+            raise RuntimeError("seek() while run() is active: stop it first with aclose()")
+        assigned = None
+        if runtime is not None:
+            assigned = runtime.assignment.get(TopicPartition(*partition))
+        if runtime is None or assigned is None:
             raise ConfigurationError(
-                f"{partition} is not ours now: seek within partitions of assignment()"
+                f"{partition} is not assigned to this consumer: seek only partitions returned by "
+                f"assignment()"
             )
-        self._engine.move(holding, offset)
+        runtime.seek(assigned, offset)
 
     async def commit(self, timeout: float | None = None) -> None:
-        """Commit what is handled now, instead of in a moment.
+        """Commit what is handled now, without waiting for the next background commit.
 
-        Never raises for an outage or a rebalance: what cannot be committed now is committed later,
-        or read again by whoever has the partition then. Cancelling leaves at once.
+        An outage or a rebalance raises no error: offsets that cannot be committed now are committed
+        later, or their records are read again by the consumer that the partition is assigned to
+        then. Cancelling returns immediately.
 
         Args:
             timeout: Longest time in seconds; None for `ConsumerSettings.commit_timeout`.
 
         Raises:
-            KafkaClosed: It was closed.
+            KafkaClosed: The consumer was closed.
         """
-        bound = self._settings.commit_timeout
+        limit = self._settings.commit_timeout
         if timeout is not None:
-            bound = check_seconds("timeout", timeout)
-        await self._started().commit(bound)
+            limit = check_seconds("timeout", timeout)
+        await self._started().commit(limit)
 
     async def lag(self, timeout: float | None = None) -> dict[TopicPartition, int]:
-        """Ask how many offsets lie between what is committed and the end, for our partitions.
+        """Query how many offsets lie between the committed one and the end of each partition.
 
-        Without a group, or before the first commit, what is handled counts instead; a partition of
-        which not even that is known yet is left out. Cancelling leaves at once.
+        Without a group, or before the first commit, the first unhandled offset counts instead; a
+        partition whose position is unknown is left out. Cancelling returns immediately.
 
         Args:
             timeout: Longest wait in seconds; None for the policy's deadline.
@@ -392,103 +385,102 @@ class ResilientKafkaConsumer:
         Raises:
             KafkaUnavailable: Kafka is down, and the policy does not wait for it.
             KafkaDeadlineExceeded: There was no answer in time.
-            KafkaClosed: It was closed.
+            KafkaClosed: The consumer was closed.
         """
-        bound = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
-        return await ask_lag(self._started(), bound)
+        limit = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
+        runtime = self._started()
+        return await query_lag(
+            runtime.supervisor, runtime.assignment, self._target, self._health.name, limit
+        )
 
     def known_lag(self) -> dict[TopicPartition, int]:
-        """Return what `lag()` would, without asking: by the ends that the latest fetches saw.
+        """Return the lag by the end offsets of the latest fetches, without a request.
 
-        It costs no network, so metrics may ask as often as they like. A partition that was not
-        fetched from since it became ours is left out; of one that is paused, or while Kafka is
-        away, the end is as old as its last fetch. Empty before the first use and after closing.
+        It costs no network traffic, so metrics may call it often. A partition that was not fetched
+        from since its assignment is left out. For a paused partition, or while Kafka is
+        unavailable, the end offset is that of its last fetch. Empty before the first use and after
+        closing.
         """
-        return {} if self._engine is None or self._closed else self._engine.known_lag()
+        if self._runtime is None or self._closed:
+            return {}
+        return known_lag(self._runtime.assignment)
+
+    # --- reports
 
     def liveness_failure(self) -> str | None:
-        """Say why only a new process helps; None while all is well.
+        """Return why only a restart of the process helps; None while none is needed.
 
-        Either a task of its own is gone, by a bug of ours, or `run` has records in hand and none
-        of them has moved for `max_poll_interval_ms`, though Kafka and all that it `requires` are
-        there, and none of the latter is degraded. What handlers wait for without a bound belongs
-        into `requires`: a standstill for that long is taken for their own otherwise. Kafka being
-        away never counts: this is for liveness (`HealthMonitor(liveness=[consumer])`), not for
-        readiness.
+        Either a background task has crashed because of a bug in this library, or `run` has records
+        in hand and none of them has made progress for `max_poll_interval_ms`, although Kafka and
+        all dependencies in `requires` are available and none of the latter is degraded. Put
+        everything that handlers may wait for without a time limit into `requires`: otherwise that
+        wait counts as a failure of the handlers. An outage of Kafka never counts: this is for
+        liveness (`HealthMonitor(liveness=[consumer])`), not for readiness.
         """
-        residence = self._residence
-        if self._engine is None or residence is None or residence.closed or residence.forked:
+        binding = self._binding
+        if self._runtime is None or binding is None or binding.closed or binding.forked:
             return None
-        return self._engine.liveness_failure()
+        return self._runtime.liveness_failure()
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""
-        if self._engine is not None:
-            return self._engine.stats()
-        return nothing_yet()
+        return empty_consumer_stats() if self._runtime is None else self._runtime.stats()
 
     def run_stats(self) -> RunStats | None:
-        """Return the counters of the `run` under way, or else of the last one; None before it."""
-        if self._engine is None:
+        """Return the counters of the active `run`, or else of the last one; None before it."""
+        if self._runtime is None:
             return None
-        processor = self._engine.processor
-        return self._engine.last_run if processor is None else processor.stats()
+        processor = self._runtime.use.processor
+        return self._runtime.last_run if processor is None else processor.stats()
 
-    # --- inside
+    # --- internal
 
-    def _started(self) -> Engine:
-        loop = asyncio.get_running_loop()
+    def _started(self) -> ConsumerRuntime:
+        asyncio.get_running_loop()  # raises RuntimeError outside of an event loop
         if self._closed:
             raise KafkaClosed(
-                "the consumer was closed: make a new one",
+                "the consumer was closed: create a new one",
                 dependency=self._health.name,
                 operation="consume",
             )
-        if self._residence is not None and self._residence.loop is not loop:
-            if not self._residence.closed:
-                self._residence.check(type(self).__name__)
-            self._engine = None  # gone with that loop
-        if self._engine is None:
-            engine = Engine(
+        if self._binding is not None:
+            if self._binding.closed:
+                self._runtime = None  # its tasks ended with that loop
+            else:
+                self._binding.check(type(self).__name__)
+        if self._runtime is None:
+            runtime = ConsumerRuntime(
                 target=self._target,
                 subscription=self._subscription,
                 options=self._options,
                 policy=self._policy,
                 health=self._health,
                 settings=self._settings,
-                reader=Reader(*self._deserializers, self._counters),
+                deserializer=RecordDeserializer(*self._deserializers, self._counters),
                 counters=self._counters,
                 rng=self._rng,
             )
-            engine.start()
-            self._engine, self._residence = engine, LoopBinding()
-        return self._engine
+            runtime.start()
+            self._runtime, self._binding = runtime, LoopBinding()
+        return self._runtime
 
-    def _make_producer(self) -> Any:
-        from resilient_io.kafka.producer import ResilientKafkaProducer  # noqa: PLC0415
+    def _make_producer(self) -> ResilientKafkaProducer:
+        from ..producer import ResilientKafkaProducer  # noqa: PLC0415 - rarely needed
 
         return ResilientKafkaProducer(
             policy=self._policy, health=self._health, **self._target.client_options()
         )
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse values that we need, or that aiokafka 0.14 would take for something else."""
-    for name in _MILLISECONDS:
-        if name in options and (name, options[name]) != ("rebalance_timeout_ms", None):
-            check_count(name, options[name])
-    for name, choices in _CHOICES.items():
-        if name in options:
-            check_choice(name, options[name], choices)
-
-
-def _check_kinds(policy: object, health: object, settings: object) -> None:
-    for name, value, kind in (
-        ("policy", policy, RetryPolicy),
-        ("health", health, Dependency),
-        ("settings", settings, ConsumerSettings),
-    ):
-        if value is not None and not isinstance(value, kind):
-            raise ConfigurationError(
-                f"{name} must be a {kind.__name__}, not {value!r}: write {name}={kind.__name__}(…)"
-            )
+def _check_deserializer(name: str, function: object) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise TypeError(
+            f"{name} must be a function, not {type(function).__name__}: use for example json.loads"
+        )
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{name} must be a plain function, not a coroutine function: deserialize without "
+            f"awaiting, and await in the handler"
+        )

@@ -1,4 +1,4 @@
-"""Commits what is contiguous, only for partitions that are ours, and never for ever."""
+"""Commits the offsets of assigned partitions, within a time limit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from ..driver import DriverClosed
+from ..errors import classify_error, describe_driver_error
 from . import internals
 
 if TYPE_CHECKING:
@@ -17,94 +17,98 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
-    from .assignment import Holding
-    from .stats import Counters
-
+    from ..connect import KafkaTarget
+    from .assignment import AssignedPartition
+    from .stats import ConsumerCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 
-_AGAIN = 0.1
-"""Seconds between two attempts of a commit that matters."""
+_RETRY_DELAY = 0.1
+"""Seconds between two attempts of a commit that is retried."""
 
 
 class Committer:
-    """Commits one after the other: an older offset never overtakes a newer one.
+    """Runs one commit at a time, so that an older offset never overwrites a newer one.
 
     Args:
-        name: Of the dependency, for the log.
-        counters: Counts what became of it.
+        target: The cluster, whose secrets are kept out of the log.
+        dependency: Name of the dependency, for the log.
+        counters: The consumer's counters.
     """
 
-    __slots__ = ("_counters", "_lock", "_name", "_refused")
+    __slots__ = ("_counters", "_dependency", "_lock", "_refused", "_target")
 
-    def __init__(self, name: str, counters: Counters) -> None:
-        self._name = name
+    def __init__(self, target: KafkaTarget, dependency: str, counters: ConsumerCounters) -> None:
+        self._target = target
+        self._dependency = dependency
         self._counters = counters
         self._lock = asyncio.Lock()
         self._refused = False
 
     async def commit(
-        self, holdings: Iterable[Holding], timeout: float, *, insist: bool = False
+        self, partitions: Iterable[AssignedPartition], timeout: float, *, insist: bool = False
     ) -> bool:
-        """Commit what is due of these; an outage or a rebalance is never raised.
+        """Commit what is due. An outage or a rebalance raises no error.
 
-        Cancelling leaves at once; a request that was written may still be carried out.
+        Cancelling returns immediately; a request that was already sent may still be executed.
 
         Args:
-            holdings: Partitions that are ours; those without a group are passed over.
-            timeout: Longest time in seconds.
-            insist: Whether to try again within it, if that may help.
+            partitions: Assigned partitions; those without a group are ignored.
+            timeout: Longest time, in seconds.
+            insist: Whether to retry within `timeout` where a retry may help.
 
         Returns:
-            Whether nothing is due any more.
+            Whether nothing is left to commit.
         """
-        mine = [holding for holding in holdings if holding.member is not None]
+        of_group = [each for each in partitions if each.member is not None]
         try:
             async with asyncio.timeout(timeout), self._lock:
-                while not await self._attempt(mine):
+                while not await self._attempt(of_group):
                     if not insist or self._refused:
                         return False
-                    await asyncio.sleep(_AGAIN)
+                    await asyncio.sleep(_RETRY_DELAY)
         except TimeoutError:
             self._counters.commits_failed += 1
             return False
         return True
 
-    async def _attempt(self, holdings: list[Holding]) -> bool:
+    async def _attempt(self, partitions: list[AssignedPartition]) -> bool:
         due: dict[TopicPartition, int] = {}
-        going = []
-        for holding in holdings:
-            offset = holding.due if holding.ours else None
+        committing = []
+        for each in partitions:
+            offset = each.offset_to_commit if each.assigned else None
             if offset is not None:
-                due[holding.partition] = offset
-                going.append(holding)
-        if not going or going[0].member is None:
+                due[each.partition] = offset
+                committing.append(each)
+        if not committing or committing[0].member is None:
             return True
         try:
-            await internals.commit_once(going[0].instance, due, going[0].member)
-        except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and closing has to go on
-            self._failed(error)
+            await internals.commit_once(committing[0].instance, due, committing[0].member)
+        # The boundary to the driver, which may raise anything: closing must continue.
+        except Exception as error:  # noqa: BLE001
+            self._note_failure(error)
             return False
         self._refused = False
         self._counters.commits += 1
-        for holding in going:
-            holding.committed = due[holding.partition]
-            holding.certain = True
+        for each in committing:
+            each.note_commit(due[each.partition])
         return True
 
-    def _failed(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         self._counters.commits_failed += 1
-        kind = meaning_of(error).kind
+        kind = classify_error(error).kind
         before, self._refused = self._refused, kind in ("rebalance", "permanent", "fatal")
         lasting = kind == "permanent" or not isinstance(error, KafkaError)
-        if lasting and not before and not isinstance(error, InstanceEnded):
+        if lasting and not before and not isinstance(error, DriverClosed):
+            name = type(error).__name__
+            detail = describe_driver_error(error, secrets=self._target.secrets())
             _log.error(
-                "%s: offsets cannot be committed: %r",
-                self._name,
-                error,
+                "%s: offsets cannot be committed: %s",
+                self._dependency,
+                detail if detail.startswith(name) else f"{name}: {detail}",
                 extra={
                     "event": "commit_refused",
-                    "dependency": self._name,
-                    "error": type(error).__name__,
+                    "dependency": self._dependency,
+                    "error": name,
                 },
             )

@@ -1,282 +1,362 @@
-"""Takes records from the driver's instance in service, and survives what happens to it."""
+"""Fetches records from the aiokafka instance in service, and survives its failures."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
+from resilient_io.health import Cause, State
+from resilient_io.retry import Backoff
+from resilient_io.tasks import wake
+
+from ..driver import DriverClosed
+from ..errors import (
+    KafkaAuthenticationFailed,
+    KafkaUnavailable,
+    classify_error,
+    without_secrets,
+)
+from ..record import Record, UnreadableRecord
 from . import internals
-from .record import Record, UnreadableRecord
+from .assignment import AssignedPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from aiokafka import TopicPartition
 
+    from resilient_io.health import Dependency
+
+    from ..connect import KafkaTarget
     from ..protocols import ConsumerDriver
-    from .assignment import Holding, Holdings, PartitionProgress
-    from .stats import Counters
+    from ..record import PartitionProgress
+    from ..supervisor import Supervisor
+    from .assignment import Assignment
+    from .exclusive_use import ExclusiveUse
+    from .stats import ConsumerCounters
+
+    Deserializer = Callable[[bytes], Any]
+
+_MAX_FAILURES = 5
+"""Consecutive failures after which an instance is replaced, even if each seemed temporary."""
+
+_BACKOFF = 0.1
+_BACKOFF_CAP = 10.0
+
+_CAREFUL_ROUNDS = 2
+"""Rounds per partition in which each partition is requested separately after one has raised."""
 
 
-_PATIENCE = 5
-"""Failures in a row after which an instance is replaced, though each seemed to pass by itself."""
+class Fetcher:
+    """Delivers records of the assigned partitions that are not paused.
 
-_PAUSE = 0.1
-"""Seconds after the first failure of an instance before it is asked again; doubles with each."""
-
-_WARY = 2
-"""Rounds, for each partition, in which each is asked by itself after one has raised."""
-
-
-class Feed:
-    """Hands out records of the partitions that are ours and not paused.
+    It is the `RecordSource` of `run`. Without a group, no listener reports the partitions: then it
+    discovers them itself.
 
     Attributes:
-        held: Whether nothing is handed out for now; Kafka hears of us all the same.
-
-    Args:
-        name: Of the dependency, for errors.
-        holdings: The partitions that are ours.
-        reader: Makes records of ours out of the driver's.
-        broken: Told of an instance that must be replaced, and why.
-        observe: Called with the instance before it is asked; finds its partitions when there is
-            no group that would tell.
-        counters: Counts what happens.
-        refusal: Tells why no instance will come until somebody changes something; None when one
-            may.
+        closed: Whether no more records are delivered.
+        held: Whether delivery is suspended while the group membership is in doubt.
     """
 
     def __init__(
         self,
-        name: str,
-        holdings: Holdings,
-        reader: Reader,
+        health: Dependency,
         *,
-        broken: Callable[[ConsumerDriver, BaseException], None],
-        observe: Callable[[ConsumerDriver], None],
-        counters: Counters,
-        refusal: Callable[[], Exception | None],
+        target: KafkaTarget,
+        supervisor: Supervisor[ConsumerDriver],
+        assignment: Assignment,
+        use: ExclusiveUse,
+        deserializer: RecordDeserializer,
+        has_group: bool,
+        counters: ConsumerCounters,
     ) -> None:
-        self.name = name
-        self._holdings = holdings
-        self._reader = reader
-        self._broken = broken
-        self._observe = observe
-        self._counters = counters
-        self._refusal = refusal
-        self._instance: ConsumerDriver | None = None
-        self._reasons: dict[TopicPartition, list[str]] = {}
-        self._waiting: list[asyncio.Future[None]] = []
-        self._failures = 0
-        self._wary = 0
+        self.dependency = health.name
         self.closed = False
         self.held = False
-        self.drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None = None
-        self.taken: Callable[[tuple[TopicPartition, ...]], None] | None = None
+        self._health = health
+        self._target = target
+        self._supervisor = supervisor
+        self._assignment = assignment
+        self._use = use
+        self._deserializer = deserializer
+        self._has_group = has_group
+        self._counters = counters
+        self._instance: ConsumerDriver | None = None
+        self._discovered: frozenset[TopicPartition] | None = None
+        self._pause_reasons: dict[TopicPartition, list[str]] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
+        self._backoff_delay = 0.0
+        self._careful = 0
 
-    # --- what the consumer tells it
+    # --- state
 
-    def entered(self, instance: ConsumerDriver | None) -> None:
-        """Take records from this instance from now on; from none."""
+    def use_instance(self, instance: ConsumerDriver | None) -> None:
+        """Fetch from this instance from now on; from none if it is None."""
         self._instance = instance
-        self._failures = 0
+        self._backoff.reset()
         self.wake()
 
-    def wake(self) -> None:
-        """Let everybody who waits for records look again."""
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+    def hold(self, *, held: bool) -> None:
+        """Suspend delivery, or resume it. Kafka is polled meanwhile."""
+        self.held = held
+        self.wake()
 
     def close(self) -> None:
-        """Hand out nothing any more."""
+        """Deliver no more records."""
         self.closed = True
         self.wake()
 
-    # --- Source
-
-    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
-        """See `Source.fetch`."""
-        found = await self.next(max_records, max_wait)
-        return {holding.partition: records for holding, records in found}
+    def wake(self) -> None:
+        """Wake all tasks that wait for records, to check again."""
+        waiting, self._waiting = self._waiting, []
+        wake(waiting)
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """See `Source.pause`."""
+        """Stop fetching from partitions until `resume` is called with the same reason.
+
+        A partition is paused while any reason holds, also across a rebalance. Giving the same
+        reason again has no effect.
+        """
         for partition in partitions:
-            reasons = self._reasons.setdefault(partition, [])
+            reasons = self._pause_reasons.setdefault(partition, [])
             if reason not in reasons:
                 reasons.append(reason)
 
     def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """See `Source.resume`."""
+        """Remove a reason for pausing; a reason that was never given is ignored."""
         for partition in partitions:
-            reasons = self._reasons.get(partition)
+            reasons = self._pause_reasons.get(partition)
             if reasons is not None and reason in reasons:
                 reasons.remove(reason)
                 if not reasons:
-                    del self._reasons[partition]
+                    del self._pause_reasons[partition]
         self.wake()
 
     def paused(self, partition: TopicPartition) -> bool:
-        """Tell whether a partition is paused."""
-        return partition in self._reasons
+        """Return whether a partition is paused."""
+        return partition in self._pause_reasons
 
-    def on_revoked(
-        self, drain: Callable[[tuple[TopicPartition, ...]], Awaitable[None]] | None
-    ) -> None:
-        """See `Source.on_revoked`."""
-        self.drain = drain
+    def assignment(self) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions, in a fixed order."""
+        return self._assignment.partitions
 
-    def on_assigned(self, taken: Callable[[tuple[TopicPartition, ...]], None] | None) -> None:
-        """See `Source.on_assigned`."""
-        self.taken = taken
+    def progress(self, partition: TopicPartition) -> PartitionProgress | None:
+        """Return the progress of a partition, or None if it is not assigned."""
+        assigned = self._assignment.get(partition)
+        return None if assigned is None else assigned.progress
 
-    def give_back(self, holding: Holding, records: list[Record]) -> None:
-        """Take back records that were not handled, to hand them out again, before all others."""
-        if self.put_back(holding, records):
-            self._counters.given_back += len(records)
+    def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
+        """Take back undelivered records, to deliver them before all others.
 
-    def put_back(self, holding: Holding, records: list[Record]) -> bool:
-        """Take back records that nobody has had in hand; tell whether they were of use."""
-        if not records or not holding.ours or records[0]._progress is not holding.progress:
+        Returns:
+            Whether the partition is still assigned and the records were kept.
+        """
+        if not records or not assigned.assigned:
             return False
-        holding.kept[:0] = records
+        if records[0]._progress is not assigned.progress:
+            return False
+        assigned.buffered[:0] = records
         return True
 
-    # --- taking
+    def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
+        """Take back delivered records that were not handled, to deliver them again."""
+        if self.put_back(assigned, records):
+            self._counters.returned += len(records)
 
-    async def next(self, max_records: int, max_wait: float) -> list[tuple[Holding, list[Record]]]:
-        """Return the next records; see `Source.fetch`. Each partition appears once."""
+    # --- fetching
+
+    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
+        """Return the next records by partition; see `fetch_assigned`."""
+        found = await self.fetch_assigned(max_records, max_wait)
+        return {assigned.partition: records for assigned, records in found}
+
+    async def fetch_assigned(
+        self, max_records: int, max_wait: float
+    ) -> list[tuple[AssignedPartition, list[Record]]]:
+        """Return the next records of the assigned partitions that are not paused.
+
+        Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
+        An outage raises no error: no records are returned. Cancelling loses no record.
+
+        Args:
+            max_records: Maximum number of records over all partitions.
+            max_wait: Longest wait for the first record, in seconds.
+
+        Raises:
+            Exception: What Kafka refuses permanently (a missing permission, for example).
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + max_wait
         while not self.closed:
-            failures = self._failures
+            failures = self._backoff.failures
             found = await self._take(max_records)
             if found:
                 return found
             left = until - loop.time()
             if left <= 0:
                 break
-            if self._failures > failures and self._instance is not None:
-                # What it has may have come before the failure: nothing new would tell of it.
-                await asyncio.sleep(min(left, _PAUSE * 2.0**failures))
+            if self._backoff.failures > failures and self._instance is not None:
+                # Records may have arrived before the failure: no event would report them again.
+                await asyncio.sleep(min(left, self._backoff_delay))
             else:
-                await self._arrival(left)
+                await self._wait_for_arrival(left)
         return []
 
-    async def _take(self, most: int) -> list[tuple[Holding, list[Record]]]:
-        """Take what is there; never suspends."""
+    async def _take(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
+        """Return the records that are available now, without waiting."""
         instance = self._instance
-        if instance is not None:
-            self._observe(instance)
-        found = self._take_kept(most)
+        if instance is not None and not self._has_group:
+            self._discover_partitions(instance)
+        found = self._take_buffered(most)
         if instance is None:
-            refusal = None if found else self._refusal()
-            if refusal is not None:
-                raise refusal
+            failure = None if found else self._permanent_failure()
+            if failure is not None:
+                raise failure
             return found
         if found:
             internals.note_poll(instance)
             return found
         try:
-            arrived = await self._ask(instance, most)
-        except InstanceEnded:
+            arrived = await self._request(instance, most)
+        except DriverClosed:
             return []
-        except Exception as error:  # noqa: BLE001 - the boundary to the driver: anything may come out of it, and each has its meaning
-            self._failed(instance, error)
-            return []
-        if arrived:
-            self._failures = 0
-        return arrived
+        # The boundary to the driver, which may raise anything.
+        except Exception as error:  # noqa: BLE001
+            failure = error
+        else:
+            if arrived:
+                self._backoff.reset()
+            return arrived
+        self._handle_failure(instance, failure)
+        return []
 
-    async def _ask(self, instance: ConsumerDriver, most: int) -> list[tuple[Holding, list[Record]]]:
-        wanted = [
-            holding
-            for holding in self._holdings.all
-            if holding.open and holding.partition not in self._reasons and not self.held
-        ]
+    def _discover_partitions(self, instance: ConsumerDriver) -> None:
+        """Read the partitions of an instance without a group, which notifies no listener."""
+        partitions = internals.partitions_of(instance)  # the same object until they change
+        if partitions is self._discovered:
+            return
+        if any(each.instance is not instance for each in self._assignment.all):
+            return  # those of the previous instance are still being drained
+        self._discovered = partitions
+        going = self._assignment.stop_fetching(instance)
+        self._use.drop(tuple(each.partition for each in going))
+        self._assignment.remove(going, remember=True)
+        for partition in sorted(partitions):
+            self._assignment.add(
+                AssignedPartition(partition, instance, None, None, committed_known=True)
+            )
+        self.wake()
+
+    def _take_buffered(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
+        found = []
+        for assigned in self._assignment.all:
+            if most <= 0 or self.held:
+                break
+            if assigned.buffered and self._may_fetch(assigned):
+                records, assigned.buffered = assigned.buffered[:most], assigned.buffered[most:]
+                ready = self._deserialize(assigned, records)
+                most -= len(ready)
+                found.append((assigned, ready))
+        return found
+
+    def _may_fetch(self, assigned: AssignedPartition) -> bool:
+        return assigned.fetchable and assigned.partition not in self._pause_reasons
+
+    async def _request(
+        self, instance: ConsumerDriver, most: int
+    ) -> list[tuple[AssignedPartition, list[Record]]]:
+        wanted = [] if self.held else [a for a in self._assignment.all if self._may_fetch(a)]
         if not wanted or internals.reassigning(instance):
-            internals.check(instance)
+            internals.raise_coordination_error(instance)
             internals.note_poll(instance)
             return []
-        if self._wary:
-            arrived = await self._ask_each(instance, wanted, most)
+        if self._careful:
+            arrived = await self._request_each(instance, wanted, most)
         else:
-            arrived = await self._ask_for(instance, wanted, most)
+            arrived = await self._request_from(instance, wanted, most)
         found = []
-        for partition, records in arrived.items():
-            holding = self._holdings.get(partition)
-            if holding is not None and records:
-                ours = self._reader.adopt(records, holding.progress)
-                found.append((holding, self._ready(holding, ours)))
-        return [(holding, records) for holding, records in found if records]
+        for partition, driver_records in arrived.items():
+            assigned = self._assignment.get(partition)
+            if assigned is not None and driver_records:
+                records = self._deserializer.adopt(driver_records, assigned.progress)
+                found.append((assigned, self._deserialize(assigned, records)))
+        return [(assigned, records) for assigned, records in found if records]
 
-    async def _ask_each(
-        self, instance: ConsumerDriver, wanted: list[Holding], most: int
+    async def _request_each(
+        self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> dict[TopicPartition, list[Any]]:
-        """Ask for one after the other until one gives something, each time from another on."""
-        self._wary -= 1
-        first = self._wary % len(wanted)
-        for holding in wanted[first:] + wanted[:first]:
-            arrived = await self._ask_for(instance, [holding], most)
+        """Request one partition after the other until one returns records.
+
+        Each call begins with another partition.
+        """
+        self._careful -= 1
+        first = self._careful % len(wanted)
+        for assigned in wanted[first:] + wanted[:first]:
+            arrived = await self._request_from(instance, [assigned], most)
             if arrived:
                 return arrived
         return {}
 
-    async def _ask_for(
-        self, instance: ConsumerDriver, wanted: list[Holding], most: int
+    async def _request_from(
+        self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> dict[TopicPartition, list[Any]]:
-        # All that are assigned are asked for by naming none. It cannot suspend: nothing to wait.
+        # Without arguments, getmany returns records of all partitions. It does not suspend.
         everything = len(wanted) == len(internals.partitions_of(instance))
-        named = () if everything else [holding.partition for holding in wanted]
-        before = [holding.position for holding in wanted]
+        partitions = () if everything else [assigned.partition for assigned in wanted]
+        before = [assigned.position for assigned in wanted]
         try:
-            return await instance.getmany(*named, max_records=most)
+            return await instance.getmany(*partitions, max_records=most)
         except Exception:
-            # One that cannot be read (a batch that is corrupt, or of an unknown codec) raises, and
-            # takes along what was found of others before it: their positions have moved on
+            # An unreadable batch (corrupt, or of an unknown codec) raises, and discards the
+            # records of other partitions that were taken before it: their positions have moved
             # (aiokafka 0.14, `Fetcher.fetched_records`).
-            for holding, position in zip(wanted, before, strict=True):
-                if position is not None and holding.position != position:
-                    instance.seek(holding.partition, position)
-            self._wary = _WARY * len(wanted)
+            for assigned, position in zip(wanted, before, strict=True):
+                if position is not None and assigned.position != position:
+                    instance.seek(assigned.partition, position)
+            self._careful = _CAREFUL_ROUNDS * len(wanted)
             raise
 
-    def _take_kept(self, most: int) -> list[tuple[Holding, list[Record]]]:
-        found = []
-        for holding in self._holdings.all:
-            if most <= 0 or self.held:
-                break
-            if holding.kept and holding.open and holding.partition not in self._reasons:
-                records, holding.kept = holding.kept[:most], holding.kept[most:]
-                ready = self._ready(holding, records)
-                most -= len(ready)
-                found.append((holding, ready))
-        return found
-
-    def _ready(self, holding: Holding, records: list[Record]) -> list[Record]:
-        """Deserialise what fits a turn of the loop, and keep the rest for the next call."""
-        ready = self._reader.read(records, asyncio.get_running_loop().time)
+    def _deserialize(self, assigned: AssignedPartition, records: list[Record]) -> list[Record]:
+        """Deserialize as many records as time allows, and buffer the rest for the next call."""
+        ready = self._deserializer.read(records, asyncio.get_running_loop().time)
         if ready < len(records):
-            holding.kept[:0] = records[ready:]
+            assigned.buffered[:0] = records[ready:]
             return records[:ready]
         return records
 
-    def _failed(self, instance: ConsumerDriver, error: Exception) -> None:
-        meaning = meaning_of(error)
+    def _handle_failure(self, instance: ConsumerDriver, error: Exception) -> None:
+        meaning = classify_error(error)
         if meaning.kind == "permanent":
-            raise error
-        self._failures += 1
-        if meaning.fatal or self._failures >= _PATIENCE:
+            raise without_secrets(error, self._target.secrets())
+        self._backoff_delay = self._backoff.next()
+        if meaning.fatal or self._backoff.failures >= _MAX_FAILURES:
             if self._instance is instance:
                 self._instance = None
-            self._broken(instance, error)
+            self._supervisor.driver_failed(instance, error)
 
-    async def _arrival(self, timeout: float) -> None:
-        """Wait until records may have come, or something changed."""
+    def _permanent_failure(self) -> Exception | None:
+        """Return why no instance ever entered service, if waiting does not help.
+
+        Once an instance was in service, the fetcher waits for Kafka in every case: health reports
+        the outage.
+        """
+        if self._supervisor.generation:
+            return None
+        if self._supervisor.permanent_error is not None:
+            return self._supervisor.permanent_error
+        cause = self._health.cause
+        if cause is None or not cause.permanent or self._health.state is not State.DOWN:
+            return None
+        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
+        return kind(
+            f"the cluster cannot be used: {self._health.detail or cause.value}",
+            dependency=self.dependency,
+            operation="next record",
+        )
+
+    async def _wait_for_arrival(self, timeout: float) -> None:
+        """Wait until records may have arrived or the fetcher's state changed."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(woken)
         waiters = [woken]
@@ -288,42 +368,39 @@ class Feed:
             if woken in self._waiting:
                 self._waiting.remove(woken)
             for waiter in waiters:
-                # What the coordination put there comes out of the next look, too.
+                # The next request raises what the coordination reported here.
                 if not waiter.done():
                     waiter.cancel()
                 elif not waiter.cancelled():
                     waiter.exception()
 
 
-if TYPE_CHECKING:
-    Deserializer = Callable[[bytes], Any]
-
-_TURN = 0.005
-"""Seconds of deserialising after which the event loop gets its turn."""
+_LONGEST_STRETCH = 0.005
+"""Seconds of deserializing after which the event loop runs other tasks."""
 
 
-class Reader:
-    """Makes records of ours out of the driver's.
+class RecordDeserializer:
+    """Turns aiokafka's records into `Record`s.
 
-    The driver's own deserialising would raise for the same record for ever, and name none.
+    aiokafka's own deserializing would raise for the same record forever, without naming it.
 
     Args:
-        key: Reads keys; never asked for None.
-        value: Reads values; never asked for None.
-        counters: Counts what could not be read.
+        key: Deserializes keys; never called for None.
+        value: Deserializes values; never called for None.
+        counters: The consumer's counters.
     """
 
     __slots__ = ("_counters", "_key", "_value")
 
     def __init__(
-        self, key: Deserializer | None, value: Deserializer | None, counters: Counters
+        self, key: Deserializer | None, value: Deserializer | None, counters: ConsumerCounters
     ) -> None:
         self._key = key
         self._value = value
         self._counters = counters
 
     def adopt(self, records: list[Any], progress: PartitionProgress) -> list[Record]:
-        """Make them ours, in place, undeserialised, and note that they left the driver."""
+        """Turn aiokafka's records into `Record`s, in place, and note that they were delivered."""
         for record in records:
             record.__class__ = Record
             record._progress = progress
@@ -332,23 +409,23 @@ class Reader:
         return records
 
     def read(self, records: list[Record], now: Callable[[], float]) -> int:
-        """Deserialise from the front; return how many are ready, which may be fewer than all.
+        """Deserialize records from the front; return how many are ready, perhaps not all.
 
         Args:
-            records: Records that are ours; those that were read already are ready.
-            now: Tells the time, in seconds.
+            records: The records; one that was deserialized before is ready.
+            now: Returns the time, in seconds.
         """
         if self._key is None and self._value is None:
             return len(records)
-        until = now() + _TURN
+        until = now() + _LONGEST_STRETCH
         for count, record in enumerate(records, 1):
             if record._raw is None:
-                self._read(record)
+                self._read_one(record)
                 if now() > until:
                     return count
         return len(records)
 
-    def _read(self, record: Record) -> None:
+    def _read_one(self, record: Record) -> None:
         key, value = record.key, record.value
         record._raw = (key, value)
         try:
@@ -356,7 +433,8 @@ class Reader:
                 record.key = self._key(key)
             if self._value is not None and value is not None:
                 record.value = self._value(value)
-        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises is the record's own fault
+        # The boundary to the application's function: its exception belongs to this record.
+        except Exception as error:  # noqa: BLE001
             record.error = error
             record.__class__ = UnreadableRecord
             self._counters.unreadable += 1

@@ -1,437 +1,412 @@
-"""One record after the other, or batch after batch: handled when the next is asked for.
+"""Iteration over records or batches, which are handled once the next one is requested.
 
-What the caller holds (an iterator) is apart from what the consumer holds (a walk): `break` and
-exceptions drop the iterator, and nothing else would tell of them.
+The iterator that a caller holds and the record stream that the consumer holds are separate
+objects: `break` and exceptions only drop the iterator, so its deletion must end the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
+from resilient_io.tasks import wake
 
 from ..errors import KafkaDeadlineExceeded
-from .record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from .assignment import Holding
-    from .fetcher import Feed
+    from aiokafka import TopicPartition
 
+    from ..record import Record
+    from .assignment import AssignedPartition
+    from .exclusive_use import ExclusiveUse
+    from .fetcher import Fetcher
+
+    Chunk = tuple[AssignedPartition, list[Record]]
 
 T = TypeVar("T")
 
-POLL = 1.0
-"""Longest wait for records, in seconds, before the driver is told again that we are alive."""
+_POLL_INTERVAL = 1.0
+"""Longest wait for records, in seconds, before aiokafka is polled again."""
 
-_LOOK = 0.02
-"""Seconds between two looks at whether the record in hand was marked as handled."""
+_HANDLED_CHECK_INTERVAL = 0.02
+"""Seconds between two checks whether the record in hand was marked as handled."""
 
 
-class Walk(Generic[T]):
-    """What both ways have in common.
+class RecordStream(Generic[T]):
+    """Delivers records to one loop; base of the streams of single records and of batches.
 
     Args:
-        feed: Gives the records.
-        enter: Called when it begins, with what it is; raises when somebody else takes records.
-        left: Called when it is over.
+        fetcher: Fetches the records.
+        use: Is acquired when the iteration begins, and released when it ends.
+        released: Called after each release.
     """
 
-    what: ClassVar[str]
+    activity: ClassVar[str]
+    """What the consumer is doing meanwhile, for errors."""
 
-    def __init__(
-        self, feed: Feed, enter: Callable[[Walk[Any]], Awaitable[None]], left: Callable[[], None]
-    ) -> None:
-        self._feed = feed
-        self._enter = enter
-        self._left = left
-        self._asked: asyncio.Future[None] | None = None
+    def __init__(self, fetcher: Fetcher, use: ExclusiveUse, released: Callable[[], None]) -> None:
+        self._fetcher = fetcher
+        self._use = use
+        self._released = released
+        self._next_requested: asyncio.Future[None] | None = None
         self._task: asyncio.Task[object] | None = None
-        self._entered = False
-        self._over = False
+        self._acquired = False
+        self._ended = False
         self._finding = False
-        self._noted: object = None
+        self._last_seen: object = None
+
+    # --- for the consumer
 
     def settle(self) -> None:
-        """Tell the partitions how far they are handled."""
+        """Update the progress of the partitions with what was handled."""
 
-    def moved(self) -> bool:
-        """Tell whether something new is in hand since this was asked last."""
-        before, self._noted = self._noted, self._in_hand()
-        return self._noted is not before
+    def made_progress(self) -> bool:
+        """Return whether a new record or batch is in hand since the last call."""
+        before, self._last_seen = self._last_seen, self._current()
+        return self._last_seen is not before
 
-    def drop(self, gone: list[Holding]) -> None:
-        """Hand out no more of what already came from these partitions."""
+    def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Discard undelivered records of these partitions."""
         raise NotImplementedError
 
     def hold(self) -> None:
-        """Put back what already came and nobody has in hand: the feed hands out nothing now."""
+        """Put undelivered records back: the fetcher delivers nothing while it is held."""
         raise NotImplementedError
 
     async def drain(
         self,
-        gone: list[Holding],
+        partitions: tuple[TopicPartition, ...],
         timeout: float,
-        asking: asyncio.Task[object] | None = None,
+        caller: asyncio.Task[object] | None = None,
     ) -> None:
-        """Hand out no more of these partitions; wait until what is in hand of them is handled.
+        """Drop undelivered records of these partitions; wait until those in hand are handled.
 
         Args:
-            gone: The partitions.
-            timeout: Longest wait in seconds.
-            asking: Who waits for it. When it is the one that iterates, there is no waiting: it
-                cannot ask for the next meanwhile.
+            partitions: The partitions.
+            timeout: Longest wait, in seconds.
+            caller: The task that waits. If it runs the loop itself there is no wait, because it
+                cannot request the next record meanwhile.
         """
-        self.drop(gone)
+        self.drop(partitions)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
-        while self._holds(gone) and asking is not self._task:
+        while self._holds(partitions) and caller is not self._task:
             left = until - loop.time()
-            if left <= 0 or not self._entered:
+            if left <= 0 or not self._acquired:
                 break
-            self._asked = self._asked or loop.create_future()
-            await asyncio.wait([self._asked], timeout=min(_LOOK, left))
+            self._next_requested = self._next_requested or loop.create_future()
+            await asyncio.wait([self._next_requested], timeout=min(_HANDLED_CHECK_INTERVAL, left))
         self.settle()
 
-    async def _begin(self) -> None:
-        self._task = asyncio.current_task()
-        if self._over:
-            raise StopAsyncIteration
-        if not self._entered:
-            await self._enter(self)
-            self._entered = True
+    # --- for the iterator
 
     async def next(self) -> T:
-        """Return the next; what was in hand before is handled.
+        """Return the next record or batch; the one in hand before is handled.
 
         Raises:
-            RuntimeError: Another task waits for the next one: it would take for handled what the
-                other has in hand.
+            RuntimeError: Another task waits for the next one. Its record in hand would count as
+                handled.
         """
         if self._finding:
             raise RuntimeError(
-                "this iterator is in use by another task: take records in one loop, and share out "
-                "the work with run(handler, concurrency=...)"
+                "this iterator is in use by another task: iterate in one task, and use "
+                "run(handler, concurrency=...) to handle records concurrently"
             )
         self._finding = True
         found: T | None = None
         try:
             await self._begin()
             self._finish()
-            if self._asked is not None:
-                if not self._asked.done():
-                    self._asked.set_result(None)
-                self._asked = None
-            # Who handles records without ever waiting would keep everybody else from running.
+            if self._next_requested is not None:
+                wake([self._next_requested])
+                self._next_requested = None
+            # A loop that handles records without awaiting anything must not block other tasks.
             await asyncio.sleep(0)
             found = await self._find()
         finally:
             self._finding = False
-            # Also when it is cancelled: the traceback holds the iterator, so nobody drops it.
+            # Also if cancelled: the traceback keeps the iterator alive, so __del__ is not called.
             if found is None:
-                self._suspend()
+                self._release()
         if found is None:
-            self._over = True
+            self._ended = True
             raise StopAsyncIteration
         return found
 
     def leave(self) -> None:
-        """End it: what is in hand and not handled is handed out again."""
-        self._over = True
-        self._suspend()
+        """End the stream: unhandled records in hand are delivered again to the next loop."""
+        self._ended = True
+        self._release()
 
-    def _suspend(self) -> None:
-        """Let others take records, until the next is asked for."""
-        if self._entered:
-            self._entered = False
+    async def _begin(self) -> None:
+        self._task = asyncio.current_task()
+        if self._ended:
+            raise StopAsyncIteration
+        if not self._acquired:
+            await self._use.acquire(self)
+            self._acquired = True
+
+    def _release(self) -> None:
+        """Allow another loop or run to receive records, until the next record is requested."""
+        if self._acquired:
+            self._acquired = False
             self.settle()
-            self._give_back()
-            self._left()
+            self._return_records()
+            self._use.release()
+            self._released()
 
-    def _patience(self) -> float:
-        """Give the seconds to wait for records now.
+    def _poll_timeout(self) -> float:
+        """Return how long to wait for records now, in seconds.
 
         Raises:
-            KafkaDeadlineExceeded: The time of an enclosing `resilient_io.deadline` is used up.
+            KafkaDeadlineExceeded: An enclosing `resilient_io.deadline` has expired.
         """
         at = current_deadline()
         if at is None:
-            return POLL
+            return _POLL_INTERVAL
         left = at - asyncio.get_running_loop().time()
         if left <= 0:
             raise KafkaDeadlineExceeded(
-                "no record came in time", dependency=self._feed.name, operation=self.what
+                "no record came in time",
+                dependency=self._fetcher.dependency,
+                operation=self.activity,
             )
-        return min(POLL, left)
+        return min(_POLL_INTERVAL, left)
+
+    # --- for subclasses
 
     async def _find(self) -> T | None:
-        """Wait for the next; None once nothing comes any more."""
+        """Wait for the next record or batch; return None once no more will come."""
         raise NotImplementedError
 
     def _finish(self) -> None:
         """Count what is in hand as handled."""
         raise NotImplementedError
 
-    def _in_hand(self) -> object:
+    def _current(self) -> object:
+        """Return what is in hand, to be compared by identity."""
         raise NotImplementedError
 
-    def _holds(self, gone: list[Holding]) -> bool:
+    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
+        """Return whether an unhandled record of these partitions is in hand."""
         raise NotImplementedError
 
-    def _give_back(self) -> None:
+    def _return_records(self) -> None:
+        """Return all unhandled records to the fetcher."""
         raise NotImplementedError
 
 
-class RecordIterator:
-    """Iterates over records; made by `async for record in consumer`."""
+class StreamIterator(Generic[T]):
+    """Iterates over a stream, and ends it when the iterator is deleted."""
 
-    __slots__ = ("_walk",)
+    __slots__ = ("_stream",)
 
-    def __init__(self, walk: RecordWalk) -> None:
-        self._walk = walk
+    def __init__(self, stream: RecordStream[T]) -> None:
+        self._stream = stream
 
-    def __aiter__(self) -> RecordIterator:
+    def __aiter__(self) -> Self:
         return self
+
+    async def __anext__(self) -> T:
+        return await self._stream.next()
+
+    def __del__(self) -> None:
+        self._stream.leave()
+
+    async def aclose(self) -> None:
+        """End the iteration. Needed only for an iterator that is kept beyond its loop.
+
+        Records in hand that are not `done()` are delivered again by the next loop.
+        """
+        self._stream.leave()
+
+
+class BatchIterator(StreamIterator["list[Record]"]):
+    """Iterates over lists of records; created by `consumer.batches()`."""
+
+    __slots__ = ()
+
+
+class RecordIterator(StreamIterator["Record"]):
+    """Iterates over records; created by `async for record in consumer`."""
+
+    __slots__ = ()
+    _stream: SingleRecordStream
 
     async def __anext__(self) -> Record:
-        walk = self._walk
-        for record in walk.records:
-            walk.hand = record
+        # The hot path: no call per record while a chunk lasts.
+        stream = self._stream
+        for record in stream.records:
+            stream.in_hand = record
             return record
-        return await walk.next()
-
-    def __del__(self) -> None:
-        self._walk.leave()
-
-    async def aclose(self) -> None:
-        """End the iteration; only needed for an iterator that is kept beyond its loop.
-
-        What is in hand and not `done()` is handed out again by the next one.
-        """
-        self._walk.leave()
+        return await stream.next()
 
 
-class BatchIterator:
-    """Iterates over lists of records; made by `consumer.batches()`."""
-
-    __slots__ = ("_walk",)
-
-    def __init__(self, walk: BatchWalk) -> None:
-        self._walk = walk
-
-    def __aiter__(self) -> BatchIterator:
-        return self
-
-    async def __anext__(self) -> list[Record]:
-        return await self._walk.next()
-
-    def __del__(self) -> None:
-        self._walk.leave()
-
-    async def aclose(self) -> None:
-        """End the iteration; only needed for an iterator that is kept beyond its loop.
-
-        What is in hand and not `done()` is handed out again by the next one.
-        """
-        self._walk.leave()
-
-
-class RecordWalk(Walk[Record]):
-    """One record after the other.
+class SingleRecordStream(RecordStream["Record"]):
+    """Delivers one record at a time.
 
     Attributes:
-        records: What is left of the records at hand.
-        hand: The record that the caller has.
+        records: The rest of the current chunk.
+        in_hand: The record that the caller has.
     """
 
-    what = "iterating"
+    activity = "iterating"
 
     def __init__(
         self,
-        feed: Feed,
-        enter: Callable[[Walk[Any]], Awaitable[None]],
-        left: Callable[[], None],
-        most: int,
+        fetcher: Fetcher,
+        use: ExclusiveUse,
+        released: Callable[[], None],
+        fetch_records: int,
     ) -> None:
-        super().__init__(feed, enter, left)
+        super().__init__(fetcher, use, released)
         self.records: Iterator[Record] = iter(())
-        self.hand: Record | None = None
-        self._most = most
-        self._chunks: list[tuple[Holding, list[Record]]] = []
-        self._holding: Holding | None = None
+        self.in_hand: Record | None = None
+        self._fetch_records = fetch_records
+        self._chunks: list[Chunk] = []
+        self._assigned: AssignedPartition | None = None  # that of the current chunk
 
     async def _find(self) -> Record | None:
-        while not self._feed.closed:
+        while not self._fetcher.closed:
             while self._chunks:
-                holding, records = self._chunks.pop(0)
-                if holding.open:
-                    self._holding = holding
+                assigned, records = self._chunks.pop(0)
+                if assigned.fetchable:
+                    self._assigned = assigned
                     self.records = iter(records)
-                    self.hand = next(self.records)
-                    return self.hand
-            self._chunks = await self._feed.next(self._most, self._patience())
+                    self.in_hand = next(self.records)
+                    return self.in_hand
+            self._chunks = await self._fetcher.fetch_assigned(
+                self._fetch_records, self._poll_timeout()
+            )
         return None
 
     def settle(self) -> None:
-        """Tell the partition in hand how far it is handled."""
-        if self.hand is not None:
-            self.hand._progress.reached(self.hand.offset + self.hand.handled)
+        """Update the progress of the partition of the record in hand."""
+        if self.in_hand is not None:
+            self.in_hand._progress.reached(self.in_hand.offset + self.in_hand.handled)
 
     def _finish(self) -> None:
-        hand = self.hand
-        self.hand = self._holding = None
-        if hand is not None:
-            hand._progress.reached(hand.offset + 1)
+        record = self.in_hand
+        self.in_hand = self._assigned = None
+        if record is not None:
+            record._progress.reached(record.offset + 1)
 
-    def drop(self, gone: list[Holding]) -> None:
-        """See `Walk.drop`."""
-        self._chunks = [chunk for chunk in self._chunks if chunk[0] not in gone]
-        if self._holding in gone:
+    def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Discard undelivered records of these partitions."""
+        self._chunks = [chunk for chunk in self._chunks if chunk[0].partition not in partitions]
+        if self._assigned is not None and self._assigned.partition in partitions:
             self.records = iter(())
 
     def hold(self) -> None:
-        """See `Walk.hold`."""
+        """Put undelivered records back."""
         chunks, rest = self._chunks, list(self.records)
-        if self._holding is not None:
-            chunks = [(self._holding, rest), *chunks]
-        for holding, records in chunks:
-            self._feed.put_back(holding, records)
+        if self._assigned is not None:
+            chunks = [(self._assigned, rest), *chunks]
+        for assigned, records in chunks:
+            self._fetcher.put_back(assigned, records)
         self.records, self._chunks = iter(()), []
 
-    def _in_hand(self) -> object:
-        return self.hand
+    def _current(self) -> object:
+        return self.in_hand
 
-    def _holds(self, gone: list[Holding]) -> bool:
-        return self.hand is not None and self._holding in gone and not self.hand.handled
+    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
+        return (
+            self.in_hand is not None
+            and not self.in_hand.handled
+            and self._assigned is not None
+            and self._assigned.assigned
+            and self._assigned.partition in partitions
+        )
 
-    def _give_back(self) -> None:
+    def _return_records(self) -> None:
         rest = list(self.records)
-        if self.hand is not None and not self.hand.handled:
-            rest.insert(0, self.hand)
+        if self.in_hand is not None and not self.in_hand.handled:
+            rest.insert(0, self.in_hand)
         chunks = self._chunks
-        if self._holding is not None:
-            chunks = [(self._holding, rest), *chunks]
-        for holding, records in chunks:
-            self._feed.give_back(holding, records)
-        self.records, self._chunks, self.hand, self._holding = iter(()), [], None, None
+        if self._assigned is not None:
+            chunks = [(self._assigned, rest), *chunks]
+        for assigned, records in chunks:
+            self._fetcher.return_unhandled(assigned, records)
+        self.records, self._chunks, self.in_hand, self._assigned = iter(()), [], None, None
 
 
-class BatchWalk(Walk[list[Record]]):
-    """Batch after batch."""
+class BatchStream(RecordStream["list[Record]"]):
+    """Delivers one batch at a time."""
 
-    what = "iterating over batches"
+    activity = "iterating over batches"
 
     def __init__(
         self,
-        feed: Feed,
-        enter: Callable[[Walk[Any]], Awaitable[None]],
-        left: Callable[[], None],
-        most: int,
+        fetcher: Fetcher,
+        use: ExclusiveUse,
+        released: Callable[[], None],
+        max_records: int,
         max_wait: float,
     ) -> None:
-        super().__init__(feed, enter, left)
-        self._most = most
+        super().__init__(fetcher, use, released)
+        self._max_records = max_records
         self._max_wait = max_wait
-        self._gathered: list[tuple[Holding, list[Record]]] = []  # not handed out yet
-        self._hand: list[tuple[Holding, list[Record]]] = []
+        self._gathered: list[Chunk] = []
+        self._batch: list[Chunk] = []
 
     async def _find(self) -> list[Record] | None:
-        while not self._feed.closed:
+        while not self._fetcher.closed:
             await self._gather()
-            if self._gathered and not self._feed.closed:
-                self._hand, self._gathered = self._gathered, []
-                return [record for _, records in self._hand for record in records]
+            if self._gathered and not self._fetcher.closed:
+                self._batch, self._gathered = self._gathered, []
+                return [record for _, records in self._batch for record in records]
         return None
 
     def _finish(self) -> None:
-        for _, records in self._hand:
+        for _, records in self._batch:
             records[-1]._progress.reached(records[-1].offset + 1)
-        self._hand = []
+        self._batch = []
 
     async def _gather(self) -> None:
-        """Wait for records, and for as many as the caller allows time for."""
+        """Wait for records, and then for more of them within `max_wait`."""
         loop = asyncio.get_running_loop()
         until: float | None = None
-        while not self._feed.closed:
+        while not self._fetcher.closed:
             count = sum(len(records) for _, records in self._gathered)
             if count and until is None:
                 until = min(loop.time() + self._max_wait, current_deadline() or math.inf)
-            left = self._patience() if until is None else min(POLL, until - loop.time())
-            if count >= self._most or left <= 0:
+            left = (
+                self._poll_timeout() if until is None else min(_POLL_INTERVAL, until - loop.time())
+            )
+            if count >= self._max_records or left <= 0:
                 return
-            # Cancelled here, what was gathered stays for the next call.
-            found = await self._feed.next(self._most - count, left)
-            self._gathered += found  # only now: what was gathered may have been dropped meanwhile
+            # If this is cancelled, the gathered records stay for the next call.
+            found = await self._fetcher.fetch_assigned(self._max_records - count, left)
+            self._gathered += found  # not before: a rebalance may have dropped records meanwhile
 
-    def drop(self, gone: list[Holding]) -> None:
-        """See `Walk.drop`; what is in hand stays there, for the caller has it."""
-        self._gathered = [chunk for chunk in self._gathered if chunk[0] not in gone]
+    def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Discard undelivered records of these partitions; the batch in hand stays."""
+        self._gathered = [each for each in self._gathered if each[0].partition not in partitions]
 
     def hold(self) -> None:
-        """See `Walk.hold`."""
+        """Put undelivered records back."""
         chunks, self._gathered = self._gathered, []
-        for holding, records in reversed(chunks):
-            self._feed.put_back(holding, records)
+        for assigned, records in reversed(chunks):
+            self._fetcher.put_back(assigned, records)
 
-    def _in_hand(self) -> object:
-        return self._hand
+    def _current(self) -> object:
+        return self._batch
 
-    def _holds(self, gone: list[Holding]) -> bool:
+    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
         return any(
-            holding in gone and not all(record.handled for record in records)
-            for holding, records in self._hand
+            assigned.assigned
+            and assigned.partition in partitions
+            and not all(record.handled for record in records)
+            for assigned, records in self._batch
         )
 
-    def _give_back(self) -> None:
-        chunks, self._hand, self._gathered = [*self._hand, *self._gathered], [], []
-        for holding, records in reversed(chunks):
-            self._feed.give_back(holding, [record for record in records if not record.handled])
-
-
-class Turn:
-    """Given to one at a time."""
-
-    __slots__ = ("_ending", "_waiting", "_who")
-
-    def __init__(self) -> None:
-        self._who: str | None = None
-        self._ending = False
-        self._waiting: list[asyncio.Future[None]] = []
-
-    async def take(self, who: str) -> None:
-        """Take it; wait only for one that is ending by itself.
-
-        Cancelling leaves at once, without it.
-
-        Args:
-            who: What is going to take records, in words.
-
-        Raises:
-            RuntimeError: Somebody has it.
-        """
-        while self._who is not None:
-            if not self._ending:
-                raise RuntimeError(
-                    f"this consumer is {self._who} already: one loop or run() at a time; make a "
-                    f"second consumer of the same group for more"
-                )
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
-        self._who = who
-
-    def ending(self) -> None:
-        """Say that who has it takes nothing more, and gives it back soon."""
-        self._ending = self._who is not None
-
-    def give_back(self) -> None:
-        """Let others have it."""
-        self._who = None
-        self._ending = False
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _return_records(self) -> None:
+        chunks, self._batch, self._gathered = [*self._batch, *self._gathered], [], []
+        for assigned, records in reversed(chunks):
+            self._fetcher.return_unhandled(
+                assigned, [record for record in records if not record.handled]
+            )

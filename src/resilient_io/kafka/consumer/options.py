@@ -1,41 +1,46 @@
-"""What can be chosen for a consumer, beside the driver's own options."""
+"""Options of a consumer: what it reads, its own settings, and aiokafka's options."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.validation import check_count, check_number, check_seconds
+from resilient_io.validation import check_choice, check_count, check_number, check_seconds
+
+from ..options import ClientOptions, Options, split_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aiokafka.abc import ConsumerRebalanceListener
+    from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..protocols import ConsumerDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerSettings:
-    """When a consumer commits, and how long its ends may take.
+    """When a consumer commits, and how long draining and closing may take.
 
     Args:
-        commit_interval: Seconds between two commits in the background; None commits nothing, ever:
-            for offsets that a transaction takes along (`transaction().send_offsets`).
+        commit_interval: Seconds between two background commits; None never commits: use it when a
+            transaction commits the offsets (`transaction().send_offsets`).
         commit_timeout: Longest time for one commit, in seconds.
-        drain_timeout: Seconds that a record or batch in hand gets to be handled, when its partition
-            is revoked or the consumer is closed. Together with `commit_timeout` it must stay below
-            `rebalance_timeout_ms` (by default `session_timeout_ms`, 10 s), or the group goes on
-            without waiting for this member.
-        close_timeout: Seconds within which `aclose()` ends when it is given no timeout.
-        stalled_after: Seconds after which a partition that has records waiting, but does not move,
-            makes health DEGRADED (`Cause.STALLED`); None never does.
-        fetch_records: Most records that iteration takes from the driver at once. The event loop
-            gets its turn in between.
+        drain_timeout: Seconds that records in hand get to be handled when their partition is
+            revoked or the consumer is closed; then the handlers of `run` are cancelled. Together
+            with `commit_timeout` it must stay below `rebalance_timeout_ms` (by default
+            `session_timeout_ms`, 10 s), or the group continues without this member. At a
+            rebalance, `run` shortens it to 80 % of that time, minus 1 s for the cleanup of
+            cancelled handlers.
+        close_timeout: Default timeout of `aclose()`, in seconds.
+        stalled_after: Seconds after which a partition that has records to read, but whose
+            position does not move, makes health DEGRADED (`Cause.STALLED`); None disables this.
+        fetch_records: Largest number of records that iteration takes from aiokafka at once. The
+            event loop runs other tasks in between.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -49,7 +54,6 @@ class ConsumerSettings:
     fetch_records: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
         if self.commit_interval is not None:
             check_seconds("commit_interval", self.commit_interval)
         check_seconds("commit_timeout", self.commit_timeout)
@@ -60,18 +64,110 @@ class ConsumerSettings:
         check_count("fetch_records", self.fetch_records)
 
 
-_PAIR = 2
+class ConsumerOptions(ClientOptions, total=False):
+    """The options of aiokafka that a consumer passes on; see `aiokafka.AIOKafkaConsumer`."""
+
+    group_instance_id: str | None
+    fetch_max_wait_ms: int
+    fetch_max_bytes: int
+    fetch_min_bytes: int
+    max_partition_fetch_bytes: int
+    auto_offset_reset: Literal["earliest", "latest", "none"]
+    check_crcs: bool
+    partition_assignment_strategy: Sequence[type[AbstractPartitionAssignor]]
+    max_poll_interval_ms: int
+    rebalance_timeout_ms: int | None
+    session_timeout_ms: int
+    heartbeat_interval_ms: int
+    consumer_timeout_ms: int
+    exclude_internal_topics: bool
+    isolation_level: Literal["read_uncommitted", "read_committed"]
+    client_rack: str | None
+
+
+_OWNED = {
+    "enable_auto_commit": "leave it out: offsets are committed once their records are handled",
+    "auto_commit_interval_ms": "use settings=ConsumerSettings(commit_interval=1.0), in seconds",
+    "max_poll_records": "use settings=ConsumerSettings(fetch_records=1000), or "
+    "batches(max_records=1000)",
+}
+
+# aiokafka 0.14's own defaults, in milliseconds.
+_MAX_POLL_INTERVAL_MS = 300_000
+_SESSION_TIMEOUT_MS = 10_000
+_FETCH_MAX_WAIT_MS = 500
+
+_MILLISECONDS = (
+    "max_poll_interval_ms",
+    "session_timeout_ms",
+    "rebalance_timeout_ms",
+    "fetch_max_wait_ms",
+)
+_CHOICES = {
+    "auto_offset_reset": ("earliest", "latest", "none"),
+    "isolation_level": ("read_uncommitted", "read_committed"),
+}
+
+
+def split_consumer_options(options: Mapping[str, Any]) -> Options:
+    """Return aiokafka's options, checked, and split into those for the cluster and the instance.
+
+    Raises:
+        ConfigurationError: An option is unknown or set by this library, or a value is one that
+            aiokafka 0.14 would misinterpret.
+    """
+    split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
+    for name in _MILLISECONDS:
+        if name in split.own and (name, split.own[name]) != ("rebalance_timeout_ms", None):
+            check_count(name, split.own[name])
+    for name, choices in _CHOICES.items():
+        if name in split.own:
+            check_choice(name, split.own[name], choices)
+    return split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subscription:
+class GroupTimes:
+    """Times that aiokafka's options imply, in seconds.
+
+    Attributes:
+        max_poll_interval: Longest time between two polls before the member leaves the group.
+        session: Time without a heartbeat after which the group expels the member.
+        rebalance: How long the group waits for a member when partitions move.
+        fetch: How long a broker may delay the reply to a fetch.
+    """
+
+    max_poll_interval: float
+    session: float
+    rebalance: float
+    fetch: float
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> GroupTimes:
+        """Return the times of aiokafka's options, with aiokafka's defaults."""
+        # aiokafka 0.14: without rebalance_timeout_ms, the group waits for session_timeout_ms.
+        session = options.get("session_timeout_ms", _SESSION_TIMEOUT_MS)
+        return cls(
+            max_poll_interval=options.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS) / 1000,
+            session=session / 1000,
+            rebalance=(options.get("rebalance_timeout_ms") or session) / 1000,
+            fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
+        )
+
+
+_PAIR = 2
+_EXAMPLE = 'for example ResilientKafkaConsumer("orders", group_id="billing")'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSubscription:
     """What a consumer reads.
 
     Attributes:
-        topics: Names of topics.
-        pattern: A regular expression that names of topics match from their beginning.
+        topics: Topic names.
+        pattern: A regular expression that matches topic names from their beginning.
         partitions: Fixed partitions.
-        group: The group's id; None reads alone.
+        group: The group's id; None reads without a group.
     """
 
     topics: tuple[str, ...]
@@ -79,8 +175,14 @@ class Subscription:
     partitions: tuple[TopicPartition, ...]
     group: str | None
 
+    def __str__(self) -> str:
+        what = self.pattern or ", ".join(
+            self.topics or [f"{topic}[{number}]" for topic, number in self.partitions]
+        )
+        return what if self.group is None else f"{what} as {self.group}"
+
     def apply(self, instance: ConsumerDriver, listener: ConsumerRebalanceListener) -> None:
-        """Tell a started instance; it joins the group by itself."""
+        """Subscribe a started instance, which then joins the group in the background."""
         if self.partitions:
             instance.assign(list(self.partitions))
         elif self.pattern is not None:
@@ -89,44 +191,48 @@ class Subscription:
             instance.subscribe(topics=list(self.topics), listener=listener)
 
 
-def subscription_to(
+def check_subscription(
     topics: tuple[object, ...],
     pattern: str | None,
     partitions: Iterable[tuple[str, int]] | None,
     group: object,
-) -> Subscription:
-    """Check what is to be read.
+) -> ConsumerSubscription:
+    """Return what a consumer reads, checked.
 
     Raises:
-        ConfigurationError: It is nothing, or said twice; the message says what to write.
+        ConfigurationError: It reads nothing, or the arguments contradict each other.
     """
-    example = 'write ResilientKafkaConsumer("orders", group_id="billing")'
     if group is not None and (not isinstance(group, str) or not group):
-        raise ConfigurationError(
-            f"group_id={group!r} must be a string that is not empty: {example}"
-        )
-    fixed = () if partitions is None else tuple(_checked(partition) for partition in partitions)
+        raise ConfigurationError(f"group_id={group!r} must be a non-empty string, {_EXAMPLE}")
+    fixed = () if partitions is None else tuple(_check_partition(each) for each in partitions)
     given = [bool(topics), pattern is not None, bool(fixed)]
-    if sum(given) != 1:
-        what = "nothing" if not any(given) else "topics, pattern= or partitions= together"
-        raise ConfigurationError(f"the consumer is to read {what}: {example}")
+    if not any(given):
+        raise ConfigurationError(
+            f"no topics given: pass at least one topic, pattern= or partitions=, {_EXAMPLE}"
+        )
+    if sum(given) > 1:
+        raise ConfigurationError(
+            "topics, pattern= and partitions= are mutually exclusive: pass only one of them"
+        )
     for topic in topics:
         if not isinstance(topic, str) or not topic:
-            raise ConfigurationError(f"a topic is a name, not {topic!r}: {example}")
+            raise ConfigurationError(
+                f"a topic must be a non-empty string, not {topic!r}: {_EXAMPLE}"
+            )
     if pattern is not None:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ConfigurationError(
-                f"pattern={pattern!r} is no regular expression ({error}): "
-                f'write pattern=r"orders\\..*"'
+                f"pattern={pattern!r} is not a regular expression ({error}): use for example "
+                f'pattern=r"orders\\..*"'
             ) from error
     if fixed and group is not None:
         raise ConfigurationError(
-            "fixed partitions are read without a group: leave group_id= out, or name topics and "
-            "let the group share them out"
+            "fixed partitions are read without a group: leave out group_id=, or pass topics and "
+            "let the group assign their partitions"
         )
-    return Subscription(
+    return ConsumerSubscription(
         topics=tuple(str(topic) for topic in topics),
         pattern=pattern,
         partitions=fixed,
@@ -134,11 +240,12 @@ def subscription_to(
     )
 
 
-def _checked(partition: object) -> TopicPartition:
+def _check_partition(partition: object) -> TopicPartition:
     if isinstance(partition, tuple) and len(partition) == _PAIR:
         topic, number = partition
         if isinstance(topic, str) and topic and type(number) is int and number >= 0:
             return TopicPartition(topic, number)
     raise ConfigurationError(
-        f'{partition!r} is no partition: write partitions=[TopicPartition("orders", 0)]'
+        f"{partition!r} is not a partition: use for example "
+        f'partitions=[TopicPartition("orders", 0)]'
     )

@@ -1,4 +1,4 @@
-"""What a consumer counts."""
+"""Counters of a consumer, and how far it is behind the end of its partitions."""
 
 from __future__ import annotations
 
@@ -8,55 +8,62 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 
-from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, meaning_of
-from ..log_filter import quietly
+from ..errors import (
+    KafkaDeadlineExceeded,
+    KafkaUnavailable,
+    classify_error,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
-    from .engine import Engine
+    from ..connect import KafkaTarget
+    from ..protocols import ConsumerDriver
+    from ..supervisor import Supervisor
+    from .assignment import Assignment
 
 
 @dataclass(slots=True)
-class Counters:
-    """Counted as it happens; see `ConsumerStats`."""
+class ConsumerCounters:
+    """Counters that a consumer increments while it runs; see `ConsumerStats`."""
 
     records: int = 0
     unreadable: int = 0
-    given_back: int = 0
+    returned: int = 0
     commits: int = 0
     commits_failed: int = 0
     rebalances: int = 0
     lost: int = 0
-    carried: int = 0
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerStats:
-    """Counters since the consumer was made.
+    """Counters since the consumer was created.
 
     Attributes:
-        records: Records that came from Kafka, those that came again included.
-        unreadable: Those among them that a deserialiser could not read.
-        given_back: Records that a loop left behind, and that are handed out again.
-        outstanding: Records that came and are not handled yet.
-        partitions: Partitions that are ours.
-        paused: Those among them that are paused.
+        records: Records received from Kafka, including those received again.
+        unreadable: Records among them that a deserializer could not read.
+        returned: Records that a loop left unhandled, and that are delivered again.
+        outstanding: Records that were received and are not handled yet.
+        partitions: Partitions that are assigned to this consumer.
+        paused: Partitions among them that are paused.
         commits: Commits that Kafka accepted.
         commits_failed: Commits that failed or were not answered in time.
-        rebalances: Times that the group gave us partitions.
-        lost: Partitions that were lost without a chance to commit.
-        carried: Partitions that came back, and where records that were handled but not committed
-            were therefore not read again.
-        instances: Instances of the driver that were put in service; 1 if none had to be replaced.
-        dropped_logs: Records that the driver would have logged.
+        rebalances: Number of times that the group assigned partitions.
+        lost: Partitions that were lost before their offsets could be committed.
+        resumed: Partitions that were assigned again, and where records that were handled but not
+            yet committed were therefore not read again.
+        instances: aiokafka instances that entered service; 1 if none had to be replaced.
+        log_records_dropped: Log records of aiokafka that were suppressed.
     """
 
     records: int
     unreadable: int
-    given_back: int
+    returned: int
     outstanding: int
     partitions: int
     paused: int
@@ -64,53 +71,65 @@ class ConsumerStats:
     commits_failed: int
     rebalances: int
     lost: int
-    carried: int
+    resumed: int
     instances: int
-    dropped_logs: int
+    log_records_dropped: int
 
 
-def nothing_yet() -> ConsumerStats:
-    """Return the counters of a consumer that was not used yet."""
-    return ConsumerStats(**dict.fromkeys((f.name for f in fields(ConsumerStats)), 0))
+def empty_consumer_stats() -> ConsumerStats:
+    """Return the counters of a consumer that has not been used yet."""
+    return ConsumerStats(**dict.fromkeys((field.name for field in fields(ConsumerStats)), 0))
 
 
 _LAG = "lag"
 
 
-async def ask_lag(engine: Engine, timeout: float | None) -> dict[TopicPartition, int]:
-    """Ask for the end of each partition that is ours; see `ResilientKafkaConsumer.lag`."""
+async def query_lag(
+    supervisor: Supervisor[ConsumerDriver],
+    assignment: Assignment,
+    target: KafkaTarget,
+    dependency: str,
+    timeout: float | None,
+) -> dict[TopicPartition, int]:
+    """Return the lag of each assigned partition; see `ResilientKafkaConsumer.lag`."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     until = None if timeout is None else began + timeout
-    instance = await engine.supervisor.ready(until, _LAG)
-    outer = current_deadline()
-    if outer is not None and (until is None or outer < until):
-        until = outer
-    held = engine.holdings.all
+    instance = await supervisor.ready(until, _LAG)
+    assigned = assignment.all
+    kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
+    failure: Exception
     try:
-        async with asyncio.timeout_at(until):
-            with quietly(engine.supervisor.tally):
-                ends = await instance.end_offsets([holding.partition for holding in held])
+        async with asyncio.timeout_at(earlier(until, current_deadline())):
+            with supervisor.driver_log.filtering():
+                ends = await instance.end_offsets([each.partition for each in assigned])
     except TimeoutError as error:
-        raise KafkaDeadlineExceeded(
-            "the end offsets were not answered in time",
-            dependency=engine.health.name,
-            operation=_LAG,
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from error
+        kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
     except KafkaError as error:
-        if meaning_of(error).kind == "permanent":
-            raise
-        raise KafkaUnavailable(
-            "the end offsets could not be asked for",
-            dependency=engine.health.name,
-            operation=_LAG,
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from error
+        kind, reason = KafkaUnavailable, "the end offsets could not be queried"
+        failure = without_secrets(error, target.secrets())
+    else:
+        return {
+            each.partition: lag
+            for each in assigned
+            if (lag := each.lag(ends.get(each.partition))) is not None
+        }
+    # Raised here, so that the driver's error, which may contain a secret, is not its context.
+    if classify_error(failure).kind == "permanent":
+        raise failure
+    raise kind(
+        reason,
+        dependency=dependency,
+        operation=_LAG,
+        attempts=1,
+        elapsed=loop.time() - began,
+    ) from failure
+
+
+def known_lag(assignment: Assignment) -> dict[TopicPartition, int]:
+    """Return the lag by the end offsets that the latest fetches reported."""
     return {
-        holding.partition: max(0, ends[holding.partition] - at)
-        for holding in held
-        if holding.partition in ends and (at := holding.counted) is not None
+        each.partition: lag
+        for each in assignment.all
+        if (lag := each.lag(each.end_offset)) is not None
     }

@@ -1,11 +1,23 @@
-"""`run`: handlers at once, in order where it matters, and never a record lost.
+"""Concurrent handling of a consumer's records: `ResilientKafkaConsumer.run`.
 
-What fetches them is the consumer; this decides who is handled when, and what becomes of failures.
+The consumer fetches the records. This package decides when each is handled, and what happens to a
+record whose handler fails.
 """
 
-from .options import DeadLetter, HandlerPolicy, OnUnknown, Order, Plan, RunLimits, plan_run
-from .processor import Processor, RunStats
-from .retries import Failure, OnFailure, Verdict
+from .options import (
+    DeadLetter,
+    Failure,
+    HandlerPolicy,
+    OnFailure,
+    OnUnknown,
+    Order,
+    RunLimits,
+    RunPlan,
+    Verdict,
+    plan_run,
+)
+from .processor import Processor
+from .stats import RunStats
 
 __all__ = [
     "DeadLetter",
@@ -14,9 +26,9 @@ __all__ = [
     "OnFailure",
     "OnUnknown",
     "Order",
-    "Plan",
     "Processor",
     "RunLimits",
+    "RunPlan",
     "RunStats",
     "Verdict",
     "plan_run",

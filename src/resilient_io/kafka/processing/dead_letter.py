@@ -1,136 +1,113 @@
-"""Dead letters: what could not be handled, with where it came from and why."""
+"""Writes dead letters: records that could not be handled, with their origin and the error."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from resilient_io.deadlines import deadline
-from resilient_io.errors import ConfigurationError, DependencyUnavailable
+from resilient_io.errors import DependencyUnavailable
+from resilient_io.retry import Backoff
+from resilient_io.text import clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from resilient_io.kafka.consumer.record import Record
-
-    from .retries import Case
-
-__all__ = ["CLOSING", "DeadLetterProducer", "DeadLetters", "headers_of", "told"]
+    from ..producer import ResilientKafkaProducer
+    from ..record import Record
+    from .options import DeadLetter
+    from .retries import RetryState
 
 _log = logging.getLogger("resilient_io.kafka")
 
-_LONGEST_MESSAGE = 1_000
-_SHORTEST_PAUSE = 0.1
-_LONGEST_PAUSE = 10.0
-_LONGEST_LINE = 300
-_LONGEST_WRITE = 5.0  # then it is tried again later: it must not keep a handler's place for long
-CLOSING = 2.0
-"""Seconds that a producer of our own gets to be closed in good order."""
+_MESSAGE_LIMIT = 1_000
+_BACKOFF = 0.1
+_BACKOFF_CAP = 10.0
+_WRITE_TIMEOUT = 5.0
+"""Seconds for one write; then it is retried later, because it occupies a handler's place."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds to close the producer that this module created."""
 
 
-class DeadLetterProducer(Protocol):
-    """What is used of a `ResilientKafkaProducer`."""
-
-    async def send_and_wait(  # noqa: PLR0917 - aiokafka's own signature
-        self,
-        topic: str,
-        value: Any = None,
-        key: Any = None,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] | None = None,
-    ) -> object:
-        """Write a record; returns when the brokers have it."""
-
-    async def aclose(self, timeout: float | None = None) -> object:
-        """Close it."""
-
-
-class DeadLetters:
-    """Writes dead letters, through a producer of the application or one of its own.
+class DeadLetterWriter:
+    """Writes dead letters, through the application's producer or one that it creates.
 
     Args:
-        topic: Where to.
-        producer: The application's; it is not closed.
-        make: Makes one of our own when the first dead letter is written.
+        options: The topic and, perhaps, the producer.
+        make_producer: Creates a producer when the first dead letter is written.
     """
 
     def __init__(
-        self,
-        topic: str,
-        *,
-        producer: DeadLetterProducer | None,
-        make: Callable[[], DeadLetterProducer],
+        self, options: DeadLetter, make_producer: Callable[[], ResilientKafkaProducer]
     ) -> None:
-        self._topic = topic
-        self._producer = producer
-        self._make = make
-        self._own: DeadLetterProducer | None = None
+        self._topic = options.topic
+        self._given_producer = options.producer
+        self._make_producer = make_producer
+        self._own_producer: ResilientKafkaProducer | None = None
         self._advised = False
         self._writing = 0
-        self._failures = 0  # in a row
-        self._again_at = 0.0
+        self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
+        self._retry_at = 0.0
 
     @property
-    def crowded(self) -> bool:
-        """Whether it is another's turn to find out if dead letters can be written again.
+    def busy_retrying(self) -> bool:
+        """Whether writing fails, and another record is testing whether it works again.
 
-        All would wait for the same, each in a place that a handler needs.
+        Otherwise all failed records would wait for that, each in the place of a handler.
         """
         now = asyncio.get_running_loop().time()
-        return self._failures > 0 and (self._writing > 0 or now < self._again_at)
+        return self._backoff.failures > 0 and (self._writing > 0 or now < self._retry_at)
 
-    async def write(self, record: Record, case: Case) -> None:
-        """Write one; returns when the brokers have it.
+    async def write(self, record: Record, state: RetryState) -> None:
+        """Write a dead letter and wait until the brokers have stored it.
 
-        After an unknown outcome it is written again, so a dead letter may be there twice.
+        After an unknown outcome it is written again, so the topic may contain it twice.
 
         Raises:
-            Exception: What the producer raised. It is perhaps, or not, written.
+            Exception: The exception of the producer. The dead letter may have been written.
         """
-        producer = self._producer or self._own
+        producer = self._given_producer or self._own_producer
         if producer is None:
-            producer = self._own = self._make()
-        now = asyncio.get_running_loop().time()
+            producer = self._own_producer = self._make_producer()
+        loop = asyncio.get_running_loop()
         self._writing += 1
         try:
-            with deadline(_LONGEST_WRITE):
+            with deadline(_WRITE_TIMEOUT):
                 await producer.send_and_wait(
                     self._topic,
                     value=record.raw_value,
                     key=record.raw_key,
-                    headers=headers_of(record, case, now),
+                    headers=dead_letter_headers(record, state, loop.time()),
                 )
         except Exception as error:
-            pause = min(_SHORTEST_PAUSE * 2.0 ** min(self._failures, 10), _LONGEST_PAUSE)
-            self._failures += 1
-            self._again_at = asyncio.get_running_loop().time() + pause
-            if producer is self._own:
+            self._retry_at = loop.time() + self._backoff.next()
+            if producer is self._own_producer:
                 self._advise(error)
             raise
         finally:
             self._writing -= 1
-        self._failures = 0
+        self._backoff.reset()
 
     async def aclose(self, timeout: float) -> None:
-        """Close the producer of our own, if there is one."""
-        own, self._own = self._own, None
-        if own is not None:
-            await own.aclose(timeout)
+        """Close the producer that this object created, if there is one."""
+        producer, self._own_producer = self._own_producer, None
+        if producer is not None:
+            await producer.aclose(timeout)
 
     def _advise(self, error: Exception) -> None:
-        """Say, once, how to choose the producer: ours may be none that this broker understands."""
+        """Log once how to pass a producer: the default one may not suit this cluster."""
         if self._advised or isinstance(error, DependencyUnavailable):
             return
         self._advised = True
         _log.warning(
-            "the producer that run() made could not write a dead letter to %s (%s). It is tried "
-            "again; if the cluster needs other options than aiokafka's defaults with idempotence, "
-            'write DeadLetter(topic="%s", producer=ResilientKafkaProducer(..., '
-            "enable_idempotence=False)), say, or with a larger max_request_size",
+            "the producer that run() created could not write a dead letter to %s (%s); retrying. "
+            "If the cluster needs other options than aiokafka's defaults with idempotence, use "
+            'DeadLetter(topic="%s", producer=ResilientKafkaProducer(..., '
+            "enable_idempotence=False)), for example, or a larger max_request_size",
             self._topic,
-            told(error),
+            describe_failure(error),
             self._topic,
             extra={
                 "event": "dead_letter_refused",
@@ -140,16 +117,16 @@ class DeadLetters:
         )
 
 
-def headers_of(record: Record, case: Case, now: float) -> list[tuple[str, bytes]]:
+def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[tuple[str, bytes]]:
     """Return the headers of a record's dead letter.
 
-    Those of an earlier dead letter (the record came from a dead-letter topic itself) are replaced,
-    except for its origin, which stays the first one.
+    If the record came from a dead-letter topic itself, its headers about the failure are replaced,
+    and those about its origin are kept.
 
     Args:
         record: The record.
-        case: Its history.
-        now: Loop time at which it is written.
+        state: Its failures.
+        now: Loop time at which the dead letter is written.
     """
     origin = {
         "x-original-topic": record.topic.encode(),
@@ -157,51 +134,39 @@ def headers_of(record: Record, case: Case, now: float) -> list[tuple[str, bytes]
         "x-original-offset": b"%d" % record.offset,
         "x-original-timestamp": b"%d" % record.timestamp,
     }
-    error = case.error
-    history = {
+    error = state.error
+    failure = {
         "x-error-type": f"{type(error).__module__}.{type(error).__qualname__}".encode(),
-        "x-error-message": _message_of(error).encode(errors="replace"),
-        "x-attempts": b"%d" % case.attempts,
-        "x-first-failure-ago": f"{now - case.first_failure:.3f}".encode(),
-        "x-last-failure-ago": f"{now - case.last_failure:.3f}".encode(),
+        "x-error-message": _message_of(error, _MESSAGE_LIMIT).encode(errors="replace"),
+        "x-attempts": b"%d" % state.attempts,
+        "x-first-failure-ago": f"{now - state.first_failure:.3f}".encode(),
+        "x-last-failure-ago": f"{now - state.last_failure:.3f}".encode(),
     }
-    if case.excused:
-        history["x-attempts-excused"] = b"%d" % case.excused
-    if case.unknown:
-        history["x-outcome-unknown"] = b"%d" % case.unknown
-    known = {name: value for name, value in record.headers if name in origin}
+    if state.not_counted:
+        failure["x-attempts-not-counted"] = b"%d" % state.not_counted
+    if state.outcome_unknown:
+        failure["x-outcome-unknown"] = b"%d" % state.outcome_unknown
+    earlier_origin = {name: value for name, value in record.headers if name in origin}
     kept = [
         (name, value)
         for name, value in record.headers
-        if name not in origin and name not in history
+        if name not in origin and name not in failure
     ]
-    return [*kept, *{**origin, **known}.items(), *history.items()]
+    return [*kept, *{**origin, **earlier_origin}.items(), *failure.items()]
 
 
-def told(error: BaseException) -> str:
-    """Return an error's kind and words, for the log."""
-    name, words = type(error).__name__, " ".join(_message_of(error).split())[:_LONGEST_LINE]
-    return words if words.startswith(name) else f"{name}: {words}" if words else name
+def describe_failure(error: BaseException) -> str:
+    """Return the type and the message of an exception, in one clean line, for the log."""
+    name, message = type(error).__name__, _message_of(error)
+    if message.startswith(name):
+        return message
+    return f"{name}: {message}" if message else name
 
 
-def _message_of(error: BaseException) -> str:
-    """Return an error's words, which an application's class may refuse to give."""
+def _message_of(error: BaseException, limit: int = 300) -> str:
     try:
-        words = str(error)
-    # The boundary to an error class of the application: its __str__ may raise anything.
+        message = str(error)
+    # The boundary to an exception class of the application: its __str__ may raise anything.
     except Exception as failure:  # noqa: BLE001
-        words = f"(no message: str() raised {type(failure).__name__})"
-    return words[:_LONGEST_MESSAGE]
-
-
-def check_producer(producer: object) -> None:
-    """Refuse what cannot write dead letters.
-
-    Raises:
-        ConfigurationError: It has no `send_and_wait`.
-    """
-    if producer is not None and not callable(getattr(producer, "send_and_wait", None)):
-        raise ConfigurationError(
-            f"producer={producer!r} cannot write: write DeadLetter(topic=..., producer=producer) "
-            f"with a ResilientKafkaProducer, or leave it out"
-        )
+        message = f"(no message: str() raised {type(failure).__name__})"
+    return clean_text(message, limit=limit)

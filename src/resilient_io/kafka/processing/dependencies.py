@@ -1,4 +1,4 @@
-"""`requires=[...]`: nothing is handled while a dependency is down, and little right after."""
+"""`requires=[...]`: pauses handling while a dependency is down, and restarts it slowly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from typing import TYPE_CHECKING
 
 from resilient_io.errors import (
-    ConfigurationError,
     DeadlineExceeded,
     DependencyUnavailable,
     OutcomeUnknown,
@@ -16,88 +15,86 @@ from resilient_io.errors import (
     refused_by,
 )
 from resilient_io.health import State
-from resilient_io.health.dependency import Availability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Change, Subscription
+    from resilient_io.health import Change, Dependency, Subscription
 
+    from .stats import RunCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 
-_DEEPEST_CAUSE = 8
+_MAX_CAUSES = 8
 
 
-class Gate:
-    """How many handlers may run at once, as the required dependencies allow.
+class DependencyGate:
+    """Limits how many handlers may run, depending on the required dependencies.
 
     Args:
-        requires: The dependencies; empty lets everything pass.
-        concurrency: Handlers at once in good times.
-        slow_start: Seconds from 1 handler to `concurrency` after an outage.
-        moved: Called when `allowed` changed.
-        judged: Returns how many calls of the handler ended so far by its own doing, well or not:
-            while none does, the number of handlers does not grow.
+        requires: The dependencies; without any, the gate stays open.
+        concurrency: Maximum number of handlers.
+        slow_start: Seconds in which the limit grows from 1 to `concurrency` after an outage.
+        changed: Called when `allowed` has changed.
+        counters: The counters of the run. While no call ends because of the handler itself, the
+            limit does not grow.
 
     Attributes:
-        allowed: Handlers that may run now; 0 while it is shut.
-        closed: How often it was shut.
+        allowed: Handlers that may run; 0 while the gate is shut.
     """
 
     def __init__(
         self,
-        requires: tuple[Availability, ...],
+        requires: tuple[Dependency, ...],
         *,
         concurrency: int,
         slow_start: float,
-        moved: Callable[[], None],
-        judged: Callable[[], int],
+        changed: Callable[[], None],
+        counters: RunCounters,
     ) -> None:
+        self.allowed = concurrency
         self._requires = requires
         self._concurrency = concurrency
         self._step = slow_start / max(1, math.ceil(math.log2(concurrency)))
-        self._moved = moved
-        self._judged = judged
+        self._changed = changed
+        self._counters = counters
         self._subscriptions: list[Subscription[Change]] = []
         self._ramp: asyncio.TimerHandle | None = None
         self._judged_before = 0
         self._shut_at = 0.0
-        self._shut_for: list[Availability] = []
-        self.allowed = concurrency
-        self.closed = 0
+        self._shut_for: list[Dependency] = []
 
     @property
     def shut(self) -> bool:
-        """Whether nothing may be handled now."""
+        """Whether no record may be handled now."""
         return self.allowed == 0
 
     def start(self) -> None:
-        """Look, and go on looking."""
-        self._subscriptions = [each.on_change(self._look) for each in self._requires]
-        self._look()
+        """Subscribe to the dependencies."""
+        self._subscriptions = [each.on_change(self._check) for each in self._requires]
+        self._check()
 
     def stop(self) -> None:
-        """Look no more; twice is fine."""
+        """Unsubscribe. This method is idempotent."""
         for subscription in self._subscriptions:
             subscription.remove()
         self._subscriptions.clear()
         self._end_ramp()
 
-    def excuses(self, error: Exception, began: float) -> bool:
-        """Whether a handler failed because of a required dependency, and not of its record.
+    def caused(self, error: Exception, began: float) -> bool:
+        """Return whether a required dependency, and not the record, caused a handler's failure.
 
-        `DependencyUnavailable` of one is reason enough, and so is what its server refuses for now,
-        whatever it is asked: out of memory, read-only. The others (`DeadlineExceeded`,
-        `Overloaded`, `OutcomeUnknown`) are so only when the dependency was down meanwhile: a
-        call that is too slow by itself would otherwise be repeated for ever.
+        `DependencyUnavailable` of a required dependency always counts, and so does a refusal that
+        its server makes for any call (out of memory, read-only). `DeadlineExceeded`, `Overloaded`
+        and `OutcomeUnknown` count only if the dependency was down in the meantime: otherwise a call
+        that is too slow by itself would be repeated forever.
 
         Args:
-            error: What the handler raised; what it was raised from counts, too.
+            error: The handler's exception; its causes are searched, too.
             began: Loop time at which the handler was called.
         """
-        for each in _chain(error):
+        for each in _causes(error):
             if isinstance(
                 each, (DependencyUnavailable, DeadlineExceeded, Overloaded, OutcomeUnknown)
             ):
@@ -109,51 +106,48 @@ class Gate:
                 return True
         return False
 
-    def _look(self, _: object = None) -> None:
+    def _check(self, _: object = None) -> None:
         down = [each for each in self._requires if each.state is State.DOWN]
         loop = asyncio.get_running_loop()
         if down and not self.shut:
             self._end_ramp()
             self.allowed = 0
-            self.closed += 1
+            self._counters.pauses += 1
             self._shut_at = loop.time()
             _log.warning(
-                "paused: %s is down, and required by the handler",
+                "paused: %s is down and required by the handler",
                 " and ".join(each.name for each in down),
                 extra={"event": "handlers_paused", "dependencies": [each.name for each in down]},
             )
             self._shut_for = down
             for each in down:
                 each.note("handlers paused")
-            self._moved()
+            self._changed()
         elif not down and self.shut:
+            seconds = loop.time() - self._shut_at
             _log.warning(
-                "going on: all that is required is back after %.1f s",
-                self._seconds_shut,
-                extra={"event": "handlers_resumed", "after": self._seconds_shut},
+                "resumed: all required dependencies are available again after %.1f s",
+                seconds,
+                extra={"event": "handlers_resumed", "after": seconds},
             )
             for each in self._shut_for:
-                each.note("handlers resumed", after=round(self._seconds_shut, 3))
+                each.note("handlers resumed", after=round(seconds, 3))
             self.allowed = 1 if self._step > 0.0 else self._concurrency
-            self._judged_before = self._judged()
-            self._moved()
-            self._climb_later()
+            self._judged_before = self._counters.judged
+            self._changed()
+            self._grow_later()
 
-    @property
-    def _seconds_shut(self) -> float:
-        return asyncio.get_running_loop().time() - self._shut_at
-
-    def _climb_later(self) -> None:
+    def _grow_later(self) -> None:
         if self.allowed < self._concurrency:
-            self._ramp = asyncio.get_running_loop().call_later(self._step, self._climb)
+            self._ramp = asyncio.get_running_loop().call_later(self._step, self._grow)
 
-    def _climb(self) -> None:
-        judged = self._judged()
+    def _grow(self) -> None:
+        judged = self._counters.judged
         if judged > self._judged_before:
             self._judged_before = judged
             self.allowed = min(self.allowed * 2, self._concurrency)
-            self._moved()
-        self._climb_later()
+            self._changed()
+        self._grow_later()
 
     def _end_ramp(self) -> None:
         if self._ramp is not None:
@@ -161,39 +155,25 @@ class Gate:
             self._ramp = None
 
 
-def _chain(error: BaseException | None) -> Iterable[BaseException]:
-    for _ in range(_DEEPEST_CAUSE):
-        if error is None:
+def has_unknown_outcome(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, is an `OutcomeUnknown`."""
+    return any(isinstance(each, OutcomeUnknown) for each in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    # Not text.error_chain: an exception that a handler raised while handling another one
+    # (`__context__`) is a failure of its own.
+    link: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if link is None:
             return
-        yield error
-        error = error.__cause__
+        yield link
+        link = link.__cause__
 
 
-def _is_due_to(dependency: Availability, error: ResilientIOError, began: float) -> bool:
+def _is_due_to(dependency: Dependency, error: ResilientIOError, began: float) -> bool:
     if isinstance(error, DependencyUnavailable) or dependency.state is State.DOWN:
         return True
     return any(
         change.previous is State.DOWN and change.at >= began for change in dependency.history
     )
-
-
-def outcome_unknown(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that something may have been applied."""
-    return any(isinstance(each, OutcomeUnknown) for each in _chain(error))
-
-
-def check_requires(requires: object) -> tuple[Availability, ...]:
-    """Return the dependencies as a tuple.
-
-    Raises:
-        ConfigurationError: They are no `Availability`s; the message says what to write.
-    """
-    if not isinstance(requires, (list, tuple)):
-        raise ConfigurationError(
-            f"requires={requires!r} must be a list: write requires=[redis.health]"
-        )
-    for each in requires:
-        if not isinstance(each, Availability):
-            hint = "write requires=[redis.health], the health of a client"
-            raise ConfigurationError(f"requires holds {type(each).__name__}: {hint}")
-    return tuple(requires)

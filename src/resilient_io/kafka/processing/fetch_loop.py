@@ -1,85 +1,117 @@
-"""Fetching for `run`: as much as there is room for, and polling while there is none."""
+"""Fetches records for `run`, as many as the limits allow, and polls while they allow none."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from resilient_io.tasks import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from ..consumer.record import Record, TopicPartition
-    from ..consumer.source import Source
-    from .dependencies import Gate
-    from .scheduler import Backlog
+    from aiokafka import TopicPartition
+
+    from ..record import PartitionProgress, Record
+    from .dependencies import DependencyGate
+    from .scheduler import Scheduler
 
 
-_CHUNK = 400  # records of one fetch: as many as are new to the garbage collector at once
-_POLL = 1.0  # longest wait of one fetch, in seconds
-_POLL_BESIDE_SLOW = 0.05  # the same while a slow partition waits for its turn
-_POLL_WHILE_HELD = 0.5  # and how often Kafka hears of us while nothing is wanted
-_LARGE = 16_384.0  # what a record is taken for before the first came
-_SPOONFUL = 1 / 16  # of the bounds, for one fetch: it may all come from one partition
-_MUCH = 0.5  # of the bounds, for one partition
-_FAST = 0.25  # and when it may go on
-_FULL = "run: its bounds are reached"
-_SLOW = "run: half of its bounds are reached by this partition"
+class RecordSource(Protocol):
+    """What `run` needs of the consumer's fetcher, which is above this package.
+
+    A fetched record is outstanding in the progress of its partition until `record.done()` (or
+    `progress.done(offset)`).
+    """
+
+    async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
+        """Return the next records of the assigned partitions that are not paused.
+
+        It polls Kafka even if all partitions are paused.
+        """
+        raise NotImplementedError
+
+    def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """Stop fetching from partitions until `resume` is called with the same reason."""
+
+    def resume(self, partitions: Iterable[TopicPartition], reason: str) -> None:
+        """Remove a reason for pausing."""
+
+    def assignment(self) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions, in a fixed order."""
+        raise NotImplementedError
+
+    def progress(self, partition: TopicPartition) -> PartitionProgress | None:
+        """Return the progress of a partition, or None if it is not assigned."""
+        raise NotImplementedError
+
+
+_CHUNK = 400  # most records of one fetch: all of them are new to the garbage collector together
+_POLL_INTERVAL = 1.0  # longest wait of one fetch, in seconds
+_POLL_INTERVAL_BESIDE_SLOW = 0.05  # the same while a slow partition is paused
+_POLL_INTERVAL_WHILE_HELD = 0.5  # interval of polls while no records are wanted
+_INITIAL_RECORD_SIZE = 16_384.0  # assumed before the first record came, in bytes
+_FETCH_SHARE = 1 / 16  # of the limits, for one fetch: all its records may be of one partition
+_SLOW_SHARE = 0.5  # of the limits: a partition that fills it is paused
+_CAUGHT_UP_SHARE = 0.25  # of the limits: then the partition is resumed
+_FULL = "run: the limits are reached"
+_SLOW = "run: half of the limits is reached by this partition"
 _REQUIRED = "run: a required dependency is down"
 
 
-class Intake:
-    """Moves records from the source to the backlog.
+class FetchLoop:
+    """Moves records from the source to the scheduler, and calls `arrived` after adding some.
 
-    Args:
-        source: Where they come from.
-        backlog: Where they go.
-        gate: Shut while nothing is to be fetched.
-        arrived: Called when records were admitted.
+    Nothing is fetched while the gate is shut or a limit is reached.
     """
 
     def __init__(
-        self, source: Source, backlog: Backlog, gate: Gate, arrived: Callable[[], None]
+        self,
+        source: RecordSource,
+        scheduler: Scheduler,
+        gate: DependencyGate,
+        arrived: Callable[[], None],
     ) -> None:
         self._source = source
-        self._backlog = backlog
+        self._scheduler = scheduler
         self._gate = gate
         self._arrived = arrived
         self._slow: list[TopicPartition] = []
-        self._change: asyncio.Future[None] | None = None
-        self._size = _LARGE  # bytes of a record, as seen lately
+        self._changed: asyncio.Future[None] | None = None
+        self._record_size = _INITIAL_RECORD_SIZE  # in bytes, estimated from recent records
 
-    async def feed(self) -> None:
-        """Fetch for ever.
+    async def run(self) -> None:
+        """Fetch until the task is cancelled.
 
         Raises:
-            Exception: What Kafka refuses for good.
+            Exception: What Kafka refuses permanently.
         """
         while True:
             if self._held:
-                await self._hold()
+                await self._poll_while_held()
                 continue
-            wait = _POLL_BESIDE_SLOW if self._slow else _POLL
-            self._take(await self._source.fetch(self._most(), wait))
-            self._spare_the_others()
-            await asyncio.sleep(0)  # a full source does not suspend, and others have to run
+            wait = _POLL_INTERVAL_BESIDE_SLOW if self._slow else _POLL_INTERVAL
+            self._add(await self._source.fetch(self._max_records(), wait))
+            self._pause_slow_partitions()
+            await asyncio.sleep(0)  # a fetch that finds records does not suspend
 
-    def change(self) -> None:
-        """There is room again, or the gate moved."""
+    def check_again(self) -> None:
+        """Check again whether records may be fetched: there is room, or the gate has changed."""
         if self._gate.shut:
             self._source.pause(self._source.assignment(), _REQUIRED)
         else:
             self._source.resume(self._source.assignment(), _REQUIRED)
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+        if self._changed is not None:
+            wake([self._changed])
 
     def assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Partitions became ours."""
-        self.revoked(partitions)  # something may have moved while they were being taken away
+        """Note that partitions were assigned."""
+        self.revoked(partitions)  # a reason may have been given while they were being revoked
         if self._gate.shut:
             self._source.pause(partitions, _REQUIRED)
 
     def revoked(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Partitions were taken away: reasons for pausing them go with them."""
+        """Remove all reasons for pausing partitions that were revoked."""
         self._source.resume(partitions, _REQUIRED)
         self._source.resume(partitions, _FULL)
         self._source.resume(partitions, _SLOW)
@@ -87,63 +119,64 @@ class Intake:
 
     @property
     def _held(self) -> bool:
-        return self._gate.shut or self._backlog.full or self._backlog.awaits_room
+        return self._gate.shut or self._scheduler.full or self._scheduler.awaits_room
 
-    async def _hold(self) -> None:
-        """Poll, so that Kafka knows that we live, but take nothing, until there is room."""
-        source, backlog = self._source, self._backlog
-        if backlog.full:
-            backlog.awaits_room = True
+    async def _poll_while_held(self) -> None:
+        """Poll, so that the group keeps this member, but fetch nothing until there is room."""
+        source, scheduler = self._source, self._scheduler
+        if scheduler.full:
+            scheduler.awaits_room = True
         try:
             while self._held:
-                self._change = asyncio.get_running_loop().create_future()
-                await asyncio.wait([self._change], timeout=_POLL_WHILE_HELD)
+                self._changed = asyncio.get_running_loop().create_future()
+                await asyncio.wait([self._changed], timeout=_POLL_INTERVAL_WHILE_HELD)
                 if self._held:
                     source.pause(source.assignment(), _FULL)
-                    self._take(await source.fetch(1, 0.0))
+                    self._add(await source.fetch(1, 0.0))
         finally:
-            self._change = None
+            self._changed = None
             source.resume(source.assignment(), _FULL)
 
-    def _most(self) -> int:
-        """Return how many records to fetch: those that fit, judging by the latest."""
-        limits, backlog = self._backlog.limits, self._backlog
-        records = min(limits.records - backlog.records, limits.records * _SPOONFUL, _CHUNK)
-        size = min(limits.bytes - backlog.bytes, limits.bytes * _SPOONFUL)
-        return max(1, int(min(records, size / self._size)))
+    def _max_records(self) -> int:
+        """Return how many records fit into memory, judging by the size of recent ones."""
+        limits, scheduler = self._scheduler.limits, self._scheduler
+        records = min(limits.records - scheduler.records, limits.records * _FETCH_SHARE, _CHUNK)
+        size = min(limits.bytes - scheduler.bytes, limits.bytes * _FETCH_SHARE)
+        return max(1, int(min(records, size / self._record_size)))
 
-    def _spare_the_others(self) -> None:
-        """Fetch no more from a partition that fills half of the memory: the others shall go on."""
+    def _pause_slow_partitions(self) -> None:
+        """Pause a partition that fills half of the memory, to leave room for the others."""
         for partition in list(self._slow):
-            if self._share(partition) <= _FAST:
+            if self._share(partition) <= _CAUGHT_UP_SHARE:
                 self._slow.remove(partition)
                 self._source.resume([partition], _SLOW)
-        limits, backlog = self._backlog.limits, self._backlog
-        if max(backlog.records / limits.records, backlog.bytes / limits.bytes) < _MUCH:
+        limits, scheduler = self._scheduler.limits, self._scheduler
+        used = max(scheduler.records / limits.records, scheduler.bytes / limits.bytes)
+        if used < _SLOW_SHARE:
             return
         assignment = self._source.assignment()
         for partition in assignment if len(assignment) > 1 else ():
-            if partition not in self._slow and self._share(partition) >= _MUCH:
+            if partition not in self._slow and self._share(partition) >= _SLOW_SHARE:
                 self._slow.append(partition)
                 self._source.pause([partition], _SLOW)
 
     def _share(self, partition: TopicPartition) -> float:
-        """Return how much of the bounds the records of one partition take."""
-        progress, limits = self._source.progress(partition), self._backlog.limits
+        """Return the share of the limits that the records of a partition use."""
+        progress, limits = self._source.progress(partition), self._scheduler.limits
         if progress is None:
             return 0.0
-        return progress.outstanding * max(1.0 / limits.records, self._size / limits.bytes)
+        return progress.outstanding * max(1.0 / limits.records, self._record_size / limits.bytes)
 
-    def _take(self, fetched: dict[TopicPartition, list[Record]]) -> None:
-        backlog = self._backlog
-        records_before, bytes_before = backlog.records, backlog.bytes
+    def _add(self, fetched: dict[TopicPartition, list[Record]]) -> None:
+        scheduler = self._scheduler
+        records_before, bytes_before = scheduler.records, scheduler.bytes
         for partition, records in fetched.items():
             progress = self._source.progress(partition)
-            if progress is not None:  # or else it is no longer ours: its next owner handles them
-                backlog.admit(backlog.open(partition, progress), records)
-        came = backlog.records - records_before
-        if came:
-            # The greatest of what came lately: guessing too small costs memory.
-            size = (backlog.bytes - bytes_before) / came
-            self._size = max(1.0, size, self._size * 0.9)
+            if progress is not None:  # otherwise the partition was revoked meanwhile
+                scheduler.admit(scheduler.open(partition, progress), records)
+        added = scheduler.records - records_before
+        if added:
+            # The largest average of recent fetches: an estimate that is too small costs memory.
+            size = (scheduler.bytes - bytes_before) / added
+            self._record_size = max(1.0, size, self._record_size * 0.9)
             self._arrived()

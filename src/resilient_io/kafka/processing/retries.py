@@ -1,84 +1,87 @@
-"""What becomes of a record whose handler failed: again, the dead letter, skip, or stop."""
+"""What happens to a record whose handler failed: retry, dead letter, callback, skip or stop."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+import logging
+from typing import TYPE_CHECKING, get_args
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.retry import backoff_bound
 
-from .dead_letter import told
-from .dependencies import outcome_unknown
-from .rate_limited_log import Notices
+from ..record import place_of
+from .dead_letter import describe_failure
+from .dependencies import has_unknown_outcome
+from .options import Failure, Verdict, half_jitter
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from ..consumer.record import Record
-    from .dead_letter import DeadLetters
-    from .dependencies import Gate
-    from .options import HandlerPolicy, OnUnknown
-    from .scheduler import Backlog, Flow, Item
+    from ..record import Record
+    from .dead_letter import DeadLetterWriter
+    from .dependencies import DependencyGate
+    from .options import RunPlan
+    from .scheduler import Item, PartitionState, Scheduler
+    from .stats import RunCounters
 
 
-class Stage(enum.Enum):
-    """What has to be done for a record next."""
+class Action(enum.Enum):
+    """What to do next with a record."""
 
     HANDLE = "handle"
     """Call the handler again."""
 
-    BURY = "bury"
-    """Write it to the dead-letter topic."""
+    DEAD_LETTER = "dead letter"
+    """Write the record to the dead-letter topic."""
 
-    TELL = "tell"
-    """Ask the application's own `on_failure`."""
+    CALLBACK = "callback"
+    """Call the application's `on_failure`."""
 
     SKIP = "skip"
-    """Let it go, counted."""
+    """Give the record up and count it."""
 
     STOP = "stop"
-    """End `run` because of it."""
+    """End `run` with the handler's exception."""
 
 
-class Case:
-    """The history of one record.
+class RetryState:
+    """The failures of one record, and what to do next.
 
     Attributes:
-        stage: What has to be done next.
-        attempts: Calls of the handler that count.
-        excused: Calls that do not count, for a required dependency was away.
-        stuck: Failures to bury it, or to tell of it, in a row.
-        unknown: Calls that raised `OutcomeUnknown`.
+        action: What to do next.
+        attempts: Handler calls that count.
+        not_counted: Failures that do not count, because a required dependency caused them.
+        action_failures: Consecutive failures of the dead letter or of `on_failure`.
+        outcome_unknown: Handler calls that raised `OutcomeUnknown`.
         first_failure: Loop time of the first failure.
-        last_failure: Loop time of the latest.
-        error: The latest error of the handler, or what a deserialiser raised.
-        alone: Whether it is given to a batch handler by itself, to find the culprit.
+        last_failure: Loop time of the last failure.
+        error: The last exception of the handler, or the exception of the deserializer.
+        alone: Whether a batch handler is called with this record only, to find the one that fails.
         timer: Ends the backoff, while there is one.
     """
 
     __slots__ = (
+        "action",
+        "action_failures",
         "alone",
         "attempts",
         "error",
-        "excused",
         "first_failure",
         "last_failure",
-        "stage",
-        "stuck",
+        "not_counted",
+        "outcome_unknown",
         "timer",
-        "unknown",
     )
 
     def __init__(self, now: float, error: Exception) -> None:
-        self.stage = Stage.HANDLE
+        self.action = Action.HANDLE
         self.attempts = 0
-        self.excused = 0
-        self.stuck = 0
-        self.unknown = 0
+        self.not_counted = 0
+        self.action_failures = 0
+        self.outcome_unknown = 0
         self.first_failure = now
         self.last_failure = now
         self.error = error
@@ -86,308 +89,316 @@ class Case:
         self.timer: asyncio.TimerHandle | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why a record was given up, for an `on_failure` of the application.
-
-    Attributes:
-        record: The record. When it could not be deserialised, `record.error` is the reason and
-            `record.raw_value` has the bytes.
-        error: What the handler raised last, or what the deserialiser raised.
-        attempts: Calls of the handler that count; 0 when it could not be deserialised.
-        outcome_unknown: How many of all calls raised `OutcomeUnknown`.
-        seconds: Time from the first failure to the last.
-    """
-
-    record: Record
-    error: Exception
-    attempts: int
-    outcome_unknown: int
-    seconds: float
-
-
-Verdict: TypeAlias = Literal["dead_letter", "stop", "skip"]
-"""What becomes of a record that is given up."""
-
-OnFailure: TypeAlias = "Verdict | Callable[[Failure], object]"
-"""A verdict, or a function (sync or async) that returns one; None from it means "skip"."""
-
 UNKNOWN_HEADER = ("x-outcome-unknown", b"1")
-"""What a record's headers tell a handler that is called again after `OutcomeUnknown`."""
+"""Header of a record whose handler is called again after it raised `OutcomeUnknown`."""
 
-_FASTEST_REPEAT = 0.1  # of what does not count as an attempt
-_SLOWEST_REPEAT = 10.0
-_STAGES = {"dead_letter": Stage.BURY, "stop": Stage.STOP, "skip": Stage.SKIP}
+_BACKOFF = 0.1  # of a retry that does not count as an attempt, in seconds
+_BACKOFF_CAP = 10.0
+_ACTIONS = {"dead_letter": Action.DEAD_LETTER, "stop": Action.STOP, "skip": Action.SKIP}
 
 
-class Failures:
-    """Judges failures, and does for a record what is left to do.
+class FailureHandler:
+    """Decides what to do with a record that failed, and does it.
 
     Args:
-        backlog: Where the records are.
-        policy: Attempts and backoff.
-        gate: Knows whether a required dependency is to blame.
-        dead_letters: Writes dead letters; None when there is no topic for them.
-        on_failure: What becomes of a record whose attempts are used up.
-        on_outcome_unknown: What becomes of one that was maybe applied.
+        plan: The arguments of `run`.
+        scheduler: The records in memory.
+        gate: Knows whether a required dependency caused a failure.
+        dead_letters: Writes dead letters; None without a topic for them.
+        counters: The counters of the run.
         rng: Source of the jitter.
-        ready: Called when a record became ready.
-        stop: Called with the error that ends `run`.
-        note: Told what the flight recorder is to remember.
-
-    Attributes:
-        failed: Records whose handler raised, each time.
-        excused: Those among them that did not count as an attempt.
-        retried: Calls beyond the first of a record.
-        dead_lettered: Records written to the dead-letter topic.
-        skipped: Records given up without one.
+        ready: Called when a record has become ready.
+        stop: Called with the exception that ends `run`.
+        note: Adds an event to the flight recorder.
     """
 
     def __init__(
         self,
-        backlog: Backlog,
+        plan: RunPlan,
         *,
-        policy: HandlerPolicy,
-        gate: Gate,
-        dead_letters: DeadLetters | None,
-        on_failure: OnFailure,
-        on_outcome_unknown: OnUnknown,
+        scheduler: Scheduler,
+        gate: DependencyGate,
+        dead_letters: DeadLetterWriter | None,
+        counters: RunCounters,
         rng: random.Random,
         ready: Callable[[], None],
         stop: Callable[[Exception], None],
         note: Callable[..., None] | None = None,
     ) -> None:
-        self._backlog = backlog
-        self._policy = policy
+        self._policy = plan.handler_policy
+        self._on_failure = plan.on_failure
+        self._on_unknown = plan.on_outcome_unknown
+        self._scheduler = scheduler
         self._gate = gate
         self._dead_letters = dead_letters
-        self._on_failure = on_failure
-        self._on_unknown = on_outcome_unknown
+        self._counters = counters
         self._rng = rng
         self._ready = ready
         self._stop = stop
-        self._note_event = note or _forget
-        self._buried = Notices("dead_lettered", "records went to the dead-letter topic")
-        self._skips = Notices("skipped", "records were skipped")
-        self._delays = Notices(
-            "verdict_delayed", "dead letters or on_failure did not succeed, and are tried again"
+        self._note = note or _ignore
+        self._dead_letter_log = RateLimitedLog(
+            "dead_lettered", "records sent to the dead-letter topic"
         )
-        self.failed = 0
-        self.excused = 0
-        self.retried = 0
-        self.dead_lettered = 0
-        self.skipped = 0
+        self._skip_log = RateLimitedLog("skipped", "records skipped")
+        self._delay_log = RateLimitedLog(
+            "verdict_delayed", "failures of dead letters or on_failure, retrying"
+        )
 
     def close(self) -> None:
-        """Say what has not been said yet."""
-        for notices in (self._buried, self._skips, self._delays):
-            notices.close()
+        """Log what has not been logged yet."""
+        for log in (self._dead_letter_log, self._skip_log, self._delay_log):
+            log.close()
 
-    # --- judging
+    # --- decisions
 
-    def unreadable(self, flow: Flow, record: Record, error: Exception) -> None:
-        """A record could not be deserialised: calling the handler makes no sense."""
-        self.failed += 1
-        case = Case(asyncio.get_running_loop().time(), error)
-        case.stage = self._stage_of_failure()
-        self._do_next((flow, record, case))
+    def unreadable(self, state: PartitionState, record: Record, error: Exception) -> None:
+        """Handle a record that could not be deserialized, without calling the handler."""
+        self._counters.failed += 1
+        retry_state = RetryState(asyncio.get_running_loop().time(), error)
+        retry_state.action = self._action_on_failure()
+        self._do_next((state, record, retry_state))
 
     def handler_failed(self, item: Item, error: Exception, began: float) -> None:
-        """A handler raised; decide what is next, and see to it.
+        """Decide what to do after a handler raised.
 
         Args:
             item: The record.
-            error: What the handler raised.
+            error: The handler's exception.
             began: Loop time at which it was called.
         """
-        flow, record, before = item
-        if before is not None and before.stage is not Stage.HANDLE:
-            self._stuck(item, before, error)  # its on_failure ended the task it ran in
+        state, record, before = item
+        if before is not None and before.action is not Action.HANDLE:
+            self._action_failed(item, before, error)  # on_failure cancelled the task that ran it
             return
-        case = self._note(before, record, error)
-        item = (flow, record, case)
-        if case.stage is not Stage.HANDLE:
+        retry_state = self._record_failure(before, record, error)
+        item = (state, record, retry_state)
+        if retry_state.action is not Action.HANDLE:
             self._do_next(item)
-        elif self._gate.excuses(error, began):
-            self._excuse(case)
-            self._rest(item, self._growing(case.excused))
+        elif self._gate.caused(error, began):
+            self._do_not_count(retry_state)
+            self._back_off(item, self._backoff_without_attempt(retry_state.not_counted))
         else:
-            case.attempts += 1
-            if case.attempts < self._policy.attempts:
-                self._rest(item, self._policy.wait_before(case.attempts, self._rng))
+            retry_state.attempts += 1
+            if retry_state.attempts < self._policy.attempts:
+                self._back_off(item, self._policy.backoff_before(retry_state.attempts, self._rng))
             else:
-                case.stage = self._stage_of_failure()
+                retry_state.action = self._action_on_failure()
                 self._do_next(item)
 
-    def line_failed(self, line: Sequence[Item], error: Exception, began: float) -> None:
-        """A handler raised for a batch; see to the records of one line in it.
+    def batch_failed(self, items: Sequence[Item], error: Exception, began: float) -> None:
+        """Decide what to do with the records of one key after their batch failed.
 
-        It counts as nobody's attempt: each is tried by itself, in its order. Only if a required
-        dependency is to blame they may be in batches again.
+        This does not count as an attempt: each record is retried alone, in order. Only if a
+        required dependency caused the failure may they be in a batch again.
 
         Args:
-            line: The records of the line, in their order.
-            error: What the handler raised.
+            items: The records of the key in the batch, in order.
+            error: The handler's exception.
             began: Loop time at which it was called.
         """
-        excused = self._gate.excuses(error, began)
-        items: list[Item] = []
-        for flow, record, before in line:
-            case = self._note(before, record, error)
-            items.append((flow, record, case))
-            if excused:
-                self._excuse(case)
+        caused_by_dependency = self._gate.caused(error, began)
+        failed: list[Item] = []
+        for state, record, before in items:
+            retry_state = self._record_failure(before, record, error)
+            failed.append((state, record, retry_state))
+            if caused_by_dependency:
+                self._do_not_count(retry_state)
             else:
-                case.alone = True
-        head, *followers = items
-        flow, record, first = head
-        if flow.revoked:
-            for _, gone, _ in items:
-                self._backlog.forget(gone)
+                retry_state.alone = True
+        head, *followers = failed
+        state, record, first = head
+        if state.revoked:
+            for _, dropped, _ in failed:
+                self._scheduler.forget(dropped)
             return
-        self._backlog.put_behind(flow, record, followers)
-        if first is not None and first.stage is Stage.HANDLE:
-            self._rest(head, self._growing(max(1, first.excused)))
+        self._scheduler.put_behind(state, record, followers)
+        if first is not None and first.action is Action.HANDLE:
+            self._back_off(head, self._backoff_without_attempt(max(1, first.not_counted)))
         else:
             self._do_next(head)
 
-    def _note(self, case: Case | None, record: Record, error: Exception) -> Case:
-        """Enter a failure of the handler into the record's history."""
-        self.failed += 1
+    def _record_failure(
+        self, retry_state: RetryState | None, record: Record, error: Exception
+    ) -> RetryState:
+        self._counters.failed += 1
         now = asyncio.get_running_loop().time()
-        if case is None:
-            case = Case(now, error)
-        case.error = error
-        case.last_failure = now
-        if outcome_unknown(error):
-            case.unknown += 1
+        if retry_state is None:
+            retry_state = RetryState(now, error)
+        retry_state.error = error
+        retry_state.last_failure = now
+        if has_unknown_outcome(error):
+            retry_state.outcome_unknown += 1
             if UNKNOWN_HEADER not in record.headers:
                 record.headers = (*record.headers, UNKNOWN_HEADER)
             if self._on_unknown != "retry":
-                case.attempts += 1
-                case.stage = _STAGES[self._on_unknown]
-        return case
+                retry_state.attempts += 1
+                retry_state.action = _ACTIONS[self._on_unknown]
+        return retry_state
 
-    def _excuse(self, case: Case) -> None:
-        case.excused += 1
-        self.excused += 1
+    def _do_not_count(self, retry_state: RetryState) -> None:
+        retry_state.not_counted += 1
+        self._counters.not_counted += 1
 
-    def _stage_of_failure(self) -> Stage:
-        return Stage.TELL if callable(self._on_failure) else _STAGES[self._on_failure]
+    def _action_on_failure(self) -> Action:
+        return Action.CALLBACK if callable(self._on_failure) else _ACTIONS[self._on_failure]
 
-    def _growing(self, times: int) -> float:
-        bound = min(_FASTEST_REPEAT * 2.0 ** min(times - 1, 10), _SLOWEST_REPEAT)
-        return bound * (0.5 + 0.5 * self._rng.random())
+    def _backoff_without_attempt(self, retry: int) -> float:
+        return half_jitter(backoff_bound(_BACKOFF, _BACKOFF_CAP, retry), self._rng)
 
-    # --- doing
+    # --- actions
 
-    async def go_on(self, item: Item) -> None:
+    async def proceed(self, item: Item) -> None:
         """Do what is next for a record that is given up.
 
-        When that fails it is tried again later; until then its offset is not committed.
+        If that fails it is retried later; until then, the record's offset is not committed.
         Cancelling leaves the record as it was.
         """
-        flow, record, case = item
-        if case is None:  # pragma: no cover - only those with a history come here
+        state, record, retry_state = item
+        if retry_state is None:  # pragma: no cover - only records that have failed come here
             return
         try:
-            if case.stage is Stage.TELL:
-                case.stage = await self._tell(record, case)
-            if case.stage is Stage.BURY:
-                if self._dead_letters is not None and self._dead_letters.crowded:
-                    self._rest(
-                        item, min(_FASTEST_REPEAT + len(flow.resting) / 100, _SLOWEST_REPEAT)
-                    )
+            if retry_state.action is Action.CALLBACK:
+                retry_state.action = await self._call_on_failure(record, retry_state)
+            if retry_state.action is Action.DEAD_LETTER:
+                if self._dead_letters is not None and self._dead_letters.busy_retrying:
+                    delay = min(_BACKOFF + len(state.backing_off) / 100, _BACKOFF_CAP)
+                    self._back_off(item, delay)
                     return
-                await self._bury(record, case)
-        # The boundary to the producer and to the application's own function: whatever either
-        # raises, the record stays ours, uncommitted, and is tried again.
+                await self._write_dead_letter(record, retry_state)
+        # The boundary to the producer and to the application's function: whatever they raise, the
+        # record stays uncommitted, and the action is retried.
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # meant for the task, not of their own making
-            self._stuck(item, case, error)
+                raise  # the task itself was cancelled
+            self._action_failed(item, retry_state, error)
             return
-        if case.stage is Stage.STOP:
-            case.error.add_note(f"run() stopped at {place_of(record)}, attempt {case.attempts}")
-            self._backlog.forget(record)  # and is not finished: it is not committed
-            self._stop(case.error)
+        if retry_state.action is Action.STOP:
+            retry_state.error.add_note(
+                f"run() stopped at {place_of(record)}, attempt {retry_state.attempts}"
+            )
+            self._scheduler.forget(record)  # not finished, so its offset is not committed
+            self._stop(retry_state.error)
             return
-        if case.stage is Stage.SKIP:
-            self.skipped += 1
-            self._note_event("record skipped", topic=record.topic, error=type(case.error).__name__)
-            self._skips.add(f"{place_of(record)}: {type(case.error).__name__}")
-        self._backlog.finished(flow, record)
+        if retry_state.action is Action.SKIP:
+            self._counters.skipped += 1
+            name = type(retry_state.error).__name__
+            self._note("record skipped", topic=record.topic, error=name)
+            self._skip_log.add(f"{place_of(record)}: {name}")
+        self._scheduler.finish(state, record)
 
-    def _stuck(self, item: Item, case: Case, error: BaseException) -> None:
-        case.stuck += 1
-        self._note_event("verdict delayed", stage=case.stage.name, error=type(error).__name__)
-        doing = "the dead letter" if case.stage is Stage.BURY else "on_failure"
-        self._delays.add(f"{doing} of {place_of(item[1])} raised {told(error)}")
-        self._rest(item, self._growing(case.stuck))
-
-    def _do_next(self, item: Item) -> None:
-        if item[0].revoked:
-            self._backlog.forget(item[1])
-        else:
-            self._backlog.ready.appendleft(item)
-            self._ready()
-
-    def _rest(self, item: Item, seconds: float) -> None:
-        """Let a record wait; only those behind it in its line wait with it."""
-        flow, record, case = item
-        if flow.revoked or case is None:
-            self._backlog.forget(record)
-            return
-        flow.resting[record.offset] = item
-        case.timer = asyncio.get_running_loop().call_later(seconds, self._rested, item)
-
-    def _rested(self, item: Item) -> None:
-        flow, record, case = item
-        del flow.resting[record.offset]
-        if case is not None and case.stage is Stage.HANDLE:
-            self.retried += 1
-        self._backlog.ready.append(item)
-        self._ready()
-
-    async def _bury(self, record: Record, case: Case) -> None:
+    async def _write_dead_letter(self, record: Record, retry_state: RetryState) -> None:
         if self._dead_letters is None:
             raise ConfigurationError(
                 'on_failure returned "dead_letter", but there is no topic for dead letters: '
-                'write run(..., dead_letter="orders.dead")'
+                'use run(..., dead_letter="orders.dead")'
             )
-        await self._dead_letters.write(record, case)
-        self.dead_lettered += 1
-        self._note_event("dead letter written", topic=record.topic, error=type(case.error).__name__)
-        self._buried.add(f"{place_of(record)}: {type(case.error).__name__}")
+        await self._dead_letters.write(record, retry_state)
+        self._counters.dead_lettered += 1
+        name = type(retry_state.error).__name__
+        self._note("dead letter written", topic=record.topic, error=name)
+        self._dead_letter_log.add(f"{place_of(record)}: {name}")
 
-    async def _tell(self, record: Record, case: Case) -> Stage:
-        if not callable(self._on_failure):  # pragma: no cover - TELL only where there is one
-            return self._stage_of_failure()
+    async def _call_on_failure(self, record: Record, retry_state: RetryState) -> Action:
+        if not callable(self._on_failure):  # pragma: no cover - CALLBACK only with a function
+            return self._action_on_failure()
         verdict = self._on_failure(
             Failure(
                 record=record,
-                error=case.error,
-                attempts=case.attempts,
-                outcome_unknown=case.unknown,
-                seconds=case.last_failure - case.first_failure,
+                error=retry_state.error,
+                attempts=retry_state.attempts,
+                outcome_unknown=retry_state.outcome_unknown,
+                seconds=retry_state.last_failure - retry_state.first_failure,
             )
         )
         if inspect.isawaitable(verdict):
             verdict = await verdict
         if verdict is None:
-            return Stage.SKIP
+            return Action.SKIP
         if verdict not in get_args(Verdict):
             raise ConfigurationError(
                 f'on_failure returned {verdict!r}: return "dead_letter", "stop", "skip" or None'
             )
-        return _STAGES[str(verdict)]
+        return _ACTIONS[str(verdict)]
+
+    def _action_failed(self, item: Item, retry_state: RetryState, error: BaseException) -> None:
+        retry_state.action_failures += 1
+        self._note("verdict delayed", stage=retry_state.action.name, error=type(error).__name__)
+        action = "dead letter" if retry_state.action is Action.DEAD_LETTER else "on_failure"
+        self._delay_log.add(f"{action} of {place_of(item[1])} raised {describe_failure(error)}")
+        self._back_off(item, self._backoff_without_attempt(retry_state.action_failures))
+
+    def _do_next(self, item: Item) -> None:
+        if item[0].revoked:
+            self._scheduler.forget(item[1])
+        else:
+            self._scheduler.ready.appendleft(item)
+            self._ready()
+
+    def _back_off(self, item: Item, seconds: float) -> None:
+        """Delay a record; only the records behind it in its key queue wait with it."""
+        state, record, retry_state = item
+        if state.revoked or retry_state is None:
+            self._scheduler.forget(record)
+            return
+        state.backing_off[record.offset] = item
+        retry_state.timer = asyncio.get_running_loop().call_later(
+            seconds, self._backoff_ended, item
+        )
+
+    def _backoff_ended(self, item: Item) -> None:
+        state, record, retry_state = item
+        del state.backing_off[record.offset]
+        if retry_state is not None and retry_state.action is Action.HANDLE:
+            self._counters.retried += 1
+        self._scheduler.ready.append(item)
+        self._ready()
 
 
-def _forget(event: str, **fields: object) -> None:
-    """Remember nothing: there is no flight recorder."""
+def _ignore(event: str, **fields: object) -> None:
+    """Ignore an event: there is no flight recorder."""
 
 
-def place_of(record: Record) -> str:
-    """Return where a record is, for people."""
-    return f"{record.topic}[{record.partition}]@{record.offset}"
+_log = logging.getLogger("resilient_io.kafka")
+
+_LOG_INTERVAL = 30.0
+
+
+class RateLimitedLog:
+    """Logs the first event immediately, and then the number of events at most every 30 seconds.
+
+    Args:
+        event: Name of the event, for the log record's `event` field.
+        subject: What is counted, for the message: "records skipped".
+    """
+
+    def __init__(self, event: str, subject: str) -> None:
+        self._event = event
+        self._subject = subject
+        self._logged_at: float | None = None
+        self._count = 0
+        self._latest = ""
+
+    def add(self, detail: str) -> None:
+        """Count an event, and log it unless the last message was too recent."""
+        now = asyncio.get_running_loop().time()
+        self._count += 1
+        self._latest = detail
+        if self._logged_at is None or now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
+            self._write()
+
+    def close(self) -> None:
+        """Log the events that have not been logged yet."""
+        if self._count:
+            self._write()
+
+    def _write(self) -> None:
+        _log.warning(
+            "%s: %d (latest: %s)",
+            self._subject,
+            self._count,
+            self._latest,
+            extra={"event": self._event, "count": self._count, "latest": self._latest},
+        )
+        self._count = 0

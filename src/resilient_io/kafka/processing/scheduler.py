@@ -1,4 +1,4 @@
-"""The records that wait: which may be handled now, and which wait behind another."""
+"""The records in memory: which may be handled now, and which wait behind another one."""
 
 from __future__ import annotations
 
@@ -9,53 +9,61 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from ..consumer.assignment import PartitionProgress
-    from ..consumer.record import Record, TopicPartition
+    from aiokafka import TopicPartition
+
+    from ..record import PartitionProgress, Record
     from .options import Order, RunLimits
-    from .retries import Case
+    from .retries import RetryState
 
 
-_WHOLE_PARTITION = True  # the one line of a partition whose order is kept as a whole
+_WHOLE_PARTITION = True  # the key of the only queue of a partition with order="partition"
 
 
-class Flow:
-    """One partition, from when it becomes ours until it is taken away.
+class PartitionState:
+    """The records of one partition, from its assignment until it is revoked.
 
     Attributes:
-        partition: Its topic and number.
-        progress: The account of what is done.
-        lines: Those whose order matters and of whom one is ready or being handled, each with who
-            waits behind it.
-        resting: Items whose record failed and waits for its backoff to end, by offset.
-        revoked: It is no longer ours: nothing more of it is handled.
+        partition: Topic and partition number.
+        progress: Which of its records are handled.
+        queues: The key queues: for each key of which a record is ready or being handled, the
+            records that wait behind it (None while there are none).
+        backing_off: Items whose record failed and that wait for the end of their backoff, by
+            offset.
+        revoked: Whether the partition was revoked; then none of its records is handled any more.
     """
 
-    __slots__ = ("lines", "partition", "progress", "resting", "revoked")
+    __slots__ = ("backing_off", "partition", "progress", "queues", "revoked")
 
     def __init__(self, partition: TopicPartition, progress: PartitionProgress) -> None:
         self.partition = partition
         self.progress = progress
-        self.lines: dict[Hashable, deque[Item] | None] = {}
-        self.resting: dict[int, Item] = {}
+        self.queues: dict[Hashable, deque[Item] | None] = {}
+        self.backing_off: dict[int, Item] = {}
         self.revoked = False
 
 
-Item: TypeAlias = "tuple[Flow, Record, Case | None]"
-"""A record to be handled, with where it belongs and, if it failed before, its history."""
+Item: TypeAlias = "tuple[PartitionState, Record, RetryState | None]"
+"""A record to handle, with its partition and, if it failed before, its retry state."""
 
 
-class Backlog:
-    """All records in memory, in the order in which they may be handled.
+class Scheduler:
+    """Orders all records in memory.
 
-    At most one record of a line is ready or being handled; those behind it wait in the line. When
-    it is finished, the next one goes to the end of the queue, so that a busy key cannot keep the
-    others waiting.
+    At most one record of a key is ready or being handled; the next ones wait in the key queue.
+    When it is finished, the next one goes to the end of the ready queue, so that a busy key cannot
+    starve the others.
+
+    Args:
+        order: Which records are handled in order.
+        limits: Bounds on the records in memory.
+        room: Called once a quarter of the bounds is free, if `awaits_room` is set.
 
     Attributes:
-        ready: What may be handled now, first come first served. Always the same object.
-        records: Records in memory.
-        bytes: Bytes of their keys and values.
-        awaits_room: Whether `room` is to be called once a quarter of the bounds is free.
+        ready: Records that may be handled now, first come, first served. Always the same object.
+        partitions: The state of each assigned partition that has delivered records.
+        records: Number of records in memory.
+        bytes: Size of their keys and values, in bytes.
+        awaits_room: Whether `room` is to be called.
     """
 
     __slots__ = (
@@ -66,8 +74,8 @@ class Backlog:
         "_room",
         "awaits_room",
         "bytes",
-        "flows",
         "limits",
+        "partitions",
         "ready",
         "records",
     )
@@ -80,7 +88,7 @@ class Backlog:
         self._low_bytes = limits.bytes * 3 // 4
         self.limits = limits
         self.ready: deque[Item] = deque()
-        self.flows: dict[TopicPartition, Flow] = {}
+        self.partitions: dict[TopicPartition, PartitionState] = {}
         self.records = 0
         self.bytes = 0
         self.awaits_room = False
@@ -91,32 +99,32 @@ class Backlog:
         return self.records >= self.limits.records or self.bytes >= self.limits.bytes
 
     @property
-    def resting(self) -> int:
-        """Records that wait for their backoff to end."""
-        return sum(len(flow.resting) for flow in self.flows.values())
+    def backing_off(self) -> int:
+        """Number of records that wait for the end of their backoff."""
+        return sum(len(state.backing_off) for state in self.partitions.values())
 
-    def open(self, partition: TopicPartition, progress: PartitionProgress) -> Flow:
-        """Return the flow of a partition; a new one when its assignment is a new one."""
-        flow = self.flows.get(partition)
-        if flow is None or flow.progress is not progress:
-            if flow is not None:
-                self.withdraw([flow])
-            flow = self.flows[partition] = Flow(partition, progress)
-        return flow
+    def open(self, partition: TopicPartition, progress: PartitionProgress) -> PartitionState:
+        """Return the state of a partition; a new one if the partition was assigned again."""
+        state = self.partitions.get(partition)
+        if state is None or state.progress is not progress:
+            if state is not None:
+                self.withdraw([state])
+            state = self.partitions[partition] = PartitionState(partition, progress)
+        return state
 
-    def admit(self, flow: Flow, records: Sequence[Record]) -> None:
-        """Take records of a partition, in the order of their offsets."""
+    def admit(self, state: PartitionState, records: Sequence[Record]) -> None:
+        """Add records of a partition, in the order of their offsets."""
         self.records += len(records)
         self.bytes += sum(
             [record.serialized_key_size + record.serialized_value_size for record in records]
         )
         ready = self.ready
         if not self._by_key and not self._by_partition:
-            ready.extend(zip(repeat(flow), records, repeat(None)))
+            ready.extend(zip(repeat(state), records, repeat(None)))
             return
-        lines, by_key = flow.lines, self._by_key
+        queues, by_key = state.queues, self._by_key
         for record in records:
-            item = (flow, record, None)
+            item = (state, record, None)
             key: Hashable = _WHOLE_PARTITION
             if by_key:
                 raw = record._raw
@@ -124,20 +132,20 @@ class Backlog:
                 if key is None:  # no key, no order
                     ready.append(item)
                     continue
-            if key not in lines:
-                lines[key] = None
+            if key not in queues:
+                queues[key] = None
                 ready.append(item)
-            elif (waiting := lines[key]) is None:
-                lines[key] = deque((item,))
+            elif (waiting := queues[key]) is None:
+                queues[key] = deque((item,))
             else:
                 waiting.append(item)
 
-    def finished(self, flow: Flow, record: Record) -> None:
-        """A record is settled: its offset may be committed, the next in its line may go.
+    def finish(self, state: PartitionState, record: Record) -> None:
+        """Note that a record is settled: its offset may be committed, its key queue advances.
 
-        Once per record, so it is all in one piece.
+        Called once per record, so everything is inlined.
         """
-        flow.progress.done(record.offset)
+        state.progress.done(record.offset)
         key: Hashable = None
         if self._by_key:
             raw = record._raw
@@ -145,62 +153,62 @@ class Backlog:
         elif self._by_partition:
             key = _WHOLE_PARTITION
         if key is not None:
-            waiting = flow.lines.get(key)
+            waiting = state.queues.get(key)
             if waiting:
                 self.ready.append(waiting.popleft())
             else:
-                flow.lines.pop(key, None)
+                state.queues.pop(key, None)
         self.records -= 1
         self.bytes -= record.serialized_key_size + record.serialized_value_size
         if self.awaits_room:
-            self._look_for_room()
+            self._check_room()
 
     def forget(self, record: Record) -> None:
-        """A record leaves the memory."""
+        """Remove a record from the account of the memory."""
         self.records -= 1
-        self.bytes -= size_of(record)
+        self.bytes -= record.serialized_key_size + record.serialized_value_size
         if self.awaits_room:
-            self._look_for_room()
+            self._check_room()
 
-    def _look_for_room(self) -> None:
+    def _check_room(self) -> None:
         if self.records <= self._low_records and self.bytes <= self._low_bytes:
             self.awaits_room = False
             self._room()
 
     def key_of(self, record: Record) -> Hashable:
-        """Return the line of a record in its partition; None if it is alone."""
+        """Return the key of a record's queue within its partition; None if it has no order."""
         if self._by_key:
             raw = record._raw
             key: Hashable = record.key if raw is None else raw[0]
             return key
         return _WHOLE_PARTITION if self._by_partition else None
 
-    def behind(self, flow: Flow, record: Record) -> deque[Item] | None:
-        """Return who waits behind a record in its line, first come first."""
-        return flow.lines.get(self.key_of(record))
+    def behind(self, state: PartitionState, record: Record) -> deque[Item] | None:
+        """Return the records that wait behind a record in its key queue."""
+        return state.queues.get(self.key_of(record))
 
-    def put_behind(self, flow: Flow, record: Record, items: Iterable[Item]) -> None:
-        """Put items into the line right behind a record that was not passed on."""
+    def put_behind(self, state: PartitionState, record: Record, items: Iterable[Item]) -> None:
+        """Put items into the key queue directly behind a record that is not finished."""
         followers = deque(items)
         if followers:
             key = self.key_of(record)
-            followers.extend(flow.lines.get(key) or ())
-            flow.lines[key] = followers
+            followers.extend(state.queues.get(key) or ())
+            state.queues[key] = followers
 
-    def withdraw(self, flows: Sequence[Flow]) -> None:
-        """Drop what is not being handled: it stays undone, so it will come again."""
-        for flow in flows:
-            flow.revoked = True
-            dropped = [item for waiting in flow.lines.values() if waiting for item in waiting]
-            for item in flow.resting.values():
-                case = item[2]
-                if case is not None and case.timer is not None:
-                    case.timer.cancel()
+    def withdraw(self, states: Sequence[PartitionState]) -> None:
+        """Drop the records of partitions, except those being handled: they will be read again."""
+        for state in states:
+            state.revoked = True
+            dropped = [item for waiting in state.queues.values() if waiting for item in waiting]
+            for item in state.backing_off.values():
+                retry_state = item[2]
+                if retry_state is not None and retry_state.timer is not None:
+                    retry_state.timer.cancel()
                 dropped.append(item)
-            flow.lines.clear()
-            flow.resting.clear()
-            if self.flows.get(flow.partition) is flow:
-                del self.flows[flow.partition]
+            state.queues.clear()
+            state.backing_off.clear()
+            if self.partitions.get(state.partition) is state:
+                del self.partitions[state.partition]
             for _, record, _ in dropped:
                 self.forget(record)
         kept = []
@@ -211,8 +219,3 @@ class Backlog:
                 kept.append(item)
         self.ready.clear()
         self.ready.extend(kept)
-
-
-def size_of(record: Record) -> int:
-    """Return the bytes of key and value; one or two less where there is none."""
-    return record.serialized_key_size + record.serialized_value_size

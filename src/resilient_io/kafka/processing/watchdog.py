@@ -1,4 +1,4 @@
-"""Whether `run` still moves: what liveness asks."""
+"""Watches the handlers: reports a `run` without progress to liveness, and warns of slow calls."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import TYPE_CHECKING
 
 from resilient_io.health import State
 
-from .retries import place_of
+from ..record import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from resilient_io.health import Dependency
 
-    from resilient_io.health.dependency import Availability
+    from .dependencies import DependencyGate
+    from .scheduler import Scheduler
+    from .stats import RunCounters
+    from .workers import Worker, WorkerPool
 
-    from .dependencies import Gate
-    from .scheduler import Backlog
-    from .workers import Worker, Workers
+_log = logging.getLogger("resilient_io.kafka")
+
+_CHECK_GAP = 1 / 4
+"""Share of the time limit: after a longer gap between two checks, the process was stopped or its
+event loop was blocked."""
 
 
-_UNSEEN = 1 / 4  # of the longest standstill: then the process was stopped, or its loop blocked
+def answering_since(health: Dependency) -> float:
+    """Return the loop time since which a dependency has answered, degraded or not.
 
-
-def answering_since(health: Availability) -> float:
-    """Return the loop time since which it answers, degraded or not.
-
-    As far as its history goes: one that is only degraded again and again, as by partitions that
-    stand still because handlers hang, hides no standstill.
+    DEGRADED does not interrupt that time: partitions that stall because handlers hang make Kafka
+    DEGRADED, and must not hide the missing progress. The history limits how far back it reaches.
     """
     for change in reversed(health.history):
         if not change.previous.answering:
@@ -35,137 +37,141 @@ def answering_since(health: Availability) -> float:
     return health.history[0].at if health.history else health.since
 
 
-class Movement:
-    """Notes when a record was last taken in hand or settled.
+class ProgressWatchdog:
+    """Detects that no record has made progress for too long.
 
     Args:
-        workers: Who handles the records.
-        backlog: The records.
-        gate: Shut while a required dependency is down; that is no standstill.
-        requires: Those dependencies: one that is down or degraded may be what handlers wait for,
-            and the time begins anew when one changes.
-        ended: Returns how many calls of the handler ended so far, well or not.
-        longest: Seconds without any movement that are too long.
+        workers: The handlers.
+        scheduler: The records in memory.
+        gate: While it is shut, missing progress does not count.
+        requires: The required dependencies. While one is down or degraded, handlers may be waiting
+            for it; each change of their state starts the time again.
+        counters: The counters of the run.
+        limit: Longest time without progress, in seconds.
     """
 
     def __init__(
         self,
-        workers: Workers,
-        backlog: Backlog,
-        gate: Gate,
+        workers: WorkerPool,
+        scheduler: Scheduler,
+        gate: DependencyGate,
         *,
-        requires: tuple[Availability, ...],
-        ended: Callable[[], int],
-        longest: float,
+        requires: tuple[Dependency, ...],
+        counters: RunCounters,
+        limit: float,
     ) -> None:
         self._workers = workers
-        self._backlog = backlog
+        self._scheduler = scheduler
         self._gate = gate
         self._requires = requires
-        self._ended = ended
-        self._longest = longest
+        self._counters = counters
+        self._limit = limit
         self._time = asyncio.get_running_loop().time
-        self._noted: tuple[float, int] | None = None
-        self._moved_at = self._looked_at = self._time()
+        self._last_seen: tuple[float, int] | None = None
+        self._progress_at = self._checked_at = self._time()
 
-    def look(self) -> None:
-        """Compare with the last look; to be done more often than every `longest` seconds."""
+    def check(self) -> None:
+        """Compare with the last check. Call this more often than every `limit` seconds."""
         busy = self._workers.busy()
-        noted = (max((worker.since for worker in busy), default=-1.0), self._ended())
-        standing = (busy or self._backlog.ready) and not self._excused
+        seen = (max((worker.since for worker in busy), default=-1.0), self._counters.ended)
+        waiting = (busy or self._scheduler.ready) and not self._dependency_may_block
         now = self._time()
-        if noted != self._noted or not standing:
-            self._noted = noted
-            self._moved_at = now
-        elif now - self._looked_at > _UNSEEN * self._longest:
-            # Nothing of this process could move then, a handler as little as a look.
-            self._moved_at += now - self._looked_at
-        self._looked_at = now
+        if seen != self._last_seen or not waiting:
+            self._last_seen = seen
+            self._progress_at = now
+        elif now - self._checked_at > _CHECK_GAP * self._limit:
+            # Nothing in this process could run in the meantime, neither a handler nor this check.
+            self._progress_at += now - self._checked_at
+        self._checked_at = now
 
     @property
-    def _excused(self) -> bool:
+    def _dependency_may_block(self) -> bool:
         return self._gate.shut or any(each.state is State.DEGRADED for each in self._requires)
 
     def liveness_failure(self, since: float) -> str | None:
-        """Say for how long nothing has moved, when that is too long; None otherwise.
+        """Return how long no record has made progress if that is too long, otherwise None.
 
         Args:
-            since: Loop time before which a standstill does not count: Kafka was away.
+            since: Loop time from which missing progress counts: Kafka was unavailable before.
         """
-        self.look()
-        began = max(self._moved_at, since, *(each.since for each in self._requires), 0.0)
+        self.check()
+        began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
         seconds = self._time() - began
-        if seconds < self._longest:
+        if seconds < self._limit:
             return None
-        busy = len(self._workers.busy())
         return (
-            f"run() has {self._backlog.records} records in memory and {busy} handlers at work, "
-            f"and nothing has moved for {seconds:.0f} s"
+            f"run() has {self._scheduler.records} records in memory and "
+            f"{len(self._workers.busy())} running handlers, and has made no progress for "
+            f"{seconds:.0f} s"
         )
 
 
-_log = logging.getLogger("resilient_io.kafka")
-
-_SHARE = 0.8
-_LOOKS = 20
-_LONGEST_LOOK = 5.0
+_WARNING_SHARE = 0.8
+_CHECKS_PER_LIMIT = 20
+_LONGEST_CHECK_INTERVAL = 5.0
 
 
-class Patience:
-    """Looks at the workers now and then, which costs their hot path nothing.
+class SlowHandlerWarning:
+    """Checks the handlers periodically, which costs their hot path nothing.
 
     Args:
-        workers: Whom to look at.
-        movement: Looks, too.
-        longest: Seconds (`max_poll_interval_ms`) of which 80 % is worth a warning.
-        drain: Seconds a handler gets when its partition is taken away, for the message.
+        workers: The handlers.
+        progress: Is checked at the same time.
+        max_poll_interval: Seconds (`max_poll_interval_ms`); a call that takes 80 % of it is logged.
+        drain_timeout: Seconds that a handler gets when its partition is revoked, for the message.
     """
 
     def __init__(
-        self, workers: Workers, movement: Movement, *, longest: float, drain: float
+        self,
+        workers: WorkerPool,
+        progress: ProgressWatchdog,
+        *,
+        max_poll_interval: float,
+        drain_timeout: float,
     ) -> None:
         self._workers = workers
-        self._movement = movement
-        self._longest = longest
-        self._drain = drain
+        self._progress = progress
+        self._max_poll_interval = max_poll_interval
+        self._drain_timeout = drain_timeout
         self._warned: list[tuple[Worker, float]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        """Look from now on."""
-        pause = min(self._longest / _LOOKS, _LONGEST_LOOK)
-        self._timer = self._loop.call_later(pause, self._look)
+        """Start checking."""
+        interval = min(self._max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
+        self._timer = self._loop.call_later(interval, self._check)
 
     def stop(self) -> None:
-        """Look no more; twice is fine."""
+        """Stop checking. This method is idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.start()
-        self._movement.look()
+        self._progress.check()
         now = self._loop.time()
         slow = [
             (worker, worker.since)
             for worker in self._workers.busy()
-            if now - worker.since >= _SHARE * self._longest
+            if now - worker.since >= _WARNING_SHARE * self._max_poll_interval
         ]
         for worker, since in slow:
             if (worker, since) not in self._warned:
+                record = worker.items[0][1]
                 _log.warning(
-                    "the handler of %s has been running for %.0f s, of max_poll_interval_ms=%d; "
-                    "polling goes on meanwhile, but a rebalance would cancel it after %g s",
-                    place_of(worker.items[0][1]),
+                    "the handler of %s has been running for %.0f s (max_poll_interval_ms=%d); "
+                    "polling continues, but a rebalance would cancel the handler after %g s",
+                    place_of(record),
                     now - since,
-                    self._longest * 1000,
-                    self._drain,
+                    self._max_poll_interval * 1000,
+                    self._drain_timeout,
                     extra={
                         "event": "handler_slow",
-                        "topic": worker.items[0][1].topic,
-                        "partition": worker.items[0][1].partition,
-                        "offset": worker.items[0][1].offset,
+                        "topic": record.topic,
+                        "partition": record.partition,
+                        "offset": record.offset,
                         "seconds": now - since,
                     },
                 )

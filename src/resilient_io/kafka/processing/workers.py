@@ -1,4 +1,4 @@
-"""The tasks that call the handler: as many as may run at once, none per record."""
+"""The tasks that call the handler: as many as may run at the same time, not one per record."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ import asyncio
 import functools
 import logging
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import context_without_deadline
-from resilient_io.errors import ConfigurationError
+from resilient_io.tasks import wake
 
-from .retries import Stage, place_of
+from ..record import place_of
+from .retries import Action
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ..consumer.record import Record, TopicPartition
-    from ..instrumentation import Tracing
-    from .retries import Failures
-    from .scheduler import Backlog, Item
+    from aiokafka import TopicPartition
 
+    from ..instrumentation import Tracing
+    from ..record import Record
+    from .retries import FailureHandler
+    from .scheduler import Item, Scheduler
+    from .stats import RunCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 
 _LONGEST_STRETCH = 0.005
-_WOKEN_AT_ONCE = 2
-EVICTION_GRACE = 1.0
-"""Seconds that a cancelled handler gets for its clean-up."""
+"""Seconds after which the event loop runs other tasks, even if handlers never wait."""
+
+_WOKEN_TOGETHER = 2
+
+CANCEL_GRACE = 1.0
+"""Seconds that a cancelled handler gets for its cleanup."""
 
 
 class Worker:
-    """One task, and what it is doing.
+    """One task that calls the handler.
 
     Attributes:
         task: The task.
-        items: The records in its hands; empty when it waits for some.
+        items: The records in its hands; empty while it waits for some.
         since: Loop time at which it took them.
-        evicted: Whether it was we who cancelled it, to take the records out of its hands.
-        freed: Settled when its hands are empty, if somebody waits for that.
-        parked: Settled to wake it, while it waits for work.
+        evicted: Whether this library cancelled it, to take the records out of its hands.
+        freed: Done when its hands are empty; None unless something waits for that.
+        parked: Done to wake the worker; None unless it waits for work.
     """
 
     __slots__ = ("evicted", "freed", "items", "parked", "since", "task")
 
-    task: asyncio.Task[None]  # set as soon as there is one
+    task: asyncio.Task[None]  # set directly after the construction: the task needs the worker
 
     def __init__(self) -> None:
         self.items: Sequence[Item] = ()
@@ -55,67 +60,57 @@ class Worker:
         self.parked: asyncio.Future[None] | None = None
 
 
-class Work(Protocol):
-    """What a worker does with the records that are ready."""
+class WorkerPool:
+    """A pool of workers that grows with the work, up to `concurrency`.
 
-    async def run(self, worker: Worker, pool: Workers) -> None:
-        """Take records and call the handler, for ever."""
-
-    def failed(self, worker: Worker, error: Exception) -> None:
-        """The records in a worker's hands failed."""
-
-    def abandon(self, worker: Worker) -> None:
-        """The records in a worker's hands were taken away: those still ours are ready again."""
-
-
-class Workers:
-    """A pool that grows as there is work, up to `concurrency`.
-
-    Each worker that wakes up wakes two more while records are ready: so a thousand are awake
-    within ten turns of the loop, and when handlers return at once the first one does it all.
+    Each worker that wakes up wakes two more while records are ready. So a thousand workers are
+    awake within ten iterations of the event loop, but if handlers return immediately, the first
+    worker does everything alone.
 
     Args:
-        work: What they do.
-        backlog: The records.
-        concurrency: Workers at most.
-        stop: Called with the error (no `Exception`: `SystemExit`, say) that ended a worker.
-        ending: Whether all tasks of the loop are being cancelled, and not by us.
+        loop_body: What each worker runs.
+        scheduler: The records.
+        concurrency: Maximum number of workers.
+        stop: Called with the exception that ended a worker, which is not an `Exception`
+            (`SystemExit`, for example).
+        shutting_down: Returns whether all tasks of the event loop are being cancelled, as
+            `asyncio.run` does at its end.
 
     Attributes:
-        allowed: Workers that may be working now.
-        working: Those that are.
-        stretch_ends: Loop time at which the loop has to get its turn.
+        allowed: WorkerPool that may be working.
+        working: WorkerPool that are working.
+        stretch_ends: Loop time after which a worker must let the event loop run other tasks.
     """
 
     def __init__(
         self,
-        work: Work,
-        backlog: Backlog,
+        loop_body: HandlerLoop,
+        scheduler: Scheduler,
         concurrency: int,
         *,
         stop: Callable[[BaseException], None],
-        ending: Callable[[], bool],
+        shutting_down: Callable[[], bool],
     ) -> None:
-        self._work = work
-        self._ready = backlog.ready
+        self.allowed = concurrency
+        self.working = 0
+        self.stretch_ends = 0.0
+        self._loop_body = loop_body
+        self._ready = scheduler.ready
         self._concurrency = concurrency
         self._stop = stop
-        self._ending = ending
+        self._shutting_down = shutting_down
         self._loop = asyncio.get_running_loop()
         self._context = context_without_deadline()
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
-        self._numbered = 0
+        self._started = 0
         self._closing = False
-        self._turn_marked = False
-        self.allowed = concurrency
-        self.working = 0
-        self.stretch_ends = 0.0
+        self._new_stretch_scheduled = False
 
     # --- for the workers
 
     async def park(self, worker: Worker) -> None:
-        """Wait until there is something to do, and a worker more is allowed."""
+        """Wait until there is work and another worker is allowed."""
         worker.items = ()
         self.working -= 1
         self._idle.append(worker)
@@ -125,111 +120,112 @@ class Workers:
         self.wake_others()
 
     def wake_others(self) -> None:
-        """A worker is awake: if it will not do alone, wake two more."""
+        """Wake two more workers if there is work for more than the calling one."""
         if len(self._ready) > 1:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """The stretch is over: let the loop look at its sockets and timers, or stop working.
+        """Yield to the event loop, or park the worker if too many are working.
 
-        So one question per record, `now > stretch_ends`, is enough for both.
+        Both are checked with one comparison per record: `now > stretch_ends`.
         """
         if self.working > self.allowed:
             await self.park(worker)
             return
         worker.items = ()
-        if not self._turn_marked:
-            self._turn_marked = True
-            self._loop.call_soon(self._new_turn)
+        if not self._new_stretch_scheduled:
+            self._new_stretch_scheduled = True
+            self._loop.call_soon(self._begin_stretch)
         await asyncio.sleep(0)
 
     def release(self, worker: Worker) -> None:
-        """A worker's hands are empty, and somebody waits for that."""
+        """Report that a worker's hands are empty, after something began to wait for that."""
         worker.items = ()
         if worker.evicted:
             worker.evicted = False
             worker.task.uncancel()
         freed, worker.freed = worker.freed, None
-        if freed is not None and not freed.done():
-            freed.set_result(None)
+        if freed is not None:
+            wake([freed])
 
-    def _new_turn(self) -> None:
-        self._turn_marked = False
+    def _begin_stretch(self) -> None:
+        self._new_stretch_scheduled = False
         if self.working <= self.allowed:
             self.stretch_ends = self._loop.time() + _LONGEST_STRETCH
 
-    # --- for their owner
+    # --- for the processor
 
     def wake(self) -> None:
-        """Something is ready: see that somebody looks."""
-        for _ in range(_WOKEN_AT_ONCE):
+        """Wake or start up to two workers if there is work."""
+        for _ in range(_WOKEN_TOGETHER):
             if self._closing or self.working >= self.allowed or not self._ready:
                 return
             if self._idle:
                 worker = self._idle.pop()
                 self.working += 1
-                if worker.parked is not None and not worker.parked.done():
-                    worker.parked.set_result(None)
+                if worker.parked is not None:
+                    wake([worker.parked])
             elif len(self._workers) < self._concurrency:
-                self._hire()
+                self._start_worker()
             else:
                 return
 
     def allow(self, allowed: int) -> None:
-        """Change how many may be working; those above it stop when their record is done."""
+        """Change how many workers may work; surplus ones stop after their current record."""
         self.allowed = allowed
         if self.working > allowed:
-            self.stretch_ends = -math.inf  # each looks before it takes another record
+            self.stretch_ends = -math.inf  # each worker pauses before it takes another record
         self.wake()
 
     def busy(self) -> list[Worker]:
-        """Return those that have records in their hands."""
+        """Return the workers that have records in their hands."""
         return [worker for worker in self._workers if worker.items]
 
     async def empty_hands(
         self,
         partitions: Sequence[TopicPartition] | None,
         timeout: float,
-        asking: asyncio.Task[Any] | None = None,
+        caller: asyncio.Task[Any] | None = None,
     ) -> int:
-        """Wait until no worker has a record of these partitions; cancel those that still have.
+        """Wait until no worker has a record of these partitions; cancel the workers that still do.
 
-        Cancelling it leaves at once.
+        Cancelling returns immediately.
 
         Args:
-            partitions: Which; None for all.
-            timeout: Seconds before they are cancelled.
-            asking: A task that waits for this itself: as a worker it would wait in vain.
+            partitions: The partitions; None for all.
+            timeout: Seconds before the workers are cancelled.
+            caller: The task that waits for this. If it is a worker, it is not waited for.
 
         Returns:
-            Handlers that were cancelled.
+            The number of handlers that were cancelled.
         """
-        held = [worker for worker in self._holding(partitions) if worker.task is not asking]
-        if held and timeout > 0.0:
-            await asyncio.wait([self._freed(worker) for worker in held], timeout=timeout)
+        holding = [worker for worker in self._holding(partitions) if worker.task is not caller]
+        if holding and timeout > 0.0:
+            await asyncio.wait([self._freed(worker) for worker in holding], timeout=timeout)
         late = self._holding(partitions)
         for worker in late:
             worker.evicted = True
             worker.task.cancel()
         if late:
-            await asyncio.wait([self._freed(worker) for worker in late], timeout=EVICTION_GRACE)
+            await asyncio.wait([self._freed(worker) for worker in late], timeout=CANCEL_GRACE)
         for worker in late:
             if worker.items and worker.evicted:
+                record = worker.items[0][1]
                 _log.error(
-                    "the handler of %s was cancelled and does not end: it swallows the "
-                    "cancellation, and may run beside the next handler of its key",
-                    place_of(worker.items[0][1]),
+                    "the handler of %s was cancelled but does not end: it suppresses the "
+                    "cancellation, and may run at the same time as the next handler of its key",
+                    place_of(record),
                     extra={
                         "event": "handler_swallows_cancel",
-                        "topic": worker.items[0][1].topic,
-                        "partition": worker.items[0][1].partition,
-                        "offset": worker.items[0][1].offset,
+                        "topic": record.topic,
+                        "partition": record.partition,
+                        "offset": record.offset,
                     },
                 )
         return len(late)
 
     def dismiss(self) -> list[asyncio.Task[None]]:
-        """Cancel every worker, and return their tasks to be waited for."""
+        """Cancel every worker, and return their tasks."""
         self._closing = True
         tasks = [worker.task for worker in self._workers]
         for task in tasks:
@@ -242,7 +238,8 @@ class Workers:
             for worker in self._workers
             if worker.items
             and (
-                partitions is None or any(flow.partition in partitions for flow, *_ in worker.items)
+                partitions is None
+                or any(state.partition in partitions for state, *_ in worker.items)
             )
         ]
 
@@ -251,149 +248,96 @@ class Workers:
             worker.freed = self._loop.create_future()
         return worker.freed
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         worker = Worker()
-        self._numbered += 1
+        self._started += 1
         self.working += 1
         worker.task = self._loop.create_task(
-            self._work.run(worker, self),
-            name=f"resilient-io handler {self._numbered}",
+            self._loop_body.run(worker, self),
+            name=f"resilient-io handler {self._started}",
             context=self._context.copy(),
         )
         self._workers.append(worker)
-        worker.task.add_done_callback(functools.partial(self._left, worker))
+        worker.task.add_done_callback(functools.partial(self._ended, worker))
 
-    def _left(self, worker: Worker, task: asyncio.Task[None]) -> None:
+    def _ended(self, worker: Worker, task: asyncio.Task[None]) -> None:
         self._workers.remove(worker)
         if worker in self._idle:
             self._idle.remove(worker)
         else:
             self.working -= 1
         items = worker.items
-        if self._closing or self._ending():
+        if self._closing or self._shutting_down():
             self._closing = True
-            self._work.abandon(worker)
+            self._loop_body.abandon(worker)
         elif not task.cancelled() and (error := task.exception()) is not None:
-            self._work.abandon(worker)
+            self._loop_body.abandon(worker)
             self._stop(error)
         elif items:
-            # The handler cancelled the task it runs in, which is ours. That ended this worker, as
-            # a cancellation must; it does not end the consumer.
+            # The handler cancelled its own task. That ended this worker, as a cancellation must,
+            # but not the consumer.
             error = RuntimeError("the handler cancelled the task that it runs in")
-            self._work.failed(worker, error)
+            self._loop_body.failed(worker, error)
         worker.items = ()
-        if worker.freed is not None and not worker.freed.done():
-            worker.freed.set_result(None)
+        if worker.freed is not None:
+            wake([worker.freed])
         self.wake()
 
 
-class Handling:
-    """Calls the application's handler, and sees to what it raises.
+class HandlerLoop:
+    """What a worker runs: takes ready records, calls the handler, and handles its failures.
 
     Args:
-        handler: The application's.
-        timeout: Seconds for one call; None for no bound.
-        backlog: The records.
-        failures: Judges what the handler raises.
-        stop: Called when the handler is none, with the error that says so.
-
-    Attributes:
-        handled: Records that the handler took without raising.
+        handler: The application's coroutine function.
+        timeout: Seconds for one call; None for no limit.
+        scheduler: The records.
+        failures: Handles the handler's exceptions.
+        counters: The counters of the run.
     """
-
-    takes: ClassVar[str]
-    """What a handler's argument is called, in the advice on how to write one."""
 
     def __init__(
         self,
         handler: Callable[..., Awaitable[object]],
         *,
         timeout: float | None,
-        backlog: Backlog,
-        failures: Failures,
-        stop: Callable[[Exception], None],
+        scheduler: Scheduler,
+        failures: FailureHandler,
+        counters: RunCounters,
     ) -> None:
-        self._handler = handler if timeout is None else _bounded(handler, timeout)
-        self._backlog = backlog
+        self._handler = handler if timeout is None else _with_timeout(handler, timeout)
+        self._scheduler = scheduler
         self._failures = failures
-        self._stop = stop
-        self.handled = 0
+        self._counters = counters
+
+    async def run(self, worker: Worker, pool: WorkerPool) -> None:
+        """Take records and call the handler, until the task is cancelled."""
+        raise NotImplementedError
 
     def failed(self, worker: Worker, error: Exception) -> None:
-        """What is in a worker's hands failed."""
+        """Handle the failure of the records in a worker's hands."""
         raise NotImplementedError
 
     def abandon(self, worker: Worker) -> None:
-        """What is in a worker's hands was taken away."""
+        """Take the records out of a worker's hands; those still assigned are ready again."""
         raise NotImplementedError
 
     def _raised(self, worker: Worker, error: Exception) -> None:
         if worker.evicted:
-            self.abandon(worker)  # it failed because we cancelled it
-        elif _is_no_handler(error):
-            self.abandon(worker)
-            self._stop(_no_handler(error, self.takes))
+            self.abandon(worker)  # it failed because it was cancelled
         else:
             self.failed(worker, error)
 
 
-def _bounded(
-    handler: Callable[..., Awaitable[object]], seconds: float
-) -> Callable[..., Awaitable[object]]:
-    """Return the handler with a bound on its time; what it raises tells of the bound."""
-
-    async def handle(records: object) -> None:
-        bound = asyncio.timeout(seconds)
-        try:
-            async with bound:
-                await handler(records)
-        except TimeoutError as error:
-            if not bound.expired():
-                raise
-            message = f"the handler took longer than HandlerPolicy(timeout={seconds:g})"
-            raise TimeoutError(message) from error
-
-    return handle
-
-
-def as_failure(error: asyncio.CancelledError) -> Exception:
-    """Return a CancelledError that the handler raised by itself as an error like any other."""
-    failure = RuntimeError("the handler raised CancelledError by itself")
-    failure.__cause__ = error
-    return failure
-
-
-def _is_no_handler(error: Exception) -> bool:
-    """Whether it was the call of the handler itself that is wrong, and not what it does."""
-    if type(error) is not TypeError or error.__traceback__ is None:
-        return False
-    innermost = error.__traceback__
-    while innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    return Path(innermost.tb_frame.f_code.co_filename).parent == Path(__file__).parent
-
-
-def _no_handler(error: Exception, takes: str) -> ConfigurationError:
-    """Return the error that says what a handler has to be."""
-    refusal = ConfigurationError(
-        f"the handler cannot be called ({error}): write `async def handle({takes}): ...`"
-    )
-    refusal.__cause__ = error
-    return refusal
-
-
-class Singles(Handling):
+class RecordLoop(HandlerLoop):
     """Calls the handler with one record after the other."""
 
-    takes = "record"
-
     async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
-        self, worker: Worker, pool: Workers
+        self, worker: Worker, pool: WorkerPool
     ) -> None:
-        """Take records and call the handler, for ever."""
+        """Take records and call the handler, until the task is cancelled."""
         handler = self._handler
-        backlog, failures = self._backlog, self._failures
-        ready, finished = backlog.ready, backlog.finished
+        scheduler, failures, counters = self._scheduler, self._failures, self._counters
+        ready, finish = scheduler.ready, scheduler.finish
         time = asyncio.get_running_loop().time
         pool.wake_others()
         while True:
@@ -404,75 +348,74 @@ class Singles(Handling):
             if now > pool.stretch_ends:
                 await pool.pause(worker)
                 continue
-            item = flow, record, case = ready.popleft()
+            item = state, record, retry_state = ready.popleft()
             worker.items = (item,)
             worker.since = now
             handled = False
             try:
-                if case is None:
+                if retry_state is None:
                     if record.error is None:
                         await handler(record)
                         handled = True
                     else:
-                        failures.unreadable(flow, record, record.error)
-                elif case.stage is Stage.HANDLE:
+                        failures.unreadable(state, record, record.error)
+                elif retry_state.action is Action.HANDLE:
                     await handler(record)
                     handled = True
                 else:
-                    await failures.go_on(item)
-            # The boundary to the application's handler: whatever it raises is judged.
+                    await failures.proceed(item)
+            # The boundary to the application's handler, which may raise anything.
             except Exception as error:  # noqa: BLE001
                 self._raised(worker, error)
             except asyncio.CancelledError as error:
                 if worker.task.cancelling() and not worker.evicted:
-                    raise  # meant for this task: it ends
-                self._raised(worker, as_failure(error))
+                    raise  # the task itself was cancelled
+                self._raised(worker, _as_failure(error))
             if handled:
-                self.handled += 1
-                finished(flow, record)
+                counters.handled += 1
+                finish(state, record)
             if worker.freed is not None:
                 pool.release(worker)
 
     def failed(self, worker: Worker, error: Exception) -> None:
-        """The record in a worker's hands failed."""
+        """Handle the failure of the record in a worker's hands."""
         for item in worker.items:
             self._failures.handler_failed(item, error, worker.since)
 
     def abandon(self, worker: Worker) -> None:
-        """The record in a worker's hands was taken away: if it is still ours, it is ready."""
+        """Take the record out of a worker's hands; if still assigned, it is ready again."""
         for item in worker.items:
             if item[0].revoked:
-                self._backlog.forget(item[1])
+                self._scheduler.forget(item[1])
             else:
-                self._backlog.ready.appendleft(item)
+                self._scheduler.ready.appendleft(item)
 
 
-class Batches(Handling):
-    """Calls the handler with as many records as are ready, up to a number.
+class BatchLoop(HandlerLoop):
+    """Calls the handler with all ready records, up to a maximum number.
 
-    Records of one line are in a batch in their order, and no other batch has one of that line
-    meanwhile. A batch that fails is not given up as a whole: each of its records is tried again by
-    itself, so that the culprit is found and the others are not lost with it.
+    Records of one key are in order within a batch, and no other batch contains records of that key
+    at the same time. A batch that fails is not given up as a whole: each of its records is retried
+    alone, so that only the record that causes the failure is given up.
 
     Args:
-        size: Records in a batch, at most.
-        **rest: What `Handling` takes.
+        handler: The application's coroutine function.
+        batch_size: Maximum number of records in a batch.
+        **options: The other arguments of `HandlerLoop`.
     """
 
-    takes = "records"
-
     def __init__(
-        self, handler: Callable[[list[Record]], Awaitable[object]], size: int, **rest: Any
+        self, handler: Callable[[list[Record]], Awaitable[object]], batch_size: int, **options: Any
     ) -> None:
-        super().__init__(handler, **rest)
-        self._size = size
+        super().__init__(handler, **options)
+        self._batch_size = batch_size
 
-    async def run(  # noqa: C901 - one loop without calls in between: it runs per record
-        self, worker: Worker, pool: Workers
+    async def run(  # noqa: C901 - one loop without calls in between: it runs per batch
+        self, worker: Worker, pool: WorkerPool
     ) -> None:
-        """Take batches and call the handler, for ever."""
+        """Take batches and call the handler, until the task is cancelled."""
         handler = self._handler
-        ready = self._backlog.ready
+        ready = self._scheduler.ready
         time = asyncio.get_running_loop().time
         pool.wake_others()
         while True:
@@ -486,106 +429,129 @@ class Batches(Handling):
             items = self._take()
             worker.items = items
             worker.since = now
-            case = items[0][2]
+            state, first, retry_state = items[0]
             handled = False
             try:
-                if case is not None and case.stage is not Stage.HANDLE:
-                    await self._failures.go_on(items[0])
-                elif (error := items[0][1].error) is not None:
-                    self._failures.unreadable(items[0][0], items[0][1], error)
+                if retry_state is not None and retry_state.action is not Action.HANDLE:
+                    await self._failures.proceed(items[0])
+                elif first.error is not None:
+                    self._failures.unreadable(state, first, first.error)
                 else:
                     await handler([record for _, record, _ in items])
                     handled = True
-            # The boundary to the application's handler: whatever it raises is judged.
+            # The boundary to the application's handler, which may raise anything.
             except Exception as error:  # noqa: BLE001
                 self._raised(worker, error)
             except asyncio.CancelledError as error:
                 if worker.task.cancelling() and not worker.evicted:
-                    raise  # meant for this task: it ends
-                self._raised(worker, as_failure(error))
+                    raise  # the task itself was cancelled
+                self._raised(worker, _as_failure(error))
             if handled:
-                self._handled(items)
+                self._finish(items)
             if worker.freed is not None:
                 pool.release(worker)
 
     def failed(self, worker: Worker, error: Exception) -> None:
-        """The records in a worker's hands failed: each is tried again by itself."""
+        """Handle the failure of the records in a worker's hands: each is retried alone."""
         items = worker.items
         if len(items) == 1:
             self._failures.handler_failed(items[0], error, worker.since)
             return
-        for line in self._lines(items):
-            self._failures.line_failed(line, error, worker.since)
+        for group in self._by_key(items):
+            self._failures.batch_failed(group, error, worker.since)
 
     def abandon(self, worker: Worker) -> None:
-        """The records in a worker's hands were taken away: those still ours are ready again."""
-        for head, *followers in reversed(self._lines(worker.items)):
+        """Take the records out of a worker's hands; those still assigned are ready again."""
+        for head, *followers in reversed(self._by_key(worker.items)):
             if head[0].revoked:
                 for _, record, _ in (head, *followers):
-                    self._backlog.forget(record)
+                    self._scheduler.forget(record)
             else:
-                self._backlog.put_behind(head[0], head[1], followers)
-                self._backlog.ready.appendleft(head)
+                self._scheduler.put_behind(head[0], head[1], followers)
+                self._scheduler.ready.appendleft(head)
 
     def _take(self) -> list[Item]:
-        ready, size = self._backlog.ready, self._size
+        ready, size = self._scheduler.ready, self._batch_size
         items: list[Item] = []
         while ready and len(items) < size:
-            if not _sociable(ready[0]):
+            if not _may_be_batched(ready[0]):
                 return items or [ready.popleft()]
             head = ready.popleft()
             items.append(head)
-            waiting = self._backlog.behind(head[0], head[1])
-            while waiting and len(items) < size and _sociable(waiting[0]):
+            waiting = self._scheduler.behind(head[0], head[1])
+            while waiting and len(items) < size and _may_be_batched(waiting[0]):
                 items.append(waiting.popleft())
         return items
 
-    def _handled(self, items: Sequence[Item]) -> None:
-        self.handled += len(items)
-        for head, *followers in self._lines(items):
-            for flow, record, _ in followers:
-                flow.progress.done(record.offset)
-                self._backlog.forget(record)
-            self._backlog.finished(head[0], head[1])
+    def _finish(self, items: Sequence[Item]) -> None:
+        self._counters.handled += len(items)
+        for head, *followers in self._by_key(items):
+            for state, record, _ in followers:
+                state.progress.done(record.offset)
+                self._scheduler.forget(record)
+            self._scheduler.finish(head[0], head[1])
 
-    def _lines(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Return the records of a batch by line, each line in its order."""
-        lines: list[list[Item]] = []
+    def _by_key(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Return the records of a batch grouped by key queue, each group in order."""
+        groups: list[list[Item]] = []
         latest = None
         for item in items:
-            flow, record, _ = item
-            key = self._backlog.key_of(record)
-            if key is not None and latest == (flow.partition, key):
-                lines[-1].append(item)
+            state, record, _ = item
+            key = self._scheduler.key_of(record)
+            if key is not None and latest == (state.partition, key):
+                groups[-1].append(item)
             else:
-                lines.append([item])
-            latest = (flow.partition, key)
-        return lines
+                groups.append([item])
+            latest = (state.partition, key)
+        return groups
 
 
-def _sociable(item: Item) -> bool:
-    """Whether a record may be in a batch with others."""
-    case = item[2]
-    if case is None:
+def _may_be_batched(item: Item) -> bool:
+    retry_state = item[2]
+    if retry_state is None:
         return item[1].error is None
-    return case.stage is Stage.HANDLE and not case.alone
+    return retry_state.action is Action.HANDLE and not retry_state.alone
 
 
-def seen(
-    handler: Callable[[Any], Awaitable[object]], tracing: Tracing, *, several: bool
+def _with_timeout(
+    handler: Callable[..., Awaitable[object]], seconds: float
+) -> Callable[..., Awaitable[object]]:
+    """Return the handler with a time limit, which the resulting TimeoutError names."""
+
+    async def handle(records: object) -> None:
+        timeout = asyncio.timeout(seconds)
+        try:
+            async with timeout:
+                await handler(records)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            message = f"the handler took longer than HandlerPolicy(timeout={seconds:g})"
+            raise TimeoutError(message) from error
+
+    return handle
+
+
+def _as_failure(error: asyncio.CancelledError) -> Exception:
+    """Return an ordinary exception for a CancelledError that the handler raised by itself."""
+    failure = RuntimeError("the handler raised CancelledError by itself")
+    failure.__cause__ = error
+    return failure
+
+
+def trace_handler(
+    handler: Callable[[Any], Awaitable[object]], tracing: Tracing, *, batches: bool
 ) -> Callable[[Any], Awaitable[object]]:
     """Return the handler with a span around each call.
 
-    It is in this folder for `handling._is_no_handler`, which looks where a call went wrong.
-
     Args:
-        handler: The application's.
-        tracing: Makes the spans.
-        several: Whether the handler takes a list of records.
+        handler: The application's coroutine function.
+        tracing: Creates the spans.
+        batches: Whether the handler takes a list of records.
     """
 
     async def handle(given: Any) -> None:
-        with tracing.processing(given if several else [given]):
+        with tracing.processing(given if batches else [given]):
             await handler(given)
 
     return handle

@@ -1,4 +1,4 @@
-"""The producer: records wait in lines of our own and travel in batches of aiokafka's."""
+"""The producer: records wait in one queue for each partition, and are sent in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Takes records in: chooses their line, counts their bytes, and calls the courier once a tick."""
+"""Accepts records: chooses their partition queue, accounts for their bytes, schedules the sender.
+
+Named after `RecordAccumulator` of Java's client. A record that can be accepted at once takes
+`append`; any other takes `append_when_ready`, which waits for metadata and buffer memory.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
+from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
+
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ResilientIOError
+from resilient_io.health import Cause
 
-from .buffer import Admission
-from .expiry import Expiry
-from .partition_queue import tombstone
+from .batch import ChunkSlice
+from .partition_queue import BulkChunk, create_placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,134 +28,161 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
-    from .buffer import Room
-    from .errors import Verdicts
-    from .metadata import Topics
+    from .batch import InFlightBatch
+    from .buffer import BufferMemory
+    from .errors import DeliveryErrors
+    from .metadata import ProducerMetadata
     from .options import DeliverySettings
-    from .partition_queue import Line
+    from .partition_queue import Entry, PartitionQueue
+    from .partitioner import TopicPartitions
     from .records import Headers
-    from .sender import Courier
+    from .sender import Sender
+    from .transaction_state import OpenTransaction, TransactionState
 
-__all__ = ["OVERHEAD", "Accumulator"]
+_BYTES_PER_ITERATION = 2 * 1024 * 1024
+"""Bytes of records that are put into batches in one iteration of the event loop."""
 
-OVERHEAD = 256
-"""Bytes that a record costs beside its own: its tuple, its future, its place in a line."""
+_SWEEP_INTERVAL = 0.1
+"""Minimum seconds between two searches for cancelled records when the buffer is full."""
 
-_TURN = 2 * 1024 * 1024
-"""Bytes of records made into batches before the loop gets a turn."""
+_EXPIRY_INTERVAL = 0.005
+"""Minimum seconds between two searches for expired records."""
+
+_EXPIRY_INTERVAL_PER_RECORD = 1e-6
+"""Added to it for each record held, so that searching never takes more than a few per cent."""
+
+_NO_ANSWER = "the record was sent, and no answer came in time"
+
+
+class Call:
+    """One call that has to wait before its records are accepted.
+
+    Attributes:
+        operation: Its name, for errors.
+        began: When it began, in loop time.
+        until: When it must end, in loop time; None for no limit.
+        transaction: The transaction that it belongs to.
+    """
+
+    __slots__ = ("began", "operation", "transaction", "until")
+
+    def __init__(
+        self,
+        operation: str,
+        began: float,
+        until: float | None,
+        transaction: OpenTransaction | None,
+    ) -> None:
+        self.operation = operation
+        self.began = began
+        self.until = until
+        self.transaction = transaction
 
 
 class Accumulator:
-    """Where records wait, one line for each partition.
+    """Holds the records of a producer until they are sent.
+
+    Args:
+        metadata: Knows the topics and their queues.
+        buffer: Limits the bytes held.
+        sender: Sends batches from the queues.
+        health: Says whether Kafka is down.
+        errors: Creates and counts the errors.
+        transaction: Which transaction a call belongs to.
+        policy: What a call does while Kafka is down, and how long it may take.
+        settings: Times and limits.
+        max_request_size: Maximum size of a record, in bytes.
+        max_batch_size: Bytes after which a queue does not linger.
 
     Attributes:
-        loop: The event loop it works in.
-        room: Bounds what is held.
-        lines: Where the records wait.
-        admission: What calls wait for before.
-        expiry: Ends what is late.
-        max_request_size: Bytes of the largest record that is taken.
+        loop: The event loop.
+        buffer: As given, like `sender`, `errors`, `transaction`, `settings` and `max_request_size`.
+        expiry: Fails what is late.
+        closed: No more records are accepted.
     """
 
     def __init__(
         self,
         *,
-        topics: Topics,
-        room: Room,
-        courier: Courier,
+        metadata: ProducerMetadata,
+        buffer: BufferMemory,
+        sender: Sender,
         health: Dependency,
-        verdicts: Verdicts,
+        errors: DeliveryErrors,
+        transaction: TransactionState,
         policy: RetryPolicy,
         settings: DeliverySettings,
         max_request_size: int,
-        full: int,
+        max_batch_size: int,
     ) -> None:
-        """Prepare.
-
-        Args:
-            topics: Know the lines.
-            room: Bounds what is held.
-            courier: Takes batches from the lines.
-            health: Says whether Kafka is down.
-            verdicts: Makes the errors.
-            policy: What a call does while Kafka is down, and how long it may take.
-            settings: Times and bounds.
-            max_request_size: Bytes of the largest record that is taken.
-            full: Bytes for which a line need not linger.
-        """
         self.loop = asyncio.get_running_loop()
-        self._topics = topics.known
-        self.room = room
-        self._courier = courier
-        self._health = health
-        self._verdicts = verdicts
-        self._linger = settings.linger
+        self.buffer = buffer
+        self.sender = sender
+        self.errors = errors
+        self.transaction = transaction
+        self.settings = settings
         self.max_request_size = max_request_size
-        self._full = full
-        self._linger_full = full if settings.linger else math.inf
-        self._lingering: dict[Line, asyncio.TimerHandle] = {}
-        self._due: list[Line] = []
+        self.closed = False
+        self.expiry = Expiry(
+            loop=self.loop,
+            queues=metadata.queues,
+            sender=sender,
+            buffer=buffer,
+            errors=errors,
+            health=health,
+            response_timeout=policy.response_timeout,
+        )
+        self._metadata = metadata
+        self._topics = metadata.topics
+        self._health = health
+        self._waits_while_down = policy.while_down == "wait"
+        self._deadline = policy.deadline
+        self._linger = settings.linger
+        self._max_batch_size = max_batch_size
+        self._linger_bytes = max_batch_size if settings.linger else math.inf
+        self._lingering: dict[PartitionQueue, asyncio.TimerHandle] = {}
+        self._due: list[PartitionQueue] = []
         self._scheduled = False
+        self._swept_at = -math.inf
         self._time = self.loop.time
         self._create_future: Callable[[], asyncio.Future[RecordMetadata]]
         self._create_future = partial(asyncio.Future, loop=self.loop)
-        self._progress: list[asyncio.Future[None]] = []
-        self.lines = topics.lines
-        self.expiry = Expiry(
-            loop=self.loop,
-            lines=topics.lines,
-            room=room,
-            verdicts=verdicts,
-            health=health,
-            suspicious=policy.response_timeout,
-            tombstone=tombstone(self.loop),
-            progressed=self.progressed,
-        )
-        self.admission = Admission(
-            topics=topics,
-            room=room,
-            expiry=self.expiry,
-            health=health,
-            verdicts=verdicts,
-            policy=policy,
-            settings=settings,
-        )
 
-    # --- the way of a record
+    # --- accepting a record
 
-    def offer(  # noqa: C901, PLR0912, PLR0917 (the hottest path: calls and keywords cost)
+    def append(  # noqa: C901, PLR0912, PLR0917 (the hottest path: calls and keywords cost)
         self,
         name: str,
         key: bytes | None,
         value: bytes | None,
         partition: int | None,
-        stamp: int | None,
+        timestamp: int | None,
         headers: Headers | None,
         size: int,
         lifetime: float,
     ) -> asyncio.Future[RecordMetadata] | None:
-        """Take a record in, if that needs no waiting.
+        """Accept a record if that needs no waiting.
 
         Returns:
-            Its future; None when `admit` has to be awaited instead.
+            Its future; None if `append_when_ready` has to be awaited instead.
         """
         topic = self._topics.get(name)
         if topic is None or not self._health.available:
             return None
         if partition is not None:
-            line = topic.lines.get(partition)
-            if line is None:
+            queue = topic.queues.get(partition)
+            if queue is None:
                 return None
         elif key is None:
-            line = topic.sticky
-            if line is None or line.waiting >= topic.enough:
-                line = topic.route(None)
+            queue = topic.sticky
+            if queue is None or queue.waiting_bytes >= topic.sticky_limit:
+                queue = topic.choose(None)
         else:
-            line = topic.keys.get(key)
-            if line is None:
-                line = topic.route(key)
-        room = self.room
-        allowance = room.allowance - size
+            queue = topic.queue_by_key.get(key)
+            if queue is None:
+                queue = topic.choose(key)
+        buffer = self.buffer
+        allowance = buffer.allowance - size
         if allowance < 0:
             return None
         now = self._time()
@@ -159,156 +192,380 @@ class Accumulator:
             if bound <= now:
                 return None
             until = bound
-        room.allowance = allowance
-        if until < self.expiry.at:
-            self.expiry.set(until)
+        buffer.allowance = allowance
+        if until < self.expiry.next_check:
+            self.expiry.check_at(until)
         future = self._create_future()
-        line.records.append((future, key, value, headers, stamp, until, size, now))
-        line.waiting += size
-        if line.idle:
-            self.call(line)
-        elif line.waiting >= self._linger_full:
-            self._call_now(line)
+        queue.entries.append((future, key, value, headers, timestamp, until, size, now))
+        queue.waiting_bytes += size
+        if queue.idle:
+            self._schedule(queue)
+        elif queue.waiting_bytes >= self._linger_bytes:
+            self._end_linger(queue)
         return future
 
-    async def admit(  # noqa: PLR0917 (its twin)
+    async def append_when_ready(  # noqa: PLR0917 (the parameters of `append`)
         self,
         name: str,
         key: bytes | None,
         value: bytes | None,
         partition: int | None,
-        stamp: int | None,
+        timestamp: int | None,
         headers: Headers | None,
         size: int,
         lifetime: float,
         operation: str,
     ) -> asyncio.Future[RecordMetadata]:
-        """Take a record in as soon as the topic is known and there is room.
+        """Accept a record as soon as the topic is known and there is room.
 
-        Cancelling leaves at once, and the record is not sent.
+        If cancelled, the record is not sent.
 
         Raises:
-            KafkaUnavailable: Kafka is down, and calls are not to wait for it.
+            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
             KafkaDeadlineExceeded: The topic's partitions were not known in time.
             KafkaOverloaded: There was no room in time.
             KafkaClosed: The producer was closed meanwhile.
             KafkaError: The topic or the partition does not exist.
         """
-        call = self.admission.begin(operation)
+        call = self.begin_call(operation)
         try:
-            topic = await self.admission.topic(name, call)
-            if partition is not None:
-                await self.admission.partition(topic, partition, call)
-            await self.admission.room(size, call)
+            topic = await self.find_topic(name, call)
+            if partition is not None and partition not in topic.queues:
+                await self._metadata.refresh_within(call.until)
+                if partition not in topic.queues:
+                    raise unknown_partition(topic, partition)
+            await self.reserve(size, call)
         except ResilientIOError as error:
-            self._verdicts.count(error)
+            self.errors.count(error)
             raise
-        routed = False
+        chosen = False
         try:
-            line = topic.route(key) if partition is None else topic.lines[partition]
-            routed = True
+            queue = topic.choose(key) if partition is None else topic.queues[partition]
+            chosen = True
         finally:
-            if not routed:  # the user's own partitioner raised
-                self.room.release(size)
+            if not chosen:  # the user's partitioner raised
+                self.buffer.release(size)
         now = self._time()
-        # The call's own bound goes on from its beginning, the record's from here.
-        ends = (call.began if operation == "send_and_wait" else now) + lifetime
+        # The time of `send_and_wait` counts from the call, that of a record from here.
+        until = (call.began if operation == "send_and_wait" else now) + lifetime
         bound = current_deadline()
-        if bound is not None and bound < ends:
-            ends = bound
-        self.expect(ends)
+        if bound is not None and bound < until:
+            until = bound
         future = self._create_future()
-        line.records.append((future, key, value, headers, stamp, ends, size, now))
-        line.waiting += size
-        self.notice(line)
+        self.enqueue(queue, (future, key, value, headers, timestamp, until, size, now), size, until)
         return future
 
-    # --- lines that call
+    def enqueue(self, queue: PartitionQueue, entry: Entry, size: int, until: float) -> None:
+        """Put an entry, for which room was reserved, into its queue.
 
-    def expect(self, until: float) -> None:
-        """See to it that the deadline is kept."""
-        if until < self.expiry.at:
-            self.expiry.set(until)
+        Args:
+            queue: Its queue.
+            entry: A record, or a chunk of `send_many`.
+            size: Its size, as buffer memory counts it.
+            until: Its deadline, in loop time.
+        """
+        if until < self.expiry.next_check:
+            self.expiry.check_at(until)
+        queue.entries.append(entry)
+        queue.waiting_bytes += size
+        if queue.idle:
+            self._schedule(queue)
+        elif queue.waiting_bytes >= self._linger_bytes:
+            self._end_linger(queue)
 
-    def notice(self, line: Line) -> None:
-        """Look at a line that has just got something."""
-        if line.idle:
-            self.call(line)
-        elif line.waiting >= self._linger_full:
-            self._call_now(line)
+    # --- calls that wait
 
-    def call(self, line: Line) -> None:
-        """Have an idle line handed over: at the end of this tick, or after lingering."""
-        line.idle = False
-        if self._linger and line.waiting < self._full:
-            self._lingering[line] = self.loop.call_later(self._linger, self._call_now, line)
+    @property
+    def available(self) -> bool:
+        """Whether calls are accepted as far as Kafka's health is concerned."""
+        return self._health.available or self._waits_while_down
+
+    def begin_call(self, operation: str, timeout: float | None = None) -> Call:
+        """Return a new call.
+
+        Args:
+            operation: Its name.
+            timeout: Its time limit in seconds; None for the policy's. An enclosing deadline limits
+                it, too.
+        """
+        began = self._time()
+        timeout = self._deadline if timeout is None else timeout
+        until = None if timeout is None else began + timeout
+        outer = current_deadline()
+        if outer is not None and (until is None or outer < until):
+            until = outer
+        return Call(operation, began, until, self.transaction.current)
+
+    def check_call(self, call: Call) -> None:
+        """Raise if a call must not wait.
+
+        Raises:
+            KafkaUnavailable: Kafka is down.
+            KafkaDeadlineExceeded: The call's time is over.
+            KafkaClosed: The producer was closed.
+        """
+        if self.closed:
+            raise self.errors.closed(operation=call.operation)
+        if not self.available:
+            raise self.errors.down(call.began, call.operation)
+        if call.until is not None and call.until <= self._time():
+            raise self.errors.too_late(call.began, call.operation)
+
+    async def find_topic(self, name: str, call: Call) -> TopicPartitions:
+        """Return a topic once its partitions are known.
+
+        Raises:
+            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
+            KafkaDeadlineExceeded: The partitions were not known in time.
+            KafkaClosed: The producer was closed meanwhile.
+            KafkaError: The topic does not exist, or the user may not see it.
+        """
+        self.check_call(call)
+        topic = self._topics.get(name)
+        if topic is None:
+            try:
+                topic = await self._metadata.find(name, call.until)
+            except ResilientIOError as error:
+                error.operation = call.operation  # a copy: the lookup is shared
+                raise
+            self.check_call(call)
+        if topic is None:
+            late = self.errors.too_late(call.began, call.operation)
+            late.add_note(f"the partitions of topic {name!r} are not known yet")
+            raise late
+        return topic
+
+    async def reserve(self, size: int, call: Call) -> None:
+        """Reserve buffer memory as soon as there is enough.
+
+        Raises:
+            KafkaOverloaded: There was no room in time.
+            KafkaUnavailable: Kafka went down, and the policy does not wait for it.
+            KafkaClosed: The producer was closed meanwhile.
+            IllegalOperation: The call's transaction ended.
+        """
+        # After each burst the event loop must run: that sends the first batches.
+        await asyncio.sleep(0)
+        self.check_call(call)
+        if not self.buffer.has_room(size) and self._time() - self._swept_at >= _SWEEP_INTERVAL:
+            self._swept_at = self._time()
+            self.expiry.check_now()  # cancelled records may occupy the room
+        if not await self.buffer.reserve(size, call.until):
+            if self.closed:
+                raise self.errors.closed(operation=call.operation)
+            raise self.errors.overloaded(call.began, self.buffer.limit, call.operation)
+        if self.closed or not self.available or self.transaction.current is not call.transaction:
+            self.buffer.release(size)
+            self.check_call(call)
+            raise IllegalOperation("the transaction ended while the call waited for buffer memory")
+
+    # --- scheduling the sender
+
+    def _schedule(self, queue: PartitionQueue) -> None:
+        """Have an idle queue sent: at the end of this iteration of the loop, or after lingering."""
+        queue.idle = False
+        if self._linger and queue.waiting_bytes < self._max_batch_size:
+            self._lingering[queue] = self.loop.call_later(self._linger, self._end_linger, queue)
             return
-        self._due.append(line)
+        self._due.append(queue)
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._hand_over)
+            self.loop.call_soon(self._send_due)
 
-    def hurry(self) -> None:
-        """Linger no more: somebody waits for all that there is."""
-        for line in list(self._lingering):
-            self._call_now(line)
-
-    def _call_now(self, line: Line) -> None:
-        timer = self._lingering.pop(line, None)
+    def _end_linger(self, queue: PartitionQueue) -> None:
+        timer = self._lingering.pop(queue, None)
         if timer is None:
-            return  # it was called already, or it travels
+            return  # it is due already, or has a batch in flight
         timer.cancel()
-        self._due.append(line)
+        self._due.append(queue)
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._hand_over)
+            self.loop.call_soon(self._send_due)
 
-    def _hand_over(self) -> None:
+    def _send_due(self) -> None:
         due, self._due = self._due, []
-        made = 0
-        hand_over = self._courier.hand_over
-        for place, line in enumerate(due):
-            made += line.waiting
-            hand_over(line)
-            if made >= _TURN:
+        sent = 0
+        send_from = self.sender.send_from
+        for place, queue in enumerate(due):
+            sent += queue.waiting_bytes
+            send_from(queue)
+            if sent >= _BYTES_PER_ITERATION:
                 self._due = due[place + 1 :] + self._due
                 break
         self._scheduled = bool(self._due)
         if self._scheduled:
-            self.loop.call_soon(self._hand_over)
-        self.room.regrant()
+            self.loop.call_soon(self._send_due)
+        self.buffer.refill()
 
-    # --- waiting for the end
+    # --- the end
 
-    def progressed(self) -> None:
-        """Let those look who wait for records to be settled."""
-        if self._progress:
-            waiting, self._progress = self._progress, []
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
+    async def flush(self, transaction: OpenTransaction | None = None) -> None:
+        """Send without lingering, and wait until all records accepted so far have an outcome.
 
-    async def flushed(self, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Wait until every record taken in so far has an outcome, or there is no use in it."""
-        self.hurry()
-        targets = [(line, line.end) for line in self.lines]
+        Args:
+            transaction: Stop waiting as soon as it has to be aborted.
+        """
+        self._end_all_lingers()
+        targets = [(queue, queue.end) for queue in self._metadata.queues]
         while True:
-            targets = [(line, end) for line, end in targets if line.settled_to < end]
-            if not targets or unless():
+            targets = [(queue, end) for queue, end in targets if queue.settled_to < end]
+            if not targets or (transaction is not None and transaction.abort_reason is not None):
                 return
-            future: asyncio.Future[None] = self.loop.create_future()
-            self._progress.append(future)
-            await future
+            await self.sender.wait_settled()
 
     def close(self) -> None:
-        """Take nothing more in."""
-        self.admission.closed = True
-        self.room.close()
-        self.hurry()
+        """Accept no more records."""
+        self.closed = True
+        self.buffer.close()
+        self._end_all_lingers()
 
-    def finish(self) -> None:
-        """Keep no timer."""
+    def cancel_timers(self) -> None:
+        """Cancel all timers."""
         self.expiry.close()
         for timer in self._lingering.values():
             timer.cancel()
         self._lingering.clear()
+
+    def _end_all_lingers(self) -> None:
+        for queue in list(self._lingering):
+            self._end_linger(queue)
+
+
+class Expiry:
+    """Fails records whose deadline has passed. One timer serves all of them.
+
+    Args:
+        loop: Provides the clock and the timer.
+        queues: All partition queues.
+        sender: Knows the batches in flight.
+        buffer: Gets the bytes of expired records back.
+        errors: Creates and counts the errors.
+        health: Is told about batches without an answer.
+        response_timeout: Seconds after which a batch without an answer is suspicious.
+
+    Attributes:
+        next_check: Loop time of the next check; `check_at` makes it earlier.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        queues: list[PartitionQueue],
+        sender: Sender,
+        buffer: BufferMemory,
+        errors: DeliveryErrors,
+        health: Dependency,
+        response_timeout: float,
+    ) -> None:
+        self.next_check = math.inf
+        self._loop = loop
+        self._queues = queues
+        self._sender = sender
+        self._buffer = buffer
+        self._errors = errors
+        self._health = health
+        self._response_timeout = response_timeout
+        self._placeholder = create_placeholder(loop)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def check_at(self, until: float) -> None:
+        """Check no later than at this loop time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.next_check = until
+        self._timer = self._loop.call_at(until, self._check)
+
+    def check_now(self) -> None:
+        """Fail what is late and drop what was cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._check()
+
+    def close(self) -> None:
+        """Check no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self.next_check = None, -math.inf
+
+    def _check(self) -> None:
+        self._timer, self.next_check = None, math.inf
+        now = self._loop.time()
+        earliest, records = math.inf, 0
+        for queue in self._queues:
+            if queue.entries:
+                records += len(queue.entries)
+                earliest = min(earliest, self._check_waiting(queue, now))
+        for batch in self._sender.in_flight.values():
+            if not batch.settled:
+                records += batch.count
+                earliest = min(earliest, self._check_in_flight(batch, now))
+        if earliest < math.inf:
+            interval = _EXPIRY_INTERVAL + records * _EXPIRY_INTERVAL_PER_RECORD
+            self.check_at(max(earliest, now + interval))
+        self._sender.notify_settled()
+
+    def _check_waiting(self, queue: PartitionQueue, now: float) -> float:
+        """Fail late records of a queue; return the earliest deadline of the others."""
+        earliest, freed = math.inf, 0
+        kept: list[Entry] = []
+        placeholder = self._placeholder
+        for entry in queue.entries:
+            if isinstance(entry, BulkChunk):
+                if entry.deadline > now and not entry.bulk.cancelled:
+                    kept.append(entry)
+                    earliest = min(earliest, entry.deadline)
+                    continue
+                freed += entry.waiting_bytes
+                rest = entry.drain()
+                if not entry.bulk.cancelled:
+                    error = self._errors.too_late(entry.sent_at, "send_many")
+                    self._errors.count_lost(error, len(rest))
+                    entry.bulk.fail(queue.tp, rest, error)
+            elif entry is not placeholder:
+                future, until = entry[0], entry[5]
+                if until > now and not future.done():
+                    kept.append(entry)
+                    earliest = min(earliest, until)
+                    continue
+                freed += entry[6]
+                if not future.done():
+                    self._errors.fail(future, self._errors.too_late(entry[7]))
+            kept.append(placeholder)
+        if freed:
+            queue.replace(kept, placeholder)
+            queue.waiting_bytes -= freed
+            self._buffer.release(freed)
+        return earliest
+
+    def _check_in_flight(self, batch: InFlightBatch, now: float) -> float:
+        """Fail late records of a batch; return the earliest deadline of the others."""
+        earliest = math.inf
+        if now - batch.sent_at >= self._response_timeout:
+            self._health.failed(Cause.TIMED_OUT, "no answer to a batch of records in time")
+        for entry in batch.entries:
+            if isinstance(entry, ChunkSlice):
+                if entry.settled:
+                    continue
+                chunk = entry.chunk
+                if chunk.deadline > now:
+                    earliest = min(earliest, chunk.deadline)
+                    continue
+                error = self._errors.unknown(chunk.sent_at, _NO_ANSWER, "send_many")
+                self._errors.count_lost(error, entry.count)
+                entry.fail(batch.queue.tp, error)
+            elif not entry[0].done():
+                if entry[5] > now:
+                    earliest = min(earliest, entry[5])
+                else:
+                    self._errors.fail(entry[0], self._errors.unknown(entry[7], _NO_ANSWER))
+        if earliest == math.inf:
+            batch.settle()
+        return earliest
+
+
+def unknown_partition(topic: TopicPartitions, partition: int | None) -> Exception:
+    """Return the error of a record for a partition that its topic does not have."""
+    return UnknownTopicOrPartitionError(
+        f"topic {topic.name!r} has no partition {partition}; it has {sorted(topic.queues)}"
+    )

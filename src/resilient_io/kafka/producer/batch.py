@@ -1,111 +1,212 @@
-"""Builds one batch from the front of a line."""
+"""One batch: built from the front of a partition queue, in flight, then completed or put back.
+
+The functions at the end rely on private attributes of aiokafka 0.14's producer, which
+`tests/unit/kafka/producer/test_batch_contract.py` checks.
+"""
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka.structs import RecordMetadata
 
-from .partition_queue import Cargo, Parcel, Slice
-from .sequence import told_count, writer_of
+from .partition_queue import BulkChunk, failure_of, without_position
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..protocols import BatchBuilder, ProducerDriver
-    from .errors import Verdicts
-    from .partition_queue import Line
+    from aiokafka import TopicPartition
+    from aiokafka.producer.message_accumulator import BatchBuilder
+
+    from ..protocols import ProducerDriver
+    from .errors import DeliveryErrors
+    from .partition_queue import PartitionQueue, Record
     from .records import Headers
+    from .reports import DeliveryFailure
 
 
 _NO_HEADERS: Headers = []
 
+_NO_TIMESTAMP = -1
 
-def load(
-    line: Line, instance: ProducerDriver, batch: BatchBuilder, now: float, epoch: float
-) -> tuple[Cargo, int]:
-    """Take records from the front of a line into a batch, until it is full or none is left.
 
-    What has ended already (cancelled, or too late) is dropped on the way: it is never sent.
+class InFlightBatch:
+    """One batch that was passed to aiokafka: its records may have been written.
+
+    Attributes:
+        queue: The queue that its records came from.
+        driver: The aiokafka producer that has it.
+        builder: aiokafka's batch.
+        entries: Its records, and slices of chunks, in order.
+        timestamps: Timestamps of the single records, in order, in milliseconds.
+        position: Position of its first entry in the queue.
+        count: Number of records.
+        size: Their size, as buffer memory counts it.
+        sent_at: When it was passed to aiokafka, in loop time.
+        driver_batch: aiokafka's own record of it; None until aiokafka accepted it.
+        settled: Every caller knows the outcome, or that it is unknown.
+    """
+
+    __slots__ = (
+        "builder",
+        "count",
+        "driver",
+        "driver_batch",
+        "entries",
+        "position",
+        "queue",
+        "sent_at",
+        "settled",
+        "size",
+        "timestamps",
+    )
+
+    def __init__(
+        self, queue: PartitionQueue, driver: ProducerDriver, builder: BatchBuilder, now: float
+    ) -> None:
+        self.queue = queue
+        self.driver = driver
+        self.builder = builder
+        self.entries: list[Record | ChunkSlice] = []
+        self.timestamps: list[int] = []
+        self.position = queue.position
+        self.count = 0
+        self.size = 0
+        self.sent_at = now
+        self.driver_batch: object = None
+        self.settled = False
+
+    def settle(self) -> None:
+        """Note that every caller knows the outcome, or that it is unknown."""
+        self.settled = True
+        self.queue.unsettled_from = None
+
+
+class ChunkSlice:
+    """The part of a chunk that is in one batch.
+
+    Attributes:
+        chunk: The chunk.
+        first: Index of the first record in the chunk.
+        last: Index after the last record.
+        size: The slice's size, as buffer memory counts it.
+        settled: The `send_many` call knows the outcome, or that it is unknown.
+    """
+
+    __slots__ = ("chunk", "first", "last", "settled", "size")
+
+    def __init__(self, chunk: BulkChunk, first: int, last: int, size: int) -> None:
+        self.chunk = chunk
+        self.first = first
+        self.last = last
+        self.size = size
+        self.settled = False
+
+    @property
+    def count(self) -> int:
+        """The number of records."""
+        return self.last - self.first
+
+    def confirm(self, tp: TopicPartition, base: int) -> None:
+        """Report to the call that the records were written."""
+        if not self.settled:
+            self.settled = True
+            self.chunk.bulk.confirm(tp.partition, base, self.count)
+
+    def fail(self, tp: TopicPartition, error: Exception) -> list[DeliveryFailure]:
+        """Report to the call that the records failed; return the failures."""
+        if self.settled:
+            return []
+        self.settled = True
+        return self.chunk.bulk.fail(tp, self.chunk.records[self.first : self.last], error)
+
+
+def build_batch(
+    queue: PartitionQueue,
+    driver: ProducerDriver,
+    builder: BatchBuilder,
+    now: float,
+    clock_offset: float,
+) -> tuple[InFlightBatch, int]:
+    """Move records from the front of a queue into a batch until it is full or none is left.
+
+    Records that are done already (cancelled or expired) are dropped and never sent.
 
     Args:
-        line: Whose records.
-        instance: Whose batch.
-        batch: Empty.
+        queue: Where the records wait.
+        driver: The aiokafka producer that gets the batch.
+        builder: An empty batch.
         now: The loop's time.
-        epoch: What to add to it for the wall clock's, in seconds.
+        clock_offset: What to add to loop time to get the wall clock's time, in seconds.
 
     Returns:
-        The batch with its records, and the bytes of those that were dropped.
+        The batch, and the bytes of the records that were dropped.
     """
-    records = line.records
-    cargo = Cargo(line, instance, batch, line.position, now)
-    write = writer_of(batch)
-    if line.byte_limit is not None:
-        write = _Limited(write, line.byte_limit).write
-    entries, stamps = cargo.entries, cargo.stamps
-    before = len(records)
+    waiting = queue.entries
+    batch = InFlightBatch(queue, driver, builder, now)
+    write = record_writer(builder)
+    if queue.byte_limit is not None:
+        write = _LimitedWriter(write, queue.byte_limit).write
+    entries, timestamps = batch.entries, batch.timestamps
+    before = len(waiting)
     size = freed = 0
-    while records:
-        entry = records[0]
-        if isinstance(entry, Parcel):
-            done, part, gone = _load_parcel(entry, cargo, write, epoch)
-            size += part
-            freed += gone
-            if not done:
-                break
-            records.popleft()
+    while waiting:
+        entry = waiting[0]
+        if isinstance(entry, BulkChunk):
+            if entry.bulk.cancelled:
+                freed += entry.waiting_bytes
+                entry.drain()
+            else:
+                size += _add_chunk(entry, batch, write, clock_offset)
+                if entry.cursor < len(entry.records):
+                    break
+            waiting.popleft()
             continue
-        future, key, value, headers, stamp, _, weight, sent = entry
+        future, key, value, headers, timestamp, _, weight, sent_at = entry
         if future.done():
             freed += weight
-            records.popleft()
+            waiting.popleft()
             continue
-        if stamp is None:
-            stamp = int((sent + epoch) * 1000.0)
-        if write(cargo.count, stamp, key, value, headers or _NO_HEADERS) is None:
+        if timestamp is None:
+            timestamp = int((sent_at + clock_offset) * 1000.0)
+        if write(batch.count, timestamp, key, value, headers or _NO_HEADERS) is None:
             break
-        records.popleft()
+        waiting.popleft()
         entries.append(entry)
-        stamps.append(stamp)
+        timestamps.append(timestamp)
         size += weight
-        cargo.count += 1
-    line.position += before - len(records)
-    line.waiting -= size + freed
-    cargo.size = size
-    told_count(batch, cargo.count)
-    return cargo, freed
+        batch.count += 1
+    queue.position += before - len(waiting)
+    queue.waiting_bytes -= size + freed
+    batch.size = size
+    set_record_count(builder, batch.count)
+    return batch, freed
 
 
-def _load_parcel(
-    parcel: Parcel, cargo: Cargo, write: Callable[..., object], epoch: float
-) -> tuple[bool, int, int]:
-    """Take records from a parcel; return whether it is used up, and the bytes taken and dropped."""
-    if parcel.shipment.cancelled:
-        gone = parcel.left
-        parcel.drop()
-        return True, 0, gone
-    first = cursor = parcel.cursor
-    now = int((parcel.sent + epoch) * 1000.0)
-    offset = cargo.count
-    for _, key, value, headers, stamp in islice(parcel.items, first, None):
-        moment = now if stamp is None else stamp
+def _add_chunk(
+    chunk: BulkChunk, batch: InFlightBatch, write: Callable[..., object], clock_offset: float
+) -> int:
+    """Add records of a chunk as far as they fit; return the bytes that they are counted as."""
+    first = chunk.cursor
+    default = int((chunk.sent_at + clock_offset) * 1000.0)
+    offset = batch.count
+    for _, key, value, headers, timestamp in islice(chunk.records, first, None):
+        moment = default if timestamp is None else timestamp
         if write(offset, moment, key, value, headers or _NO_HEADERS) is None:
             break
         offset += 1
-    cursor += offset - cargo.count
-    part = 0
-    if cursor > first:
-        part = parcel.share(cursor - first)
-        parcel.cursor = cursor
-        cargo.entries.append(Slice(parcel, first, cursor, part))
-        cargo.count += cursor - first
-    return cursor == len(parcel.items), part, 0
+    added = offset - batch.count
+    if not added:
+        return 0
+    size = chunk.take(added)
+    batch.entries.append(ChunkSlice(chunk, first, first + added, size))
+    batch.count = offset
+    return size
 
 
-class _Limited:
-    """A batch that is full earlier: the broker found one too large."""
+class _LimitedWriter:
+    """Ends a batch earlier than aiokafka would, after the broker rejected one as too large."""
 
     def __init__(self, write: Callable[..., object], limit: int) -> None:
         self._write = write
@@ -114,97 +215,158 @@ class _Limited:
     def write(
         self,
         place: int,
-        stamp: int,
+        timestamp: int,
         key: bytes | None,
         value: bytes | None,
         headers: Headers,
     ) -> object:
-        """Add a record, unless it would be too much; the first one always fits."""
+        """Add a record unless it exceeds the limit; the first one always fits."""
         size = len(key or b"") + len(value or b"")
         if place and size > self._left:
             return None
         self._left -= size
-        return self._write(place, stamp, key, value, headers)
+        return self._write(place, timestamp, key, value, headers)
 
 
-_UNKNOWN_TIME = -1
-
-
-def confirm(cargo: Cargo, metadata: RecordMetadata | None, verdicts: Verdicts) -> None:
-    """Tell the callers that a batch was written, and where.
+def complete_batch(
+    batch: InFlightBatch, metadata: RecordMetadata | None, errors: DeliveryErrors
+) -> None:
+    """Report to the callers that a batch was written, and where.
 
     Args:
-        cargo: The batch.
-        metadata: What aiokafka says of it; None with acks=0. Then, and when the broker knew the
-            batch already, its records have the offset -1.
-        verdicts: Counts.
+        batch: The batch.
+        metadata: aiokafka's answer; None with acks=0. Then, and when the broker already had the
+            batch, the offset of its records is -1.
+        errors: Counts the delivered records.
     """
-    verdicts.delivered += cargo.count
-    cargo.told = True
-    line = cargo.line
+    errors.delivered += batch.count
+    batch.settle()
+    queue = batch.queue
     if metadata is None:
-        metadata = RecordMetadata(line.topic, line.partition, line.tp, -1, -1, 0, None)
-    topic, partition, tp, base, stamp, kind, start = metadata
+        metadata = RecordMetadata(queue.topic, queue.partition, queue.tp, -1, -1, 0, None)
+    topic, partition, tp, base, timestamp, kind, start = metadata
     step = 1 if base >= 0 else 0
-    fixed = None if stamp == _UNKNOWN_TIME else stamp  # the broker's, for all of them
-    # `RecordMetadata(...)` would go through a function of Python's, for each record.
-    new, made = tuple.__new__, RecordMetadata
-    stamps = iter(cargo.stamps)
+    broker_time = None if timestamp == _NO_TIMESTAMP else timestamp  # the same for all records
+    # `RecordMetadata(...)` would call a Python function for each record.
+    new, cls = tuple.__new__, RecordMetadata
+    timestamps = iter(batch.timestamps)
     offset = base
-    for entry in cargo.entries:
-        if not isinstance(entry, Slice):
+    for entry in batch.entries:
+        if not isinstance(entry, ChunkSlice):
             future = entry[0]
-            own = next(stamps)
+            own = next(timestamps)
             if not future.done():
-                when = own if fixed is None else fixed
-                future.set_result(new(made, (topic, partition, tp, offset, when, kind, start)))
+                when = own if broker_time is None else broker_time
+                future.set_result(new(cls, (topic, partition, tp, offset, when, kind, start)))
             offset += step
         else:
             entry.confirm(tp, offset)
             offset += step * entry.count
 
 
-def fail(cargo: Cargo, verdicts: Verdicts, error_for: Callable[[float, str], Exception]) -> None:
-    """Tell the callers that a batch failed.
+def fail_batch(
+    batch: InFlightBatch,
+    errors: DeliveryErrors,
+    make_error: Callable[[float, str], Exception],
+) -> list[DeliveryFailure]:
+    """Fail the records of a batch that have no outcome yet, and return the failures.
 
     Args:
-        cargo: The batch.
-        verdicts: Counts.
-        error_for: Makes the error of one record, from the time it was sent and the call's name.
+        batch: The batch.
+        errors: Counts them.
+        make_error: Makes an error, from the time a record was accepted and the call's name.
     """
-    cargo.told = True
-    for entry in cargo.entries:
-        if isinstance(entry, Slice):
-            if not entry.told:
-                error = error_for(entry.parcel.sent, "send_many")
-                verdicts.lost(error, entry.count)
-                entry.fail(cargo.line.tp, error)
+    batch.settle()
+    tp = batch.queue.tp
+    failures: list[DeliveryFailure] = []
+    for entry in batch.entries:
+        if isinstance(entry, ChunkSlice):
+            if not entry.settled:
+                error = make_error(entry.chunk.sent_at, "send_many")
+                errors.count_lost(error, entry.count)
+                failures += entry.fail(tp, error)
         elif not entry[0].done():
-            verdicts.settle(entry[0], error_for(entry[7], "send"))
+            error = make_error(entry[7], "send")
+            failures.append(failure_of(tp, without_position(entry), error))
+            errors.fail(entry[0], error)
+    return failures
 
 
-def put_back(cargo: Cargo) -> int:
-    """Put the records of a batch that certainly was not written back to the front of their line.
+def put_back(batch: InFlightBatch) -> int:
+    """Put the records of a batch that certainly was not written back to the front of their queue.
 
     Returns:
-        The bytes of those that do not go back, because their time has ended.
+        The bytes of those that are not put back because they have expired.
     """
-    line: Line = cargo.line
+    queue = batch.queue
     freed = 0
-    for entry in reversed(cargo.entries):
-        if isinstance(entry, Slice):
-            if entry.told:
+    for entry in reversed(batch.entries):
+        if isinstance(entry, ChunkSlice):
+            if entry.settled:
                 freed += entry.size
                 continue
-            parcel = entry.parcel
-            parcel.cursor = entry.first
-            parcel.left += entry.size
-            if line.records and line.records[0] is parcel:
+            chunk = entry.chunk
+            chunk.cursor = entry.first
+            chunk.waiting_bytes += entry.size
+            if queue.entries and queue.entries[0] is chunk:
                 continue
-            line.records.appendleft(parcel)
+            queue.entries.appendleft(chunk)
         else:
-            line.records.appendleft(entry)
-        line.position -= 1
-    line.waiting += cargo.size - freed
-    cargo.told = True
+            queue.entries.appendleft(entry)
+        queue.position -= 1
+    queue.waiting_bytes += batch.size - freed
+    batch.settle()
     return freed
+
+
+# --- private attributes of aiokafka 0.14
+
+
+def record_writer(builder: BatchBuilder) -> Callable[..., object]:
+    """Return the function that adds a record: offset, timestamp (ms), key, value, headers (a list).
+
+    It returns None when the batch is full. This is `BatchBuilder._builder.append`: the public
+    `BatchBuilder.append`, which calls it, takes twice as long. Call `set_record_count` afterwards.
+    """
+    owner: Any = builder
+    write: Callable[..., object] = owner._builder.append
+    return write
+
+
+def set_record_count(builder: BatchBuilder, count: int) -> None:
+    """Set the number of records of a batch (`BatchBuilder._relative_offset`)."""
+    owner: Any = builder
+    owner._relative_offset = count
+
+
+def newest_driver_batch(driver: ProducerDriver, tp: TopicPartition) -> object:
+    """Return aiokafka's record of the batch that was just passed to it.
+
+    `MessageAccumulator._batches` has it from `send_batch` until a request takes it.
+    """
+    owner: Any = driver
+    queued = owner._message_accumulator._batches.get(tp)
+    return queued[-1] if queued else None
+
+
+def attempts_of(driver_batch: object) -> int | None:
+    """Return how many requests contained a batch (`MessageBatch.retry_count`); None if unknown."""
+    known: Any = driver_batch
+    return None if known is None else int(known.retry_count)
+
+
+def is_idempotent(driver: ProducerDriver) -> bool:
+    """Return whether the batches of a producer are numbered (`AIOKafkaProducer._txn_manager`)."""
+    owner: Any = driver
+    return owner._txn_manager is not None
+
+
+def roll_back_sequence(driver: ProducerDriver, tp: TopicPartition, count: int) -> None:
+    """Roll back the sequence number of a batch that the broker refused at its only attempt.
+
+    aiokafka numbers a batch when it first sends it and never rolls that back
+    (`TransactionManager._sequence_numbers`), so every later batch would be out of order.
+    """
+    owner: Any = driver
+    if owner._txn_manager is not None:
+        owner._txn_manager.increment_sequence_number(tp, -count)

@@ -1,4 +1,4 @@
-"""`send_many`: takes records from a source, packs them by partition, waits for all of them."""
+"""`send_many`: takes records from a source, packs them into chunks, and waits for all of them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from aiokafka.errors import KafkaError
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress, ResilientIOError
 
-from .accumulator import OVERHEAD
-from .buffer import unknown_partition
-from .partition_queue import Item, Parcel, Shipment
-from .records import OutgoingRecord, checked, measured, too_large
+from .accumulator import unknown_partition
+from .partition_queue import BulkChunk, BulkRecord, BulkSend
+from .records import OVERHEAD, OutgoingRecord, check_rare_fields, to_bytes, too_large
 from .reports import DeliveryFailure, DeliveryReport
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .partition_queue import Line
-    from .partitioner import Topic
+    from .accumulator import Accumulator
+    from .partition_queue import PartitionQueue
+    from .partitioner import TopicPartitions
     from .records import Serializer
 
 
 _FIRST_CHUNK = 64
-_MOST_CHUNK = 1000
+_MAX_CHUNK = 1000
 _CHUNK_BYTES = 96 * 1024
-"""Bytes taken from an iterable before the loop gets a turn."""
+"""Bytes taken from an iterable in one iteration of the event loop."""
 
-_LEAST_CHUNKS = 8
-"""Of a small buffer a chunk takes only a part: what finds no room in time has failed."""
+_MIN_CHUNKS = 8
+"""A chunk takes at most this part of the buffer: a chunk that finds no room in time fails."""
 
 _BYTES = {bytes}
 _PAIRS = {tuple}
 
 
-async def ship(
-    engine: Engine,
+async def send_many(
+    accumulator: Accumulator,
     name: str,
     records: Iterable[Any] | AsyncIterable[Any],
     *,
@@ -51,74 +50,84 @@ async def ship(
     given: object = records
     if isinstance(given, (str, bytes)) or not isinstance(given, (Iterable, AsyncIterable)):
         raise TypeError(
-            f"records= is {type(records).__name__}, no iterable of records: write "
+            f"records must be an iterable of records, not {type(records).__name__}; use "
             f'send_many(topic, [b"..."])'
         )
-    engine.transactions.check()
+    accumulator.transaction.check()
     bound = current_deadline()
     if timeout is not None:
-        ends = engine.loop.time() + timeout
-        bound = ends if bound is None else min(bound, ends)
-    admission = engine.accumulator.admission
+        until = accumulator.loop.time() + timeout
+        bound = until if bound is None else min(bound, until)
     try:
-        topic = await admission.topic(name, admission.begin("send_many", timeout))
+        topic = await accumulator.find_topic(name, accumulator.begin_call("send_many", timeout))
     except ResilientIOError as error:
-        engine.verdicts.count(error)
+        accumulator.errors.count(error)
         raise
     packer = Packer(
-        engine,
+        accumulator,
         topic,
         until=bound,
         serialize_key=serialize_key,
         serialize_value=serialize_value,
     )
-    ended = False
+    finished = False
     try:
         if isinstance(records, AsyncIterable):
             complete = await packer.take_async(records)
         else:
             complete = await packer.take(records)
-        await packer.shipment.settled()
-        ended = True
+        await packer.bulk.wait_settled()
+        finished = True
     finally:
-        if not ended:
-            packer.shipment.cancelled = True
+        if not finished:
+            packer.bulk.cancelled = True
             packer.drop()
-            engine.accumulator.expiry.sweep()
-    return packer.shipment.report(complete=complete)
+            accumulator.expiry.check_now()
+    return packer.bulk.report(complete=complete)
 
 
 class Packer:
-    """Packs the records of one call into parcels, one for each partition and turn."""
+    """Packs the records of one call into chunks, one for each partition and loop iteration.
+
+    Args:
+        accumulator: Gets the chunks.
+        topic: The topic.
+        until: When the call must end, in loop time.
+        serialize_key: The user's key serializer.
+        serialize_value: The user's value serializer.
+
+    Attributes:
+        bulk: Collects the outcomes.
+    """
 
     def __init__(
         self,
-        engine: Engine,
-        topic: Topic,
+        accumulator: Accumulator,
+        topic: TopicPartitions,
         *,
         until: float | None,
         serialize_key: Serializer | None,
         serialize_value: Serializer | None,
     ) -> None:
-        self.shipment = Shipment()
-        self._engine = engine
-        self._accumulator = engine.accumulator
-        self._admission = engine.accumulator.admission
-        self._transaction = self._admission.transaction()
+        self.bulk = BulkSend()
+        self._accumulator = accumulator
+        self._buffer = accumulator.buffer
+        self._delivery_timeout = accumulator.settings.delivery_timeout
+        self._transaction = accumulator.transaction.current
         self._topic = topic
         self._until = math.inf if until is None else until
         self._serialize_key = serialize_key
         self._serialize_value = serialize_value
         self._sticky = serialize_value is None and topic.sticky is not None
         self._plain = serialize_key is serialize_value is None
-        self._open: dict[Line, tuple[list[Item], list[int]]] = {}
+        self._open: dict[PartitionQueue, tuple[list[BulkRecord], list[int]]] = {}
         self._scheduled = False
-        self._held = 0  # bytes of the buffer that what is packed has already
+        self._reserved = 0  # bytes of buffer memory that the open chunks already have
 
     # --- sources
 
     async def take(self, records: Iterable[Any]) -> bool:
-        """Take all there is, a chunk for each turn of the loop; False if that had to end early."""
+        """Take all records, in chunks; return False if that had to end early."""
         source = iter(records)
         chunk = _FIRST_CHUNK
         while taken := list(islice(source, chunk)):
@@ -129,61 +138,63 @@ class Packer:
                 size = self._pack_pairs(taken)
             else:
                 size = sum(map(self._pack, taken))
-            if (error := await self._room_for(size)) is not None:
+            if (error := await self._reserve(size)) is not None:
                 self.drop(error)
                 return False
-            self._push()
+            self._enqueue()
             average = max(1, size // len(taken) - OVERHEAD)
-            part = self._engine.settings.buffer_bytes // _LEAST_CHUNKS // (average + OVERHEAD)
-            chunk = max(1, min(_CHUNK_BYTES // average, _MOST_CHUNK, part))
+            part = self._buffer.limit // _MIN_CHUNKS // (average + OVERHEAD)
+            chunk = max(1, min(_CHUNK_BYTES // average, _MAX_CHUNK, part))
         return True
 
     async def take_async(self, records: AsyncIterable[Any]) -> bool:
-        """Take records as they come; those of one tick travel together."""
+        """Take records as they come; those of one loop iteration are sent together."""
         until = None if self._until == math.inf else self._until
+        buffer, accumulator = self._buffer, self._accumulator
         scope = asyncio.timeout_at(until)
         try:
             async with scope:
                 async for record in records:
-                    prepared = self._prepared(record)
+                    prepared = self._prepare(record)
                     if prepared is None:
                         continue
-                    size, room = prepared[2], self._engine.room
-                    if size <= room.allowance and not self._refused():
-                        room.allowance -= size
+                    size = prepared[2]
+                    if (
+                        size <= buffer.allowance
+                        and not accumulator.closed
+                        and accumulator.available
+                    ):
+                        buffer.allowance -= size
                     else:
-                        scope.reschedule(None)  # room has a bound of its own, and a verdict
-                        error = await self._room_for(size)
+                        scope.reschedule(None)  # reserving has its own time limit and error
+                        error = await self._reserve(size)
                         if error is not None:
                             self._add(*prepared)
                             self.drop(error)
                             return False
                         scope.reschedule(until)
                     self._add(*prepared)
-                    self._held += size
+                    self._reserved += size
                     if not self._scheduled:
                         self._scheduled = True
-                        self._engine.loop.call_soon(self._push)
+                        accumulator.loop.call_soon(self._enqueue)
         except TimeoutError:
             if not scope.expired():
-                raise  # the source's own
+                raise  # raised by the source
             return False
-        self._push()
+        self._enqueue()
         return True
 
-    def _refused(self) -> bool:
-        return self._admission.closed or not self._admission.up
-
-    async def _room_for(self, size: int) -> Exception | None:
-        """Take room for what is about to be pushed; return why there is none."""
+    async def _reserve(self, size: int) -> Exception | None:
+        """Reserve buffer memory for what is about to be enqueued; return why there is none."""
         if not size:
             return None
-        call = self._admission.begin("send_many", self._engine.settings.delivery_timeout)
+        call = self._accumulator.begin_call("send_many", self._delivery_timeout)
         if call.until is None or self._until < call.until:
             call.until = self._until
         call.transaction = self._transaction
         try:
-            await self._admission.room(size, call)
+            await self._accumulator.reserve(size, call)
         except (ResilientIOError, KafkaError) as error:
             return error
         return None
@@ -192,42 +203,42 @@ class Packer:
 
     def _pack_values(self, values: list[bytes]) -> int:
         """Pack values without keys: they all go to one partition."""
-        first = self.shipment.taken
+        first = self.bulk.taken
         sizes = [len(value) + OVERHEAD for value in values]
         if max(sizes) - OVERHEAD > self._accumulator.max_request_size:
             return sum(self._pack(value) for value in values)
-        self.shipment.taken += len(values)
+        self.bulk.taken += len(values)
         if self._topic.sticky is None or not self._topic.sticky.idle:
-            self._topic.move_on()
-        line = self._topic.route(None)
-        items: list[Item] = [
+            self._topic.switch_sticky()
+        queue = self._topic.choose(None)
+        packed: list[BulkRecord] = [
             (place, None, value, None, None) for place, value in enumerate(values, first)
         ]
-        known = self._open.get(line)
+        known = self._open.get(queue)
         if known is None:
-            self._open[line] = (items, sizes)
+            self._open[queue] = (packed, sizes)
         else:
-            known[0].extend(items)
+            known[0].extend(packed)
             known[1].extend(sizes)
         return sum(sizes)
 
     def _pack_pairs(self, pairs: list[tuple[Any, ...]]) -> int:
-        """Pack keys with their values, where both are bytes; any other record goes its own way."""
-        keys, shipment, lines = self._topic.keys, self.shipment, self._open
-        most = self._accumulator.max_request_size + OVERHEAD
+        """Pack pairs of a key and a value that are both bytes; pack any other record singly."""
+        queue_by_key, bulk, chunks = self._topic.queue_by_key, self.bulk, self._open
+        limit = self._accumulator.max_request_size + OVERHEAD
         total = 0
         for pair in pairs:
             if len(pair) == 2:  # noqa: PLR2004 (a pair)
                 key, value = pair
                 if key.__class__ is bytes and value.__class__ is bytes:
-                    line = keys.get(key)
+                    queue = queue_by_key.get(key)
                     size = len(key) + len(value) + OVERHEAD
-                    if line is not None and size <= most:
-                        place = shipment.taken
-                        shipment.taken = place + 1
-                        known = lines.get(line)
+                    if queue is not None and size <= limit:
+                        place = bulk.taken
+                        bulk.taken = place + 1
+                        known = chunks.get(queue)
                         if known is None:
-                            known = lines[line] = ([], [])
+                            known = chunks[queue] = ([], [])
                         known[0].append((place, key, value, None, None))
                         known[1].append(size)
                         total += size
@@ -236,24 +247,24 @@ class Packer:
         return total
 
     def _pack(self, record: Any) -> int:
-        """Pack one record; return its size, 0 if it failed."""
-        prepared = self._prepared(record)
+        """Pack one record; return its size, or 0 if it failed."""
+        prepared = self._prepare(record)
         if prepared is None:
             return 0
         self._add(*prepared)
         return prepared[2]
 
-    def _prepared(self, record: Any) -> tuple[Line, Item, int] | None:
-        """Give a record's line and size; None if it failed."""
-        place = self.shipment.taken
-        self.shipment.taken += 1
-        given = _given(record)
+    def _prepare(self, record: Any) -> tuple[PartitionQueue, BulkRecord, int] | None:
+        """Return a record's queue, the record and its size; None if it failed."""
+        place = self.bulk.taken
+        self.bulk.taken += 1
+        given = _as_outgoing(record)
         try:
-            return self._prepare(place, given)
-        # The boundary to the user's serializers and partitioner: it fails this record only.
+            return self._serialize(place, given)
+        # The boundary to the user's serializers and partitioner: only this record fails.
         except Exception as error:  # noqa: BLE001
-            self._engine.verdicts.lost(error)
-            self.shipment.reject(
+            self._accumulator.errors.count_lost(error)
+            self.bulk.reject(
                 DeliveryFailure(
                     position=place,
                     topic=self._topic.name,
@@ -268,62 +279,63 @@ class Packer:
             )
             return None
 
-    def _add(self, line: Line, item: Item, size: int) -> None:
-        known = self._open.get(line)
-        if known is None:
-            known = self._open[line] = ([], [])
-        known[0].append(item)
-        known[1].append(size)
-
-    def _prepare(self, place: int, given: OutgoingRecord) -> tuple[Line, Item, int]:
-        value, key, headers, partition, stamp = given
+    def _serialize(
+        self, place: int, given: OutgoingRecord
+    ) -> tuple[PartitionQueue, BulkRecord, int]:
+        value, key, headers, partition, timestamp_ms = given
         if self._serialize_value is not None:
             value = self._serialize_value(value)
         if self._serialize_key is not None and key is not None:
             key = self._serialize_key(key)
-        value, key = checked("value", value), checked("key", key)
+        value, key = to_bytes("value", value), to_bytes("key", key)
         if value is None and key is None:
             raise ValueError("a record needs a value or a key")
-        pairs, size = measured(headers, partition, stamp)
+        pairs, size = check_rare_fields(headers, partition, timestamp_ms)
         size += len(value or b"") + len(key or b"")
         if size > self._accumulator.max_request_size:
             raise too_large(size, self._accumulator.max_request_size)
         topic = self._topic
         if partition is not None:
-            chosen = topic.lines.get(partition)
+            chosen = topic.queues.get(partition)
             if chosen is None:
                 raise unknown_partition(topic, partition)
-            line = chosen
+            queue = chosen
         else:
-            line = topic.keys.get(key) or topic.route(key)
-        return line, (place, key, value, pairs, stamp), size + OVERHEAD
+            queue = topic.queue_by_key.get(key) or topic.choose(key)
+        return queue, (place, key, value, pairs, timestamp_ms), size + OVERHEAD
 
-    def _push(self) -> None:
-        """Put what was packed, and has its room, into the lines."""
+    def _add(self, queue: PartitionQueue, record: BulkRecord, size: int) -> None:
+        known = self._open.get(queue)
+        if known is None:
+            known = self._open[queue] = ([], [])
+        known[0].append(record)
+        known[1].append(size)
+
+    def _enqueue(self) -> None:
+        """Put the open chunks, for which room was reserved, into their queues."""
         self._scheduled = False
-        self._held = 0
+        self._reserved = 0
         packed, self._open = self._open, {}
-        now = self._engine.loop.time()
-        until = min(now + self._engine.settings.delivery_timeout, self._until)
-        for line, (items, sizes) in packed.items():
+        now = self._accumulator.loop.time()
+        until = min(now + self._delivery_timeout, self._until)
+        for queue, (records, sizes) in packed.items():
             size = sum(sizes)
-            self._accumulator.expect(until)
-            line.records.append(Parcel(self.shipment, items, size, now, until))
-            line.waiting += size
-            self._accumulator.notice(line)
+            chunk = BulkChunk(self.bulk, records, size, now, until)
+            self._accumulator.enqueue(queue, chunk, size, until)
 
     def drop(self, error: Exception | None = None) -> None:
-        """Fail what was packed and not pushed."""
-        self._engine.room.release(self._held)
-        self._held = 0
+        """Fail the open chunks, or forget them without an error."""
+        self._buffer.release(self._reserved)
+        self._reserved = 0
         packed, self._open = self._open, {}
-        for line, (items, _) in packed.items():
-            if error is not None:
-                self._engine.verdicts.lost(error, len(items))
-                self.shipment.fail(line.tp, items, error)
+        if error is None:
+            return
+        for queue, (records, _) in packed.items():
+            self._accumulator.errors.count_lost(error, len(records))
+            self.bulk.fail(queue.tp, records, error)
 
 
-def _given(record: Any) -> OutgoingRecord:
+def _as_outgoing(record: Any) -> OutgoingRecord:
     if isinstance(record, OutgoingRecord):
         return record
     if isinstance(record, tuple) and len(record) == 2:  # noqa: PLR2004 (a pair)

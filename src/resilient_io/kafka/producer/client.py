@@ -1,86 +1,86 @@
-"""`ResilientKafkaProducer`: what users see; it runs through an engine in the loop of its use."""
+"""`ResilientKafkaProducer`: the public producer."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
-from resilient_io.deadlines import current_deadline
-from resilient_io.errors import ConfigurationError, ResilientIOError
+from resilient_io.deadlines import current_deadline, earlier
+from resilient_io.errors import ResilientIOError
 from resilient_io.health import Dependency
-from resilient_io.kafka.options import split_options
 from resilient_io.retry import RetryPolicy
-from resilient_io.validation import check_number, check_seconds
+from resilient_io.validation import check_name, check_number, check_seconds, check_type
 
-from ..connect import Target
+from ..connect import KafkaTarget
 from ..errors import KafkaClosed
-from .accumulator import OVERHEAD
-from .bulk import ship
-from .engine import Engine
-from .options import OWNED, DeliverySettings, completed, patience
-from .records import check_serializer, checked, measured, too_large
+from ..options import split_options
+from .bulk import send_many
+from .core import ProducerCore
+from .options import REPLACED_OPTIONS, DeliverySettings, complete_options, request_timeout
+from .records import OVERHEAD, check_function, check_rare_fields, to_bytes, too_large
 from .reports import DeliveryReport, ProducerStats
 from .transactions import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Coroutine, Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
     from aiokafka.structs import RecordMetadata
 
+    from .options import ProducerOptions
     from .partitioner import Partitioner
     from .records import Serializer
-    from .transactions import Transactions
-
-__all__ = ["ResilientKafkaProducer"]
-
-T = TypeVar("T")
+    from .transactions import TransactionManager
 
 _CLOSE_TIMEOUT = 5.0
 
 
 class ResilientKafkaProducer:
-    """A Kafka producer that survives its broker.
+    """A Kafka producer that survives broker failures.
 
-    Records wait in lines of our own, one for each partition, and travel in batches, one at a time
-    for each partition: so their order is kept, also when the aiokafka instance below has to be
-    replaced, and it is known how far each got. One that was never handed over fails as not sent;
-    one that was, and has no answer, as `KafkaOutcomeUnknown`. It is never sent again by us.
+    Records wait in one queue for each partition and are sent in batches, one batch at a time for
+    each partition. So their order is kept even when the aiokafka producer below has to be replaced,
+    and it is known how far each record got. A record that was never sent fails as not sent. A
+    record that was sent and got no answer fails with `KafkaOutcomeUnknown`; it is never sent again.
 
-    It starts in the event loop of its first use or of `async with`, also while Kafka is away, and
-    without waiting for it. `acks="all"` and `enable_idempotence=True` are the defaults, and with
-    them `request_timeout_ms=10_000`: so long a leader may be silent before it is asked again.
+    The producer starts in the event loop of its first use or of `async with`, also while Kafka is
+    down, and without waiting for it. The defaults are `acks="all"` and `enable_idempotence=True`,
+    and with them `request_timeout_ms=10_000`: how long a leader may take to answer before aiokafka
+    asks it again.
 
     Args:
-        bootstrap_servers: "host:port", several with commas between, or a list of them.
+        bootstrap_servers: "host:port", several separated by commas, or a list of them.
+        name: Name for logs, errors and metrics; by default the addresses.
         policy: How long a call may take, and what it does while Kafka is down.
         health: The cluster's availability, to share it with another client; by default its own.
         settings: How long records are tried, collected and held.
-        key_serializer: Turns keys into bytes; runs in the caller, and what it raises is the
-            caller's.
+        key_serializer: Turns keys into bytes. It runs in the caller, which gets its exceptions.
         value_serializer: Turns values into bytes, likewise.
-        partitioner: Chooses partitions instead of the key's hash: called for each record without
-            a partition, with the key in bytes, all partitions and those that have a leader.
-        rng: Source of the jitter; give a seeded one to replay a schedule.
+        partitioner: Chooses partitions instead of the key's hash. It is called for each record
+            without a partition, with the key in bytes, all partitions and those with a leader.
+        rng: Source of the jitter; pass a seeded one to reproduce a schedule.
         **options: aiokafka's own options (`compression_type`, `max_batch_size`,
             `transactional_id`, `security_protocol`, …).
 
     Raises:
-        ConfigurationError: An option is unknown, ours, or cannot work; it says what to write.
+        ConfigurationError: An option is unknown, is not available, or has a wrong value.
+        TypeError: An argument has the wrong type.
 
     Attributes:
-        health: How Kafka is; watched from the first use until `aclose()`.
+        name: As given, or the name of `health`.
+        health: Kafka's health, watched from the first use until `aclose()`.
     """
 
     def __init__(
         self,
         bootstrap_servers: str | Iterable[str] = "localhost:9092",
         *,
+        name: str | None = None,
         policy: RetryPolicy | None = None,
         health: Dependency | None = None,
         settings: DeliverySettings | None = None,
@@ -88,32 +88,42 @@ class ResilientKafkaProducer:
         value_serializer: Serializer | None = None,
         partitioner: Partitioner | None = None,
         rng: random.Random | None = None,
-        **options: Any,
+        **options: Unpack[ProducerOptions],
     ) -> None:
-        split = split_options(options, of=AIOKafkaProducer, owned=OWNED)
-        self._options = completed(split.own)
-        self._target = Target(bootstrap_servers, {**patience(self._options), **split.client})
-        self._policy = _of_kind("policy", policy, RetryPolicy) or RetryPolicy()
-        self._settings = _of_kind("settings", settings, DeliverySettings) or DeliverySettings()
-        check_serializer("key_serializer", key_serializer)
-        check_serializer("value_serializer", value_serializer)
-        check_serializer("partitioner", partitioner)
+        split = split_options(options, of=AIOKafkaProducer, owned=REPLACED_OPTIONS)
+        self._options = complete_options(split.own)
+        self._target = KafkaTarget(
+            bootstrap_servers, {**request_timeout(self._options), **split.client}
+        )
+        policy = RetryPolicy() if policy is None else policy
+        self._policy = check_type("policy", policy, RetryPolicy, use="RetryPolicy(...)")
+        settings = DeliverySettings() if settings is None else settings
+        self._settings = check_type(
+            "settings", settings, DeliverySettings, use="DeliverySettings(...)"
+        )
+        check_function("key_serializer", key_serializer)
+        check_function("value_serializer", value_serializer)
+        check_function("partitioner", partitioner)
         self._serialize_key = key_serializer
         self._serialize_value = value_serializer
         self._partitioner = partitioner
         self._rng = rng if rng is not None else random.Random()
         self._owns_health = health is None
-        given = _of_kind("health", health, Dependency)
-        self.health: Dependency = given or Dependency(self._target.name, rng=self._rng)
+        if name is not None:
+            check_name("name", name, example="orders")
+        if health is None:
+            health = Dependency(name or self._target.name, rng=self._rng)
+        self.health = check_type("health", health, Dependency, use='Dependency("kafka")')
+        self.name = name or health.name
         self._transactional = self._options.get("transactional_id") is not None
-        self._most = self._options["max_request_size"] + OVERHEAD
+        self._max_size = self._options["max_request_size"] + OVERHEAD
         self._delivery_timeout = self._settings.delivery_timeout
         deadline = self._policy.deadline
         self._call_timeout = min(self._delivery_timeout, deadline or self._delivery_timeout)
-        self._engine: Engine | None = None
+        self._core: ProducerCore | None = None
         self._closed = False
 
-    # --- records
+    # --- sending
 
     async def send(  # noqa: PLR0917 (aiokafka's signature)
         self,
@@ -124,40 +134,42 @@ class ResilientKafkaProducer:
         timestamp_ms: int | None = None,
         headers: Iterable[tuple[str, bytes | None]] | None = None,
     ) -> asyncio.Future[RecordMetadata]:
-        """Give a record to the producer; the future tells where it was written.
+        """Accept a record; return a future for where it was written.
 
-        Waits only for room in the buffer, and at first for the topic's partitions. Cancelling it
-        meanwhile leaves at once, and the record is not sent. Cancelling the future keeps the record
-        from being sent if it was not handed over yet. The future ends within the settings'
-        `delivery_timeout` (and an enclosing `resilient_io.deadline`): with the record's metadata,
-        with `KafkaDeadlineExceeded` (not sent), with `KafkaOutcomeUnknown` (handed over, perhaps
-        written: sending it again may write it twice), or with what the broker refused it for.
-        Nobody has to look at it: records that fail are counted, and logged in one line for many.
+        Wait only for room in the buffer, and the first time for the topic's partitions. If
+        cancelled meanwhile, the record is not sent. Cancelling the future also keeps the record
+        from being sent, unless it was sent already.
+
+        The future is done within the settings' `delivery_timeout` (and an enclosing
+        `resilient_io.deadline`): with the record's metadata, with `KafkaDeadlineExceeded` (not
+        sent), with `KafkaOutcomeUnknown` (sent and maybe written: sending it again may write it
+        twice), or with the broker's error. It need not be awaited: records that fail are counted,
+        and one log record is written for many.
 
         Args:
-            topic: Where to.
-            value: Bytes, or what `value_serializer` takes; None marks a key as deleted.
+            topic: Topic name.
+            value: Bytes, or what `value_serializer` takes; None marks the key as deleted.
             key: Bytes, or what `key_serializer` takes.
-            partition: Which one; None lets the key, or the partitioner, decide.
+            partition: Partition; None to let the key or the partitioner choose.
             timestamp_ms: Milliseconds since 1970; None for now.
             headers: Pairs of a name and bytes.
 
         Raises:
-            KafkaUnavailable: Kafka is down, and `while_down="fail"`; nothing was sent.
+            KafkaUnavailable: Kafka is down and `while_down="fail"`; nothing was sent.
             KafkaOverloaded: There was no room within the policy's deadline; nothing was sent.
             KafkaDeadlineExceeded: The topic's partitions were not known in time; nothing was sent.
             KafkaClosed: The producer was closed.
-            UnknownTopicOrPartitionError: There is no such topic or partition.
-            TopicAuthorizationFailedError: The topic may not be seen.
-            MessageSizeTooLargeError: It is larger than `max_request_size`.
+            UnknownTopicOrPartitionError: The topic or the partition does not exist.
+            TopicAuthorizationFailedError: The user may not see the topic.
+            MessageSizeTooLargeError: The record is larger than `max_request_size`.
             IllegalOperation: The producer is transactional, and no transaction is open.
-            TypeError: A key, value or header is of the wrong type.
-            ValueError: There is neither key nor value, or a number is out of range.
+            TypeError: A key, value or header has the wrong type.
+            ValueError: Key and value are both missing, or a number is out of range.
         """
-        taken = self._take(
+        accepted = self._accept(
             topic, value, key, partition, timestamp_ms, headers, self._delivery_timeout, "send"
         )
-        return taken if isinstance(taken, asyncio.Future) else await taken
+        return accepted if isinstance(accepted, asyncio.Future) else await accepted
 
     async def send_and_wait(  # noqa: PLR0917 (aiokafka's signature)
         self,
@@ -170,39 +182,39 @@ class ResilientKafkaProducer:
     ) -> RecordMetadata:
         """Send a record and wait until Kafka has confirmed it.
 
-        All of it is bounded by the policy's `deadline`, an enclosing `resilient_io.deadline` and
-        the settings' `delivery_timeout`. Cancelling leaves at once: a record that was not handed
-        over yet is not sent; one that was may still be written, and nobody is told.
+        The call is limited by the policy's `deadline`, an enclosing `resilient_io.deadline` and
+        the settings' `delivery_timeout`. If cancelled, a record that was not sent yet is not sent;
+        a record that was sent may still be written.
 
         Args:
-            topic: As for `send`, and so are the others.
-            value: Bytes, or what `value_serializer` takes.
+            topic: Topic name.
+            value: Bytes, or what `value_serializer` takes; None marks the key as deleted.
             key: Bytes, or what `key_serializer` takes.
-            partition: Which one; None lets the key decide.
+            partition: Partition; None to let the key or the partitioner choose.
             timestamp_ms: Milliseconds since 1970; None for now.
             headers: Pairs of a name and bytes.
 
         Returns:
-            Where it was written. The offset is -1 with `acks=0`, and if Kafka says that it had the
-            record already.
+            Where it was written. The offset is -1 with `acks=0`, and if Kafka answers that it
+            already had the record.
 
         Raises:
-            KafkaOutcomeUnknown: It was handed over, and no answer proves what became of it.
-            KafkaDeadlineExceeded: The time ended before it was handed over.
-            KafkaError: What `send` raises, and what the broker refused it for.
-            TypeError: A key, value or header is of the wrong type.
-            ValueError: There is neither key nor value, or a number is out of range.
+            KafkaOutcomeUnknown: The record was sent, and no answer proves the outcome.
+            KafkaDeadlineExceeded: The time ended before the record was sent.
+            KafkaError: The errors of `send`, and the broker's.
+            TypeError: A key, value or header has the wrong type.
+            ValueError: Key and value are both missing, or a number is out of range.
         """
-        taken = self._take(
+        accepted = self._accept(
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
         try:
-            return await (taken if isinstance(taken, asyncio.Future) else await taken)
+            return await (accepted if isinstance(accepted, asyncio.Future) else await accepted)
         except ResilientIOError as error:
-            error.operation = "send_and_wait"  # nobody else has this future
+            error.operation = "send_and_wait"  # only this call has the future
             raise
 
-    def _take(  # noqa: C901, PLR0917 (hot: calls and keywords cost)
+    def _accept(  # noqa: C901, PLR0917 (the hottest path: calls and keywords cost)
         self,
         topic: str,
         value: Any,
@@ -213,12 +225,12 @@ class ResilientKafkaProducer:
         lifetime: float,
         operation: str,
     ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
-        """Take a record in; give its future, or what to await for it."""
-        engine = self._engine
-        if engine is None or engine.residence.loop is not get_running_loop():
-            engine = self._begin(operation)
+        """Accept a record; return its future, or a coroutine that returns it."""
+        core = self._core
+        if core is None or core.binding.loop is not get_running_loop():
+            core = self._start(operation)
         if self._transactional:
-            engine.transactions.check()
+            core.transaction.check()
         if self._serialize_value is not None:
             value = self._serialize_value(value)
         if self._serialize_key is not None and key is not None:
@@ -226,27 +238,27 @@ class ResilientKafkaProducer:
         if value.__class__ is bytes:
             size = len(value) + OVERHEAD
         else:
-            value = checked("value", value)
+            value = to_bytes("value", value)
             size = len(value or b"") + OVERHEAD
         if key is not None:
             if key.__class__ is not bytes:
-                key = checked("key", key)
+                key = to_bytes("key", key)
             size += len(key)
         elif value is None:
-            raise ValueError('a record needs a value or a key: write value=b"..."')
+            raise ValueError('a record needs a value or a key; use value=b"..."')
         pairs = None
-        if size > self._most:
-            raise too_large(size - OVERHEAD, self._most - OVERHEAD)
+        if size > self._max_size:
+            raise too_large(size - OVERHEAD, self._max_size - OVERHEAD)
         if headers is not None or partition is not None or timestamp_ms is not None:
-            pairs, more = measured(headers, partition, timestamp_ms)
+            pairs, more = check_rare_fields(headers, partition, timestamp_ms)
             size += more
-        accumulator = engine.accumulator
-        future = accumulator.offer(
+        accumulator = core.accumulator
+        future = accumulator.append(
             topic, key, value, partition, timestamp_ms, pairs, size, lifetime
         )
         if future is not None:
             return future
-        return accumulator.admit(
+        return accumulator.append_when_ready(
             topic, key, value, partition, timestamp_ms, pairs, size, lifetime, operation
         )
 
@@ -257,36 +269,37 @@ class ResilientKafkaProducer:
         *,
         timeout: float | None = None,
     ) -> DeliveryReport:
-        """Send many records, as fast as Kafka takes them, and report what became of each.
+        """Send many records as fast as Kafka accepts them, and report the outcome of each.
 
         A record that cannot be sent (a serializer raises, it is too large, the broker refuses it)
-        ends up in the report; the others go on. When Kafka goes down under `while_down="fail"`, the
-        time ends, or there is no room for `delivery_timeout`, no more are taken: `report.taken`
-        says how far it got. Cancelling leaves at once: what was not handed over is not sent, what
-        was may be written. So it is when `records` itself raises: its error passes as it is, and
-        there is no report.
+        is in the report; the other records are sent. When Kafka goes down with
+        `while_down="fail"`, the time ends, or there is no room for `delivery_timeout`, no more
+        records are taken from the source, and `report.taken` says how many were.
+
+        If the call is cancelled, or `records` itself raises, records that were not sent yet are not
+        sent, records that were sent may be written, and there is no report.
 
         Args:
-            topic: Where to.
+            topic: Topic name.
             records: An iterable, or an async one, of values, of `(key, value)` tuples, or of
                 `OutgoingRecord`s. It is read as there is room.
-            timeout: Seconds for all of it; None for no bound but an enclosing
-                `resilient_io.deadline`. Each record has `delivery_timeout`, too.
+            timeout: Time limit in seconds; None for no limit except an enclosing
+                `resilient_io.deadline`. Each record also has `delivery_timeout`.
 
         Raises:
-            KafkaUnavailable: Kafka is down, and `while_down="fail"`; nothing was taken.
+            KafkaUnavailable: Kafka is down and `while_down="fail"`; nothing was taken.
             KafkaDeadlineExceeded: The topic's partitions were not known in time.
             KafkaClosed: The producer was closed.
-            UnknownTopicOrPartitionError: There is no such topic.
-            TypeError: `records` cannot be iterated over.
+            UnknownTopicOrPartitionError: The topic does not exist.
+            TypeError: `records` is not iterable.
         """
-        engine = self._engine
-        if engine is None or engine.residence.loop is not get_running_loop():
-            engine = self._begin("send_many")
+        core = self._core
+        if core is None or core.binding.loop is not get_running_loop():
+            core = self._start("send_many")
         if timeout is not None:
             check_seconds("timeout", timeout)
-        return await ship(
-            engine,
+        return await send_many(
+            core.accumulator,
             topic,
             records,
             timeout=timeout,
@@ -295,103 +308,100 @@ class ResilientKafkaProducer:
         )
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until every record given before has an outcome, lingering or not.
+        """Send without lingering, and wait until every record accepted so far has an outcome.
 
-        Cancelling the wait changes nothing.
+        Cancelling the wait has no other effect.
 
         Args:
-            timeout: Longest wait in seconds; None waits as long as the records' own deadlines
-                allow. An enclosing `resilient_io.deadline` bounds it too.
+            timeout: Maximum wait in seconds; None to wait as long as the records' own deadlines
+                allow. An enclosing `resilient_io.deadline` limits it, too.
 
         Raises:
-            KafkaDeadlineExceeded: Some have none yet; they go on.
+            KafkaDeadlineExceeded: Some records have no outcome yet; they are still delivered.
             KafkaClosed: The producer was closed.
         """
-        engine = self._engine
-        if engine is None or engine.residence.loop is not get_running_loop():
-            engine = self._begin("flush")
+        core = self._core
+        if core is None or core.binding.loop is not get_running_loop():
+            core = self._start("flush")
         if self._closed:
-            raise engine.verdicts.closed(operation="flush")
-        began = engine.loop.time()
-        until = current_deadline()
-        if timeout is not None:
-            own = began + check_seconds("timeout", timeout)
-            until = own if until is None else min(until, own)
+            raise core.errors.closed(operation="flush")
+        began = core.loop.time()
+        until = None if timeout is None else began + check_seconds("timeout", timeout)
         try:
-            async with asyncio.timeout_at(until):
-                await engine.accumulator.flushed()
+            async with asyncio.timeout_at(earlier(until, current_deadline())):
+                await core.accumulator.flush()
         except TimeoutError:
-            raise engine.verdicts.still_travelling(began) from None
+            raise core.errors.flush_timed_out(began) from None
 
     def transaction(self) -> Transaction:
-        """Begin a transaction: `async with producer.transaction() as transaction:`.
+        """Return a transaction: `async with producer.transaction() as transaction:`.
 
-        Everything sent inside is seen by readers with `isolation_level="read_committed"` together,
-        or not at all. Leaving the block waits for all its records, then commits; if one of them
-        failed, it aborts and raises that error. Leaving it by an exception aborts. Cancelling
-        leaves at once; the abort goes on by itself. If no answer proves that the commit was
-        applied, that is `KafkaOutcomeUnknown`: the instance is replaced, and its successor brings
-        the transaction to the end that Kafka had decided on.
+        Readers with `isolation_level="read_committed"` see all records sent inside, or none.
+        Leaving the block waits for all records, then commits; if a record failed, it aborts and
+        raises that record's error. Leaving it by an exception aborts. If cancelled, return
+        immediately; the abort continues in the background. If no answer proves that the commit was
+        applied, raise `KafkaOutcomeUnknown`: the aiokafka producer is replaced, and the new one
+        completes the transaction as Kafka decided.
 
-        There is one at a time, on one aiokafka instance; if that has to be replaced, the
-        transaction is aborted. A producer that was fenced, because another one took its
-        `transactional_id` or the transaction lasted longer than `transaction_timeout_ms`, says so
-        and stays away: only the next `transaction()` takes the id back, and after three in a row
-        without a commit none does any more: the error then says so until a new producer is made.
+        There is one transaction at a time, on one aiokafka producer; if that has to be replaced,
+        the transaction is aborted. A producer is fenced when another one takes its
+        `transactional_id`, or when a transaction lasts longer than `transaction_timeout_ms`. It
+        then raises `ProducerFenced` until the next `transaction()` takes the id back. After three
+        such takeovers without a commit in between, create a new producer.
 
         Raises:
             ConfigurationError: On entering: the producer has no `transactional_id`.
-            IllegalOperation: On entering: another one is under way.
-            KafkaUnavailable: Kafka is down, and `while_down="fail"`.
-            KafkaDeadlineExceeded: It could not begin, or its records were not delivered, in time;
-                nothing is applied.
-            KafkaOutcomeUnknown: On leaving: it may have been committed.
+            IllegalOperation: On entering: another transaction is open.
+            KafkaUnavailable: Kafka is down and `while_down="fail"`.
+            KafkaDeadlineExceeded: The transaction could not begin, or its records were not
+                delivered, in time; nothing is applied.
+            KafkaOutcomeUnknown: On leaving: the transaction may have been committed.
             ProducerFenced: Another producer took the transactional id; nothing is applied.
             KafkaClosed: The producer was closed.
         """
-        return Transaction(self._transactions)
+        return Transaction(self._transaction_manager)
 
-    # --- life
+    # --- lifecycle
 
     async def aclose(self, timeout: float | None = None) -> DeliveryReport:
-        """Deliver what is waiting, as far as there is time, and close everything.
+        """Deliver the records that are waiting, as far as there is time, and close everything.
 
-        Nothing is taken in any more. What is left when the time ends fails: with `KafkaClosed` if
-        it was not handed over, with `KafkaOutcomeUnknown` if it was. An open transaction is
-        aborted. Closing twice is fine. Cancelling leaves at once; the closing goes on by itself.
+        No more records are accepted. When the time ends, the rest fails: with `KafkaClosed` if not
+        sent, with `KafkaOutcomeUnknown` if sent. An open transaction is aborted. `aclose` is
+        idempotent. If cancelled, return immediately; closing continues in the background.
 
         Args:
-            timeout: Seconds for the deliveries; None for the policy's deadline, or 5. Ending what
-                does not end by itself takes at most three more.
+            timeout: Seconds for the deliveries; None for the policy's deadline, or 5. Closing
+                connections that do not close normally takes at most three more.
 
         Returns:
-            What was not delivered, with its keys and values, and how many were while closing. In a
-            process forked after its first use there is nothing to close: the parent delivers.
+            The records that were not delivered, and how many were delivered while closing. In a
+            process forked after the first use there is nothing to close: the parent delivers.
 
         Raises:
-            RuntimeError: It runs in another living event loop.
+            RuntimeError: The producer is in use in another living event loop.
         """
         if timeout is None:
             timeout = self._policy.deadline or _CLOSE_TIMEOUT
         check_number("timeout", timeout)
-        engine = self._engine
-        if engine is None or engine.residence.closed or engine.residence.forked:
+        core = self._core
+        if core is None or core.binding.closed or core.binding.forked:
             self._closed = True
             return DeliveryReport()
-        engine.residence.check(type(self).__name__)
+        core.binding.check(type(self).__name__)
         self._closed = True
-        return await engine.aclose(timeout)
+        return await core.aclose(timeout)
 
     async def __aenter__(self) -> Self:
-        """Start, without waiting for Kafka; a closed producer opens again."""
+        """Start without waiting for Kafka. A closed producer opens again."""
         if self._closed:
-            engine = self._engine
-            if engine is not None and not engine.residence.closed:
-                engine.residence.check(type(self).__name__)
-                await engine.aclose(0.0)
-            self._engine, self._closed = None, False
-        if self._engine is None or self._engine.residence.loop is not get_running_loop():
-            self._begin("start")
+            core = self._core
+            if core is not None and not core.binding.closed:
+                core.binding.check(type(self).__name__)
+                await core.aclose(0.0)
+            self._core, self._closed = None, False
+        if self._core is None or self._core.binding.loop is not get_running_loop():
+            self._start("start")
         return self
 
     async def __aexit__(
@@ -404,47 +414,46 @@ class ResilientKafkaProducer:
 
     def stats(self) -> ProducerStats:
         """Return the counters since the producer was started."""
-        if self._engine is None:
-            return ProducerStats()
-        return self._engine.stats()
+        return ProducerStats() if self._core is None else self._core.stats()
 
     def liveness_failure(self) -> str | None:
-        """Say why only a new process helps: a task of its own is gone, by a bug of ours.
+        """Return why only a restart of the process helps, or None.
 
-        None while all is well, before the first use and after closing. Kafka being away never
-        counts, nor a transactional id that somebody else took: this is for liveness
-        (`HealthMonitor(liveness=[producer])`), not for readiness.
+        A background task crashed because of a bug in resilient-io. None before the first use and
+        after closing. An outage of Kafka never counts, nor does a transactional id that another
+        producer took: use it for liveness (`HealthMonitor(liveness=[producer])`), not readiness.
         """
-        engine = self._engine
-        if engine is None or self._closed or engine.residence.closed:
+        core = self._core
+        if core is None or self._closed or core.binding.closed:
             return None
-        return engine.liveness_failure()
+        return core.liveness_failure()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"
 
-    def _transactions(self) -> Transactions:
-        engine = self._engine
-        if engine is None or engine.residence.loop is not get_running_loop():
-            engine = self._begin("transaction")
-        return engine.transactions
+    def _transaction_manager(self) -> TransactionManager:
+        core = self._core
+        if core is None or core.binding.loop is not get_running_loop():
+            core = self._start("transaction")
+        return core.transactions
 
-    def _begin(self, operation: str) -> Engine:
-        """Start in the running loop.
+    def _start(self, operation: str) -> ProducerCore:
+        """Start in the running event loop.
 
         Raises:
-            KafkaClosed: It was closed.
-            RuntimeError: It runs in another living loop, or in the parent of this process.
+            KafkaClosed: The producer was closed.
+            RuntimeError: The producer is in use in another living event loop, or in the parent of
+                this process.
         """
         if self._closed:
             raise KafkaClosed(
-                "the producer was closed: make a new ResilientKafkaProducer",
+                "the producer is closed: create a new ResilientKafkaProducer",
                 dependency=self.health.name,
                 operation=operation,
             )
-        if self._engine is not None and not self._engine.residence.closed:
-            self._engine.residence.check(type(self).__name__)
-        self._engine = Engine(
+        if self._core is not None and not self._core.binding.closed:
+            self._core.binding.check(type(self).__name__)
+        self._core = ProducerCore(
             target=self._target,
             options=self._options,
             policy=self._policy,
@@ -454,12 +463,4 @@ class ResilientKafkaProducer:
             partitioner=self._partitioner,
             rng=self._rng,
         )
-        return self._engine
-
-
-def _of_kind(name: str, given: T | None, kind: type[T]) -> T | None:
-    if given is not None and not isinstance(given, kind):
-        raise ConfigurationError(
-            f"{name}={given!r} is no {kind.__name__}: write {name}={kind.__name__}(...)"
-        )
-    return given
+        return self._core

@@ -1,194 +1,217 @@
-"""What the callers are told of records that were not delivered, and how often."""
+"""The errors of records that were not delivered: created, counted and logged here."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
 from resilient_io.errors import Progress, ResilientIOError
 
+from ..driver import DriverClosed
 from ..errors import (
     KafkaClosed,
     KafkaDeadlineExceeded,
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
+    describe_driver_error,
+    without_secrets,
 )
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from resilient_io.health import Dependency
+
+    from ..connect import KafkaTarget
+    from ..supervisor import Supervisor
+    from .transaction_state import TransactionState
 
 
 _log = logging.getLogger("resilient_io.kafka")
 
 _T = TypeVar("_T")
 
-_LOG_SPACING = 30.0
-"""Least seconds between two log records of failed deliveries."""
+_LOG_INTERVAL = 30.0
+"""Minimum seconds between two log records of failed deliveries."""
 
 
-class Verdicts:
-    """Makes the errors of one producer, counts them, and logs one line for many.
+class DeliveryErrors:
+    """Creates the errors of one producer, counts them, and writes one log record for many.
+
+    Args:
+        target: Knows the secrets that no error may contain.
+        health: Names the dependency and says why Kafka is down.
+        loop: The event loop.
+        supervisor: Says why no aiokafka producer can be in service.
+        transaction: A record that fails aborts it.
 
     Attributes:
         delivered: Records that Kafka confirmed.
-        ended: Records and calls that failed, by the error's name.
-        on_failure: Told of each error that records ended in which had been taken in.
-        refusal: Says why no instance can be in service until somebody changes something.
+        failed: Number of records and calls that failed, by the error's name.
     """
 
-    def __init__(self, health: Dependency, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        *,
+        target: KafkaTarget,
+        health: Dependency,
+        loop: asyncio.AbstractEventLoop,
+        supervisor: Supervisor[Any],
+        transaction: TransactionState,
+    ) -> None:
         self.delivered = 0
-        self.ended: dict[str, int] = {}
-        self.on_failure: Callable[[Exception], None] | None = None
-        self.refusal: Callable[[], Exception | None] = lambda: None
+        self.failed: dict[str, int] = {}
+        self._target = target
         self._health = health
         self._loop = loop
+        self._supervisor = supervisor
+        self._transaction = transaction
         self._unlogged = 0
-        self._logged_at = -_LOG_SPACING
+        self._logged_at = -_LOG_INTERVAL
 
-    def settle(self, future: asyncio.Future[_T], error: Exception) -> None:
-        """End one record's future with an error, unless its caller has left."""
+    def fail(self, future: asyncio.Future[_T], error: Exception) -> None:
+        """Fail the future of one record, unless it is done already."""
         if future.done():
             return
         future.set_exception(error)
-        # Who never looks at the future shall not find a log record for each: there is ours.
+        # Mark it as retrieved: futures that are never awaited would log one message each.
         future.exception()
-        self.lost(error)
+        self.count_lost(error)
 
-    def lost(self, error: Exception, records: int = 1) -> None:
-        """Count records that had been taken in and failed."""
-        if self.on_failure is not None:
-            self.on_failure(error)
+    def count_lost(self, error: Exception, records: int = 1) -> None:
+        """Count records that had been accepted and failed."""
+        self._transaction.abort(error)
         self.count(error, records)
 
     def count(self, error: Exception, records: int = 1) -> None:
-        """Count records or calls that failed, and log it if that was not done lately."""
+        """Count records or calls that failed, and log them unless one was logged recently."""
         name = type(error).__name__
-        self.ended[name] = self.ended.get(name, 0) + records
+        self.failed[name] = self.failed.get(name, 0) + records
         self._unlogged += records
         now = self._loop.time()
-        if now - self._logged_at >= _LOG_SPACING and not isinstance(error, KafkaClosed):
-            few = "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were"
-            # What a serializer raised may hold a record's data: that is for the report only.
-            ours = isinstance(error, (ResilientIOError, KafkaError))
-            _log.warning(
-                "%s not delivered; the newest: %s",
-                few,
-                repr(error) if ours else name,
-                extra={
-                    "event": "not_delivered",
-                    "dependency": self._health.name,
-                    "count": self._unlogged,
-                    "error": name,
-                },
-            )
-            self._unlogged = 0
-            self._logged_at = now
-
-    def too_late(self, sent: float, operation: str = "send") -> KafkaDeadlineExceeded:
-        """Say that the time ended before the record was handed over."""
-        why = "" if self._health.available else f", and Kafka is down ({self._why()})"
-        refusal = self.refusal()
-        error = KafkaDeadlineExceeded(
-            f"it was not handed over in time{why}",
-            dependency=self._health.name,
-            operation=operation,
-            elapsed=self._loop.time() - sent,
+        if now - self._logged_at < _LOG_INTERVAL or isinstance(error, KafkaClosed):
+            return
+        if isinstance(error, ResilientIOError):
+            text = str(error)
+        elif isinstance(error, KafkaError):
+            text = describe_driver_error(error, secrets=self._target.secrets())
+        else:  # a serializer's error may contain the record's data: only the report has it
+            text = name
+        _log.warning(
+            "%s not delivered; last error: %s",
+            "1 record was" if self._unlogged == 1 else f"{self._unlogged} records were",
+            text,
+            extra={
+                "event": "not_delivered",
+                "dependency": self._health.name,
+                "count": self._unlogged,
+                "error": name,
+            },
         )
-        if refusal is not None:
-            error.add_note(f"no producer can be in service because of this: {refusal}")
+        self._unlogged = 0
+        self._logged_at = now
+
+    # --- errors of aiokafka
+
+    def describe(self, error: BaseException) -> str:
+        """Return what aiokafka raised, in one line and without secrets."""
+        if isinstance(error, DriverClosed):
+            return "the aiokafka producer was closed before an answer came"
+        return f"aiokafka failed: {describe_driver_error(error, secrets=self._target.secrets())}"
+
+    def rejected(self, error: Exception) -> Exception:
+        """Return a copy of a broker's rejection of a batch, so that each caller has its own."""
+        return copy_with_note(
+            without_secrets(error, self._target.secrets()),
+            "the broker rejected it permanently: sending it again does not help",
+        )
+
+    def cause(self, error: BaseException | None) -> BaseException | None:
+        """Return an error of aiokafka that may be the cause of one that callers get."""
+        if isinstance(error, Exception):
+            return without_secrets(error, self._target.secrets())
         return error
 
-    def still_travelling(self, began: float) -> KafkaDeadlineExceeded:
-        """Say that some records have no outcome yet, and go on."""
-        return KafkaDeadlineExceeded(
-            "some records have no outcome yet, and go on",
-            dependency=self._health.name,
-            operation="flush",
-            elapsed=self._loop.time() - began,
+    # --- not sent
+
+    def too_late(self, began: float, operation: str = "send") -> KafkaDeadlineExceeded:
+        """Return the error of a record that was not sent in time."""
+        why = "" if self._health.available else f", and Kafka is down ({self._why_down()})"
+        error = KafkaDeadlineExceeded(f"not sent in time{why}", **self._context(began, operation))
+        reason = self._supervisor.permanent_error
+        if reason is not None:
+            why = describe_driver_error(reason, secrets=self._target.secrets())
+            error.add_note(f"no aiokafka producer can be used because of this error: {why}")
+        return error
+
+    def down(self, began: float, operation: str = "send") -> KafkaUnavailable:
+        """Return the error of a call that is not tried because Kafka is down."""
+        return self.unavailable(began, f"Kafka is down ({self._why_down()})", operation)
+
+    def unavailable(self, began: float, why: str, operation: str = "send") -> KafkaUnavailable:
+        """Return the error of a record that was not written, and why."""
+        return KafkaUnavailable(why, **self._context(began, operation))
+
+    def overloaded(self, began: float, limit: int, operation: str = "send") -> KafkaOverloaded:
+        """Return the error of a call that found no room in buffer memory in time."""
+        return KafkaOverloaded(
+            f"{limit} bytes of records are waiting already: await the futures of earlier sends, "
+            f"or raise DeliverySettings(buffer_bytes=...)",
+            **self._context(began, operation),
         )
 
-    def unknown(self, sent: float, why: str, operation: str = "send") -> KafkaOutcomeUnknown:
-        """Say that it was handed over, and that nothing proves what became of it."""
+    def closed(self, began: float | None = None, operation: str = "send") -> KafkaClosed:
+        """Return the error of a record that was not sent, or of a call after `aclose()`."""
+        return KafkaClosed(
+            "the producer is closed: create a new ResilientKafkaProducer"
+            if began is None
+            else "the producer was closed before the record was sent",
+            **self._context(self._loop.time() if began is None else began, operation),
+        )
+
+    # --- sent
+
+    def unknown(self, began: float, why: str, operation: str = "send") -> KafkaOutcomeUnknown:
+        """Return the error of a record that was sent and may have been written."""
         return KafkaOutcomeUnknown(
             why,
-            dependency=self._health.name,
-            operation=operation,
             attempts=1,
-            elapsed=self._loop.time() - sent,
             progress=Progress.MAYBE_APPLIED,
+            **self._context(began, operation),
         )
 
-    def down(self, sent: float, operation: str = "send") -> KafkaUnavailable:
-        """Say that Kafka is down, so that nothing is tried."""
+    def refused(self, began: float, why: str, operation: str = "send") -> KafkaUnavailable:
+        """Return the error of a record that a broker did not write, but may write another time."""
         return KafkaUnavailable(
-            f"Kafka is down ({self._why()})",
-            dependency=self._health.name,
-            operation=operation,
-            elapsed=self._loop.time() - sent,
+            why, attempts=1, progress=Progress.REFUSED, **self._context(began, operation)
         )
 
-    def unavailable(self, sent: float, why: str, operation: str = "send") -> KafkaUnavailable:
-        """Say that nothing was applied, and why."""
-        return KafkaUnavailable(
-            why,
-            dependency=self._health.name,
-            operation=operation,
-            elapsed=self._loop.time() - sent,
+    def flush_timed_out(self, began: float) -> KafkaDeadlineExceeded:
+        """Return the error of a `flush()` whose time ended first; the records are still sent."""
+        return KafkaDeadlineExceeded(
+            "some records have no outcome yet; they are still being delivered",
+            **self._context(began, "flush"),
         )
 
-    def refused(self, sent: float, why: str, operation: str = "send") -> KafkaUnavailable:
-        """Say that a broker answered that it did not write it, and may take it another time."""
-        return KafkaUnavailable(
-            why,
-            dependency=self._health.name,
-            operation=operation,
-            attempts=1,
-            elapsed=self._loop.time() - sent,
-            progress=Progress.REFUSED,
-        )
+    def _context(self, began: float, operation: str) -> dict[str, Any]:
+        return {
+            "dependency": self._health.name,
+            "operation": operation,
+            "elapsed": self._loop.time() - began,
+        }
 
-    def overloaded(self, sent: float, limit: int, operation: str = "send") -> KafkaOverloaded:
-        """Say that there was no room in time."""
-        return KafkaOverloaded(
-            f"{limit} bytes of records are waiting already: wait for the futures of earlier "
-            f"sends, or give DeliverySettings(buffer_bytes=...) more",
-            dependency=self._health.name,
-            operation=operation,
-            elapsed=self._loop.time() - sent,
-        )
-
-    def closed(self, sent: float | None = None, operation: str = "send") -> KafkaClosed:
-        """Say that the producer was closed before the record was handed over."""
-        return KafkaClosed(
-            "the producer was closed: make a new ResilientKafkaProducer"
-            if sent is None
-            else "the producer was closed before it was handed over",
-            dependency=self._health.name,
-            operation=operation,
-            elapsed=0.0 if sent is None else self._loop.time() - sent,
-        )
-
-    def _why(self) -> str:
+    def _why_down(self) -> str:
         cause = self._health.cause
         parts = [cause.value if cause is not None else "", self._health.detail]
         return ": ".join(part for part in parts if part) or "no answer"
 
 
-def refusal(error: Exception) -> Exception:
-    """Copy what the broker said of a batch, so that each caller has an error of its own."""
-    return noted(error, "the broker refused it for good: sending it again does not help")
-
-
-def noted(error: Exception, note: str) -> Exception:
-    """Copy an error and add a note to the copy alone."""
+def copy_with_note(error: Exception, note: str) -> Exception:
+    """Return a copy of an error, with a note that the original does not have."""
     own = copy.copy(error)
     own.__notes__ = [*getattr(error, "__notes__", ()), note]
     own.__cause__ = error.__cause__

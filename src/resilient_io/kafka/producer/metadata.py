@@ -1,4 +1,4 @@
-"""What is known of the topics that the producer writes to, and how it is found out."""
+"""The topics that a producer writes to: their partitions and leaders, and how they are found."""
 
 from __future__ import annotations
 
@@ -7,91 +7,88 @@ import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as driver
+from aiokafka import errors as kafka_errors
 
-from ..driver import InstanceEnded, client_of
-from .errors import noted
-from .partitioner import Partitioner, Topic
+from ..driver import DriverClosed, client_of
+from .errors import copy_with_note
+from .partitioner import Partitioner, TopicPartitions
 
 if TYPE_CHECKING:
-    import contextvars
     import random
-    from collections.abc import Awaitable, Callable
 
-    from ..protocols import Cluster, DriverClient, ProducerDriver
-    from .partition_queue import Line
+    from aiokafka.cluster import ClusterMetadata
+
+    from ..protocols import DriverClient, ProducerDriver
+    from ..supervisor import Supervisor
+    from .partition_queue import PartitionQueue
 
 
-_LEGAL = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_LEGAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
-_ROUNDS = 5
-"""Answers without the topic after which it does not exist.
+_MISSING_ANSWERS = 5
+"""Number of answers without a topic after which it does not exist.
 
-A broker that creates topics by itself says "unknown" once or twice before it names the partitions,
-and one of several brokers may learn of a new topic later than the others.
+A broker that creates topics on demand answers "unknown" once or twice before it names the
+partitions, and one of several brokers may learn of a new topic later than the others.
 """
 
 _FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 0.5
+_MAX_PAUSE = 0.5
 
 
-class Topics:
-    """The topics written to; they stay known when the instance is replaced.
+class ProducerMetadata:
+    """The topics written to; they stay known when the aiokafka producer is replaced.
+
+    Args:
+        supervisor: Provides the aiokafka producer that is asked.
+        rng: For choosing partitions.
+        partitioner: The user's own.
+        sticky_bytes: Bytes of records without a key that go to one partition.
 
     Attributes:
-        known: By name.
-        lines: All lines of all topics; only ever appended to.
+        topics: Known topics, by name.
+        queues: The queues of all topics; only ever appended to.
     """
 
     def __init__(
         self,
         *,
+        supervisor: Supervisor[ProducerDriver],
         rng: random.Random,
         partitioner: Partitioner | None,
-        full: int,
-        ready: Callable[[], Awaitable[ProducerDriver]],
-        context: contextvars.Context,
+        sticky_bytes: int,
     ) -> None:
-        """Prepare.
-
-        Args:
-            rng: For choosing partitions.
-            partitioner: The user's own.
-            full: Bytes of records without a key that stay together.
-            ready: Waits for an instance.
-            context: What its tasks run in.
-        """
-        self.known: dict[str, Topic] = {}
-        self.lines: list[Line] = []
+        self.topics: dict[str, TopicPartitions] = {}
+        self.queues: list[PartitionQueue] = []
+        self._supervisor = supervisor
         self._rng = rng
         self._partitioner = partitioner
-        self._full = full
-        self._ready = ready
-        self._context = context
+        self._sticky_bytes = sticky_bytes
+        self._context = supervisor.context()
         self._client: DriverClient | None = None
-        self._cluster: Cluster | None = None
-        self._missing: dict[str, int] = {}  # answers in a row without the topic
-        self._looking: dict[str, _Look] = {}
+        self._cluster: ClusterMetadata | None = None
+        self._missing: dict[str, int] = {}  # consecutive answers without the topic
+        self._lookups: dict[str, _Lookup] = {}
 
-    def attach(self, instance: ProducerDriver) -> None:
-        """Take metadata from this instance from now on, and let it keep all our topics in mind."""
-        client = client_of(instance)
+    def attach(self, driver: ProducerDriver) -> None:
+        """Use the metadata of this driver, and have it refresh all known topics."""
+        client = client_of(driver)
         self._client = client
         self._cluster = client.cluster
         client.cluster.add_listener(self._updated)
-        if self.known:
-            self._context.run(client.set_topics, list(self.known))
+        if self.topics:
+            self._context.run(client.set_topics, list(self.topics))
 
     def detach(self) -> None:
-        """Take no more metadata from the instance."""
+        """Stop using the metadata of the driver."""
         if self._cluster is not None:
             self._cluster.remove_listener(self._updated)
         self._cluster = self._client = None
 
-    async def resolve(self, name: str, until: float | None) -> Topic | None:
-        """Find out a topic's partitions; callers that want the same one share the look.
+    async def find(self, name: str, until: float | None) -> TopicPartitions | None:
+        """Find a topic's partitions. Callers that want the same topic share the lookup.
 
-        Cancelling leaves at once; the look ends when nobody waits for it.
+        If all its callers are cancelled, the lookup ends.
 
         Args:
             name: The topic.
@@ -101,85 +98,84 @@ class Topics:
             The topic; None when the time ended first.
 
         Raises:
-            InvalidTopicError: It is no name for a topic.
-            UnknownTopicOrPartitionError: Kafka answered several times that there is none.
-            TopicAuthorizationFailedError: It may not be seen.
-            TypeError: It is no string.
-            KafkaUnavailable: Kafka is down, or cannot be used at all.
+            InvalidTopicError: The name is not valid for a topic.
+            UnknownTopicOrPartitionError: Kafka answered several times that the topic does not
+                exist.
+            TopicAuthorizationFailedError: The user may not see the topic.
+            TypeError: The name is not a string.
+            KafkaUnavailable: Kafka is down or cannot be used.
         """
         if not isinstance(name, str):
-            raise TypeError(f"topic={name!r} is {type(name).__name__}, not str")
-        if not _LEGAL.fullmatch(name) or name in {".", ".."}:
-            raise driver.InvalidTopicError(name)
-        if name in self.known:
-            return self.known[name]
-        look = self._looking.get(name)
-        if look is None:
-            look = self._looking[name] = _Look(self._context.run(self._start, name))
-        look.waiting += 1
+            raise TypeError(f"topic must be a str, not {type(name).__name__}")
+        if not _LEGAL_NAME.fullmatch(name) or name in {".", ".."}:
+            raise kafka_errors.InvalidTopicError(name)
+        if name in self.topics:
+            return self.topics[name]
+        lookup = self._lookups.get(name)
+        if lookup is None:
+            lookup = self._lookups[name] = _Lookup(self._context.run(self._start_lookup, name))
+        lookup.waiting += 1
         try:
-            timeout = None if until is None else until - asyncio.get_running_loop().time()
-            done, _ = await asyncio.wait([look.task], timeout=timeout)
-            if not done or look.task.cancelled():
+            done, _ = await asyncio.wait([lookup.task], timeout=_seconds_until(until))
+            if not done or lookup.task.cancelled():
                 return None
-            error = look.task.exception()
+            error = lookup.task.exception()
             if isinstance(error, Exception):  # each caller gets its own
-                raise noted(error, f"while looking for topic {name!r}")
-            return look.task.result()
+                raise copy_with_note(error, f"while looking for topic {name!r}")
+            return lookup.task.result()
         finally:
-            look.waiting -= 1
-            if not look.waiting and self._looking.get(name) is look:
-                del self._looking[name]
-                look.task.cancel()
+            lookup.waiting -= 1
+            if not lookup.waiting and self._lookups.get(name) is lookup:
+                del self._lookups[name]
+                lookup.task.cancel()
 
-    async def refresh(self, instance: ProducerDriver) -> bool:
-        """Ask for new metadata once; return whether a broker gave it.
+    async def refresh(self, driver: ProducerDriver) -> bool:
+        """Request new metadata once; return whether a broker answered.
 
         Raises:
-            KafkaError: The instance has ended.
+            DriverClosed: The driver was closed.
         """
-        answered: bool = await self._context.run(client_of(instance).force_metadata_update)
+        answered: bool = await self._context.run(client_of(driver).force_metadata_update)
         if answered and self._cluster is not None:
-            for name in self.known:
-                there = self._cluster.partitions_for_topic(name)
-                self._missing[name] = 0 if there else self._missing.get(name, 0) + 1
+            for name in self.topics:
+                found = self._cluster.partitions_for_topic(name)
+                self._missing[name] = 0 if found else self._missing.get(name, 0) + 1
         return answered
 
-    async def look_again(self, until: float | None) -> None:
-        """Ask for new metadata once, if there is an instance to ask through."""
+    async def refresh_within(self, until: float | None) -> None:
+        """Request new metadata once, if there is a driver, and wait until a loop time."""
         if self._client is None:
             return
-        with contextlib.suppress(InstanceEnded):
-            asked = self._context.run(self._client.force_metadata_update)
-            timeout = None if until is None else until - asyncio.get_running_loop().time()
-            await asyncio.wait([asked], timeout=timeout)
+        with contextlib.suppress(DriverClosed):
+            update = self._context.run(self._client.force_metadata_update)
+            await asyncio.wait([update], timeout=_seconds_until(until))
 
-    def is_gone(self, name: str) -> bool:
-        """Tell whether Kafka has said several times in a row that it has no such topic."""
-        return self._missing.get(name, 0) >= _ROUNDS
+    def is_deleted(self, name: str) -> bool:
+        """Return whether Kafka said several times in a row that it does not have this topic."""
+        return self._missing.get(name, 0) >= _MISSING_ANSWERS
 
     def forget(self, names: list[str]) -> None:
-        """Know these topics no more; who sends to one asks for it anew."""
+        """Forget topics; the next record for one of them looks it up again."""
         for name in names:
-            self.known.pop(name, None)
+            self.topics.pop(name, None)
             self._missing.pop(name, None)
 
-    def has_leader(self, line: Line) -> bool:
-        """Tell whether somebody takes this line's batches, as far as the metadata know."""
-        leader = self.leader_of(line)
+    def leader_of(self, queue: PartitionQueue) -> int | None:
+        """Return the node that leads a partition; -1 without one, None if it is unknown."""
+        return None if self._cluster is None else self._cluster.leader_for_partition(queue.tp)
+
+    def has_leader(self, queue: PartitionQueue) -> bool:
+        """Return whether a partition has a leader, as far as the metadata show."""
+        leader = self.leader_of(queue)
         return leader is not None and leader != -1
 
-    def leader_of(self, line: Line) -> int | None:
-        """Give the node that takes a line's batches, as far as the metadata know."""
-        return None if self._cluster is None else self._cluster.leader_for_partition(line.tp)
-
     def leaders(self) -> set[int | None]:
-        """Give the nodes that lead what is written to; -1 or None among them for none."""
-        return {self.leader_of(line) for line in self.lines}
+        """Return the nodes that lead all partitions; with -1 or None if one has no leader."""
+        return {self.leader_of(queue) for queue in self.queues}
 
     async def aclose(self) -> None:
-        """End every look; whoever waits for one is told None."""
-        tasks = [look.task for look in self._looking.values()]
+        """Stop all lookups; their callers get None."""
+        tasks = [lookup.task for lookup in self._lookups.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -187,53 +183,57 @@ class Topics:
 
     # --- inside
 
-    def _start(self, name: str) -> asyncio.Task[Topic]:
+    def _start_lookup(self, name: str) -> asyncio.Task[TopicPartitions]:
         return asyncio.get_running_loop().create_task(
-            self._look(name), name=f"resilient-io kafka metadata of {name}"
+            self._look_up(name), name=f"resilient-io kafka metadata of {name}"
         )
 
-    async def _look(self, name: str) -> Topic:
+    async def _look_up(self, name: str) -> TopicPartitions:
         answers, pause = 0, _FIRST_PAUSE
         while True:
-            instance = await self._ready()
-            client = client_of(instance)
+            driver = await self._supervisor.ready(None, "metadata")
+            client = client_of(driver)
             answered = False
-            # Ended meanwhile: there will be another.
-            with contextlib.suppress(InstanceEnded):
+            with contextlib.suppress(DriverClosed):  # then another driver will follow
                 client.add_topic(name)
                 answered = await client.force_metadata_update()
             if client.cluster.partitions_for_topic(name):
-                return self._learn(name, client.cluster)
+                return self._update(name, client.cluster)
             if name in client.cluster.unauthorized_topics:
-                raise driver.TopicAuthorizationFailedError(name)
+                raise kafka_errors.TopicAuthorizationFailedError(name)
             answers += answered
-            if answers >= _ROUNDS:
-                if self.known:  # else its metadata would be asked for again and again
-                    client.set_topics(list(self.known))
-                raise driver.UnknownTopicOrPartitionError(name)
+            if answers >= _MISSING_ANSWERS:
+                if self.topics:  # otherwise its metadata would be requested again and again
+                    client.set_topics(list(self.topics))
+                raise kafka_errors.UnknownTopicOrPartitionError(name)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _MAX_PAUSE)
 
-    def _learn(self, name: str, cluster: Cluster) -> Topic:
-        topic = self.known.get(name)
+    def _update(self, name: str, cluster: ClusterMetadata) -> TopicPartitions:
+        topic = self.topics.get(name)
         if topic is None:
-            topic = self.known[name] = Topic(name, self._rng, self._partitioner, self._full)
+            topic = TopicPartitions(name, self._rng, self._partitioner, self._sticky_bytes)
+            self.topics[name] = topic
         partitions = cluster.partitions_for_topic(name)
         if partitions:
             available = cluster.available_partitions_for_topic(name) or ()
-            self.lines += topic.learn(partitions, available)
+            self.queues += topic.update(partitions, available)
         return topic
 
-    def _updated(self, cluster: Cluster) -> None:
-        for name in self.known:
-            self._learn(name, cluster)
+    def _updated(self, cluster: ClusterMetadata) -> None:
+        for name in self.topics:
+            self._update(name, cluster)
 
 
-class _Look:
-    """One search for a topic, and how many wait for it."""
+class _Lookup:
+    """One lookup of a topic, and the number of callers that wait for it."""
 
     __slots__ = ("task", "waiting")
 
-    def __init__(self, task: asyncio.Task[Topic]) -> None:
+    def __init__(self, task: asyncio.Task[TopicPartitions]) -> None:
         self.task = task
         self.waiting = 0
+
+
+def _seconds_until(until: float | None) -> float | None:
+    return None if until is None else until - asyncio.get_running_loop().time()

@@ -1,19 +1,34 @@
-"""The options of aiokafka's producer, completed and checked against each other."""
+"""The options of a producer: aiokafka's, typed and checked, and `DeliverySettings`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_count, check_number, check_seconds
 
-OWNED: Final = {
-    "linger_ms": "write settings=DeliverySettings(linger=0.005), in seconds",
-}
-"""Options that are ours, and what to write instead."""
+from ..options import ClientOptions
 
-_ALL = ("all", -1)
+
+class ProducerOptions(ClientOptions, total=False):
+    """The options of `aiokafka.AIOKafkaProducer` that `ResilientKafkaProducer` passes on."""
+
+    acks: Literal[0, 1, -1, "all"]
+    compression_type: Literal["gzip", "snappy", "lz4", "zstd"] | None
+    enable_idempotence: bool
+    max_batch_size: int
+    max_request_size: int
+    transaction_timeout_ms: int
+    transactional_id: str | None
+
+
+REPLACED_OPTIONS: Final = {
+    "linger_ms": "use settings=DeliverySettings(linger=0.005), in seconds",
+}
+"""Options of aiokafka that cannot be passed, and what to use instead."""
+
+_ACKS_ALL = ("all", -1)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 
 _BATCH_SIZE = 128 * 1024
@@ -24,62 +39,63 @@ _REQUEST_SIZE = 1024 * 1024
 _REQUEST_TIMEOUT_MS = 10_000
 
 
-def completed(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options of the instance.
+def complete_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return aiokafka's options with our defaults.
 
     Raises:
-        ConfigurationError: They contradict each other; it says what to write.
+        ConfigurationError: Two of them contradict each other, or a value is unknown.
     """
-    own = {"max_batch_size": _BATCH_SIZE, "max_request_size": _REQUEST_SIZE, **given}
-    check_count("max_batch_size", own["max_batch_size"])
-    check_count("max_request_size", own["max_request_size"])
-    idempotent = own.setdefault("enable_idempotence", own.get("acks", "all") in _ALL)
-    acks = own.setdefault("acks", "all")
-    if idempotent and acks not in _ALL:
+    options = {"max_batch_size": _BATCH_SIZE, "max_request_size": _REQUEST_SIZE, **given}
+    check_count("max_batch_size", options["max_batch_size"])
+    check_count("max_request_size", options["max_request_size"])
+    idempotent = options.setdefault("enable_idempotence", options.get("acks", "all") in _ACKS_ALL)
+    acks = options.setdefault("acks", "all")
+    if idempotent and acks not in _ACKS_ALL:
         raise ConfigurationError(
-            f'enable_idempotence=True needs acks="all", not acks={acks!r}: leave one of them out'
+            f'enable_idempotence=True needs acks="all", not acks={acks!r}; leave one of them out'
         )
-    if own.get("transactional_id") is not None and not idempotent:
+    if options.get("transactional_id") is not None and not idempotent:
         raise ConfigurationError(
-            'a transactional_id needs enable_idempotence=True and acks="all": leave them out'
+            'transactional_id needs enable_idempotence=True and acks="all"; leave them out'
         )
-    compression = own.get("compression_type")
+    compression = options.get("compression_type")
     if compression not in _COMPRESSIONS:
         raise ConfigurationError(
-            f"compression_type={compression!r} is unknown: write one of "
+            f"compression_type={compression!r} is unknown; use one of "
             f"{', '.join(repr(name) for name in _COMPRESSIONS)}"
         )
-    return own
+    return options
 
 
-def patience(own: dict[str, Any]) -> dict[str, int]:
-    """Say how long a request waits for its answer, unless the user says so.
+def request_timeout(options: dict[str, Any]) -> dict[str, int]:
+    """Return the request timeout to use unless the user passes one.
 
-    aiokafka's 40 s would keep partitions closed that long when their leader falls silent. It asks
-    again on its own, which is harmless if batches are numbered, and writes twice if not.
+    With aiokafka's 40 s a partition is blocked that long when its leader stops answering. aiokafka
+    then repeats the request, which is harmless if batches are numbered; otherwise it may write the
+    batch twice, so the default stays.
     """
-    return {"request_timeout_ms": _REQUEST_TIMEOUT_MS} if own["enable_idempotence"] else {}
+    return {"request_timeout_ms": _REQUEST_TIMEOUT_MS} if options["enable_idempotence"] else {}
 
 
-_LEAST_BUFFER = 64 * 1024
+_MIN_BUFFER = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySettings:
-    """How long a producer tries, how long it collects, and how much it holds.
+    """How long a producer tries to deliver, how long it collects records, and how much it holds.
 
     Args:
-        delivery_timeout: Seconds within which a record given to `send` or `send_many` is
-            delivered, or ends in an error. `send_and_wait` is bounded by the policy's `deadline`
-            too.
-        linger: Seconds for which the first record for an idle partition waits for company. 0 sends
-            it at the end of the loop's tick: records that come while a batch travels are
-            collected anyway.
-        buffer_bytes: Bytes of records that may be held, each counted as its own bytes and 256
-            more. Past it callers wait within their deadline, then get `KafkaOverloaded`.
+        delivery_timeout: Seconds within which a record passed to `send` or `send_many` is
+            delivered or fails. `send_and_wait` is also limited by the policy's `deadline`.
+        linger: How long, in seconds, to wait for more records before sending a batch to an idle
+            partition. 0 sends it at the end of the event loop's iteration; records that arrive
+            while a batch is in flight are collected anyway.
+        buffer_bytes: Maximum bytes of records held. Each record counts as its own bytes and 256
+            more. When the buffer is full, callers wait within their deadline, then get
+            `KafkaOverloaded`.
 
     Raises:
-        ConfigurationError: A value is out of range, or two contradict each other.
+        ConfigurationError: A value is out of range, or two values contradict each other.
     """
 
     delivery_timeout: float = 30.0
@@ -87,12 +103,12 @@ class DeliverySettings:
     buffer_bytes: int = 32 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Check the values."""
         check_seconds("delivery_timeout", self.delivery_timeout)
         check_number("linger", self.linger)
-        check_count("buffer_bytes", self.buffer_bytes, least=_LEAST_BUFFER)
+        check_count("buffer_bytes", self.buffer_bytes, least=_MIN_BUFFER)
         if self.linger >= self.delivery_timeout:
             raise ConfigurationError(
                 f"linger={self.linger!r} leaves no time to deliver within "
-                f"delivery_timeout={self.delivery_timeout!r}: write linger=0.005"
+                f"delivery_timeout={self.delivery_timeout!r}; use linger=0.005"
             )

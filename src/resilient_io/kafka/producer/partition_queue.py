@@ -1,4 +1,4 @@
-"""The records of one partition, in order: those that wait, and the batch that travels."""
+"""The queue of one partition: the records, in order, that wait for the next batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .records import Headers
 from .reports import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from ..protocols import BatchBuilder, ProducerDriver
+    from .buffer import BufferMemory
+    from .errors import DeliveryErrors
 
 
 Record: TypeAlias = tuple[
@@ -29,133 +30,98 @@ Record: TypeAlias = tuple[
     int,
     float,
 ]
-"""The future, key, value, headers, timestamp (ms), until (loop time), size, sent (loop time).
+"""Future, key, value, headers, timestamp (ms), deadline (loop time), size, sent at (loop time).
 
-A bare tuple, not a class: one is made for each record, on the hottest path there is.
+A tuple and not a class, because one is created for each record on the hottest path.
 """
 
-Entry: TypeAlias = "Record | Parcel"
+BulkRecord: TypeAlias = "tuple[int, bytes | None, bytes | None, Headers | None, int | None]"
+"""The position among the given records, key, value, headers and timestamp (ms)."""
+
+Entry: TypeAlias = "Record | BulkChunk"
 
 
-class Line:
-    """What waits for one partition, and the one batch of it that was handed over.
+class PartitionQueue:
+    """The records of one partition: those that wait, and the position of those that left.
+
+    One batch of a partition is in flight at a time, so that the order of its records is kept.
 
     Attributes:
         topic: The topic's name.
         partition: The partition's number.
-        tp: Both, as aiokafka wants them.
-        records: What waits, oldest first.
-        position: How many entries have left `records` at its front, ever.
-        waiting: Their size in bytes, as the buffer counts them.
-        cargo: The batch that was handed over and is not settled.
-        idle: Nothing waits and nothing travels, so nobody looks at it: the next record must call.
-        held: Something waits, but cannot be handed over now.
-        byte_limit: Most bytes of records in a batch, once the broker found one too large.
+        tp: Both, in aiokafka's type.
+        entries: Waiting records and chunks, oldest first.
+        position: Number of entries that have ever left the front of `entries`.
+        waiting_bytes: Size of what waits, as buffer memory counts it.
+        idle: Nothing waits and no batch is in flight, so the next record has to schedule the queue.
+        on_hold: Records wait, but the sender cannot send them now.
+        byte_limit: Largest size of a batch, once the broker rejected one as too large.
+        unsettled_from: Position of the batch in flight while its records have no outcome yet.
     """
 
     __slots__ = (
         "byte_limit",
-        "cargo",
-        "held",
+        "entries",
         "idle",
+        "on_hold",
         "partition",
         "position",
-        "records",
         "topic",
         "tp",
-        "waiting",
+        "unsettled_from",
+        "waiting_bytes",
     )
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
         self.partition = partition
         self.tp = TopicPartition(topic, partition)
-        self.records: deque[Entry] = deque()
+        self.entries: deque[Entry] = deque()
         self.position = 0
-        self.waiting = 0
-        self.cargo: Cargo | None = None
+        self.waiting_bytes = 0
         self.idle = True
-        self.held = False
+        self.on_hold = False
         self.byte_limit: int | None = None
+        self.unsettled_from: int | None = None
 
     @property
     def end(self) -> int:
-        """The position behind the newest entry."""
-        return self.position + len(self.records)
+        """The position after the newest entry."""
+        return self.position + len(self.entries)
 
     @property
     def settled_to(self) -> int:
         """The position before which every entry has an outcome."""
-        if self.cargo is not None and not self.cargo.told:
-            return self.cargo.position
-        return self.position
+        return self.position if self.unsettled_from is None else self.unsettled_from
+
+    def replace(self, kept: list[Entry], placeholder: Record) -> None:
+        """Replace the entries, and drop placeholders from the front."""
+        begin = 0
+        while begin < len(kept) and kept[begin] is placeholder:
+            begin += 1
+        self.entries.clear()
+        self.entries.extend(kept[begin:])
+        self.position += begin
 
 
-class Cargo:
-    """One batch that was handed over: maybe applied until it is settled.
+def create_placeholder(loop: asyncio.AbstractEventLoop) -> Record:
+    """Return what takes the place of a record that failed in the middle of its queue.
 
-    Attributes:
-        line: Where it came from.
-        instance: Which instance has it.
-        batch: The driver's batch.
-        entries: Its records, and its slices of parcels, in order.
-        stamps: The timestamps of the single records, in order, in milliseconds.
-        position: The position of its first entry in the line.
-        count: How many records it has.
-        size: Their bytes, as the buffer counts them.
-        at: When it was handed over, in loop time.
-        taken: The driver's own record of it; None until it took it.
-        told: All its callers know the outcome, or that it is unknown.
+    Positions in the queue stay valid, and `build_batch` skips it because its future is done.
     """
-
-    __slots__ = (
-        "at",
-        "batch",
-        "count",
-        "entries",
-        "instance",
-        "line",
-        "position",
-        "size",
-        "stamps",
-        "taken",
-        "told",
-    )
-
-    def __init__(
-        self, line: Line, instance: ProducerDriver, batch: BatchBuilder, position: int, at: float
-    ) -> None:
-        self.line = line
-        self.instance = instance
-        self.batch = batch
-        self.entries: list[Record | Slice] = []
-        self.stamps: list[int] = []
-        self.position = position
-        self.count = 0
-        self.size = 0
-        self.at = at
-        self.taken: object = None
-        self.told = False
-
-
-def tombstone(loop: asyncio.AbstractEventLoop) -> Record:
-    """Make what takes the place of a record that has ended before its turn."""
     done: asyncio.Future[RecordMetadata] = loop.create_future()
     done.cancel()
     return (done, None, b"", None, 0, math.inf, 0, 0.0)
 
 
-Item: TypeAlias = "tuple[int, bytes | None, bytes | None, Headers | None, int | None]"
-"""The place among the given records, key, value, headers, timestamp (ms)."""
-
-
-class Shipment:
-    """One call of `send_many`: counts what becomes of its records.
+class BulkSend:
+    """One call of `send_many`: collects the outcomes of its records.
 
     Attributes:
-        cancelled: The caller has left: what was not handed over is dropped.
-        failures: What failed so far.
-        delivered: How many were confirmed so far.
+        cancelled: The caller was cancelled: records that were not sent are dropped.
+        failures: Records that failed so far.
+        delivered: Number of records confirmed so far.
+        taken: Number of records taken from the source so far.
     """
 
     __slots__ = ("_offsets", "_settled", "_waiter", "cancelled", "delivered", "failures", "taken")
@@ -170,7 +136,7 @@ class Shipment:
         self._waiter: asyncio.Future[None] | None = None
 
     def confirm(self, partition: int, base: int, count: int) -> None:
-        """Take the news that consecutive records were written from an offset on."""
+        """Count consecutive records that were written at offsets from `base` on."""
         self.delivered += count
         known = self._offsets.get(partition)
         last = base + count - 1 if base >= 0 else -1
@@ -182,39 +148,23 @@ class Shipment:
             known.count += count
         self._settle(count)
 
-    def fail(self, tp: TopicPartition, items: Iterable[Item], error: Exception) -> None:
-        """Take the news that records failed, all for one reason."""
-        count = 0
-        for position, key, value, headers, stamp in items:
-            count += 1
-            self.failures.append(
-                DeliveryFailure(
-                    position=position,
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    key=key,
-                    value=value,
-                    headers=headers,
-                    timestamp_ms=stamp,
-                    error=error,
-                    progress=progress_of(error),
-                )
-            )
-        self._settle(count)
+    def fail(
+        self, tp: TopicPartition, records: Iterable[BulkRecord], error: Exception
+    ) -> list[DeliveryFailure]:
+        """Record that records failed, all with the same error, and return the failures."""
+        failures = [failure_of(tp, record, error) for record in records]
+        self.failures += failures
+        self._settle(len(failures))
+        return failures
 
     def reject(self, failure: DeliveryFailure) -> None:
-        """Take a record that never got to a partition."""
+        """Record that a record failed before it had a partition."""
         self.failures.append(failure)
         self._settle(1)
 
-    @property
-    def outstanding(self) -> int:
-        """How many records have no outcome yet."""
-        return self.taken - self._settled
-
-    async def settled(self) -> None:
+    async def wait_settled(self) -> None:
         """Wait until every record taken so far has an outcome."""
-        while self.outstanding:
+        while self._settled < self.taken:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -222,7 +172,7 @@ class Shipment:
                 self._waiter = None
 
     def report(self, *, complete: bool) -> DeliveryReport:
-        """Say what became of the records."""
+        """Return the report of the call."""
         return DeliveryReport(
             delivered=self.delivered,
             failures=tuple(sorted(self.failures, key=lambda failure: failure.position)),
@@ -237,77 +187,99 @@ class Shipment:
             self._waiter.set_result(None)
 
 
-class Parcel:
-    """Consecutive records of one shipment for one partition, one entry of its line.
+class BulkChunk:
+    """Consecutive records of one `send_many` for one partition: one entry of its queue.
 
     Attributes:
-        shipment: Whose they are.
-        items: The records.
-        cursor: The first one that was not handed over.
-        until: When they must be delivered, in loop time.
-        sent: When they were given, in loop time.
-        size: Their bytes, as the buffer counts them.
-        left: Those among them that are still waiting.
+        bulk: The call that they belong to.
+        records: The records.
+        cursor: Index of the first one that is not in a batch yet.
+        deadline: When they must be delivered, in loop time.
+        sent_at: When they were accepted, in loop time.
+        size: Their size, as buffer memory counts it.
+        waiting_bytes: The part of it that is not in a batch yet.
     """
 
-    __slots__ = ("cursor", "items", "left", "sent", "shipment", "size", "until")
+    __slots__ = ("bulk", "cursor", "deadline", "records", "sent_at", "size", "waiting_bytes")
 
     def __init__(
-        self, shipment: Shipment, items: list[Item], size: int, sent: float, until: float
+        self, bulk: BulkSend, records: list[BulkRecord], size: int, sent_at: float, deadline: float
     ) -> None:
-        self.shipment = shipment
-        self.items = items
+        self.bulk = bulk
+        self.records = records
         self.cursor = 0
         self.size = size
-        self.left = size
-        self.sent = sent
-        self.until = until
+        self.waiting_bytes = size
+        self.sent_at = sent_at
+        self.deadline = deadline
 
-    def drop(self) -> None:
-        """Have nothing more to hand over."""
-        self.cursor, self.left = len(self.items), 0
+    def take(self, count: int) -> int:
+        """Move the cursor past `count` records, and return the bytes that they are counted as."""
+        rest = len(self.records) - self.cursor
+        taken = self.waiting_bytes if count >= rest else self.size * count // len(self.records)
+        self.cursor += count
+        self.waiting_bytes -= taken
+        return taken
 
-    def share(self, count: int) -> int:
-        """Give the bytes of that many records, and leave the rest for the others."""
-        rest = len(self.items) - self.cursor
-        part = self.left if count >= rest else self.size * count // len(self.items)
-        self.left -= part
-        return part
+    def drain(self) -> list[BulkRecord]:
+        """Return the records that are not in a batch yet, and leave none."""
+        rest = self.records[self.cursor :]
+        self.cursor, self.waiting_bytes = len(self.records), 0
+        return rest
 
 
-class Slice:
-    """The part of a parcel that one batch carries.
+def fail_waiting(
+    queues: Iterable[PartitionQueue],
+    errors: DeliveryErrors,
+    buffer: BufferMemory,
+    make_error: Callable[[float, str], Exception],
+) -> list[DeliveryFailure]:
+    """Fail every waiting record, and return the failures. None of the records was sent.
 
-    Attributes:
-        parcel: Whose part.
-        first: The place of its first record in the parcel.
-        last: The place behind its last one.
-        size: Its bytes, as the buffer counts them.
-        told: Its shipment knows the outcome, or that it is unknown.
+    Args:
+        queues: Where they wait.
+        errors: Counts them.
+        buffer: Gets their bytes back.
+        make_error: Makes an error, from the time a record was accepted and the call's name.
     """
+    failures: list[DeliveryFailure] = []
+    for queue in queues:
+        for entry in queue.entries:
+            if isinstance(entry, BulkChunk):
+                rest = entry.drain()
+                if rest:
+                    error = make_error(entry.sent_at, "send_many")
+                    errors.count_lost(error, len(rest))
+                    failures += entry.bulk.fail(queue.tp, rest, error)
+            elif not entry[0].done():
+                error = make_error(entry[7], "send")
+                failures.append(failure_of(queue.tp, without_position(entry), error))
+                errors.fail(entry[0], error)
+        queue.position += len(queue.entries)
+        queue.entries.clear()
+        freed, queue.waiting_bytes = queue.waiting_bytes, 0
+        if freed:
+            buffer.release(freed)
+    return failures
 
-    __slots__ = ("first", "last", "parcel", "size", "told")
 
-    def __init__(self, parcel: Parcel, first: int, last: int, size: int) -> None:
-        self.parcel = parcel
-        self.first = first
-        self.last = last
-        self.size = size
-        self.told = False
+def without_position(record: Record) -> BulkRecord:
+    """Return a record of `send`, which has no position among others."""
+    _, key, value, headers, timestamp_ms, *_ = record
+    return (-1, key, value, headers, timestamp_ms)
 
-    @property
-    def count(self) -> int:
-        """How many records it has."""
-        return self.last - self.first
 
-    def confirm(self, tp: TopicPartition, base: int) -> None:
-        """Tell the shipment that it was written."""
-        if not self.told:
-            self.told = True
-            self.parcel.shipment.confirm(tp.partition, base, self.count)
-
-    def fail(self, tp: TopicPartition, error: Exception) -> None:
-        """Tell the shipment that it failed."""
-        if not self.told:
-            self.told = True
-            self.parcel.shipment.fail(tp, self.parcel.items[self.first : self.last], error)
+def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> DeliveryFailure:
+    """Return the failure of one record."""
+    position, key, value, headers, timestamp_ms = record
+    return DeliveryFailure(
+        position=position,
+        topic=tp.topic,
+        partition=tp.partition,
+        key=key,
+        value=value,
+        headers=headers,
+        timestamp_ms=timestamp_ms,
+        error=error,
+        progress=progress_of(error),
+    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka.partitioner import DefaultPartitioner
 
-from .partition_queue import Line
+from .partition_queue import PartitionQueue
 
 if TYPE_CHECKING:
     import random
@@ -14,114 +14,115 @@ if TYPE_CHECKING:
 
 
 Partitioner: TypeAlias = "Callable[[bytes | None, list[int], list[int]], int]"
-"""Takes the key, all partitions in order and those with a leader; returns one of them."""
+"""Takes the key, all partitions in order, and those with a leader; returns one of them."""
 
-_MOST_KEYS = 65_536
-"""Keys whose partition is remembered, for each topic; one takes about 150 bytes."""
+_MAX_CACHED_KEYS = 65_536
+"""Keys whose queue is cached, for each topic; one takes about 150 bytes."""
 
-_by_hash: Partitioner = DefaultPartitioner()
+_partition_by_hash: Partitioner = DefaultPartitioner()
 
 
-class Topic:
-    """The partitions of one topic, and which record goes to which.
+class TopicPartitions:
+    """The partitions of one topic, and the choice of one for each record.
 
-    Records with a key go where aiokafka (and Java's client) would send them; those without one
-    stay with a partition for the length of a batch, then move on to another that is free.
+    Records with a key go where aiokafka and Java's client would send them. Records without a key
+    stay with one partition for the length of a batch ("sticky"), then switch to an idle one.
+
+    Args:
+        name: The topic's name.
+        rng: For choosing among idle partitions.
+        partitioner: The user's own.
+        sticky_bytes: Bytes of records without a key that go to one partition.
 
     Attributes:
-        name: Its name.
-        lines: Its lines, by partition.
-        keys: The lines of keys seen lately.
-        sticky: Where records without a key go now; None when the partitioner decides.
-        enough: The bytes waiting in that line after which they move on.
+        name: The topic's name.
+        queues: The queues, by partition.
+        queue_by_key: The queues of recent keys.
+        sticky: Where records without a key go now; None when the user's partitioner decides.
+        sticky_limit: Bytes waiting in that queue after which it is switched.
     """
 
     __slots__ = (
         "_available",
-        "_full",
         "_partitioner",
         "_partitions",
         "_rng",
-        "enough",
-        "keys",
-        "lines",
+        "_sticky_bytes",
         "name",
+        "queue_by_key",
+        "queues",
         "sticky",
+        "sticky_limit",
     )
 
     def __init__(
-        self, name: str, rng: random.Random, partitioner: Partitioner | None, full: int
+        self, name: str, rng: random.Random, partitioner: Partitioner | None, sticky_bytes: int
     ) -> None:
-        """Begin without partitions.
-
-        Args:
-            name: Its name.
-            rng: For choosing among free partitions.
-            partitioner: The user's own.
-            full: Bytes of records without a key that stay together.
-        """
         self.name = name
-        self.enough = 0
-        self._full = full
-        self.lines: dict[int, Line] = {}
-        self.keys: dict[bytes | None, Line] = {}
-        self.sticky: Line | None = None
+        self.queues: dict[int, PartitionQueue] = {}
+        self.queue_by_key: dict[bytes | None, PartitionQueue] = {}
+        self.sticky: PartitionQueue | None = None
+        self.sticky_limit = 0
+        self._sticky_bytes = sticky_bytes
         self._rng = rng
         self._partitioner = partitioner
         self._partitions: list[int] = []
         self._available: list[int] = []
 
-    def learn(self, partitions: Collection[int], available: Collection[int]) -> list[Line]:
-        """Take what the metadata say; return the lines of new partitions."""
+    def update(
+        self, partitions: Collection[int], available: Collection[int]
+    ) -> list[PartitionQueue]:
+        """Take over new metadata; return the queues of new partitions."""
         self._available = sorted(available)
         wanted = sorted(partitions)
         if wanted == self._partitions:
             return []
         self._partitions = wanted
-        self.keys.clear()
-        # Who was in the line of one that is gone ends with its deadline.
-        self.lines = {p: line for p, line in self.lines.items() if p in partitions}
+        self.queue_by_key.clear()
+        # Records that wait for a partition that was removed fail at their deadline.
+        self.queues = {p: queue for p, queue in self.queues.items() if p in partitions}
         new = []
         for partition in wanted:
-            if partition not in self.lines:
-                self.lines[partition] = Line(self.name, partition)
-                new.append(self.lines[partition])
+            if partition not in self.queues:
+                self.queues[partition] = PartitionQueue(self.name, partition)
+                new.append(self.queues[partition])
         if self._partitioner is None:
-            self.move_on()
+            self.switch_sticky()
         return new
 
-    def route(self, key: bytes | None) -> Line:
-        """Choose the line of a record; `keys` and `sticky` are the short cuts to it.
+    def choose(self, key: bytes | None) -> PartitionQueue:
+        """Choose the queue of a record; `queue_by_key` and `sticky` are shortcuts to it.
 
         Raises:
-            Exception: What the caller's own partitioner raised.
-            ValueError: It returned no partition of the topic.
+            Exception: The user's partitioner raised it.
+            ValueError: The user's partitioner returned an unknown partition.
         """
         if self._partitioner is not None:
             chosen = self._partitioner(key, list(self._partitions), list(self._available))
-            line = self.lines.get(chosen)
-            if line is None:
+            queue = self.queues.get(chosen)
+            if queue is None:
                 raise ValueError(
-                    f"partitioner= returned {chosen!r} for topic {self.name!r}: return one of "
-                    f"{self._partitions}"
+                    f"partitioner= returned {chosen!r} for topic {self.name!r}: it must return "
+                    f"one of {self._partitions}"
                 )
-            return line
+            return queue
         if key is None and self.sticky is not None:
-            if self.sticky.waiting >= self.enough:
-                self.move_on()
+            if self.sticky.waiting_bytes >= self.sticky_limit:
+                self.switch_sticky()
             return self.sticky
-        if len(self.keys) >= _MOST_KEYS:
-            self.keys.clear()
-        line = self.lines[_by_hash(key, self._partitions, self._available)]
-        self.keys[key] = line
-        return line
+        if len(self.queue_by_key) >= _MAX_CACHED_KEYS:
+            self.queue_by_key.clear()
+        queue = self.queues[_partition_by_hash(key, self._partitions, self._available)]
+        self.queue_by_key[key] = queue
+        return queue
 
-    def move_on(self) -> None:
-        """Send records without a key to another partition: a free one, or the emptiest."""
-        lines = [self.lines[partition] for partition in self._partitions]
-        free = [line for line in lines if line.idle] or [line for line in lines if not line.held]
+    def switch_sticky(self) -> None:
+        """Send records without a key to another partition: an idle one, or the least loaded."""
+        queues = [self.queues[partition] for partition in self._partitions]
+        free = [queue for queue in queues if queue.idle]
+        free = free or [queue for queue in queues if not queue.on_hold]
         if len(free) > 1:
             start = self._rng.randrange(len(free))
             free = free[start:] + free[:start]
-        self.sticky = min(free or lines, key=lambda line: line.waiting)
-        self.enough = self.sticky.waiting + self._full
+        self.sticky = min(free or queues, key=lambda queue: queue.waiting_bytes)
+        self.sticky_limit = self.sticky.waiting_bytes + self._sticky_bytes

@@ -1,4 +1,4 @@
-"""What a caller gives as a record: checked, serialized, measured, before anything waits."""
+"""The records that callers pass in: checked and measured before they are queued."""
 
 from __future__ import annotations
 
@@ -7,40 +7,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aiokafka.errors import MessageSizeTooLargeError
 
-from resilient_io.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-__all__ = [
-    "Headers",
-    "OutgoingRecord",
-    "Serializer",
-    "check_serializer",
-    "checked",
-    "measured",
-    "too_large",
-]
 
 Headers: TypeAlias = list[tuple[str, bytes | None]]
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
 
-_SERIALIZED = ("key", "value")
+OVERHEAD = 256
+"""Bytes that a record costs besides its own: its tuple, its future, its place in a queue."""
+
+_WITH_SERIALIZER = ("key", "value")
 
 _PAIR = 2
-_MOST_PARTITION = 2**31 - 1
-_STAMPS = 2**63
+_MAX_PARTITION = 2**31 - 1
+_MAX_TIMESTAMP = 2**63
 
 
 class OutgoingRecord(NamedTuple):
     """A record for `send_many` that has more than a key and a value.
 
     Attributes:
-        value: Its value, as the value serializer takes it.
-        key: Its key, as the key serializer takes it.
+        value: Value, as the value serializer takes it.
+        key: Key, as the key serializer takes it.
         headers: Pairs of a name and bytes.
-        partition: Its partition; None to let the key decide.
-        timestamp_ms: Its timestamp in milliseconds since 1970; None for now.
+        partition: Partition; None to let the key choose.
+        timestamp_ms: Timestamp in milliseconds since 1970; None for now.
     """
 
     value: Any = None
@@ -50,10 +41,8 @@ class OutgoingRecord(NamedTuple):
     timestamp_ms: int | None = None
 
 
-def checked(name: str, data: object) -> bytes | None:
-    """Return a key or a value as bytes of its own, or refuse it.
-
-    What can change (bytearray, memoryview) is copied: it may wait.
+def to_bytes(name: str, data: object) -> bytes | None:
+    """Return a key or a value as bytes; mutable data is copied because the record may wait.
 
     Raises:
         TypeError: It is not bytes.
@@ -62,16 +51,16 @@ def checked(name: str, data: object) -> bytes | None:
         return data
     if isinstance(data, (bytearray, memoryview)):
         return bytes(data)
-    hint = f", or give the producer {name}_serializer=" if name in _SERIALIZED else ""
-    raise TypeError(f"{name} is {type(data).__name__}, not bytes: encode it{hint}")
+    hint = f", or pass {name}_serializer= to the producer" if name in _WITH_SERIALIZER else ""
+    raise TypeError(f"{name} must be bytes, not {type(data).__name__}; encode it{hint}")
 
 
-def measured(
+def check_rare_fields(
     headers: Iterable[tuple[str, bytes | None]] | None,
     partition: int | None,
     timestamp_ms: int | None,
 ) -> tuple[Headers | None, int]:
-    """Check what is rarely given; return the headers and their size.
+    """Check the fields that most records do not have; return the headers and their size.
 
     Raises:
         TypeError: A type is wrong.
@@ -79,16 +68,16 @@ def measured(
     """
     if partition is not None:
         if isinstance(partition, bool) or not isinstance(partition, int):
-            raise TypeError(f"partition={partition!r} is no int")
-        if not 0 <= partition <= _MOST_PARTITION:
-            raise ValueError(f"partition={partition!r} is out of range: write 0 or more")
+            raise TypeError(f"partition must be an int, not {partition!r}")
+        if not 0 <= partition <= _MAX_PARTITION:
+            raise ValueError(f"partition must be 0 or more, not {partition!r}")
     if timestamp_ms is not None:
         if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int):
             raise TypeError(
-                f"timestamp_ms={timestamp_ms!r} is no int: write int(time.time() * 1000)"
+                f"timestamp_ms must be an int, not {timestamp_ms!r}; use int(time.time() * 1000)"
             )
-        if not 0 <= timestamp_ms < _STAMPS:
-            raise ValueError(f"timestamp_ms={timestamp_ms!r} is out of range: write 0 or more")
+        if not 0 <= timestamp_ms < _MAX_TIMESTAMP:
+            raise ValueError(f"timestamp_ms must be 0 or more, not {timestamp_ms!r}")
     if not headers:
         return None, 0
     pairs: Headers = []
@@ -96,34 +85,34 @@ def measured(
     for pair in headers:
         given: object = pair
         if not isinstance(given, tuple) or len(given) != _PAIR or not isinstance(given[0], str):
-            raise TypeError(f'header {pair!r} is no pair: write headers=[("name", b"value")]')
+            raise TypeError(
+                f"a header must be a pair of a name and bytes, not {type(pair).__name__}; use "
+                f'headers=[("name", b"value")]'
+            )
         name, value = pair
-        data = checked("a header's value", value)
+        data = to_bytes("a header's value", value)
         pairs.append((name, data))
         size += len(name.encode()) + len(data or b"") + 8
     return pairs, size
 
 
-def check_serializer(name: str, serializer: object) -> None:
-    """Refuse a serializer that cannot be called.
+def check_function(name: str, function: object) -> None:
+    """Check a serializer or partitioner.
 
     Raises:
-        ConfigurationError: It cannot, or it would have to be awaited.
+        TypeError: It cannot be called, or would have to be awaited.
     """
-    if serializer is not None and not callable(serializer):
-        raise ConfigurationError(
-            f"{name}={serializer!r} is no function: write {name}=json_bytes or leave it out"
-        )
-    if inspect.iscoroutinefunction(serializer):
-        raise ConfigurationError(
-            f"{name}={serializer!r} is async, and would give a coroutine: write a plain function, "
-            f"and await before you send"
-        )
+    if function is None:
+        return
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} must be a plain function, not an async one; await before you send")
 
 
 def too_large(size: int, limit: int) -> Exception:
-    """Say that a record is larger than the producer takes."""
+    """Return the error of a record that is larger than the producer accepts."""
     return MessageSizeTooLargeError(
-        f"the record has {size} bytes, and max_request_size={limit}: send less, or give the "
-        f"producer (and the topic's max.message.bytes) more"
+        f"the record has {size} bytes, more than max_request_size={limit}; send less, or raise "
+        f"max_request_size and the topic's max.message.bytes"
     )

@@ -1,4 +1,4 @@
-"""What became of many records: `send_many` and `aclose` return it."""
+"""The outcomes of many records, and a producer's counters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class OffsetRange:
     """Where records of one partition were written.
 
     Attributes:
-        first: The least offset; -1 if Kafka confirmed them without telling.
-        last: The greatest offset. Other producers' records may lie between.
-        count: How many records.
+        first: Lowest offset; -1 if Kafka confirmed the records without it.
+        last: Highest offset. Records of other producers may lie between.
+        count: Number of records.
     """
 
     first: int
@@ -30,18 +30,19 @@ class OffsetRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryFailure:
-    """One record that was not delivered, or of which nobody can say.
+    """One record that was not delivered, or whose outcome is unknown.
 
     Attributes:
-        position: Its place among the given records, from 0; -1 where there was no order.
+        position: Its position among the given records, from 0; -1 for a record of `send`.
         topic: Its topic.
-        partition: Its partition; None when it had not been chosen.
-        key: Its key in bytes, or as it was given when a serializer raised.
-        value: Its value in bytes, or as it was given when a serializer raised.
+        partition: Its partition; None if it had not been chosen.
+        key: Its key in bytes, or as it was given if a serializer raised.
+        value: Its value in bytes, or as it was given if a serializer raised.
         headers: Its headers.
         timestamp_ms: Its timestamp, if one was given.
-        error: What `send` would have raised.
-        progress: How far it got: only what was not sent, or was refused, may safely be sent again.
+        error: The error that `send` would have raised.
+        progress: How far it got. Only a record that was not sent or was refused may safely be sent
+            again.
     """
 
     position: int
@@ -56,21 +57,21 @@ class DeliveryFailure:
 
 
 def progress_of(error: Exception) -> Progress:
-    """Tell how far a record got that had been taken in; what is not our error is the broker's."""
+    """Return how far an accepted record got; an error of aiokafka's is the broker's refusal."""
     return error.progress if isinstance(error, ResilientIOError) else Progress.REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryReport:
-    """What became of many records.
+    """The outcomes of many records, returned by `send_many` and `aclose`.
 
     Attributes:
-        delivered: How many Kafka confirmed.
-        failures: The others, by their places.
-        offsets: By partition, where the confirmed ones were written.
-        taken: How many records were taken from what was given.
-        complete: Whether all that was given was taken; not so when the time ended, or Kafka went
-            down, before the source did.
+        delivered: Number of records that Kafka confirmed.
+        failures: The other records, by position.
+        offsets: Where the confirmed records were written, by partition.
+        taken: Number of records taken from the source.
+        complete: Whether the whole source was taken; not so when the time ended or Kafka went
+            down first.
     """
 
     delivered: int = 0
@@ -85,15 +86,15 @@ class DeliveryReport:
         return self.complete and not self.failures
 
     def of(self, progress: Progress) -> list[DeliveryFailure]:
-        """Give the failures that got as far as this."""
+        """Return the failures that got as far as this."""
         return [failure for failure in self.failures if failure.progress is progress]
 
     def check(self) -> None:
         """Raise the first failure's error, if there is one.
 
         Raises:
-            Exception: What `send` would have raised for the first record that failed; a note says
-                how many did.
+            Exception: The error that `send` would have raised for the first record that failed. A
+                note says how many failed.
         """
         if not self.failures:
             return
@@ -111,25 +112,25 @@ class ProducerStats:
     Attributes:
         delivered: Records that Kafka confirmed.
         ended: Records and calls that ended in an error, by its name.
-        batches: Batches that were handed over.
-        travelling: Batches that were handed over and are not settled.
-        waiting: Records that wait to be handed over; those of one `send_many` for one partition may
-            count as one.
-        buffered: Bytes of records held, each counted as its own bytes and 256.
-        callers_waiting: Callers that wait for room.
-        instances: aiokafka instances that were in service, the present one included.
-        log_records_dropped: Log records of aiokafka's that were counted instead of written.
-        latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the batches were confirmed,
-            counted from their being handed over; empty before the first use.
-        latency_total: All those times together, in seconds.
-        latency_counts: The same as a histogram: pairs of the most seconds that belong to a bucket
-            (eight to an octave) and how many batches took so long, without the empty ones.
+        batches: Batches sent.
+        in_flight: Batches sent that have no outcome yet.
+        waiting: Records that wait to be sent. Those of one `send_many` for one partition may count
+            as one.
+        buffered: Bytes of records held. Each record counts as its own bytes and 256 more.
+        callers_waiting: Callers that wait for room in the buffer.
+        instances: aiokafka producers that were in service, the present one included.
+        log_records_dropped: Log records of aiokafka that were counted instead of written.
+        latency: The time within which 50 %, 90 %, 99 % and 99.9 % of the batches were confirmed
+            after they were sent; empty before the first use.
+        latency_total: The sum of those times in seconds.
+        latency_counts: Non-empty histogram buckets as `(upper_bound_seconds, count)`; eight buckets
+            per power of two.
     """
 
     delivered: int = 0
     ended: Mapping[str, int] = field(default_factory=dict)
     batches: int = 0
-    travelling: int = 0
+    in_flight: int = 0
     waiting: int = 0
     buffered: int = 0
     callers_waiting: int = 0

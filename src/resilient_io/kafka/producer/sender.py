@@ -1,4 +1,4 @@
-"""Hands batches over to the instance in service, one at a time for each partition."""
+"""Passes batches to the aiokafka producer in service, one at a time for each partition."""
 
 from __future__ import annotations
 
@@ -7,367 +7,396 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as driver
+from aiokafka import errors as kafka_errors
 
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
 
-from ..driver import InstanceEnded
-from ..errors import meaning_of
-from .batch import confirm, fail, load, put_back
-from .closing import drop_waiting
-from .errors import refusal
-from .sequence import attempts_of, is_idempotent, newest_batch, take_back
+from ..driver import DriverClosed
+from ..errors import classify_error
+from .batch import (
+    attempts_of,
+    build_batch,
+    complete_batch,
+    fail_batch,
+    is_idempotent,
+    newest_driver_batch,
+    put_back,
+    roll_back_sequence,
+)
+from .partition_queue import fail_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aiokafka.structs import RecordMetadata
 
     from resilient_io.health import Dependency
 
+    from ..probe import KafkaProbe
     from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
-    from .buffer import Room
-    from .errors import Verdicts
-    from .metadata import Topics
-    from .partition_queue import Cargo, Line
+    from .batch import InFlightBatch
+    from .buffer import BufferMemory
+    from .errors import DeliveryErrors
+    from .metadata import ProducerMetadata
+    from .partition_queue import PartitionQueue
+    from .reports import DeliveryFailure
+    from .transaction_state import TransactionState
 
 
-_CLOCK_SPACING = 1.0
-"""Seconds for which the wall clock's distance from the loop's is believed."""
+_CLOCK_INTERVAL = 1.0
+"""Seconds for which the offset of the wall clock from the loop's clock is reused."""
 
-_LEADER_PAUSE = 0.1
-_LONGEST_LEADER_PAUSE = 0.5
-"""Seconds between two questions for the leader of a partition that has none."""
+_FIRST_LEADER_PAUSE = 0.1
+_MAX_LEADER_PAUSE = 0.5
+"""Seconds between two requests for the leader of a partition that has none."""
 
-_HEAR = 0.9
-"""Seconds between two looks at who has answered: a little less than between two probes."""
+_ANSWER_INTERVAL = 0.9
+"""Seconds between two checks of which leaders answered: a little less than between two probes."""
 
-_TOO_LARGE = (driver.MessageSizeTooLargeError, driver.RecordListTooLargeError)
+_TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
-_NO_ANSWER = "it was handed over, and the connection to Kafka ended without an answer"
+_NO_ANSWER = "the record was sent, and the connection to Kafka was lost before an answer came"
+_CLOSED = "the record was sent, and the producer was closed before an answer came"
 
 
-class Courier:
-    """Carries what waits in the lines, whenever there is an instance to take it.
+class Sender:
+    """Sends what waits in the partition queues whenever an aiokafka producer can take it.
+
+    Args:
+        supervisor: Owns the aiokafka producer.
+        metadata: Knows the leaders.
+        buffer: Gets the bytes of completed batches back.
+        health: While it is DOWN, nothing is sent.
+        errors: Creates and counts the errors.
+        probe: Is told when all leaders have confirmed batches: then no probe is needed.
+        transaction: Says whether records may be sent.
 
     Attributes:
-        travelling: Batches that were handed over and are not settled.
-        batches: How many were handed over, ever.
-        latencies: How long those that were confirmed took from there on.
-        open: Whether batches may be handed over; a transaction's end closes it.
+        in_flight: Batches that were passed to aiokafka and are not completed.
+        batches: Number of batches ever sent.
+        latencies: Times from sending a batch to its confirmation.
     """
 
     def __init__(
         self,
         *,
         supervisor: Supervisor[ProducerDriver],
-        topics: Topics,
-        room: Room,
+        metadata: ProducerMetadata,
+        buffer: BufferMemory,
         health: Dependency,
-        verdicts: Verdicts,
-        heard: Callable[[], None],
-        progressed: Callable[[], None],
+        errors: DeliveryErrors,
+        probe: KafkaProbe,
+        transaction: TransactionState,
     ) -> None:
-        """Prepare.
-
-        Args:
-            supervisor: Owns the instance.
-            topics: Know the leaders.
-            room: Gets back the bytes of what is settled.
-            health: While it is DOWN, nothing is handed over.
-            verdicts: Makes the errors.
-            heard: Called when all leaders have just confirmed batches.
-            progressed: Called when a batch was settled.
-        """
-        self.travelling: dict[Line, Cargo] = {}
+        self.in_flight: dict[PartitionQueue, InFlightBatch] = {}
         self.batches = 0
         self.latencies = Latencies()
-        self.open = True
         self._supervisor = supervisor
-        self._topics = topics
-        self._room = room
+        self._metadata = metadata
+        self._buffer = buffer
         self._health = health
-        self._verdicts = verdicts
-        self._heard = heard
-        self._progressed = progressed
+        self._errors = errors
+        self._probe = probe
+        self._transaction = transaction
         self._loop = asyncio.get_running_loop()
         self._context = supervisor.context()
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._held: list[Line] = []
-        self._asking: asyncio.Task[None] | None = None
-        self._given_up: ProducerDriver | None = None
+        self._on_hold: list[PartitionQueue] = []
+        self._leader_search: asyncio.Task[None] | None = None
+        self._unusable: ProducerDriver | None = None
+        self._replace_for: Exception | None = None
         self._answered: dict[int | None, None] = {}  # nodes
-        self._heard_at = -math.inf
-        self._renewal: Exception | None = None
-        self._epoch = 0.0
-        self._epoch_until = -math.inf
+        self._checked_answers_at = -math.inf
+        self._clock_offset = 0.0
+        self._clock_offset_until = -math.inf
+        self._settled_waiters: list[asyncio.Future[None]] = []
 
-    # --- handing over
+    # --- sending
 
-    def hand_over(self, line: Line) -> None:
-        """Hand over the front of a line that has nothing travelling, or hold it until that goes."""
-        instance = self._supervisor.instance
+    def send_from(self, queue: PartitionQueue) -> None:
+        """Send the front of a queue that has no batch in flight, or put the queue on hold."""
+        driver = self._supervisor.driver
         if (
-            instance is None
-            or instance is self._given_up
-            or not self.open
-            or self._renewal is not None
+            driver is None
+            or driver is self._unusable
+            or not self._transaction.sendable
+            or self._replace_for is not None
             or not self._health.available
         ):
-            self._hold(line)
+            self._hold(queue)
             return
-        if not self._topics.has_leader(line):
-            self._hold(line)
-            self._ask_for_leaders()
+        if not self._metadata.has_leader(queue):
+            self._hold(queue)
+            self._search_leaders()
             return
         now = self._loop.time()
-        if now >= self._epoch_until:
-            self._set_epoch(instance, now)
-        cargo, freed = load(line, instance, instance.create_batch(), now, self._epoch)
+        if now >= self._clock_offset_until:
+            self._read_clock(driver, now)
+        batch, freed = build_batch(queue, driver, driver.create_batch(), now, self._clock_offset)
         if freed:
-            self._room.release(freed)
-            self._progressed()
-        if not cargo.count:
-            line.idle = True
+            self._buffer.release(freed)
+            self.notify_settled()
+        if not batch.count:
+            queue.idle = True
             return
-        line.cargo = self.travelling[line] = cargo
-        topic = self._topics.known.get(line.topic)
-        if topic is not None and topic.sticky is line:
-            topic.move_on()
+        queue.unsettled_from = batch.position
+        self.in_flight[queue] = batch
+        topic = self._metadata.topics.get(queue.topic)
+        if topic is not None and topic.sticky is queue:
+            topic.switch_sticky()
         self.batches += 1
         task = self._loop.create_task(
-            self._carry(cargo, instance), name="resilient-io kafka batch", context=self._context
+            self._send(batch, driver), name="resilient-io kafka batch", context=self._context
         )
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
 
-    def wake(self) -> None:
-        """Try the lines again that were held."""
-        held, self._held = self._held, []
-        for line in held:
-            line.held = False
-            self.hand_over(line)
+    def resume(self) -> None:
+        """Try again to send from the queues on hold."""
+        on_hold, self._on_hold = self._on_hold, []
+        for queue in on_hold:
+            queue.on_hold = False
+            self.send_from(queue)
 
-    def _hold(self, line: Line) -> None:
-        if not line.held:
-            line.held = True
-            self._held.append(line)
+    def _hold(self, queue: PartitionQueue) -> None:
+        if not queue.on_hold:
+            queue.on_hold = True
+            self._on_hold.append(queue)
 
-    def _set_epoch(self, instance: ProducerDriver, now: float) -> None:
-        # Time comes from the loop alone, so the wall clock is read where aiokafka reads it.
-        read = instance.create_batch().append(timestamp=None, key=None, value=b"")
-        self._epoch = read.timestamp / 1000.0 - now
-        self._epoch_until = now + _CLOCK_SPACING
+    def _read_clock(self, driver: ProducerDriver, now: float) -> None:
+        # Time comes from the loop only, so the wall clock is read where aiokafka reads it.
+        read = driver.create_batch().append(timestamp=None, key=None, value=b"")
+        self._clock_offset = read.timestamp / 1000.0 - now
+        self._clock_offset_until = now + _CLOCK_INTERVAL
 
-    async def _carry(self, cargo: Cargo, instance: ProducerDriver) -> None:
-        line = cargo.line
+    async def _send(self, batch: InFlightBatch, driver: ProducerDriver) -> None:
+        tp = batch.queue.tp
         try:
-            future = await instance.send_batch(cargo.batch, line.topic, partition=line.partition)
-        # The boundary to the driver: it asserts, too. Whatever it raises here, it took nothing.
+            future = await driver.send_batch(batch.builder, tp.topic, partition=tp.partition)
+        # The boundary to the driver, which also uses assertions. It accepted nothing if it raises.
         except Exception as error:  # noqa: BLE001
-            self._not_taken(cargo, error)
+            self._not_accepted(batch, error)
         else:
-            cargo.taken = newest_batch(instance, line.tp)
-            future.add_done_callback(functools.partial(self._settled, cargo))
+            batch.driver_batch = newest_driver_batch(driver, tp)
+            future.add_done_callback(functools.partial(self._answered_with, batch))
 
-    def _ask_for_leaders(self) -> None:
-        if self._asking is None:
-            self._asking = self._loop.create_task(
+    # --- partitions without a leader
+
+    def _search_leaders(self) -> None:
+        if self._leader_search is None:
+            self._leader_search = self._loop.create_task(
                 self._find_leaders(), name="resilient-io kafka leaders", context=self._context
             )
 
     async def _find_leaders(self) -> None:
-        """Ask for metadata until no held line lacks a leader, or the instance is gone."""
-        pause = _LEADER_PAUSE
+        """Refresh metadata until no queue on hold lacks a leader, or the driver is gone."""
+        pause = _FIRST_LEADER_PAUSE
         try:
-            while lacking := self._leaderless():
-                instance = self._supervisor.instance
-                if instance is None:
+            while leaderless := self._leaderless():
+                driver = self._supervisor.driver
+                if driver is None:
                     return
                 try:
-                    answered = await self._topics.refresh(instance)
-                except InstanceEnded:
+                    answered = await self._metadata.refresh(driver)
+                except DriverClosed:
                     return
                 if answered:
-                    self._fail_deleted(lacking)
+                    self._fail_deleted(leaderless)
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_LEADER_PAUSE)
+                pause = min(2 * pause, _MAX_LEADER_PAUSE)
         finally:
-            self._asking = None
-        self.wake()
+            self._leader_search = None
+        self.resume()
 
-    def _leaderless(self) -> list[Line]:
-        """Give the held lines that lack a leader; let those go in which nothing waits any more."""
-        held, self._held = self._held, []
-        for line in held:
-            if line.records:
-                self._held.append(line)
+    def _leaderless(self) -> list[PartitionQueue]:
+        """Return the queues on hold without a leader; release those in which nothing waits."""
+        on_hold, self._on_hold = self._on_hold, []
+        for queue in on_hold:
+            if queue.entries:
+                self._on_hold.append(queue)
             else:
-                line.held, line.idle = False, True
-        return [line for line in self._held if not self._topics.has_leader(line)]
+                queue.on_hold, queue.idle = False, True
+        return [queue for queue in self._on_hold if not self._metadata.has_leader(queue)]
 
-    def _fail_deleted(self, lacking: list[Line]) -> None:
+    def _fail_deleted(self, leaderless: list[PartitionQueue]) -> None:
         """Fail what waits for topics that Kafka said several times not to have."""
-        names = dict.fromkeys(line.topic for line in lacking if self._topics.is_gone(line.topic))
+        names = dict.fromkeys(q.topic for q in leaderless if self._metadata.is_deleted(q.topic))
         for name in names:
-            drop_waiting(
-                [line for line in self._topics.lines if line.topic == name],
-                self._verdicts,
-                self._room,
-                lambda _sent, _call, name=name: refusal(  # type: ignore[misc]
-                    driver.UnknownTopicOrPartitionError(name)
-                ),
+            error = kafka_errors.UnknownTopicOrPartitionError(name)
+            fail_waiting(
+                [queue for queue in self._metadata.queues if queue.topic == name],
+                self._errors,
+                self._buffer,
+                lambda _began, _call, error=error: self._errors.rejected(error),  # type: ignore[misc]
             )
         if names:
-            self._topics.forget(list(names))
-            self._progressed()
+            self._metadata.forget(list(names))
+            self.notify_settled()
 
-    # --- what became of a batch
+    # --- the outcome of a batch
 
-    def _settled(self, cargo: Cargo, future: asyncio.Future[RecordMetadata]) -> None:
-        if cargo.line.cargo is not cargo:
+    def _answered_with(self, batch: InFlightBatch, future: asyncio.Future[RecordMetadata]) -> None:
+        if self.in_flight.get(batch.queue) is not batch:
             if not future.cancelled():
                 future.exception()
-            return  # settled when its instance was retired
+            return  # completed when its driver ended
         if future.cancelled():
-            self._failed(cargo, driver.KafkaError("the driver dropped it"))
+            self._failed(batch, kafka_errors.KafkaError("aiokafka dropped the batch"))
             return
         error = future.exception()
         if error is None:
-            self._note_answer(cargo.line)
-            self.latencies.record(self._loop.time() - cargo.at)
-            confirm(cargo, future.result(), self._verdicts)
-            self._finish(cargo)
+            self._note_answer(batch.queue)
+            self.latencies.record(self._loop.time() - batch.sent_at)
+            complete_batch(batch, future.result(), self._errors)
+            self._finish(batch)
         elif isinstance(error, Exception):
-            self._failed(cargo, error)
+            self._failed(batch, error)
 
-    def _note_answer(self, line: Line) -> None:
-        """Say that no probe is needed, once all leaders have answered lately.
+    def _note_answer(self, queue: PartitionQueue) -> None:
+        """Tell the probe when all leaders answered recently.
 
-        One that is silent must be found by the probe, however much the others say.
+        A leader that is silent must be found by the probe, however often the others answer.
         """
-        self._answered[self._topics.leader_of(line)] = None
+        self._answered[self._metadata.leader_of(queue)] = None
         now = self._loop.time()
-        if now - self._heard_at >= _HEAR:
-            self._heard_at = now
-            if self._topics.leaders() <= self._answered.keys():
-                self._heard()
+        if now - self._checked_answers_at >= _ANSWER_INTERVAL:
+            self._checked_answers_at = now
+            if self._metadata.leaders() <= self._answered.keys():
+                self._probe.note_reply()
             self._answered.clear()
 
-    def _not_taken(self, cargo: Cargo, error: Exception) -> None:
-        """Put a batch back that the driver did not take; the next instance will."""
-        if cargo.line.cargo is not cargo:
+    def _not_accepted(self, batch: InFlightBatch, error: Exception) -> None:
+        """Put a batch back that aiokafka did not accept; the next driver gets it."""
+        if self.in_flight.get(batch.queue) is not batch:
             return
-        if isinstance(error, InstanceEnded):
-            self._given_up = cargo.instance
-        elif not isinstance(error, driver.KafkaTimeoutError):
-            self._break(cargo.instance, error)
-        self._finish(cargo, freed=put_back(cargo))
+        if isinstance(error, DriverClosed):
+            self._unusable = batch.driver
+        elif not isinstance(error, kafka_errors.KafkaTimeoutError):
+            self._replace(batch.driver, error)
+        self._finish(batch, freed=put_back(batch))
 
-    def _failed(self, cargo: Cargo, error: Exception) -> None:
-        if isinstance(error, InstanceEnded):
-            self._given_up = cargo.instance
-        if isinstance(error, InstanceEnded) and not error.sent:
-            self._finish(cargo, freed=put_back(cargo))
+    def _failed(self, batch: InFlightBatch, error: Exception) -> None:
+        errors = self._errors
+        if isinstance(error, DriverClosed):
+            self._unusable = batch.driver
+        if isinstance(error, DriverClosed) and not error.sent:
+            self._finish(batch, freed=put_back(batch))
             return
-        if isinstance(error, _TOO_LARGE) and cargo.count > 1:
-            self._split(cargo, error)
+        if isinstance(error, _TOO_LARGE) and batch.count > 1:
+            self._split(batch, error)
             return
-        meaning = meaning_of(error)
-        once = attempts_of(cargo.taken) == 1
-        if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and once):
-            fail(cargo, self._verdicts, lambda _sent, _call: refusal(error))
+        meaning = classify_error(error)
+        only_attempt = attempts_of(batch.driver_batch) == 1
+        if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and only_attempt):
+            fail_batch(batch, errors, lambda _began, _call: errors.rejected(error))
         elif (
-            once
+            only_attempt
             and meaning.kind in ("refused", "fatal")
-            and isinstance(error, driver.BrokerResponseError)
+            and isinstance(error, kafka_errors.BrokerResponseError)
         ):
-            # An answer to its only attempt that says "not written".
-            why = words(error)
-            fail(cargo, self._verdicts, lambda sent, call: self._verdicts.refused(sent, why, call))
+            # The answer to the only attempt says that the batch was not written.
+            why = errors.describe(error)
+            fail_batch(batch, errors, lambda began, call: errors.refused(began, why, call))
         else:
-            why = _NO_ANSWER if isinstance(error, InstanceEnded) else words(error)
-            fail(cargo, self._verdicts, lambda sent, call: self._verdicts.unknown(sent, why, call))
-        if isinstance(error, InstanceEnded):
-            pass
-        elif meaning.fatal:
-            self._break(cargo.instance, error)
-        else:
-            self._mend(cargo, error)
-        self._finish(cargo)
+            lost = isinstance(error, DriverClosed)
+            why = _NO_ANSWER if lost else errors.describe(error)
+            fail_batch(batch, errors, lambda began, call: errors.unknown(began, why, call))
+        if not isinstance(error, DriverClosed):
+            if meaning.fatal:
+                self._replace(batch.driver, error)
+            else:
+                self._repair_sequence(batch, error)
+        self._finish(batch)
 
-    def _split(self, cargo: Cargo, error: Exception) -> None:
+    def _split(self, batch: InFlightBatch, error: Exception) -> None:
         """Send a batch that is too large for the topic again, in halves: nothing was written."""
-        self._mend(cargo, error)
-        line = cargo.line
-        most = line.byte_limit if line.byte_limit is not None else cargo.batch.size()
-        line.byte_limit = max(1, min(most, cargo.size) // 2)
-        self._finish(cargo, freed=put_back(cargo))
+        self._repair_sequence(batch, error)
+        queue = batch.queue
+        limit = queue.byte_limit if queue.byte_limit is not None else batch.builder.size()
+        queue.byte_limit = max(1, min(limit, batch.size) // 2)
+        self._finish(batch, freed=put_back(batch))
 
-    def _mend(self, cargo: Cargo, error: Exception) -> None:
-        """See to it that later batches of the line are numbered as the broker expects.
+    def _repair_sequence(self, batch: InFlightBatch, error: Exception) -> None:
+        """Have later batches of the partition numbered as the broker expects.
 
-        One that was refused at its only attempt gives its numbers back. After several attempts
-        nobody knows which the broker has seen: the instance is replaced once nothing travels.
+        The sequence number of a batch that was refused at its only attempt is rolled back. After
+        several attempts it is unknown which of them the broker saw: then the driver is replaced
+        once no batch is in flight.
         """
-        if not is_idempotent(cargo.instance):
+        if not is_idempotent(batch.driver):
             return
-        if meaning_of(error).kind in ("permanent", "refused") and attempts_of(cargo.taken) == 1:
-            take_back(cargo.instance, cargo.line.tp, cargo.count)
-        elif self._renewal is None:
-            self._renewal = error
+        refused = classify_error(error).kind in ("permanent", "refused")
+        if refused and attempts_of(batch.driver_batch) == 1:
+            roll_back_sequence(batch.driver, batch.queue.tp, batch.count)
+        elif self._replace_for is None:
+            self._replace_for = error
 
-    def _finish(self, cargo: Cargo, *, freed: int | None = None) -> None:
-        """Let the line go on."""
-        line = cargo.line
-        self.travelling.pop(line, None)
-        line.cargo = None
-        if self._renewal is not None and not self.travelling:
-            error, self._renewal = self._renewal, None
-            self._break(cargo.instance, error)
-        if line.records:
-            self.hand_over(line)
+    def _finish(self, batch: InFlightBatch, *, freed: int | None = None) -> None:
+        """Continue with the next batch of the queue."""
+        queue = batch.queue
+        self.in_flight.pop(queue, None)
+        if self._replace_for is not None and not self.in_flight:
+            error, self._replace_for = self._replace_for, None
+            self._replace(batch.driver, error)
+        if queue.entries:
+            self.send_from(queue)
         else:
-            line.idle = True
-        size = cargo.size if freed is None else freed
+            queue.idle = True
+        size = batch.size if freed is None else freed
         if size:
-            self._room.release(size)
-        self._progressed()
+            self._buffer.release(size)
+        self.notify_settled()
 
-    # --- instances come and go
+    # --- waiting for outcomes
 
-    def _break(self, instance: ProducerDriver, error: Exception) -> None:
-        """Have an instance replaced, and give it nothing more."""
-        self._given_up = instance
-        self._supervisor.broken(instance, error)
+    def notify_settled(self) -> None:
+        """Wake the tasks that wait for records to be settled."""
+        if self._settled_waiters:
+            waiters, self._settled_waiters = self._settled_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
-    def retired(self, instance: ProducerDriver, error: BaseException | None) -> None:
-        """Settle what an ended instance still had: its sockets are closed, nobody will answer."""
-        self._renewal = None
-        cause = InstanceEnded("it ended", sent=True)
-        cause.__cause__ = error
-        for cargo in list(self.travelling.values()):
-            if cargo.instance is instance:
-                never = cargo.taken is None or attempts_of(cargo.taken) == 0
-                self._failed(cargo, InstanceEnded("it ended") if never else cause)
+    async def wait_settled(self) -> None:
+        """Wait until more records are settled."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._settled_waiters.append(waiter)
+        await waiter
+
+    # --- instances
+
+    def _replace(self, driver: ProducerDriver, error: Exception) -> None:
+        """Have a driver replaced, and pass nothing more to it."""
+        self._unusable = driver
+        self._supervisor.driver_failed(driver, error)
+
+    def driver_closed(self, driver: ProducerDriver, error: BaseException | None) -> None:
+        """Settle the batches of a closed driver: its sockets are closed, no answer will come."""
+        self._replace_for = None
+        ended = DriverClosed("it ended", sent=True)
+        ended.__cause__ = error
+        for batch in list(self.in_flight.values()):
+            if batch.driver is driver:
+                attempts = 0 if batch.driver_batch is None else attempts_of(batch.driver_batch)
+                self._failed(batch, DriverClosed("it ended") if attempts == 0 else ended)
+
+    def fail_in_flight(self) -> list[DeliveryFailure]:
+        """Fail what is in flight, with an unknown outcome; return the failures."""
+        failures: list[DeliveryFailure] = []
+        for batch in self.in_flight.values():
+            failures += fail_batch(
+                batch,
+                self._errors,
+                lambda began, call: self._errors.unknown(began, _CLOSED, call),
+            )
+        return failures
 
     async def aclose(self) -> None:
-        """End every task."""
+        """Cancel all tasks."""
         tasks = [*self._tasks]
-        if self._asking is not None:
-            tasks.append(self._asking)
+        if self._leader_search is not None:
+            tasks.append(self._leader_search)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-
-def words(error: BaseException) -> str:
-    """Say in one line what the driver raised."""
-    if isinstance(error, InstanceEnded):
-        return "the instance that had it ended before an answer came"
-    said = " ".join(str(error).split())
-    name = type(error).__name__
-    return f"the driver gave up: {said if name in said else f'{name}: {said}'}"

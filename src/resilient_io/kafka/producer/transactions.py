@@ -1,22 +1,21 @@
-"""Transactions: one at a time, on one instance from beginning to end."""
+"""Transactions: one at a time, on one aiokafka producer from beginning to end."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.errors import IllegalOperation, RequestTimedOutError
+from aiokafka.producer.transaction_manager import TransactionState as DriverState
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
-from ..driver import InstanceEnded
-from ..errors import KafkaDeadlineExceeded, meaning_of
-from .closing import drop_waiting
-from .errors import noted
-from .sender import words
-from .sequence import is_in_transaction
+from ..driver import DriverClosed
+from ..errors import KafkaDeadlineExceeded, classify_error
+from .partition_queue import fail_waiting
+from .transaction_state import OpenTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -29,298 +28,296 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
     from .accumulator import Accumulator
-    from .errors import Verdicts
-    from .sender import Courier
+    from .errors import DeliveryErrors
+    from .metadata import ProducerMetadata
+    from .sender import Sender
+    from .transaction_state import TransactionState
 
 
 T = TypeVar("T")
 
-_MOST_FENCES = 3
-"""How often in a row, without a commit between, the transactional id is taken back."""
+_MAX_TAKEOVERS = 3
+"""How often in a row, without a commit in between, the transactional id is taken back."""
 
 _ABORT_TIMEOUT = 5.0
 """Seconds for an abort when the policy has no deadline."""
 
-_ABORTED = "the transaction was aborted before it was handed over"
+_ABORTED = "the transaction was aborted before the record was sent"
 
 
-def fenced(error: BaseException) -> bool:
-    """Tell whether another producer took the transactional id, or the broker gave it up."""
-    return meaning_of(error).cause is Cause.FENCED
+def is_fenced(error: BaseException) -> bool:
+    """Return whether another producer took the transactional id, or the broker gave it up."""
+    return classify_error(error).cause is Cause.FENCED
 
 
-class Transactions:
-    """Begins, commits and aborts.
+def is_in_transaction(driver: ProducerDriver) -> bool:
+    """Return whether a transaction is open, or failed and has to be aborted.
 
-    Attributes:
-        transactional: Whether there are any: then nothing is sent outside them.
-        current: The one that is open.
+    `TransactionManager.state` of aiokafka 0.14: after a cancelled `begin_transaction` it may be
+    either.
+    """
+    owner: Any = driver
+    return owner._txn_manager.state in (
+        DriverState.IN_TRANSACTION,
+        DriverState.ABORTABLE_ERROR,
+        DriverState.FATAL_ERROR,
+    )
+
+
+class TransactionManager:
+    """Begins, commits and aborts transactions.
+
+    Args:
+        state: The open transaction, shared with all that accept or send records.
+        supervisor: Provides the aiokafka producer.
+        accumulator: Holds the records.
+        sender: Sends them.
+        metadata: Knows the partition queues.
+        errors: Creates and counts the errors.
+        policy: Limits the time of each step.
     """
 
     def __init__(
         self,
         *,
-        transactional_id: str | None,
+        state: TransactionState,
         supervisor: Supervisor[ProducerDriver],
         accumulator: Accumulator,
-        courier: Courier,
-        verdicts: Verdicts,
+        sender: Sender,
+        metadata: ProducerMetadata,
+        errors: DeliveryErrors,
         policy: RetryPolicy,
     ) -> None:
-        self.transactional = transactional_id is not None
-        self.current: Transaction | None = None
+        self._state = state
         self._supervisor = supervisor
         self._accumulator = accumulator
-        self._courier = courier
-        self._verdicts = verdicts
+        self._sender = sender
+        self._metadata = metadata
+        self._errors = errors
         self._timeout = policy.deadline if policy.deadline is not None else _ABORT_TIMEOUT
         self._loop = asyncio.get_running_loop()
-        self._ending: asyncio.Task[Any] | None = None  # a commit, or an abort
-        self._fences = 0
-        if self.transactional:
-            courier.open = False
-            accumulator.admission.transaction = lambda: self.current
-            verdicts.on_failure = self._doom
+        self._ending: asyncio.Task[Any] | None = None  # a commit or an abort
+        self._takeovers = 0
 
-    def check(self) -> None:
-        """Refuse a record outside a transaction.
-
-        Raises:
-            IllegalOperation: There is none.
-            Exception: What the open one is to be aborted for.
-        """
-        if self.transactional and (self.current is None or self.current.ending):
-            raise IllegalOperation(
-                "a producer with a transactional_id sends in transactions only: write "
-                "`async with producer.transaction():` around it"
-            )
-        if self.current is not None and self.current.doom is not None:
-            raise _told(self.current.doom)
-
-    def lost(self, instance: ProducerDriver, error: BaseException | None) -> None:
-        """Take note that the instance of a transaction has ended: Kafka will abort it."""
-        if self.current is None or self.current.instance is not instance:
+    def driver_closed(self, driver: ProducerDriver, error: BaseException | None) -> None:
+        """Abort the transaction of a driver that was closed: Kafka aborts it, too."""
+        transaction = self._state.current
+        if transaction is None or transaction.driver is not driver:
             return
-        if isinstance(error, Exception) and fenced(error):
-            self._doom(error)
+        if isinstance(error, Exception) and is_fenced(error):
+            self._state.abort(error)
         else:
-            why = "it was closed" if error is None else words(error)
-            lost = self._verdicts.unavailable(
-                self._loop.time(), f"the instance of the transaction ended: {why}", "transaction"
+            why = "it was closed" if error is None else self._errors.describe(error)
+            lost = self._errors.unavailable(
+                self._loop.time(),
+                f"the aiokafka producer of the transaction ended: {why}",
+                "transaction",
             )
-            lost.__cause__ = error
-            self._doom(lost)
-        self._courier.open = False
-        doom = self.current.doom
-        assert doom is not None  # noqa: S101 (just set)
-        self._drop_waiting(lambda _sent, _call: _told(doom))
+            lost.__cause__ = self._errors.cause(error)
+            self._state.abort(lost)
+        self._state.suspend()
+        self._fail_waiting(lambda _began, _call: transaction.aborted())
 
-    def _drop_waiting(self, error_for: Callable[[float, str], Exception]) -> None:
-        drop_waiting(self._accumulator.lines, self._verdicts, self._accumulator.room, error_for)
-        self._accumulator.progressed()
-
-    def _doom(self, error: Exception) -> None:
-        if self.current is not None and self.current.doom is None:
-            self.current.doom = error
-            self._accumulator.progressed()
+    def _fail_waiting(self, make_error: Callable[[float, str], Exception]) -> None:
+        fail_waiting(self._metadata.queues, self._errors, self._accumulator.buffer, make_error)
+        self._sender.notify_settled()
 
     # --- for one transaction
 
-    async def begin(self, transaction: Transaction) -> None:
-        """Begin one, on an instance that is in service."""
+    async def begin(self, transaction: OpenTransaction) -> None:
+        """Begin a transaction on an aiokafka producer that is in service."""
         if self._ending is None:
             self._refuse_second()
-        if not self.transactional:
+        if not self._state.transactional:
             raise ConfigurationError(
-                "transactions need an id of their own, the same after each restart: write "
+                "a transaction needs a transactional_id that is the same after each restart; use "
                 'ResilientKafkaProducer(..., transactional_id="orders-1")'
             )
-        call = self._accumulator.admission.begin("transaction")
-        self._accumulator.admission.check(call)
+        call = self._accumulator.begin_call("transaction")
+        self._accumulator.check_call(call)
         began, until = call.began, call.until
         if self._ending is not None:
             await self._wait(self._ending, until, began, "transaction")
             self._refuse_second()
-        refusal = self._supervisor.refusal
-        if refusal is not None and fenced(refusal) and self._fences < _MOST_FENCES:
-            self._fences += 1
-            self._supervisor.revive()
-        self.current = transaction
+        reason = self._supervisor.permanent_error
+        if reason is not None and is_fenced(reason) and self._takeovers < _MAX_TAKEOVERS:
+            self._takeovers += 1
+            self._supervisor.resume()
+        self._state.open(transaction)
         begun = False
         try:
-            instance = await self._supervisor.ready(until, "transaction")
-            transaction.instance = instance
+            driver = await self._supervisor.ready(until, "transaction")
+            transaction.driver = driver
             try:
-                await self._bounded(instance.begin_transaction(), until, began, "transaction")
-            except InstanceEnded as error:
-                raise self._verdicts.unavailable(began, words(error), "transaction") from error
-            if self._supervisor.instance is not instance:
-                raise self._verdicts.unavailable(
-                    began, "its instance ended when it had just begun", "transaction"
+                await self._call_driver(driver.begin_transaction(), until, began, "transaction")
+            except DriverClosed as error:
+                why = self._errors.describe(error)
+                raise self._errors.unavailable(began, why, "transaction") from error
+            if self._supervisor.driver is not driver:
+                raise self._errors.unavailable(
+                    began, "its aiokafka producer ended when it had just begun", "transaction"
                 )
             begun = True
         finally:
             if not begun:
-                self._abort_soon(transaction)
-        self._courier.open = True
-        self._courier.wake()
+                self._start_abort(transaction)
+        self._state.begun()
+        self._sender.resume()
 
     def _refuse_second(self) -> None:
-        if self.current is not None:
+        if self._state.current is not None:
             raise IllegalOperation(
-                "a transaction of this producer is under way: await its end first, or make a "
+                "a transaction of this producer is still open; await its end first, or create a "
                 "second producer with another transactional_id"
             )
 
-    async def commit(self, transaction: Transaction) -> None:
-        """Wait for all its records, then commit; abort it if one of them failed."""
+    async def commit(self, transaction: OpenTransaction) -> None:
+        """Wait for all records, then commit; abort if one of them failed."""
         began = self._loop.time()
         transaction.ending = True
         flushed = False
         try:
             async with asyncio.timeout_at(current_deadline()):
-                await self._accumulator.flushed(unless=lambda: transaction.doom is not None)
-            flushed = transaction.doom is None
+                await self._accumulator.flush(transaction)
+            flushed = transaction.abort_reason is None
         except TimeoutError:
-            error = self._verdicts.too_late(began, "commit")
-            error.add_note("the transaction is aborted: nothing of it will be seen")
+            error = self._errors.too_late(began, "commit")
+            error.add_note("the transaction is aborted: none of it becomes visible")
             raise error from None
         finally:
             if not flushed:
-                self._abort_soon(transaction)
-        if transaction.doom is not None:
-            await self._ended()
-            raise _told(transaction.doom)
-        until = self._accumulator.admission.begin("commit").until
+                self._start_abort(transaction)
+        if transaction.abort_reason is not None:
+            await self._wait_ended()
+            raise transaction.aborted()
+        until = self._accumulator.begin_call("commit").until
         self._ending = ending = self._loop.create_task(
             self._commit(transaction, until),
             name="resilient-io kafka commit",
             context=self._supervisor.context(),
         )
-        await self._ended()
-        error_of_commit = ending.result()
-        if error_of_commit is not None:
-            raise error_of_commit from error_of_commit.__cause__
+        await self._wait_ended()
+        unknown = ending.result()
+        if unknown is not None:
+            raise unknown from unknown.__cause__
 
-    async def _ended(self) -> None:
-        """Wait until the transaction is ended; that goes on if the caller is cancelled."""
-        if self._ending is not None:
-            await asyncio.wait([self._ending])
-
-    async def _commit(self, transaction: Transaction, until: float | None) -> Exception | None:
-        """Commit; return what to tell the caller, who may have left."""
-        try:
-            return await self._try_commit(transaction, until)
-        finally:
-            self._courier.open = False
-            self.current = self._ending = None
-
-    async def _try_commit(
-        self, transaction: Transaction, until: float | None
-    ) -> KafkaOutcomeUnknown | None:
-        instance = transaction.instance
-        assert instance is not None  # noqa: S101 (it was begun)
-        began = self._loop.time()
-        try:
-            await self._bounded(instance.commit_transaction(), until, began, "commit")
-        except KafkaDeadlineExceeded:
-            unknown = self._verdicts.unknown(
-                began, "the commit was sent, and no answer came in time", "commit"
-            )
-            self._verdicts.count(unknown)
-            self._supervisor.broken(instance, RequestTimedOutError("the commit"))
-            return unknown
-        # The boundary to the driver, which asserts, too: none of it proves what became of it.
-        except Exception as error:  # noqa: BLE001
-            unknown = self._verdicts.unknown(
-                began, f"the commit was sent: {words(error)}", "commit"
-            )
-            self._verdicts.count(unknown)
-            self._supervisor.broken(instance, error)
-            unknown.__cause__ = error
-            return unknown
-        self._fences = 0
-        return None
-
-    async def abort(self, transaction: Transaction, *, wait: bool) -> None:
-        """Abort it; a caller that was cancelled does not wait for that."""
-        self._abort_soon(transaction)
+    async def abort(self, transaction: OpenTransaction, *, wait: bool) -> None:
+        """Abort; a caller that was cancelled does not wait for the end."""
+        self._start_abort(transaction)
         if wait:
-            await self._ended()
+            await self._wait_ended()
 
     async def send_offsets(
-        self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
+        self, transaction: OpenTransaction, offsets: Mapping[Any, Any], group_id: str
     ) -> None:
-        """Make offsets a part of it."""
+        """Add a consumer group's offsets to a transaction."""
         began = self._loop.time()
-        if self.current is not transaction or transaction.ending or transaction.instance is None:
-            raise IllegalOperation("this transaction has ended: begin another one")
-        if transaction.doom is not None:
-            raise _told(transaction.doom)
+        current = self._state.current
+        if current is not transaction or transaction.ending or transaction.driver is None:
+            raise IllegalOperation("this transaction has ended; begin a new one")
+        transaction.raise_if_aborted()
         sent = False
         try:
-            await self._bounded(
-                transaction.instance.send_offsets_to_transaction(offsets, group_id),
-                self._accumulator.admission.begin("send_offsets").until,
+            await self._call_driver(
+                transaction.driver.send_offsets_to_transaction(offsets, group_id),
+                self._accumulator.begin_call("send_offsets").until,
                 began,
                 "send_offsets",
             )
             sent = True
-        except InstanceEnded as error:
-            raise self._verdicts.unavailable(began, words(error), "send_offsets") from error
+        except DriverClosed as error:
+            why = self._errors.describe(error)
+            raise self._errors.unavailable(began, why, "send_offsets") from error
         finally:
-            if not sent and transaction.doom is None:
-                transaction.doom = self._verdicts.unavailable(
+            if not sent and transaction.abort_reason is None:
+                transaction.abort_reason = self._errors.unavailable(
                     began, "its offsets were not accepted", "send_offsets"
                 )
 
     async def aclose(self) -> None:
-        """Abort what is open, and wait for it."""
-        if self.current is not None and self._ending is None:
-            self._abort_soon(self.current)
-        await self._ended()
+        """Abort the open transaction and wait for its end."""
+        if self._state.current is not None and self._ending is None:
+            self._start_abort(self._state.current)
+        await self._wait_ended()
 
     # --- inside
 
-    def _abort_soon(self, transaction: Transaction) -> None:
-        if self.current is not transaction:
+    async def _wait_ended(self) -> None:
+        """Wait until the commit or abort is done; it continues if the caller is cancelled."""
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+
+    async def _commit(
+        self, transaction: OpenTransaction, until: float | None
+    ) -> KafkaOutcomeUnknown | None:
+        """Commit; return the error for the caller, which may have been cancelled."""
+        driver = transaction.driver
+        assert driver is not None  # noqa: S101 (it has begun)
+        began = self._loop.time()
+        try:
+            await self._call_driver(driver.commit_transaction(), until, began, "commit")
+        except KafkaDeadlineExceeded:
+            why = "the commit was sent, and no answer came in time"
+            return self._commit_lost(driver, began, why, RequestTimedOutError("the commit"))
+        # The boundary to the driver, which also uses assertions. No error proves the outcome.
+        except Exception as error:  # noqa: BLE001
+            why = f"the commit was sent: {self._errors.describe(error)}"
+            unknown = self._commit_lost(driver, began, why, error)
+            unknown.__cause__ = self._errors.cause(error)
+            return unknown
+        else:
+            self._takeovers = 0
+            return None
+        finally:
+            self._state.close()
+            self._ending = None
+
+    def _commit_lost(
+        self, driver: ProducerDriver, began: float, why: str, error: Exception
+    ) -> KafkaOutcomeUnknown:
+        unknown = self._errors.unknown(began, why, "commit")
+        self._errors.count(unknown)
+        self._supervisor.driver_failed(driver, error)
+        return unknown
+
+    def _start_abort(self, transaction: OpenTransaction) -> None:
+        if self._state.current is not transaction:
             return
-        self.current = None
         transaction.ending = True
-        self._courier.open = False
-        self._drop_waiting(lambda sent, call: self._verdicts.unavailable(sent, _ABORTED, call))
+        self._state.close()
+        self._fail_waiting(lambda began, call: self._errors.unavailable(began, _ABORTED, call))
         self._ending = self._loop.create_task(
             self._abort(transaction),
             name="resilient-io kafka abort",
             context=self._supervisor.context(),
         )
 
-    async def _abort(self, transaction: Transaction) -> None:
-        """Abort on the instance that has it; another one aborts it by its coming alone."""
-        instance = transaction.instance
+    async def _abort(self, transaction: OpenTransaction) -> None:
+        """Abort on the driver of the transaction; the start of another one aborts it anyway."""
+        driver = transaction.driver
         try:
-            if instance is None or instance is not self._supervisor.instance:
+            if driver is None or driver is not self._supervisor.driver:
                 return
-            if not is_in_transaction(instance):
+            if not is_in_transaction(driver):
                 return  # cancelled before it had begun
             try:
                 async with asyncio.timeout(self._timeout):
-                    await instance.abort_transaction()
-            # The boundary to the driver, which asserts, too. The successor aborts it by coming.
+                    await driver.abort_transaction()
+            # The boundary to the driver, which also uses assertions. Its successor aborts instead.
             except Exception as error:  # noqa: BLE001
-                self._supervisor.broken(instance, error)
+                self._supervisor.driver_failed(driver, error)
         finally:
             self._ending = None
 
-    async def _bounded(
+    async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
     ) -> T:
-        """Await a call of the driver's in a task of its own: it may shield itself from us.
+        """Await a call of aiokafka in its own task, because it may shield itself from a cancel.
 
         Raises:
-            InstanceEnded: The instance ended meanwhile: what it waits on inside was cancelled.
-            KafkaDeadlineExceeded: There was no answer in time.
-            Exception: What the driver raised.
+            DriverClosed: The driver ended meanwhile, which cancelled what it waits for.
+            KafkaDeadlineExceeded: No answer came in time.
+            Exception: aiokafka raised it.
         """
         task = self._loop.create_task(
             call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
@@ -331,7 +328,7 @@ class Transactions:
             if not task.done():
                 task.cancel()
         if task.cancelled():
-            raise InstanceEnded("it ended", sent=True)
+            raise DriverClosed("it ended", sent=True)
         return task.result()
 
     async def _wait(
@@ -340,76 +337,51 @@ class Transactions:
         timeout = None if until is None else until - self._loop.time()
         done, _ = await asyncio.wait([task], timeout=timeout)
         if not done:
-            raise self._verdicts.too_late(began, operation)
-
-
-def _told(doom: Exception) -> Exception:
-    """Copy the first failure in a transaction, for whoever asks for its end."""
-    return noted(doom, "the transaction is aborted because of this: nothing of it will be seen")
-
-
-class Conductor(Protocol):
-    """What leads transactions from their beginning to their end."""
-
-    async def begin(self, transaction: Transaction) -> None:
-        """Begin it."""
-
-    async def commit(self, transaction: Transaction) -> None:
-        """Commit it."""
-
-    async def abort(self, transaction: Transaction, *, wait: bool) -> None:
-        """Abort it."""
-
-    async def send_offsets(
-        self, transaction: Transaction, offsets: Mapping[Any, Any], group_id: str
-    ) -> None:
-        """Make a group's offsets part of it."""
+            raise self._errors.too_late(began, operation)
 
 
 class Transaction:
     """One transaction: `async with producer.transaction() as transaction:`.
 
-    Leaving the block commits, when every record of it was delivered; leaving it by an exception
-    aborts.
+    Leaving the block commits if every record was delivered; leaving it by an exception aborts.
     """
 
-    __slots__ = ("_begun", "_producer", "doom", "ending", "instance")
+    __slots__ = ("_get_manager", "_manager", "_open")
 
-    def __init__(self, producer: Callable[[], Conductor]) -> None:
-        """Prepare; it begins when it is entered."""
-        self._producer = producer
-        self._begun: Conductor | None = None
-        self.instance: ProducerDriver | None = None
-        self.doom: Exception | None = None
-        self.ending = False
+    def __init__(self, get_manager: Callable[[], TransactionManager]) -> None:
+        """Prepare a transaction; it begins when it is entered."""
+        self._get_manager = get_manager
+        self._manager: TransactionManager | None = None
+        self._open = OpenTransaction()
 
     async def send_offsets(self, offsets: Mapping[Any, Any], group_id: str) -> None:
         """Commit a consumer's offsets as a part of the transaction.
 
-        They count if, and only if, the transaction is committed. If this fails or is cancelled,
-        the transaction can only be aborted.
+        They take effect if and only if the transaction is committed. If this call fails or is
+        cancelled, the transaction can only be aborted.
 
         Args:
             offsets: By `TopicPartition`, the offset of the next record to read (that of the last
-                one handled, and one), alone or with metadata: as `AIOKafkaConsumer.commit` takes.
+                handled record plus one), alone or with metadata: as `AIOKafkaConsumer.commit`
+                takes it.
             group_id: The consumer's group.
 
         Raises:
-            KafkaDeadlineExceeded: There was no answer in time; nothing is applied.
-            KafkaUnavailable: The instance of the transaction ended; nothing is applied.
+            KafkaDeadlineExceeded: No answer came in time; nothing is applied.
+            KafkaUnavailable: The aiokafka producer of the transaction ended; nothing is applied.
             IllegalOperation: The transaction has ended.
-            KafkaError: What the broker refused.
+            KafkaError: The broker refused the offsets.
         """
-        if self._begun is None:
-            raise IllegalOperation("write `async with producer.transaction() as transaction:`")
-        await self._begun.send_offsets(self, offsets, group_id)
+        if self._manager is None:
+            raise IllegalOperation("use `async with producer.transaction() as transaction:`")
+        await self._manager.send_offsets(self._open, offsets, group_id)
 
     async def __aenter__(self) -> Self:
-        if self._begun is not None:
-            raise IllegalOperation("a transaction is for once: call producer.transaction() again")
-        owner = self._producer()
-        await owner.begin(self)
-        self._begun = owner
+        if self._manager is not None:
+            raise IllegalOperation("a transaction can be used once: call producer.transaction()")
+        manager = self._get_manager()
+        await manager.begin(self._open)
+        self._manager = manager
         return self
 
     async def __aexit__(
@@ -418,9 +390,9 @@ class Transaction:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owner = self._begun
-        assert owner is not None  # noqa: S101 (it was entered)
+        manager = self._manager
+        assert manager is not None  # noqa: S101 (it was entered)
         if kind is None:
-            await owner.commit(self)
+            await manager.commit(self._open)
         else:
-            await owner.abort(self, wait=issubclass(kind, Exception))
+            await manager.abort(self._open, wait=issubclass(kind, Exception))

@@ -1,4 +1,4 @@
-"""A source of records without a broker, and `run` over it, for the tests of processing."""
+"""A record source without a broker, and `run` over it."""
 
 import asyncio
 import random
@@ -6,9 +6,8 @@ import random
 import pytest
 from aiokafka import TopicPartition
 
-from resilient_io.kafka.consumer.assignment import PartitionProgress
-from resilient_io.kafka.consumer.record import Record, UnreadableRecord
 from resilient_io.kafka.processing import Processor, plan_run
+from resilient_io.kafka.record import PartitionProgress, Record, UnreadableRecord
 
 
 def partition(number=0):
@@ -16,48 +15,51 @@ def partition(number=0):
 
 
 class FakeSource:
-    """What `consumer/source.py` describes, fed by hand; as strict as the real one."""
+    """A `RecordSource` that tests fill by hand; as strict as the fetcher.
+
+    Attributes:
+        processor: The processor that is notified of assigned and revoked partitions.
+    """
 
     def __init__(self, *partitions):
         self.log = {}
         self.position = {}
-        self.accounts = {}
+        self.progress_of = {}
         self.committed = {}
         self.reasons = {}
         self.polls = []
         self.commits = 0
-        self.drain = None
-        self.taken = None
-        self._news = asyncio.Event()
+        self.processor = None
+        self._arrived = asyncio.Event()
         for each in partitions or (partition(),):
-            self.take(each)
+            self.assign(each)
 
-    # --- the test's side
+    # --- for the tests
 
-    def take(self, *partitions):
-        """They become ours, at what is committed."""
+    def assign(self, *partitions):
+        """Assign partitions, at their committed offsets."""
         for each in partitions:
             self.log.setdefault(each, [])
             self.position[each] = self.committed.get(each, 0)
-            self.accounts[each] = PartitionProgress()
-        if self.taken is not None:
-            self.taken(partitions)
+            self.progress_of[each] = PartitionProgress()
+        if self.processor is not None:
+            self.processor.assigned(partitions)
 
-    async def lose(self, *partitions):
-        """A rebalance takes them away: drain, commit, forget."""
-        going = {each: self.accounts[each] for each in partitions}
+    async def revoke(self, *partitions):
+        """Revoke partitions as a rebalance does: drain, commit, remove."""
+        going = {each: self.progress_of[each] for each in partitions}
         for each in partitions:
             self.reasons.setdefault(each, set()).add("revoked")
-        if self.drain is not None:
-            await self.drain(partitions)
-        for each, account in going.items():
-            if account.committable is not None:
-                self.committed[each] = account.committable
-            del self.accounts[each]
+        if self.processor is not None:
+            await self.processor.drain(partitions)
+        for each, progress in going.items():
+            if progress.committable is not None:
+                self.committed[each] = progress.committable
+            del self.progress_of[each]
             self.reasons[each].discard("revoked")
 
     def put(self, key, value=b"v", number=0, *, headers=(), error=None, read_as=None):
-        """Append a record; `read_as` is its value deserialised, `error` why it cannot be."""
+        """Append a record; `read_as` is its deserialized value, `error` why it has none."""
         where = partition(number)
         offset = len(self.log[where])
         record = Record(
@@ -81,16 +83,22 @@ class FakeSource:
             record._raw = (key, value)
             record.key, record.value = {"unhashable": key}, read_as
         self.log[where].append(record)
-        self._news.set()
+        self._arrived.set()
         return record
 
     def paused(self, where):
         return bool(self.reasons.get(where))
 
-    def done_up_to(self, number=0):
-        return self.accounts[partition(number)].committable
+    def committable(self, number=0):
+        return self.progress_of[partition(number)].committable
 
-    # --- Source
+    async def commit(self, timeout):
+        self.commits += 1
+        for where, progress in self.progress_of.items():
+            if progress.committable is not None:
+                self.committed[where] = progress.committable
+
+    # --- as in `RecordSource`
 
     async def fetch(self, max_records, max_wait):
         assert max_records >= 1
@@ -98,9 +106,9 @@ class FakeSource:
         self.polls.append(loop.time())
         until = loop.time() + max_wait
         while True:
-            self._news.clear()
+            self._arrived.clear()
             found = {}
-            for where, account in self.accounts.items():
+            for where, progress in self.progress_of.items():
                 if self.paused(where) or max_records == 0:
                     continue
                 start = self.position[where]
@@ -110,14 +118,14 @@ class FakeSource:
                 max_records -= len(records)
                 self.position[where] += len(records)
                 for record in records:
-                    record._progress = account
-                    account.delivered(record.offset)
+                    record._progress = progress
+                    progress.delivered(record.offset)
                 found[where] = records
             if found or loop.time() >= until:
                 return found
             try:
                 async with asyncio.timeout_at(until):
-                    await self._news.wait()
+                    await self._arrived.wait()
             except TimeoutError:
                 pass
 
@@ -128,29 +136,17 @@ class FakeSource:
     def resume(self, partitions, reason):
         for each in partitions:
             self.reasons.get(each, set()).discard(reason)
-        self._news.set()
+        self._arrived.set()
 
     def assignment(self):
-        return tuple(self.accounts)
+        return tuple(self.progress_of)
 
     def progress(self, where):
-        return self.accounts.get(where)
-
-    async def commit(self, timeout):
-        self.commits += 1
-        for where, account in self.accounts.items():
-            if account.committable is not None:
-                self.committed[where] = account.committable
-
-    def on_revoked(self, drain):
-        self.drain = drain
-
-    def on_assigned(self, taken):
-        self.taken = taken
+        return self.progress_of.get(where)
 
 
 class FakeProducer:
-    """Keeps what it is given; fails while told to."""
+    """Stores the records that it receives; raises for the next `failing` ones."""
 
     def __init__(self):
         self.sent = []
@@ -173,13 +169,21 @@ class FakeProducer:
 
 
 class Scene:
-    """One `run` over a fake source, with what it did."""
+    """One `run` over a fake source."""
 
-    def __init__(self, source=None, *, max_poll_interval=300.0, rebalance_timeout=10.0, **options):
+    def __init__(
+        self,
+        source=None,
+        *,
+        drain_timeout=5.0,
+        max_poll_interval=300.0,
+        rebalance_timeout=10.0,
+        **options,
+    ):
         self.source = source or FakeSource()
         self.producer = FakeProducer()
-        self.handled = []
         self.options = options
+        self.drain_timeout = drain_timeout
         self.max_poll_interval = max_poll_interval
         self.rebalance_timeout = rebalance_timeout
         self.ended = 0
@@ -187,14 +191,17 @@ class Scene:
         self.running = None
 
     def start(self, handler):
-        self.make(handler)
+        self.create(handler)
         self.running = asyncio.create_task(self.processor.run(), name="run of the test")
         return self.running
 
-    def make(self, handler):
-        self.processor = Processor(
+    def create(self, handler):
+        self.processor = self.source.processor = Processor(
             self.source,
             plan_run(handler, **self.options),
+            commit=self.source.commit,
+            commit_timeout=3.0,
+            drain_timeout=self.drain_timeout,
             max_poll_interval=self.max_poll_interval,
             rebalance_timeout=self.rebalance_timeout,
             make_producer=lambda: self.producer,
@@ -202,8 +209,9 @@ class Scene:
             ended=self._note_end,
         )
 
-    def _note_end(self):
+    def _note_end(self, stats):
         self.ended += 1
+        self.source.processor = None
 
     @property
     def stats(self):
@@ -220,7 +228,7 @@ class Scene:
 
 @pytest.fixture
 async def scenes():
-    """Make scenes; each is closed at the end, and has to leave nothing behind."""
+    """Create scenes, which are closed after the test and must leave nothing behind."""
     made = []
 
     def make(source=None, **options):
@@ -232,24 +240,23 @@ async def scenes():
     for scene in made:
         await scene.aclose()
         assert scene.ended == (scene.processor is not None)
-        assert scene.source.drain is None
-        assert scene.source.taken is None
+        assert scene.source.processor is None
         assert not any(scene.source.reasons.values())
 
 
 @pytest.fixture
 def sources():
-    """Make sources: `sources(2)` has partitions 0 and 1."""
+    """Create sources: `sources(2)` has the partitions 0 and 1."""
     return lambda count=1: FakeSource(*map(partition, range(count)))
 
 
 @pytest.fixture
 def until():
-    """Wait for a fact; on virtual time this takes none."""
+    """Wait for a condition, in virtual time."""
 
-    async def wait(fact, timeout=1000.0):
+    async def wait(condition, timeout=1000.0):
         async with asyncio.timeout(timeout):
-            while not fact():  # noqa: ASYNC110 - a fact about many parts, on virtual time
+            while not condition():  # noqa: ASYNC110 - several components change it
                 await asyncio.sleep(0.01)
 
     return wait

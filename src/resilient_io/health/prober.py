@@ -1,0 +1,317 @@
+"""The probe task of a dependency: when it probes, and what the results mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from resilient_io.tasks import wake
+
+from .loop_lag import LoopLag
+from .machine import RISE_SPACING
+from .states import Cause, ProbeDegraded, ProbeFailed, State, clean_detail
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from .machine import Machine
+    from .states import Change
+
+_SUSPICION_SPACING = 0.02
+"""Shortest pause between probes on new connections that the failures of clients request."""
+
+_RESOLUTION = 1e-6
+"""Seconds below which no time is left: a rounding error would never elapse on a virtual loop."""
+
+_log = logging.getLogger("resilient_io.health")
+
+
+class Client:
+    """An attached client: how to probe, and when it last received anything."""
+
+    __slots__ = ("last_reply", "probe")
+
+    def __init__(
+        self, probe: Callable[[bool], Awaitable[float]], last_reply: Callable[[], float]
+    ) -> None:
+        self.probe = probe
+        self.last_reply = last_reply
+
+
+class Prober:
+    """Owns the probe task, which exists while at least one client is attached.
+
+    Args:
+        machine: Takes the evidence.
+        rng: Source of the jitter.
+        publish: Called with the result of the machine.
+        note: Called with events for the flight recorder.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        rng: random.Random,
+        publish: Callable[[Change | None], None],
+        note: Callable[..., None],
+    ) -> None:
+        self._machine = machine
+        self._settings = machine.settings
+        self._rng = rng
+        self._publish = publish
+        self._note = note
+        self._clients: list[Client] = []
+        self._task: asyncio.Task[None] | None = None
+        self.lag: LoopLag | None = None
+        self._sleeper: asyncio.Future[None] | None = None
+        self._scope: asyncio.Timeout | None = None  # around the running probe
+        self._probed: Client | None = None  # whose probe is running
+        self._probing_suspicion = False
+        self._logged_bug = False
+        self._resolved: asyncio.Future[None] | None = None  # done when the suspicion is resolved
+        self._reset()
+
+    def _reset(self) -> None:
+        self._suspected = False
+        self._preempted = False
+        self._overruled = -math.inf  # when replies to clients last overruled a failed probe
+        self._ended = -math.inf  # when the latest probe ended
+        self._suspicion_ended = -math.inf  # when the latest probe on a new connection ended
+        self._pause = 0.0  # after the latest probe, while DOWN
+        self._long_pauses = 0
+
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """The clients, in the order in which they were attached."""
+        return tuple(self._clients)
+
+    @property
+    def running(self) -> bool:
+        """Whether a client is attached, and so a probe task runs."""
+        return bool(self._clients)
+
+    def add(self, client: Client) -> None:
+        """Attach a client. The first one starts the task."""
+        self._clients.append(client)
+        if self._task is None:
+            self.lag = LoopLag.acquire()
+            self._reset()
+            self._start()
+
+    def remove(self, client: Client) -> asyncio.Task[None] | None:
+        """Detach a client. Return the cancelled task that may still run its probe, or None."""
+        if client not in self._clients:
+            return None
+        self._clients.remove(client)
+        task = self._task
+        if task is None or (self._clients and self._probed is not client):
+            return None
+        task.cancel()
+        self._task = None
+        self._resolve_suspicion()
+        if self._clients:
+            self._start()
+        else:
+            self._release_lag()
+        return task
+
+    def abandon(self) -> None:
+        """Forget the clients and the task of a closed loop."""
+        self._clients.clear()
+        self._task = self._sleeper = self._scope = self._probed = self._resolved = None
+        self._release_lag()
+
+    def _release_lag(self) -> None:
+        if self.lag is not None:
+            self.lag.release()
+            self.lag = None
+
+    def suspect(self) -> None:
+        """Probe immediately on a new connection: a client has seen a failure."""
+        if self._machine.state is State.DOWN:
+            return
+        self._suspected = True
+        scope = self._scope
+        if scope is not None and scope.expired():
+            return  # the running probe is failing; the next one checks the suspicion
+        if scope is not None and not self._probing_suspicion and not self._preempted:
+            self._preempted = True
+            scope.reschedule(asyncio.get_running_loop().time())
+        elif self._sleeper is not None:
+            wake([self._sleeper])
+
+    def suspicion_resolved(self) -> asyncio.Future[None] | None:
+        """Return a future that is done when the suspicion is resolved; None if there is none."""
+        pending = self._suspected or (self._scope is not None and self._probing_suspicion)
+        if not pending or self._task is None or self._machine.state is State.DOWN:
+            return None
+        if self._resolved is None:
+            self._resolved = asyncio.get_running_loop().create_future()
+        return self._resolved
+
+    def _resolve_suspicion(self) -> None:
+        if self._resolved is not None:
+            self._resolved.set_result(None)
+            self._resolved = None
+
+    def _start(self) -> None:
+        # An empty context: the task outlives the call that starts it, and the call's deadline.
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(),
+            name=f"resilient-io probe {self._machine.name}",
+            context=contextvars.Context(),
+        )
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while (due := self._due()) > loop.time():
+                await self._sleep_until(due)
+            await self._probe(self._clients[0])
+
+    def _due(self) -> float:
+        state = self._machine.state
+        if state is State.DOWN:
+            return self._ended + self._pause
+        if self._suspected:
+            return self._suspicion_ended + _SUSPICION_SPACING
+        if state is State.UNKNOWN:
+            return self._ended
+        if state is State.UP:
+            return max(self._ended, self._last_reply()) + self._settings.interval
+        return self._ended + self._settings.interval
+
+    def _last_reply(self) -> float:
+        return max((client.last_reply() for client in self._clients), default=-math.inf)
+
+    async def _sleep_until(self, when: float) -> None:
+        loop = asyncio.get_running_loop()
+        sleeper = self._sleeper = loop.create_future()
+        timer = loop.call_at(when, wake, [sleeper])
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            if self._sleeper is sleeper:
+                self._sleeper = None
+
+    async def _probe(self, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        machine = self._machine
+        suspicious = self._suspected or not machine.state.answering
+        self._suspected = self._preempted = False
+        began = loop.time()
+        failure: ProbeFailed | None = None
+        change: Change | None = None
+        try:
+            latency = await self._run_probe(client, suspicious=suspicious)
+        except ProbeDegraded as answer:
+            change = machine.probe_degraded(
+                loop.time(), answer.cause, clean_detail(answer.detail), answer.latency
+            )
+        except ProbeFailed as exc:
+            failure = exc
+        else:
+            change = machine.probe_ok(loop.time(), latency)
+        if self._preempted:
+            return  # without a result: the probe of the suspicion follows
+        self._ended = loop.time()
+        if suspicious:
+            self._suspicion_ended = self._ended
+        if failure is not None:
+            failure.detail = clean_detail(failure.detail)
+            self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
+            change = self._take_failure(failure, began, suspicious=suspicious)
+        self._pause = self._draw_pause()
+        self._publish(change)
+        if suspicious:
+            self._resolve_suspicion()
+
+    def _take_failure(
+        self, failure: ProbeFailed, began: float, *, suspicious: bool
+    ) -> Change | None:
+        machine = self._machine
+        now = self._ended
+        if self._last_reply() > began:
+            # It answered clients during the probe. Probe again once: the reply may have waited in
+            # the socket of a server that is gone.
+            self._suspected = now - self._overruled >= self._settings.interval
+            self._overruled = now
+            return machine.probe_overruled(now)
+        if failure.definite and not suspicious:
+            # Only the probe's connection died for certain: probe again on a new one.
+            self._suspected = True
+            return None
+        change = machine.probe_failed(
+            now, failure.cause, failure.detail, definite=failure.definite or failure.cause.permanent
+        )
+        self._suspected = machine.state is not State.DOWN
+        return change
+
+    def _draw_pause(self) -> float:
+        """Return the seconds until the next reconnect probe, if the dependency is DOWN."""
+        machine, settings = self._machine, self._settings
+        if machine.rising:
+            return RISE_SPACING
+        cause = machine.cause
+        outage = self._ended - machine.since
+        if outage < settings.short_outage and not (cause is not None and cause.permanent):
+            self._long_pauses = 0
+            return self._rng.uniform(0.55, 1.0) * settings.reconnect_interval
+        self._long_pauses = min(self._long_pauses + 1, 32)
+        bound = min(
+            settings.reconnect_interval_cap, settings.reconnect_interval * 2.0**self._long_pauses
+        )
+        return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
+
+    async def _run_probe(self, client: Client, *, suspicious: bool) -> float:
+        """Run a client's probe within the time limit. Every failure becomes a `ProbeFailed`."""
+        loop = asyncio.get_running_loop()
+        allowed = self._settings.timeout
+        lag = self.lag
+        began = loop.time()
+        stalled = lag.stalled if lag is not None else 0.0
+        timer: asyncio.TimerHandle | None = None
+
+        def check_time() -> None:
+            # Time during which our own loop was blocked is not the dependency's.
+            nonlocal timer
+            blocked = lag.stalled - stalled if lag is not None else 0.0
+            left = allowed - (loop.time() - began - blocked)
+            if left > _RESOLUTION:
+                timer = loop.call_later(left, check_time)
+            elif not scope.expired():  # a suspicion may have ended this probe already
+                scope.reschedule(loop.time())
+
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(None) as scope:
+                timer = loop.call_later(allowed, check_time)
+                self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
+                try:
+                    return await client.probe(suspicious)
+                finally:
+                    timer.cancel()
+                    self._scope = self._probed = None
+        except (ProbeFailed, ProbeDegraded):
+            raise
+        except TimeoutError:
+            raise ProbeFailed(Cause.TIMED_OUT, f"no answer within {allowed:g} s") from None
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None
+        # The supervisor's boundary: a bug in a probe must not end the task.
+        except Exception as exc:
+            if not self._logged_bug:
+                self._logged_bug = True
+                _log.exception(
+                    "%s: the probe raised an unexpected exception; it counts as failed",
+                    self._machine.name,
+                    extra={"event": "probe_raised", "dependency": self._machine.name},
+                )
+            raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc

@@ -1,0 +1,294 @@
+"""The components of a consumer, in the event loop of its first use."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer
+
+from resilient_io.health import State
+
+from ..probe import GROUP, KafkaProbe
+from ..processing.processor import Processor
+from ..processing.watchdog import answering_since
+from ..supervisor import Supervisor
+from . import internals
+from .assignment import Assignment, Rebalancer
+from .commits import Committer
+from .detectors import DeadConnectionDetector, SessionWatch, StalledPartitionDetector
+from .exclusive_use import ExclusiveUse
+from .fetcher import Fetcher
+from .housekeeping import Housekeeping
+from .iteration import BatchStream, SingleRecordStream
+from .options import GroupTimes
+from .stats import ConsumerStats
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Mapping
+
+    from resilient_io.health import Attachment, Dependency
+    from resilient_io.retry import RetryPolicy
+
+    from ..connect import KafkaTarget
+    from ..processing.options import RunPlan
+    from ..processing.stats import RunStats
+    from ..producer import ResilientKafkaProducer
+    from ..protocols import ConsumerDriver
+    from .assignment import AssignedPartition
+    from .fetcher import RecordDeserializer
+    from .options import ConsumerSettings, ConsumerSubscription
+    from .stats import ConsumerCounters
+
+_DEFAULTS = {"consumer_timeout_ms": 1000}
+"""With aiokafka 0.14's default of 200, the fetcher checks five times a second whether there is
+something to fetch. Every event that may change that wakes it anyway
+(`Fetcher._fetch_requests_routine`)."""
+
+
+class ConsumerRuntime:
+    """Creates and connects the components of a consumer, and closes them.
+
+    Attributes:
+        assignment: The assigned partitions.
+        fetcher: Fetches their records.
+        supervisor: Owns the aiokafka instance.
+        use: The loop or the run that receives records.
+        last_run: Counters of the last `run`; None before its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: KafkaTarget,
+        subscription: ConsumerSubscription,
+        options: Mapping[str, Any],
+        policy: RetryPolicy,
+        health: Dependency,
+        settings: ConsumerSettings,
+        deserializer: RecordDeserializer,
+        counters: ConsumerCounters,
+        rng: random.Random,
+    ) -> None:
+        self.last_run: RunStats | None = None
+        self._target = target
+        self._subscription = subscription
+        self._options = options
+        self._health = health
+        self._settings = settings
+        self._counters = counters
+        self._rng = rng
+        self._times = GroupTimes.of(options)
+        self._probe = KafkaProbe(
+            target=target,
+            timeout=health.settings.timeout,
+            coordinator=None if subscription.group is None else (GROUP, subscription.group),
+        )
+        self.supervisor: Supervisor[ConsumerDriver] = Supervisor(
+            role="consumer",
+            target=target,
+            build=self._build,
+            health=health,
+            policy=policy,
+            rng=rng,
+            prepare=self._prepare,
+            on_attached=self._attached,
+            on_detached=self._detached,
+        )
+        self.assignment = Assignment(counters)
+        self.use = ExclusiveUse(health.name)
+        self.fetcher = Fetcher(
+            health,
+            target=target,
+            supervisor=self.supervisor,
+            assignment=self.assignment,
+            use=self.use,
+            deserializer=deserializer,
+            has_group=subscription.group is not None,
+            counters=counters,
+        )
+        self._committer = Committer(target, health.name, counters)
+        self._session = SessionWatch(self._times.session, self._session_changed)
+        self._rebalancer = Rebalancer(
+            health,
+            assignment=self.assignment,
+            fetcher=self.fetcher,
+            committer=self._committer,
+            use=self.use,
+            session=self._session,
+            settings=settings,
+            counters=counters,
+        )
+        stalled_partitions = None
+        if settings.stalled_after is not None:
+            stalled_partitions = StalledPartitionDetector(
+                health, settings.stalled_after, subscription.group
+            )
+        self._housekeeping = Housekeeping(
+            health=health,
+            supervisor=self.supervisor,
+            assignment=self.assignment,
+            fetcher=self.fetcher,
+            committer=self._committer,
+            use=self.use,
+            settings=settings,
+            stalled_partitions=stalled_partitions,
+            dead_connections=DeadConnectionDetector(
+                policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
+            ),
+            all_answered=self._probe.note_reply,
+        )
+        self._attachment: Attachment | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        """Start, in the running loop. This never waits for Kafka."""
+        self._attachment = self._health.start(self._probe, last_reply=self._probe.last_reply)
+        self.supervisor.start()
+        self._housekeeping.start()
+
+    # --- records
+
+    def records(self) -> SingleRecordStream:
+        """Return a new stream of single records."""
+        return SingleRecordStream(
+            self.fetcher, self.use, self._housekeeping.commit_soon, self._settings.fetch_records
+        )
+
+    def batches(self, max_records: int, max_wait: float) -> BatchStream:
+        """Return a new stream of batches."""
+        return BatchStream(
+            self.fetcher, self.use, self._housekeeping.commit_soon, max_records, max_wait
+        )
+
+    async def run(self, plan: RunPlan, make_producer: Callable[[], ResilientKafkaProducer]) -> None:
+        """Handle records until the consumer is closed; see `ResilientKafkaConsumer.run`."""
+        processor = Processor(
+            self.fetcher,
+            plan,
+            commit=self.commit,
+            commit_timeout=self._settings.commit_timeout,
+            drain_timeout=self._settings.drain_timeout,
+            max_poll_interval=self._times.max_poll_interval,
+            rebalance_timeout=self._times.rebalance,
+            make_producer=make_producer,
+            rng=self._rng,
+            ended=self._run_ended,
+            note=self._health.note,
+        )
+        await self.use.acquire(processor)
+        try:
+            await processor.run()
+        finally:
+            if self.use.current is processor:  # cancelled: it drains and commits in the background
+                self.use.expect_release()
+
+    def seek(self, assigned: AssignedPartition, offset: int) -> None:
+        """Continue reading a partition at another offset."""
+        self.use.drop((assigned.partition,))
+        assigned.seek(offset)
+        self.fetcher.wake()
+
+    async def commit(self, timeout: float) -> None:
+        """Commit what is handled; see `ResilientKafkaConsumer.commit`."""
+        self.use.settle()
+        if self._settings.commit_interval is not None:
+            with self.supervisor.driver_log.filtering():
+                await self._committer.commit(self.assignment.all, timeout, insist=True)
+
+    # --- reports
+
+    def stats(self) -> ConsumerStats:
+        """Return the counters."""
+        self.use.settle()
+        assigned = self.assignment.all
+        return ConsumerStats(
+            **asdict(self._counters),
+            outstanding=sum(each.progress.outstanding for each in assigned),
+            partitions=len(assigned),
+            paused=sum(self.fetcher.paused(each.partition) for each in assigned),
+            instances=self.supervisor.generation,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
+        )
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a restart of the process helps; None while none is needed."""
+        if self._closing:
+            return None
+        failure = self.supervisor.liveness_failure() or self._housekeeping.liveness_failure()
+        processor = self.use.processor
+        if failure is not None or processor is None or not self._health.state.answering:
+            return failure
+        return processor.liveness_failure(answering_since(self._health))
+
+    # --- closing
+
+    async def aclose(self, until: float, caller: asyncio.Task[Any] | None) -> None:
+        """Deliver no more records, drain, commit, leave the group, and end all tasks.
+
+        Args:
+            until: Loop time at which it must end.
+            caller: The task that closes the consumer; a record in its hands is not waited for.
+        """
+        loop = asyncio.get_running_loop()
+        self._closing = True
+        self.use.close()
+        self._session.close()
+        if self.use.processor is not None:
+            left = max(0.0, until - loop.time())
+            # The handlers get all time except what the last commit, which follows, may need.
+            reserve = min(left / 2, self._settings.commit_timeout)
+            await self.use.processor.aclose(left - reserve, caller)
+        self.fetcher.close()
+        await self._housekeeping.aclose()
+        if self.use.stream is not None:
+            drain = min(self._settings.drain_timeout, (until - loop.time()) / 2)
+            await self.use.stream.drain(self.assignment.partitions, drain, caller)
+        down = self._health.state is State.DOWN
+        if not down:
+            await self.commit(max(0.0, min(self._settings.commit_timeout, until - loop.time())))
+        await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
+        await self._rebalancer.aclose()
+        if self._attachment is not None:
+            await self._attachment.detach()
+        self._probe.close()
+
+    # --- called by the components
+
+    def _build(self) -> ConsumerDriver:
+        make: Any = AIOKafkaConsumer  # it has no type hints
+        instance: ConsumerDriver = make(
+            group_id=self._subscription.group,
+            enable_auto_commit=False,
+            **self._target.client_options(),
+            **(_DEFAULTS | dict(self._options)),
+        )
+        return instance
+
+    async def _prepare(self, instance: ConsumerDriver) -> None:
+        internals.on_heartbeat(instance, self._session.confirm)
+        self._subscription.apply(instance, self._rebalancer.listener(instance))
+
+    def _attached(self, instance: ConsumerDriver) -> None:
+        self.fetcher.use_instance(instance)
+
+    def _detached(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
+        self.fetcher.use_instance(None)
+        if not self.fetcher.closed:
+            self._rebalancer.lose(instance)
+
+    def _session_changed(self) -> None:
+        held = self._session.doubtful
+        self.fetcher.hold(held=held)
+        self.use.hold(held=held)
+        self._health.note("membership in doubt" if held else "membership confirmed")
+
+    def _run_ended(self, stats: RunStats) -> None:
+        # Records that were delivered and not handled are read again by the next loop or run.
+        self.last_run = stats
+        for assigned in self.assignment.all:
+            if assigned.fetchable:
+                assigned.rewind()
+        self.use.release()

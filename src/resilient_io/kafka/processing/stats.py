@@ -1,0 +1,68 @@
+"""Counters of one `run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class RunCounters:
+    """Counters that the components of a `run` increment; see `RunStats`."""
+
+    handled: int = 0
+    failed: int = 0
+    not_counted: int = 0
+    retried: int = 0
+    dead_lettered: int = 0
+    skipped: int = 0
+    cancelled: int = 0
+    pauses: int = 0
+
+    @property
+    def judged(self) -> int:
+        """Number of calls whose outcome, success or failure, was due to the handler itself."""
+        return self.handled + self.failed - self.not_counted
+
+    @property
+    def ended(self) -> int:
+        """A number that grows whenever a call has ended or a record is finished."""
+        return self.handled + self.failed + self.dead_lettered + self.skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStats:
+    """Counters of one `run`.
+
+    Attributes:
+        handled: Records whose handler returned.
+        failed: Records whose handler raised, counted for each call.
+        not_counted: Failures among them that did not count as an attempt, because a required
+            dependency caused them.
+        retried: Handler calls beyond the first one for a record.
+        dead_lettered: Records written to the dead-letter topic.
+        skipped: Records that were given up without a dead letter.
+        cancelled: Handlers that were cancelled because the drain timeout expired.
+        in_flight: Records in memory: being handled, or waiting.
+        in_flight_bytes: Size of their keys and values in bytes.
+        ready: Records among them that wait only for a free handler.
+        backing_off: Records among them that wait for the end of their backoff.
+        handlers: Handlers that are running.
+        allowed: Handlers that may run; 0 while a required dependency is down, or while the
+            membership in the group is in doubt.
+        pauses: How often handling paused because a required dependency was down.
+    """
+
+    handled: int
+    failed: int
+    not_counted: int
+    retried: int
+    dead_lettered: int
+    skipped: int
+    cancelled: int
+    in_flight: int
+    in_flight_bytes: int
+    ready: int
+    backing_off: int
+    handlers: int
+    allowed: int
+    pauses: int

@@ -1,0 +1,267 @@
+"""What a producer runs in one event loop: its components, created together and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.protocol.transaction import InitProducerIdRequest
+
+from resilient_io.binding import LoopBinding
+from resilient_io.deadlines import context_without_deadline
+
+from ..probe import TRANSACTION, KafkaProbe
+from ..supervisor import Supervisor
+from .accumulator import Accumulator
+from .buffer import BufferMemory
+from .errors import DeliveryErrors
+from .metadata import ProducerMetadata
+from .partition_queue import fail_waiting
+from .reports import DeliveryReport, ProducerStats
+from .sender import Sender
+from .transaction_state import TransactionState
+from .transactions import TransactionManager, is_fenced
+
+if TYPE_CHECKING:
+    import random
+
+    from resilient_io.health import Change, Dependency
+    from resilient_io.retry import RetryPolicy
+
+    from ..connect import KafkaTarget
+    from ..protocols import ProducerDriver
+    from .options import DeliverySettings
+    from .partitioner import Partitioner
+
+_BURST = 256 * 1024
+"""Bytes accepted in one iteration of the event loop."""
+
+_MAX_STOP = 1.0
+"""Seconds for stopping an aiokafka producer that has nothing in flight."""
+
+
+class ProducerCore:
+    """The components of a producer, bound to the event loop in which they are created.
+
+    Args:
+        target: Where the cluster is and how to log in.
+        options: aiokafka's options.
+        policy: How long a call may take, and what it does while Kafka is down.
+        health: The cluster's availability.
+        owns_health: Whether `aclose` closes it.
+        settings: Times and limits.
+        partitioner: The user's own.
+        rng: Source of the jitter.
+
+    Attributes:
+        binding: The event loop and the process.
+        loop: The event loop.
+        errors: Creates and counts the errors.
+        transaction: The open transaction.
+        accumulator: Accepts records.
+        transactions: Begins and ends transactions.
+        supervisor: Owns the aiokafka producer.
+
+    Raises:
+        RuntimeError: The health is in use in another living event loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: KafkaTarget,
+        options: dict[str, Any],
+        policy: RetryPolicy,
+        health: Dependency,
+        owns_health: bool,
+        settings: DeliverySettings,
+        partitioner: Partitioner | None,
+        rng: random.Random,
+    ) -> None:
+        self.binding = LoopBinding()
+        self.loop = asyncio.get_running_loop()
+        self._health = health
+        self._target = target
+        self._options = options
+        self._owns_health = owns_health
+        self._closing: asyncio.Task[DeliveryReport] | None = None
+        transactional_id = options.get("transactional_id")
+        self.supervisor: Supervisor[ProducerDriver] = Supervisor(
+            role="producer",
+            target=target,
+            build=self._build,
+            health=health,
+            policy=policy,
+            rng=rng,
+            on_attached=self._driver_attached,
+            on_detached=self._driver_detached,
+            is_final=None if transactional_id is None else is_fenced,
+        )
+        self.transaction = TransactionState(transactional=transactional_id is not None)
+        self.errors = DeliveryErrors(
+            target=target,
+            health=health,
+            loop=self.loop,
+            supervisor=self.supervisor,
+            transaction=self.transaction,
+        )
+        self._buffer = BufferMemory(settings.buffer_bytes, _BURST)
+        self._metadata = ProducerMetadata(
+            supervisor=self.supervisor,
+            rng=rng,
+            partitioner=partitioner,
+            sticky_bytes=2 * options["max_batch_size"],  # buffer memory counts about twice as much
+        )
+        self._probe = KafkaProbe(
+            target=target,
+            timeout=policy.connect_timeout,
+            topics=self._metadata.topics.keys,
+            coordinator=None if transactional_id is None else (TRANSACTION, transactional_id),
+        )
+        self._sender = Sender(
+            supervisor=self.supervisor,
+            metadata=self._metadata,
+            buffer=self._buffer,
+            health=health,
+            errors=self.errors,
+            probe=self._probe,
+            transaction=self.transaction,
+        )
+        self.accumulator = Accumulator(
+            metadata=self._metadata,
+            buffer=self._buffer,
+            sender=self._sender,
+            health=health,
+            errors=self.errors,
+            transaction=self.transaction,
+            policy=policy,
+            settings=settings,
+            max_request_size=options["max_request_size"],
+            max_batch_size=options["max_batch_size"],
+        )
+        self.transactions = TransactionManager(
+            state=self.transaction,
+            supervisor=self.supervisor,
+            accumulator=self.accumulator,
+            sender=self._sender,
+            metadata=self._metadata,
+            errors=self.errors,
+            policy=policy,
+        )
+        self._attachment = health.start(self._probe, last_reply=self._probe.last_reply)
+        self._subscription = health.on_change(self._health_changed)
+        self.supervisor.start()
+
+    # --- drivers: aiokafka producers
+
+    def _build(self) -> ProducerDriver:
+        producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
+            **self._target.client_options(), **self._options
+        )
+        return producer
+
+    def _driver_attached(self, driver: ProducerDriver) -> None:
+        self._metadata.attach(driver)
+        self._sender.resume()
+
+    def _driver_detached(self, driver: ProducerDriver, error: BaseException | None) -> None:
+        self._metadata.detach()
+        self._sender.driver_closed(driver, error)
+        self.transactions.driver_closed(driver, error)
+
+    def _health_changed(self, _change: Change) -> None:
+        if self._health.available:
+            self._sender.resume()
+
+    # --- for the client
+
+    def stats(self) -> ProducerStats:
+        """Return the counters."""
+        sender = self._sender
+        return ProducerStats(
+            delivered=self.errors.delivered,
+            ended=dict(self.errors.failed),
+            batches=sender.batches,
+            in_flight=len(sender.in_flight),
+            waiting=sum(len(queue.entries) for queue in self._metadata.queues),
+            buffered=self._buffer.used,
+            callers_waiting=self._buffer.callers_waiting,
+            instances=self.supervisor.generation,
+            log_records_dropped=self._target.driver_log.log_records_dropped,
+            latency=sender.latencies.quantiles,
+            latency_total=sender.latencies.total,
+            latency_counts=sender.latencies.counts,
+        )
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a restart of the process helps, or None."""
+        return self.supervisor.liveness_failure()
+
+    async def aclose(self, timeout: float) -> DeliveryReport:
+        """Deliver what there is time for, fail the rest, and close everything.
+
+        If cancelled, return immediately; closing continues in the background.
+        """
+        if self._closing is None:
+            self.accumulator.close()
+            self._closing = self.loop.create_task(
+                self._close(timeout),
+                name="resilient-io kafka close",
+                context=context_without_deadline(),
+            )
+        closing = self._closing
+        await asyncio.wait([closing])
+        return closing.result()
+
+    async def _close(self, timeout: float) -> DeliveryReport:
+        until = self.loop.time() + timeout
+        before = self.errors.delivered
+        await self._metadata.aclose()
+        try:
+            async with asyncio.timeout_at(until):
+                await self.transactions.aclose()
+                await self.accumulator.flush()
+        except TimeoutError:
+            pass
+        self._subscription.remove()
+        failures = self._sender.fail_in_flight()
+        failures += fail_waiting(
+            self._metadata.queues, self.errors, self._buffer, self.errors.closed
+        )
+        # Batches in flight have just been failed, so waiting for their answers is useless.
+        left = min(max(until - self.loop.time(), 0.0), _MAX_STOP)
+        await self.supervisor.aclose(left, graceful=not self._sender.in_flight)
+        self._metadata.detach()
+        await self._sender.aclose()
+        self.accumulator.cancel_timers()
+        await self._attachment.detach()
+        self._probe.close()
+        if self._owns_health:
+            await self._health.aclose()
+        delivered = self.errors.delivered - before
+        return DeliveryReport(
+            delivered=delivered, failures=tuple(failures), taken=delivered + len(failures)
+        )
+
+
+class _Producer(AIOKafkaProducer):
+    async def start(self) -> None:
+        """Start; explain the error of a broker that cannot number batches.
+
+        aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid` and names its own request only.
+        """
+        try:
+            await super().start()  # type: ignore[no-untyped-call]
+        except IncompatibleBrokerVersion as error:
+            if InitProducerIdRequest.__name__ not in str(error):
+                raise
+            if self._txn_manager.transactional_id is not None:
+                why = "the broker does not support transactions: leave transactional_id= out"
+            else:
+                why = (
+                    "the broker does not support idempotent producers: pass "
+                    "enable_idempotence=False (a record may then be written twice)"
+                )
+            raise IncompatibleBrokerVersion(why) from error

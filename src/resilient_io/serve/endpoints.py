@@ -1,0 +1,458 @@
+"""What each endpoint answers, independent of the framework that carries it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import parse_qs
+
+from resilient_io.health import HealthMonitor, State
+from resilient_io.health.states import describe_state
+from resilient_io.telemetry.clients import name_clients
+from resilient_io.text import clean_text, redact_credentials
+from resilient_io.validation import check_name
+
+from .events import StatusBroadcast
+from .status import build_status, content_security_policy, status_page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from prometheus_client import CollectorRegistry
+
+    from resilient_io.health import Dependency
+    from resilient_io.telemetry.clients import Clients
+
+PATHS: Final = ("/livez", "/readyz", "/startupz", "/metrics", "/status", "/events")
+
+HEALTH_JSON: Final = "application/health+json"
+"""The draft inadarei-rfc-health-check has expired, but tools read it. The `time` of observations is
+left out: a state holds now, and the wall clock is not read when a latency is measured."""
+
+METRICS_SECONDS: Final = 1.0
+"""How long the text of `/metrics` is reused. Without this, a client could keep the event loop busy
+with requests that each read every counter."""
+
+_MAX_FORMATS: Final = 8
+"""Formats of the metrics that are kept; prometheus-client decides how many there are."""
+
+_PLAIN: Final = "text/plain"
+_HTML: Final = "text/html"
+_JSON: Final = "application/json"
+_FALSE: Final = {"0", "false", "no"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """A response.
+
+    Attributes:
+        status: The status code.
+        content_type: The type of the body.
+        body: The whole body.
+        extra: Further headers.
+        stream: Whether the body is the event stream instead.
+    """
+
+    status: int
+    content_type: str
+    body: bytes = b""
+    extra: tuple[tuple[str, str], ...] = ()
+    stream: bool = False
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """All headers. HEAD gets the same ones, without the body."""
+        length = [] if self.stream else [("content-length", str(len(self.body)))]
+        return [
+            ("content-type", self.content_type),
+            *length,
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+            *self.extra,
+        ]
+
+
+class Endpoints:
+    """The endpoints of one service.
+
+    Args:
+        monitor: The health of the service.
+        clients: The clients whose counters are shown and exported.
+        metrics: None for the library's metrics, a registry for its contents, False for none.
+        status: Whether to answer `/status` and `/events`.
+        name: Service name.
+        closes_streams: See `StatusBroadcast`.
+
+    Raises:
+        ConfigurationError: An argument has a wrong value.
+        TypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        monitor: HealthMonitor,
+        *,
+        clients: Clients = (),
+        metrics: CollectorRegistry | Literal[False] | None = None,
+        status: bool = True,
+        name: str = "service",
+        closes_streams: bool = False,
+    ) -> None:
+        if not isinstance(monitor, HealthMonitor):
+            raise TypeError(
+                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
+                f"pass HealthMonitor(redis.health)"
+            )
+        if not isinstance(status, bool):
+            raise TypeError(f"status must be True or False, not {status!r}")
+        self._monitor = monitor
+        self._clients = name_clients(clients)
+        self._name = redact_credentials(check_name("name", name))
+        self._metrics = _Metrics(monitor, clients, metrics)
+        self._page = status_page().encode()
+        self._policy = content_security_policy(self._page.decode())
+        self.events = StatusBroadcast(monitor, self._status_json, closes_streams=closes_streams)
+        self._handlers: dict[str, Callable[[dict[str, list[str]], str], HttpAnswer]] = {
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/startupz": self._startupz,
+            "/metrics": self._metrics.answer,
+            "/status": self._show_status if status else _no_status,
+            "/events": self._open_events if status else _no_status,
+        }
+
+    def answer(self, path: str, method: str, *, query: str = "", accept: str = "") -> HttpAnswer:
+        """Return the response to a request; HEAD is answered like GET, without the body.
+
+        Args:
+            path: One of `PATHS`; every other path is not found.
+            method: GET or HEAD; every other method is not allowed.
+            query: The query string.
+            accept: The value of the `Accept` header.
+        """
+        handler = self._handlers.get(path)
+        if handler is None:
+            return _text(HTTPStatus.NOT_FOUND, f"not found; available: {', '.join(PATHS)}")
+        if method not in {"GET", "HEAD"}:
+            return _text(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", ("allow", "GET, HEAD"))
+        return handler(parse_qs(query, keep_blank_values=True), accept)
+
+    def _livez(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+        failures = _clean(self._monitor.liveness_failures)
+        text = f"not alive: {'; '.join(failures)}" if failures else "alive"
+        return self._probe(not failures, text, liveness_document, query, accept)
+
+    def _readyz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+        monitor = self._monitor
+        if monitor.ready:
+            problems = _clean(
+                f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
+                for each in monitor.dependencies
+                if each.state is not State.UP
+            )
+            text = f"ready, although {'; '.join(problems)}" if problems else "ready"
+        else:
+            text = f"not ready: {'; '.join(_clean(monitor.unready_reasons))}"
+        return self._probe(monitor.ready, text, readiness_document, query, accept)
+
+    def _startupz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+        monitor = self._monitor
+        text = "started"
+        if not monitor.started:
+            text = f"not started: {'; '.join(_clean(monitor.unready_reasons))}"
+        return self._probe(monitor.started, text, startup_document, query, accept)
+
+    def _probe(
+        self,
+        passes: bool,  # noqa: FBT001 (the result that the probe is about)
+        text: str,
+        document: Callable[[HealthMonitor, str], dict[str, object]],
+        query: dict[str, list[str]],
+        accept: str,
+    ) -> HttpAnswer:
+        status = HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE
+        form = preferred_type(accept, (_PLAIN, HEALTH_JSON, _JSON))
+        if "verbose" in query and query["verbose"][-1].lower() not in _FALSE:
+            form = HEALTH_JSON if form == _PLAIN else form
+        if form == _PLAIN:
+            return _text(status, text, ("vary", "accept"))
+        body = _json(document(self._monitor, self._name)).encode()
+        return HttpAnswer(status=status, content_type=form, body=body, extra=(("vary", "accept"),))
+
+    def _show_status(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+        requested = query.get("format", [""])[-1]
+        form = {"json": _JSON, "html": _HTML}.get(requested) or preferred_type(
+            accept, (_HTML, _JSON)
+        )
+        if form == _JSON:
+            return HttpAnswer(
+                status=HTTPStatus.OK,
+                content_type=_JSON,
+                body=self._status_json().encode(),
+                extra=(("vary", "accept"),),
+            )
+        return HttpAnswer(
+            status=HTTPStatus.OK,
+            content_type=f"{_HTML}; charset=utf-8",
+            body=self._page,
+            extra=(
+                ("vary", "accept"),
+                ("content-security-policy", self._policy),
+                ("referrer-policy", "no-referrer"),
+            ),
+        )
+
+    def _open_events(self, _: dict[str, list[str]], __: str) -> HttpAnswer:
+        if self.events.full:
+            return _text(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "closing" if self.events.closed else "too many readers",
+                ("retry-after", "5"),
+            )
+        return HttpAnswer(
+            status=HTTPStatus.OK,
+            content_type="text/event-stream; charset=utf-8",
+            extra=(("x-accel-buffering", "no"),),  # otherwise nginx would delay the events
+            stream=True,
+        )
+
+    def _status_json(self) -> str:
+        return _json(build_status(self._monitor, self._clients, self._name))
+
+
+class _Metrics:
+    """Answers `/metrics`.
+
+    Args:
+        monitor: The health of the service.
+        clients: The clients whose counters are exported.
+        source: None for the library's metrics, a registry for its contents, False for none.
+
+    Raises:
+        TypeError: `source` is none of these.
+    """
+
+    def __init__(
+        self,
+        monitor: HealthMonitor,
+        clients: Clients,
+        source: CollectorRegistry | Literal[False] | None,
+    ) -> None:
+        if source is not None and source is not False and not hasattr(source, "collect"):
+            raise TypeError(
+                f"metrics must be a registry, None or False, not {source!r}: use "
+                f"metrics=prometheus_client.REGISTRY to serve what is registered there, None for "
+                f"the library's metrics, False for none"
+            )
+        self._monitor = monitor
+        self._clients = clients
+        self._off = source is False
+        self._source = source or None
+        self._recent: dict[str, tuple[float, bytes]] = {}
+
+    def answer(self, _: dict[str, list[str]], accept: str) -> HttpAnswer:
+        """Return the metrics, at most `METRICS_SECONDS` old, in the format that is preferred."""
+        if self._off:
+            return _text(HTTPStatus.NOT_FOUND, "metrics are switched off")
+        if self._source is None and find_spec("prometheus_client") is None:
+            return _text(
+                HTTPStatus.NOT_FOUND,
+                "metrics need prometheus-client: pip install 'resilient-io[prometheus]'",
+            )
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 (an extra)
+
+        encode, content_type = choose_encoder(accept)
+        now = asyncio.get_running_loop().time()
+        at, body = self._recent.get(content_type, (-METRICS_SECONDS, b""))
+        if not body or not 0 <= now - at < METRICS_SECONDS:
+            body = redact_credentials(encode(self._registry()).decode()).encode()
+            if len(self._recent) >= _MAX_FORMATS:
+                self._recent.clear()
+            self._recent[content_type] = (now, body)
+        return HttpAnswer(
+            status=HTTPStatus.OK,
+            content_type=content_type,
+            body=body,
+            extra=(("vary", "accept"),),
+        )
+
+    def _registry(self) -> CollectorRegistry:
+        if self._source is None:
+            from prometheus_client import CollectorRegistry  # noqa: PLC0415 (an extra)
+
+            from resilient_io.telemetry.prometheus import (  # noqa: PLC0415 (an extra)
+                PrometheusMetrics,
+            )
+
+            # A separate registry: the default one may have the library's metrics already.
+            self._source = CollectorRegistry()
+            PrometheusMetrics(self._monitor, clients=self._clients).register(self._source)
+        return self._source
+
+
+# --- health+json
+
+
+def readiness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
+    """Return the document of `/readyz`: "warn" if the service is degraded, but ready."""
+    status = "fail" if not monitor.ready else "pass" if monitor.state is State.UP else "warn"
+    return _document(status, name, monitor.unready_reasons, _dependency_checks(monitor))
+
+
+def startup_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
+    """Return the document of `/startupz`."""
+    if monitor.started:
+        return _document("pass", name, (), _dependency_checks(monitor))
+    return _document("fail", name, monitor.unready_reasons, _dependency_checks(monitor))
+
+
+def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
+    """Return the document of `/livez`, which contains no dependency."""
+    failures = monitor.liveness_failures
+    process: dict[str, object] = {
+        "componentType": "component",
+        "observedValue": "stuck" if failures else "alive",
+        "observedUnit": "state",
+        "status": "fail" if failures else "pass",
+    }
+    checks = {"process:liveness": [process]}
+    for dependency in monitor.dependencies:
+        if (lag := dependency.lag) is not None:  # all dependencies share one loop watch
+            checks["event-loop:lag"] = [
+                {
+                    "componentType": "component",
+                    "observedValue": round(lag.current, 6),
+                    "observedUnit": "s",
+                    "status": "pass",
+                }
+            ]
+            break
+    return _document("fail" if failures else "pass", name, failures, checks)
+
+
+def _document(
+    status: str, name: str, reasons: Sequence[str], checks: Mapping[str, list[dict[str, object]]]
+) -> dict[str, object]:
+    document: dict[str, object] = {"status": status, "serviceId": name}
+    if reasons:
+        document["output"] = "; ".join(_clean(reasons))
+    return {**document, "checks": checks}
+
+
+def _dependency_checks(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
+    checks: dict[str, list[dict[str, object]]] = {}
+    for dependency in monitor.dependencies:
+        name = clean_text(dependency.name)
+        component = name.replace(":", "-")  # a colon ends the component's name
+        about: dict[str, object] = {"componentId": name, "componentType": "system"}
+        availability = {
+            **about,
+            "observedValue": dependency.state.value,
+            "observedUnit": "state",
+            "status": _check_status(monitor, dependency),
+            "role": monitor.role_of(dependency),
+        }
+        if dependency.state is not State.UP:
+            availability["output"] = clean_text(
+                describe_state(dependency.state, dependency.cause, dependency.detail)
+            )
+        checks.setdefault(f"{component}:availability", []).append(availability)
+        if dependency.latency is not None:
+            checks.setdefault(f"{component}:responseTime", []).append(
+                {
+                    **about,
+                    "observedValue": round(dependency.latency, 6),
+                    "observedUnit": "s",
+                    "status": "pass",
+                }
+            )
+    return checks
+
+
+def _check_status(monitor: HealthMonitor, dependency: Dependency) -> str:
+    """Return "fail" if the dependency makes the service unready, else "warn" or "pass"."""
+    if dependency.state is State.UP:
+        return "pass"
+    role = monitor.role_of(dependency)
+    blocks = (role == "critical" and not dependency.state.answering) or (
+        role == "shared" and dependency.state is State.UNKNOWN
+    )
+    return "fail" if blocks else "warn"
+
+
+# --- content negotiation
+
+
+def preferred_type(accept: str, offered: Sequence[str]) -> str:
+    """Return the offered media type that a client prefers.
+
+    A type that the header names is preferred to one that only matches `*/*`. Among equals, the
+    order of `offered` decides. The first one is the default, also if none is acceptable.
+
+    Args:
+        accept: The value of the `Accept` header; may be empty.
+        offered: Media types, the default first.
+    """
+    ranges = [_parse_range(each) for each in accept.split(",") if each.strip()]
+    best, best_rank = offered[0], (0.0, -1)
+    for each in offered:
+        matching = [
+            (specificity, quality)
+            for name, quality in ranges
+            if (specificity := _specificity(name, each)) >= 0
+        ]
+        if not matching:
+            continue
+        specificity, quality = max(matching)  # the most specific range decides
+        if quality > 0 and (quality, specificity) > best_rank:
+            best, best_rank = each, (quality, specificity)
+    return best
+
+
+def _parse_range(text: str) -> tuple[str, float]:
+    name, *parameters = (part.strip().lower() for part in text.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return name, float(value)
+            except ValueError:
+                return name, 0.0
+    return name, 1.0
+
+
+def _specificity(name: str, offered: str) -> int:
+    if name == offered:
+        return 2
+    if name == f"{offered.partition('/')[0]}/*":
+        return 1
+    return 0 if name == "*/*" else -1
+
+
+# --- responses
+
+
+def _no_status(_: dict[str, list[str]], __: str) -> HttpAnswer:
+    return _text(HTTPStatus.NOT_FOUND, "the status page is switched off")
+
+
+def _clean(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(clean_text(text) for text in texts)
+
+
+def _text(status: HTTPStatus, text: str, *extra: tuple[str, str]) -> HttpAnswer:
+    return HttpAnswer(
+        status=status,
+        content_type=f"{_PLAIN}; charset=utf-8",
+        body=f"{text}\n".encode(errors="backslashreplace"),
+        extra=extra,
+    )
+
+
+def _json(document: dict[str, object]) -> str:
+    return json.dumps(document, separators=(",", ":"), allow_nan=False)

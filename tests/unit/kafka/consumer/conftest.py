@@ -1,0 +1,259 @@
+"""A consumer's components on virtual time, with a fake of aiokafka's consumer."""
+
+import asyncio
+import contextlib
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from resilient_io.health import Dependency
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.consumer.assignment import Assignment, Rebalancer
+from resilient_io.kafka.consumer.commits import Committer
+from resilient_io.kafka.consumer.detectors import SessionWatch
+from resilient_io.kafka.consumer.exclusive_use import ExclusiveUse
+from resilient_io.kafka.consumer.fetcher import Fetcher, RecordDeserializer
+from resilient_io.kafka.consumer.iteration import (
+    BatchIterator,
+    BatchStream,
+    RecordIterator,
+    SingleRecordStream,
+)
+from resilient_io.kafka.consumer.options import ConsumerSettings
+from resilient_io.kafka.consumer.stats import ConsumerCounters
+from resilient_io.kafka.processing import Processor
+
+A, B = TopicPartition("t", 0), TopicPartition("t", 1)
+
+
+class FakePartitionState:
+    """aiokafka's state of a partition."""
+
+    def __init__(self):
+        self.position = 0
+        self.has_valid_position = True
+        self.highwater = None
+
+
+class FakeDriver:
+    """The parts of aiokafka's consumer that are used; `world.log` contains the records."""
+
+    def __init__(self, world):
+        self.world = world
+        self.requested = []
+        self.polls = 0
+        self.raises = []
+        self.waiters = []
+        self.reassigning = False
+        self.generation = next(world.generations)
+        self._fetcher = self._coordinator = self._subscription = self
+        self.member_id = "me"
+        self.subscription = SimpleNamespace(assignment=None)
+
+    # --- for the tests
+
+    def assigned(self, *partitions):
+        states = {partition: FakePartitionState() for partition in partitions}
+        for partition, state in states.items():
+            state.position = self.world.committed.get(partition, 0)
+        self.subscription.assignment = SimpleNamespace(
+            tps=frozenset(partitions), state_value=states.get, states=states
+        )
+
+    def arrived(self):
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- as in aiokafka
+
+    @property
+    def reassignment_in_progress(self):
+        return self.reassigning
+
+    @contextlib.contextmanager
+    def fetch_context(self):
+        self.polls += 1
+        yield
+
+    def check_errors(self):
+        if self.raises:
+            raise self.raises.pop(0)
+
+    def _create_fetch_waiter(self):
+        self.waiters.append(asyncio.get_running_loop().create_future())
+        return self.waiters[-1]
+
+    async def getmany(self, *partitions, max_records):
+        assert not self.reassigning, "it would wait for the group"
+        self.check_errors()
+        self.requested.append(partitions)
+        states = self.subscription.assignment.states
+        found = {}
+        for partition in partitions or states:
+            records = [
+                ConsumerRecord("t", partition.partition, offset, 0, 0, None, b"v", None, -1, 1, ())
+                for offset in self.world.log.get(partition, [])
+                if offset >= states[partition].position
+            ][:max_records]
+            if records:
+                states[partition].position = records[-1].offset + 1
+                found[partition] = records
+        return found
+
+    def seek(self, partition, offset):
+        self.subscription.assignment.states[partition].position = offset
+
+    async def ensure_coordinator_known(self):
+        while self.world.coordinator_away:  # noqa: ASYNC110 - as the driver does
+            await asyncio.sleep(0.1)
+
+    async def _do_commit_offsets(self, _assignment, offsets):
+        self.world.commits.append({partition: o.offset for partition, o in offsets.items()})
+        if self.world.commit_raises:
+            raise self.world.commit_raises.pop(0)
+        await asyncio.sleep(0.01)
+        self.world.committed |= {partition: o.offset for partition, o in offsets.items()}
+
+    async def fetch_committed_offsets(self, partitions):
+        await self.ensure_coordinator_known()
+        committed = self.world.committed
+        return {p: SimpleNamespace(offset=committed[p]) for p in partitions if p in committed}
+
+
+class DrainingProcessor(Processor):
+    """The processor of a `run`, reduced to a drain that the test provides."""
+
+    def __init__(self, drain):
+        self._drain_of_test = drain
+
+    def assigned(self, partitions):
+        """Nothing to do."""
+
+    async def drain(self, partitions):
+        await self._drain_of_test(partitions)
+
+
+class World:
+    """The components of a consumer with a fake driver."""
+
+    def __init__(self, *, deserializer=None, settings=None, has_group=True, target_options=None):
+        self.log = {A: list(range(10)), B: list(range(10))}
+        self.committed = {}
+        self.commits = []
+        self.commit_raises = []
+        self.coordinator_away = False
+        self.generations = itertools.count(1)
+        self.broken = []
+        self.counters = ConsumerCounters()
+        self.settings = settings or ConsumerSettings(drain_timeout=5.0, commit_timeout=3.0)
+        self.health = Dependency("kafka")
+        self.target = KafkaTarget("kafka:9092", target_options)
+        self.supervisor = SimpleNamespace(
+            generation=0,
+            permanent_error=None,
+            driver_failed=lambda instance, error: self.broken.append(error),
+        )
+        self.assignment = Assignment(self.counters)
+        self.use = ExclusiveUse("kafka")
+        self.fetcher = Fetcher(
+            self.health,
+            target=self.target,
+            supervisor=self.supervisor,
+            assignment=self.assignment,
+            use=self.use,
+            deserializer=RecordDeserializer(None, deserializer, self.counters),
+            has_group=has_group,
+            counters=self.counters,
+        )
+        self.committer = Committer(self.target, "kafka", self.counters)
+        self.session = SessionWatch(1_000_000.0, lambda: None)
+        self.rebalancer = Rebalancer(
+            self.health,
+            assignment=self.assignment,
+            fetcher=self.fetcher,
+            committer=self.committer,
+            use=self.use,
+            session=self.session,
+            settings=self.settings,
+            counters=self.counters,
+        )
+
+    async def join(self, *partitions):
+        """Add an instance in service and assign it partitions."""
+        instance = self.add_instance()
+        await self.assign(instance, *partitions)
+        return instance
+
+    def add_instance(self):
+        instance = FakeDriver(self)
+        self.fetcher.use_instance(instance)
+        return instance
+
+    async def assign(self, instance, *partitions):
+        instance.assigned(*partitions)
+        await self.rebalancer.assign(instance, partitions)
+
+    async def run_with(self, drain):
+        """Acquire the consumer for a `run` whose drain is this function."""
+        await self.use.acquire(DrainingProcessor(drain))
+
+    def records(self, most=4):
+        return RecordIterator(SingleRecordStream(self.fetcher, self.use, lambda: None, most))
+
+    def batches(self, most=4, max_wait=0.0):
+        return BatchIterator(BatchStream(self.fetcher, self.use, lambda: None, most, max_wait))
+
+    async def fetch_offsets(self, most=100, wait=0.0):
+        found = await self.fetcher.fetch(most, wait)
+        return {
+            partition: [record.offset for record in records] for partition, records in found.items()
+        }
+
+    def hold(self):
+        """Put the membership in the group in doubt."""
+        self.fetcher.hold(held=True)
+        self.use.hold(held=True)
+
+    def resume(self):
+        """Confirm the membership in the group."""
+        self.fetcher.hold(held=False)
+        self.use.hold(held=False)
+
+
+CANARY = "canary-of-a-secret"
+
+
+@pytest.fixture
+def world_with_secret(make_world):
+    """A world whose cluster has a password, and that password."""
+    world = make_world(
+        target_options={
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_plain_username": "me",
+            "sasl_plain_password": CANARY,
+        }
+    )
+    return world, CANARY
+
+
+@pytest.fixture
+def make_world():
+    """Create worlds: `make_world(deserializer=..., settings=...)`."""
+    made = []
+
+    def make(**options):
+        made.append(World(**options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.session.close()
+
+
+@pytest.fixture
+def world(make_world):
+    """A world with default settings."""
+    return make_world()

@@ -1,0 +1,156 @@
+"""Private attributes of aiokafka's consumer: these tests fail when a new version changes them."""
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
+from aiokafka.consumer.subscription_state import (
+    Assignment,
+    Subscription,
+    SubscriptionState,
+    TopicPartitionState,
+)
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGroupRequest
+from aiokafka.structs import ConsumerRecord
+
+from resilient_io.kafka.consumer import internals
+from resilient_io.kafka.record import Record
+
+
+def source_of(thing):
+    return inspect.getsource(thing)
+
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+async def test_consumer_has_its_components():
+    consumer = AIOKafkaConsumer(group_id="g")
+    assert {"_fetcher", "_coordinator", "_subscription"} <= set(vars(consumer))
+    assert isinstance(consumer._subscription, SubscriptionState)
+    consumer._closed = True  # it was never started
+
+
+async def test_fetcher_wakes_its_waiters():
+    assert parameters_of(Fetcher._create_fetch_waiter) == ["self"]
+    # Waiters are woken when records arrive, and removed when they are done.
+    assert "waiters.remove(f)" in source_of(Fetcher._create_fetch_waiter)
+    assert "self._notify(waiter)" in source_of(Fetcher._fetch_requests_routine)
+
+
+async def test_getmany_without_a_timeout_waits_only_for_the_group():
+    body = source_of(Fetcher.fetched_records)
+    assert body.count("await ") == 2
+    assert body.index("reassignment_in_progress") < body.index("await self._subscriptions.wait_for")
+    assert body.index("if drained or not timeout") < body.index("await asyncio.wait([waiter]")
+    assert "reassignment_in_progress" in vars(SubscriptionState)
+    # Records of other partitions are not taken.
+    assert "if partitions and tp not in partitions" in body
+    assert "paused" in source_of(FetchResult.check_assignment)
+
+
+async def test_polls_are_noted_by_a_context_that_a_cancellation_leaves_open():
+    state = SubscriptionState(loop=asyncio.get_running_loop())
+    before = state._last_fetch_ended
+    with state.fetch_context():
+        assert state.fetcher_idle_time == 0
+    assert state._last_fetch_ended >= before
+    assert "finally" not in source_of(SubscriptionState.fetch_context)
+
+
+async def test_assignment_has_partitions_and_their_state():
+    partition = TopicPartition("t", 0)
+    assignment = Assignment([partition])
+    assert assignment.tps is assignment.tps
+    state = assignment.state_value(partition)
+    assert isinstance(state, TopicPartitionState)
+    assert not state.has_valid_position
+    state.seek(5)
+    assert state.position == 5
+    assert state.highwater is None
+    assert state.timestamp is None
+    assert "tp_state.timestamp = now_ms" in source_of(Fetcher._proc_fetch_request)
+    assert Subscription(["t"]).assignment is None
+
+
+async def test_commit_is_sent_once_for_one_member():
+    assert parameters_of(GroupCoordinator._do_commit_offsets) == ["self", "assignment", "offsets"]
+    body = source_of(GroupCoordinator._do_commit_offsets)
+    assert "assignment." not in body, "it may be None"
+    # The request is made, with the generation, before anything is awaited.
+    assert body.index("self.generation") < body.index("await ")
+    assert body.count("await ") == 1
+    coordinator = source_of(GroupCoordinator.__init__)
+    assert "self.generation = " in coordinator
+    assert "self.member_id = " in coordinator
+    assert "self.coordinator_id = None" in coordinator
+    assert "self.coordinator_id = None" in source_of(GroupCoordinator.coordinator_dead)
+    assert parameters_of(GroupCoordinator.ensure_coordinator_known) == ["self"]
+    assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
+
+
+async def test_heartbeat_returns_whether_the_group_knows_the_member():
+    assert parameters_of(GroupCoordinator._do_heartbeat) == ["self"]
+    assert inspect.iscoroutinefunction(GroupCoordinator._do_heartbeat)
+    assert not hasattr(NoGroupCoordinator, "_do_heartbeat")
+    # It is looked up at each beat, so that it can be wrapped.
+    assert "success = await self._do_heartbeat()" in source_of(GroupCoordinator._heartbeat_routine)
+    body = source_of(GroupCoordinator._do_heartbeat)
+    assert body.count("return True") == 2, "the group knows the member, or is rebalancing"
+    assert "error_type is Errors.NoError" in body
+    assert "error_type is Errors.RebalanceInProgressError" in body
+    # A member that was expelled joins as a new one.
+    for error in ("UnknownMemberIdError", "IllegalGenerationError"):
+        assert (
+            "reset_generation()" in body.split(f"error_type is Errors.{error}")[1].split("elif")[0]
+        )
+
+
+async def test_rebalance_waits_for_the_listener():
+    prepare = source_of(GroupCoordinator._on_join_prepare)
+    assert prepare.index("begin_reassignment") < prepare.index("on_partitions_revoked")
+    complete = source_of(GroupCoordinator._on_join_complete)
+    assert complete.index("assign_from_subscribed") < complete.index("on_partitions_assigned")
+    for name in ("on_partitions_revoked", "on_partitions_assigned"):
+        assert hasattr(ConsumerRebalanceListener, name)
+        assert "await res" in prepare + complete
+
+
+async def test_coordination_errors_are_raised_on_request():
+    assert parameters_of(GroupCoordinator.check_errors) == ["self"]
+    assert parameters_of(NoGroupCoordinator.check_errors) == ["self"]
+
+
+async def test_connection_lists_its_pending_requests():
+    send = source_of(AIOKafkaConnection.send)
+    assert "self._requests.append(\n            (correlation_id, request_struct, fut)," in send
+    assert "request_struct = request.prepare" in send
+    kinds = {
+        FetchRequest(1, 1, 1, 0, []): "fetch",
+        JoinGroupRequest("g", 1, 1, "m", None, "consumer", []): "join",
+        SyncGroupRequest("g", 1, "m", None, []): "join",
+        HeartbeatRequest("g", 1, "m"): "other",
+    }
+    for request, kind in kinds.items():
+        prepared = request.prepare({request.API_KEY: (0, 4)})
+        assert internals.kind_of((1, prepared, None)) == kind
+    assert internals.kind_of((None, None, None)) == "other"
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"part")
+    assert internals.received_bytes(SimpleNamespace(_reader=reader)) == 4
+    assert internals.received_bytes(SimpleNamespace(_reader=None)) == 0
+
+
+async def test_record_class_can_be_changed_in_place():
+    record = ConsumerRecord("t", 0, 1, 0, 0, None, b"v", None, -1, 1, ())
+    record.__class__ = Record
+    assert isinstance(record, Record)
+    assert record.value == b"v"
+    assert not record.handled

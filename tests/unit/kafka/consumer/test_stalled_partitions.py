@@ -1,0 +1,91 @@
+"""A partition with records to read that makes no progress makes health DEGRADED."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import TopicPartition
+
+from resilient_io import Cause, Dependency, State
+from resilient_io.kafka.consumer.detectors import StalledPartitionDetector
+
+A, B = TopicPartition("t", 0), TopicPartition("t", 1)
+
+
+class Scene:
+    def __init__(self, health):
+        self.health = health
+        self.detector = StalledPartitionDetector(health, 60.0, "billing")
+        self.assigned = [
+            SimpleNamespace(partition=A, resume_offset=5, end_offset=10),
+            SimpleNamespace(partition=B, resume_offset=5, end_offset=5),
+        ]
+        self.paused = []
+
+    async def pass_time(self, seconds):
+        loop = asyncio.get_running_loop()
+        for _ in range(int(seconds)):
+            await asyncio.sleep(1.0)
+            self.detector.check(self.assigned, self.paused.__contains__, loop.time())
+
+
+@pytest.fixture
+async def scene():
+    health = Dependency("kafka")
+
+    async def probe(suspicious):
+        return 0.001
+
+    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
+    await health.until_up()
+    yield Scene(health)
+    await attachment.detach()
+    await health.aclose()
+
+
+async def test_a_position_that_does_not_move_is_reported_after_a_while(scene):
+    await scene.pass_time(60)
+    assert scene.health.state is State.UP
+    await scene.pass_time(3)
+    assert scene.health.state is State.DEGRADED
+    assert scene.health.cause is Cause.STALLED
+    assert "billing: t[0]: stalled at offset 5 for 6" in scene.health.detail
+
+
+async def test_progress_ends_the_stall(scene):
+    await scene.pass_time(65)
+    scene.assigned[0].resume_offset = 6
+    await scene.pass_time(1)
+    assert scene.health.state is State.UP
+    await scene.pass_time(59)
+    assert scene.health.state is State.UP, "the time starts again"
+
+
+async def test_a_partition_without_records_to_read_is_not_stalled(scene):
+    scene.assigned[0].resume_offset = 10
+    await scene.pass_time(200)
+    assert scene.health.state is State.UP
+
+
+async def test_a_paused_partition_is_not_stalled(scene):
+    scene.paused.append(A)
+    await scene.pass_time(100)
+    assert scene.health.state is State.UP
+    scene.paused.clear()
+    await scene.pass_time(59)
+    assert scene.health.state is State.UP
+    await scene.pass_time(5)
+    assert scene.health.state is State.DEGRADED
+
+
+async def test_the_stall_of_a_revoked_partition_is_withdrawn(scene):
+    await scene.pass_time(65)
+    del scene.assigned[0]
+    await scene.pass_time(1)
+    assert scene.health.state is State.UP
+
+
+async def test_closing_withdraws_the_stall(scene):
+    await scene.pass_time(65)
+    scene.detector.close()
+    assert scene.health.state is State.UP

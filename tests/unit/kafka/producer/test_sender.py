@@ -1,0 +1,223 @@
+"""The sender: batches in flight, their outcomes, and the change from one driver to the next."""
+
+import asyncio
+
+import pytest
+from aiokafka import errors as driver
+
+from resilient_io import Progress
+from resilient_io.errors import Closed
+from resilient_io.kafka.driver import DriverClosed
+from resilient_io.kafka.errors import (
+    KafkaOutcomeUnknown,
+    KafkaUnavailable,
+)
+from resilient_io.kafka.producer.records import OVERHEAD
+
+
+async def test_records_of_one_iteration_form_a_batch_and_later_ones_wait_for_its_answer(components):
+    async with components() as producer:
+        first = [await producer.send(b"%d" % n) for n in range(3)]
+        await asyncio.sleep(0.001)
+        second = [await producer.send(b"%d" % n) for n in range(3, 5)]
+        assert len(producer.driver.batches) == 1
+        assert [(await future).offset for future in first + second] == [0, 1, 2, 3, 4]
+        assert [values for _, values, _ in producer.driver.batches] == [
+            [b"0", b"1", b"2"],
+            [b"3", b"4"],
+        ]
+        assert producer.errors.delivered == 5
+
+
+async def test_partitions_do_not_wait_for_each_other(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        await producer.send(b"a", 0)
+        await asyncio.sleep(0.001)
+        await producer.send(b"b", 1)
+        await asyncio.sleep(0.001)
+        assert [batch[0] for batch in producer.driver.batches] == [0, 1]
+        assert len(producer.sender.in_flight) == 2
+
+
+async def test_waiting_and_unsent_records_move_to_the_next_driver_in_order(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        futures = [await producer.send(b"%d" % n) for n in range(3)]
+        await asyncio.sleep(0.001)
+        futures += [await producer.send(b"%d" % n) for n in range(3, 6)]
+        producer.supervisor.driver = None
+        producer.driver.answer(error=DriverClosed("ended", sent=False))
+        await asyncio.sleep(0)
+        await producer.replace_driver()
+        assert [(await future).offset for future in futures] == list(range(6))
+        assert [values for _, values, _ in producer.driver.batches] == [
+            [b"%d" % n for n in range(6)]
+        ]
+
+
+async def test_records_of_an_ended_driver_become_unknown_before_the_next_one_sends(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        in_flight = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        waiting = await producer.send(b"b")
+        await producer.replace_driver(driver.OutOfOrderSequenceNumber())
+        assert isinstance(in_flight.exception(), KafkaOutcomeUnknown)
+        assert (await waiting).offset == 0
+        assert [values for _, values, _ in producer.driver.batches] == [[b"b"]]
+
+
+async def test_a_queue_without_a_leader_holds_only_itself_and_asks_until_there_is_one(components):
+    async with components() as producer:
+        producer.driver.cluster.partitions[0] = -1
+        held = await producer.send(b"a", 0)
+        assert (await producer.send(b"b", 1)) is not None
+        await asyncio.sleep(1.0)
+        assert [batch[0] for batch in producer.driver.batches] == [1]
+        assert 3 <= producer.driver.updates <= 6
+        producer.driver.cluster.partitions[0] = 2
+        assert (await held).offset == 0
+
+
+async def test_answers_replace_a_probe_only_if_all_leaders_answered(components):
+    async with components() as producer:
+        producer.driver.cluster.partitions = {0: 1, 1: 2}
+
+        async def talk(*partitions):
+            producer.probe.replied_at.clear()
+            for _ in range(40):
+                futures = [await producer.send(b"x", partition) for partition in partitions]
+                await asyncio.gather(*futures)
+                await asyncio.sleep(0.1)
+            return len(producer.probe.replied_at)
+
+        assert 3 <= await talk(0, 1) <= 6
+        await talk(0)
+        assert await talk(0) == 0
+        producer.driver.cluster.partitions = {0: 1, 1: 1}
+        assert 3 <= await talk(0) <= 6
+        producer.driver.cluster.partitions = {0: 1, 1: -1}
+        await talk(0)
+        assert await talk(0) == 0
+
+
+async def test_a_full_batch_leaves_the_rest_for_the_next(components):
+    async with components() as producer:
+        producer.driver.batch_size = 1000
+        futures = [await producer.send(b"x" * 300) for _ in range(7)]
+        await asyncio.gather(*futures)
+        assert [len(values) for _, values, _ in producer.driver.batches] == [3, 3, 1]
+
+
+async def test_a_fatal_error_has_the_driver_replaced_and_reaches_the_callers(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        future = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        error = driver.OutOfOrderSequenceNumber()
+        producer.driver.answer(error=error)
+        with pytest.raises(KafkaUnavailable) as caught:
+            await future
+        assert caught.value.progress is Progress.REFUSED  # at its only attempt
+        assert producer.supervisor.errors == [error]
+
+
+async def test_a_fatal_error_after_several_attempts_makes_the_outcome_unknown(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        future = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        producer.driver.set_attempts(0, 2)
+        producer.driver.answer(error=driver.UnknownProducerId())
+        with pytest.raises(KafkaOutcomeUnknown):
+            await future
+
+
+async def test_a_doubtful_sequence_has_the_driver_replaced_once_nothing_is_in_flight(components):
+    async with components() as producer:
+        producer.driver._txn_manager = object()
+        producer.driver.answers = False
+        doubtful, other = await producer.send(b"a", 0), await producer.send(b"b", 1)
+        await asyncio.sleep(0.001)
+        producer.driver.answer(0, driver.UnknownError())
+        await asyncio.sleep(0.001)
+        assert isinstance(doubtful.exception(), KafkaOutcomeUnknown)
+        waiting = await producer.send(b"c", 0)
+        await asyncio.sleep(1.0)
+        assert (
+            producer.supervisor.errors == []
+        )  # otherwise the outcome of the other one would be unknown
+        assert len(producer.driver.batches) == 2
+        producer.driver.answer(1)
+        assert (await other).offset == 0
+        assert len(producer.supervisor.errors) == 1
+        await producer.replace_driver()
+        assert (await waiting).offset == 0
+
+
+async def test_records_that_the_driver_did_not_accept_are_passed_again_in_order(components):
+    async with components() as producer:
+        failures = [driver.KafkaTimeoutError(), driver.KafkaTimeoutError()]
+        send_batch = producer.driver.send_batch
+
+        async def refuse(batch, topic, *, partition):
+            if failures:
+                raise failures.pop()
+            return await send_batch(batch, topic, partition=partition)
+
+        producer.driver.send_batch = refuse
+        futures = [await producer.send(b"%d" % n) for n in range(3)]
+        assert [(await future).offset for future in futures] == [0, 1, 2]
+
+
+async def test_closing_distinguishes_waiting_records_from_those_in_flight(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        in_flight = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        waiting = await producer.send(b"b", key=b"k")
+    assert isinstance(in_flight.exception(), KafkaOutcomeUnknown)
+    assert isinstance(waiting.exception(), Closed)
+    assert producer.buffer.used == len(b"a") + OVERHEAD  # held until its answer
+
+
+async def test_a_broken_driver_gets_no_more_batches(components):
+    async with components() as producer:
+        producer.supervisor.driver_failed = lambda driver, error: (
+            None
+        )  # it takes one iteration to act
+        producer.driver.answers = False
+        first = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        waiting = await producer.send(b"b")
+        producer.driver.answer(error=driver.OutOfOrderSequenceNumber())
+        await asyncio.sleep(0.01)
+        assert first.exception() is not None
+        assert len(producer.driver.batches) == 1
+        await producer.replace_driver()
+        assert (await waiting).offset == 0
+
+
+async def test_a_batch_that_the_driver_dropped_without_an_answer_is_unknown(components):
+    async with components() as producer:
+        producer.driver.answers = False
+        future = await producer.send(b"a")
+        await asyncio.sleep(0.001)
+        producer.driver.batches[0][2].cancel()
+        with pytest.raises(KafkaOutcomeUnknown):
+            await future
+
+
+async def test_the_leader_of_an_empty_queue_is_not_searched(components):
+    async with components() as producer:
+        producer.driver.cluster.partitions[0] = -1
+        held = await producer.send(b"a", 0, lifetime=2.0)
+        await asyncio.wait([held])
+        await asyncio.sleep(1.0)
+        asked = producer.driver.updates
+        await asyncio.sleep(10.0)
+        assert producer.driver.updates == asked
+        producer.driver.cluster.partitions[0] = 1
+        await producer.driver.update_metadata()
+        assert (await (await producer.send(b"b", 0))).offset == 0

@@ -1,0 +1,136 @@
+"""Addresses and credentials of a cluster."""
+
+import asyncio
+
+import pytest
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import KafkaError
+
+from resilient_io import ConfigurationError
+from resilient_io.kafka.connect import KafkaTarget, TokenFailed, guard_token_provider
+
+
+@pytest.mark.parametrize(
+    ("servers", "bootstrap", "name"),
+    [
+        ("localhost", [("localhost", 9092)], "kafka localhost:9092"),
+        ("a:1, b:2", [("a", 1), ("b", 2)], "kafka a:1,b:2"),
+        (["a:1", "a:1", "[::1]:3"], [("a", 1), ("::1", 3)], "kafka a:1,[::1]:3"),
+        (
+            ("a:1", "b:1", "c:1", "d:1"),
+            [("a", 1), ("b", 1), ("c", 1), ("d", 1)],
+            "kafka a:1,b:1,c:1,…",
+        ),
+    ],
+)
+def test_target_accepts_addresses_in_every_form_that_aiokafka_accepts(servers, bootstrap, name):
+    target = KafkaTarget(servers)
+    assert target.bootstrap == bootstrap
+    assert target.name == name
+    assert KafkaTarget(target.client_options()["bootstrap_servers"]).bootstrap == bootstrap
+
+
+@pytest.mark.parametrize(
+    "servers",
+    ["", [], "a:b", "a:0", "a:99999", ":9092", "kafka://a:1", "me:secret-word@a:1", None, [1]],
+)
+def test_target_refuses_invalid_addresses_without_showing_a_secret(servers):
+    with pytest.raises(ConfigurationError, match="kafka-1:9092") as caught:
+        KafkaTarget(servers)
+    assert "secret-word" not in str(caught.value)
+
+
+def test_brokers_seen_precede_the_bootstrap_servers_and_survive_empty_metadata():
+    target = KafkaTarget("boot:1")
+    assert target.addresses() == [("boot", 1)]
+    target.update_brokers({1: ("a", 1), 2: ("boot", 1)})
+    assert target.addresses() == [("a", 1), ("boot", 1)]
+    target.update_brokers({})
+    assert target.brokers == {1: ("a", 1), 2: ("boot", 1)}
+
+
+class Provider(AbstractTokenProvider):
+    def __init__(self, answer):
+        self.answer = answer
+
+    async def token(self):
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [ValueError("secret-word"), OSError(), None, b"secret-word", "", asyncio.CancelledError()],
+)
+async def test_token_provider_raises_only_kafka_errors(answer):
+    options = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": Provider(answer),
+    }
+    provider = KafkaTarget("a:1", options).client_options()["sasl_oauth_token_provider"]
+    with pytest.raises(TokenFailed) as caught:
+        await provider.token()
+    assert isinstance(caught.value, KafkaError)
+    assert "secret-word" not in str(caught.value)
+
+
+async def test_cancellation_of_the_caller_propagates_through_the_token_provider():
+    class Slow(AbstractTokenProvider):
+        async def token(self):
+            await asyncio.sleep(60)
+
+    waiting = asyncio.create_task(guard_token_provider(Slow()).token())
+    await asyncio.sleep(1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_good_token_and_its_extensions_are_passed_on():
+    class Extended(Provider):
+        def extensions(self):
+            return {"traceId": "1"}
+
+    provider = guard_token_provider(Extended("good"))
+    assert guard_token_provider(provider) is provider
+    assert await provider.token() == "good"
+    assert provider.extensions() == {"traceId": "1"}
+    assert guard_token_provider(Provider("good")).extensions() == {}
+
+
+def test_object_without_an_async_token_method_is_refused():
+    class Blocking:
+        def token(self):
+            return "x"
+
+    for wrong in (object(), Blocking()):
+        with pytest.raises(ConfigurationError, match="async def token"):
+            guard_token_provider(wrong)
+
+
+async def test_secrets_are_the_password_and_the_latest_tokens():
+    assert KafkaTarget("a:1").secrets() == ()
+    options = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password": "secret-word"}
+    assert KafkaTarget("a:1", options).secrets() == ("secret-word",)
+    provider = Provider("token-0")
+    options = {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "OAUTHBEARER",
+        "sasl_oauth_token_provider": provider,
+    }
+    target = KafkaTarget("a:1", options)
+    guarded = target.client_options()["sasl_oauth_token_provider"]
+    assert target.secrets() == ()
+    for number in range(10):
+        provider.answer = f"token-{number}"
+        await guarded.token()
+        await guarded.token()
+    assert target.secrets() == ("token-6", "token-7", "token-8", "token-9")
+
+
+def test_target_shows_no_secret():
+    options = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password": "secret-word"}
+    target = KafkaTarget("a:1", options)
+    assert "secret-word" not in repr(target) + target.name
