@@ -7,7 +7,6 @@ state of the dependency (`health`), and how much time is left (the deadline).
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
