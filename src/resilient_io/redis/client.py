@@ -24,7 +24,7 @@ from resilient_io.validation import check_name
 
 from .attempt import Command, MultiplexedCall, Packer
 from .commands import SPECS, Route, lookup
-from .connect import RedisTarget
+from .connect import RedisTarget, secrets_in
 from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, rebind, trace_command
@@ -179,7 +179,7 @@ class ResilientRedis(driver.Redis):
         check_conflicts(given, policy)
         interval = given.pop("health_check_interval", 0)
         retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
-        with explain_options():
+        with explain_options(tuple(secrets_in(given))):
             super().__init__(
                 connection_pool=connection_pool,
                 single_connection_client=single_connection_client,

@@ -24,7 +24,7 @@ from resilient_io.text import clean_text, format_address
 from .errors import ConnectionFailure, connection_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
@@ -256,13 +256,13 @@ class RedisTarget:
         """The address without secrets."""
         settings = self._settings
         if settings.get("path"):
-            return self._clean_name(f"unix://{settings['path']}")
+            return clean_text(f"unix://{settings['path']}")
         service = getattr(self._pool, "service_name", None)
         port = settings.get("port", 6379)
         # An application may have passed a URL, or user:password@host, as the host.
         credentials, at, host = str(settings.get("host", "localhost")).rpartition("@")
         where = service or format_address(f"…{at}{host}" if credentials else host, port)
-        return self._clean_name(f"{where}/{settings.get('db') or 0}")
+        return clean_text(f"{where}/{settings.get('db') or 0}")
 
     @property
     def client_name(self) -> str | None:
@@ -289,9 +289,6 @@ class RedisTarget:
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""
         return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
-
-    def _clean_name(self, name: str) -> str:
-        return clean_text(name, secrets=self._static_secrets)
 
     async def check_plain_port(self) -> bool:
         """Return whether a server that ignored a TLS handshake answers without TLS.
@@ -374,7 +371,7 @@ class _RecordingProvider(CredentialProvider):
         return credentials
 
 
-def _secrets_of(pool: ConnectionPool) -> Iterable[str]:
+def _secrets_of(pool: ConnectionPool) -> Iterator[str]:
     """Yield the secrets in the settings of a pool, and of the Sentinels that it asks."""
     settings: list[Mapping[str, Any]] = [pool.connection_kwargs]
     manager = getattr(pool, "sentinel_manager", None)  # redis-py 8.1 `SentinelConnectionPool`
@@ -382,14 +379,19 @@ def _secrets_of(pool: ConnectionPool) -> Iterable[str]:
         settings.append(manager.sentinel_kwargs)
         settings += [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
     for options in settings:
-        for key in _SECRET_OPTIONS:
-            if secret := _text(options.get(key)):
-                yield secret
-        if _is_token(options.get("username")):
-            yield _text(options["username"])
-        credentials, _, _ = str(options.get("host") or "").rpartition("@")
-        if credentials:
-            yield credentials.rpartition("/")[2].partition(":")[2] or credentials
+        yield from secrets_in(options)
+
+
+def secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the passwords and tokens in connection options."""
+    for key in _SECRET_OPTIONS:
+        if secret := _text(options.get(key)):
+            yield secret
+    if _is_token(options.get("username")):
+        yield _text(options["username"])
+    credentials, _, _ = str(options.get("host") or "").rpartition("@")
+    if credentials:
+        yield credentials.rpartition("/")[2].partition(":")[2] or credentials
 
 
 def _text(secret: object) -> str:

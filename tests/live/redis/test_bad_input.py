@@ -18,13 +18,6 @@ from resilient_io.health import Dependency, HealthMonitor, HealthSettings
 from resilient_io.redis import ConnectionSettings, RedisClosed, ResilientRedis
 
 
-@pytest.fixture
-async def client(shared_redis):
-    async with ResilientRedis(port=shared_redis.port) as client:
-        await client.ping()
-        yield client
-
-
 @contextlib.asynccontextmanager
 async def calls_in_flight(client):
     """Make calls that a mistake elsewhere must not affect."""

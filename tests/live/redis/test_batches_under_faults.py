@@ -19,12 +19,16 @@ async def client(fault_proxy):
         yield client
 
 
-async def settled(client):
-    """Wait until connections and the probe have recovered from a reset."""
-    await asyncio.sleep(0.02)
-    await client.health.until_up(5)
-    while client.stats().connections < 2:  # noqa: ASYNC110 - there is no event for it
-        await asyncio.sleep(0.005)
+@pytest.fixture
+def settled(client, until_complete):
+    """Return a function that waits until the client has recovered from a reset."""
+
+    async def settle():
+        await asyncio.sleep(0.02)
+        await client.health.until_up(5)
+        await until_complete(client)
+
+    return settle
 
 
 async def test_the_error_of_a_plain_pipeline_contains_its_progress(
@@ -167,14 +171,16 @@ async def test_a_lost_reply_to_exec_does_not_raise_watch_error(client, fault_pro
     assert await client.transaction(add, "n") == [3]
 
 
-async def test_a_watch_lost_before_exec_raises_watch_error(client, fault_proxy, redis_server):
+async def test_a_watch_lost_before_exec_raises_watch_error(
+    client, fault_proxy, redis_server, settled
+):
     async with client.pipeline() as pipe:
         await pipe.watch("n")
         await pipe.get("n")
         fault_proxy.reset()
         with pytest.raises(WatchError, match="nothing was applied"):
             await pipe.get("n")
-    await settled(client)
+    await settled()
     async with client.pipeline() as pipe:
         await pipe.watch("n")
         fault_proxy.reset()
@@ -184,7 +190,7 @@ async def test_a_watch_lost_before_exec_raises_watch_error(client, fault_proxy, 
         with pytest.raises((WatchError, RedisOutcomeUnknown)):
             await pipe.execute()
     assert await redis_server.query("GET", "n") is None
-    await settled(client)
+    await settled()
     calls = 0
 
     async def add(pipe):
@@ -201,7 +207,10 @@ async def test_a_watch_lost_before_exec_raises_watch_error(client, fault_proxy, 
 
 
 async def test_keys_watched_before_an_outage_are_not_watched_after_it(
-    client, fault_proxy, redis_server
+    client,
+    fault_proxy,
+    redis_server,
+    settled,
 ):
     """redis-py reconnects by itself: EXEC would then run without the watched keys."""
     for explicit in (True, False):
@@ -216,14 +225,16 @@ async def test_keys_watched_before_an_outage_are_not_watched_after_it(
                 while client.health.available:  # noqa: ASYNC110 - the state itself is tested
                     await asyncio.sleep(0.005)
             await redis_server.start()
-            await settled(client)
+            await settled()
             await redis_server.query("SET", "n", 100)  # another client's write
             with pytest.raises(WatchError, match="nothing was applied"):
                 await (pipe.execute() if explicit else pipe.get("n"))
         assert await redis_server.query("GET", "n") == b"100"
 
 
-async def test_a_watch_known_to_be_lost_raises_watch_error(client, fault_proxy, redis_server):
+async def test_a_watch_known_to_be_lost_raises_watch_error(
+    client, fault_proxy, redis_server, settled
+):
     async with client.pipeline() as pipe:
         await pipe.watch("n")
         pipe.multi()
@@ -236,7 +247,7 @@ async def test_a_watch_known_to_be_lost_raises_watch_error(client, fault_proxy, 
         await pipe.watch("n")
         await pipe.unwatch()
         fault_proxy.reset()
-        await settled(client)
+        await settled()
         assert await pipe.incr("n").execute() == [1]
 
 
@@ -278,7 +289,7 @@ async def test_dangerous_commands_are_repeated_only_with_an_opt_in_on_the_call(
             await client.with_policy(repeat="conditional").flushall()
 
 
-async def test_a_view_shares_the_connections_and_has_its_own_policy(client, fault_proxy):
+async def test_a_view_shares_the_connections_and_has_its_own_policy(client, fault_proxy, settled):
     view = client.with_policy(repeat="any", attempts=2)
     fault_proxy.drop_reply("INCRBY")
     assert await view.incr("n") == 2
@@ -288,7 +299,7 @@ async def test_a_view_shares_the_connections_and_has_its_own_policy(client, faul
     fault_proxy.drop_reply("GET", times=2)
     with pytest.raises(driver.TimeoutError):
         await view.get("n")
-    await settled(client)
+    await settled()
     before = fault_proxy.accepted
     async with client.with_policy(response_timeout=0.15) as other:
         assert await other.get("n") == b"3"

@@ -20,11 +20,9 @@ _unique = itertools.count()
 
 
 @pytest.fixture
-async def client(shared_redis):
-    async with ResilientRedis(port=shared_redis.port) as client:
-        while client.stats().connections < 2:  # noqa: ASYNC110 - a connection opened later would look like a leak
-            await asyncio.sleep(0.005)
-        yield client
+async def client(client, until_complete):
+    await until_complete(client)  # a connection opened later would look like a leak
+    return client
 
 
 async def next_reply_is_ours(client):
@@ -300,11 +298,10 @@ async def test_a_cancelled_aclose_continues_in_the_background(redis_server, froz
     assert report.points
 
 
-async def test_watching_health_cancelled(client, redis_server):
+async def test_watching_health_cancelled(client, redis_server, until_complete):
     async with ResilientRedis(port=redis_server.port) as other:
         monitor = HealthMonitor(client.health, other.health)
-        while client.stats().connections + other.stats().connections < 4:  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(0.005)
+        await until_complete(client, other)
 
         async def next_change(source):
             async for _ in source.watch():

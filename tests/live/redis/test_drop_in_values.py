@@ -11,12 +11,6 @@ from redis.exceptions import DataError
 from resilient_io.redis import ResilientRedis
 
 
-@pytest.fixture
-async def client(shared_redis):
-    async with ResilientRedis(port=shared_redis.port) as client:
-        yield client
-
-
 async def test_another_encoding_works_in_both_directions(shared_redis):
     options = {"port": shared_redis.port, "encoding": "latin-1", "decode_responses": True}
     async with ResilientRedis(**options) as ours, driver.Redis(**options) as theirs:

@@ -41,13 +41,6 @@ POPS = {
 }
 
 
-@pytest.fixture
-async def client(shared_redis):
-    async with ResilientRedis(port=shared_redis.port) as client:
-        await client.ping()
-        yield client
-
-
 async def idle(client):
     """Wait until the recoveries of cancelled calls have ended."""
     async with asyncio.timeout(10):

@@ -42,12 +42,6 @@ class Provider(StreamingCredentialProvider):
         await self.listener(Token(user, password))
 
 
-async def both_connections(redis):
-    async with asyncio.timeout(10):
-        while redis.stats().connections < 2:  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(0.005)
-
-
 async def names(server):
     listed = (await server.query("CLIENT", "LIST")).decode()
     return [
@@ -57,7 +51,7 @@ async def names(server):
     ]
 
 
-async def test_open_connections_authenticate_again_and_lose_nothing(redis_server):
+async def test_open_connections_authenticate_again_and_lose_nothing(redis_server, until_complete):
     await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
     await redis_server.query("ACL", "SETUSER", "new", "on", ">two", "~*", "+@all")
     provider = Provider("old", "one")
@@ -65,7 +59,7 @@ async def test_open_connections_authenticate_again_and_lose_nothing(redis_server
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
-        await both_connections(redis)
+        await until_complete(redis)
         connections = redis._runtime.multiplexer.connections
         assert await names(redis_server) == ["old", "old"]
 
@@ -78,7 +72,7 @@ async def test_open_connections_authenticate_again_and_lose_nothing(redis_server
 
 
 async def test_refused_credentials_leave_the_old_ones_in_use_and_show_no_secret(
-    redis_server, caplog
+    redis_server, until_complete, caplog
 ):
     await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "+@all")
     provider = Provider("old", "one")
@@ -86,7 +80,7 @@ async def test_refused_credentials_leave_the_old_ones_in_use_and_show_no_secret(
         host=redis_server.host, port=redis_server.port, credential_provider=provider
     ) as redis:
         await redis.incr("counter")
-        await both_connections(redis)
+        await until_complete(redis)
 
         await provider.rotate("old", "s3cret-but-wrong")
 

@@ -87,6 +87,9 @@ def test_the_name_of_a_client_is_that_of_its_dependency_and_of_its_views():
     pool = driver.ConnectionPool()
     assert ResilientRedis.from_pool(pool, name="cache").health.name == "cache"
     assert ResilientRedis(port=7).name == "redis localhost:7/0"
+    assert ResilientRedis(host="::1", db=2).name == "redis [::1]:6379/2"
+    assert ResilientRedis(unix_socket_path="/run/redis").name == "redis unix:///run/redis"
+    assert ResilientRedis(host="redis", password="redis").name == "redis redis:6379/0"
     assert ResilientRedis(health=Dependency("shared")).name == "shared"
     both = ResilientRedis(health=Dependency("shared"), name="reads")
     assert (both.name, both.health.name) == ("reads", "shared")

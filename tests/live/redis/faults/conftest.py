@@ -110,7 +110,9 @@ def _connections_to(ports: list[int]) -> list[str]:
 
 
 @pytest_asyncio.fixture
-async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
+async def connect(
+    slack: Callable[[], float], until_complete: Callable[..., Awaitable[None]]
+) -> AsyncIterator[Connect]:
     """Create clients. At the end of the test they are closed and must leave no task or socket."""
     before = asyncio.all_tasks()
     clients: list[ResilientRedis] = []
@@ -129,9 +131,7 @@ async def connect(slack: Callable[[], float]) -> AsyncIterator[Connect]:
         await redis.initialize()
         if up:
             await redis.health.until_up(10)
-            async with asyncio.timeout(10):
-                while not redis._runtime.multiplexer.complete:  # noqa: ASYNC110 - there is no event for it
-                    await asyncio.sleep(0.005)
+            await until_complete(redis)
         return redis
 
     yield make
