@@ -60,11 +60,7 @@ class Dependency:
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        settings: HealthSettings | None = None,
-        rng: random.Random | None = None,
+        self, name: str, *, settings: HealthSettings | None = None, rng: random.Random | None = None
     ) -> None:
         self.name = redact_credentials(check_name("name", name))
         self.settings = check_type(

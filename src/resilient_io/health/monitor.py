@@ -61,12 +61,7 @@ class LivenessSettings:
 
 
 class Liveness:
-    """Decides whether the process is stuck.
-
-    Args:
-        settings: When a blocked event loop means that the process is stuck.
-        checks: The objects to ask.
-    """
+    """Decides whether the process is stuck."""
 
     def __init__(self, settings: LivenessSettings, checks: Sequence[LivenessCheck]) -> None:
         self._settings = settings

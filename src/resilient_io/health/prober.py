@@ -43,14 +43,7 @@ class Client:
 
 
 class Prober:
-    """Owns the probe task, which exists while at least one client is attached.
-
-    Args:
-        machine: Takes the evidence.
-        rng: Source of the jitter.
-        publish: Called with the result of the machine.
-        note: Called with events for the flight recorder.
-    """
+    """Owns the probe task, which exists while at least one client is attached."""
 
     def __init__(
         self,

@@ -248,12 +248,7 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """The arguments of a `Lifecycle`, validated.
-
-    Attributes:
-        parts: Objects and names: the parts in the order of closing, the monitor, the servers.
-        servers: How many of them are servers.
-    """
+    """The arguments of a `Lifecycle`, validated."""
 
     monitor: HealthMonitor
     parts: tuple[tuple[object, str], ...]
@@ -279,14 +274,7 @@ class _Plan:
 
 
 class _LifecycleRun:
-    """One use of a `Lifecycle`, from the start to the end of the shutdown.
-
-    Args:
-        plan: The arguments of the lifecycle.
-        workers: Functions to run beside the body.
-        hosted: Whether a server owns the body, as in a lifespan.
-        stopping: The event to set when work should end.
-    """
+    """One use of a `Lifecycle`, from the start to the end of the shutdown."""
 
     def __init__(
         self,
@@ -477,14 +465,7 @@ class _LifecycleRun:
         *,
         delay: bool = False,
     ) -> asyncio.Task[None]:
-        """Return the task that closes everything; the first call creates it.
-
-        Args:
-            reason: For the report.
-            number: The signal whose previous handler is called; None for none.
-            at: Loop time at which the grace period starts; None for now.
-            delay: Whether to wait for the drain delay first.
-        """
+        """Return the task that closes everything; the first call creates it."""
         if self._closing is None:
             loop = asyncio.get_running_loop()
             self._monitor.drain()
@@ -617,12 +598,7 @@ class _LifecycleRun:
         return self._signals.chain(number) or self._hosted
 
     async def _end_program(self) -> None:
-        """Call a previous handler that only ends the program.
-
-        Raises:
-            KeyboardInterrupt: Python's own handler of SIGINT raises it.
-            CancelledError: `asyncio.Runner` cancels its main task.
-        """
+        """Call a previous handler that only ends the program."""
         if self._signals is not None and self._signals.finish():
             await asyncio.sleep(0)  # the cancellation arrives here, not in what follows the block
 

@@ -28,12 +28,7 @@ _AFTER_CANCEL = 0.25
 
 
 class TimeBudget:
-    """The time for a shutdown. Each step may use what is not reserved for later ones.
-
-    Args:
-        grace_period: Seconds for all steps together.
-        began: Loop time at which they start.
-    """
+    """The time for a shutdown. Each step may use what is not reserved for later ones."""
 
     def __init__(self, grace_period: float, began: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -63,12 +58,7 @@ class TimeBudget:
         return left - min(after * _RESERVED, left * _MAX_RESERVED)
 
     async def wait(self, future: asyncio.Future[Any], seconds: Callable[[], float]) -> bool:
-        """Wait for a future, without cancelling it; return whether it is done.
-
-        Args:
-            future: The future.
-            seconds: Returns the longest wait; called again, from that moment on, on `hurry`.
-        """
+        """Wait for a future, without cancelling it; return whether it is done."""
         until = self._loop.time() + seconds()
         while not future.done():
             hurried = self.hurried
@@ -88,11 +78,6 @@ class Part:
 
     It is started by `__aenter__`, if it has one, and closed by `aclose`, or by `__aexit__`. One
     task does both, as context managers with a task group or a cancel scope require.
-
-    Args:
-        thing: The client, server or other object.
-        name: Its name in the report.
-        on_end: Called when it ends without being closed.
     """
 
     def __init__(
@@ -114,12 +99,7 @@ class Part:
     # --- start
 
     async def start(self, timeout: float) -> None:
-        """Start it. If this is cancelled, the start is cancelled.
-
-        Raises:
-            DeadlineExceeded: It took longer than `timeout` seconds.
-            Exception: The start raised it.
-        """
+        """Start it. If this is cancelled, the start is cancelled."""
         loop = asyncio.get_running_loop()
         self._entered, self._leave = loop.create_future(), loop.create_future()
         self._task = loop.create_task(
@@ -128,9 +108,7 @@ class Part:
         began = loop.time()
         try:
             await asyncio.wait(
-                [self._task, self._entered],
-                timeout=timeout,
-                return_when=asyncio.FIRST_COMPLETED,
+                [self._task, self._entered], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             late = not self._task.done()
@@ -189,12 +167,7 @@ class Part:
         return self._entered.done() or not self._task.done()
 
     async def close(self, budget: TimeBudget, after: int) -> LifecycleStep:
-        """Close it within its share of the time; when that is up, cancel it.
-
-        Args:
-            budget: The time for the shutdown.
-            after: Number of later steps.
-        """
+        """Close it within its share of the time; when that is up, cancel it."""
         task, leave = self._task, self._leave
         if task is None or leave is None:
             return LifecycleStep(name=self.name, seconds=0.0)
@@ -248,12 +221,7 @@ class Part:
 
 
 def name_parts(things: Sequence[object]) -> list[tuple[object, str]]:
-    """Return the parts with their names: the type and the dependency.
-
-    Raises:
-        ConfigurationError: A part is passed twice.
-        TypeError: An object can be neither entered nor closed.
-    """
+    """Return the parts with their names: the type and the dependency."""
     names: dict[str, int] = {}
     parts: list[tuple[object, str]] = []
     for position, thing in enumerate(things):
@@ -303,12 +271,7 @@ def _close_timeout(share: float, aclose: Callable[..., object]) -> dict[str, flo
 
 
 class WorkerTasks:
-    """Runs each function once, in a task, and reports the first failure.
-
-    Args:
-        functions: Async functions without arguments.
-        on_failure: Called with the name and the error of the first one that fails.
-    """
+    """Runs each function once, in a task, and reports the first failure."""
 
     def __init__(
         self,
@@ -380,11 +343,7 @@ class Body:
             self._task.cancel("the lifecycle ends the block")
 
     def settle(self, error: BaseException | None) -> bool:
-        """Undo the cancellations of `cancel`, as `asyncio.timeout` does.
-
-        Returns:
-            Whether `error` comes from `cancel`, and the task was not cancelled otherwise.
-        """
+        """Undo the cancellations of `cancel`, as `asyncio.timeout` does."""
         if self._task is None or asyncio.current_task() is not self._task:
             return False
         cancels, self._cancels = self._cancels, 0

@@ -28,12 +28,7 @@ _SIGUSR1 = getattr(signal, "SIGUSR1", None)  # not on Windows
 
 @dataclass(frozen=True, slots=True)
 class _Previous:
-    """The handler that a signal had before.
-
-    Attributes:
-        handler: The result of `signal.getsignal`.
-        handle: The handle of `loop.add_signal_handler`, taken out of the event loop.
-    """
+    """The handler that a signal had before."""
 
     handler: Callable[[int, FrameType | None], Any] | int
     handle: asyncio.Handle | None
@@ -45,11 +40,6 @@ class SignalWatch:
     A handler of `signal.signal` runs between any two instructions, even while the event loop is
     blocked. Therefore it only counts and notifies the event loop; the third signal always goes to
     the previous handler.
-
-    Args:
-        numbers: The signals that end the process.
-        on_signal: Called in the event loop with the first and the second signal and their times.
-        on_dump: Called in the event loop on SIGUSR1, if that had no handler.
     """
 
     def __init__(
@@ -144,9 +134,6 @@ class SignalWatch:
         A handler that would only end the program (no handler, that of `asyncio.Runner`, which
         cancels the main task, or Python's own, which raises KeyboardInterrupt) waits for
         `finish()`.
-
-        Returns:
-            Whether the handler ends the program in its own way, as a server does.
         """
         previous = self._previous.get(number)
         if previous is None:
@@ -164,14 +151,7 @@ class SignalWatch:
         return True
 
     def finish(self) -> bool:
-        """Call a handler that only ends the program, now that everything is closed.
-
-        Returns:
-            Whether there was one.
-
-        Raises:
-            KeyboardInterrupt: Python's own handler raises it.
-        """
+        """Call a handler that only ends the program, now that everything is closed."""
         number, self._ending = self._ending, None
         if number is None or not callable(handler := self._previous[number].handler):
             return False

@@ -48,15 +48,7 @@ _FALSE: Final = {"0", "false", "no"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """A response.
-
-    Attributes:
-        status: The status code.
-        content_type: The type of the body.
-        body: The whole body.
-        extra: Further headers.
-        stream: Whether the body is the event stream instead.
-    """
+    """A response."""
 
     status: int
     content_type: str
@@ -78,20 +70,7 @@ class HttpAnswer:
 
 
 class Endpoints:
-    """The endpoints of one service.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are shown and exported.
-        metrics: None for the library's metrics, a registry for its contents, False for none.
-        status: Whether to answer `/status` and `/events`.
-        name: Service name.
-        closes_streams: See `StatusBroadcast`.
-
-    Raises:
-        ConfigurationError: An argument has a wrong value.
-        TypeError: An argument has the wrong type.
-    """
+    """The endpoints of one service."""
 
     def __init__(
         self,
@@ -127,14 +106,7 @@ class Endpoints:
         }
 
     def answer(self, path: str, method: str, *, query: str = "", accept: str = "") -> HttpAnswer:
-        """Return the response to a request; HEAD is answered like GET, without the body.
-
-        Args:
-            path: One of `PATHS`; every other path is not found.
-            method: GET or HEAD; every other method is not allowed.
-            query: The query string.
-            accept: The value of the `Accept` header.
-        """
+        """Return the response to a request; HEAD is answered like GET, without the body."""
         handler = self._handlers.get(path)
         if handler is None:
             return _text(HTTPStatus.NOT_FOUND, f"not found; available: {', '.join(PATHS)}")
@@ -226,16 +198,7 @@ class Endpoints:
 
 
 class _Metrics:
-    """Answers `/metrics`.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are exported.
-        source: None for the library's metrics, a registry for its contents, False for none.
-
-    Raises:
-        TypeError: `source` is none of these.
-    """
+    """Answers `/metrics`."""
 
     def __init__(
         self,
@@ -275,10 +238,7 @@ class _Metrics:
                 self._recent.clear()
             self._recent[content_type] = (now, body)
         return HttpAnswer(
-            status=HTTPStatus.OK,
-            content_type=content_type,
-            body=body,
-            extra=(("vary", "accept"),),
+            status=HTTPStatus.OK, content_type=content_type, body=body, extra=(("vary", "accept"),)
         )
 
     def _registry(self) -> CollectorRegistry:
@@ -393,10 +353,6 @@ def preferred_type(accept: str, offered: Sequence[str]) -> str:
 
     A type that the header names is preferred to one that only matches `*/*`. Among equals, the
     order of `offered` decides. The first one is the default, also if none is acceptable.
-
-    Args:
-        accept: The value of the `Accept` header; may be empty.
-        offered: Media types, the default first.
     """
     ranges = [_parse_range(each) for each in accept.split(",") if each.strip()]
     best, best_rank = offered[0], (0.0, -1)

@@ -28,16 +28,7 @@ _RECONNECT: Final = b"retry: 1000\n\n"
 
 
 class StatusBroadcast:
-    """The event stream of one service.
-
-    Args:
-        monitor: Publishes the changes.
-        status: Returns the data of an event: one line of JSON.
-        closes_streams: Whether the server calls `close()` before it waits for the streams to end.
-            Another server may wait for its connections first and shut the application down
-            afterwards: then a stream ends after `STREAM_SECONDS`, and immediately while the
-            service drains.
-    """
+    """The event stream of one service."""
 
     def __init__(
         self, monitor: HealthMonitor, status: Callable[[], str], *, closes_streams: bool
@@ -65,12 +56,7 @@ class StatusBroadcast:
         return self._monitor.draining
 
     def open(self, abort: Callable[[], object] | None = None) -> EventReader:
-        """Return a new reader, a context manager.
-
-        Args:
-            abort: Closes the reader's connection. `close()` calls it if the reader is sending,
-                because nothing else would end a send to a client that does not read.
-        """
+        """Return a new reader, a context manager."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # the readers of an event loop that was closed never left
             self._stop_timer()

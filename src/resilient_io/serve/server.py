@@ -203,10 +203,6 @@ class _Server(uvicorn.Server):
     uvicorn's `limit_concurrency` is not used: above the limit it answers 503 to the newest
     request, so that idle connections could make probes fail. `MAX_CONNECTIONS` closes the
     connection that has waited longest instead.
-
-    Args:
-        endpoints: What to answer.
-        sockets: Listening sockets.
     """
 
     servers: list[asyncio.Server]
@@ -344,13 +340,7 @@ class HttpConnections:
 
 
 class HttpConnection(asyncio.Protocol):
-    """uvicorn's HTTP protocol, with a limit for slow clients in both directions.
-
-    Args:
-        connections: The connections of the server.
-        config: uvicorn's configuration, loaded.
-        server_state: uvicorn's list of connections and tasks.
-    """
+    """uvicorn's HTTP protocol, with a limit for slow clients in both directions."""
 
     def __init__(
         self, connections: HttpConnections, config: uvicorn.Config, server_state: Any

@@ -61,14 +61,6 @@ def build_status(
     It uses only what is known already and contacts no server. Times are in seconds and relative to
     now, because the clocks of a server and a browser differ. Every text is bounded, and free of
     credentials and control characters.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are shown, by name.
-        name: Service name shown on the page.
-
-    Raises:
-        RuntimeError: There is no running event loop.
     """
     now = asyncio.get_running_loop().time()
     clients = clients or {}

@@ -34,12 +34,7 @@ _KAFKA: dict[str, AttributeValue] = {"messaging.system": "kafka"}
 
 
 class KafkaSpans(Tracing):
-    """Creates the spans of one producer or consumer.
-
-    Args:
-        tracer: OpenTelemetry's tracer.
-        group: The consumer group.
-    """
+    """Creates the spans of one producer or consumer."""
 
     def __init__(self, tracer: Tracer, *, group: str | None = None) -> None:
         self._tracer = tracer
@@ -105,12 +100,7 @@ class KafkaSpans(Tracing):
 
 
 class RecordSpan(SendSpan):
-    """The span of a record that is being sent.
-
-    Args:
-        span: The span.
-        headers: Headers to add to the record.
-    """
+    """The span of a record that is being sent."""
 
     __slots__ = ("_span",)
 

@@ -138,10 +138,7 @@ class OpenTelemetryMetrics:
 
 def _create_histogram(meter: Meter, metric: Metric) -> Histogram:
     return meter.create_histogram(
-        metric.name,
-        metric.unit,
-        metric.help,
-        explicit_bucket_boundaries_advisory=BOUNDARIES,
+        metric.name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=BOUNDARIES
     )
 
 

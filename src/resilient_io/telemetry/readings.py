@@ -39,12 +39,7 @@ _OTHER = "other"
 
 
 class Distribution(NamedTuple):
-    """The current contents of a histogram.
-
-    Attributes:
-        counts: Pairs of a bucket's upper bound in seconds and its count, without empty buckets.
-        total: The sum of all values, in seconds.
-    """
+    """The current contents of a histogram."""
 
     counts: tuple[tuple[float, int], ...]
     total: float
@@ -74,13 +69,7 @@ class Distribution(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One value of one metric.
-
-    Attributes:
-        metric: The metric.
-        labels: Values of its labels, in the metric's order; "" for one that does not apply.
-        value: The value.
-    """
+    """One value of one metric."""
 
     metric: Metric
     labels: tuple[str, ...]
@@ -88,16 +77,7 @@ class Reading(NamedTuple):
 
 
 class Readings:
-    """Reads a monitor and clients.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are read: a sequence, or a mapping of names to clients.
-
-    Raises:
-        ConfigurationError: An argument has a wrong value.
-        TypeError: An argument has the wrong type.
-    """
+    """Reads a monitor and clients."""
 
     def __init__(self, monitor: HealthMonitor, clients: object) -> None:
         if not isinstance(monitor, HealthMonitor):
@@ -262,15 +242,7 @@ class _Totals:
 
 
 class _LoopFinder:
-    """Finds the event loop in which the metrics change.
-
-    Args:
-        dependencies: The event loop that watches them. Until there is one, the event loop in which
-            this was created, or else the one in which it is first asked.
-
-    Attributes:
-        forked: Whether the metrics belong to the process from which this one was forked.
-    """
+    """Finds the event loop in which the metrics change."""
 
     def __init__(self, dependencies: Sequence[Dependency]) -> None:
         self._dependencies = tuple(dependencies)

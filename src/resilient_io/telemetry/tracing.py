@@ -102,12 +102,7 @@ def is_suppressed() -> bool:
 
 
 class running:  # noqa: N801 (used as a function, and faster than a generator)
-    """Makes a span the current one, and ends it with the exception that is raised.
-
-    Args:
-        span: The span.
-        on_error: Records an exception; by default `record_failure`.
-    """
+    """Makes a span the current one, and ends it with the exception that is raised."""
 
     __slots__ = ("_on_error", "_span", "_token")
 
@@ -138,13 +133,7 @@ class running:  # noqa: N801 (used as a function, and faster than a generator)
 
 
 def record_failure(span: Span, error: BaseException, *, code: str = "") -> None:
-    """Record how a call failed, without texts from a server or a driver, which may quote data.
-
-    Args:
-        span: The span of the call.
-        error: The exception.
-        code: The server's code for the error.
-    """
+    """Record how a call failed, without texts from a server or a driver, which may quote data."""
     if not span.is_recording():
         return
     kind = type(error)
@@ -163,12 +152,7 @@ def record_failure(span: Span, error: BaseException, *, code: str = "") -> None:
 
 
 class RedisSpans:
-    """Creates the spans of one client and its views.
-
-    Args:
-        tracer: OpenTelemetry's tracer.
-        settings: The settings of redis-py's connection pool, with the address of the server.
-    """
+    """Creates the spans of one client and its views."""
 
     def __init__(self, tracer: Tracer, settings: Mapping[str, Any]) -> None:
         self._tracer = tracer
