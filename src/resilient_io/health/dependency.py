@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
 
-CLOSE_TIMEOUT = 1.0
-"""Time for async callbacks to end when their owner is closed, in seconds."""
+CLOSE_TIMEOUT = 1.0  # time for async callbacks to end when their owner is closed, in seconds
 
 
 class Dependency:

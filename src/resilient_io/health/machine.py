@@ -10,14 +10,9 @@ from .states import Cause, Change, State, clean_detail
 if TYPE_CHECKING:
     from .states import HealthSettings
 
-FLAP_WINDOW = 60.0
-"""Seconds for which a fall counts against a dependency."""
-
-MOST_TO_RISE = 16
-"""Largest number of good probes that a flapping dependency needs to be UP again."""
-
-RISE_SPACING = 0.1
-"""Seconds between the good probes of a dependency that needs more than one."""
+FLAP_WINDOW = 60.0  # seconds for which a fall counts against a dependency
+MOST_TO_RISE = 16  # largest number of good probes that a flapping dependency needs to be UP again
+RISE_SPACING = 0.1  # seconds between the good probes of a dependency that needs more than one
 
 
 class Machine:

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .states import Change
 
+# Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
-"""Shortest pause between probes on new connections that the failures of clients request."""
-
+# Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
-"""Seconds below which no time is left: a rounding error would never elapse on a virtual loop."""
 
 _log = logging.getLogger("resilient_io.health")
 

@@ -21,18 +21,13 @@ if TYPE_CHECKING:
 
     from .states import Change
 
-_MERGE_WITHIN = 1.0
-"""Seconds within which a repeated event is counted instead of recorded again."""
-
+_MERGE_WITHIN = 1.0  # seconds within which a repeated event is counted instead of recorded again
 _VARIANTS = 8
 """Number of recent events of the same source, name and cause that are recorded although only their
 details differ. Further ones are counted: their details say nothing new."""
 
-_MAX_FILE_SIZE = 8 << 20
-"""Size of a dump file, in bytes, above which it is renamed."""
-
-_DUMP_SPACING = 10.0
-"""Shortest time between automatic dumps, in seconds."""
+_MAX_FILE_SIZE = 8 << 20  # size of a dump file, in bytes, above which it is renamed
+_DUMP_SPACING = 10.0  # shortest time between automatic dumps, in seconds
 
 _log = logging.getLogger("resilient_io.health")
 

@@ -14,17 +14,11 @@ from .report import LifecycleStep, Outcome, log
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-_RESERVED = 1.0
-"""Seconds reserved for each later step."""
-
+_RESERVED = 1.0  # seconds reserved for each later step
+# Largest share of the remaining time that is reserved: most later steps need little.
 _MAX_RESERVED = 0.25
-"""Largest share of the remaining time that is reserved: most later steps need little."""
-
-_FORCED_CLOSE = 3.0
-"""Seconds that a client may need after its timeout to force what did not close."""
-
-_AFTER_CANCEL = 0.25
-"""Seconds for a part that was cancelled because its time was up."""
+_FORCED_CLOSE = 3.0  # seconds that a client may need after its timeout to force what did not close
+_AFTER_CANCEL = 0.25  # seconds for a part that was cancelled because its time was up
 
 
 class TimeBudget:
@@ -58,7 +52,10 @@ class TimeBudget:
         return left - min(after * _RESERVED, left * _MAX_RESERVED)
 
     async def wait(self, future: asyncio.Future[Any], seconds: Callable[[], float]) -> bool:
-        """Wait for a future, without cancelling it; return whether it is done."""
+        """Wait for a future, without cancelling it; return whether it is done.
+
+        `seconds` returns the longest wait; after `hurry`, it is called again, from that moment on.
+        """
         until = self._loop.time() + seconds()
         while not future.done():
             hurried = self.hurried
@@ -74,7 +71,7 @@ class TimeBudget:
 
 
 class Part:
-    """A part of a service, which is started and closed in one task.
+    """A part of a service, which one task starts and closes.
 
     It is started by `__aenter__`, if it has one, and closed by `aclose`, or by `__aexit__`. One
     task does both, as context managers with a task group or a cancel scope require.
@@ -192,21 +189,15 @@ class Part:
                 exc_info=error,
                 extra={"event": "part_not_closed", "part": self.name},
             )
-        return LifecycleStep(
-            name=self.name,
-            seconds=round(budget.spent - began, 6),
-            outcome=outcome,
-            left=", ".join(filter(None, [left, self._unfinished(cancelled)])),
-        )
-
-    def _unfinished(self, cancelled: int) -> str:
-        """Return what it had not finished, as far as it reports that."""
         failures = getattr(self._result, "failures", None)
+        unfinished = ""
         if isinstance(failures, tuple) and failures:
-            return f"{len(failures)} records not delivered"
-        if more := self._cancelled_handlers() - cancelled:
-            return f"{more} handlers cancelled, whose records are redelivered"
-        return ""
+            unfinished = f"{len(failures)} records not delivered"
+        elif more := self._cancelled_handlers() - cancelled:
+            unfinished = f"{more} handlers cancelled, whose records are redelivered"
+        left = ", ".join(filter(None, [left, unfinished]))
+        seconds = round(budget.spent - began, 6)
+        return LifecycleStep(name=self.name, seconds=seconds, outcome=outcome, left=left)
 
     def _cancelled_handlers(self) -> int:
         """Return how many handlers of a consumer were cancelled."""
@@ -303,11 +294,6 @@ class WorkerTasks:
         """The tasks that are running."""
         return [task for task in self._tasks if not task.done()]
 
-    async def until_ended(self) -> None:
-        """Wait until all have ended."""
-        if self.running:
-            await asyncio.wait(self.running)
-
     def _task_ended(self, task: asyncio.Task[object]) -> None:
         name = task.get_name().rpartition(" ")[2]
         error: BaseException | None
@@ -343,7 +329,10 @@ class Body:
             self._task.cancel("the lifecycle ends the block")
 
     def settle(self, error: BaseException | None) -> bool:
-        """Undo the cancellations of `cancel`, as `asyncio.timeout` does."""
+        """Undo the cancellations of `cancel`, as `asyncio.timeout` does.
+
+        Return whether `error` comes from them, and the task was not cancelled otherwise.
+        """
         if self._task is None or asyncio.current_task() is not self._task:
             return False
         cancels, self._cancels = self._cancels, 0

@@ -10,14 +10,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
-from resilient_io.health import HealthMonitor, State
-from resilient_io.health.states import describe_state
+from resilient_io.health import HealthMonitor, State, describe_state
 from resilient_io.telemetry.clients import name_clients
 from resilient_io.text import clean_text, redact_credentials
-from resilient_io.validation import check_name
+from resilient_io.validation import check_name, check_type
 
 from .events import StatusBroadcast
-from .status import build_status, content_security_policy, status_page
+from .status import build_status, content_security_policy, loop_lag, status_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,12 +36,12 @@ METRICS_SECONDS: Final = 1.0
 """How long the text of `/metrics` is reused. Without this, a client could keep the event loop busy
 with requests that each read every counter."""
 
+# Formats of the metrics that are kept; prometheus-client decides how many there are.
 _MAX_FORMATS: Final = 8
-"""Formats of the metrics that are kept; prometheus-client decides how many there are."""
-
 _PLAIN: Final = "text/plain"
 _HTML: Final = "text/html"
 _JSON: Final = "application/json"
+_VARY: Final = ("vary", "accept")
 _FALSE: Final = {"0", "false", "no"}
 
 
@@ -57,16 +56,13 @@ class HttpAnswer:
     stream: bool = False
 
     @property
-    def headers(self) -> list[tuple[str, str]]:
+    def headers(self) -> dict[str, str]:
         """All headers. HEAD gets the same ones, without the body."""
-        length = [] if self.stream else [("content-length", str(len(self.body)))]
-        return [
-            ("content-type", self.content_type),
-            *length,
-            ("cache-control", "no-store"),
-            ("x-content-type-options", "nosniff"),
-            *self.extra,
-        ]
+        headers = {"content-type": self.content_type}
+        if not self.stream:
+            headers["content-length"] = str(len(self.body))
+        security = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return headers | security | dict(self.extra)
 
 
 class Endpoints:
@@ -82,14 +78,11 @@ class Endpoints:
         name: str = "service",
         closes_streams: bool = False,
     ) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"pass HealthMonitor(redis.health)"
-            )
         if not isinstance(status, bool):
             raise TypeError(f"status must be True or False, not {status!r}")
-        self._monitor = monitor
+        self._monitor = check_type(
+            "monitor", monitor, HealthMonitor, use="HealthMonitor(redis.health)"
+        )
         self._clients = name_clients(clients)
         self._name = redact_credentials(check_name("name", name))
         self._metrics = _Metrics(monitor, clients, metrics)
@@ -152,9 +145,9 @@ class Endpoints:
         if "verbose" in query and query["verbose"][-1].lower() not in _FALSE:
             form = HEALTH_JSON if form == _PLAIN else form
         if form == _PLAIN:
-            return _text(status, text, ("vary", "accept"))
+            return _text(status, text, _VARY)
         body = _json(document(self._monitor, self._name)).encode()
-        return HttpAnswer(status=status, content_type=form, body=body, extra=(("vary", "accept"),))
+        return HttpAnswer(status=status, content_type=form, body=body, extra=(_VARY,))
 
     def _show_status(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
         requested = query.get("format", [""])[-1]
@@ -162,18 +155,14 @@ class Endpoints:
             accept, (_HTML, _JSON)
         )
         if form == _JSON:
-            return HttpAnswer(
-                status=HTTPStatus.OK,
-                content_type=_JSON,
-                body=self._status_json().encode(),
-                extra=(("vary", "accept"),),
-            )
+            body = self._status_json().encode()
+            return HttpAnswer(status=HTTPStatus.OK, content_type=_JSON, body=body, extra=(_VARY,))
         return HttpAnswer(
             status=HTTPStatus.OK,
             content_type=f"{_HTML}; charset=utf-8",
             body=self._page,
             extra=(
-                ("vary", "accept"),
+                _VARY,
                 ("content-security-policy", self._policy),
                 ("referrer-policy", "no-referrer"),
             ),
@@ -198,7 +187,7 @@ class Endpoints:
 
 
 class _Metrics:
-    """Answers `/metrics`."""
+    """Answers `/metrics`, from the library's metrics (`source` is None) or from a registry."""
 
     def __init__(
         self,
@@ -238,7 +227,7 @@ class _Metrics:
                 self._recent.clear()
             self._recent[content_type] = (now, body)
         return HttpAnswer(
-            status=HTTPStatus.OK, content_type=content_type, body=body, extra=(("vary", "accept"),)
+            status=HTTPStatus.OK, content_type=content_type, body=body, extra=(_VARY,)
         )
 
     def _registry(self) -> CollectorRegistry:
@@ -266,9 +255,8 @@ def readiness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
 
 def startup_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
     """Return the document of `/startupz`."""
-    if monitor.started:
-        return _document("pass", name, (), _dependency_checks(monitor))
-    return _document("fail", name, monitor.unready_reasons, _dependency_checks(monitor))
+    status, reasons = ("pass", ()) if monitor.started else ("fail", monitor.unready_reasons)
+    return _document(status, name, reasons, _dependency_checks(monitor))
 
 
 def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
@@ -281,17 +269,8 @@ def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
         "status": "fail" if failures else "pass",
     }
     checks = {"process:liveness": [process]}
-    for dependency in monitor.dependencies:
-        if (lag := dependency.lag) is not None:  # all dependencies share one loop watch
-            checks["event-loop:lag"] = [
-                {
-                    "componentType": "component",
-                    "observedValue": round(lag.current, 6),
-                    "observedUnit": "s",
-                    "status": "pass",
-                }
-            ]
-            break
+    if (lag := loop_lag(monitor)) is not None:
+        checks["event-loop:lag"] = [{"componentType": "component", **_seconds(lag.current)}]
     return _document("fail" if failures else "pass", name, failures, checks)
 
 
@@ -324,14 +303,13 @@ def _dependency_checks(monitor: HealthMonitor) -> dict[str, list[dict[str, objec
         checks.setdefault(f"{component}:availability", []).append(availability)
         if dependency.latency is not None:
             checks.setdefault(f"{component}:responseTime", []).append(
-                {
-                    **about,
-                    "observedValue": round(dependency.latency, 6),
-                    "observedUnit": "s",
-                    "status": "pass",
-                }
+                {**about, **_seconds(dependency.latency)}
             )
     return checks
+
+
+def _seconds(value: float) -> dict[str, object]:
+    return {"observedValue": round(value, 6), "observedUnit": "s", "status": "pass"}
 
 
 def _check_status(monitor: HealthMonitor, dependency: Dependency) -> str:

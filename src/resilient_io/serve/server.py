@@ -32,18 +32,12 @@ if TYPE_CHECKING:
     from resilient_io.health import HealthMonitor
     from resilient_io.telemetry.clients import Clients
 
+# Most connections at a time; they must not use up the service's file descriptors.
 MAX_CONNECTIONS: Final = 256
-"""Most connections at a time; they must not use up the service's file descriptors."""
-
+# Seconds for a client to send a complete request, from the connection or the latest response.
 REQUEST_TIMEOUT: Final = 10.0
-"""Seconds for a client to send a complete request, from the connection or the latest response."""
-
-STALL_TIMEOUT: Final = 30.0
-"""Seconds after which a connection is closed whose client reads nothing."""
-
-_CLOSE_TIMEOUT = 1.0
-"""Seconds for responses in progress when the server closes."""
-
+STALL_TIMEOUT: Final = 30.0  # seconds after which a connection is closed whose client reads nothing
+_CLOSE_TIMEOUT = 1.0  # seconds for responses in progress when the server closes
 _DATE_SECONDS = 1.0
 _BACKLOG = 128
 _MAX_PORT = 65535
@@ -255,7 +249,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Wait until every response is complete, without uvicorn's polling (at least 0.1 s)."""
-        self.connections.finish()
+        for connection in self.connections:
+            connection.finish()
         await self.connections.empty.wait()
         if self.server_state.tasks:
             await asyncio.wait(list(self.server_state.tasks))
@@ -269,7 +264,8 @@ class _Server(uvicorn.Server):
     def abort(self) -> None:
         """Stop listening and close every connection now."""
         self._stop_listening()
-        self.connections.abort()
+        for connection in self.connections:
+            connection.abort()
 
     def _stop_listening(self) -> None:
         for server in self.servers:
@@ -327,16 +323,6 @@ class HttpConnections:
         self._answering.pop(connection, None)
         if not len(self):
             self.empty.set()
-
-    def finish(self) -> None:
-        """Close every connection after its response; those without a request now."""
-        for connection in self:
-            connection.finish()
-
-    def abort(self) -> None:
-        """Close every connection now."""
-        for connection in self:
-            connection.abort()
 
 
 class HttpConnection(asyncio.Protocol):
@@ -422,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
         self._request_timer = self._loop.call_later(REQUEST_TIMEOUT, self.abort)
 
     def finish(self) -> None:
-        """Close the connection after the response in progress."""
+        """Close the connection after the response in progress; without a request, now."""
         if self._transport is not None and not self._transport.is_closing():
             self._http.shutdown()
 

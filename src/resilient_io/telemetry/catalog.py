@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["counter", "gauge", "updown", "histogram"]
 """A counter only grows; an updown can be summed over clients, a gauge cannot."""
 
+# Of the latency histogram, in seconds: those of the semantic conventions, and three below them.
 BOUNDARIES = (0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
-"""Of the latency histogram, in seconds: those of the semantic conventions, and three below them."""
-
 TO_MIDDLE = 2.0 ** (-1 / 16)
 """From the upper bound of a bucket of the clients' histograms (eight per power of two) to its
 middle."""
@@ -186,5 +185,4 @@ def _parse(table: str) -> Iterator[Metric]:
         yield Metric(name, cast("Kind", kind), "" if unit == "1" else unit, text.strip(), labels)
 
 
-CATALOG = {metric.name: metric for metric in _parse(_TABLE)}
-"""All metrics by name."""
+CATALOG = {metric.name: metric for metric in _parse(_TABLE)}  # all metrics by name

@@ -79,9 +79,8 @@ def number_duplicates(pairs: Iterable[tuple[str, _T]]) -> list[tuple[str, _T]]:
     return found
 
 
+# What the default names of dependencies start with; the address follows.
 _DEFAULT_NAMES = ("redis ", "kafka ")
-"""What the default names of dependencies start with; the address follows."""
-
 _EXAMPLE = "pass clients={'cache': redis}"
 
 

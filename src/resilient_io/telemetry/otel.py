@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from .clients import Clients
     from .readings import Reading
 
-_MAX_RECORDED = 500
-"""Latencies recorded per collection: each takes the SDK about 10 µs."""
+_MAX_RECORDED = 500  # latencies recorded per collection: each takes the SDK about 10 µs
 
 
 class OpenTelemetryMetrics:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from resilient_io.binding import notify_on_fork
 from resilient_io.health import HealthMonitor, State
 from resilient_io.text import clean_text
+from resilient_io.validation import check_type
 
 from .catalog import BOUNDARIES, CATALOG, TO_MIDDLE
 from .clients import kind_of, name_clients, number_duplicates
@@ -26,15 +27,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.telemetry")
 
-_LOOP_TIMEOUT = 1.0
-"""Seconds that another thread waits for the event loop."""
-
+_LOOP_TIMEOUT = 1.0  # seconds that another thread waits for the event loop
+# Partitions of one consumer with a series each; the lag of further ones is summed.
 _MAX_PARTITIONS = 500
-"""Partitions of one consumer with a series each; the lag of further ones is summed."""
-
-_MAX_OUTCOMES = 50
-"""Kinds of errors of one client with a series each."""
-
+_MAX_OUTCOMES = 50  # kinds of errors of one client with a series each
 _OTHER = "other"
 
 
@@ -80,12 +76,9 @@ class Readings:
     """Reads a monitor and clients."""
 
     def __init__(self, monitor: HealthMonitor, clients: object) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"pass HealthMonitor(redis.health)"
-            )
-        self._monitor = monitor
+        self._monitor = check_type(
+            "monitor", monitor, HealthMonitor, use="HealthMonitor(redis.health)"
+        )
         self._clients = {clean_text(name): each for name, each in name_clients(clients).items()}
         # Each client may have its own dependency with the same name.
         self._dependencies = number_duplicates(
@@ -164,12 +157,11 @@ class Readings:
         source.add("resilient_io.service.ready", value=monitor.ready)
         source.add("resilient_io.service.started", value=monitor.started)
         source.add("resilient_io.service.draining", value=monitor.draining)
-        for _, dependency in self._dependencies:
-            lag = dependency.lag
-            if lag is not None:  # one for the event loop, shared by all dependencies
-                source.add("resilient_io.event_loop.lag", value=lag.current)
-                source.add("resilient_io.event_loop.stalled", value=lag.stalled)
-                break
+        # One for the event loop, shared by all dependencies.
+        lag = next((each.lag for each in monitor.dependencies if each.lag is not None), None)
+        if lag is not None:
+            source.add("resilient_io.event_loop.lag", value=lag.current)
+            source.add("resilient_io.event_loop.stalled", value=lag.stalled)
 
     def _read_liveness(self, source: _SourceReadings) -> None:
         source.add("resilient_io.service.alive", value=self._monitor.alive)

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     Headers = Sequence[tuple[str, bytes | None]]
 
+# The number of attempts of a call; only present if there was more than one.
 ATTEMPTS = "resilient_io.attempts"
-"""The number of attempts of a call; only present if there was more than one."""
 
 
 def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> None:
