@@ -14,7 +14,7 @@ from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_co
 
 from resilient_io.kafka.instrumentation import SendSpan, Tracing
 
-from .tracing import is_suppressed, record_failure, running
+from .spans import is_suppressed, record_failure, running
 
 if TYPE_CHECKING:
     import asyncio
