@@ -62,11 +62,9 @@ class Dependency:
         self, name: str, *, settings: HealthSettings | None = None, rng: random.Random | None = None
     ) -> None:
         self.name = redact_credentials(check_name("name", name))
+        settings = settings if settings is not None else HealthSettings()
         self.settings = check_type(
-            "settings",
-            settings if settings is not None else HealthSettings(),
-            HealthSettings,
-            use="HealthSettings(interval=1.0)",
+            "settings", settings, HealthSettings, use="HealthSettings(interval=1.0)"
         )
         # Plain attributes: every call of a client reads them.
         self.available = True
@@ -186,7 +184,7 @@ class Dependency:
             "name": self.name,
             "state": machine.state.value,
             "age": self._loop.time() - machine.since if self._loop is not None else 0.0,
-            "cause": machine.cause.value if machine.cause is not None else None,
+            "cause": machine.cause and machine.cause.value,
             "detail": machine.detail,
             "latency": machine.latency,
             "watched": self._prober.running,
@@ -195,11 +193,7 @@ class Dependency:
             "failures": machine.failures,
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
-            "loop_lag": {
-                "current": lag.current if lag is not None else 0.0,
-                "worst": lag.worst if lag is not None else 0.0,
-                "stalled": lag.stalled if lag is not None else 0.0,
-            },
+            "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
     def __repr__(self) -> str:

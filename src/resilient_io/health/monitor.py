@@ -193,20 +193,21 @@ class HealthMonitor:
         self.shared = tuple(shared)
         self.optional = tuple(optional)
         _check_dependencies(self.dependencies)
-        _check_liveness(liveness)
-        self.recorder = check_type(
-            "recorder",
-            recorder if recorder is not None else FlightRecorder(),
-            FlightRecorder,
-            use="FlightRecorder()",
+        for check in liveness:
+            if not isinstance(check, LivenessCheck):
+                raise TypeError(
+                    f"liveness must contain objects with a liveness_failure() method, not "
+                    f"{type(check).__name__}: use HealthMonitor(..., liveness=[consumer])"
+                )
+        if recorder is None:
+            recorder = FlightRecorder()
+        if liveness_settings is None:
+            liveness_settings = LivenessSettings()
+        self.recorder = check_type("recorder", recorder, FlightRecorder, use="FlightRecorder()")
+        check_type(
+            "liveness_settings", liveness_settings, LivenessSettings, use="LivenessSettings()"
         )
-        settings = check_type(
-            "liveness_settings",
-            liveness_settings if liveness_settings is not None else LivenessSettings(),
-            LivenessSettings,
-            use="LivenessSettings()",
-        )
-        self._liveness = Liveness(settings, liveness)
+        self._liveness = Liveness(liveness_settings, liveness)
         self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
         self._open()
 
@@ -449,12 +450,3 @@ def _check_sequence(name: str, given: object) -> None:
         example = "consumer" if name == "liveness" else "redis.health"
         kind = type(given).__name__
         raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
-
-
-def _check_liveness(checks: Sequence[object]) -> None:
-    for check in checks:
-        if not isinstance(check, LivenessCheck):
-            raise TypeError(
-                f"liveness must contain objects with a liveness_failure() method, not "
-                f"{type(check).__name__}: use HealthMonitor(..., liveness=[consumer])"
-            )

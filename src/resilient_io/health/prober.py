@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.tasks import wake
@@ -29,16 +30,12 @@ _RESOLUTION = 1e-6
 _log = logging.getLogger("resilient_io.health")
 
 
+@dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, and when it last received anything."""
 
-    __slots__ = ("last_reply", "probe")
-
-    def __init__(
-        self, probe: Callable[[bool], Awaitable[float]], last_reply: Callable[[], float]
-    ) -> None:
-        self.probe = probe
-        self.last_reply = last_reply
+    probe: Callable[[bool], Awaitable[float]]
+    last_reply: Callable[[], float]
 
 
 class Prober:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,19 +33,21 @@ _DUMP_SPACING = 10.0  # shortest time between automatic dumps, in seconds
 _log = logging.getLogger("resilient_io.health")
 
 
+@dataclass(slots=True, eq=False)
 class _Event:
-    __slots__ = ("event", "fields", "first", "last", "others", "serial", "source", "times")
+    source: str
+    event: str
+    fields: dict[str, object]
+    first: float
+    last: float
+    serial: int
+    times: int = 1
+    others: int = 0  # the number of later events that differed only in their details
 
-    def __init__(
-        self, source: str, event: str, fields: dict[str, object], now: float, serial: int
-    ) -> None:
-        self.source = source
-        self.event = event
-        self.fields = fields
-        self.first = self.last = now
-        self.serial = serial
-        self.times = 1
-        self.others = 0
+    @property
+    def kind(self) -> tuple[str, str, object]:
+        """The key of events that differ only in their details."""
+        return _kind(self.source, self.event, self.fields)
 
     def as_dict(self, now: float) -> dict[str, object]:
         """Return the event as `FlightRecorder.events` does."""
@@ -145,23 +148,21 @@ class FlightRecorder:
 
     def _record(self, source: str, event: str, fields: dict[str, object], now: float) -> None:
         self._serial += 1
-        recorded = _Event(source, event, fields, now, self._serial)
-        self._newest.setdefault(_kind(source, event, fields), []).append(recorded)
+        recorded = _Event(source, event, fields, now, now, self._serial)
+        self._newest.setdefault(recorded.kind, []).append(recorded)
         self._events.append(recorded)
         if len(self._newest) > 2 * self._capacity:
             self._newest = {}
             for each in self._events:
-                kind = _kind(each.source, each.event, each.fields)
-                self._newest.setdefault(kind, []).append(each)
+                self._newest.setdefault(each.kind, []).append(each)
 
     def changed(self, change: Change) -> None:
         """Record a change of state. A change to DOWN triggers a dump if there is a sink."""
-        cause = change.cause.value if change.cause is not None else None
         loop = self._loop = asyncio.get_running_loop()
         fields: dict[str, object] = {
             "state": change.state.value,
             "previous": change.previous.value,
-            "cause": cause,
+            "cause": change.cause and change.cause.value,
             "detail": clean_detail(change.detail),
             "after": round(change.after, 6),
         }
@@ -211,7 +212,12 @@ class FlightRecorder:
         if isinstance(self._sink, Path):
             self._append(self._sink, "\n".join(lines) + "\n")
         elif self._sink is not None:
-            self._call(self._sink, lines)
+            try:
+                for line in lines:
+                    self._sink(line)
+            # The boundary to the application's function, which may raise anything.
+            except Exception as error:  # noqa: BLE001
+                self._log_failure(error)
         else:
             sys.stderr.write("\n".join(lines) + "\n")
         return len(events)
@@ -244,14 +250,6 @@ class FlightRecorder:
     def _written(self, writing: asyncio.Future[None]) -> None:
         self._writes.remove(writing)
         if not writing.cancelled() and (error := writing.exception()) is not None:
-            self._log_failure(error)
-
-    def _call(self, sink: Callable[[str], object], lines: list[str]) -> None:
-        try:
-            for line in lines:
-                sink(line)
-        # The boundary to the application's function, which may raise anything.
-        except Exception as error:  # noqa: BLE001
             self._log_failure(error)
 
     def _log_failure(self, error: BaseException) -> None:
