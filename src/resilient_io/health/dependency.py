@@ -209,11 +209,7 @@ class Dependency:
         return self._recorders
 
     def add_recorder(self, recorder: FlightRecorder) -> None:
-        """Record events there, too. A `HealthMonitor` does this until it is closed.
-
-        Args:
-            recorder: The recorder. Call `remove_recorder` once for each call.
-        """
+        """Record events there, too, until `remove_recorder` is called as often as this."""
         self._recorder_uses.append(recorder)
         self._recorders = tuple(dict.fromkeys(self._recorder_uses))
 
@@ -224,13 +220,10 @@ class Dependency:
             self._recorders = tuple(dict.fromkeys(self._recorder_uses))
 
     def note(self, event: str, **fields: object) -> None:
-        """Record an event in the flight recorders, if there are any.
+        """Record an event, in the past tense, in the flight recorders, if there are any.
 
-        For actions of clients, such as a retry or a replaced connection. Not for every call.
-
-        Args:
-            event: The event, in the past tense.
-            fields: Plain data for `json.dumps`, without secrets.
+        For actions of clients, such as a retry or a replaced connection. Not for every call. The
+        fields are plain data for `json.dumps`, without secrets.
         """
         for recorder in self._recorders:
             recorder.note(self.name, event, **fields)
@@ -275,12 +268,8 @@ class Dependency:
         """Report the failure of a call (not a cancellation, not an error reply).
 
         If a probe task runs, the report never makes the dependency DOWN by itself: the task probes
-        immediately on a connection of its own.
-
-        Args:
-            cause: What happened.
-            detail: In words, without secrets.
-            definite: Refused or reset rather than timed out. It matters only without a probe task.
+        immediately on a connection of its own. Without one, a `definite` failure (refused or reset
+        rather than timed out) does. `detail` must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)
@@ -291,37 +280,28 @@ class Dependency:
         self._prober.suspect()
 
     async def wait_for_probe(self, timeout: float) -> None:
-        """Wait for the probe that a reported failure has requested.
+        """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
 
         So an outage can be published before the caller sees the error. Return immediately if no
         probe was requested or the dependency is already DOWN.
-
-        Args:
-            timeout: Maximum wait in seconds; then it returns, too.
         """
         resolved = self._prober.suspicion_resolved()
         if resolved is not None:
             await asyncio.wait([resolved], timeout=timeout)
 
     def succeeded(self, latency: float | None = None) -> None:
-        """Report a success that took effort, such as a new connection.
+        """Report a success that took effort (`latency` seconds), such as a new connection.
 
         Replies need no report: `last_reply` covers them. While the dependency is DOWN, the report
         counts as one good probe.
-
-        Args:
-            latency: Time that it took, in seconds.
         """
         self._publish(self._machine.succeeded(self._bind(), latency))
 
     def refused(self, cause: Cause, detail: str = "") -> None:
         """Report that the dependency answered but refused a write: DEGRADED until one is accepted.
 
-        That state also ends after `HealthSettings.refusal_hold` without another refusal.
-
-        Args:
-            cause: For example `Cause.READ_ONLY`.
-            detail: In words, without secrets.
+        That state also ends after `HealthSettings.refusal_hold` without another refusal. `detail`
+        must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)
@@ -336,12 +316,8 @@ class Dependency:
         """Report that a part is lost, for example one of several connections.
 
         The dependency is DEGRADED while a part is lost, once the probe has found that the whole is
-        not DOWN. The state DOWN forgets lost parts: report those that remain lost again.
-
-        Args:
-            part: Name of the part.
-            cause: What happened.
-            detail: In words, without secrets.
+        not DOWN. The state DOWN forgets lost parts: report those that remain lost again. `detail`
+        must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)

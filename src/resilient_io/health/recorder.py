@@ -110,7 +110,7 @@ class FlightRecorder:
         """Record an event that happened now.
 
         Args:
-            source: Source of the event, for example the name of a dependency.
+            source: For example the name of a dependency.
             event: The event, in the past tense, for example "retry scheduled".
             fields: Plain data for `json.dumps`, without secrets. Texts are shortened to one line.
 
@@ -179,10 +179,7 @@ class FlightRecorder:
         Each has `ago` (seconds since it happened, the latest time if it repeated), `source`,
         `event` and its own fields. `times` is the number of repetitions, `others` the number of
         later events that differed only in details and were not recorded, and `for` the seconds from
-        the first to the latest.
-
-        Args:
-            last: Number of the latest events to return; None for all.
+        the first to the latest. With `last`, only the latest events are returned.
         """
         chosen = list(self._events)
         if last is not None:
@@ -191,16 +188,10 @@ class FlightRecorder:
         return [each.as_dict(now) for each in chosen]
 
     def dump(self, reason: str) -> int:
-        """Write all events: one line with the reason, then one line per event.
+        """Write all events: one line with the reason, then one line per event; return their number.
 
         Each line is JSON, with the time of the wall clock as `at`. A failure to write is logged
         once and never raised.
-
-        Args:
-            reason: The reason, for the first line.
-
-        Returns:
-            The number of events.
         """
         wall = wall_clock.now()
         events = self.events()
@@ -223,12 +214,7 @@ class FlightRecorder:
         return len(events)
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Wait until every dump is written.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. A dump that is not written by
-                then may still be.
-        """
+        """Wait until every dump is written, or for `timeout` seconds; it may be written later."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=timeout)
 

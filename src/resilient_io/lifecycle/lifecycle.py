@@ -136,14 +136,11 @@ class Lifecycle:
         return self._run.report
 
     def worker(self, function: _Worker) -> _Worker:
-        """Run an async function beside the body, from when the parts are started until it ends.
+        """Run an async function without arguments beside the body, once the parts are started.
 
         Use it for a consumer's `run` if the body belongs to a framework, as in FastAPI. When a
         worker fails, that is logged, the service shuts down as on SIGTERM, and the block raises
         the worker's error.
-
-        Args:
-            function: An async function without arguments.
 
         Raises:
             ConfigurationError: The lifecycle has started already.
@@ -162,10 +159,7 @@ class Lifecycle:
     def stop(self, reason: str = "stop() was called") -> None:
         """Start to shut down, as on SIGTERM, and return immediately.
 
-        During a shutdown, this has no effect.
-
-        Args:
-            reason: For the log and the report.
+        During a shutdown, this has no effect. The reason is for the log and the report.
         """
         self._run.stop(reason)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from resilient_io.binding import notify_on_fork
@@ -34,8 +35,9 @@ _MAX_OUTCOMES = 50  # kinds of errors of one client with a series each
 _OTHER = "other"
 
 
-class Distribution(NamedTuple):
-    """The current contents of a histogram."""
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The contents of a histogram: upper bounds of its filled buckets with counts, and the sum."""
 
     counts: tuple[tuple[float, int], ...]
     total: float
@@ -45,8 +47,10 @@ class Distribution(NamedTuple):
         """The number of values."""
         return sum(count for _, count in self.counts)
 
-    def plus(self, other: Distribution) -> Distribution:
-        """Return the sum of two histograms."""
+    def __lt__(self, other: Distribution) -> bool:
+        return self.size < other.size
+
+    def __add__(self, other: Distribution) -> Distribution:
         counts = dict(self.counts)
         for top, count in other.counts:
             counts[top] = counts.get(top, 0) + count
@@ -195,42 +199,28 @@ class _SourceReadings:
     def add(self, name: str, *labels: str, value: float | Distribution) -> None:
         """Add a reading."""
         metric = CATALOG[name]
-        if isinstance(value, Distribution):
-            value = self._totals.of_histogram((name, labels), value)
-        elif metric.kind == "counter":
-            value = self._totals.of_counter((name, labels), value)
+        if metric.kind in {"counter", "histogram"}:
+            value = self._totals.total((name, labels), value)
         self.readings.append(Reading(metric, labels, value))
 
 
 class _Totals:
-    """Makes counters that only grow from counters that restart.
+    """Makes counters and histograms that only grow from those that restart.
 
     A client that is opened again and each `run` count from 0. In OpenTelemetry, a counter must not
     decrease; in Prometheus, it may.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[object, float] = {}
-        self._past: dict[object, float] = {}
-        self._latest_histograms: dict[object, Distribution] = {}
-        self._past_histograms: dict[object, Distribution] = {}
+        self._latest: dict[object, Any] = {}
+        self._past: dict[object, Any] = {}
 
-    def of_counter(self, key: object, value: float) -> float:
-        """Return the total of a counter whose current value is `value`."""
-        latest = self._latest.get(key, 0)
-        if value < latest:
-            self._past[key] = self._past.get(key, 0) + latest
+    def total(self, key: object, value: Any) -> Any:
+        """Return the total of a counter or histogram whose current value is `value`."""
+        if key in self._latest and value < (latest := self._latest[key]):
+            self._past[key] = self._past[key] + latest if key in self._past else latest
         self._latest[key] = value
-        return value + self._past.get(key, 0)
-
-    def of_histogram(self, key: object, value: Distribution) -> Distribution:
-        """Return the total of a histogram whose current value is `value`."""
-        latest = self._latest_histograms.get(key)
-        past = self._past_histograms.get(key)
-        if latest is not None and value.size < latest.size:
-            past = self._past_histograms[key] = latest if past is None else past.plus(latest)
-        self._latest_histograms[key] = value
-        return value if past is None else past.plus(value)
+        return self._past[key] + value if key in self._past else value
 
 
 class _LoopFinder:
