@@ -19,12 +19,15 @@ from .events import StatusBroadcast
 from .status import build_status, content_security_policy, loop_lag, status_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import Dependency
     from resilient_io.telemetry.clients import Clients
+
+    _Query = dict[str, list[str]]
+    _Checks = dict[str, list[dict[str, object]]]
 
 PATHS: Final = ("/livez", "/readyz", "/startupz", "/metrics", "/status", "/events")
 
@@ -89,7 +92,7 @@ class Endpoints:
         self._page = status_page().encode()
         self._policy = content_security_policy(self._page.decode())
         self.events = StatusBroadcast(monitor, self._status_json, closes_streams=closes_streams)
-        self._handlers: dict[str, Callable[[dict[str, list[str]], str], HttpAnswer]] = {
+        self._handlers: dict[str, Callable[[_Query, str], HttpAnswer]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/startupz": self._startupz,
@@ -107,13 +110,15 @@ class Endpoints:
             return _text(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", ("allow", "GET, HEAD"))
         return handler(parse_qs(query, keep_blank_values=True), accept)
 
-    def _livez(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _livez(self, query: _Query, accept: str) -> HttpAnswer:
         failures = _clean(self._monitor.liveness_failures)
         text = f"not alive: {'; '.join(failures)}" if failures else "alive"
-        return self._probe(not failures, text, liveness_document, query, accept)
+        status = "fail" if failures else "pass"
+        return self._probe(status, text, failures, query, accept, checks=_liveness_checks)
 
-    def _readyz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _readyz(self, query: _Query, accept: str) -> HttpAnswer:
         monitor = self._monitor
+        reasons = _clean(monitor.unready_reasons)
         if monitor.ready:
             problems = _clean(
                 f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
@@ -121,35 +126,41 @@ class Endpoints:
                 if each.state is not State.UP
             )
             text = f"ready, although {'; '.join(problems)}" if problems else "ready"
+            status = "pass" if monitor.state is State.UP else "warn"
         else:
-            text = f"not ready: {'; '.join(_clean(monitor.unready_reasons))}"
-        return self._probe(monitor.ready, text, readiness_document, query, accept)
+            status, text = "fail", f"not ready: {'; '.join(reasons)}"
+        return self._probe(status, text, reasons, query, accept, checks=_dependency_checks)
 
-    def _startupz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
-        monitor = self._monitor
-        text = "started"
-        if not monitor.started:
-            text = f"not started: {'; '.join(_clean(monitor.unready_reasons))}"
-        return self._probe(monitor.started, text, startup_document, query, accept)
+    def _startupz(self, query: _Query, accept: str) -> HttpAnswer:
+        if self._monitor.started:
+            return self._probe("pass", "started", (), query, accept, checks=_dependency_checks)
+        reasons = _clean(self._monitor.unready_reasons)
+        text = f"not started: {'; '.join(reasons)}"
+        return self._probe("fail", text, reasons, query, accept, checks=_dependency_checks)
 
     def _probe(
         self,
-        passes: bool,  # noqa: FBT001 (the result that the probe is about)
+        status: str,
         text: str,
-        document: Callable[[HealthMonitor, str], dict[str, object]],
-        query: dict[str, list[str]],
+        reasons: Sequence[str],
+        query: _Query,
         accept: str,
+        *,
+        checks: Callable[[HealthMonitor], _Checks],
     ) -> HttpAnswer:
-        status = HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE
+        code = HTTPStatus.SERVICE_UNAVAILABLE if status == "fail" else HTTPStatus.OK
         form = preferred_type(accept, (_PLAIN, HEALTH_JSON, _JSON))
         if "verbose" in query and query["verbose"][-1].lower() not in _FALSE:
             form = HEALTH_JSON if form == _PLAIN else form
         if form == _PLAIN:
-            return _text(status, text, _VARY)
-        body = _json(document(self._monitor, self._name)).encode()
-        return HttpAnswer(status=status, content_type=form, body=body, extra=(_VARY,))
+            return _text(code, text, _VARY)
+        document: dict[str, object] = {"status": status, "serviceId": self._name}
+        if reasons:
+            document["output"] = "; ".join(reasons)
+        body = _json(document | {"checks": checks(self._monitor)}).encode()
+        return HttpAnswer(status=code, content_type=form, body=body, extra=(_VARY,))
 
-    def _show_status(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _show_status(self, query: _Query, accept: str) -> HttpAnswer:
         requested = query.get("format", [""])[-1]
         form = {"json": _JSON, "html": _HTML}.get(requested) or preferred_type(
             accept, (_HTML, _JSON)
@@ -168,7 +179,7 @@ class Endpoints:
             ),
         )
 
-    def _open_events(self, _: dict[str, list[str]], __: str) -> HttpAnswer:
+    def _open_events(self, _: _Query, __: str) -> HttpAnswer:
         if self.events.full:
             return _text(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -207,7 +218,7 @@ class _Metrics:
         self._source = source or None
         self._recent: dict[str, tuple[float, bytes]] = {}
 
-    def answer(self, _: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def answer(self, _: _Query, accept: str) -> HttpAnswer:
         """Return the metrics, at most `METRICS_SECONDS` old, in the format that is preferred."""
         if self._off:
             return _text(HTTPStatus.NOT_FOUND, "metrics are switched off")
@@ -247,20 +258,8 @@ class _Metrics:
 # --- health+json
 
 
-def readiness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/readyz`: "warn" if the service is degraded, but ready."""
-    status = "fail" if not monitor.ready else "pass" if monitor.state is State.UP else "warn"
-    return _document(status, name, monitor.unready_reasons, _dependency_checks(monitor))
-
-
-def startup_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/startupz`."""
-    status, reasons = ("pass", ()) if monitor.started else ("fail", monitor.unready_reasons)
-    return _document(status, name, reasons, _dependency_checks(monitor))
-
-
-def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/livez`, which contains no dependency."""
+def _liveness_checks(monitor: HealthMonitor) -> _Checks:
+    """Return the checks of `/livez`, which contain no dependency."""
     failures = monitor.liveness_failures
     process: dict[str, object] = {
         "componentType": "component",
@@ -271,20 +270,11 @@ def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
     checks = {"process:liveness": [process]}
     if (lag := loop_lag(monitor)) is not None:
         checks["event-loop:lag"] = [{"componentType": "component", **_seconds(lag.current)}]
-    return _document("fail" if failures else "pass", name, failures, checks)
+    return checks
 
 
-def _document(
-    status: str, name: str, reasons: Sequence[str], checks: Mapping[str, list[dict[str, object]]]
-) -> dict[str, object]:
-    document: dict[str, object] = {"status": status, "serviceId": name}
-    if reasons:
-        document["output"] = "; ".join(_clean(reasons))
-    return {**document, "checks": checks}
-
-
-def _dependency_checks(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
-    checks: dict[str, list[dict[str, object]]] = {}
+def _dependency_checks(monitor: HealthMonitor) -> _Checks:
+    checks: _Checks = {}
     for dependency in monitor.dependencies:
         name = clean_text(dependency.name)
         component = name.replace(":", "-")  # a colon ends the component's name
@@ -371,7 +361,7 @@ def _specificity(name: str, offered: str) -> int:
 # --- responses
 
 
-def _no_status(_: dict[str, list[str]], __: str) -> HttpAnswer:
+def _no_status(_: _Query, __: str) -> HttpAnswer:
     return _text(HTTPStatus.NOT_FOUND, "the status page is switched off")
 
 
