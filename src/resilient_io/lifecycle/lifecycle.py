@@ -527,14 +527,7 @@ class _LifecycleRun:
             asyncio.wait(self._workers.running), name="resilient-io lifecycle workers ending"
         )
         try:
-            outcome: Outcome = "done"
-            if not await budget.wait(ended, lambda: self._body_timeout(budget, after)):
-                outcome = "late"
-                for _ in range(_CANCELS):
-                    for task in self._workers.running:
-                        task.cancel()
-                    if await budget.wait(ended, lambda: _after_cancel(budget, after)):
-                        break
+            outcome = await self._end(ended, self._workers.cancel, budget, after)
         finally:
             ended.cancel()
         running = len(self._workers.running)
@@ -546,28 +539,35 @@ class _LifecycleRun:
     ) -> LifecycleStep:
         """Wait for the body, then cancel it, unless a server ends it."""
         began = budget.spent
-
-        def seconds() -> float:
-            return budget.share(after) if hosted else self._body_timeout(budget, after)
-
-        outcome: Outcome = "done"
-        left = ""
-        if self._workers.error is not None and not hosted:
-            body.cancel()
-        if not await budget.wait(body.left, seconds):
-            outcome = "late"
-            for _ in range(0 if hosted else _CANCELS):
+        outcome: Outcome
+        if hosted:
+            ended = await budget.wait(body.left, lambda: budget.share(after))
+            outcome, reason = "done" if ended else "late", "the server had not ended"
+        else:
+            if self._workers.error is not None:
                 body.cancel()
-                if await budget.wait(body.left, lambda: _after_cancel(budget, after)):
-                    break
-        if not body.left.done():
-            left = "the server had not ended" if hosted else "it swallows cancellations"
-        return _step("body", budget, began, outcome, left)
+            outcome = await self._end(body.left, body.cancel, budget, after)
+            reason = "it swallows cancellations"
+        return _step("body", budget, began, outcome, "" if body.left.done() else reason)
 
-    def _body_timeout(self, budget: TimeBudget, after: int) -> float:
-        if budget.hurried:
-            return 0.0
-        return min(self._plan.body_timeout, budget.share(after))
+    async def _end(
+        self,
+        ended: asyncio.Future[Any],
+        cancel: Callable[[], object],
+        budget: TimeBudget,
+        after: int,
+    ) -> Outcome:
+        """Wait for the body or the workers, then cancel them; again if they swallow that."""
+        timeout = self._plan.body_timeout
+        if await budget.wait(
+            ended, lambda: 0.0 if budget.hurried else min(timeout, budget.share(after))
+        ):
+            return "done"
+        for _ in range(_CANCELS):
+            cancel()
+            if await budget.wait(ended, lambda: min(_AFTER_CANCEL, budget.share(after))):
+                break
+        return "late"
 
     def _chain(self, number: int | None) -> bool:
         """Call the previous handler of a signal; return whether a server ends the body."""
@@ -587,10 +587,6 @@ def _step(
 ) -> LifecycleStep:
     seconds = round(budget.spent - began, 6)
     return LifecycleStep(name=name, seconds=seconds, outcome=outcome, left=left)
-
-
-def _after_cancel(budget: TimeBudget, after: int) -> float:
-    return min(_AFTER_CANCEL, budget.share(after))
 
 
 def _check_signals(signals: object) -> tuple[int, ...]:

@@ -294,6 +294,11 @@ class WorkerTasks:
         """The tasks that are running."""
         return [task for task in self._tasks if not task.done()]
 
+    def cancel(self) -> None:
+        """Cancel those that are running."""
+        for task in self.running:
+            task.cancel()
+
     def _task_ended(self, task: asyncio.Task[object]) -> None:
         name = task.get_name().rpartition(" ")[2]
         error: BaseException | None
