@@ -19,7 +19,6 @@ from .states import (
     HealthSettings,
     State,
     clean_detail,
-    describe_state,
     first_change,
     log_change,
 )
@@ -172,9 +171,7 @@ class Dependency:
             timeout=timeout,
             dependency=self.name,
             operation="until_up",
-            describe=lambda: (
-                f"still {describe_state(machine.state, machine.cause, machine.detail)}"
-            ),
+            describe=lambda: f"still {machine.describe()}",
         )
 
     def snapshot(self) -> dict[str, object]:
@@ -197,9 +194,7 @@ class Dependency:
         }
 
     def __repr__(self) -> str:
-        machine = self._machine
-        state = describe_state(machine.state, machine.cause, machine.detail)
-        return f"<{type(self).__name__} {self.name}: {state}>"
+        return f"<{type(self).__name__} {self.name}: {self._machine.describe()}>"
 
     # --- the flight recorder
 

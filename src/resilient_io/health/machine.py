@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .states import Cause, Change, State, clean_detail
+from .states import Cause, Change, State, clean_detail, describe_state
 
 if TYPE_CHECKING:
     from .states import HealthSettings
@@ -67,6 +67,10 @@ class Machine:
     def rising(self) -> bool:
         """Whether the dependency is DOWN and has answered since it last failed."""
         return self._contact is State.DOWN and self._good > 0
+
+    def describe(self) -> str:
+        """Return the state and its cause in words."""
+        return describe_state(self.state, self.cause, self.detail)
 
     # --- evidence from probes
 

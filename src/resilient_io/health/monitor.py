@@ -188,7 +188,10 @@ class HealthMonitor:
         liveness_settings: LivenessSettings | None = None,
     ) -> None:
         for name, given in (("shared", shared), ("optional", optional), ("liveness", liveness)):
-            _check_sequence(name, given)
+            if not isinstance(given, Sequence):  # an iterable is not enough: redis-py's client is
+                example = "consumer" if name == "liveness" else "redis.health"
+                kind = type(given).__name__
+                raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
         self.critical = critical
         self.shared = tuple(shared)
         self.optional = tuple(optional)
@@ -442,11 +445,3 @@ def _check_dependencies(dependencies: Sequence[object]) -> None:
                 f"{dependency.name!r} is passed twice: pass it once, as critical "
                 f"(HealthMonitor(dependency)), as shared=[dependency] or as optional=[dependency]"
             )
-
-
-def _check_sequence(name: str, given: object) -> None:
-    # An iterable is not enough: redis-py's client looks like one.
-    if not isinstance(given, Sequence):
-        example = "consumer" if name == "liveness" else "redis.health"
-        kind = type(given).__name__
-        raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
