@@ -124,15 +124,10 @@ class Dependency:
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
 
-        It runs in the event loop, never inside a call or a probe. While an async callback is
-        running, changes are skipped; then it gets the latest one. An exception in a callback is
+        Return a handle with `remove()`, also usable as a context manager. The function runs in the
+        event loop, never inside a call or a probe. If it returns an awaitable, that is awaited;
+        meanwhile changes are skipped, then it gets the latest one. An exception in a callback is
         logged once and affects nothing else. Needs no running loop.
-
-        Args:
-            callback: Called with the `Change`. If it returns an awaitable, that is awaited.
-
-        Returns:
-            A handle with `remove()`, also usable as a context manager.
 
         Raises:
             TypeError: `callback` is not callable.
@@ -151,14 +146,11 @@ class Dependency:
         return Watch(self._broadcast)
 
     async def until_up(self, timeout: float | None = None) -> None:
-        """Wait until the dependency answers (UP or DEGRADED).
+        """Wait until the dependency answers (UP or DEGRADED), for at most `timeout` seconds.
 
         Return immediately if it already does. Cancelling the wait has no other effect. A client
-        must be attached: a client attaches when it is entered or first used.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
-                `resilient_io.deadline` limits the wait, too.
+        must be attached: a client attaches when it is entered or first used. An enclosing
+        `resilient_io.deadline` limits the wait, too.
 
         Raises:
             DeadlineExceeded: The dependency did not answer in time.

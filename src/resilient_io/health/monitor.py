@@ -326,10 +326,8 @@ class HealthMonitor:
     def on_change(self, callback: Callable[[MonitorChange], object]) -> Subscription[MonitorChange]:
         """Call a function, sync or async, when a dependency has changed or draining starts.
 
-        The rules of `Dependency.on_change` apply. `ready` and `state` are those of the service.
-
-        Returns:
-            A handle with `remove()`, also usable as a context manager.
+        Return a handle with `remove()`. The rules of `Dependency.on_change` apply. `ready` and
+        `state` are those of the service.
 
         Raises:
             TypeError: `callback` is not callable.
@@ -345,13 +343,10 @@ class HealthMonitor:
         return Watch(self._broadcast)
 
     async def until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the service is ready.
+        """Wait until the service is ready, for at most `timeout` seconds.
 
-        Return immediately if it already is. Cancelling the wait has no other effect.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
-                `resilient_io.deadline` limits the wait, too.
+        Return immediately if it already is. Cancelling the wait has no other effect. An enclosing
+        `resilient_io.deadline` limits the wait, too.
 
         Raises:
             DeadlineExceeded: The service was not ready in time. The message names the dependency.

@@ -72,9 +72,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of a dependency's state.
-
-    The counts are those of the time in the previous state.
+    """A change of a dependency's state; the counts are those of the time in the previous state.
 
     Attributes:
         dependency: Name of the dependency.

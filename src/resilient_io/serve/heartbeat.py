@@ -97,13 +97,10 @@ class Heartbeat:
         self._subscription = self._monitor.on_change(lambda _: self._changed.set())
 
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
-        """Write the last heartbeat, with `stopped` true.
+        """Write the last heartbeat, with `stopped` true, if that takes at most `timeout` seconds.
 
         Closing is idempotent. If this is cancelled, it returns immediately, and the last heartbeat
         may not be written.
-
-        Args:
-            timeout: Longest wait for the file system, in seconds.
 
         Raises:
             ConfigurationError: `timeout` is negative or not a number.

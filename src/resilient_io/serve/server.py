@@ -154,11 +154,9 @@ class HealthServer:
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Stop listening, let responses in progress end, and close every connection.
 
-        Event streams end immediately. Closing is idempotent. If this is cancelled, it returns
-        immediately, after aborting every connection.
-
-        Args:
-            timeout: Seconds for responses in progress; then their connections are aborted.
+        Event streams end immediately, and connections with a response in progress are aborted after
+        `timeout` seconds. Closing is idempotent. If this is cancelled, it returns immediately,
+        after aborting every connection.
 
         Raises:
             ConfigurationError: `timeout` is negative or not a number.
