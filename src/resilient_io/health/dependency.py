@@ -150,7 +150,7 @@ class Dependency:
 
         Return immediately if it already does. Cancelling the wait has no other effect. A client
         must be attached: a client attaches when it is entered or first used. An enclosing
-        `resilient_io.deadline` limits the wait, too.
+        `resilient_io.deadline` limits the wait, too, also if `timeout` is None.
 
         Raises:
             DeadlineExceeded: The dependency did not answer in time.

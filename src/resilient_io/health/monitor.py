@@ -346,7 +346,7 @@ class HealthMonitor:
         """Wait until the service is ready, for at most `timeout` seconds.
 
         Return immediately if it already is. Cancelling the wait has no other effect. An enclosing
-        `resilient_io.deadline` limits the wait, too.
+        `resilient_io.deadline` limits the wait, too, also if `timeout` is None.
 
         Raises:
             DeadlineExceeded: The service was not ready in time. The message names the dependency.

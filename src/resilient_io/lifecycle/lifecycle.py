@@ -15,8 +15,17 @@ from resilient_io.errors import Closed, ConfigurationError
 from resilient_io.health import HealthMonitor
 from resilient_io.validation import check_number, check_seconds, check_type
 
-from .parts import Body, Part, TimeBudget, WorkerTasks, name_parts
-from .report import LifecycleReport, LifecycleStep, Outcome, log
+from .parts import (
+    Body,
+    LifecycleReport,
+    LifecycleStep,
+    Outcome,
+    Part,
+    TimeBudget,
+    WorkerTasks,
+    log,
+    name_parts,
+)
 from .signals import SHELL_EXIT, SignalWatch
 
 if TYPE_CHECKING:

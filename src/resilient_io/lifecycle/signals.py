@@ -9,7 +9,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .report import log
+from .parts import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
