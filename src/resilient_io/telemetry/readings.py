@@ -72,7 +72,7 @@ class Reading(NamedTuple):
     """One value of one metric."""
 
     metric: Metric
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # in the metric's order; "" for one that does not apply
     value: float | Distribution
 
 
@@ -224,7 +224,10 @@ class _Totals:
 
 
 class _LoopFinder:
-    """Finds the event loop in which the metrics change."""
+    """Finds the event loop in which the metrics change: the one that watches the dependencies.
+
+    Until there is one, it is the event loop in which this was created or is first asked.
+    """
 
     def __init__(self, dependencies: Sequence[Dependency]) -> None:
         self._dependencies = tuple(dependencies)
