@@ -11,15 +11,7 @@ from .dependency import Attachment, Dependency
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
 from .recorder import FlightRecorder
-from .states import (
-    Cause,
-    Change,
-    HealthSettings,
-    ProbeDegraded,
-    ProbeFailed,
-    State,
-    describe_state,
-)
+from .states import Cause, Change, HealthSettings, ProbeDegraded, ProbeFailed, State, describe_state
 from .subscriptions import Subscription, Watch
 
 __all__ = [

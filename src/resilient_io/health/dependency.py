@@ -19,7 +19,6 @@ from .states import (
     HealthSettings,
     State,
     clean_detail,
-    describe_state,
     first_change,
     log_change,
 )
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
 
-CLOSE_TIMEOUT = 1.0
-"""Time for async callbacks to end when their owner is closed, in seconds."""
+CLOSE_TIMEOUT = 1.0  # time for async callbacks to end when their owner is closed, in seconds
 
 
 class Dependency:
@@ -60,18 +58,12 @@ class Dependency:
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        settings: HealthSettings | None = None,
-        rng: random.Random | None = None,
+        self, name: str, *, settings: HealthSettings | None = None, rng: random.Random | None = None
     ) -> None:
         self.name = redact_credentials(check_name("name", name))
+        settings = settings if settings is not None else HealthSettings()
         self.settings = check_type(
-            "settings",
-            settings if settings is not None else HealthSettings(),
-            HealthSettings,
-            use="HealthSettings(interval=1.0)",
+            "settings", settings, HealthSettings, use="HealthSettings(interval=1.0)"
         )
         # Plain attributes: every call of a client reads them.
         self.available = True
@@ -132,15 +124,10 @@ class Dependency:
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
 
-        It runs in the event loop, never inside a call or a probe. While an async callback is
-        running, changes are skipped; then it gets the latest one. An exception in a callback is
+        Return a handle with `remove()`, also usable as a context manager. The function runs in the
+        event loop, never inside a call or a probe. If it returns an awaitable, that is awaited;
+        meanwhile changes are skipped, then it gets the latest one. An exception in a callback is
         logged once and affects nothing else. Needs no running loop.
-
-        Args:
-            callback: Called with the `Change`. If it returns an awaitable, that is awaited.
-
-        Returns:
-            A handle with `remove()`, also usable as a context manager.
 
         Raises:
             TypeError: `callback` is not callable.
@@ -159,14 +146,11 @@ class Dependency:
         return Watch(self._broadcast)
 
     async def until_up(self, timeout: float | None = None) -> None:
-        """Wait until the dependency answers (UP or DEGRADED).
+        """Wait until the dependency answers (UP or DEGRADED), for at most `timeout` seconds.
 
         Return immediately if it already does. Cancelling the wait has no other effect. A client
-        must be attached: a client attaches when it is entered or first used.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
-                `resilient_io.deadline` limits the wait, too.
+        must be attached: a client attaches when it is entered or first used. An enclosing
+        `resilient_io.deadline` limits the wait, too, also if `timeout` is None.
 
         Raises:
             DeadlineExceeded: The dependency did not answer in time.
@@ -179,9 +163,7 @@ class Dependency:
             timeout=timeout,
             dependency=self.name,
             operation="until_up",
-            describe=lambda: (
-                f"still {describe_state(machine.state, machine.cause, machine.detail)}"
-            ),
+            describe=lambda: f"still {machine.describe()}",
         )
 
     def snapshot(self) -> dict[str, object]:
@@ -191,7 +173,7 @@ class Dependency:
             "name": self.name,
             "state": machine.state.value,
             "age": self._loop.time() - machine.since if self._loop is not None else 0.0,
-            "cause": machine.cause.value if machine.cause is not None else None,
+            "cause": machine.cause and machine.cause.value,
             "detail": machine.detail,
             "latency": machine.latency,
             "watched": self._prober.running,
@@ -200,17 +182,11 @@ class Dependency:
             "failures": machine.failures,
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
-            "loop_lag": {
-                "current": lag.current if lag is not None else 0.0,
-                "worst": lag.worst if lag is not None else 0.0,
-                "stalled": lag.stalled if lag is not None else 0.0,
-            },
+            "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
     def __repr__(self) -> str:
-        machine = self._machine
-        state = describe_state(machine.state, machine.cause, machine.detail)
-        return f"<{type(self).__name__} {self.name}: {state}>"
+        return f"<{type(self).__name__} {self.name}: {self._machine.describe()}>"
 
     # --- the flight recorder
 
@@ -220,11 +196,7 @@ class Dependency:
         return self._recorders
 
     def add_recorder(self, recorder: FlightRecorder) -> None:
-        """Record events there, too. A `HealthMonitor` does this until it is closed.
-
-        Args:
-            recorder: The recorder. Call `remove_recorder` once for each call.
-        """
+        """Record events there, too, until `remove_recorder` is called as often as this."""
         self._recorder_uses.append(recorder)
         self._recorders = tuple(dict.fromkeys(self._recorder_uses))
 
@@ -235,13 +207,10 @@ class Dependency:
             self._recorders = tuple(dict.fromkeys(self._recorder_uses))
 
     def note(self, event: str, **fields: object) -> None:
-        """Record an event in the flight recorders, if there are any.
+        """Record an event, in the past tense, in the flight recorders, if there are any.
 
-        For actions of clients, such as a retry or a replaced connection. Not for every call.
-
-        Args:
-            event: The event, in the past tense.
-            fields: Plain data for `json.dumps`, without secrets.
+        For actions of clients, such as a retry or a replaced connection. Not for every call. The
+        fields are plain data for `json.dumps`, without secrets.
         """
         for recorder in self._recorders:
             recorder.note(self.name, event, **fields)
@@ -286,12 +255,8 @@ class Dependency:
         """Report the failure of a call (not a cancellation, not an error reply).
 
         If a probe task runs, the report never makes the dependency DOWN by itself: the task probes
-        immediately on a connection of its own.
-
-        Args:
-            cause: What happened.
-            detail: In words, without secrets.
-            definite: Refused or reset rather than timed out. It matters only without a probe task.
+        immediately on a connection of its own. Without one, a `definite` failure (refused or reset
+        rather than timed out) does. `detail` must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)
@@ -302,37 +267,28 @@ class Dependency:
         self._prober.suspect()
 
     async def wait_for_probe(self, timeout: float) -> None:
-        """Wait for the probe that a reported failure has requested.
+        """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
 
         So an outage can be published before the caller sees the error. Return immediately if no
         probe was requested or the dependency is already DOWN.
-
-        Args:
-            timeout: Maximum wait in seconds; then it returns, too.
         """
         resolved = self._prober.suspicion_resolved()
         if resolved is not None:
             await asyncio.wait([resolved], timeout=timeout)
 
     def succeeded(self, latency: float | None = None) -> None:
-        """Report a success that took effort, such as a new connection.
+        """Report a success that took effort (`latency` seconds), such as a new connection.
 
         Replies need no report: `last_reply` covers them. While the dependency is DOWN, the report
         counts as one good probe.
-
-        Args:
-            latency: Time that it took, in seconds.
         """
         self._publish(self._machine.succeeded(self._bind(), latency))
 
     def refused(self, cause: Cause, detail: str = "") -> None:
         """Report that the dependency answered but refused a write: DEGRADED until one is accepted.
 
-        That state also ends after `HealthSettings.refusal_hold` without another refusal.
-
-        Args:
-            cause: For example `Cause.READ_ONLY`.
-            detail: In words, without secrets.
+        That state also ends after `HealthSettings.refusal_hold` without another refusal. `detail`
+        must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)
@@ -347,12 +303,8 @@ class Dependency:
         """Report that a part is lost, for example one of several connections.
 
         The dependency is DEGRADED while a part is lost, once the probe has found that the whole is
-        not DOWN. The state DOWN forgets lost parts: report those that remain lost again.
-
-        Args:
-            part: Name of the part.
-            cause: What happened.
-            detail: In words, without secrets.
+        not DOWN. The state DOWN forgets lost parts: report those that remain lost again. `detail`
+        must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)

@@ -7,8 +7,7 @@ from collections import deque
 
 _BEAT = 0.1
 _TOLERANCE = 0.02
-_REMEMBERED = 512
-"""Number of stalls to keep. There are at most ten a second."""
+_REMEMBERED = 512  # stalls to keep; there are at most ten a second
 
 _watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .states import Cause, Change, State, clean_detail
+from .states import Cause, Change, State, clean_detail, describe_state
 
 if TYPE_CHECKING:
     from .states import HealthSettings
 
-FLAP_WINDOW = 60.0
-"""Seconds for which a fall counts against a dependency."""
-
-MOST_TO_RISE = 16
-"""Largest number of good probes that a flapping dependency needs to be UP again."""
-
-RISE_SPACING = 0.1
-"""Seconds between the good probes of a dependency that needs more than one."""
+FLAP_WINDOW = 60.0  # seconds for which a fall counts against a dependency
+MOST_TO_RISE = 16  # largest number of good probes that a flapping dependency needs to be UP again
+RISE_SPACING = 0.1  # seconds between the good probes of a dependency that needs more than one
 
 
 class Machine:
@@ -72,6 +67,10 @@ class Machine:
     def rising(self) -> bool:
         """Whether the dependency is DOWN and has answered since it last failed."""
         return self._contact is State.DOWN and self._good > 0
+
+    def describe(self) -> str:
+        """Return the state and its cause in words."""
+        return describe_state(self.state, self.cause, self.detail)
 
     # --- evidence from probes
 

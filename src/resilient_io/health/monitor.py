@@ -61,12 +61,7 @@ class LivenessSettings:
 
 
 class Liveness:
-    """Decides whether the process is stuck.
-
-    Args:
-        settings: When a blocked event loop means that the process is stuck.
-        checks: The objects to ask.
-    """
+    """Decides whether the process is stuck."""
 
     def __init__(self, settings: LivenessSettings, checks: Sequence[LivenessCheck]) -> None:
         self._settings = settings
@@ -193,25 +188,29 @@ class HealthMonitor:
         liveness_settings: LivenessSettings | None = None,
     ) -> None:
         for name, given in (("shared", shared), ("optional", optional), ("liveness", liveness)):
-            _check_sequence(name, given)
+            if not isinstance(given, Sequence):  # an iterable is not enough: redis-py's client is
+                example = "consumer" if name == "liveness" else "redis.health"
+                kind = type(given).__name__
+                raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
         self.critical = critical
         self.shared = tuple(shared)
         self.optional = tuple(optional)
         _check_dependencies(self.dependencies)
-        _check_liveness(liveness)
-        self.recorder = check_type(
-            "recorder",
-            recorder if recorder is not None else FlightRecorder(),
-            FlightRecorder,
-            use="FlightRecorder()",
+        for check in liveness:
+            if not isinstance(check, LivenessCheck):
+                raise TypeError(
+                    f"liveness must contain objects with a liveness_failure() method, not "
+                    f"{type(check).__name__}: use HealthMonitor(..., liveness=[consumer])"
+                )
+        if recorder is None:
+            recorder = FlightRecorder()
+        if liveness_settings is None:
+            liveness_settings = LivenessSettings()
+        self.recorder = check_type("recorder", recorder, FlightRecorder, use="FlightRecorder()")
+        check_type(
+            "liveness_settings", liveness_settings, LivenessSettings, use="LivenessSettings()"
         )
-        settings = check_type(
-            "liveness_settings",
-            liveness_settings if liveness_settings is not None else LivenessSettings(),
-            LivenessSettings,
-            use="LivenessSettings()",
-        )
-        self._liveness = Liveness(settings, liveness)
+        self._liveness = Liveness(liveness_settings, liveness)
         self._subscriptions: Subscriptions[MonitorChange] = Subscriptions(_NAME)
         self._open()
 
@@ -327,10 +326,8 @@ class HealthMonitor:
     def on_change(self, callback: Callable[[MonitorChange], object]) -> Subscription[MonitorChange]:
         """Call a function, sync or async, when a dependency has changed or draining starts.
 
-        The rules of `Dependency.on_change` apply. `ready` and `state` are those of the service.
-
-        Returns:
-            A handle with `remove()`, also usable as a context manager.
+        Return a handle with `remove()`. The rules of `Dependency.on_change` apply. `ready` and
+        `state` are those of the service.
 
         Raises:
             TypeError: `callback` is not callable.
@@ -346,13 +343,10 @@ class HealthMonitor:
         return Watch(self._broadcast)
 
     async def until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the service is ready.
+        """Wait until the service is ready, for at most `timeout` seconds.
 
-        Return immediately if it already is. Cancelling the wait has no other effect.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. An enclosing
-                `resilient_io.deadline` limits the wait, too.
+        Return immediately if it already is. Cancelling the wait has no other effect. An enclosing
+        `resilient_io.deadline` limits the wait, too, also if `timeout` is None.
 
         Raises:
             DeadlineExceeded: The service was not ready in time. The message names the dependency.
@@ -445,21 +439,4 @@ def _check_dependencies(dependencies: Sequence[object]) -> None:
             raise ConfigurationError(
                 f"{dependency.name!r} is passed twice: pass it once, as critical "
                 f"(HealthMonitor(dependency)), as shared=[dependency] or as optional=[dependency]"
-            )
-
-
-def _check_sequence(name: str, given: object) -> None:
-    # An iterable is not enough: redis-py's client looks like one.
-    if not isinstance(given, Sequence):
-        example = "consumer" if name == "liveness" else "redis.health"
-        kind = type(given).__name__
-        raise TypeError(f"{name} must be a list, not {kind}: use {name}=[{example}]")
-
-
-def _check_liveness(checks: Sequence[object]) -> None:
-    for check in checks:
-        if not isinstance(check, LivenessCheck):
-            raise TypeError(
-                f"liveness must contain objects with a liveness_failure() method, not "
-                f"{type(check).__name__}: use HealthMonitor(..., liveness=[consumer])"
             )

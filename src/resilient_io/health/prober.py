@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.tasks import wake
@@ -21,36 +22,24 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .states import Change
 
+# Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
-"""Shortest pause between probes on new connections that the failures of clients request."""
-
+# Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
-"""Seconds below which no time is left: a rounding error would never elapse on a virtual loop."""
 
 _log = logging.getLogger("resilient_io.health")
 
 
+@dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, and when it last received anything."""
 
-    __slots__ = ("last_reply", "probe")
-
-    def __init__(
-        self, probe: Callable[[bool], Awaitable[float]], last_reply: Callable[[], float]
-    ) -> None:
-        self.probe = probe
-        self.last_reply = last_reply
+    probe: Callable[[bool], Awaitable[float]]
+    last_reply: Callable[[], float]
 
 
 class Prober:
-    """Owns the probe task, which exists while at least one client is attached.
-
-    Args:
-        machine: Takes the evidence.
-        rng: Source of the jitter.
-        publish: Called with the result of the machine.
-        note: Called with events for the flight recorder.
-    """
+    """Owns the probe task, which exists while at least one client is attached."""
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,35 +22,32 @@ if TYPE_CHECKING:
 
     from .states import Change
 
-_MERGE_WITHIN = 1.0
-"""Seconds within which a repeated event is counted instead of recorded again."""
-
+_MERGE_WITHIN = 1.0  # seconds within which a repeated event is counted instead of recorded again
 _VARIANTS = 8
 """Number of recent events of the same source, name and cause that are recorded although only their
 details differ. Further ones are counted: their details say nothing new."""
 
-_MAX_FILE_SIZE = 8 << 20
-"""Size of a dump file, in bytes, above which it is renamed."""
-
-_DUMP_SPACING = 10.0
-"""Shortest time between automatic dumps, in seconds."""
+_MAX_FILE_SIZE = 8 << 20  # size of a dump file, in bytes, above which it is renamed
+_DUMP_SPACING = 10.0  # shortest time between automatic dumps, in seconds
 
 _log = logging.getLogger("resilient_io.health")
 
 
+@dataclass(slots=True, eq=False)
 class _Event:
-    __slots__ = ("event", "fields", "first", "last", "others", "serial", "source", "times")
+    source: str
+    event: str
+    fields: dict[str, object]
+    first: float
+    last: float
+    serial: int
+    times: int = 1
+    others: int = 0  # the number of later events that differed only in their details
 
-    def __init__(
-        self, source: str, event: str, fields: dict[str, object], now: float, serial: int
-    ) -> None:
-        self.source = source
-        self.event = event
-        self.fields = fields
-        self.first = self.last = now
-        self.serial = serial
-        self.times = 1
-        self.others = 0
+    @property
+    def kind(self) -> tuple[str, str, object]:
+        """The key of events that differ only in their details."""
+        return _kind(self.source, self.event, self.fields)
 
     def as_dict(self, now: float) -> dict[str, object]:
         """Return the event as `FlightRecorder.events` does."""
@@ -112,7 +110,7 @@ class FlightRecorder:
         """Record an event that happened now.
 
         Args:
-            source: Source of the event, for example the name of a dependency.
+            source: For example the name of a dependency.
             event: The event, in the past tense, for example "retry scheduled".
             fields: Plain data for `json.dumps`, without secrets. Texts are shortened to one line.
 
@@ -150,23 +148,21 @@ class FlightRecorder:
 
     def _record(self, source: str, event: str, fields: dict[str, object], now: float) -> None:
         self._serial += 1
-        recorded = _Event(source, event, fields, now, self._serial)
-        self._newest.setdefault(_kind(source, event, fields), []).append(recorded)
+        recorded = _Event(source, event, fields, now, now, self._serial)
+        self._newest.setdefault(recorded.kind, []).append(recorded)
         self._events.append(recorded)
         if len(self._newest) > 2 * self._capacity:
             self._newest = {}
             for each in self._events:
-                kind = _kind(each.source, each.event, each.fields)
-                self._newest.setdefault(kind, []).append(each)
+                self._newest.setdefault(each.kind, []).append(each)
 
     def changed(self, change: Change) -> None:
         """Record a change of state. A change to DOWN triggers a dump if there is a sink."""
-        cause = change.cause.value if change.cause is not None else None
         loop = self._loop = asyncio.get_running_loop()
         fields: dict[str, object] = {
             "state": change.state.value,
             "previous": change.previous.value,
-            "cause": cause,
+            "cause": change.cause and change.cause.value,
             "detail": clean_detail(change.detail),
             "after": round(change.after, 6),
         }
@@ -183,10 +179,7 @@ class FlightRecorder:
         Each has `ago` (seconds since it happened, the latest time if it repeated), `source`,
         `event` and its own fields. `times` is the number of repetitions, `others` the number of
         later events that differed only in details and were not recorded, and `for` the seconds from
-        the first to the latest.
-
-        Args:
-            last: Number of the latest events to return; None for all.
+        the first to the latest. With `last`, only the latest events are returned.
         """
         chosen = list(self._events)
         if last is not None:
@@ -195,16 +188,10 @@ class FlightRecorder:
         return [each.as_dict(now) for each in chosen]
 
     def dump(self, reason: str) -> int:
-        """Write all events: one line with the reason, then one line per event.
+        """Write all events: one line with the reason, then one line per event; return their number.
 
         Each line is JSON, with the time of the wall clock as `at`. A failure to write is logged
         once and never raised.
-
-        Args:
-            reason: The reason, for the first line.
-
-        Returns:
-            The number of events.
         """
         wall = wall_clock.now()
         events = self.events()
@@ -216,18 +203,18 @@ class FlightRecorder:
         if isinstance(self._sink, Path):
             self._append(self._sink, "\n".join(lines) + "\n")
         elif self._sink is not None:
-            self._call(self._sink, lines)
+            try:
+                for line in lines:
+                    self._sink(line)
+            # The boundary to the application's function, which may raise anything.
+            except Exception as error:  # noqa: BLE001
+                self._log_failure(error)
         else:
             sys.stderr.write("\n".join(lines) + "\n")
         return len(events)
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Wait until every dump is written.
-
-        Args:
-            timeout: Maximum wait in seconds, or None to wait forever. A dump that is not written by
-                then may still be.
-        """
+        """Wait until every dump is written, or for `timeout` seconds; it may be written later."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=timeout)
 
@@ -249,14 +236,6 @@ class FlightRecorder:
     def _written(self, writing: asyncio.Future[None]) -> None:
         self._writes.remove(writing)
         if not writing.cancelled() and (error := writing.exception()) is not None:
-            self._log_failure(error)
-
-    def _call(self, sink: Callable[[str], object], lines: list[str]) -> None:
-        try:
-            for line in lines:
-                sink(line)
-        # The boundary to the application's function, which may raise anything.
-        except Exception as error:  # noqa: BLE001
             self._log_failure(error)
 
     def _log_failure(self, error: BaseException) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.text import TEXT_LIMIT, clean_text
@@ -72,9 +72,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of a dependency's state.
-
-    The counts are those of the time in the previous state.
+    """A change of a dependency's state; the counts are those of the time in the previous state.
 
     Attributes:
         dependency: Name of the dependency.
@@ -171,17 +169,9 @@ class HealthSettings:
 
     def __post_init__(self) -> None:
         """Validate the values."""
-        for name in (
-            "interval",
-            "timeout",
-            "reconnect_interval",
-            "reconnect_interval_cap",
-            "short_outage",
-            "refusal_hold",
-        ):
-            check_seconds(name, getattr(self, name))
-        check_count("fall", self.fall)
-        check_count("history", self.history)
+        for each in fields(self):
+            check = check_count if each.name in {"fall", "history"} else check_seconds
+            check(each.name, getattr(self, each.name))
         if self.reconnect_interval > self.reconnect_interval_cap:
             raise ConfigurationError(
                 f"reconnect_interval={self.reconnect_interval!r} is above "
@@ -200,14 +190,9 @@ def clean_detail(text: str) -> str:
 
 def first_change(name: str, now: float) -> Change:
     """Return what a watcher sees before the first change of state."""
+    state = State.UNKNOWN
     return Change(
-        dependency=name,
-        state=State.UNKNOWN,
-        previous=State.UNKNOWN,
-        cause=None,
-        detail="",
-        at=now,
-        after=0.0,
+        dependency=name, state=state, previous=state, cause=None, detail="", at=now, after=0.0
     )
 
 
@@ -232,7 +217,7 @@ def log_change(change: Change) -> None:
             "dependency": change.dependency,
             "state": change.state.value,
             "previous": change.previous.value,
-            "cause": change.cause.value if change.cause is not None else None,
+            "cause": change.cause and change.cause.value,
             "detail": change.detail,
             "after": change.after,
             "probes": change.probes,

@@ -161,11 +161,7 @@ class Subscriptions(Generic[T]):
         return True
 
     async def finish(self, timeout: float) -> None:
-        """Wait for the async callbacks that are running, then cancel them.
-
-        Args:
-            timeout: Time for them to end, and again to end after the cancellation, in seconds.
-        """
+        """Wait for the async callbacks that are running, then cancel them."""
         await asyncio.sleep(0)  # the latest calls are only scheduled
         current = asyncio.current_task()
         running = [each for each in self._running if each is not current]
@@ -249,13 +245,7 @@ async def wait_until(
     operation: str,
     describe: Callable[[], str],
 ) -> None:
-    """Wait until `reached()` returns true. It is called again after every broadcast.
-
-    Raises:
-        ConfigurationError: `timeout` is not a number of at least 0.
-        DeadlineExceeded: The time expired; `describe()` returns the reason.
-        Closed: The broadcast was closed.
-    """
+    """Wait until `reached()` returns true. It is called again after every broadcast."""
     if timeout is not None:
         check_number("timeout", timeout)
     if reached():
@@ -277,8 +267,5 @@ async def wait_until(
         if reached():
             return
         raise DeadlineExceeded(
-            describe(),
-            dependency=dependency,
-            operation=operation,
-            elapsed=loop.time() - began,
+            describe(), dependency=dependency, operation=operation, elapsed=loop.time() - began
         ) from None

@@ -7,6 +7,6 @@ async with Lifecycle(monitor, consumer, producer, redis, grace_period=25.0):
 """
 
 from .lifecycle import Lifecycle
-from .report import LifecycleReport, LifecycleStep
+from .parts import LifecycleReport, LifecycleStep
 
 __all__ = ["Lifecycle", "LifecycleReport", "LifecycleStep"]

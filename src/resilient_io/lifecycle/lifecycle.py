@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Closed, ConfigurationError
 from resilient_io.health import HealthMonitor
-from resilient_io.validation import check_number, check_seconds
+from resilient_io.validation import check_number, check_seconds, check_type
 
-from .parts import Body, Part, TimeBudget, WorkerTasks, name_parts
-from .report import LifecycleReport, LifecycleStep, Outcome, log
-from .signals import SignalWatch
+from .parts import (
+    Body,
+    LifecycleReport,
+    LifecycleStep,
+    Outcome,
+    Part,
+    TimeBudget,
+    WorkerTasks,
+    log,
+    name_parts,
+)
+from .signals import SHELL_EXIT, SignalWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -28,17 +37,9 @@ Phase = Literal["new", "starting", "running", "draining", "stopping", "stopped"]
 
 _NAME = "lifecycle"
 
-_SHELL_EXIT = 128
-"""A shell adds this to a signal's number for the exit code of a process that the signal ended."""
-
-_HURRY = 3.0
-"""Seconds that are left after a second signal."""
-
-_CANCELS = 3
-"""How often a body or a worker is cancelled that continues after a cancellation."""
-
-_AFTER_CANCEL = 1.0
-"""Longest wait, in seconds, after each of these cancellations."""
+_HURRY = 3.0  # seconds that are left after a second signal
+_CANCELS = 3  # how often a body or a worker is cancelled that continues after a cancellation
+_AFTER_CANCEL = 1.0  # longest wait, in seconds, after each of these cancellations
 
 _Worker = TypeVar("_Worker", bound="Callable[[], Coroutine[Any, Any, object]]")
 
@@ -102,11 +103,9 @@ class Lifecycle:
         servers: Sequence[object] = (),
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
     ) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"use Lifecycle(HealthMonitor(redis.health), redis)"
-            )
+        check_type(
+            "monitor", monitor, HealthMonitor, use="Lifecycle(HealthMonitor(redis.health), redis)"
+        )
         if not isinstance(servers, Sequence):
             raise TypeError(
                 f"servers must be a sequence, not {type(servers).__name__}: "
@@ -146,14 +145,11 @@ class Lifecycle:
         return self._run.report
 
     def worker(self, function: _Worker) -> _Worker:
-        """Run an async function beside the body, from when the parts are started until it ends.
+        """Run an async function without arguments beside the body, once the parts are started.
 
         Use it for a consumer's `run` if the body belongs to a framework, as in FastAPI. When a
         worker fails, that is logged, the service shuts down as on SIGTERM, and the block raises
         the worker's error.
-
-        Args:
-            function: An async function without arguments.
 
         Raises:
             ConfigurationError: The lifecycle has started already.
@@ -172,10 +168,7 @@ class Lifecycle:
     def stop(self, reason: str = "stop() was called") -> None:
         """Start to shut down, as on SIGTERM, and return immediately.
 
-        During a shutdown, this has no effect.
-
-        Args:
-            reason: For the log and the report.
+        During a shutdown, this has no effect. The reason is for the log and the report.
         """
         self._run.stop(reason)
 
@@ -228,11 +221,8 @@ class Lifecycle:
         It is idempotent, and may be called before the start and in the body. If this is cancelled,
         it returns immediately, and the shutdown continues in the background.
         """
-        run = self._run
-        if run.phase == "new":
-            return
-        run.leave("aclose() was called")
-        await asyncio.wait([run.close("aclose() was called")])
+        if self.phase != "new":
+            await self._run.aclose()
 
     def _begin(self, *, hosted: bool) -> _LifecycleRun:
         if self.phase not in {"new", "stopped"}:
@@ -248,16 +238,11 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """The arguments of a `Lifecycle`, validated.
-
-    Attributes:
-        parts: Objects and names: the parts in the order of closing, the monitor, the servers.
-        servers: How many of them are servers.
-    """
+    """The arguments of a `Lifecycle`, validated."""
 
     monitor: HealthMonitor
-    parts: tuple[tuple[object, str], ...]
-    servers: int
+    parts: tuple[tuple[object, str], ...]  # in the order of closing, with the monitor and servers
+    servers: int  # the number of servers at the end of `parts`
     grace_period: float
     drain_delay: float
     start_timeout: float
@@ -279,21 +264,14 @@ class _Plan:
 
 
 class _LifecycleRun:
-    """One use of a `Lifecycle`, from the start to the end of the shutdown.
-
-    Args:
-        plan: The arguments of the lifecycle.
-        workers: Functions to run beside the body.
-        hosted: Whether a server owns the body, as in a lifespan.
-        stopping: The event to set when work should end.
-    """
+    """One use of a `Lifecycle`, from the start to the end of the shutdown."""
 
     def __init__(
         self,
         plan: _Plan,
         workers: Sequence[Callable[[], Coroutine[Any, Any, object]]],
         *,
-        hosted: bool = False,
+        hosted: bool = False,  # a server owns the body, as in a lifespan
         stopping: asyncio.Event | None = None,
     ) -> None:
         self._plan = plan
@@ -314,7 +292,18 @@ class _LifecycleRun:
     # --- start
 
     async def __aenter__(self) -> Self:
-        starting = self._start()
+        self.phase = "starting"
+        self._signals = SignalWatch(
+            self._plan.signals,
+            self._signal_received,
+            lambda: self._monitor.recorder.dump("SIGUSR1"),
+        )
+        self._signals.install()
+        starting = self._starting = asyncio.get_running_loop().create_task(
+            self._start_parts(),
+            name="resilient-io lifecycle starting",
+            context=context_without_deadline(),
+        )
         try:
             await asyncio.wait([starting])
         except asyncio.CancelledError:
@@ -330,17 +319,6 @@ class _LifecycleRun:
             self.phase = "running"
             self._workers.start()
         return self
-
-    def _start(self) -> asyncio.Task[None]:
-        self.phase = "starting"
-        self._signals = SignalWatch(self._plan.signals, self._signal_received, self._dump)
-        self._signals.install()
-        self._starting = asyncio.get_running_loop().create_task(
-            self._start_parts(),
-            name="resilient-io lifecycle starting",
-            context=context_without_deadline(),
-        )
-        return self._starting
 
     async def _start_parts(self) -> None:
         loop = asyncio.get_running_loop()
@@ -360,9 +338,6 @@ class _LifecycleRun:
             },
         )
 
-    def _dump(self) -> None:
-        self._monitor.recorder.dump("SIGUSR1")
-
     async def _abort_start(self, reason: str, number: int | None) -> None:
         await asyncio.wait([self.close(reason, number)])
         if number is None:  # no signal: without an error, a server would start to serve
@@ -372,7 +347,7 @@ class _LifecycleRun:
         if self._hosted:
             return  # the server has received the signal, and will not start to serve
         await self._end_program()
-        raise SystemExit(_SHELL_EXIT + number)
+        raise SystemExit(SHELL_EXIT + number)
 
     # --- the decision to shut down
 
@@ -380,13 +355,6 @@ class _LifecycleRun:
         """Start to shut down, as on SIGTERM; no effect during a shutdown."""
         if self._stop_reason is None and self._closing is None and self.phase != "new":
             self._begin_shutdown(reason, None, asyncio.get_running_loop().time())
-
-    def leave(self, reason: str) -> None:
-        """Shut down without waiting for the body, or for the start."""
-        if self.phase == "starting":
-            self.stop(reason)
-        elif self._body is not None:
-            self._body.leave()
 
     def _signal_received(self, number: int, at: float) -> None:
         reason = signal.Signals(number).name
@@ -469,6 +437,15 @@ class _LifecycleRun:
             raise self._workers.error
         return ours
 
+    async def aclose(self) -> None:
+        """Shut down without waiting for the body, or for the start."""
+        reason = "aclose() was called"
+        if self.phase == "starting":
+            self.stop(reason)
+        elif self._body is not None:
+            self._body.leave()
+        await asyncio.wait([self.close(reason)])
+
     def close(
         self,
         reason: str,
@@ -479,11 +456,8 @@ class _LifecycleRun:
     ) -> asyncio.Task[None]:
         """Return the task that closes everything; the first call creates it.
 
-        Args:
-            reason: For the report.
-            number: The signal whose previous handler is called; None for none.
-            at: Loop time at which the grace period starts; None for now.
-            delay: Whether to wait for the drain delay first.
+        The grace period starts at the loop time `at`. With `delay`, the drain delay comes first.
+        Then the previous handler of the signal `number` is called.
         """
         if self._closing is None:
             loop = asyncio.get_running_loop()
@@ -528,8 +502,12 @@ class _LifecycleRun:
         parts = [part for part in self._parts if part.started]
         sources = [part for part in parts if part.is_source]
         others = [part for part in parts if not part.is_source]
-        if delay and self._body is not None and self._plan.drain_delay:
-            yield await self._wait_for_drain_delay(self._body, budget)
+        drain_delay = self._plan.drain_delay
+        if delay and self._body is not None and drain_delay:
+            # Everything continues, while load balancers notice that the service is not ready.
+            began = budget.spent
+            await budget.wait(self._body.left, lambda: 0.0 if budget.hurried else drain_delay)
+            yield _step("drain delay", budget, began)
         hosted = self._chain(number)
         self.stopping.set()
         loop = asyncio.get_running_loop()
@@ -551,63 +529,54 @@ class _LifecycleRun:
         for after, part in zip(reversed(range(len(others))), others, strict=True):
             yield await part.close(budget, after)
 
-    async def _wait_for_drain_delay(self, body: Body, budget: TimeBudget) -> LifecycleStep:
-        """Continue as before, while load balancers notice that the service is not ready."""
-        began = budget.spent
-
-        def seconds() -> float:
-            return 0.0 if budget.hurried else self._plan.drain_delay
-
-        await budget.wait(body.left, seconds)
-        return _step("drain delay", budget, began)
-
     async def _end_workers(self, budget: TimeBudget, after: int) -> LifecycleStep:
         """Wait for the workers, whose sources are closed, then cancel them."""
         began = budget.spent
         ended = asyncio.get_running_loop().create_task(
-            self._workers.until_ended(), name="resilient-io lifecycle workers ending"
+            asyncio.wait(self._workers.running), name="resilient-io lifecycle workers ending"
         )
         try:
-            outcome: Outcome = "done"
-            if not await budget.wait(ended, lambda: self._body_timeout(budget, after)):
-                outcome = "late"
-                for _ in range(_CANCELS):
-                    for task in self._workers.running:
-                        task.cancel()
-                    if await budget.wait(ended, lambda: _after_cancel(budget, after)):
-                        break
+            outcome = await self._end(ended, self._workers.cancel, budget, after)
         finally:
             ended.cancel()
         running = len(self._workers.running)
-        return _step("workers", budget, began, outcome, f"{running} still run" if running else "")
+        left = f"{running} still run" if running else ""
+        return _step("workers", budget, began, outcome, left)
 
     async def _end_body(
         self, body: Body, budget: TimeBudget, after: int, *, hosted: bool
     ) -> LifecycleStep:
         """Wait for the body, then cancel it, unless a server ends it."""
         began = budget.spent
-
-        def seconds() -> float:
-            return budget.share(after) if hosted else self._body_timeout(budget, after)
-
-        outcome: Outcome = "done"
-        left = ""
-        if self._workers.error is not None and not hosted:
-            body.cancel()
-        if not await budget.wait(body.left, seconds):
-            outcome = "late"
-            for _ in range(0 if hosted else _CANCELS):
+        outcome: Outcome
+        if hosted:
+            ended = await budget.wait(body.left, lambda: budget.share(after))
+            outcome, reason = "done" if ended else "late", "the server had not ended"
+        else:
+            if self._workers.error is not None:
                 body.cancel()
-                if await budget.wait(body.left, lambda: _after_cancel(budget, after)):
-                    break
-        if not body.left.done():
-            left = "the server had not ended" if hosted else "it swallows cancellations"
-        return _step("body", budget, began, outcome, left)
+            outcome = await self._end(body.left, body.cancel, budget, after)
+            reason = "it swallows cancellations"
+        return _step("body", budget, began, outcome, "" if body.left.done() else reason)
 
-    def _body_timeout(self, budget: TimeBudget, after: int) -> float:
-        if budget.hurried:
-            return 0.0
-        return min(self._plan.body_timeout, budget.share(after))
+    async def _end(
+        self,
+        ended: asyncio.Future[Any],
+        cancel: Callable[[], object],
+        budget: TimeBudget,
+        after: int,
+    ) -> Outcome:
+        """Wait for the body or the workers, then cancel them; again if they swallow that."""
+        timeout = self._plan.body_timeout
+        if await budget.wait(
+            ended, lambda: 0.0 if budget.hurried else min(timeout, budget.share(after))
+        ):
+            return "done"
+        for _ in range(_CANCELS):
+            cancel()
+            if await budget.wait(ended, lambda: min(_AFTER_CANCEL, budget.share(after))):
+                break
+        return "late"
 
     def _chain(self, number: int | None) -> bool:
         """Call the previous handler of a signal; return whether a server ends the body."""
@@ -617,12 +586,7 @@ class _LifecycleRun:
         return self._signals.chain(number) or self._hosted
 
     async def _end_program(self) -> None:
-        """Call a previous handler that only ends the program.
-
-        Raises:
-            KeyboardInterrupt: Python's own handler of SIGINT raises it.
-            CancelledError: `asyncio.Runner` cancels its main task.
-        """
+        """Call a previous handler that only ends the program."""
         if self._signals is not None and self._signals.finish():
             await asyncio.sleep(0)  # the cancellation arrives here, not in what follows the block
 
@@ -632,10 +596,6 @@ def _step(
 ) -> LifecycleStep:
     seconds = round(budget.spent - began, 6)
     return LifecycleStep(name=name, seconds=seconds, outcome=outcome, left=left)
-
-
-def _after_cancel(budget: TimeBudget, after: int) -> float:
-    return min(_AFTER_CANCEL, budget.share(after))
 
 
 def _check_signals(signals: object) -> tuple[int, ...]:

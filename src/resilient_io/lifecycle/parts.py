@@ -1,39 +1,32 @@
-"""What a lifecycle starts and ends, within bounds: parts, workers, the body, and the time left."""
+"""What a lifecycle starts and ends within its time budget, and the report of that."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import ConfigurationError, DeadlineExceeded
 
-from .report import LifecycleStep, Outcome, log
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-_RESERVED = 1.0
-"""Seconds reserved for each later step."""
-
+_RESERVED = 1.0  # seconds reserved for each later step
+# Largest share of the remaining time that is reserved: most later steps need little.
 _MAX_RESERVED = 0.25
-"""Largest share of the remaining time that is reserved: most later steps need little."""
+_FORCED_CLOSE = 3.0  # seconds that a client may need after its timeout to force what did not close
+_AFTER_CANCEL = 0.25  # seconds for a part that was cancelled because its time was up
 
-_FORCED_CLOSE = 3.0
-"""Seconds that a client may need after its timeout to force what did not close."""
+Outcome = Literal["done", "late", "failed"]
 
-_AFTER_CANCEL = 0.25
-"""Seconds for a part that was cancelled because its time was up."""
+log = logging.getLogger("resilient_io.lifecycle")
 
 
 class TimeBudget:
-    """The time for a shutdown. Each step may use what is not reserved for later ones.
-
-    Args:
-        grace_period: Seconds for all steps together.
-        began: Loop time at which they start.
-    """
+    """The time for a shutdown. Each step may use what is not reserved for later ones."""
 
     def __init__(self, grace_period: float, began: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -65,9 +58,7 @@ class TimeBudget:
     async def wait(self, future: asyncio.Future[Any], seconds: Callable[[], float]) -> bool:
         """Wait for a future, without cancelling it; return whether it is done.
 
-        Args:
-            future: The future.
-            seconds: Returns the longest wait; called again, from that moment on, on `hurry`.
+        `seconds` returns the longest wait; after `hurry`, it is called again, from that moment on.
         """
         until = self._loop.time() + seconds()
         while not future.done():
@@ -84,15 +75,10 @@ class TimeBudget:
 
 
 class Part:
-    """A part of a service, which is started and closed in one task.
+    """A part of a service, which one task starts and closes.
 
     It is started by `__aenter__`, if it has one, and closed by `aclose`, or by `__aexit__`. One
     task does both, as context managers with a task group or a cancel scope require.
-
-    Args:
-        thing: The client, server or other object.
-        name: Its name in the report.
-        on_end: Called when it ends without being closed.
     """
 
     def __init__(
@@ -114,12 +100,7 @@ class Part:
     # --- start
 
     async def start(self, timeout: float) -> None:
-        """Start it. If this is cancelled, the start is cancelled.
-
-        Raises:
-            DeadlineExceeded: It took longer than `timeout` seconds.
-            Exception: The start raised it.
-        """
+        """Start it. If this is cancelled, the start is cancelled."""
         loop = asyncio.get_running_loop()
         self._entered, self._leave = loop.create_future(), loop.create_future()
         self._task = loop.create_task(
@@ -128,9 +109,7 @@ class Part:
         began = loop.time()
         try:
             await asyncio.wait(
-                [self._task, self._entered],
-                timeout=timeout,
-                return_when=asyncio.FIRST_COMPLETED,
+                [self._task, self._entered], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             late = not self._task.done()
@@ -189,12 +168,7 @@ class Part:
         return self._entered.done() or not self._task.done()
 
     async def close(self, budget: TimeBudget, after: int) -> LifecycleStep:
-        """Close it within its share of the time; when that is up, cancel it.
-
-        Args:
-            budget: The time for the shutdown.
-            after: Number of later steps.
-        """
+        """Close it within its share of the time; when that is up, cancel it."""
         task, leave = self._task, self._leave
         if task is None or leave is None:
             return LifecycleStep(name=self.name, seconds=0.0)
@@ -219,21 +193,15 @@ class Part:
                 exc_info=error,
                 extra={"event": "part_not_closed", "part": self.name},
             )
-        return LifecycleStep(
-            name=self.name,
-            seconds=round(budget.spent - began, 6),
-            outcome=outcome,
-            left=", ".join(filter(None, [left, self._unfinished(cancelled)])),
-        )
-
-    def _unfinished(self, cancelled: int) -> str:
-        """Return what it had not finished, as far as it reports that."""
         failures = getattr(self._result, "failures", None)
+        unfinished = ""
         if isinstance(failures, tuple) and failures:
-            return f"{len(failures)} records not delivered"
-        if more := self._cancelled_handlers() - cancelled:
-            return f"{more} handlers cancelled, whose records are redelivered"
-        return ""
+            unfinished = f"{len(failures)} records not delivered"
+        elif more := self._cancelled_handlers() - cancelled:
+            unfinished = f"{more} handlers cancelled, whose records are redelivered"
+        left = ", ".join(filter(None, [left, unfinished]))
+        seconds = round(budget.spent - began, 6)
+        return LifecycleStep(name=self.name, seconds=seconds, outcome=outcome, left=left)
 
     def _cancelled_handlers(self) -> int:
         """Return how many handlers of a consumer were cancelled."""
@@ -248,12 +216,7 @@ class Part:
 
 
 def name_parts(things: Sequence[object]) -> list[tuple[object, str]]:
-    """Return the parts with their names: the type and the dependency.
-
-    Raises:
-        ConfigurationError: A part is passed twice.
-        TypeError: An object can be neither entered nor closed.
-    """
+    """Return the parts with their names: the type and the dependency."""
     names: dict[str, int] = {}
     parts: list[tuple[object, str]] = []
     for position, thing in enumerate(things):
@@ -303,12 +266,7 @@ def _close_timeout(share: float, aclose: Callable[..., object]) -> dict[str, flo
 
 
 class WorkerTasks:
-    """Runs each function once, in a task, and reports the first failure.
-
-    Args:
-        functions: Async functions without arguments.
-        on_failure: Called with the name and the error of the first one that fails.
-    """
+    """Runs each function once, in a task, and reports the first failure."""
 
     def __init__(
         self,
@@ -340,10 +298,10 @@ class WorkerTasks:
         """The tasks that are running."""
         return [task for task in self._tasks if not task.done()]
 
-    async def until_ended(self) -> None:
-        """Wait until all have ended."""
-        if self.running:
-            await asyncio.wait(self.running)
+    def cancel(self) -> None:
+        """Cancel those that are running."""
+        for task in self.running:
+            task.cancel()
 
     def _task_ended(self, task: asyncio.Task[object]) -> None:
         name = task.get_name().rpartition(" ")[2]
@@ -382,8 +340,7 @@ class Body:
     def settle(self, error: BaseException | None) -> bool:
         """Undo the cancellations of `cancel`, as `asyncio.timeout` does.
 
-        Returns:
-            Whether `error` comes from `cancel`, and the task was not cancelled otherwise.
+        Return whether `error` comes from them, and the task was not cancelled otherwise.
         """
         if self._task is None or asyncio.current_task() is not self._task:
             return False
@@ -392,3 +349,87 @@ class Body:
             self._task.uncancel()
         ours = cancels > 0 and isinstance(error, asyncio.CancelledError)
         return ours and self._task.cancelling() <= self._cancelling
+
+
+# --- the report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleStep:
+    """One step of a shutdown.
+
+    Attributes:
+        name: What was done or closed: "drain delay", "workers", "body", or the part's name.
+        seconds: How long it took.
+        outcome: "done"; "late" if its time was up and it was cancelled; "failed" if it raised.
+        left: What was left undone; empty if nothing was.
+    """
+
+    name: str
+    seconds: float
+    outcome: Outcome = "done"
+    left: str = ""
+
+    def __str__(self) -> str:
+        outcome = "" if self.outcome == "done" else f" ({self.outcome})"
+        return f"{self.name} {self.seconds:.3f} s{outcome}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleReport:
+    """How a service was shut down.
+
+    Attributes:
+        reason: The reason: "SIGTERM", "the block ended", or the argument of `stop()`.
+        seconds: How long the shutdown took.
+        grace_period: Longest time, in seconds, that it was allowed to take.
+        hurried: Whether a second signal made it faster.
+        steps: The steps, in order. Consumers are closed at the same time.
+    """
+
+    reason: str
+    seconds: float
+    grace_period: float
+    hurried: bool
+    steps: tuple[LifecycleStep, ...]
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What was left undone, with the name of the step; empty if nothing was."""
+        return tuple(f"{step.name}: {step.left}" for step in self.steps if step.left)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every step was done within the grace period and nothing was left undone."""
+        done = all(step.outcome == "done" for step in self.steps)
+        return done and not self.left and self.seconds <= self.grace_period
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as plain data that `json.dumps` accepts."""
+        return {**asdict(self), "left": list(self.left), "clean": self.clean}
+
+    def __str__(self) -> str:
+        steps = ", ".join(map(str, self.steps)) or "nothing to close"
+        left = f"; left undone: {'; '.join(self.left)}" if self.left else ""
+        hurried = ", hurried by a second signal" if self.hurried else ""
+        return (
+            f"stopped in {self.seconds:.3f} s of {self.grace_period:g} s "
+            f"({self.reason}{hurried}): {steps}{left}"
+        )
+
+    def log(self) -> None:
+        """Write the one log record about the shutdown."""
+        log.log(
+            logging.INFO if self.clean else logging.WARNING,
+            "%s",
+            self,
+            extra={
+                "event": "stopped",
+                "reason": self.reason,
+                "seconds": round(self.seconds, 6),
+                "grace_period": self.grace_period,
+                "hurried": self.hurried,
+                "steps": [asdict(step) for step in self.steps],
+                "left": list(self.left),
+            },
+        )

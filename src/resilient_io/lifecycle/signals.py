@@ -7,10 +7,9 @@ import functools
 import os
 import signal
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .report import log
+from .parts import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,20 +19,14 @@ SAME_SIGNAL = 0.25
 """Seconds within which another signal counts as the same one. A terminal sends Ctrl-C to the whole
 process group, and the program that started this process may forward it."""
 
-_SHELL_EXIT = 128
-"""A shell adds this to a signal's number for the exit code of a process that the signal ended."""
+# A shell adds this to a signal's number for the exit code of a process that the signal ended.
+SHELL_EXIT = 128
 
 _SIGUSR1 = getattr(signal, "SIGUSR1", None)  # not on Windows
 
 
-@dataclass(frozen=True, slots=True)
-class _Previous:
-    """The handler that a signal had before.
-
-    Attributes:
-        handler: The result of `signal.getsignal`.
-        handle: The handle of `loop.add_signal_handler`, taken out of the event loop.
-    """
+class _Previous(NamedTuple):
+    """The handler that a signal had before: that of `signal.signal`, or that of the event loop."""
 
     handler: Callable[[int, FrameType | None], Any] | int
     handle: asyncio.Handle | None
@@ -43,13 +36,9 @@ class SignalWatch:
     """Handles signals first, and calls the previous handlers when it is asked to.
 
     A handler of `signal.signal` runs between any two instructions, even while the event loop is
-    blocked. Therefore it only counts and notifies the event loop; the third signal always goes to
-    the previous handler.
-
-    Args:
-        numbers: The signals that end the process.
-        on_signal: Called in the event loop with the first and the second signal and their times.
-        on_dump: Called in the event loop on SIGUSR1, if that had no handler.
+    blocked. Therefore it only counts and notifies the event loop, which calls `on_signal` with the
+    number and the time. The third signal always goes to the previous handler. SIGUSR1, if it had no
+    handler, calls `on_dump`.
     """
 
     def __init__(
@@ -139,14 +128,11 @@ class SignalWatch:
     # --- the previous handlers
 
     def chain(self, number: int) -> bool:
-        """Call the previous handler of a signal now.
+        """Call the previous handler of a signal; return whether it ends the program in its own way.
 
-        A handler that would only end the program (no handler, that of `asyncio.Runner`, which
-        cancels the main task, or Python's own, which raises KeyboardInterrupt) waits for
-        `finish()`.
-
-        Returns:
-            Whether the handler ends the program in its own way, as a server does.
+        A server does. A handler that would only end the program (no handler, that of
+        `asyncio.Runner`, which cancels the main task, or Python's own, which raises
+        KeyboardInterrupt) waits for `finish()`.
         """
         previous = self._previous.get(number)
         if previous is None:
@@ -164,14 +150,7 @@ class SignalWatch:
         return True
 
     def finish(self) -> bool:
-        """Call a handler that only ends the program, now that everything is closed.
-
-        Returns:
-            Whether there was one.
-
-        Raises:
-            KeyboardInterrupt: Python's own handler raises it.
-        """
+        """Call the handler that only ends the program; return whether there was one."""
         number, self._ending = self._ending, None
         if number is None or not callable(handler := self._previous[number].handler):
             return False
@@ -189,7 +168,7 @@ class SignalWatch:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             # Still running: the kernel lets process 1 ignore signals that it has no handler for.
-            os._exit(_SHELL_EXIT + number)
+            os._exit(SHELL_EXIT + number)
 
     def _call_handle(self, handle: asyncio.Handle) -> None:
         # asyncio 3.11 to 3.14: what `Handle._run` calls, but through the loop, which then handles

@@ -28,14 +28,7 @@ def aiohttp_app(
     Add it to another one (`app.add_subapp("/health", aiohttp_app(monitor))`), or run it on its
     own. It answers as `health_app` does. Event streams end when the application shuts down.
 
-    Args:
-        monitor: The health of the service.
-        clients: `ResilientRedis`, producers and consumers whose counters are shown and exported:
-            a sequence, or a mapping of names to clients.
-        metrics: None to serve the library's metrics if prometheus-client is installed, a registry
-            of prometheus-client to serve its contents, False to serve no metrics.
-        status: Whether to serve `/status` and `/events`.
-        name: Service name shown on the page.
+    The arguments are those of `serve`.
 
     Raises:
         ConfigurationError: An argument has a wrong value, or aiohttp is not installed.
@@ -64,7 +57,7 @@ class _Handler:
         self._path = path
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """HttpAnswer a request."""
+        """Answer a request."""
         answer = self._endpoints.answer(
             self._path,
             request.method,
@@ -73,10 +66,10 @@ class _Handler:
         )
         if answer.stream and request.method == "GET":
             return await self._stream(answer, request)
-        return web.Response(status=answer.status, headers=dict(answer.headers), body=answer.body)
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     async def _stream(self, answer: HttpAnswer, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
+        response = web.StreamResponse(status=answer.status, headers=answer.headers)
         transport = request.transport
         with self._endpoints.events.open(transport.abort if transport else None) as reader:
             try:

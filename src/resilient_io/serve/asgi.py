@@ -37,14 +37,7 @@ def health_app(
     owns no resource and needs no lifespan. Event streams end while the service drains, and after
     10 s otherwise, so that the server that carries them can stop; browsers reconnect.
 
-    Args:
-        monitor: The health of the service.
-        clients: `ResilientRedis`, producers and consumers whose counters are shown and exported:
-            a sequence, or a mapping of names to clients.
-        metrics: None to serve the library's metrics if prometheus-client is installed, a registry
-            of prometheus-client to serve its contents, False to serve no metrics.
-        status: Whether to serve `/status` and `/events`.
-        name: Service name shown on the page.
+    The arguments are those of `serve`.
 
     Raises:
         ConfigurationError: An argument has a wrong value, or Starlette is not installed.
@@ -91,12 +84,12 @@ class _Endpoint:
 
 def _response(answer: HttpAnswer, method: str) -> Response:
     body = b"" if method == "HEAD" else answer.body
-    return Response(body, answer.status, dict(answer.headers))
+    return Response(body, answer.status, answer.headers)
 
 
 async def _stream(answer: HttpAnswer, reader: EventReader, receive: Receive, send: Send) -> None:
     """Send events until the reader ends. Only `receive` reports that the client disconnected."""
-    headers = Headers(dict(answer.headers)).raw
+    headers = Headers(answer.headers).raw
     watching = asyncio.create_task(_until_disconnected(receive), name="resilient-io /events reader")
     watching.add_done_callback(lambda _: reader.end())
     try:

@@ -10,22 +10,24 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qs
 
-from resilient_io.health import HealthMonitor, State
-from resilient_io.health.states import describe_state
+from resilient_io.health import HealthMonitor, State, describe_state
 from resilient_io.telemetry.clients import name_clients
 from resilient_io.text import clean_text, redact_credentials
-from resilient_io.validation import check_name
+from resilient_io.validation import check_name, check_type
 
 from .events import StatusBroadcast
-from .status import build_status, content_security_policy, status_page
+from .status import build_status, content_security_policy, loop_lag, status_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
 
     from resilient_io.health import Dependency
     from resilient_io.telemetry.clients import Clients
+
+    _Query = dict[str, list[str]]
+    _Checks = dict[str, list[dict[str, object]]]
 
 PATHS: Final = ("/livez", "/readyz", "/startupz", "/metrics", "/status", "/events")
 
@@ -37,26 +39,18 @@ METRICS_SECONDS: Final = 1.0
 """How long the text of `/metrics` is reused. Without this, a client could keep the event loop busy
 with requests that each read every counter."""
 
+# Formats of the metrics that are kept; prometheus-client decides how many there are.
 _MAX_FORMATS: Final = 8
-"""Formats of the metrics that are kept; prometheus-client decides how many there are."""
-
 _PLAIN: Final = "text/plain"
 _HTML: Final = "text/html"
 _JSON: Final = "application/json"
+_VARY: Final = ("vary", "accept")
 _FALSE: Final = {"0", "false", "no"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """A response.
-
-    Attributes:
-        status: The status code.
-        content_type: The type of the body.
-        body: The whole body.
-        extra: Further headers.
-        stream: Whether the body is the event stream instead.
-    """
+    """A response."""
 
     status: int
     content_type: str
@@ -65,33 +59,17 @@ class HttpAnswer:
     stream: bool = False
 
     @property
-    def headers(self) -> list[tuple[str, str]]:
+    def headers(self) -> dict[str, str]:
         """All headers. HEAD gets the same ones, without the body."""
-        length = [] if self.stream else [("content-length", str(len(self.body)))]
-        return [
-            ("content-type", self.content_type),
-            *length,
-            ("cache-control", "no-store"),
-            ("x-content-type-options", "nosniff"),
-            *self.extra,
-        ]
+        headers = {"content-type": self.content_type}
+        if not self.stream:
+            headers["content-length"] = str(len(self.body))
+        security = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return headers | security | dict(self.extra)
 
 
 class Endpoints:
-    """The endpoints of one service.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are shown and exported.
-        metrics: None for the library's metrics, a registry for its contents, False for none.
-        status: Whether to answer `/status` and `/events`.
-        name: Service name.
-        closes_streams: See `StatusBroadcast`.
-
-    Raises:
-        ConfigurationError: An argument has a wrong value.
-        TypeError: An argument has the wrong type.
-    """
+    """The endpoints of one service."""
 
     def __init__(
         self,
@@ -103,21 +81,18 @@ class Endpoints:
         name: str = "service",
         closes_streams: bool = False,
     ) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"pass HealthMonitor(redis.health)"
-            )
         if not isinstance(status, bool):
             raise TypeError(f"status must be True or False, not {status!r}")
-        self._monitor = monitor
+        self._monitor = check_type(
+            "monitor", monitor, HealthMonitor, use="HealthMonitor(redis.health)"
+        )
         self._clients = name_clients(clients)
         self._name = redact_credentials(check_name("name", name))
         self._metrics = _Metrics(monitor, clients, metrics)
         self._page = status_page().encode()
         self._policy = content_security_policy(self._page.decode())
         self.events = StatusBroadcast(monitor, self._status_json, closes_streams=closes_streams)
-        self._handlers: dict[str, Callable[[dict[str, list[str]], str], HttpAnswer]] = {
+        self._handlers: dict[str, Callable[[_Query, str], HttpAnswer]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/startupz": self._startupz,
@@ -127,14 +102,7 @@ class Endpoints:
         }
 
     def answer(self, path: str, method: str, *, query: str = "", accept: str = "") -> HttpAnswer:
-        """Return the response to a request; HEAD is answered like GET, without the body.
-
-        Args:
-            path: One of `PATHS`; every other path is not found.
-            method: GET or HEAD; every other method is not allowed.
-            query: The query string.
-            accept: The value of the `Accept` header.
-        """
+        """Return the response to a request; HEAD is answered like GET, without the body."""
         handler = self._handlers.get(path)
         if handler is None:
             return _text(HTTPStatus.NOT_FOUND, f"not found; available: {', '.join(PATHS)}")
@@ -142,13 +110,15 @@ class Endpoints:
             return _text(HTTPStatus.METHOD_NOT_ALLOWED, "use GET", ("allow", "GET, HEAD"))
         return handler(parse_qs(query, keep_blank_values=True), accept)
 
-    def _livez(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _livez(self, query: _Query, accept: str) -> HttpAnswer:
         failures = _clean(self._monitor.liveness_failures)
         text = f"not alive: {'; '.join(failures)}" if failures else "alive"
-        return self._probe(not failures, text, liveness_document, query, accept)
+        status = "fail" if failures else "pass"
+        return self._probe(status, text, failures, query, accept, checks=_liveness_checks)
 
-    def _readyz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _readyz(self, query: _Query, accept: str) -> HttpAnswer:
         monitor = self._monitor
+        reasons = _clean(monitor.unready_reasons)
         if monitor.ready:
             problems = _clean(
                 f"{each.name} is {describe_state(each.state, each.cause, each.detail)}"
@@ -156,58 +126,60 @@ class Endpoints:
                 if each.state is not State.UP
             )
             text = f"ready, although {'; '.join(problems)}" if problems else "ready"
+            status = "pass" if monitor.state is State.UP else "warn"
         else:
-            text = f"not ready: {'; '.join(_clean(monitor.unready_reasons))}"
-        return self._probe(monitor.ready, text, readiness_document, query, accept)
+            status, text = "fail", f"not ready: {'; '.join(reasons)}"
+        return self._probe(status, text, reasons, query, accept, checks=_dependency_checks)
 
-    def _startupz(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
-        monitor = self._monitor
-        text = "started"
-        if not monitor.started:
-            text = f"not started: {'; '.join(_clean(monitor.unready_reasons))}"
-        return self._probe(monitor.started, text, startup_document, query, accept)
+    def _startupz(self, query: _Query, accept: str) -> HttpAnswer:
+        if self._monitor.started:
+            return self._probe("pass", "started", (), query, accept, checks=_dependency_checks)
+        reasons = _clean(self._monitor.unready_reasons)
+        text = f"not started: {'; '.join(reasons)}"
+        return self._probe("fail", text, reasons, query, accept, checks=_dependency_checks)
 
     def _probe(
         self,
-        passes: bool,  # noqa: FBT001 (the result that the probe is about)
+        status: str,
         text: str,
-        document: Callable[[HealthMonitor, str], dict[str, object]],
-        query: dict[str, list[str]],
+        reasons: Sequence[str],
+        query: _Query,
         accept: str,
+        *,
+        checks: Callable[[HealthMonitor], _Checks],
     ) -> HttpAnswer:
-        status = HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE
+        code = HTTPStatus.SERVICE_UNAVAILABLE if status == "fail" else HTTPStatus.OK
         form = preferred_type(accept, (_PLAIN, HEALTH_JSON, _JSON))
         if "verbose" in query and query["verbose"][-1].lower() not in _FALSE:
             form = HEALTH_JSON if form == _PLAIN else form
         if form == _PLAIN:
-            return _text(status, text, ("vary", "accept"))
-        body = _json(document(self._monitor, self._name)).encode()
-        return HttpAnswer(status=status, content_type=form, body=body, extra=(("vary", "accept"),))
+            return _text(code, text, _VARY)
+        document: dict[str, object] = {"status": status, "serviceId": self._name}
+        if reasons:
+            document["output"] = "; ".join(reasons)
+        body = _json(document | {"checks": checks(self._monitor)}).encode()
+        return HttpAnswer(status=code, content_type=form, body=body, extra=(_VARY,))
 
-    def _show_status(self, query: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def _show_status(self, query: _Query, accept: str) -> HttpAnswer:
         requested = query.get("format", [""])[-1]
         form = {"json": _JSON, "html": _HTML}.get(requested) or preferred_type(
             accept, (_HTML, _JSON)
         )
         if form == _JSON:
-            return HttpAnswer(
-                status=HTTPStatus.OK,
-                content_type=_JSON,
-                body=self._status_json().encode(),
-                extra=(("vary", "accept"),),
-            )
+            body = self._status_json().encode()
+            return HttpAnswer(status=HTTPStatus.OK, content_type=_JSON, body=body, extra=(_VARY,))
         return HttpAnswer(
             status=HTTPStatus.OK,
             content_type=f"{_HTML}; charset=utf-8",
             body=self._page,
             extra=(
-                ("vary", "accept"),
+                _VARY,
                 ("content-security-policy", self._policy),
                 ("referrer-policy", "no-referrer"),
             ),
         )
 
-    def _open_events(self, _: dict[str, list[str]], __: str) -> HttpAnswer:
+    def _open_events(self, _: _Query, __: str) -> HttpAnswer:
         if self.events.full:
             return _text(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -226,16 +198,7 @@ class Endpoints:
 
 
 class _Metrics:
-    """Answers `/metrics`.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are exported.
-        source: None for the library's metrics, a registry for its contents, False for none.
-
-    Raises:
-        TypeError: `source` is none of these.
-    """
+    """Answers `/metrics`, from the library's metrics (`source` is None) or from a registry."""
 
     def __init__(
         self,
@@ -255,7 +218,7 @@ class _Metrics:
         self._source = source or None
         self._recent: dict[str, tuple[float, bytes]] = {}
 
-    def answer(self, _: dict[str, list[str]], accept: str) -> HttpAnswer:
+    def answer(self, _: _Query, accept: str) -> HttpAnswer:
         """Return the metrics, at most `METRICS_SECONDS` old, in the format that is preferred."""
         if self._off:
             return _text(HTTPStatus.NOT_FOUND, "metrics are switched off")
@@ -275,10 +238,7 @@ class _Metrics:
                 self._recent.clear()
             self._recent[content_type] = (now, body)
         return HttpAnswer(
-            status=HTTPStatus.OK,
-            content_type=content_type,
-            body=body,
-            extra=(("vary", "accept"),),
+            status=HTTPStatus.OK, content_type=content_type, body=body, extra=(_VARY,)
         )
 
     def _registry(self) -> CollectorRegistry:
@@ -298,21 +258,8 @@ class _Metrics:
 # --- health+json
 
 
-def readiness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/readyz`: "warn" if the service is degraded, but ready."""
-    status = "fail" if not monitor.ready else "pass" if monitor.state is State.UP else "warn"
-    return _document(status, name, monitor.unready_reasons, _dependency_checks(monitor))
-
-
-def startup_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/startupz`."""
-    if monitor.started:
-        return _document("pass", name, (), _dependency_checks(monitor))
-    return _document("fail", name, monitor.unready_reasons, _dependency_checks(monitor))
-
-
-def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
-    """Return the document of `/livez`, which contains no dependency."""
+def _liveness_checks(monitor: HealthMonitor) -> _Checks:
+    """Return the checks of `/livez`, which contain no dependency."""
     failures = monitor.liveness_failures
     process: dict[str, object] = {
         "componentType": "component",
@@ -321,31 +268,13 @@ def liveness_document(monitor: HealthMonitor, name: str) -> dict[str, object]:
         "status": "fail" if failures else "pass",
     }
     checks = {"process:liveness": [process]}
-    for dependency in monitor.dependencies:
-        if (lag := dependency.lag) is not None:  # all dependencies share one loop watch
-            checks["event-loop:lag"] = [
-                {
-                    "componentType": "component",
-                    "observedValue": round(lag.current, 6),
-                    "observedUnit": "s",
-                    "status": "pass",
-                }
-            ]
-            break
-    return _document("fail" if failures else "pass", name, failures, checks)
+    if (lag := loop_lag(monitor)) is not None:
+        checks["event-loop:lag"] = [{"componentType": "component", **_seconds(lag.current)}]
+    return checks
 
 
-def _document(
-    status: str, name: str, reasons: Sequence[str], checks: Mapping[str, list[dict[str, object]]]
-) -> dict[str, object]:
-    document: dict[str, object] = {"status": status, "serviceId": name}
-    if reasons:
-        document["output"] = "; ".join(_clean(reasons))
-    return {**document, "checks": checks}
-
-
-def _dependency_checks(monitor: HealthMonitor) -> dict[str, list[dict[str, object]]]:
-    checks: dict[str, list[dict[str, object]]] = {}
+def _dependency_checks(monitor: HealthMonitor) -> _Checks:
+    checks: _Checks = {}
     for dependency in monitor.dependencies:
         name = clean_text(dependency.name)
         component = name.replace(":", "-")  # a colon ends the component's name
@@ -364,14 +293,13 @@ def _dependency_checks(monitor: HealthMonitor) -> dict[str, list[dict[str, objec
         checks.setdefault(f"{component}:availability", []).append(availability)
         if dependency.latency is not None:
             checks.setdefault(f"{component}:responseTime", []).append(
-                {
-                    **about,
-                    "observedValue": round(dependency.latency, 6),
-                    "observedUnit": "s",
-                    "status": "pass",
-                }
+                {**about, **_seconds(dependency.latency)}
             )
     return checks
+
+
+def _seconds(value: float) -> dict[str, object]:
+    return {"observedValue": round(value, 6), "observedUnit": "s", "status": "pass"}
 
 
 def _check_status(monitor: HealthMonitor, dependency: Dependency) -> str:
@@ -393,10 +321,6 @@ def preferred_type(accept: str, offered: Sequence[str]) -> str:
 
     A type that the header names is preferred to one that only matches `*/*`. Among equals, the
     order of `offered` decides. The first one is the default, also if none is acceptable.
-
-    Args:
-        accept: The value of the `Accept` header; may be empty.
-        offered: Media types, the default first.
     """
     ranges = [_parse_range(each) for each in accept.split(",") if each.strip()]
     best, best_rank = offered[0], (0.0, -1)
@@ -437,7 +361,7 @@ def _specificity(name: str, offered: str) -> int:
 # --- responses
 
 
-def _no_status(_: dict[str, list[str]], __: str) -> HttpAnswer:
+def _no_status(_: _Query, __: str) -> HttpAnswer:
     return _text(HTTPStatus.NOT_FOUND, "the status page is switched off")
 
 

@@ -15,34 +15,25 @@ if TYPE_CHECKING:
 
     from resilient_io.health import HealthMonitor, MonitorChange, Subscription
 
-INTERVAL: Final = 1.0
-"""Seconds between two events while nothing changes."""
-
+INTERVAL: Final = 1.0  # seconds between two events while nothing changes
+# Lifetime of a stream on a server that is not ours; browsers reconnect.
 STREAM_SECONDS: Final = 10.0
-"""Lifetime of a stream on a server that is not ours; browsers reconnect."""
-
-MAX_READERS: Final = 64
-"""Most readers at a time; each holds a connection."""
-
+MAX_READERS: Final = 64  # most readers at a time; each holds a connection
 _RECONNECT: Final = b"retry: 1000\n\n"
 
 
 class StatusBroadcast:
     """The event stream of one service.
 
-    Args:
-        monitor: Publishes the changes.
-        status: Returns the data of an event: one line of JSON.
-        closes_streams: Whether the server calls `close()` before it waits for the streams to end.
-            Another server may wait for its connections first and shut the application down
-            afterwards: then a stream ends after `STREAM_SECONDS`, and immediately while the
-            service drains.
+    With `closes_streams`, the server calls `close()` before it waits for the streams to end.
+    Another server may wait for its connections first and shut the application down afterwards: then
+    a stream ends after `STREAM_SECONDS`, and immediately while the service drains.
     """
 
     def __init__(
         self, monitor: HealthMonitor, status: Callable[[], str], *, closes_streams: bool
     ) -> None:
-        self._monitor = monitor
+        self.monitor = monitor
         self._status = status
         self.closes_streams = closes_streams
         self.closed = False
@@ -59,17 +50,11 @@ class StatusBroadcast:
         """Whether no further reader is accepted."""
         return self.closed or len(self._readers) >= MAX_READERS
 
-    @property
-    def draining(self) -> bool:
-        """Whether the service is about to stop."""
-        return self._monitor.draining
-
     def open(self, abort: Callable[[], object] | None = None) -> EventReader:
         """Return a new reader, a context manager.
 
-        Args:
-            abort: Closes the reader's connection. `close()` calls it if the reader is sending,
-                because nothing else would end a send to a client that does not read.
+        `close()` calls `abort`, which closes the connection, if the reader is sending: nothing else
+        would end a send to a client that does not read.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # the readers of an event loop that was closed never left
@@ -81,7 +66,7 @@ class StatusBroadcast:
         self._readers.append(reader)
         if self._timer is None:
             self._timer = loop.call_later(INTERVAL, self._tick)
-            self._subscription = self._monitor.on_change(lambda _: self._publish())
+            self._subscription = self.monitor.on_change(lambda _: self._publish())
         return reader
 
     def leave(self, reader: EventReader) -> None:
@@ -158,9 +143,15 @@ class EventReader:
             if self._seen != broadcast.number:
                 self._seen = broadcast.number
                 return broadcast.frame()
-            if self._has_expired():
+            if not broadcast.closes_streams and (
+                broadcast.monitor.draining or asyncio.get_running_loop().time() >= self._until
+            ):
                 break
-            await self._wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         raise StopAsyncIteration
 
     def end(self) -> None:
@@ -179,15 +170,3 @@ class EventReader:
             self.wake()
         elif self._abort is not None:
             self._abort()
-
-    def _has_expired(self) -> bool:
-        if self._broadcast.closes_streams:
-            return False
-        return self._broadcast.draining or asyncio.get_running_loop().time() >= self._until
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None

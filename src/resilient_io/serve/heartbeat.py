@@ -17,7 +17,7 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import HealthMonitor
 from resilient_io.tasks import log_task_death
 from resilient_io.text import clean_text
-from resilient_io.validation import check_number, check_seconds
+from resilient_io.validation import check_number, check_seconds, check_type
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.serve")
 
-_CLOSE_TIMEOUT = 1.0
-"""Seconds for writing the last heartbeat."""
+_CLOSE_TIMEOUT = 1.0  # seconds for writing the last heartbeat
 
 
 class Heartbeat:
@@ -59,16 +58,13 @@ class Heartbeat:
     def __init__(
         self, monitor: HealthMonitor, path: str | os.PathLike[str], *, interval: float = 1.0
     ) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"pass HealthMonitor(redis.health)"
-            )
         if not os.fspath(path):
             raise ConfigurationError('path is empty: pass a file, such as "/tmp/heartbeat.json"')
         self.path = Path(path)
         self.interval = check_seconds("interval", interval)
-        self._monitor = monitor
+        self._monitor = check_type(
+            "monitor", monitor, HealthMonitor, use="HealthMonitor(redis.health)"
+        )
         self._changed = asyncio.Event()
         self._stopping = False
         self._failing = False
@@ -101,13 +97,10 @@ class Heartbeat:
         self._subscription = self._monitor.on_change(lambda _: self._changed.set())
 
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
-        """Write the last heartbeat, with `stopped` true.
+        """Write the last heartbeat, with `stopped` true, if that takes at most `timeout` seconds.
 
         Closing is idempotent. If this is cancelled, it returns immediately, and the last heartbeat
         may not be written.
-
-        Args:
-            timeout: Longest wait for the file system, in seconds.
 
         Raises:
             ConfigurationError: `timeout` is negative or not a number.
@@ -160,34 +153,29 @@ class Heartbeat:
         return json.dumps(document) + "\n"
 
     async def _write(self, writer: ThreadPoolExecutor, text: str) -> None:
+        """Write the file; log when writing starts to fail, and when it works again."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(writer, _replace, self.path, text)
         except OSError as error:
-            self._log_change(error)
-        else:
-            self._log_change(None)
-
-    def _log_change(self, error: OSError | None) -> None:
-        """Log when writing starts to fail and when it works again, not every failure."""
-        if (error is not None) is self._failing:
+            if not self._failing:
+                self._failing = True
+                _log.warning(
+                    "cannot write the heartbeat file: %s",
+                    error,
+                    extra={
+                        "event": "heartbeat_not_written",
+                        "path": str(self.path),
+                        "error": type(error).__name__,
+                    },
+                )
             return
-        self._failing = error is not None
-        if error is None:
+        if self._failing:
+            self._failing = False
             _log.info(
                 "the heartbeat file %s is written again",
                 self.path,
                 extra={"event": "heartbeat_written_again", "path": str(self.path)},
-            )
-        else:
-            _log.warning(
-                "cannot write the heartbeat file: %s",
-                error,
-                extra={
-                    "event": "heartbeat_not_written",
-                    "path": str(self.path),
-                    "error": type(error).__name__,
-                },
             )
 
 

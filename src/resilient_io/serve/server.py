@@ -32,18 +32,12 @@ if TYPE_CHECKING:
     from resilient_io.health import HealthMonitor
     from resilient_io.telemetry.clients import Clients
 
+# Most connections at a time; they must not use up the service's file descriptors.
 MAX_CONNECTIONS: Final = 256
-"""Most connections at a time; they must not use up the service's file descriptors."""
-
+# Seconds for a client to send a complete request, from the connection or the latest response.
 REQUEST_TIMEOUT: Final = 10.0
-"""Seconds for a client to send a complete request, from the connection or the latest response."""
-
-STALL_TIMEOUT: Final = 30.0
-"""Seconds after which a connection is closed whose client reads nothing."""
-
-_CLOSE_TIMEOUT = 1.0
-"""Seconds for responses in progress when the server closes."""
-
+STALL_TIMEOUT: Final = 30.0  # seconds after which a connection is closed whose client reads nothing
+_CLOSE_TIMEOUT = 1.0  # seconds for responses in progress when the server closes
 _DATE_SECONDS = 1.0
 _BACKLOG = 128
 _MAX_PORT = 65535
@@ -160,11 +154,9 @@ class HealthServer:
     async def aclose(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Stop listening, let responses in progress end, and close every connection.
 
-        Event streams end immediately. Closing is idempotent. If this is cancelled, it returns
-        immediately, after aborting every connection.
-
-        Args:
-            timeout: Seconds for responses in progress; then their connections are aborted.
+        Event streams end immediately, and connections with a response in progress are aborted after
+        `timeout` seconds. Closing is idempotent. If this is cancelled, it returns immediately,
+        after aborting every connection.
 
         Raises:
             ConfigurationError: `timeout` is negative or not a number.
@@ -203,10 +195,6 @@ class _Server(uvicorn.Server):
     uvicorn's `limit_concurrency` is not used: above the limit it answers 503 to the newest
     request, so that idle connections could make probes fail. `MAX_CONNECTIONS` closes the
     connection that has waited longest instead.
-
-    Args:
-        endpoints: What to answer.
-        sockets: Listening sockets.
     """
 
     servers: list[asyncio.Server]
@@ -259,7 +247,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Wait until every response is complete, without uvicorn's polling (at least 0.1 s)."""
-        self.connections.finish()
+        for connection in self.connections:
+            connection.finish()
         await self.connections.empty.wait()
         if self.server_state.tasks:
             await asyncio.wait(list(self.server_state.tasks))
@@ -273,7 +262,8 @@ class _Server(uvicorn.Server):
     def abort(self) -> None:
         """Stop listening and close every connection now."""
         self._stop_listening()
-        self.connections.abort()
+        for connection in self.connections:
+            connection.abort()
 
     def _stop_listening(self) -> None:
         for server in self.servers:
@@ -332,25 +322,9 @@ class HttpConnections:
         if not len(self):
             self.empty.set()
 
-    def finish(self) -> None:
-        """Close every connection after its response; those without a request now."""
-        for connection in self:
-            connection.finish()
-
-    def abort(self) -> None:
-        """Close every connection now."""
-        for connection in self:
-            connection.abort()
-
 
 class HttpConnection(asyncio.Protocol):
-    """uvicorn's HTTP protocol, with a limit for slow clients in both directions.
-
-    Args:
-        connections: The connections of the server.
-        config: uvicorn's configuration, loaded.
-        server_state: uvicorn's list of connections and tasks.
-    """
+    """uvicorn's HTTP protocol, with a limit for slow clients in both directions."""
 
     def __init__(
         self, connections: HttpConnections, config: uvicorn.Config, server_state: Any
@@ -432,7 +406,7 @@ class HttpConnection(asyncio.Protocol):
         self._request_timer = self._loop.call_later(REQUEST_TIMEOUT, self.abort)
 
     def finish(self) -> None:
-        """Close the connection after the response in progress."""
+        """Close the connection after the response in progress; without a request, now."""
         if self._transport is not None and not self._transport.is_closing():
             self._http.shutdown()
 

@@ -18,10 +18,9 @@ from resilient_io.text import clean_text
 if TYPE_CHECKING:
     from typing import Any
 
-    from resilient_io.health import Cause, Dependency, HealthMonitor, State
+    from resilient_io.health import Cause, Dependency, HealthMonitor, LoopLag, State
 
-_HISTORY_SECONDS = 3600.0
-"""Length of the timeline."""
+_HISTORY_SECONDS = 3600.0  # the length of the timeline
 
 _MAX_EVENTS = 50
 
@@ -29,9 +28,8 @@ _MAX_PARTITIONS = 200
 """Partitions of one topic with a row of their own: those with the most lag. The page is built
 again every second."""
 
+# Counters that are useful only as differences over time; the histogram is also long.
 _FOR_METRICS = frozenset({"latency_total", "latency_counts"})
-"""Counters that are useful only as differences over time; the histogram is also long."""
-
 _INLINE: Final = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
@@ -61,17 +59,10 @@ def build_status(
     It uses only what is known already and contacts no server. Times are in seconds and relative to
     now, because the clocks of a server and a browser differ. Every text is bounded, and free of
     credentials and control characters.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are shown, by name.
-        name: Service name shown on the page.
-
-    Raises:
-        RuntimeError: There is no running event loop.
     """
     now = asyncio.get_running_loop().time()
     clients = clients or {}
+    lag = loop_lag(monitor)
     status: dict[str, object] = {
         "ready": monitor.ready,
         "alive": monitor.alive,
@@ -80,7 +71,7 @@ def build_status(
         "state": monitor.state.value,
         "unready_reasons": monitor.unready_reasons,
         "liveness_failures": monitor.liveness_failures,
-        "loop_lag": _loop_lag(monitor),
+        "loop_lag": lag and {each: getattr(lag, each) for each in ("current", "worst", "stalled")},
         "dependencies": [
             {
                 "role": monitor.role_of(dependency),
@@ -96,12 +87,9 @@ def build_status(
     return {"service": name, **{key: _plain(value) for key, value in status.items()}}
 
 
-def _loop_lag(monitor: HealthMonitor) -> dict[str, float] | None:
+def loop_lag(monitor: HealthMonitor) -> LoopLag | None:
     """Return the lag of the event loop, which all watched dependencies share."""
-    for dependency in monitor.dependencies:
-        if (lag := dependency.lag) is not None:
-            return {"current": lag.current, "worst": lag.worst, "stalled": lag.stalled}
-    return None
+    return next((each.lag for each in monitor.dependencies if each.lag is not None), None)
 
 
 def _timeline(dependency: Dependency, now: float) -> list[dict[str, object]]:
@@ -140,15 +128,9 @@ def _client(name: str, client: Any) -> dict[str, object]:
         if each.name not in _FOR_METRICS
     }
     kind = kind_of(client)
-    about: dict[str, object] = {
-        "kind": kind,
-        "name": name,
-        "dependency": client.health.name,
-        "stats": counters,
-    }
+    about = {"kind": kind, "name": name, "dependency": client.health.name, "stats": counters}
     if kind == "consumer":
-        about["group"] = client.group_id
-        about["run"] = client.run_stats()
+        about |= {"group": client.group_id, "run": client.run_stats()}
     return about
 
 

@@ -25,19 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenTelemetryMetrics", "PrometheusMetrics", "trace"]
 
-_MODULES = {
-    "OpenTelemetryMetrics": "otel",
-    "PrometheusMetrics": "prometheus",
-    "trace": "tracing",
-}
+_MODULES = {"OpenTelemetryMetrics": "otel", "PrometheusMetrics": "prometheus", "trace": "tracing"}
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used (PEP 562), because each needs another extra.
-
-    Raises:
-        ConfigurationError: The extra is not installed.
-    """
+    """Import a public name when it is first used (PEP 562), because each needs another extra."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

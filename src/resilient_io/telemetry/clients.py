@@ -23,11 +23,7 @@ _T = TypeVar("_T")
 
 
 def kind_of(client: object) -> Kind:
-    """Return the kind of a client. Its attributes decide, so that no driver is imported.
-
-    Raises:
-        TypeError: It is not a client of this library.
-    """
+    """Return the kind of a client. Its attributes decide, so that no driver is imported."""
     if hasattr(client, "stats") and hasattr(client, "liveness_failure"):
         if hasattr(client, "run_stats"):
             return "consumer"
@@ -46,10 +42,6 @@ def name_clients(clients: object) -> dict[str, Any]:
 
     A client's own name is its `name=`, or that of its dependency if no other client shares it.
     Names that occur twice are numbered from the second on.
-
-    Raises:
-        ConfigurationError: A name is empty, or a client is passed twice.
-        TypeError: `clients` is neither a sequence nor a mapping, or contains another object.
     """
     if isinstance(clients, Mapping):
         for name, client in clients.items():
@@ -87,9 +79,8 @@ def number_duplicates(pairs: Iterable[tuple[str, _T]]) -> list[tuple[str, _T]]:
     return found
 
 
+# What the default names of dependencies start with; the address follows.
 _DEFAULT_NAMES = ("redis ", "kafka ")
-"""What the default names of dependencies start with; the address follows."""
-
 _EXAMPLE = "pass clients={'cache': redis}"
 
 

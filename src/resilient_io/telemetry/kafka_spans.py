@@ -14,7 +14,7 @@ from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_co
 
 from resilient_io.kafka.instrumentation import SendSpan, Tracing
 
-from .tracing import is_suppressed, record_failure, running
+from .spans import is_suppressed, record_failure, running
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,12 +34,7 @@ _KAFKA: dict[str, AttributeValue] = {"messaging.system": "kafka"}
 
 
 class KafkaSpans(Tracing):
-    """Creates the spans of one producer or consumer.
-
-    Args:
-        tracer: OpenTelemetry's tracer.
-        group: The consumer group.
-    """
+    """Creates the spans of one producer or consumer."""
 
     def __init__(self, tracer: Tracer, *, group: str | None = None) -> None:
         self._tracer = tracer
@@ -105,12 +100,7 @@ class KafkaSpans(Tracing):
 
 
 class RecordSpan(SendSpan):
-    """The span of a record that is being sent.
-
-    Args:
-        span: The span.
-        headers: Headers to add to the record.
-    """
+    """The span of a record that is being sent."""
 
     __slots__ = ("_span",)
 

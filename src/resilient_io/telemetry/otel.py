@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from .clients import Clients
     from .readings import Reading
 
-_MAX_RECORDED = 500
-"""Latencies recorded per collection: each takes the SDK about 10 µs."""
+_MAX_RECORDED = 500  # latencies recorded per collection: each takes the SDK about 10 µs
 
 
 class OpenTelemetryMetrics:
@@ -73,13 +72,13 @@ class OpenTelemetryMetrics:
         self._recorded: dict[tuple[str, tuple[str, ...]], dict[float, int]] = {}
         provider = meter_provider if meter_provider is not None else get_meter_provider()
         meter = provider.get_meter("resilient_io", version("resilient-io"))
-        self._histograms = {
-            metric.name: _create_histogram(meter, metric)
-            for metric in CATALOG.values()
-            if metric.kind == "histogram"
-        }
-        for metric in CATALOG.values():
-            if metric.kind != "histogram":
+        self._histograms: dict[str, Histogram] = {}
+        for name, metric in CATALOG.items():
+            if metric.kind == "histogram":
+                self._histograms[name] = meter.create_histogram(
+                    name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=BOUNDARIES
+                )
+            else:
                 _create_observable(meter, metric, self._callback(metric))
 
     def close(self) -> None:
@@ -134,15 +133,6 @@ class OpenTelemetryMetrics:
             for _ in range(math.floor(due)):
                 histogram.record(top * TO_MIDDLE, attributes)
             due -= math.floor(due)
-
-
-def _create_histogram(meter: Meter, metric: Metric) -> Histogram:
-    return meter.create_histogram(
-        metric.name,
-        metric.unit,
-        metric.help,
-        explicit_bucket_boundaries_advisory=BOUNDARIES,
-    )
 
 
 def _create_observable(

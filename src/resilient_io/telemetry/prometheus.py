@@ -91,17 +91,14 @@ class PrometheusMetrics:
         """Return the response to a scrape: the body and its content type.
 
         It contains everything in the registry (the latest one, if there are several), or the
-        metrics of this object if it is not registered.
-
-        Args:
-            accept: The `Accept` header of the request, which may prefer OpenMetrics.
+        metrics of this object if it is not registered. `accept` is the `Accept` header of the
+        request, which may prefer OpenMetrics.
         """
         encode, content_type = choose_encoder(accept)
         if self._registries:
-            registry = self._registries[-1]
-        else:
-            registry = CollectorRegistry()
-            registry.register(self)
+            return encode(self._registries[-1]), content_type
+        registry = CollectorRegistry()
+        registry.register(self)
         return encode(registry), content_type
 
     def describe(self) -> Iterable[Family]:

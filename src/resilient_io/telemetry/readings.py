@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from resilient_io.binding import notify_on_fork
 from resilient_io.health import HealthMonitor, State
 from resilient_io.text import clean_text
+from resilient_io.validation import check_type
 
 from .catalog import BOUNDARIES, CATALOG, TO_MIDDLE
 from .clients import kind_of, name_clients, number_duplicates
@@ -26,25 +28,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.telemetry")
 
-_LOOP_TIMEOUT = 1.0
-"""Seconds that another thread waits for the event loop."""
-
+_LOOP_TIMEOUT = 1.0  # seconds that another thread waits for the event loop
+# Partitions of one consumer with a series each; the lag of further ones is summed.
 _MAX_PARTITIONS = 500
-"""Partitions of one consumer with a series each; the lag of further ones is summed."""
-
-_MAX_OUTCOMES = 50
-"""Kinds of errors of one client with a series each."""
-
+_MAX_OUTCOMES = 50  # kinds of errors of one client with a series each
 _OTHER = "other"
 
 
-class Distribution(NamedTuple):
-    """The current contents of a histogram.
-
-    Attributes:
-        counts: Pairs of a bucket's upper bound in seconds and its count, without empty buckets.
-        total: The sum of all values, in seconds.
-    """
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The contents of a histogram: upper bounds of its filled buckets with counts, and the sum."""
 
     counts: tuple[tuple[float, int], ...]
     total: float
@@ -54,8 +47,10 @@ class Distribution(NamedTuple):
         """The number of values."""
         return sum(count for _, count in self.counts)
 
-    def plus(self, other: Distribution) -> Distribution:
-        """Return the sum of two histograms."""
+    def __lt__(self, other: Distribution) -> bool:
+        return self.size < other.size
+
+    def __add__(self, other: Distribution) -> Distribution:
         counts = dict(self.counts)
         for top, count in other.counts:
             counts[top] = counts.get(top, 0) + count
@@ -74,38 +69,20 @@ class Distribution(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One value of one metric.
-
-    Attributes:
-        metric: The metric.
-        labels: Values of its labels, in the metric's order; "" for one that does not apply.
-        value: The value.
-    """
+    """One value of one metric."""
 
     metric: Metric
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # in the metric's order; "" for one that does not apply
     value: float | Distribution
 
 
 class Readings:
-    """Reads a monitor and clients.
-
-    Args:
-        monitor: The health of the service.
-        clients: The clients whose counters are read: a sequence, or a mapping of names to clients.
-
-    Raises:
-        ConfigurationError: An argument has a wrong value.
-        TypeError: An argument has the wrong type.
-    """
+    """Reads a monitor and clients."""
 
     def __init__(self, monitor: HealthMonitor, clients: object) -> None:
-        if not isinstance(monitor, HealthMonitor):
-            raise TypeError(
-                f"monitor must be a HealthMonitor, not {type(monitor).__name__}: "
-                f"pass HealthMonitor(redis.health)"
-            )
-        self._monitor = monitor
+        self._monitor = check_type(
+            "monitor", monitor, HealthMonitor, use="HealthMonitor(redis.health)"
+        )
         self._clients = {clean_text(name): each for name, each in name_clients(clients).items()}
         # Each client may have its own dependency with the same name.
         self._dependencies = number_duplicates(
@@ -184,12 +161,11 @@ class Readings:
         source.add("resilient_io.service.ready", value=monitor.ready)
         source.add("resilient_io.service.started", value=monitor.started)
         source.add("resilient_io.service.draining", value=monitor.draining)
-        for _, dependency in self._dependencies:
-            lag = dependency.lag
-            if lag is not None:  # one for the event loop, shared by all dependencies
-                source.add("resilient_io.event_loop.lag", value=lag.current)
-                source.add("resilient_io.event_loop.stalled", value=lag.stalled)
-                break
+        # One for the event loop, shared by all dependencies.
+        lag = next((each.lag for each in monitor.dependencies if each.lag is not None), None)
+        if lag is not None:
+            source.add("resilient_io.event_loop.lag", value=lag.current)
+            source.add("resilient_io.event_loop.stalled", value=lag.stalled)
 
     def _read_liveness(self, source: _SourceReadings) -> None:
         source.add("resilient_io.service.alive", value=self._monitor.alive)
@@ -223,53 +199,34 @@ class _SourceReadings:
     def add(self, name: str, *labels: str, value: float | Distribution) -> None:
         """Add a reading."""
         metric = CATALOG[name]
-        if isinstance(value, Distribution):
-            value = self._totals.of_histogram((name, labels), value)
-        elif metric.kind == "counter":
-            value = self._totals.of_counter((name, labels), value)
+        if metric.kind in {"counter", "histogram"}:
+            value = self._totals.total((name, labels), value)
         self.readings.append(Reading(metric, labels, value))
 
 
 class _Totals:
-    """Makes counters that only grow from counters that restart.
+    """Makes counters and histograms that only grow from those that restart.
 
     A client that is opened again and each `run` count from 0. In OpenTelemetry, a counter must not
     decrease; in Prometheus, it may.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[object, float] = {}
-        self._past: dict[object, float] = {}
-        self._latest_histograms: dict[object, Distribution] = {}
-        self._past_histograms: dict[object, Distribution] = {}
+        self._latest: dict[object, Any] = {}
+        self._past: dict[object, Any] = {}
 
-    def of_counter(self, key: object, value: float) -> float:
-        """Return the total of a counter whose current value is `value`."""
-        latest = self._latest.get(key, 0)
-        if value < latest:
-            self._past[key] = self._past.get(key, 0) + latest
+    def total(self, key: object, value: Any) -> Any:
+        """Return the total of a counter or histogram whose current value is `value`."""
+        if key in self._latest and value < (latest := self._latest[key]):
+            self._past[key] = self._past[key] + latest if key in self._past else latest
         self._latest[key] = value
-        return value + self._past.get(key, 0)
-
-    def of_histogram(self, key: object, value: Distribution) -> Distribution:
-        """Return the total of a histogram whose current value is `value`."""
-        latest = self._latest_histograms.get(key)
-        past = self._past_histograms.get(key)
-        if latest is not None and value.size < latest.size:
-            past = self._past_histograms[key] = latest if past is None else past.plus(latest)
-        self._latest_histograms[key] = value
-        return value if past is None else past.plus(value)
+        return self._past[key] + value if key in self._past else value
 
 
 class _LoopFinder:
-    """Finds the event loop in which the metrics change.
+    """Finds the event loop in which the metrics change: the one that watches the dependencies.
 
-    Args:
-        dependencies: The event loop that watches them. Until there is one, the event loop in which
-            this was created, or else the one in which it is first asked.
-
-    Attributes:
-        forked: Whether the metrics belong to the process from which this one was forked.
+    Until there is one, it is the event loop in which this was created or is first asked.
     """
 
     def __init__(self, dependencies: Sequence[Dependency]) -> None:

@@ -13,43 +13,29 @@ instrumentation is active, `trace` creates no second span, and adds the attempts
 from __future__ import annotations
 
 import contextlib
-from asyncio import CancelledError
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.errors import ConfigurationError, ResilientIOError
+from resilient_io.errors import ConfigurationError
 
 from .clients import kind_of
 
 try:
-    from opentelemetry import context
-    from opentelemetry.trace import (
-        SpanKind,
-        Status,
-        StatusCode,
-        get_current_span,
-        get_tracer,
-        set_span_in_context,
-    )
+    from opentelemetry.trace import SpanKind, get_current_span, get_tracer
+
+    from .spans import ATTEMPTS, is_suppressed, record_failure, running
 except ModuleNotFoundError:
     raise ConfigurationError(
         "opentelemetry-api is not installed: pip install 'resilient-io[otel]'"
     ) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
-    from contextvars import Token
-    from types import TracebackType
 
     from opentelemetry.trace import Span, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
     from redis.exceptions import ResponseError
-
-    Headers = Sequence[tuple[str, bytes | None]]
-
-ATTEMPTS = "resilient_io.attempts"
-"""The number of attempts of a call; only present if there was more than one."""
 
 
 def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> None:
@@ -90,85 +76,11 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
                 instrument_consumer(given, KafkaSpans(tracer, group=given.group_id))
 
 
-# --- every span
-
-# opentelemetry-instrumentation 0.66 `suppress_instrumentation` sets both; the API has one of them.
-_SUPPRESSING = ("suppress_instrumentation", context._SUPPRESS_INSTRUMENTATION_KEY)  # noqa: SLF001
-
-
-def is_suppressed() -> bool:
-    """Return whether the application has suppressed the spans of libraries."""
-    return any(context.get_value(key) for key in _SUPPRESSING)
-
-
-class running:  # noqa: N801 (used as a function, and faster than a generator)
-    """Makes a span the current one, and ends it with the exception that is raised.
-
-    Args:
-        span: The span.
-        on_error: Records an exception; by default `record_failure`.
-    """
-
-    __slots__ = ("_on_error", "_span", "_token")
-
-    _token: Token[context.Context]
-
-    def __init__(
-        self, span: Span, on_error: Callable[[Span, BaseException], None] | None = None
-    ) -> None:
-        self._span = span
-        self._on_error = on_error or record_failure
-
-    def __enter__(self) -> Span:
-        self._token = context.attach(set_span_in_context(self._span))
-        return self._span
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        # A generator that is closed after its event loop has ended is closed in another context.
-        if error.__class__ is not GeneratorExit or get_current_span() is self._span:
-            context.detach(self._token)
-        if isinstance(error, (Exception, CancelledError)):
-            self._on_error(self._span, error)
-        self._span.end()
-
-
-def record_failure(span: Span, error: BaseException, *, code: str = "") -> None:
-    """Record how a call failed, without texts from a server or a driver, which may quote data.
-
-    Args:
-        span: The span of the call.
-        error: The exception.
-        code: The server's code for the error.
-    """
-    if not span.is_recording():
-        return
-    kind = type(error)
-    builtin = kind.__module__ == "builtins"
-    name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
-    span.set_attribute("error.type", name)
-    description = code or kind.__qualname__
-    if isinstance(error, ResilientIOError):
-        description = f"{kind.__qualname__}: {error}"
-        if error.attempts > 1:
-            span.set_attribute(ATTEMPTS, error.attempts)
-    span.set_status(Status(StatusCode.ERROR, description))
-
-
 # --- Redis: OpenTelemetry's conventions for databases
 
 
 class RedisSpans:
-    """Creates the spans of one client and its views.
-
-    Args:
-        tracer: OpenTelemetry's tracer.
-        settings: The settings of redis-py's connection pool, with the address of the server.
-    """
+    """Creates the spans of one client and its views."""
 
     def __init__(self, tracer: Tracer, settings: Mapping[str, Any]) -> None:
         self._tracer = tracer
