@@ -40,19 +40,13 @@ class Latencies:
         )
 
     def quantile(self, share: float) -> float | None:
-        """Return the latency, in seconds, below which `share` (0 to 1) of the calls were answered.
-
-        Return None if nothing was recorded.
-        """
-        if not self.count:
-            return None
-        wanted = share * self.count
+        """Return the latency below which `share` (0 to 1) of the calls were, or None."""
         seen = 0
         for index, count in enumerate(self._buckets):
             seen += count
-            if count and seen >= wanted:
+            if count and seen >= share * self.count:
                 return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
-        return None  # pragma: no cover (the loop always returns)
+        return None
 
     @property
     def quantiles(self) -> dict[str, float | None]:

@@ -34,21 +34,18 @@ class Effect(enum.Enum):
 
 
 class ProxiedRequest(Protocol):
-    """What requests of all protocols have in common."""
+    """The common part of `Request` and `KafkaRequest`; the name is empty for other bytes."""
 
     @property
     def name(self) -> str:
-        """The kind of request; empty for bytes that are not a request."""
-        ...
+        """The kind of request."""
 
     @property
     def raw(self) -> bytes:
         """The bytes of the request."""
-        ...
 
     def starts_with(self, words: tuple[bytes, ...]) -> bool:
         """Return whether the request starts with these words, in upper case."""
-        ...
 
 
 class Fault:
@@ -143,11 +140,9 @@ class Fault:
         return self._data if isinstance(self._data, bytes) else self._data(request)
 
     def took_effect(self, release: Callable[[], bool]) -> None:
-        """Record that the fault took effect on a connection. For the proxy.
+        """Record that the fault took effect. For the proxy.
 
-        Args:
-            release: Forwards the requests that the connection holds; returns False if the server
-                has closed the connection.
+        `release` forwards the requests that the connection holds, and returns whether it is open.
         """
         if self.effect is Effect.HOLD:
             self._held.append(release)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .faults import Effect
 
@@ -74,13 +74,7 @@ def encode(*arguments: str | bytes | float) -> bytes:
 
 
 async def read_reply(reader: asyncio.StreamReader) -> Reply:
-    """Read one RESP2 reply.
-
-    Raises:
-        ServerError: The reply is an error.
-        InvalidReplyError: The bytes are not a reply.
-        asyncio.IncompleteReadError: The server closed the connection within the reply.
-    """
+    """Read one RESP2 reply; raise `ServerError` if it is an error, or `InvalidReplyError`."""
     line = (await reader.readuntil(b"\r\n"))[:-2]
     kind, rest = line[:1], line[1:]
     match kind:
@@ -171,13 +165,6 @@ class _IncompleteError(Exception):
         self.needed = needed
 
 
-class ReplyEnd(NamedTuple):
-    """Where a reply ends in the bytes, and whether it is a push (RESP3), not an answer."""
-
-    at: int
-    push: bool
-
-
 class ReplyScanner:
     """Finds where the replies of a server end, however they are split. Keeps no payload."""
 
@@ -190,9 +177,9 @@ class ReplyScanner:
         self.lost = False
         """Whether the server sent invalid bytes, so that the ends of replies are unknown."""
 
-    def feed(self, data: bytes) -> list[ReplyEnd]:
-        """Add received bytes, and return the ends of replies in them."""
-        ends: list[ReplyEnd] = []
+    def feed(self, data: bytes) -> list[tuple[int, bool]]:
+        """Return the end of each reply in these bytes, and whether it is a push of RESP3."""
+        ends: list[tuple[int, bool]] = []
         at, size = 0, len(data)
         while at < size and not self.lost:
             if self._skip:
@@ -210,7 +197,7 @@ class ReplyScanner:
                 at = line_end
                 complete = self._take_line(line)
             if complete:
-                ends.append(ReplyEnd(at, self._push))
+                ends.append((at, self._push))
         return ends
 
     def _take_line(self, line: bytes) -> bool:
@@ -248,11 +235,9 @@ class ReplyScanner:
 class ReplyStream:
     """Forwards what a server sends, and applies faults to the replies in it.
 
-    Args:
-        deliver: Takes the bytes for the client.
-        strike: Takes a fault, the complete reply that it hits (empty if there is none), and the
-            reply to deliver instead.
-        counting: Whether each request is answered by exactly one reply.
+    `deliver` takes the bytes for the client. `strike` takes a fault, the complete reply that it
+    hits (empty if there is none), and the reply to deliver instead. Replies are only assigned to
+    requests while `counting`: as long as each request is answered by exactly one reply.
     """
 
     def __init__(

@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from .certificates import make_certificates
-from .process import (
-    NoServerError,
-    ServerDidNotStartError,
-    ServerProcess,
-    free_port,
-)
+from .process import NoServerError, ServerDidNotStartError, ServerProcess, free_port
 from .resp import Reply, ServerError, encode, read_reply
 
 if TYPE_CHECKING:
@@ -276,12 +271,10 @@ class RedisServer(ServerProcess):
             info = await self.query("INFO")
         except ServerError:
             return False
-        replicates = self._replica_of is not None and self._replica_of.running
-        return (
-            isinstance(info, bytes)
-            and b"process_id:%d\r" % self.pid in info
-            and (not replicates or b"master_link_status:up\r" in info)
-        )
+        wanted = [b"process_id:%d\r" % self.pid]
+        if self._replica_of is not None and self._replica_of.running:
+            wanted.append(b"master_link_status:up\r")
+        return isinstance(info, bytes) and all(line in info for line in wanted)
 
     def _choose_other_ports(self) -> None:
         self.port = free_port()
@@ -319,8 +312,7 @@ class RedisSentinel(RedisServer):
         self._quorum = quorum
 
     def _configuration(self) -> dict[str, Option]:
-        monitored = f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"
-        lines = [monitored]
+        lines = [f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"]
         if self._master.password is not None:
             lines.append(f"auth-pass {self._name} {_quoted(self._master.password)}")
         return {

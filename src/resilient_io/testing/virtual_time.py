@@ -64,10 +64,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return bool(timers)
 
     def run_in_executor(
-        self,
-        executor: Executor | None,
-        func: Callable[[*_Ts], _T],
-        *args: *_Ts,
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
         """Run a function in a thread; time stands still until it ends."""
         future = super().run_in_executor(executor, func, *args)

@@ -146,13 +146,7 @@ class KafkaRequestScanner:
 
 
 class KafkaReplyStream:
-    """Forwards what a broker sends, and applies faults to the replies in it.
-
-    Args:
-        deliver: Takes the bytes for the client.
-        strike: Takes a fault, the complete reply that it hits (empty if there is none), and the
-            reply to deliver instead.
-    """
+    """Forwards what a broker sends, and applies faults to the replies in it, like `ReplyStream`."""
 
     def __init__(
         self,
@@ -215,20 +209,13 @@ class KafkaReplyStream:
 
     def _fault_of(self, correlation: int) -> tuple[KafkaRequest, Fault] | None:
         """Remove the answered request and those before it; return the fault that hits it."""
-        place = next(
-            (
-                place
-                for place, (request, _) in enumerate(self._unanswered)
-                if request.correlation == correlation
-            ),
-            None,
-        )
-        if place is None:
+        if all(request.correlation != correlation for request, _ in self._unanswered):
             return None
-        for _ in range(place):
-            self._unanswered.popleft()  # Produce with acks=0 has no reply
-        request, fault = self._unanswered.popleft()
-        return (request, fault) if fault is not None else None
+        while True:
+            request, fault = self._unanswered.popleft()
+            if request.correlation == correlation:
+                return (request, fault) if fault is not None else None
+            # Produce with acks=0 has no reply.
 
     def _finish(self) -> None:
         """Handle the end of a reply."""
