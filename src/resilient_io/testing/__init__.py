@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cancellation import CancelReport, Finding, Moment, Problem, cancel_everywhere
-    from .certificates import Certificates, make_certificates
     from .faults import Fault
     from .kafka.distribution import (
         ApacheKafka,
@@ -40,11 +39,13 @@ if TYPE_CHECKING:
     from .resp import Reply, Request, ServerError
     from .servers import (
         Binary,
+        Certificates,
         RedisSentinel,
         RedisServer,
         embedded_redis,
         find_embedded_redis,
         find_redis,
+        make_certificates,
     )
     from .virtual_time import NothingWillHappenError, VirtualTimeLoop, new_virtual_loop
 
@@ -93,7 +94,6 @@ __all__ = [
 # every session, also in projects that do not use the servers.
 _MODULES = {
     "cancellation": "CancelReport Finding Moment Problem cancel_everywhere",
-    "certificates": "Certificates make_certificates",
     "faults": "Fault",
     "kafka.distribution": "ApacheKafka Tansu find_apache_kafka find_embedded_kafka find_kafka",
     "kafka.frames": "KafkaRequest",
@@ -102,7 +102,8 @@ _MODULES = {
     "process": "NoServerError ServerDidNotStartError free_port",
     "proxy": "FaultProxy ProxiedConnection",
     "resp": "Reply Request ServerError",
-    "servers": "Binary RedisSentinel RedisServer embedded_redis find_embedded_redis find_redis",
+    "servers": "Binary Certificates RedisSentinel RedisServer embedded_redis find_embedded_redis "
+    "find_redis make_certificates",
     "virtual_time": "NothingWillHappenError VirtualTimeLoop new_virtual_loop",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

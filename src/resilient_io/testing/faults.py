@@ -39,13 +39,16 @@ class ProxiedRequest(Protocol):
     @property
     def name(self) -> str:
         """The kind of request."""
+        ...
 
     @property
     def raw(self) -> bytes:
         """The bytes of the request."""
+        ...
 
     def starts_with(self, words: tuple[bytes, ...]) -> bool:
         """Return whether the request starts with these words, in upper case."""
+        ...
 
 
 class Fault:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from .faults import Effect
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .faults import Fault, ProxiedRequest
+
+_R = TypeVar("_R")
 
 Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
@@ -92,11 +95,11 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
             raise InvalidReplyError(f"expected a RESP2 reply, not {line[:40]!r}")
 
 
-class RequestScanner:
-    """Splits what a client sends into requests: pipelined, split anywhere, or inline.
+class Scanner(abc.ABC, Generic[_R]):
+    """Splits what a client sends into requests, however they are split or pipelined.
 
-    Bytes that are not the protocol are returned as requests without arguments, so that they can
-    be forwarded.
+    Bytes that are not the protocol are returned as requests without a name, so that they can be
+    forwarded.
     """
 
     def __init__(self, connection: int) -> None:
@@ -106,7 +109,7 @@ class RequestScanner:
         self._needed = 1
         self._opaque = False
 
-    def feed(self, data: bytes) -> list[Request]:
+    def feed(self, data: bytes) -> list[_R]:
         """Add received bytes, and return the requests that are now complete."""
         self._pieces.append(data)
         self._size += len(data)
@@ -114,32 +117,43 @@ class RequestScanner:
         if self._size < self._needed:
             return []
         buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
-        requests: list[Request] = []
+        requests: list[_R] = []
         at = 0
         self._needed = 1
         while at < len(buffer):
             try:
-                arguments, end = self._parse(buffer, at)
-            except _IncompleteError as incomplete:
+                request, end = self._parse(buffer, at)
+            except IncompleteError as incomplete:
                 self._needed = incomplete.needed
                 break
             except ValueError:
                 self._opaque = True  # the server will reject it
                 continue
-            requests.append(Request(self._connection, arguments, buffer[at:end]))
+            requests.append(request)
             at = end
         self._pieces = [buffer[at:]] if at < len(buffer) else []
         self._size = len(buffer) - at
         return requests
 
-    def _parse(self, buffer: bytes, start: int) -> tuple[tuple[bytes, ...], int]:
+    @abc.abstractmethod
+    def _parse(self, buffer: bytes, start: int) -> tuple[_R, int]:
+        """Return the request at `start` and its end; raise ValueError if it is not the protocol."""
+
+
+class RequestScanner(Scanner[Request]):
+    """Splits what a client of Redis sends into requests, also inline ones."""
+
+    def _parse(self, buffer: bytes, start: int) -> tuple[Request, int]:
+        arguments, end = ((), len(buffer)) if self._opaque else self._arguments(buffer, start)
+        return Request(self._connection, arguments, buffer[start:end]), end
+
+    @staticmethod
+    def _arguments(buffer: bytes, start: int) -> tuple[tuple[bytes, ...], int]:
         """Return the arguments and the end of the request at `start`."""
-        if self._opaque:
-            return (), len(buffer)
         find = buffer.find
         at = find(b"\n", start) + 1
         if not at:
-            raise _IncompleteError(len(buffer) - start + 1)
+            raise IncompleteError(len(buffer) - start + 1)
         if buffer[start] != ord("*"):
             words = buffer[start:at].split()
             return tuple(word[:_BYTES_KEPT] for word in words[:_ARGUMENTS_KEPT]), at
@@ -147,18 +161,18 @@ class RequestScanner:
         for _ in range(int(buffer[start + 1 : at])):
             body = find(b"\n", at) + 1
             if not body:
-                raise _IncompleteError(len(buffer) - start + 1)
+                raise IncompleteError(len(buffer) - start + 1)
             length = int(buffer[at + 1 : body])
             at = body + length + 2
             if at > len(buffer):
-                raise _IncompleteError(at - start)
+                raise IncompleteError(at - start)
             if len(arguments) < _ARGUMENTS_KEPT:
                 arguments.append(buffer[body : body + min(length, _BYTES_KEPT)])
         return tuple(arguments), at
 
 
-class _IncompleteError(Exception):
-    """Bytes of the request are missing."""
+class IncompleteError(Exception):
+    """Bytes of the request are missing; `needed` is how many there must be in total."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)

@@ -148,10 +148,23 @@ class KafkaBroker(ServerProcess, Topics):
 
     _poll_interval: ClassVar[float] = 0.02
 
-    def __init__(self, *, port: int, advertised_port: int | None, fixed_ports: bool) -> None:
+    def __init__(
+        self,
+        *,
+        port: int,
+        direct_port: int,
+        advertised_port: int | None,
+        fixed_ports: bool,
+        node_id: int,
+        cluster_id: str,
+    ) -> None:
         super().__init__(fixed_ports=fixed_ports)
         self.port = port
         self.advertised_port = advertised_port
+        self.node_id = node_id
+        """Id of the broker, as in metadata."""
+        self._cluster_id = cluster_id  # distinguishes it from another server on the same port
+        self._direct_port = direct_port
 
     def __repr__(self) -> str:
         state = "up" if self.running else "not running"
@@ -163,23 +176,16 @@ class KafkaBroker(ServerProcess, Topics):
         return f"{self.host}:{self.advertised_port or self.port}"
 
     @property
-    @abc.abstractmethod
     def direct_servers(self) -> str:
-        """Address that bypasses proxies and authentication, to check the real content."""
+        """Address that bypasses proxies and authentication, to check the real content.
 
-    @property
-    @abc.abstractmethod
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-
-    @property
-    @abc.abstractmethod
-    def _cluster_id(self) -> str:
-        """Id of the cluster, which distinguishes it from another server on the same port."""
+        That of a `TansuServer` only does so for the first connection.
+        """
+        return f"{self.host}:{self._direct_port}"
 
     @property
     def _queries(self) -> list[BrokerQueries]:
-        return [BrokerQueries(self.host, int(self.direct_servers.rpartition(":")[2]))]
+        return [BrokerQueries(self.host, self._direct_port)]
 
     async def _is_ready(self) -> bool:
         queries = self._queries[0]
@@ -236,33 +242,21 @@ class KafkaServer(KafkaBroker):
         member: ClusterMember | None = None,
     ) -> None:
         free = free_ports(3)
+        self._member = member or ClusterMember(node=1, cluster_id=new_id(), voters={1: free[2]})
         super().__init__(
             port=port if port is not None else free[0],
+            direct_port=free[1],
             advertised_port=advertised_port,
             fixed_ports=port is not None or member is not None,
+            node_id=self._member.node,
+            cluster_id=self._member.cluster_id,
         )
-        self._direct_port = free[1]
-        self._member = member or ClusterMember(node=1, cluster_id=new_id(), voters={1: free[2]})
         self._security = security_options(users or {}, superusers, oauth=oauth)
         self._options: dict[str, KafkaOption] = dict(options or {})
         self._kafka = kafka
         self._quick = quick
         self._heap = heap
         self._jvm = list(jvm)
-
-    @property
-    def direct_servers(self) -> str:
-        """Address that bypasses proxies and authentication, to check the real content."""
-        return f"{self.host}:{self._direct_port}"
-
-    @property
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-        return self._member.node
-
-    @property
-    def _cluster_id(self) -> str:
-        return self._member.cluster_id
 
     async def _prepare(self) -> None:
         self._kafka = self._kafka or find_apache_kafka()
@@ -344,41 +338,31 @@ class TansuServer(KafkaBroker):
         advertised_port: int | None = None,
         binary: Tansu | None = None,
     ) -> None:
+        fixed = port is not None
+        port = free_port() if port is None else port
         super().__init__(
-            port=port if port is not None else free_port(),
+            port=port,
+            direct_port=port,
             advertised_port=advertised_port,
-            fixed_ports=port is not None,
+            fixed_ports=fixed,
+            node_id=_TANSU_NODE,
+            cluster_id=new_id(),
         )
         self._binary = binary
-        self._id = new_id()
-
-    @property
-    def direct_servers(self) -> str:
-        """Address that bypasses a proxy, for the first connection: metadata has the advertised."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-        return _TANSU_NODE
-
-    @property
-    def _cluster_id(self) -> str:
-        return self._id
 
     def _command(self) -> Sequence[str | Path]:
         binary = self._binary or find_embedded_kafka()
         return [
             binary.path,
             "broker",
-            f"--cluster-id={self._id}",
+            f"--cluster-id={self._cluster_id}",
             f"--listener-url=tcp://{self.host}:{self.port}",
             f"--advertised-listener-url=tcp://{self.bootstrap_servers}",
             "--storage-engine=memory://tansu/",
         ]
 
     def _choose_other_ports(self) -> None:
-        self.port = free_port()
+        self.port = self._direct_port = free_port()
 
     def _description(self) -> str:
         return f"{self._binary or find_embedded_kafka()} on port {self.port}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -93,17 +94,9 @@ class Reader:
         self._at += struct.calcsize(layout)
         return value
 
-    def int8(self) -> int:
-        """Read an int8."""
-        return self._take(">b")
-
-    def int16(self) -> int:
-        """Read an int16."""
-        return self._take(">h")
-
-    def int32(self) -> int:
-        """Read an int32."""
-        return self._take(">i")
+    int8 = functools.partialmethod(_take, ">b")
+    int16 = functools.partialmethod(_take, ">h")
+    int32 = functools.partialmethod(_take, ">i")
 
     def skip(self, count: int) -> None:
         """Skip this many bytes."""
