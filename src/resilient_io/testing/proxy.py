@@ -298,7 +298,7 @@ class FaultProxy:
             self.to_client.stalled = stalled
         if existing:
             for connection in list(self.connections):
-                connection.stall(direction, stalled=stalled)
+                connection.set_stalled(direction, stalled=stalled)
 
     def _links(self, direction: Direction) -> list[Link]:
         return [link for each in self.connections for link in each.links(direction)]
@@ -405,17 +405,21 @@ class ProxiedConnection:
         """Send these bytes to the client, as if they came from the server."""
         self._deliver(data)
 
-    def stall(self, direction: Direction = "both", *, stalled: bool = True) -> None:
+    def stall(self, direction: Direction = "both") -> None:
         """Forward nothing until `resume`. No byte is lost."""
-        for link in self.links(direction):
-            link.stalled = stalled
-            link.pump()
+        self.set_stalled(direction, stalled=True)
 
     def resume(self, direction: Direction = "both") -> None:
         """Forward what was stalled, and what arrives from now on."""
-        self.stall(direction, stalled=False)
+        self.set_stalled(direction, stalled=False)
 
     # Methods for the proxy
+
+    def set_stalled(self, direction: Direction, *, stalled: bool) -> None:
+        """Stall or resume the links."""
+        for link in self.links(direction):
+            link.stalled = stalled
+            link.pump()
 
     def links(self, direction: Direction) -> list[Link]:
         """Return the links of a direction."""
