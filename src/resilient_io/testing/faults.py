@@ -21,7 +21,7 @@ Ending: TypeAlias = Literal["close", "reset", "silence"]
 """How a connection ends: closed (FIN), reset (RST), or open but silent."""
 
 
-class Effect(enum.Enum):
+class FaultEffect(enum.Enum):
     """The effect of a fault on the requests that it hits."""
 
     DROP_REPLY = enum.auto()
@@ -66,7 +66,7 @@ class Fault:
 
     def __init__(
         self,
-        effect: Effect,
+        effect: FaultEffect,
         which: Which,
         *,
         nth: int = 1,
@@ -147,6 +147,6 @@ class Fault:
 
         `release` forwards the requests that the connection holds, and returns whether it is open.
         """
-        if self.effect is Effect.HOLD:
+        if self.effect is FaultEffect.HOLD:
             self._held.append(release)
         self._happened.set()

@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from .faults import Effect, Ending, Fault, MadeUp, Which
+from .faults import Ending, Fault, FaultEffect, MadeUp, Which
 from .kafka.frames import KafkaReplyStream, KafkaRequestScanner, check_name
 from .link import Direction, Link, Traffic, reset
 from .resp import ReplyStream, RequestScanner
@@ -143,7 +143,7 @@ class FaultProxy:
             nth: The first matching request to hit, counted from now.
             times: How many requests to hit; None for no limit.
         """
-        return self._add(Fault(Effect.DROP_REPLY, which, nth=nth, times=times), which)
+        return self._add(Fault(FaultEffect.DROP_REPLY, which, nth=nth, times=times), which)
 
     def half_reply(
         self,
@@ -159,7 +159,7 @@ class FaultProxy:
         `then` is how it ends: "close", "reset" or "silence". The other arguments are those of
         `drop_reply`.
         """
-        fault = Fault(Effect.HALF_REPLY, which, nth=nth, times=times, keep=keep, ending=then)
+        fault = Fault(FaultEffect.HALF_REPLY, which, nth=nth, times=times, keep=keep, ending=then)
         return self._add(fault, which)
 
     def hold(self, which: Which = None, *, nth: int = 1, times: int | None = 1) -> Fault:
@@ -168,7 +168,7 @@ class FaultProxy:
         `release()` of the fault forwards the held requests, even if the client has closed its
         connection. The arguments are those of `drop_reply`.
         """
-        return self._add(Fault(Effect.HOLD, which, nth=nth, times=times), which)
+        return self._add(Fault(FaultEffect.HOLD, which, nth=nth, times=times), which)
 
     def answer(
         self,
@@ -186,7 +186,7 @@ class FaultProxy:
         With `forward` the server receives the request too, and its reply is dropped. The other
         arguments are those of `drop_reply`.
         """
-        effect = Effect.REPLACE_REPLY if forward else Effect.ANSWER
+        effect = FaultEffect.REPLACE_REPLY if forward else FaultEffect.ANSWER
         return self._add(Fault(effect, which, nth=nth, times=times, data=reply), which)
 
     def reset_on(
@@ -197,7 +197,7 @@ class FaultProxy:
         With `forward` the server receives the request first. The other arguments are those of
         `drop_reply`.
         """
-        effect = Effect.RESET_AFTER if forward else Effect.RESET_BEFORE
+        effect = FaultEffect.RESET_AFTER if forward else FaultEffect.RESET_BEFORE
         return self._add(Fault(effect, which, nth=nth, times=times), which)
 
     def _add(self, fault: Fault, which: Which) -> Fault:
@@ -503,14 +503,14 @@ class ProxiedConnection:
             case None:
                 self._forward(request, None)
                 return
-            case Effect.HOLD:
+            case FaultEffect.HOLD:
                 self._held = [request]
-            case Effect.RESET_BEFORE:
+            case FaultEffect.RESET_BEFORE:
                 self.reset()
-            case Effect.RESET_AFTER:
+            case FaultEffect.RESET_AFTER:
                 self._forward(request, None)
                 self.reset()  # takes effect after this piece has been forwarded
-            case Effect.ANSWER:
+            case FaultEffect.ANSWER:
                 self._replies.expect(request, fault)
                 return
             case _:
@@ -536,9 +536,9 @@ class ProxiedConnection:
 
     def _strike(self, fault: Fault, reply: bytes, made_up: bytes) -> None:
         """Apply a fault to a complete reply."""
-        if fault.effect is Effect.DROP_REPLY:
+        if fault.effect is FaultEffect.DROP_REPLY:
             self.mute()
-        elif fault.effect is Effect.HALF_REPLY:
+        elif fault.effect is FaultEffect.HALF_REPLY:
             self._deliver(reply[: len(reply) // 2 if fault.keep is None else fault.keep])
             self.mute()
             if fault.ending != "silence":

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
-from .faults import Effect
+from .faults import FaultEffect
 
 if TYPE_CHECKING:
     import asyncio
@@ -271,7 +271,7 @@ class ReplyStream:
 
     def expect(self, request: ProxiedRequest, fault: Fault | None) -> None:
         """Expect the reply to a request, and apply the fault to it."""
-        answered_here = fault is not None and fault.effect is Effect.ANSWER
+        answered_here = fault is not None and fault.effect is FaultEffect.ANSWER
         if request.name in _OPEN_ENDED and not answered_here:
             self._counting = False  # forward everything once the earlier requests are answered
         if self._counting:
@@ -320,7 +320,7 @@ class ReplyStream:
         """Send made-up answers whose request is the next to be answered."""
         while self._unanswered:
             expected = self._unanswered[0]
-            if expected is None or expected[1].effect is not Effect.ANSWER:
+            if expected is None or expected[1].effect is not FaultEffect.ANSWER:
                 break
             self._unanswered.popleft()
             request, fault = expected

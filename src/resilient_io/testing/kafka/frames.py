@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ..faults import Effect
+from ..faults import FaultEffect
 from ..resp import IncompleteError, Scanner
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class KafkaReplyStream:
         """Send made-up answers whose request is the next to be answered."""
         while self._unanswered and not self._left and not self._head:
             request, fault = self._unanswered[0]
-            if fault is None or fault.effect is not Effect.ANSWER:
+            if fault is None or fault.effect is not FaultEffect.ANSWER:
                 break
             self._unanswered.popleft()
             self._strike(fault, b"", _made_up(request, fault))
