@@ -83,43 +83,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "resilient_io.deadlines": ("Deadline", "deadline"),
-    "resilient_io.retry": ("RetryPolicy",),
-    "resilient_io.errors": (
-        "Closed",
-        "ConfigurationError",
-        "DeadlineExceeded",
-        "DependencyUnavailable",
-        "OutcomeUnknown",
-        "Overloaded",
-        "Progress",
-        "ResilientIOError",
-    ),
-    "resilient_io.health": (
-        "Cause",
-        "Change",
-        "Dependency",
-        "FlightRecorder",
-        "HealthMonitor",
-        "HealthSettings",
-        "LivenessSettings",
-        "MonitorChange",
-        "State",
-    ),
-    "resilient_io.kafka": (
-        "ConsumerSettings",
-        "DeadLetter",
-        "DeliverySettings",
-        "HandlerPolicy",
-        "ResilientKafkaConsumer",
-        "ResilientKafkaProducer",
-        "RunLimits",
-    ),
-    "resilient_io.lifecycle": ("Lifecycle", "LifecycleReport"),
-    "resilient_io.probing": ("lint_probes",),
-    "resilient_io.redis": ("ConnectionSettings", "RedisStats", "ResilientRedis"),
+    "deadlines": "Deadline deadline",
+    "errors": "Closed ConfigurationError DeadlineExceeded DependencyUnavailable OutcomeUnknown "
+    "Overloaded Progress ResilientIOError",
+    "health": "Cause Change Dependency FlightRecorder HealthMonitor HealthSettings "
+    "LivenessSettings MonitorChange State",
+    "kafka": "ConsumerSettings DeadLetter DeliverySettings HandlerPolicy ResilientKafkaConsumer "
+    "ResilientKafkaProducer RunLimits",
+    "lifecycle": "Lifecycle LifecycleReport",
+    "probing": "lint_probes",
+    "redis": "ConnectionSettings RedisStats ResilientRedis",
+    "retry": "RetryPolicy",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
@@ -127,7 +103,7 @@ def __getattr__(name: str) -> object:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

@@ -5,31 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-class Forkable(Protocol):
-    """An object that must know when the process was forked."""
-
-    def note_fork(self) -> None:
-        """Handle a fork. Called in the child process, which shares the parent's sockets."""
-        raise NotImplementedError
+_callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
-_owners: list[weakref.ref[Forkable]] = []
+def notify_on_fork(callback: Callable[[], None]) -> None:
+    """Call a method in every child process, for as long as its object exists.
 
-
-def notify_on_fork(owner: Forkable) -> None:
-    """Call an object's `note_fork()` in every child process, for as long as the object exists."""
-    _owners[:] = [known for known in _owners if known() is not None]
-    _owners.append(weakref.ref(owner))
+    A child process shares the sockets of its parent, so it must not use them.
+    """
+    _callbacks[:] = [known for known in _callbacks if known() is not None]
+    _callbacks.append(weakref.WeakMethod(callback))
 
 
 def _after_fork() -> None:
-    for known in _owners:
-        owner = known()
-        if owner is not None:
-            owner.note_fork()
+    for known in _callbacks:
+        callback = known()
+        if callback is not None:
+            callback()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -37,20 +35,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class LoopBinding:
-    """The event loop and the process in which a client was first used.
-
-    Attributes:
-        loop: The event loop, or None after a fork.
-        forked: Whether the client was first used in the process that this one was forked from.
-    """
+    """The event loop (None after a fork) and the process in which a client was first used."""
 
     __slots__ = ("__weakref__", "forked", "loop")
 
     def __init__(self) -> None:
-        """Bind to the running event loop and this process."""
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self.forked = False
-        notify_on_fork(self)
+        notify_on_fork(self.note_fork)
 
     @property
     def closed(self) -> bool:
@@ -63,13 +55,9 @@ class LoopBinding:
             self.forked, self.loop = True, None
 
     def check(self, client: str) -> None:
-        """Refuse a use in another event loop or process, where a waiting call would never wake.
+        """Raise RuntimeError in another event loop or process, where a call would never wake.
 
-        Args:
-            client: The name of the class to instantiate instead.
-
-        Raises:
-            RuntimeError: The client is bound to another event loop, or was used before a fork.
+        `client` is the name of the class to instantiate instead.
         """
         if self.forked:
             raise RuntimeError(

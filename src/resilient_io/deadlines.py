@@ -59,8 +59,7 @@ def deadline(seconds: float) -> Iterator[Deadline]:
         raise RuntimeError(message) from exc
     at = loop.time() + seconds
     outer = _current.get()
-    if outer is not None and outer < at:
-        at = outer
+    at = at if outer is None else min(outer, at)
     token = _current.set(at)
     try:
         yield Deadline(at)
@@ -82,10 +81,7 @@ def timeout_within(seconds: float | None) -> asyncio.Timeout:
 
 
 def context_without_deadline() -> contextvars.Context:
-    """Return a copy of the current context without a deadline.
-
-    Use it for tasks that outlive the call that creates them.
-    """
+    """Return a copy of the context without a deadline, for tasks that outlive their creator."""
     context = contextvars.copy_context()
     context.run(_current.set, None)
     return context

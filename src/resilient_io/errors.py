@@ -51,13 +51,6 @@ class ResilientIOError(Exception):
         progress: How far the call got.
     """
 
-    reason: str
-    dependency: str
-    operation: str
-    attempts: int
-    elapsed: float
-    progress: Progress
-
     def __init__(
         self,
         reason: str,
@@ -141,11 +134,7 @@ def mark_refused(error: BaseException, dependency: str) -> None:
     """Mark a driver's error as a refusal that applies to every such call for now.
 
     A server that is out of memory or read-only refuses every write and applies none. The consumer
-    must tell such a refusal from an error of a single record, and knows no driver of Redis.
-
-    Args:
-        error: The error, as its caller will see it.
-        dependency: The name of the dependency that refused the call.
+    must distinguish such a refusal from an error of a single record without the driver of Redis.
     """
     setattr(error, _REFUSED_BY, dependency)
 

@@ -14,13 +14,12 @@ _BUCKETS: Final = 27 * _PER_OCTAVE
 class Latencies:
     """A histogram of seconds from 1 µs to about 2 minutes, 8 buckets per power of two (±4.5 %)."""
 
-    __slots__ = ("_buckets", "count", "latest", "total")
+    __slots__ = ("_buckets", "count", "total")
 
     def __init__(self) -> None:
         self._buckets = [0] * _BUCKETS
         self.count = 0
         self.total = 0.0
-        self.latest: float | None = None
 
     def record(self, seconds: float, count: int = 1) -> None:
         """Record that `count` calls took `seconds` each."""
@@ -28,7 +27,6 @@ class Latencies:
         self._buckets[index if index < _BUCKETS else _BUCKETS - 1] += count
         self.count += count
         self.total += seconds * count
-        self.latest = seconds
 
     @property
     def counts(self) -> tuple[tuple[float, int], ...]:
@@ -39,22 +37,15 @@ class Latencies:
             if count
         )
 
-    def quantile(self, share: float) -> float | None:
-        """Return the latency, in seconds, below which `share` (0 to 1) of the calls were answered.
-
-        Return None if nothing was recorded.
-        """
-        if not self.count:
-            return None
-        wanted = share * self.count
-        seen = 0
-        for index, count in enumerate(self._buckets):
-            seen += count
-            if count and seen >= wanted:
-                return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
-        return None  # pragma: no cover (the loop always returns)
-
     @property
     def quantiles(self) -> dict[str, float | None]:
         """The latencies, in seconds, below which 50 %, 90 %, 99 % and 99.9 % were answered."""
-        return {name: self.quantile(share) for name, share in _SHARES.items()}
+        return {name: self._quantile(share) for name, share in _SHARES.items()}
+
+    def _quantile(self, share: float) -> float | None:
+        seen = 0
+        for index, count in enumerate(self._buckets):
+            seen += count
+            if count and seen >= share * self.count:
+                return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
+        return None

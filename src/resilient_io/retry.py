@@ -82,23 +82,21 @@ class RetryPolicy:
         check_choice("repeat", self.repeat, get_args(Repeat))
         check_choice("while_down", self.while_down, get_args(WhileDown))
         if self.backoff > self.backoff_cap:
-            message = (
+            raise ConfigurationError(
                 f"backoff={self.backoff!r} is above backoff_cap={self.backoff_cap!r}: "
                 f"use backoff_cap={self.backoff!r} or more"
             )
-            raise ConfigurationError(message)
         if self.deadline is None:
             return
         check_seconds("deadline", self.deadline)
         for name in ("response_timeout", "connect_timeout"):
             value = getattr(self, name)
             if self.deadline < value:
-                message = (
+                raise ConfigurationError(
                     f"deadline={self.deadline!r} is below {name}={value!r}, which could never be "
                     f"reached: use {name}={self.deadline!r} or less, or limit single calls "
                     f"with `with resilient_io.deadline({self.deadline!r}):`"
                 )
-                raise ConfigurationError(message)
 
     def replace(self, **changes: Any) -> RetryPolicy:
         """Return a copy of the policy with some values changed.
@@ -111,8 +109,9 @@ class RetryPolicy:
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                message = f"RetryPolicy has no option {name!r}: use one of {', '.join(known)}"
-                raise ConfigurationError(message)
+                raise ConfigurationError(
+                    f"RetryPolicy has no option {name!r}: use one of {', '.join(known)}"
+                )
         deadline = changes.get("deadline")
         if isinstance(deadline, (int, float)) and deadline > 0 and deadline is not True:
             for name in ("response_timeout", "connect_timeout"):
@@ -126,13 +125,9 @@ def backoff_bound(initial: float, cap: float, retry: int) -> float:
 
 
 class Backoff:
-    """Backoff of a background task: doubles with each failure, with full jitter.
+    """Backoff of a background task, in seconds: doubles with each failure, up to `cap`.
 
-    Args:
-        initial: Upper bound of the first backoff, in seconds.
-        cap: Largest upper bound, in seconds.
-        rng: Source of the jitter, or None for no jitter.
-        floor: Shortest backoff, in seconds.
+    It has full jitter above `floor`, or none if `rng` is None.
     """
 
     __slots__ = ("_cap", "_floor", "_initial", "_rng", "failures")
@@ -147,11 +142,7 @@ class Backoff:
         self.failures = 0
 
     def next(self, *, cap: float | None = None) -> float:
-        """Count a failure and return the seconds to wait after it.
-
-        Args:
-            cap: Another upper bound for this wait, in seconds.
-        """
+        """Count a failure and return the seconds to wait after it, at most `cap` if given."""
         self.failures += 1
         bound = backoff_bound(self._initial, self._cap if cap is None else cap, self.failures)
         if self._rng is None:
@@ -166,14 +157,9 @@ class Backoff:
 class RetryBudget:
     """A token bucket that limits retries: a retry spends tokens, a successful call earns one.
 
-    All calls to one dependency share it, so that retries cannot overload a struggling server. It
-    never waits. A success costs the call nothing: the bucket reads the counter of successes only
-    when a token is requested.
-
-    Args:
-        capacity: Maximum number of tokens, and the initial number. 0 forbids every retry,
-            `math.inf` sets no limit.
-        successes: Returns how many calls have succeeded so far; each earns one token.
+    All calls to one dependency share it, so that retries cannot overload a struggling server. A
+    success costs the call nothing: the bucket reads the counter of successes only when a token is
+    requested. `capacity` is also the initial number of tokens.
     """
 
     __slots__ = ("_seen", "_successes", "_tokens", "capacity")
@@ -218,17 +204,13 @@ class RetrySchedule:
     __slots__ = ("_rng", "_state", "_stop", "_wait")
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
-        """Begin after no failed attempt. `rng` is the source of the jitter."""
         self._stop = tenacity.stop_after_attempt(policy.attempts)
         self._wait = tenacity.wait_exponential(multiplier=policy.backoff, max=policy.backoff_cap)
         self._state = tenacity.RetryCallState(_TENACITY, None, (), {})
         self._rng = rng
 
     def next(self) -> float | None:
-        """Return the backoff, in seconds, after another failed attempt.
-
-        Return None if the policy permits no further attempt.
-        """
+        """Return the backoff, in seconds, after a failed attempt; None if it was the last one."""
         if self._stop(self._state):
             return None
         # Full jitter. tenacity's own `wait_random_exponential` does not accept a seeded generator.

@@ -15,10 +15,7 @@ _log = logging.getLogger("resilient_io")
 
 
 def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
-    """Return why a long-running task ended, or None if it is running or was never started.
-
-    The description contains the type of an exception and not its message, which may hold anything.
-    """
+    """Return why a long-running task ended, or None if it is running or was never started."""
     if task is None or not task.done():
         return None
     if task.cancelled():
@@ -26,14 +23,12 @@ def describe_task_end(task: asyncio.Task[None] | None) -> str | None:
     error = task.exception()
     if isinstance(error, Closed):
         return None  # on purpose: the client that the task belongs to was closed
+    # Not the message of the exception, which may contain anything.
     return "it returned" if error is None else f"it raised {type(error).__name__}"
 
 
 def log_task_death(task: asyncio.Task[None]) -> None:
-    """Log the exception of a background task as soon as the task ends, with its traceback.
-
-    Use it as a done callback. `liveness_failure()` then reports the end of the task.
-    """
+    """Log the exception of a background task with its traceback. Use it as a done callback."""
     if task.cancelled():
         return
     error = task.exception()

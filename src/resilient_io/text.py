@@ -46,13 +46,8 @@ def clean_text(text: str, *, limit: int = TEXT_LIMIT, secrets: Iterable[str] = (
     """Return a text from outside in a form that is safe to log, display and publish.
 
     The result is one line of at most `limit` characters. It contains no arguments that a server
-    quoted, no known secret, no credentials of a URL and no control characters.
-
-    Args:
-        text: The text of a server, a driver, a certificate or a handler.
-        limit: Maximum length of the result, in characters.
-        secrets: Passwords and tokens to replace wherever they occur. A secret of fewer than four
-            characters is replaced only where it is a whole word.
+    quoted, none of the `secrets`, no credentials of a URL and no control characters. A secret of
+    fewer than four characters is replaced only where it is a whole word.
     """
     known = [variant for secret in secrets if secret for variant in _variants(secret)]
     # More than `limit`, so that removing credentials still leaves enough text.
@@ -64,18 +59,12 @@ def clean_text(text: str, *, limit: int = TEXT_LIMIT, secrets: Iterable[str] = (
     text = redact_credentials(text)
     if cut:
         text = re.sub(r"://[^\s\"@]*$", f"://{_REDACTED}", text)
-    text = _CONTROL.sub(
-        lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", text
-    )
-    text = " ".join(text.split())
+    text = " ".join(_CONTROL.sub(_replace_control, text).split())
     return text if len(text) <= limit and not cut else f"{text[: limit - 1]}…"
 
 
 def redact_credentials(text: str) -> str:
-    """Return a text, plain or JSON, without the credentials between `://` and `@`.
-
-    Use it for names that an application chose, which may be the URL of a server.
-    """
+    """Return a text, plain or JSON, without the credentials between `://` and `@`."""
     return _URL_REST.sub(_redact_url, text)
 
 
@@ -106,15 +95,11 @@ def _without(text: str, secret: str, *, ends_inside: bool) -> str:
 
 
 def describe_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:
-    """Return what an exception says, in one clean line.
+    """Return the message of an exception in one clean line.
 
     An error of the operating system is described once, in words ("connection refused"), without
     its number and without the address, which the caller names. Drivers wrap such errors, so the
     causes of `error` are searched, too.
-
-    Args:
-        error: The exception of a driver, of asyncio or of the operating system.
-        secrets: As for `clean_text`.
     """
     for link in error_chain(error):
         words = _os_words(link)

@@ -83,7 +83,7 @@ class Runtime:
         self._subscription: Subscription[Change] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._build()
-        notify_on_fork(self)
+        notify_on_fork(self.note_fork)
 
     def _build(self) -> None:
         prefix = self.target.client_name or "resilient-io"

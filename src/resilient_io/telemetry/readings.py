@@ -235,7 +235,7 @@ class _LoopFinder:
         with contextlib.suppress(RuntimeError):
             self._first = asyncio.get_running_loop()
         self.forked = False
-        notify_on_fork(self)
+        notify_on_fork(self.note_fork)
 
     def find(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop to read in; None to read here, in this thread."""

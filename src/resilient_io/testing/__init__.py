@@ -15,14 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cancellation import (
-        CancelReport,
-        Finding,
-        Moment,
-        Problem,
-        cancel_everywhere,
-    )
-    from .certificates import Certificates, make_certificates
+    from .cancellation import CancelReport, Finding, Moment, Problem, cancel_everywhere
     from .faults import Fault
     from .kafka.distribution import (
         ApacheKafka,
@@ -46,17 +39,15 @@ if TYPE_CHECKING:
     from .resp import Reply, Request, ServerError
     from .servers import (
         Binary,
+        Certificates,
         RedisSentinel,
         RedisServer,
         embedded_redis,
         find_embedded_redis,
         find_redis,
+        make_certificates,
     )
-    from .virtual_time import (
-        NothingWillHappenError,
-        VirtualTimeLoop,
-        new_virtual_loop,
-    )
+    from .virtual_time import NothingWillHappenError, VirtualTimeLoop, new_virtual_loop
 
 __all__ = [
     "ApacheKafka",
@@ -102,29 +93,20 @@ __all__ = [
 # The names are imported when they are first used: pytest imports this package for its plugin in
 # every session, also in projects that do not use the servers.
 _MODULES = {
-    "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
-    "certificates": ("Certificates", "make_certificates"),
-    "faults": ("Fault",),
-    "kafka.distribution": (
-        *("ApacheKafka", "Tansu"),
-        *("find_apache_kafka", "find_embedded_kafka", "find_kafka"),
-    ),
-    "kafka.frames": ("KafkaRequest",),
-    "kafka.servers": (
-        *("KafkaBroker", "KafkaCluster", "KafkaServer", "TansuServer"),
-        *("embedded_kafka", "local_kafka"),
-    ),
-    "kafka.wire": ("produce_error",),
-    "process": ("NoServerError", "ServerDidNotStartError", "free_port"),
-    "proxy": ("FaultProxy", "ProxiedConnection"),
-    "resp": ("Reply", "Request", "ServerError"),
-    "servers": (
-        *("Binary", "RedisSentinel", "RedisServer"),
-        *("embedded_redis", "find_embedded_redis", "find_redis"),
-    ),
-    "virtual_time": ("NothingWillHappenError", "VirtualTimeLoop", "new_virtual_loop"),
+    "cancellation": "CancelReport Finding Moment Problem cancel_everywhere",
+    "faults": "Fault",
+    "kafka.distribution": "ApacheKafka Tansu find_apache_kafka find_embedded_kafka find_kafka",
+    "kafka.frames": "KafkaRequest",
+    "kafka.servers": "KafkaBroker KafkaCluster KafkaServer TansuServer embedded_kafka local_kafka",
+    "kafka.wire": "produce_error",
+    "process": "NoServerError ServerDidNotStartError free_port",
+    "proxy": "FaultProxy ProxiedConnection",
+    "resp": "Reply Request ServerError",
+    "servers": "Binary Certificates RedisSentinel RedisServer embedded_redis find_embedded_redis "
+    "find_redis make_certificates",
+    "virtual_time": "NothingWillHappenError VirtualTimeLoop new_virtual_loop",
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ import enum
 import inspect
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from .leaks import LeakWatch, place_of
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
+
+_Expected: TypeAlias = "type[Exception] | tuple[type[Exception], ...]"
 
 _MAX_POINTS: Final = 10_000
 _STEPS_AFTER_DEADLINE: Final = 20
@@ -236,7 +238,7 @@ class _Run:
         coroutine: Coroutine[Any, Any, object],
         within: float,
         run_timeout: float,
-        expected: type[Exception] | tuple[type[Exception], ...],
+        expected: _Expected,
     ) -> None:
         """Run the coroutine, cancel it, and check how it ends."""
         stepper = _Stepper(coroutine, point=self._point, moment=self._moment, within=within)
@@ -260,9 +262,7 @@ class _Run:
             self._check_end(stepper, expected)
         stepper.forget()
 
-    def _check_end(
-        self, stepper: _Stepper[object], expected: type[Exception] | tuple[type[Exception], ...]
-    ) -> None:
+    def _check_end(self, stepper: _Stepper[object], expected: _Expected) -> None:
         task = stepper.task
         if task.cancelled():
             if not self._cancelled:
@@ -314,14 +314,7 @@ class _Run:
 
 
 class _Stepper(Coroutine[Any, Any, _T]):
-    """Runs a coroutine in a task, and cancels the task at the n-th suspension.
-
-    Args:
-        inner: The coroutine.
-        point: The suspension to cancel at, counted from 1.
-        moment: When to cancel there.
-        within: Seconds after which a task that has not ended counts as late.
-    """
+    """Runs a coroutine in a task, and cancels the task at the n-th suspension, counted from 1."""
 
     def __init__(
         self, inner: Coroutine[Any, Any, _T], *, point: int, moment: Moment, within: float

@@ -21,7 +21,7 @@ Ending: TypeAlias = Literal["close", "reset", "silence"]
 """How a connection ends: closed (FIN), reset (RST), or open but silent."""
 
 
-class Effect(enum.Enum):
+class FaultEffect(enum.Enum):
     """The effect of a fault on the requests that it hits."""
 
     DROP_REPLY = enum.auto()
@@ -34,11 +34,11 @@ class Effect(enum.Enum):
 
 
 class ProxiedRequest(Protocol):
-    """What requests of all protocols have in common."""
+    """The common part of `Request` and `KafkaRequest`; the name is empty for other bytes."""
 
     @property
     def name(self) -> str:
-        """The kind of request; empty for bytes that are not a request."""
+        """The kind of request."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class Fault:
 
     def __init__(
         self,
-        effect: Effect,
+        effect: FaultEffect,
         which: Which,
         *,
         nth: int = 1,
@@ -143,12 +143,10 @@ class Fault:
         return self._data if isinstance(self._data, bytes) else self._data(request)
 
     def took_effect(self, release: Callable[[], bool]) -> None:
-        """Record that the fault took effect on a connection. For the proxy.
+        """Record that the fault took effect. For the proxy.
 
-        Args:
-            release: Forwards the requests that the connection holds; returns False if the server
-                has closed the connection.
+        `release` forwards the requests that the connection holds, and returns whether it is open.
         """
-        if self.effect is Effect.HOLD:
+        if self.effect is FaultEffect.HOLD:
             self._held.append(release)
         self._happened.set()

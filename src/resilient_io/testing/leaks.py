@@ -8,10 +8,7 @@ import os
 import stat
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from typing import Any, Final, Self
 
 _STEPS: Final = 50
 _POLL_INTERVAL: Final = 0.002
@@ -21,10 +18,8 @@ _OLDEST_GENERATION: Final = 2
 class LeakWatch:
     """Compares the tasks and sockets of this process, and records warnings about unclosed ones.
 
-    Enter it once around everything; `begin` and `end` enclose each piece.
-
-    Args:
-        settle: Seconds that tasks and sockets have to end on their own.
+    Enter it once around everything; `begin` and `end` enclose each piece, after which tasks and
+    sockets have `settle` seconds to end on their own.
     """
 
     def __init__(self, settle: float) -> None:
@@ -44,13 +39,8 @@ class LeakWatch:
         warnings.simplefilter("always", ResourceWarning)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._recorder.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._recorder.__exit__(None, None, None)
         self._loop.set_exception_handler(self._previous_handler)
         for other in self._warnings:
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
@@ -78,10 +68,11 @@ class LeakWatch:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=self._settle)
-        del tasks
+        del tasks  # what they refer to can be collected now
         unclosed = self.collected(_OLDEST_GENERATION - 1)
         sockets = [f"file descriptor {fd}" for fd, _ in sorted(open_sockets() - self._sockets)]
-        return names, unclosed + sockets, self.messages()
+        messages, self._messages = self._messages, []
+        return names, unclosed + sockets, messages
 
     def collected(self, generation: int = _OLDEST_GENERATION) -> list[str]:
         """Collect garbage, and return descriptions of the unclosed objects in it."""
@@ -90,11 +81,6 @@ class LeakWatch:
         for each in unclosed:
             self._warnings.remove(each)
         return [str(each.message) for each in unclosed]
-
-    def messages(self) -> list[str]:
-        """Return messages to the loop's exception handler since the last call."""
-        messages, self._messages = self._messages, []
-        return messages
 
     def _new_tasks(self) -> list[asyncio.Task[Any]]:
         new = asyncio.all_tasks() - self._tasks

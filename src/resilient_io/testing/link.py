@@ -22,28 +22,19 @@ Direction: TypeAlias = Literal["requests", "replies", "both"]
 
 @dataclass(slots=True)
 class Traffic:
-    """Settings of all links in one direction.
+    """Settings of all links in one direction; `stalled` and `cut_after` are for new links."""
 
-    Attributes:
-        latency: Delay of every byte in seconds.
-        bandwidth: Bytes per second; None for no limit.
-        stalled: Whether links of new connections are stalled.
-        cut_after: Bytes after which a new connection is reset; None for never.
-    """
-
-    latency: float = 0.0
-    bandwidth: float | None = None
+    latency: float = 0.0  # seconds
+    bandwidth: float | None = None  # bytes per second
     stalled: bool = False
-    cut_after: int | None = None
+    cut_after: int | None = None  # bytes until the connection is reset
 
 
 class Link:
     """Forwards bytes to one transport, according to the settings of its direction.
 
-    Args:
-        traffic: The settings; changes take effect immediately.
-        set_reading: Called with False when too many bytes wait, and with True when they are gone.
-        on_cut: Called after the byte at which the connection is to be reset.
+    `set_reading` is called with False when too many bytes wait, and with True when they are gone;
+    `on_cut` is called after the byte at which the connection is to be reset.
     """
 
     def __init__(
@@ -93,9 +84,7 @@ class Link:
         self._queue.clear()
         self._waiting = 0
         self._sink = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
 
     def pause_writing(self) -> None:
         """Stop writing: the transport's buffer is full."""
@@ -108,9 +97,7 @@ class Link:
 
     def pump(self) -> None:
         """Forward the bytes that are due."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         while self._queue and self._sink and not self.stalled and not self._sink_full:
             due, data = self._queue[0]
             at = max(due, self._free_at)
@@ -127,6 +114,11 @@ class Link:
         if self._then is not None and not self._queue and not self.stalled:
             then, self._then = self._then, None
             then()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _limit(self, due: float, data: bytes) -> bytes:
         """Return what the bandwidth lets through now, and put the rest back."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 # Below the ports that Linux assigns to outgoing connections: while a server is down, a client
 # could be assigned the server's port, and even connect to itself.
@@ -57,11 +56,42 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class ServerProcess(abc.ABC):
+class Server(abc.ABC):
+    """A server, or a cluster, that `async with` starts and closes."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:  # also a cancellation must not leave the folder behind; re-raised
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Start what is not running."""
+
+    @abc.abstractmethod
+    def kill(self) -> None:
+        """Kill what is running (SIGKILL)."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Kill what is running, and remove its folders."""
+
+    async def restart(self) -> None:
+        """Kill what is running, and start everything on the same ports."""
+        self.kill()
+        await self.start()
+
+
+class ServerProcess(Server):
     """A server on the loopback interface, with a temporary folder.
 
-    Args:
-        fixed_ports: Never try other ports when these are in use.
+    With `fixed_ports` it does not try other ports when its ports are in use.
     """
 
     host: Final = "127.0.0.1"
@@ -75,22 +105,6 @@ class ServerProcess(abc.ABC):
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: _Watchdog | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:  # also a cancellation must not leave the folder behind; re-raised
-            await self.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def pid(self) -> int:
@@ -145,11 +159,6 @@ class ServerProcess(abc.ABC):
             # Another process took a port after we had chosen it.
             self._choose_other_ports()
 
-    async def restart(self) -> None:
-        """Kill the server if it runs, and start it on the same port."""
-        self.kill()
-        await self.start()
-
     def kill(self) -> None:
         """Kill the process (SIGKILL), if it runs.
 
@@ -189,7 +198,7 @@ class ServerProcess(abc.ABC):
 
     # To be implemented for each kind of server
 
-    async def _prepare(self) -> None:  # noqa: B027 - most servers need no preparation
+    async def _prepare(self) -> None:
         """Create what has to exist before the server starts."""
 
     @abc.abstractmethod
@@ -268,12 +277,7 @@ _WATCHDOG: Final = 'read -r word || { kill -9 "$1" 2>/dev/null; sleep 0.1; rm -r
 
 
 class _Watchdog:
-    """A shell that kills a server and removes its folder if this process ends, however it ends.
-
-    Args:
-        pid: Process id of the server.
-        folder: The server's folder.
-    """
+    """A shell that kills a server and removes its folder if this process ends, however it ends."""
 
     def __init__(self, pid: int, folder: Path) -> None:
         read_end, self._write_end = os.pipe()
@@ -283,7 +287,7 @@ class _Watchdog:
                 stdin=read_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the tests, not for their servers
+                start_new_session=True,
             )
         finally:
             os.close(read_end)

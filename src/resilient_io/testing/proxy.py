@@ -8,14 +8,13 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from .faults import Effect, Ending, Fault, MadeUp, Which
+from .faults import Ending, Fault, FaultEffect, MadeUp, Which
 from .kafka.frames import KafkaReplyStream, KafkaRequestScanner, check_name
 from .link import Direction, Link, Traffic, reset
 from .resp import ReplyStream, RequestScanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from .faults import ProxiedRequest
 
@@ -86,12 +85,7 @@ class FaultProxy:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
         await self.aclose()
         if error is None and not self._allow_unused_faults:
             self.assert_faults_used()
@@ -149,7 +143,7 @@ class FaultProxy:
             nth: The first matching request to hit, counted from now.
             times: How many requests to hit; None for no limit.
         """
-        return self._add(Fault(Effect.DROP_REPLY, which, nth=nth, times=times), which)
+        return self._add(Fault(FaultEffect.DROP_REPLY, which, nth=nth, times=times), which)
 
     def half_reply(
         self,
@@ -160,16 +154,12 @@ class FaultProxy:
         keep: int | None = None,
         then: Ending = "close",
     ) -> Fault:
-        """Deliver the first part of the reply, and end the connection.
+        """Deliver `keep` bytes of the reply (None for half of it), and end the connection.
 
-        Args:
-            which: As for `drop_reply`.
-            nth: As for `drop_reply`.
-            times: As for `drop_reply`.
-            keep: Bytes to deliver; None for half of the reply.
-            then: How the connection ends: "close", "reset" or "silence".
+        `then` is how it ends: "close", "reset" or "silence". The other arguments are those of
+        `drop_reply`.
         """
-        fault = Fault(Effect.HALF_REPLY, which, nth=nth, times=times, keep=keep, ending=then)
+        fault = Fault(FaultEffect.HALF_REPLY, which, nth=nth, times=times, keep=keep, ending=then)
         return self._add(fault, which)
 
     def hold(self, which: Which = None, *, nth: int = 1, times: int | None = 1) -> Fault:
@@ -178,7 +168,7 @@ class FaultProxy:
         `release()` of the fault forwards the held requests, even if the client has closed its
         connection. The arguments are those of `drop_reply`.
         """
-        return self._add(Fault(Effect.HOLD, which, nth=nth, times=times), which)
+        return self._add(Fault(FaultEffect.HOLD, which, nth=nth, times=times), which)
 
     def answer(
         self,
@@ -191,16 +181,12 @@ class FaultProxy:
     ) -> Fault:
         r"""Answer in place of the server, in the order of the requests.
 
-        Args:
-            which: As for `drop_reply`.
-            reply: The bytes of the reply, such as `b"-LOADING ...\r\n"`, or a function that makes
-                them from the request. They may be invalid. For Kafka: the bytes after the
-                correlation id.
-            nth: As for `drop_reply`.
-            times: As for `drop_reply`.
-            forward: Forward the request to the server too, and drop the server's reply.
+        `reply` is the bytes of the reply, such as `b"-LOADING ...\r\n"`, or a function that makes
+        them from the request. They may be invalid. For Kafka they begin after the correlation id.
+        With `forward` the server receives the request too, and its reply is dropped. The other
+        arguments are those of `drop_reply`.
         """
-        effect = Effect.REPLACE_REPLY if forward else Effect.ANSWER
+        effect = FaultEffect.REPLACE_REPLY if forward else FaultEffect.ANSWER
         return self._add(Fault(effect, which, nth=nth, times=times, data=reply), which)
 
     def reset_on(
@@ -208,13 +194,10 @@ class FaultProxy:
     ) -> Fault:
         """Reset the connection (RST) when the request arrives.
 
-        Args:
-            which: As for `drop_reply`.
-            nth: As for `drop_reply`.
-            times: As for `drop_reply`.
-            forward: Forward the request to the server first.
+        With `forward` the server receives the request first. The other arguments are those of
+        `drop_reply`.
         """
-        effect = Effect.RESET_AFTER if forward else Effect.RESET_BEFORE
+        effect = FaultEffect.RESET_AFTER if forward else FaultEffect.RESET_BEFORE
         return self._add(Fault(effect, which, nth=nth, times=times), which)
 
     def _add(self, fault: Fault, which: Which) -> Fault:
@@ -239,12 +222,9 @@ class FaultProxy:
     def stall(
         self, direction: Direction = "both", *, existing: bool = True, new: bool = True
     ) -> None:
-        """Forward nothing until `resume`. No byte is lost, and the connections stay open.
+        """Forward nothing until `resume`, on `existing` and on `new` connections.
 
-        Args:
-            direction: "requests", "replies" or "both".
-            existing: Stall the open connections.
-            new: Stall future connections.
+        No byte is lost, and the connections stay open.
         """
         self._set_stalled(direction, stalled=True, existing=existing, new=new)
 
@@ -275,16 +255,10 @@ class FaultProxy:
             connection.reset()
 
     def reset_after(self, count: int, direction: Literal["requests", "replies"]) -> None:
-        """Reset every connection, open or future, after this many more bytes.
-
-        Args:
-            count: Bytes that are still forwarded; at least 1.
-            direction: The direction that counts.
-        """
+        """Reset every connection, open or future, after `count` more bytes in this direction."""
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}; use reset() to reset now")
-        traffic = self.to_server if direction == "requests" else self.to_client
-        traffic.cut_after = count
+        (self.to_server if direction == "requests" else self.to_client).cut_after = count
         for link in self._links(direction):
             link.cut_at = link.passed + count
 
@@ -318,11 +292,10 @@ class FaultProxy:
     def _set_stalled(
         self, direction: Direction, *, stalled: bool, existing: bool, new: bool
     ) -> None:
-        if new:
-            if direction != "replies":
-                self.to_server.stalled = stalled
-            if direction != "requests":
-                self.to_client.stalled = stalled
+        if new and direction != "replies":
+            self.to_server.stalled = stalled
+        if new and direction != "requests":
+            self.to_client.stalled = stalled
         if existing:
             for connection in list(self.connections):
                 connection.set_stalled(direction, stalled=stalled)
@@ -367,14 +340,11 @@ class FaultProxy:
 
 
 class ProxiedConnection:
-    """A connection through a `FaultProxy`: a client on one side, the server on the other.
-
-    Attributes:
-        number: Position in the order of acceptance, counted from 1.
-    """
+    """A connection through a `FaultProxy`: a client on one side, the server on the other."""
 
     def __init__(self, proxy: FaultProxy, number: int) -> None:
         self.number = number
+        """Position in the order of acceptance, counted from 1."""
         self._proxy = proxy
         self._client: asyncio.Transport | None = None
         self._server: asyncio.Transport | None = None
@@ -502,22 +472,17 @@ class ProxiedConnection:
                 transport.pause_reading()
             else:
                 self._to_client.attach(transport)
-                await self._connect(loop)
+                self._server, _ = await loop.create_connection(
+                    lambda: _Side(self._replies.feed, self._on_server_lost, self._to_server),
+                    *self._proxy.target,
+                )
+                self._to_server.attach(self._server)
+        except OSError:
+            self._end("reset")
         finally:
             if self._server is None:
                 self._server_over = True
                 self._forget_if_ended()
-
-    async def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        host, port = self._proxy.target
-        try:
-            self._server, _ = await loop.create_connection(
-                lambda: _Side(self._replies.feed, self._on_server_lost, self._to_server), host, port
-            )
-        except OSError:
-            self._end("reset")
-        else:
-            self._to_server.attach(self._server)
 
     # From the client to the server
 
@@ -538,14 +503,14 @@ class ProxiedConnection:
             case None:
                 self._forward(request, None)
                 return
-            case Effect.HOLD:
+            case FaultEffect.HOLD:
                 self._held = [request]
-            case Effect.RESET_BEFORE:
+            case FaultEffect.RESET_BEFORE:
                 self.reset()
-            case Effect.RESET_AFTER:
+            case FaultEffect.RESET_AFTER:
                 self._forward(request, None)
                 self.reset()  # takes effect after this piece has been forwarded
-            case Effect.ANSWER:
+            case FaultEffect.ANSWER:
                 self._replies.expect(request, fault)
                 return
             case _:
@@ -571,9 +536,9 @@ class ProxiedConnection:
 
     def _strike(self, fault: Fault, reply: bytes, made_up: bytes) -> None:
         """Apply a fault to a complete reply."""
-        if fault.effect is Effect.DROP_REPLY:
+        if fault.effect is FaultEffect.DROP_REPLY:
             self.mute()
-        elif fault.effect is Effect.HALF_REPLY:
+        elif fault.effect is FaultEffect.HALF_REPLY:
             self._deliver(reply[: len(reply) // 2 if fault.keep is None else fault.keep])
             self.mute()
             if fault.ending != "silence":

@@ -30,6 +30,7 @@ REQUIRE_VARIABLE: Final = "RESILIENT_IO_REQUIRE_SERVERS"
 _STEPS_TO_END: Final = 20
 _FAILED: Final = pytest.StashKey[bool]()
 _T = TypeVar("_T")
+_Server = TypeVar("_Server", "testing.RedisServer", "testing.KafkaServer")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -99,9 +100,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, _T, _T]:
 # Servers
 
 
-@pytest.fixture(scope="session")
-def _server_of_session() -> Iterator[testing.RedisServer]:
-    server = testing.RedisServer()
+def _run_for_session(server: _Server) -> Iterator[_Server]:
     # A loop for the session: the loops of the tests end earlier.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(server.start())
@@ -110,12 +109,13 @@ def _server_of_session() -> Iterator[testing.RedisServer]:
 
 
 @pytest.fixture(scope="session")
+def _server_of_session() -> Iterator[testing.RedisServer]:
+    yield from _run_for_session(testing.RedisServer())
+
+
+@pytest.fixture(scope="session")
 def _kafka_of_session() -> Iterator[testing.KafkaServer]:
-    server = testing.KafkaServer()
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(server.start())
-        yield server
-        runner.run(server.aclose())
+    yield from _run_for_session(testing.KafkaServer())
 
 
 @async_fixture

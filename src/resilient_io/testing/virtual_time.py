@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 from .leaks import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from concurrent.futures import Executor
-
-    from _typeshed import FileDescriptorLike
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -64,10 +62,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return bool(timers)
 
     def run_in_executor(
-        self,
-        executor: Executor | None,
-        func: Callable[[*_Ts], _T],
-        *args: *_Ts,
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
         """Run a function in a thread; time stands still until it ends."""
         future = super().run_in_executor(executor, func, *args)
@@ -93,40 +88,21 @@ def new_virtual_loop() -> VirtualTimeLoop:
     return VirtualTimeLoop()
 
 
-class _JumpingSelector(selectors.BaseSelector):
-    """Polls a real selector; if nothing is ready, the loop's time jumps instead of waiting."""
+class _JumpingSelector(selectors.DefaultSelector):
+    """Polls; if nothing is ready, the loop's time jumps instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
+        super().__init__()
         self._loop = loop
-        self._inner = selectors.DefaultSelector()
-
-    def register(
-        self, fileobj: FileDescriptorLike, events: int, data: object = None
-    ) -> selectors.SelectorKey:
-        return self._inner.register(fileobj, events, data)
-
-    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        return self._inner.unregister(fileobj)
-
-    def modify(
-        self, fileobj: FileDescriptorLike, events: int, data: object = None
-    ) -> selectors.SelectorKey:
-        return self._inner.modify(fileobj, events, data)
-
-    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return self._inner.get_map()
-
-    def close(self) -> None:
-        self._inner.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._inner.select(0)
+        ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if self._loop.waits_for_threads:
-            return self._inner.select(1.0)
-        if len(self._inner.get_map()) > 1:  # one is the loop's own, with which threads wake it
-            ready = self._inner.select(
+            return super().select(1.0)
+        if len(self.get_map()) > 1:  # one is the loop's own, with which threads wake it
+            ready = super().select(
                 _SOCKET_WAIT_WITHOUT_TIMERS if timeout is None else _SOCKET_WAIT_BEFORE_JUMP
             )
         if not ready and not self._loop.jump():

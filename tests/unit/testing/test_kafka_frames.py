@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from resilient_io.testing import KafkaRequest, produce_error
-from resilient_io.testing.faults import Effect, Fault
+from resilient_io.testing.faults import Fault, FaultEffect
 from resilient_io.testing.kafka.frames import KafkaReplyStream, KafkaRequestScanner
 
 
@@ -82,7 +82,7 @@ class Conversation:
 
     def strike(self, fault, whole, made_up):
         self.struck.append((fault.effect, whole))
-        if fault.effect in (Effect.ANSWER, Effect.REPLACE_REPLY):
+        if fault.effect in (FaultEffect.ANSWER, FaultEffect.REPLACE_REPLY):
             self.delivered += made_up
 
     def ask(self, correlation, effect=None, data=b""):
@@ -94,10 +94,10 @@ class Conversation:
 def test_faults_hit_complete_replies_however_the_bytes_are_split(seed):
     talk = Conversation()
     talk.ask(1)
-    talk.ask(2, Effect.DROP_REPLY)
+    talk.ask(2, FaultEffect.DROP_REPLY)
     talk.ask(3)
-    talk.ask(4, Effect.ANSWER, b"made up")
-    talk.ask(5, Effect.REPLACE_REPLY, lambda asked: b"for %d" % asked.correlation)
+    talk.ask(4, FaultEffect.ANSWER, b"made up")
+    talk.ask(5, FaultEffect.REPLACE_REPLY, lambda asked: b"for %d" % asked.correlation)
     talk.ask(6)
     bodies = {1: b"a" * 300, 2: b"b" * 50, 3: b"", 5: b"e", 6: b"f" * 9}
     for piece in pieces(b"".join(reply(*each) for each in bodies.items()), random.Random(seed)):
@@ -112,9 +112,9 @@ def test_faults_hit_complete_replies_however_the_bytes_are_split(seed):
         ]
     )
     assert talk.struck == [
-        (Effect.DROP_REPLY, reply(2, bodies[2])),
-        (Effect.ANSWER, b""),
-        (Effect.REPLACE_REPLY, reply(5, b"e")),
+        (FaultEffect.DROP_REPLY, reply(2, bodies[2])),
+        (FaultEffect.ANSWER, b""),
+        (FaultEffect.REPLACE_REPLY, reply(5, b"e")),
     ]
 
 
@@ -123,7 +123,7 @@ def test_made_up_answer_waits_for_the_reply_before_it():
     talk.ask(1)
     before = reply(1, b"abcdef")
     talk.stream.feed(before[:10])
-    talk.ask(2, Effect.ANSWER, b"made up")
+    talk.ask(2, FaultEffect.ANSWER, b"made up")
     assert talk.delivered == before[:10]
     talk.stream.feed(before[10:])
     assert talk.delivered == before + reply(2, b"made up")
@@ -131,17 +131,17 @@ def test_made_up_answer_waits_for_the_reply_before_it():
 
 def test_requests_without_a_reply_are_skipped():
     talk = Conversation()
-    talk.ask(1, Effect.DROP_REPLY)  # Produce with acks=0 has no reply
+    talk.ask(1, FaultEffect.DROP_REPLY)  # Produce with acks=0 has no reply
     talk.ask(2)
-    talk.ask(3, Effect.DROP_REPLY)
+    talk.ask(3, FaultEffect.DROP_REPLY)
     talk.stream.feed(reply(2, b"x") + reply(3, b"y") + reply(77, b"unasked"))
     assert talk.delivered == reply(2, b"x") + reply(77, b"unasked")
-    assert talk.struck == [(Effect.DROP_REPLY, reply(3, b"y"))]
+    assert talk.struck == [(FaultEffect.DROP_REPLY, reply(3, b"y"))]
 
 
 def test_bytes_that_are_not_a_reply_are_forwarded():
     talk = Conversation()
-    talk.ask(1, Effect.DROP_REPLY)
+    talk.ask(1, FaultEffect.DROP_REPLY)
     garbage = b"\xff\xff\xff\xff\x00\x00\x00\x01HTTP/1.1 400"
     talk.stream.feed(garbage)
     talk.stream.feed(b" Bad Request")

@@ -28,7 +28,7 @@ from resilient_io.testing import (
     embedded_kafka,
     find_apache_kafka,
 )
-from resilient_io.testing.kafka.distribution import ClusterMember, Storage
+from resilient_io.testing.kafka.distribution import ClusterMember, copy_format
 from resilient_io.testing.kafka.wire import BrokerQueries
 
 
@@ -221,12 +221,11 @@ async def test_kafkas_tool_formats_the_storage_without_a_prepared_one(shared_kaf
     server = KafkaServer(kafka=bare)
     await server._prepare()  # the tool has to run
     assert "Formatting metadata directory" in server.log
-    assert Storage(bare, server.folder / "data").is_formatted
+    assert (server.folder / "data" / "meta.properties").exists()
     await server.aclose()
     # From now on the output of the tool is copied.
-    storage = Storage(bare, tmp_path / "data")
-    assert storage.copy_format(ClusterMember(node=2, cluster_id="ours", voters={}))
-    assert storage.is_formatted
+    member = ClusterMember(node=2, cluster_id="ours", voters={})
+    assert copy_format(bare.libs, tmp_path / "data", member)
     assert "node.id=2\n" in (tmp_path / "data" / "meta.properties").read_text()
 
 

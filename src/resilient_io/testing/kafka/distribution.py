@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -196,63 +196,8 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """The listener for clients.
-
-    Attributes:
-        port: Port to listen on.
-        advertised: Port of the advertised address.
-        users: Names and passwords of SASL PLAIN; empty for none.
-        oauth: Whether unsecured OAUTHBEARER tokens are accepted.
-        superusers: Users with all rights, where other users have none; None for no authorization.
-    """
-
-    port: int
-    advertised: int
-    users: Mapping[str, str] = field(default_factory=dict, repr=False)
-    oauth: bool = False
-    superusers: Collection[str] | None = None
-
-    def lines(self) -> dict[str, KafkaOption]:
-        """Return the listener's lines of server.properties."""
-        lines: dict[str, KafkaOption] = {}
-        mechanisms = ["PLAIN"] * bool(self.users) + ["OAUTHBEARER"] * self.oauth
-        if mechanisms:
-            lines["sasl.enabled.mechanisms"] = ",".join(mechanisms)
-        if self.users:
-            users = "".join(f" user_{name}={_quoted(word)}" for name, word in self.users.items())
-            lines["listener.name.client.plain.sasl.jaas.config"] = (
-                f"org.apache.kafka.common.security.plain.PlainLoginModule required{users};"
-            )
-        if self.oauth:
-            lines["listener.name.client.oauthbearer.sasl.jaas.config"] = (
-                "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
-                'unsecuredLoginStringClaim_sub="broker";'
-            )
-        if self.superusers is not None:
-            lines["authorizer.class.name"] = (
-                "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
-            )
-            # The brokers themselves, and the queries of the kit, do not authenticate.
-            names = ["ANONYMOUS", *self.superusers]
-            lines["super.users"] = ";".join(f"User:{name}" for name in names)
-        return lines
-
-    @property
-    def security(self) -> str:
-        """The security protocol."""
-        return "SASL_PLAINTEXT" if self.users or self.oauth else "PLAINTEXT"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterMember:
-    """The identity of a broker in its cluster.
-
-    Attributes:
-        node: Id of the broker.
-        cluster_id: Id of the cluster.
-        voters: Ids and controller ports of all brokers.
-    """
+    """The identity of a broker in its cluster, and the controller ports of all brokers by id."""
 
     node: int
     cluster_id: str
@@ -260,29 +205,62 @@ class ClusterMember:
 
 
 def configuration(
-    member: ClusterMember, listener: Listener, direct_port: int, data: Path, host: str
+    member: ClusterMember,
+    *,
+    host: str,
+    port: int,
+    advertised_port: int,
+    direct_port: int,
+    data: Path,
+    security: Mapping[str, KafkaOption],
 ) -> dict[str, KafkaOption]:
     """Return the lines of server.properties."""
     direct = f"DIRECT://{host}:{direct_port}"
     controller = f"CONTROLLER://{host}:{member.voters[member.node]}"
+    protocol = "SASL_PLAINTEXT" if "sasl.enabled.mechanisms" in security else "PLAINTEXT"
     return {
         "process.roles": "broker,controller",
         "node.id": member.node,
         "controller.quorum.voters": ",".join(
             f"{node}@{host}:{port}" for node, port in member.voters.items()
         ),
-        "listeners": f"CLIENT://{host}:{listener.port},{direct},{controller}",
-        "advertised.listeners": f"CLIENT://{host}:{listener.advertised},{direct}",
+        "listeners": f"CLIENT://{host}:{port},{direct},{controller}",
+        "advertised.listeners": f"CLIENT://{host}:{advertised_port},{direct}",
         "listener.security.protocol.map": (
-            f"CLIENT:{listener.security},DIRECT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            f"CLIENT:{protocol},DIRECT:PLAINTEXT,CONTROLLER:PLAINTEXT"
         ),
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "DIRECT",
         "log.dirs": str(data),
         **_FAST_START,
         **(_SINGLE if len(member.voters) == 1 else _TRIPLE),
-        **listener.lines(),
+        **security,
     }
+
+
+def security_options(
+    users: Mapping[str, str], superusers: Collection[str] | None, *, oauth: bool
+) -> dict[str, KafkaOption]:
+    """Return the lines for authentication and authorization; the arguments are KafkaServer's."""
+    lines: dict[str, KafkaOption] = {}
+    mechanisms = ["PLAIN"] * bool(users) + ["OAUTHBEARER"] * oauth
+    if mechanisms:
+        lines["sasl.enabled.mechanisms"] = ",".join(mechanisms)
+    if users:
+        entries = "".join(f" user_{name}={_quoted(word)}" for name, word in users.items())
+        lines["listener.name.client.plain.sasl.jaas.config"] = (
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required{entries};"
+        )
+    if oauth:
+        lines["listener.name.client.oauthbearer.sasl.jaas.config"] = (
+            "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+            'unsecuredLoginStringClaim_sub="broker";'
+        )
+    if superusers is not None:
+        lines["authorizer.class.name"] = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+        # The brokers themselves, and the queries of the kit, do not authenticate.
+        lines["super.users"] = ";".join(f"User:{name}" for name in ("ANONYMOUS", *superusers))
+    return lines
 
 
 def properties(options: Mapping[str, KafkaOption]) -> str:
@@ -300,49 +278,33 @@ def _escaped(value: KafkaOption) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
-class Storage:
-    """The folder of a broker's data, as formatted by Kafka's tool.
+# The tool that formats a broker's data takes a second, and its output differs between brokers only
+# in two ids. So it runs once per distribution, unless scripts/warm_kafka.py has run it before.
+_formatted: Final[dict[Path, bytes]] = {}
 
-    The tool takes a second, and its output differs between brokers only in two ids. Therefore it
-    runs once per distribution, unless scripts/warm_kafka.py has run it before.
 
-    Args:
-        kafka: The distribution.
-        data: The folder.
-    """
-
-    _formatted: Final[dict[Path, bytes]] = {}
-
-    def __init__(self, kafka: ApacheKafka, data: Path) -> None:
-        self._kafka = kafka
-        self._data = data
-
-    @property
-    def is_formatted(self) -> bool:
-        """Whether a broker can use the folder."""
-        return (self._data / "meta.properties").exists()
-
-    def copy_format(self, member: ClusterMember) -> bool:
-        """Format the folder without the tool; return False if the tool has to run first."""
-        libs = self._kafka.libs
-        known = self._formatted.get(libs)
-        if known is None:
-            try:
-                known = self._formatted[libs] = (libs.parent / "bootstrap.checkpoint").read_bytes()
-            except FileNotFoundError:
-                return False
-        self._data.mkdir()
-        (self._data / "bootstrap.checkpoint").write_bytes(known)
-        lines: dict[str, KafkaOption] = {
-            "version": 1,
-            "cluster.id": member.cluster_id,
-            "node.id": member.node,
-            "directory.id": new_id(),
-        }
-        (self._data / "meta.properties").write_text(properties(lines))
+def copy_format(libs: Path, data: Path, member: ClusterMember) -> bool:
+    """Format the folder of a broker's data; return False if Kafka's tool has to do it."""
+    if (data / "meta.properties").exists():
         return True
+    known = _formatted.get(libs)
+    if known is None:
+        try:
+            known = _formatted[libs] = (libs.parent / "bootstrap.checkpoint").read_bytes()
+        except FileNotFoundError:
+            return False
+    data.mkdir()
+    (data / "bootstrap.checkpoint").write_bytes(known)
+    lines: dict[str, KafkaOption] = {
+        "version": 1,
+        "cluster.id": member.cluster_id,
+        "node.id": member.node,
+        "directory.id": new_id(),
+    }
+    (data / "meta.properties").write_text(properties(lines))
+    return True
 
-    def remember(self) -> None:
-        """Keep the tool's output for other brokers."""
-        known = (self._data / "bootstrap.checkpoint").read_bytes()
-        self._formatted[self._kafka.libs] = known
+
+def remember_format(libs: Path, data: Path) -> None:
+    """Keep the output of Kafka's tool for other brokers."""
+    _formatted[libs] = (data / "bootstrap.checkpoint").read_bytes()

@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ..faults import Effect
+from ..faults import FaultEffect
+from ..resp import IncompleteError, Scanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,56 +86,21 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown Kafka request {name!r}: use Produce, Fetch, JoinGroup ...")
 
 
-class KafkaRequestScanner:
-    """Splits what a client sends into requests.
+class KafkaRequestScanner(Scanner[KafkaRequest]):
+    """Splits what a client of Kafka sends into requests."""
 
-    Bytes that are not the protocol are returned as requests without a name, so that they can be
-    forwarded.
-    """
-
-    def __init__(self, connection: int) -> None:
-        self._connection = connection
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._needed = _LENGTH
-        self._opaque = False
-
-    def feed(self, data: bytes) -> list[KafkaRequest]:
-        """Add received bytes, and return the requests that are now complete."""
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size < self._needed and not self._opaque:
-            return []
-        buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
-        requests: list[KafkaRequest] = []
-        at = 0
-        self._needed = _LENGTH
-        while at < len(buffer):
-            end = self._end(buffer, at)
-            if end > len(buffer):
-                self._needed = end - at
-                break
-            requests.append(self._parse(buffer[at:end]))
-            at = end
-        self._pieces = [buffer[at:]] if at < len(buffer) else []
-        self._size = len(buffer) - at
-        return requests
-
-    def _end(self, buffer: bytes, at: int) -> int:
-        """Return the end of the request at this position."""
+    def _parse(self, buffer: bytes, start: int) -> tuple[KafkaRequest, int]:
         if self._opaque:
-            return len(buffer)
-        if len(buffer) - at < _LENGTH:
-            return at + _LENGTH
-        length: int = struct.unpack_from(">i", buffer, at)[0]
-        if not _REQUEST_HEAD - _LENGTH <= length <= _LONGEST:
-            self._opaque = True
-            return len(buffer)
-        return at + _LENGTH + length
-
-    def _parse(self, raw: bytes) -> KafkaRequest:
-        if self._opaque:
-            return KafkaRequest(self._connection, "", 0, 0, None, raw)
+            return KafkaRequest(self._connection, "", 0, 0, None, buffer[start:]), len(buffer)
+        if len(buffer) - start < _LENGTH:
+            raise IncompleteError(_LENGTH)
+        size: int = struct.unpack_from(">i", buffer, start)[0]
+        if not _REQUEST_HEAD - _LENGTH <= size <= _LONGEST:
+            raise ValueError(size)
+        end = start + _LENGTH + size
+        if end > len(buffer):
+            raise IncompleteError(end - start)
+        raw = buffer[start:end]
         key, version, correlation, length = struct.unpack_from(">hhih", raw, _LENGTH)
         name = APIS.get(key, f"Api{key}")
         client_id = None
@@ -142,17 +108,11 @@ class KafkaRequestScanner:
             client_id = raw[_REQUEST_HEAD : _REQUEST_HEAD + length].decode(errors="replace")
         if name == "SaslHandshake" and version == 0:
             self._opaque = True  # the credentials that follow have no header
-        return KafkaRequest(self._connection, name, version, correlation, client_id, raw)
+        return KafkaRequest(self._connection, name, version, correlation, client_id, raw), end
 
 
 class KafkaReplyStream:
-    """Forwards what a broker sends, and applies faults to the replies in it.
-
-    Args:
-        deliver: Takes the bytes for the client.
-        strike: Takes a fault, the complete reply that it hits (empty if there is none), and the
-            reply to deliver instead.
-    """
+    """Forwards what a broker sends, and applies faults to the replies in it, like `ReplyStream`."""
 
     def __init__(
         self,
@@ -215,20 +175,13 @@ class KafkaReplyStream:
 
     def _fault_of(self, correlation: int) -> tuple[KafkaRequest, Fault] | None:
         """Remove the answered request and those before it; return the fault that hits it."""
-        place = next(
-            (
-                place
-                for place, (request, _) in enumerate(self._unanswered)
-                if request.correlation == correlation
-            ),
-            None,
-        )
-        if place is None:
+        if all(request.correlation != correlation for request, _ in self._unanswered):
             return None
-        for _ in range(place):
-            self._unanswered.popleft()  # Produce with acks=0 has no reply
-        request, fault = self._unanswered.popleft()
-        return (request, fault) if fault is not None else None
+        while True:
+            request, fault = self._unanswered.popleft()
+            if request.correlation == correlation:
+                return (request, fault) if fault is not None else None
+            # Produce with acks=0 has no reply.
 
     def _finish(self) -> None:
         """Handle the end of a reply."""
@@ -244,7 +197,7 @@ class KafkaReplyStream:
         """Send made-up answers whose request is the next to be answered."""
         while self._unanswered and not self._left and not self._head:
             request, fault = self._unanswered[0]
-            if fault is None or fault.effect is not Effect.ANSWER:
+            if fault is None or fault.effect is not FaultEffect.ANSWER:
                 break
             self._unanswered.popleft()
             self._strike(fault, b"", _made_up(request, fault))

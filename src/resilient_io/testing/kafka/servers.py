@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from ..process import (
-    ServerDidNotStartError,
-    ServerProcess,
-    free_port,
-    free_ports,
-)
+from ..process import Server, ServerDidNotStartError, ServerProcess, free_port, free_ports
 from .distribution import (
     ClusterMember,
-    Listener,
-    Storage,
     Tansu,
     configuration,
+    copy_format,
     find_apache_kafka,
     find_embedded_kafka,
     find_kafka,
     new_id,
     properties,
+    remember_format,
+    security_options,
 )
-from .wire import (
-    TRANSIENT_CODES,
-    UNKNOWN_TOPIC,
-    BrokerQueries,
-    KafkaServerError,
-    until,
-)
+from .wire import TRANSIENT_CODES, UNKNOWN_TOPIC, BrokerQueries, KafkaServerError, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from .distribution import ApacheKafka, KafkaOption
     from .wire import Metadata, Partition
@@ -155,20 +144,27 @@ class Topics(abc.ABC):
 
 
 class KafkaBroker(ServerProcess, Topics):
-    """A broker on the loopback interface: `KafkaServer` or `TansuServer`.
-
-    Args:
-        port: Port for clients.
-        advertised_port: Port that the broker tells clients to use; None for `port`.
-        fixed_ports: Never try other ports when these are in use.
-    """
+    """A broker on the loopback interface: `KafkaServer` or `TansuServer`."""
 
     _poll_interval: ClassVar[float] = 0.02
 
-    def __init__(self, *, port: int, advertised_port: int | None, fixed_ports: bool) -> None:
+    def __init__(
+        self,
+        *,
+        port: int,
+        direct_port: int,
+        advertised_port: int | None,
+        fixed_ports: bool,
+        node_id: int,
+        cluster_id: str,
+    ) -> None:
         super().__init__(fixed_ports=fixed_ports)
         self.port = port
         self.advertised_port = advertised_port
+        self.node_id = node_id
+        """Id of the broker, as in metadata."""
+        self._cluster_id = cluster_id  # distinguishes it from another server on the same port
+        self._direct_port = direct_port
 
     def __repr__(self) -> str:
         state = "up" if self.running else "not running"
@@ -180,23 +176,16 @@ class KafkaBroker(ServerProcess, Topics):
         return f"{self.host}:{self.advertised_port or self.port}"
 
     @property
-    @abc.abstractmethod
     def direct_servers(self) -> str:
-        """Address that bypasses proxies and authentication, to check the real content."""
+        """Address that bypasses proxies and authentication, to check the real content.
 
-    @property
-    @abc.abstractmethod
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-
-    @property
-    @abc.abstractmethod
-    def _cluster_id(self) -> str:
-        """Id of the cluster, which distinguishes it from another server on the same port."""
+        That of a `TansuServer` only does so for the first connection.
+        """
+        return f"{self.host}:{self._direct_port}"
 
     @property
     def _queries(self) -> list[BrokerQueries]:
-        return [BrokerQueries(self.host, int(self.direct_servers.rpartition(":")[2]))]
+        return [BrokerQueries(self.host, self._direct_port)]
 
     async def _is_ready(self) -> bool:
         queries = self._queries[0]
@@ -216,7 +205,8 @@ class KafkaServer(KafkaBroker):
     """A broker of Apache Kafka, on free ports of the loopback interface.
 
     The broker is its own controller, keeps its data over `kill` and `restart`, and never outlives
-    this process, even if this process is killed. `async with` starts it and closes it. In addition
+    this process, even if this process is killed. `async with` starts it, which takes 2 to 5 s (at
+    most 60 s), until clients can use it, including groups, and closes it. In addition
     to the port for clients it has one that bypasses proxies and authentication, `direct_servers`.
 
     Args:
@@ -252,51 +242,25 @@ class KafkaServer(KafkaBroker):
         member: ClusterMember | None = None,
     ) -> None:
         free = free_ports(3)
+        self._member = member or ClusterMember(node=1, cluster_id=new_id(), voters={1: free[2]})
         super().__init__(
             port=port if port is not None else free[0],
+            direct_port=free[1],
             advertised_port=advertised_port,
             fixed_ports=port is not None or member is not None,
+            node_id=self._member.node,
+            cluster_id=self._member.cluster_id,
         )
-        self._direct_port = free[1]
-        self._member = member or ClusterMember(node=1, cluster_id=new_id(), voters={1: free[2]})
-        self._users = dict(users or {})
-        self._oauth = oauth
-        self._superusers = superusers
+        self._security = security_options(users or {}, superusers, oauth=oauth)
         self._options: dict[str, KafkaOption] = dict(options or {})
         self._kafka = kafka
         self._quick = quick
         self._heap = heap
         self._jvm = list(jvm)
 
-    @property
-    def direct_servers(self) -> str:
-        """Address that bypasses proxies and authentication, to check the real content."""
-        return f"{self.host}:{self._direct_port}"
-
-    @property
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-        return self._member.node
-
-    async def start(self) -> None:
-        """Start the broker, and wait 2 to 5 s until clients can use it, including groups.
-
-        A running broker is left alone. If this fails or is cancelled, no process is left.
-
-        Raises:
-            NoServerError: Apache Kafka or Java is not installed.
-            ServerDidNotStartError: The broker exited, or was not usable within 60 s.
-        """
-        await super().start()
-
-    @property
-    def _cluster_id(self) -> str:
-        return self._member.cluster_id
-
     async def _prepare(self) -> None:
         self._kafka = self._kafka or find_apache_kafka()
-        storage = Storage(self._kafka, self.folder / "data")
-        if storage.is_formatted or storage.copy_format(self._member):
+        if copy_format(self._kafka.libs, self.folder / "data", self._member):
             return
         command = [
             *self._java(self._kafka),
@@ -307,7 +271,7 @@ class KafkaServer(KafkaBroker):
         ]
         if await self._run(command):
             raise ServerDidNotStartError(self._failure("could not format its folder"))
-        storage.remember()
+        remember_format(self._kafka.libs, self.folder / "data")
 
     def _java(self, kafka: ApacheKafka) -> list[str | Path]:
         compiler = ("-XX:TieredStopAtLevel=1",) if self._quick else ()
@@ -329,15 +293,15 @@ class KafkaServer(KafkaBroker):
         ]
 
     def _write_properties(self) -> Path:
-        listener = Listener(
+        lines = configuration(
+            self._member,
+            host=self.host,
             port=self.port,
-            advertised=self.advertised_port or self.port,
-            users=self._users,
-            oauth=self._oauth,
-            superusers=self._superusers,
+            advertised_port=self.advertised_port or self.port,
+            direct_port=self._direct_port,
+            data=self.folder / "data",
+            security=self._security,
         )
-        data = self.folder / "data"
-        lines = configuration(self._member, listener, self._direct_port, data, self.host)
         path = self.folder / "server.properties"
         path.write_text(properties(lines | self._options))
         return path
@@ -374,47 +338,37 @@ class TansuServer(KafkaBroker):
         advertised_port: int | None = None,
         binary: Tansu | None = None,
     ) -> None:
+        fixed = port is not None
+        port = free_port() if port is None else port
         super().__init__(
-            port=port if port is not None else free_port(),
+            port=port,
+            direct_port=port,
             advertised_port=advertised_port,
-            fixed_ports=port is not None,
+            fixed_ports=fixed,
+            node_id=_TANSU_NODE,
+            cluster_id=new_id(),
         )
         self._binary = binary
-        self._id = new_id()
-
-    @property
-    def direct_servers(self) -> str:
-        """Address that bypasses a proxy, for the first connection: metadata has the advertised."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def node_id(self) -> int:
-        """Id of the broker, as in metadata."""
-        return _TANSU_NODE
-
-    @property
-    def _cluster_id(self) -> str:
-        return self._id
 
     def _command(self) -> Sequence[str | Path]:
         binary = self._binary or find_embedded_kafka()
         return [
             binary.path,
             "broker",
-            f"--cluster-id={self._id}",
+            f"--cluster-id={self._cluster_id}",
             f"--listener-url=tcp://{self.host}:{self.port}",
             f"--advertised-listener-url=tcp://{self.bootstrap_servers}",
             "--storage-engine=memory://tansu/",
         ]
 
     def _choose_other_ports(self) -> None:
-        self.port = free_port()
+        self.port = self._direct_port = free_port()
 
     def _description(self) -> str:
         return f"{self._binary or find_embedded_kafka()} on port {self.port}"
 
 
-class KafkaCluster(Topics):
+class KafkaCluster(Server, Topics):
     """A cluster of Apache Kafka, with three replicas of each partition.
 
     Each broker is also a controller. Writes with acks=all need two replicas
@@ -466,22 +420,6 @@ class KafkaCluster(Topics):
     def __repr__(self) -> str:
         up = sum(broker.running for broker in self.brokers)
         return f"<KafkaCluster {self.bootstrap_servers}, {up} of {len(self.brokers)} up>"
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:  # also a cancellation must not leave the folders behind; re-raised
-            await self.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def bootstrap_servers(self) -> str:
@@ -535,11 +473,6 @@ class KafkaCluster(Topics):
             if not complete:
                 for broker in started:
                     broker.kill()
-
-    async def restart(self) -> None:
-        """Kill all running brokers, and start them on the same ports."""
-        self.kill()
-        await self.start()
 
     def kill(self) -> None:
         """Kill all processes (SIGKILL)."""

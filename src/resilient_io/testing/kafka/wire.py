@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,7 @@ _WITH_START_OFFSET: Final = 5
 _WITH_RECORD_ERRORS: Final = 8
 
 _REPLY_TIMEOUT: Final = 15.0
+_POLL_INTERVAL: Final = 0.02
 _BROKER_TIMEOUT_MS: Final = 10_000
 _BROKER_DEFAULT: Final = -1  # number of replicas in the broker's configuration
 
@@ -51,12 +53,7 @@ _DESCRIPTIONS: Final = {
 
 
 class KafkaServerError(ServerError):
-    """The broker answered with an error code.
-
-    Args:
-        code: The code of the Kafka protocol.
-        detail: The broker's message, if any.
-    """
+    """The broker answered with an error code, and perhaps a message."""
 
     def __init__(self, code: int, detail: str | None) -> None:
         super().__init__(
@@ -67,36 +64,22 @@ class KafkaServerError(ServerError):
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition, as in metadata.
-
-    Attributes:
-        index: Number of the partition.
-        leader: Id of the leading broker, or -1.
-        replicas: Ids of the brokers with a replica.
-        in_sync: Ids of the brokers whose replica is in sync.
-    """
+    """A partition, as in metadata: its number, and the ids of brokers."""
 
     index: int
-    leader: int
+    leader: int  # -1 for none
     replicas: tuple[int, ...]
     in_sync: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """A broker's view of its cluster.
-
-    Attributes:
-        cluster_id: Id of the cluster; None if it has none.
-        brokers: Ids and ports of the live brokers.
-        topics: The partitions of each requested topic.
-        errors: The error code of each topic that has one.
-    """
+    """A broker's view of its cluster."""
 
     cluster_id: str | None
-    brokers: dict[int, int]
+    brokers: dict[int, int]  # ports by id
     topics: dict[str, list[Partition]]
-    errors: dict[str, int]
+    errors: dict[str, int]  # the code of each topic that has one
 
 
 class Reader:
@@ -111,17 +94,9 @@ class Reader:
         self._at += struct.calcsize(layout)
         return value
 
-    def int8(self) -> int:
-        """Read an int8."""
-        return self._take(">b")
-
-    def int16(self) -> int:
-        """Read an int16."""
-        return self._take(">h")
-
-    def int32(self) -> int:
-        """Read an int32."""
-        return self._take(">i")
+    int8 = functools.partialmethod(_take, ">b")
+    int16 = functools.partialmethod(_take, ">h")
+    int32 = functools.partialmethod(_take, ">i")
 
     def skip(self, count: int) -> None:
         """Skip this many bytes."""
@@ -150,12 +125,7 @@ def text(value: str | None) -> bytes:
 
 
 class BrokerQueries:
-    """Sends requests to one broker, each on a new connection.
-
-    Args:
-        host: Address of the broker.
-        port: Port of a listener without authentication.
-    """
+    """Sends requests to a broker's listener without authentication, each on a new connection."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -188,8 +158,7 @@ class BrokerQueries:
     async def coordinator(self, key: str, *, transactional: bool = False) -> int:
         """Return the id of the coordinator of a group or transactional id.
 
-        Raises:
-            KafkaServerError: There is none; temporarily if the code is in `TRANSIENT_CODES`.
+        Raise `KafkaServerError` if there is none; temporarily if its code is transient.
         """
         reader = await self._send(_FIND_COORDINATOR, text(key) + bytes([transactional]))
         reader.int32()  # throttle time
@@ -201,11 +170,7 @@ class BrokerQueries:
     async def create_topic(
         self, name: str, partitions: int, replicas: int | None, config: Mapping[str, str]
     ) -> None:
-        """Create a topic.
-
-        Raises:
-            KafkaServerError: The broker rejected the request.
-        """
+        """Create a topic; raise `KafkaServerError` if the broker rejects the request."""
         count = _BROKER_DEFAULT if replicas is None else replicas
         body = (
             struct.pack(">i", 1)
@@ -224,11 +189,7 @@ class BrokerQueries:
                 raise KafkaServerError(error, detail)
 
     async def delete_topic(self, name: str) -> None:
-        """Delete a topic.
-
-        Raises:
-            KafkaServerError: The broker rejected the request, or the topic does not exist.
-        """
+        """Delete a topic; raise `KafkaServerError` if the broker rejects the request."""
         body = struct.pack(">i", 1) + text(name) + struct.pack(">i", _BROKER_TIMEOUT_MS)
         reader = await self._send(_DELETE_TOPICS, body)
         reader.int32()  # throttle time
@@ -261,23 +222,15 @@ async def until(
     query: Callable[[], Coroutine[None, None, bool]],
     description: str,
     timeout: float,
-    interval: float = 0.02,
 ) -> None:
-    """Wait until a query returns True.
+    """Wait until a query returns True; OSError and transient errors of the broker count as False.
 
-    Args:
-        query: The query; OSError and the codes of `TRANSIENT_CODES` count as False.
-        description: Describes the awaited state, for the error.
-        timeout: Maximum wait in seconds.
-        interval: Seconds between two queries.
-
-    Raises:
-        TimeoutError: The query did not return True within `timeout`.
+    Raise TimeoutError, with the description of the awaited state, after `timeout` seconds.
     """
     try:
         async with asyncio.timeout(timeout):
             while not await _result(query):  # noqa: ASYNC110 - brokers do not send events
-                await asyncio.sleep(interval)
+                await asyncio.sleep(_POLL_INTERVAL)
     except TimeoutError:
         raise TimeoutError(f"{description}: not within {timeout:g} s") from None
 
