@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
 from collections.abc import Mapping  # noqa: TC003 - dataclasses read annotations
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from .steps import (
     Status,
     merged,
     milder,
-    note,
     ok,
     problem,
     together,
@@ -55,9 +53,6 @@ if TYPE_CHECKING:
     from resilient_io.kafka.protocols import Connection
 
     from .steps import Step
-
-_SHARE: Final = 0.5
-"""How much of the time that is left a step may use: others come after it."""
 
 _PLAIN_ANSWER: Final = 1.0
 """Seconds for a broker that closed a TLS handshake to answer without TLS."""
@@ -98,22 +93,15 @@ _NO_COORDINATOR: Final = (
     GroupLoadInProgressError,
     NotCoordinatorForGroupError,
 )
-_REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling")
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterMetadata:
-    """What a broker says about its cluster.
-
-    Attributes:
-        id: The cluster's id.
-        controller: Node id of the broker that acts as the controller; None without one.
-        brokers: Advertised host and port by node id.
-    """
+    """What a broker says about its cluster."""
 
     id: str | None
-    controller: int | None
-    brokers: Mapping[int, tuple[str, int]]
+    controller: int | None  # node id of the broker that acts as the controller
+    brokers: Mapping[int, tuple[str, int]]  # advertised host and port by node id
 
     def endpoint(self, node: int) -> Endpoint:
         """Return where a broker says that it can be reached."""
@@ -156,30 +144,37 @@ class _KafkaExamination:
             reached = [each for each in endpoints if each.reached]
             if not reached:
                 return
-            if self._context is not None:
-                check = functools.partial(_check_tls, reached, self._context)
-                step = await checks.run("TLS", check, share=_SHARE)
+            if (context := self._context) is not None:
+                step = await checks.run(
+                    "TLS", lambda: _check_tls(reached, context), limit=checks.half
+                )
                 yield step
                 if step.status is Status.PROBLEM:
                     return
-            check = functools.partial(self._check_login, reached, checks.left * _SHARE)
-            yield await checks.run("login", check, on_timeout=_login_timed_out(reached))
+            limit = checks.half
+            yield await checks.run(
+                "login",
+                lambda: self._check_login(reached, limit),
+                on_timeout=_login_timed_out(reached),
+            )
             if not self._opened:
                 return
             connection = self._opened[0]
-            check = functools.partial(self._check_reply, connection, checks.left)
-            yield await checks.run("reply", check, share=_SHARE)
-            if self._cluster is None:
-                return
-            check = functools.partial(
-                check_listeners, self._cluster, self._target, endpoints, checks.left * _SHARE
+            left = checks.left
+            yield await checks.run(
+                "reply", lambda: self._check_reply(connection, left), limit=checks.half
             )
-            yield await checks.run("listeners", check)
-            if self._group is not None:
-                check = functools.partial(
-                    check_group, connection, self._target, self._group, checks.left
+            if (cluster := self._cluster) is None:
+                return
+            timeout = checks.half
+            yield await checks.run(
+                "listeners", lambda: check_listeners(cluster, self._target, endpoints, timeout)
+            )
+            if (group := self._group) is not None:
+                rest = checks.left
+                yield await checks.run(
+                    "group", lambda: check_group(connection, self._target, group, rest)
                 )
-                yield await checks.run("group", check)
         finally:
             for each in self._opened:
                 abort_connection(each)
@@ -218,14 +213,8 @@ async def _log_in(
 ) -> KafkaError | OSError | None:
     """Connect to a broker and send a request, at each of its addresses until one answers.
 
-    Args:
-        target: How to log in.
-        endpoint: The broker; its ports were tried.
-        timeout: Seconds for all addresses.
-        opened: Gets the connection, which the caller closes.
-
-    Returns:
-        The error of the last address; None if one answered.
+    The connection is added to `opened`, and the caller closes it. Returns the error of the last
+    address; None if one answered.
     """
     # With TLS the name is needed for the certificate.
     hosts = [endpoint.host] if target.uses_tls else list(endpoint.reached)
@@ -248,12 +237,7 @@ async def _log_in(
 
 
 async def ask_cluster(connection: Connection, timeout: float) -> ClusterMetadata:
-    """Ask a broker for its cluster. Creates no topic.
-
-    Raises:
-        TimeoutError: No answer came within `timeout` seconds.
-        KafkaError: The connection was lost.
-    """
+    """Ask a broker for its cluster within `timeout` seconds. Creates no topic."""
     async with asyncio.timeout(timeout):
         answer: Any = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
     controller = getattr(answer, "controller_id", _NONE)
@@ -362,12 +346,6 @@ async def check_listeners(
 
     A client asks a bootstrap server for the brokers, and from then on connects to what they
     advertise. In containers that is often another name than the bootstrap address.
-
-    Args:
-        cluster: What the bootstrap server said.
-        target: How to log in.
-        bootstrap: The servers of the URL.
-        timeout: Seconds to wait for each broker.
     """
     nodes = sorted(cluster.brokers)
     failures = await together(
@@ -453,14 +431,7 @@ async def _try_listener(
 async def check_group(
     connection: Connection, target: KafkaTarget, group: str, timeout: float
 ) -> CheckResult:
-    """Check whether a group's coordinator can be reached, and the state of the group.
-
-    Args:
-        connection: To any broker.
-        target: How to reach the coordinator.
-        group: The group's id.
-        timeout: Seconds for one connection or answer.
-    """
+    """Check whether a group exists, and whether its coordinator can be reached."""
     loop = asyncio.get_running_loop()
     until = loop.time() + min(_WITHOUT_COORDINATOR, timeout / 2)
     while True:
@@ -502,17 +473,16 @@ async def _check_group(
             answer: Any = await coordinator.send(DescribeGroupsRequest([group]))
     finally:
         abort_connection(coordinator)
-    code, _, state, _, _, members = answer.groups[0][:6]
+    code, _, state = answer.groups[0][:3]
     refusal = for_code(code)
     if refusal is not NoError:
         raise refusal(group)
-    return judge_group(group, state, len(members), coordinator=where)
+    return judge_group(group, state, where)
 
 
-def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResult:
-    """Return whether a group has members, and is not rebalancing."""
-    data |= {"state": state, "members": members}
-    count = "1 member" if members == 1 else f"{members} members"
+def judge_group(group: str, state: str, coordinator: str) -> CheckResult:
+    """Return whether a group exists."""
+    data = {"state": state, "coordinator": coordinator}
     if state == "Dead":
         return problem(
             f"the group {group} does not exist",
@@ -520,21 +490,4 @@ def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResul
             "that was empty for offsets.retention.minutes is removed, too.",
             **data,
         )
-    if not members:
-        return note(
-            f"the group {group} has no members",
-            "Start its consumers. If they run, check their logs: they may have been removed from "
-            "the group (max_poll_interval_ms), or use another group_id. "
-            "kafka-consumer-groups.sh shows the lag.",
-            **data,
-        )
-    if state in _REBALANCING:
-        return note(
-            f"the group {group} is rebalancing, {count}",
-            "Try again in some seconds. If it does not end, a member joins and leaves repeatedly: "
-            "check for restarts, and for handlers longer than max_poll_interval_ms.",
-            **data,
-        )
-    return ok(
-        f"the group {group} is {state.lower()}, {count}, coordinator {data['coordinator']}", **data
-    )
+    return ok(f"the group {group} is {state.lower()}, coordinator {coordinator}", **data)

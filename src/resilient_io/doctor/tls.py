@@ -28,8 +28,6 @@ _WRONG_NAME: Final = (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class _Certificate:
-    """The fields of a server's certificate that are shown."""
-
     names: tuple[str, ...]
     issuer: str
     begins: dt.datetime
@@ -50,28 +48,17 @@ class _Certificate:
         return f"{shown} and {more} more" if more > 0 else shown
 
 
-@dataclass(frozen=True, slots=True)
-class _Handshake:
-    protocol: str
-    cipher: str
-    certificate: _Certificate | None
-
-
 async def check_tls(
     endpoint: Endpoint, context: ssl.SSLContext, *, trust_option: str, plain_scheme: str
 ) -> CheckResult:
-    """Shake hands as a client would, and read the certificate. The caller sets the time limit.
-
-    Args:
-        endpoint: The server.
-        context: What the client would use.
-        trust_option: The URL option that names the authorities to trust.
-        plain_scheme: The scheme of URLs without TLS.
-    """
+    """Shake hands as a client would, and read the certificate. The caller sets the time limit."""
     try:
-        handshake = await _shake_hands(endpoint, context)
+        protocol, certificate = await _shake_hands(endpoint, context)
     except ssl.SSLCertVerificationError as error:
-        certificate = await _read_untrusted(endpoint)
+        try:
+            _, certificate = await _shake_hands(endpoint, _unverified())
+        except (OSError, EOFError):
+            certificate = None
         return _judge_untrusted(endpoint, error, certificate, trust_option)
     except ssl.SSLError as error:
         return _judge_failed(endpoint, error, plain_scheme)
@@ -86,7 +73,8 @@ async def check_tls(
         return problem(
             f"no TLS with {endpoint.text}: {describe_error(error)}", "Check the TCP step again."
         )
-    return _judge_trusted(handshake, verified=context.verify_mode is not ssl.CERT_NONE)
+    verified = context.verify_mode is not ssl.CERT_NONE
+    return _judge_trusted(protocol, certificate, verified=verified)
 
 
 async def uses_tls(endpoint: Endpoint) -> bool:
@@ -115,7 +103,10 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-async def _shake_hands(endpoint: Endpoint, context: ssl.SSLContext) -> _Handshake:
+async def _shake_hands(
+    endpoint: Endpoint, context: ssl.SSLContext
+) -> tuple[str, _Certificate | None]:
+    """Return the version of TLS, and the server's certificate if it can be read."""
     # An address that took a connection before: the name may have others that do not answer.
     address = next(iter(endpoint.reached), endpoint.host)
     _, writer = await asyncio.open_connection(
@@ -123,17 +114,9 @@ async def _shake_hands(endpoint: Endpoint, context: ssl.SSLContext) -> _Handshak
     )
     try:
         tls: Any = writer.get_extra_info("ssl_object")
-        cipher = (tls.cipher() or ("?",))[0]
-        return _Handshake(tls.version() or "TLS", cipher, _certificate_of(tls))
+        return tls.version() or "TLS", _certificate_of(tls)
     finally:
         writer.transport.abort()
-
-
-async def _read_untrusted(endpoint: Endpoint) -> _Certificate | None:
-    try:
-        return (await _shake_hands(endpoint, _unverified())).certificate
-    except (OSError, EOFError):
-        return None
 
 
 def _certificate_of(tls: Any) -> _Certificate | None:
@@ -177,21 +160,21 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _judge_trusted(handshake: _Handshake, *, verified: bool) -> CheckResult:
-    certificate = handshake.certificate
-    data = {"protocol": handshake.protocol, "cipher": handshake.cipher}
-    found = f"{handshake.protocol}, {handshake.cipher}"
+def _judge_trusted(
+    protocol: str, certificate: _Certificate | None, *, verified: bool
+) -> CheckResult:
+    data: dict[str, Any] = {"protocol": protocol}
+    found = protocol
     if certificate is not None:
         data |= certificate.as_data()
         left = certificate.ends - _now()
         found += f", certificate valid until {certificate.ends:%Y-%m-%d}"
         if left < _SOON:
-            when = f"in {left.days} days" if left.days else "within a day"
-            expires = f"expires {when}"
+            when = f"expires in {left.days} days" if left.days else "expires within a day"
             if left < dt.timedelta():
-                expires = f"expired on {certificate.ends:%Y-%m-%d}"
+                when = f"expired on {certificate.ends:%Y-%m-%d}"
             return note(
-                f"{handshake.protocol}; the certificate {expires}",
+                f"{protocol}; the certificate {when}",
                 "Renew it now: once it has expired, no new connection is made.",
                 **data,
             )

@@ -42,11 +42,7 @@ _NO: Final = ("no", "false", "0", "none")
 
 
 def kind_of(url: str) -> Literal["redis", "kafka"]:
-    """Return which kind of server a URL names.
-
-    Raises:
-        ConfigurationError: The URL names no server that can be examined.
-    """
+    """Return which kind of server a URL names."""
     scheme, separator, _ = url.partition("://")
     scheme = scheme.lower()
     if separator and scheme in _REDIS_SCHEMES:
@@ -64,11 +60,7 @@ def kind_of(url: str) -> Literal["redis", "kafka"]:
 
 
 def name_of(url: str) -> str:
-    """Return the name of the server of a URL, without credentials: "redis cache:6379/0".
-
-    Raises:
-        ConfigurationError: The URL is wrong. The message does not quote a password.
-    """
+    """Return the name of the server of a URL, without credentials: "redis cache:6379/0"."""
     if kind_of(url) == "redis":
         from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415 - only the driver needed
 
@@ -79,11 +71,7 @@ def name_of(url: str) -> str:
 
 
 def read_redis_url(url: str) -> ConnectionPool:
-    """Return redis-py's pool for the URL of a Redis server; nothing is connected.
-
-    Raises:
-        ConfigurationError: The URL is wrong. The message does not quote a password.
-    """
+    """Return redis-py's pool for the URL of a Redis server; nothing is connected."""
     from redis.asyncio.connection import ConnectionPool  # noqa: PLC0415 - only the driver needed
 
     from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 - as above
