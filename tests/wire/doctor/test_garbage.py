@@ -10,7 +10,6 @@ import pytest
 from resilient_io.doctor import Status, examine
 from resilient_io.testing.resp import encode
 
-
 WELL = {
     b"HELLO": b"%1\r\n$5\r\nproto\r\n:3\r\n",
     b"ACL": b"$7\r\ndefault\r\n",
