@@ -41,11 +41,7 @@ class Examination:
 def plan(
     servers: Mapping[str, str], *, timeout: float, group: str | None, with_host: bool
 ) -> list[Examination]:
-    """Return the examinations to run, for URLs by the names of their servers.
-
-    Raises:
-        ConfigurationError: A URL or an option is wrong.
-    """
+    """Return the examinations to run, for URLs by the names of their servers."""
     kafka = {name: kind_of(url) == "kafka" for name, url in servers.items()}
     if group is not None and not any(kafka.values()):
         raise ConfigurationError("--group needs a kafka:// URL")

@@ -58,16 +58,7 @@ class _Workload:
 
 
 def lint(files: Mapping[str, str], settings: Mapping[str, float], report: Report) -> int:
-    """Check manifests, show the findings and return the exit code.
-
-    Args:
-        files: The text of the manifests by the name of their file.
-        settings: Timeouts of the service; those of the manifests do not count.
-        report: Where to show the findings.
-
-    Raises:
-        ConfigurationError: A manifest or a setting is wrong.
-    """
+    """Check manifests, show the findings and return the exit code."""
     times_from(settings)
     workloads = [each for file, text in files.items() for each in _workloads(file, text)]
     if not workloads:

@@ -60,13 +60,7 @@ class _UsageError(Exception):
 
 
 class Verdict(NamedTuple):
-    """The answer of a probe.
-
-    Attributes:
-        good: Whether the answer is yes; None if it is unknown.
-        summary: The answer in one line.
-        facts: Further facts, for `--json`.
-    """
+    """The answer of a probe."""
 
     good: bool | None
     summary: str
@@ -74,11 +68,7 @@ class Verdict(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Probe a service and return the exit code.
-
-    Args:
-        arguments: Those of the command line, after `probe`.
-    """
+    """Probe a service and return the exit code."""
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(_HELP)
         sys.stdout.flush()
@@ -164,13 +154,7 @@ def _write(verdict: Verdict, *, as_json: bool) -> None:
 
 
 def read_heartbeat(path: str, question: str, max_age: float | None) -> Verdict:
-    """Read a heartbeat file and answer a question from its age and its content.
-
-    Args:
-        path: The file.
-        question: "live", "ready" or "started".
-        max_age: Longest age in seconds; None for a multiple of the file's own interval.
-    """
+    """Read a heartbeat file and answer a question from its age and its content."""
     no = _NO[question]
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
@@ -256,12 +240,7 @@ def parse_address(url: str) -> Address | None:
 
 
 def fetch(address: Address, timeout: float) -> Verdict:
-    """Send a GET request; any 2xx is a yes.
-
-    Args:
-        address: The endpoint.
-        timeout: Seconds for the whole request.
-    """
+    """Send a GET request; any 2xx is a yes."""
     import socket  # noqa: PLC0415 - only if needed
 
     until = time.monotonic() + timeout

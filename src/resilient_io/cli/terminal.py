@@ -65,12 +65,7 @@ def json_line(facts: dict[str, Any]) -> None:
 
 
 class Report:
-    """Shows findings: in color on a terminal, as plain lines in a pipe, or as lines of JSON.
-
-    Args:
-        console: Where to show them.
-        as_json: Whether to write JSON instead.
-    """
+    """Shows findings: in color on a terminal, as plain lines in a pipe, or as lines of JSON."""
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
         self._console = console
@@ -91,15 +86,9 @@ class Report:
         indent: int,
         in_columns: bool = False,
     ) -> None:
-        """Show a finding.
+        """Show a finding: the JSON `facts`, or `head` and `found`, and `advice` below at `indent`.
 
-        Args:
-            facts: The finding for JSON.
-            head: The beginning of its line.
-            found: The rest of the line.
-            advice: What to do, on another line; "" for nothing.
-            indent: Column of the advice, and of `found` on a terminal.
-            in_columns: Whether `found` is in a column of its own, next to `head`.
+        On a terminal, `found` is in a column of its own next to `head`, or below it.
         """
         if self._as_json:
             json_line(facts)

@@ -109,11 +109,7 @@ class ClusterMetadata:
 
 
 def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenerator[Step, None]:
-    """Check the connection to a Kafka cluster; see `resilient_io.doctor.examine`.
-
-    Raises:
-        ConfigurationError: The URL or an option in it is wrong.
-    """
+    """Check the connection to a Kafka cluster; see `resilient_io.doctor.examine`."""
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
     target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)

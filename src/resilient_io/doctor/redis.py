@@ -67,11 +67,7 @@ _AFTER_TLS: Final = (
 
 
 def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
-    """Check the connection to a Redis server; see `resilient_io.doctor.examine`.
-
-    Raises:
-        ConfigurationError: The URL or an option in it is wrong.
-    """
+    """Check the connection to a Redis server; see `resilient_io.doctor.examine`."""
     pool = read_redis_url(url)
     target = RedisTarget(pool)
     check_target(target)

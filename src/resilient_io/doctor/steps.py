@@ -144,9 +144,7 @@ async def together(name: str, checks: Iterable[Coroutine[Any, Any, _T]]) -> list
 class Checks:
     """Runs the checks of one examination within one time limit.
 
-    Args:
-        timeout: Seconds for all checks together; time between them does not count.
-        secrets: Passwords, which are removed from everything that a check found.
+    The time between them does not count. Secrets are removed from everything that a check found.
     """
 
     def __init__(self, timeout: float, secrets: Iterable[str] = ()) -> None:
@@ -167,14 +165,7 @@ class Checks:
         limit: float | None = None,
         on_timeout: CheckResult | None = None,
     ) -> Step:
-        """Run one check and return its step.
-
-        Args:
-            name: The step's name.
-            check: What to run.
-            limit: Seconds that it may take, if not all that are left.
-            on_timeout: The result if the time is used up; by default that it is unknown.
-        """
+        """Run one check, for at most `limit` seconds, and return its step."""
         if self.left <= 0:
             result = unknown(f"not checked: {self._timeout:g} s were used up", _LONGER)
             return self._step(name, 0.0, result)
