@@ -74,11 +74,11 @@ _CREDENTIALS: Final = (
 )
 _SASL: Final = {
     "IllegalSaslState": (
-        "does not accept a login, but the URL has one",
+        " does not accept a login, but the URL has one",
         "Remove user and password from the URL, or use the port of a listener with SASL.",
     ),
     "UnsupportedSaslMechanism": (
-        "does not support the SASL mechanism of the URL",
+        " does not support the SASL mechanism of the URL",
         "Use one of the broker's sasl.enabled.mechanisms: ?sasl_mechanism=SCRAM-SHA-512, say.",
     ),
 }
@@ -86,6 +86,16 @@ _SASL: Final = {
 
 _FROZEN: Final = (
     "Check whether the broker is frozen or overloaded (its log, its garbage collection)"
+)
+
+_USE_TLS: Final = "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority."
+_CLOSED: Final = (
+    "Check whether its listener requires a login (use kafka://user:password@…), and whether the "
+    "port is for clients, not for controllers."
+)
+_CLOSED_TLS: Final = (
+    "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
+    "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more."
 )
 
 _NO_COORDINATOR: Final = (
@@ -184,9 +194,7 @@ class _KafkaExamination:
         results = []
         for endpoint, error in zip(reached, errors, strict=True):
             if error is not None:
-                failure = connection_failure(
-                    error, tls=self._target.uses_tls, secrets=self._target.secrets()
-                )
+                failure = _failure(error, self._target)
                 result = await judge_failure(endpoint, failure, self._target)
                 results.append(milder(result, others_work=works))
         if works:
@@ -202,6 +210,10 @@ class _KafkaExamination:
         except KafkaError as error:
             return unknown(f"the connection was lost: {describe_error(error)}", "Try again.")
         return judge_cluster(self._cluster)
+
+
+def _failure(error: KafkaError | OSError, target: KafkaTarget) -> ConnectionFailure:
+    return connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
 
 
 async def _log_in(
@@ -269,41 +281,25 @@ async def judge_failure(
     endpoint: Endpoint, failure: ConnectionFailure, target: KafkaTarget
 ) -> CheckResult:
     """Return why a broker that accepted the connection did not answer, and what to do."""
-    data = {"cause": failure.cause.value}
-    where, detail = endpoint.text, _CLASS.sub("", failure.detail) or failure.detail
+    detail = _CLASS.sub("", failure.detail) or failure.detail
     if failure.cause is Cause.AUTH:
-        meaning, advice = next(
+        found, advice = next(
             (meaning for name, meaning in _SASL.items() if name in failure.detail),
-            (f"authentication failed: {detail}", _CREDENTIALS),
+            (f": authentication failed: {detail}", _CREDENTIALS),
         )
-        separator = ": " if meaning.startswith("authentication") else " "
-        return problem(f"{where}{separator}{meaning}", advice, **data)
-    if failure.cause is Cause.TIMED_OUT:
+    elif failure.cause is Cause.TIMED_OUT:
         protocol = "" if target.uses_tls else ", or the port uses TLS or another protocol"
-        return problem(
-            f"{where} accepts connections, but does not answer", f"{_FROZEN}{protocol}.", **data
-        )
-    if failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
+        found, advice = " accepts connections, but does not answer", f"{_FROZEN}{protocol}."
+    elif failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
         if await uses_tls(endpoint):
-            return problem(
-                f"{where} uses TLS, but the URL does not",
-                "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority.",
-                **data,
-            )
-        return problem(
-            f"{where} closed the connection on the first request",
-            "Check whether its listener requires a login (use kafka://user:password@…), and "
-            "whether the port is for clients, not for controllers.",
-            **data,
-        )
-    if failure.cause in (Cause.RESET, Cause.TLS):
-        return problem(
-            f"{where} closed the connection after the TLS handshake",
-            "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
-            "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more.",
-            **data,
-        )
-    return problem(f"{where}: {detail}", "Check the broker's log.", **data)
+            found, advice = " uses TLS, but the URL does not", _USE_TLS
+        else:
+            found, advice = " closed the connection on the first request", _CLOSED
+    elif failure.cause in (Cause.RESET, Cause.TLS):
+        found, advice = " closed the connection after the TLS handshake", _CLOSED_TLS
+    else:
+        found, advice = f": {detail}", "Check the broker's log."
+    return problem(f"{endpoint.text}{found}", advice, cause=failure.cause.value)
 
 
 def _login_timed_out(endpoints: Sequence[Endpoint]) -> CheckResult:
@@ -318,11 +314,8 @@ def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
     nodes = sorted(cluster.brokers)
     data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
     if not nodes:
-        return problem(
-            "the cluster names no broker",
-            "Check whether the controllers are up and have a majority.",
-            **data,
-        )
+        advice = "Check whether the controllers are up and have a majority."
+        return problem("the cluster names no broker", advice, **data)
     count = "1 broker" if len(nodes) == 1 else f"{len(nodes)} brokers"
     found = f"{count} ({', '.join(map(str, nodes))})"
     if cluster.controller is None:
@@ -414,8 +407,7 @@ async def _try_listener(
     except TimeoutError:
         return f"no answer within {timeout:.1f} s"
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
-        return f"connected, but {_CLASS.sub('', detail)}"
+        return f"connected, but {_CLASS.sub('', _failure(error, target).detail)}"
     finally:
         for connection in opened:
             abort_connection(connection)
@@ -458,7 +450,7 @@ async def _check_group(
     try:
         coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
+        detail = _failure(error, target).detail
         return problem(
             f"the group's coordinator at {where} cannot be reached: {detail}",
             "No consumer can join this group from here: see the step `listeners`.",

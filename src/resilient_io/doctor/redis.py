@@ -209,31 +209,22 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
 
 
 def _judge_credentials(detail: str, *, gave_password: bool) -> CheckResult:
-    data = {"cause": Cause.AUTH.value}
     if not gave_password:
-        return problem(
-            "the server requires a password, and the URL has none",
-            "Use redis://user:password@host (redis://:password@host for the default user).",
-            **data,
+        found = "the server requires a password, and the URL has none"
+        advice = "Use redis://user:password@host (redis://:password@host for the default user)."
+    elif "called without any password configured" in detail:
+        found = "the URL has a password, but the server has none for the default user"
+        advice = "Remove the password from the URL, or add its user: redis://user:…@."
+    elif "NOPERM" in detail or "permissions" in detail:
+        found = f"the user lacks permissions for the login: {detail}"
+        advice = "Grant them: ACL SETUSER … +hello +auth +select +ping"
+    else:
+        found = "authentication failed: wrong user or password"
+        advice = (
+            "Check whether the secret was rotated, or belongs to another server. URL-encode "
+            "special characters in the password (@ → %40, / → %2F)."
         )
-    if "called without any password configured" in detail:
-        return problem(
-            "the URL has a password, but the server has none for the default user",
-            "Remove the password from the URL, or add its user: redis://user:…@.",
-            **data,
-        )
-    if "NOPERM" in detail or "permissions" in detail:
-        return problem(
-            f"the user lacks permissions for the login: {detail}",
-            "Grant them: ACL SETUSER … +hello +auth +select +ping",
-            **data,
-        )
-    return problem(
-        "authentication failed: wrong user or password",
-        "Check whether the secret was rotated, or belongs to another server. URL-encode special "
-        "characters in the password (@ → %40, / → %2F).",
-        **data,
-    )
+    return problem(found, advice, cause=Cause.AUTH.value)
 
 
 async def check_reply(ask: Query) -> CheckResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import ssl
 from dataclasses import dataclass
@@ -28,14 +29,14 @@ _WRONG_NAME: Final = (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class _Certificate:
-    names: tuple[str, ...]
+    names: list[str]
     issuer: str
     begins: dt.datetime
     ends: dt.datetime
 
     def as_data(self) -> dict[str, Any]:
         return {
-            "names": list(self.names),
+            "names": self.names,
             "issuer": self.issuer,
             "not_before": self.begins.isoformat(),
             "not_after": self.ends.isoformat(),
@@ -129,18 +130,12 @@ def _certificate_of(tls: Any) -> _Certificate | None:
         return _from_dictionary(tls.getpeercert())
     read = x509.load_der_x509_certificate(raw)
     names: list[str] = []
-    try:
+    with contextlib.suppress(x509.ExtensionNotFound, ValueError):  # none, or only for OpenSSL
         alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names += alternatives.get_values_for_type(x509.DNSName)
         names += map(str, alternatives.get_values_for_type(x509.IPAddress))
-    except (x509.ExtensionNotFound, ValueError):
-        pass  # there are none, or only OpenSSL can read them
-    return _Certificate(
-        names=tuple(names),
-        issuer=read.issuer.rfc4514_string(),
-        begins=read.not_valid_before_utc,
-        ends=read.not_valid_after_utc,
-    )
+    issuer = read.issuer.rfc4514_string()
+    return _Certificate(names, issuer, read.not_valid_before_utc, read.not_valid_after_utc)
 
 
 def _from_dictionary(fields: dict[str, Any]) -> _Certificate | None:
@@ -152,8 +147,8 @@ def _from_dictionary(fields: dict[str, Any]) -> _Certificate | None:
         dt.datetime.fromtimestamp(ssl.cert_time_to_seconds(fields[name]), dt.UTC)
         for name in ("notBefore", "notAfter")
     )
-    names = tuple(name for _, name in fields.get("subjectAltName", ()))
-    return _Certificate(names=names, issuer=issuer, begins=begins, ends=ends)
+    names = [name for _, name in fields.get("subjectAltName", ())]
+    return _Certificate(names, issuer, begins, ends)
 
 
 def _now() -> dt.datetime:
@@ -194,39 +189,38 @@ def _judge_untrusted(
     certificate: _Certificate | None,
     trust_option: str,
 ) -> CheckResult:
-    code = error.verify_code
+    code, host = error.verify_code, endpoint.host
     data: dict[str, Any] = {"verify_code": code, "verify_message": error.verify_message}
+    ends = begins = by = ""
+    names = "other names"
     if certificate is not None:
         data |= certificate.as_data()
+        ends = f" on {certificate.ends:%Y-%m-%d %H:%M} UTC"
+        begins = f" until {certificate.begins:%Y-%m-%d %H:%M} UTC"
+        by, names = f" ({certificate.issuer})", certificate.named
     clock = f"the clock here says {_now():%Y-%m-%d %H:%M} UTC"
+    name_it = f"{trust_option}=/path/of/authority.pem"
     if code == _EXPIRED:
-        when = "" if certificate is None else f" on {certificate.ends:%Y-%m-%d %H:%M} UTC"
-        found = f"the certificate, or one above it, expired{when} ({clock})"
+        found = f"the certificate, or one above it, expired{ends} ({clock})"
         advice = "Renew it on the server, and let the server reload it."
     elif code == _NOT_YET_VALID:
-        when = "" if certificate is None else f" until {certificate.begins:%Y-%m-%d %H:%M} UTC"
-        found = f"the certificate is not valid yet{when}; {clock}"
+        found = f"the certificate is not valid yet{begins}; {clock}"
         advice = "Set the clock of this machine, or wait."
     elif code in _WRONG_NAME:
-        names = "other names" if certificate is None else certificate.named
-        found = f"the certificate is not for {endpoint.host}, but for {names}"
-        advice = (
-            f"Use one of its names in the URL, or add {endpoint.host} to the certificate as a "
-            f"subjectAltName."
-        )
+        found = f"the certificate is not for {host}, but for {names}"
+        advice = f"Use one of its names in the URL, or add {host} to it as a subjectAltName."
     elif code == _SELF_SIGNED:
         found = "the certificate is self-signed and not trusted here"
         advice = f"Name it as the authority to trust: {trust_option}=/path/of/it.pem."
     elif code in _UNKNOWN_ISSUER:
-        by = "" if certificate is None else f" ({certificate.issuer})"
         found = f"the authority that signed the certificate is not known here{by}"
         advice = (
-            f"Name it: {trust_option}=/path/of/authority.pem. If it is a public one, the server "
-            f"does not send the intermediate certificates: configure the full chain."
+            f"Name it: {name_it}. If it is a public one, the server does not send the intermediate "
+            f"certificates: configure the full chain."
         )
     else:
         found = f"the certificate is not trusted: {error.verify_message}"
-        advice = f"Renew it, or name the authority to trust: {trust_option}=/path/of/authority.pem."
+        advice = f"Renew it, or name the authority to trust: {name_it}."
     return problem(found, advice, **data)
 
 
