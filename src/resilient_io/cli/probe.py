@@ -210,16 +210,11 @@ def _parse_heartbeat(text: bytes) -> dict[str, Any] | None:
     return None
 
 
-class Address(NamedTuple):
-    """Host, port and path of an HTTP endpoint."""
-
-    host: str
-    port: int
-    path: str
+Address = tuple[str, int, str]
 
 
 def parse_address(url: str) -> Address | None:
-    """Return the parts of an http:// URL; None for any other text."""
+    """Return host, port and path of an http:// URL; None for any other text."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() != "http" or not url.isascii():
         return None
@@ -231,12 +226,11 @@ def parse_address(url: str) -> Address | None:
     if not colon or authority.endswith("]"):
         host, port = authority, "80"
     host = host.removeprefix("[").removesuffix("]")
-    if not host or "@" in host or not (port.isdigit() and len(port) <= _DIGITS):
-        return None
-    if not 0 < int(port) < _PORTS:
+    valid = port.isdigit() and len(port) <= _DIGITS and 0 < int(port) < _PORTS
+    if not host or "@" in host or not valid:
         return None
     target = f"/{path}" if slash else f"/{mark}{query}"
-    return Address(host, int(port), target.partition("#")[0])
+    return host, int(port), target.partition("#")[0]
 
 
 def fetch(address: Address, timeout: float) -> Verdict:

@@ -23,8 +23,6 @@ UNKNOWN = 2
 
 INTERRUPTED = 130
 
-STATE_STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
-
 
 def discard_output() -> None:
     """Send further output nowhere: its reader has closed the pipe.

@@ -18,7 +18,7 @@ from resilient_io.doctor.urls import kind_of, read_kafka_url, read_redis_url
 from resilient_io.health import Dependency, HealthSettings, ProbeDegraded, State
 from resilient_io.text import clean_text
 
-from .terminal import GOOD, PROBLEMS, STATE_STYLES, json_line, write_line
+from .terminal import GOOD, PROBLEMS, json_line, write_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .running import Interruption
 
+_STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
 _RECONNECT_INTERVAL = 0.15
 _RECONNECT_INTERVAL_CAP = 2.0
 _CLOSE_TIMEOUT = 0.25
@@ -485,7 +486,7 @@ class TableDisplay(Display):
     def changed(self, change: Change) -> None:
         """Remember a transition and redraw the table."""
         line = Text(f"{time.strftime('%H:%M:%S')} {change.dependency}: ", no_wrap=True)
-        line.append(change.state.value, style=STATE_STYLES[change.state.value])
+        line.append(change.state.value, style=_STYLES[change.state.value])
         if change.previous is not State.UNKNOWN:
             line.append(f" after {change.after:.1f} s {change.previous.value}")
         reason = reason_text(change.cause, change.detail)
@@ -519,7 +520,7 @@ class TableDisplay(Display):
         share, state = dependency.statistics.availability, dependency.state.value
         return [
             Text(dependency.name),
-            Text(state, style=STATE_STYLES[state]),
+            Text(state, style=_STYLES[state]),
             f"{dependency.age:.0f} s",
             "" if share is None else f"{share:.2%}",
             _milliseconds(_latency(dependency)),

@@ -59,6 +59,9 @@ _ADVICE: Final[dict[Cause, str]] = {
     Cause.REFUSED: "Check that the server runs, and that this user may use its socket.",
     Cause.MASTER_DOWN: "It is a replica that has lost its master: bring the master back.",
 }
+_USE_TLS: Final = (
+    "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority."
+)
 _AFTER_TLS: Final = (
     "The server closed the connection after the handshake. Usually it requires a client "
     "certificate (tls-auth-clients yes): set ssl_certfile=…&ssl_keyfile=…. The server's log says "
@@ -160,29 +163,19 @@ class _RedisExamination:
                 self._target, client_name=None, timeout=timeout, user_timeout=timeout
             )
         except (driver.RedisError, OSError) as error:
-            result = judge_login(
-                error, uses_tls=self._target.uses_tls, gave_password=self._gave_password
-            )
-            return await self._try_tls(result)
+            tls, endpoint = self._target.uses_tls, self._endpoint
+            result = judge_login(error, uses_tls=tls, gave_password=self._gave_password)
+            closed = result.data.get("cause") == Cause.RESET.value
+            if endpoint is not None and not tls and closed and await uses_tls(endpoint):
+                found = f"{endpoint.text} uses TLS, but the URL does not"
+                return problem(found, _USE_TLS, cause=Cause.TLS.value)
+            return result
         self._connection = connection
         try:
             user = _text(await query_over(connection, timeout)("ACL", "WHOAMI"))
         except driver.ResponseError:  # Redis 5, or no permission
             return ok("logged in")
         return ok(f"logged in as {user}", user=user)
-
-    async def _try_tls(self, result: CheckResult) -> CheckResult:
-        """Check whether a server that closed a plain connection uses TLS."""
-        closed = result.data.get("cause") == Cause.RESET.value
-        if self._endpoint is None or self._target.uses_tls or not closed:
-            return result
-        if not await uses_tls(self._endpoint):
-            return result
-        return problem(
-            f"{self._endpoint.text} uses TLS, but the URL does not",
-            "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority.",
-            cause=Cause.TLS.value,
-        )
 
 
 def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) -> CheckResult:
