@@ -25,9 +25,6 @@ INTERRUPTED: Final = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code.
 
-    Args:
-        arguments: Those of the command line; None for those of this process.
-
     Returns:
         0 if the ledgers of `ResilientRedis` and of the service balance, 1 if not, 2 without a
         server, 130 after an interruption.

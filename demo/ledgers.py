@@ -42,16 +42,7 @@ class WriteAudit:
 
 
 class WriteLedger:
-    """The outcome of each write to Redis, by the id that the write carries.
-
-    Args:
-        name: Part of its keys in the server.
-
-    Attributes:
-        outcomes: The outcomes by id.
-        pushes: Key of the list with the ids of the pushes.
-        increments: Key of the hash with a counter for the id of each increment.
-    """
+    """The outcome of each write to Redis, by the id that the write carries."""
 
     def __init__(self, name: str) -> None:
         self.outcomes: dict[str, Outcome] = {}
@@ -59,11 +50,7 @@ class WriteLedger:
         self.increments = f"demo:{name}:increments"
 
     async def audit(self, server: RedisServer) -> WriteAudit:
-        """Read everything back without both clients, and compare.
-
-        Raises:
-            OSError: The server does not answer.
-        """
+        """Read everything back without both clients, and compare."""
         times = Counter(texts(await server.query("LRANGE", self.pushes, 0, -1)))
         for number, count in pairs(await server.query("HGETALL", self.increments)).items():
             times[number] += int(count)
@@ -158,12 +145,7 @@ class OrderLedger:
         return number in self.calls and self.calls[number].succeeded > 0
 
     def audit(self, stores: Stores, *, idempotent: bool) -> OrderAudit:
-        """Compare with what is in Kafka and Redis.
-
-        Args:
-            stores: What plain clients found there.
-            idempotent: Whether the broker supports idempotent producers.
-        """
+        """Compare with what is in Kafka and Redis."""
         in_kafka = Counter(stores.in_kafka)
         booked, dead = dict.fromkeys(stores.booked), dict.fromkeys(stores.dead_letters)
         counts = Counter(self.outcomes.values())

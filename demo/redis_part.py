@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import statistics
 import textwrap
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +16,19 @@ from rich.console import Group
 from rich.text import Text
 
 from demo.ledgers import WriteLedger
-from demo.screen import delay, event_line, heading, milliseconds, quantile, table
-from demo.timeline import STEP, Curve, Event, Fault, Outcome, Timeline, outcome_of
+from demo.screen import delay, event_line, heading, milliseconds, quantile, table, verdict
+from demo.timeline import (
+    HOST,
+    POLL,
+    STEP,
+    Curve,
+    Event,
+    Fault,
+    Outcome,
+    Timeline,
+    outcome_of,
+    repeated,
+)
 from resilient_io.redis import ResilientRedis
 from resilient_io.testing import FaultProxy, RedisServer, find_redis
 
@@ -32,7 +42,6 @@ if TYPE_CHECKING:
     from demo.screen import Screen
     from resilient_io.health import Change
 
-HOST: Final = "127.0.0.1"
 CALLERS: Final = 50
 """Callers of the speed measurement."""
 
@@ -46,7 +55,6 @@ _PAUSE_AFTER_ERROR: Final = 0.05
 _LAST_CALLS: Final = 3.0
 """Seconds that calls in progress get at the end."""
 
-_POLL: Final = 0.05
 _DRAIN: Final = 2.0
 _SLOW: Final = 1.0
 """Seconds from which on a call counts as slow."""
@@ -162,14 +170,7 @@ CLIENTS: Final[tuple[Callable[[int, float | None], Client], ...]] = (PlainClient
 
 
 class Run(Timeline):
-    """One client's way through the script.
-
-    Args:
-        client: The client.
-        ledger: The outcomes of its writes.
-        seconds: Expected duration.
-        on_event: Called with each new event.
-    """
+    """One client's way through the script."""
 
     def __init__(
         self, client: Client, ledger: WriteLedger, seconds: float, on_event: Callable[[Event], None]
@@ -181,10 +182,6 @@ class Run(Timeline):
         """Seconds that each answered call took."""
         self.curve = Curve(self.began)
         self.calls = self.slow = 0
-        self.longest = 0.0
-        self.waiting: dict[str, float] = {}
-        """When each call in progress began, by the task that waits for it."""
-        self._recent: deque[tuple[float, float]] = deque()
         client.on_change(self.changed)
 
     def call_began(self, caller: str, now: float) -> None:
@@ -203,7 +200,7 @@ class Run(Timeline):
             self.failed("a caller", error, now, took)
             return
         self.answered.append(took)
-        self._recent.append((now, took))
+        self.recent.append((now, took))
         self.curve.add(now)
 
     def end(self) -> None:
@@ -214,21 +211,15 @@ class Run(Timeline):
 
     def recently(self) -> tuple[float, float | None, float | None]:
         """Return the calls answered per second in the last second, their p50 and their p99."""
-        now = self.began + self.passed
-        while self._recent and self._recent[0][0] < now - 1.0:
-            self._recent.popleft()
-        took = sorted(duration for _, duration in self._recent)
-        elapsed = min(1.0, self.passed) or 1.0
-        return len(took) / elapsed, quantile(took, 0.5), quantile(took, 0.99)
+        rate = self.rate()
+        took = sorted(duration for _, duration in self.recent)
+        return rate, quantile(took, 0.5), quantile(took, 0.99)
 
     def frame(self, part: int, screen: Screen) -> RenderableType:
         """Return the current state in at most 23 lines of 80 columns."""
         now = self.began + self.passed
         rate, p50, p99 = self.recently()
-        longest = max((now - began for began in self.waiting.values()), default=0.0)
-        waiting = f", the longest for {longest:.1f} s" if self.waiting else ""
         retries = self.client.retries()
-        errors = "   ".join(f"{count:,} {name}" for name, count in self.errors.most_common(2))
         retried = f"{retries:7,}" if retries is not None else "unknown"
         return Group(
             "",
@@ -237,12 +228,12 @@ class Run(Timeline):
             f"  answered   {rate:7,.0f} commands/s    "
             f"p50 {milliseconds(p50)}   p99 {milliseconds(p99)}",
             Text(
-                f"  waiting    {len(self.waiting):7,} calls{waiting}",
-                "red" if longest > _SLOW else "",
+                f"  waiting    {len(self.waiting):7,} calls{self.waiting_text}",
+                "red" if self.waiting_longest > _SLOW else "",
             ),
             f"  server     {self.client.state(now)}",
             f"  retries    {retried}",
-            Text(f"  errors     {errors or 'none'}", "red" if errors else ""),
+            Text(f"  errors     {self.errors_text or 'none'}", "red" if self.errors else ""),
             curves([self], screen),
             "",
             *[event_line(event) for event in self.events[-_EVENTS:]],
@@ -251,12 +242,10 @@ class Run(Timeline):
     def status(self) -> str:
         """Return the current state in one line."""
         rate, p50, p99 = self.recently()
-        now = self.began + self.passed
-        longest = max((now - began for began in self.waiting.values()), default=0.0)
         latencies = f"p50 {milliseconds(p50).strip()}, p99 {milliseconds(p99).strip()}"
         return (
             f"  {self.passed:7.3f} s  ... {rate:,.0f}/s, {latencies}; "
-            f"{len(self.waiting)} waiting, up to {longest:.1f} s"
+            f"{len(self.waiting)} waiting, up to {self.waiting_longest:.1f} s"
         )
 
 
@@ -280,26 +269,13 @@ async def workload(run: Run) -> AsyncIterator[None]:
         "push": lambda number: client.rpush(ledger.pushes, number),
         "read": lambda _: client.get(_SPEED_KEY),
     }
-    tasks = [
-        asyncio.create_task(
-            _call_repeatedly(run, f"{kind}-{place}", call, stopping), name=f"demo {kind} {place}"
-        )
+    calls = {
+        f"{kind}-{place}": _call_repeatedly(run, f"{kind}-{place}", call, stopping)
         for place in range(_TASKS)
         for kind, call in kinds.items()
-    ]
-    try:
+    }
+    async with repeated(calls, stopping, _LAST_CALLS):
         yield
-        stopping.set()
-        await asyncio.wait(tasks, timeout=_LAST_CALLS)
-    finally:
-        while left := [task for task in tasks if not task.done()]:
-            for task in left:
-                task.cancel()
-            # Repeatedly: redis-py loses cancellations on Python 3.11.
-            await asyncio.wait(left, timeout=_POLL)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
 
 
 async def _call_repeatedly(
@@ -356,10 +332,6 @@ async def perform(script: Script, screen: Screen) -> bool:
     """Run this part; return whether the ledger of `ResilientRedis` balances.
 
     After a failure or a cancellation no process and no folder is left.
-
-    Raises:
-        NoServerError: There is no server on this machine.
-        ServerDidNotStartError: The server does not start.
     """
     binary = find_redis()
     screen.say(
@@ -405,7 +377,7 @@ async def _go_through(
         async with asyncio.timeout(_DRAIN):
             # Commands that are still in flight would change the server after the audit.
             while proxy.connections:  # noqa: ASYNC110 - the proxy has no event for it
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(POLL)
     return run, await ledger.audit(server)
 
 
@@ -459,11 +431,6 @@ def report(
     runs = [run for run, _ in results]
     audit = results[-1][1]
     factor = speeds[1] / speeds[0]
-    verdict = (
-        Text("The ledger of ResilientRedis balances.", "green")
-        if audit.balanced
-        else Text("The ledger of ResilientRedis DOES NOT BALANCE.", "red")
-    )
     return [
         "",
         _calls_table(runs),
@@ -478,7 +445,7 @@ def report(
         *[line for run, found in results for line in _sentences(run, found)],
         f"Reads of {CALLERS} callers, no fault: ResilientRedis was {factor:.1f} times as fast.",
         "",
-        verdict,
+        verdict("ResilientRedis", balanced=audit.balanced),
     ]
 
 

@@ -26,11 +26,7 @@ _STYLES: Final = {"fault": "yellow", "good": "green", "bad": "red", "error": "re
 
 
 class Screen:
-    """Writes to the standard output.
-
-    Attributes:
-        live: Whether it is a terminal that can be redrawn.
-    """
+    """Writes to the standard output."""
 
     def __init__(self) -> None:
         self._console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -54,12 +50,7 @@ class Screen:
     async def showing(
         self, frame: Callable[[], RenderableType], status: Callable[[], RenderableType]
     ) -> AsyncIterator[None]:
-        """Redraw a frame in place while the body runs; elsewhere print a line every two seconds.
-
-        Args:
-            frame: Draws the current state; its last drawing stays.
-            status: Returns the current state in one line.
-        """
+        """Redraw a frame in place while the body runs; elsewhere print a line every two seconds."""
         live = Live(
             console=self._console,
             auto_refresh=False,
@@ -97,14 +88,7 @@ class Screen:
         signs: Sequence[tuple[float, str]],
         legend: str,
     ) -> Group:
-        """Draw counts over time, all to the same scale, and the faults below them.
-
-        Args:
-            curves: The counts of each step of time, by label.
-            step: Seconds of a step.
-            signs: Seconds since the beginning, and a letter for the fault that began then.
-            legend: The meaning of the letters.
-        """
+        """Draw counts over time, all to the same scale, and the faults below them."""
         # Steps are merged until the widest curve fits.
         merged = -(-max(map(len, curves.values())) // _WIDEST_CURVE) or 1
         shown = {
@@ -124,6 +108,12 @@ class Screen:
         return Group(*lines)
 
 
+def verdict(of: str, *, balanced: bool) -> Text:
+    """Return whether a ledger balances."""
+    words, color = ("balances", "green") if balanced else ("DOES NOT BALANCE", "red")
+    return Text(f"The ledger of {of} {words}.", color)
+
+
 def event_line(event: Event) -> Text:
     """Return a line of the timeline."""
     return Text(f"  {event.at:7.3f} s  {event.text}", _STYLES[event.kind])
@@ -135,13 +125,7 @@ def heading(title: str, seconds: float, total: float) -> Text:
 
 
 def table(*headings: str, rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Table:
-    """Return a table whose first column is on the left and whose others are on the right.
-
-    Args:
-        *headings: Of the columns.
-        rows: The cells.
-        widths: Of the columns.
-    """
+    """Return a table whose first column is on the left and whose others are on the right."""
     found = Table(box=None, padding=0, show_header=any(headings), header_style="bold")
     for number, (name, width) in enumerate(zip(headings, widths, strict=True)):
         found.add_column(name, width=width, justify="right" if number else "left", no_wrap=True)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import textwrap
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +16,20 @@ from rich.console import Group
 from rich.text import Text
 
 from demo.ledgers import OrderLedger, Stores, pairs
-from demo.screen import delay, event_line, heading, table
-from demo.timeline import STEP, Curve, Event, Fault, FaultRecord, Outcome, Timeline, outcome_of
+from demo.screen import delay, event_line, heading, table, verdict
+from demo.timeline import (
+    HOST,
+    POLL,
+    STEP,
+    Curve,
+    Event,
+    Fault,
+    FaultRecord,
+    Outcome,
+    Timeline,
+    outcome_of,
+    repeated,
+)
 from resilient_io import deadline
 from resilient_io.errors import OutcomeUnknown
 from resilient_io.health import Dependency, State
@@ -45,7 +56,6 @@ if TYPE_CHECKING:
     from resilient_io.kafka import ConsumerStats, Record
     from resilient_io.testing import ApacheKafka, KafkaBroker
 
-HOST: Final = "127.0.0.1"
 TOPIC: Final = "demo.orders"
 DEAD_LETTERS: Final = "demo.orders.dead"
 PARTITIONS: Final = 4
@@ -64,7 +74,6 @@ _DEADLINE: Final = 2.0
 
 _FIRST_ORDER: Final = 15.0
 _CATCH_UP: Final = 20.0
-_POLL: Final = 0.05
 _CLOSE_AFTER_ERROR: Final = 0.5
 _NOTHING_MORE_MS: Final = 300
 _EVENTS: Final = 9
@@ -91,13 +100,7 @@ QUICK: Final[Script] = (
 
 
 class Run(Timeline):
-    """The service's way through the script.
-
-    Args:
-        ledger: The outcomes of the orders, and the handler's calls.
-        seconds: Expected duration.
-        on_event: Called with each new event.
-    """
+    """The service's way through the script."""
 
     def __init__(
         self, ledger: OrderLedger, seconds: float, on_event: Callable[[Event], None]
@@ -106,9 +109,6 @@ class Run(Timeline):
         self.ledger = ledger
         self.ordered = Curve(self.began)
         self.handled = Curve(self.began)
-        self.waiting: dict[str, float] = {}
-        """When each order in progress began."""
-        self.longest = 0.0
         self.logged = self.logged_by_drivers = 0
         self.out_of_order = 0
         """Orders that were handled before an earlier one of the same customer."""
@@ -119,7 +119,6 @@ class Run(Timeline):
         self.log_counts: dict[int, int] = {}
         self._handled_after: dict[int, float] = {}
         self._cpu_before = time.process_time()
-        self._recent: deque[float] = deque()
         self._newest: dict[bytes, tuple[int, int]] = {}
 
     def order_began(self, number: str, now: float) -> None:
@@ -153,7 +152,7 @@ class Run(Timeline):
             raise
         now = asyncio.get_running_loop().time()
         self.handled.add(now)
-        self._recent.append(now)
+        self.recent.append((now, 0.0))
         self.first.set()
         if self.current is not None and self.current.ended_at is not None:
             self._handled_after.setdefault(len(self.faults), now)
@@ -186,13 +185,6 @@ class Run(Timeline):
         super().end()
         self.cpu = time.process_time() - self._cpu_before
 
-    def rate(self) -> float:
-        """Return the orders handled per second in the last second."""
-        now = self.began + self.passed
-        while self._recent and self._recent[0] < now - 1.0:
-            self._recent.popleft()
-        return len(self._recent) / (min(1.0, self.passed) or 1.0)
-
 
 class LogTap(logging.Handler):
     """Passes log records of the library and of the drivers to a function; a context manager."""
@@ -217,14 +209,7 @@ class LogTap(logging.Handler):
 
 
 class Service:
-    """Three clients and a handler, as an application would write them; a context manager.
-
-    Args:
-        redis_port: The port of Redis.
-        bootstrap_servers: The address of Kafka.
-        idempotent: Whether the broker supports idempotent producers.
-        run: Records each call of the handler.
-    """
+    """Three clients and a handler, as an application would write them; a context manager."""
 
     def __init__(
         self, *, redis_port: int, bootstrap_servers: str, idempotent: bool, run: Run
@@ -290,9 +275,6 @@ class Service:
         """Return the current state in at most 23 lines of 80 columns."""
         run = self._run
         now = run.began + run.passed
-        longest = max((now - began for began in run.waiting.values()), default=0.0)
-        waiting = f", the longest for {longest:.1f} s" if run.waiting else ""
-        errors = "   ".join(f"{count:,} {name}" for name, count in run.errors.most_common(2))
         stats = self.consumer.stats()
         title = "The service: orders come from Kafka and are booked in Redis"
         return Group(
@@ -300,10 +282,10 @@ class Service:
             heading(title, run.passed, run.seconds),
             "",
             f"  handled    {run.rate():7,.0f} orders/s",
-            f"  waiting    {len(run.waiting):7,} customers{waiting}",
+            f"  waiting    {len(run.waiting):7,} customers{run.waiting_text}",
             f"  partitions {stats.partitions:7,}, {stats.paused} of them paused",
             *(_health(each, now) for each in (self.kafka, self.redis.health)),
-            Text(f"  errors     {errors or 'none'}", "red" if errors else ""),
+            Text(f"  errors     {run.errors_text or 'none'}", "red" if run.errors else ""),
             curves(run, screen),
             "",
             *[event_line(event) for event in run.events[-_EVENTS:]],
@@ -353,20 +335,9 @@ async def customers(producer: ResilientKafkaProducer, run: Run) -> AsyncIterator
                 run.order_ended(number, loop.time(), None)
                 await asyncio.sleep(_PAUSE)
 
-    tasks = [
-        asyncio.create_task(order(f"customer-{place}"), name=f"demo customer {place}")
-        for place in range(_CUSTOMERS)
-    ]
-    try:
+    orders = {f"customer-{place}": order(f"customer-{place}") for place in range(_CUSTOMERS)}
+    async with repeated(orders, stopping, None):
         yield
-        stopping.set()
-        await asyncio.wait(tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in tasks:
-        task.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,10 +400,6 @@ async def perform(script: Script, screen: Screen) -> bool:
     """Run this part; return whether the service's ledger balances.
 
     After a failure or a cancellation no process and no folder is left.
-
-    Raises:
-        NoServerError: There is no Redis, or no Kafka, on this machine.
-        ServerDidNotStartError: One of them does not start.
     """
     found = find_kafka()
     idempotent = not isinstance(found, Tansu)
@@ -503,7 +470,7 @@ async def _caught_up(kafka: KafkaBroker, ledger: OrderLedger) -> None:
     """Wait until all orders in Kafka are handled."""
     orders = await read_topic(kafka, TOPIC)
     while not all(map(ledger.handled, orders.numbers)):  # noqa: ASYNC110 - it has no event
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(POLL)
 
 
 @contextlib.asynccontextmanager
@@ -537,12 +504,7 @@ class Contents:
 
 
 async def read_stores(redis: RedisServer, kafka: KafkaBroker) -> Stores:
-    """Return what is in both servers, read with plain clients.
-
-    Raises:
-        OSError: Redis does not answer.
-        KafkaError: Kafka does not answer.
-    """
+    """Return what is in both servers, read with plain clients."""
     booked = pairs(await redis.query("HGETALL", BOOKED))
     times = pairs(await redis.query("HGETALL", TIMES))
     orders = await read_topic(kafka, TOPIC)
@@ -588,11 +550,6 @@ def report(
     run: Run, audit: OrderAudit, stats: ConsumerStats, screen: Screen
 ) -> list[RenderableType]:
     """Return what happened, in numbers and words."""
-    verdict = (
-        Text("The ledger of the service balances.", "green")
-        if audit.balanced
-        else Text("The ledger of the service DOES NOT BALANCE.", "red")
-    )
     return [
         "",
         "Orders sent and handled over time:",
@@ -604,7 +561,7 @@ def report(
         "",
         *textwrap.wrap(_sentences(run, audit, stats), _WIDTH),
         "",
-        verdict,
+        verdict("the service", balanced=audit.balanced),
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -12,10 +13,12 @@ from resilient_io.errors import OutcomeUnknown, Progress, ResilientIOError
 from resilient_io.health import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from resilient_io.health import Change
 
+HOST: Final = "127.0.0.1"
+POLL: Final = 0.05
 STEP: Final = 0.4
 """Seconds of each step of a curve."""
 
@@ -110,17 +113,7 @@ class Curve:
 
 
 class Timeline:
-    """Records faults, published states and errors.
-
-    Args:
-        seconds: Expected duration.
-        on_event: Called with each new event.
-
-    Attributes:
-        events: The lines of the timeline.
-        faults: The faults so far.
-        errors: Counts errors by name.
-    """
+    """Records faults, published states and errors."""
 
     def __init__(self, seconds: float, on_event: Callable[[Event], None]) -> None:
         self.seconds = seconds
@@ -128,6 +121,11 @@ class Timeline:
         self.events: list[Event] = []
         self.faults: list[FaultRecord] = []
         self.errors: Counter[str] = Counter()
+        self.waiting: dict[str, float] = {}
+        """When each call in progress began."""
+        self.longest = 0.0
+        self.recent: deque[tuple[float, float]] = deque()
+        """The end and the duration of the calls that succeeded in the last second."""
         self._on_event = on_event
         self._ended = False
 
@@ -145,6 +143,29 @@ class Timeline:
     def passed(self) -> float:
         """Seconds since the beginning."""
         return asyncio.get_running_loop().time() - self.began
+
+    @property
+    def waiting_longest(self) -> float:
+        """Seconds for which the longest call in progress has waited."""
+        now = asyncio.get_running_loop().time()
+        return max((now - began for began in self.waiting.values()), default=0.0)
+
+    @property
+    def waiting_text(self) -> str:
+        """That time in words."""
+        return f", the longest for {self.waiting_longest:.1f} s" if self.waiting else ""
+
+    @property
+    def errors_text(self) -> str:
+        """The most common errors."""
+        return "   ".join(f"{count:,} {name}" for name, count in self.errors.most_common(2))
+
+    def rate(self) -> float:
+        """Return how many calls per second succeeded in the last second."""
+        now = asyncio.get_running_loop().time()
+        while self.recent and self.recent[0][0] < now - 1.0:
+            self.recent.popleft()
+        return len(self.recent) / (min(1.0, self.passed) or 1.0)
 
     def fault_began(self, fault: Fault) -> None:
         """Record that a fault has begun."""
@@ -208,3 +229,27 @@ class Timeline:
         """End recording: closing the clients changes states, too."""
         self._ended = True
         self.seconds = self.passed
+
+
+@contextlib.asynccontextmanager
+async def repeated(
+    calls: dict[str, Coroutine[None, None, None]], stopping: asyncio.Event, timeout: float | None
+) -> AsyncIterator[None]:
+    """Run tasks by their names while the body runs; then set `stopping`, and wait for them.
+
+    Those that do not end within `timeout` seconds are cancelled.
+    """
+    tasks = [asyncio.create_task(call, name=f"demo {name}") for name, call in calls.items()]
+    try:
+        yield
+        stopping.set()
+        await asyncio.wait(tasks, timeout=timeout)
+    finally:
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            # Repeatedly: redis-py loses cancellations on Python 3.11.
+            await asyncio.wait(left, timeout=POLL)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

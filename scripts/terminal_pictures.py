@@ -17,9 +17,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from resilient_io.cli.doctor import TableReport, plan, run_examinations
+from resilient_io.cli.doctor import plan, run_examinations
 from resilient_io.cli.running import Interruption
 from resilient_io.cli.servers import read_urls
+from resilient_io.cli.terminal import Report
 from resilient_io.testing import KafkaServer, RedisServer, free_port
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -59,7 +60,7 @@ async def _run(console: Console) -> int:
         console.print(Text(f"$ resilient-io doctor --no-host {' '.join(urls)}", style="dim"))
         # This host is left out: its state is different in each run.
         planned = plan(read_urls(urls), timeout=10.0, group=None, with_host=False)
-        return await run_examinations(planned, TableReport(console), Interruption())
+        return await run_examinations(planned, Report(console), Interruption())
 
 
 def _free(port: int) -> int | None:

@@ -1,8 +1,6 @@
 """Check a container's Kubernetes probes against the timeouts of its service.
 
-A probe that depends on another service restarts every replica because of one outage. A grace period
-that is too short cuts off the work in progress. `lint_probes` finds what only this library can
-know; kube-score and kube-linter check everything else about manifests.
+Only what this library can know: kube-score and kube-linter check everything else about manifests.
 """
 
 from __future__ import annotations
@@ -95,10 +93,11 @@ class Probe:
     def tolerance(self) -> float:
         """Seconds, at least, for which there may be no answer before the kubelet acts."""
         words = _words(self.command)
-        file = _value_of("--file", words) is not None
         # A heartbeat that is no longer written counts for a while.
-        age = _HEARTBEAT_AGE if file and _value_of("--max-age", words) is None else 0.0
-        return age + self.period * (self.failures - 1) + self.timeout
+        default = _value_of("--file", words) is not None and _value_of("--max-age", words) is None
+        return (
+            (_HEARTBEAT_AGE if default else 0.0) + self.period * (self.failures - 1) + self.timeout
+        )
 
     @property
     def question(self) -> Question:
@@ -131,11 +130,10 @@ def _value_of(option: str, words: list[str]) -> str | None:
 
 def _words(command: tuple[str, ...]) -> list[str]:
     """Return the words of a command, also of that of `sh -c`."""
-    text = " ".join(command)
     try:
-        return shlex.split(text)
+        return shlex.split(" ".join(command))
     except ValueError:  # unbalanced quotes
-        return text.split()
+        return " ".join(command).split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,10 +188,8 @@ class ServiceTimes:
         """Check the values."""
         for each in dataclasses.fields(self):
             if (value := getattr(self, each.name)) is not None:
-                check_number(each.name, value, above=each.name not in _MAY_BE_0)
-
-
-_MAY_BE_0 = ("grace_period", "drain_delay")
+                may_be_0 = each.name in ("grace_period", "drain_delay")
+                check_number(each.name, value, above=not may_be_0)
 
 
 def lint_probes(schedule: Schedule, times: ServiceTimes | None = None) -> tuple[Finding, ...]:
@@ -217,8 +213,8 @@ def lint_probes(schedule: Schedule, times: ServiceTimes | None = None) -> tuple[
         The findings, errors first.
     """
     times = times if times is not None else ServiceTimes()
-    rules = (_liveness, _startup, _readiness, _shutdown, _drain_delay, _handlers)
-    found = [finding for rule in rules for finding in rule(schedule, times)]
+    rules = (_liveness, _startup, _readiness, _shutdown, _handlers)
+    found = (finding for rule in rules for finding in rule(schedule, times))
     return tuple(sorted(found, key=lambda each: list(Severity).index(each.severity)))
 
 
@@ -335,9 +331,6 @@ def _shutdown(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
             f"{max(left, 0.0):g} s remain after SIGTERM.",
             "Use a shorter ConsumerSettings(drain_timeout=...), or a longer grace period.",
         )
-
-
-def _drain_delay(schedule: Schedule, times: ServiceTimes) -> Iterator[Finding]:
     total = schedule.pre_stop + times.drain_delay
     if schedule.readiness is not None and total < _ENDPOINTS:
         yield Finding(

@@ -12,6 +12,7 @@ from resilient_io.errors import ConfigurationError
 from .terminal import (
     PROBLEMS,
     UNKNOWN,
+    Report,
     complain,
     discard_output,
     quiet_loggers,
@@ -67,11 +68,7 @@ _AskPassword = Annotated[
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit code.
-
-    Args:
-        arguments: Those of the command line.
-    """
+    """Run a command and return its exit code."""
     try:
         app(args=list(arguments), prog_name="resilient-io")
     except SystemExit as leaving:
@@ -197,13 +194,7 @@ def doctor(
 
     Exit code: 0 no problem, 1 problems, 2 something could not be checked, or wrong command line.
     """
-    from .doctor import (  # noqa: PLC0415 - import only what the command needs
-        JsonReport,
-        LineReport,
-        TableReport,
-        plan,
-        run_examinations,
-    )
+    from .doctor import plan, run_examinations  # noqa: PLC0415 - import only what is needed
     from .running import run as run_loop  # noqa: PLC0415 - as above
     from .servers import read_urls  # noqa: PLC0415 - as above
 
@@ -211,10 +202,8 @@ def doctor(
         urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
     examinations = plan(servers, timeout=timeout, group=group, with_host=with_host)
-    console = standard_output()
+    report = Report(standard_output(), as_json=as_json)
     quiet_loggers()
-    for_people = TableReport(console) if console.is_terminal else LineReport()
-    report = JsonReport() if as_json else for_people
     raise typer.Exit(
         run_loop(lambda interruption: run_examinations(examinations, report, interruption))
     )
@@ -249,9 +238,5 @@ def lint(
     from .lint import lint as lint_files  # noqa: PLC0415 - import only what the command needs
     from .lint import read_files, read_settings  # noqa: PLC0415 - as above
 
-    console = standard_output()
-    raise typer.Exit(
-        lint_files(
-            read_files(files), read_settings(settings or []), console=console, as_json=as_json
-        )
-    )
+    report = Report(standard_output(), as_json=as_json)
+    raise typer.Exit(lint_files(read_files(files), read_settings(settings or []), report))

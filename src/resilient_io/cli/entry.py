@@ -18,11 +18,7 @@ _OF_EXTRA_CLI = ("typer", "click", "rich", "yaml", "cryptography")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    Args:
-        arguments: Those of the command line; None for those of this process.
-    """
+    """Run a command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(given)

@@ -16,12 +16,12 @@ from rich.text import Text
 from resilient_io.errors import ConfigurationError
 from resilient_io.probing import Finding, Probe, Schedule, ServiceTimes, Severity, lint_probes
 
-from .terminal import GOOD, PROBLEMS, clean_line, json_line, write_line
+from .terminal import GOOD, PROBLEMS, clean_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from rich.console import Console
+    from .terminal import Report
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
 
@@ -45,35 +45,20 @@ SETTINGS: Final = tuple(each.name.replace("_", "-") for each in dataclasses.fiel
 
 @dataclass(frozen=True, slots=True)
 class _Workload:
-    """An object that creates pods.
-
-    Attributes:
-        file: The manifest.
-        name: Kind and name.
-        annotations: Those of the object and of its pods, which take precedence.
-        spec: The `spec` of its pods.
-    """
+    """An object that creates pods."""
 
     file: str
-    name: str
-    annotations: Mapping[str, Any]
-    spec: Mapping[str, Any]
+    name: str  # kind and name
+    annotations: Mapping[str, Any]  # those of its pods take precedence
+    spec: Mapping[str, Any]  # of its pods
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}: {self.name}"
 
 
-def lint(
-    files: Mapping[str, str], settings: Mapping[str, float], *, console: Console, as_json: bool
-) -> int:
-    """Check manifests, show the findings and return the exit code.
-
-    Args:
-        files: The text of the manifests by the name of their file.
-        settings: Timeouts of the service; those of the manifests do not count.
-        console: Where to show the findings.
-        as_json: Whether to write them as JSON instead.
-
-    Raises:
-        ConfigurationError: A manifest or a setting is wrong.
-    """
+def lint(files: Mapping[str, str], settings: Mapping[str, float], report: Report) -> int:
+    """Check manifests, show the findings and return the exit code."""
     times_from(settings)
     workloads = [each for file, text in files.items() for each in _workloads(file, text)]
     if not workloads:
@@ -82,44 +67,28 @@ def lint(
     found = [(each, finding) for each in workloads for finding in _lint(each, settings)]
     found.sort(key=lambda pair: list(Severity).index(pair[1].severity))
     for workload, finding in found:
-        if as_json:
-            place = {"file": workload.file, "of": workload.name}
-            json_line({"event": "finding", **place, **dataclasses.asdict(finding)})
-        elif console.is_terminal:
-            _show(console, workload, finding)
-        else:
-            write_line(
-                f"{workload.file}: {finding.severity} [{finding.code}] {workload.name} "
-                f"{finding.where}: {finding.found} {finding.advice}"
-            )
+        head = Text.assemble(
+            f"{clean_line(workload.file)}: ",
+            (str(finding.severity), _STYLES[finding.severity]),
+            f" [{finding.code}] {clean_line(workload.name)} {finding.where}: ",
+        )
+        place = {"file": workload.file, "of": workload.name}
+        facts = {"event": "finding", **place, **dataclasses.asdict(finding)}
+        report.finding(facts, head, finding.found, finding.advice, indent=2)
     counts = {
         severity: sum(finding.severity is severity for _, finding in found) for severity in Severity
     }
     names = [workload.name for workload in workloads]
-    if as_json:
-        json_line({"event": "summary", "workloads": names, "findings": counts})
-    else:
-        counted = [f"{count} {each}{'s' * (count != 1)}" for each, count in counts.items() if count]
-        write_line(f"{', '.join(names)}: {', '.join(counted) or 'no findings'}")
+    counted = [f"{count} {each}{'s' * (count != 1)}" for each, count in counts.items() if count]
+    report.summary(
+        f"{', '.join(names)}: {', '.join(counted) or 'no findings'}",
+        {"workloads": names, "findings": counts},
+    )
     return PROBLEMS if found else GOOD
 
 
-def _show(console: Console, workload: _Workload, finding: Finding) -> None:
-    head = Text(f"{clean_line(workload.file)}: ")
-    head.append(str(finding.severity), style=_STYLES[finding.severity])
-    head.append(f" [{finding.code}] {clean_line(workload.name)} ")
-    head.append(finding.where, style="bold")
-    console.print(head, soft_wrap=True)
-    console.print(Text(f"  {clean_line(finding.found)}"))
-    console.print(Text(f"  -> {clean_line(finding.advice)}", style="cyan"))
-
-
 def read_files(paths: Sequence[str]) -> dict[str, str]:
-    """Return the texts of files by their names; "-" is the standard input.
-
-    Raises:
-        ConfigurationError: A file cannot be read.
-    """
+    """Return the texts of files by their names; "-" is the standard input."""
     found = {}
     for path in paths:
         try:
@@ -138,11 +107,7 @@ def read_files(paths: Sequence[str]) -> dict[str, str]:
 
 
 def read_settings(given: Sequence[str]) -> dict[str, float]:
-    """Return the timeouts given as NAME=SECONDS.
-
-    Raises:
-        ConfigurationError: One has another form.
-    """
+    """Return the timeouts given as NAME=SECONDS."""
     settings = {}
     for each in given:
         name, _, value = each.partition("=")
@@ -156,11 +121,7 @@ def read_settings(given: Sequence[str]) -> dict[str, float]:
 
 
 def times_from(settings: Mapping[str, float]) -> ServiceTimes:
-    """Return the timeouts of a service from some of `SETTINGS`.
-
-    Raises:
-        ConfigurationError: A name is unknown, or a value out of range.
-    """
+    """Return the timeouts of a service from some of `SETTINGS`."""
     for name in settings:
         if name not in SETTINGS:
             close = difflib.get_close_matches(name, SETTINGS, n=1)
@@ -209,15 +170,14 @@ def _workload(file: str, kind: str, root: Mapping[str, Any]) -> _Workload:
 
 
 def _lint(workload: _Workload, settings: Mapping[str, float]) -> Iterator[Finding]:
-    place = f"{workload.file}: {workload.name}"
     ignored = {code.strip() for code in str(workload.annotations.get(_IGNORE, "")).split(",")}
     for container in _containers(workload):
         times = {**_settings_of(workload, container), **settings}
-        schedule = _schedule(workload, container, place)
+        schedule = _schedule(workload, container)
         try:
             found = lint_probes(schedule, times_from(times))
         except ConfigurationError as error:
-            raise ConfigurationError(f"{place}: {error}") from None
+            raise ConfigurationError(f"{workload.place}: {error}") from None
         yield from (finding for finding in found if finding.code not in ignored)
 
 
@@ -226,7 +186,7 @@ def _containers(workload: _Workload) -> list[dict[str, Any]]:
 
     Sidecars that other tools inject have probes of their own.
     """
-    place = f"{workload.file}: {workload.name}"
+    place = workload.place
     containers = [
         each for each in _list(workload.spec, "containers", place) if isinstance(each, dict)
     ]
@@ -245,7 +205,7 @@ def _containers(workload: _Workload) -> list[dict[str, Any]]:
 
 def _settings_of(workload: _Workload, container: Mapping[str, Any]) -> dict[str, float]:
     """Return the timeouts of annotations and of the environment, which takes precedence."""
-    place = f"{workload.file}: {workload.name}"
+    place = workload.place
     texts = {
         key.removeprefix(_PREFIX): value
         for key, value in workload.annotations.items()
@@ -268,7 +228,8 @@ def _settings_of(workload: _Workload, container: Mapping[str, Any]) -> dict[str,
     return settings
 
 
-def _schedule(workload: _Workload, container: Mapping[str, Any], place: str) -> Schedule:
+def _schedule(workload: _Workload, container: Mapping[str, Any]) -> Schedule:
+    place = workload.place
     startup, liveness, readiness = (_probe(container, name, place) for name in _PROBES)
     hook = _object(_object(container, "lifecycle", place), "preStop", place)
     return Schedule(
@@ -307,8 +268,7 @@ def _pre_stop(hook: Mapping[str, Any], place: str) -> float:
 
 
 def _object(parent: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
-    value = parent.get(key)
-    if value is None:
+    if (value := parent.get(key)) is None:
         return {}
     if not isinstance(value, dict):
         raise ConfigurationError(f"{place}: {key} must be an object")
@@ -316,8 +276,7 @@ def _object(parent: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
 
 
 def _list(parent: Mapping[str, Any], key: str, place: str) -> list[Any]:
-    value = parent.get(key)
-    if value is None:
+    if (value := parent.get(key)) is None:
         return []
     if not isinstance(value, list):
         raise ConfigurationError(f"{place}: {key} must be a list")
@@ -325,8 +284,7 @@ def _list(parent: Mapping[str, Any], key: str, place: str) -> list[Any]:
 
 
 def _seconds(parent: Mapping[str, Any], key: str, default: float, place: str) -> float:
-    value = parent.get(key)
-    if value is None:
+    if (value := parent.get(key)) is None:
         return default
     if type(value) is not int or value < 0:
         raise ConfigurationError(f"{place}: {key} must be a whole number of at least 0")

@@ -60,13 +60,7 @@ class _UsageError(Exception):
 
 
 class Verdict(NamedTuple):
-    """The answer of a probe.
-
-    Attributes:
-        good: Whether the answer is yes; None if it is unknown.
-        summary: The answer in one line.
-        facts: Further facts, for `--json`.
-    """
+    """The answer of a probe."""
 
     good: bool | None
     summary: str
@@ -74,11 +68,7 @@ class Verdict(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Probe a service and return the exit code.
-
-    Args:
-        arguments: Those of the command line, after `probe`.
-    """
+    """Probe a service and return the exit code."""
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(_HELP)
         sys.stdout.flush()
@@ -164,13 +154,7 @@ def _write(verdict: Verdict, *, as_json: bool) -> None:
 
 
 def read_heartbeat(path: str, question: str, max_age: float | None) -> Verdict:
-    """Read a heartbeat file and answer a question from its age and its content.
-
-    Args:
-        path: The file.
-        question: "live", "ready" or "started".
-        max_age: Longest age in seconds; None for a multiple of the file's own interval.
-    """
+    """Read a heartbeat file and answer a question from its age and its content."""
     no = _NO[question]
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
@@ -226,16 +210,11 @@ def _parse_heartbeat(text: bytes) -> dict[str, Any] | None:
     return None
 
 
-class Address(NamedTuple):
-    """Host, port and path of an HTTP endpoint."""
-
-    host: str
-    port: int
-    path: str
+Address = tuple[str, int, str]
 
 
 def parse_address(url: str) -> Address | None:
-    """Return the parts of an http:// URL; None for any other text."""
+    """Return host, port and path of an http:// URL; None for any other text."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() != "http" or not url.isascii():
         return None
@@ -247,21 +226,15 @@ def parse_address(url: str) -> Address | None:
     if not colon or authority.endswith("]"):
         host, port = authority, "80"
     host = host.removeprefix("[").removesuffix("]")
-    if not host or "@" in host or not (port.isdigit() and len(port) <= _DIGITS):
-        return None
-    if not 0 < int(port) < _PORTS:
+    valid = port.isdigit() and len(port) <= _DIGITS and 0 < int(port) < _PORTS
+    if not host or "@" in host or not valid:
         return None
     target = f"/{path}" if slash else f"/{mark}{query}"
-    return Address(host, int(port), target.partition("#")[0])
+    return host, int(port), target.partition("#")[0]
 
 
 def fetch(address: Address, timeout: float) -> Verdict:
-    """Send a GET request; any 2xx is a yes.
-
-    Args:
-        address: The endpoint.
-        timeout: Seconds for the whole request.
-    """
+    """Send a GET request; any 2xx is a yes."""
     import socket  # noqa: PLC0415 - only if needed
 
     until = time.monotonic() + timeout

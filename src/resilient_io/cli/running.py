@@ -65,11 +65,7 @@ class _LookupThreads(ThreadPoolExecutor):
 
 
 def run(command: Callable[[Interruption], Coroutine[Any, Any, int]]) -> int:
-    """Run a command and return its exit code.
-
-    Args:
-        command: Takes the interruption, which must end it.
-    """
+    """Run a command and return its exit code."""
     threads = _LookupThreads()
     runner = asyncio.Runner()
     try:

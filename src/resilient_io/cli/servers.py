@@ -29,15 +29,7 @@ def read_urls(
 ) -> dict[str, str]:
     """Return the URLs of all sources by the names of their servers, such as "redis cache:6379/0".
 
-    Args:
-        urls: URLs given as arguments.
-        variables: Environment variables that contain a URL each.
-        files: Files with one URL per line; "-" is the standard input.
-        ask_password: Whether to ask for the passwords that the URLs do not contain.
-
-    Raises:
-        ConfigurationError: A source cannot be read, a URL is wrong, or a server is named twice. The
-            message contains no password.
+    A file has one URL per line; "-" is the standard input. No error message contains a password.
     """
     found = [
         *urls,

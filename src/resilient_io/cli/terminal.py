@@ -1,7 +1,6 @@
 """Exit codes, and where the commands write: a terminal, a pipe or a log file.
 
-`probe` imports this module, so rich, json and logging are imported only by the functions that need
-them.
+`probe` imports this module, so rich, json and logging are imported only where they are needed.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from resilient_io.text import redact_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 GOOD = 0
 PROBLEMS = 1
@@ -22,8 +22,6 @@ UNKNOWN = 2
 """The question could not be answered; also for a wrong command line."""
 
 INTERRUPTED = 130
-
-STATE_STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
 
 
 def discard_output() -> None:
@@ -35,19 +33,13 @@ def discard_output() -> None:
 
 
 def standard_output() -> Console:
-    """Return a rich console for the standard output.
-
-    It does not interpret rich's markup: the texts contain what servers say, brackets included.
-    """
+    """Return a rich console without markup: the texts contain what servers say, with brackets."""
     from rich.console import Console  # noqa: PLC0415 - see above
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that knows only ASCII shows escapes instead of raising an error.
         sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.soft_wrap = True  # keep lines whole, for grep
-    return console
+    return Console(markup=False, highlight=False, emoji=False)
 
 
 def clean_line(text: str) -> str:
@@ -68,6 +60,72 @@ def json_line(facts: dict[str, Any]) -> None:
 
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
+
+
+class Report:
+    """Shows findings: in color on a terminal, as plain lines in a pipe, or as lines of JSON."""
+
+    def __init__(self, console: Console, *, as_json: bool = False) -> None:
+        self._console = console
+        self._as_json = as_json
+
+    def heading(self, text: str) -> None:
+        """Show what the next findings are about; in JSON, each finding has it."""
+        if not self._as_json:
+            self._print(text)
+
+    def finding(
+        self,
+        facts: dict[str, Any],
+        head: Text,
+        found: str,
+        advice: str,
+        *,
+        indent: int,
+        in_columns: bool = False,
+    ) -> None:
+        """Show a finding: the JSON `facts`, or `head` and `found`, and `advice` below at `indent`.
+
+        On a terminal, `found` is in a column of its own next to `head`, or below it.
+        """
+        if self._as_json:
+            json_line(facts)
+            return
+        if not self._console.is_terminal:
+            write_line(f"{head.plain}{found}")  # whole, for grep
+            if advice:
+                write_line(f"{'':{indent}}-> {advice}")
+            return
+        from rich.padding import Padding  # noqa: PLC0415 - see above
+        from rich.table import Table  # noqa: PLC0415 - see above
+        from rich.text import Text  # noqa: PLC0415 - see above
+
+        body = Text(clean_line(found))
+        if in_columns:
+            row = Table.grid(expand=True)
+            row.add_column(width=head.cell_len)
+            row.add_column(ratio=1, overflow="fold")
+            row.add_row(head, body)
+            self._console.print(row)
+        else:
+            self._console.print(head, soft_wrap=True)
+            self._console.print(Padding(body, (0, 0, 0, indent)))
+        if advice:
+            text = Text(clean_line(f"-> {advice}"), style="cyan")
+            self._console.print(Padding(text, (0, 0, 0, indent)))
+
+    def summary(self, text: str, facts: dict[str, Any]) -> None:
+        """Show the counts."""
+        if self._as_json:
+            json_line({"event": "summary", **facts})
+        else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._console.print(clean_line(text), style="bold")
+        else:
+            write_line(text)
 
 
 def complain(command: str, message: object) -> None:

@@ -18,7 +18,7 @@ from resilient_io.doctor.urls import kind_of, read_kafka_url, read_redis_url
 from resilient_io.health import Dependency, HealthSettings, ProbeDegraded, State
 from resilient_io.text import clean_text
 
-from .terminal import GOOD, PROBLEMS, STATE_STYLES, json_line, write_line
+from .terminal import GOOD, PROBLEMS, json_line, write_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .running import Interruption
 
+_STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
 _RECONNECT_INTERVAL = 0.15
 _RECONNECT_INTERVAL_CAP = 2.0
 _CLOSE_TIMEOUT = 0.25
@@ -42,16 +43,7 @@ _TRANSITIONS = 6
 
 
 class Statistics:
-    """What was seen of one dependency; its size does not depend on how long it is watched.
-
-    Args:
-        name: The dependency's name.
-
-    Attributes:
-        outages: How often it was down.
-        longest: Seconds of the longest outage, up to the last `until`.
-        answers: How many answers were measured; `fastest`, `slowest` and `mean` in seconds.
-    """
+    """What was seen of one dependency, times in seconds; its size does not grow."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -171,16 +163,7 @@ def reason_text(cause: Cause | None, detail: str) -> str:
 
 
 class WatchedDependency(Dependency):
-    """A dependency that measures its probes and counts its states.
-
-    Args:
-        name: The dependency's name.
-        interval: Seconds between probes while it is up; never longer while it is down.
-        timeout: Seconds after which a probe has failed.
-
-    Attributes:
-        statistics: What was seen of it.
-    """
+    """A dependency that measures its probes and counts its states."""
 
     def __init__(self, name: str, *, interval: float, timeout: float) -> None:
         reconnect = min(_RECONNECT_INTERVAL, interval)
@@ -280,18 +263,11 @@ class _WatchedKafka:
 def watch_targets(
     servers: Mapping[str, str], *, interval: float, timeout: float
 ) -> list[WatchTarget]:
-    """Return the servers to watch.
-
-    Args:
-        servers: URLs by the names of their servers.
-        interval: Seconds between probes.
-        timeout: Seconds after which a probe has failed.
-    """
-    kinds: dict[str, Callable[[str, str, float, float], WatchTarget]] = {
-        "redis": _WatchedRedis,
-        "kafka": _WatchedKafka,
-    }
-    return [kinds[kind_of(url)](name, url, interval, timeout) for name, url in servers.items()]
+    """Return the servers to watch."""
+    return [
+        (_WatchedRedis if kind_of(url) == "redis" else _WatchedKafka)(name, url, interval, timeout)
+        for name, url in servers.items()
+    ]
 
 
 class Display(Protocol):
@@ -324,13 +300,6 @@ async def watch(
 ) -> int:
     """Watch servers until an interruption and return the exit code.
 
-    Args:
-        targets: The servers.
-        display: Shows them.
-        interruption: Ends the watch.
-        interval: Seconds between two lines of a server.
-        count: Lines of each server, from the first known state on; None for no limit.
-
     Returns:
         0 if every server has answered and none was down, otherwise 1.
     """
@@ -340,26 +309,25 @@ async def watch(
             stack.enter_context(dependency.on_change(display.changed))
         with display.running(dependencies):
             interrupted = await _until_known(dependencies, display, interruption, interval)
-            if not interrupted:
-                await _show_states(
-                    dependencies, display, interruption, interval=interval, count=count
-                )
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            while not interrupted:
+                _show_all(dependencies, display)
+                if count is not None and (count := count - 1) == 0:
+                    break
+                due = max(due + interval, loop.time())
+                interrupted = await interruption.before(asyncio.sleep(due - loop.time()))
         # Before the clients are closed, which may take a moment and makes the states unknown.
-        _count_until_now(dependencies)
         statistics = [dependency.statistics for dependency in dependencies]
+        for each in statistics:
+            each.until(asyncio.get_running_loop().time())
         display.summary(statistics)
         return GOOD if all(each.well for each in statistics) else PROBLEMS
 
 
-def _count_until_now(dependencies: Sequence[WatchedDependency]) -> None:
-    now = asyncio.get_running_loop().time()
-    for dependency in dependencies:
-        dependency.statistics.until(now)
-
-
 def _show_all(dependencies: Sequence[WatchedDependency], display: Display) -> None:
-    _count_until_now(dependencies)
     for dependency in dependencies:
+        dependency.statistics.until(asyncio.get_running_loop().time())
         display.look(dependency)
 
 
@@ -397,27 +365,6 @@ async def _until_known(
         _show_all(dependencies, display)
 
 
-async def _show_states(
-    dependencies: Sequence[WatchedDependency],
-    display: Display,
-    interruption: Interruption,
-    *,
-    interval: float,
-    count: int | None,
-) -> None:
-    loop = asyncio.get_running_loop()
-    due = loop.time()
-    shown = 0
-    while True:
-        _show_all(dependencies, display)
-        shown += 1
-        if shown == count:
-            return
-        due = max(due + interval, loop.time())
-        if await interruption.before(asyncio.sleep(due - loop.time())):
-            return
-
-
 @contextlib.asynccontextmanager
 async def _open(targets: Sequence[WatchTarget]) -> AsyncIterator[None]:
     try:
@@ -447,12 +394,11 @@ class LineDisplay(Display):
 
     def look(self, dependency: WatchedDependency) -> None:
         """Write the state of one."""
-        if dependency.state is State.UP:
-            shown = f" {_milliseconds(dependency.latency)}"
-        else:
+        shown = _milliseconds(dependency.latency)
+        if dependency.state is not State.UP:
             reason = f": {dependency.reason}" if dependency.reason else ""
-            shown = f" for {dependency.age:.1f} s{reason}"
-        self._write(f"{dependency.name}: {dependency.state.value}{shown}")
+            shown = f"for {dependency.age:.1f} s{reason}"
+        self._write(f"{dependency.name}: {dependency.state.value} {shown}")
 
     def changed(self, change: Change) -> None:
         """Write a transition; the first state is shown by `look`."""
@@ -512,11 +458,7 @@ class JsonDisplay(Display):
 
 
 class TableDisplay(Display):
-    """Shows a table that is redrawn in place, with the latest transitions below it.
-
-    Args:
-        console: A terminal.
-    """
+    """Shows a table that is redrawn in place, with the latest transitions below it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -544,7 +486,7 @@ class TableDisplay(Display):
     def changed(self, change: Change) -> None:
         """Remember a transition and redraw the table."""
         line = Text(f"{time.strftime('%H:%M:%S')} {change.dependency}: ", no_wrap=True)
-        line.append(change.state.value, style=STATE_STYLES[change.state.value])
+        line.append(change.state.value, style=_STYLES[change.state.value])
         if change.previous is not State.UNKNOWN:
             line.append(f" after {change.after:.1f} s {change.previous.value}")
         reason = reason_text(change.cause, change.detail)
@@ -578,7 +520,7 @@ class TableDisplay(Display):
         share, state = dependency.statistics.availability, dependency.state.value
         return [
             Text(dependency.name),
-            Text(state, style=STATE_STYLES[state]),
+            Text(state, style=_STYLES[state]),
             f"{dependency.age:.0f} s",
             "" if share is None else f"{share:.2%}",
             _milliseconds(_latency(dependency)),

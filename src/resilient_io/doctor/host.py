@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from .steps import Step
 
+_A = TypeVar("_A")
 _T = TypeVar("_T")
 
 _WATCHED: Final = 0.5
@@ -38,8 +38,6 @@ _MIB: Final = 1 << 20
 _UNLIMITED: Final = 1 << 60
 """cgroup v1 writes "no limit" as a number near 2**63."""
 
-_MICRO: Final = 1e-6
-_NANO: Final = 1e-9
 _NO_CGROUP: Final = "there is no cgroup to read"
 
 
@@ -62,9 +60,9 @@ def examine_host(*, timeout: float = 5.0, root: str | Path = "/") -> AsyncGenera
 
 
 async def _examine(checks: Checks, root: Path) -> AsyncGenerator[Step, None]:
-    yield await checks.run("CPU", functools.partial(_check_cpu, root))
-    yield await checks.run("memory", functools.partial(_in_thread, check_memory, root))
-    yield await checks.run("kernel", functools.partial(_in_thread, check_kernel, root))
+    yield await checks.run("CPU", lambda: _check_cpu(root))
+    yield await checks.run("memory", lambda: _in_thread(check_memory, root))
+    yield await checks.run("kernel", lambda: _in_thread(judge_kernel, platform.release()))
 
 
 async def _check_cpu(root: Path) -> CheckResult:
@@ -74,34 +72,35 @@ async def _check_cpu(root: Path) -> CheckResult:
     return judge_cpu(before, await _in_thread(read_cgroup, root))
 
 
-async def _in_thread(check: Callable[[Path], _T], root: Path) -> _T:
+async def _in_thread(check: Callable[[_A], _T], argument: _A) -> _T:
     # On an overloaded machine even files of /proc and of a cgroup may be slow.
-    return await asyncio.get_running_loop().run_in_executor(None, check, root)
+    return await asyncio.get_running_loop().run_in_executor(None, check, argument)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cgroup:
-    """The limits and counters of a control group; None and 0 if it has none.
-
-    Attributes:
-        version: 1 or 2.
-        cpus: Processors that it may use on average; None for no limit.
-        periods: Scheduler periods in which it had work to do.
-        throttled: Periods in which it was stopped because its share was used up.
-        throttled_seconds: Seconds for which its threads were stopped, added up.
-        memory_limit: In bytes; None for no limit.
-        memory: Bytes in use that the kernel cannot reclaim.
-        oom_kills: Processes that the kernel killed because the memory was used up.
-    """
+    """The limits and counters of a control group; None and 0 if it has none."""
 
     version: int
-    cpus: float | None = None
-    periods: int = 0
-    throttled: int = 0
+    cpus: float | None = None  # processors that it may use on average
+    periods: int = 0  # scheduler periods in which it had work to do
+    throttled: int = 0  # those in which it was stopped because its share was used up
     throttled_seconds: float = 0.0
-    memory_limit: int | None = None
-    memory: int | None = None
-    oom_kills: int = 0
+    memory_limit: int | None = None  # in bytes
+    memory: int | None = None  # bytes in use that the kernel cannot reclaim
+    oom_kills: int = 0  # processes that the kernel killed because the memory was used up
+
+
+_MEMORY_FILES: Final = {
+    1: (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+        "memory.oom_control",
+    ),
+    2: ("memory.max", "memory.current", "inactive_file", "memory.events"),
+}
+"""Files of the limit and of the use, the field of the cached files, and the file of OOM kills."""
 
 
 def read_cgroup(root: Path) -> Cgroup | None:
@@ -111,18 +110,41 @@ def read_cgroup(root: Path) -> Cgroup | None:
     """
     mount = root / "sys/fs/cgroup"
     own: dict[str, str] = {}  # the path of this process's group by controller; "" for v2
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    for line in _read(root / "proc/self/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         own |= dict.fromkeys(controllers.split(","), path)
     if (mount / "cgroup.controllers").exists():
-        groups = _with_parents(mount, own.get("", "/"))
-        return _read_version_2(groups)
-    if (mount / "memory").is_dir() or (mount / "cpu").is_dir():
-        return _read_version_1(
-            _with_parents(mount / "cpu", own.get("cpu", "/")),
-            _with_parents(mount / "memory", own.get("memory", "/")),
-        )
-    return None
+        version = 2
+        cpu = memory = _with_parents(mount, own.get("", "/"))
+    elif (mount / "memory").is_dir() or (mount / "cpu").is_dir():
+        version = 1
+        cpu = _with_parents(mount / "cpu", own.get("cpu", "/"))
+        memory = _with_parents(mount / "memory", own.get("memory", "/"))
+    else:
+        return None
+    limit_file, use_file, cached, kills_file = _MEMORY_FILES[version]
+    limits = [
+        (limit, folder)
+        for folder in memory
+        if (limit := _number(folder / limit_file)) is not None and limit < _UNLIMITED
+    ]
+    limit, limited = min(limits, key=lambda each: each[0]) if limits else (None, memory[0])
+    used = _number(limited / use_file)
+    if used is not None:  # as the kubelet counts it
+        used = max(used - _fields(limited / "memory.stat").get(cached, 0), 0)
+    stat = _fields(cpu[0] / "cpu.stat")
+    return Cgroup(
+        version=version,
+        cpus=min((share for each in cpu if (share := _cpus(each)) is not None), default=None),
+        periods=stat.get("nr_periods", 0),
+        throttled=stat.get("nr_throttled", 0),
+        throttled_seconds=(
+            stat.get("throttled_usec", 0) * 1e-6 + stat.get("throttled_time", 0) * 1e-9
+        ),
+        memory_limit=limit,
+        memory=used,
+        oom_kills=_fields(memory[0] / kills_file).get("oom_kill", 0),
+    )
 
 
 def _with_parents(mount: Path, own: str) -> list[Path]:
@@ -137,85 +159,36 @@ def _with_parents(mount: Path, own: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()] or [mount]
 
 
-def _read_version_2(groups: list[Path]) -> Cgroup:
-    shares = []
-    for folder in groups:
-        # "quota period" in microseconds, or "max period".
-        quota, _, period = (_read(folder / "cpu.max") or "").strip().partition(" ")
-        if quota.isdecimal() and period.isdecimal() and int(period) > 0:
-            shares.append(int(quota) / int(period))
-    stat = _fields(groups[0] / "cpu.stat")
-    limited, limit = _tightest(groups, "memory.max")
-    return Cgroup(
-        version=2,
-        cpus=min(shares, default=None),
-        periods=stat.get("nr_periods", 0),
-        throttled=stat.get("nr_throttled", 0),
-        throttled_seconds=stat.get("throttled_usec", 0) * _MICRO,
-        memory_limit=limit,
-        memory=_without_cache(limited, "memory.current", "inactive_file"),
-        oom_kills=_fields(groups[0] / "memory.events").get("oom_kill", 0),
+def _cpus(folder: Path) -> float | None:
+    """Return the CPU limit of a group: quota / period, in one file (v2) or in two (v1)."""
+    text = _read(folder / "cpu.max") or " ".join(
+        _read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")
     )
+    quota, period = (*text.split(), "", "")[:2]
+    if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
+        return int(quota) / int(period)
+    return None  # no limit: "max" or -1
 
 
-def _read_version_1(cpu: list[Path], memory: list[Path]) -> Cgroup:
-    shares = []
-    for folder in cpu:
-        quota, period = (_number(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        if quota is not None and period and quota > 0:
-            shares.append(quota / period)
-    stat = _fields(cpu[0] / "cpu.stat")
-    limited, limit = _tightest(memory, "memory.limit_in_bytes")
-    return Cgroup(
-        version=1,
-        cpus=min(shares, default=None),
-        periods=stat.get("nr_periods", 0),
-        throttled=stat.get("nr_throttled", 0),
-        throttled_seconds=stat.get("throttled_time", 0) * _NANO,
-        memory_limit=limit,
-        memory=_without_cache(limited, "memory.usage_in_bytes", "total_inactive_file"),
-        oom_kills=_fields(memory[0] / "memory.oom_control").get("oom_kill", 0),
-    )
-
-
-def _tightest(groups: list[Path], name: str) -> tuple[Path, int | None]:
-    """Return the group with the lowest limit and that limit; the own group without a limit."""
-    limits = [(folder, limit) for folder in groups if (limit := _number(folder / name)) is not None]
-    limits = [each for each in limits if each[1] < _UNLIMITED]
-    return min(limits, key=lambda each: each[1]) if limits else (groups[0], None)
-
-
-def _without_cache(group: Path, used: str, cache: str) -> int | None:
-    """Return the memory that the kernel cannot reclaim, as the kubelet counts it."""
-    total = _number(group / used)
-    if total is None:
-        return None
-    return max(total - _fields(group / "memory.stat").get(cache, 0), 0)
-
-
-def _read(path: Path) -> str | None:
+def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
     except OSError:
-        return None
+        return ""
 
 
 def _number(path: Path) -> int | None:
     """Return the number in a file; None if there is none ("max", say)."""
     try:
-        return int(_read(path) or "")
+        return int(_read(path))
     except ValueError:
         return None
 
 
 def _fields(path: Path) -> dict[str, int]:
     """Return the "name number" lines of a file."""
-    fields = {}
-    for line in (_read(path) or "").splitlines():
-        name, _, value = line.partition(" ")
-        if value.strip().isdecimal():
-            fields[name] = int(value)
-    return fields
+    pairs = (line.partition(" ")[::2] for line in _read(path).splitlines())
+    return {name: int(value) for name, value in pairs if value.strip().isdecimal()}
 
 
 def _usable_cpus() -> int:
@@ -225,9 +198,7 @@ def _usable_cpus() -> int:
 def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> CheckResult:
     """Return whether the container's CPU limit throttles this process.
 
-    Args:
-        before: Its cgroup; None without one.
-        after: The same a little later: throttling at the start differs from current throttling.
+    `after` is read a little later: throttling at the start differs from current throttling.
     """
     if before is None or after is None:
         return unknown(_NO_CGROUP, cpus=_usable_cpus())
@@ -248,16 +219,14 @@ def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> CheckResult:
     often = after.periods >= _ENOUGH_PERIODS and share > _SOMETIMES
     if not often and throttled < _MORE_THAN_ONCE:
         return ok(f"{limit}, {'hardly' if after.throttled else 'not'} throttled", **data)
-    found = (
-        f"{limit}: throttled in {share:.0%} of the periods since the container started "
-        f"({after.throttled_seconds:.1f} s in total), in {now:.0%} of the current ones"
-    )
-    advice = (
-        "The process stands still while it is throttled, so calls time out and heartbeats are "
-        "late: raise resources.limits.cpu, or set only a request."
-    )
     serious = share > _OFTEN or (now > _OFTEN and throttled >= _MORE_THAN_ONCE)
-    return (problem if serious else note)(found, advice, **data)
+    return (problem if serious else note)(
+        f"{limit}: throttled in {share:.0%} of the periods since the container started "
+        f"({after.throttled_seconds:.1f} s in total), in {now:.0%} of the current ones",
+        "The process stands still while it is throttled, so calls time out and heartbeats are "
+        "late: raise resources.limits.cpu, or set only a request.",
+        **data,
+    )
 
 
 def check_memory(root: Path) -> CheckResult:
@@ -309,21 +278,11 @@ _DISTRIBUTION: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _KernelBug:
-    """A bug of some kernels.
-
-    Attributes:
-        before: The first mainline version without it.
-        fixed: Versions of older lines with the fix.
-        what: Its effect.
-        advice: What to do.
-        serious: Whether it takes the network away, rather than time.
-    """
-
-    before: Version
-    fixed: tuple[Version, ...] = ()
+    before: Version  # the first mainline version without it
+    fixed: tuple[Version, ...] = ()  # versions of older lines with the fix
     what: str
     advice: str
-    serious: bool = False
+    serious: bool = False  # whether it takes the network away, rather than time
 
     def affects(self, version: Version) -> bool:
         return version < self.before and not any(
@@ -355,17 +314,8 @@ _KERNEL_BUGS: Final = (
 )
 
 
-def check_kernel(_root: Path) -> CheckResult:
-    """Check the release of the running kernel."""
-    return judge_kernel(platform.release())
-
-
 def judge_kernel(release: str) -> CheckResult:
-    """Return the known bugs of a kernel that matter in containers.
-
-    Args:
-        release: As `uname -r` prints it.
-    """
+    """Return the known bugs of a kernel, named as `uname -r` does, that matter in containers."""
     read = _RELEASE.match(release)
     if read is None:
         return unknown(f"the kernel version cannot be read from {release!r}")
@@ -374,13 +324,13 @@ def judge_kernel(release: str) -> CheckResult:
     if not bugs:
         return ok(f"{release}, no known bugs", release=release)
     backported = _DISTRIBUTION.search(release) is not None
-    results = [
-        (problem if bug.serious and not backported else note)(bug.what, bug.advice) for bug in bugs
-    ]
-    joined = merged(results, release=release)
-    hint = (
-        " Your distribution may have backported the fix: see its changelog." if backported else ""
+    joined = merged(
+        [
+            (problem if bug.serious and not backported else note)(bug.what, bug.advice)
+            for bug in bugs
+        ]
     )
+    hint = " Your distribution may have backported the fix: see its changelog." * backported
     return CheckResult(
-        joined.status, f"{release}: {joined.found}", joined.advice + hint, joined.data
+        joined.status, f"{release}: {joined.found}", joined.advice + hint, {"release": release}
     )

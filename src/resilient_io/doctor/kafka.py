@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
 from collections.abc import Mapping  # noqa: TC003 - dataclasses read annotations
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from .steps import (
     Status,
     merged,
     milder,
-    note,
     ok,
     problem,
     together,
@@ -55,9 +53,6 @@ if TYPE_CHECKING:
     from resilient_io.kafka.protocols import Connection
 
     from .steps import Step
-
-_SHARE: Final = 0.5
-"""How much of the time that is left a step may use: others come after it."""
 
 _PLAIN_ANSWER: Final = 1.0
 """Seconds for a broker that closed a TLS handshake to answer without TLS."""
@@ -79,11 +74,11 @@ _CREDENTIALS: Final = (
 )
 _SASL: Final = {
     "IllegalSaslState": (
-        "does not accept a login, but the URL has one",
+        " does not accept a login, but the URL has one",
         "Remove user and password from the URL, or use the port of a listener with SASL.",
     ),
     "UnsupportedSaslMechanism": (
-        "does not support the SASL mechanism of the URL",
+        " does not support the SASL mechanism of the URL",
         "Use one of the broker's sasl.enabled.mechanisms: ?sasl_mechanism=SCRAM-SHA-512, say.",
     ),
 }
@@ -93,27 +88,30 @@ _FROZEN: Final = (
     "Check whether the broker is frozen or overloaded (its log, its garbage collection)"
 )
 
+_USE_TLS: Final = "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority."
+_CLOSED: Final = (
+    "Check whether its listener requires a login (use kafka://user:password@…), and whether the "
+    "port is for clients, not for controllers."
+)
+_CLOSED_TLS: Final = (
+    "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
+    "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more."
+)
+
 _NO_COORDINATOR: Final = (
     GroupCoordinatorNotAvailableError,
     GroupLoadInProgressError,
     NotCoordinatorForGroupError,
 )
-_REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling")
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterMetadata:
-    """What a broker says about its cluster.
-
-    Attributes:
-        id: The cluster's id.
-        controller: Node id of the broker that acts as the controller; None without one.
-        brokers: Advertised host and port by node id.
-    """
+    """What a broker says about its cluster."""
 
     id: str | None
-    controller: int | None
-    brokers: Mapping[int, tuple[str, int]]
+    controller: int | None  # node id of the broker that acts as the controller
+    brokers: Mapping[int, tuple[str, int]]  # advertised host and port by node id
 
     def endpoint(self, node: int) -> Endpoint:
         """Return where a broker says that it can be reached."""
@@ -121,11 +119,7 @@ class ClusterMetadata:
 
 
 def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenerator[Step, None]:
-    """Check the connection to a Kafka cluster; see `resilient_io.doctor.examine`.
-
-    Raises:
-        ConfigurationError: The URL or an option in it is wrong.
-    """
+    """Check the connection to a Kafka cluster; see `resilient_io.doctor.examine`."""
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
     target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
@@ -156,30 +150,37 @@ class _KafkaExamination:
             reached = [each for each in endpoints if each.reached]
             if not reached:
                 return
-            if self._context is not None:
-                check = functools.partial(_check_tls, reached, self._context)
-                step = await checks.run("TLS", check, share=_SHARE)
+            if (context := self._context) is not None:
+                step = await checks.run(
+                    "TLS", lambda: _check_tls(reached, context), limit=checks.half
+                )
                 yield step
                 if step.status is Status.PROBLEM:
                     return
-            check = functools.partial(self._check_login, reached, checks.left * _SHARE)
-            yield await checks.run("login", check, on_timeout=_login_timed_out(reached))
+            limit = checks.half
+            yield await checks.run(
+                "login",
+                lambda: self._check_login(reached, limit),
+                on_timeout=_login_timed_out(reached),
+            )
             if not self._opened:
                 return
             connection = self._opened[0]
-            check = functools.partial(self._check_reply, connection, checks.left)
-            yield await checks.run("reply", check, share=_SHARE)
-            if self._cluster is None:
-                return
-            check = functools.partial(
-                check_listeners, self._cluster, self._target, endpoints, checks.left * _SHARE
+            left = checks.left
+            yield await checks.run(
+                "reply", lambda: self._check_reply(connection, left), limit=checks.half
             )
-            yield await checks.run("listeners", check)
-            if self._group is not None:
-                check = functools.partial(
-                    check_group, connection, self._target, self._group, checks.left
+            if (cluster := self._cluster) is None:
+                return
+            timeout = checks.half
+            yield await checks.run(
+                "listeners", lambda: check_listeners(cluster, self._target, endpoints, timeout)
+            )
+            if (group := self._group) is not None:
+                rest = checks.left
+                yield await checks.run(
+                    "group", lambda: check_group(connection, self._target, group, rest)
                 )
-                yield await checks.run("group", check)
         finally:
             for each in self._opened:
                 abort_connection(each)
@@ -193,9 +194,7 @@ class _KafkaExamination:
         results = []
         for endpoint, error in zip(reached, errors, strict=True):
             if error is not None:
-                failure = connection_failure(
-                    error, tls=self._target.uses_tls, secrets=self._target.secrets()
-                )
+                failure = _failure(error, self._target)
                 result = await judge_failure(endpoint, failure, self._target)
                 results.append(milder(result, others_work=works))
         if works:
@@ -213,19 +212,17 @@ class _KafkaExamination:
         return judge_cluster(self._cluster)
 
 
+def _failure(error: KafkaError | OSError, target: KafkaTarget) -> ConnectionFailure:
+    return connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+
+
 async def _log_in(
     target: KafkaTarget, endpoint: Endpoint, timeout: float, opened: list[Connection]
 ) -> KafkaError | OSError | None:
     """Connect to a broker and send a request, at each of its addresses until one answers.
 
-    Args:
-        target: How to log in.
-        endpoint: The broker; its ports were tried.
-        timeout: Seconds for all addresses.
-        opened: Gets the connection, which the caller closes.
-
-    Returns:
-        The error of the last address; None if one answered.
+    The connection is added to `opened`, and the caller closes it. Returns the error of the last
+    address; None if one answered.
     """
     # With TLS the name is needed for the certificate.
     hosts = [endpoint.host] if target.uses_tls else list(endpoint.reached)
@@ -248,12 +245,7 @@ async def _log_in(
 
 
 async def ask_cluster(connection: Connection, timeout: float) -> ClusterMetadata:
-    """Ask a broker for its cluster. Creates no topic.
-
-    Raises:
-        TimeoutError: No answer came within `timeout` seconds.
-        KafkaError: The connection was lost.
-    """
+    """Ask a broker for its cluster within `timeout` seconds. Creates no topic."""
     async with asyncio.timeout(timeout):
         answer: Any = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
     controller = getattr(answer, "controller_id", _NONE)
@@ -289,41 +281,25 @@ async def judge_failure(
     endpoint: Endpoint, failure: ConnectionFailure, target: KafkaTarget
 ) -> CheckResult:
     """Return why a broker that accepted the connection did not answer, and what to do."""
-    data = {"cause": failure.cause.value}
-    where, detail = endpoint.text, _CLASS.sub("", failure.detail) or failure.detail
+    detail = _CLASS.sub("", failure.detail) or failure.detail
     if failure.cause is Cause.AUTH:
-        meaning, advice = next(
+        found, advice = next(
             (meaning for name, meaning in _SASL.items() if name in failure.detail),
-            (f"authentication failed: {detail}", _CREDENTIALS),
+            (f": authentication failed: {detail}", _CREDENTIALS),
         )
-        separator = ": " if meaning.startswith("authentication") else " "
-        return problem(f"{where}{separator}{meaning}", advice, **data)
-    if failure.cause is Cause.TIMED_OUT:
+    elif failure.cause is Cause.TIMED_OUT:
         protocol = "" if target.uses_tls else ", or the port uses TLS or another protocol"
-        return problem(
-            f"{where} accepts connections, but does not answer", f"{_FROZEN}{protocol}.", **data
-        )
-    if failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
+        found, advice = " accepts connections, but does not answer", f"{_FROZEN}{protocol}."
+    elif failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
         if await uses_tls(endpoint):
-            return problem(
-                f"{where} uses TLS, but the URL does not",
-                "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority.",
-                **data,
-            )
-        return problem(
-            f"{where} closed the connection on the first request",
-            "Check whether its listener requires a login (use kafka://user:password@…), and "
-            "whether the port is for clients, not for controllers.",
-            **data,
-        )
-    if failure.cause in (Cause.RESET, Cause.TLS):
-        return problem(
-            f"{where} closed the connection after the TLS handshake",
-            "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
-            "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more.",
-            **data,
-        )
-    return problem(f"{where}: {detail}", "Check the broker's log.", **data)
+            found, advice = " uses TLS, but the URL does not", _USE_TLS
+        else:
+            found, advice = " closed the connection on the first request", _CLOSED
+    elif failure.cause in (Cause.RESET, Cause.TLS):
+        found, advice = " closed the connection after the TLS handshake", _CLOSED_TLS
+    else:
+        found, advice = f": {detail}", "Check the broker's log."
+    return problem(f"{endpoint.text}{found}", advice, cause=failure.cause.value)
 
 
 def _login_timed_out(endpoints: Sequence[Endpoint]) -> CheckResult:
@@ -338,11 +314,8 @@ def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
     nodes = sorted(cluster.brokers)
     data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
     if not nodes:
-        return problem(
-            "the cluster names no broker",
-            "Check whether the controllers are up and have a majority.",
-            **data,
-        )
+        advice = "Check whether the controllers are up and have a majority."
+        return problem("the cluster names no broker", advice, **data)
     count = "1 broker" if len(nodes) == 1 else f"{len(nodes)} brokers"
     found = f"{count} ({', '.join(map(str, nodes))})"
     if cluster.controller is None:
@@ -362,12 +335,6 @@ async def check_listeners(
 
     A client asks a bootstrap server for the brokers, and from then on connects to what they
     advertise. In containers that is often another name than the bootstrap address.
-
-    Args:
-        cluster: What the bootstrap server said.
-        target: How to log in.
-        bootstrap: The servers of the URL.
-        timeout: Seconds to wait for each broker.
     """
     nodes = sorted(cluster.brokers)
     failures = await together(
@@ -440,8 +407,7 @@ async def _try_listener(
     except TimeoutError:
         return f"no answer within {timeout:.1f} s"
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
-        return f"connected, but {_CLASS.sub('', detail)}"
+        return f"connected, but {_CLASS.sub('', _failure(error, target).detail)}"
     finally:
         for connection in opened:
             abort_connection(connection)
@@ -453,14 +419,7 @@ async def _try_listener(
 async def check_group(
     connection: Connection, target: KafkaTarget, group: str, timeout: float
 ) -> CheckResult:
-    """Check whether a group's coordinator can be reached, and the state of the group.
-
-    Args:
-        connection: To any broker.
-        target: How to reach the coordinator.
-        group: The group's id.
-        timeout: Seconds for one connection or answer.
-    """
+    """Check whether a group exists, and whether its coordinator can be reached."""
     loop = asyncio.get_running_loop()
     until = loop.time() + min(_WITHOUT_COORDINATOR, timeout / 2)
     while True:
@@ -491,7 +450,7 @@ async def _check_group(
     try:
         coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
+        detail = _failure(error, target).detail
         return problem(
             f"the group's coordinator at {where} cannot be reached: {detail}",
             "No consumer can join this group from here: see the step `listeners`.",
@@ -502,17 +461,16 @@ async def _check_group(
             answer: Any = await coordinator.send(DescribeGroupsRequest([group]))
     finally:
         abort_connection(coordinator)
-    code, _, state, _, _, members = answer.groups[0][:6]
+    code, _, state = answer.groups[0][:3]
     refusal = for_code(code)
     if refusal is not NoError:
         raise refusal(group)
-    return judge_group(group, state, len(members), coordinator=where)
+    return judge_group(group, state, where)
 
 
-def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResult:
-    """Return whether a group has members, and is not rebalancing."""
-    data |= {"state": state, "members": members}
-    count = "1 member" if members == 1 else f"{members} members"
+def judge_group(group: str, state: str, coordinator: str) -> CheckResult:
+    """Return whether a group exists."""
+    data = {"state": state, "coordinator": coordinator}
     if state == "Dead":
         return problem(
             f"the group {group} does not exist",
@@ -520,21 +478,4 @@ def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResul
             "that was empty for offsets.retention.minutes is removed, too.",
             **data,
         )
-    if not members:
-        return note(
-            f"the group {group} has no members",
-            "Start its consumers. If they run, check their logs: they may have been removed from "
-            "the group (max_poll_interval_ms), or use another group_id. "
-            "kafka-consumer-groups.sh shows the lag.",
-            **data,
-        )
-    if state in _REBALANCING:
-        return note(
-            f"the group {group} is rebalancing, {count}",
-            "Try again in some seconds. If it does not end, a member joins and leaves repeatedly: "
-            "check for restarts, and for handlers longer than max_poll_interval_ms.",
-            **data,
-        )
-    return ok(
-        f"the group {group} is {state.lower()}, {count}, coordinator {data['coordinator']}", **data
-    )
+    return ok(f"the group {group} is {state.lower()}, coordinator {coordinator}", **data)

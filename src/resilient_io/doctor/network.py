@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import ipaddress
 import re
 import socket
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
     from .steps import Checks, Step
 
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
-_SHARE: Final = 0.5
-"""How much of the time that is left a step may use: others come after it."""
-
 _SLOW_LOOKUP: Final = 1.0
-_SLOW_CONNECT: Final = 0.5
 
 NO_ANSWER: Final = "no answer"
 REFUSED: Final = "connection refused"
@@ -35,21 +30,13 @@ _UNREACHABLE: Final = "no route"
 
 @dataclass(slots=True)
 class Endpoint:
-    """Host and port of one server, and what was found on the way to it.
-
-    Attributes:
-        host: Name or address, as it was given.
-        port: The port.
-        addresses: Those of the name, in the order in which they are tried.
-        reached: Seconds that a connection took, by address.
-        failed: Why no connection was made, by address: "connection refused" …
-    """
+    """Host and port of one server, and what was found on the way to it."""
 
     host: str
     port: int
-    addresses: list[str] = field(default_factory=list)
-    reached: dict[str, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)  # in the order in which they are tried
+    reached: dict[str, float] = field(default_factory=dict)  # seconds of a connection by address
+    failed: dict[str, str] = field(default_factory=dict)  # the reason by address
 
     @property
     def text(self) -> str:
@@ -118,16 +105,16 @@ def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 async def check_path(checks: Checks, endpoints: Sequence[Endpoint]) -> AsyncGenerator[Step, None]:
     """Yield the steps "name" and, for the addresses that were found, "TCP"."""
-    limit = checks.left * _SHARE
+    limit = checks.half
     yield await checks.run(
         "name",
-        functools.partial(check_names, endpoints),
-        share=_SHARE,
-        on_timeout=names_timed_out(endpoints, limit),
+        lambda: check_names(endpoints),
+        limit=limit,
+        on_timeout=_names_timed_out(endpoints, limit),
     )
     if any(each.addresses for each in endpoints):
-        limit = checks.left * _SHARE
-        yield await checks.run("TCP", functools.partial(check_ports, endpoints, limit))
+        limit = checks.half
+        yield await checks.run("TCP", lambda: check_ports(endpoints, limit))
 
 
 async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
@@ -159,8 +146,7 @@ async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     return ok("; ".join(found), addresses=data)
 
 
-def names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
-    """Return what it means that the lookups did not finish within the time limit of the check."""
+def _names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
     names = ", ".join(each.host for each in endpoints if not each.is_address)
     return unknown(
         f"the lookup of {names or 'the addresses'} did not finish within {timeout:.1f} s",
@@ -214,12 +200,7 @@ def _resolver(key: str) -> str:
 
 
 async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
-    """Connect to every address of every endpoint concurrently, and close again.
-
-    Args:
-        endpoints: Servers whose names were looked up.
-        timeout: Seconds to wait for each address.
-    """
+    """Connect to every address of every endpoint concurrently, and close again."""
     await together("connect", (each.connect(timeout) for each in endpoints))
     data = {
         each.text: {address: round(took, 6) for address, took in each.reached.items()} | each.failed
@@ -245,11 +226,6 @@ def _judge_port(endpoint: Endpoint) -> CheckResult:
             f"addresses; {failed}",
             "A client that tries the silent address first waits there for its connect timeout: "
             "remove the address from DNS, or open the way to it.",
-        )
-    if fastest > _SLOW_CONNECT:
-        return note(
-            f"{endpoint.text} answers after {fastest * 1e3:.0f} ms",
-            "A packet was lost, or the server's queue of new connections is full.",
         )
     return ok(f"{endpoint.text} answers in {fastest * 1e3:.1f} ms{f'; {failed}' if failed else ''}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
@@ -31,15 +30,8 @@ if TYPE_CHECKING:
     from .steps import Step
 
 _PORT: Final = 6379
-_SHARE: Final = 0.5
-"""How much of the time that is left a step may use: others come after it."""
-
 _FIRST_HANDSHAKE: Final = 0.7
 """Seconds to wait for a TLS handshake before the port is tried without TLS."""
-
-_PINGS: Final = 10
-_PAUSE: Final = 0.05
-_SLOW: Final = 0.1
 
 _NO_ANSWER_TO_LOGIN: Final = problem(
     "connected, but no answer to the login",
@@ -67,6 +59,9 @@ _ADVICE: Final[dict[Cause, str]] = {
     Cause.REFUSED: "Check that the server runs, and that this user may use its socket.",
     Cause.MASTER_DOWN: "It is a replica that has lost its master: bring the master back.",
 }
+_USE_TLS: Final = (
+    "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority."
+)
 _AFTER_TLS: Final = (
     "The server closed the connection after the handshake. Usually it requires a client "
     "certificate (tls-auth-clients yes): set ssl_certfile=…&ssl_keyfile=…. The server's log says "
@@ -75,11 +70,7 @@ _AFTER_TLS: Final = (
 
 
 def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
-    """Check the connection to a Redis server; see `resilient_io.doctor.examine`.
-
-    Raises:
-        ConfigurationError: The URL or an option in it is wrong.
-    """
+    """Check the connection to a Redis server; see `resilient_io.doctor.examine`."""
     pool = read_redis_url(url)
     target = RedisTarget(pool)
     check_target(target)
@@ -116,30 +107,31 @@ class _RedisExamination:
                 if not endpoint.reached:
                     return
                 if self._target.uses_tls:
-                    step = await self._run_tls(checks, endpoint)
+                    limit = checks.half
+                    step = await checks.run(
+                        "TLS",
+                        lambda: self._check_tls(endpoint, limit),
+                        on_timeout=problem(
+                            f"{endpoint.text} accepts connections, but does not answer in the TLS "
+                            "handshake",
+                            "Check whether the server is frozen, and whether the port uses TLS.",
+                        ),
+                    )
                     yield step
                     if step.status is Status.PROBLEM:
                         return
-            check = functools.partial(self._check_login, checks.left * _SHARE)
-            yield await checks.run("login", check, on_timeout=_NO_ANSWER_TO_LOGIN)
+            limit = checks.half
+            yield await checks.run(
+                "login", lambda: self._check_login(limit), on_timeout=_NO_ANSWER_TO_LOGIN
+            )
             if self._connection is None:
                 return
-            check = functools.partial(check_reply, query_over(self._connection, checks.left))
-            yield await checks.run("reply", check, on_timeout=_NO_REPLY)
+            ask = query_over(self._connection, checks.left)
+            yield await checks.run("reply", lambda: check_reply(ask), on_timeout=_NO_REPLY)
         finally:
             if self._connection is not None:
                 abort(self._connection)
             await self._target.aclose()
-
-    async def _run_tls(self, checks: Checks, endpoint: Endpoint) -> Step:
-        return await checks.run(
-            "TLS",
-            functools.partial(self._check_tls, endpoint, checks.left * _SHARE),
-            on_timeout=problem(
-                f"{endpoint.text} accepts connections, but does not answer in the TLS handshake",
-                "Check whether the server is frozen, and whether the port uses TLS at all.",
-            ),
-        )
 
     async def _check_tls(self, endpoint: Endpoint, timeout: float) -> CheckResult:
         connection: Any = self._target.connection(client_name=None, connect_timeout=timeout)
@@ -171,10 +163,13 @@ class _RedisExamination:
                 self._target, client_name=None, timeout=timeout, user_timeout=timeout
             )
         except (driver.RedisError, OSError) as error:
-            result = judge_login(
-                error, uses_tls=self._target.uses_tls, gave_password=self._gave_password
-            )
-            return await self._try_tls(result)
+            tls, endpoint = self._target.uses_tls, self._endpoint
+            result = judge_login(error, uses_tls=tls, gave_password=self._gave_password)
+            closed = result.data.get("cause") == Cause.RESET.value
+            if endpoint is not None and not tls and closed and await uses_tls(endpoint):
+                found = f"{endpoint.text} uses TLS, but the URL does not"
+                return problem(found, _USE_TLS, cause=Cause.TLS.value)
+            return result
         self._connection = connection
         try:
             user = _text(await query_over(connection, timeout)("ACL", "WHOAMI"))
@@ -182,28 +177,9 @@ class _RedisExamination:
             return ok("logged in")
         return ok(f"logged in as {user}", user=user)
 
-    async def _try_tls(self, result: CheckResult) -> CheckResult:
-        """Check whether a server that closed a plain connection uses TLS."""
-        closed = result.data.get("cause") == Cause.RESET.value
-        if self._endpoint is None or self._target.uses_tls or not closed:
-            return result
-        if not await uses_tls(self._endpoint):
-            return result
-        return problem(
-            f"{self._endpoint.text} uses TLS, but the URL does not",
-            "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority.",
-            cause=Cause.TLS.value,
-        )
-
 
 def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) -> CheckResult:
-    """Return why the login failed, after TCP (and TLS) succeeded.
-
-    Args:
-        error: What redis-py raised.
-        uses_tls: Whether the connection uses TLS.
-        gave_password: Whether the URL has a password.
-    """
+    """Return why the login failed, after TCP (and TLS) succeeded."""
     failure = connection_failure(error, tls=uses_tls)
     detail = clean_text(failure.detail)
     data = {"cause": failure.cause.value}
@@ -226,47 +202,31 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
 
 
 def _judge_credentials(detail: str, *, gave_password: bool) -> CheckResult:
-    data = {"cause": Cause.AUTH.value}
     if not gave_password:
-        return problem(
-            "the server requires a password, and the URL has none",
-            "Use redis://user:password@host (redis://:password@host for the default user).",
-            **data,
+        found = "the server requires a password, and the URL has none"
+        advice = "Use redis://user:password@host (redis://:password@host for the default user)."
+    elif "called without any password configured" in detail:
+        found = "the URL has a password, but the server has none for the default user"
+        advice = "Remove the password from the URL, or add its user: redis://user:…@."
+    elif "NOPERM" in detail or "permissions" in detail:
+        found = f"the user lacks permissions for the login: {detail}"
+        advice = "Grant them: ACL SETUSER … +hello +auth +select +ping"
+    else:
+        found = "authentication failed: wrong user or password"
+        advice = (
+            "Check whether the secret was rotated, or belongs to another server. URL-encode "
+            "special characters in the password (@ → %40, / → %2F)."
         )
-    if "called without any password configured" in detail:
-        return problem(
-            "the URL has a password, but the server has none for the default user",
-            "Remove the password from the URL, or add its user: redis://user:…@.",
-            **data,
-        )
-    if "NOPERM" in detail or "permissions" in detail:
-        return problem(
-            f"the user lacks permissions for the login: {detail}",
-            "Grant them: ACL SETUSER … +hello +auth +select +ping",
-            **data,
-        )
-    return problem(
-        "authentication failed: wrong user or password",
-        "Check whether the secret was rotated, or belongs to another server. URL-encode special "
-        "characters in the password (@ → %40, / → %2F).",
-        **data,
-    )
+    return problem(found, advice, cause=Cause.AUTH.value)
 
 
 async def check_reply(ask: Query) -> CheckResult:
-    """Check how fast the server replies, and whether it serves reads and writes of all keys.
-
-    Args:
-        ask: Sends a command to the server and returns its reply.
-    """
+    """Check whether the server replies, and whether it serves reads and writes of all keys."""
     loop = asyncio.get_running_loop()
-    took = []
     try:
-        for _ in range(_PINGS):
-            began = loop.time()
-            await ask("PING")
-            took.append(loop.time() - began)
-            await asyncio.sleep(_PAUSE)
+        began = loop.time()
+        await ask("PING")
+        took = loop.time() - began
         server = await _hello(ask)
     except (driver.ResponseError, driver.BusyLoadingError) as error:
         cause = connection_failure(error).cause
@@ -281,7 +241,10 @@ async def check_reply(ask: Query) -> CheckResult:
             "Try again. If this happens each time, check the server's log, what is in between (a "
             "proxy, a load balancer), and whether the server restarts.",
         )
-    return merged([_judge_latency(sorted(took), server), *_judge_kind(server)])
+    product = f"{server.get('server', 'the server')} {server.get('version', '')}".strip()
+    data: dict[str, Any] = {name: server.get(name) for name in ("server", "version", "mode")}
+    found = ok(f"{product} replies in {took * 1e3:.1f} ms", ping=round(took, 6), **data)
+    return merged([found, *_judge_kind(server)])
 
 
 async def _hello(ask: Query) -> dict[str, str]:
@@ -292,18 +255,6 @@ async def _hello(ask: Query) -> dict[str, str]:
         return {}
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=False)
     return {_text(name): _text(value) for name, value in pairs}
-
-
-def _judge_latency(took: list[float], server: dict[str, str]) -> CheckResult:
-    median, worst = took[len(took) // 2], took[-1]
-    data: dict[str, Any] = {name: server.get(name) for name in ("server", "version", "mode")}
-    data |= {"ping_median": round(median, 6), "ping_worst": round(worst, 6)}
-    product = f"{server.get('server', 'the server')} {server.get('version', '')}".strip()
-    found = f"{product} replies in {median * 1e3:.1f} ms (at most {worst * 1e3:.1f} ms)"
-    if median > _SLOW:
-        advice = "The network path is long, or the server is busy: see SLOWLOG GET and INFO cpu."
-        return note(found, advice, **data)
-    return ok(found, **data)
 
 
 def _judge_kind(server: dict[str, str]) -> list[CheckResult]:

@@ -17,6 +17,8 @@ _T = TypeVar("_T")
 _LONGEST: Final = 2000
 """Longest text of a step, in characters: several results may be joined in it."""
 
+_LONGER: Final = "Use a longer timeout, or try again later."
+
 
 class Status(enum.StrEnum):
     """The result of a step."""
@@ -69,9 +71,6 @@ class Step:
 def exit_code(steps: Iterable[Step]) -> int:
     """Return the exit code of a command that has shown these steps.
 
-    Args:
-        steps: All steps of all examinations.
-
     Returns:
         1 if a step is a problem; otherwise 2 if a step could not be checked; otherwise 0.
     """
@@ -115,12 +114,7 @@ _SEVERITY: Final = (Status.OK, Status.UNKNOWN, Status.NOTE, Status.PROBLEM)
 
 
 def merged(results: Sequence[CheckResult], **data: Any) -> CheckResult:
-    """Join several results; the most severe one comes first and gives its status.
-
-    Args:
-        results: At least one.
-        **data: Figures behind all of them.
-    """
+    """Join several results; the most severe one comes first and gives its status."""
     ordered = sorted(results, key=lambda each: -_SEVERITY.index(each.status))
     everything: dict[str, Any] = {}
     for each in ordered:
@@ -137,19 +131,11 @@ def milder(result: CheckResult, *, others_work: bool) -> CheckResult:
     """Turn one server's problem into a note if other servers of the same list do its work."""
     if result.status is not Status.PROBLEM or not others_work:
         return result
-    advice = f"{result.advice} Other servers of the list work."
-    return note(result.found, advice, **result.data)
+    return note(result.found, f"{result.advice} Other servers of the list work.", **result.data)
 
 
 async def together(name: str, checks: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Run coroutines concurrently and return their results in order.
-
-    Cancelling ends them all; an exception of one ends the others.
-
-    Args:
-        name: For the names of the tasks.
-        checks: What to run.
-    """
+    """Run coroutines concurrently and return their results in order; an error ends them all."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(check, name=f"resilient-io doctor {name}") for check in checks]
     return [task.result() for task in tasks]
@@ -158,12 +144,7 @@ async def together(name: str, checks: Iterable[Coroutine[Any, Any, _T]]) -> list
 class Checks:
     """Runs the checks of one examination within one time limit.
 
-    Args:
-        timeout: Seconds for all checks together; time between them does not count.
-        secrets: Passwords, which are removed from everything that a check found.
-
-    Attributes:
-        left: Seconds that are left.
+    The time between them does not count. Secrets are removed from everything that a check found.
     """
 
     def __init__(self, timeout: float, secrets: Iterable[str] = ()) -> None:
@@ -171,38 +152,31 @@ class Checks:
         self._timeout = timeout
         self._secrets = tuple(secrets)
 
+    @property
+    def half(self) -> float:
+        """Half of the seconds that are left: other steps come after this one."""
+        return self.left / 2
+
     async def run(
         self,
         name: str,
         check: Callable[[], Awaitable[CheckResult]],
         *,
-        share: float = 1.0,
+        limit: float | None = None,
         on_timeout: CheckResult | None = None,
     ) -> Step:
-        """Run one check and return its step.
-
-        Args:
-            name: The step's name.
-            check: What to run.
-            share: How much of the time that is left the check may use.
-            on_timeout: The result if the time is used up; by default that it is unknown.
-        """
+        """Run one check, for at most `limit` seconds, and return its step."""
         if self.left <= 0:
-            return self._step(
-                name,
-                0.0,
-                unknown(f"not checked: {self._timeout:g} s were used up", "Use a longer timeout."),
-            )
+            result = unknown(f"not checked: {self._timeout:g} s were used up", _LONGER)
+            return self._step(name, 0.0, result)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        limit = self.left * share
+        limit = self.left if limit is None else limit
         try:
             async with asyncio.timeout(limit):
                 result = await check()
         except TimeoutError:
-            result = on_timeout or unknown(
-                f"not finished within {limit:.1f} s", "Use a longer timeout, or try again later."
-            )
+            result = on_timeout or unknown(f"not finished within {limit:.1f} s", _LONGER)
         except Exception as error:  # noqa: BLE001 - a boundary: whatever answers at the port, and
             # in whatever way it breaks its reader, the other checks can still run. The error's
             # text is not shown: it may quote what was read.
@@ -218,17 +192,14 @@ class Checks:
             seconds=seconds,
             found=self._clean(result.found),
             advice=self._clean(result.advice),
-            data=self._clean_data(result.data),
+            data=self._clean(result.data),
         )
 
-    def _clean(self, text: str) -> str:
-        return clean_text(text, limit=_LONGEST, secrets=self._secrets)
-
-    def _clean_data(self, data: Any) -> Any:
+    def _clean(self, data: Any) -> Any:
         if isinstance(data, str):
-            return self._clean(data)
+            return clean_text(data, limit=_LONGEST, secrets=self._secrets)
         if isinstance(data, dict):
-            return {self._clean(str(key)): self._clean_data(value) for key, value in data.items()}
+            return {self._clean(str(key)): self._clean(value) for key, value in data.items()}
         if isinstance(data, (list, tuple)):
-            return [self._clean_data(value) for value in data]
+            return [self._clean(value) for value in data]
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import ssl
 from dataclasses import dataclass
@@ -28,16 +29,14 @@ _WRONG_NAME: Final = (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class _Certificate:
-    """The fields of a server's certificate that are shown."""
-
-    names: tuple[str, ...]
+    names: list[str]
     issuer: str
     begins: dt.datetime
     ends: dt.datetime
 
     def as_data(self) -> dict[str, Any]:
         return {
-            "names": list(self.names),
+            "names": self.names,
             "issuer": self.issuer,
             "not_before": self.begins.isoformat(),
             "not_after": self.ends.isoformat(),
@@ -50,28 +49,17 @@ class _Certificate:
         return f"{shown} and {more} more" if more > 0 else shown
 
 
-@dataclass(frozen=True, slots=True)
-class _Handshake:
-    protocol: str
-    cipher: str
-    certificate: _Certificate | None
-
-
 async def check_tls(
     endpoint: Endpoint, context: ssl.SSLContext, *, trust_option: str, plain_scheme: str
 ) -> CheckResult:
-    """Shake hands as a client would, and read the certificate. The caller sets the time limit.
-
-    Args:
-        endpoint: The server.
-        context: What the client would use.
-        trust_option: The URL option that names the authorities to trust.
-        plain_scheme: The scheme of URLs without TLS.
-    """
+    """Shake hands as a client would, and read the certificate. The caller sets the time limit."""
     try:
-        handshake = await _shake_hands(endpoint, context)
+        protocol, certificate = await _shake_hands(endpoint, context)
     except ssl.SSLCertVerificationError as error:
-        certificate = await _read_untrusted(endpoint)
+        try:
+            _, certificate = await _shake_hands(endpoint, _unverified())
+        except (OSError, EOFError):
+            certificate = None
         return _judge_untrusted(endpoint, error, certificate, trust_option)
     except ssl.SSLError as error:
         return _judge_failed(endpoint, error, plain_scheme)
@@ -86,7 +74,8 @@ async def check_tls(
         return problem(
             f"no TLS with {endpoint.text}: {describe_error(error)}", "Check the TCP step again."
         )
-    return _judge_trusted(handshake, verified=context.verify_mode is not ssl.CERT_NONE)
+    verified = context.verify_mode is not ssl.CERT_NONE
+    return _judge_trusted(protocol, certificate, verified=verified)
 
 
 async def uses_tls(endpoint: Endpoint) -> bool:
@@ -115,7 +104,10 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-async def _shake_hands(endpoint: Endpoint, context: ssl.SSLContext) -> _Handshake:
+async def _shake_hands(
+    endpoint: Endpoint, context: ssl.SSLContext
+) -> tuple[str, _Certificate | None]:
+    """Return the version of TLS, and the server's certificate if it can be read."""
     # An address that took a connection before: the name may have others that do not answer.
     address = next(iter(endpoint.reached), endpoint.host)
     _, writer = await asyncio.open_connection(
@@ -123,17 +115,9 @@ async def _shake_hands(endpoint: Endpoint, context: ssl.SSLContext) -> _Handshak
     )
     try:
         tls: Any = writer.get_extra_info("ssl_object")
-        cipher = (tls.cipher() or ("?",))[0]
-        return _Handshake(tls.version() or "TLS", cipher, _certificate_of(tls))
+        return tls.version() or "TLS", _certificate_of(tls)
     finally:
         writer.transport.abort()
-
-
-async def _read_untrusted(endpoint: Endpoint) -> _Certificate | None:
-    try:
-        return (await _shake_hands(endpoint, _unverified())).certificate
-    except (OSError, EOFError):
-        return None
 
 
 def _certificate_of(tls: Any) -> _Certificate | None:
@@ -146,18 +130,12 @@ def _certificate_of(tls: Any) -> _Certificate | None:
         return _from_dictionary(tls.getpeercert())
     read = x509.load_der_x509_certificate(raw)
     names: list[str] = []
-    try:
+    with contextlib.suppress(x509.ExtensionNotFound, ValueError):  # none, or only for OpenSSL
         alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names += alternatives.get_values_for_type(x509.DNSName)
         names += map(str, alternatives.get_values_for_type(x509.IPAddress))
-    except (x509.ExtensionNotFound, ValueError):
-        pass  # there are none, or only OpenSSL can read them
-    return _Certificate(
-        names=tuple(names),
-        issuer=read.issuer.rfc4514_string(),
-        begins=read.not_valid_before_utc,
-        ends=read.not_valid_after_utc,
-    )
+    issuer = read.issuer.rfc4514_string()
+    return _Certificate(names, issuer, read.not_valid_before_utc, read.not_valid_after_utc)
 
 
 def _from_dictionary(fields: dict[str, Any]) -> _Certificate | None:
@@ -169,29 +147,29 @@ def _from_dictionary(fields: dict[str, Any]) -> _Certificate | None:
         dt.datetime.fromtimestamp(ssl.cert_time_to_seconds(fields[name]), dt.UTC)
         for name in ("notBefore", "notAfter")
     )
-    names = tuple(name for _, name in fields.get("subjectAltName", ()))
-    return _Certificate(names=names, issuer=issuer, begins=begins, ends=ends)
+    names = [name for _, name in fields.get("subjectAltName", ())]
+    return _Certificate(names, issuer, begins, ends)
 
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _judge_trusted(handshake: _Handshake, *, verified: bool) -> CheckResult:
-    certificate = handshake.certificate
-    data = {"protocol": handshake.protocol, "cipher": handshake.cipher}
-    found = f"{handshake.protocol}, {handshake.cipher}"
+def _judge_trusted(
+    protocol: str, certificate: _Certificate | None, *, verified: bool
+) -> CheckResult:
+    data: dict[str, Any] = {"protocol": protocol}
+    found = protocol
     if certificate is not None:
         data |= certificate.as_data()
         left = certificate.ends - _now()
         found += f", certificate valid until {certificate.ends:%Y-%m-%d}"
         if left < _SOON:
-            when = f"in {left.days} days" if left.days else "within a day"
-            expires = f"expires {when}"
+            when = f"expires in {left.days} days" if left.days else "expires within a day"
             if left < dt.timedelta():
-                expires = f"expired on {certificate.ends:%Y-%m-%d}"
+                when = f"expired on {certificate.ends:%Y-%m-%d}"
             return note(
-                f"{handshake.protocol}; the certificate {expires}",
+                f"{protocol}; the certificate {when}",
                 "Renew it now: once it has expired, no new connection is made.",
                 **data,
             )
@@ -211,39 +189,38 @@ def _judge_untrusted(
     certificate: _Certificate | None,
     trust_option: str,
 ) -> CheckResult:
-    code = error.verify_code
+    code, host = error.verify_code, endpoint.host
     data: dict[str, Any] = {"verify_code": code, "verify_message": error.verify_message}
+    ends = begins = by = ""
+    names = "other names"
     if certificate is not None:
         data |= certificate.as_data()
+        ends = f" on {certificate.ends:%Y-%m-%d %H:%M} UTC"
+        begins = f" until {certificate.begins:%Y-%m-%d %H:%M} UTC"
+        by, names = f" ({certificate.issuer})", certificate.named
     clock = f"the clock here says {_now():%Y-%m-%d %H:%M} UTC"
+    name_it = f"{trust_option}=/path/of/authority.pem"
     if code == _EXPIRED:
-        when = "" if certificate is None else f" on {certificate.ends:%Y-%m-%d %H:%M} UTC"
-        found = f"the certificate, or one above it, expired{when} ({clock})"
+        found = f"the certificate, or one above it, expired{ends} ({clock})"
         advice = "Renew it on the server, and let the server reload it."
     elif code == _NOT_YET_VALID:
-        when = "" if certificate is None else f" until {certificate.begins:%Y-%m-%d %H:%M} UTC"
-        found = f"the certificate is not valid yet{when}; {clock}"
+        found = f"the certificate is not valid yet{begins}; {clock}"
         advice = "Set the clock of this machine, or wait."
     elif code in _WRONG_NAME:
-        names = "other names" if certificate is None else certificate.named
-        found = f"the certificate is not for {endpoint.host}, but for {names}"
-        advice = (
-            f"Use one of its names in the URL, or add {endpoint.host} to the certificate as a "
-            f"subjectAltName."
-        )
+        found = f"the certificate is not for {host}, but for {names}"
+        advice = f"Use one of its names in the URL, or add {host} to it as a subjectAltName."
     elif code == _SELF_SIGNED:
         found = "the certificate is self-signed and not trusted here"
         advice = f"Name it as the authority to trust: {trust_option}=/path/of/it.pem."
     elif code in _UNKNOWN_ISSUER:
-        by = "" if certificate is None else f" ({certificate.issuer})"
         found = f"the authority that signed the certificate is not known here{by}"
         advice = (
-            f"Name it: {trust_option}=/path/of/authority.pem. If it is a public one, the server "
-            f"does not send the intermediate certificates: configure the full chain."
+            f"Name it: {name_it}. If it is a public one, the server does not send the intermediate "
+            f"certificates: configure the full chain."
         )
     else:
         found = f"the certificate is not trusted: {error.verify_message}"
-        advice = f"Renew it, or name the authority to trust: {trust_option}=/path/of/authority.pem."
+        advice = f"Renew it, or name the authority to trust: {name_it}."
     return problem(found, advice, **data)
 
 

@@ -34,7 +34,8 @@ _KAFKA: Final = (
     "?sasl_mechanism=…&ssl_cafile=… if needed"
 )
 _ENCODE: Final = "URL-encode special characters in user and password (@ is %40, / is %2F)"
-_PORT: Final = ":9092"
+_SERVER: Final = re.compile(r"(\[[^\]]+\]|[^:]+)(?::(\d{1,5}))?\Z")
+_PORT: Final = 9092
 _FILES: Final = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 _KAFKA_OPTIONS: Final = ("client_id", "sasl_mechanism", "ssl_check_hostname", "ssl_verify", *_FILES)
 _MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -42,11 +43,7 @@ _NO: Final = ("no", "false", "0", "none")
 
 
 def kind_of(url: str) -> Literal["redis", "kafka"]:
-    """Return which kind of server a URL names.
-
-    Raises:
-        ConfigurationError: The URL names no server that can be examined.
-    """
+    """Return which kind of server a URL names."""
     scheme, separator, _ = url.partition("://")
     scheme = scheme.lower()
     if separator and scheme in _REDIS_SCHEMES:
@@ -64,11 +61,7 @@ def kind_of(url: str) -> Literal["redis", "kafka"]:
 
 
 def name_of(url: str) -> str:
-    """Return the name of the server of a URL, without credentials: "redis cache:6379/0".
-
-    Raises:
-        ConfigurationError: The URL is wrong. The message does not quote a password.
-    """
+    """Return the name of the server of a URL, without credentials: "redis cache:6379/0"."""
     if kind_of(url) == "redis":
         from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415 - only the driver needed
 
@@ -79,11 +72,7 @@ def name_of(url: str) -> str:
 
 
 def read_redis_url(url: str) -> ConnectionPool:
-    """Return redis-py's pool for the URL of a Redis server; nothing is connected.
-
-    Raises:
-        ConfigurationError: The URL is wrong. The message does not quote a password.
-    """
+    """Return redis-py's pool for the URL of a Redis server; nothing is connected."""
     from redis.asyncio.connection import ConnectionPool  # noqa: PLC0415 - only the driver needed
 
     from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 - as above
@@ -150,9 +139,7 @@ def _split(url: str, *, port: bool = True) -> SplitResult | None:
 def _check_options(query: str, accepted: Iterable[str], *, of: str) -> dict[str, str]:
     given = dict(parse_qsl(query, keep_blank_values=True))
     accepted = sorted(accepted)
-    for name in given:
-        if name in accepted:
-            continue
+    for name in [each for each in given if each not in accepted]:
         if "@" in query or not name.isidentifier():  # not quoted: a password with a "?" in it
             raise ConfigurationError(f"invalid {of} URL: the query is not name=value; {_ENCODE}")
         close = difflib.get_close_matches(name, accepted, n=1)
@@ -167,21 +154,17 @@ def _check_options(query: str, accepted: Iterable[str], *, of: str) -> dict[str,
 
 
 def _servers(netloc: str) -> list[str]:
-    servers = [server.strip() for server in netloc.split(",") if server.strip()]
-    if not servers:
-        raise ConfigurationError(f"the Kafka URL has no server: {_KAFKA}")
-    for server in servers:
-        host, colon, port = server.rpartition(":")
-        if (
-            colon
-            and not server.endswith("]")
-            and (not host or not port.isdecimal() or not 0 < int(port) < 1 << 16)
-        ):
+    servers = []
+    for server in filter(None, map(str.strip, netloc.split(","))):
+        match = _SERVER.match(server)
+        port = int(match[2] or _PORT) if match else 0
+        if match is None or not 0 < port < 1 << 16:
             # Not quoted: it may be a part of a password.
             raise ConfigurationError(f"the Kafka URL has an invalid port: {_KAFKA}; {_ENCODE}")
-    return [
-        server if ":" in server.rpartition("]")[2] else f"{server}{_PORT}" for server in servers
-    ]
+        servers.append(f"{match[1]}:{port}")
+    if not servers:
+        raise ConfigurationError(f"the Kafka URL has no server: {_KAFKA}")
+    return servers
 
 
 def _login(login: str, given: Mapping[str, str], *, tls: bool) -> dict[str, Any]:

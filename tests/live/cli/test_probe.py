@@ -9,7 +9,7 @@ import time
 import pytest
 
 from resilient_io import HealthMonitor, HealthSettings, ResilientRedis
-from resilient_io.cli.probe import Address, fetch, parse_address
+from resilient_io.cli.probe import fetch, parse_address
 from resilient_io.health import Dependency
 from resilient_io.serve import Heartbeat, serve
 
@@ -111,17 +111,17 @@ async def test_answer_that_does_not_end_times_out(slack, options):
 
 
 async def test_silent_or_missing_server_is_a_no(silent_server):
-    silent = await asyncio.to_thread(fetch, Address("127.0.0.1", silent_server, "/"), 0.2)
+    silent = await asyncio.to_thread(fetch, ("127.0.0.1", silent_server, "/"), 0.2)
     assert (silent.good, silent.summary) == (
         False,
         f"127.0.0.1:{silent_server} did not answer within 0.2 s",
     )
-    missing = await asyncio.to_thread(fetch, Address("127.0.0.1", 1, "/"), 1.0)
+    missing = await asyncio.to_thread(fetch, ("127.0.0.1", 1, "/"), 1.0)
     assert (missing.good, missing.summary) == (
         False,
         "127.0.0.1:1 cannot be reached: Connection refused",
     )
-    unknown = await asyncio.to_thread(fetch, Address("no-host.invalid", 80, "/"), 5.0)
+    unknown = await asyncio.to_thread(fetch, ("no-host.invalid", 80, "/"), 5.0)
     assert unknown.good is False
     assert "no-host.invalid" in unknown.summary
 

@@ -8,15 +8,9 @@ import pytest
 from rich.console import Console
 
 from resilient_io import ConfigurationError
-from resilient_io.cli.doctor import (
-    Examination,
-    JsonReport,
-    LineReport,
-    TableReport,
-    plan,
-    run_examinations,
-)
+from resilient_io.cli.doctor import Examination, plan, run_examinations
 from resilient_io.cli.running import Interruption
+from resilient_io.cli.terminal import Report, standard_output
 from resilient_io.doctor import Status, Step
 
 OK = Step(name="name", status=Status.OK, seconds=0.0012, found="cache is 10.0.0.3")
@@ -43,7 +37,7 @@ def examination(*steps, name="redis cache:6379/0", then=None):
 
 
 async def shown_as_lines(capsys, *examinations):
-    code = await run_examinations(examinations, LineReport(), Interruption())
+    code = await run_examinations(examinations, Report(standard_output()), Interruption())
     return code, capsys.readouterr().out
 
 
@@ -83,7 +77,7 @@ async def test_summary_counts_and_exit_code_follows(capsys, steps, code, said):
 async def test_table_shows_the_same_in_columns_and_keeps_brackets():
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None, markup=False)
-    await run_examinations([examination(OK, PROBLEM)], TableReport(console), Interruption())
+    await run_examinations([examination(OK, PROBLEM)], Report(console), Interruption())
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines[0] == "redis cache:6379/0"
     assert lines[1].split() == ["ok", "name", "1.2", "ms", "cache", "is", "10.0.0.3"]
@@ -95,13 +89,15 @@ async def test_table_shows_the_same_in_columns_and_keeps_brackets():
 async def test_table_cuts_off_nothing_on_a_narrow_terminal():
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=True, color_system=None, markup=False)
-    await run_examinations([examination(PROBLEM)], TableReport(console), Interruption())
-    said = "".join(line[36:].strip() for line in out.getvalue().splitlines()[1:3])
+    await run_examinations([examination(PROBLEM)], Report(console), Interruption())
+    said = "".join(line[35:].strip() for line in out.getvalue().splitlines()[1:3])
     assert said.replace(" ", "") == "noanswerfrom[10.0.0.3]:6379"
 
 
 async def test_json_has_a_line_for_each_step_and_one_for_the_summary(capsys):
-    await run_examinations([examination(OK, PROBLEM)], JsonReport(), Interruption())
+    await run_examinations(
+        [examination(OK, PROBLEM)], Report(standard_output(), as_json=True), Interruption()
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["step", "step", "summary"]
     assert lines[1]["of"] == "redis cache:6379/0"
@@ -114,7 +110,7 @@ async def test_interruption_ends_the_command_with_a_summary(capsys):
     never = asyncio.Event()
     stop = Interruption()
     examinations = [examination(OK, NOTE, then=never), examination(PROBLEM, name="never begun")]
-    task = asyncio.create_task(run_examinations(examinations, LineReport(), stop))
+    task = asyncio.create_task(run_examinations(examinations, Report(standard_output()), stop))
     await asyncio.sleep(1.0)
     stop.set()
     await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ import pytest
 from resilient_io import ConfigurationError
 from resilient_io.cli.entry import main
 from resilient_io.cli.lint import SETTINGS, lint, times_from
-from resilient_io.cli.terminal import standard_output
+from resilient_io.cli.terminal import Report, standard_output
 
 GOOD = """\
 apiVersion: apps/v1
@@ -36,8 +36,8 @@ def check(capsys):
     """Check a manifest; return the names of its workloads, and the findings by code."""
 
     def run(text, settings=None):
-        lint({"k8s.yaml": textwrap.dedent(text)}, settings or {}, console=standard_output(),
-             as_json=True)  # fmt: skip
+        report = Report(standard_output(), as_json=True)
+        lint({"k8s.yaml": textwrap.dedent(text)}, settings or {}, report)
         *findings, summary = map(json.loads, capsys.readouterr().out.splitlines())
         return summary["workloads"], {each["code"]: each for each in findings}
 

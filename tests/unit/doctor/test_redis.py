@@ -29,9 +29,9 @@ async def test_reply_names_the_server_and_its_latency():
     found = await check_reply(server(REDIS, takes=0.002))
     assert (found.status, found.found) == (
         Status.OK,
-        "redis 7.0.15 replies in 2.0 ms (at most 2.0 ms)",
+        "redis 7.0.15 replies in 2.0 ms",
     )
-    assert found.data["ping_median"] == pytest.approx(0.002)
+    assert found.data["ping"] == pytest.approx(0.002)
 
 
 async def test_reply_of_resp2_is_read_like_one_of_resp3():
@@ -39,17 +39,11 @@ async def test_reply_of_resp2_is_read_like_one_of_resp3():
     assert (await check_reply(server(pairs))).data["version"] == "7.0.15"
 
 
-async def test_slow_reply_is_a_note():
-    found = await check_reply(server(REDIS, takes=0.2))
-    assert found.status is Status.NOTE
-    assert "SLOWLOG" in found.advice
-
-
-async def test_server_without_hello_is_checked_by_its_latency():
+async def test_server_without_hello_is_checked_by_its_reply():
     found = await check_reply(server(driver.ResponseError("unknown command 'HELLO'")))
     assert (found.status, found.found) == (
         Status.OK,
-        "the server replies in 0.0 ms (at most 0.0 ms)",
+        "the server replies in 0.0 ms",
     )
 
 

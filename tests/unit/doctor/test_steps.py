@@ -60,9 +60,9 @@ async def test_time_between_steps_does_not_count():
     assert checks.left == pytest.approx(0.8)
 
 
-async def test_check_that_never_ends_is_unknown_when_its_share_is_used_up():
+async def test_check_that_never_ends_is_unknown_when_its_time_is_used_up():
     checks = Checks(4.0)
-    taken = await checks.run("long", asyncio.Event().wait, share=0.5)
+    taken = await checks.run("long", asyncio.Event().wait, limit=checks.half)
     assert (taken.status, taken.seconds) == (Status.UNKNOWN, 2.0)
     assert "2.0 s" in taken.found
     assert checks.left == pytest.approx(2.0)

@@ -10,12 +10,6 @@ import pytest
 from resilient_io.doctor import Status, examine
 from resilient_io.testing.resp import encode
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("resilient_io.doctor.redis._PINGS", 1)
-
-
 WELL = {
     b"HELLO": b"%1\r\n$5\r\nproto\r\n:3\r\n",
     b"ACL": b"$7\r\ndefault\r\n",
