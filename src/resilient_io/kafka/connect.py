@@ -38,9 +38,6 @@ class _TokenProvider(_Base):  # type: ignore[misc]
 
     aiokafka 0.14 expects a KafkaError while it connects (`AIOKafkaClient._get_conn`). Any other
     exception ends its background tasks permanently and without a log record.
-
-    Attributes:
-        tokens: The latest tokens.
     """
 
     def __init__(self, provider: Any) -> None:
@@ -48,11 +45,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
         self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
-        """Return a token of the application's provider.
-
-        Raises:
-            TokenFailed: The provider raised, cancelled itself, or did not return a token.
-        """
+        """Return a token of the application's provider."""
         task = asyncio.current_task()
         try:
             token = await self._provider.token()
@@ -74,11 +67,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
         return token
 
     def extensions(self) -> dict[str, str]:
-        """Return the SASL extensions of the application's provider, if it has any.
-
-        Raises:
-            TokenFailed: The provider raised.
-        """
+        """Return the SASL extensions of the application's provider, if it has any."""
         extensions: Any = getattr(self._provider, "extensions", None)
         if not callable(extensions):
             return {}
@@ -92,14 +81,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
 
 
 def guard_token_provider(provider: object) -> Any:
-    """Wrap a token provider so that it raises only errors that aiokafka handles.
-
-    Args:
-        provider: Has `async def token() -> str`, like `aiokafka.abc.AbstractTokenProvider`.
-
-    Raises:
-        ConfigurationError: The provider has no such method.
-    """
+    """Wrap a token provider so that it raises only errors that aiokafka handles."""
     if isinstance(provider, _TokenProvider):
         return provider
     if not inspect.iscoroutinefunction(getattr(provider, "token", None)):
@@ -121,17 +103,8 @@ _NAMED = 3
 class KafkaTarget:
     """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials.
 
-    Args:
-        bootstrap_servers: "host[:port]", several separated by commas, or a list of such strings.
-        options: Validated options of aiokafka's client: security, SASL, client_id, times.
-
     Attributes:
         name: The address without credentials, for example "kafka 127.0.0.1:9092".
-        bootstrap: Host and port of each bootstrap server.
-        driver_log: The driver's log records for all connections to the cluster.
-
-    Raises:
-        ConfigurationError: The servers or the token provider are invalid.
     """
 
     def __init__(
@@ -197,16 +170,6 @@ class KafkaTarget:
         """Return a new authenticated connection, which the caller closes (`abort_connection`).
 
         Cancelling the call leaves no connection open.
-
-        Args:
-            host: Host of a broker.
-            port: Port of a broker.
-            timeout: Maximum time for connecting and authenticating, in seconds.
-
-        Raises:
-            TimeoutError: The timeout expired.
-            OSError: The broker is unreachable.
-            KafkaError: The broker refused the credentials or closed the connection.
         """
         options = {
             name: self._options[name] for name in CONNECTION_OPTIONS if name in self._options

@@ -245,14 +245,7 @@ def resume_connecting(driver: Driver) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A consumer's membership of its group.
-
-    Attributes:
-        group: Id of the group.
-        member: Id of the member.
-        host: Host of the group's coordinator.
-        port: Port of the group's coordinator.
-    """
+    """A consumer's membership of its group."""
 
     group: str
     member: str
@@ -279,11 +272,6 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
     """Leave a group over a new connection, so that it does not wait for the session to expire.
 
     Best effort: if it fails, the session expires later.
-
-    Args:
-        driver: The consumer, for its credentials.
-        membership: The membership to end.
-        timeout: Maximum time in seconds.
     """
     with contextlib.suppress(KafkaError, OSError):
         async with asyncio.timeout(timeout):
@@ -307,15 +295,6 @@ async def start_driver(driver: Driver, timeout: float, *, context: Context) -> N
 
     If the start fails or is cancelled, the driver is ended by force before this returns: no task,
     socket or group member remains.
-
-    Args:
-        driver: Created in the running loop.
-        timeout: Maximum time in seconds.
-        context: Context of its tasks.
-
-    Raises:
-        TimeoutError: The timeout expired.
-        Exception: The exception that `start()` raised.
     """
     starting = asyncio.get_running_loop().create_task(
         driver.start(), name="resilient-io kafka start", context=context
@@ -351,13 +330,6 @@ async def stop_driver(
     exceptions of `stop()` are never raised. Idempotent.
 
     Cancelling the call forces the stop, which takes no I/O, and then propagates.
-
-    Args:
-        driver: The driver, started or not.
-        timeout: Maximum time for the graceful stop, in seconds; 0 to force it immediately.
-        context: Context of its tasks.
-        reason: Reason given in the `DriverClosed` errors.
-        error: The error because of which the driver is stopped, if any.
 
     Returns:
         Whether the driver stopped gracefully.
@@ -512,11 +484,6 @@ def disable(driver: Driver, reason: str, error: BaseException | None = None) -> 
     """Refuse every new call on a stopped driver, and fail the calls that wait on it.
 
     A late call would otherwise connect again, retry forever, or wait for a task that has ended.
-
-    Args:
-        driver: The stopped driver.
-        reason: Reason given in the `DriverClosed` errors.
-        error: The error because of which the driver was stopped; the cause of those errors.
     """
 
     def closed(*, sent: bool = False) -> DriverClosed:

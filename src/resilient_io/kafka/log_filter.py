@@ -35,16 +35,7 @@ _current: contextvars.ContextVar[DriverLog | None] = contextvars.ContextVar(
 
 
 class DriverLog:
-    """The log records that aiokafka writes for one client.
-
-    Args:
-        secrets: Returns the passwords and tokens to remove from messages.
-
-    Attributes:
-        log_records_dropped: How many records were not shown at the level at which aiokafka wrote
-            them.
-        last_message: The last warning or error among them, or "" before the first.
-    """
+    """The log records that aiokafka writes for one client."""
 
     __slots__ = ("_secrets", "last_message", "log_records_dropped")
 

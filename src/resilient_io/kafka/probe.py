@@ -60,12 +60,7 @@ _NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definit
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """The metadata of a cluster, as one broker knows it.
-
-    Attributes:
-        brokers: Host and port of each broker, by node id.
-        leaderless: The partitions of the requested topics that have no leader.
-    """
+    """The metadata of a cluster, as one broker knows it."""
 
     brokers: dict[int, Address] = field(default_factory=dict)
     leaderless: tuple[TopicPartition, ...] = ()
@@ -77,15 +72,6 @@ async def request_metadata(
     """Return the brokers, and the partitions of some topics that have no leader.
 
     The request never creates a topic.
-
-    Args:
-        connection: To any broker.
-        topics: Topics whose leaders to check; may be empty.
-        timeout: Maximum time in seconds.
-
-    Raises:
-        TimeoutError: No response arrived.
-        KafkaError: The connection was lost.
     """
     request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
     async with asyncio.timeout(timeout):
@@ -104,19 +90,7 @@ async def request_metadata(
 
 
 async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
-    """Return host and port of the coordinator of a group or a transactional id.
-
-    Args:
-        connection: To any broker.
-        kind: `GROUP` or `TRANSACTION`.
-        key: The group's id, or the transactional id.
-        timeout: Maximum time in seconds.
-
-    Raises:
-        TimeoutError: No response arrived.
-        KafkaError: There is none at present, the request is not allowed, or the connection was
-            lost.
-    """
+    """Return host and port of the coordinator of a group or a transactional id."""
     async with asyncio.timeout(timeout):
         response: Any = await connection.send(FindCoordinatorRequest(key, kind))
     error = for_code(response.error_code)
@@ -141,11 +115,6 @@ class MetadataQuery:
     """Connects to several brokers and requests metadata from each.
 
     Leaving its `async with` closes every connection except the one passed to `keep`.
-
-    Args:
-        target: The cluster.
-        timeout: Maximum time for a connection, and again for a response, in seconds.
-        topics: Topics whose leaders to check.
     """
 
     def __init__(self, target: KafkaTarget, *, timeout: float, topics: Sequence[str]) -> None:
@@ -291,12 +260,6 @@ class KafkaProbe:
     to the brokers last seen, then to the bootstrap servers. The first response proves that the
     cluster is up. Pass it to `health.start(probe, last_reply=probe.last_reply)`, and `close()` it
     after detaching.
-
-    Args:
-        target: The cluster. It is updated with the brokers seen.
-        timeout: Maximum time for a connection, and again for a response, in seconds.
-        topics: Returns the topics that are written to; called at every probe.
-        coordinator: `GROUP` or `TRANSACTION`, and the id whose coordinator is needed.
     """
 
     def __init__(
@@ -333,12 +296,7 @@ class KafkaProbe:
             abort_connection(kept)
 
     async def __call__(self, suspicious: bool) -> float:
-        """Return the time that the response took, in seconds.
-
-        Raises:
-            ProbeFailed: No broker answered, or none accepted the credentials.
-            ProbeDegraded: A broker answered, but not all of the work can be done.
-        """
+        """Return the time that the response took, in seconds."""
         was_up, self._up = self._up, False
         if suspicious or self._kept is None or not self._kept.connected():
             metadata, latency = await self._query_all(check_brokers=was_up)
@@ -379,12 +337,7 @@ class KafkaProbe:
         return metadata, latency
 
     async def _query_all(self, *, check_brokers: bool) -> tuple[ClusterSnapshot, float]:
-        """Query all addresses and keep the connection of the first response.
-
-        Args:
-            check_brokers: Whether the cluster was up until now: query all brokers at the same time,
-                to find those that are lost.
-        """
+        """Query all addresses and keep the connection of the first response."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Generic
@@ -38,6 +37,7 @@ from .errors import (
     KafkaUnavailable,
     classify_error,
     connection_failure,
+    copy_with_note,
     without_secrets,
 )
 from .protocols import Connection, DriverT
@@ -77,15 +77,7 @@ _FORCE_TIME = 2.0
 
 
 class RestartBackoff:
-    """The pause before the next driver, and one log record for the 1st, 2nd, 4th, 8th… failure.
-
-    Args:
-        role: "producer" or "consumer", for the log.
-        target: The cluster, for secrets and the driver's log.
-        health: Is notified of failures that may be the cluster's.
-        policy: Its backoff.
-        rng: Source of the jitter.
-    """
+    """The pause before the next driver, and one log record for the 1st, 2nd, 4th, 8th… failure."""
 
     def __init__(
         self,
@@ -125,13 +117,7 @@ class RestartBackoff:
             )
 
     def failed(self, error: Exception, lifetime: float, *, final: bool) -> float:
-        """Report why a driver failed, and return the seconds until the next one.
-
-        Args:
-            error: The error because of which it was closed.
-            lifetime: How long the driver existed, in seconds.
-            final: Whether no driver follows.
-        """
+        """Report why a driver failed, and return the seconds until the next one."""
         if lifetime >= _STABLE_AFTER:
             self._backoff.reset()
         permanent = classify_error(error).kind == "permanent"
@@ -169,15 +155,7 @@ def _is_power_of_two(number: int) -> bool:
 
 
 class DriverMonitor(Generic[DriverT]):
-    """Detects that an attached driver must be replaced.
-
-    Args:
-        driver: The driver.
-        target: The cluster, for secrets and the driver's log.
-        health: Health of the cluster; its probe also reaches the bootstrap servers.
-        timeout: Maximum time for a response through the driver, in seconds.
-        on_failure: Called immediately at the first failure.
-    """
+    """Detects that an attached driver must be replaced."""
 
     def __init__(
         self,
@@ -334,29 +312,9 @@ class Supervisor(Generic[DriverT]):
     down: it waits until health reports that the cluster answers. The owner attaches a probe to the
     health before `start()`.
 
-    Args:
-        role: "producer" or "consumer", for logs, errors and the names of tasks.
-        target: The cluster.
-        build: Returns a new driver that is not started. Its exceptions are raised by `ready()`.
-        health: Health of the cluster.
-        policy: Backoff, response timeout and what calls do while the cluster is down.
-        rng: Source of the jitter.
-        prepare: Called with a started driver before it is attached; limited like the start.
-        on_attached: Called when a driver is attached: calls may use it.
-        on_detached: Called when an attached driver was closed (its sockets are closed, its tasks
-            have ended), with the error, or None if the supervisor was closed.
-        is_final: Returns whether no driver may follow after an error, as with
-            `driver_failed(replace=False)`, until `resume()`.
-        start_timeout: Maximum time for starting a driver, and again for preparing it, in seconds.
-        stop_timeout: Maximum time for a graceful stop when a driver is replaced, in seconds; None
-            for the policy's response timeout.
-
     Attributes:
-        driver: The attached driver, or None.
         generation: How many drivers were attached so far.
         permanent_error: Why there is no driver and waiting does not help, or None.
-        closed: Whether `aclose` was called.
-        driver_log: The driver's log records.
     """
 
     def __init__(
@@ -414,21 +372,7 @@ class Supervisor(Generic[DriverT]):
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
     ) -> DriverT:
-        """Wait until a driver is attached, and return it.
-
-        Args:
-            until: Absolute loop time at which the wait ends; None for no limit. The limit of an
-                enclosing `resilient_io.deadline` applies, too.
-            operation: The caller's operation, for the error.
-            while_down: What to do while Kafka is down; None for the policy's choice.
-
-        Raises:
-            KafkaUnavailable: Kafka is down and the call does not wait for it.
-            KafkaAuthenticationFailed: Kafka refuses the credentials.
-            KafkaDeadlineExceeded: There was no driver in time.
-            KafkaClosed: The supervisor was closed.
-            KafkaError: A permanent refusal, as aiokafka raised it.
-        """
+        """Wait until a driver is attached, and return it."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         fails = (while_down or self._policy.while_down) == "fail"
@@ -454,11 +398,6 @@ class Supervisor(Generic[DriverT]):
         """Report that a driver no longer works: it is closed, detached and replaced.
 
         A second report, or one about a driver that is no longer attached, is ignored.
-
-        Args:
-            driver: The driver that was used.
-            error: The error that it raised.
-            replace: False to attach no other driver: `ready()` raises this error from now on.
         """
         if driver is not self.driver or self._monitor is None:
             return
@@ -489,10 +428,6 @@ class Supervisor(Generic[DriverT]):
 
         Returns within the timeout and a short time for a forced stop. A second call waits for the
         first. If the call is cancelled, closing continues in the background within the timeout.
-
-        Args:
-            timeout: Maximum time for a graceful stop (batches complete, group left), in seconds.
-            graceful: False to force the stop immediately.
         """
         task = self._task
         if not self.closed:
@@ -533,9 +468,8 @@ class Supervisor(Generic[DriverT]):
                 f"the {self.role} was closed", dependency=name, operation=operation, elapsed=elapsed
             )
         if self.permanent_error is not None:
-            error = copy.copy(self.permanent_error)  # each caller gets its own traceback
-            error.add_note(f"{name}: no {self.role} can start because of this")
-            raise error from self.permanent_error
+            note = f"{name}: no {self.role} can start because of this"
+            raise copy_with_note(self.permanent_error, note) from self.permanent_error
         if self._health.available or cause is None:
             return
         if fails_now or (fails and cause.permanent):

@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from .batch import InFlightBatch
     from .buffer import BufferMemory
     from .errors import DeliveryErrors
-    from .metadata import ProducerMetadata
+    from .metadata import ProducerMetadata, TopicPartitions
     from .options import DeliverySettings
     from .partition_queue import Entry, PartitionQueue
-    from .partitioner import TopicPartitions
     from .records import Headers
     from .sender import Sender
     from .transaction_state import OpenTransaction, TransactionState
@@ -55,14 +54,7 @@ _NO_ANSWER = "the record was sent, and no answer came in time"
 
 
 class WaitingCall:
-    """One call that has to wait before its records are accepted.
-
-    Attributes:
-        operation: Its name, for errors.
-        began: When it began, in loop time.
-        until: When it must end, in loop time; None for no limit.
-        transaction: The transaction that it belongs to.
-    """
+    """One call that has to wait before its records are accepted."""
 
     __slots__ = ("began", "operation", "transaction", "until")
 
@@ -80,26 +72,7 @@ class WaitingCall:
 
 
 class Accumulator:
-    """Holds the records of a producer until they are sent.
-
-    Args:
-        metadata: Knows the topics and their queues.
-        buffer: Limits the bytes held.
-        sender: Sends batches from the queues.
-        health: Says whether Kafka is down.
-        errors: Creates and counts the errors.
-        transaction: Which transaction a call belongs to.
-        policy: What a call does while Kafka is down, and how long it may take.
-        settings: Times and limits.
-        max_request_size: Maximum size of a record, in bytes.
-        max_batch_size: Bytes after which a queue does not linger.
-
-    Attributes:
-        loop: The event loop.
-        buffer: As given, like `sender`, `errors`, `transaction`, `settings` and `max_request_size`.
-        expiry: Fails what is late.
-        closed: No more records are accepted.
-    """
+    """Holds the records of a producer until they are sent."""
 
     def __init__(
         self,
@@ -219,13 +192,6 @@ class Accumulator:
         """Accept a record as soon as the topic is known and there is room.
 
         If cancelled, the record is not sent.
-
-        Raises:
-            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
-            KafkaDeadlineExceeded: The topic's partitions were not known in time.
-            KafkaOverloaded: There was no room in time.
-            KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic or the partition does not exist.
         """
         call = self.begin_call(operation)
         try:
@@ -256,14 +222,7 @@ class Accumulator:
         return future
 
     def enqueue(self, queue: PartitionQueue, entry: Entry, size: int, until: float) -> None:
-        """Put an entry, for which room was reserved, into its queue.
-
-        Args:
-            queue: Its queue.
-            entry: A record, or a chunk of `send_many`.
-            size: Its size, as buffer memory counts it.
-            until: Its deadline, in loop time.
-        """
+        """Put an entry, for which room was reserved, into its queue."""
         if until < self.expiry.next_check:
             self.expiry.check_at(until)
         queue.entries.append(entry)
@@ -281,26 +240,14 @@ class Accumulator:
         return self._health.available or self._waits_while_down
 
     def begin_call(self, operation: str, timeout: float | None = None) -> WaitingCall:
-        """Return a new call.
-
-        Args:
-            operation: Its name.
-            timeout: Its time limit in seconds; None for the policy's. An enclosing deadline limits
-                it, too.
-        """
+        """Return a new call."""
         began = self._time()
         timeout = self._deadline if timeout is None else timeout
         until = earlier(None if timeout is None else began + timeout, current_deadline())
         return WaitingCall(operation, began, until, self.transaction.current)
 
     def check_call(self, call: WaitingCall) -> None:
-        """Raise if a call must not wait.
-
-        Raises:
-            KafkaUnavailable: Kafka is down.
-            KafkaDeadlineExceeded: The call's time is over.
-            KafkaClosed: The producer was closed.
-        """
+        """Raise if a call must not wait."""
         if self.closed:
             raise self.errors.closed(operation=call.operation)
         if not self.available:
@@ -309,14 +256,7 @@ class Accumulator:
             raise self.errors.too_late(call.began, call.operation)
 
     async def find_topic(self, name: str, call: WaitingCall) -> TopicPartitions:
-        """Return a topic once its partitions are known.
-
-        Raises:
-            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
-            KafkaDeadlineExceeded: The partitions were not known in time.
-            KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic does not exist, or the user may not see it.
-        """
+        """Return a topic once its partitions are known."""
         self.check_call(call)
         topic = self._topics.get(name)
         if topic is None:
@@ -333,14 +273,7 @@ class Accumulator:
         return topic
 
     async def reserve(self, size: int, call: WaitingCall) -> None:
-        """Reserve buffer memory as soon as there is enough.
-
-        Raises:
-            KafkaOverloaded: There was no room in time.
-            KafkaUnavailable: Kafka went down, and the policy does not wait for it.
-            KafkaClosed: The producer was closed meanwhile.
-            IllegalOperation: The call's transaction ended.
-        """
+        """Reserve buffer memory as soon as there is enough."""
         # After each burst the event loop must run: that sends the first batches.
         await asyncio.sleep(0)
         self.check_call(call)
@@ -397,11 +330,7 @@ class Accumulator:
     # --- the end
 
     async def flush(self, transaction: OpenTransaction | None = None) -> None:
-        """Send without lingering, and wait until all records accepted so far have an outcome.
-
-        Args:
-            transaction: Stop waiting as soon as it has to be aborted.
-        """
+        """Send without lingering, and wait until all records accepted so far have an outcome."""
         self._end_all_lingers()
         targets = [(queue, queue.end) for queue in self._metadata.queues]
         while True:
@@ -429,20 +358,7 @@ class Accumulator:
 
 
 class Expiry:
-    """Fails records whose deadline has passed. One timer serves all of them.
-
-    Args:
-        loop: Provides the clock and the timer.
-        queues: All partition queues.
-        sender: Knows the batches in flight.
-        buffer: Gets the bytes of expired records back.
-        errors: Creates and counts the errors.
-        health: Gets reports of batches without an answer.
-        response_timeout: Seconds after which a batch without an answer is suspicious.
-
-    Attributes:
-        next_check: Loop time of the next check; `check_at` makes it earlier.
-    """
+    """Fails records whose deadline has passed. One timer serves all of them."""
 
     def __init__(
         self,

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
     from .errors import DeliveryErrors
     from .partition_queue import PartitionQueue, Record
-    from .records import Headers
-    from .reports import DeliveryFailure
+    from .records import DeliveryFailure, Headers
 
 
 _NO_HEADERS: Headers = []
@@ -35,15 +34,8 @@ class InFlightBatch:
     """One batch that was passed to aiokafka: its records may have been written.
 
     Attributes:
-        queue: The queue that its records came from.
-        driver: The aiokafka producer that has it.
-        builder: aiokafka's batch.
-        entries: Its records, and slices of chunks, in order.
         timestamps: Timestamps of the single records, in order, in milliseconds.
         position: Position of its first entry in the queue.
-        count: Number of records.
-        size: Their size, as buffer memory counts it.
-        sent_at: When it was passed to aiokafka, in loop time.
         driver_batch: aiokafka's own record of it; None until aiokafka accepted it.
         settled: Every caller knows the outcome, or that it is unknown.
     """
@@ -87,10 +79,7 @@ class ChunkSlice:
     """The part of a chunk that is in one batch.
 
     Attributes:
-        chunk: The chunk.
-        first: Index of the first record in the chunk.
         last: Index after the last record.
-        size: The slice's size, as buffer memory counts it.
         settled: The `send_many` call knows the outcome, or that it is unknown.
     """
 
@@ -132,13 +121,6 @@ def build_batch(
     """Move records from the front of a queue into a batch until it is full or none is left.
 
     Records that are done already (cancelled or expired) are dropped and never sent.
-
-    Args:
-        queue: Where the records wait.
-        driver: The aiokafka producer that gets the batch.
-        builder: An empty batch.
-        now: The loop's time.
-        clock_offset: What to add to loop time to get the wall clock's time, in seconds.
 
     Returns:
         The batch, and the bytes of the records that were dropped.
@@ -231,14 +213,7 @@ class _LimitedWriter:
 def complete_batch(
     batch: InFlightBatch, metadata: RecordMetadata | None, errors: DeliveryErrors
 ) -> None:
-    """Report to the callers that a batch was written, and where.
-
-    Args:
-        batch: The batch.
-        metadata: aiokafka's answer; None with acks=0. Then, and when the broker already had the
-            batch, the offset of its records is -1.
-        errors: Counts the delivered records.
-    """
+    """Report to the callers that a batch was written, and where."""
     errors.delivered += batch.count
     batch.settle()
     queue = batch.queue
@@ -269,13 +244,7 @@ def fail_batch(
     errors: DeliveryErrors,
     make_error: Callable[[float, str], Exception],
 ) -> list[DeliveryFailure]:
-    """Fail the records of a batch that have no outcome yet, and return the failures.
-
-    Args:
-        batch: The batch.
-        errors: Counts them.
-        make_error: Makes an error, from the time a record was accepted and the call's name.
-    """
+    """Fail the records of a batch that have no outcome yet, and return the failures."""
     batch.settle()
     tp = batch.queue.tp
     failures: list[DeliveryFailure] = []

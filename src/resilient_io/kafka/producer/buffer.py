@@ -11,15 +11,8 @@ class BufferMemory:
 
     The hot path only compares and lowers `allowance`; what it took is accounted for later.
 
-    Args:
-        limit: Maximum bytes held. One record that is larger is accepted when nothing else is held.
-        burst: Maximum bytes accepted before other callbacks of the event loop run. Otherwise a
-            caller that never waits would fill the buffer before the first batch leaves.
-
     Attributes:
-        limit: As given.
         allowance: Bytes that may be taken now without calling `reserve`.
-        closed: No more bytes are reserved.
     """
 
     def __init__(self, limit: int, burst: int) -> None:

@@ -15,13 +15,20 @@ from resilient_io.errors import Progress, ResilientIOError
 
 from .accumulator import unknown_partition
 from .partition_queue import BulkChunk, BulkRecord, BulkSend
-from .records import OVERHEAD, OutgoingRecord, check_rare_fields, to_bytes, too_large
-from .reports import DeliveryFailure, DeliveryReport
+from .records import (
+    OVERHEAD,
+    DeliveryFailure,
+    DeliveryReport,
+    OutgoingRecord,
+    check_rare_fields,
+    to_bytes,
+    too_large,
+)
 
 if TYPE_CHECKING:
     from .accumulator import Accumulator
+    from .metadata import TopicPartitions
     from .partition_queue import PartitionQueue
-    from .partitioner import TopicPartitions
     from .records import Serializer
 
 
@@ -85,18 +92,7 @@ async def send_many(
 
 
 class ChunkPacker:
-    """Packs the records of one call into chunks, one for each partition and loop iteration.
-
-    Args:
-        accumulator: Gets the chunks.
-        topic: The topic.
-        until: When the call must end, in loop time.
-        serialize_key: The user's key serializer.
-        serialize_value: The user's value serializer.
-
-    Attributes:
-        bulk: Collects the outcomes.
-    """
+    """Packs the records of one call into chunks, one for each partition and loop iteration."""
 
     def __init__(
         self,

@@ -17,12 +17,20 @@ from resilient_io.validation import check_name, check_number, check_seconds, che
 
 from ..connect import KafkaTarget
 from ..errors import KafkaClosed
+from ..instrumentation import trace_send
 from ..options import split_options
 from .bulk import send_many
 from .core import ProducerCore
 from .options import REPLACED_OPTIONS, DeliverySettings, complete_options, request_timeout
-from .records import OVERHEAD, check_function, check_rare_fields, to_bytes, too_large
-from .reports import DeliveryReport, ProducerStats
+from .records import (
+    OVERHEAD,
+    DeliveryReport,
+    ProducerStats,
+    check_function,
+    check_rare_fields,
+    to_bytes,
+    too_large,
+)
 from .transactions import Transaction
 
 if TYPE_CHECKING:
@@ -32,8 +40,9 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import RecordMetadata
 
+    from ..instrumentation import Tracing
+    from .metadata import Partitioner
     from .options import ProducerOptions
-    from .partitioner import Partitioner
     from .records import Serializer
     from .transactions import TransactionManager
 
@@ -121,6 +130,7 @@ class ResilientKafkaProducer:
         deadline = self._policy.deadline
         self._call_timeout = min(self._delivery_timeout, deadline or self._delivery_timeout)
         self._core: ProducerCore | None = None
+        self._tracing: Tracing | None = None
         self._closed = False
 
     # --- sending
@@ -166,7 +176,8 @@ class ResilientKafkaProducer:
             TypeError: A key, value or header has the wrong type.
             ValueError: Key and value are both missing, or a number is out of range.
         """
-        accepted = self._accept(
+        accept = self._accept if self._tracing is None else self._accept_traced
+        accepted = accept(
             topic, value, key, partition, timestamp_ms, headers, self._delivery_timeout, "send"
         )
         return accepted if isinstance(accepted, asyncio.Future) else await accepted
@@ -205,7 +216,8 @@ class ResilientKafkaProducer:
             TypeError: A key, value or header has the wrong type.
             ValueError: Key and value are both missing, or a number is out of range.
         """
-        accepted = self._accept(
+        accept = self._accept if self._tracing is None else self._accept_traced
+        accepted = accept(
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
         try:
@@ -261,6 +273,12 @@ class ResilientKafkaProducer:
         return accumulator.append_when_ready(
             topic, key, value, partition, timestamp_ms, pairs, size, lifetime, operation
         )
+
+    def _accept_traced(
+        self, *record: Any
+    ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
+        assert self._tracing is not None  # noqa: S101 (the caller checked it)
+        return trace_send(self._tracing, self._accept, *record)
 
     async def send_many(
         self,
@@ -428,6 +446,10 @@ class ResilientKafkaProducer:
             return None
         return core.liveness_failure()
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of all records sent from now on, except those of `send_many`."""
+        self._tracing = tracing
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"
 
@@ -438,13 +460,7 @@ class ResilientKafkaProducer:
         return core.transactions
 
     def _start(self, operation: str) -> ProducerCore:
-        """Start in the running event loop.
-
-        Raises:
-            KafkaClosed: The producer was closed.
-            RuntimeError: The producer is in use in another living event loop, or in the parent of
-                this process.
-        """
+        """Start in the running event loop."""
         if self._closed:
             raise KafkaClosed(
                 "the producer is closed: create a new ResilientKafkaProducer",

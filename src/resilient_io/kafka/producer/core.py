@@ -18,7 +18,7 @@ from .buffer import BufferMemory
 from .errors import DeliveryErrors
 from .metadata import ProducerMetadata
 from .partition_queue import fail_waiting
-from .reports import DeliveryReport, ProducerStats
+from .records import DeliveryReport, ProducerStats
 from .sender import Sender
 from .transaction_state import TransactionState
 from .transactions import TransactionManager, is_fenced
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from ..connect import KafkaTarget
     from ..protocols import ProducerDriver
+    from .metadata import Partitioner
     from .options import DeliverySettings
-    from .partitioner import Partitioner
 
 _BURST = 256 * 1024
 """Bytes accepted in one iteration of the event loop."""
@@ -42,30 +42,7 @@ _MAX_STOP = 1.0
 
 
 class ProducerCore:
-    """The components of a producer, bound to the event loop in which they are created.
-
-    Args:
-        target: Where the cluster is and how to log in.
-        options: aiokafka's options.
-        policy: How long a call may take, and what it does while Kafka is down.
-        health: The cluster's availability.
-        owns_health: Whether `aclose` closes it.
-        settings: Times and limits.
-        partitioner: The user's own.
-        rng: Source of the jitter.
-
-    Attributes:
-        binding: The event loop and the process.
-        loop: The event loop.
-        errors: Creates and counts the errors.
-        transaction: The open transaction.
-        accumulator: Accepts records.
-        transactions: Begins and ends transactions.
-        supervisor: Owns the aiokafka producer.
-
-    Raises:
-        RuntimeError: The health is in use in another living event loop.
-    """
+    """The components of a producer, bound to the event loop in which they are created."""
 
     def __init__(
         self,

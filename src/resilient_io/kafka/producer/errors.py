@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ from ..errors import (
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
+    copy_with_note,
     describe_driver_error,
     without_secrets,
 )
@@ -40,19 +40,7 @@ _LOG_INTERVAL = 30.0
 
 
 class DeliveryErrors:
-    """Creates the errors of one producer, counts them, and writes one log record for many.
-
-    Args:
-        target: Knows the secrets that no error may contain.
-        health: Names the dependency and says why Kafka is down.
-        loop: The event loop.
-        supervisor: Says why no aiokafka producer can be in service.
-        transaction: A record that fails aborts it.
-
-    Attributes:
-        delivered: Records that Kafka confirmed.
-        failed: Number of records and calls that failed, by the error's name.
-    """
+    """Creates the errors of one producer, counts them, and writes one log record for many."""
 
     def __init__(
         self,
@@ -208,11 +196,3 @@ class DeliveryErrors:
         cause = self._health.cause
         parts = [cause.value if cause is not None else "", self._health.detail]
         return ": ".join(part for part in parts if part) or "no answer"
-
-
-def copy_with_note(error: Exception, note: str) -> Exception:
-    """Return a copy of an error, with a note that the original does not have."""
-    own = copy.copy(error)
-    own.__notes__ = [*getattr(error, "__notes__", ()), note]
-    own.__cause__ = error.__cause__
-    return own

@@ -1,27 +1,36 @@
-"""The topics that a producer writes to: their partitions and leaders, and how they are found."""
+"""The topics that a producer writes to: their partitions and leaders, and the choice of one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import errors as kafka_errors
+from aiokafka.partitioner import DefaultPartitioner
 
 from ..driver import DriverClosed, client_of
-from .errors import copy_with_note
-from .partitioner import Partitioner, TopicPartitions
+from ..errors import copy_with_note
+from .partition_queue import PartitionQueue
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Collection
 
     from aiokafka.cluster import ClusterMetadata
 
     from ..protocols import DriverClient, ProducerDriver
     from ..supervisor import Supervisor
-    from .partition_queue import PartitionQueue
 
+
+Partitioner: TypeAlias = "Callable[[bytes | None, list[int], list[int]], int]"
+"""Takes the key, all partitions in order, and those with a leader; returns one of them."""
+
+_MAX_CACHED_KEYS = 65_536
+"""Keys whose queue is cached, for each topic; one takes about 150 bytes."""
+
+_partition_by_hash: Partitioner = DefaultPartitioner()
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -36,17 +45,103 @@ _FIRST_PAUSE = 0.02
 _MAX_PAUSE = 0.5
 
 
+class TopicPartitions:
+    """The partitions of one topic, and the choice of one for each record.
+
+    Records with a key go where aiokafka and Java's client would send them. Records without a key
+    stay with one partition for the length of a batch ("sticky"), then switch to an idle one.
+
+    Attributes:
+        queue_by_key: The queues of recent keys.
+        sticky: Where records without a key go now; None when the user's partitioner decides.
+        sticky_limit: Bytes waiting in that queue after which it is switched.
+    """
+
+    __slots__ = (
+        "_available",
+        "_partitioner",
+        "_partitions",
+        "_rng",
+        "_sticky_bytes",
+        "name",
+        "queue_by_key",
+        "queues",
+        "sticky",
+        "sticky_limit",
+    )
+
+    def __init__(
+        self, name: str, rng: random.Random, partitioner: Partitioner | None, sticky_bytes: int
+    ) -> None:
+        self.name = name
+        self.queues: dict[int, PartitionQueue] = {}
+        self.queue_by_key: dict[bytes | None, PartitionQueue] = {}
+        self.sticky: PartitionQueue | None = None
+        self.sticky_limit = 0
+        self._sticky_bytes = sticky_bytes
+        self._rng = rng
+        self._partitioner = partitioner
+        self._partitions: list[int] = []
+        self._available: list[int] = []
+
+    def update(
+        self, partitions: Collection[int], available: Collection[int]
+    ) -> list[PartitionQueue]:
+        """Take over new metadata; return the queues of new partitions."""
+        self._available = sorted(available)
+        wanted = sorted(partitions)
+        if wanted == self._partitions:
+            return []
+        self._partitions = wanted
+        self.queue_by_key.clear()
+        # Records that wait for a partition that was removed fail at their deadline.
+        self.queues = {p: queue for p, queue in self.queues.items() if p in partitions}
+        new = []
+        for partition in wanted:
+            if partition not in self.queues:
+                self.queues[partition] = PartitionQueue(self.name, partition)
+                new.append(self.queues[partition])
+        if self._partitioner is None:
+            self.switch_sticky()
+        return new
+
+    def choose(self, key: bytes | None) -> PartitionQueue:
+        """Choose the queue of a record; `queue_by_key` and `sticky` are shortcuts to it."""
+        if self._partitioner is not None:
+            chosen = self._partitioner(key, list(self._partitions), list(self._available))
+            queue = self.queues.get(chosen)
+            if queue is None:
+                raise ValueError(
+                    f"partitioner= returned {chosen!r} for topic {self.name!r}: it must return "
+                    f"one of {self._partitions}"
+                )
+            return queue
+        if key is None and self.sticky is not None:
+            if self.sticky.waiting_bytes >= self.sticky_limit:
+                self.switch_sticky()
+            return self.sticky
+        if len(self.queue_by_key) >= _MAX_CACHED_KEYS:
+            self.queue_by_key.clear()
+        queue = self.queues[_partition_by_hash(key, self._partitions, self._available)]
+        self.queue_by_key[key] = queue
+        return queue
+
+    def switch_sticky(self) -> None:
+        """Send records without a key to another partition: an idle one, or the least loaded."""
+        queues = [self.queues[partition] for partition in self._partitions]
+        free = [queue for queue in queues if queue.idle]
+        free = free or [queue for queue in queues if not queue.on_hold]
+        if len(free) > 1:
+            start = self._rng.randrange(len(free))
+            free = free[start:] + free[:start]
+        self.sticky = min(free or queues, key=lambda queue: queue.waiting_bytes)
+        self.sticky_limit = self.sticky.waiting_bytes + self._sticky_bytes
+
+
 class ProducerMetadata:
     """The topics written to; they stay known when the aiokafka producer is replaced.
 
-    Args:
-        supervisor: Provides the aiokafka producer that is asked.
-        rng: For choosing partitions.
-        partitioner: The user's own.
-        sticky_bytes: Bytes of records without a key that go to one partition.
-
     Attributes:
-        topics: Known topics, by name.
         queues: The queues of all topics; only ever appended to.
     """
 
@@ -90,20 +185,8 @@ class ProducerMetadata:
 
         If all its callers are cancelled, the lookup ends.
 
-        Args:
-            name: The topic.
-            until: When to give up, in loop time.
-
         Returns:
             The topic; None when the time ended first.
-
-        Raises:
-            InvalidTopicError: The name is not valid for a topic.
-            UnknownTopicOrPartitionError: Kafka answered several times that the topic does not
-                exist.
-            TopicAuthorizationFailedError: The user may not see the topic.
-            TypeError: The name is not a string.
-            KafkaUnavailable: Kafka is down or cannot be used.
         """
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
@@ -130,11 +213,7 @@ class ProducerMetadata:
                 lookup.task.cancel()
 
     async def refresh(self, driver: ProducerDriver) -> bool:
-        """Request new metadata once; return whether a broker answered.
-
-        Raises:
-            DriverClosed: The driver was closed.
-        """
+        """Request new metadata once; return whether a broker answered."""
         answered: bool = await self._context.run(client_of(driver).force_metadata_update)
         if answered and self._cluster is not None:
             for name in self.topics:

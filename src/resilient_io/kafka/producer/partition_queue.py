@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from .records import Headers
-from .reports import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
+from .records import DeliveryFailure, DeliveryReport, Headers, OffsetRange, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,9 +46,6 @@ class PartitionQueue:
     One batch of a partition is in flight at a time, so that the order of its records is kept.
 
     Attributes:
-        topic: The topic's name.
-        partition: The partition's number.
-        tp: Both, in aiokafka's type.
         entries: Waiting records and chunks, oldest first.
         position: Number of entries that have ever left the front of `entries`.
         waiting_bytes: Size of what waits, as buffer memory counts it.
@@ -119,9 +115,6 @@ class BulkSend:
 
     Attributes:
         cancelled: The caller was cancelled: records that were not sent are dropped.
-        failures: Records that failed so far.
-        delivered: Number of records confirmed so far.
-        taken: Number of records taken from the source so far.
     """
 
     __slots__ = ("_offsets", "_settled", "_waiter", "cancelled", "delivered", "failures", "taken")
@@ -191,12 +184,7 @@ class BulkChunk:
     """Consecutive records of one `send_many` for one partition: one entry of its queue.
 
     Attributes:
-        bulk: The call that they belong to.
-        records: The records.
         cursor: Index of the first one that is not in a batch yet.
-        deadline: When they must be delivered, in loop time.
-        sent_at: When they were accepted, in loop time.
-        size: Their size, as buffer memory counts it.
         waiting_bytes: The part of it that is not in a batch yet.
     """
 
@@ -234,14 +222,7 @@ def fail_waiting(
     buffer: BufferMemory,
     make_error: Callable[[float, str], Exception],
 ) -> list[DeliveryFailure]:
-    """Fail every waiting record, and return the failures. None of the records was sent.
-
-    Args:
-        queues: Where they wait.
-        errors: Counts them.
-        buffer: Gets their bytes back.
-        make_error: Makes an error, from the time a record was accepted and the call's name.
-    """
+    """Fail every waiting record, and return the failures. None of the records was sent."""
     failures: list[DeliveryFailure] = []
     for queue in queues:
         for entry in queue.entries:

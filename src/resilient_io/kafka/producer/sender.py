@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .errors import DeliveryErrors
     from .metadata import ProducerMetadata
     from .partition_queue import PartitionQueue
-    from .reports import DeliveryFailure
+    from .records import DeliveryFailure
     from .transaction_state import TransactionState
 
 
@@ -61,22 +61,7 @@ _CLOSED = "the record was sent, and the producer was closed before an answer cam
 
 
 class Sender:
-    """Sends what waits in the partition queues whenever an aiokafka producer can take it.
-
-    Args:
-        supervisor: Owns the aiokafka producer.
-        metadata: Knows the leaders.
-        buffer: Gets the bytes of completed batches back.
-        health: While it is DOWN, nothing is sent.
-        errors: Creates and counts the errors.
-        probe: Is notified when all leaders have confirmed batches: then no probe is needed.
-        transaction: Says whether records may be sent.
-
-    Attributes:
-        in_flight: Batches that were passed to aiokafka and are not completed.
-        batches: Number of batches ever sent.
-        latencies: Times from sending a batch to its confirmation.
-    """
+    """Sends what waits in the partition queues whenever an aiokafka producer can take it."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation
 
-from .errors import copy_with_note
+from ..errors import copy_with_note
 
 if TYPE_CHECKING:
     from ..protocols import ProducerDriver
@@ -18,7 +18,6 @@ class OpenTransaction:
     Attributes:
         driver: The aiokafka producer that it began on; None until it began.
         abort_reason: The first error of one of its records, or the loss of its driver.
-        ending: It is being committed or aborted, so it accepts no more records.
     """
 
     __slots__ = ("abort_reason", "driver", "ending")
@@ -48,7 +47,6 @@ class TransactionState:
     Attributes:
         transactional: Whether the producer has a transactional id: then records are sent only in
             transactions.
-        current: The open transaction.
         sendable: Whether batches may be passed to aiokafka; not so between two transactions.
     """
 
@@ -80,12 +78,7 @@ class TransactionState:
             self.current.abort_reason = error
 
     def check(self) -> None:
-        """Raise unless a record may be accepted now.
-
-        Raises:
-            IllegalOperation: No transaction is open, and the producer has a transactional id.
-            Exception: The error that the open transaction is aborted for.
-        """
+        """Raise unless a record may be accepted now."""
         if self.transactional and (self.current is None or self.current.ending):
             raise IllegalOperation(
                 "a producer with a transactional_id sends only in transactions: use "

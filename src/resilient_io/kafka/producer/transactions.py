@@ -65,17 +65,7 @@ def is_in_transaction(driver: ProducerDriver) -> bool:
 
 
 class TransactionManager:
-    """Begins, commits and aborts transactions.
-
-    Args:
-        state: The open transaction, shared with all that accept or send records.
-        supervisor: Provides the aiokafka producer.
-        accumulator: Holds the records.
-        sender: Sends them.
-        metadata: Knows the partition queues.
-        errors: Creates and counts the errors.
-        policy: Limits the time of each step.
-    """
+    """Begins, commits and aborts transactions."""
 
     def __init__(
         self,
@@ -312,13 +302,7 @@ class TransactionManager:
     async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
     ) -> T:
-        """Await a call of aiokafka in its own task, because it may shield itself from a cancel.
-
-        Raises:
-            DriverClosed: The driver ended meanwhile, which cancelled what it waits for.
-            KafkaDeadlineExceeded: No answer came in time.
-            Exception: aiokafka raised it.
-        """
+        """Await a call of aiokafka in its own task, because it may shield itself from a cancel."""
         task = self._loop.create_task(
             call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
         )
