@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import conn as driver_module
 from aiokafka.conn import AIOKafkaConnection, CloseReason
@@ -83,8 +82,7 @@ def connections_of(driver: Driver) -> list[Connection]:
 def background_tasks(driver: Driver) -> list[tuple[str, asyncio.Task[Any]]]:
     """Return the tasks without which a started driver does not work, each with its purpose.
 
-    The heartbeat and the refresh of committed offsets are not among them: the coordination task
-    watches those.
+    The coordination task watches the heartbeat and the refresh of committed offsets itself.
     """
     owner: Any = driver
     client: Any = client_of(driver)
@@ -109,19 +107,10 @@ def parts_of(driver: Driver) -> list[object]:
     """
     owner: Any = driver
     client: Any = client_of(driver)
-    parts = [client, *client._conns.values()]
-    for name in (
-        "_sender",
-        "_message_accumulator",
-        "_txn_manager",
-        "_fetcher",
-        "_coordinator",
-        "_subscription",
-    ):
-        part = getattr(owner, name, None)
-        if part is not None:
-            parts.append(part)
-    return parts
+    names = ("_sender", "_message_accumulator", "_txn_manager")
+    names += ("_fetcher", "_coordinator", "_subscription")
+    own = [getattr(owner, name, None) for name in names]
+    return [client, *client._conns.values(), *(part for part in own if part is not None)]
 
 
 def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
@@ -134,8 +123,8 @@ def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
     worker = frame.f_locals.get("self") if frame is not None else None
     if worker is None:
         return False
-    sender = getattr(worker, "_sender", None)
-    return any(worker is part or (sender is not None and sender is part) for part in parts)
+    sender = getattr(worker, "_sender", worker)
+    return any(worker is part or sender is part for part in parts)
 
 
 def connection_options(driver: Driver) -> dict[str, Any]:
@@ -172,8 +161,7 @@ def oldest_request(connection: Connection) -> object | None:
 def abort_connection(connection: Connection) -> asyncio.Future[None] | None:
     """Close a connection immediately, even if the broker no longer reads from it.
 
-    Returns:
-        A future that is done when the socket is closed, or None if it already was.
+    Return a future that is done when the socket is closed, or None if it already was.
     """
     opened = _abort_transport(connection)
     known: Any = connection
@@ -243,9 +231,8 @@ def resume_connecting(driver: Driver) -> None:
 # --- group membership
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A consumer's membership of its group."""
+class Membership(NamedTuple):
+    """A consumer's membership of its group, and the address of the group's coordinator."""
 
     group: str
     member: str
@@ -329,10 +316,8 @@ async def stop_driver(
     force, batches fail with `DriverClosed` and the group notices when the session expires. The
     exceptions of `stop()` are never raised. Idempotent.
 
-    Cancelling the call forces the stop, which takes no I/O, and then propagates.
-
-    Returns:
-        Whether the driver stopped gracefully.
+    Cancelling the call forces the stop, which takes no I/O, and then propagates. Return whether the
+    driver stopped gracefully.
     """
     tasks: list[asyncio.Task[Any]] = []
     stopping: asyncio.Task[None] | None = None
@@ -356,27 +341,20 @@ def _leaving(driver: Driver, timeout: float, context: Context) -> list[asyncio.T
 
     Its `stop()` waits for that, too. The broker's response that it is not a member ends both.
     """
-    membership = membership_of(driver)
-    if membership is None:
+    if (membership := membership_of(driver)) is None:
         return []
-    leaving = asyncio.get_running_loop().create_task(
-        leave_group(driver, membership, timeout),
-        name="resilient-io kafka leave",
-        context=context.copy(),
-    )
-    return [leaving]
+    leave = leave_group(driver, membership, timeout)
+    loop = asyncio.get_running_loop()
+    return [loop.create_task(leave, name="resilient-io kafka leave", context=context.copy())]
 
 
 async def _force_stop(
     driver: Driver, tasks: list[asyncio.Task[Any]], reason: str, error: BaseException | None
 ) -> None:
-    """End everything that remains.
-
-    Everything before the first await runs even if the caller is cancelled again.
-    """
+    """End everything that remains, as far as possible before the first await."""
     parts = parts_of(driver)
     left = _leftover_tasks(driver, parts, tasks)
-    closing = _abort_all([*connections_of(driver), *_held_by(left)])
+    closing = _abort_connections(driver, left)
     disable(driver, reason, error)
     for task in left:
         if not is_shielded(task):  # the loss of its connection ends it, with an error
@@ -388,7 +366,7 @@ async def _force_stop(
         await asyncio.wait([*left, *closing], timeout=_CANCEL_WAIT)
         closing = [future for future in closing if not future.done()]
         left = _leftover_tasks(driver, parts, left)
-        closing += _abort_all([*connections_of(driver), *_held_by(left)])
+        closing += _abort_connections(driver, left)
         for task in left:
             task.cancel()
     for task in tasks:
@@ -403,16 +381,16 @@ def _leftover_tasks(
     for part in parts_of(driver):  # a start in progress may have created more of them
         if not any(part is seen for seen in parts):
             parts.append(part)
-    for task in sorted(asyncio.all_tasks(), key=_age):  # a set: the same order in each run
+
+    def age(task: asyncio.Task[Any]) -> tuple[int, str]:
+        name = task.get_name()  # "Task-9", then "Task-10"
+        return len(name), name
+
+    for task in sorted(asyncio.all_tasks(), key=age):  # a set: the same order in each run
         if task not in found and not task.done() and works_for(task, parts):
             found.append(task)
     current = asyncio.current_task()
     return [task for task in found if task is not current]
-
-
-def _age(task: asyncio.Task[Any]) -> tuple[int, str]:
-    name = task.get_name()  # "Task-9", then "Task-10"
-    return len(name), name
 
 
 def is_shielded(task: asyncio.Task[Any]) -> bool:
@@ -441,13 +419,12 @@ def connections_in(task: asyncio.Task[Any]) -> list[Connection]:
     return found
 
 
-def _held_by(tasks: Iterable[asyncio.Task[Any]]) -> list[Connection]:
-    return [connection for task in tasks for connection in connections_in(task)]
-
-
-def _abort_all(connections: Iterable[Connection]) -> list[asyncio.Future[None]]:
-    """Close connections immediately; return the futures of the sockets that are still closing."""
-    closing = [abort_connection(connection) for connection in connections]
+def _abort_connections(
+    driver: Driver, tasks: Iterable[asyncio.Task[Any]]
+) -> list[asyncio.Future[None]]:
+    """Close all connections; return the futures of the sockets that are still closing."""
+    held = [connection for task in tasks for connection in connections_in(task)]
+    closing = [abort_connection(connection) for connection in (*connections_of(driver), *held)]
     return [future for future in closing if future is not None and not future.done()]
 
 

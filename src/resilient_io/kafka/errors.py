@@ -202,8 +202,6 @@ class ConnectionFailure:
     permanent: bool = False
 
 
-_TLS_HINT = " (is this a TLS port?)"
-
 _CAUSES: tuple[tuple[tuple[type[BaseException], ...], Cause], ...] = (
     ((ssl.SSLError,), Cause.TLS),
     ((socket.gaierror,), Cause.DNS),
@@ -230,22 +228,18 @@ def connection_failure(
                 return ConnectionFailure(meaning.cause, detail, permanent=meaning.cause.permanent)
         for kinds, cause in _CAUSES:
             if isinstance(link, kinds):
-                return _failure(link, cause, detail, tls=tls)
+                certificate = isinstance(link, ssl.SSLCertVerificationError)
+                if (cause is Cause.TLS and not certificate) or (cause is Cause.TIMED_OUT and tls):
+                    detail += " (is this a TLS port?)"
+                return ConnectionFailure(
+                    cause,
+                    detail,
+                    definite=cause is not Cause.TIMED_OUT,
+                    permanent=cause is Cause.TLS or isinstance(link, PermissionError),
+                )
     if isinstance(error, driver.KafkaError) and type(error) is not driver.KafkaError:
         return ConnectionFailure(classify_error(error).cause, detail)
     return ConnectionFailure(Cause.OTHER, detail)
-
-
-def _failure(error: BaseException, cause: Cause, detail: str, *, tls: bool) -> ConnectionFailure:
-    bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
-    if (cause is Cause.TLS and not bad_certificate) or (cause is Cause.TIMED_OUT and tls):
-        detail += _TLS_HINT
-    return ConnectionFailure(
-        cause,
-        detail,
-        definite=cause is not Cause.TIMED_OUT,
-        permanent=cause is Cause.TLS or isinstance(error, PermissionError),
-    )
 
 
 def describe_driver_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,18 +37,13 @@ TRANSACTION = 1
 _NO_LEADER = -1
 
 _STAGGER = 0.1
-"""Seconds between connection attempts while the cluster is not known to be up.
-
-So that many processes do not connect at the same moment.
-"""
+"""Seconds between connection attempts while the cluster is not known to be up."""
 
 _TOPICS = 100
 """Maximum number of topics whose leaders are checked."""
 
 _NAMED = 3
 """Maximum number of partitions without a leader that are named."""
-
-_NO_TOPICS: tuple[str, ...] = ()
 
 _CONFIRMATIONS = 2
 """How often in a row a missing response must be seen before it counts."""
@@ -136,7 +132,8 @@ class MetadataQuery:
                 await asyncio.wait(tasks)  # cancelled, they end within a few loop iterations
         finally:
             for task in tasks:
-                self._discard(task)
+                if _succeeded(task) and task.result() is not self._kept:
+                    abort_connection(task.result().connection)
 
     async def start(self, addresses: Sequence[Address], *, stagger: float = 0.0) -> None:
         """Start requests, `stagger` seconds apart, until there is a response.
@@ -200,11 +197,7 @@ class MetadataQuery:
         return bool(running)
 
     def _responses(self) -> list[MetadataResponse]:
-        return [
-            task.result()
-            for task in self._tasks.values()
-            if task.done() and not task.cancelled() and task.exception() is None
-        ]
+        return [task.result() for task in self._tasks.values() if _succeeded(task)]
 
     async def _request(self, address: Address) -> MetadataResponse:
         host, port = address
@@ -232,22 +225,17 @@ class MetadataQuery:
 
     def _closed_early(self) -> str:
         """Return what the end of a connection before the first response suggests."""
-        tls = "" if self._target.uses_tls else "is this a TLS port?"
+        tls = self._target.uses_tls
         if self._target.uses_sasl:
-            tls = f"{tls[:-1]}, or " if tls else ""
-            return (
-                f"the broker closed the connection during authentication ({tls}does it require "
-                f"another SASL mechanism?)"
-            )
-        return "the broker closed the connection after the first request" + (
-            f" ({tls})" if tls else ""
-        )
+            when = "during authentication"
+            hint = f"({'' if tls else 'is this a TLS port, or '}does it require another SASL mechanism?)"
+        else:
+            when, hint = "after the first request", "" if tls else "(is this a TLS port?)"
+        return f"the broker closed the connection {when} {hint}".rstrip()
 
-    def _discard(self, task: asyncio.Task[MetadataResponse]) -> None:
-        if task.cancelled() or not task.done():
-            return
-        if task.exception() is None and task.result() is not self._kept:
-            abort_connection(task.result().connection)
+
+def _succeeded(task: asyncio.Task[MetadataResponse]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 # --- the probe
@@ -267,7 +255,7 @@ class KafkaProbe:
         *,
         target: KafkaTarget,
         timeout: float,
-        topics: Callable[[], Iterable[str]] = lambda: _NO_TOPICS,
+        topics: Callable[[], Iterable[str]] = tuple,
         coordinator: tuple[int, str] | None = None,
     ) -> None:
         self._target = target
@@ -372,12 +360,7 @@ class KafkaProbe:
                 self._lost[address] = (failure, before + 1)
 
     def _requested_topics(self) -> list[str]:
-        topics: list[str] = []
-        for topic in self._topics():
-            topics.append(topic)
-            if len(topics) == _TOPICS:
-                break
-        return topics
+        return list(itertools.islice(self._topics(), _TOPICS))
 
     async def _check(self, metadata: ClusterSnapshot, latency: float) -> None:
         """Raise what is wrong although a broker answers, the worst first."""

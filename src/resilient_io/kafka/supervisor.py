@@ -269,14 +269,18 @@ class DriverMonitor(Generic[DriverT]):
         """Request metadata through the driver, which must reach the cluster if the probe does."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiting = self._waiting_connections()
+        oldest = [(c, oldest_request(c)) for c in connections_of(self._driver) if c.connected()]
+        waiting = [(connection, request) for connection, request in oldest if request is not None]
         found = False
         with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(self._timeout):
                 found = await client_of(self._driver).force_metadata_update()
         if waiting and (self._after_outage or not found):
             await asyncio.sleep(began + self._timeout - loop.time())
-            _reconnect_stuck(waiting)
+            for connection, request in waiting:
+                if connection.connected() and oldest_request(connection) is request:
+                    # The response was lost in the outage: aiokafka would wait for it much longer.
+                    reconnect(connection)
         if found:
             self._lookup_failures = 0
             self._after_outage = False
@@ -289,28 +293,15 @@ class DriverMonitor(Generic[DriverT]):
                 KafkaConnectionError("it finds none of its brokers, while the cluster answers")
             )
 
-    def _waiting_connections(self) -> list[tuple[Connection, object]]:
-        """Return the connections that wait for a response, each with its oldest request."""
-        oldest = [(c, oldest_request(c)) for c in connections_of(self._driver) if c.connected()]
-        return [(connection, request) for connection, request in oldest if request is not None]
-
-
-def _reconnect_stuck(waiting: list[tuple[Connection, object]]) -> None:
-    """Close the connections that still wait for the response to the same request.
-
-    It was lost in the outage. The driver would wait for it until its request timeout.
-    """
-    for connection, request in waiting:
-        if connection.connected() and oldest_request(connection) is request:
-            reconnect(connection)
-
 
 class Supervisor(Generic[DriverT]):
     """Keeps a driver attached for as long as the cluster answers.
 
     It lives in one task, in the event loop of `start()`. It never connects to a cluster that is
     down: it waits until health reports that the cluster answers. The owner attaches a probe to the
-    health before `start()`.
+    health before `start()`. `prepare` is called with a started driver before it is attached,
+    `on_detached` once it is closed (with the error, or None if the supervisor was closed), and
+    after an error that `is_final` no driver follows until `resume()`.
 
     Attributes:
         generation: How many drivers were attached so far.
@@ -372,7 +363,14 @@ class Supervisor(Generic[DriverT]):
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
     ) -> DriverT:
-        """Wait until a driver is attached, and return it."""
+        """Wait until a driver is attached, and return it.
+
+        Raises:
+            KafkaUnavailable: Kafka is down and the call does not wait for it.
+            KafkaDeadlineExceeded: There was no driver in time.
+            KafkaClosed: The supervisor was closed.
+            KafkaError: A permanent refusal, as aiokafka raised it.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         fails = (while_down or self._policy.while_down) == "fail"
@@ -395,9 +393,9 @@ class Supervisor(Generic[DriverT]):
             ) from None
 
     def driver_failed(self, driver: DriverT, error: BaseException, *, replace: bool = True) -> None:
-        """Report that a driver no longer works: it is closed, detached and replaced.
+        """Have a driver closed, detached and replaced; ignored if it is not attached any more.
 
-        A second report, or one about a driver that is no longer attached, is ignored.
+        Without `replace`, no driver follows, and `ready()` raises this error from now on.
         """
         if driver is not self.driver or self._monitor is None:
             return

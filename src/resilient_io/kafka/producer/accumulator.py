@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
+from aiokafka.errors import IllegalOperation
 
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
@@ -53,22 +54,14 @@ _EXPIRY_INTERVAL_PER_RECORD = 1e-6
 _NO_ANSWER = "the record was sent, and no answer came in time"
 
 
+@dataclass(slots=True)
 class WaitingCall:
     """One call that has to wait before its records are accepted."""
 
-    __slots__ = ("began", "operation", "transaction", "until")
-
-    def __init__(
-        self,
-        operation: str,
-        began: float,
-        until: float | None,
-        transaction: OpenTransaction | None,
-    ) -> None:
-        self.operation = operation
-        self.began = began
-        self.until = until
-        self.transaction = transaction
+    operation: str
+    began: float
+    until: float | None
+    transaction: OpenTransaction | None
 
 
 class Accumulator:
@@ -134,11 +127,7 @@ class Accumulator:
         size: int,
         lifetime: float,
     ) -> asyncio.Future[RecordMetadata] | None:
-        """Accept a record if that needs no waiting.
-
-        Returns:
-            Its future; None if `append_when_ready` has to be awaited instead.
-        """
+        """Accept a record if that needs no waiting; otherwise return None."""
         topic = self._topics.get(name)
         if topic is None or not self._health.available:
             return None
@@ -198,8 +187,7 @@ class Accumulator:
             topic = await self.find_topic(name, call)
             if partition is not None and partition not in topic.queues:
                 await self._metadata.refresh_within(call.until)
-                if partition not in topic.queues:
-                    raise unknown_partition(topic, partition)
+                topic.queue_of(partition)
             await self.reserve(size, call)
         except ResilientIOError as error:
             self.errors.count(error)
@@ -296,17 +284,16 @@ class Accumulator:
         queue.idle = False
         if self._linger and queue.waiting_bytes < self._max_batch_size:
             self._lingering[queue] = self.loop.call_later(self._linger, self._end_linger, queue)
-            return
-        self._due.append(queue)
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._send_due)
+        else:
+            self._make_due(queue)
 
     def _end_linger(self, queue: PartitionQueue) -> None:
         timer = self._lingering.pop(queue, None)
-        if timer is None:
-            return  # it is due already, or has a batch in flight
-        timer.cancel()
+        if timer is not None:  # otherwise it is due already, or has a batch in flight
+            timer.cancel()
+            self._make_due(queue)
+
+    def _make_due(self, queue: PartitionQueue) -> None:
         self._due.append(queue)
         if not self._scheduled:
             self._scheduled = True
@@ -475,10 +462,3 @@ class Expiry:
         if earliest == math.inf:
             batch.settle()
         return earliest
-
-
-def unknown_partition(topic: TopicPartitions, partition: int | None) -> Exception:
-    """Return the error of a record for a partition that its topic does not have."""
-    return UnknownTopicOrPartitionError(
-        f"topic {topic.name!r} has no partition {partition}; it has {sorted(topic.queues)}"
-    )

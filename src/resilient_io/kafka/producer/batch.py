@@ -6,6 +6,7 @@ The functions at the end rely on private attributes of aiokafka 0.14's producer,
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -30,44 +31,26 @@ _NO_HEADERS: Headers = []
 _NO_TIMESTAMP = -1
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class InFlightBatch:
     """One batch that was passed to aiokafka: its records may have been written.
 
     Attributes:
         timestamps: Timestamps of the single records, in order, in milliseconds.
-        position: Position of its first entry in the queue.
         driver_batch: aiokafka's own record of it; None until aiokafka accepted it.
         settled: Every caller knows the outcome, or that it is unknown.
     """
 
-    __slots__ = (
-        "builder",
-        "count",
-        "driver",
-        "driver_batch",
-        "entries",
-        "position",
-        "queue",
-        "sent_at",
-        "settled",
-        "size",
-        "timestamps",
-    )
-
-    def __init__(
-        self, queue: PartitionQueue, driver: ProducerDriver, builder: BatchBuilder, now: float
-    ) -> None:
-        self.queue = queue
-        self.driver = driver
-        self.builder = builder
-        self.entries: list[Record | ChunkSlice] = []
-        self.timestamps: list[int] = []
-        self.position = queue.position
-        self.count = 0
-        self.size = 0
-        self.sent_at = now
-        self.driver_batch: object = None
-        self.settled = False
+    queue: PartitionQueue
+    driver: ProducerDriver
+    builder: BatchBuilder
+    sent_at: float
+    entries: list[Record | ChunkSlice] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
+    driver_batch: object = None
+    settled: bool = False
 
     def settle(self) -> None:
         """Note that every caller knows the outcome, or that it is unknown."""
@@ -75,22 +58,15 @@ class InFlightBatch:
         self.queue.unsettled_from = None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ChunkSlice:
-    """The part of a chunk that is in one batch.
+    """The records `first` to `last - 1` of a chunk, which are in one batch."""
 
-    Attributes:
-        last: Index after the last record.
-        settled: The `send_many` call knows the outcome, or that it is unknown.
-    """
-
-    __slots__ = ("chunk", "first", "last", "settled", "size")
-
-    def __init__(self, chunk: BulkChunk, first: int, last: int, size: int) -> None:
-        self.chunk = chunk
-        self.first = first
-        self.last = last
-        self.size = size
-        self.settled = False
+    chunk: BulkChunk
+    first: int
+    last: int
+    size: int
+    settled: bool = False
 
     @property
     def count(self) -> int:
@@ -120,18 +96,17 @@ def build_batch(
 ) -> tuple[InFlightBatch, int]:
     """Move records from the front of a queue into a batch until it is full or none is left.
 
-    Records that are done already (cancelled or expired) are dropped and never sent.
-
-    Returns:
-        The batch, and the bytes of the records that were dropped.
+    Records that are done already (cancelled or expired) are dropped and never sent. Return the
+    batch, and the bytes of the records that were dropped. `clock_offset` is the wall clock's time
+    minus that of the loop.
     """
     waiting = queue.entries
     batch = InFlightBatch(queue, driver, builder, now)
     write = record_writer(builder)
     if queue.byte_limit is not None:
-        write = _LimitedWriter(write, queue.byte_limit).write
+        write = _limited(write, queue.byte_limit)
     entries, timestamps = batch.entries, batch.timestamps
-    before = len(waiting)
+    before, begin = len(waiting), queue.position
     size = freed = 0
     while waiting:
         entry = waiting[0]
@@ -162,6 +137,8 @@ def build_batch(
     queue.position += before - len(waiting)
     queue.waiting_bytes -= size + freed
     batch.size = size
+    if batch.count:
+        queue.unsettled_from = begin
     set_record_count(builder, batch.count)
     return batch, freed
 
@@ -187,27 +164,21 @@ def _add_chunk(
     return size
 
 
-class _LimitedWriter:
-    """Ends a batch earlier than aiokafka would, after the broker rejected one as too large."""
+def _limited(write: Callable[..., object], limit: int) -> Callable[..., object]:
+    """End a batch earlier than aiokafka would, after the broker rejected one as too large."""
+    left = limit
 
-    def __init__(self, write: Callable[..., object], limit: int) -> None:
-        self._write = write
-        self._left = limit
-
-    def write(
-        self,
-        place: int,
-        timestamp: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
+    def write_within_limit(
+        place: int, timestamp: int, key: bytes | None, value: bytes | None, headers: Headers
     ) -> object:
-        """Add a record unless it exceeds the limit; the first one always fits."""
+        nonlocal left
         size = len(key or b"") + len(value or b"")
-        if place and size > self._left:
+        if place and size > left:  # the first record always fits
             return None
-        self._left -= size
-        return self._write(place, timestamp, key, value, headers)
+        left -= size
+        return write(place, timestamp, key, value, headers)
+
+    return write_within_limit
 
 
 def complete_batch(
@@ -264,8 +235,7 @@ def fail_batch(
 def put_back(batch: InFlightBatch) -> int:
     """Put the records of a batch that certainly was not written back to the front of their queue.
 
-    Returns:
-        The bytes of those that are not put back because they have expired.
+    Return the bytes of those that are not put back because they have expired.
     """
     queue = batch.queue
     freed = 0

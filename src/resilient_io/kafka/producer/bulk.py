@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from aiokafka.errors import KafkaError
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Progress, ResilientIOError
 
-from .accumulator import unknown_partition
 from .partition_queue import BulkChunk, BulkRecord, BulkSend
 from .records import (
     OVERHEAD,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .metadata import TopicPartitions
     from .partition_queue import PartitionQueue
     from .records import Serializer
+
+    OpenChunks = defaultdict[PartitionQueue, tuple[list[BulkRecord], list[int]]]
 
 
 _FIRST_CHUNK = 64
@@ -114,7 +116,7 @@ class ChunkPacker:
         self._serialize_value = serialize_value
         self._sticky = serialize_value is None and topic.sticky is not None
         self._plain = serialize_key is serialize_value is None
-        self._open: dict[PartitionQueue, tuple[list[BulkRecord], list[int]]] = {}
+        self._open: OpenChunks = defaultdict(lambda: ([], []))
         self._scheduled = False
         self._reserved = 0  # bytes of buffer memory that the open chunks already have
 
@@ -207,12 +209,9 @@ class ChunkPacker:
         packed: list[BulkRecord] = [
             (place, None, value, None, None) for place, value in enumerate(values, first)
         ]
-        known = self._open.get(queue)
-        if known is None:
-            self._open[queue] = (packed, sizes)
-        else:
-            known[0].extend(packed)
-            known[1].extend(sizes)
+        records, record_sizes = self._open[queue]
+        records.extend(packed)
+        record_sizes.extend(sizes)
         return sum(sizes)
 
     def _pack_pairs(self, pairs: list[tuple[Any, ...]]) -> int:
@@ -229,11 +228,9 @@ class ChunkPacker:
                     if queue is not None and size <= limit:
                         place = bulk.taken
                         bulk.taken = place + 1
-                        known = chunks.get(queue)
-                        if known is None:
-                            known = chunks[queue] = ([], [])
-                        known[0].append((place, key, value, None, None))
-                        known[1].append(size)
+                        records, sizes = chunks[queue]
+                        records.append((place, key, value, None, None))
+                        sizes.append(size)
                         total += size
                         continue
             total += self._pack(pair)
@@ -241,8 +238,7 @@ class ChunkPacker:
 
     def _pack(self, record: Any) -> int:
         """Pack one record; return its size, or 0 if it failed."""
-        prepared = self._prepare(record)
-        if prepared is None:
+        if (prepared := self._prepare(record)) is None:
             return 0
         self._add(*prepared)
         return prepared[2]
@@ -289,26 +285,22 @@ class ChunkPacker:
             raise too_large(size, self._accumulator.max_request_size)
         topic = self._topic
         if partition is not None:
-            chosen = topic.queues.get(partition)
-            if chosen is None:
-                raise unknown_partition(topic, partition)
-            queue = chosen
+            queue = topic.queue_of(partition)
         else:
             queue = topic.queue_by_key.get(key) or topic.choose(key)
         return queue, (place, key, value, pairs, timestamp_ms), size + OVERHEAD
 
     def _add(self, queue: PartitionQueue, record: BulkRecord, size: int) -> None:
-        known = self._open.get(queue)
-        if known is None:
-            known = self._open[queue] = ([], [])
-        known[0].append(record)
-        known[1].append(size)
+        records, sizes = self._open[queue]
+        records.append(record)
+        sizes.append(size)
 
     def _enqueue(self) -> None:
         """Put the open chunks, for which room was reserved, into their queues."""
         self._scheduled = False
         self._reserved = 0
-        packed, self._open = self._open, {}
+        packed = self._open.copy()
+        self._open.clear()
         now = self._accumulator.loop.time()
         until = min(now + self._delivery_timeout, self._until)
         for queue, (records, sizes) in packed.items():
@@ -320,12 +312,12 @@ class ChunkPacker:
         """Fail the open chunks, or forget them without an error."""
         self._buffer.release(self._reserved)
         self._reserved = 0
-        packed, self._open = self._open, {}
-        if error is None:
-            return
-        for queue, (records, _) in packed.items():
-            self._accumulator.errors.count_lost(error, len(records))
-            self.bulk.fail(queue.tp, records, error)
+        packed = self._open.copy()
+        self._open.clear()
+        if error is not None:
+            for queue, (records, _) in packed.items():
+                self._accumulator.errors.count_lost(error, len(records))
+                self.bulk.fail(queue.tp, records, error)
 
 
 def _as_outgoing(record: Any) -> OutgoingRecord:

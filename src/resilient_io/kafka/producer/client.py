@@ -195,15 +195,7 @@ class ResilientKafkaProducer:
 
         The call is limited by the policy's `deadline`, an enclosing `resilient_io.deadline` and
         the settings' `delivery_timeout`. If cancelled, a record that was not sent yet is not sent;
-        a record that was sent may still be written.
-
-        Args:
-            topic: Topic name.
-            value: Bytes, or what `value_serializer` takes; None marks the key as deleted.
-            key: Bytes, or what `key_serializer` takes.
-            partition: Partition; None to let the key or the partitioner choose.
-            timestamp_ms: Milliseconds since 1970; None for now.
-            headers: Pairs of a name and bytes.
+        a record that was sent may still be written. The arguments are those of `send`.
 
         Returns:
             Where it was written. The offset is -1 with `acks=0`, and if Kafka answers that it
@@ -311,9 +303,7 @@ class ResilientKafkaProducer:
             UnknownTopicOrPartitionError: The topic does not exist.
             TypeError: `records` is not iterable.
         """
-        core = self._core
-        if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("send_many")
+        core = self._running_core("send_many")
         if timeout is not None:
             check_seconds("timeout", timeout)
         return await send_many(
@@ -338,9 +328,7 @@ class ResilientKafkaProducer:
             KafkaDeadlineExceeded: Some records have no outcome yet; they are still delivered.
             KafkaClosed: The producer was closed.
         """
-        core = self._core
-        if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("flush")
+        core = self._running_core("flush")
         if self._closed:
             raise core.errors.closed(operation="flush")
         began = core.loop.time()
@@ -418,8 +406,7 @@ class ResilientKafkaProducer:
                 core.binding.check(type(self).__name__)
                 await core.aclose(0.0)
             self._core, self._closed = None, False
-        if self._core is None or self._core.binding.loop is not get_running_loop():
-            self._start("start")
+        self._running_core("start")
         return self
 
     async def __aexit__(
@@ -444,7 +431,7 @@ class ResilientKafkaProducer:
         core = self._core
         if core is None or self._closed or core.binding.closed:
             return None
-        return core.liveness_failure()
+        return core.supervisor.liveness_failure()
 
     def trace_with(self, tracing: Tracing) -> None:
         """Create spans of all records sent from now on, except those of `send_many`."""
@@ -454,10 +441,13 @@ class ResilientKafkaProducer:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"
 
     def _transaction_manager(self) -> TransactionManager:
+        return self._running_core("transaction").transactions
+
+    def _running_core(self, operation: str) -> ProducerCore:
         core = self._core
         if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("transaction")
-        return core.transactions
+            return self._start(operation)
+        return core
 
     def _start(self, operation: str) -> ProducerCore:
         """Start in the running event loop."""

@@ -171,10 +171,6 @@ class ProducerCore:
             latency_counts=sender.latencies.counts,
         )
 
-    def liveness_failure(self) -> str | None:
-        """Return why only a restart of the process helps, or None."""
-        return self.supervisor.liveness_failure()
-
     async def aclose(self, timeout: float) -> DeliveryReport:
         """Deliver what there is time for, fail the rest, and close everything.
 

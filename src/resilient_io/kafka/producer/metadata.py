@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import errors as kafka_errors
@@ -57,19 +58,6 @@ class TopicPartitions:
         sticky_limit: Bytes waiting in that queue after which it is switched.
     """
 
-    __slots__ = (
-        "_available",
-        "_partitioner",
-        "_partitions",
-        "_rng",
-        "_sticky_bytes",
-        "name",
-        "queue_by_key",
-        "queues",
-        "sticky",
-        "sticky_limit",
-    )
-
     def __init__(
         self, name: str, rng: random.Random, partitioner: Partitioner | None, sticky_bytes: int
     ) -> None:
@@ -96,14 +84,20 @@ class TopicPartitions:
         self.queue_by_key.clear()
         # Records that wait for a partition that was removed fail at their deadline.
         self.queues = {p: queue for p, queue in self.queues.items() if p in partitions}
-        new = []
-        for partition in wanted:
-            if partition not in self.queues:
-                self.queues[partition] = PartitionQueue(self.name, partition)
-                new.append(self.queues[partition])
+        new = [PartitionQueue(self.name, p) for p in wanted if p not in self.queues]
+        self.queues |= {queue.partition: queue for queue in new}
         if self._partitioner is None:
             self.switch_sticky()
         return new
+
+    def queue_of(self, partition: int) -> PartitionQueue:
+        """Return the queue of a partition, or raise the error of a partition that is unknown."""
+        queue = self.queues.get(partition)
+        if queue is None:
+            raise kafka_errors.UnknownTopicOrPartitionError(
+                f"topic {self.name!r} has no partition {partition}; it has {sorted(self.queues)}"
+            )
+        return queue
 
     def choose(self, key: bytes | None) -> PartitionQueue:
         """Choose the queue of a record; `queue_by_key` and `sticky` are shortcuts to it."""
@@ -181,12 +175,9 @@ class ProducerMetadata:
         self._cluster = self._client = None
 
     async def find(self, name: str, until: float | None) -> TopicPartitions | None:
-        """Find a topic's partitions. Callers that want the same topic share the lookup.
+        """Find a topic's partitions; return None when the time ended first.
 
-        If all its callers are cancelled, the lookup ends.
-
-        Returns:
-            The topic; None when the time ended first.
+        Callers that want the same topic share the lookup. If all are cancelled, it ends.
         """
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
@@ -291,8 +282,9 @@ class ProducerMetadata:
     def _update(self, name: str, cluster: ClusterMetadata) -> TopicPartitions:
         topic = self.topics.get(name)
         if topic is None:
-            topic = TopicPartitions(name, self._rng, self._partitioner, self._sticky_bytes)
-            self.topics[name] = topic
+            topic = self.topics[name] = TopicPartitions(
+                name, self._rng, self._partitioner, self._sticky_bytes
+            )
         partitions = cluster.partitions_for_topic(name)
         if partitions:
             available = cluster.available_partitions_for_topic(name) or ()
@@ -304,14 +296,12 @@ class ProducerMetadata:
             self._update(name, cluster)
 
 
+@dataclass(eq=False)
 class _Lookup:
     """One lookup of a topic, and the number of callers that wait for it."""
 
-    __slots__ = ("task", "waiting")
-
-    def __init__(self, task: asyncio.Task[TopicPartitions]) -> None:
-        self.task = task
-        self.waiting = 0
+    task: asyncio.Task[TopicPartitions]
+    waiting: int = 0
 
 
 def _seconds_until(until: float | None) -> float | None:

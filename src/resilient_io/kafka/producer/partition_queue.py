@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import TopicPartition
@@ -40,6 +41,7 @@ BulkRecord: TypeAlias = "tuple[int, bytes | None, bytes | None, Headers | None, 
 Entry: TypeAlias = "Record | BulkChunk"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class PartitionQueue:
     """The records of one partition: those that wait, and the position of those that left.
 
@@ -55,30 +57,19 @@ class PartitionQueue:
         unsettled_from: Position of the batch in flight while its records have no outcome yet.
     """
 
-    __slots__ = (
-        "byte_limit",
-        "entries",
-        "idle",
-        "on_hold",
-        "partition",
-        "position",
-        "topic",
-        "tp",
-        "unsettled_from",
-        "waiting_bytes",
-    )
+    topic: str
+    partition: int
+    tp: TopicPartition = field(init=False)
+    entries: deque[Entry] = field(default_factory=deque)
+    position: int = 0
+    waiting_bytes: int = 0
+    idle: bool = True
+    on_hold: bool = False
+    byte_limit: int | None = None
+    unsettled_from: int | None = None
 
-    def __init__(self, topic: str, partition: int) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.tp = TopicPartition(topic, partition)
-        self.entries: deque[Entry] = deque()
-        self.position = 0
-        self.waiting_bytes = 0
-        self.idle = True
-        self.on_hold = False
-        self.byte_limit: int | None = None
-        self.unsettled_from: int | None = None
+    def __post_init__(self) -> None:
+        self.tp = TopicPartition(self.topic, self.partition)
 
     @property
     def end(self) -> int:
@@ -180,6 +171,7 @@ class BulkSend:
             self._waiter.set_result(None)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class BulkChunk:
     """Consecutive records of one `send_many` for one partition: one entry of its queue.
 
@@ -188,18 +180,16 @@ class BulkChunk:
         waiting_bytes: The part of it that is not in a batch yet.
     """
 
-    __slots__ = ("bulk", "cursor", "deadline", "records", "sent_at", "size", "waiting_bytes")
+    bulk: BulkSend
+    records: list[BulkRecord]
+    size: int
+    sent_at: float
+    deadline: float
+    cursor: int = 0
+    waiting_bytes: int = field(init=False)
 
-    def __init__(
-        self, bulk: BulkSend, records: list[BulkRecord], size: int, sent_at: float, deadline: float
-    ) -> None:
-        self.bulk = bulk
-        self.records = records
-        self.cursor = 0
-        self.size = size
-        self.waiting_bytes = size
-        self.sent_at = sent_at
-        self.deadline = deadline
+    def __post_init__(self) -> None:
+        self.waiting_bytes = self.size
 
     def take(self, count: int) -> int:
         """Move the cursor past `count` records, and return the bytes that they are counted as."""

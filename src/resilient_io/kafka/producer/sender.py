@@ -125,7 +125,6 @@ class Sender:
         if not batch.count:
             queue.idle = True
             return
-        queue.unsettled_from = batch.position
         self.in_flight[queue] = batch
         topic = self._metadata.topics.get(queue.topic)
         if topic is not None and topic.sticky is queue:
