@@ -27,8 +27,7 @@ class TokenFailed(KafkaConnectionError):
     """The OAuth token provider failed, so no connection was made. The next token may be good."""
 
 
-_TOKENS = 4
-"""How many of the latest tokens to keep, to remove them from error messages."""
+_TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
@@ -96,8 +95,7 @@ def guard_token_provider(provider: object) -> Any:
 _create_conn: Any = driver.create_conn
 _collect_hosts: Any = driver.collect_hosts
 
-_NAMED = 3
-"""Maximum number of addresses in the name of a target."""
+_NAMED = 3  # maximum number of addresses in the name of a target
 
 
 class KafkaTarget:

@@ -39,14 +39,11 @@ CONNECTION_OPTIONS = (
 )
 """The options of a client that `aiokafka.conn.create_conn` takes."""
 
+# Shortest time, in seconds, that a driver waits for a connection while connecting is paused.
 _MIN_CONNECT_PAUSE = 0.05
-"""Shortest time, in seconds, that a driver waits for a connection while connecting is paused."""
-
+# How often to cancel leftover tasks: some swallow a cancellation, some await another task.
 _CANCEL_ROUNDS = 20
-"""How often to cancel leftover tasks: some swallow a cancellation, some await another task."""
-
-_CANCEL_WAIT = 0.1
-"""Longest wait for cancelled tasks, in seconds. They do no more I/O."""
+_CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds. They do no more I/O.
 
 _create_conn: Any = driver_module.create_conn
 
@@ -107,9 +104,8 @@ def parts_of(driver: Driver) -> list[object]:
     """
     owner: Any = driver
     client: Any = client_of(driver)
-    names = ("_sender", "_message_accumulator", "_txn_manager")
-    names += ("_fetcher", "_coordinator", "_subscription")
-    own = [getattr(owner, name, None) for name in names]
+    names = "_sender _message_accumulator _txn_manager _fetcher _coordinator _subscription"
+    own = [getattr(owner, name, None) for name in names.split()]
     return [client, *client._conns.values(), *(part for part in own if part is not None)]
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _ROOT = "aiokafka"
 
+# Maximum length of a kept record's message, in characters. A cluster's metadata is long.
 _DEBUG_LIMIT = 2000
-"""Maximum length of a kept record's message, in characters. A cluster's metadata is long."""
 
 _SASL = "SaslAuthenticate"
 """Prefix of the classes `SaslAuthenticateRequest_v1`, `SaslAuthenticateResponse_v0` and so on of

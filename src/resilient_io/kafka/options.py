@@ -35,8 +35,8 @@ class ClientOptions(TypedDict, total=False):
     sasl_oauth_token_provider: AbstractTokenProvider | None
 
 
+# The options that say how to reach a cluster: they belong to the `KafkaTarget`.
 CLIENT_OPTIONS = tuple(ClientOptions.__annotations__)
-"""The options that say how to reach a cluster: they belong to the `KafkaTarget`."""
 
 _NOT_SUPPORTED = {
     "loop": "leave it out: the client starts in the event loop of its first use",

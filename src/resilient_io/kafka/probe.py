@@ -28,25 +28,15 @@ if TYPE_CHECKING:
 
     Address = tuple[str, int]
 
-GROUP = 0
-"""The type of a group's coordinator (`aiokafka.client.CoordinationType`)."""
-
-TRANSACTION = 1
-"""The type of a transactional id's coordinator."""
+GROUP = 0  # the type of a group's coordinator (`aiokafka.client.CoordinationType`)
+TRANSACTION = 1  # the type of a transactional id's coordinator
 
 _NO_LEADER = -1
 
-_STAGGER = 0.1
-"""Seconds between connection attempts while the cluster is not known to be up."""
-
-_TOPICS = 100
-"""Maximum number of topics whose leaders are checked."""
-
-_NAMED = 3
-"""Maximum number of partitions without a leader that are named."""
-
-_CONFIRMATIONS = 2
-"""How often in a row a missing response must be seen before it counts."""
+_STAGGER = 0.1  # seconds between connection attempts while the cluster is not known to be up
+_TOPICS = 100  # maximum number of topics whose leaders are checked
+_NAMED = 3  # maximum number of partitions without a leader that are named
+_CONFIRMATIONS = 2  # how often in a row a missing response must be seen before it counts
 
 _NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definite=False)
 
@@ -228,7 +218,8 @@ class MetadataQuery:
         tls = self._target.uses_tls
         if self._target.uses_sasl:
             when = "during authentication"
-            hint = f"({'' if tls else 'is this a TLS port, or '}does it require another SASL mechanism?)"
+            port = "" if tls else "is this a TLS port, or "
+            hint = f"({port}does it require another SASL mechanism?)"
         else:
             when, hint = "after the first request", "" if tls else "(is this a TLS port?)"
         return f"the broker closed the connection {when} {hint}".rstrip()

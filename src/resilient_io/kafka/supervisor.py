@@ -54,26 +54,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.kafka")
 
+# Lifetime of a driver, in seconds, after which the failures before it no longer count.
 _STABLE_AFTER = 30.0
-"""Lifetime of a driver, in seconds, after which the failures before it no longer count."""
-
-_MIN_BACKOFF = 0.05
-"""Smallest upper bound of the first backoff, in seconds."""
-
+_MIN_BACKOFF = 0.05  # smallest upper bound of the first backoff, in seconds
+# Largest upper bound of the backoff, in seconds, after an error that waiting does not cure.
 _PERMANENT_CAP = 30.0
-"""Largest upper bound of the backoff, in seconds, after an error that waiting does not cure."""
-
-_CHECK_INTERVAL = 1.0
-"""Seconds between checks whether any connection is open."""
-
-_TOPICS_CAP = 10.0
-"""Longest pause between requests for the metadata of missing topics, in seconds."""
-
+_CHECK_INTERVAL = 1.0  # seconds between checks whether any connection is open
+_TOPICS_CAP = 10.0  # longest pause between requests for the metadata of missing topics, in seconds
+# How often in a row a driver must fail to reach a cluster that answers the probe.
 _LOOKUP_FAILURES = 3
-"""How often in a row a driver must fail to reach a cluster that answers the probe."""
-
-_FORCE_TIME = 2.0
-"""Time beyond its timeout that `aclose` allows for a forced stop, in seconds."""
+_FORCE_TIME = 2.0  # time beyond its timeout that `aclose` allows for a forced stop, in seconds
 
 
 class RestartBackoff:

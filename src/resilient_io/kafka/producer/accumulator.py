@@ -39,17 +39,13 @@ if TYPE_CHECKING:
     from .sender import Sender
     from .transaction_state import OpenTransaction, TransactionState
 
+# Bytes of records that are put into batches in one iteration of the event loop.
 _BYTES_PER_ITERATION = 2 * 1024 * 1024
-"""Bytes of records that are put into batches in one iteration of the event loop."""
-
+# Minimum seconds between two searches for cancelled records when the buffer is full.
 _SWEEP_INTERVAL = 0.1
-"""Minimum seconds between two searches for cancelled records when the buffer is full."""
-
-_EXPIRY_INTERVAL = 0.005
-"""Minimum seconds between two searches for expired records."""
-
+_EXPIRY_INTERVAL = 0.005  # minimum seconds between two searches for expired records
+# Added to it for each record held, so that searching never takes more than a few per cent.
 _EXPIRY_INTERVAL_PER_RECORD = 1e-6
-"""Added to it for each record held, so that searching never takes more than a few per cent."""
 
 _NO_ANSWER = "the record was sent, and no answer came in time"
 

@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 
 _FIRST_CHUNK = 64
 _MAX_CHUNK = 1000
-_CHUNK_BYTES = 96 * 1024
-"""Bytes taken from an iterable in one iteration of the event loop."""
-
+_CHUNK_BYTES = 96 * 1024  # bytes taken from an iterable in one iteration of the event loop
+# A chunk takes at most this part of the buffer: a chunk that finds no room in time fails
 _MIN_CHUNKS = 8
-"""A chunk takes at most this part of the buffer: a chunk that finds no room in time fails."""
 
 _BYTES = {bytes}
 _PAIRS = {tuple}

@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from .metadata import Partitioner
     from .options import DeliverySettings
 
-_BURST = 256 * 1024
-"""Bytes accepted in one iteration of the event loop."""
-
-_MAX_STOP = 1.0
-"""Seconds for stopping an aiokafka producer that has nothing in flight."""
+_BURST = 256 * 1024  # bytes accepted in one iteration of the event loop
+_MAX_STOP = 1.0  # seconds for stopping an aiokafka producer that has nothing in flight
 
 
 class ProducerCore:

@@ -35,8 +35,7 @@ _log = logging.getLogger("resilient_io.kafka")
 
 _T = TypeVar("_T")
 
-_LOG_INTERVAL = 30.0
-"""Minimum seconds between two log records of failed deliveries."""
+_LOG_INTERVAL = 30.0  # minimum seconds between two log records of failed deliveries
 
 
 class DeliveryErrors:

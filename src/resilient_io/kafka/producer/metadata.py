@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 Partitioner: TypeAlias = "Callable[[bytes | None, list[int], list[int]], int]"
 """Takes the key, all partitions in order, and those with a leader; returns one of them."""
 
-_MAX_CACHED_KEYS = 65_536
-"""Keys whose queue is cached, for each topic; one takes about 150 bytes."""
+_MAX_CACHED_KEYS = 65_536  # keys whose queue is cached, for each topic; one takes about 150 bytes
 
 _partition_by_hash: Partitioner = DefaultPartitioner()
 

@@ -31,8 +31,8 @@ REPLACED_OPTIONS: Final = {
 _ACKS_ALL = ("all", -1)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 
+# Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more.
 _BATCH_SIZE = 128 * 1024
-"""Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more."""
 
 _REQUEST_SIZE = 1024 * 1024
 

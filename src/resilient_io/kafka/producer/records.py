@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Headers: TypeAlias = list[tuple[str, bytes | None]]
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
 
+# Bytes that a record costs besides its own: its tuple, its future, its place in a queue.
 OVERHEAD = 256
-"""Bytes that a record costs besides its own: its tuple, its future, its place in a queue."""
 
 _WITH_SERIALIZER = ("key", "value")
 

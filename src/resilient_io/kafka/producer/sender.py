@@ -44,15 +44,13 @@ if TYPE_CHECKING:
     from .transaction_state import TransactionState
 
 
+# Seconds for which the offset of the wall clock from the loop's clock is reused.
 _CLOCK_INTERVAL = 1.0
-"""Seconds for which the offset of the wall clock from the loop's clock is reused."""
 
 _FIRST_LEADER_PAUSE = 0.1
-_MAX_LEADER_PAUSE = 0.5
-"""Seconds between two requests for the leader of a partition that has none."""
-
+_MAX_LEADER_PAUSE = 0.5  # seconds between two requests for the leader of a partition that has none
+# Seconds between two checks of which leaders answered: a little less than between two probes.
 _ANSWER_INTERVAL = 0.9
-"""Seconds between two checks of which leaders answered: a little less than between two probes."""
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation
@@ -12,20 +13,18 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
 
 
+@dataclass(slots=True, eq=False)
 class OpenTransaction:
-    """One transaction from its beginning to its end.
+    """One transaction from its beginning to its end; without a driver it has not begun yet.
 
     Attributes:
-        driver: The aiokafka producer that it began on; None until it began.
         abort_reason: The first error of one of its records, or the loss of its driver.
+        ending: It is being committed or aborted, so it accepts no more records.
     """
 
-    __slots__ = ("abort_reason", "driver", "ending")
-
-    def __init__(self) -> None:
-        self.driver: ProducerDriver | None = None
-        self.abort_reason: Exception | None = None
-        self.ending = False
+    driver: ProducerDriver | None = None
+    abort_reason: Exception | None = None
+    ending: bool = False
 
     def raise_if_aborted(self) -> None:
         """Raise the error that the transaction is aborted for, if there is one."""
@@ -45,8 +44,6 @@ class TransactionState:
     """Which transaction is open. Without a transactional id there is none, and records may be sent.
 
     Attributes:
-        transactional: Whether the producer has a transactional id: then records are sent only in
-            transactions.
         sendable: Whether batches may be passed to aiokafka; not so between two transactions.
     """
 

@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# How often in a row, without a commit in between, the transactional id is taken back.
 _MAX_TAKEOVERS = 3
-"""How often in a row, without a commit in between, the transactional id is taken back."""
-
-_ABORT_TIMEOUT = 5.0
-"""Seconds for an abort when the policy has no deadline."""
+_ABORT_TIMEOUT = 5.0  # seconds for an abort when the policy has no deadline
 
 _ABORTED = "the transaction was aborted before the record was sent"
 
