@@ -99,11 +99,7 @@ _NAMED = 3  # maximum number of addresses in the name of a target
 
 
 class KafkaTarget:
-    """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials.
-
-    Attributes:
-        name: The address without credentials, for example "kafka 127.0.0.1:9092".
-    """
+    """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials."""
 
     def __init__(
         self, bootstrap_servers: str | Iterable[str], options: Mapping[str, Any] | None = None

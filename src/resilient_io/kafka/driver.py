@@ -2,11 +2,8 @@
 
 aiokafka's own `start` has no time limit and leaves tasks, sockets and a group member behind when it
 is cancelled. Its `stop` may hang forever, raises a `CancelledError` that no one requested, and
-swallows the caller's. So both run in tasks of ours, and everything they leave behind is ended by
-force.
-
-Private names are those of aiokafka 0.14. `tests/unit/kafka/test_driver_contract.py` fails when a
-new version changes one of them.
+swallows the caller's. So both run in tasks of ours, and what they leave behind is ended by force.
+Private names are those of aiokafka 0.14, which `tests/unit/kafka/test_driver_contract.py` checks.
 """
 
 from __future__ import annotations
@@ -49,15 +46,11 @@ _create_conn: Any = driver_module.create_conn
 
 
 class DriverClosed(KafkaError):
-    """The driver was stopped or disabled while a call used it, or before.
-
-    Attributes:
-        sent: Whether the request may have been sent. False is certain.
-    """
+    """The driver was stopped or disabled while a call used it, or before."""
 
     def __init__(self, reason: str, *, sent: bool = False) -> None:
         super().__init__(reason)
-        self.sent = sent
+        self.sent = sent  # whether the request may have been sent; False is certain
 
 
 # --- parts of a driver
@@ -99,8 +92,7 @@ def background_tasks(driver: Driver) -> list[tuple[str, asyncio.Task[Any]]]:
 def parts_of(driver: Driver) -> list[object]:
     """Return the objects whose coroutines run as tasks of a driver.
 
-    The driver itself is not among them: a task that runs one of its own coroutines belongs to the
-    code that uses the driver.
+    Those of the driver itself run in tasks of the code that uses it.
     """
     owner: Any = driver
     client: Any = client_of(driver)
@@ -110,10 +102,9 @@ def parts_of(driver: Driver) -> list[object]:
 
 
 def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
-    """Return whether a task runs a coroutine of one of these objects.
+    """Return whether the outermost coroutine of a task is a method of one of these objects.
 
-    A task of ours that awaits one of them does not: its own coroutine is ours. The handlers of
-    aiokafka's sender refer to it as `_sender`.
+    The handlers of aiokafka's sender refer to it as `_sender`.
     """
     frame = getattr(task.get_coro(), "cr_frame", None)
     worker = frame.f_locals.get("self") if frame is not None else None
@@ -130,13 +121,9 @@ def connection_options(driver: Driver) -> dict[str, Any]:
 
 
 def unknown_topics(driver: Driver) -> list[str]:
-    """Return the topics that a consumer wants and has no metadata of (`AIOKafkaClient._topics`).
-
-    A producer's topics are not among them: `send` requests their metadata, and a request may
-    create a deleted topic again.
-    """
+    """Return the topics that a consumer wants and has no metadata of (`AIOKafkaClient._topics`)."""
     if hasattr(driver, "_sender"):
-        return []
+        return []  # a producer's `send` requests it; here it might create a deleted topic again
     client: Any = client_of(driver)
     return [
         topic
@@ -183,10 +170,9 @@ def _abort_transport(connection: Connection) -> bool:
 
 
 def notify_on_connection_loss(driver: Driver, notify: Callable[[Connection], None]) -> None:
-    """Call `notify` with each connection that a broker closed or that broke.
+    """Call `notify` with each connection that breaks. Call it before the driver is started.
 
-    It wraps `AIOKafkaClient._on_connection_closed`, which each new connection gets. Call it before
-    the driver is started.
+    It wraps `AIOKafkaClient._on_connection_closed`, which each new connection gets.
     """
     client: Any = client_of(driver)
     original = client._on_connection_closed
@@ -274,11 +260,7 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
 
 
 async def start_driver(driver: Driver, timeout: float, *, context: Context) -> None:
-    """Start a driver that was never started.
-
-    If the start fails or is cancelled, the driver is ended by force before this returns: no task,
-    socket or group member remains.
-    """
+    """Start a new driver. If that fails or is cancelled, no task, socket or group member remains."""
     starting = asyncio.get_running_loop().create_task(
         driver.start(), name="resilient-io kafka start", context=context
     )
@@ -309,11 +291,9 @@ async def stop_driver(
 
     Afterwards none of its tasks runs, its sockets are closed, nothing waits on it, and nothing can
     start on it. A graceful stop completes a producer's batches and leaves a consumer's group. By
-    force, batches fail with `DriverClosed` and the group notices when the session expires. The
-    exceptions of `stop()` are never raised. Idempotent.
-
-    Cancelling the call forces the stop, which takes no I/O, and then propagates. Return whether the
-    driver stopped gracefully.
+    force, batches fail with `DriverClosed` and the group notices when the session expires. Return
+    whether the stop was graceful. The exceptions of `stop()` are never raised. Idempotent.
+    Cancelling the call forces the stop, which takes no I/O, and then propagates.
     """
     tasks: list[asyncio.Task[Any]] = []
     stopping: asyncio.Task[None] | None = None

@@ -47,24 +47,21 @@ class Tracing:
         return contextlib.nullcontext()
 
 
-def trace_send(  # noqa: PLR0917 (the parameters of `accept`)
+def trace_send(
     tracing: Tracing,
     accept: Callable[..., Written | Coroutine[Any, Any, Written]],
-    topic: str,
-    value: Any,
-    key: Any,
-    partition: int | None,
-    timestamp_ms: int | None,
-    headers: Iterable[tuple[str, bytes | None]] | None,
-    lifetime: float,
-    operation: str,
+    record: tuple[Any, ...],
 ) -> Written | Coroutine[Any, Any, Written]:
-    """Accept a record like `accept`, with a span that ends when its future is done."""
+    """Return `accept(*record)`, with a span that ends when the record's future is done.
+
+    The arguments of `accept` begin with those of `ResilientKafkaProducer.send`.
+    """
+    topic, value, key, partition, timestamp_ms, headers, *others = record
     pairs = list(headers or ())
     span = tracing.sending(topic, pairs)
     pairs += span.headers
     try:
-        taken = accept(topic, value, key, partition, timestamp_ms, pairs, lifetime, operation)
+        taken = accept(topic, value, key, partition, timestamp_ms, pairs, *others)
     except Exception as error:
         span.failed(error)
         raise

@@ -1,10 +1,8 @@
-"""Filter for the log records of aiokafka.
+"""Filter for the log records of aiokafka, which writes up to 77 a second during an outage.
 
-aiokafka 0.14 writes up to 77 records a second while its broker is unavailable. An application may
-use its own aiokafka clients beside ours, so the filter does not select records by logger: a context
-variable, which tasks and callbacks inherit, marks the code that runs for a client of this library.
-Records of that code are counted and dropped. If the logger's level is DEBUG they are kept, as DEBUG
-records without secrets.
+An application may use aiokafka clients beside ours, so a context variable, which tasks and
+callbacks inherit, marks the code that runs for ours. Its records are counted and dropped, or kept
+as DEBUG records without secrets if the logger's level is DEBUG.
 """
 
 from __future__ import annotations

@@ -237,8 +237,7 @@ class KafkaProbe:
 
     While all is well it keeps one connection. If a failure is suspected, it makes new connections:
     to the brokers last seen, then to the bootstrap servers. The first response proves that the
-    cluster is up. Pass it to `health.start(probe, last_reply=probe.last_reply)`, and `close()` it
-    after detaching.
+    cluster is up.
     """
 
     def __init__(

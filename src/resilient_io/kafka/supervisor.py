@@ -292,10 +292,6 @@ class Supervisor(Generic[DriverT]):
     health before `start()`. `prepare` is called with a started driver before it is attached,
     `on_detached` once it is closed (with the error, or None if the supervisor was closed), and
     after an error that `is_final` no driver follows until `resume()`.
-
-    Attributes:
-        generation: How many drivers were attached so far.
-        permanent_error: Why there is no driver and waiting does not help, or None.
     """
 
     def __init__(
@@ -316,8 +312,8 @@ class Supervisor(Generic[DriverT]):
     ) -> None:
         self.role = role
         self.driver: DriverT | None = None
-        self.generation = 0
-        self.permanent_error: Exception | None = None
+        self.generation = 0  # how many drivers were attached so far
+        self.permanent_error: Exception | None = None  # why waiting for a driver does not help
         self.closed = False
         self.driver_log = target.driver_log
         self._target = target
@@ -353,14 +349,7 @@ class Supervisor(Generic[DriverT]):
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
     ) -> DriverT:
-        """Wait until a driver is attached, and return it.
-
-        Raises:
-            KafkaUnavailable: Kafka is down and the call does not wait for it.
-            KafkaDeadlineExceeded: There was no driver in time.
-            KafkaClosed: The supervisor was closed.
-            KafkaError: A permanent refusal, as aiokafka raised it.
-        """
+        """Wait until a driver is attached, and return it; or raise why there is none."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         fails = (while_down or self._policy.while_down) == "fail"

@@ -1,7 +1,6 @@
 """Accepts records: chooses their partition queue, accounts for their bytes, schedules the sender.
 
-Named after `RecordAccumulator` of Java's client. A record that can be accepted at once takes
-`append`; any other takes `append_when_ready`, which waits for metadata and buffer memory.
+A record that can be accepted at once takes `append`; any other takes `append_when_ready`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from resilient_io.errors import ResilientIOError
 from resilient_io.health import Cause
 
 from .batch import ChunkSlice
-from .partition_queue import BulkChunk, create_placeholder
+from .partition_queue import BulkChunk, create_placeholder, fail_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from .metadata import ProducerMetadata, TopicPartitions
     from .options import DeliverySettings
     from .partition_queue import Entry, PartitionQueue
-    from .records import Headers
+    from .records import DeliveryFailure, Headers
     from .sender import Sender
     from .transaction_state import OpenTransaction, TransactionState
 
@@ -321,6 +320,12 @@ class Accumulator:
             if not targets or (transaction is not None and transaction.abort_reason is not None):
                 return
             await self.sender.wait_settled()
+
+    def fail_waiting(self, make_error: Callable[[float, str], Exception]) -> list[DeliveryFailure]:
+        """Fail every record that waits, and return the failures. None of them was sent."""
+        failures = fail_waiting(self._metadata.queues, self.errors, self.buffer, make_error)
+        self.sender.notify_settled()
+        return failures
 
     def close(self) -> None:
         """Accept no more records."""

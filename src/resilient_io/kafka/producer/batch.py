@@ -33,24 +33,18 @@ _NO_TIMESTAMP = -1
 
 @dataclass(slots=True, eq=False, repr=False)
 class InFlightBatch:
-    """One batch that was passed to aiokafka: its records may have been written.
-
-    Attributes:
-        timestamps: Timestamps of the single records, in order, in milliseconds.
-        driver_batch: aiokafka's own record of it; None until aiokafka accepted it.
-        settled: Every caller knows the outcome, or that it is unknown.
-    """
+    """One batch that was passed to aiokafka: its records may have been written."""
 
     queue: PartitionQueue
     driver: ProducerDriver
     builder: BatchBuilder
     sent_at: float
     entries: list[Record | ChunkSlice] = field(default_factory=list)
-    timestamps: list[int] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)  # of the single records, in milliseconds
     count: int = 0
     size: int = 0
-    driver_batch: object = None
-    settled: bool = False
+    driver_batch: object = None  # aiokafka's own record of it, once aiokafka has accepted it
+    settled: bool = False  # every caller knows the outcome, or that it is unknown
 
     def settle(self) -> None:
         """Note that every caller knows the outcome, or that it is unknown."""

@@ -9,10 +9,8 @@ from collections import deque
 class BufferMemory:
     """Limits the bytes of records held, and the bytes accepted in one iteration of the event loop.
 
-    The hot path only compares and lowers `allowance`; what it took is accounted for later.
-
-    Attributes:
-        allowance: Bytes that may be taken now without calling `reserve`.
+    The hot path only compares and lowers `allowance`, the bytes that may be taken now; what it took
+    is accounted for later.
     """
 
     def __init__(self, limit: int, burst: int) -> None:
@@ -63,12 +61,9 @@ class BufferMemory:
             self.refill()
 
     async def reserve(self, size: int, until: float | None) -> bool:
-        """Wait for room, in the order of the calls, and take it.
+        """Wait for room, in the order of the calls, and take it; return False if there is none.
 
-        If cancelled, take nothing.
-
-        Returns:
-            Whether the bytes were taken: False if the time ended or the buffer was closed.
+        That is so when the time ends or the buffer is closed. If cancelled, take nothing.
         """
         self.refill()
         if self.closed:

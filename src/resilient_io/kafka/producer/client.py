@@ -270,7 +270,7 @@ class ResilientKafkaProducer:
         self, *record: Any
     ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
         assert self._tracing is not None  # noqa: S101 (the caller checked it)
-        return trace_send(self._tracing, self._accept, *record)
+        return trace_send(self._tracing, self._accept, record)
 
     async def send_many(
         self,

@@ -17,7 +17,6 @@ from .accumulator import Accumulator
 from .buffer import BufferMemory
 from .errors import DeliveryErrors
 from .metadata import ProducerMetadata
-from .partition_queue import fail_waiting
 from .records import DeliveryReport, ProducerStats
 from .sender import Sender
 from .transaction_state import TransactionState
@@ -114,15 +113,7 @@ class ProducerCore:
             max_request_size=options["max_request_size"],
             max_batch_size=options["max_batch_size"],
         )
-        self.transactions = TransactionManager(
-            state=self.transaction,
-            supervisor=self.supervisor,
-            accumulator=self.accumulator,
-            sender=self._sender,
-            metadata=self._metadata,
-            errors=self.errors,
-            policy=policy,
-        )
+        self.transactions = TransactionManager(self.accumulator, self.supervisor, policy)
         self._attachment = health.start(self._probe, last_reply=self._probe.last_reply)
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
@@ -196,9 +187,7 @@ class ProducerCore:
             pass
         self._subscription.remove()
         failures = self._sender.fail_in_flight()
-        failures += fail_waiting(
-            self._metadata.queues, self.errors, self._buffer, self.errors.closed
-        )
+        failures += self.accumulator.fail_waiting(self.errors.closed)
         # Batches in flight have just been failed, so waiting for their answers is useless.
         left = min(max(until - self.loop.time(), 0.0), _MAX_STOP)
         await self.supervisor.aclose(left, graceful=not self._sender.in_flight)

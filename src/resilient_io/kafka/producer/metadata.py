@@ -50,11 +50,6 @@ class TopicPartitions:
 
     Records with a key go where aiokafka and Java's client would send them. Records without a key
     stay with one partition for the length of a batch ("sticky"), then switch to an idle one.
-
-    Attributes:
-        queue_by_key: The queues of recent keys.
-        sticky: Where records without a key go now; None when the user's partitioner decides.
-        sticky_limit: Bytes waiting in that queue after which it is switched.
     """
 
     def __init__(
@@ -62,9 +57,9 @@ class TopicPartitions:
     ) -> None:
         self.name = name
         self.queues: dict[int, PartitionQueue] = {}
-        self.queue_by_key: dict[bytes | None, PartitionQueue] = {}
-        self.sticky: PartitionQueue | None = None
-        self.sticky_limit = 0
+        self.queue_by_key: dict[bytes | None, PartitionQueue] = {}  # of recent keys
+        self.sticky: PartitionQueue | None = None  # None when the user's partitioner decides
+        self.sticky_limit = 0  # bytes waiting in that queue after which it is switched
         self._sticky_bytes = sticky_bytes
         self._rng = rng
         self._partitioner = partitioner
@@ -132,11 +127,7 @@ class TopicPartitions:
 
 
 class ProducerMetadata:
-    """The topics written to; they stay known when the aiokafka producer is replaced.
-
-    Attributes:
-        queues: The queues of all topics; only ever appended to.
-    """
+    """The topics written to; they stay known when the aiokafka producer is replaced."""
 
     def __init__(
         self,
@@ -147,7 +138,7 @@ class ProducerMetadata:
         sticky_bytes: int,
     ) -> None:
         self.topics: dict[str, TopicPartitions] = {}
-        self.queues: list[PartitionQueue] = []
+        self.queues: list[PartitionQueue] = []  # of all topics; only ever appended to
         self._supervisor = supervisor
         self._rng = rng
         self._partitioner = partitioner

@@ -46,27 +46,18 @@ class PartitionQueue:
     """The records of one partition: those that wait, and the position of those that left.
 
     One batch of a partition is in flight at a time, so that the order of its records is kept.
-
-    Attributes:
-        entries: Waiting records and chunks, oldest first.
-        position: Number of entries that have ever left the front of `entries`.
-        waiting_bytes: Size of what waits, as buffer memory counts it.
-        idle: Nothing waits and no batch is in flight, so the next record has to schedule the queue.
-        on_hold: Records wait, but the sender cannot send them now.
-        byte_limit: Largest size of a batch, once the broker rejected one as too large.
-        unsettled_from: Position of the batch in flight while its records have no outcome yet.
     """
 
     topic: str
     partition: int
     tp: TopicPartition = field(init=False)
-    entries: deque[Entry] = field(default_factory=deque)
-    position: int = 0
-    waiting_bytes: int = 0
-    idle: bool = True
-    on_hold: bool = False
-    byte_limit: int | None = None
-    unsettled_from: int | None = None
+    entries: deque[Entry] = field(default_factory=deque)  # that wait, oldest first
+    position: int = 0  # number of entries that have ever left the front of `entries`
+    waiting_bytes: int = 0  # size of what waits, as buffer memory counts it
+    idle: bool = True  # nothing waits or is in flight: the next record has to schedule the queue
+    on_hold: bool = False  # records wait, but the sender cannot send them now
+    byte_limit: int | None = None  # of a batch, once the broker rejected one as too large
+    unsettled_from: int | None = None  # position of the batch in flight until it has an outcome
 
     def __post_init__(self) -> None:
         self.tp = TopicPartition(self.topic, self.partition)
@@ -102,16 +93,12 @@ def create_placeholder(loop: asyncio.AbstractEventLoop) -> Record:
 
 
 class BulkSend:
-    """One call of `send_many`: collects the outcomes of its records.
-
-    Attributes:
-        cancelled: The caller was cancelled: records that were not sent are dropped.
-    """
+    """One call of `send_many`: collects the outcomes of its records."""
 
     __slots__ = ("_offsets", "_settled", "_waiter", "cancelled", "delivered", "failures", "taken")
 
     def __init__(self) -> None:
-        self.cancelled = False
+        self.cancelled = False  # the caller was cancelled: records that were not sent are dropped
         self.failures: list[DeliveryFailure] = []
         self.delivered = 0
         self.taken = 0
@@ -173,20 +160,15 @@ class BulkSend:
 
 @dataclass(slots=True, eq=False, repr=False)
 class BulkChunk:
-    """Consecutive records of one `send_many` for one partition: one entry of its queue.
-
-    Attributes:
-        cursor: Index of the first one that is not in a batch yet.
-        waiting_bytes: The part of it that is not in a batch yet.
-    """
+    """Consecutive records of one `send_many` for one partition: one entry of its queue."""
 
     bulk: BulkSend
     records: list[BulkRecord]
     size: int
     sent_at: float
     deadline: float
-    cursor: int = 0
-    waiting_bytes: int = field(init=False)
+    cursor: int = 0  # index of the first record that is not in a batch yet
+    waiting_bytes: int = field(init=False)  # size of the records that are not in a batch yet
 
     def __post_init__(self) -> None:
         self.waiting_bytes = self.size

@@ -300,18 +300,15 @@ class Sender:
         self._finish(batch, freed=put_back(batch))
 
     def _repair_sequence(self, batch: InFlightBatch, error: Exception) -> None:
-        """Have later batches of the partition numbered as the broker expects.
-
-        The sequence number of a batch that was refused at its only attempt is rolled back. After
-        several attempts it is unknown which of them the broker saw: then the driver is replaced
-        once no batch is in flight.
-        """
+        """Have later batches of the partition numbered as the broker expects."""
         if not is_idempotent(batch.driver):
             return
         refused = classify_error(error).kind in ("permanent", "refused")
         if refused and attempts_of(batch.driver_batch) == 1:
             roll_back_sequence(batch.driver, batch.queue.tp, batch.count)
         elif self._replace_for is None:
+            # It is unknown which attempts the broker saw: replace the driver once nothing is in
+            # flight.
             self._replace_for = error
 
     def _finish(self, batch: InFlightBatch, *, freed: int | None = None) -> None:

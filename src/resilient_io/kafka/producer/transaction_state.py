@@ -15,16 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class OpenTransaction:
-    """One transaction from its beginning to its end; without a driver it has not begun yet.
-
-    Attributes:
-        abort_reason: The first error of one of its records, or the loss of its driver.
-        ending: It is being committed or aborted, so it accepts no more records.
-    """
+    """One transaction from its beginning to its end; without a driver it has not begun yet."""
 
     driver: ProducerDriver | None = None
-    abort_reason: Exception | None = None
-    ending: bool = False
+    abort_reason: Exception | None = None  # first error of a record, or the loss of the driver
+    ending: bool = False  # it is being committed or aborted, so it accepts no more records
 
     def raise_if_aborted(self) -> None:
         """Raise the error that the transaction is aborted for, if there is one."""
@@ -41,16 +36,12 @@ class OpenTransaction:
 
 
 class TransactionState:
-    """Which transaction is open. Without a transactional id there is none, and records may be sent.
-
-    Attributes:
-        sendable: Whether batches may be passed to aiokafka; not so between two transactions.
-    """
+    """Which transaction is open. Without a transactional id there is none, and records may be sent."""
 
     def __init__(self, *, transactional: bool) -> None:
         self.transactional = transactional
         self.current: OpenTransaction | None = None
-        self.sendable = not transactional
+        self.sendable = not transactional  # whether batches may be passed to aiokafka
 
     def open(self, transaction: OpenTransaction) -> None:
         """Make a transaction the current one; records are sent once it has begun."""

@@ -14,7 +14,6 @@ from resilient_io.health import Cause
 
 from ..driver import DriverClosed
 from ..errors import KafkaDeadlineExceeded, classify_error
-from .partition_queue import fail_waiting
 from .transaction_state import OpenTransaction
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
     from .accumulator import Accumulator
-    from .errors import DeliveryErrors
-    from .metadata import ProducerMetadata
-    from .sender import Sender
-    from .transaction_state import TransactionState
 
 
 T = TypeVar("T")
@@ -51,8 +46,7 @@ def is_fenced(error: BaseException) -> bool:
 def is_in_transaction(driver: ProducerDriver) -> bool:
     """Return whether a transaction is open, or failed and has to be aborted.
 
-    `TransactionManager.state` of aiokafka 0.14: after a cancelled `begin_transaction` it may be
-    either.
+    After a cancelled `begin_transaction` either may be so (`TransactionManager.state`).
     """
     owner: Any = driver
     return owner._txn_manager.state in (
@@ -67,21 +61,15 @@ class TransactionManager:
 
     def __init__(
         self,
-        *,
-        state: TransactionState,
-        supervisor: Supervisor[ProducerDriver],
         accumulator: Accumulator,
-        sender: Sender,
-        metadata: ProducerMetadata,
-        errors: DeliveryErrors,
+        supervisor: Supervisor[ProducerDriver],
         policy: RetryPolicy,
     ) -> None:
-        self._state = state
-        self._supervisor = supervisor
         self._accumulator = accumulator
-        self._sender = sender
-        self._metadata = metadata
-        self._errors = errors
+        self._supervisor = supervisor
+        self._state = accumulator.transaction
+        self._sender = accumulator.sender
+        self._errors = accumulator.errors
         self._timeout = policy.deadline if policy.deadline is not None else _ABORT_TIMEOUT
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Task[Any] | None = None  # a commit or an abort
@@ -104,11 +92,7 @@ class TransactionManager:
             lost.__cause__ = self._errors.cause(error)
             self._state.abort(lost)
         self._state.suspend()
-        self._fail_waiting(lambda _began, _call: transaction.aborted())
-
-    def _fail_waiting(self, make_error: Callable[[float, str], Exception]) -> None:
-        fail_waiting(self._metadata.queues, self._errors, self._accumulator.buffer, make_error)
-        self._sender.notify_settled()
+        self._accumulator.fail_waiting(lambda _began, _call: transaction.aborted())
 
     # --- for one transaction
 
@@ -273,7 +257,9 @@ class TransactionManager:
             return
         transaction.ending = True
         self._state.close()
-        self._fail_waiting(lambda began, call: self._errors.unavailable(began, _ABORTED, call))
+        self._accumulator.fail_waiting(
+            lambda began, call: self._errors.unavailable(began, _ABORTED, call)
+        )
         self._ending = self._loop.create_task(
             self._abort(transaction),
             name="resilient-io kafka abort",
