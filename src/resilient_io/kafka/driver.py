@@ -260,7 +260,7 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
 
 
 async def start_driver(driver: Driver, timeout: float, *, context: Context) -> None:
-    """Start a new driver. If that fails or is cancelled, no task, socket or group member remains."""
+    """Start a new driver. If that fails or is cancelled, no task, socket or membership remains."""
     starting = asyncio.get_running_loop().create_task(
         driver.start(), name="resilient-io kafka start", context=context
     )

@@ -36,7 +36,7 @@ class OpenTransaction:
 
 
 class TransactionState:
-    """Which transaction is open. Without a transactional id there is none, and records may be sent."""
+    """Which transaction is open. Without a transactional id, records may always be sent."""
 
     def __init__(self, *, transactional: bool) -> None:
         self.transactional = transactional
