@@ -41,9 +41,6 @@ _CONFIRMATIONS = 2  # how often in a row a missing response must be seen before 
 _NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definite=False)
 
 
-# --- requests
-
-
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
     """The metadata of a cluster, as one broker knows it."""

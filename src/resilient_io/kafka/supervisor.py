@@ -381,7 +381,7 @@ class Supervisor(Generic[DriverT]):
         if not replace:
             failure = error if isinstance(error, Exception) else KafkaError(repr(error))
             self._halted = True
-            self.permanent_error = without_secrets(failure, self._target.secrets())
+            self.permanent_error = self._clean(failure)
         self._monitor.report(error)
 
     def resume(self) -> None:
@@ -419,8 +419,6 @@ class Supervisor(Generic[DriverT]):
         if task is not None and not task.done():
             await asyncio.wait([task], timeout=timeout + _FORCE_TIME)
 
-    # --- waiting calls
-
     async def _wait(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -455,8 +453,6 @@ class Supervisor(Generic[DriverT]):
             raise kind(
                 f"Kafka is down: {detail}", dependency=name, operation=operation, elapsed=elapsed
             )
-
-    # --- the supervisor's task
 
     def _start_task(self) -> None:
         self._task = asyncio.get_running_loop().create_task(
@@ -493,16 +489,13 @@ class Supervisor(Generic[DriverT]):
                 await asyncio.sleep(pause)
 
     async def _run_driver(self) -> Exception:
-        """Run one driver and return the error because of which it was closed.
-
-        If the task is cancelled, the driver is stopped gracefully.
-        """
+        """Run one driver, and return the error because of which it was closed."""
         try:
             driver = self._build()
         # The boundary to the driver's constructor and the application's options, whose exceptions
         # `ready()` raises.
         except Exception as refused:  # noqa: BLE001
-            self.permanent_error = without_secrets(refused, self._target.secrets())
+            self.permanent_error = self._clean(refused)
             return self.permanent_error
         notify_on_connection_loss(driver, self._connection_lost)
         error: Exception | None = None
@@ -522,12 +515,11 @@ class Supervisor(Generic[DriverT]):
             )
             attached = True
             self._attach(driver)
-            failure = await self._monitor.wait_for_failure()
-            error = without_secrets(failure, self._target.secrets())
+            error = self._clean(await self._monitor.wait_for_failure())
             return error  # noqa: TRY300
         # The supervisor's boundary: whatever ends one driver, the next one may work.
         except Exception as failure:  # noqa: BLE001
-            error = without_secrets(failure, self._target.secrets())
+            error = self._clean(failure)
             if not self.generation and isinstance(failure, (TypeError, ValueError)):
                 # The value of an option that aiokafka cannot use: waiting does not help.
                 self.permanent_error = error
@@ -537,22 +529,23 @@ class Supervisor(Generic[DriverT]):
                 self._monitor.close()
             self.driver = self._monitor = None
             if started:
-                await self._stop(driver, error)
+                timeout = self._stop_timeout
+                if self.closed:
+                    left = self._closing_until - asyncio.get_running_loop().time()
+                    timeout = left if self._graceful else 0.0
+                why = "closed" if error is None else "replaced"
+                await stop_driver(
+                    driver,
+                    timeout,
+                    reason=f"the {self.role} was {why}",
+                    error=error,
+                    context=self.context(),
+                )
             if attached and self._on_detached is not None:
                 self._on_detached(driver, error)
 
-    async def _stop(self, driver: DriverT, error: Exception | None) -> None:
-        timeout = self._stop_timeout
-        if self.closed:
-            left = self._closing_until - asyncio.get_running_loop().time()
-            timeout = left if self._graceful else 0.0
-        await stop_driver(
-            driver,
-            timeout,
-            reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",
-            error=error,
-            context=self.context(),
-        )
+    def _clean(self, error: Exception) -> Exception:
+        return without_secrets(error, self._target.secrets())
 
     def _attach(self, driver: DriverT) -> None:
         self.generation += 1

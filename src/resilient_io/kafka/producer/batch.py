@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.structs import RecordMetadata
 
-from .partition_queue import BulkChunk, failure_of, without_position
+from .partition_queue import BulkChunk, fail_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,10 +219,8 @@ def fail_batch(
                 error = make_error(entry.chunk.sent_at, "send_many")
                 errors.count_lost(error, entry.count)
                 failures += entry.fail(tp, error)
-        elif not entry[0].done():
-            error = make_error(entry[7], "send")
-            failures.append(failure_of(tp, without_position(entry), error))
-            errors.fail(entry[0], error)
+        else:
+            failures += fail_record(entry, tp, errors, make_error)
     return failures
 
 

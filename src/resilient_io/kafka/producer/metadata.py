@@ -241,8 +241,6 @@ class ProducerMetadata:
         if tasks:
             await asyncio.wait(tasks)
 
-    # --- inside
-
     def _start_lookup(self, name: str) -> asyncio.Task[TopicPartitions]:
         return asyncio.get_running_loop().create_task(
             self._look_up(name), name=f"resilient-io kafka metadata of {name}"

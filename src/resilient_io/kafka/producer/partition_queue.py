@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from .records import DeliveryFailure, DeliveryReport, Headers, OffsetRange, progress_of
+from resilient_io.errors import Progress, ResilientIOError
+
+from .records import DeliveryFailure, DeliveryReport, Headers, OffsetRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -204,10 +206,8 @@ def fail_waiting(
                     error = make_error(entry.sent_at, "send_many")
                     errors.count_lost(error, len(rest))
                     failures += entry.bulk.fail(queue.tp, rest, error)
-            elif not entry[0].done():
-                error = make_error(entry[7], "send")
-                failures.append(failure_of(queue.tp, without_position(entry), error))
-                errors.fail(entry[0], error)
+            else:
+                failures += fail_record(entry, queue.tp, errors, make_error)
         queue.position += len(queue.entries)
         queue.entries.clear()
         freed, queue.waiting_bytes = queue.waiting_bytes, 0
@@ -216,10 +216,19 @@ def fail_waiting(
     return failures
 
 
-def without_position(record: Record) -> BulkRecord:
-    """Return a record of `send`, which has no position among others."""
-    _, key, value, headers, timestamp_ms, *_ = record
-    return (-1, key, value, headers, timestamp_ms)
+def fail_record(
+    record: Record,
+    tp: TopicPartition,
+    errors: DeliveryErrors,
+    make_error: Callable[[float, str], Exception],
+) -> list[DeliveryFailure]:
+    """Fail a record of `send` unless it has an outcome, and return the failure."""
+    future, key, value, headers, timestamp_ms, *_, sent_at = record
+    if future.done():
+        return []
+    error = make_error(sent_at, "send")
+    errors.fail(future, error)
+    return [failure_of(tp, (-1, key, value, headers, timestamp_ms), error)]
 
 
 def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> DeliveryFailure:
@@ -234,5 +243,6 @@ def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> Deli
         headers=headers,
         timestamp_ms=timestamp_ms,
         error=error,
-        progress=progress_of(error),
+        # An error of aiokafka is the broker's refusal.
+        progress=error.progress if isinstance(error, ResilientIOError) else Progress.REFUSED,
     )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aiokafka.errors import MessageSizeTooLargeError
 
-from resilient_io.errors import Progress, ResilientIOError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from resilient_io.errors import Progress
 
 Headers: TypeAlias = list[tuple[str, bytes | None]]
 Serializer: TypeAlias = "Callable[[Any], bytes | None]"
@@ -149,11 +149,6 @@ class DeliveryFailure:
     timestamp_ms: int | None
     error: Exception
     progress: Progress
-
-
-def progress_of(error: Exception) -> Progress:
-    """Return how far an accepted record got; an error of aiokafka's is the broker's refusal."""
-    return error.progress if isinstance(error, ResilientIOError) else Progress.REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

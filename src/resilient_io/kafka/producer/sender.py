@@ -111,7 +111,10 @@ class Sender:
             return
         if not self._metadata.has_leader(queue):
             self._hold(queue)
-            self._search_leaders()
+            if self._leader_search is None:
+                self._leader_search = self._loop.create_task(
+                    self._find_leaders(), name="resilient-io kafka leaders", context=self._context
+                )
             return
         now = self._loop.time()
         if now >= self._clock_offset_until:
@@ -164,12 +167,6 @@ class Sender:
             future.add_done_callback(functools.partial(self._answered_with, batch))
 
     # --- partitions without a leader
-
-    def _search_leaders(self) -> None:
-        if self._leader_search is None:
-            self._leader_search = self._loop.create_task(
-                self._find_leaders(), name="resilient-io kafka leaders", context=self._context
-            )
 
     async def _find_leaders(self) -> None:
         """Refresh metadata until no queue on hold lacks a leader, or the driver is gone."""

@@ -94,8 +94,6 @@ class TransactionManager:
         self._state.suspend()
         self._accumulator.fail_waiting(lambda _began, _call: transaction.aborted())
 
-    # --- for one transaction
-
     async def begin(self, transaction: OpenTransaction) -> None:
         """Begin a transaction on an aiokafka producer that is in service."""
         if self._ending is None:
@@ -120,11 +118,7 @@ class TransactionManager:
         try:
             driver = await self._supervisor.ready(until, "transaction")
             transaction.driver = driver
-            try:
-                await self._call_driver(driver.begin_transaction(), until, began, "transaction")
-            except DriverClosed as error:
-                why = self._errors.describe(error)
-                raise self._errors.unavailable(began, why, "transaction") from error
+            await self._change(driver.begin_transaction(), until, began, "transaction")
             if self._supervisor.driver is not driver:
                 raise self._errors.unavailable(
                     began, "its aiokafka producer ended when it had just begun", "transaction"
@@ -163,11 +157,7 @@ class TransactionManager:
             await self._wait_ended()
             raise transaction.aborted()
         until = self._accumulator.begin_call("commit").until
-        self._ending = ending = self._loop.create_task(
-            self._commit(transaction, until),
-            name="resilient-io kafka commit",
-            context=self._supervisor.context(),
-        )
+        self._ending = ending = self._create_task(self._commit(transaction, until), "commit")
         await self._wait_ended()
         unknown = ending.result()
         if unknown is not None:
@@ -190,16 +180,10 @@ class TransactionManager:
         transaction.raise_if_aborted()
         sent = False
         try:
-            await self._call_driver(
-                transaction.driver.send_offsets_to_transaction(offsets, group_id),
-                self._accumulator.begin_call("send_offsets").until,
-                began,
-                "send_offsets",
-            )
+            until = self._accumulator.begin_call("send_offsets").until
+            sending = transaction.driver.send_offsets_to_transaction(offsets, group_id)
+            await self._change(sending, until, began, "send_offsets")
             sent = True
-        except DriverClosed as error:
-            why = self._errors.describe(error)
-            raise self._errors.unavailable(began, why, "send_offsets") from error
         finally:
             if not sent and transaction.abort_reason is None:
                 transaction.abort_reason = self._errors.unavailable(
@@ -211,8 +195,6 @@ class TransactionManager:
         if self._state.current is not None and self._ending is None:
             self._start_abort(self._state.current)
         await self._wait_ended()
-
-    # --- inside
 
     async def _wait_ended(self) -> None:
         """Wait until the commit or abort is done; it continues if the caller is cancelled."""
@@ -260,11 +242,7 @@ class TransactionManager:
         self._accumulator.fail_waiting(
             lambda began, call: self._errors.unavailable(began, _ABORTED, call)
         )
-        self._ending = self._loop.create_task(
-            self._abort(transaction),
-            name="resilient-io kafka abort",
-            context=self._supervisor.context(),
-        )
+        self._ending = self._create_task(self._abort(transaction), "abort")
 
     async def _abort(self, transaction: OpenTransaction) -> None:
         """Abort on the driver of the transaction; the start of another one aborts it anyway."""
@@ -283,13 +261,21 @@ class TransactionManager:
         finally:
             self._ending = None
 
+    async def _change(
+        self, call: Coroutine[Any, Any, None], until: float | None, began: float, operation: str
+    ) -> None:
+        """Await a call of aiokafka; nothing is applied if its driver ends meanwhile."""
+        try:
+            await self._call_driver(call, until, began, operation)
+        except DriverClosed as error:
+            why = self._errors.describe(error)
+            raise self._errors.unavailable(began, why, operation) from error
+
     async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
     ) -> T:
         """Await a call of aiokafka in its own task, because it may shield itself from a cancel."""
-        task = self._loop.create_task(
-            call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
-        )
+        task = self._create_task(call, operation)
         try:
             await self._wait(task, until, began, operation)
         finally:
@@ -298,6 +284,11 @@ class TransactionManager:
         if task.cancelled():
             raise DriverClosed("it ended", sent=True)
         return task.result()
+
+    def _create_task(self, call: Coroutine[Any, Any, T], operation: str) -> asyncio.Task[T]:
+        return self._loop.create_task(
+            call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
+        )
 
     async def _wait(
         self, task: asyncio.Task[T], until: float | None, began: float, operation: str
