@@ -116,7 +116,7 @@ class KafkaTarget:
         more = ",…" if len(self.bootstrap) > _NAMED else ""
         self.name = f"kafka {','.join(named)}{more}"
         self.driver_log = DriverLog(self.secrets)
-        self._brokers: dict[int, tuple[str, int]] = {}
+        self.brokers: dict[int, tuple[str, int]] = {}  # last seen, by node id
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -131,11 +131,6 @@ class KafkaTarget:
         """Whether connections authenticate with SASL."""
         return str(self._options.get("security_protocol", "")).startswith("SASL")
 
-    @property
-    def brokers(self) -> dict[int, tuple[str, int]]:
-        """Host and port of the brokers last seen, by node id; empty before the first metadata."""
-        return dict(self._brokers)
-
     def secrets(self) -> tuple[str, ...]:
         """Return the password and the latest tokens, to remove them from texts of the driver."""
         provider = self._options.get("sasl_oauth_token_provider")
@@ -146,14 +141,14 @@ class KafkaTarget:
     def update_brokers(self, brokers: Mapping[int, tuple[str, int]]) -> None:
         """Remember the brokers of new metadata. Empty metadata is ignored."""
         if brokers:
-            self._brokers = dict(brokers)
+            self.brokers = dict(brokers)
 
     def addresses(self) -> list[tuple[str, int]]:
         """Return all addresses of the cluster: the brokers last seen, then the bootstrap servers.
 
         aiokafka itself never returns to the bootstrap servers (`AIOKafkaClient._metadata_update`).
         """
-        return list(dict.fromkeys([*self._brokers.values(), *self.bootstrap]))
+        return list(dict.fromkeys([*self.brokers.values(), *self.bootstrap]))
 
     def client_options(self) -> dict[str, Any]:
         """Return the options of a new aiokafka client, including the bootstrap servers."""
