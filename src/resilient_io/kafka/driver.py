@@ -40,7 +40,7 @@ CONNECTION_OPTIONS = (
 _MIN_CONNECT_PAUSE = 0.05
 # How often to cancel leftover tasks: some swallow a cancellation, some await another task.
 _CANCEL_ROUNDS = 20
-_CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds. They do no more I/O.
+_CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds; they do no more I/O
 
 _create_conn: Any = driver_module.create_conn
 

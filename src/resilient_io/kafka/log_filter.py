@@ -75,11 +75,7 @@ class DriverLog:
         arguments = record.args if isinstance(record.args, tuple) else (record.args,)
         if any(type(argument).__name__.startswith(_SASL) for argument in arguments):
             return False
-        self._clean(record)
-        return True
-
-    def _clean(self, record: logging.LogRecord) -> None:
-        """Replace the message and the traceback: both may quote a secret."""
+        # The message and the traceback may quote a secret.
         secrets = self._secrets()
         text = clean_text(record.getMessage(), limit=_DEBUG_LIMIT, secrets=secrets)
         if record.exc_info and record.exc_info[1] is not None:
@@ -87,6 +83,7 @@ class DriverLog:
             text += f" ({type(error).__name__}: {describe_error(error, secrets=secrets)})"
         record.msg, record.args = text, ()
         record.exc_info = record.exc_text = None
+        return True
 
 
 class _Filter(logging.Filter):

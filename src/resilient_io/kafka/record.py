@@ -181,9 +181,7 @@ class UnreadableRecord(Record):
         raise self._reason()
 
     def _reason(self) -> Exception:
-        if self.error is None:  # pragma: no cover - a record becomes unreadable with a reason
-            message = "an unreadable record without a reason"
-            raise AssertionError(message)
+        assert self.error is not None  # noqa: S101 (a record becomes unreadable with a reason)
         return self.error
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _FIRST_CHUNK = 64
 _MAX_CHUNK = 1000
 _CHUNK_BYTES = 96 * 1024  # bytes taken from an iterable in one iteration of the event loop
-# A chunk takes at most this part of the buffer: a chunk that finds no room in time fails
+# A chunk takes at most an eighth of the buffer, because one that finds no room in time fails.
 _MIN_CHUNKS = 8
 
 _BYTES = {bytes}

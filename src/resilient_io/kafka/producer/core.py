@@ -118,8 +118,6 @@ class ProducerCore:
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
 
-    # --- drivers: aiokafka producers
-
     def _build(self) -> ProducerDriver:
         producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
             **self._target.client_options(), **self._options
@@ -138,8 +136,6 @@ class ProducerCore:
     def _health_changed(self, _change: Change) -> None:
         if self._health.available:
             self._sender.resume()
-
-    # --- for the client
 
     def stats(self) -> ProducerStats:
         """Return the counters."""

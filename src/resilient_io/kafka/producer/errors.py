@@ -102,8 +102,6 @@ class DeliveryErrors:
         self._unlogged = 0
         self._logged_at = now
 
-    # --- errors of aiokafka
-
     def describe(self, error: BaseException) -> str:
         """Return what aiokafka raised, in one line and without secrets."""
         if isinstance(error, DriverClosed):
@@ -122,8 +120,6 @@ class DeliveryErrors:
         if isinstance(error, Exception):
             return without_secrets(error, self._target.secrets())
         return error
-
-    # --- not sent
 
     def too_late(self, began: float, operation: str = "send") -> KafkaDeadlineExceeded:
         """Return the error of a record that was not sent in time."""
@@ -159,8 +155,6 @@ class DeliveryErrors:
             else "the producer was closed before the record was sent",
             **self._context(self._loop.time() if began is None else began, operation),
         )
-
-    # --- sent
 
     def unknown(self, began: float, why: str, operation: str = "send") -> KafkaOutcomeUnknown:
         """Return the error of a record that was sent and may have been written."""

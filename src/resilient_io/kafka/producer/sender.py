@@ -324,8 +324,6 @@ class Sender:
             self._buffer.release(size)
         self.notify_settled()
 
-    # --- waiting for outcomes
-
     def notify_settled(self) -> None:
         """Wake the tasks that wait for records to be settled."""
         if self._settled_waiters:
@@ -337,8 +335,6 @@ class Sender:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._settled_waiters.append(waiter)
         await waiter
-
-    # --- instances
 
     def _replace(self, driver: ProducerDriver, error: Exception) -> None:
         """Have a driver replaced, and pass nothing more to it."""
