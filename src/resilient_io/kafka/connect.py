@@ -27,8 +27,7 @@ class TokenFailed(KafkaConnectionError):
     """The OAuth token provider failed, so no connection was made. The next token may be good."""
 
 
-_TOKENS = 4
-"""How many of the latest tokens to keep, to remove them from error messages."""
+_TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
@@ -38,9 +37,6 @@ class _TokenProvider(_Base):  # type: ignore[misc]
 
     aiokafka 0.14 expects a KafkaError while it connects (`AIOKafkaClient._get_conn`). Any other
     exception ends its background tasks permanently and without a log record.
-
-    Attributes:
-        tokens: The latest tokens.
     """
 
     def __init__(self, provider: Any) -> None:
@@ -48,11 +44,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
         self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
-        """Return a token of the application's provider.
-
-        Raises:
-            TokenFailed: The provider raised, cancelled itself, or did not return a token.
-        """
+        """Return a token of the application's provider."""
         task = asyncio.current_task()
         try:
             token = await self._provider.token()
@@ -74,11 +66,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
         return token
 
     def extensions(self) -> dict[str, str]:
-        """Return the SASL extensions of the application's provider, if it has any.
-
-        Raises:
-            TokenFailed: The provider raised.
-        """
+        """Return the SASL extensions of the application's provider, if it has any."""
         extensions: Any = getattr(self._provider, "extensions", None)
         if not callable(extensions):
             return {}
@@ -92,14 +80,7 @@ class _TokenProvider(_Base):  # type: ignore[misc]
 
 
 def guard_token_provider(provider: object) -> Any:
-    """Wrap a token provider so that it raises only errors that aiokafka handles.
-
-    Args:
-        provider: Has `async def token() -> str`, like `aiokafka.abc.AbstractTokenProvider`.
-
-    Raises:
-        ConfigurationError: The provider has no such method.
-    """
+    """Wrap a token provider so that it raises only errors that aiokafka handles."""
     if isinstance(provider, _TokenProvider):
         return provider
     if not inspect.iscoroutinefunction(getattr(provider, "token", None)):
@@ -114,25 +95,11 @@ def guard_token_provider(provider: object) -> Any:
 _create_conn: Any = driver.create_conn
 _collect_hosts: Any = driver.collect_hosts
 
-_NAMED = 3
-"""Maximum number of addresses in the name of a target."""
+_NAMED = 3  # maximum number of addresses in the name of a target
 
 
 class KafkaTarget:
-    """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials.
-
-    Args:
-        bootstrap_servers: "host[:port]", several separated by commas, or a list of such strings.
-        options: Validated options of aiokafka's client: security, SASL, client_id, times.
-
-    Attributes:
-        name: The address without credentials, for example "kafka 127.0.0.1:9092".
-        bootstrap: Host and port of each bootstrap server.
-        driver_log: The driver's log records for all connections to the cluster.
-
-    Raises:
-        ConfigurationError: The servers or the token provider are invalid.
-    """
+    """A Kafka cluster: its bootstrap servers, the brokers last seen, and the credentials."""
 
     def __init__(
         self, bootstrap_servers: str | Iterable[str], options: Mapping[str, Any] | None = None
@@ -149,7 +116,7 @@ class KafkaTarget:
         more = ",…" if len(self.bootstrap) > _NAMED else ""
         self.name = f"kafka {','.join(named)}{more}"
         self.driver_log = DriverLog(self.secrets)
-        self._brokers: dict[int, tuple[str, int]] = {}
+        self.brokers: dict[int, tuple[str, int]] = {}  # last seen, by node id
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -164,11 +131,6 @@ class KafkaTarget:
         """Whether connections authenticate with SASL."""
         return str(self._options.get("security_protocol", "")).startswith("SASL")
 
-    @property
-    def brokers(self) -> dict[int, tuple[str, int]]:
-        """Host and port of the brokers last seen, by node id; empty before the first metadata."""
-        return dict(self._brokers)
-
     def secrets(self) -> tuple[str, ...]:
         """Return the password and the latest tokens, to remove them from texts of the driver."""
         provider = self._options.get("sasl_oauth_token_provider")
@@ -179,14 +141,14 @@ class KafkaTarget:
     def update_brokers(self, brokers: Mapping[int, tuple[str, int]]) -> None:
         """Remember the brokers of new metadata. Empty metadata is ignored."""
         if brokers:
-            self._brokers = dict(brokers)
+            self.brokers = dict(brokers)
 
     def addresses(self) -> list[tuple[str, int]]:
         """Return all addresses of the cluster: the brokers last seen, then the bootstrap servers.
 
         aiokafka itself never returns to the bootstrap servers (`AIOKafkaClient._metadata_update`).
         """
-        return list(dict.fromkeys([*self._brokers.values(), *self.bootstrap]))
+        return list(dict.fromkeys([*self.brokers.values(), *self.bootstrap]))
 
     def client_options(self) -> dict[str, Any]:
         """Return the options of a new aiokafka client, including the bootstrap servers."""
@@ -197,16 +159,6 @@ class KafkaTarget:
         """Return a new authenticated connection, which the caller closes (`abort_connection`).
 
         Cancelling the call leaves no connection open.
-
-        Args:
-            host: Host of a broker.
-            port: Port of a broker.
-            timeout: Maximum time for connecting and authenticating, in seconds.
-
-        Raises:
-            TimeoutError: The timeout expired.
-            OSError: The broker is unreachable.
-            KafkaError: The broker refused the credentials or closed the connection.
         """
         options = {
             name: self._options[name] for name in CONNECTION_OPTIONS if name in self._options

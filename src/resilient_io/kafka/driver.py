@@ -2,19 +2,15 @@
 
 aiokafka's own `start` has no time limit and leaves tasks, sockets and a group member behind when it
 is cancelled. Its `stop` may hang forever, raises a `CancelledError` that no one requested, and
-swallows the caller's. So both run in tasks of ours, and everything they leave behind is ended by
-force.
-
-Private names are those of aiokafka 0.14. `tests/unit/kafka/test_driver_contract.py` fails when a
-new version changes one of them.
+swallows the caller's. So both run in tasks of ours, and what they leave behind is ended by force.
+Private names are those of aiokafka 0.14, which `tests/unit/kafka/test_driver_contract.py` checks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import conn as driver_module
 from aiokafka.conn import AIOKafkaConnection, CloseReason
@@ -40,28 +36,21 @@ CONNECTION_OPTIONS = (
 )
 """The options of a client that `aiokafka.conn.create_conn` takes."""
 
+# Shortest time, in seconds, that a driver waits for a connection while connecting is paused.
 _MIN_CONNECT_PAUSE = 0.05
-"""Shortest time, in seconds, that a driver waits for a connection while connecting is paused."""
-
+# How often to cancel leftover tasks: some swallow a cancellation, some await another task.
 _CANCEL_ROUNDS = 20
-"""How often to cancel leftover tasks: some swallow a cancellation, some await another task."""
-
-_CANCEL_WAIT = 0.1
-"""Longest wait for cancelled tasks, in seconds. They do no more I/O."""
+_CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds; they do no more I/O
 
 _create_conn: Any = driver_module.create_conn
 
 
 class DriverClosed(KafkaError):
-    """The driver was stopped or disabled while a call used it, or before.
-
-    Attributes:
-        sent: Whether the request may have been sent. False is certain.
-    """
+    """The driver was stopped or disabled while a call used it, or before."""
 
     def __init__(self, reason: str, *, sent: bool = False) -> None:
         super().__init__(reason)
-        self.sent = sent
+        self.sent = sent  # whether the request may have been sent; False is certain
 
 
 # --- parts of a driver
@@ -83,8 +72,7 @@ def connections_of(driver: Driver) -> list[Connection]:
 def background_tasks(driver: Driver) -> list[tuple[str, asyncio.Task[Any]]]:
     """Return the tasks without which a started driver does not work, each with its purpose.
 
-    The heartbeat and the refresh of committed offsets are not among them: the coordination task
-    watches those.
+    The coordination task watches the heartbeat and the refresh of committed offsets itself.
     """
     owner: Any = driver
     client: Any = client_of(driver)
@@ -104,38 +92,26 @@ def background_tasks(driver: Driver) -> list[tuple[str, asyncio.Task[Any]]]:
 def parts_of(driver: Driver) -> list[object]:
     """Return the objects whose coroutines run as tasks of a driver.
 
-    The driver itself is not among them: a task that runs one of its own coroutines belongs to the
-    code that uses the driver.
+    Those of the driver itself run in tasks of the code that uses it.
     """
     owner: Any = driver
     client: Any = client_of(driver)
-    parts = [client, *client._conns.values()]
-    for name in (
-        "_sender",
-        "_message_accumulator",
-        "_txn_manager",
-        "_fetcher",
-        "_coordinator",
-        "_subscription",
-    ):
-        part = getattr(owner, name, None)
-        if part is not None:
-            parts.append(part)
-    return parts
+    names = "_sender _message_accumulator _txn_manager _fetcher _coordinator _subscription"
+    own = [getattr(owner, name, None) for name in names.split()]
+    return [client, *client._conns.values(), *(part for part in own if part is not None)]
 
 
 def works_for(task: asyncio.Task[Any], parts: list[object]) -> bool:
-    """Return whether a task runs a coroutine of one of these objects.
+    """Return whether the outermost coroutine of a task is a method of one of these objects.
 
-    A task of ours that awaits one of them does not: its own coroutine is ours. The handlers of
-    aiokafka's sender refer to it as `_sender`.
+    The handlers of aiokafka's sender refer to it as `_sender`.
     """
     frame = getattr(task.get_coro(), "cr_frame", None)
     worker = frame.f_locals.get("self") if frame is not None else None
     if worker is None:
         return False
-    sender = getattr(worker, "_sender", None)
-    return any(worker is part or (sender is not None and sender is part) for part in parts)
+    sender = getattr(worker, "_sender", worker)
+    return any(worker is part or sender is part for part in parts)
 
 
 def connection_options(driver: Driver) -> dict[str, Any]:
@@ -145,13 +121,9 @@ def connection_options(driver: Driver) -> dict[str, Any]:
 
 
 def unknown_topics(driver: Driver) -> list[str]:
-    """Return the topics that a consumer wants and has no metadata of (`AIOKafkaClient._topics`).
-
-    A producer's topics are not among them: `send` requests their metadata, and a request may
-    create a deleted topic again.
-    """
+    """Return the topics that a consumer wants and has no metadata of (`AIOKafkaClient._topics`)."""
     if hasattr(driver, "_sender"):
-        return []
+        return []  # a producer's `send` requests it; here it might create a deleted topic again
     client: Any = client_of(driver)
     return [
         topic
@@ -172,8 +144,7 @@ def oldest_request(connection: Connection) -> object | None:
 def abort_connection(connection: Connection) -> asyncio.Future[None] | None:
     """Close a connection immediately, even if the broker no longer reads from it.
 
-    Returns:
-        A future that is done when the socket is closed, or None if it already was.
+    Return a future that is done when the socket is closed, or None if it already was.
     """
     opened = _abort_transport(connection)
     known: Any = connection
@@ -199,10 +170,9 @@ def _abort_transport(connection: Connection) -> bool:
 
 
 def notify_on_connection_loss(driver: Driver, notify: Callable[[Connection], None]) -> None:
-    """Call `notify` with each connection that a broker closed or that broke.
+    """Call `notify` with each connection that breaks. Call it before the driver is started.
 
-    It wraps `AIOKafkaClient._on_connection_closed`, which each new connection gets. Call it before
-    the driver is started.
+    It wraps `AIOKafkaClient._on_connection_closed`, which each new connection gets.
     """
     client: Any = client_of(driver)
     original = client._on_connection_closed
@@ -243,16 +213,8 @@ def resume_connecting(driver: Driver) -> None:
 # --- group membership
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A consumer's membership of its group.
-
-    Attributes:
-        group: Id of the group.
-        member: Id of the member.
-        host: Host of the group's coordinator.
-        port: Port of the group's coordinator.
-    """
+class Membership(NamedTuple):
+    """A consumer's membership of its group, and the address of the group's coordinator."""
 
     group: str
     member: str
@@ -279,11 +241,6 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
     """Leave a group over a new connection, so that it does not wait for the session to expire.
 
     Best effort: if it fails, the session expires later.
-
-    Args:
-        driver: The consumer, for its credentials.
-        membership: The membership to end.
-        timeout: Maximum time in seconds.
     """
     with contextlib.suppress(KafkaError, OSError):
         async with asyncio.timeout(timeout):
@@ -303,20 +260,7 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
 
 
 async def start_driver(driver: Driver, timeout: float, *, context: Context) -> None:
-    """Start a driver that was never started.
-
-    If the start fails or is cancelled, the driver is ended by force before this returns: no task,
-    socket or group member remains.
-
-    Args:
-        driver: Created in the running loop.
-        timeout: Maximum time in seconds.
-        context: Context of its tasks.
-
-    Raises:
-        TimeoutError: The timeout expired.
-        Exception: The exception that `start()` raised.
-    """
+    """Start a new driver. If that fails or is cancelled, no task, socket or membership remains."""
     starting = asyncio.get_running_loop().create_task(
         driver.start(), name="resilient-io kafka start", context=context
     )
@@ -347,20 +291,9 @@ async def stop_driver(
 
     Afterwards none of its tasks runs, its sockets are closed, nothing waits on it, and nothing can
     start on it. A graceful stop completes a producer's batches and leaves a consumer's group. By
-    force, batches fail with `DriverClosed` and the group notices when the session expires. The
-    exceptions of `stop()` are never raised. Idempotent.
-
+    force, batches fail with `DriverClosed` and the group notices when the session expires. Return
+    whether the stop was graceful. The exceptions of `stop()` are never raised. Idempotent.
     Cancelling the call forces the stop, which takes no I/O, and then propagates.
-
-    Args:
-        driver: The driver, started or not.
-        timeout: Maximum time for the graceful stop, in seconds; 0 to force it immediately.
-        context: Context of its tasks.
-        reason: Reason given in the `DriverClosed` errors.
-        error: The error because of which the driver is stopped, if any.
-
-    Returns:
-        Whether the driver stopped gracefully.
     """
     tasks: list[asyncio.Task[Any]] = []
     stopping: asyncio.Task[None] | None = None
@@ -384,27 +317,20 @@ def _leaving(driver: Driver, timeout: float, context: Context) -> list[asyncio.T
 
     Its `stop()` waits for that, too. The broker's response that it is not a member ends both.
     """
-    membership = membership_of(driver)
-    if membership is None:
+    if (membership := membership_of(driver)) is None:
         return []
-    leaving = asyncio.get_running_loop().create_task(
-        leave_group(driver, membership, timeout),
-        name="resilient-io kafka leave",
-        context=context.copy(),
-    )
-    return [leaving]
+    leave = leave_group(driver, membership, timeout)
+    loop = asyncio.get_running_loop()
+    return [loop.create_task(leave, name="resilient-io kafka leave", context=context.copy())]
 
 
 async def _force_stop(
     driver: Driver, tasks: list[asyncio.Task[Any]], reason: str, error: BaseException | None
 ) -> None:
-    """End everything that remains.
-
-    Everything before the first await runs even if the caller is cancelled again.
-    """
+    """End everything that remains, as far as possible before the first await."""
     parts = parts_of(driver)
     left = _leftover_tasks(driver, parts, tasks)
-    closing = _abort_all([*connections_of(driver), *_held_by(left)])
+    closing = _abort_connections(driver, left)
     disable(driver, reason, error)
     for task in left:
         if not is_shielded(task):  # the loss of its connection ends it, with an error
@@ -416,7 +342,7 @@ async def _force_stop(
         await asyncio.wait([*left, *closing], timeout=_CANCEL_WAIT)
         closing = [future for future in closing if not future.done()]
         left = _leftover_tasks(driver, parts, left)
-        closing += _abort_all([*connections_of(driver), *_held_by(left)])
+        closing += _abort_connections(driver, left)
         for task in left:
             task.cancel()
     for task in tasks:
@@ -431,16 +357,16 @@ def _leftover_tasks(
     for part in parts_of(driver):  # a start in progress may have created more of them
         if not any(part is seen for seen in parts):
             parts.append(part)
-    for task in sorted(asyncio.all_tasks(), key=_age):  # a set: the same order in each run
+
+    def age(task: asyncio.Task[Any]) -> tuple[int, str]:
+        name = task.get_name()  # "Task-9", then "Task-10"
+        return len(name), name
+
+    for task in sorted(asyncio.all_tasks(), key=age):  # a set: the same order in each run
         if task not in found and not task.done() and works_for(task, parts):
             found.append(task)
     current = asyncio.current_task()
     return [task for task in found if task is not current]
-
-
-def _age(task: asyncio.Task[Any]) -> tuple[int, str]:
-    name = task.get_name()  # "Task-9", then "Task-10"
-    return len(name), name
 
 
 def is_shielded(task: asyncio.Task[Any]) -> bool:
@@ -469,13 +395,12 @@ def connections_in(task: asyncio.Task[Any]) -> list[Connection]:
     return found
 
 
-def _held_by(tasks: Iterable[asyncio.Task[Any]]) -> list[Connection]:
-    return [connection for task in tasks for connection in connections_in(task)]
-
-
-def _abort_all(connections: Iterable[Connection]) -> list[asyncio.Future[None]]:
-    """Close connections immediately; return the futures of the sockets that are still closing."""
-    closing = [abort_connection(connection) for connection in connections]
+def _abort_connections(
+    driver: Driver, tasks: Iterable[asyncio.Task[Any]]
+) -> list[asyncio.Future[None]]:
+    """Close all connections; return the futures of the sockets that are still closing."""
+    held = [connection for task in tasks for connection in connections_in(task)]
+    closing = [abort_connection(connection) for connection in (*connections_of(driver), *held)]
     return [future for future in closing if future is not None and not future.done()]
 
 
@@ -512,11 +437,6 @@ def disable(driver: Driver, reason: str, error: BaseException | None = None) -> 
     """Refuse every new call on a stopped driver, and fail the calls that wait on it.
 
     A late call would otherwise connect again, retry forever, or wait for a task that has ended.
-
-    Args:
-        driver: The stopped driver.
-        reason: Reason given in the `DriverClosed` errors.
-        error: The error because of which the driver was stopped; the cause of those errors.
     """
 
     def closed(*, sent: bool = False) -> DriverClosed:

@@ -82,12 +82,7 @@ Kind = Literal["refused", "ambiguous", "permanent", "fatal", "transient", "rebal
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The meaning of an error of aiokafka.
-
-    Attributes:
-        kind: What follows from it.
-        cause: The cause to report to health.
-    """
+    """The meaning of an error of aiokafka."""
 
     kind: Kind
     cause: Cause = Cause.OTHER
@@ -196,7 +191,6 @@ class ConnectionFailure:
     """Why a connection to a broker could not be made, was lost, or was useless.
 
     Attributes:
-        cause: The cause to report to health.
         detail: The cause in words: one line, without secrets.
         definite: Whether one failure is proof (refused, reset) or must repeat (a timeout).
         permanent: Whether waiting does not help: the configuration must change.
@@ -207,8 +201,6 @@ class ConnectionFailure:
     definite: bool = True
     permanent: bool = False
 
-
-_TLS_HINT = " (is this a TLS port?)"
 
 _CAUSES: tuple[tuple[tuple[type[BaseException], ...], Cause], ...] = (
     ((ssl.SSLError,), Cause.TLS),
@@ -224,13 +216,7 @@ _CAUSES: tuple[tuple[tuple[type[BaseException], ...], Cause], ...] = (
 def connection_failure(
     error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
 ) -> ConnectionFailure:
-    """Return why connecting to a broker, or a request to it, failed.
-
-    Args:
-        error: The exception of aiokafka or asyncio. Its causes count, too.
-        tls: Whether the connection uses TLS.
-        secrets: Passwords and tokens to remove from the detail.
-    """
+    """Return why connecting to a broker, or a request to it, failed."""
     detail = describe_driver_error(error, secrets=secrets)
     for link in error_chain(error):
         if isinstance(link, driver.KafkaError):
@@ -242,32 +228,24 @@ def connection_failure(
                 return ConnectionFailure(meaning.cause, detail, permanent=meaning.cause.permanent)
         for kinds, cause in _CAUSES:
             if isinstance(link, kinds):
-                return _failure(link, cause, detail, tls=tls)
+                certificate = isinstance(link, ssl.SSLCertVerificationError)
+                if (cause is Cause.TLS and not certificate) or (cause is Cause.TIMED_OUT and tls):
+                    detail += " (is this a TLS port?)"
+                return ConnectionFailure(
+                    cause,
+                    detail,
+                    definite=cause is not Cause.TIMED_OUT,
+                    permanent=cause is Cause.TLS or isinstance(link, PermissionError),
+                )
     if isinstance(error, driver.KafkaError) and type(error) is not driver.KafkaError:
         return ConnectionFailure(classify_error(error).cause, detail)
     return ConnectionFailure(Cause.OTHER, detail)
-
-
-def _failure(error: BaseException, cause: Cause, detail: str, *, tls: bool) -> ConnectionFailure:
-    bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
-    if (cause is Cause.TLS and not bad_certificate) or (cause is Cause.TIMED_OUT and tls):
-        detail += _TLS_HINT
-    return ConnectionFailure(
-        cause,
-        detail,
-        definite=cause is not Cause.TIMED_OUT,
-        permanent=cause is Cause.TLS or isinstance(error, PermissionError),
-    )
 
 
 def describe_driver_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:
     """Return what an error of aiokafka says, in one clean line.
 
     The name of the class is part of it where the message alone says little. An error number is not.
-
-    Args:
-        error: The exception.
-        secrets: Passwords and tokens to remove.
     """
     if not isinstance(error, driver.KafkaError):
         return describe_error(error, secrets=secrets)
@@ -287,10 +265,6 @@ def without_secrets(error: Exception, secrets: Iterable[str]) -> Exception:
 
     An error whose message, or a cause whose message, quotes a secret is replaced by a copy of the
     same type with a clean message and without a cause: a traceback shows the whole chain.
-
-    Args:
-        error: The error of the driver.
-        secrets: Passwords and tokens to remove.
     """
     known = tuple(secrets)
     if not any(_quotes(str(link), known) for link in error_chain(error)):
@@ -309,3 +283,11 @@ def _quotes(text: str, secrets: Iterable[str]) -> bool:
     """Return whether a text contains a secret, by the rules of `clean_text`."""
     limit = len(text) + 1
     return clean_text(text, limit=limit) != clean_text(text, limit=limit, secrets=secrets)
+
+
+def copy_with_note(error: Exception, note: str) -> Exception:
+    """Return a copy of an error, with a note that the original does not have."""
+    own = copy.copy(error)
+    own.__notes__ = [*getattr(error, "__notes__", ()), note]
+    own.__cause__ = error.__cause__
+    return own

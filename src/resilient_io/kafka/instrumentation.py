@@ -1,8 +1,4 @@
-"""Hooks for tracing sent and handled records.
-
-A producer or consumer without tracing pays nothing: a hook replaces one method of one producer, or
-wraps the handler of one consumer.
-"""
+"""Tracing of sent and handled records: clients call these hooks when `trace_with` was called."""
 
 from __future__ import annotations
 
@@ -12,24 +8,18 @@ from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from aiokafka.structs import RecordMetadata
 
-    from .consumer.client import ResilientKafkaConsumer
-    from .producer.client import ResilientKafkaProducer
     from .record import Record
 
     Written = asyncio.Future[RecordMetadata]
 
 
 class SendSpan:
-    """The span of a record that is being sent. This class is a span that records nothing.
-
-    Attributes:
-        headers: Headers to add to the record.
-    """
+    """The span of a record that is being sent. This class is a span that records nothing."""
 
     __slots__ = ("headers",)
 
@@ -57,41 +47,28 @@ class Tracing:
         return contextlib.nullcontext()
 
 
-def instrument_consumer(consumer: ResilientKafkaConsumer, tracing: Tracing) -> None:
-    """Trace the handler calls of every `run` that starts from now on."""
-    consumer._tracing = tracing
+def trace_send(
+    tracing: Tracing,
+    accept: Callable[..., Written | Coroutine[Any, Any, Written]],
+    record: tuple[Any, ...],
+) -> Written | Coroutine[Any, Any, Written]:
+    """Return `accept(*record)`, with a span that ends when the record's future is done.
 
-
-def instrument_producer(producer: ResilientKafkaProducer, tracing: Tracing) -> None:
-    """Trace every record sent from now on, except those of `send_many`."""
-    take = type(producer)._accept
-
-    def traced(  # noqa: PLR0917 (the signature of the method that it replaces)
-        topic: str,
-        value: Any,
-        key: Any,
-        partition: int | None,
-        timestamp_ms: int | None,
-        headers: Iterable[tuple[str, bytes | None]] | None,
-        lifetime: float,
-        operation: str,
-    ) -> Written | Coroutine[Any, Any, Written]:
-        pairs = list(headers or ())
-        span = tracing.sending(topic, pairs)
-        pairs += span.headers
-        try:
-            taken = take(
-                producer, topic, value, key, partition, timestamp_ms, pairs, lifetime, operation
-            )
-        except Exception as error:
-            span.failed(error)
-            raise
-        if isinstance(taken, asyncio.Future):
-            taken.add_done_callback(span.ended)
-            return taken
-        return _when_accepted(taken, span)
-
-    vars(producer)["_accept"] = traced
+    The arguments of `accept` begin with those of `ResilientKafkaProducer.send`.
+    """
+    topic, value, key, partition, timestamp_ms, headers, *others = record
+    pairs = list(headers or ())
+    span = tracing.sending(topic, pairs)
+    pairs += span.headers
+    try:
+        taken = accept(topic, value, key, partition, timestamp_ms, pairs, *others)
+    except Exception as error:
+        span.failed(error)
+        raise
+    if isinstance(taken, asyncio.Future):
+        taken.add_done_callback(span.ended)
+        return taken
+    return _when_accepted(taken, span)
 
 
 async def _when_accepted(accepting: Coroutine[Any, Any, Written], span: SendSpan) -> Written:

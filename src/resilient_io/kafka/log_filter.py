@@ -1,10 +1,8 @@
-"""Filter for the log records of aiokafka.
+"""Filter for the log records of aiokafka, which writes up to 77 a second during an outage.
 
-aiokafka 0.14 writes up to 77 records a second while its broker is unavailable. An application may
-use its own aiokafka clients beside ours, so the filter does not select records by logger: a context
-variable, which tasks and callbacks inherit, marks the code that runs for a client of this library.
-Records of that code are counted and dropped. If the logger's level is DEBUG they are kept, as DEBUG
-records without secrets.
+An application may use aiokafka clients beside ours, so a context variable, which tasks and
+callbacks inherit, marks the code that runs for ours. Its records are counted and dropped, or kept
+as DEBUG records without secrets if the logger's level is DEBUG.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 
 _ROOT = "aiokafka"
 
+# Maximum length of a kept record's message, in characters. A cluster's metadata is long.
 _DEBUG_LIMIT = 2000
-"""Maximum length of a kept record's message, in characters. A cluster's metadata is long."""
 
 _SASL = "SaslAuthenticate"
 """Prefix of the classes `SaslAuthenticateRequest_v1`, `SaslAuthenticateResponse_v0` and so on of
@@ -35,16 +33,7 @@ _current: contextvars.ContextVar[DriverLog | None] = contextvars.ContextVar(
 
 
 class DriverLog:
-    """The log records that aiokafka writes for one client.
-
-    Args:
-        secrets: Returns the passwords and tokens to remove from messages.
-
-    Attributes:
-        log_records_dropped: How many records were not shown at the level at which aiokafka wrote
-            them.
-        last_message: The last warning or error among them, or "" before the first.
-    """
+    """The log records that aiokafka writes for one client."""
 
     __slots__ = ("_secrets", "last_message", "log_records_dropped")
 
@@ -86,11 +75,7 @@ class DriverLog:
         arguments = record.args if isinstance(record.args, tuple) else (record.args,)
         if any(type(argument).__name__.startswith(_SASL) for argument in arguments):
             return False
-        self._clean(record)
-        return True
-
-    def _clean(self, record: logging.LogRecord) -> None:
-        """Replace the message and the traceback: both may quote a secret."""
+        # The message and the traceback may quote a secret.
         secrets = self._secrets()
         text = clean_text(record.getMessage(), limit=_DEBUG_LIMIT, secrets=secrets)
         if record.exc_info and record.exc_info[1] is not None:
@@ -98,6 +83,7 @@ class DriverLog:
             text += f" ({type(error).__name__}: {describe_error(error, secrets=secrets)})"
         record.msg, record.args = text, ()
         record.exc_info = record.exc_text = None
+        return True
 
 
 class _Filter(logging.Filter):

@@ -35,8 +35,8 @@ class ClientOptions(TypedDict, total=False):
     sasl_oauth_token_provider: AbstractTokenProvider | None
 
 
+# The options that say how to reach a cluster: they belong to the `KafkaTarget`.
 CLIENT_OPTIONS = tuple(ClientOptions.__annotations__)
-"""The options that say how to reach a cluster: they belong to the `KafkaTarget`."""
 
 _NOT_SUPPORTED = {
     "loop": "leave it out: the client starts in the event loop of its first use",
@@ -51,12 +51,7 @@ _ABOVE_ZERO = ("request_timeout_ms", "metadata_max_age_ms", "retry_backoff_ms")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of aiokafka, split by receiver.
-
-    Attributes:
-        client: For the `KafkaTarget`: addresses, security, credentials, times.
-        own: For the producer or the consumer itself.
-    """
+    """The options of aiokafka, split by receiver."""
 
     client: dict[str, Any]
     own: dict[str, Any]
@@ -69,18 +64,7 @@ class Options:
 def split_options(
     options: Mapping[str, Any], *, of: Callable[..., object], owned: Mapping[str, str]
 ) -> Options:
-    """Return the options of aiokafka, validated and split.
-
-    Args:
-        options: The options of the application.
-        of: The class of aiokafka whose constructor defines the known options.
-        owned: Options that this library sets, each with what to use instead, for example
-            `{"enable_auto_commit": "leave it out: offsets are committed once handled"}`.
-
-    Raises:
-        ConfigurationError: An option is unknown or cannot be set, or a value is invalid. The
-            message says what to use instead, and contains no secret.
-    """
+    """Return the options of aiokafka, validated and split."""
     refused = {**_NOT_SUPPORTED, **owned}
     known = [
         name

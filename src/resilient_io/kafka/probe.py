@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,45 +28,22 @@ if TYPE_CHECKING:
 
     Address = tuple[str, int]
 
-GROUP = 0
-"""The type of a group's coordinator (`aiokafka.client.CoordinationType`)."""
-
-TRANSACTION = 1
-"""The type of a transactional id's coordinator."""
+GROUP = 0  # the type of a group's coordinator (`aiokafka.client.CoordinationType`)
+TRANSACTION = 1  # the type of a transactional id's coordinator
 
 _NO_LEADER = -1
 
-_STAGGER = 0.1
-"""Seconds between connection attempts while the cluster is not known to be up.
-
-So that many processes do not connect at the same moment.
-"""
-
-_TOPICS = 100
-"""Maximum number of topics whose leaders are checked."""
-
-_NAMED = 3
-"""Maximum number of partitions without a leader that are named."""
-
-_NO_TOPICS: tuple[str, ...] = ()
-
-_CONFIRMATIONS = 2
-"""How often in a row a missing response must be seen before it counts."""
+_STAGGER = 0.1  # seconds between connection attempts while the cluster is not known to be up
+_TOPICS = 100  # maximum number of topics whose leaders are checked
+_NAMED = 3  # maximum number of partitions without a leader that are named
+_CONFIRMATIONS = 2  # how often in a row a missing response must be seen before it counts
 
 _NO_RESPONSE = ConnectionFailure(Cause.TIMED_OUT, "no response in time", definite=False)
 
 
-# --- requests
-
-
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """The metadata of a cluster, as one broker knows it.
-
-    Attributes:
-        brokers: Host and port of each broker, by node id.
-        leaderless: The partitions of the requested topics that have no leader.
-    """
+    """The metadata of a cluster, as one broker knows it."""
 
     brokers: dict[int, Address] = field(default_factory=dict)
     leaderless: tuple[TopicPartition, ...] = ()
@@ -77,15 +55,6 @@ async def request_metadata(
     """Return the brokers, and the partitions of some topics that have no leader.
 
     The request never creates a topic.
-
-    Args:
-        connection: To any broker.
-        topics: Topics whose leaders to check; may be empty.
-        timeout: Maximum time in seconds.
-
-    Raises:
-        TimeoutError: No response arrived.
-        KafkaError: The connection was lost.
     """
     request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
     async with asyncio.timeout(timeout):
@@ -104,19 +73,7 @@ async def request_metadata(
 
 
 async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
-    """Return host and port of the coordinator of a group or a transactional id.
-
-    Args:
-        connection: To any broker.
-        kind: `GROUP` or `TRANSACTION`.
-        key: The group's id, or the transactional id.
-        timeout: Maximum time in seconds.
-
-    Raises:
-        TimeoutError: No response arrived.
-        KafkaError: There is none at present, the request is not allowed, or the connection was
-            lost.
-    """
+    """Return host and port of the coordinator of a group or a transactional id."""
     async with asyncio.timeout(timeout):
         response: Any = await connection.send(FindCoordinatorRequest(key, kind))
     error = for_code(response.error_code)
@@ -141,11 +98,6 @@ class MetadataQuery:
     """Connects to several brokers and requests metadata from each.
 
     Leaving its `async with` closes every connection except the one passed to `keep`.
-
-    Args:
-        target: The cluster.
-        timeout: Maximum time for a connection, and again for a response, in seconds.
-        topics: Topics whose leaders to check.
     """
 
     def __init__(self, target: KafkaTarget, *, timeout: float, topics: Sequence[str]) -> None:
@@ -167,7 +119,8 @@ class MetadataQuery:
                 await asyncio.wait(tasks)  # cancelled, they end within a few loop iterations
         finally:
             for task in tasks:
-                self._discard(task)
+                if _succeeded(task) and task.result() is not self._kept:
+                    abort_connection(task.result().connection)
 
     async def start(self, addresses: Sequence[Address], *, stagger: float = 0.0) -> None:
         """Start requests, `stagger` seconds apart, until there is a response.
@@ -231,11 +184,7 @@ class MetadataQuery:
         return bool(running)
 
     def _responses(self) -> list[MetadataResponse]:
-        return [
-            task.result()
-            for task in self._tasks.values()
-            if task.done() and not task.cancelled() and task.exception() is None
-        ]
+        return [task.result() for task in self._tasks.values() if _succeeded(task)]
 
     async def _request(self, address: Address) -> MetadataResponse:
         host, port = address
@@ -263,22 +212,18 @@ class MetadataQuery:
 
     def _closed_early(self) -> str:
         """Return what the end of a connection before the first response suggests."""
-        tls = "" if self._target.uses_tls else "is this a TLS port?"
+        tls = self._target.uses_tls
         if self._target.uses_sasl:
-            tls = f"{tls[:-1]}, or " if tls else ""
-            return (
-                f"the broker closed the connection during authentication ({tls}does it require "
-                f"another SASL mechanism?)"
-            )
-        return "the broker closed the connection after the first request" + (
-            f" ({tls})" if tls else ""
-        )
+            when = "during authentication"
+            port = "" if tls else "is this a TLS port, or "
+            hint = f"({port}does it require another SASL mechanism?)"
+        else:
+            when, hint = "after the first request", "" if tls else "(is this a TLS port?)"
+        return f"the broker closed the connection {when} {hint}".rstrip()
 
-    def _discard(self, task: asyncio.Task[MetadataResponse]) -> None:
-        if task.cancelled() or not task.done():
-            return
-        if task.exception() is None and task.result() is not self._kept:
-            abort_connection(task.result().connection)
+
+def _succeeded(task: asyncio.Task[MetadataResponse]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 # --- the probe
@@ -289,14 +234,7 @@ class KafkaProbe:
 
     While all is well it keeps one connection. If a failure is suspected, it makes new connections:
     to the brokers last seen, then to the bootstrap servers. The first response proves that the
-    cluster is up. Pass it to `health.start(probe, last_reply=probe.last_reply)`, and `close()` it
-    after detaching.
-
-    Args:
-        target: The cluster. It is updated with the brokers seen.
-        timeout: Maximum time for a connection, and again for a response, in seconds.
-        topics: Returns the topics that are written to; called at every probe.
-        coordinator: `GROUP` or `TRANSACTION`, and the id whose coordinator is needed.
+    cluster is up.
     """
 
     def __init__(
@@ -304,7 +242,7 @@ class KafkaProbe:
         *,
         target: KafkaTarget,
         timeout: float,
-        topics: Callable[[], Iterable[str]] = lambda: _NO_TOPICS,
+        topics: Callable[[], Iterable[str]] = tuple,
         coordinator: tuple[int, str] | None = None,
     ) -> None:
         self._target = target
@@ -333,12 +271,7 @@ class KafkaProbe:
             abort_connection(kept)
 
     async def __call__(self, suspicious: bool) -> float:
-        """Return the time that the response took, in seconds.
-
-        Raises:
-            ProbeFailed: No broker answered, or none accepted the credentials.
-            ProbeDegraded: A broker answered, but not all of the work can be done.
-        """
+        """Return the time that the response took, in seconds."""
         was_up, self._up = self._up, False
         if suspicious or self._kept is None or not self._kept.connected():
             metadata, latency = await self._query_all(check_brokers=was_up)
@@ -379,12 +312,7 @@ class KafkaProbe:
         return metadata, latency
 
     async def _query_all(self, *, check_brokers: bool) -> tuple[ClusterSnapshot, float]:
-        """Query all addresses and keep the connection of the first response.
-
-        Args:
-            check_brokers: Whether the cluster was up until now: query all brokers at the same time,
-                to find those that are lost.
-        """
+        """Query all addresses and keep the connection of the first response."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.close()
@@ -419,12 +347,7 @@ class KafkaProbe:
                 self._lost[address] = (failure, before + 1)
 
     def _requested_topics(self) -> list[str]:
-        topics: list[str] = []
-        for topic in self._topics():
-            topics.append(topic)
-            if len(topics) == _TOPICS:
-                break
-        return topics
+        return list(itertools.islice(self._topics(), _TOPICS))
 
     async def _check(self, metadata: ClusterSnapshot, latency: float) -> None:
         """Raise what is wrong although a broker answers, the worst first."""

@@ -1,7 +1,4 @@
-"""Records as the consumer hands them out, and how far those of a partition are handled.
-
-This module is below both the consumer, which fetches records, and `run`, which handles them.
-"""
+"""Records as the consumer hands them out, and how far those of a partition are handled."""
 
 from __future__ import annotations
 
@@ -17,10 +14,7 @@ class PartitionProgress:
     Records are delivered in the order of their offsets and may be done in any order. The offset to
     commit is the one after the last record before which all records are done. Offsets may have
     gaps (compaction, transaction markers): only delivered records count. Each operation takes
-    amortized constant time.
-
-    The object outlives the assignment: a record that is done after the partition was revoked
-    changes nothing.
+    amortized constant time. A record that is done after the partition was revoked changes nothing.
     """
 
     __slots__ = ("_committable", "_finished", "_last", "_waiting")
@@ -187,9 +181,7 @@ class UnreadableRecord(Record):
         raise self._reason()
 
     def _reason(self) -> Exception:
-        if self.error is None:  # pragma: no cover - a record becomes unreadable with a reason
-            message = "an unreadable record without a reason"
-            raise AssertionError(message)
+        assert self.error is not None  # noqa: S101 (a record becomes unreadable with a reason)
         return self.error
 
 

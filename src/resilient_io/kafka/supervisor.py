@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Generic
@@ -38,6 +37,7 @@ from .errors import (
     KafkaUnavailable,
     classify_error,
     connection_failure,
+    copy_with_note,
     without_secrets,
 )
 from .protocols import Connection, DriverT
@@ -54,38 +54,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.kafka")
 
+# Lifetime of a driver, in seconds, after which the failures before it no longer count.
 _STABLE_AFTER = 30.0
-"""Lifetime of a driver, in seconds, after which the failures before it no longer count."""
-
-_MIN_BACKOFF = 0.05
-"""Smallest upper bound of the first backoff, in seconds."""
-
+_MIN_BACKOFF = 0.05  # smallest upper bound of the first backoff, in seconds
+# Largest upper bound of the backoff, in seconds, after an error that waiting does not cure.
 _PERMANENT_CAP = 30.0
-"""Largest upper bound of the backoff, in seconds, after an error that waiting does not cure."""
-
-_CHECK_INTERVAL = 1.0
-"""Seconds between checks whether any connection is open."""
-
-_TOPICS_CAP = 10.0
-"""Longest pause between requests for the metadata of missing topics, in seconds."""
-
+_CHECK_INTERVAL = 1.0  # seconds between checks whether any connection is open
+_TOPICS_CAP = 10.0  # longest pause between requests for the metadata of missing topics, in seconds
+# How often in a row a driver must fail to reach a cluster that answers the probe.
 _LOOKUP_FAILURES = 3
-"""How often in a row a driver must fail to reach a cluster that answers the probe."""
-
-_FORCE_TIME = 2.0
-"""Time beyond its timeout that `aclose` allows for a forced stop, in seconds."""
+_FORCE_TIME = 2.0  # time beyond its timeout that `aclose` allows for a forced stop, in seconds
 
 
 class RestartBackoff:
-    """The pause before the next driver, and one log record for the 1st, 2nd, 4th, 8th… failure.
-
-    Args:
-        role: "producer" or "consumer", for the log.
-        target: The cluster, for secrets and the driver's log.
-        health: Is notified of failures that may be the cluster's.
-        policy: Its backoff.
-        rng: Source of the jitter.
-    """
+    """The pause before the next driver, and one log record for the 1st, 2nd, 4th, 8th… failure."""
 
     def __init__(
         self,
@@ -125,13 +107,7 @@ class RestartBackoff:
             )
 
     def failed(self, error: Exception, lifetime: float, *, final: bool) -> float:
-        """Report why a driver failed, and return the seconds until the next one.
-
-        Args:
-            error: The error because of which it was closed.
-            lifetime: How long the driver existed, in seconds.
-            final: Whether no driver follows.
-        """
+        """Report why a driver failed, and return the seconds until the next one."""
         if lifetime >= _STABLE_AFTER:
             self._backoff.reset()
         permanent = classify_error(error).kind == "permanent"
@@ -169,15 +145,7 @@ def _is_power_of_two(number: int) -> bool:
 
 
 class DriverMonitor(Generic[DriverT]):
-    """Detects that an attached driver must be replaced.
-
-    Args:
-        driver: The driver.
-        target: The cluster, for secrets and the driver's log.
-        health: Health of the cluster; its probe also reaches the bootstrap servers.
-        timeout: Maximum time for a response through the driver, in seconds.
-        on_failure: Called immediately at the first failure.
-    """
+    """Detects that an attached driver must be replaced."""
 
     def __init__(
         self,
@@ -291,14 +259,18 @@ class DriverMonitor(Generic[DriverT]):
         """Request metadata through the driver, which must reach the cluster if the probe does."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiting = self._waiting_connections()
+        oldest = [(c, oldest_request(c)) for c in connections_of(self._driver) if c.connected()]
+        waiting = [(connection, request) for connection, request in oldest if request is not None]
         found = False
         with contextlib.suppress(KafkaError, TimeoutError):
             async with asyncio.timeout(self._timeout):
                 found = await client_of(self._driver).force_metadata_update()
         if waiting and (self._after_outage or not found):
             await asyncio.sleep(began + self._timeout - loop.time())
-            _reconnect_stuck(waiting)
+            for connection, request in waiting:
+                if connection.connected() and oldest_request(connection) is request:
+                    # The response was lost in the outage: aiokafka would wait for it much longer.
+                    reconnect(connection)
         if found:
             self._lookup_failures = 0
             self._after_outage = False
@@ -311,52 +283,15 @@ class DriverMonitor(Generic[DriverT]):
                 KafkaConnectionError("it finds none of its brokers, while the cluster answers")
             )
 
-    def _waiting_connections(self) -> list[tuple[Connection, object]]:
-        """Return the connections that wait for a response, each with its oldest request."""
-        oldest = [(c, oldest_request(c)) for c in connections_of(self._driver) if c.connected()]
-        return [(connection, request) for connection, request in oldest if request is not None]
-
-
-def _reconnect_stuck(waiting: list[tuple[Connection, object]]) -> None:
-    """Close the connections that still wait for the response to the same request.
-
-    It was lost in the outage. The driver would wait for it until its request timeout.
-    """
-    for connection, request in waiting:
-        if connection.connected() and oldest_request(connection) is request:
-            reconnect(connection)
-
 
 class Supervisor(Generic[DriverT]):
     """Keeps a driver attached for as long as the cluster answers.
 
     It lives in one task, in the event loop of `start()`. It never connects to a cluster that is
     down: it waits until health reports that the cluster answers. The owner attaches a probe to the
-    health before `start()`.
-
-    Args:
-        role: "producer" or "consumer", for logs, errors and the names of tasks.
-        target: The cluster.
-        build: Returns a new driver that is not started. Its exceptions are raised by `ready()`.
-        health: Health of the cluster.
-        policy: Backoff, response timeout and what calls do while the cluster is down.
-        rng: Source of the jitter.
-        prepare: Called with a started driver before it is attached; limited like the start.
-        on_attached: Called when a driver is attached: calls may use it.
-        on_detached: Called when an attached driver was closed (its sockets are closed, its tasks
-            have ended), with the error, or None if the supervisor was closed.
-        is_final: Returns whether no driver may follow after an error, as with
-            `driver_failed(replace=False)`, until `resume()`.
-        start_timeout: Maximum time for starting a driver, and again for preparing it, in seconds.
-        stop_timeout: Maximum time for a graceful stop when a driver is replaced, in seconds; None
-            for the policy's response timeout.
-
-    Attributes:
-        driver: The attached driver, or None.
-        generation: How many drivers were attached so far.
-        permanent_error: Why there is no driver and waiting does not help, or None.
-        closed: Whether `aclose` was called.
-        driver_log: The driver's log records.
+    health before `start()`. `prepare` is called with a started driver before it is attached,
+    `on_detached` once it is closed (with the error, or None if the supervisor was closed), and
+    after an error that `is_final` no driver follows until `resume()`.
     """
 
     def __init__(
@@ -377,8 +312,8 @@ class Supervisor(Generic[DriverT]):
     ) -> None:
         self.role = role
         self.driver: DriverT | None = None
-        self.generation = 0
-        self.permanent_error: Exception | None = None
+        self.generation = 0  # how many drivers were attached so far
+        self.permanent_error: Exception | None = None  # why waiting for a driver does not help
         self.closed = False
         self.driver_log = target.driver_log
         self._target = target
@@ -414,21 +349,7 @@ class Supervisor(Generic[DriverT]):
     async def ready(
         self, until: float | None, operation: str, *, while_down: WhileDown | None = None
     ) -> DriverT:
-        """Wait until a driver is attached, and return it.
-
-        Args:
-            until: Absolute loop time at which the wait ends; None for no limit. The limit of an
-                enclosing `resilient_io.deadline` applies, too.
-            operation: The caller's operation, for the error.
-            while_down: What to do while Kafka is down; None for the policy's choice.
-
-        Raises:
-            KafkaUnavailable: Kafka is down and the call does not wait for it.
-            KafkaAuthenticationFailed: Kafka refuses the credentials.
-            KafkaDeadlineExceeded: There was no driver in time.
-            KafkaClosed: The supervisor was closed.
-            KafkaError: A permanent refusal, as aiokafka raised it.
-        """
+        """Wait until a driver is attached, and return it; or raise why there is none."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         fails = (while_down or self._policy.while_down) == "fail"
@@ -451,21 +372,16 @@ class Supervisor(Generic[DriverT]):
             ) from None
 
     def driver_failed(self, driver: DriverT, error: BaseException, *, replace: bool = True) -> None:
-        """Report that a driver no longer works: it is closed, detached and replaced.
+        """Have a driver closed, detached and replaced; ignored if it is not attached any more.
 
-        A second report, or one about a driver that is no longer attached, is ignored.
-
-        Args:
-            driver: The driver that was used.
-            error: The error that it raised.
-            replace: False to attach no other driver: `ready()` raises this error from now on.
+        Without `replace`, no driver follows, and `ready()` raises this error from now on.
         """
         if driver is not self.driver or self._monitor is None:
             return
         if not replace:
             failure = error if isinstance(error, Exception) else KafkaError(repr(error))
             self._halted = True
-            self.permanent_error = without_secrets(failure, self._target.secrets())
+            self.permanent_error = self._clean(failure)
         self._monitor.report(error)
 
     def resume(self) -> None:
@@ -489,10 +405,6 @@ class Supervisor(Generic[DriverT]):
 
         Returns within the timeout and a short time for a forced stop. A second call waits for the
         first. If the call is cancelled, closing continues in the background within the timeout.
-
-        Args:
-            timeout: Maximum time for a graceful stop (batches complete, group left), in seconds.
-            graceful: False to force the stop immediately.
         """
         task = self._task
         if not self.closed:
@@ -506,8 +418,6 @@ class Supervisor(Generic[DriverT]):
                 task.cancel()
         if task is not None and not task.done():
             await asyncio.wait([task], timeout=timeout + _FORCE_TIME)
-
-    # --- waiting calls
 
     async def _wait(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -533,9 +443,8 @@ class Supervisor(Generic[DriverT]):
                 f"the {self.role} was closed", dependency=name, operation=operation, elapsed=elapsed
             )
         if self.permanent_error is not None:
-            error = copy.copy(self.permanent_error)  # each caller gets its own traceback
-            error.add_note(f"{name}: no {self.role} can start because of this")
-            raise error from self.permanent_error
+            note = f"{name}: no {self.role} can start because of this"
+            raise copy_with_note(self.permanent_error, note) from self.permanent_error
         if self._health.available or cause is None:
             return
         if fails_now or (fails and cause.permanent):
@@ -544,8 +453,6 @@ class Supervisor(Generic[DriverT]):
             raise kind(
                 f"Kafka is down: {detail}", dependency=name, operation=operation, elapsed=elapsed
             )
-
-    # --- the supervisor's task
 
     def _start_task(self) -> None:
         self._task = asyncio.get_running_loop().create_task(
@@ -582,16 +489,13 @@ class Supervisor(Generic[DriverT]):
                 await asyncio.sleep(pause)
 
     async def _run_driver(self) -> Exception:
-        """Run one driver and return the error because of which it was closed.
-
-        If the task is cancelled, the driver is stopped gracefully.
-        """
+        """Run one driver, and return the error because of which it was closed."""
         try:
             driver = self._build()
         # The boundary to the driver's constructor and the application's options, whose exceptions
         # `ready()` raises.
         except Exception as refused:  # noqa: BLE001
-            self.permanent_error = without_secrets(refused, self._target.secrets())
+            self.permanent_error = self._clean(refused)
             return self.permanent_error
         notify_on_connection_loss(driver, self._connection_lost)
         error: Exception | None = None
@@ -611,12 +515,11 @@ class Supervisor(Generic[DriverT]):
             )
             attached = True
             self._attach(driver)
-            failure = await self._monitor.wait_for_failure()
-            error = without_secrets(failure, self._target.secrets())
+            error = self._clean(await self._monitor.wait_for_failure())
             return error  # noqa: TRY300
         # The supervisor's boundary: whatever ends one driver, the next one may work.
         except Exception as failure:  # noqa: BLE001
-            error = without_secrets(failure, self._target.secrets())
+            error = self._clean(failure)
             if not self.generation and isinstance(failure, (TypeError, ValueError)):
                 # The value of an option that aiokafka cannot use: waiting does not help.
                 self.permanent_error = error
@@ -626,22 +529,23 @@ class Supervisor(Generic[DriverT]):
                 self._monitor.close()
             self.driver = self._monitor = None
             if started:
-                await self._stop(driver, error)
+                timeout = self._stop_timeout
+                if self.closed:
+                    left = self._closing_until - asyncio.get_running_loop().time()
+                    timeout = left if self._graceful else 0.0
+                why = "closed" if error is None else "replaced"
+                await stop_driver(
+                    driver,
+                    timeout,
+                    reason=f"the {self.role} was {why}",
+                    error=error,
+                    context=self.context(),
+                )
             if attached and self._on_detached is not None:
                 self._on_detached(driver, error)
 
-    async def _stop(self, driver: DriverT, error: Exception | None) -> None:
-        timeout = self._stop_timeout
-        if self.closed:
-            left = self._closing_until - asyncio.get_running_loop().time()
-            timeout = left if self._graceful else 0.0
-        await stop_driver(
-            driver,
-            timeout,
-            reason=f"the {self.role} was {'closed' if error is None else 'replaced'}",
-            error=error,
-            context=self.context(),
-        )
+    def _clean(self, error: Exception) -> Exception:
+        return without_secrets(error, self._target.secrets())
 
     def _attach(self, driver: DriverT) -> None:
         self.generation += 1

@@ -63,17 +63,10 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
         if kind == "redis":
             given.trace_with(RedisSpans(tracer, given.connection_pool.connection_kwargs))
         else:
-            from resilient_io.kafka.instrumentation import (  # noqa: PLC0415
-                instrument_consumer,
-                instrument_producer,
-            )
-
             from .kafka_spans import KafkaSpans  # noqa: PLC0415
 
-            if kind == "producer":
-                instrument_producer(given, KafkaSpans(tracer))
-            else:
-                instrument_consumer(given, KafkaSpans(tracer, group=given.group_id))
+            group = given.group_id if kind == "consumer" else None
+            given.trace_with(KafkaSpans(tracer, group=group))
 
 
 # --- Redis: OpenTelemetry's conventions for databases

@@ -319,6 +319,10 @@ class ResilientKafkaConsumer:
             plan = replace(plan, handler=traced)
         await self._started().run(plan, self._make_producer)
 
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of the handler calls of every `run` that starts from now on."""
+        self._tracing = tracing
+
     # --- partitions and offsets
 
     def assignment(self) -> tuple[TopicPartition, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from .client import ResilientKafkaProducer
 from .options import DeliverySettings
-from .records import OutgoingRecord
-from .reports import DeliveryFailure, DeliveryReport, OffsetRange, ProducerStats
+from .records import DeliveryFailure, DeliveryReport, OffsetRange, OutgoingRecord, ProducerStats
 from .transactions import Transaction
 
 __all__ = [

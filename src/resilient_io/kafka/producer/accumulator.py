@@ -1,24 +1,24 @@
 """Accepts records: chooses their partition queue, accounts for their bytes, schedules the sender.
 
-Named after `RecordAccumulator` of Java's client. A record that can be accepted at once takes
-`append`; any other takes `append_when_ready`, which waits for metadata and buffer memory.
+A record that can be accepted at once takes `append`; any other takes `append_when_ready`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
+from aiokafka.errors import IllegalOperation
 
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
 from resilient_io.health import Cause
 
 from .batch import ChunkSlice
-from .partition_queue import BulkChunk, create_placeholder
+from .partition_queue import BulkChunk, create_placeholder, fail_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,75 +31,36 @@ if TYPE_CHECKING:
     from .batch import InFlightBatch
     from .buffer import BufferMemory
     from .errors import DeliveryErrors
-    from .metadata import ProducerMetadata
+    from .metadata import ProducerMetadata, TopicPartitions
     from .options import DeliverySettings
     from .partition_queue import Entry, PartitionQueue
-    from .partitioner import TopicPartitions
-    from .records import Headers
+    from .records import DeliveryFailure, Headers
     from .sender import Sender
     from .transaction_state import OpenTransaction, TransactionState
 
+# Bytes of records that are put into batches in one iteration of the event loop.
 _BYTES_PER_ITERATION = 2 * 1024 * 1024
-"""Bytes of records that are put into batches in one iteration of the event loop."""
-
+# Minimum seconds between two searches for cancelled records when the buffer is full.
 _SWEEP_INTERVAL = 0.1
-"""Minimum seconds between two searches for cancelled records when the buffer is full."""
-
-_EXPIRY_INTERVAL = 0.005
-"""Minimum seconds between two searches for expired records."""
-
+_EXPIRY_INTERVAL = 0.005  # minimum seconds between two searches for expired records
+# Added to it for each record held, so that searching never takes more than a few per cent.
 _EXPIRY_INTERVAL_PER_RECORD = 1e-6
-"""Added to it for each record held, so that searching never takes more than a few per cent."""
 
 _NO_ANSWER = "the record was sent, and no answer came in time"
 
 
+@dataclass(slots=True)
 class WaitingCall:
-    """One call that has to wait before its records are accepted.
+    """One call that has to wait before its records are accepted."""
 
-    Attributes:
-        operation: Its name, for errors.
-        began: When it began, in loop time.
-        until: When it must end, in loop time; None for no limit.
-        transaction: The transaction that it belongs to.
-    """
-
-    __slots__ = ("began", "operation", "transaction", "until")
-
-    def __init__(
-        self,
-        operation: str,
-        began: float,
-        until: float | None,
-        transaction: OpenTransaction | None,
-    ) -> None:
-        self.operation = operation
-        self.began = began
-        self.until = until
-        self.transaction = transaction
+    operation: str
+    began: float
+    until: float | None
+    transaction: OpenTransaction | None
 
 
 class Accumulator:
-    """Holds the records of a producer until they are sent.
-
-    Args:
-        metadata: Knows the topics and their queues.
-        buffer: Limits the bytes held.
-        sender: Sends batches from the queues.
-        health: Says whether Kafka is down.
-        errors: Creates and counts the errors.
-        transaction: Which transaction a call belongs to.
-        policy: What a call does while Kafka is down, and how long it may take.
-        settings: Times and limits.
-        max_request_size: Maximum size of a record, in bytes.
-        max_batch_size: Bytes after which a queue does not linger.
-
-    Attributes:
-        loop: The event loop.
-        buffer: As given, like `sender`, `errors`, `transaction`, `settings` and `max_request_size`.
-        expiry: Fails what is late.
-        closed: No more records are accepted.
-    """
+    """Holds the records of a producer until they are sent."""
 
     def __init__(
         self,
@@ -161,11 +122,7 @@ class Accumulator:
         size: int,
         lifetime: float,
     ) -> asyncio.Future[RecordMetadata] | None:
-        """Accept a record if that needs no waiting.
-
-        Returns:
-            Its future; None if `append_when_ready` has to be awaited instead.
-        """
+        """Accept a record if that needs no waiting; otherwise return None."""
         topic = self._topics.get(name)
         if topic is None or not self._health.available:
             return None
@@ -219,21 +176,13 @@ class Accumulator:
         """Accept a record as soon as the topic is known and there is room.
 
         If cancelled, the record is not sent.
-
-        Raises:
-            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
-            KafkaDeadlineExceeded: The topic's partitions were not known in time.
-            KafkaOverloaded: There was no room in time.
-            KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic or the partition does not exist.
         """
         call = self.begin_call(operation)
         try:
             topic = await self.find_topic(name, call)
             if partition is not None and partition not in topic.queues:
                 await self._metadata.refresh_within(call.until)
-                if partition not in topic.queues:
-                    raise unknown_partition(topic, partition)
+                topic.queue_of(partition)
             await self.reserve(size, call)
         except ResilientIOError as error:
             self.errors.count(error)
@@ -256,14 +205,7 @@ class Accumulator:
         return future
 
     def enqueue(self, queue: PartitionQueue, entry: Entry, size: int, until: float) -> None:
-        """Put an entry, for which room was reserved, into its queue.
-
-        Args:
-            queue: Its queue.
-            entry: A record, or a chunk of `send_many`.
-            size: Its size, as buffer memory counts it.
-            until: Its deadline, in loop time.
-        """
+        """Put an entry, for which room was reserved, into its queue."""
         if until < self.expiry.next_check:
             self.expiry.check_at(until)
         queue.entries.append(entry)
@@ -281,26 +223,14 @@ class Accumulator:
         return self._health.available or self._waits_while_down
 
     def begin_call(self, operation: str, timeout: float | None = None) -> WaitingCall:
-        """Return a new call.
-
-        Args:
-            operation: Its name.
-            timeout: Its time limit in seconds; None for the policy's. An enclosing deadline limits
-                it, too.
-        """
+        """Return a new call."""
         began = self._time()
         timeout = self._deadline if timeout is None else timeout
         until = earlier(None if timeout is None else began + timeout, current_deadline())
         return WaitingCall(operation, began, until, self.transaction.current)
 
     def check_call(self, call: WaitingCall) -> None:
-        """Raise if a call must not wait.
-
-        Raises:
-            KafkaUnavailable: Kafka is down.
-            KafkaDeadlineExceeded: The call's time is over.
-            KafkaClosed: The producer was closed.
-        """
+        """Raise if a call must not wait."""
         if self.closed:
             raise self.errors.closed(operation=call.operation)
         if not self.available:
@@ -309,14 +239,7 @@ class Accumulator:
             raise self.errors.too_late(call.began, call.operation)
 
     async def find_topic(self, name: str, call: WaitingCall) -> TopicPartitions:
-        """Return a topic once its partitions are known.
-
-        Raises:
-            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
-            KafkaDeadlineExceeded: The partitions were not known in time.
-            KafkaClosed: The producer was closed meanwhile.
-            KafkaError: The topic does not exist, or the user may not see it.
-        """
+        """Return a topic once its partitions are known."""
         self.check_call(call)
         topic = self._topics.get(name)
         if topic is None:
@@ -333,14 +256,7 @@ class Accumulator:
         return topic
 
     async def reserve(self, size: int, call: WaitingCall) -> None:
-        """Reserve buffer memory as soon as there is enough.
-
-        Raises:
-            KafkaOverloaded: There was no room in time.
-            KafkaUnavailable: Kafka went down, and the policy does not wait for it.
-            KafkaClosed: The producer was closed meanwhile.
-            IllegalOperation: The call's transaction ended.
-        """
+        """Reserve buffer memory as soon as there is enough."""
         # After each burst the event loop must run: that sends the first batches.
         await asyncio.sleep(0)
         self.check_call(call)
@@ -363,17 +279,16 @@ class Accumulator:
         queue.idle = False
         if self._linger and queue.waiting_bytes < self._max_batch_size:
             self._lingering[queue] = self.loop.call_later(self._linger, self._end_linger, queue)
-            return
-        self._due.append(queue)
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._send_due)
+        else:
+            self._make_due(queue)
 
     def _end_linger(self, queue: PartitionQueue) -> None:
         timer = self._lingering.pop(queue, None)
-        if timer is None:
-            return  # it is due already, or has a batch in flight
-        timer.cancel()
+        if timer is not None:  # otherwise it is due already, or has a batch in flight
+            timer.cancel()
+            self._make_due(queue)
+
+    def _make_due(self, queue: PartitionQueue) -> None:
         self._due.append(queue)
         if not self._scheduled:
             self._scheduled = True
@@ -397,11 +312,7 @@ class Accumulator:
     # --- the end
 
     async def flush(self, transaction: OpenTransaction | None = None) -> None:
-        """Send without lingering, and wait until all records accepted so far have an outcome.
-
-        Args:
-            transaction: Stop waiting as soon as it has to be aborted.
-        """
+        """Send without lingering, and wait until all records accepted so far have an outcome."""
         self._end_all_lingers()
         targets = [(queue, queue.end) for queue in self._metadata.queues]
         while True:
@@ -409,6 +320,12 @@ class Accumulator:
             if not targets or (transaction is not None and transaction.abort_reason is not None):
                 return
             await self.sender.wait_settled()
+
+    def fail_waiting(self, make_error: Callable[[float, str], Exception]) -> list[DeliveryFailure]:
+        """Fail every record that waits, and return the failures. None of them was sent."""
+        failures = fail_waiting(self._metadata.queues, self.errors, self.buffer, make_error)
+        self.sender.notify_settled()
+        return failures
 
     def close(self) -> None:
         """Accept no more records."""
@@ -429,20 +346,7 @@ class Accumulator:
 
 
 class Expiry:
-    """Fails records whose deadline has passed. One timer serves all of them.
-
-    Args:
-        loop: Provides the clock and the timer.
-        queues: All partition queues.
-        sender: Knows the batches in flight.
-        buffer: Gets the bytes of expired records back.
-        errors: Creates and counts the errors.
-        health: Gets reports of batches without an answer.
-        response_timeout: Seconds after which a batch without an answer is suspicious.
-
-    Attributes:
-        next_check: Loop time of the next check; `check_at` makes it earlier.
-    """
+    """Fails records whose deadline has passed. One timer serves all of them."""
 
     def __init__(
         self,
@@ -559,10 +463,3 @@ class Expiry:
         if earliest == math.inf:
             batch.settle()
         return earliest
-
-
-def unknown_partition(topic: TopicPartitions, partition: int | None) -> Exception:
-    """Return the error of a record for a partition that its topic does not have."""
-    return UnknownTopicOrPartitionError(
-        f"topic {topic.name!r} has no partition {partition}; it has {sorted(topic.queues)}"
-    )

@@ -6,12 +6,13 @@ The functions at the end rely on private attributes of aiokafka 0.14's producer,
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.structs import RecordMetadata
 
-from .partition_queue import BulkChunk, failure_of, without_position
+from .partition_queue import BulkChunk, fail_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
     from .errors import DeliveryErrors
     from .partition_queue import PartitionQueue, Record
-    from .records import Headers
-    from .reports import DeliveryFailure
+    from .records import DeliveryFailure, Headers
 
 
 _NO_HEADERS: Headers = []
@@ -31,51 +31,20 @@ _NO_HEADERS: Headers = []
 _NO_TIMESTAMP = -1
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class InFlightBatch:
-    """One batch that was passed to aiokafka: its records may have been written.
+    """One batch that was passed to aiokafka: its records may have been written."""
 
-    Attributes:
-        queue: The queue that its records came from.
-        driver: The aiokafka producer that has it.
-        builder: aiokafka's batch.
-        entries: Its records, and slices of chunks, in order.
-        timestamps: Timestamps of the single records, in order, in milliseconds.
-        position: Position of its first entry in the queue.
-        count: Number of records.
-        size: Their size, as buffer memory counts it.
-        sent_at: When it was passed to aiokafka, in loop time.
-        driver_batch: aiokafka's own record of it; None until aiokafka accepted it.
-        settled: Every caller knows the outcome, or that it is unknown.
-    """
-
-    __slots__ = (
-        "builder",
-        "count",
-        "driver",
-        "driver_batch",
-        "entries",
-        "position",
-        "queue",
-        "sent_at",
-        "settled",
-        "size",
-        "timestamps",
-    )
-
-    def __init__(
-        self, queue: PartitionQueue, driver: ProducerDriver, builder: BatchBuilder, now: float
-    ) -> None:
-        self.queue = queue
-        self.driver = driver
-        self.builder = builder
-        self.entries: list[Record | ChunkSlice] = []
-        self.timestamps: list[int] = []
-        self.position = queue.position
-        self.count = 0
-        self.size = 0
-        self.sent_at = now
-        self.driver_batch: object = None
-        self.settled = False
+    queue: PartitionQueue
+    driver: ProducerDriver
+    builder: BatchBuilder
+    sent_at: float
+    entries: list[Record | ChunkSlice] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)  # of the single records, in milliseconds
+    count: int = 0
+    size: int = 0
+    driver_batch: object = None  # aiokafka's own record of it, once aiokafka has accepted it
+    settled: bool = False  # every caller knows the outcome, or that it is unknown
 
     def settle(self) -> None:
         """Note that every caller knows the outcome, or that it is unknown."""
@@ -83,25 +52,15 @@ class InFlightBatch:
         self.queue.unsettled_from = None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ChunkSlice:
-    """The part of a chunk that is in one batch.
+    """The records `first` to `last - 1` of a chunk, which are in one batch."""
 
-    Attributes:
-        chunk: The chunk.
-        first: Index of the first record in the chunk.
-        last: Index after the last record.
-        size: The slice's size, as buffer memory counts it.
-        settled: The `send_many` call knows the outcome, or that it is unknown.
-    """
-
-    __slots__ = ("chunk", "first", "last", "settled", "size")
-
-    def __init__(self, chunk: BulkChunk, first: int, last: int, size: int) -> None:
-        self.chunk = chunk
-        self.first = first
-        self.last = last
-        self.size = size
-        self.settled = False
+    chunk: BulkChunk
+    first: int
+    last: int
+    size: int
+    settled: bool = False
 
     @property
     def count(self) -> int:
@@ -131,25 +90,17 @@ def build_batch(
 ) -> tuple[InFlightBatch, int]:
     """Move records from the front of a queue into a batch until it is full or none is left.
 
-    Records that are done already (cancelled or expired) are dropped and never sent.
-
-    Args:
-        queue: Where the records wait.
-        driver: The aiokafka producer that gets the batch.
-        builder: An empty batch.
-        now: The loop's time.
-        clock_offset: What to add to loop time to get the wall clock's time, in seconds.
-
-    Returns:
-        The batch, and the bytes of the records that were dropped.
+    Records that are done already (cancelled or expired) are dropped and never sent. Return the
+    batch, and the bytes of the records that were dropped. `clock_offset` is the wall clock's time
+    minus that of the loop.
     """
     waiting = queue.entries
     batch = InFlightBatch(queue, driver, builder, now)
     write = record_writer(builder)
     if queue.byte_limit is not None:
-        write = _LimitedWriter(write, queue.byte_limit).write
+        write = _limited(write, queue.byte_limit)
     entries, timestamps = batch.entries, batch.timestamps
-    before = len(waiting)
+    before, begin = len(waiting), queue.position
     size = freed = 0
     while waiting:
         entry = waiting[0]
@@ -180,6 +131,8 @@ def build_batch(
     queue.position += before - len(waiting)
     queue.waiting_bytes -= size + freed
     batch.size = size
+    if batch.count:
+        queue.unsettled_from = begin
     set_record_count(builder, batch.count)
     return batch, freed
 
@@ -205,40 +158,27 @@ def _add_chunk(
     return size
 
 
-class _LimitedWriter:
-    """Ends a batch earlier than aiokafka would, after the broker rejected one as too large."""
+def _limited(write: Callable[..., object], limit: int) -> Callable[..., object]:
+    """End a batch earlier than aiokafka would, after the broker rejected one as too large."""
+    left = limit
 
-    def __init__(self, write: Callable[..., object], limit: int) -> None:
-        self._write = write
-        self._left = limit
-
-    def write(
-        self,
-        place: int,
-        timestamp: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
+    def write_within_limit(
+        place: int, timestamp: int, key: bytes | None, value: bytes | None, headers: Headers
     ) -> object:
-        """Add a record unless it exceeds the limit; the first one always fits."""
+        nonlocal left
         size = len(key or b"") + len(value or b"")
-        if place and size > self._left:
+        if place and size > left:  # the first record always fits
             return None
-        self._left -= size
-        return self._write(place, timestamp, key, value, headers)
+        left -= size
+        return write(place, timestamp, key, value, headers)
+
+    return write_within_limit
 
 
 def complete_batch(
     batch: InFlightBatch, metadata: RecordMetadata | None, errors: DeliveryErrors
 ) -> None:
-    """Report to the callers that a batch was written, and where.
-
-    Args:
-        batch: The batch.
-        metadata: aiokafka's answer; None with acks=0. Then, and when the broker already had the
-            batch, the offset of its records is -1.
-        errors: Counts the delivered records.
-    """
+    """Report to the callers that a batch was written, and where."""
     errors.delivered += batch.count
     batch.settle()
     queue = batch.queue
@@ -269,13 +209,7 @@ def fail_batch(
     errors: DeliveryErrors,
     make_error: Callable[[float, str], Exception],
 ) -> list[DeliveryFailure]:
-    """Fail the records of a batch that have no outcome yet, and return the failures.
-
-    Args:
-        batch: The batch.
-        errors: Counts them.
-        make_error: Makes an error, from the time a record was accepted and the call's name.
-    """
+    """Fail the records of a batch that have no outcome yet, and return the failures."""
     batch.settle()
     tp = batch.queue.tp
     failures: list[DeliveryFailure] = []
@@ -285,18 +219,15 @@ def fail_batch(
                 error = make_error(entry.chunk.sent_at, "send_many")
                 errors.count_lost(error, entry.count)
                 failures += entry.fail(tp, error)
-        elif not entry[0].done():
-            error = make_error(entry[7], "send")
-            failures.append(failure_of(tp, without_position(entry), error))
-            errors.fail(entry[0], error)
+        else:
+            failures += fail_record(entry, tp, errors, make_error)
     return failures
 
 
 def put_back(batch: InFlightBatch) -> int:
     """Put the records of a batch that certainly was not written back to the front of their queue.
 
-    Returns:
-        The bytes of those that are not put back because they have expired.
+    Return the bytes of those that are not put back because they have expired.
     """
     queue = batch.queue
     freed = 0

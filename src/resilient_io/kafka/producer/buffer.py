@@ -9,17 +9,8 @@ from collections import deque
 class BufferMemory:
     """Limits the bytes of records held, and the bytes accepted in one iteration of the event loop.
 
-    The hot path only compares and lowers `allowance`; what it took is accounted for later.
-
-    Args:
-        limit: Maximum bytes held. One record that is larger is accepted when nothing else is held.
-        burst: Maximum bytes accepted before other callbacks of the event loop run. Otherwise a
-            caller that never waits would fill the buffer before the first batch leaves.
-
-    Attributes:
-        limit: As given.
-        allowance: Bytes that may be taken now without calling `reserve`.
-        closed: No more bytes are reserved.
+    The hot path only compares and lowers `allowance`, the bytes that may be taken now; what it took
+    is accounted for later.
     """
 
     def __init__(self, limit: int, burst: int) -> None:
@@ -70,12 +61,9 @@ class BufferMemory:
             self.refill()
 
     async def reserve(self, size: int, until: float | None) -> bool:
-        """Wait for room, in the order of the calls, and take it.
+        """Wait for room, in the order of the calls, and take it; return False if there is none.
 
-        If cancelled, take nothing.
-
-        Returns:
-            Whether the bytes were taken: False if the time ended or the buffer was closed.
+        That is so when the time ends or the buffer is closed. If cancelled, take nothing.
         """
         self.refill()
         if self.closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,25 +14,31 @@ from aiokafka.errors import KafkaError
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Progress, ResilientIOError
 
-from .accumulator import unknown_partition
 from .partition_queue import BulkChunk, BulkRecord, BulkSend
-from .records import OVERHEAD, OutgoingRecord, check_rare_fields, to_bytes, too_large
-from .reports import DeliveryFailure, DeliveryReport
+from .records import (
+    OVERHEAD,
+    DeliveryFailure,
+    DeliveryReport,
+    OutgoingRecord,
+    check_rare_fields,
+    to_bytes,
+    too_large,
+)
 
 if TYPE_CHECKING:
     from .accumulator import Accumulator
+    from .metadata import TopicPartitions
     from .partition_queue import PartitionQueue
-    from .partitioner import TopicPartitions
     from .records import Serializer
+
+    OpenChunks = defaultdict[PartitionQueue, tuple[list[BulkRecord], list[int]]]
 
 
 _FIRST_CHUNK = 64
 _MAX_CHUNK = 1000
-_CHUNK_BYTES = 96 * 1024
-"""Bytes taken from an iterable in one iteration of the event loop."""
-
+_CHUNK_BYTES = 96 * 1024  # bytes taken from an iterable in one iteration of the event loop
+# A chunk takes at most an eighth of the buffer, because one that finds no room in time fails.
 _MIN_CHUNKS = 8
-"""A chunk takes at most this part of the buffer: a chunk that finds no room in time fails."""
 
 _BYTES = {bytes}
 _PAIRS = {tuple}
@@ -85,18 +92,7 @@ async def send_many(
 
 
 class ChunkPacker:
-    """Packs the records of one call into chunks, one for each partition and loop iteration.
-
-    Args:
-        accumulator: Gets the chunks.
-        topic: The topic.
-        until: When the call must end, in loop time.
-        serialize_key: The user's key serializer.
-        serialize_value: The user's value serializer.
-
-    Attributes:
-        bulk: Collects the outcomes.
-    """
+    """Packs the records of one call into chunks, one for each partition and loop iteration."""
 
     def __init__(
         self,
@@ -118,7 +114,7 @@ class ChunkPacker:
         self._serialize_value = serialize_value
         self._sticky = serialize_value is None and topic.sticky is not None
         self._plain = serialize_key is serialize_value is None
-        self._open: dict[PartitionQueue, tuple[list[BulkRecord], list[int]]] = {}
+        self._open: OpenChunks = defaultdict(lambda: ([], []))
         self._scheduled = False
         self._reserved = 0  # bytes of buffer memory that the open chunks already have
 
@@ -211,12 +207,9 @@ class ChunkPacker:
         packed: list[BulkRecord] = [
             (place, None, value, None, None) for place, value in enumerate(values, first)
         ]
-        known = self._open.get(queue)
-        if known is None:
-            self._open[queue] = (packed, sizes)
-        else:
-            known[0].extend(packed)
-            known[1].extend(sizes)
+        records, record_sizes = self._open[queue]
+        records.extend(packed)
+        record_sizes.extend(sizes)
         return sum(sizes)
 
     def _pack_pairs(self, pairs: list[tuple[Any, ...]]) -> int:
@@ -233,11 +226,9 @@ class ChunkPacker:
                     if queue is not None and size <= limit:
                         place = bulk.taken
                         bulk.taken = place + 1
-                        known = chunks.get(queue)
-                        if known is None:
-                            known = chunks[queue] = ([], [])
-                        known[0].append((place, key, value, None, None))
-                        known[1].append(size)
+                        records, sizes = chunks[queue]
+                        records.append((place, key, value, None, None))
+                        sizes.append(size)
                         total += size
                         continue
             total += self._pack(pair)
@@ -245,8 +236,7 @@ class ChunkPacker:
 
     def _pack(self, record: Any) -> int:
         """Pack one record; return its size, or 0 if it failed."""
-        prepared = self._prepare(record)
-        if prepared is None:
+        if (prepared := self._prepare(record)) is None:
             return 0
         self._add(*prepared)
         return prepared[2]
@@ -293,26 +283,22 @@ class ChunkPacker:
             raise too_large(size, self._accumulator.max_request_size)
         topic = self._topic
         if partition is not None:
-            chosen = topic.queues.get(partition)
-            if chosen is None:
-                raise unknown_partition(topic, partition)
-            queue = chosen
+            queue = topic.queue_of(partition)
         else:
             queue = topic.queue_by_key.get(key) or topic.choose(key)
         return queue, (place, key, value, pairs, timestamp_ms), size + OVERHEAD
 
     def _add(self, queue: PartitionQueue, record: BulkRecord, size: int) -> None:
-        known = self._open.get(queue)
-        if known is None:
-            known = self._open[queue] = ([], [])
-        known[0].append(record)
-        known[1].append(size)
+        records, sizes = self._open[queue]
+        records.append(record)
+        sizes.append(size)
 
     def _enqueue(self) -> None:
         """Put the open chunks, for which room was reserved, into their queues."""
         self._scheduled = False
         self._reserved = 0
-        packed, self._open = self._open, {}
+        packed = self._open.copy()
+        self._open.clear()
         now = self._accumulator.loop.time()
         until = min(now + self._delivery_timeout, self._until)
         for queue, (records, sizes) in packed.items():
@@ -324,12 +310,12 @@ class ChunkPacker:
         """Fail the open chunks, or forget them without an error."""
         self._buffer.release(self._reserved)
         self._reserved = 0
-        packed, self._open = self._open, {}
-        if error is None:
-            return
-        for queue, (records, _) in packed.items():
-            self._accumulator.errors.count_lost(error, len(records))
-            self.bulk.fail(queue.tp, records, error)
+        packed = self._open.copy()
+        self._open.clear()
+        if error is not None:
+            for queue, (records, _) in packed.items():
+                self._accumulator.errors.count_lost(error, len(records))
+                self.bulk.fail(queue.tp, records, error)
 
 
 def _as_outgoing(record: Any) -> OutgoingRecord:

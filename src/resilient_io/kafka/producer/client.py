@@ -17,12 +17,20 @@ from resilient_io.validation import check_name, check_number, check_seconds, che
 
 from ..connect import KafkaTarget
 from ..errors import KafkaClosed
+from ..instrumentation import trace_send
 from ..options import split_options
 from .bulk import send_many
 from .core import ProducerCore
 from .options import REPLACED_OPTIONS, DeliverySettings, complete_options, request_timeout
-from .records import OVERHEAD, check_function, check_rare_fields, to_bytes, too_large
-from .reports import DeliveryReport, ProducerStats
+from .records import (
+    OVERHEAD,
+    DeliveryReport,
+    ProducerStats,
+    check_function,
+    check_rare_fields,
+    to_bytes,
+    too_large,
+)
 from .transactions import Transaction
 
 if TYPE_CHECKING:
@@ -32,8 +40,9 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import RecordMetadata
 
+    from ..instrumentation import Tracing
+    from .metadata import Partitioner
     from .options import ProducerOptions
-    from .partitioner import Partitioner
     from .records import Serializer
     from .transactions import TransactionManager
 
@@ -121,6 +130,7 @@ class ResilientKafkaProducer:
         deadline = self._policy.deadline
         self._call_timeout = min(self._delivery_timeout, deadline or self._delivery_timeout)
         self._core: ProducerCore | None = None
+        self._tracing: Tracing | None = None
         self._closed = False
 
     # --- sending
@@ -166,7 +176,8 @@ class ResilientKafkaProducer:
             TypeError: A key, value or header has the wrong type.
             ValueError: Key and value are both missing, or a number is out of range.
         """
-        accepted = self._accept(
+        accept = self._accept if self._tracing is None else self._accept_traced
+        accepted = accept(
             topic, value, key, partition, timestamp_ms, headers, self._delivery_timeout, "send"
         )
         return accepted if isinstance(accepted, asyncio.Future) else await accepted
@@ -184,15 +195,7 @@ class ResilientKafkaProducer:
 
         The call is limited by the policy's `deadline`, an enclosing `resilient_io.deadline` and
         the settings' `delivery_timeout`. If cancelled, a record that was not sent yet is not sent;
-        a record that was sent may still be written.
-
-        Args:
-            topic: Topic name.
-            value: Bytes, or what `value_serializer` takes; None marks the key as deleted.
-            key: Bytes, or what `key_serializer` takes.
-            partition: Partition; None to let the key or the partitioner choose.
-            timestamp_ms: Milliseconds since 1970; None for now.
-            headers: Pairs of a name and bytes.
+        a record that was sent may still be written. The arguments are those of `send`.
 
         Returns:
             Where it was written. The offset is -1 with `acks=0`, and if Kafka answers that it
@@ -205,7 +208,8 @@ class ResilientKafkaProducer:
             TypeError: A key, value or header has the wrong type.
             ValueError: Key and value are both missing, or a number is out of range.
         """
-        accepted = self._accept(
+        accept = self._accept if self._tracing is None else self._accept_traced
+        accepted = accept(
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
         try:
@@ -262,6 +266,12 @@ class ResilientKafkaProducer:
             topic, key, value, partition, timestamp_ms, pairs, size, lifetime, operation
         )
 
+    def _accept_traced(
+        self, *record: Any
+    ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
+        assert self._tracing is not None  # noqa: S101 (the caller checked it)
+        return trace_send(self._tracing, self._accept, record)
+
     async def send_many(
         self,
         topic: str,
@@ -293,9 +303,7 @@ class ResilientKafkaProducer:
             UnknownTopicOrPartitionError: The topic does not exist.
             TypeError: `records` is not iterable.
         """
-        core = self._core
-        if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("send_many")
+        core = self._running_core("send_many")
         if timeout is not None:
             check_seconds("timeout", timeout)
         return await send_many(
@@ -320,9 +328,7 @@ class ResilientKafkaProducer:
             KafkaDeadlineExceeded: Some records have no outcome yet; they are still delivered.
             KafkaClosed: The producer was closed.
         """
-        core = self._core
-        if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("flush")
+        core = self._running_core("flush")
         if self._closed:
             raise core.errors.closed(operation="flush")
         began = core.loop.time()
@@ -400,8 +406,7 @@ class ResilientKafkaProducer:
                 core.binding.check(type(self).__name__)
                 await core.aclose(0.0)
             self._core, self._closed = None, False
-        if self._core is None or self._core.binding.loop is not get_running_loop():
-            self._start("start")
+        self._running_core("start")
         return self
 
     async def __aexit__(
@@ -426,25 +431,26 @@ class ResilientKafkaProducer:
         core = self._core
         if core is None or self._closed or core.binding.closed:
             return None
-        return core.liveness_failure()
+        return core.supervisor.liveness_failure()
+
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of all records sent from now on, except those of `send_many`."""
+        self._tracing = tracing
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._target.name}: {self.health.state.value}>"
 
     def _transaction_manager(self) -> TransactionManager:
+        return self._running_core("transaction").transactions
+
+    def _running_core(self, operation: str) -> ProducerCore:
         core = self._core
         if core is None or core.binding.loop is not get_running_loop():
-            core = self._start("transaction")
-        return core.transactions
+            return self._start(operation)
+        return core
 
     def _start(self, operation: str) -> ProducerCore:
-        """Start in the running event loop.
-
-        Raises:
-            KafkaClosed: The producer was closed.
-            RuntimeError: The producer is in use in another living event loop, or in the parent of
-                this process.
-        """
+        """Start in the running event loop."""
         if self._closed:
             raise KafkaClosed(
                 "the producer is closed: create a new ResilientKafkaProducer",

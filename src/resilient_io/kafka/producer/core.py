@@ -17,8 +17,7 @@ from .accumulator import Accumulator
 from .buffer import BufferMemory
 from .errors import DeliveryErrors
 from .metadata import ProducerMetadata
-from .partition_queue import fail_waiting
-from .reports import DeliveryReport, ProducerStats
+from .records import DeliveryReport, ProducerStats
 from .sender import Sender
 from .transaction_state import TransactionState
 from .transactions import TransactionManager, is_fenced
@@ -31,41 +30,15 @@ if TYPE_CHECKING:
 
     from ..connect import KafkaTarget
     from ..protocols import ProducerDriver
+    from .metadata import Partitioner
     from .options import DeliverySettings
-    from .partitioner import Partitioner
 
-_BURST = 256 * 1024
-"""Bytes accepted in one iteration of the event loop."""
-
-_MAX_STOP = 1.0
-"""Seconds for stopping an aiokafka producer that has nothing in flight."""
+_BURST = 256 * 1024  # bytes accepted in one iteration of the event loop
+_MAX_STOP = 1.0  # seconds for stopping an aiokafka producer that has nothing in flight
 
 
 class ProducerCore:
-    """The components of a producer, bound to the event loop in which they are created.
-
-    Args:
-        target: Where the cluster is and how to log in.
-        options: aiokafka's options.
-        policy: How long a call may take, and what it does while Kafka is down.
-        health: The cluster's availability.
-        owns_health: Whether `aclose` closes it.
-        settings: Times and limits.
-        partitioner: The user's own.
-        rng: Source of the jitter.
-
-    Attributes:
-        binding: The event loop and the process.
-        loop: The event loop.
-        errors: Creates and counts the errors.
-        transaction: The open transaction.
-        accumulator: Accepts records.
-        transactions: Begins and ends transactions.
-        supervisor: Owns the aiokafka producer.
-
-    Raises:
-        RuntimeError: The health is in use in another living event loop.
-    """
+    """The components of a producer, bound to the event loop in which they are created."""
 
     def __init__(
         self,
@@ -140,20 +113,10 @@ class ProducerCore:
             max_request_size=options["max_request_size"],
             max_batch_size=options["max_batch_size"],
         )
-        self.transactions = TransactionManager(
-            state=self.transaction,
-            supervisor=self.supervisor,
-            accumulator=self.accumulator,
-            sender=self._sender,
-            metadata=self._metadata,
-            errors=self.errors,
-            policy=policy,
-        )
+        self.transactions = TransactionManager(self.accumulator, self.supervisor, policy)
         self._attachment = health.start(self._probe, last_reply=self._probe.last_reply)
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
-
-    # --- drivers: aiokafka producers
 
     def _build(self) -> ProducerDriver:
         producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
@@ -174,8 +137,6 @@ class ProducerCore:
         if self._health.available:
             self._sender.resume()
 
-    # --- for the client
-
     def stats(self) -> ProducerStats:
         """Return the counters."""
         sender = self._sender
@@ -193,10 +154,6 @@ class ProducerCore:
             latency_total=sender.latencies.total,
             latency_counts=sender.latencies.counts,
         )
-
-    def liveness_failure(self) -> str | None:
-        """Return why only a restart of the process helps, or None."""
-        return self.supervisor.liveness_failure()
 
     async def aclose(self, timeout: float) -> DeliveryReport:
         """Deliver what there is time for, fail the rest, and close everything.
@@ -226,9 +183,7 @@ class ProducerCore:
             pass
         self._subscription.remove()
         failures = self._sender.fail_in_flight()
-        failures += fail_waiting(
-            self._metadata.queues, self.errors, self._buffer, self.errors.closed
-        )
+        failures += self.accumulator.fail_waiting(self.errors.closed)
         # Batches in flight have just been failed, so waiting for their answers is useless.
         left = min(max(until - self.loop.time(), 0.0), _MAX_STOP)
         await self.supervisor.aclose(left, graceful=not self._sender.in_flight)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ from ..errors import (
     KafkaOutcomeUnknown,
     KafkaOverloaded,
     KafkaUnavailable,
+    copy_with_note,
     describe_driver_error,
     without_secrets,
 )
@@ -35,24 +35,11 @@ _log = logging.getLogger("resilient_io.kafka")
 
 _T = TypeVar("_T")
 
-_LOG_INTERVAL = 30.0
-"""Minimum seconds between two log records of failed deliveries."""
+_LOG_INTERVAL = 30.0  # minimum seconds between two log records of failed deliveries
 
 
 class DeliveryErrors:
-    """Creates the errors of one producer, counts them, and writes one log record for many.
-
-    Args:
-        target: Knows the secrets that no error may contain.
-        health: Names the dependency and says why Kafka is down.
-        loop: The event loop.
-        supervisor: Says why no aiokafka producer can be in service.
-        transaction: A record that fails aborts it.
-
-    Attributes:
-        delivered: Records that Kafka confirmed.
-        failed: Number of records and calls that failed, by the error's name.
-    """
+    """Creates the errors of one producer, counts them, and writes one log record for many."""
 
     def __init__(
         self,
@@ -115,8 +102,6 @@ class DeliveryErrors:
         self._unlogged = 0
         self._logged_at = now
 
-    # --- errors of aiokafka
-
     def describe(self, error: BaseException) -> str:
         """Return what aiokafka raised, in one line and without secrets."""
         if isinstance(error, DriverClosed):
@@ -135,8 +120,6 @@ class DeliveryErrors:
         if isinstance(error, Exception):
             return without_secrets(error, self._target.secrets())
         return error
-
-    # --- not sent
 
     def too_late(self, began: float, operation: str = "send") -> KafkaDeadlineExceeded:
         """Return the error of a record that was not sent in time."""
@@ -173,8 +156,6 @@ class DeliveryErrors:
             **self._context(self._loop.time() if began is None else began, operation),
         )
 
-    # --- sent
-
     def unknown(self, began: float, why: str, operation: str = "send") -> KafkaOutcomeUnknown:
         """Return the error of a record that was sent and may have been written."""
         return KafkaOutcomeUnknown(
@@ -208,11 +189,3 @@ class DeliveryErrors:
         cause = self._health.cause
         parts = [cause.value if cause is not None else "", self._health.detail]
         return ": ".join(part for part in parts if part) or "no answer"
-
-
-def copy_with_note(error: Exception, note: str) -> Exception:
-    """Return a copy of an error, with a note that the original does not have."""
-    own = copy.copy(error)
-    own.__notes__ = [*getattr(error, "__notes__", ()), note]
-    own.__cause__ = error.__cause__
-    return own

@@ -1,27 +1,36 @@
-"""The topics that a producer writes to: their partitions and leaders, and how they are found."""
+"""The topics that a producer writes to: their partitions and leaders, and the choice of one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import errors as kafka_errors
+from aiokafka.partitioner import DefaultPartitioner
 
 from ..driver import DriverClosed, client_of
-from .errors import copy_with_note
-from .partitioner import Partitioner, TopicPartitions
+from ..errors import copy_with_note
+from .partition_queue import PartitionQueue
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Collection
 
     from aiokafka.cluster import ClusterMetadata
 
     from ..protocols import DriverClient, ProducerDriver
     from ..supervisor import Supervisor
-    from .partition_queue import PartitionQueue
 
+
+Partitioner: TypeAlias = "Callable[[bytes | None, list[int], list[int]], int]"
+"""Takes the key, all partitions in order, and those with a leader; returns one of them."""
+
+_MAX_CACHED_KEYS = 65_536  # keys whose queue is cached, for each topic; one takes about 150 bytes
+
+_partition_by_hash: Partitioner = DefaultPartitioner()
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -36,19 +45,89 @@ _FIRST_PAUSE = 0.02
 _MAX_PAUSE = 0.5
 
 
-class ProducerMetadata:
-    """The topics written to; they stay known when the aiokafka producer is replaced.
+class TopicPartitions:
+    """The partitions of one topic, and the choice of one for each record.
 
-    Args:
-        supervisor: Provides the aiokafka producer that is asked.
-        rng: For choosing partitions.
-        partitioner: The user's own.
-        sticky_bytes: Bytes of records without a key that go to one partition.
-
-    Attributes:
-        topics: Known topics, by name.
-        queues: The queues of all topics; only ever appended to.
+    Records with a key go where aiokafka and Java's client would send them. Records without a key
+    stay with one partition for the length of a batch ("sticky"), then switch to an idle one.
     """
+
+    def __init__(
+        self, name: str, rng: random.Random, partitioner: Partitioner | None, sticky_bytes: int
+    ) -> None:
+        self.name = name
+        self.queues: dict[int, PartitionQueue] = {}
+        self.queue_by_key: dict[bytes | None, PartitionQueue] = {}  # of recent keys
+        self.sticky: PartitionQueue | None = None  # None when the user's partitioner decides
+        self.sticky_limit = 0  # bytes waiting in that queue after which it is switched
+        self._sticky_bytes = sticky_bytes
+        self._rng = rng
+        self._partitioner = partitioner
+        self._partitions: list[int] = []
+        self._available: list[int] = []
+
+    def update(
+        self, partitions: Collection[int], available: Collection[int]
+    ) -> list[PartitionQueue]:
+        """Take over new metadata; return the queues of new partitions."""
+        self._available = sorted(available)
+        wanted = sorted(partitions)
+        if wanted == self._partitions:
+            return []
+        self._partitions = wanted
+        self.queue_by_key.clear()
+        # Records that wait for a partition that was removed fail at their deadline.
+        self.queues = {p: queue for p, queue in self.queues.items() if p in partitions}
+        new = [PartitionQueue(self.name, p) for p in wanted if p not in self.queues]
+        self.queues |= {queue.partition: queue for queue in new}
+        if self._partitioner is None:
+            self.switch_sticky()
+        return new
+
+    def queue_of(self, partition: int) -> PartitionQueue:
+        """Return the queue of a partition, or raise the error of a partition that is unknown."""
+        queue = self.queues.get(partition)
+        if queue is None:
+            raise kafka_errors.UnknownTopicOrPartitionError(
+                f"topic {self.name!r} has no partition {partition}; it has {sorted(self.queues)}"
+            )
+        return queue
+
+    def choose(self, key: bytes | None) -> PartitionQueue:
+        """Choose the queue of a record; `queue_by_key` and `sticky` are shortcuts to it."""
+        if self._partitioner is not None:
+            chosen = self._partitioner(key, list(self._partitions), list(self._available))
+            queue = self.queues.get(chosen)
+            if queue is None:
+                raise ValueError(
+                    f"partitioner= returned {chosen!r} for topic {self.name!r}: it must return "
+                    f"one of {self._partitions}"
+                )
+            return queue
+        if key is None and self.sticky is not None:
+            if self.sticky.waiting_bytes >= self.sticky_limit:
+                self.switch_sticky()
+            return self.sticky
+        if len(self.queue_by_key) >= _MAX_CACHED_KEYS:
+            self.queue_by_key.clear()
+        queue = self.queues[_partition_by_hash(key, self._partitions, self._available)]
+        self.queue_by_key[key] = queue
+        return queue
+
+    def switch_sticky(self) -> None:
+        """Send records without a key to another partition: an idle one, or the least loaded."""
+        queues = [self.queues[partition] for partition in self._partitions]
+        free = [queue for queue in queues if queue.idle]
+        free = free or [queue for queue in queues if not queue.on_hold]
+        if len(free) > 1:
+            start = self._rng.randrange(len(free))
+            free = free[start:] + free[:start]
+        self.sticky = min(free or queues, key=lambda queue: queue.waiting_bytes)
+        self.sticky_limit = self.sticky.waiting_bytes + self._sticky_bytes
+
+
+class ProducerMetadata:
+    """The topics written to; they stay known when the aiokafka producer is replaced."""
 
     def __init__(
         self,
@@ -59,7 +138,7 @@ class ProducerMetadata:
         sticky_bytes: int,
     ) -> None:
         self.topics: dict[str, TopicPartitions] = {}
-        self.queues: list[PartitionQueue] = []
+        self.queues: list[PartitionQueue] = []  # of all topics; only ever appended to
         self._supervisor = supervisor
         self._rng = rng
         self._partitioner = partitioner
@@ -86,24 +165,9 @@ class ProducerMetadata:
         self._cluster = self._client = None
 
     async def find(self, name: str, until: float | None) -> TopicPartitions | None:
-        """Find a topic's partitions. Callers that want the same topic share the lookup.
+        """Find a topic's partitions; return None when the time ended first.
 
-        If all its callers are cancelled, the lookup ends.
-
-        Args:
-            name: The topic.
-            until: When to give up, in loop time.
-
-        Returns:
-            The topic; None when the time ended first.
-
-        Raises:
-            InvalidTopicError: The name is not valid for a topic.
-            UnknownTopicOrPartitionError: Kafka answered several times that the topic does not
-                exist.
-            TopicAuthorizationFailedError: The user may not see the topic.
-            TypeError: The name is not a string.
-            KafkaUnavailable: Kafka is down or cannot be used.
+        Callers that want the same topic share the lookup. If all are cancelled, it ends.
         """
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
@@ -130,11 +194,7 @@ class ProducerMetadata:
                 lookup.task.cancel()
 
     async def refresh(self, driver: ProducerDriver) -> bool:
-        """Request new metadata once; return whether a broker answered.
-
-        Raises:
-            DriverClosed: The driver was closed.
-        """
+        """Request new metadata once; return whether a broker answered."""
         answered: bool = await self._context.run(client_of(driver).force_metadata_update)
         if answered and self._cluster is not None:
             for name in self.topics:
@@ -181,8 +241,6 @@ class ProducerMetadata:
         if tasks:
             await asyncio.wait(tasks)
 
-    # --- inside
-
     def _start_lookup(self, name: str) -> asyncio.Task[TopicPartitions]:
         return asyncio.get_running_loop().create_task(
             self._look_up(name), name=f"resilient-io kafka metadata of {name}"
@@ -212,8 +270,9 @@ class ProducerMetadata:
     def _update(self, name: str, cluster: ClusterMetadata) -> TopicPartitions:
         topic = self.topics.get(name)
         if topic is None:
-            topic = TopicPartitions(name, self._rng, self._partitioner, self._sticky_bytes)
-            self.topics[name] = topic
+            topic = self.topics[name] = TopicPartitions(
+                name, self._rng, self._partitioner, self._sticky_bytes
+            )
         partitions = cluster.partitions_for_topic(name)
         if partitions:
             available = cluster.available_partitions_for_topic(name) or ()
@@ -225,14 +284,12 @@ class ProducerMetadata:
             self._update(name, cluster)
 
 
+@dataclass(eq=False)
 class _Lookup:
     """One lookup of a topic, and the number of callers that wait for it."""
 
-    __slots__ = ("task", "waiting")
-
-    def __init__(self, task: asyncio.Task[TopicPartitions]) -> None:
-        self.task = task
-        self.waiting = 0
+    task: asyncio.Task[TopicPartitions]
+    waiting: int = 0
 
 
 def _seconds_until(until: float | None) -> float | None:

@@ -31,8 +31,8 @@ REPLACED_OPTIONS: Final = {
 _ACKS_ALL = ("all", -1)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 
+# Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more.
 _BATCH_SIZE = 128 * 1024
-"""Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more."""
 
 _REQUEST_SIZE = 1024 * 1024
 
@@ -40,11 +40,7 @@ _REQUEST_TIMEOUT_MS = 10_000
 
 
 def complete_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Return aiokafka's options with our defaults.
-
-    Raises:
-        ConfigurationError: Two of them contradict each other, or a value is unknown.
-    """
+    """Return aiokafka's options with our defaults."""
     options = {"max_batch_size": _BATCH_SIZE, "max_request_size": _REQUEST_SIZE, **given}
     check_count("max_batch_size", options["max_batch_size"])
     check_count("max_request_size", options["max_request_size"])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from .records import Headers
-from .reports import DeliveryFailure, DeliveryReport, OffsetRange, progress_of
+from resilient_io.errors import Progress, ResilientIOError
+
+from .records import DeliveryFailure, DeliveryReport, Headers, OffsetRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,48 +43,26 @@ BulkRecord: TypeAlias = "tuple[int, bytes | None, bytes | None, Headers | None, 
 Entry: TypeAlias = "Record | BulkChunk"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class PartitionQueue:
     """The records of one partition: those that wait, and the position of those that left.
 
     One batch of a partition is in flight at a time, so that the order of its records is kept.
-
-    Attributes:
-        topic: The topic's name.
-        partition: The partition's number.
-        tp: Both, in aiokafka's type.
-        entries: Waiting records and chunks, oldest first.
-        position: Number of entries that have ever left the front of `entries`.
-        waiting_bytes: Size of what waits, as buffer memory counts it.
-        idle: Nothing waits and no batch is in flight, so the next record has to schedule the queue.
-        on_hold: Records wait, but the sender cannot send them now.
-        byte_limit: Largest size of a batch, once the broker rejected one as too large.
-        unsettled_from: Position of the batch in flight while its records have no outcome yet.
     """
 
-    __slots__ = (
-        "byte_limit",
-        "entries",
-        "idle",
-        "on_hold",
-        "partition",
-        "position",
-        "topic",
-        "tp",
-        "unsettled_from",
-        "waiting_bytes",
-    )
+    topic: str
+    partition: int
+    tp: TopicPartition = field(init=False)
+    entries: deque[Entry] = field(default_factory=deque)  # that wait, oldest first
+    position: int = 0  # number of entries that have ever left the front of `entries`
+    waiting_bytes: int = 0  # size of what waits, as buffer memory counts it
+    idle: bool = True  # nothing waits or is in flight: the next record has to schedule the queue
+    on_hold: bool = False  # records wait, but the sender cannot send them now
+    byte_limit: int | None = None  # of a batch, once the broker rejected one as too large
+    unsettled_from: int | None = None  # position of the batch in flight until it has an outcome
 
-    def __init__(self, topic: str, partition: int) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.tp = TopicPartition(topic, partition)
-        self.entries: deque[Entry] = deque()
-        self.position = 0
-        self.waiting_bytes = 0
-        self.idle = True
-        self.on_hold = False
-        self.byte_limit: int | None = None
-        self.unsettled_from: int | None = None
+    def __post_init__(self) -> None:
+        self.tp = TopicPartition(self.topic, self.partition)
 
     @property
     def end(self) -> int:
@@ -115,19 +95,12 @@ def create_placeholder(loop: asyncio.AbstractEventLoop) -> Record:
 
 
 class BulkSend:
-    """One call of `send_many`: collects the outcomes of its records.
-
-    Attributes:
-        cancelled: The caller was cancelled: records that were not sent are dropped.
-        failures: Records that failed so far.
-        delivered: Number of records confirmed so far.
-        taken: Number of records taken from the source so far.
-    """
+    """One call of `send_many`: collects the outcomes of its records."""
 
     __slots__ = ("_offsets", "_settled", "_waiter", "cancelled", "delivered", "failures", "taken")
 
     def __init__(self) -> None:
-        self.cancelled = False
+        self.cancelled = False  # the caller was cancelled: records that were not sent are dropped
         self.failures: list[DeliveryFailure] = []
         self.delivered = 0
         self.taken = 0
@@ -187,31 +160,20 @@ class BulkSend:
             self._waiter.set_result(None)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class BulkChunk:
-    """Consecutive records of one `send_many` for one partition: one entry of its queue.
+    """Consecutive records of one `send_many` for one partition: one entry of its queue."""
 
-    Attributes:
-        bulk: The call that they belong to.
-        records: The records.
-        cursor: Index of the first one that is not in a batch yet.
-        deadline: When they must be delivered, in loop time.
-        sent_at: When they were accepted, in loop time.
-        size: Their size, as buffer memory counts it.
-        waiting_bytes: The part of it that is not in a batch yet.
-    """
+    bulk: BulkSend
+    records: list[BulkRecord]
+    size: int
+    sent_at: float
+    deadline: float
+    cursor: int = 0  # index of the first record that is not in a batch yet
+    waiting_bytes: int = field(init=False)  # size of the records that are not in a batch yet
 
-    __slots__ = ("bulk", "cursor", "deadline", "records", "sent_at", "size", "waiting_bytes")
-
-    def __init__(
-        self, bulk: BulkSend, records: list[BulkRecord], size: int, sent_at: float, deadline: float
-    ) -> None:
-        self.bulk = bulk
-        self.records = records
-        self.cursor = 0
-        self.size = size
-        self.waiting_bytes = size
-        self.sent_at = sent_at
-        self.deadline = deadline
+    def __post_init__(self) -> None:
+        self.waiting_bytes = self.size
 
     def take(self, count: int) -> int:
         """Move the cursor past `count` records, and return the bytes that they are counted as."""
@@ -234,14 +196,7 @@ def fail_waiting(
     buffer: BufferMemory,
     make_error: Callable[[float, str], Exception],
 ) -> list[DeliveryFailure]:
-    """Fail every waiting record, and return the failures. None of the records was sent.
-
-    Args:
-        queues: Where they wait.
-        errors: Counts them.
-        buffer: Gets their bytes back.
-        make_error: Makes an error, from the time a record was accepted and the call's name.
-    """
+    """Fail every waiting record, and return the failures. None of the records was sent."""
     failures: list[DeliveryFailure] = []
     for queue in queues:
         for entry in queue.entries:
@@ -251,10 +206,8 @@ def fail_waiting(
                     error = make_error(entry.sent_at, "send_many")
                     errors.count_lost(error, len(rest))
                     failures += entry.bulk.fail(queue.tp, rest, error)
-            elif not entry[0].done():
-                error = make_error(entry[7], "send")
-                failures.append(failure_of(queue.tp, without_position(entry), error))
-                errors.fail(entry[0], error)
+            else:
+                failures += fail_record(entry, queue.tp, errors, make_error)
         queue.position += len(queue.entries)
         queue.entries.clear()
         freed, queue.waiting_bytes = queue.waiting_bytes, 0
@@ -263,10 +216,19 @@ def fail_waiting(
     return failures
 
 
-def without_position(record: Record) -> BulkRecord:
-    """Return a record of `send`, which has no position among others."""
-    _, key, value, headers, timestamp_ms, *_ = record
-    return (-1, key, value, headers, timestamp_ms)
+def fail_record(
+    record: Record,
+    tp: TopicPartition,
+    errors: DeliveryErrors,
+    make_error: Callable[[float, str], Exception],
+) -> list[DeliveryFailure]:
+    """Fail a record of `send` unless it has an outcome, and return the failure."""
+    future, key, value, headers, timestamp_ms, *_, sent_at = record
+    if future.done():
+        return []
+    error = make_error(sent_at, "send")
+    errors.fail(future, error)
+    return [failure_of(tp, (-1, key, value, headers, timestamp_ms), error)]
 
 
 def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> DeliveryFailure:
@@ -281,5 +243,6 @@ def failure_of(tp: TopicPartition, record: BulkRecord, error: Exception) -> Deli
         headers=headers,
         timestamp_ms=timestamp_ms,
         error=error,
-        progress=progress_of(error),
+        # An error of aiokafka is the broker's refusal.
+        progress=error.progress if isinstance(error, ResilientIOError) else Progress.REFUSED,
     )

@@ -40,19 +40,17 @@ if TYPE_CHECKING:
     from .errors import DeliveryErrors
     from .metadata import ProducerMetadata
     from .partition_queue import PartitionQueue
-    from .reports import DeliveryFailure
+    from .records import DeliveryFailure
     from .transaction_state import TransactionState
 
 
+# Seconds for which the offset of the wall clock from the loop's clock is reused.
 _CLOCK_INTERVAL = 1.0
-"""Seconds for which the offset of the wall clock from the loop's clock is reused."""
 
 _FIRST_LEADER_PAUSE = 0.1
-_MAX_LEADER_PAUSE = 0.5
-"""Seconds between two requests for the leader of a partition that has none."""
-
+_MAX_LEADER_PAUSE = 0.5  # seconds between two requests for the leader of a partition that has none
+# Seconds between two checks of which leaders answered: a little less than between two probes.
 _ANSWER_INTERVAL = 0.9
-"""Seconds between two checks of which leaders answered: a little less than between two probes."""
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
@@ -61,22 +59,7 @@ _CLOSED = "the record was sent, and the producer was closed before an answer cam
 
 
 class Sender:
-    """Sends what waits in the partition queues whenever an aiokafka producer can take it.
-
-    Args:
-        supervisor: Owns the aiokafka producer.
-        metadata: Knows the leaders.
-        buffer: Gets the bytes of completed batches back.
-        health: While it is DOWN, nothing is sent.
-        errors: Creates and counts the errors.
-        probe: Is notified when all leaders have confirmed batches: then no probe is needed.
-        transaction: Says whether records may be sent.
-
-    Attributes:
-        in_flight: Batches that were passed to aiokafka and are not completed.
-        batches: Number of batches ever sent.
-        latencies: Times from sending a batch to its confirmation.
-    """
+    """Sends what waits in the partition queues whenever an aiokafka producer can take it."""
 
     def __init__(
         self,
@@ -128,7 +111,10 @@ class Sender:
             return
         if not self._metadata.has_leader(queue):
             self._hold(queue)
-            self._search_leaders()
+            if self._leader_search is None:
+                self._leader_search = self._loop.create_task(
+                    self._find_leaders(), name="resilient-io kafka leaders", context=self._context
+                )
             return
         now = self._loop.time()
         if now >= self._clock_offset_until:
@@ -140,7 +126,6 @@ class Sender:
         if not batch.count:
             queue.idle = True
             return
-        queue.unsettled_from = batch.position
         self.in_flight[queue] = batch
         topic = self._metadata.topics.get(queue.topic)
         if topic is not None and topic.sticky is queue:
@@ -182,12 +167,6 @@ class Sender:
             future.add_done_callback(functools.partial(self._answered_with, batch))
 
     # --- partitions without a leader
-
-    def _search_leaders(self) -> None:
-        if self._leader_search is None:
-            self._leader_search = self._loop.create_task(
-                self._find_leaders(), name="resilient-io kafka leaders", context=self._context
-            )
 
     async def _find_leaders(self) -> None:
         """Refresh metadata until no queue on hold lacks a leader, or the driver is gone."""
@@ -318,18 +297,15 @@ class Sender:
         self._finish(batch, freed=put_back(batch))
 
     def _repair_sequence(self, batch: InFlightBatch, error: Exception) -> None:
-        """Have later batches of the partition numbered as the broker expects.
-
-        The sequence number of a batch that was refused at its only attempt is rolled back. After
-        several attempts it is unknown which of them the broker saw: then the driver is replaced
-        once no batch is in flight.
-        """
+        """Have later batches of the partition numbered as the broker expects."""
         if not is_idempotent(batch.driver):
             return
         refused = classify_error(error).kind in ("permanent", "refused")
         if refused and attempts_of(batch.driver_batch) == 1:
             roll_back_sequence(batch.driver, batch.queue.tp, batch.count)
         elif self._replace_for is None:
+            # It is unknown which attempts the broker saw: replace the driver once nothing is in
+            # flight.
             self._replace_for = error
 
     def _finish(self, batch: InFlightBatch, *, freed: int | None = None) -> None:
@@ -348,8 +324,6 @@ class Sender:
             self._buffer.release(size)
         self.notify_settled()
 
-    # --- waiting for outcomes
-
     def notify_settled(self) -> None:
         """Wake the tasks that wait for records to be settled."""
         if self._settled_waiters:
@@ -361,8 +335,6 @@ class Sender:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._settled_waiters.append(waiter)
         await waiter
-
-    # --- instances
 
     def _replace(self, driver: ProducerDriver, error: Exception) -> None:
         """Have a driver replaced, and pass nothing more to it."""

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation
 
-from .errors import copy_with_note
+from ..errors import copy_with_note
 
 if TYPE_CHECKING:
     from ..protocols import ProducerDriver
 
 
+@dataclass(slots=True, eq=False)
 class OpenTransaction:
-    """One transaction from its beginning to its end.
+    """One transaction from its beginning to its end; without a driver it has not begun yet."""
 
-    Attributes:
-        driver: The aiokafka producer that it began on; None until it began.
-        abort_reason: The first error of one of its records, or the loss of its driver.
-        ending: It is being committed or aborted, so it accepts no more records.
-    """
-
-    __slots__ = ("abort_reason", "driver", "ending")
-
-    def __init__(self) -> None:
-        self.driver: ProducerDriver | None = None
-        self.abort_reason: Exception | None = None
-        self.ending = False
+    driver: ProducerDriver | None = None
+    abort_reason: Exception | None = None  # first error of a record, or the loss of the driver
+    ending: bool = False  # it is being committed or aborted, so it accepts no more records
 
     def raise_if_aborted(self) -> None:
         """Raise the error that the transaction is aborted for, if there is one."""
@@ -43,19 +36,12 @@ class OpenTransaction:
 
 
 class TransactionState:
-    """Which transaction is open. Without a transactional id there is none, and records may be sent.
-
-    Attributes:
-        transactional: Whether the producer has a transactional id: then records are sent only in
-            transactions.
-        current: The open transaction.
-        sendable: Whether batches may be passed to aiokafka; not so between two transactions.
-    """
+    """Which transaction is open. Without a transactional id, records may always be sent."""
 
     def __init__(self, *, transactional: bool) -> None:
         self.transactional = transactional
         self.current: OpenTransaction | None = None
-        self.sendable = not transactional
+        self.sendable = not transactional  # whether batches may be passed to aiokafka
 
     def open(self, transaction: OpenTransaction) -> None:
         """Make a transaction the current one; records are sent once it has begun."""
@@ -80,12 +66,7 @@ class TransactionState:
             self.current.abort_reason = error
 
     def check(self) -> None:
-        """Raise unless a record may be accepted now.
-
-        Raises:
-            IllegalOperation: No transaction is open, and the producer has a transactional id.
-            Exception: The error that the open transaction is aborted for.
-        """
+        """Raise unless a record may be accepted now."""
         if self.transactional and (self.current is None or self.current.ending):
             raise IllegalOperation(
                 "a producer with a transactional_id sends only in transactions: use "

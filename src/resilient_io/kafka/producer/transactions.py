@@ -14,7 +14,6 @@ from resilient_io.health import Cause
 
 from ..driver import DriverClosed
 from ..errors import KafkaDeadlineExceeded, classify_error
-from .partition_queue import fail_waiting
 from .transaction_state import OpenTransaction
 
 if TYPE_CHECKING:
@@ -28,19 +27,13 @@ if TYPE_CHECKING:
     from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
     from .accumulator import Accumulator
-    from .errors import DeliveryErrors
-    from .metadata import ProducerMetadata
-    from .sender import Sender
-    from .transaction_state import TransactionState
 
 
 T = TypeVar("T")
 
+# How often in a row, without a commit in between, the transactional id is taken back.
 _MAX_TAKEOVERS = 3
-"""How often in a row, without a commit in between, the transactional id is taken back."""
-
-_ABORT_TIMEOUT = 5.0
-"""Seconds for an abort when the policy has no deadline."""
+_ABORT_TIMEOUT = 5.0  # seconds for an abort when the policy has no deadline
 
 _ABORTED = "the transaction was aborted before the record was sent"
 
@@ -53,8 +46,7 @@ def is_fenced(error: BaseException) -> bool:
 def is_in_transaction(driver: ProducerDriver) -> bool:
     """Return whether a transaction is open, or failed and has to be aborted.
 
-    `TransactionManager.state` of aiokafka 0.14: after a cancelled `begin_transaction` it may be
-    either.
+    After a cancelled `begin_transaction` either may be so (`TransactionManager.state`).
     """
     owner: Any = driver
     return owner._txn_manager.state in (
@@ -65,35 +57,19 @@ def is_in_transaction(driver: ProducerDriver) -> bool:
 
 
 class TransactionManager:
-    """Begins, commits and aborts transactions.
-
-    Args:
-        state: The open transaction, shared with all that accept or send records.
-        supervisor: Provides the aiokafka producer.
-        accumulator: Holds the records.
-        sender: Sends them.
-        metadata: Knows the partition queues.
-        errors: Creates and counts the errors.
-        policy: Limits the time of each step.
-    """
+    """Begins, commits and aborts transactions."""
 
     def __init__(
         self,
-        *,
-        state: TransactionState,
-        supervisor: Supervisor[ProducerDriver],
         accumulator: Accumulator,
-        sender: Sender,
-        metadata: ProducerMetadata,
-        errors: DeliveryErrors,
+        supervisor: Supervisor[ProducerDriver],
         policy: RetryPolicy,
     ) -> None:
-        self._state = state
-        self._supervisor = supervisor
         self._accumulator = accumulator
-        self._sender = sender
-        self._metadata = metadata
-        self._errors = errors
+        self._supervisor = supervisor
+        self._state = accumulator.transaction
+        self._sender = accumulator.sender
+        self._errors = accumulator.errors
         self._timeout = policy.deadline if policy.deadline is not None else _ABORT_TIMEOUT
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Task[Any] | None = None  # a commit or an abort
@@ -116,13 +92,7 @@ class TransactionManager:
             lost.__cause__ = self._errors.cause(error)
             self._state.abort(lost)
         self._state.suspend()
-        self._fail_waiting(lambda _began, _call: transaction.aborted())
-
-    def _fail_waiting(self, make_error: Callable[[float, str], Exception]) -> None:
-        fail_waiting(self._metadata.queues, self._errors, self._accumulator.buffer, make_error)
-        self._sender.notify_settled()
-
-    # --- for one transaction
+        self._accumulator.fail_waiting(lambda _began, _call: transaction.aborted())
 
     async def begin(self, transaction: OpenTransaction) -> None:
         """Begin a transaction on an aiokafka producer that is in service."""
@@ -148,11 +118,7 @@ class TransactionManager:
         try:
             driver = await self._supervisor.ready(until, "transaction")
             transaction.driver = driver
-            try:
-                await self._call_driver(driver.begin_transaction(), until, began, "transaction")
-            except DriverClosed as error:
-                why = self._errors.describe(error)
-                raise self._errors.unavailable(began, why, "transaction") from error
+            await self._change(driver.begin_transaction(), until, began, "transaction")
             if self._supervisor.driver is not driver:
                 raise self._errors.unavailable(
                     began, "its aiokafka producer ended when it had just begun", "transaction"
@@ -191,11 +157,7 @@ class TransactionManager:
             await self._wait_ended()
             raise transaction.aborted()
         until = self._accumulator.begin_call("commit").until
-        self._ending = ending = self._loop.create_task(
-            self._commit(transaction, until),
-            name="resilient-io kafka commit",
-            context=self._supervisor.context(),
-        )
+        self._ending = ending = self._create_task(self._commit(transaction, until), "commit")
         await self._wait_ended()
         unknown = ending.result()
         if unknown is not None:
@@ -218,16 +180,10 @@ class TransactionManager:
         transaction.raise_if_aborted()
         sent = False
         try:
-            await self._call_driver(
-                transaction.driver.send_offsets_to_transaction(offsets, group_id),
-                self._accumulator.begin_call("send_offsets").until,
-                began,
-                "send_offsets",
-            )
+            until = self._accumulator.begin_call("send_offsets").until
+            sending = transaction.driver.send_offsets_to_transaction(offsets, group_id)
+            await self._change(sending, until, began, "send_offsets")
             sent = True
-        except DriverClosed as error:
-            why = self._errors.describe(error)
-            raise self._errors.unavailable(began, why, "send_offsets") from error
         finally:
             if not sent and transaction.abort_reason is None:
                 transaction.abort_reason = self._errors.unavailable(
@@ -239,8 +195,6 @@ class TransactionManager:
         if self._state.current is not None and self._ending is None:
             self._start_abort(self._state.current)
         await self._wait_ended()
-
-    # --- inside
 
     async def _wait_ended(self) -> None:
         """Wait until the commit or abort is done; it continues if the caller is cancelled."""
@@ -285,12 +239,10 @@ class TransactionManager:
             return
         transaction.ending = True
         self._state.close()
-        self._fail_waiting(lambda began, call: self._errors.unavailable(began, _ABORTED, call))
-        self._ending = self._loop.create_task(
-            self._abort(transaction),
-            name="resilient-io kafka abort",
-            context=self._supervisor.context(),
+        self._accumulator.fail_waiting(
+            lambda began, call: self._errors.unavailable(began, _ABORTED, call)
         )
+        self._ending = self._create_task(self._abort(transaction), "abort")
 
     async def _abort(self, transaction: OpenTransaction) -> None:
         """Abort on the driver of the transaction; the start of another one aborts it anyway."""
@@ -309,19 +261,21 @@ class TransactionManager:
         finally:
             self._ending = None
 
+    async def _change(
+        self, call: Coroutine[Any, Any, None], until: float | None, began: float, operation: str
+    ) -> None:
+        """Await a call of aiokafka; nothing is applied if its driver ends meanwhile."""
+        try:
+            await self._call_driver(call, until, began, operation)
+        except DriverClosed as error:
+            why = self._errors.describe(error)
+            raise self._errors.unavailable(began, why, operation) from error
+
     async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str
     ) -> T:
-        """Await a call of aiokafka in its own task, because it may shield itself from a cancel.
-
-        Raises:
-            DriverClosed: The driver ended meanwhile, which cancelled what it waits for.
-            KafkaDeadlineExceeded: No answer came in time.
-            Exception: aiokafka raised it.
-        """
-        task = self._loop.create_task(
-            call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
-        )
+        """Await a call of aiokafka in its own task, because it may shield itself from a cancel."""
+        task = self._create_task(call, operation)
         try:
             await self._wait(task, until, began, operation)
         finally:
@@ -330,6 +284,11 @@ class TransactionManager:
         if task.cancelled():
             raise DriverClosed("it ended", sent=True)
         return task.result()
+
+    def _create_task(self, call: Coroutine[Any, Any, T], operation: str) -> asyncio.Task[T]:
+        return self._loop.create_task(
+            call, name=f"resilient-io kafka {operation}", context=self._supervisor.context()
+        )
 
     async def _wait(
         self, task: asyncio.Task[T], until: float | None, began: float, operation: str
