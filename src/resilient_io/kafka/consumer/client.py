@@ -28,16 +28,9 @@ from ..errors import KafkaClosed
 from ..processing.options import plan_run
 from ..processing.workers import trace_handler
 from .fetcher import RecordDeserializer
-from .iteration import BatchIterator, RecordIterator
 from .options import ConsumerSettings, check_subscription, split_consumer_options
 from .runtime import ConsumerRuntime
-from .stats import (
-    ConsumerCounters,
-    ConsumerStats,
-    empty_consumer_stats,
-    known_lag,
-    query_lag,
-)
+from .stats import ConsumerCounters, ConsumerStats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -56,6 +49,7 @@ if TYPE_CHECKING:
     from ..processing.stats import RunStats
     from ..producer import ResilientKafkaProducer
     from .fetcher import Deserializer
+    from .iteration import BatchIterator, RecordIterator
     from .options import ConsumerOptions
 
 
@@ -228,7 +222,7 @@ class ResilientKafkaConsumer:
             KafkaError: What Kafka refuses permanently (a missing permission, for example), as
                 aiokafka raises it.
         """
-        return RecordIterator(self._started().records())
+        return self._started().records()
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.0) -> BatchIterator:
         """Iterate over lists of records: each list is handled when the next one is requested.
@@ -246,7 +240,7 @@ class ResilientKafkaConsumer:
         """
         check_count("max_records", max_records)
         check_number("max_wait", max_wait)
-        return BatchIterator(self._started().batches(max_records, max_wait))
+        return self._started().batches(max_records, max_wait)
 
     async def run(
         self,
@@ -387,10 +381,7 @@ class ResilientKafkaConsumer:
             KafkaClosed: The consumer was closed.
         """
         limit = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
-        runtime = self._started()
-        return await query_lag(
-            runtime.supervisor, runtime.assignment, self._target, self._health.name, limit
-        )
+        return await self._started().lag(limit)
 
     def known_lag(self) -> dict[TopicPartition, int]:
         """Return the lag by the end offsets of the latest fetches, without a request.
@@ -402,7 +393,7 @@ class ResilientKafkaConsumer:
         """
         if self._runtime is None or self._closed:
             return {}
-        return known_lag(self._runtime.assignment)
+        return self._runtime.assignment.known_lag()
 
     # --- reports
 
@@ -423,7 +414,7 @@ class ResilientKafkaConsumer:
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""
-        return empty_consumer_stats() if self._runtime is None else self._runtime.stats()
+        return ConsumerStats() if self._runtime is None else self._runtime.stats()
 
     def run_stats(self) -> RunStats | None:
         """Return the counters of the active `run`, or else of the last one; None before it."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ..record import PartitionProgress
     from ..supervisor import Supervisor
     from .assignment import Assignment
-    from .exclusive_use import ExclusiveUse
     from .stats import ConsumerCounters
 
     Deserializer = Callable[[bytes], Any]
@@ -52,10 +51,6 @@ class Fetcher:
 
     It is the `RecordSource` of `run`. Without a group, no listener reports the partitions: then it
     discovers them itself.
-
-    Attributes:
-        closed: Whether no more records are delivered.
-        held: Whether delivery is suspended while the group membership is in doubt.
     """
 
     def __init__(
@@ -65,7 +60,7 @@ class Fetcher:
         target: KafkaTarget,
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
-        use: ExclusiveUse,
+        drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
         counters: ConsumerCounters,
@@ -77,7 +72,7 @@ class Fetcher:
         self._target = target
         self._supervisor = supervisor
         self._assignment = assignment
-        self._use = use
+        self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
         self._counters = counters
@@ -147,11 +142,7 @@ class Fetcher:
         return None if assigned is None else assigned.progress
 
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
-        """Take back undelivered records, to deliver them before all others.
-
-        Returns:
-            Whether the partition is still assigned and the records were kept.
-        """
+        """Take back undelivered records, to deliver them before all others."""
         if not records or not assigned.assigned:
             return False
         if records[0]._progress is not assigned.progress:
@@ -178,13 +169,6 @@ class Fetcher:
 
         Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
         An outage raises no error: no records are returned. Cancelling loses no record.
-
-        Args:
-            max_records: Maximum number of records over all partitions.
-            max_wait: Longest wait for the first record, in seconds.
-
-        Raises:
-            Exception: What Kafka refuses permanently (a missing permission, for example).
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + max_wait
@@ -240,7 +224,7 @@ class Fetcher:
             return  # those of the previous instance are still being drained
         self._discovered = partitions
         going = self._assignment.stop_fetching(instance)
-        self._use.drop(tuple(each.partition for each in going))
+        self._drop(tuple(each.partition for each in going))
         self._assignment.remove(going, remember=True)
         for partition in sorted(partitions):
             self._assignment.add(
@@ -383,11 +367,6 @@ class RecordDeserializer:
     """Turns aiokafka's records into `Record`s.
 
     aiokafka's own deserializing would raise for the same record forever, without naming it.
-
-    Args:
-        key: Deserializes keys; never called for None.
-        value: Deserializes values; never called for None.
-        counters: The consumer's counters.
     """
 
     __slots__ = ("_counters", "_key", "_value")
@@ -409,12 +388,7 @@ class RecordDeserializer:
         return records
 
     def read(self, records: list[Record], now: Callable[[], float]) -> int:
-        """Deserialize records from the front; return how many are ready, perhaps not all.
-
-        Args:
-            records: The records; one that was deserialized before is ready.
-            now: Returns the time, in seconds.
-        """
+        """Deserialize records from the front; return how many are ready, perhaps not all."""
         if self._key is None and self._value is None:
             return len(records)
         until = now() + _LONGEST_STRETCH

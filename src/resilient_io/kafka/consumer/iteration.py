@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.tasks import wake
 
-from ..errors import KafkaDeadlineExceeded
+from ..errors import KafkaClosed, KafkaDeadlineExceeded
+from ..processing import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..record import Record
     from .assignment import AssignedPartition
-    from .exclusive_use import ExclusiveUse
     from .fetcher import Fetcher
 
     Chunk = tuple[AssignedPartition, list[Record]]
@@ -36,14 +36,97 @@ _HANDLED_CHECK_INTERVAL = 0.02
 """Seconds between two checks whether the record in hand was marked as handled."""
 
 
-class RecordStream(Generic[T]):
-    """Delivers records to one loop; base of the streams of single records and of batches.
+class ExclusiveUse:
+    """Holds what receives the records: the stream of one loop, or the processor of one `run`."""
 
-    Args:
-        fetcher: Fetches the records.
-        use: Is acquired when the iteration begins, and released when it ends.
-        released: Called after each release.
-    """
+    def __init__(self, dependency: str) -> None:
+        self.current: RecordStream[Any] | Processor | None = None
+        self._dependency = dependency
+        self._closed = False
+        self._ending = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def processor(self) -> Processor | None:
+        """The processor of the current `run`; None while there is none."""
+        return self.current if isinstance(self.current, Processor) else None
+
+    @property
+    def stream(self) -> RecordStream[Any] | None:
+        """The record stream of the current loop; None while there is none."""
+        return None if isinstance(self.current, Processor) else self.current
+
+    async def acquire(self, user: RecordStream[Any] | Processor) -> None:
+        """Make `user` the only one that receives records; wait only for one that is ending.
+
+        Raises:
+            RuntimeError: Another loop or `run` is active.
+            KafkaClosed: The consumer was closed while this waited.
+        """
+        while self.current is not None:
+            if not self._ending:
+                raise RuntimeError(
+                    f"this consumer is {self.current.activity} already: one loop or run() at a "
+                    f"time; create a second consumer of the same group for more"
+                )
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        if self._closed:
+            raise KafkaClosed(
+                "the consumer was closed", dependency=self._dependency, operation="consume"
+            )
+        self.current = user
+
+    def expect_release(self) -> None:
+        """Note that the current user receives no more records and releases soon."""
+        self._ending = self.current is not None
+
+    def release(self) -> None:
+        """Allow another user to acquire the consumer."""
+        self.current = None
+        self._ending = False
+        waiting, self._waiting = self._waiting, []
+        wake(waiting)
+
+    def close(self) -> None:
+        """Refuse every further user."""
+        self._closed = True
+
+    # --- what the current user must know
+
+    def assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Report that these partitions are assigned."""
+        if isinstance(self.current, Processor):
+            self.current.assigned(partitions)
+
+    def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Discard fetched records of these partitions that were not delivered yet."""
+        if self.stream is not None:
+            self.stream.drop(partitions)
+
+    async def drain(self, partitions: tuple[TopicPartition, ...], timeout: float) -> None:
+        """Wait until no record of these partitions is in hand, for at most `timeout` seconds."""
+        if isinstance(self.current, Processor):
+            await self.current.drain(partitions)
+        elif self.current is not None:
+            await self.current.drain(partitions, timeout)
+
+    def hold(self, *, held: bool) -> None:
+        """Deliver no further record until this is called again with False."""
+        if isinstance(self.current, Processor):
+            self.current.hold(held=held)
+        elif self.current is not None and held:
+            self.current.hold()
+
+    def settle(self) -> None:
+        """Update the progress of the partitions with what the current loop has handled."""
+        if self.stream is not None:
+            self.stream.settle()
+
+
+class RecordStream(Generic[T]):
+    """Delivers records to one loop; base of the streams of single records and of batches."""
 
     activity: ClassVar[str]
     """What the consumer is doing meanwhile, for errors."""
@@ -83,14 +166,7 @@ class RecordStream(Generic[T]):
         timeout: float,
         caller: asyncio.Task[object] | None = None,
     ) -> None:
-        """Drop undelivered records of these partitions; wait until those in hand are handled.
-
-        Args:
-            partitions: The partitions.
-            timeout: Longest wait, in seconds.
-            caller: The task that waits. If it runs the loop itself there is no wait, because it
-                cannot request the next record meanwhile.
-        """
+        """Drop undelivered records of these partitions; wait until those in hand are handled."""
         self.drop(partitions)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
@@ -160,11 +236,7 @@ class RecordStream(Generic[T]):
             self._released()
 
     def _poll_timeout(self) -> float:
-        """Return how long to wait for records now, in seconds.
-
-        Raises:
-            KafkaDeadlineExceeded: An enclosing `resilient_io.deadline` has expired.
-        """
+        """Return how long to wait for records now, in seconds."""
         at = current_deadline()
         if at is None:
             return _POLL_INTERVAL
@@ -247,12 +319,7 @@ class RecordIterator(StreamIterator["Record"]):
 
 
 class SingleRecordStream(RecordStream["Record"]):
-    """Delivers one record at a time.
-
-    Attributes:
-        records: The rest of the current chunk.
-        in_hand: The record that the caller has.
-    """
+    """Delivers one record at a time."""
 
     activity = "iterating"
 

@@ -7,27 +7,30 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
 
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.health import State
 
+from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..probe import GROUP, KafkaProbe
 from ..processing.processor import Processor
 from ..processing.watchdog import answering_since
 from ..supervisor import Supervisor
 from . import internals
-from .assignment import Assignment, Rebalancer
-from .commits import Committer
-from .detectors import DeadConnectionDetector, SessionWatch, StalledPartitionDetector
-from .exclusive_use import ExclusiveUse
+from .assignment import Assignment
 from .fetcher import Fetcher
-from .housekeeping import Housekeeping
-from .iteration import BatchStream, SingleRecordStream
+from .group import Committer, Rebalancer, SessionWatch
+from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
+from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .options import GroupTimes
 from .stats import ConsumerStats
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
+
+    from aiokafka import TopicPartition
 
     from resilient_io.health import Attachment, Dependency
     from resilient_io.retry import RetryPolicy
@@ -49,15 +52,7 @@ something to fetch. Every event that may change that wakes it anyway
 
 
 class ConsumerRuntime:
-    """Creates and connects the components of a consumer, and closes them.
-
-    Attributes:
-        assignment: The assigned partitions.
-        fetcher: Fetches their records.
-        supervisor: Owns the aiokafka instance.
-        use: The loop or the run that receives records.
-        last_run: Counters of the last `run`; None before its end.
-    """
+    """Creates and connects the components of a consumer, and closes them."""
 
     def __init__(
         self,
@@ -104,7 +99,7 @@ class ConsumerRuntime:
             target=target,
             supervisor=self.supervisor,
             assignment=self.assignment,
-            use=self.use,
+            drop=self.use.drop,
             deserializer=deserializer,
             has_group=subscription.group is not None,
             counters=counters,
@@ -151,16 +146,16 @@ class ConsumerRuntime:
 
     # --- records
 
-    def records(self) -> SingleRecordStream:
-        """Return a new stream of single records."""
-        return SingleRecordStream(
-            self.fetcher, self.use, self._housekeeping.commit_soon, self._settings.fetch_records
-        )
+    def records(self) -> RecordIterator:
+        """Return a new iterator over single records."""
+        commit_soon, most = self._housekeeping.commit_soon, self._settings.fetch_records
+        return RecordIterator(SingleRecordStream(self.fetcher, self.use, commit_soon, most))
 
-    def batches(self, max_records: int, max_wait: float) -> BatchStream:
-        """Return a new stream of batches."""
-        return BatchStream(
-            self.fetcher, self.use, self._housekeeping.commit_soon, max_records, max_wait
+    def batches(self, max_records: int, max_wait: float) -> BatchIterator:
+        """Return a new iterator over batches."""
+        commit_soon = self._housekeeping.commit_soon
+        return BatchIterator(
+            BatchStream(self.fetcher, self.use, commit_soon, max_records, max_wait)
         )
 
     async def run(self, plan: RunPlan, make_producer: Callable[[], ResilientKafkaProducer]) -> None:
@@ -198,6 +193,36 @@ class ConsumerRuntime:
             with self.supervisor.driver_log.filtering():
                 await self._committer.commit(self.assignment.all, timeout, insist=True)
 
+    async def lag(self, timeout: float | None) -> dict[TopicPartition, int]:
+        """Return the lag of each assigned partition; see `ResilientKafkaConsumer.lag`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        until = None if timeout is None else began + timeout
+        instance = await self.supervisor.ready(until, "lag")
+        kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
+        failure: Exception
+        try:
+            async with asyncio.timeout_at(earlier(until, current_deadline())):
+                with self.supervisor.driver_log.filtering():
+                    ends = await instance.end_offsets(list(self.assignment.partitions))
+        except TimeoutError as error:
+            kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
+        except KafkaError as error:
+            kind, reason = KafkaUnavailable, "the end offsets could not be queried"
+            failure = without_secrets(error, self._target.secrets())
+        else:
+            return self.assignment.lag(ends)
+        # Raised here, so that the driver's error, which may contain a secret, is not its context.
+        if classify_error(failure).kind == "permanent":
+            raise failure
+        raise kind(
+            reason,
+            dependency=self._health.name,
+            operation="lag",
+            attempts=1,
+            elapsed=loop.time() - began,
+        ) from failure
+
     # --- reports
 
     def stats(self) -> ConsumerStats:
@@ -226,12 +251,7 @@ class ConsumerRuntime:
     # --- closing
 
     async def aclose(self, until: float, caller: asyncio.Task[Any] | None) -> None:
-        """Deliver no more records, drain, commit, leave the group, and end all tasks.
-
-        Args:
-            until: Loop time at which it must end.
-            caller: The task that closes the consumer; a record in its hands is not waited for.
-        """
+        """Deliver no more records, drain, commit, leave the group, and end all tasks."""
         loop = asyncio.get_running_loop()
         self._closing = True
         self.use.close()

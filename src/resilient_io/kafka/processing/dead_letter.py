@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..producer import ResilientKafkaProducer
     from ..record import Record
     from .options import DeadLetter
-    from .retries import RetryState
+    from .scheduler import RetryState
 
 _log = logging.getLogger("resilient_io.kafka")
 
@@ -32,12 +32,7 @@ CLOSE_TIMEOUT = 2.0
 
 
 class DeadLetterWriter:
-    """Writes dead letters, through the application's producer or one that it creates.
-
-    Args:
-        options: The topic and, perhaps, the producer.
-        make_producer: Creates a producer when the first dead letter is written.
-    """
+    """Writes dead letters, through the application's producer or one that it creates."""
 
     def __init__(
         self, options: DeadLetter, make_producer: Callable[[], ResilientKafkaProducer]
@@ -64,9 +59,6 @@ class DeadLetterWriter:
         """Write a dead letter and wait until the brokers have stored it.
 
         After an unknown outcome it is written again, so the topic may contain it twice.
-
-        Raises:
-            Exception: The exception of the producer. The dead letter may have been written.
         """
         producer = self._given_producer or self._own_producer
         if producer is None:
@@ -122,11 +114,6 @@ def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[t
 
     If the record came from a dead-letter topic itself, its headers about the failure are replaced,
     and those about its origin are kept.
-
-    Args:
-        record: The record.
-        state: Its failures.
-        now: Loop time at which the dead letter is written.
     """
     origin = {
         "x-original-topic": record.topic.encode(),

@@ -30,19 +30,7 @@ _MAX_CAUSES = 8
 
 
 class DependencyGate:
-    """Limits how many handlers may run, depending on the required dependencies.
-
-    Args:
-        requires: The dependencies; without any, the gate stays open.
-        concurrency: Maximum number of handlers.
-        slow_start: Seconds in which the limit grows from 1 to `concurrency` after an outage.
-        changed: Called when `allowed` has changed.
-        counters: The counters of the run. While no call ends because of the handler itself, the
-            limit does not grow.
-
-    Attributes:
-        allowed: Handlers that may run; 0 while the gate is shut.
-    """
+    """Limits how many handlers may run, depending on the required dependencies."""
 
     def __init__(
         self,
@@ -89,10 +77,6 @@ class DependencyGate:
         its server makes for any call (out of memory, read-only). `DeadlineExceeded`, `Overloaded`
         and `OutcomeUnknown` count only if the dependency was down in the meantime: otherwise a call
         that is too slow by itself would be repeated forever.
-
-        Args:
-            error: The handler's exception; its causes are searched, too.
-            began: Loop time at which the handler was called.
         """
         for each in _causes(error):
             if isinstance(

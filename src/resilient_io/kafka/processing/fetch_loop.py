@@ -81,11 +81,7 @@ class FetchLoop:
         self._record_size = _INITIAL_RECORD_SIZE  # in bytes, estimated from recent records
 
     async def run(self) -> None:
-        """Fetch until the task is cancelled.
-
-        Raises:
-            Exception: What Kafka refuses permanently.
-        """
+        """Fetch until the task is cancelled."""
         while True:
             if self._held:
                 await self._poll_while_held()

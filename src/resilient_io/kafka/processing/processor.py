@@ -37,20 +37,6 @@ class Processor:
 
     Cancelling `run()` returns immediately. A separate task then drains and commits, and `aclose()`
     waits for it.
-
-    Args:
-        source: Fetches the records.
-        plan: The arguments of `run`.
-        commit: Commits what is handled, within a timeout in seconds.
-        commit_timeout: Seconds for the last commit.
-        drain_timeout: Seconds that handlers get to end before they are cancelled.
-        max_poll_interval: The consumer's `max_poll_interval_ms`, in seconds.
-        rebalance_timeout: Seconds that the group waits for a member at a rebalance; draining is
-            kept shorter.
-        make_producer: Creates the producer of dead letters if the plan contains none.
-        rng: Source of the jitter.
-        ended: Called once, with the final counters, when no part of the run is active any more.
-        note: Adds an event to the flight recorder.
     """
 
     activity = "running"
@@ -131,12 +117,7 @@ class Processor:
         )
 
     async def run(self) -> None:
-        """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`.
-
-        Raises:
-            Exception: The exception of a handler with `on_failure="stop"`, or what Kafka refuses
-                permanently.
-        """
+        """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`."""
         if not self._over.done():
             self._start()
         try:
@@ -158,11 +139,6 @@ class Processor:
 
         This method is idempotent. Cancelling returns immediately; the rest continues in the
         background.
-
-        Args:
-            timeout: Longest time in seconds; None for the drain and commit timeouts.
-            caller: The task that closes. If a handler runs in it, that handler is cancelled
-                without waiting, and its record counts as unhandled.
         """
         if timeout is not None:
             self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - CANCEL_GRACE))
@@ -211,11 +187,7 @@ class Processor:
         )
 
     def liveness_failure(self, since: float) -> str | None:
-        """Return how long no record has made progress if that is too long, otherwise None.
-
-        Args:
-            since: Loop time from which missing progress counts.
-        """
+        """See `ProgressWatchdog.liveness_failure`."""
         return None if self._over.done() else self._progress.liveness_failure(since)
 
     # --- called by the components

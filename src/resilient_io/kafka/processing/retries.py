@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 import logging
 from typing import TYPE_CHECKING, get_args
@@ -15,6 +14,7 @@ from ..record import place_of
 from .dead_letter import describe_failure
 from .dependencies import has_unknown_outcome
 from .options import Failure, Verdict, half_jitter
+from .scheduler import Action, RetryState
 
 if TYPE_CHECKING:
     import random
@@ -28,67 +28,6 @@ if TYPE_CHECKING:
     from .stats import RunCounters
 
 
-class Action(enum.Enum):
-    """What to do next with a record."""
-
-    HANDLE = "handle"
-    """Call the handler again."""
-
-    DEAD_LETTER = "dead letter"
-    """Write the record to the dead-letter topic."""
-
-    CALLBACK = "callback"
-    """Call the application's `on_failure`."""
-
-    SKIP = "skip"
-    """Give the record up and count it."""
-
-    STOP = "stop"
-    """End `run` with the handler's exception."""
-
-
-class RetryState:
-    """The failures of one record, and what to do next.
-
-    Attributes:
-        action: What to do next.
-        attempts: Handler calls that count.
-        not_counted: Failures that do not count, because a required dependency caused them.
-        action_failures: Consecutive failures of the dead letter or of `on_failure`.
-        outcome_unknown: Handler calls that raised `OutcomeUnknown`.
-        first_failure: Loop time of the first failure.
-        last_failure: Loop time of the last failure.
-        error: The last exception of the handler, or the exception of the deserializer.
-        alone: Whether a batch handler is called with this record only, to find the one that fails.
-        timer: Ends the backoff, while there is one.
-    """
-
-    __slots__ = (
-        "action",
-        "action_failures",
-        "alone",
-        "attempts",
-        "error",
-        "first_failure",
-        "last_failure",
-        "not_counted",
-        "outcome_unknown",
-        "timer",
-    )
-
-    def __init__(self, now: float, error: Exception) -> None:
-        self.action = Action.HANDLE
-        self.attempts = 0
-        self.not_counted = 0
-        self.action_failures = 0
-        self.outcome_unknown = 0
-        self.first_failure = now
-        self.last_failure = now
-        self.error = error
-        self.alone = False
-        self.timer: asyncio.TimerHandle | None = None
-
-
 UNKNOWN_HEADER = ("x-outcome-unknown", b"1")
 """Header of a record whose handler is called again after it raised `OutcomeUnknown`."""
 
@@ -98,19 +37,7 @@ _ACTIONS = {"dead_letter": Action.DEAD_LETTER, "stop": Action.STOP, "skip": Acti
 
 
 class FailureHandler:
-    """Decides what to do with a record that failed, and does it.
-
-    Args:
-        plan: The arguments of `run`.
-        scheduler: The records in memory.
-        gate: Knows whether a required dependency caused a failure.
-        dead_letters: Writes dead letters; None without a topic for them.
-        counters: The counters of the run.
-        rng: Source of the jitter.
-        ready: Called when a record has become ready.
-        stop: Called with the exception that ends `run`.
-        note: Adds an event to the flight recorder.
-    """
+    """Decides what to do with a record that failed, and does it."""
 
     def __init__(
         self,
@@ -154,18 +81,13 @@ class FailureHandler:
     def unreadable(self, state: PartitionState, record: Record, error: Exception) -> None:
         """Handle a record that could not be deserialized, without calling the handler."""
         self._counters.failed += 1
-        retry_state = RetryState(asyncio.get_running_loop().time(), error)
+        now = asyncio.get_running_loop().time()
+        retry_state = RetryState(now, now, error)
         retry_state.action = self._action_on_failure()
         self._do_next((state, record, retry_state))
 
     def handler_failed(self, item: Item, error: Exception, began: float) -> None:
-        """Decide what to do after a handler raised.
-
-        Args:
-            item: The record.
-            error: The handler's exception.
-            began: Loop time at which it was called.
-        """
+        """Decide what to do after a handler raised."""
         state, record, before = item
         if before is not None and before.action is not Action.HANDLE:
             self._action_failed(item, before, error)  # on_failure cancelled the task that ran it
@@ -190,11 +112,6 @@ class FailureHandler:
 
         This does not count as an attempt: each record is retried alone, in order. Only if a
         required dependency caused the failure may they be in a batch again.
-
-        Args:
-            items: The records of the key in the batch, in order.
-            error: The handler's exception.
-            began: Loop time at which it was called.
         """
         caused_by_dependency = self._gate.caused(error, began)
         failed: list[Item] = []
@@ -223,7 +140,7 @@ class FailureHandler:
         self._counters.failed += 1
         now = asyncio.get_running_loop().time()
         if retry_state is None:
-            retry_state = RetryState(now, error)
+            retry_state = RetryState(now, now, error)
         retry_state.error = error
         retry_state.last_failure = now
         if has_unknown_outcome(error):
@@ -365,12 +282,7 @@ _LOG_INTERVAL = 30.0
 
 
 class RateLimitedLog:
-    """Logs the first event immediately, and then the number of events at most every 30 seconds.
-
-    Args:
-        event: Name of the event, for the log record's `event` field.
-        subject: What is counted, for the message: "records skipped".
-    """
+    """Logs the first event immediately, and then the number of events at most every 30 seconds."""
 
     def __init__(self, event: str, subject: str) -> None:
         self._event = event

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from aiokafka import TopicPartition
 
     from ..record import PartitionProgress, Record
     from .options import Order, RunLimits
-    from .retries import RetryState
+
+
+class Action(enum.Enum):
+    """What to do next with a record that has failed."""
+
+    HANDLE = "handle"  # call the handler again
+    DEAD_LETTER = "dead letter"
+    CALLBACK = "callback"  # call the application's `on_failure`
+    SKIP = "skip"
+    STOP = "stop"  # end `run` with the handler's exception
+
+
+@dataclass(slots=True, eq=False)
+class RetryState:
+    """The failures of one record, and what to do next. Times are loop times."""
+
+    first_failure: float
+    last_failure: float
+    error: Exception  # the last one of the handler, or that of the deserializer
+    action: Action = Action.HANDLE
+    attempts: int = 0  # handler calls that count
+    not_counted: int = 0  # failures that a required dependency caused
+    outcome_unknown: int = 0  # handler calls that raised `OutcomeUnknown`
+    action_failures: int = 0  # consecutive failures of the dead letter or of `on_failure`
+    alone: bool = False  # whether a batch handler is called with this record only
+    timer: asyncio.TimerHandle | None = None  # ends the backoff
 
 
 _WHOLE_PARTITION = True  # the key of the only queue of a partition with order="partition"
 
 
 class PartitionState:
-    """The records of one partition, from its assignment until it is revoked.
-
-    Attributes:
-        partition: Topic and partition number.
-        progress: Which of its records are handled.
-        queues: The key queues: for each key of which a record is ready or being handled, the
-            records that wait behind it (None while there are none).
-        backing_off: Items whose record failed and that wait for the end of their backoff, by
-            offset.
-        revoked: Whether the partition was revoked; then none of its records is handled any more.
-    """
+    """The records of one partition, from its assignment until it is revoked."""
 
     __slots__ = ("backing_off", "partition", "progress", "queues", "revoked")
 
@@ -52,18 +70,6 @@ class Scheduler:
     At most one record of a key is ready or being handled; the next ones wait in the key queue.
     When it is finished, the next one goes to the end of the ready queue, so that a busy key cannot
     starve the others.
-
-    Args:
-        order: Which records are handled in order.
-        limits: Bounds on the records in memory.
-        room: Called once a quarter of the bounds is free, if `awaits_room` is set.
-
-    Attributes:
-        ready: Records that may be handled now, first come, first served. Always the same object.
-        partitions: The state of each assigned partition that has delivered records.
-        records: Number of records in memory.
-        bytes: Size of their keys and values, in bytes.
-        awaits_room: Whether `room` is to be called.
     """
 
     __slots__ = (

@@ -38,16 +38,10 @@ def answering_since(health: Dependency) -> float:
 
 
 class ProgressWatchdog:
-    """Detects that no record has made progress for too long.
+    """Detects that no record has made progress for `limit` seconds.
 
-    Args:
-        workers: The handlers.
-        scheduler: The records in memory.
-        gate: While it is shut, missing progress does not count.
-        requires: The required dependencies. While one is down or degraded, handlers may be waiting
-            for it; each change of their state starts the time again.
-        counters: The counters of the run.
-        limit: Longest time without progress, in seconds.
+    While a required dependency is down or degraded, handlers may be waiting for it: each change of
+    its state starts the time again.
     """
 
     def __init__(
@@ -91,8 +85,7 @@ class ProgressWatchdog:
     def liveness_failure(self, since: float) -> str | None:
         """Return how long no record has made progress if that is too long, otherwise None.
 
-        Args:
-            since: Loop time from which missing progress counts: Kafka was unavailable before.
+        Progress missing before the loop time `since` does not count: Kafka was unavailable then.
         """
         self.check()
         began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
@@ -112,14 +105,7 @@ _LONGEST_CHECK_INTERVAL = 5.0
 
 
 class SlowHandlerWarning:
-    """Checks the handlers periodically, which costs their hot path nothing.
-
-    Args:
-        workers: The handlers.
-        progress: Is checked at the same time.
-        max_poll_interval: Seconds (`max_poll_interval_ms`); a call that takes 80 % of it is logged.
-        drain_timeout: Seconds that a handler gets when its partition is revoked, for the message.
-    """
+    """Checks the handlers periodically, which costs their hot path nothing."""
 
     def __init__(
         self,

@@ -6,13 +6,14 @@ import asyncio
 import functools
 import logging
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.tasks import wake
 
 from ..record import place_of
-from .retries import Action
+from .scheduler import Action
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -36,28 +37,17 @@ CANCEL_GRACE = 1.0
 """Seconds that a cancelled handler gets for its cleanup."""
 
 
+@dataclass(slots=True, eq=False)
 class Worker:
-    """One task that calls the handler.
+    """One task that calls the handler."""
 
-    Attributes:
-        task: The task.
-        items: The records in its hands; empty while it waits for some.
-        since: Loop time at which it took them.
-        evicted: Whether this library cancelled it, to take the records out of its hands.
-        freed: Done when its hands are empty; None unless something waits for that.
-        parked: Done to wake the worker; None unless it waits for work.
-    """
-
-    __slots__ = ("evicted", "freed", "items", "parked", "since", "task")
-
-    task: asyncio.Task[None]  # set directly after the construction: the task needs the worker
-
-    def __init__(self) -> None:
-        self.items: Sequence[Item] = ()
-        self.since = 0.0
-        self.evicted = False
-        self.freed: asyncio.Future[None] | None = None
-        self.parked: asyncio.Future[None] | None = None
+    # Set directly after the construction: the task needs the worker.
+    task: asyncio.Task[None] = field(init=False)
+    items: Sequence[Item] = ()  # the records in its hands
+    since: float = 0.0  # loop time at which it took them
+    evicted: bool = False  # whether it was cancelled to take the records out of its hands
+    freed: asyncio.Future[None] | None = None  # done when its hands are empty
+    parked: asyncio.Future[None] | None = None  # done to wake it
 
 
 class WorkerPool:
@@ -65,21 +55,8 @@ class WorkerPool:
 
     Each worker that wakes up wakes two more while records are ready. So a thousand workers are
     awake within ten iterations of the event loop, but if handlers return immediately, the first
-    worker does everything alone.
-
-    Args:
-        loop_body: What each worker runs.
-        scheduler: The records.
-        concurrency: Maximum number of workers.
-        stop: Called with the exception that ended a worker, which is not an `Exception`
-            (`SystemExit`, for example).
-        shutting_down: Returns whether all tasks of the event loop are being cancelled, as
-            `asyncio.run` does at its end.
-
-    Attributes:
-        allowed: WorkerPool that may be working.
-        working: WorkerPool that are working.
-        stretch_ends: Loop time after which a worker must let the event loop run other tasks.
+    worker does everything alone. `stop` is called with an exception that ended a worker and is not
+    an `Exception` (`SystemExit`, for example).
     """
 
     def __init__(
@@ -93,7 +70,7 @@ class WorkerPool:
     ) -> None:
         self.allowed = concurrency
         self.working = 0
-        self.stretch_ends = 0.0
+        self.stretch_ends = 0.0  # after this loop time, a worker lets other tasks run
         self._loop_body = loop_body
         self._ready = scheduler.ready
         self._concurrency = concurrency
@@ -139,7 +116,7 @@ class WorkerPool:
         await asyncio.sleep(0)
 
     def release(self, worker: Worker) -> None:
-        """Report that a worker's hands are empty, after something began to wait for that."""
+        """Note that a worker's hands are empty, and wake what waits for that."""
         worker.items = ()
         if worker.evicted:
             worker.evicted = False
@@ -187,17 +164,10 @@ class WorkerPool:
         timeout: float,
         caller: asyncio.Task[Any] | None = None,
     ) -> int:
-        """Wait until no worker has a record of these partitions; cancel the workers that still do.
+        """Wait until no worker has a record of these partitions (None: of any).
 
-        Cancelling returns immediately.
-
-        Args:
-            partitions: The partitions; None for all.
-            timeout: Seconds before the workers are cancelled.
-            caller: The task that waits for this. If it is a worker, it is not waited for.
-
-        Returns:
-            The number of handlers that were cancelled.
+        Return how many handlers were cancelled because they took longer than `timeout`. `caller` is
+        the task that waits for this: if it is a worker, it is not waited for.
         """
         holding = [worker for worker in self._holding(partitions) if worker.task is not caller]
         if holding and timeout > 0.0:
@@ -274,8 +244,7 @@ class WorkerPool:
             self._loop_body.abandon(worker)
             self._stop(error)
         elif items:
-            # The handler cancelled its own task. That ended this worker, as a cancellation must,
-            # but not the consumer.
+            # The handler cancelled its own task: that ends this worker, but not the consumer.
             error = RuntimeError("the handler cancelled the task that it runs in")
             self._loop_body.failed(worker, error)
         worker.items = ()
@@ -285,15 +254,7 @@ class WorkerPool:
 
 
 class HandlerLoop:
-    """What a worker runs: takes ready records, calls the handler, and handles its failures.
-
-    Args:
-        handler: The application's coroutine function.
-        timeout: Seconds for one call; None for no limit.
-        scheduler: The records.
-        failures: Handles the handler's exceptions.
-        counters: The counters of the run.
-    """
+    """What a worker runs: takes ready records, calls the handler, and handles its failures."""
 
     def __init__(
         self,
@@ -397,11 +358,6 @@ class BatchLoop(HandlerLoop):
     Records of one key are in order within a batch, and no other batch contains records of that key
     at the same time. A batch that fails is not given up as a whole: each of its records is retried
     alone, so that only the record that causes the failure is given up.
-
-    Args:
-        handler: The application's coroutine function.
-        batch_size: Maximum number of records in a batch.
-        **options: The other arguments of `HandlerLoop`.
     """
 
     def __init__(
@@ -542,13 +498,7 @@ def _as_failure(error: asyncio.CancelledError) -> Exception:
 def trace_handler(
     handler: Callable[[Any], Awaitable[object]], tracing: Tracing, *, batches: bool
 ) -> Callable[[Any], Awaitable[object]]:
-    """Return the handler with a span around each call.
-
-    Args:
-        handler: The application's coroutine function.
-        tracing: Creates the spans.
-        batches: Whether the handler takes a list of records.
-    """
+    """Return the handler with a span around each call."""
 
     async def handle(given: Any) -> None:
         with tracing.processing(given if batches else [given]):
