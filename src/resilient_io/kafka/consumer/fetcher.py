@@ -67,7 +67,7 @@ class Fetcher:
     ) -> None:
         self.dependency = health.name
         self.closed = False
-        self.held = False
+        self.held = False  # while the membership in the group is in doubt
         self._health = health
         self._target = target
         self._supervisor = supervisor
@@ -87,7 +87,7 @@ class Fetcher:
     # --- state
 
     def use_instance(self, instance: ConsumerDriver | None) -> None:
-        """Fetch from this instance from now on; from none if it is None."""
+        """Fetch from this instance (None: from none) from now on."""
         self._instance = instance
         self._backoff.reset()
         self.wake()
@@ -142,13 +142,14 @@ class Fetcher:
         return None if assigned is None else assigned.progress
 
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
-        """Take back undelivered records, to deliver them before all others."""
-        if not records or not assigned.assigned:
-            return False
-        if records[0]._progress is not assigned.progress:
-            return False
-        assigned.buffered[:0] = records
-        return True
+        """Take back undelivered records, to deliver them before all others.
+
+        Return False if there are none or the partition is no longer assigned.
+        """
+        taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
+        if taken:
+            assigned.buffered[:0] = records
+        return taken
 
     def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
         """Take back delivered records that were not handled, to deliver them again."""
@@ -368,8 +369,6 @@ class RecordDeserializer:
 
     aiokafka's own deserializing would raise for the same record forever, without naming it.
     """
-
-    __slots__ = ("_counters", "_key", "_value")
 
     def __init__(
         self, key: Deserializer | None, value: Deserializer | None, counters: ConsumerCounters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiokafka.abc import ConsumerRebalanceListener
@@ -148,53 +149,38 @@ class SessionWatch:
             self._timer = None
 
 
+@dataclass(kw_only=True, eq=False)
 class Rebalancer:
     """Assigns and revokes partitions as the group decides.
 
     Before a partition is revoked, records in hand are drained and offsets are committed.
     """
 
-    def __init__(
-        self,
-        health: Dependency,
-        *,
-        assignment: Assignment,
-        fetcher: Fetcher,
-        committer: Committer,
-        use: ExclusiveUse,
-        session: SessionWatch,
-        settings: ConsumerSettings,
-        counters: ConsumerCounters,
-    ) -> None:
-        self._health = health
-        self._assignment = assignment
-        self._fetcher = fetcher
-        self._committer = committer
-        self._use = use
-        self._session = session
-        self._settings = settings
-        self._counters = counters
-        self._losing: list[asyncio.Task[None]] = []
-
-    def listener(self, instance: ConsumerDriver) -> ConsumerRebalanceListener:
-        """Return the listener that aiokafka notifies of the group's decisions."""
-        return _Listener(self, instance)
+    health: Dependency
+    assignment: Assignment
+    fetcher: Fetcher
+    committer: Committer
+    use: ExclusiveUse
+    session: SessionWatch
+    settings: ConsumerSettings
+    counters: ConsumerCounters
+    _losing: list[asyncio.Task[None]] = field(init=False, default_factory=list)
 
     async def revoke(self, instance: ConsumerDriver) -> None:
         """Drain, commit and remove all partitions of an instance."""
-        going = self._assignment.stop_fetching(instance)
+        going = self.assignment.stop_fetching(instance)
         if not going:
             return
-        self._health.note("partitions revoked", partitions=len(going))
-        committing = self._settings.commit_interval is not None
+        self.health.note("partitions revoked", partitions=len(going))
+        committing = self.settings.commit_interval is not None
         try:
             await self._drain(going)
-            if committing and not await self._committer.commit(
-                going, self._settings.commit_timeout, insist=True
+            if committing and not await self.committer.commit(
+                going, self.settings.commit_timeout, insist=True
             ):
-                self._counters.lost += len(going)
+                self.counters.lost += len(going)
         finally:
-            self._assignment.remove(going, remember=committing)
+            self.assignment.remove(going, remember=committing)
 
     async def assign(
         self, instance: ConsumerDriver, partitions: Collection[TopicPartition]
@@ -204,7 +190,7 @@ class Rebalancer:
         committed: dict[TopicPartition, int] = {}
         committed_known = True
         try:
-            async with asyncio.timeout(self._settings.commit_timeout):
+            async with asyncio.timeout(self.settings.commit_timeout):
                 committed = await internals.committed_offsets(instance, partitions)
         except (KafkaError, TimeoutError):
             committed_known = False
@@ -212,7 +198,7 @@ class Rebalancer:
         assigned = internals.partitions_of(instance)
         for partition in sorted(partitions):
             if partition in assigned:
-                self._assignment.add(
+                self.assignment.add(
                     AssignedPartition(
                         partition,
                         instance,
@@ -221,31 +207,24 @@ class Rebalancer:
                         committed_known=committed_known,
                     )
                 )
-        self._session.confirm(asyncio.get_running_loop().time())
-        self._counters.rebalances += 1
-        _log.info(
-            "%s: assigned %d partitions",
-            self._health.name,
-            len(partitions),
-            extra={
-                "event": "partitions_assigned",
-                "dependency": self._health.name,
-                "partitions": len(partitions),
-            },
-        )
-        self._health.note("partitions assigned", partitions=len(partitions))
-        self._use.assigned(self._assignment.partitions)
-        self._fetcher.wake()
+        self.session.confirm(asyncio.get_running_loop().time())
+        self.counters.rebalances += 1
+        name, count = self.health.name, len(partitions)
+        extra = {"event": "partitions_assigned", "dependency": name, "partitions": count}
+        _log.info("%s: assigned %d partitions", name, count, extra=extra)
+        self.health.note("partitions assigned", partitions=count)
+        self.use.assigned(self.assignment.partitions)
+        self.fetcher.wake()
 
     def lose(self, instance: ConsumerDriver) -> None:
         """Drain and remove the partitions of an instance that has ended; it cannot commit."""
-        going = self._assignment.stop_fetching(instance)
-        self._fetcher.wake()
+        going = self.assignment.stop_fetching(instance)
+        self.fetcher.wake()
         if not going:
             return
-        self._health.note("partitions lost", partitions=len(going))
+        self.health.note("partitions lost", partitions=len(going))
         if going[0].member is not None:
-            self._counters.lost += len(going)
+            self.counters.lost += len(going)
         task = asyncio.get_running_loop().create_task(
             self._lose(going), name="resilient-io kafka lost partitions"
         )
@@ -269,25 +248,25 @@ class Rebalancer:
         try:
             await self._drain(going)
         finally:
-            remember = going[0].member is None or self._settings.commit_interval is not None
-            self._assignment.remove(going, remember=remember)
+            remember = going[0].member is None or self.settings.commit_interval is not None
+            self.assignment.remove(going, remember=remember)
 
     async def _drain(self, going: list[AssignedPartition]) -> None:
-        self._fetcher.wake()
+        self.fetcher.wake()
         try:
-            await self._use.drain(
-                tuple(each.partition for each in going), self._settings.drain_timeout
+            await self.use.drain(
+                tuple(each.partition for each in going), self.settings.drain_timeout
             )
         # The boundary to the loop or the run: its failure must not delay the group's rebalance.
         except Exception:  # noqa: BLE001
             _log.exception(
                 "%s: draining revoked partitions failed",
-                self._health.name,
-                extra={"event": "drain_raised", "dependency": self._health.name},
+                self.health.name,
+                extra={"event": "drain_raised", "dependency": self.health.name},
             )
 
 
-class _Listener(ConsumerRebalanceListener):
+class RebalanceListener(ConsumerRebalanceListener):
     """Forwards the group's decisions; aiokafka awaits it within its coordination task."""
 
     def __init__(self, rebalancer: Rebalancer, instance: ConsumerDriver) -> None:

@@ -160,6 +160,7 @@ _ANSWER_CHECK_INTERVAL = 0.9
 early."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Housekeeping:
     """A background task: commits, polls for a busy loop, and runs the detectors.
 
@@ -167,30 +168,18 @@ class Housekeeping:
     a probe unnecessary.
     """
 
-    def __init__(
-        self,
-        *,
-        health: Dependency,
-        supervisor: Supervisor[ConsumerDriver],
-        assignment: Assignment,
-        fetcher: Fetcher,
-        committer: Committer,
-        use: ExclusiveUse,
-        settings: ConsumerSettings,
-        stalled_partitions: StalledPartitionDetector | None,
-        dead_connections: DeadConnectionDetector,
-        all_answered: Callable[[], None],
-    ) -> None:
-        self._health = health
-        self._supervisor = supervisor
-        self._assignment = assignment
-        self._fetcher = fetcher
-        self._committer = committer
-        self._use = use
-        self._settings = settings
-        self._stalled_partitions = stalled_partitions
-        self._dead_connections = dead_connections
-        self._all_answered = all_answered
+    health: Dependency
+    supervisor: Supervisor[ConsumerDriver]
+    assignment: Assignment
+    fetcher: Fetcher
+    committer: Committer
+    use: ExclusiveUse
+    settings: ConsumerSettings
+    stalled_partitions: StalledPartitionDetector | None
+    dead_connections: DeadConnectionDetector
+    all_answered: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._answers_checked_at = -math.inf
         self._last_answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -203,7 +192,7 @@ class Housekeeping:
         self._task = asyncio.get_running_loop().create_task(
             self._run(),
             name="resilient-io kafka housekeeping",
-            context=self._supervisor.context(),
+            context=self.supervisor.context(),
         )
         self._task.add_done_callback(log_task_death)
 
@@ -226,12 +215,12 @@ class Housekeeping:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-        if self._stalled_partitions is not None:
-            self._stalled_partitions.close()
+        if self.stalled_partitions is not None:
+            self.stalled_partitions.close()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        interval = self._settings.commit_interval
+        interval = self.settings.commit_interval
         tick = _TICK if interval is None else min(_TICK, interval)
         commit_at = loop.time()
         while True:
@@ -244,23 +233,23 @@ class Housekeeping:
                 commit_at = now + interval - tick / 2
 
     def _check(self, now: float) -> None:
-        instance = self._supervisor.driver
-        stream = self._use.stream
+        instance = self.supervisor.driver
+        stream = self.use.stream
         if stream is not None:
             stream.settle()
             if instance is not None and stream.made_progress():
                 # aiokafka delivered these records long ago: handling them counts as a poll, too.
                 internals.note_poll(instance)
-        if self._stalled_partitions is not None:
-            self._stalled_partitions.check(self._assignment.all, self._fetcher.paused, now)
+        if self.stalled_partitions is not None:
+            self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:
             self._answers_checked_at = now
             if self._check_answers(instance):
-                self._all_answered()
-        if instance is not None and self._health.state.answering:
-            self._dead_connections.check(instance, now)
+                self.all_answered()
+        if instance is not None and self.health.state.answering:
+            self.dead_connections.check(instance, now)
         else:
-            self._dead_connections.reset()
+            self.dead_connections.reset()
 
     def _check_answers(self, instance: ConsumerDriver) -> bool:
         """Return whether the leader of each partition has answered since the last check.
@@ -271,8 +260,8 @@ class Housekeeping:
         before = self._last_answers
         self._last_answers = {
             each.partition: each.last_answer
-            for each in self._assignment.all
-            if not self._fetcher.paused(each.partition)
+            for each in self.assignment.all
+            if not self.fetcher.paused(each.partition)
         }
         return (
             bool(self._last_answers)
@@ -286,6 +275,6 @@ class Housekeeping:
         # A separate task, because the commit may wait for a connection whose silence only the
         # next check detects.
         self._committing = asyncio.get_running_loop().create_task(
-            self._committer.commit(self._assignment.all, self._settings.commit_timeout),
+            self.committer.commit(self.assignment.all, self.settings.commit_timeout),
             name="resilient-io kafka commit",
         )

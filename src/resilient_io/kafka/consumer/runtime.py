@@ -20,7 +20,7 @@ from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
 from .fetcher import Fetcher
-from .group import Committer, Rebalancer, SessionWatch
+from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
 from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .options import GroupTimes
@@ -107,7 +107,7 @@ class ConsumerRuntime:
         self._committer = Committer(target, health.name, counters)
         self._session = SessionWatch(self._times.session, self._session_changed)
         self._rebalancer = Rebalancer(
-            health,
+            health=health,
             assignment=self.assignment,
             fetcher=self.fetcher,
             committer=self._committer,
@@ -289,7 +289,7 @@ class ConsumerRuntime:
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
-        self._subscription.apply(instance, self._rebalancer.listener(instance))
+        self._subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
 
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)

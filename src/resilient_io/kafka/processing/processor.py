@@ -14,8 +14,8 @@ from .fetch_loop import FetchLoop
 from .retries import FailureHandler
 from .scheduler import Scheduler
 from .stats import RunCounters, RunStats
-from .watchdog import ProgressWatchdog, SlowHandlerWarning
-from .workers import CANCEL_GRACE, BatchLoop, RecordLoop, WorkerPool
+from .watchdog import Watchdog
+from .workers import CANCEL_GRACE, HandlerLoop, WorkerPool
 
 if TYPE_CHECKING:
     import random
@@ -55,7 +55,7 @@ class Processor:
         make_producer: Callable[[], ResilientKafkaProducer],
         rng: random.Random,
         ended: Callable[[RunStats], None],
-        note: Callable[..., None] | None = None,
+        note: Callable[..., None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
@@ -94,24 +94,26 @@ class Processor:
             note=note,
         )
         self._workers = WorkerPool(
-            self._make_loop_body(plan),
+            HandlerLoop(
+                plan.handler,
+                batch_size=plan.batch_size,
+                timeout=plan.handler_policy.timeout,
+                scheduler=self._scheduler,
+                failures=self._failures,
+                counters=self._counters,
+            ),
             self._scheduler,
             plan.concurrency,
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
         )
         self._fetch_loop = FetchLoop(source, self._scheduler, self._gate, self._workers.wake)
-        self._progress = ProgressWatchdog(
-            self._workers,
-            self._scheduler,
-            self._gate,
-            requires=plan.requires,
+        self._watchdog = Watchdog(
+            plan,
+            workers=self._workers,
+            scheduler=self._scheduler,
+            gate=self._gate,
             counters=self._counters,
-            limit=max(max_poll_interval, plan.handler_policy.timeout or 0.0),
-        )
-        self._slow_handlers = SlowHandlerWarning(
-            self._workers,
-            self._progress,
             max_poll_interval=max_poll_interval,
             drain_timeout=drain_timeout,
         )
@@ -187,21 +189,10 @@ class Processor:
         )
 
     def liveness_failure(self, since: float) -> str | None:
-        """See `ProgressWatchdog.liveness_failure`."""
-        return None if self._over.done() else self._progress.liveness_failure(since)
+        """See `Watchdog.liveness_failure`."""
+        return None if self._over.done() else self._watchdog.liveness_failure(since)
 
     # --- called by the components
-
-    def _make_loop_body(self, plan: RunPlan) -> RecordLoop | BatchLoop:
-        options: dict[str, Any] = {
-            "timeout": plan.handler_policy.timeout,
-            "scheduler": self._scheduler,
-            "failures": self._failures,
-            "counters": self._counters,
-        }
-        if plan.batch_size is None:
-            return RecordLoop(plan.handler, **options)
-        return BatchLoop(plan.handler, plan.batch_size, **options)
 
     def _room_available(self) -> None:
         self._fetch_loop.check_again()
@@ -223,7 +214,7 @@ class Processor:
 
     def _start(self) -> None:
         self._gate.start()
-        self._slow_handlers.start()
+        self._watchdog.start()
         self._fetching = self._create_task(self._fetch_loop.run(), "run")
         self._fetching.add_done_callback(self._fetching_ended)
 
@@ -266,7 +257,7 @@ class Processor:
         """Stop everything immediately, and return the tasks that are ending."""
         self._end()
         self._gate.stop()
-        self._slow_handlers.stop()
+        self._watchdog.stop()
         ending = self._workers.dismiss()
         self._scheduler.withdraw(list(self._scheduler.partitions.values()))
         self._fetch_loop.revoked(self._source.assignment())
@@ -283,7 +274,7 @@ class Processor:
                 self._fetching.cancel()
                 await asyncio.wait([self._fetching], timeout=_FETCH_LOOP_GRACE)
             self._gate.stop()
-            self._slow_handlers.stop()
+            self._watchdog.stop()
             self._scheduler.withdraw(list(self._scheduler.partitions.values()))
             self._counters.cancelled += await self._workers.empty_hands(
                 None, self._drain_timeout, self._closed_by

@@ -50,7 +50,7 @@ class FailureHandler:
         rng: random.Random,
         ready: Callable[[], None],
         stop: Callable[[Exception], None],
-        note: Callable[..., None] | None = None,
+        note: Callable[..., None],
     ) -> None:
         self._policy = plan.handler_policy
         self._on_failure = plan.on_failure
@@ -62,7 +62,7 @@ class FailureHandler:
         self._rng = rng
         self._ready = ready
         self._stop = stop
-        self._note = note or _ignore
+        self._note = note
         self._dead_letter_log = RateLimitedLog(
             "dead_lettered", "records sent to the dead-letter topic"
         )
@@ -270,10 +270,6 @@ class FailureHandler:
             self._counters.retried += 1
         self._scheduler.ready.append(item)
         self._ready()
-
-
-def _ignore(event: str, **fields: object) -> None:
-    """Ignore an event: there is no flight recorder."""
 
 
 _log = logging.getLogger("resilient_io.kafka")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..instrumentation import Tracing
-    from ..record import Record
     from .retries import FailureHandler
     from .scheduler import Item, Scheduler
     from .stats import RunCounters
@@ -254,52 +253,39 @@ class WorkerPool:
 
 
 class HandlerLoop:
-    """What a worker runs: takes ready records, calls the handler, and handles its failures."""
+    """What a worker runs: takes ready records, calls the handler, and handles its failures.
+
+    With `batch_size`, the handler is called with all ready records, up to that number. Records of
+    one key are in order within a batch, and no other batch contains records of that key at the same
+    time. A batch that fails is not given up as a whole: each of its records is retried alone, so
+    that only the record that causes the failure is given up.
+    """
 
     def __init__(
         self,
         handler: Callable[..., Awaitable[object]],
         *,
+        batch_size: int | None,
         timeout: float | None,
         scheduler: Scheduler,
         failures: FailureHandler,
         counters: RunCounters,
     ) -> None:
         self._handler = handler if timeout is None else _with_timeout(handler, timeout)
+        self._batch_size = batch_size
         self._scheduler = scheduler
         self._failures = failures
         self._counters = counters
-
-    async def run(self, worker: Worker, pool: WorkerPool) -> None:
-        """Take records and call the handler, until the task is cancelled."""
-        raise NotImplementedError
-
-    def failed(self, worker: Worker, error: Exception) -> None:
-        """Handle the failure of the records in a worker's hands."""
-        raise NotImplementedError
-
-    def abandon(self, worker: Worker) -> None:
-        """Take the records out of a worker's hands; those still assigned are ready again."""
-        raise NotImplementedError
-
-    def _raised(self, worker: Worker, error: Exception) -> None:
-        if worker.evicted:
-            self.abandon(worker)  # it failed because it was cancelled
-        else:
-            self.failed(worker, error)
-
-
-class RecordLoop(HandlerLoop):
-    """Calls the handler with one record after the other."""
 
     async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
         self, worker: Worker, pool: WorkerPool
     ) -> None:
         """Take records and call the handler, until the task is cancelled."""
-        handler = self._handler
+        handler, batch_size = self._handler, self._batch_size
         scheduler, failures, counters = self._scheduler, self._failures, self._counters
         ready, finish = scheduler.ready, scheduler.finish
         time = asyncio.get_running_loop().time
+        items: Sequence[Item]
         pool.wake_others()
         while True:
             if not ready:
@@ -309,91 +295,18 @@ class RecordLoop(HandlerLoop):
             if now > pool.stretch_ends:
                 await pool.pause(worker)
                 continue
-            item = state, record, retry_state = ready.popleft()
-            worker.items = (item,)
-            worker.since = now
-            handled = False
-            try:
-                if retry_state is None:
-                    if record.error is None:
-                        await handler(record)
-                        handled = True
-                    else:
-                        failures.unreadable(state, record, record.error)
-                elif retry_state.action is Action.HANDLE:
-                    await handler(record)
-                    handled = True
-                else:
-                    await failures.proceed(item)
-            # The boundary to the application's handler, which may raise anything.
-            except Exception as error:  # noqa: BLE001
-                self._raised(worker, error)
-            except asyncio.CancelledError as error:
-                if worker.task.cancelling() and not worker.evicted:
-                    raise  # the task itself was cancelled
-                self._raised(worker, _as_failure(error))
-            if handled:
-                counters.handled += 1
-                finish(state, record)
-            if worker.freed is not None:
-                pool.release(worker)
-
-    def failed(self, worker: Worker, error: Exception) -> None:
-        """Handle the failure of the record in a worker's hands."""
-        for item in worker.items:
-            self._failures.handler_failed(item, error, worker.since)
-
-    def abandon(self, worker: Worker) -> None:
-        """Take the record out of a worker's hands; if still assigned, it is ready again."""
-        for item in worker.items:
-            if item[0].revoked:
-                self._scheduler.forget(item[1])
-            else:
-                self._scheduler.ready.appendleft(item)
-
-
-class BatchLoop(HandlerLoop):
-    """Calls the handler with all ready records, up to a maximum number.
-
-    Records of one key are in order within a batch, and no other batch contains records of that key
-    at the same time. A batch that fails is not given up as a whole: each of its records is retried
-    alone, so that only the record that causes the failure is given up.
-    """
-
-    def __init__(
-        self, handler: Callable[[list[Record]], Awaitable[object]], batch_size: int, **options: Any
-    ) -> None:
-        super().__init__(handler, **options)
-        self._batch_size = batch_size
-
-    async def run(  # noqa: C901 - one loop without calls in between: it runs per batch
-        self, worker: Worker, pool: WorkerPool
-    ) -> None:
-        """Take batches and call the handler, until the task is cancelled."""
-        handler = self._handler
-        ready = self._scheduler.ready
-        time = asyncio.get_running_loop().time
-        pool.wake_others()
-        while True:
-            if not ready:
-                await pool.park(worker)
-                continue
-            now = time()
-            if now > pool.stretch_ends:
-                await pool.pause(worker)
-                continue
-            items = self._take()
+            items = (ready.popleft(),) if batch_size is None else self._take(batch_size)
             worker.items = items
             worker.since = now
-            state, first, retry_state = items[0]
+            state, record, retry_state = items[0]
             handled = False
             try:
                 if retry_state is not None and retry_state.action is not Action.HANDLE:
-                    await self._failures.proceed(items[0])
-                elif first.error is not None:
-                    self._failures.unreadable(state, first, first.error)
+                    await failures.proceed(items[0])
+                elif record.error is not None:
+                    failures.unreadable(state, record, record.error)
                 else:
-                    await handler([record for _, record, _ in items])
+                    await handler(record if batch_size is None else [each[1] for each in items])
                     handled = True
             # The boundary to the application's handler, which may raise anything.
             except Exception as error:  # noqa: BLE001
@@ -401,9 +314,15 @@ class BatchLoop(HandlerLoop):
             except asyncio.CancelledError as error:
                 if worker.task.cancelling() and not worker.evicted:
                     raise  # the task itself was cancelled
-                self._raised(worker, _as_failure(error))
+                failure = RuntimeError("the handler raised CancelledError by itself")
+                failure.__cause__ = error
+                self._raised(worker, failure)
             if handled:
-                self._finish(items)
+                if batch_size is None:
+                    counters.handled += 1
+                    finish(state, record)
+                else:
+                    self._finish(items)
             if worker.freed is not None:
                 pool.release(worker)
 
@@ -426,8 +345,14 @@ class BatchLoop(HandlerLoop):
                 self._scheduler.put_behind(head[0], head[1], followers)
                 self._scheduler.ready.appendleft(head)
 
-    def _take(self) -> list[Item]:
-        ready, size = self._scheduler.ready, self._batch_size
+    def _raised(self, worker: Worker, error: Exception) -> None:
+        if worker.evicted:
+            self.abandon(worker)  # it failed because it was cancelled
+        else:
+            self.failed(worker, error)
+
+    def _take(self, size: int) -> list[Item]:
+        ready = self._scheduler.ready
         items: list[Item] = []
         while ready and len(items) < size:
             if not _may_be_batched(ready[0]):
@@ -486,13 +411,6 @@ def _with_timeout(
             raise TimeoutError(message) from error
 
     return handle
-
-
-def _as_failure(error: asyncio.CancelledError) -> Exception:
-    """Return an ordinary exception for a CancelledError that the handler raised by itself."""
-    failure = RuntimeError("the handler raised CancelledError by itself")
-    failure.__cause__ = error
-    return failure
 
 
 def trace_handler(

@@ -170,7 +170,7 @@ class World:
         self.committer = Committer(self.target, "kafka", self.counters)
         self.session = SessionWatch(1_000_000.0, lambda: None)
         self.rebalancer = Rebalancer(
-            self.health,
+            health=self.health,
             assignment=self.assignment,
             fetcher=self.fetcher,
             committer=self.committer,

@@ -207,6 +207,7 @@ class Scene:
             make_producer=lambda: self.producer,
             rng=random.Random(1),
             ended=self._note_end,
+            note=lambda event, **fields: None,
         )
 
     def _note_end(self, stats):
