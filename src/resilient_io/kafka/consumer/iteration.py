@@ -149,7 +149,8 @@ class RecordStream(Generic[T]):
 
     def made_progress(self) -> bool:
         """Return whether a new record or batch is in hand since the last call."""
-        before, self._last_seen = self._last_seen, self._current()
+        in_hand = self._in_hand()
+        before, self._last_seen = self._last_seen, in_hand[0][1][0] if in_hand else None
         return self._last_seen is not before
 
     def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
@@ -158,7 +159,8 @@ class RecordStream(Generic[T]):
 
     def hold(self) -> None:
         """Put undelivered records back: the fetcher delivers nothing while it is held."""
-        raise NotImplementedError
+        for assigned, records in reversed(self._take_undelivered()):
+            self._fetcher.put_back(assigned, records)
 
     async def drain(
         self,
@@ -166,7 +168,11 @@ class RecordStream(Generic[T]):
         timeout: float,
         caller: asyncio.Task[object] | None = None,
     ) -> None:
-        """Drop undelivered records of these partitions; wait until those in hand are handled."""
+        """Drop undelivered records of these partitions; wait until those in hand are handled.
+
+        `caller` is the task that waits: if it runs the loop itself there is no wait, because it
+        cannot request the next record meanwhile.
+        """
         self.drop(partitions)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
@@ -218,6 +224,21 @@ class RecordStream(Generic[T]):
         self._ended = True
         self._release()
 
+    def _finish(self) -> None:
+        """Count what is in hand as handled."""
+        for _, records in self._in_hand():
+            records[-1]._progress.reached(records[-1].offset + 1)
+        self._clear()
+
+    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
+        """Return whether an unhandled record of these partitions is in hand."""
+        return any(
+            assigned.assigned
+            and assigned.partition in partitions
+            and not all(record.handled for record in records)
+            for assigned, records in self._in_hand()
+        )
+
     async def _begin(self) -> None:
         self._task = asyncio.current_task()
         if self._ended:
@@ -231,7 +252,10 @@ class RecordStream(Generic[T]):
         if self._acquired:
             self._acquired = False
             self.settle()
-            self._return_records()
+            for assigned, records in reversed(self._in_hand() + self._take_undelivered()):
+                unhandled = [record for record in records if not record.handled]
+                self._fetcher.return_unhandled(assigned, unhandled)
+            self._clear()
             self._use.release()
             self._released()
 
@@ -255,20 +279,16 @@ class RecordStream(Generic[T]):
         """Wait for the next record or batch; return None once no more will come."""
         raise NotImplementedError
 
-    def _finish(self) -> None:
-        """Count what is in hand as handled."""
+    def _in_hand(self) -> list[Chunk]:
+        """Return the records that the caller has."""
         raise NotImplementedError
 
-    def _current(self) -> object:
-        """Return what is in hand, to be compared by identity."""
+    def _take_undelivered(self) -> list[Chunk]:
+        """Remove and return the records that were fetched and not delivered."""
         raise NotImplementedError
 
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        """Return whether an unhandled record of these partitions is in hand."""
-        raise NotImplementedError
-
-    def _return_records(self) -> None:
-        """Return all unhandled records to the fetcher."""
+    def _clear(self) -> None:
+        """Forget what is in hand."""
         raise NotImplementedError
 
 
@@ -331,8 +351,8 @@ class SingleRecordStream(RecordStream["Record"]):
         fetch_records: int,
     ) -> None:
         super().__init__(fetcher, use, released)
-        self.records: Iterator[Record] = iter(())
-        self.in_hand: Record | None = None
+        self.records: Iterator[Record] = iter(())  # the rest of the current chunk
+        self.in_hand: Record | None = None  # the record that the caller has
         self._fetch_records = fetch_records
         self._chunks: list[Chunk] = []
         self._assigned: AssignedPartition | None = None  # that of the current chunk
@@ -356,49 +376,24 @@ class SingleRecordStream(RecordStream["Record"]):
         if self.in_hand is not None:
             self.in_hand._progress.reached(self.in_hand.offset + self.in_hand.handled)
 
-    def _finish(self) -> None:
-        record = self.in_hand
-        self.in_hand = self._assigned = None
-        if record is not None:
-            record._progress.reached(record.offset + 1)
-
     def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Discard undelivered records of these partitions."""
         self._chunks = [chunk for chunk in self._chunks if chunk[0].partition not in partitions]
         if self._assigned is not None and self._assigned.partition in partitions:
             self.records = iter(())
 
-    def hold(self) -> None:
-        """Put undelivered records back."""
-        chunks, rest = self._chunks, list(self.records)
-        if self._assigned is not None:
-            chunks = [(self._assigned, rest), *chunks]
-        for assigned, records in chunks:
-            self._fetcher.put_back(assigned, records)
+    def _in_hand(self) -> list[Chunk]:
+        if self.in_hand is None or self._assigned is None:
+            return []
+        return [(self._assigned, [self.in_hand])]
+
+    def _take_undelivered(self) -> list[Chunk]:
+        rest, chunks = list(self.records), self._chunks
         self.records, self._chunks = iter(()), []
+        return chunks if self._assigned is None else [(self._assigned, rest), *chunks]
 
-    def _current(self) -> object:
-        return self.in_hand
-
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        return (
-            self.in_hand is not None
-            and not self.in_hand.handled
-            and self._assigned is not None
-            and self._assigned.assigned
-            and self._assigned.partition in partitions
-        )
-
-    def _return_records(self) -> None:
-        rest = list(self.records)
-        if self.in_hand is not None and not self.in_hand.handled:
-            rest.insert(0, self.in_hand)
-        chunks = self._chunks
-        if self._assigned is not None:
-            chunks = [(self._assigned, rest), *chunks]
-        for assigned, records in chunks:
-            self._fetcher.return_unhandled(assigned, records)
-        self.records, self._chunks, self.in_hand, self._assigned = iter(()), [], None, None
+    def _clear(self) -> None:
+        self.in_hand = self._assigned = None
 
 
 class BatchStream(RecordStream["list[Record]"]):
@@ -428,11 +423,6 @@ class BatchStream(RecordStream["list[Record]"]):
                 return [record for _, records in self._batch for record in records]
         return None
 
-    def _finish(self) -> None:
-        for _, records in self._batch:
-            records[-1]._progress.reached(records[-1].offset + 1)
-        self._batch = []
-
     async def _gather(self) -> None:
         """Wait for records, and then for more of them within `max_wait`."""
         loop = asyncio.get_running_loop()
@@ -454,26 +444,12 @@ class BatchStream(RecordStream["list[Record]"]):
         """Discard undelivered records of these partitions; the batch in hand stays."""
         self._gathered = [each for each in self._gathered if each[0].partition not in partitions]
 
-    def hold(self) -> None:
-        """Put undelivered records back."""
-        chunks, self._gathered = self._gathered, []
-        for assigned, records in reversed(chunks):
-            self._fetcher.put_back(assigned, records)
-
-    def _current(self) -> object:
+    def _in_hand(self) -> list[Chunk]:
         return self._batch
 
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        return any(
-            assigned.assigned
-            and assigned.partition in partitions
-            and not all(record.handled for record in records)
-            for assigned, records in self._batch
-        )
+    def _take_undelivered(self) -> list[Chunk]:
+        chunks, self._gathered = self._gathered, []
+        return chunks
 
-    def _return_records(self) -> None:
-        chunks, self._batch, self._gathered = [*self._batch, *self._gathered], [], []
-        for assigned, records in reversed(chunks):
-            self._fetcher.return_unhandled(
-                assigned, [record for record in records if not record.handled]
-            )
+    def _clear(self) -> None:
+        self._batch = []

@@ -83,7 +83,7 @@ class Processor:
         )
         self._scheduler = Scheduler(plan.order, plan.limits, self._room_available)
         self._failures = FailureHandler(
-            plan,
+            plan=plan,
             scheduler=self._scheduler,
             gate=self._gate,
             dead_letters=self._dead_letters,

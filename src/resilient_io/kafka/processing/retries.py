@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from resilient_io.errors import ConfigurationError
@@ -36,33 +37,21 @@ _BACKOFF_CAP = 10.0
 _ACTIONS = {"dead_letter": Action.DEAD_LETTER, "stop": Action.STOP, "skip": Action.SKIP}
 
 
+@dataclass(kw_only=True, eq=False)
 class FailureHandler:
     """Decides what to do with a record that failed, and does it."""
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        *,
-        scheduler: Scheduler,
-        gate: DependencyGate,
-        dead_letters: DeadLetterWriter | None,
-        counters: RunCounters,
-        rng: random.Random,
-        ready: Callable[[], None],
-        stop: Callable[[Exception], None],
-        note: Callable[..., None],
-    ) -> None:
-        self._policy = plan.handler_policy
-        self._on_failure = plan.on_failure
-        self._on_unknown = plan.on_outcome_unknown
-        self._scheduler = scheduler
-        self._gate = gate
-        self._dead_letters = dead_letters
-        self._counters = counters
-        self._rng = rng
-        self._ready = ready
-        self._stop = stop
-        self._note = note
+    plan: RunPlan
+    scheduler: Scheduler
+    gate: DependencyGate
+    dead_letters: DeadLetterWriter | None
+    counters: RunCounters
+    rng: random.Random
+    ready: Callable[[], None]  # called when a record has become ready
+    stop: Callable[[Exception], None]  # called with the exception that ends `run`
+    note: Callable[..., None]
+
+    def __post_init__(self) -> None:
         self._dead_letter_log = RateLimitedLog(
             "dead_lettered", "records sent to the dead-letter topic"
         )
@@ -80,7 +69,7 @@ class FailureHandler:
 
     def unreadable(self, state: PartitionState, record: Record, error: Exception) -> None:
         """Handle a record that could not be deserialized, without calling the handler."""
-        self._counters.failed += 1
+        self.counters.failed += 1
         now = asyncio.get_running_loop().time()
         retry_state = RetryState(now, now, error)
         retry_state.action = self._action_on_failure()
@@ -96,13 +85,15 @@ class FailureHandler:
         item = (state, record, retry_state)
         if retry_state.action is not Action.HANDLE:
             self._do_next(item)
-        elif self._gate.caused(error, began):
+        elif self.gate.caused(error, began):
             self._do_not_count(retry_state)
             self._back_off(item, self._backoff_without_attempt(retry_state.not_counted))
         else:
             retry_state.attempts += 1
-            if retry_state.attempts < self._policy.attempts:
-                self._back_off(item, self._policy.backoff_before(retry_state.attempts, self._rng))
+            if retry_state.attempts < self.plan.handler_policy.attempts:
+                self._back_off(
+                    item, self.plan.handler_policy.backoff_before(retry_state.attempts, self.rng)
+                )
             else:
                 retry_state.action = self._action_on_failure()
                 self._do_next(item)
@@ -113,7 +104,7 @@ class FailureHandler:
         This does not count as an attempt: each record is retried alone, in order. Only if a
         required dependency caused the failure may they be in a batch again.
         """
-        caused_by_dependency = self._gate.caused(error, began)
+        caused_by_dependency = self.gate.caused(error, began)
         failed: list[Item] = []
         for state, record, before in items:
             retry_state = self._record_failure(before, record, error)
@@ -126,9 +117,9 @@ class FailureHandler:
         state, record, first = head
         if state.revoked:
             for _, dropped, _ in failed:
-                self._scheduler.forget(dropped)
+                self.scheduler.forget(dropped)
             return
-        self._scheduler.put_behind(state, record, followers)
+        self.scheduler.put_behind(state, record, followers)
         if first is not None and first.action is Action.HANDLE:
             self._back_off(head, self._backoff_without_attempt(max(1, first.not_counted)))
         else:
@@ -137,7 +128,7 @@ class FailureHandler:
     def _record_failure(
         self, retry_state: RetryState | None, record: Record, error: Exception
     ) -> RetryState:
-        self._counters.failed += 1
+        self.counters.failed += 1
         now = asyncio.get_running_loop().time()
         if retry_state is None:
             retry_state = RetryState(now, now, error)
@@ -147,20 +138,20 @@ class FailureHandler:
             retry_state.outcome_unknown += 1
             if UNKNOWN_HEADER not in record.headers:
                 record.headers = (*record.headers, UNKNOWN_HEADER)
-            if self._on_unknown != "retry":
+            if self.plan.on_outcome_unknown != "retry":
                 retry_state.attempts += 1
-                retry_state.action = _ACTIONS[self._on_unknown]
+                retry_state.action = _ACTIONS[self.plan.on_outcome_unknown]
         return retry_state
 
     def _do_not_count(self, retry_state: RetryState) -> None:
         retry_state.not_counted += 1
-        self._counters.not_counted += 1
+        self.counters.not_counted += 1
 
     def _action_on_failure(self) -> Action:
-        return Action.CALLBACK if callable(self._on_failure) else _ACTIONS[self._on_failure]
+        return Action.CALLBACK if callable(self.plan.on_failure) else _ACTIONS[self.plan.on_failure]
 
     def _backoff_without_attempt(self, retry: int) -> float:
-        return half_jitter(backoff_bound(_BACKOFF, _BACKOFF_CAP, retry), self._rng)
+        return half_jitter(backoff_bound(_BACKOFF, _BACKOFF_CAP, retry), self.rng)
 
     # --- actions
 
@@ -177,7 +168,7 @@ class FailureHandler:
             if retry_state.action is Action.CALLBACK:
                 retry_state.action = await self._call_on_failure(record, retry_state)
             if retry_state.action is Action.DEAD_LETTER:
-                if self._dead_letters is not None and self._dead_letters.busy_retrying:
+                if self.dead_letters is not None and self.dead_letters.busy_retrying:
                     delay = min(_BACKOFF + len(state.backing_off) / 100, _BACKOFF_CAP)
                     self._back_off(item, delay)
                     return
@@ -194,32 +185,32 @@ class FailureHandler:
             retry_state.error.add_note(
                 f"run() stopped at {place_of(record)}, attempt {retry_state.attempts}"
             )
-            self._scheduler.forget(record)  # not finished, so its offset is not committed
-            self._stop(retry_state.error)
+            self.scheduler.forget(record)  # not finished, so its offset is not committed
+            self.stop(retry_state.error)
             return
         if retry_state.action is Action.SKIP:
-            self._counters.skipped += 1
+            self.counters.skipped += 1
             name = type(retry_state.error).__name__
-            self._note("record skipped", topic=record.topic, error=name)
+            self.note("record skipped", topic=record.topic, error=name)
             self._skip_log.add(f"{place_of(record)}: {name}")
-        self._scheduler.finish(state, record)
+        self.scheduler.finish(state, record)
 
     async def _write_dead_letter(self, record: Record, retry_state: RetryState) -> None:
-        if self._dead_letters is None:
+        if self.dead_letters is None:
             raise ConfigurationError(
                 'on_failure returned "dead_letter", but there is no topic for dead letters: '
                 'use run(..., dead_letter="orders.dead")'
             )
-        await self._dead_letters.write(record, retry_state)
-        self._counters.dead_lettered += 1
+        await self.dead_letters.write(record, retry_state)
+        self.counters.dead_lettered += 1
         name = type(retry_state.error).__name__
-        self._note("dead letter written", topic=record.topic, error=name)
+        self.note("dead letter written", topic=record.topic, error=name)
         self._dead_letter_log.add(f"{place_of(record)}: {name}")
 
     async def _call_on_failure(self, record: Record, retry_state: RetryState) -> Action:
-        if not callable(self._on_failure):  # pragma: no cover - CALLBACK only with a function
+        if not callable(self.plan.on_failure):  # pragma: no cover - CALLBACK only with a function
             return self._action_on_failure()
-        verdict = self._on_failure(
+        verdict = self.plan.on_failure(
             Failure(
                 record=record,
                 error=retry_state.error,
@@ -240,23 +231,23 @@ class FailureHandler:
 
     def _action_failed(self, item: Item, retry_state: RetryState, error: BaseException) -> None:
         retry_state.action_failures += 1
-        self._note("verdict delayed", stage=retry_state.action.name, error=type(error).__name__)
+        self.note("verdict delayed", stage=retry_state.action.name, error=type(error).__name__)
         action = "dead letter" if retry_state.action is Action.DEAD_LETTER else "on_failure"
         self._delay_log.add(f"{action} of {place_of(item[1])} raised {describe_failure(error)}")
         self._back_off(item, self._backoff_without_attempt(retry_state.action_failures))
 
     def _do_next(self, item: Item) -> None:
         if item[0].revoked:
-            self._scheduler.forget(item[1])
+            self.scheduler.forget(item[1])
         else:
-            self._scheduler.ready.appendleft(item)
-            self._ready()
+            self.scheduler.ready.appendleft(item)
+            self.ready()
 
     def _back_off(self, item: Item, seconds: float) -> None:
         """Delay a record; only the records behind it in its key queue wait with it."""
         state, record, retry_state = item
         if state.revoked or retry_state is None:
-            self._scheduler.forget(record)
+            self.scheduler.forget(record)
             return
         state.backing_off[record.offset] = item
         retry_state.timer = asyncio.get_running_loop().call_later(
@@ -267,9 +258,9 @@ class FailureHandler:
         state, record, retry_state = item
         del state.backing_off[record.offset]
         if retry_state is not None and retry_state.action is Action.HANDLE:
-            self._counters.retried += 1
-        self._scheduler.ready.append(item)
-        self._ready()
+            self.counters.retried += 1
+        self.scheduler.ready.append(item)
+        self.ready()
 
 
 _log = logging.getLogger("resilient_io.kafka")
@@ -278,7 +269,7 @@ _LOG_INTERVAL = 30.0
 
 
 class RateLimitedLog:
-    """Logs the first event immediately, and then the number of events at most every 30 seconds."""
+    """Logs the first event at once, and then the number of events at most every 30 seconds."""
 
     def __init__(self, event: str, subject: str) -> None:
         self._event = event
