@@ -78,10 +78,8 @@ class PartitionProgress:
         self._committable = offset + 1
 
     def reached(self, offset: int) -> None:
-        """Note that every record before `offset` is done, delivered or not.
-
-        Iteration uses this: it handles one record after the other and need not report each.
-        """
+        """Note that every record before `offset` is done, delivered or not."""
+        # Iteration uses this: it handles one record after the other and need not report each.
         waiting, finished = self._waiting, self._finished
         while waiting and waiting[0] < offset:
             finished.discard(waiting.popleft())

@@ -77,10 +77,8 @@ class AssignedPartition:
         return offset
 
     def lag(self, end: int | None) -> int | None:
-        """Return the number of offsets between the committed one and `end`; None if unknown.
-
-        Without a group or a commit, the first unhandled offset counts instead.
-        """
+        """Return how far `end` is ahead of the committed offset; None if unknown."""
+        # Without a group or a commit, the first unhandled offset counts instead.
         at = self.resume_offset
         if self.member is not None and self.committed_known and self.committed is not None:
             at = self.committed

@@ -108,11 +108,7 @@ class Fetcher:
         wake(waiting)
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """Stop fetching from partitions until `resume` is called with the same reason.
-
-        A partition is paused while any reason holds, also across a rebalance. Giving the same
-        reason again has no effect.
-        """
+        """Stop fetching from partitions, even after a rebalance, until `resume` is called."""
         for partition in partitions:
             reasons = self._pause_reasons.setdefault(partition, [])
             if reason not in reasons:
@@ -142,10 +138,7 @@ class Fetcher:
         return None if assigned is None else assigned.progress
 
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
-        """Take back undelivered records, to deliver them before all others.
-
-        Return False if there are none or the partition is no longer assigned.
-        """
+        """Take back undelivered records to deliver them first; return whether they were kept."""
         taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
         if taken:
             assigned.buffered[:0] = records
@@ -166,11 +159,9 @@ class Fetcher:
     async def fetch_assigned(
         self, max_records: int, max_wait: float
     ) -> list[tuple[AssignedPartition, list[Record]]]:
-        """Return the next records of the assigned partitions that are not paused.
-
-        Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
-        An outage raises no error: no records are returned. Cancelling loses no record.
-        """
+        """Return the next records of the assigned partitions that are not paused."""
+        # Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
+        # An outage raises no error: no records are returned. Cancelling loses no record.
         loop = asyncio.get_running_loop()
         until = loop.time() + max_wait
         while not self.closed:
@@ -271,10 +262,7 @@ class Fetcher:
     async def _request_each(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> dict[TopicPartition, list[Any]]:
-        """Request one partition after the other until one returns records.
-
-        Each call begins with another partition.
-        """
+        """Request one partition after the other, each time beginning with another one."""
         self._careful -= 1
         first = self._careful % len(wanted)
         for assigned in wanted[first:] + wanted[:first]:
@@ -321,11 +309,8 @@ class Fetcher:
             self._supervisor.driver_failed(instance, error)
 
     def _permanent_failure(self) -> Exception | None:
-        """Return why no instance ever entered service, if waiting does not help.
-
-        Once an instance was in service, the fetcher waits for Kafka in every case: health reports
-        the outage.
-        """
+        """Return why no instance ever entered service, if waiting does not help."""
+        # Later, the fetcher waits for Kafka in every case: health reports the outage.
         if self._supervisor.generation:
             return None
         if self._supervisor.permanent_error is not None:

@@ -120,10 +120,7 @@ class SessionWatch:
         self.doubtful = False
 
     def confirm(self, requested_at: float) -> None:
-        """Note that the group has confirmed the membership, requested at this loop time.
-
-        The group's session timer started then or later.
-        """
+        """Note that the group has confirmed the membership, requested at this loop time."""
         loop = asyncio.get_running_loop()
         if self._closed or loop.time() >= requested_at + self._session:
             return  # the answer is so old that the session may have expired since
@@ -151,10 +148,7 @@ class SessionWatch:
 
 @dataclass(kw_only=True, eq=False)
 class Rebalancer:
-    """Assigns and revokes partitions as the group decides.
-
-    Before a partition is revoked, records in hand are drained and offsets are committed.
-    """
+    """Assigns and revokes partitions as the group decides, after draining and committing."""
 
     health: Dependency
     assignment: Assignment

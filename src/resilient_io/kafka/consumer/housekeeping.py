@@ -96,11 +96,9 @@ class DeadConnectionDetector:
 
 
 class StalledPartitionDetector:
-    """Makes health DEGRADED while a partition with records to read makes no progress.
+    """Makes health DEGRADED while a partition with records to read makes no progress."""
 
-    A paused partition is not stalled, nor is any while Kafka is unavailable; then the time starts
-    again.
-    """
+    # A paused partition is not stalled, nor is any while Kafka is down: then the time starts again.
 
     def __init__(self, health: Dependency, after: float, group: str | None) -> None:
         self._health = health
@@ -252,11 +250,8 @@ class Housekeeping:
             self.dead_connections.reset()
 
     def _check_answers(self, instance: ConsumerDriver) -> bool:
-        """Return whether the leader of each partition has answered since the last check.
-
-        The coordinator must be known as well. If one of them is silent, the probe must check it,
-        even if the others answer.
-        """
+        """Return whether the leader of each partition has answered since the last check."""
+        # The coordinator must be known as well. If one is silent, the probe must check it.
         before = self._last_answers
         self._last_answers = {
             each.partition: each.last_answer

@@ -57,12 +57,7 @@ class ExclusiveUse:
         return None if isinstance(self.current, Processor) else self.current
 
     async def acquire(self, user: RecordStream[Any] | Processor) -> None:
-        """Make `user` the only one that receives records; wait only for one that is ending.
-
-        Raises:
-            RuntimeError: Another loop or `run` is active.
-            KafkaClosed: The consumer was closed while this waited.
-        """
+        """Make `user` the only one that receives records; wait only for one that is ending."""
         while self.current is not None:
             if not self._ending:
                 raise RuntimeError(
@@ -168,11 +163,9 @@ class RecordStream(Generic[T]):
         timeout: float,
         caller: asyncio.Task[object] | None = None,
     ) -> None:
-        """Drop undelivered records of these partitions; wait until those in hand are handled.
-
-        `caller` is the task that waits: if it runs the loop itself there is no wait, because it
-        cannot request the next record meanwhile.
-        """
+        """Drop undelivered records of these partitions; wait until those in hand are handled."""
+        # There is no wait if `caller`, the task that waits, runs the loop itself: it cannot request
+        # the next record meanwhile.
         self.drop(partitions)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
@@ -187,12 +180,7 @@ class RecordStream(Generic[T]):
     # --- for the iterator
 
     async def next(self) -> T:
-        """Return the next record or batch; the one in hand before is handled.
-
-        Raises:
-            RuntimeError: Another task waits for the next one. Its record in hand would count as
-                handled.
-        """
+        """Return the next record or batch; the one in hand before is handled."""
         if self._finding:
             raise RuntimeError(
                 "this iterator is in use by another task: iterate in one task, and use "

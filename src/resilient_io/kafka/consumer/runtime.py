@@ -14,8 +14,7 @@ from resilient_io.health import State
 
 from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..probe import GROUP, KafkaProbe
-from ..processing.processor import Processor
-from ..processing.watchdog import answering_since
+from ..processing import Processor, answering_since
 from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from ..connect import KafkaTarget
-    from ..processing.options import RunPlan
-    from ..processing.stats import RunStats
+    from ..processing import RunPlan, RunStats
     from ..producer import ResilientKafkaProducer
     from ..protocols import ConsumerDriver
     from .assignment import AssignedPartition

@@ -48,18 +48,13 @@ class DeadLetterWriter:
 
     @property
     def busy_retrying(self) -> bool:
-        """Whether writing fails, and another record is testing whether it works again.
-
-        Otherwise all failed records would wait for that, each in the place of a handler.
-        """
+        """Whether writing fails, and another record is testing whether it works again."""
+        # Otherwise all failed records would wait for that, each in the place of a handler.
         now = asyncio.get_running_loop().time()
         return self._backoff.failures > 0 and (self._writing > 0 or now < self._retry_at)
 
     async def write(self, record: Record, state: RetryState) -> None:
-        """Write a dead letter and wait until the brokers have stored it.
-
-        After an unknown outcome it is written again, so the topic may contain it twice.
-        """
+        """Write a dead letter, again after an unknown outcome, and wait until it is stored."""
         producer = self._given_producer or self._own_producer
         if producer is None:
             producer = self._own_producer = self._make_producer()
@@ -110,11 +105,9 @@ class DeadLetterWriter:
 
 
 def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[tuple[str, bytes]]:
-    """Return the headers of a record's dead letter.
-
-    If the record came from a dead-letter topic itself, its headers about the failure are replaced,
-    and those about its origin are kept.
-    """
+    """Return the headers of a record's dead letter."""
+    # If the record is a dead letter itself, its headers about the failure are replaced, and those
+    # about its origin are kept.
     origin = {
         "x-original-topic": record.topic.encode(),
         "x-original-partition": b"%d" % record.partition,

@@ -33,11 +33,7 @@ _DRAIN_SHARE = 0.8  # of the time that the group waits; the rest is for the comm
 
 
 class Processor:
-    """One `run` of a consumer; created in its event loop.
-
-    Cancelling `run()` returns immediately. A separate task then drains and commits, and `aclose()`
-    waits for it.
-    """
+    """One `run` of a consumer. If it is cancelled, a separate task drains and commits."""
 
     activity = "running"
     """What the consumer is doing meanwhile, for errors."""
@@ -137,11 +133,7 @@ class Processor:
     async def aclose(
         self, timeout: float | None = None, caller: asyncio.Task[Any] | None = None
     ) -> None:
-        """Stop fetching, drain and commit; then `run()` returns.
-
-        This method is idempotent. Cancelling returns immediately; the rest continues in the
-        background.
-        """
+        """Stop fetching, drain and commit, in the background if cancelled; then `run()` returns."""
         if timeout is not None:
             self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - CANCEL_GRACE))
         self._closed_by = caller
@@ -165,10 +157,7 @@ class Processor:
         self._fetch_loop.assigned(partitions)
 
     async def drain(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Drop the waiting records of revoked partitions, and wait for their handlers.
-
-        Handlers that take longer than the drain timeout are cancelled.
-        """
+        """Drop waiting records of revoked partitions; wait for their handlers, or cancel them."""
         states = self._scheduler.partitions
         self._fetch_loop.revoked(partitions)
         self._scheduler.withdraw([states[each] for each in partitions if each in states])
@@ -246,10 +235,8 @@ class Processor:
         return self._winding_down
 
     def _loop_is_shutting_down(self) -> bool:
-        """Return whether all tasks are being cancelled, as `asyncio.run` does at its end.
-
-        A task that was created then would never end.
-        """
+        """Return whether all tasks are being cancelled, as `asyncio.run` does at its end."""
+        # A task that was created then would never end.
         fetching = self._fetching
         return self._winding_down is None and fetching is not None and fetching.cancelling() > 0
 

@@ -99,11 +99,9 @@ class FailureHandler:
                 self._do_next(item)
 
     def batch_failed(self, items: Sequence[Item], error: Exception, began: float) -> None:
-        """Decide what to do with the records of one key after their batch failed.
-
-        This does not count as an attempt: each record is retried alone, in order. Only if a
-        required dependency caused the failure may they be in a batch again.
-        """
+        """Decide what to do with the records of one key after their batch failed."""
+        # This does not count as an attempt: each record is retried alone, in order. Only if a
+        # required dependency caused the failure may they be in a batch again.
         caused_by_dependency = self.gate.caused(error, began)
         failed: list[Item] = []
         for state, record, before in items:
@@ -156,11 +154,8 @@ class FailureHandler:
     # --- actions
 
     async def proceed(self, item: Item) -> None:
-        """Do what is next for a record that is given up.
-
-        If that fails it is retried later; until then, the record's offset is not committed.
-        Cancelling leaves the record as it was.
-        """
+        """Do what is next for a record that is given up; if that fails, do it again later."""
+        # Until then, its offset is not committed. Cancelling leaves the record as it was.
         state, record, retry_state = item
         if retry_state is None:  # pragma: no cover - only records that have failed come here
             return

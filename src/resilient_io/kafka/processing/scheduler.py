@@ -147,10 +147,8 @@ class Scheduler:
                 waiting.append(item)
 
     def finish(self, state: PartitionState, record: Record) -> None:
-        """Note that a record is settled: its offset may be committed, its key queue advances.
-
-        Called once per record, so everything is inlined.
-        """
+        """Note that a record is settled: its offset may be committed, its key queue advances."""
+        # Called once per record, so everything is inlined.
         state.progress.done(record.offset)
         key: Hashable = None
         if self._by_key:

@@ -87,10 +87,7 @@ class Watchdog:
             self._timer = None
 
     def liveness_failure(self, since: float) -> str | None:
-        """Return how long no record has made progress if that is too long, otherwise None.
-
-        Progress missing before the loop time `since` does not count: Kafka was unavailable then.
-        """
+        """Return how long no record has made progress since then, if that is too long."""
         self._check_progress()
         began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
         seconds = self._loop.time() - began

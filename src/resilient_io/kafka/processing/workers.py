@@ -101,10 +101,8 @@ class WorkerPool:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """Yield to the event loop, or park the worker if too many are working.
-
-        Both are checked with one comparison per record: `now > stretch_ends`.
-        """
+        """Yield to the event loop, or park the worker if too many are working."""
+        # Both are checked with one comparison per record: `now > stretch_ends`.
         if self.working > self.allowed:
             await self.park(worker)
             return
