@@ -146,7 +146,7 @@ class SessionWatch:
             self._timer = None
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Rebalancer:
     """Assigns and revokes partitions as the group decides, after draining and committing."""
 

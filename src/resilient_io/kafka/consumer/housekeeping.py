@@ -158,7 +158,7 @@ _ANSWER_CHECK_INTERVAL = 0.9
 early."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Housekeeping:
     """A background task: commits, polls for a busy loop, and runs the detectors.
 

@@ -105,7 +105,7 @@ class Processor:
         )
         self._fetch_loop = FetchLoop(source, self._scheduler, self._gate, self._workers.wake)
         self._watchdog = Watchdog(
-            plan,
+            plan=plan,
             workers=self._workers,
             scheduler=self._scheduler,
             gate=self._gate,

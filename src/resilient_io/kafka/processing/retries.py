@@ -37,7 +37,7 @@ _BACKOFF_CAP = 10.0
 _ACTIONS = {"dead_letter": Action.DEAD_LETTER, "stop": Action.STOP, "skip": Action.SKIP}
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class FailureHandler:
     """Decides what to do with a record that failed, and does it."""
 

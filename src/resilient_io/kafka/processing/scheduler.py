@@ -50,13 +50,12 @@ _WHOLE_PARTITION = True  # the key of the only queue of a partition with order="
 class PartitionState:
     """The records of one partition, from its assignment until it is revoked."""
 
-    __slots__ = ("backing_off", "partition", "progress", "queues", "revoked")
-
     def __init__(self, partition: TopicPartition, progress: PartitionProgress) -> None:
         self.partition = partition
         self.progress = progress
+        # For each key of which a record is ready or being handled: the records behind it.
         self.queues: dict[Hashable, deque[Item] | None] = {}
-        self.backing_off: dict[int, Item] = {}
+        self.backing_off: dict[int, Item] = {}  # by offset
         self.revoked = False
 
 
@@ -72,20 +71,6 @@ class Scheduler:
     starve the others.
     """
 
-    __slots__ = (
-        "_by_key",
-        "_by_partition",
-        "_low_bytes",
-        "_low_records",
-        "_room",
-        "awaits_room",
-        "bytes",
-        "limits",
-        "partitions",
-        "ready",
-        "records",
-    )
-
     def __init__(self, order: Order, limits: RunLimits, room: Callable[[], None]) -> None:
         self._by_key = order == "key"
         self._by_partition = order == "partition"
@@ -93,11 +78,11 @@ class Scheduler:
         self._low_records = limits.records * 3 // 4
         self._low_bytes = limits.bytes * 3 // 4
         self.limits = limits
-        self.ready: deque[Item] = deque()
+        self.ready: deque[Item] = deque()  # always the same object
         self.partitions: dict[TopicPartition, PartitionState] = {}
-        self.records = 0
-        self.bytes = 0
-        self.awaits_room = False
+        self.records = 0  # in memory
+        self.bytes = 0  # size of their keys and values
+        self.awaits_room = False  # whether to call `room` once a quarter of the limits is free
 
     @property
     def full(self) -> bool:

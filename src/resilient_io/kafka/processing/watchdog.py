@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.health import State
@@ -42,6 +43,7 @@ def answering_since(health: Dependency) -> float:
     return health.history[0].at if health.history else health.since
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Watchdog:
     """Detects a `run` without progress, and logs slow handlers.
 
@@ -50,25 +52,16 @@ class Watchdog:
     the time without progress again.
     """
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        *,
-        workers: WorkerPool,
-        scheduler: Scheduler,
-        gate: DependencyGate,
-        counters: RunCounters,
-        max_poll_interval: float,
-        drain_timeout: float,
-    ) -> None:
-        self._requires = plan.requires
-        self._workers = workers
-        self._scheduler = scheduler
-        self._gate = gate
-        self._counters = counters
-        self._max_poll_interval = max_poll_interval
-        self._drain_timeout = drain_timeout
-        self._limit = max(max_poll_interval, plan.handler_policy.timeout or 0.0)
+    plan: RunPlan
+    workers: WorkerPool
+    scheduler: Scheduler
+    gate: DependencyGate
+    counters: RunCounters
+    max_poll_interval: float
+    drain_timeout: float
+
+    def __post_init__(self) -> None:
+        self._limit = max(self.max_poll_interval, self.plan.handler_policy.timeout or 0.0)
         self._loop = asyncio.get_running_loop()
         self._last_seen: tuple[float, int] | None = None
         self._progress_at = self._checked_at = self._loop.time()
@@ -77,7 +70,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start checking."""
-        interval = min(self._max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
+        interval = min(self.max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
         self._timer = self._loop.call_later(interval, self._check)
 
     def stop(self) -> None:
@@ -89,13 +82,13 @@ class Watchdog:
     def liveness_failure(self, since: float) -> str | None:
         """Return how long no record has made progress since then, if that is too long."""
         self._check_progress()
-        began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
+        began = max(self._progress_at, since, *(each.since for each in self.plan.requires), 0.0)
         seconds = self._loop.time() - began
         if seconds < self._limit:
             return None
         return (
-            f"run() has {self._scheduler.records} records in memory and "
-            f"{len(self._workers.busy())} running handlers, and has made no progress for "
+            f"run() has {self.scheduler.records} records in memory and "
+            f"{len(self.workers.busy())} running handlers, and has made no progress for "
             f"{seconds:.0f} s"
         )
 
@@ -105,12 +98,12 @@ class Watchdog:
         self._warn_of_slow_handlers()
 
     def _check_progress(self) -> None:
-        busy = self._workers.busy()
-        seen = (max((worker.since for worker in busy), default=-1.0), self._counters.ended)
-        dependency_may_block = self._gate.shut or any(
-            each.state is State.DEGRADED for each in self._requires
+        busy = self.workers.busy()
+        seen = (max((worker.since for worker in busy), default=-1.0), self.counters.ended)
+        dependency_may_block = self.gate.shut or any(
+            each.state is State.DEGRADED for each in self.plan.requires
         )
-        waiting = (busy or self._scheduler.ready) and not dependency_may_block
+        waiting = (busy or self.scheduler.ready) and not dependency_may_block
         now = self._loop.time()
         if seen != self._last_seen or not waiting:
             self._last_seen = seen
@@ -124,8 +117,8 @@ class Watchdog:
         now = self._loop.time()
         slow = [
             (worker, worker.since)
-            for worker in self._workers.busy()
-            if now - worker.since >= _WARNING_SHARE * self._max_poll_interval
+            for worker in self.workers.busy()
+            if now - worker.since >= _WARNING_SHARE * self.max_poll_interval
         ]
         for worker, since in slow:
             if (worker, since) not in self._warned:
@@ -135,8 +128,8 @@ class Watchdog:
                     "polling continues, but a rebalance would cancel the handler after %g s",
                     place_of(record),
                     now - since,
-                    self._max_poll_interval * 1000,
-                    self._drain_timeout,
+                    self.max_poll_interval * 1000,
+                    self.drain_timeout,
                     extra={
                         "event": "handler_slow",
                         "topic": record.topic,
