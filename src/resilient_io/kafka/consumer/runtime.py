@@ -152,8 +152,8 @@ class ConsumerRuntime:
     async def run(self, plan: RunPlan, make_producer: Callable[[], ResilientKafkaProducer]) -> None:
         """Handle records until the consumer is closed; see `ResilientKafkaConsumer.run`."""
         processor = Processor(
-            self.fetcher,
-            plan,
+            source=self.fetcher,
+            plan=plan,
             commit=self.commit,
             commit_timeout=self.settings.commit_timeout,
             drain_timeout=self.settings.drain_timeout,

@@ -22,6 +22,7 @@ class RecordSource(Protocol):
 
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
         """Poll Kafka, and return the next records of the partitions that are not paused."""
+        raise NotImplementedError
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
         """Stop fetching from partitions until `resume` is called with the same reason."""
@@ -31,6 +32,7 @@ class RecordSource(Protocol):
 
     def assignment(self) -> tuple[TopicPartition, ...]:
         """Return the assigned partitions, in a fixed order."""
+        raise NotImplementedError
 
     def progress(self, partition: TopicPartition) -> PartitionProgress | None:
         """Return the progress of a partition, or None if it is not assigned."""

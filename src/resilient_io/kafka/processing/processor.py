@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resilient_io.deadlines import context_without_deadline
 
@@ -32,34 +32,30 @@ _FORCED_END_TIMEOUT = 1.0
 _DRAIN_SHARE = 0.8  # of the time that the group waits; the rest is for the commit and the network
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Processor:
     """One `run` of a consumer. If it is cancelled, a separate task drains and commits."""
 
-    activity = "running"
+    activity: ClassVar = "running"
     """What the consumer is doing meanwhile, for errors."""
 
-    def __init__(
-        self,
-        source: RecordSource,
-        plan: RunPlan,
-        *,
-        commit: Callable[[float], Awaitable[None]],
-        commit_timeout: float,
-        drain_timeout: float,
-        max_poll_interval: float,
-        rebalance_timeout: float,
-        make_producer: Callable[[], ResilientKafkaProducer],
-        rng: random.Random,
-        ended: Callable[[RunStats], None],
-        note: Callable[..., None],
-    ) -> None:
+    source: RecordSource
+    plan: RunPlan
+    commit: Callable[[float], Awaitable[None]]  # commits what is handled, within a timeout
+    commit_timeout: float
+    drain_timeout: float  # seconds that handlers get to end before they are cancelled
+    max_poll_interval: float
+    rebalance_timeout: float  # seconds that the group waits for a member
+    make_producer: Callable[[], ResilientKafkaProducer]
+    rng: random.Random
+    ended: Callable[[RunStats], None]  # called once, when nothing of the run is active any more
+    note: Callable[..., None]
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self._loop = asyncio.get_running_loop()
-        self._source = source
-        self._commit = commit
-        self._commit_timeout = commit_timeout
-        self._drain_timeout = drain_timeout
-        self._longest_drain = max(0.0, _DRAIN_SHARE * rebalance_timeout - CANCEL_GRACE)
-        self._notify_ended: Callable[[RunStats], None] | None = ended
+        self._longest_drain = max(0.0, _DRAIN_SHARE * self.rebalance_timeout - CANCEL_GRACE)
+        self._notify_ended: Callable[[RunStats], None] | None = self.ended
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._error: BaseException | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -67,9 +63,9 @@ class Processor:
         self._closed_by: asyncio.Task[Any] | None = None
         self._held = False
         self._counters = RunCounters()
-        self._dead_letters = (
-            None if plan.dead_letter is None else DeadLetterWriter(plan.dead_letter, make_producer)
-        )
+        self._dead_letters = None
+        if plan.dead_letter is not None:
+            self._dead_letters = DeadLetterWriter(plan.dead_letter, self.make_producer)
         self._gate = DependencyGate(
             plan.requires,
             concurrency=plan.concurrency,
@@ -84,10 +80,10 @@ class Processor:
             gate=self._gate,
             dead_letters=self._dead_letters,
             counters=self._counters,
-            rng=rng,
+            rng=self.rng,
             ready=self._records_ready,
             stop=self._stop,
-            note=note,
+            note=self.note,
         )
         self._workers = WorkerPool(
             HandlerLoop(
@@ -103,15 +99,15 @@ class Processor:
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
         )
-        self._fetch_loop = FetchLoop(source, self._scheduler, self._gate, self._workers.wake)
+        self._fetch_loop = FetchLoop(self.source, self._scheduler, self._gate, self._workers.wake)
         self._watchdog = Watchdog(
             plan=plan,
             workers=self._workers,
             scheduler=self._scheduler,
             gate=self._gate,
             counters=self._counters,
-            max_poll_interval=max_poll_interval,
-            drain_timeout=drain_timeout,
+            max_poll_interval=self.max_poll_interval,
+            drain_timeout=self.drain_timeout,
         )
 
     async def run(self) -> None:
@@ -135,7 +131,7 @@ class Processor:
     ) -> None:
         """Stop fetching, drain and commit, in the background if cancelled; then `run()` returns."""
         if timeout is not None:
-            self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - CANCEL_GRACE))
+            self.drain_timeout = min(self.drain_timeout, max(0.0, timeout - CANCEL_GRACE))
         self._closed_by = caller
         self._end()
         winding_down = self._begin_winding_down()
@@ -161,7 +157,7 @@ class Processor:
         states = self._scheduler.partitions
         self._fetch_loop.revoked(partitions)
         self._scheduler.withdraw([states[each] for each in partitions if each in states])
-        timeout = min(self._drain_timeout, self._longest_drain)
+        timeout = min(self.drain_timeout, self._longest_drain)
         self._counters.cancelled += await self._workers.empty_hands(partitions, timeout)
 
     def stats(self) -> RunStats:
@@ -247,7 +243,7 @@ class Processor:
         self._watchdog.stop()
         ending = self._workers.dismiss()
         self._scheduler.withdraw(list(self._scheduler.partitions.values()))
-        self._fetch_loop.revoked(self._source.assignment())
+        self._fetch_loop.revoked(self.source.assignment())
         self._failures.close()
         notify, self._notify_ended = self._notify_ended, None
         if notify is not None:
@@ -264,9 +260,9 @@ class Processor:
             self._watchdog.stop()
             self._scheduler.withdraw(list(self._scheduler.partitions.values()))
             self._counters.cancelled += await self._workers.empty_hands(
-                None, self._drain_timeout, self._closed_by
+                None, self.drain_timeout, self._closed_by
             )
-            await self._commit(self._commit_timeout)
+            await self.commit(self.commit_timeout)
             close_timeout = CLOSE_TIMEOUT
         finally:
             ending = self._let_go()  # also if this task is cancelled: nothing may continue

@@ -197,8 +197,8 @@ class Scene:
 
     def create(self, handler):
         self.processor = self.source.processor = Processor(
-            self.source,
-            plan_run(handler, **self.options),
+            source=self.source,
+            plan=plan_run(handler, **self.options),
             commit=self.source.commit,
             commit_timeout=3.0,
             drain_timeout=self.drain_timeout,
