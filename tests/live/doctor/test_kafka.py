@@ -33,7 +33,7 @@ def misleading(_kafka_of_session):
     }
     users = {"chief": "hunter2", "shy": "hunter3"}
     server = KafkaServer(port=free_port(), users=users, superusers=["chief"])
-    own = server._seat.voters[1]
+    own = server._member.voters[1]
     server._options |= {
         "listeners": ",".join(
             [

@@ -138,7 +138,7 @@ async def test_callbacks_that_are_not_callable(client):
     monitor = HealthMonitor(client.health)
     async with calls_in_flight(client):
         for source in (client.health, monitor):
-            with pytest.raises(TypeError, match=r"write on_change\(print\)"):
+            with pytest.raises(TypeError, match=r"use on_change\(print\)"):
                 source.on_change("print")
     await monitor.aclose()
 
