@@ -67,7 +67,7 @@ class Processor:
         if plan.dead_letter is not None:
             self._dead_letters = DeadLetterWriter(plan.dead_letter, self.make_producer)
         self._gate = DependencyGate(
-            plan.requires,
+            requires=plan.requires,
             concurrency=plan.concurrency,
             slow_start=plan.limits.slow_start,
             changed=self._gate_changed,
@@ -86,16 +86,16 @@ class Processor:
             note=self.note,
         )
         self._workers = WorkerPool(
-            HandlerLoop(
-                plan.handler,
+            loop_body=HandlerLoop(
+                handler=plan.handler,
                 batch_size=plan.batch_size,
                 timeout=plan.handler_policy.timeout,
                 scheduler=self._scheduler,
                 failures=self._failures,
                 counters=self._counters,
             ),
-            self._scheduler,
-            plan.concurrency,
+            scheduler=self._scheduler,
+            concurrency=plan.concurrency,
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
         )

@@ -49,6 +49,7 @@ class Worker:
     parked: asyncio.Future[None] | None = None  # done to wake it
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class WorkerPool:
     """A pool of workers that grows with the work, up to `concurrency`.
 
@@ -58,23 +59,17 @@ class WorkerPool:
     an `Exception` (`SystemExit`, for example).
     """
 
-    def __init__(
-        self,
-        loop_body: HandlerLoop,
-        scheduler: Scheduler,
-        concurrency: int,
-        *,
-        stop: Callable[[BaseException], None],
-        shutting_down: Callable[[], bool],
-    ) -> None:
-        self.allowed = concurrency
+    loop_body: HandlerLoop
+    scheduler: Scheduler
+    concurrency: int
+    stop: Callable[[BaseException], None]
+    shutting_down: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.allowed = self.concurrency
         self.working = 0
         self.stretch_ends = 0.0  # after this loop time, a worker lets other tasks run
-        self._loop_body = loop_body
-        self._ready = scheduler.ready
-        self._concurrency = concurrency
-        self._stop = stop
-        self._shutting_down = shutting_down
+        self._ready = self.scheduler.ready
         self._loop = asyncio.get_running_loop()
         self._context = context_without_deadline()
         self._workers: list[Worker] = []
@@ -139,7 +134,7 @@ class WorkerPool:
                 self.working += 1
                 if worker.parked is not None:
                     wake([worker.parked])
-            elif len(self._workers) < self._concurrency:
+            elif len(self._workers) < self.concurrency:
                 self._start_worker()
             else:
                 return
@@ -220,7 +215,7 @@ class WorkerPool:
         self._started += 1
         self.working += 1
         worker.task = self._loop.create_task(
-            self._loop_body.run(worker, self),
+            self.loop_body.run(worker, self),
             name=f"resilient-io handler {self._started}",
             context=self._context.copy(),
         )
@@ -234,22 +229,23 @@ class WorkerPool:
         else:
             self.working -= 1
         items = worker.items
-        if self._closing or self._shutting_down():
+        if self._closing or self.shutting_down():
             self._closing = True
-            self._loop_body.abandon(worker)
+            self.loop_body.abandon(worker)
         elif not task.cancelled() and (error := task.exception()) is not None:
-            self._loop_body.abandon(worker)
-            self._stop(error)
+            self.loop_body.abandon(worker)
+            self.stop(error)
         elif items:
             # The handler cancelled its own task: that ends this worker, but not the consumer.
             error = RuntimeError("the handler cancelled the task that it runs in")
-            self._loop_body.failed(worker, error)
+            self.loop_body.failed(worker, error)
         worker.items = ()
         if worker.freed is not None:
             wake([worker.freed])
         self.wake()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class HandlerLoop:
     """What a worker runs: takes ready records, calls the handler, and handles its failures.
 
@@ -259,28 +255,21 @@ class HandlerLoop:
     that only the record that causes the failure is given up.
     """
 
-    def __init__(
-        self,
-        handler: Callable[..., Awaitable[object]],
-        *,
-        batch_size: int | None,
-        timeout: float | None,
-        scheduler: Scheduler,
-        failures: FailureHandler,
-        counters: RunCounters,
-    ) -> None:
-        self._handler = handler if timeout is None else _with_timeout(handler, timeout)
-        self._batch_size = batch_size
-        self._scheduler = scheduler
-        self._failures = failures
-        self._counters = counters
+    handler: Callable[..., Awaitable[object]]
+    batch_size: int | None
+    timeout: float | None
+    scheduler: Scheduler
+    failures: FailureHandler
+    counters: RunCounters
 
     async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
         self, worker: Worker, pool: WorkerPool
     ) -> None:
         """Take records and call the handler, until the task is cancelled."""
-        handler, batch_size = self._handler, self._batch_size
-        scheduler, failures, counters = self._scheduler, self._failures, self._counters
+        handler, batch_size = self.handler, self.batch_size
+        if self.timeout is not None:
+            handler = _with_timeout(handler, self.timeout)
+        scheduler, failures, counters = self.scheduler, self.failures, self.counters
         ready, finish = scheduler.ready, scheduler.finish
         time = asyncio.get_running_loop().time
         items: Sequence[Item]
@@ -328,20 +317,20 @@ class HandlerLoop:
         """Handle the failure of the records in a worker's hands: each is retried alone."""
         items = worker.items
         if len(items) == 1:
-            self._failures.handler_failed(items[0], error, worker.since)
+            self.failures.handler_failed(items[0], error, worker.since)
             return
         for group in self._by_key(items):
-            self._failures.batch_failed(group, error, worker.since)
+            self.failures.batch_failed(group, error, worker.since)
 
     def abandon(self, worker: Worker) -> None:
         """Take the records out of a worker's hands; those still assigned are ready again."""
         for head, *followers in reversed(self._by_key(worker.items)):
             if head[0].revoked:
                 for _, record, _ in (head, *followers):
-                    self._scheduler.forget(record)
+                    self.scheduler.forget(record)
             else:
-                self._scheduler.put_behind(head[0], head[1], followers)
-                self._scheduler.ready.appendleft(head)
+                self.scheduler.put_behind(head[0], head[1], followers)
+                self.scheduler.ready.appendleft(head)
 
     def _raised(self, worker: Worker, error: Exception) -> None:
         if worker.evicted:
@@ -350,25 +339,25 @@ class HandlerLoop:
             self.failed(worker, error)
 
     def _take(self, size: int) -> list[Item]:
-        ready = self._scheduler.ready
+        ready = self.scheduler.ready
         items: list[Item] = []
         while ready and len(items) < size:
             if not _may_be_batched(ready[0]):
                 return items or [ready.popleft()]
             head = ready.popleft()
             items.append(head)
-            waiting = self._scheduler.behind(head[0], head[1])
+            waiting = self.scheduler.behind(head[0], head[1])
             while waiting and len(items) < size and _may_be_batched(waiting[0]):
                 items.append(waiting.popleft())
         return items
 
     def _finish(self, items: Sequence[Item]) -> None:
-        self._counters.handled += len(items)
+        self.counters.handled += len(items)
         for head, *followers in self._by_key(items):
             for state, record, _ in followers:
                 state.progress.done(record.offset)
-                self._scheduler.forget(record)
-            self._scheduler.finish(head[0], head[1])
+                self.scheduler.forget(record)
+            self.scheduler.finish(head[0], head[1])
 
     def _by_key(self, items: Sequence[Item]) -> list[list[Item]]:
         """Return the records of a batch grouped by key queue, each group in order."""
@@ -376,7 +365,7 @@ class HandlerLoop:
         latest = None
         for item in items:
             state, record, _ = item
-            key = self._scheduler.key_of(record)
+            key = self.scheduler.key_of(record)
             if key is not None and latest == (state.partition, key):
                 groups[-1].append(item)
             else:
