@@ -204,8 +204,12 @@ class Rebalancer:
         self.session.confirm(asyncio.get_running_loop().time())
         self.counters.rebalances += 1
         name, count = self.health.name, len(partitions)
-        extra = {"event": "partitions_assigned", "dependency": name, "partitions": count}
-        _log.info("%s: assigned %d partitions", name, count, extra=extra)
+        _log.info(
+            "%s: assigned %d partitions",
+            name,
+            count,
+            extra={"event": "partitions_assigned", "dependency": name, "partitions": count},
+        )
         self.health.note("partitions assigned", partitions=count)
         self.use.assigned(self.assignment.partitions)
         self.fetcher.wake()

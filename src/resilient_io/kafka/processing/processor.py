@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from resilient_io.deadlines import context_without_deadline
 
-from .dead_letter import CLOSE_TIMEOUT, DeadLetterWriter
 from .dependencies import DependencyGate
+from .failures import CLOSE_TIMEOUT, DeadLetterWriter, FailureHandler
 from .fetch_loop import FetchLoop
-from .retries import FailureHandler
 from .scheduler import Scheduler
 from .stats import RunCounters, RunStats
 from .watchdog import Watchdog

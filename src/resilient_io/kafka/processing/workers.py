@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..instrumentation import Tracing
-    from .retries import FailureHandler
+    from .failures import FailureHandler
     from .scheduler import Item, Scheduler
     from .stats import RunCounters
 
