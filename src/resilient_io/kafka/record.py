@@ -17,24 +17,17 @@ class PartitionProgress:
     Records are delivered in the order of their offsets and may be done in any order. The offset to
     commit is the one after the last record before which all records are done. Offsets may have
     gaps (compaction, transaction markers): only delivered records count. Each operation takes
-    amortized constant time.
-
-    The object outlives the assignment: a record that is done after the partition was revoked
-    changes nothing.
+    amortized constant time. The object outlives the assignment.
     """
 
-    __slots__ = ("_committable", "_finished", "_last", "_waiting")
+    __slots__ = ("_finished", "_last", "_waiting", "committable")
 
     def __init__(self) -> None:
         self._waiting: deque[int] = deque()  # delivered, from the first not done; ascending
         self._finished: set[int] = set()  # done out of order; used only for membership tests
-        self._committable: int | None = None
+        # The offset to commit: the one after the contiguous done records; None before any.
+        self.committable: int | None = None
         self._last = -1
-
-    @property
-    def committable(self) -> int | None:
-        """The offset to commit: the one after the contiguous done records; None before any."""
-        return self._committable
 
     @property
     def outstanding(self) -> int:
@@ -75,7 +68,7 @@ class PartitionProgress:
         while finished and waiting and waiting[0] in finished:
             offset = waiting.popleft()
             finished.remove(offset)
-        self._committable = offset + 1
+        self.committable = offset + 1
 
     def reached(self, offset: int) -> None:
         """Note that every record before `offset` is done, delivered or not."""
@@ -87,8 +80,8 @@ class PartitionProgress:
             done = waiting.popleft()
             finished.remove(done)
             offset = done + 1
-        if self._committable is None or offset > self._committable:
-            self._committable = offset
+        if self.committable is None or offset > self.committable:
+            self.committable = offset
         self._last = max(self._last, offset - 1)
 
 
