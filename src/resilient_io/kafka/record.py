@@ -17,18 +17,14 @@ class PartitionProgress:
     amortized constant time. A record that is done after the partition was revoked changes nothing.
     """
 
-    __slots__ = ("_committable", "_finished", "_last", "_waiting")
+    __slots__ = ("_finished", "_last", "_waiting", "committable")
 
     def __init__(self) -> None:
         self._waiting: deque[int] = deque()  # delivered, from the first not done; ascending
         self._finished: set[int] = set()  # done out of order; used only for membership tests
-        self._committable: int | None = None
+        # The offset to commit: the one after the contiguous done records; None before any.
+        self.committable: int | None = None
         self._last = -1
-
-    @property
-    def committable(self) -> int | None:
-        """The offset to commit: the one after the contiguous done records; None before any."""
-        return self._committable
 
     @property
     def outstanding(self) -> int:
@@ -69,13 +65,11 @@ class PartitionProgress:
         while finished and waiting and waiting[0] in finished:
             offset = waiting.popleft()
             finished.remove(offset)
-        self._committable = offset + 1
+        self.committable = offset + 1
 
     def reached(self, offset: int) -> None:
-        """Note that every record before `offset` is done, delivered or not.
-
-        Iteration uses this: it handles one record after the other and need not report each.
-        """
+        """Note that every record before `offset` is done, delivered or not."""
+        # Iteration uses this: it handles one record after the other and need not report each.
         waiting, finished = self._waiting, self._finished
         while waiting and waiting[0] < offset:
             finished.discard(waiting.popleft())
@@ -83,8 +77,8 @@ class PartitionProgress:
             done = waiting.popleft()
             finished.remove(done)
             offset = done + 1
-        if self._committable is None or offset > self._committable:
-            self._committable = offset
+        if self.committable is None or offset > self.committable:
+            self.committable = offset
         self._last = max(self._last, offset - 1)
 
 

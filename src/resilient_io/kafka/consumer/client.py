@@ -15,29 +15,15 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.retry import RetryPolicy
 from resilient_io.text import redact_credentials
-from resilient_io.validation import (
-    check_count,
-    check_name,
-    check_number,
-    check_seconds,
-    check_type,
-)
+from resilient_io.validation import check_count, check_name, check_number, check_seconds, check_type
 
 from ..connect import KafkaTarget
 from ..errors import KafkaClosed
-from ..processing.options import plan_run
-from ..processing.workers import trace_handler
+from ..processing import plan_run, trace_handler
 from .fetcher import RecordDeserializer
-from .iteration import BatchIterator, RecordIterator
 from .options import ConsumerSettings, check_subscription, split_consumer_options
 from .runtime import ConsumerRuntime
-from .stats import (
-    ConsumerCounters,
-    ConsumerStats,
-    empty_consumer_stats,
-    known_lag,
-    query_lag,
-)
+from .stats import ConsumerCounters, ConsumerStats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -45,17 +31,18 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from ..instrumentation import Tracing
-    from ..processing.options import (
+    from ..processing import (
         DeadLetter,
         HandlerPolicy,
         OnFailure,
         OnUnknown,
         Order,
         RunLimits,
+        RunStats,
     )
-    from ..processing.stats import RunStats
     from ..producer import ResilientKafkaProducer
     from .fetcher import Deserializer
+    from .iteration import BatchIterator, RecordIterator
     from .options import ConsumerOptions
 
 
@@ -68,8 +55,7 @@ class ResilientKafkaConsumer:
     closing. An outage raises no error: records arrive again when Kafka is available.
 
     A consumer may be created anywhere. It starts in the event loop of its first use (or of `async
-    with`) and is bound to that loop. It also starts while Kafka is unavailable; `health` reports
-    Kafka's state.
+    with`), also while Kafka is unavailable, and is bound to that loop.
 
     Args:
         *topics: Names of the topics to read.
@@ -177,8 +163,7 @@ class ResilientKafkaConsumer:
         `async for` and `run` then end. A record in hand of a loop in another task gets
         `drain_timeout` to be handled; a record of the loop from which this is called counts as
         unhandled unless it is `done()`. This method is idempotent, and a closed consumer cannot be
-        used again. Cancelling returns immediately; closing continues in the background, within its
-        timeout.
+        used again. Cancelling returns immediately; closing continues in the background.
 
         Args:
             timeout: Longest time in seconds, even if Kafka is unavailable; None for
@@ -228,7 +213,7 @@ class ResilientKafkaConsumer:
             KafkaError: What Kafka refuses permanently (a missing permission, for example), as
                 aiokafka raises it.
         """
-        return RecordIterator(self._started().records())
+        return self._started().records()
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.0) -> BatchIterator:
         """Iterate over lists of records: each list is handled when the next one is requested.
@@ -246,7 +231,7 @@ class ResilientKafkaConsumer:
         """
         check_count("max_records", max_records)
         check_number("max_wait", max_wait)
-        return BatchIterator(self._started().batches(max_records, max_wait))
+        return self._started().batches(max_records, max_wait)
 
     async def run(
         self,
@@ -391,22 +376,17 @@ class ResilientKafkaConsumer:
             KafkaClosed: The consumer was closed.
         """
         limit = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
-        runtime = self._started()
-        return await query_lag(
-            runtime.supervisor, runtime.assignment, self._target, self._health.name, limit
-        )
+        return await self._started().lag(limit)
 
     def known_lag(self) -> dict[TopicPartition, int]:
-        """Return the lag by the end offsets of the latest fetches, without a request.
+        """Return the lag by the end offset of each partition's last fetch, without a request.
 
-        It costs no network traffic, so metrics may call it often. A partition that was not fetched
-        from since its assignment is left out. For a paused partition, or while Kafka is
-        unavailable, the end offset is that of its last fetch. Empty before the first use and after
-        closing.
+        Metrics may call it often. A partition that was not fetched from since its assignment is
+        left out. Empty before the first use and after closing.
         """
         if self._runtime is None or self._closed:
             return {}
-        return known_lag(self._runtime.assignment)
+        return self._runtime.assignment.known_lag()
 
     # --- reports
 
@@ -416,9 +396,8 @@ class ResilientKafkaConsumer:
         Either a background task has crashed because of a bug in this library, or `run` has records
         in hand and none of them has made progress for `max_poll_interval_ms`, although Kafka and
         all dependencies in `requires` are available and none of the latter is degraded. Put
-        everything that handlers may wait for without a time limit into `requires`: otherwise that
-        wait counts as a failure of the handlers. An outage of Kafka never counts: this is for
-        liveness (`HealthMonitor(liveness=[consumer])`), not for readiness.
+        everything that handlers may wait for without a time limit into `requires`. An outage of
+        Kafka never counts: this is for liveness (`HealthMonitor(liveness=[consumer])`).
         """
         binding = self._binding
         if self._runtime is None or binding is None or binding.closed or binding.forked:
@@ -427,7 +406,7 @@ class ResilientKafkaConsumer:
 
     def stats(self) -> ConsumerStats:
         """Return the counters."""
-        return empty_consumer_stats() if self._runtime is None else self._runtime.stats()
+        return ConsumerStats() if self._runtime is None else self._runtime.stats()
 
     def run_stats(self) -> RunStats | None:
         """Return the counters of the active `run`, or else of the last one; None before it."""

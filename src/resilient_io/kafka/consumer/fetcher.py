@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ..record import PartitionProgress
     from ..supervisor import Supervisor
     from .assignment import Assignment
-    from .exclusive_use import ExclusiveUse
     from .stats import ConsumerCounters
 
     Deserializer = Callable[[bytes], Any]
@@ -52,10 +51,6 @@ class Fetcher:
 
     It is the `RecordSource` of `run`. Without a group, no listener reports the partitions: then it
     discovers them itself.
-
-    Attributes:
-        closed: Whether no more records are delivered.
-        held: Whether delivery is suspended while the group membership is in doubt.
     """
 
     def __init__(
@@ -65,19 +60,19 @@ class Fetcher:
         target: KafkaTarget,
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
-        use: ExclusiveUse,
+        drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
         counters: ConsumerCounters,
     ) -> None:
         self.dependency = health.name
         self.closed = False
-        self.held = False
+        self.held = False  # while the membership in the group is in doubt
         self._health = health
         self._target = target
         self._supervisor = supervisor
         self._assignment = assignment
-        self._use = use
+        self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
         self._counters = counters
@@ -92,7 +87,7 @@ class Fetcher:
     # --- state
 
     def use_instance(self, instance: ConsumerDriver | None) -> None:
-        """Fetch from this instance from now on; from none if it is None."""
+        """Fetch from this instance (None: from none) from now on."""
         self._instance = instance
         self._backoff.reset()
         self.wake()
@@ -113,11 +108,7 @@ class Fetcher:
         wake(waiting)
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
-        """Stop fetching from partitions until `resume` is called with the same reason.
-
-        A partition is paused while any reason holds, also across a rebalance. Giving the same
-        reason again has no effect.
-        """
+        """Stop fetching from partitions, even after a rebalance, until `resume` is called."""
         for partition in partitions:
             reasons = self._pause_reasons.setdefault(partition, [])
             if reason not in reasons:
@@ -147,17 +138,11 @@ class Fetcher:
         return None if assigned is None else assigned.progress
 
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
-        """Take back undelivered records, to deliver them before all others.
-
-        Returns:
-            Whether the partition is still assigned and the records were kept.
-        """
-        if not records or not assigned.assigned:
-            return False
-        if records[0]._progress is not assigned.progress:
-            return False
-        assigned.buffered[:0] = records
-        return True
+        """Take back undelivered records to deliver them first; return whether they were kept."""
+        taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
+        if taken:
+            assigned.buffered[:0] = records
+        return taken
 
     def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
         """Take back delivered records that were not handled, to deliver them again."""
@@ -174,18 +159,9 @@ class Fetcher:
     async def fetch_assigned(
         self, max_records: int, max_wait: float
     ) -> list[tuple[AssignedPartition, list[Record]]]:
-        """Return the next records of the assigned partitions that are not paused.
-
-        Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
-        An outage raises no error: no records are returned. Cancelling loses no record.
-
-        Args:
-            max_records: Maximum number of records over all partitions.
-            max_wait: Longest wait for the first record, in seconds.
-
-        Raises:
-            Exception: What Kafka refuses permanently (a missing permission, for example).
-        """
+        """Return the next records of the assigned partitions that are not paused."""
+        # Each call counts as a poll for `max_poll_interval_ms`, even if all partitions are paused.
+        # An outage raises no error: no records are returned. Cancelling loses no record.
         loop = asyncio.get_running_loop()
         until = loop.time() + max_wait
         while not self.closed:
@@ -240,7 +216,7 @@ class Fetcher:
             return  # those of the previous instance are still being drained
         self._discovered = partitions
         going = self._assignment.stop_fetching(instance)
-        self._use.drop(tuple(each.partition for each in going))
+        self._drop(tuple(each.partition for each in going))
         self._assignment.remove(going, remember=True)
         for partition in sorted(partitions):
             self._assignment.add(
@@ -286,10 +262,7 @@ class Fetcher:
     async def _request_each(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> dict[TopicPartition, list[Any]]:
-        """Request one partition after the other until one returns records.
-
-        Each call begins with another partition.
-        """
+        """Request one partition after the other, each time beginning with another one."""
         self._careful -= 1
         first = self._careful % len(wanted)
         for assigned in wanted[first:] + wanted[:first]:
@@ -336,11 +309,8 @@ class Fetcher:
             self._supervisor.driver_failed(instance, error)
 
     def _permanent_failure(self) -> Exception | None:
-        """Return why no instance ever entered service, if waiting does not help.
-
-        Once an instance was in service, the fetcher waits for Kafka in every case: health reports
-        the outage.
-        """
+        """Return why no instance ever entered service, if waiting does not help."""
+        # Later, the fetcher waits for Kafka in every case: health reports the outage.
         if self._supervisor.generation:
             return None
         if self._supervisor.permanent_error is not None:
@@ -383,14 +353,7 @@ class RecordDeserializer:
     """Turns aiokafka's records into `Record`s.
 
     aiokafka's own deserializing would raise for the same record forever, without naming it.
-
-    Args:
-        key: Deserializes keys; never called for None.
-        value: Deserializes values; never called for None.
-        counters: The consumer's counters.
     """
-
-    __slots__ = ("_counters", "_key", "_value")
 
     def __init__(
         self, key: Deserializer | None, value: Deserializer | None, counters: ConsumerCounters
@@ -409,12 +372,7 @@ class RecordDeserializer:
         return records
 
     def read(self, records: list[Record], now: Callable[[], float]) -> int:
-        """Deserialize records from the front; return how many are ready, perhaps not all.
-
-        Args:
-            records: The records; one that was deserialized before is ready.
-            now: Returns the time, in seconds.
-        """
+        """Deserialize records from the front; return how many are ready, perhaps not all."""
         if self._key is None and self._value is None:
             return len(records)
         until = now() + _LONGEST_STRETCH

@@ -1,14 +1,17 @@
-"""Background work of a consumer: commits, polls for a busy loop, and runs the detectors."""
+"""Background work of a consumer: commits, detects silent connections and stalled partitions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resilient_io.health import Cause, State
 from resilient_io.tasks import describe_task_end, log_task_death, wake
 
+from ..driver import connections_of, oldest_request, reconnect
 from . import internals
 
 if TYPE_CHECKING:
@@ -18,14 +21,134 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
-    from ..protocols import ConsumerDriver
+    from ..protocols import Connection, ConsumerDriver
     from ..supervisor import Supervisor
-    from .assignment import Assignment
-    from .commits import Committer
-    from .detectors import DeadConnectionDetector, StalledPartitionDetector
-    from .exclusive_use import ExclusiveUse
+    from .assignment import AssignedPartition, Assignment
     from .fetcher import Fetcher
+    from .group import Committer
+    from .iteration import ExclusiveUse
     from .options import ConsumerSettings
+
+_CHECKS = 2
+"""Consecutive checks that must find the same silence. After the event loop was blocked, the first
+check may come before the response that is already in the socket is read."""
+
+
+@dataclass(slots=True)
+class _PendingResponse:
+    """A response that a connection waits for, and how many bytes of it have arrived."""
+
+    connection: Connection
+    request: object
+    received: int
+    since: float
+    checks: int = 0
+
+
+class DeadConnectionDetector:
+    """Closes connections that have been silent for too long, so that aiokafka reconnects.
+
+    Otherwise aiokafka notices a lost network path (a load balancer dropped the connection, the
+    broker's host vanished) only after `request_timeout_ms`, and the member may have lost its place
+    in the group by then. A large response that is still arriving is not silence.
+
+    A response may take `response` seconds; that of a fetch, which may wait for records, `fetch`
+    more, and that of joining the group, which may wait for other members, `join` more.
+    """
+
+    def __init__(self, response: float, *, fetch: float, join: float) -> None:
+        self._response = response
+        self._fetch = fetch
+        self._join = join
+        self._pending: list[_PendingResponse] = []
+        self.closed = 0
+
+    def check(self, instance: ConsumerDriver, now: float) -> None:
+        """Compare the connections with the previous check."""
+        pending = []
+        for connection in connections_of(instance):
+            request = oldest_request(connection)
+            if request is None or not connection.connected():
+                continue
+            received = internals.received_bytes(connection)
+            before = next((each for each in self._pending if each.connection is connection), None)
+            if before is None or before.request is not request or before.received != received:
+                pending.append(_PendingResponse(connection, request, received, now))
+                continue
+            if now - before.since >= self._limit(request):
+                before.checks += 1
+                if before.checks >= _CHECKS:
+                    self.closed += 1
+                    reconnect(connection)
+                    continue
+            pending.append(before)
+        self._pending = pending
+
+    def reset(self) -> None:
+        """Start again: silence is not evidence while the cluster is unavailable."""
+        self._pending = []
+
+    def _limit(self, request: object) -> float:
+        kind = internals.kind_of(request)
+        if kind == "fetch":
+            return self._response + self._fetch
+        return self._response + (self._join if kind == "join" else 0.0)
+
+
+class StalledPartitionDetector:
+    """Makes health DEGRADED while a partition with records to read makes no progress."""
+
+    # A paused partition is not stalled, nor is any while Kafka is down: then the time starts again.
+
+    def __init__(self, health: Dependency, after: float, group: str | None) -> None:
+        self._health = health
+        self._after = after
+        self._group = group
+        self._positions: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._stalled: list[TopicPartition] = []
+
+    def check(
+        self,
+        assigned: list[AssignedPartition],
+        paused: Callable[[TopicPartition], bool],
+        now: float,
+    ) -> None:
+        """Compare the positions with the previous check."""
+        down = self._health.state is State.DOWN
+        positions: dict[TopicPartition, tuple[int | None, float]] = {}
+        stalled: list[TopicPartition] = []
+        for each in assigned:
+            partition, at, end = each.partition, each.resume_offset, each.end_offset
+            before = self._positions.get(partition)
+            waiting = end is not None and (at is None or at < end)
+            if before is None or before[0] != at or not waiting or down or paused(partition):
+                positions[partition] = (at, now)
+                continue
+            positions[partition] = before
+            if now - before[1] >= self._after:
+                stalled.append(partition)
+                # Reported once. DOWN clears the lost parts, and then `before` starts again.
+                if partition not in self._stalled:
+                    self._health.part_lost(
+                        self._part(partition),
+                        Cause.STALLED,
+                        f"stalled at offset {at} for {now - before[1]:.0f} s (end offset {end})",
+                    )
+        for partition in self._stalled:
+            if partition not in stalled:
+                self._health.part_back(self._part(partition))
+        self._positions, self._stalled = positions, stalled
+
+    def close(self) -> None:
+        """Withdraw all reports."""
+        for partition in self._stalled:
+            self._health.part_back(self._part(partition))
+        self._stalled = []
+
+    def _part(self, partition: TopicPartition) -> str:
+        prefix = "" if self._group is None else f"{self._group}: "
+        return f"{prefix}{partition.topic}[{partition.partition}]"
+
 
 _TICK = 1.0
 """Longest time between two ticks, in seconds."""
@@ -35,37 +158,26 @@ _ANSWER_CHECK_INTERVAL = 0.9
 early."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Housekeeping:
-    """A background task that does periodic work.
+    """A background task: commits, polls for a busy loop, and runs the detectors.
 
     It calls `all_answered` when every broker that the consumer needs has just answered, which makes
     a probe unnecessary.
     """
 
-    def __init__(
-        self,
-        *,
-        health: Dependency,
-        supervisor: Supervisor[ConsumerDriver],
-        assignment: Assignment,
-        fetcher: Fetcher,
-        committer: Committer,
-        use: ExclusiveUse,
-        settings: ConsumerSettings,
-        stalled_partitions: StalledPartitionDetector | None,
-        dead_connections: DeadConnectionDetector,
-        all_answered: Callable[[], None],
-    ) -> None:
-        self._health = health
-        self._supervisor = supervisor
-        self._assignment = assignment
-        self._fetcher = fetcher
-        self._committer = committer
-        self._use = use
-        self._settings = settings
-        self._stalled_partitions = stalled_partitions
-        self._dead_connections = dead_connections
-        self._all_answered = all_answered
+    health: Dependency
+    supervisor: Supervisor[ConsumerDriver]
+    assignment: Assignment
+    fetcher: Fetcher
+    committer: Committer
+    use: ExclusiveUse
+    settings: ConsumerSettings
+    stalled_partitions: StalledPartitionDetector | None
+    dead_connections: DeadConnectionDetector
+    all_answered: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._answers_checked_at = -math.inf
         self._last_answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +190,7 @@ class Housekeeping:
         self._task = asyncio.get_running_loop().create_task(
             self._run(),
             name="resilient-io kafka housekeeping",
-            context=self._supervisor.context(),
+            context=self.supervisor.context(),
         )
         self._task.add_done_callback(log_task_death)
 
@@ -101,12 +213,12 @@ class Housekeeping:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-        if self._stalled_partitions is not None:
-            self._stalled_partitions.close()
+        if self.stalled_partitions is not None:
+            self.stalled_partitions.close()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        interval = self._settings.commit_interval
+        interval = self.settings.commit_interval
         tick = _TICK if interval is None else min(_TICK, interval)
         commit_at = loop.time()
         while True:
@@ -119,35 +231,32 @@ class Housekeeping:
                 commit_at = now + interval - tick / 2
 
     def _check(self, now: float) -> None:
-        instance = self._supervisor.driver
-        stream = self._use.stream
+        instance = self.supervisor.driver
+        stream = self.use.stream
         if stream is not None:
             stream.settle()
             if instance is not None and stream.made_progress():
                 # aiokafka delivered these records long ago: handling them counts as a poll, too.
                 internals.note_poll(instance)
-        if self._stalled_partitions is not None:
-            self._stalled_partitions.check(self._assignment.all, self._fetcher.paused, now)
+        if self.stalled_partitions is not None:
+            self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:
             self._answers_checked_at = now
             if self._check_answers(instance):
-                self._all_answered()
-        if instance is not None and self._health.state.answering:
-            self._dead_connections.check(instance, now)
+                self.all_answered()
+        if instance is not None and self.health.state.answering:
+            self.dead_connections.check(instance, now)
         else:
-            self._dead_connections.reset()
+            self.dead_connections.reset()
 
     def _check_answers(self, instance: ConsumerDriver) -> bool:
-        """Return whether the leader of each partition has answered since the last check.
-
-        The coordinator must be known as well. If one of them is silent, the probe must check it,
-        even if the others answer.
-        """
+        """Return whether the leader of each partition has answered since the last check."""
+        # The coordinator must be known as well. If one is silent, the probe must check it.
         before = self._last_answers
         self._last_answers = {
             each.partition: each.last_answer
-            for each in self._assignment.all
-            if not self._fetcher.paused(each.partition)
+            for each in self.assignment.all
+            if not self.fetcher.paused(each.partition)
         }
         return (
             bool(self._last_answers)
@@ -161,6 +270,6 @@ class Housekeeping:
         # A separate task, because the commit may wait for a connection whose silence only the
         # next check detects.
         self._committing = asyncio.get_running_loop().create_task(
-            self._committer.commit(self._assignment.all, self._settings.commit_timeout),
+            self.committer.commit(self.assignment.all, self.settings.commit_timeout),
             name="resilient-io kafka commit",
         )

@@ -146,10 +146,6 @@ async def commit_once(
     The public `commit` retries forever, each time with the current generation: begun before a
     rebalance, it could commit after it for a partition that belongs to another member by then
     (`GroupCoordinator._do_commit_offsets`). The caller must limit the time.
-
-    Raises:
-        KafkaError: The offsets were not committed, or the outcome is unknown; `CommitFailedError`
-            if the group has a new generation.
     """
     driver: Any = instance
     coordinator = driver._coordinator

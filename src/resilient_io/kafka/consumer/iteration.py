@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.tasks import wake
 
-from ..errors import KafkaDeadlineExceeded
+from ..errors import KafkaClosed, KafkaDeadlineExceeded
+from ..processing import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..record import Record
     from .assignment import AssignedPartition
-    from .exclusive_use import ExclusiveUse
     from .fetcher import Fetcher
 
     Chunk = tuple[AssignedPartition, list[Record]]
@@ -36,14 +36,92 @@ _HANDLED_CHECK_INTERVAL = 0.02
 """Seconds between two checks whether the record in hand was marked as handled."""
 
 
-class RecordStream(Generic[T]):
-    """Delivers records to one loop; base of the streams of single records and of batches.
+class ExclusiveUse:
+    """Holds what receives the records: the stream of one loop, or the processor of one `run`."""
 
-    Args:
-        fetcher: Fetches the records.
-        use: Is acquired when the iteration begins, and released when it ends.
-        released: Called after each release.
-    """
+    def __init__(self, dependency: str) -> None:
+        self.current: RecordStream[Any] | Processor | None = None
+        self._dependency = dependency
+        self._closed = False
+        self._ending = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def processor(self) -> Processor | None:
+        """The processor of the current `run`; None while there is none."""
+        return self.current if isinstance(self.current, Processor) else None
+
+    @property
+    def stream(self) -> RecordStream[Any] | None:
+        """The record stream of the current loop; None while there is none."""
+        return None if isinstance(self.current, Processor) else self.current
+
+    async def acquire(self, user: RecordStream[Any] | Processor) -> None:
+        """Make `user` the only one that receives records; wait only for one that is ending."""
+        while self.current is not None:
+            if not self._ending:
+                raise RuntimeError(
+                    f"this consumer is {self.current.activity} already: one loop or run() at a "
+                    f"time; create a second consumer of the same group for more"
+                )
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        if self._closed:
+            raise KafkaClosed(
+                "the consumer was closed", dependency=self._dependency, operation="consume"
+            )
+        self.current = user
+
+    def expect_release(self) -> None:
+        """Note that the current user receives no more records and releases soon."""
+        self._ending = self.current is not None
+
+    def release(self) -> None:
+        """Allow another user to acquire the consumer."""
+        self.current = None
+        self._ending = False
+        waiting, self._waiting = self._waiting, []
+        wake(waiting)
+
+    def close(self) -> None:
+        """Refuse every further user."""
+        self._closed = True
+
+    # --- what the current user must know
+
+    def assigned(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Report that these partitions are assigned."""
+        if isinstance(self.current, Processor):
+            self.current.assigned(partitions)
+
+    def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
+        """Discard fetched records of these partitions that were not delivered yet."""
+        if self.stream is not None:
+            self.stream.drop(partitions)
+
+    async def drain(self, partitions: tuple[TopicPartition, ...], timeout: float) -> None:
+        """Wait until no record of these partitions is in hand, for at most `timeout` seconds."""
+        if isinstance(self.current, Processor):
+            await self.current.drain(partitions)
+        elif self.current is not None:
+            await self.current.drain(partitions, timeout)
+
+    def hold(self, *, held: bool) -> None:
+        """Deliver no further record until this is called again with False."""
+        if isinstance(self.current, Processor):
+            self.current.hold(held=held)
+        elif self.current is not None and held:
+            self.current.hold()
+
+    def settle(self) -> None:
+        """Update the progress of the partitions with what the current loop has handled."""
+        if self.stream is not None:
+            self.stream.settle()
+
+
+class RecordStream(Generic[T]):
+    """Delivers records to one loop; base of the streams of single records and of batches."""
 
     activity: ClassVar[str]
     """What the consumer is doing meanwhile, for errors."""
@@ -66,7 +144,8 @@ class RecordStream(Generic[T]):
 
     def made_progress(self) -> bool:
         """Return whether a new record or batch is in hand since the last call."""
-        before, self._last_seen = self._last_seen, self._current()
+        in_hand = self._in_hand()
+        before, self._last_seen = self._last_seen, in_hand[0][1][0] if in_hand else None
         return self._last_seen is not before
 
     def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
@@ -75,7 +154,8 @@ class RecordStream(Generic[T]):
 
     def hold(self) -> None:
         """Put undelivered records back: the fetcher delivers nothing while it is held."""
-        raise NotImplementedError
+        for assigned, records in reversed(self._take_undelivered()):
+            self._fetcher.put_back(assigned, records)
 
     async def drain(
         self,
@@ -83,14 +163,9 @@ class RecordStream(Generic[T]):
         timeout: float,
         caller: asyncio.Task[object] | None = None,
     ) -> None:
-        """Drop undelivered records of these partitions; wait until those in hand are handled.
-
-        Args:
-            partitions: The partitions.
-            timeout: Longest wait, in seconds.
-            caller: The task that waits. If it runs the loop itself there is no wait, because it
-                cannot request the next record meanwhile.
-        """
+        """Drop undelivered records of these partitions; wait until those in hand are handled."""
+        # There is no wait if `caller`, the task that waits, runs the loop itself: it cannot request
+        # the next record meanwhile.
         self.drop(partitions)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
@@ -105,12 +180,7 @@ class RecordStream(Generic[T]):
     # --- for the iterator
 
     async def next(self) -> T:
-        """Return the next record or batch; the one in hand before is handled.
-
-        Raises:
-            RuntimeError: Another task waits for the next one. Its record in hand would count as
-                handled.
-        """
+        """Return the next record or batch; the one in hand before is handled."""
         if self._finding:
             raise RuntimeError(
                 "this iterator is in use by another task: iterate in one task, and use "
@@ -142,6 +212,21 @@ class RecordStream(Generic[T]):
         self._ended = True
         self._release()
 
+    def _finish(self) -> None:
+        """Count what is in hand as handled."""
+        for _, records in self._in_hand():
+            records[-1]._progress.reached(records[-1].offset + 1)
+        self._clear()
+
+    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
+        """Return whether an unhandled record of these partitions is in hand."""
+        return any(
+            assigned.assigned
+            and assigned.partition in partitions
+            and not all(record.handled for record in records)
+            for assigned, records in self._in_hand()
+        )
+
     async def _begin(self) -> None:
         self._task = asyncio.current_task()
         if self._ended:
@@ -155,16 +240,15 @@ class RecordStream(Generic[T]):
         if self._acquired:
             self._acquired = False
             self.settle()
-            self._return_records()
+            for assigned, records in reversed(self._in_hand() + self._take_undelivered()):
+                unhandled = [record for record in records if not record.handled]
+                self._fetcher.return_unhandled(assigned, unhandled)
+            self._clear()
             self._use.release()
             self._released()
 
     def _poll_timeout(self) -> float:
-        """Return how long to wait for records now, in seconds.
-
-        Raises:
-            KafkaDeadlineExceeded: An enclosing `resilient_io.deadline` has expired.
-        """
+        """Return how long to wait for records now, in seconds."""
         at = current_deadline()
         if at is None:
             return _POLL_INTERVAL
@@ -183,20 +267,16 @@ class RecordStream(Generic[T]):
         """Wait for the next record or batch; return None once no more will come."""
         raise NotImplementedError
 
-    def _finish(self) -> None:
-        """Count what is in hand as handled."""
+    def _in_hand(self) -> list[Chunk]:
+        """Return the records that the caller has."""
         raise NotImplementedError
 
-    def _current(self) -> object:
-        """Return what is in hand, to be compared by identity."""
+    def _take_undelivered(self) -> list[Chunk]:
+        """Remove and return the records that were fetched and not delivered."""
         raise NotImplementedError
 
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        """Return whether an unhandled record of these partitions is in hand."""
-        raise NotImplementedError
-
-    def _return_records(self) -> None:
-        """Return all unhandled records to the fetcher."""
+    def _clear(self) -> None:
+        """Forget what is in hand."""
         raise NotImplementedError
 
 
@@ -247,12 +327,7 @@ class RecordIterator(StreamIterator["Record"]):
 
 
 class SingleRecordStream(RecordStream["Record"]):
-    """Delivers one record at a time.
-
-    Attributes:
-        records: The rest of the current chunk.
-        in_hand: The record that the caller has.
-    """
+    """Delivers one record at a time."""
 
     activity = "iterating"
 
@@ -264,8 +339,8 @@ class SingleRecordStream(RecordStream["Record"]):
         fetch_records: int,
     ) -> None:
         super().__init__(fetcher, use, released)
-        self.records: Iterator[Record] = iter(())
-        self.in_hand: Record | None = None
+        self.records: Iterator[Record] = iter(())  # the rest of the current chunk
+        self.in_hand: Record | None = None  # the record that the caller has
         self._fetch_records = fetch_records
         self._chunks: list[Chunk] = []
         self._assigned: AssignedPartition | None = None  # that of the current chunk
@@ -289,49 +364,24 @@ class SingleRecordStream(RecordStream["Record"]):
         if self.in_hand is not None:
             self.in_hand._progress.reached(self.in_hand.offset + self.in_hand.handled)
 
-    def _finish(self) -> None:
-        record = self.in_hand
-        self.in_hand = self._assigned = None
-        if record is not None:
-            record._progress.reached(record.offset + 1)
-
     def drop(self, partitions: tuple[TopicPartition, ...]) -> None:
         """Discard undelivered records of these partitions."""
         self._chunks = [chunk for chunk in self._chunks if chunk[0].partition not in partitions]
         if self._assigned is not None and self._assigned.partition in partitions:
             self.records = iter(())
 
-    def hold(self) -> None:
-        """Put undelivered records back."""
-        chunks, rest = self._chunks, list(self.records)
-        if self._assigned is not None:
-            chunks = [(self._assigned, rest), *chunks]
-        for assigned, records in chunks:
-            self._fetcher.put_back(assigned, records)
+    def _in_hand(self) -> list[Chunk]:
+        if self.in_hand is None or self._assigned is None:
+            return []
+        return [(self._assigned, [self.in_hand])]
+
+    def _take_undelivered(self) -> list[Chunk]:
+        rest, chunks = list(self.records), self._chunks
         self.records, self._chunks = iter(()), []
+        return chunks if self._assigned is None else [(self._assigned, rest), *chunks]
 
-    def _current(self) -> object:
-        return self.in_hand
-
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        return (
-            self.in_hand is not None
-            and not self.in_hand.handled
-            and self._assigned is not None
-            and self._assigned.assigned
-            and self._assigned.partition in partitions
-        )
-
-    def _return_records(self) -> None:
-        rest = list(self.records)
-        if self.in_hand is not None and not self.in_hand.handled:
-            rest.insert(0, self.in_hand)
-        chunks = self._chunks
-        if self._assigned is not None:
-            chunks = [(self._assigned, rest), *chunks]
-        for assigned, records in chunks:
-            self._fetcher.return_unhandled(assigned, records)
-        self.records, self._chunks, self.in_hand, self._assigned = iter(()), [], None, None
+    def _clear(self) -> None:
+        self.in_hand = self._assigned = None
 
 
 class BatchStream(RecordStream["list[Record]"]):
@@ -361,11 +411,6 @@ class BatchStream(RecordStream["list[Record]"]):
                 return [record for _, records in self._batch for record in records]
         return None
 
-    def _finish(self) -> None:
-        for _, records in self._batch:
-            records[-1]._progress.reached(records[-1].offset + 1)
-        self._batch = []
-
     async def _gather(self) -> None:
         """Wait for records, and then for more of them within `max_wait`."""
         loop = asyncio.get_running_loop()
@@ -387,26 +432,12 @@ class BatchStream(RecordStream["list[Record]"]):
         """Discard undelivered records of these partitions; the batch in hand stays."""
         self._gathered = [each for each in self._gathered if each[0].partition not in partitions]
 
-    def hold(self) -> None:
-        """Put undelivered records back."""
-        chunks, self._gathered = self._gathered, []
-        for assigned, records in reversed(chunks):
-            self._fetcher.put_back(assigned, records)
-
-    def _current(self) -> object:
+    def _in_hand(self) -> list[Chunk]:
         return self._batch
 
-    def _holds(self, partitions: tuple[TopicPartition, ...]) -> bool:
-        return any(
-            assigned.assigned
-            and assigned.partition in partitions
-            and not all(record.handled for record in records)
-            for assigned, records in self._batch
-        )
+    def _take_undelivered(self) -> list[Chunk]:
+        chunks, self._gathered = self._gathered, []
+        return chunks
 
-    def _return_records(self) -> None:
-        chunks, self._batch, self._gathered = [*self._batch, *self._gathered], [], []
-        for assigned, records in reversed(chunks):
-            self._fetcher.return_unhandled(
-                assigned, [record for record in records if not record.handled]
-            )
+    def _clear(self) -> None:
+        self._batch = []

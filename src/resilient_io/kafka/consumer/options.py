@@ -110,12 +110,7 @@ _CHOICES = {
 
 
 def split_consumer_options(options: Mapping[str, Any]) -> Options:
-    """Return aiokafka's options, checked, and split into those for the cluster and the instance.
-
-    Raises:
-        ConfigurationError: An option is unknown or set by this library, or a value is one that
-            aiokafka 0.14 would misinterpret.
-    """
+    """Return aiokafka's options, checked, and split into those for the cluster and the instance."""
     split = split_options(options, of=AIOKafkaConsumer, owned=_OWNED)
     for name in _MILLISECONDS:
         if name in split.own and (name, split.own[name]) != ("rebalance_timeout_ms", None):
@@ -128,14 +123,7 @@ def split_consumer_options(options: Mapping[str, Any]) -> Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTimes:
-    """Times that aiokafka's options imply, in seconds.
-
-    Attributes:
-        max_poll_interval: Longest time between two polls before the member leaves the group.
-        session: Time without a heartbeat after which the group expels the member.
-        rebalance: How long the group waits for a member when partitions move.
-        fetch: How long a broker may delay the reply to a fetch.
-    """
+    """Times that aiokafka's options imply, in seconds."""
 
     max_poll_interval: float
     session: float
@@ -161,14 +149,7 @@ _EXAMPLE = 'for example ResilientKafkaConsumer("orders", group_id="billing")'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerSubscription:
-    """What a consumer reads.
-
-    Attributes:
-        topics: Topic names.
-        pattern: A regular expression that matches topic names from their beginning.
-        partitions: Fixed partitions.
-        group: The group's id; None reads without a group.
-    """
+    """What a consumer reads."""
 
     topics: tuple[str, ...]
     pattern: str | None
@@ -197,11 +178,7 @@ def check_subscription(
     partitions: Iterable[tuple[str, int]] | None,
     group: object,
 ) -> ConsumerSubscription:
-    """Return what a consumer reads, checked.
-
-    Raises:
-        ConfigurationError: It reads nothing, or the arguments contradict each other.
-    """
+    """Return what a consumer reads, checked."""
     if group is not None and (not isinstance(group, str) or not group):
         raise ConfigurationError(f"group_id={group!r} must be a non-empty string, {_EXAMPLE}")
     fixed = () if partitions is None else tuple(_check_partition(each) for each in partitions)

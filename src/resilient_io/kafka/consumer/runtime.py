@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
 
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.health import State
 
+from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..probe import GROUP, KafkaProbe
-from ..processing.processor import Processor
-from ..processing.watchdog import answering_since
+from ..processing import Processor, answering_since
 from ..supervisor import Supervisor
 from . import internals
-from .assignment import Assignment, Rebalancer
-from .commits import Committer
-from .detectors import DeadConnectionDetector, SessionWatch, StalledPartitionDetector
-from .exclusive_use import ExclusiveUse
+from .assignment import Assignment
 from .fetcher import Fetcher
-from .housekeeping import Housekeeping
-from .iteration import BatchStream, SingleRecordStream
+from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
+from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
+from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .options import GroupTimes
 from .stats import ConsumerStats
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
 
+    from aiokafka import TopicPartition
+
     from resilient_io.health import Attachment, Dependency
     from resilient_io.retry import RetryPolicy
 
     from ..connect import KafkaTarget
-    from ..processing.options import RunPlan
-    from ..processing.stats import RunStats
+    from ..processing import RunPlan, RunStats
     from ..producer import ResilientKafkaProducer
     from ..protocols import ConsumerDriver
     from .assignment import AssignedPartition
@@ -48,95 +49,80 @@ something to fetch. Every event that may change that wakes it anyway
 (`Fetcher._fetch_requests_routine`)."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ConsumerRuntime:
-    """Creates and connects the components of a consumer, and closes them.
+    """Creates and connects the components of a consumer, and closes them."""
 
-    Attributes:
-        assignment: The assigned partitions.
-        fetcher: Fetches their records.
-        supervisor: Owns the aiokafka instance.
-        use: The loop or the run that receives records.
-        last_run: Counters of the last `run`; None before its end.
-    """
+    target: KafkaTarget
+    subscription: ConsumerSubscription
+    options: Mapping[str, Any]
+    policy: RetryPolicy
+    health: Dependency
+    settings: ConsumerSettings
+    deserializer: RecordDeserializer
+    counters: ConsumerCounters
+    rng: random.Random
+    last_run: RunStats | None = None
 
-    def __init__(
-        self,
-        *,
-        target: KafkaTarget,
-        subscription: ConsumerSubscription,
-        options: Mapping[str, Any],
-        policy: RetryPolicy,
-        health: Dependency,
-        settings: ConsumerSettings,
-        deserializer: RecordDeserializer,
-        counters: ConsumerCounters,
-        rng: random.Random,
-    ) -> None:
-        self.last_run: RunStats | None = None
-        self._target = target
-        self._subscription = subscription
-        self._options = options
-        self._health = health
-        self._settings = settings
-        self._counters = counters
-        self._rng = rng
-        self._times = GroupTimes.of(options)
+    def __post_init__(self) -> None:
+        group = self.subscription.group
+        self._times = GroupTimes.of(self.options)
         self._probe = KafkaProbe(
-            target=target,
-            timeout=health.settings.timeout,
-            coordinator=None if subscription.group is None else (GROUP, subscription.group),
+            target=self.target,
+            timeout=self.health.settings.timeout,
+            coordinator=None if group is None else (GROUP, group),
         )
         self.supervisor: Supervisor[ConsumerDriver] = Supervisor(
             role="consumer",
-            target=target,
+            target=self.target,
             build=self._build,
-            health=health,
-            policy=policy,
-            rng=rng,
+            health=self.health,
+            policy=self.policy,
+            rng=self.rng,
             prepare=self._prepare,
             on_attached=self._attached,
             on_detached=self._detached,
         )
-        self.assignment = Assignment(counters)
-        self.use = ExclusiveUse(health.name)
+        self.assignment = Assignment(self.counters)
+        self.use = ExclusiveUse(self.health.name)
         self.fetcher = Fetcher(
-            health,
-            target=target,
+            self.health,
+            target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
-            use=self.use,
-            deserializer=deserializer,
-            has_group=subscription.group is not None,
-            counters=counters,
+            drop=self.use.drop,
+            deserializer=self.deserializer,
+            has_group=group is not None,
+            counters=self.counters,
         )
-        self._committer = Committer(target, health.name, counters)
+        self._committer = Committer(self.target, self.health.name, self.counters)
         self._session = SessionWatch(self._times.session, self._session_changed)
         self._rebalancer = Rebalancer(
-            health,
+            health=self.health,
             assignment=self.assignment,
             fetcher=self.fetcher,
             committer=self._committer,
             use=self.use,
             session=self._session,
-            settings=settings,
-            counters=counters,
+            settings=self.settings,
+            counters=self.counters,
         )
         stalled_partitions = None
-        if settings.stalled_after is not None:
+        if self.settings.stalled_after is not None:
             stalled_partitions = StalledPartitionDetector(
-                health, settings.stalled_after, subscription.group
+                self.health, self.settings.stalled_after, group
             )
         self._housekeeping = Housekeeping(
-            health=health,
+            health=self.health,
             supervisor=self.supervisor,
             assignment=self.assignment,
             fetcher=self.fetcher,
             committer=self._committer,
             use=self.use,
-            settings=settings,
+            settings=self.settings,
             stalled_partitions=stalled_partitions,
             dead_connections=DeadConnectionDetector(
-                policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
+                self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
             all_answered=self._probe.note_reply,
         )
@@ -145,38 +131,38 @@ class ConsumerRuntime:
 
     def start(self) -> None:
         """Start, in the running loop. This never waits for Kafka."""
-        self._attachment = self._health.start(self._probe, last_reply=self._probe.last_reply)
+        self._attachment = self.health.start(self._probe, last_reply=self._probe.last_reply)
         self.supervisor.start()
         self._housekeeping.start()
 
     # --- records
 
-    def records(self) -> SingleRecordStream:
-        """Return a new stream of single records."""
-        return SingleRecordStream(
-            self.fetcher, self.use, self._housekeeping.commit_soon, self._settings.fetch_records
-        )
+    def records(self) -> RecordIterator:
+        """Return a new iterator over single records."""
+        commit_soon, most = self._housekeeping.commit_soon, self.settings.fetch_records
+        return RecordIterator(SingleRecordStream(self.fetcher, self.use, commit_soon, most))
 
-    def batches(self, max_records: int, max_wait: float) -> BatchStream:
-        """Return a new stream of batches."""
-        return BatchStream(
-            self.fetcher, self.use, self._housekeeping.commit_soon, max_records, max_wait
+    def batches(self, max_records: int, max_wait: float) -> BatchIterator:
+        """Return a new iterator over batches."""
+        commit_soon = self._housekeeping.commit_soon
+        return BatchIterator(
+            BatchStream(self.fetcher, self.use, commit_soon, max_records, max_wait)
         )
 
     async def run(self, plan: RunPlan, make_producer: Callable[[], ResilientKafkaProducer]) -> None:
         """Handle records until the consumer is closed; see `ResilientKafkaConsumer.run`."""
         processor = Processor(
-            self.fetcher,
-            plan,
+            source=self.fetcher,
+            plan=plan,
             commit=self.commit,
-            commit_timeout=self._settings.commit_timeout,
-            drain_timeout=self._settings.drain_timeout,
+            commit_timeout=self.settings.commit_timeout,
+            drain_timeout=self.settings.drain_timeout,
             max_poll_interval=self._times.max_poll_interval,
             rebalance_timeout=self._times.rebalance,
             make_producer=make_producer,
-            rng=self._rng,
+            rng=self.rng,
             ended=self._run_ended,
-            note=self._health.note,
+            note=self.health.note,
         )
         await self.use.acquire(processor)
         try:
@@ -194,9 +180,39 @@ class ConsumerRuntime:
     async def commit(self, timeout: float) -> None:
         """Commit what is handled; see `ResilientKafkaConsumer.commit`."""
         self.use.settle()
-        if self._settings.commit_interval is not None:
+        if self.settings.commit_interval is not None:
             with self.supervisor.driver_log.filtering():
                 await self._committer.commit(self.assignment.all, timeout, insist=True)
+
+    async def lag(self, timeout: float | None) -> dict[TopicPartition, int]:
+        """Return the lag of each assigned partition; see `ResilientKafkaConsumer.lag`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        until = None if timeout is None else began + timeout
+        instance = await self.supervisor.ready(until, "lag")
+        kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
+        failure: Exception
+        try:
+            async with asyncio.timeout_at(earlier(until, current_deadline())):
+                with self.supervisor.driver_log.filtering():
+                    ends = await instance.end_offsets(list(self.assignment.partitions))
+        except TimeoutError as error:
+            kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
+        except KafkaError as error:
+            kind, reason = KafkaUnavailable, "the end offsets could not be queried"
+            failure = without_secrets(error, self.target.secrets())
+        else:
+            return self.assignment.lag(ends)
+        # Raised here, so that the driver's error, which may contain a secret, is not its context.
+        if classify_error(failure).kind == "permanent":
+            raise failure
+        raise kind(
+            reason,
+            dependency=self.health.name,
+            operation="lag",
+            attempts=1,
+            elapsed=loop.time() - began,
+        ) from failure
 
     # --- reports
 
@@ -205,12 +221,12 @@ class ConsumerRuntime:
         self.use.settle()
         assigned = self.assignment.all
         return ConsumerStats(
-            **asdict(self._counters),
+            **asdict(self.counters),
             outstanding=sum(each.progress.outstanding for each in assigned),
             partitions=len(assigned),
             paused=sum(self.fetcher.paused(each.partition) for each in assigned),
             instances=self.supervisor.generation,
-            log_records_dropped=self._target.driver_log.log_records_dropped,
+            log_records_dropped=self.target.driver_log.log_records_dropped,
         )
 
     def liveness_failure(self) -> str | None:
@@ -219,19 +235,14 @@ class ConsumerRuntime:
             return None
         failure = self.supervisor.liveness_failure() or self._housekeeping.liveness_failure()
         processor = self.use.processor
-        if failure is not None or processor is None or not self._health.state.answering:
+        if failure is not None or processor is None or not self.health.state.answering:
             return failure
-        return processor.liveness_failure(answering_since(self._health))
+        return processor.liveness_failure(answering_since(self.health))
 
     # --- closing
 
     async def aclose(self, until: float, caller: asyncio.Task[Any] | None) -> None:
-        """Deliver no more records, drain, commit, leave the group, and end all tasks.
-
-        Args:
-            until: Loop time at which it must end.
-            caller: The task that closes the consumer; a record in its hands is not waited for.
-        """
+        """Deliver no more records, drain, commit, leave the group, and end all tasks."""
         loop = asyncio.get_running_loop()
         self._closing = True
         self.use.close()
@@ -239,16 +250,16 @@ class ConsumerRuntime:
         if self.use.processor is not None:
             left = max(0.0, until - loop.time())
             # The handlers get all time except what the last commit, which follows, may need.
-            reserve = min(left / 2, self._settings.commit_timeout)
+            reserve = min(left / 2, self.settings.commit_timeout)
             await self.use.processor.aclose(left - reserve, caller)
         self.fetcher.close()
         await self._housekeeping.aclose()
         if self.use.stream is not None:
-            drain = min(self._settings.drain_timeout, (until - loop.time()) / 2)
+            drain = min(self.settings.drain_timeout, (until - loop.time()) / 2)
             await self.use.stream.drain(self.assignment.partitions, drain, caller)
-        down = self._health.state is State.DOWN
+        down = self.health.state is State.DOWN
         if not down:
-            await self.commit(max(0.0, min(self._settings.commit_timeout, until - loop.time())))
+            await self.commit(max(0.0, min(self.settings.commit_timeout, until - loop.time())))
         await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
         await self._rebalancer.aclose()
         if self._attachment is not None:
@@ -260,16 +271,16 @@ class ConsumerRuntime:
     def _build(self) -> ConsumerDriver:
         make: Any = AIOKafkaConsumer  # it has no type hints
         instance: ConsumerDriver = make(
-            group_id=self._subscription.group,
+            group_id=self.subscription.group,
             enable_auto_commit=False,
-            **self._target.client_options(),
-            **(_DEFAULTS | dict(self._options)),
+            **self.target.client_options(),
+            **(_DEFAULTS | dict(self.options)),
         )
         return instance
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
-        self._subscription.apply(instance, self._rebalancer.listener(instance))
+        self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
 
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)
@@ -283,7 +294,7 @@ class ConsumerRuntime:
         held = self._session.doubtful
         self.fetcher.hold(held=held)
         self.use.hold(held=held)
-        self._health.note("membership in doubt" if held else "membership confirmed")
+        self.health.note("membership in doubt" if held else "membership confirmed")
 
     def _run_ended(self, stats: RunStats) -> None:
         # Records that were delivered and not handled are read again by the next loop or run.

@@ -18,6 +18,8 @@ from .options import (
 )
 from .processor import Processor
 from .stats import RunStats
+from .watchdog import answering_since
+from .workers import trace_handler
 
 __all__ = [
     "DeadLetter",
@@ -31,5 +33,7 @@ __all__ = [
     "RunPlan",
     "RunStats",
     "Verdict",
+    "answering_since",
     "plan_run",
+    "trace_handler",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.errors import (
@@ -29,36 +30,19 @@ _log = logging.getLogger("resilient_io.kafka")
 _MAX_CAUSES = 8
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DependencyGate:
-    """Limits how many handlers may run, depending on the required dependencies.
+    """Limits how many handlers may run, depending on the required dependencies."""
 
-    Args:
-        requires: The dependencies; without any, the gate stays open.
-        concurrency: Maximum number of handlers.
-        slow_start: Seconds in which the limit grows from 1 to `concurrency` after an outage.
-        changed: Called when `allowed` has changed.
-        counters: The counters of the run. While no call ends because of the handler itself, the
-            limit does not grow.
+    requires: tuple[Dependency, ...]
+    concurrency: int
+    slow_start: float
+    changed: Callable[[], None]  # called when `allowed` has changed
+    counters: RunCounters
 
-    Attributes:
-        allowed: Handlers that may run; 0 while the gate is shut.
-    """
-
-    def __init__(
-        self,
-        requires: tuple[Dependency, ...],
-        *,
-        concurrency: int,
-        slow_start: float,
-        changed: Callable[[], None],
-        counters: RunCounters,
-    ) -> None:
-        self.allowed = concurrency
-        self._requires = requires
-        self._concurrency = concurrency
-        self._step = slow_start / max(1, math.ceil(math.log2(concurrency)))
-        self._changed = changed
-        self._counters = counters
+    def __post_init__(self) -> None:
+        self.allowed = self.concurrency  # handlers that may run; 0 while the gate is shut
+        self._step = self.slow_start / max(1, math.ceil(math.log2(self.concurrency)))
         self._subscriptions: list[Subscription[Change]] = []
         self._ramp: asyncio.TimerHandle | None = None
         self._judged_before = 0
@@ -72,7 +56,7 @@ class DependencyGate:
 
     def start(self) -> None:
         """Subscribe to the dependencies."""
-        self._subscriptions = [each.on_change(self._check) for each in self._requires]
+        self._subscriptions = [each.on_change(self._check) for each in self.requires]
         self._check()
 
     def stop(self) -> None:
@@ -89,30 +73,26 @@ class DependencyGate:
         its server makes for any call (out of memory, read-only). `DeadlineExceeded`, `Overloaded`
         and `OutcomeUnknown` count only if the dependency was down in the meantime: otherwise a call
         that is too slow by itself would be repeated forever.
-
-        Args:
-            error: The handler's exception; its causes are searched, too.
-            began: Loop time at which the handler was called.
         """
         for each in _causes(error):
             if isinstance(
                 each, (DependencyUnavailable, DeadlineExceeded, Overloaded, OutcomeUnknown)
             ):
-                for dependency in self._requires:
+                for dependency in self.requires:
                     if dependency.name == each.dependency:
                         return _is_due_to(dependency, each, began)
             refused = refused_by(each)
-            if refused is not None and any(refused == known.name for known in self._requires):
+            if refused is not None and any(refused == known.name for known in self.requires):
                 return True
         return False
 
     def _check(self, _: object = None) -> None:
-        down = [each for each in self._requires if each.state is State.DOWN]
+        down = [each for each in self.requires if each.state is State.DOWN]
         loop = asyncio.get_running_loop()
         if down and not self.shut:
             self._end_ramp()
             self.allowed = 0
-            self._counters.pauses += 1
+            self.counters.pauses += 1
             self._shut_at = loop.time()
             _log.warning(
                 "paused: %s is down and required by the handler",
@@ -122,7 +102,7 @@ class DependencyGate:
             self._shut_for = down
             for each in down:
                 each.note("handlers paused")
-            self._changed()
+            self.changed()
         elif not down and self.shut:
             seconds = loop.time() - self._shut_at
             _log.warning(
@@ -132,21 +112,21 @@ class DependencyGate:
             )
             for each in self._shut_for:
                 each.note("handlers resumed", after=round(seconds, 3))
-            self.allowed = 1 if self._step > 0.0 else self._concurrency
-            self._judged_before = self._counters.judged
-            self._changed()
+            self.allowed = 1 if self._step > 0.0 else self.concurrency
+            self._judged_before = self.counters.judged
+            self.changed()
             self._grow_later()
 
     def _grow_later(self) -> None:
-        if self.allowed < self._concurrency:
+        if self.allowed < self.concurrency:
             self._ramp = asyncio.get_running_loop().call_later(self._step, self._grow)
 
     def _grow(self) -> None:
-        judged = self._counters.judged
+        judged = self.counters.judged
         if judged > self._judged_before:
             self._judged_before = judged
-            self.allowed = min(self.allowed * 2, self._concurrency)
-            self._changed()
+            self.allowed = min(self.allowed * 2, self.concurrency)
+            self.changed()
         self._grow_later()
 
     def _end_ramp(self) -> None:

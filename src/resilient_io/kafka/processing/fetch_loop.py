@@ -18,17 +18,10 @@ if TYPE_CHECKING:
 
 
 class RecordSource(Protocol):
-    """What `run` needs of the consumer's fetcher, which is above this package.
-
-    A fetched record is outstanding in the progress of its partition until `record.done()` (or
-    `progress.done(offset)`).
-    """
+    """What `run` needs of the consumer's fetcher, which is above this package."""
 
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
-        """Return the next records of the assigned partitions that are not paused.
-
-        It polls Kafka even if all partitions are paused.
-        """
+        """Poll Kafka, and return the next records of the partitions that are not paused."""
         raise NotImplementedError
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
@@ -43,7 +36,6 @@ class RecordSource(Protocol):
 
     def progress(self, partition: TopicPartition) -> PartitionProgress | None:
         """Return the progress of a partition, or None if it is not assigned."""
-        raise NotImplementedError
 
 
 _CHUNK = 400  # most records of one fetch: all of them are new to the garbage collector together
@@ -60,10 +52,7 @@ _REQUIRED = "run: a required dependency is down"
 
 
 class FetchLoop:
-    """Moves records from the source to the scheduler, and calls `arrived` after adding some.
-
-    Nothing is fetched while the gate is shut or a limit is reached.
-    """
+    """Fetches records for the scheduler unless the gate is shut or a limit is reached."""
 
     def __init__(
         self,
@@ -81,11 +70,7 @@ class FetchLoop:
         self._record_size = _INITIAL_RECORD_SIZE  # in bytes, estimated from recent records
 
     async def run(self) -> None:
-        """Fetch until the task is cancelled.
-
-        Raises:
-            Exception: What Kafka refuses permanently.
-        """
+        """Fetch until the task is cancelled."""
         while True:
             if self._held:
                 await self._poll_while_held()

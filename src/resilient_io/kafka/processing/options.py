@@ -197,12 +197,7 @@ def plan_run(
     requires: Sequence[Dependency] = (),
     limits: RunLimits | None = None,
 ) -> RunPlan:
-    """Return the arguments of `run`, each of them and their combination checked.
-
-    Raises:
-        ConfigurationError: An argument has an invalid value.
-        TypeError: An argument has the wrong type.
-    """
+    """Return the arguments of `run`, each of them and their combination checked."""
     _check_handler(handler, "records" if batch_size is not None else "record")
     check_choice("order", order, get_args(Order))
     check_count("concurrency", concurrency)

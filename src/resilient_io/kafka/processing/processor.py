@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from resilient_io.deadlines import context_without_deadline
 
-from .dead_letter import CLOSE_TIMEOUT, DeadLetterWriter
 from .dependencies import DependencyGate
+from .failures import CLOSE_TIMEOUT, DeadLetterWriter, FailureHandler
 from .fetch_loop import FetchLoop
-from .retries import FailureHandler
 from .scheduler import Scheduler
 from .stats import RunCounters, RunStats
-from .watchdog import ProgressWatchdog, SlowHandlerWarning
-from .workers import CANCEL_GRACE, BatchLoop, RecordLoop, WorkerPool
+from .watchdog import Watchdog
+from .workers import CANCEL_GRACE, HandlerLoop, WorkerPool
 
 if TYPE_CHECKING:
     import random
@@ -32,52 +31,30 @@ _FORCED_END_TIMEOUT = 1.0
 _DRAIN_SHARE = 0.8  # of the time that the group waits; the rest is for the commit and the network
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Processor:
-    """One `run` of a consumer; created in its event loop.
+    """One `run` of a consumer. If it is cancelled, a separate task drains and commits."""
 
-    Cancelling `run()` returns immediately. A separate task then drains and commits, and `aclose()`
-    waits for it.
-
-    Args:
-        source: Fetches the records.
-        plan: The arguments of `run`.
-        commit: Commits what is handled, within a timeout in seconds.
-        commit_timeout: Seconds for the last commit.
-        drain_timeout: Seconds that handlers get to end before they are cancelled.
-        max_poll_interval: The consumer's `max_poll_interval_ms`, in seconds.
-        rebalance_timeout: Seconds that the group waits for a member at a rebalance; draining is
-            kept shorter.
-        make_producer: Creates the producer of dead letters if the plan contains none.
-        rng: Source of the jitter.
-        ended: Called once, with the final counters, when no part of the run is active any more.
-        note: Adds an event to the flight recorder.
-    """
-
-    activity = "running"
+    activity: ClassVar = "running"
     """What the consumer is doing meanwhile, for errors."""
 
-    def __init__(
-        self,
-        source: RecordSource,
-        plan: RunPlan,
-        *,
-        commit: Callable[[float], Awaitable[None]],
-        commit_timeout: float,
-        drain_timeout: float,
-        max_poll_interval: float,
-        rebalance_timeout: float,
-        make_producer: Callable[[], ResilientKafkaProducer],
-        rng: random.Random,
-        ended: Callable[[RunStats], None],
-        note: Callable[..., None] | None = None,
-    ) -> None:
+    source: RecordSource
+    plan: RunPlan
+    commit: Callable[[float], Awaitable[None]]  # commits what is handled, within a timeout
+    commit_timeout: float
+    drain_timeout: float  # seconds that handlers get to end before they are cancelled
+    max_poll_interval: float
+    rebalance_timeout: float  # seconds that the group waits for a member
+    make_producer: Callable[[], ResilientKafkaProducer]
+    rng: random.Random
+    ended: Callable[[RunStats], None]  # called once, when nothing of the run is active any more
+    note: Callable[..., None]
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self._loop = asyncio.get_running_loop()
-        self._source = source
-        self._commit = commit
-        self._commit_timeout = commit_timeout
-        self._drain_timeout = drain_timeout
-        self._longest_drain = max(0.0, _DRAIN_SHARE * rebalance_timeout - CANCEL_GRACE)
-        self._notify_ended: Callable[[RunStats], None] | None = ended
+        self._longest_drain = max(0.0, _DRAIN_SHARE * self.rebalance_timeout - CANCEL_GRACE)
+        self._notify_ended: Callable[[RunStats], None] | None = self.ended
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._error: BaseException | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -85,11 +62,11 @@ class Processor:
         self._closed_by: asyncio.Task[Any] | None = None
         self._held = False
         self._counters = RunCounters()
-        self._dead_letters = (
-            None if plan.dead_letter is None else DeadLetterWriter(plan.dead_letter, make_producer)
-        )
+        self._dead_letters = None
+        if plan.dead_letter is not None:
+            self._dead_letters = DeadLetterWriter(plan.dead_letter, self.make_producer)
         self._gate = DependencyGate(
-            plan.requires,
+            requires=plan.requires,
             concurrency=plan.concurrency,
             slow_start=plan.limits.slow_start,
             changed=self._gate_changed,
@@ -97,46 +74,43 @@ class Processor:
         )
         self._scheduler = Scheduler(plan.order, plan.limits, self._room_available)
         self._failures = FailureHandler(
-            plan,
+            plan=plan,
             scheduler=self._scheduler,
             gate=self._gate,
             dead_letters=self._dead_letters,
             counters=self._counters,
-            rng=rng,
+            rng=self.rng,
             ready=self._records_ready,
             stop=self._stop,
-            note=note,
+            note=self.note,
         )
         self._workers = WorkerPool(
-            self._make_loop_body(plan),
-            self._scheduler,
-            plan.concurrency,
+            loop_body=HandlerLoop(
+                handler=plan.handler,
+                batch_size=plan.batch_size,
+                timeout=plan.handler_policy.timeout,
+                scheduler=self._scheduler,
+                failures=self._failures,
+                counters=self._counters,
+            ),
+            scheduler=self._scheduler,
+            concurrency=plan.concurrency,
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
         )
-        self._fetch_loop = FetchLoop(source, self._scheduler, self._gate, self._workers.wake)
-        self._progress = ProgressWatchdog(
-            self._workers,
-            self._scheduler,
-            self._gate,
-            requires=plan.requires,
+        self._fetch_loop = FetchLoop(self.source, self._scheduler, self._gate, self._workers.wake)
+        self._watchdog = Watchdog(
+            plan=plan,
+            workers=self._workers,
+            scheduler=self._scheduler,
+            gate=self._gate,
             counters=self._counters,
-            limit=max(max_poll_interval, plan.handler_policy.timeout or 0.0),
-        )
-        self._slow_handlers = SlowHandlerWarning(
-            self._workers,
-            self._progress,
-            max_poll_interval=max_poll_interval,
-            drain_timeout=drain_timeout,
+            max_poll_interval=self.max_poll_interval,
+            drain_timeout=self.drain_timeout,
         )
 
     async def run(self) -> None:
-        """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`.
-
-        Raises:
-            Exception: The exception of a handler with `on_failure="stop"`, or what Kafka refuses
-                permanently.
-        """
+        """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`."""
         if not self._over.done():
             self._start()
         try:
@@ -154,18 +128,9 @@ class Processor:
     async def aclose(
         self, timeout: float | None = None, caller: asyncio.Task[Any] | None = None
     ) -> None:
-        """Stop fetching, drain and commit; then `run()` returns.
-
-        This method is idempotent. Cancelling returns immediately; the rest continues in the
-        background.
-
-        Args:
-            timeout: Longest time in seconds; None for the drain and commit timeouts.
-            caller: The task that closes. If a handler runs in it, that handler is cancelled
-                without waiting, and its record counts as unhandled.
-        """
+        """Stop fetching, drain and commit, in the background if cancelled; then `run()` returns."""
         if timeout is not None:
-            self._drain_timeout = min(self._drain_timeout, max(0.0, timeout - CANCEL_GRACE))
+            self.drain_timeout = min(self.drain_timeout, max(0.0, timeout - CANCEL_GRACE))
         self._closed_by = caller
         self._end()
         winding_down = self._begin_winding_down()
@@ -187,14 +152,11 @@ class Processor:
         self._fetch_loop.assigned(partitions)
 
     async def drain(self, partitions: tuple[TopicPartition, ...]) -> None:
-        """Drop the waiting records of revoked partitions, and wait for their handlers.
-
-        Handlers that take longer than the drain timeout are cancelled.
-        """
+        """Drop waiting records of revoked partitions; wait for their handlers, or cancel them."""
         states = self._scheduler.partitions
         self._fetch_loop.revoked(partitions)
         self._scheduler.withdraw([states[each] for each in partitions if each in states])
-        timeout = min(self._drain_timeout, self._longest_drain)
+        timeout = min(self.drain_timeout, self._longest_drain)
         self._counters.cancelled += await self._workers.empty_hands(partitions, timeout)
 
     def stats(self) -> RunStats:
@@ -211,25 +173,10 @@ class Processor:
         )
 
     def liveness_failure(self, since: float) -> str | None:
-        """Return how long no record has made progress if that is too long, otherwise None.
-
-        Args:
-            since: Loop time from which missing progress counts.
-        """
-        return None if self._over.done() else self._progress.liveness_failure(since)
+        """See `Watchdog.liveness_failure`."""
+        return None if self._over.done() else self._watchdog.liveness_failure(since)
 
     # --- called by the components
-
-    def _make_loop_body(self, plan: RunPlan) -> RecordLoop | BatchLoop:
-        options: dict[str, Any] = {
-            "timeout": plan.handler_policy.timeout,
-            "scheduler": self._scheduler,
-            "failures": self._failures,
-            "counters": self._counters,
-        }
-        if plan.batch_size is None:
-            return RecordLoop(plan.handler, **options)
-        return BatchLoop(plan.handler, plan.batch_size, **options)
 
     def _room_available(self) -> None:
         self._fetch_loop.check_again()
@@ -251,7 +198,7 @@ class Processor:
 
     def _start(self) -> None:
         self._gate.start()
-        self._slow_handlers.start()
+        self._watchdog.start()
         self._fetching = self._create_task(self._fetch_loop.run(), "run")
         self._fetching.add_done_callback(self._fetching_ended)
 
@@ -283,10 +230,8 @@ class Processor:
         return self._winding_down
 
     def _loop_is_shutting_down(self) -> bool:
-        """Return whether all tasks are being cancelled, as `asyncio.run` does at its end.
-
-        A task that was created then would never end.
-        """
+        """Return whether all tasks are being cancelled, as `asyncio.run` does at its end."""
+        # A task that was created then would never end.
         fetching = self._fetching
         return self._winding_down is None and fetching is not None and fetching.cancelling() > 0
 
@@ -294,10 +239,10 @@ class Processor:
         """Stop everything immediately, and return the tasks that are ending."""
         self._end()
         self._gate.stop()
-        self._slow_handlers.stop()
+        self._watchdog.stop()
         ending = self._workers.dismiss()
         self._scheduler.withdraw(list(self._scheduler.partitions.values()))
-        self._fetch_loop.revoked(self._source.assignment())
+        self._fetch_loop.revoked(self.source.assignment())
         self._failures.close()
         notify, self._notify_ended = self._notify_ended, None
         if notify is not None:
@@ -311,12 +256,12 @@ class Processor:
                 self._fetching.cancel()
                 await asyncio.wait([self._fetching], timeout=_FETCH_LOOP_GRACE)
             self._gate.stop()
-            self._slow_handlers.stop()
+            self._watchdog.stop()
             self._scheduler.withdraw(list(self._scheduler.partitions.values()))
             self._counters.cancelled += await self._workers.empty_hands(
-                None, self._drain_timeout, self._closed_by
+                None, self.drain_timeout, self._closed_by
             )
-            await self._commit(self._commit_timeout)
+            await self.commit(self.commit_timeout)
             close_timeout = CLOSE_TIMEOUT
         finally:
             ending = self._let_go()  # also if this task is cancelled: nothing may continue

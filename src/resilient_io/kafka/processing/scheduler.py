@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from aiokafka import TopicPartition
 
     from ..record import PartitionProgress, Record
     from .options import Order, RunLimits
-    from .retries import RetryState
+
+
+class Action(enum.Enum):
+    """What to do next with a record that has failed."""
+
+    HANDLE = "handle"  # call the handler again
+    DEAD_LETTER = "dead letter"
+    CALLBACK = "callback"  # call the application's `on_failure`
+    SKIP = "skip"
+    STOP = "stop"  # end `run` with the handler's exception
+
+
+@dataclass(slots=True, eq=False)
+class RetryState:
+    """The failures of one record, and what to do next. Times are loop times."""
+
+    first_failure: float
+    last_failure: float
+    error: Exception  # the last one of the handler, or that of the deserializer
+    action: Action = Action.HANDLE
+    attempts: int = 0  # handler calls that count
+    not_counted: int = 0  # failures that a required dependency caused
+    outcome_unknown: int = 0  # handler calls that raised `OutcomeUnknown`
+    action_failures: int = 0  # consecutive failures of the dead letter or of `on_failure`
+    alone: bool = False  # whether a batch handler is called with this record only
+    timer: asyncio.TimerHandle | None = None  # ends the backoff
 
 
 _WHOLE_PARTITION = True  # the key of the only queue of a partition with order="partition"
 
 
 class PartitionState:
-    """The records of one partition, from its assignment until it is revoked.
-
-    Attributes:
-        partition: Topic and partition number.
-        progress: Which of its records are handled.
-        queues: The key queues: for each key of which a record is ready or being handled, the
-            records that wait behind it (None while there are none).
-        backing_off: Items whose record failed and that wait for the end of their backoff, by
-            offset.
-        revoked: Whether the partition was revoked; then none of its records is handled any more.
-    """
-
-    __slots__ = ("backing_off", "partition", "progress", "queues", "revoked")
+    """The records of one partition, from its assignment until it is revoked."""
 
     def __init__(self, partition: TopicPartition, progress: PartitionProgress) -> None:
         self.partition = partition
         self.progress = progress
+        # For each key of which a record is ready or being handled: the records behind it.
         self.queues: dict[Hashable, deque[Item] | None] = {}
-        self.backing_off: dict[int, Item] = {}
+        self.backing_off: dict[int, Item] = {}  # by offset
         self.revoked = False
 
 
@@ -52,33 +69,7 @@ class Scheduler:
     At most one record of a key is ready or being handled; the next ones wait in the key queue.
     When it is finished, the next one goes to the end of the ready queue, so that a busy key cannot
     starve the others.
-
-    Args:
-        order: Which records are handled in order.
-        limits: Bounds on the records in memory.
-        room: Called once a quarter of the bounds is free, if `awaits_room` is set.
-
-    Attributes:
-        ready: Records that may be handled now, first come, first served. Always the same object.
-        partitions: The state of each assigned partition that has delivered records.
-        records: Number of records in memory.
-        bytes: Size of their keys and values, in bytes.
-        awaits_room: Whether `room` is to be called.
     """
-
-    __slots__ = (
-        "_by_key",
-        "_by_partition",
-        "_low_bytes",
-        "_low_records",
-        "_room",
-        "awaits_room",
-        "bytes",
-        "limits",
-        "partitions",
-        "ready",
-        "records",
-    )
 
     def __init__(self, order: Order, limits: RunLimits, room: Callable[[], None]) -> None:
         self._by_key = order == "key"
@@ -87,11 +78,11 @@ class Scheduler:
         self._low_records = limits.records * 3 // 4
         self._low_bytes = limits.bytes * 3 // 4
         self.limits = limits
-        self.ready: deque[Item] = deque()
+        self.ready: deque[Item] = deque()  # always the same object
         self.partitions: dict[TopicPartition, PartitionState] = {}
-        self.records = 0
-        self.bytes = 0
-        self.awaits_room = False
+        self.records = 0  # in memory
+        self.bytes = 0  # size of their keys and values
+        self.awaits_room = False  # whether to call `room` once a quarter of the limits is free
 
     @property
     def full(self) -> bool:
@@ -141,10 +132,8 @@ class Scheduler:
                 waiting.append(item)
 
     def finish(self, state: PartitionState, record: Record) -> None:
-        """Note that a record is settled: its offset may be committed, its key queue advances.
-
-        Called once per record, so everything is inlined.
-        """
+        """Note that a record is settled: its offset may be committed, its key queue advances."""
+        # Called once per record, so everything is inlined.
         state.progress.done(record.offset)
         key: Hashable = None
         if self._by_key:

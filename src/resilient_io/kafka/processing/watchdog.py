@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.health import State
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
     from .dependencies import DependencyGate
+    from .options import RunPlan
     from .scheduler import Scheduler
     from .stats import RunCounters
     from .workers import Worker, WorkerPool
@@ -23,6 +25,10 @@ _log = logging.getLogger("resilient_io.kafka")
 _CHECK_GAP = 1 / 4
 """Share of the time limit: after a longer gap between two checks, the process was stopped or its
 event loop was blocked."""
+
+_WARNING_SHARE = 0.8  # of max_poll_interval: a call that takes longer is logged
+_CHECKS_PER_LIMIT = 20
+_LONGEST_CHECK_INTERVAL = 5.0
 
 
 def answering_since(health: Dependency) -> float:
@@ -37,109 +43,34 @@ def answering_since(health: Dependency) -> float:
     return health.history[0].at if health.history else health.since
 
 
-class ProgressWatchdog:
-    """Detects that no record has made progress for too long.
+@dataclass(kw_only=True, eq=False, repr=False)
+class Watchdog:
+    """Detects a `run` without progress, and logs slow handlers.
 
-    Args:
-        workers: The handlers.
-        scheduler: The records in memory.
-        gate: While it is shut, missing progress does not count.
-        requires: The required dependencies. While one is down or degraded, handlers may be waiting
-            for it; each change of their state starts the time again.
-        counters: The counters of the run.
-        limit: Longest time without progress, in seconds.
+    It checks the handlers periodically, which costs their hot path nothing. While a required
+    dependency is down or degraded, handlers may be waiting for it: each change of its state starts
+    the time without progress again.
     """
 
-    def __init__(
-        self,
-        workers: WorkerPool,
-        scheduler: Scheduler,
-        gate: DependencyGate,
-        *,
-        requires: tuple[Dependency, ...],
-        counters: RunCounters,
-        limit: float,
-    ) -> None:
-        self._workers = workers
-        self._scheduler = scheduler
-        self._gate = gate
-        self._requires = requires
-        self._counters = counters
-        self._limit = limit
-        self._time = asyncio.get_running_loop().time
+    plan: RunPlan
+    workers: WorkerPool
+    scheduler: Scheduler
+    gate: DependencyGate
+    counters: RunCounters
+    max_poll_interval: float
+    drain_timeout: float
+
+    def __post_init__(self) -> None:
+        self._limit = max(self.max_poll_interval, self.plan.handler_policy.timeout or 0.0)
+        self._loop = asyncio.get_running_loop()
         self._last_seen: tuple[float, int] | None = None
-        self._progress_at = self._checked_at = self._time()
-
-    def check(self) -> None:
-        """Compare with the last check. Call this more often than every `limit` seconds."""
-        busy = self._workers.busy()
-        seen = (max((worker.since for worker in busy), default=-1.0), self._counters.ended)
-        waiting = (busy or self._scheduler.ready) and not self._dependency_may_block
-        now = self._time()
-        if seen != self._last_seen or not waiting:
-            self._last_seen = seen
-            self._progress_at = now
-        elif now - self._checked_at > _CHECK_GAP * self._limit:
-            # Nothing in this process could run in the meantime, neither a handler nor this check.
-            self._progress_at += now - self._checked_at
-        self._checked_at = now
-
-    @property
-    def _dependency_may_block(self) -> bool:
-        return self._gate.shut or any(each.state is State.DEGRADED for each in self._requires)
-
-    def liveness_failure(self, since: float) -> str | None:
-        """Return how long no record has made progress if that is too long, otherwise None.
-
-        Args:
-            since: Loop time from which missing progress counts: Kafka was unavailable before.
-        """
-        self.check()
-        began = max(self._progress_at, since, *(each.since for each in self._requires), 0.0)
-        seconds = self._time() - began
-        if seconds < self._limit:
-            return None
-        return (
-            f"run() has {self._scheduler.records} records in memory and "
-            f"{len(self._workers.busy())} running handlers, and has made no progress for "
-            f"{seconds:.0f} s"
-        )
-
-
-_WARNING_SHARE = 0.8
-_CHECKS_PER_LIMIT = 20
-_LONGEST_CHECK_INTERVAL = 5.0
-
-
-class SlowHandlerWarning:
-    """Checks the handlers periodically, which costs their hot path nothing.
-
-    Args:
-        workers: The handlers.
-        progress: Is checked at the same time.
-        max_poll_interval: Seconds (`max_poll_interval_ms`); a call that takes 80 % of it is logged.
-        drain_timeout: Seconds that a handler gets when its partition is revoked, for the message.
-    """
-
-    def __init__(
-        self,
-        workers: WorkerPool,
-        progress: ProgressWatchdog,
-        *,
-        max_poll_interval: float,
-        drain_timeout: float,
-    ) -> None:
-        self._workers = workers
-        self._progress = progress
-        self._max_poll_interval = max_poll_interval
-        self._drain_timeout = drain_timeout
+        self._progress_at = self._checked_at = self._loop.time()
         self._warned: list[tuple[Worker, float]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
         """Start checking."""
-        interval = min(self._max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
+        interval = min(self.max_poll_interval / _CHECKS_PER_LIMIT, _LONGEST_CHECK_INTERVAL)
         self._timer = self._loop.call_later(interval, self._check)
 
     def stop(self) -> None:
@@ -148,14 +79,46 @@ class SlowHandlerWarning:
             self._timer.cancel()
             self._timer = None
 
+    def liveness_failure(self, since: float) -> str | None:
+        """Return how long no record has made progress since then, if that is too long."""
+        self._check_progress()
+        began = max(self._progress_at, since, *(each.since for each in self.plan.requires), 0.0)
+        seconds = self._loop.time() - began
+        if seconds < self._limit:
+            return None
+        return (
+            f"run() has {self.scheduler.records} records in memory and "
+            f"{len(self.workers.busy())} running handlers, and has made no progress for "
+            f"{seconds:.0f} s"
+        )
+
     def _check(self) -> None:
         self.start()
-        self._progress.check()
+        self._check_progress()
+        self._warn_of_slow_handlers()
+
+    def _check_progress(self) -> None:
+        busy = self.workers.busy()
+        seen = (max((worker.since for worker in busy), default=-1.0), self.counters.ended)
+        dependency_may_block = self.gate.shut or any(
+            each.state is State.DEGRADED for each in self.plan.requires
+        )
+        waiting = (busy or self.scheduler.ready) and not dependency_may_block
+        now = self._loop.time()
+        if seen != self._last_seen or not waiting:
+            self._last_seen = seen
+            self._progress_at = now
+        elif now - self._checked_at > _CHECK_GAP * self._limit:
+            # Nothing in this process could run in the meantime, neither a handler nor this check.
+            self._progress_at += now - self._checked_at
+        self._checked_at = now
+
+    def _warn_of_slow_handlers(self) -> None:
         now = self._loop.time()
         slow = [
             (worker, worker.since)
-            for worker in self._workers.busy()
-            if now - worker.since >= _WARNING_SHARE * self._max_poll_interval
+            for worker in self.workers.busy()
+            if now - worker.since >= _WARNING_SHARE * self.max_poll_interval
         ]
         for worker, since in slow:
             if (worker, since) not in self._warned:
@@ -165,8 +128,8 @@ class SlowHandlerWarning:
                     "polling continues, but a rebalance would cancel the handler after %g s",
                     place_of(record),
                     now - since,
-                    self._max_poll_interval * 1000,
-                    self._drain_timeout,
+                    self.max_poll_interval * 1000,
+                    self.drain_timeout,
                     extra={
                         "event": "handler_slow",
                         "topic": record.topic,

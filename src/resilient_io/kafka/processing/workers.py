@@ -6,13 +6,14 @@ import asyncio
 import functools
 import logging
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.tasks import wake
 
 from ..record import place_of
-from .retries import Action
+from .scheduler import Action
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..instrumentation import Tracing
-    from ..record import Record
-    from .retries import FailureHandler
+    from .failures import FailureHandler
     from .scheduler import Item, Scheduler
     from .stats import RunCounters
 
@@ -36,69 +36,40 @@ CANCEL_GRACE = 1.0
 """Seconds that a cancelled handler gets for its cleanup."""
 
 
+@dataclass(slots=True, eq=False)
 class Worker:
-    """One task that calls the handler.
+    """One task that calls the handler."""
 
-    Attributes:
-        task: The task.
-        items: The records in its hands; empty while it waits for some.
-        since: Loop time at which it took them.
-        evicted: Whether this library cancelled it, to take the records out of its hands.
-        freed: Done when its hands are empty; None unless something waits for that.
-        parked: Done to wake the worker; None unless it waits for work.
-    """
-
-    __slots__ = ("evicted", "freed", "items", "parked", "since", "task")
-
-    task: asyncio.Task[None]  # set directly after the construction: the task needs the worker
-
-    def __init__(self) -> None:
-        self.items: Sequence[Item] = ()
-        self.since = 0.0
-        self.evicted = False
-        self.freed: asyncio.Future[None] | None = None
-        self.parked: asyncio.Future[None] | None = None
+    # Set directly after the construction: the task needs the worker.
+    task: asyncio.Task[None] = field(init=False)
+    items: Sequence[Item] = ()  # the records in its hands
+    since: float = 0.0  # loop time at which it took them
+    evicted: bool = False  # whether it was cancelled to take the records out of its hands
+    freed: asyncio.Future[None] | None = None  # done when its hands are empty
+    parked: asyncio.Future[None] | None = None  # done to wake it
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class WorkerPool:
     """A pool of workers that grows with the work, up to `concurrency`.
 
     Each worker that wakes up wakes two more while records are ready. So a thousand workers are
     awake within ten iterations of the event loop, but if handlers return immediately, the first
-    worker does everything alone.
-
-    Args:
-        loop_body: What each worker runs.
-        scheduler: The records.
-        concurrency: Maximum number of workers.
-        stop: Called with the exception that ended a worker, which is not an `Exception`
-            (`SystemExit`, for example).
-        shutting_down: Returns whether all tasks of the event loop are being cancelled, as
-            `asyncio.run` does at its end.
-
-    Attributes:
-        allowed: WorkerPool that may be working.
-        working: WorkerPool that are working.
-        stretch_ends: Loop time after which a worker must let the event loop run other tasks.
+    worker does everything alone. `stop` is called with an exception that ended a worker and is not
+    an `Exception` (`SystemExit`, for example).
     """
 
-    def __init__(
-        self,
-        loop_body: HandlerLoop,
-        scheduler: Scheduler,
-        concurrency: int,
-        *,
-        stop: Callable[[BaseException], None],
-        shutting_down: Callable[[], bool],
-    ) -> None:
-        self.allowed = concurrency
+    loop_body: HandlerLoop
+    scheduler: Scheduler
+    concurrency: int
+    stop: Callable[[BaseException], None]
+    shutting_down: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.allowed = self.concurrency
         self.working = 0
-        self.stretch_ends = 0.0
-        self._loop_body = loop_body
-        self._ready = scheduler.ready
-        self._concurrency = concurrency
-        self._stop = stop
-        self._shutting_down = shutting_down
+        self.stretch_ends = 0.0  # after this loop time, a worker lets other tasks run
+        self._ready = self.scheduler.ready
         self._loop = asyncio.get_running_loop()
         self._context = context_without_deadline()
         self._workers: list[Worker] = []
@@ -125,10 +96,8 @@ class WorkerPool:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """Yield to the event loop, or park the worker if too many are working.
-
-        Both are checked with one comparison per record: `now > stretch_ends`.
-        """
+        """Yield to the event loop, or park the worker if too many are working."""
+        # Both are checked with one comparison per record: `now > stretch_ends`.
         if self.working > self.allowed:
             await self.park(worker)
             return
@@ -139,7 +108,7 @@ class WorkerPool:
         await asyncio.sleep(0)
 
     def release(self, worker: Worker) -> None:
-        """Report that a worker's hands are empty, after something began to wait for that."""
+        """Note that a worker's hands are empty, and wake what waits for that."""
         worker.items = ()
         if worker.evicted:
             worker.evicted = False
@@ -165,7 +134,7 @@ class WorkerPool:
                 self.working += 1
                 if worker.parked is not None:
                     wake([worker.parked])
-            elif len(self._workers) < self._concurrency:
+            elif len(self._workers) < self.concurrency:
                 self._start_worker()
             else:
                 return
@@ -187,17 +156,10 @@ class WorkerPool:
         timeout: float,
         caller: asyncio.Task[Any] | None = None,
     ) -> int:
-        """Wait until no worker has a record of these partitions; cancel the workers that still do.
+        """Wait until no worker has a record of these partitions (None: of any).
 
-        Cancelling returns immediately.
-
-        Args:
-            partitions: The partitions; None for all.
-            timeout: Seconds before the workers are cancelled.
-            caller: The task that waits for this. If it is a worker, it is not waited for.
-
-        Returns:
-            The number of handlers that were cancelled.
+        Return how many handlers were cancelled because they took longer than `timeout`. `caller` is
+        the task that waits for this: if it is a worker, it is not waited for.
         """
         holding = [worker for worker in self._holding(partitions) if worker.task is not caller]
         if holding and timeout > 0.0:
@@ -253,7 +215,7 @@ class WorkerPool:
         self._started += 1
         self.working += 1
         worker.task = self._loop.create_task(
-            self._loop_body.run(worker, self),
+            self.loop_body.run(worker, self),
             name=f"resilient-io handler {self._started}",
             context=self._context.copy(),
         )
@@ -267,78 +229,50 @@ class WorkerPool:
         else:
             self.working -= 1
         items = worker.items
-        if self._closing or self._shutting_down():
+        if self._closing or self.shutting_down():
             self._closing = True
-            self._loop_body.abandon(worker)
+            self.loop_body.abandon(worker)
         elif not task.cancelled() and (error := task.exception()) is not None:
-            self._loop_body.abandon(worker)
-            self._stop(error)
+            self.loop_body.abandon(worker)
+            self.stop(error)
         elif items:
-            # The handler cancelled its own task. That ended this worker, as a cancellation must,
-            # but not the consumer.
+            # The handler cancelled its own task: that ends this worker, but not the consumer.
             error = RuntimeError("the handler cancelled the task that it runs in")
-            self._loop_body.failed(worker, error)
+            self.loop_body.failed(worker, error)
         worker.items = ()
         if worker.freed is not None:
             wake([worker.freed])
         self.wake()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class HandlerLoop:
     """What a worker runs: takes ready records, calls the handler, and handles its failures.
 
-    Args:
-        handler: The application's coroutine function.
-        timeout: Seconds for one call; None for no limit.
-        scheduler: The records.
-        failures: Handles the handler's exceptions.
-        counters: The counters of the run.
+    With `batch_size`, the handler is called with all ready records, up to that number. Records of
+    one key are in order within a batch, and no other batch contains records of that key at the same
+    time. A batch that fails is not given up as a whole: each of its records is retried alone, so
+    that only the record that causes the failure is given up.
     """
 
-    def __init__(
-        self,
-        handler: Callable[..., Awaitable[object]],
-        *,
-        timeout: float | None,
-        scheduler: Scheduler,
-        failures: FailureHandler,
-        counters: RunCounters,
-    ) -> None:
-        self._handler = handler if timeout is None else _with_timeout(handler, timeout)
-        self._scheduler = scheduler
-        self._failures = failures
-        self._counters = counters
-
-    async def run(self, worker: Worker, pool: WorkerPool) -> None:
-        """Take records and call the handler, until the task is cancelled."""
-        raise NotImplementedError
-
-    def failed(self, worker: Worker, error: Exception) -> None:
-        """Handle the failure of the records in a worker's hands."""
-        raise NotImplementedError
-
-    def abandon(self, worker: Worker) -> None:
-        """Take the records out of a worker's hands; those still assigned are ready again."""
-        raise NotImplementedError
-
-    def _raised(self, worker: Worker, error: Exception) -> None:
-        if worker.evicted:
-            self.abandon(worker)  # it failed because it was cancelled
-        else:
-            self.failed(worker, error)
-
-
-class RecordLoop(HandlerLoop):
-    """Calls the handler with one record after the other."""
+    handler: Callable[..., Awaitable[object]]
+    batch_size: int | None
+    timeout: float | None
+    scheduler: Scheduler
+    failures: FailureHandler
+    counters: RunCounters
 
     async def run(  # noqa: C901, PLR0912 - one loop without calls in between: it runs per record
         self, worker: Worker, pool: WorkerPool
     ) -> None:
         """Take records and call the handler, until the task is cancelled."""
-        handler = self._handler
-        scheduler, failures, counters = self._scheduler, self._failures, self._counters
+        handler, batch_size = self.handler, self.batch_size
+        if self.timeout is not None:
+            handler = _with_timeout(handler, self.timeout)
+        scheduler, failures, counters = self.scheduler, self.failures, self.counters
         ready, finish = scheduler.ready, scheduler.finish
         time = asyncio.get_running_loop().time
+        items: Sequence[Item]
         pool.wake_others()
         while True:
             if not ready:
@@ -348,96 +282,18 @@ class RecordLoop(HandlerLoop):
             if now > pool.stretch_ends:
                 await pool.pause(worker)
                 continue
-            item = state, record, retry_state = ready.popleft()
-            worker.items = (item,)
-            worker.since = now
-            handled = False
-            try:
-                if retry_state is None:
-                    if record.error is None:
-                        await handler(record)
-                        handled = True
-                    else:
-                        failures.unreadable(state, record, record.error)
-                elif retry_state.action is Action.HANDLE:
-                    await handler(record)
-                    handled = True
-                else:
-                    await failures.proceed(item)
-            # The boundary to the application's handler, which may raise anything.
-            except Exception as error:  # noqa: BLE001
-                self._raised(worker, error)
-            except asyncio.CancelledError as error:
-                if worker.task.cancelling() and not worker.evicted:
-                    raise  # the task itself was cancelled
-                self._raised(worker, _as_failure(error))
-            if handled:
-                counters.handled += 1
-                finish(state, record)
-            if worker.freed is not None:
-                pool.release(worker)
-
-    def failed(self, worker: Worker, error: Exception) -> None:
-        """Handle the failure of the record in a worker's hands."""
-        for item in worker.items:
-            self._failures.handler_failed(item, error, worker.since)
-
-    def abandon(self, worker: Worker) -> None:
-        """Take the record out of a worker's hands; if still assigned, it is ready again."""
-        for item in worker.items:
-            if item[0].revoked:
-                self._scheduler.forget(item[1])
-            else:
-                self._scheduler.ready.appendleft(item)
-
-
-class BatchLoop(HandlerLoop):
-    """Calls the handler with all ready records, up to a maximum number.
-
-    Records of one key are in order within a batch, and no other batch contains records of that key
-    at the same time. A batch that fails is not given up as a whole: each of its records is retried
-    alone, so that only the record that causes the failure is given up.
-
-    Args:
-        handler: The application's coroutine function.
-        batch_size: Maximum number of records in a batch.
-        **options: The other arguments of `HandlerLoop`.
-    """
-
-    def __init__(
-        self, handler: Callable[[list[Record]], Awaitable[object]], batch_size: int, **options: Any
-    ) -> None:
-        super().__init__(handler, **options)
-        self._batch_size = batch_size
-
-    async def run(  # noqa: C901 - one loop without calls in between: it runs per batch
-        self, worker: Worker, pool: WorkerPool
-    ) -> None:
-        """Take batches and call the handler, until the task is cancelled."""
-        handler = self._handler
-        ready = self._scheduler.ready
-        time = asyncio.get_running_loop().time
-        pool.wake_others()
-        while True:
-            if not ready:
-                await pool.park(worker)
-                continue
-            now = time()
-            if now > pool.stretch_ends:
-                await pool.pause(worker)
-                continue
-            items = self._take()
+            items = (ready.popleft(),) if batch_size is None else self._take(batch_size)
             worker.items = items
             worker.since = now
-            state, first, retry_state = items[0]
+            state, record, retry_state = items[0]
             handled = False
             try:
                 if retry_state is not None and retry_state.action is not Action.HANDLE:
-                    await self._failures.proceed(items[0])
-                elif first.error is not None:
-                    self._failures.unreadable(state, first, first.error)
+                    await failures.proceed(items[0])
+                elif record.error is not None:
+                    failures.unreadable(state, record, record.error)
                 else:
-                    await handler([record for _, record, _ in items])
+                    await handler(record if batch_size is None else [each[1] for each in items])
                     handled = True
             # The boundary to the application's handler, which may raise anything.
             except Exception as error:  # noqa: BLE001
@@ -445,9 +301,15 @@ class BatchLoop(HandlerLoop):
             except asyncio.CancelledError as error:
                 if worker.task.cancelling() and not worker.evicted:
                     raise  # the task itself was cancelled
-                self._raised(worker, _as_failure(error))
+                failure = RuntimeError("the handler raised CancelledError by itself")
+                failure.__cause__ = error
+                self._raised(worker, failure)
             if handled:
-                self._finish(items)
+                if batch_size is None:
+                    counters.handled += 1
+                    finish(state, record)
+                else:
+                    self._finish(items)
             if worker.freed is not None:
                 pool.release(worker)
 
@@ -455,41 +317,47 @@ class BatchLoop(HandlerLoop):
         """Handle the failure of the records in a worker's hands: each is retried alone."""
         items = worker.items
         if len(items) == 1:
-            self._failures.handler_failed(items[0], error, worker.since)
+            self.failures.handler_failed(items[0], error, worker.since)
             return
         for group in self._by_key(items):
-            self._failures.batch_failed(group, error, worker.since)
+            self.failures.batch_failed(group, error, worker.since)
 
     def abandon(self, worker: Worker) -> None:
         """Take the records out of a worker's hands; those still assigned are ready again."""
         for head, *followers in reversed(self._by_key(worker.items)):
             if head[0].revoked:
                 for _, record, _ in (head, *followers):
-                    self._scheduler.forget(record)
+                    self.scheduler.forget(record)
             else:
-                self._scheduler.put_behind(head[0], head[1], followers)
-                self._scheduler.ready.appendleft(head)
+                self.scheduler.put_behind(head[0], head[1], followers)
+                self.scheduler.ready.appendleft(head)
 
-    def _take(self) -> list[Item]:
-        ready, size = self._scheduler.ready, self._batch_size
+    def _raised(self, worker: Worker, error: Exception) -> None:
+        if worker.evicted:
+            self.abandon(worker)  # it failed because it was cancelled
+        else:
+            self.failed(worker, error)
+
+    def _take(self, size: int) -> list[Item]:
+        ready = self.scheduler.ready
         items: list[Item] = []
         while ready and len(items) < size:
             if not _may_be_batched(ready[0]):
                 return items or [ready.popleft()]
             head = ready.popleft()
             items.append(head)
-            waiting = self._scheduler.behind(head[0], head[1])
+            waiting = self.scheduler.behind(head[0], head[1])
             while waiting and len(items) < size and _may_be_batched(waiting[0]):
                 items.append(waiting.popleft())
         return items
 
     def _finish(self, items: Sequence[Item]) -> None:
-        self._counters.handled += len(items)
+        self.counters.handled += len(items)
         for head, *followers in self._by_key(items):
             for state, record, _ in followers:
                 state.progress.done(record.offset)
-                self._scheduler.forget(record)
-            self._scheduler.finish(head[0], head[1])
+                self.scheduler.forget(record)
+            self.scheduler.finish(head[0], head[1])
 
     def _by_key(self, items: Sequence[Item]) -> list[list[Item]]:
         """Return the records of a batch grouped by key queue, each group in order."""
@@ -497,7 +365,7 @@ class BatchLoop(HandlerLoop):
         latest = None
         for item in items:
             state, record, _ = item
-            key = self._scheduler.key_of(record)
+            key = self.scheduler.key_of(record)
             if key is not None and latest == (state.partition, key):
                 groups[-1].append(item)
             else:
@@ -532,23 +400,10 @@ def _with_timeout(
     return handle
 
 
-def _as_failure(error: asyncio.CancelledError) -> Exception:
-    """Return an ordinary exception for a CancelledError that the handler raised by itself."""
-    failure = RuntimeError("the handler raised CancelledError by itself")
-    failure.__cause__ = error
-    return failure
-
-
 def trace_handler(
     handler: Callable[[Any], Awaitable[object]], tracing: Tracing, *, batches: bool
 ) -> Callable[[Any], Awaitable[object]]:
-    """Return the handler with a span around each call.
-
-    Args:
-        handler: The application's coroutine function.
-        tracing: Creates the spans.
-        batches: Whether the handler takes a list of records.
-    """
+    """Return the handler with a span around each call."""
 
     async def handle(given: Any) -> None:
         with tracing.processing(given if batches else [given]):

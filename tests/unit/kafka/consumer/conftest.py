@@ -10,14 +10,13 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from resilient_io.health import Dependency
 from resilient_io.kafka.connect import KafkaTarget
-from resilient_io.kafka.consumer.assignment import Assignment, Rebalancer
-from resilient_io.kafka.consumer.commits import Committer
-from resilient_io.kafka.consumer.detectors import SessionWatch
-from resilient_io.kafka.consumer.exclusive_use import ExclusiveUse
+from resilient_io.kafka.consumer.assignment import Assignment
 from resilient_io.kafka.consumer.fetcher import Fetcher, RecordDeserializer
+from resilient_io.kafka.consumer.group import Committer, Rebalancer, SessionWatch
 from resilient_io.kafka.consumer.iteration import (
     BatchIterator,
     BatchStream,
+    ExclusiveUse,
     RecordIterator,
     SingleRecordStream,
 )
@@ -163,7 +162,7 @@ class World:
             target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
-            use=self.use,
+            drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
             counters=self.counters,
@@ -171,7 +170,7 @@ class World:
         self.committer = Committer(self.target, "kafka", self.counters)
         self.session = SessionWatch(1_000_000.0, lambda: None)
         self.rebalancer = Rebalancer(
-            self.health,
+            health=self.health,
             assignment=self.assignment,
             fetcher=self.fetcher,
             committer=self.committer,

@@ -6,7 +6,7 @@ import pytest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest
 
-from resilient_io.kafka.consumer.detectors import DeadConnectionDetector
+from resilient_io.kafka.consumer.housekeeping import DeadConnectionDetector
 
 
 class Connection:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from resilient_io.kafka import KafkaClosed
-from resilient_io.kafka.consumer.exclusive_use import ExclusiveUse
+from resilient_io.kafka.consumer.iteration import ExclusiveUse
 
 RUN, LOOP = SimpleNamespace(activity="running"), SimpleNamespace(activity="iterating")
 

@@ -126,7 +126,7 @@ async def test_a_lost_coordinator_is_left_to_the_probe(scene):
 async def test_a_crashed_task_is_a_liveness_failure_until_it_is_closed(scene, caplog):
     await scene.pass_time(5)
     assert scene.housekeeping.liveness_failure() is None
-    scene.housekeeping._supervisor = None
+    scene.housekeeping.supervisor = None
     await scene.pass_time(5)
     assert (
         scene.housekeeping.liveness_failure()

@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from resilient_io import Cause, Dependency, State
-from resilient_io.kafka.consumer.detectors import StalledPartitionDetector
+from resilient_io.kafka.consumer.housekeeping import StalledPartitionDetector
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 

@@ -197,8 +197,8 @@ class Scene:
 
     def create(self, handler):
         self.processor = self.source.processor = Processor(
-            self.source,
-            plan_run(handler, **self.options),
+            source=self.source,
+            plan=plan_run(handler, **self.options),
             commit=self.source.commit,
             commit_timeout=3.0,
             drain_timeout=self.drain_timeout,
@@ -207,6 +207,7 @@ class Scene:
             make_producer=lambda: self.producer,
             rng=random.Random(1),
             ended=self._note_end,
+            note=lambda event, **fields: None,
         )
 
     def _note_end(self, stats):

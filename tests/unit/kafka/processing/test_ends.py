@@ -507,8 +507,8 @@ def test_an_event_loop_that_ends_without_closing_leaves_no_task_and_no_warning(s
             source.put(None)
         source.commit = asyncio.sleep  # takes its time
         processor = Processor(
-            source,
-            plan_run(handler),
+            source=source,
+            plan=plan_run(handler),
             commit=source.commit,
             commit_timeout=3.0,
             drain_timeout=5.0,
@@ -517,6 +517,7 @@ def test_an_event_loop_that_ends_without_closing_leaves_no_task_and_no_warning(s
             make_producer=object,
             rng=random.Random(1),
             ended=lambda stats: None,
+            note=lambda event, **fields: None,
         )
         running.append(asyncio.create_task(processor.run()))
         await asyncio.sleep(1)
