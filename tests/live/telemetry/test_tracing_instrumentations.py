@@ -302,7 +302,7 @@ async def test_calls_take_the_hot_path_without_a_tracer(shared_redis, monkeypatc
     async with ResilientRedis.from_url(shared_redis.url) as redis:
         await redis.get("key")
         await asyncio.sleep(0)
-        monkeypatch.delattr(ResilientRedis.__mro__[1], "_execute")
+        monkeypatch.delattr(ResilientRedis, "_execute")
         await redis.set("key", "1")
         assert await redis.get("key") == b"1"
-        assert type(redis.pipeline()).__name__ == "ResilientPipeline"
+        assert not redis.pipeline()._instrumented

@@ -208,10 +208,10 @@ async def test_spans_contain_no_arguments_and_no_replies(redis, spans, shared_re
 
 async def test_traced_client_takes_the_hot_path_within_its_span(redis, spans):
     await redis.set("key", "1")
-    twin = redis._twin
+    twin = redis._uninstrumented
     assert twin._hot
     assert await redis.get("key") == b"1"
-    assert redis._twin is twin
+    assert redis._uninstrumented is twin
     assert await redis.with_policy(attempts=1).get("key") == b"1"
     assert spans.names == ["SET", "GET", "GET"]
 
@@ -249,8 +249,8 @@ async def test_flight_recorder_contains_the_reactions_of_clients(redis_server, f
         events = [each["event"] for each in monitor.recorder.events()]
     assert "retry scheduled" in events
     assert "outcome unknown" in events
-    assert "lane lost" in events
-    assert "lane opened" in events
+    assert "connection lost" in events
+    assert "connection opened" in events
 
 
 class Tokens(CredentialProvider):
