@@ -1,45 +1,61 @@
-# Each target does all its own set-up, in .venv-3.11, .venv-3.12 or .venv-3.13 by the Python in use.
-#   make test PYTHON=python3.12       another Python than the newest on the path
-#   make test ARGS="tests/unit -x"    arguments for the command that the target runs
+# Every target sets up what it needs: the virtual environment of the Python in use (.venv-3.11,
+# .venv-3.12 or .venv-3.13), and Apache Kafka where Java 17 and Maven are installed.
+#   make test PYTHON=python3.12       use another Python than the newest on the PATH
+#   make test ARGS="tests/unit -x"    arguments for the command of the target
 
 PYTHON ?=
 ARGS ?=
 in_venv = @PYTHON="$(PYTHON)" scripts/in_venv
-# Tests wait more than they work. Still more processes would each start brokers of their own.
+kafka = @scripts/fetch_kafka.sh --if-possible
+# Tests mostly wait. More processes would each start brokers of their own.
 processes = -n 3 --dist worksteal
+# What can depend on the version of Python: unit and wire tests, and tests marked `versions`.
+versions = tests/unit tests/wire tests/live/lifecycle \
+	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak containers coverage bench lint format types wheel servers screenshots lock clean
+.PHONY: help demo test test-versions soak containers coverage bench lint format types docs \
+	structure wheel servers screenshots lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
-demo: ## redis-py and ResilientRedis through the same faults; then a service on Kafka and Redis
-	$(in_venv) test python -m resilient_io.demo $(ARGS)
+demo: ## redis-py and ResilientRedis under the same faults, then a service on Kafka and Redis
+	$(kafka)
+	$(in_venv) test python -m demo $(ARGS)
 
-test: ## every test but the long scenes; ARGS="-n 0" in one process, for a debugger, say
+test: ## all tests except those of `soak` and `containers`; ARGS="-n 0" for a debugger
+	$(kafka)
 	$(in_venv) test python -m pytest $(processes) $(ARGS)
 
-soak: ## the scenes that take over 10 s each
+test-versions: ## the tests that can depend on the version of Python
+	$(kafka)
+	$(in_venv) test python -m pytest $(processes) $(versions) $(ARGS)
+
+soak: ## the tests that take over 10 s each
+	$(kafka)
 	$(in_venv) test python -m pytest $(processes) -m soak $(ARGS)
 
-containers: ## the scenes in containers, on the Docker engine there is (ARGS=--write-docs for the table)
+containers: ## the tests in containers; needs a Docker engine (ARGS=--write-docs updates the table)
 	$(in_venv) test python scripts/container_scenes.py $(ARGS)
 
-coverage: ## the tests, and which lines and branches they miss
+coverage: ## the tests, and the lines and branches that they do not reach
+	$(kafka)
 	$(in_venv) test coverage run -m pytest $(ARGS)
 	$(in_venv) test coverage report
 
-bench: ## measure against the other clients of Redis and Kafka (ARGS=redis or kafka for one of them)
+bench: ## compare with other Redis and Kafka clients (ARGS=redis or kafka for one of them)
+	$(kafka)
 	$(in_venv) test,bench python -m benchmarks $(ARGS)
 
-lint: ## ruff, and the checks of generated files
+lint: ## ruff, the wording, and the generated files
 	$(in_venv) test,lint ruff check
 	$(in_venv) test,lint ruff format --check
+	$(in_venv) test,lint python scripts/check_wording.py
 	$(in_venv) test,lint python scripts/check_locks.py
 	$(in_venv) test,lint python scripts/command_table.py --check
 
-format: ## mend what ruff can mend
+format: ## fix what ruff can fix
 	$(in_venv) test,lint ruff check --fix
 	$(in_venv) test,lint ruff format
 
@@ -47,21 +63,27 @@ types: ## mypy --strict and pyright, on the package and on the typing tests
 	$(in_venv) test,lint mypy
 	$(in_venv) test,lint sh -c 'pyright --pythonpath "$$(command -v python)"'
 
-wheel: ## build the wheel, install it into a fresh environment, import every public name
+docs: ## build the docs site into site/; broken links and references are errors
+	$(in_venv) test,docs python -m zensical build --strict --clean
+
+structure: ## the size of the package, and the files that a call passes through
+	$(in_venv) test python scripts/structure.py $(ARGS)
+
+wheel: ## build the wheel, install it into a new environment, import every public name
 	$(in_venv) test python scripts/check_wheel.py
 
-servers: ## install the real Redis and Chromium (Debian, Ubuntu), fetch Apache Kafka; none is left running
+servers: ## install Redis, Chromium, Java and Maven (Debian, Ubuntu), and download Apache Kafka
 	@scripts/install_servers.sh
 	@scripts/install_browser.sh
 
-screenshots: ## make the pictures of docs/images anew: a doctor's run, the status page; from real runs
+screenshots: ## update the pictures in docs/images, from real runs
 	$(in_venv) test python -m scripts.terminal_pictures
 	$(in_venv) test python -m scripts.screenshots $(ARGS)
 
-lock: ## rewrite requirements/*.txt (ARGS=--upgrade takes the newest of everything)
+lock: ## update requirements/*.txt (ARGS=--upgrade for the newest versions)
 	$(in_venv) lock scripts/lock.sh $(ARGS)
 
-clean: ## remove everything that the other targets made
+clean: ## remove everything that the other targets created
 	@scripts/docker_engine.sh stop
-	rm -rf .venv-* .servers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv-* .servers .cache dist site .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -33,7 +33,7 @@ _QUICK = (3, 0.2)
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", help=f"{' or '.join(SUITES)}; all unless told")
+    parser.add_argument("suites", nargs="*", help=f"{' or '.join(SUITES)}; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each client (5)")
     parser.add_argument(
         "--seconds", type=float, help="length of a round (Redis 0.5, Kafka 1, service 2)"
@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> dict[Suite, tuple[str, ...]]:
-    """Say which suites are wanted, and which of their works."""
+    """Return the selected suites, and which of their works."""
     suites = [SUITES[name] for name in SUITES if not options.suites or name in options.suites]
     works = {
         suite: tuple(name for name in suite.names if not options.only or name in options.only)
@@ -73,7 +73,7 @@ def chosen(options: argparse.Namespace) -> dict[Suite, tuple[str, ...]]:
 
 
 def setting(suite: Suite, effort: Effort, load: float) -> list[str]:
-    """Say where and how it was measured."""
+    """Return where and how it was measured."""
     return [
         f"{suite.server()}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in suite.packages)
@@ -113,8 +113,7 @@ def _say(what: str) -> None:
 def _write(reports: dict[Suite, str]) -> None:
     for suite, text in reports.items():
         write(DOCUMENT, suite.name, text)
-    # The README's tables are copies, made by whoever keeps all that is generated.
-    subprocess.run([sys.executable, ROOT / "scripts" / "reference.py", "--readme"], check=True)
+    subprocess.run([sys.executable, ROOT / "scripts" / "readme_tables.py"], check=True)
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markers(suite: str) -> tuple[str, str]:
-    """Give the lines between which a document holds what was measured."""
+    """Return the lines between which a document contains the results."""
     return f"<!-- measured {suite}: begin -->", f"<!-- measured {suite}: end -->"
 
 

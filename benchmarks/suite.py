@@ -15,7 +15,7 @@ Results: TypeAlias = "dict[str, Rounds]"
 """What was measured on one kind of loop, by the name of the work."""
 
 Say: TypeAlias = "Callable[[str], object]"
-"""Tells whoever waits what is done at the moment."""
+"""Reports the current step to the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class Suite:
     Attributes:
         name: What it is called on the command line, and between the document's markers.
         names: The works that can be asked for.
-        loops: The kinds of event loop it runs on unless told.
+        loops: The kinds of event loop it runs on by default.
         packages: Those whose versions belong to a result.
-        seconds: How long a round is, in seconds, unless told.
+        seconds: Default duration of a round, in seconds.
         server: Says which server is measured on.
         measure: Measures on one kind of loop.
         tables: Renders the results, as lines of Markdown; the README shows the first table.

@@ -27,7 +27,7 @@ class Target:
     most: float | None = None
 
     def verdict(self, value: float) -> str:
-        """Say whether it was reached."""
+        """Return whether it was reached."""
         if self.most is not None:
             return verdict(value <= self.most)
         assert self.least is not None
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def wording(self) -> str:
-        """Say what is asked for."""
+        """Return the requirement in words."""
         of = f"{self.of} " * bool(self.of)
         if self.most is not None:
             return f"{of}≤{self.most:g}x {self.against}"
@@ -48,5 +48,5 @@ class Target:
 
 
 def verdict(reached: bool) -> str:  # noqa: FBT001 (one word for one fact)
-    """Say whether something was reached."""
+    """Return whether something was reached."""
     return REACHED if reached else MISSED

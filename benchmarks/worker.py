@@ -87,7 +87,7 @@ class Worker:
 
 
 class Servant(Protocol):
-    """What a worker process asks of whoever does the work; each order is a method of it."""
+    """What a worker process needs of a client; each order is a method of it."""
 
     async def close(self) -> None:
         """Close what is open."""

@@ -1,4 +1,4 @@
-"""Checks requirements/*.txt: every pin has hashes, nothing names an index, nothing is missing."""
+"""Check requirements/*.txt: every pin has hashes, no index is named, nothing is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
 
-# A name as pip compares it, with the extras and the versions cut off.
+# A name as pip compares it, without extras and versions.
 NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -20,7 +20,7 @@ def names(lines: list[str]) -> set[str]:
 
 
 def pins(lock: str) -> list[str]:
-    """The lines that pin a package, each joined with the lines that continue it."""
+    """Return the lines that pin a package, each joined with its continuation lines."""
     joined = (LOCKS / f"{lock}.txt").read_text().replace("\\\n", " ")
     return [line for line in joined.splitlines() if NAME.match(line)]
 

@@ -1,4 +1,4 @@
-"""Builds the wheel, installs it alone into a fresh environment, and imports every public name."""
+"""Build the wheel, install it into a new environment, and import every public name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Runs in the fresh environment, away from the checkout.
+# Runs in the new environment, outside the checkout.
 IMPORT = """
 import importlib.metadata, importlib.resources, sys
 import resilient_io
@@ -23,7 +23,7 @@ version = importlib.metadata.version("resilient-io")
 print(f"resilient-io {version}: {len(resilient_io.__all__)} public names import")
 """
 
-# The command without its extra: probe works, the rest says what is missing.
+# The command without its extra: probe works, and the rest names the missing extra.
 ASKED = (
     (("probe", "--file", "nowhere"), 1, "no heartbeat at nowhere"),
     (("doctor", "redis://127.0.0.1"), 2, "pip install 'resilient-io[cli]'"),
@@ -38,7 +38,7 @@ def pip(python: Path | str, *arguments: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheels, fresh = Path(folder, "wheels"), Path(folder, "venv")
-        # The build backend is in the lock of this environment.
+        # The lock of this environment contains the build backend.
         here = ("--no-index", "--no-deps", "--no-build-isolation", str(ROOT))
         pip(sys.executable, "wheel", "-q", "--wheel-dir", str(wheels), *here)
         (wheel,) = wheels.glob("*.whl")
@@ -47,7 +47,7 @@ def main() -> None:
         lock = ROOT / "requirements" / "runtime.txt"
         pip(python, "install", "-q", "--require-hashes", "-r", str(lock))
         pip(python, "install", "-q", "--no-index", "--no-deps", str(wheel))
-        # The lock must hold all that the wheel says it needs.
+        # The lock must contain all requirements of the wheel.
         pip(python, "check")
         print(wheel.name, flush=True)
         imported = subprocess.run([python, "-W", "error", "-c", IMPORT], cwd=folder, check=False)

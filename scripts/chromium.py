@@ -1,7 +1,7 @@
-"""A headless Chromium: for the tests of the status page, and for its pictures in the docs.
+"""A headless Chromium, for the tests of the status page and for its pictures in the docs.
 
-It has a profile of its own that is thrown away, and asks nobody on the network for anything but the
-page. Selenium's calls block: run them outside the event loop that serves the page.
+It has a temporary profile, and loads nothing from the network except the page. Selenium's calls
+block: run them outside the event loop that serves the page.
 """
 
 from __future__ import annotations

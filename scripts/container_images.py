@@ -1,19 +1,19 @@
-"""Makes the images for the scenes in containers, and prints their names as JSON.
+"""Build the images for the tests in containers, and print their names as JSON.
 
-Where the public images can be pulled, name them, and nothing but the two services is built:
+If the public images can be pulled, name them; then only the images of the two services are built:
 
     RESILIENT_IO_REDIS_IMAGE=redis:8
     RESILIENT_IO_KAFKA_IMAGE=apache/kafka:4.3.0
     RESILIENT_IO_PYTHON_IMAGE=python:3.13-slim
 
-What is not named comes from one base that is made here with debootstrap (Debian, as root): Redis
-and Python, of the machine's own release, so that its Java runs there too, with the Kafka that
-`make servers` fetched. Where that cannot be made either, the public names above are taken. An image
-is made anew only when something changed that goes into it.
+Other images are based on one that is built here with debootstrap (Debian, as root): Redis and
+Python of the machine's release, so that the machine's Java runs there too, with the Kafka that
+`make servers` downloaded. If that image cannot be built, the public names above are used. An image
+is built again only if its content has changed.
 
-The image of a service follows its own Dockerfile. Two lines of it are replaced: the image that it
-begins with, and `RUN pip install`, which has no network here: the packages are laid in instead, as
-requirements/test.txt locks them, and this checkout's own package beside them.
+The image of a service follows its Dockerfile. Two lines are replaced: the base image, and `RUN pip
+install`, which has no network here. Instead the packages are copied, as requirements/test.txt locks
+them, and with them the package of this checkout.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ SCENES = {
     ),
     "the_network_of_kafka_is_cut_and_healed": "Kafka's network cut, {seconds:.0f} s",
     "kafka_is_killed_and_starts_again": "Kafka killed; it runs again {seconds:.0f} s later",
-    "a_tenth_of_a_cpu_is_blamed_on_nobody": "the service on 10% of a CPU, {seconds:.0f} s",
+    "a_tenth_of_a_cpu_is_not_blamed_on_a_server": "the service on 10% of a CPU, {seconds:.0f} s",
     "a_flood_while_redis_is_away_fits_into_little_memory": (
         "96 MiB for the service; Redis paused, and 105 MB of orders come"
     ),
@@ -96,7 +96,7 @@ def write(text: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What the tests are told: the engine, the images, where outcomes go."""
+    """Return the environment of the tests: the engine, the images, the file for outcomes."""
     found = subprocess.run(
         [ROOT / "scripts/docker_engine.sh", "find"], stdout=subprocess.PIPE, text=True, check=False
     )

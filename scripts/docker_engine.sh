@@ -62,8 +62,8 @@ start() {
     fi
     install_packages
     mkdir -p "$home" "$run"
-    # No default bridge: the scenes make their own networks, and it would be shared with others.
-    # 9>&-: whoever holds a lock while calling this must not leave it to the engine.
+    # No default bridge: the tests create their own networks, and a bridge would be shared.
+    # 9>&-: the engine must not inherit a lock that the caller holds.
     setsid dockerd --data-root "$home/data" --exec-root "$run/exec" --pidfile "$run/pid" \
         -H "$own" --bridge none --log-level warn >"$home/log" 2>&1 </dev/null 9>&- &
     waited=0

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Prints the Python to use: the first on the path of 3.13, 3.12, 3.11, or else a python3 that is new
-# enough. With --all: one of each of 3.11, 3.12 and 3.13, those of pyenv included.
+# Prints the Python to use: the first of 3.13, 3.12 and 3.11 on the PATH, or else a python3 that is
+# new enough. With --all: one of each of 3.11, 3.12 and 3.13, including those of pyenv.
 set -eu
 
-# Every executable of that name on the path: the first one may be a shim that only prints an error.
+# Prints every executable of that name on the PATH: the first may be a shim that fails.
 on_path() {
     (
         IFS=:
@@ -23,9 +23,9 @@ of_pyenv() {
     done
 }
 
-# The first Python on standard input that runs and is of version $1 (or, for "any", new enough).
-# One that can make virtual environments comes before one that cannot, which is better than none:
-# setting up says what it lacks.
+# Prints the first Python on standard input that runs and has version $1 (for "any": is new enough).
+# A Python that can create virtual environments is preferred to one that cannot, which is used so that
+# setup_venv.py can report what is missing.
 first_of() {
     lacking=
     while read -r python; do
@@ -57,7 +57,7 @@ fi
 
 python=$(for name in python3.13 python3.12 python3.11 python3; do on_path "$name"; done | first_of any)
 if [ -z "$python" ]; then
-    echo "No Python 3.11 or newer is on the path. Install one, or name it: make ... PYTHON=/path/to/python" >&2
+    echo "Python 3.11 or newer is not on the PATH. Install it, or name it: make ... PYTHON=/path/to/python" >&2
     exit 1
 fi
 echo "$python"

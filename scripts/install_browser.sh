@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs the browser that the tests of the status page use: Chromium and its driver. Does nothing
-# when they are there.
+# Installs the browser for the tests of the status page, Chromium and its driver, unless they are
+# installed.
 set -eu
 
-# has NAME...: whether one of these is on the path.
+# has NAME...: whether one of these is on the PATH.
 has() {
     for name in "$@"; do
         [ -n "$name" ] && command -v "$name" >/dev/null && return
@@ -19,18 +19,18 @@ missing() {
 advise() {
     echo "Missing: $lacking" >&2
     echo "$1 Install Chromium or Chrome, and the chromedriver of the same version, so that they" \
-        "are on the path, then try again." >&2
-    echo "(\`make test\` does without: it skips the tests of the status page.)" >&2
+        "are on the PATH, then try again." >&2
+    echo "(\`make test\` works without them: it skips the tests of the status page.)" >&2
     exit 1
 }
 
-# install_packages: the part that needs root.
+# install_packages: needs root.
 install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # Ubuntu's package of that name only points to a snap, which few containers can run.
+    # Ubuntu's package of that name only installs a snap, which most containers cannot run.
     apt-cache policy chromium-driver | grep -q 'Candidate: [0-9]' || exit 3
-    # Of one version: a driver refuses a browser that is newer or older.
+    # A driver rejects a browser of another version.
     apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null
 }
 
@@ -40,17 +40,17 @@ if [ "${1:-}" = "--packages" ]; then
     exit 0
 fi
 if [ -n "$lacking" ]; then
-    command -v apt-get >/dev/null || advise "Only Debian's apt-get is known here."
+    command -v apt-get >/dev/null || advise "This script only supports the apt-get of Debian."
     as_root=
     if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || advise "Installing takes root, and there is no sudo."
+        command -v sudo >/dev/null || advise "The installation needs root or sudo."
         as_root=sudo
-        # Without a terminal nobody is there to type a password.
+        # Without a terminal sudo must not ask for a password.
         [ -t 0 ] || as_root="$as_root -n"
     fi
-    $as_root "$0" --packages || advise "apt-get has no Chromium here, or could not install it."
+    $as_root "$0" --packages || advise "apt-get could not install Chromium."
     lacking=$(missing | tr '\n' ' ')
-    [ -z "$lacking" ] || advise "apt-get installed the packages, yet these are not on the path."
+    [ -z "$lacking" ] || advise "apt-get installed the packages, but these are not on the PATH."
 fi
 chromedriver=${RESILIENT_IO_CHROMEDRIVER:-chromedriver}
 "$chromedriver" --version

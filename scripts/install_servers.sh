@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the real servers that the tests use: redis-server, redis-sentinel and redis-cli, and
-# Apache Kafka with the Java that it takes. Does nothing when they are there. No service is started,
-# and none that runs is touched.
+# Installs the servers that the tests use, unless they are installed: redis-server, redis-sentinel,
+# redis-cli, Java and Maven, and downloads Apache Kafka. It starts no service, and leaves running
+# services alone.
 set -eu
 here=$(dirname "$0")
 
@@ -15,9 +15,9 @@ missing() {
 
 advise() {
     echo "Missing: $lacking" >&2
-    echo "$1 Install Redis 7, Java 17 and Maven, or newer, so that these are on the path," \
+    echo "$1 Install Redis 7, Java 17 and Maven, or newer, so that these are on the PATH," \
         "then try again." >&2
-    echo "(\`make test\` and \`make demo\` do without: they use servers that come as wheels.)" >&2
+    echo "(\`make test\` and \`make demo\` work without them: they use servers from wheels.)" >&2
     exit 1
 }
 
@@ -25,9 +25,9 @@ has() {
     apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
 }
 
-# install_packages: the part that needs root.
+# install_packages: needs root.
 install_packages() {
-    # Debian starts a service as soon as it is installed, unless this policy says no.
+    # Debian starts a service when it is installed, unless this policy denies it.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         trap 'rm -f "$policy"' EXIT
@@ -57,7 +57,7 @@ install_packages() {
     # shellcheck disable=SC2086
     apt-get install -qq -y --no-install-recommends $packages >/dev/null
     for service in $new; do
-        # Nor at the next boot.
+        # Do not start it at the next boot either.
         update-rc.d "$service" disable
     done
 }
@@ -68,17 +68,17 @@ if [ "${1:-}" = "--packages" ]; then
     exit 0
 fi
 if [ -n "$lacking" ]; then
-    command -v apt-get >/dev/null || advise "Only Debian's and Ubuntu's apt-get is known here."
+    command -v apt-get >/dev/null || advise "This script only supports the apt-get of Debian and Ubuntu."
     as_root=
     if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || advise "Installing takes root, and there is no sudo."
+        command -v sudo >/dev/null || advise "The installation needs root or sudo."
         as_root=sudo
-        # Without a terminal nobody is there to type a password.
+        # Without a terminal sudo must not ask for a password.
         [ -t 0 ] || as_root="$as_root -n"
     fi
     $as_root "$0" --packages
     lacking=$(missing | tr '\n' ' ')
-    [ -z "$lacking" ] || advise "apt-get installed the packages, yet these are not on the path."
+    [ -z "$lacking" ] || advise "apt-get installed the packages, but these are not on the PATH."
 fi
 redis-server --version
 exec "$here/fetch_kafka.sh"

@@ -1,22 +1,23 @@
 #!/bin/sh
-# Rewrites requirements/*.txt from pyproject.toml and requirements/*.in, for all Pythons at once.
-# Pins that still fit are kept; `scripts/lock.sh --upgrade` takes the newest of everything.
+# Updates requirements/*.txt from pyproject.toml and requirements/*.in, for all versions of Python.
+# Valid pins are kept; `scripts/lock.sh --upgrade` selects the newest versions.
 set -eu
 cd "$(dirname "$0")/.."
 
 lock() {
     output=requirements/$1.txt
     shift
-    # No index address may stand in a lock: whoever installs from it uses their own.
+    # A lock must not contain an index address, so that everyone can use their own index.
     uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
         --output-file "$output" "$@"
 }
 
-# In this order: each is held to the versions of those before it.
+# In this order: each uses the versions of those before it.
 lock test pyproject.toml --extra testing --extra all \
     requirements/test.in "$@"
 lock runtime pyproject.toml --constraints requirements/test.txt "$@"
 lock lint requirements/lint.in "$@"
 lock bench requirements/bench.in "$@"
+lock docs requirements/docs.in "$@"
 lock lock requirements/lock.in "$@"

@@ -1,6 +1,6 @@
-"""Makes a screenshot small: its 256 commonest colours as a palette, each other one the nearest.
+"""Reduce the size of a screenshot: use its 256 most common colors as a palette.
 
-A page has few colours, and the shades at the edges of its letters, of which nobody misses one.
+Other colors, which are mostly shades at the edges of letters, are replaced by the nearest one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Makes or refreshes the virtual environment of the running Python, and prints its path.
+"""Create or update the virtual environment of the running Python, and print its path.
 
-There is one for each Python version (`.venv-3.11`, ...). Into it go the locks named as arguments
-(`test,lint`: `requirements/test.txt` and `requirements/lint.txt`), with their hashes checked, and
-the project itself, editable. What is up to date is left alone, so that calling this costs nothing;
-a lock that changed means a new environment, so that nothing stale stays behind.
+Each version of Python has one (`.venv-3.11`, ...). It contains the locks named as arguments
+(`test,lint`: `requirements/test.txt` and `requirements/lint.txt`), with checked hashes, and the
+project itself, editable. If nothing has changed, this does nothing; if a lock has changed, the
+environment is created again, so that it contains nothing obsolete.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Environment:
 
     def pip(self, *arguments: str) -> None:
         command = [str(self.path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-        # Standard output is ours: the caller reads the path of the environment from it.
+        # The caller reads the path of the environment from standard output.
         subprocess.run([*command, *arguments], cwd=ROOT, stdout=sys.stderr, check=True)
 
     def is_stale(self, base: str) -> bool:
-        """Whether it is of another Python or place, or a lock in it changed since."""
+        """Whether its Python or path differs, or a lock has changed."""
         if not self.has("base", base):
             return True
         locks = [stamp.stem for stamp in self.stamps.glob("*.lock")]
@@ -64,9 +64,9 @@ class Environment:
         if importlib.util.find_spec("ensurepip") is None:
             version = sysconfig.get_python_version()
             sys.exit(
-                f"{sys.executable} comes without ensurepip, so it makes no virtual environments."
+                f"{sys.executable} cannot create virtual environments: ensurepip is missing."
                 f" On Debian or Ubuntu install python{version}-venv;"
-                " or name another Python: make ... PYTHON=/path/to/python",
+                " or use another Python: make ... PYTHON=/path/to/python",
             )
         print(f"Setting up {self.path.name} ...", file=sys.stderr)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -75,13 +75,13 @@ class Environment:
         self.remember("base", base)
 
     def install(self, locks: list[str]) -> None:
-        """Install what is missing of the locks and the project."""
+        """Install the missing locks and the project."""
         project = digest((ROOT / "pyproject.toml").read_text())
         missing = [lock for lock in locks if not self.has(f"{lock}.lock", lock_digest(lock))]
         for lock in missing:
             self.pip("install", "-q", "--require-hashes", "-r", f"requirements/{lock}.txt")
         if missing or not self.has("project", project):
-            # The build backend is in the lock: nothing is fetched here.
+            # The lock contains the build backend: nothing is downloaded here.
             here = ("--no-deps", "--no-index", "--no-build-isolation", "--editable", ".")
             self.pip("install", "-q", *here)
             self.pip("check", "-q")
@@ -91,12 +91,12 @@ class Environment:
 
 
 def main() -> None:
-    # `test` holds the package's own dependencies and the build backend, which the others need.
+    # `test` contains the dependencies of the package and the build backend, which the others need.
     locks = list(dict.fromkeys(["test", *sys.argv[1].split(",")]))
     environment = Environment(ROOT / f".venv-{sysconfig.get_python_version()}")
     base = digest(sys.version, sys.executable, str(environment.path), Path(__file__).read_text())
     with Path(f"{environment.path}.lock").open("w") as lock_file:
-        # Two makes at once must not build the same environment.
+        # Concurrent calls of make must not create the same environment.
         fcntl.flock(lock_file, fcntl.LOCK_EX)
         started = time.monotonic()
         if environment.is_stale(base):

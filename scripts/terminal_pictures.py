@@ -1,8 +1,8 @@
-"""Makes the picture of a `resilient-io doctor` run in docs/images: `make screenshots`.
+"""Create the picture of a `resilient-io doctor` run in docs/images: `make screenshots`.
 
-What it shows has happened: a real Redis that is almost full, and a real Kafka whose advertised
-listener nobody can reach, examined by the code of the command itself. The picture is text in SVG,
-always as wide; fonts are those of whoever looks.
+It shows a real run of the command's own code, on a replica of a real Redis and a real Kafka whose
+advertised listener cannot be reached. The picture is text in SVG of a fixed width, in the fonts of
+the reader.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from resilient_io.cli.doctor import TableReport, examined, plan
+from resilient_io.cli.doctor import TableReport, plan, run_examinations
 from resilient_io.cli.running import Interruption
-from resilient_io.cli.vantage import name_of
+from resilient_io.cli.servers import read_urls
 from resilient_io.testing import KafkaServer, RedisServer, free_port
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 _COLUMNS = 104
 _REDIS, _KAFKA = 6379, 9092
-_MEMORY = 4 * 1024 * 1024
-_FULL = 0.93
-_VALUE = "x" * 4096
 
 
 def main() -> int:
-    """Make it."""
+    """Create the picture."""
     console = Console(
         record=True,
         width=_COLUMNS,
@@ -44,40 +41,29 @@ def main() -> int:
     code = asyncio.run(_run(console))
     IMAGES.mkdir(parents=True, exist_ok=True)
     picture = console.export_svg(title="resilient-io doctor", unique_id="doctor")
-    # Whoever shows the picture must not fetch fonts from somewhere: the names are enough.
+    # No font is fetched from a server: the names are enough.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     picture = "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
     path = IMAGES / "doctor.svg"
     path.write_text(picture, encoding="utf-8")
     print(f"{path.name}: {len(picture) // 1024} KiB, exit code of the run {code}")
-    return 0 if code == 1 else 1  # the run has to find what was prepared
+    return 0 if code == 1 else 1  # the run must find the prepared problems
 
 
 async def _run(console: Console) -> int:
-    redis = RedisServer(port=_free(_REDIS), options={"maxmemory": _MEMORY, "appendonly": "yes"})
+    master = RedisServer()
+    redis = RedisServer(port=_free(_REDIS), replica_of=master)
     kafka = KafkaServer(port=_free(_KAFKA), advertised_port=free_port())
-    async with redis, kafka:
-        number, used = 0, 0
-        while used < _MEMORY * _FULL:
-            number += 1
-            await redis.query("SET", f"session:{number}", _VALUE)
-            facts = await redis.query("INFO", "memory")
-            used = int(str(facts).partition("used_memory:")[2].partition("\\r")[0])
+    async with master, redis, kafka:
         urls = [f"redis://localhost:{redis.port}", f"kafka://localhost:{kafka.port}"]
-        console.print(Text(f"$ resilient-io doctor --no-ground {' '.join(urls)}", style="dim"))
-        planned = plan(
-            urls,
-            [name_of(url) for url in urls],
-            timeout=10.0,
-            group=None,
-            topics=[],
-            with_ground=False,  # says more of the machine than of the doctor
-        )
-        return await examined(planned, TableReport(console), Interruption())
+        console.print(Text(f"$ resilient-io doctor --no-host {' '.join(urls)}", style="dim"))
+        # This host is left out: its state is different in each run.
+        planned = plan(read_urls(urls), timeout=10.0, group=None, with_host=False)
+        return await run_examinations(planned, TableReport(console), Interruption())
 
 
 def _free(port: int) -> int | None:
-    """Give the port that everybody knows, if nobody has it; so the pictures stay alike."""
+    """Return the default port if it is free, so that the pictures stay the same."""
     with socket.socket() as tried:
         try:
             tried.bind(("127.0.0.1", port))

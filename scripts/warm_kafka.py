@@ -1,8 +1,8 @@
-"""Makes what lets every later start of the fetched Kafka skip a second or two of work.
+"""Prepare the downloaded Kafka so that brokers start one or two seconds faster.
 
-Kafka's tool formats a folder, whose content the testing kit copies from then on; and a broker runs
-for a moment, after which Java writes down its classes as they lie in memory. Without both all works
-the same, only later. Needs nothing but the standard library.
+Kafka's tool formats a folder, whose content the testing kit copies afterwards, and a broker runs
+for a moment, so that Java can archive its class data. Both are optional. This script needs only
+the standard library.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""What all tests share: the fixtures of the public testing kit."""
+"""Settings that all tests share; the fixtures are those of the plugin of resilient-io."""
 
 import asyncio
 import gc
+import logging
+import signal
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-
-pytest_plugins = ["resilient_io.testing.pytest_plugin"]
 
 _UNIT = Path(__file__).parent / "unit"
 _FAILED = pytest.StashKey[bool]()
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
-    """Let all unit tests run on virtual time: none of them really sleeps."""
+    """Run all unit tests on virtual time: none of them really sleeps."""
     module: pytest.Module = pytest.Module.from_parent(parent, path=module_path)
     if _UNIT in module_path.parents:
         module.add_marker("virtual_time")
@@ -24,9 +24,34 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector what lives to the end: many tests collect garbage, some at each step."""
+    """Exclude long-lived objects from collections: many tests collect garbage, some repeatedly."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _default_signal_handlers() -> Iterator[None]:
+    """Set the handlers of an interactive shell, for this process and those that it starts.
+
+    A process started in the background (`nohup make test &`, some CI runners) inherits an ignored
+    SIGINT. Python then installs no handler, and asyncio.Runner does not either.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _restored_loggers() -> Iterator[None]:
+    """Undo what the commands do in a test that runs them in this process: they silence loggers."""
+    loggers = [logging.getLogger(name) for name in ("resilient_io", "aiokafka")]
+    before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, propagate, handlers in before:
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,27 +66,27 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Let a failed test not spoil the next: asyncio would complain there of what this one left.
+    """Prevent that the leftovers of a failed test fail the next one.
 
-    Its traceback holds the tasks that it did not come to await, until the next test begins.
+    The traceback of the test holds the tasks that it did not await, until the next test begins.
     """
     if not item.stash.get(_FAILED, False):
         return (yield)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sockets and coroutines that it left open
+        warnings.simplefilter("ignore")  # of open sockets and coroutines
         try:
             yield
         finally:
-            _bury_what_was_left()
+            _discard_leftovers()
 
 
-def _bury_what_was_left() -> None:
+def _discard_leftovers() -> None:
     for each in gc.get_objects():
         if isinstance(each, asyncio.Future) and each.done() and not each.cancelled():
-            each.exception()  # asyncio logs those that nobody asked for
+            each.exception()  # asyncio logs exceptions that were not retrieved
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         if hasattr(sys, name):
             delattr(sys, name)
-    gc.unfreeze()  # a circle of garbage may pass through what was there before
+    gc.unfreeze()  # a cycle of garbage may include older objects
     gc.collect()
     gc.freeze()

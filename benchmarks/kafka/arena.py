@@ -1,4 +1,4 @@
-"""Lets the clients take turns on one broker: one worker process each, one at work at a time."""
+"""Runs the clients in turn on one broker: one worker process each, one active at a time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.3
 _MOST_PER_SECOND = 450_000
-"""Records that are laid out for each second of reading, where nothing slows it down."""
+"""Records written in advance for each second of reading, if handlers do nothing."""
 _MOST_SLOW = 120_000
-"""The same where handlers take their time: many at once come near what one core can do."""
+"""The same for slow handlers: with many at once, they approach what one core can do."""
 
 
 class Arena:
@@ -54,7 +54,7 @@ class Arena:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End everything."""
+        """Stop the workers and the broker."""
         await self._stack.aclose()
 
     def _worker(self, client: str) -> Worker:
@@ -62,9 +62,9 @@ class Arena:
         return Worker("benchmarks.kafka.worker", client, servers, self._loop)
 
     async def warm(self, seconds: float) -> None:
-        """Let the broker's JVM compile what it needs, so that the first work finds it as the last.
+        """Warm up the broker's JVM, so that the first and the last work run at the same speed.
 
-        Requests count for that more than records, so it is given as many small ones as possible.
+        Requests count more than records, so send as many small ones as possible.
         """
         self._say("warming up the broker")
         topic = "warm-up"
@@ -76,10 +76,10 @@ class Arena:
         await self._server.delete_topic(topic)
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
-        """Let clients do a work, `rounds` times each, in turning order.
+        """Have clients do a work, `rounds` times each, in rotating order.
 
         Raises:
-            WorkerFailedError: A client failed, or records that it saw acknowledged are not there.
+            WorkerFailedError: A client failed, or acknowledged records are missing.
         """
         results = await (self._read if work.reads else self._write)(work, rounds, seconds)
         await self._server.delete_topic(work.name)
@@ -110,7 +110,7 @@ class Arena:
         there = await written(self._server, topic, work.partitions)
         if there < acknowledged:
             raise WorkerFailedError(
-                f"{work.name}: {acknowledged:.0f} records were acknowledged, {there} are there"
+                f"{work.name}: {acknowledged:.0f} records were acknowledged, {there} were found"
             )
         return results
 
@@ -145,7 +145,7 @@ class Arena:
         )
 
     async def idle(self, role: str, rounds: int, seconds: float) -> Rounds:
-        """Ask what a client that has nothing to do costs; all at once, for none needs a core."""
+        """Measure what an idle client costs; all clients run together, since none needs a core."""
         title = IDLE[role].title
         clients = IDLE[role].clients
         results: Rounds = {client: [] for client in clients}

@@ -1,4 +1,4 @@
-"""Counts what a consumer handles in a stretch of time."""
+"""Measures the rate at which a consumer handles records."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import time
 
 _SPACING = 0.005
-"""Seconds between two looks at the clock: a timer would wait for loops that never let it run."""
+"""Seconds between two readings of the clock. Timers do not run while a client blocks the loop."""
 
 
 class Meter:
-    """Measures from the first record until the time is over, or no record is left.
+    """Measures from the first record until the time is over or no record is left.
 
     Args:
         seconds: How long to measure.
@@ -27,7 +27,7 @@ class Meter:
         self.result: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
 
     def handled(self) -> bool:
-        """Count one; True when it is over."""
+        """Count one record; return whether the measurement is over."""
         self._count += 1
         return self._count >= self._look_at and self._look()
 
@@ -40,7 +40,7 @@ class Meter:
             self._cpu, self._start = time.process_time(), now
             self._look_at = 2
             return False
-        elapsed, count = now - self._start, self._count - 1  # the first one began it
+        elapsed, count = now - self._start, self._count - 1  # the first one started the clock
         if elapsed < self._seconds and self._count < self._total:
             step = max(1, int(count / elapsed * _SPACING))
             self._look_at = min(self._count + step, self._total)

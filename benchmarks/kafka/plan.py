@@ -1,4 +1,4 @@
-"""What is measured of Kafka clients, and what must be reached."""
+"""What is measured of Kafka clients, and the targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFLUENT: Final = "confluent AIO"
 FASTSTREAM: Final = "FastStream"
 OURS: Final = "resilient-io"
 CLIENTS: Final = (AIOKAFKA, IDEMPOTENT, CONFLUENT, FASTSTREAM, OURS)
-"""The columns of the table; each has a process of its own."""
+"""The columns of the table; each client has its own process."""
 
 OUR_LOOP: Final = "our async for"
 """A contestant without a column: our own client again, to compare `run` with."""
@@ -21,29 +21,29 @@ OUR_LOOP: Final = "our async for"
 VALUE_BYTES: Final = 200
 KEYS: Final = 1000
 BURST: Final = 20_000
-"""Records that a producer is given before all of them are waited for."""
+"""Records passed to a producer before waiting for all of them."""
 CALLERS: Final = 500
 SLOW: Final = 0.005
 """Seconds that a slow handler takes."""
 CONCURRENCY: Final = 500
-"""Handlers at once, where they are slow."""
+"""Concurrent handlers, if they are slow."""
 
 Kind = Literal["send", "wait", "many", "iterate", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What some clients do in turn.
+    """A task that several clients do in turn.
 
     Attributes:
         name: Its short name, for `--only`.
-        title: What it is called in the table.
-        clients: Who takes part, and what each does.
-        partitions: How many the topic has.
+        title: Its title in the table.
+        clients: The clients, and which call each uses.
+        partitions: Number of partitions of the topic.
         keyed: Whether records are sent with keys.
-        handler: Seconds that handling a record takes, when it is read.
-        concurrency: Handlers that may run at once; 1 leaves it to the client.
-        targets: What must be reached.
+        handler: Seconds that handling a record takes.
+        concurrency: Maximum concurrent handlers; 1 for the client's default.
+        targets: Ratios to reach.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Work:
 
     @property
     def reads(self) -> bool:
-        """Whether it is about a consumer."""
+        """Whether it measures a consumer."""
         return not {"send", "wait", "many"} & {*self.clients.values()}
 
 
@@ -122,7 +122,7 @@ WORKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idle:
-    """What is measured beside the works: the share of a core that doing nothing takes."""
+    """The share of a core that an idle client uses."""
 
     title: str
     clients: tuple[str, ...]
@@ -139,15 +139,15 @@ IDLE_TARGET: Final = 0.005
 
 
 def client_of(contestant: str) -> str:
-    """Say which client a contestant is."""
+    """Return the client of a contestant."""
     return OURS if contestant == OUR_LOOP else contestant
 
 
 def key_of(number: int) -> bytes:
-    """Give the key of a record."""
+    """Return the key of a record."""
     return b"key:%d" % (number % KEYS)
 
 
 def value_of(number: int) -> bytes:
-    """Give the value of a record: 200 bytes that tell which."""
+    """Return the value of a record: its number, padded to 200 bytes."""
     return (b"%d:" % number).ljust(VALUE_BYTES, b"x")

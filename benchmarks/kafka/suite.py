@@ -1,4 +1,4 @@
-"""Joins what measures Kafka clients."""
+"""The benchmark suite of Kafka clients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from benchmarks.suite import Effort, Results, Say
 
 _WARMING_STRETCH = 10
-"""How many times the usual length of a round the broker is warmed up for."""
+"""Length of the broker's warm-up, in rounds."""
 _IDLE_STRETCH = 5
-"""How many times the usual length a round of idling has."""
+"""Length of a round of idling, in usual rounds."""
 
 
 def _server() -> str:
-    # Without the folder that it was found in, which says nothing to others.
+    # Without the folder, which differs between machines.
     return str(find_apache_kafka()).partition(" (")[0]
 
 

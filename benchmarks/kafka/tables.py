@@ -1,4 +1,4 @@
-"""The table of Kafka, as Markdown."""
+"""The Markdown table of Kafka clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NONE = "-"
 
 
 def speed_table(results: Results) -> list[str]:
-    """Render what was measured against what must be reached."""
+    """Return the table of measurements and targets."""
     rows = [row for work in WORKS if work.name in results for row in _rows(work, results)]
     rows += [row for name in IDLE if name in results for row in _idle_rows(name, results[name])]
     head = (
@@ -49,7 +49,7 @@ def _rows(work: Work, results: Results) -> list[Sequence[str]]:
 
 def _ratio(measured: Rounds, target: Target) -> Spread:
     key = target.of.lower() or "rate"
-    ours, theirs = ([got[key] for got in measured[who]] for who in (OURS, target.against))
+    ours, theirs = ([got[key] for got in measured[client]] for client in (OURS, target.against))
     return ratios(ours, theirs)
 
 

@@ -1,4 +1,4 @@
-"""What the works read, and what they left behind."""
+"""Topics: filled before they are read, counted after they were written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 256 * 1024
 
-# A topic that was just made has no leader yet: it says so, and asks again.
-logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
-
 
 async def fill(server: KafkaServer, topic: str, partitions: int, count: int) -> None:
-    """Make a topic and write so many records, evenly, each key in one partition."""
+    """Create a topic and write records, evenly, each key to one partition."""
+    # aiokafka logs errors until the new topic has a leader.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR + 1)
     await server.create_topic(topic, partitions=partitions)
-    # Untyped: aiokafka has no hints for its batches.
+    # Any, because aiokafka has no type hints for batches.
     producer: Any = AIOKafkaProducer(
         bootstrap_servers=server.bootstrap_servers, acks="all", max_batch_size=_BATCH_BYTES
     )
@@ -41,7 +40,7 @@ async def fill(server: KafkaServer, topic: str, partitions: int, count: int) -> 
 
 
 async def written(server: KafkaServer, topic: str, partitions: int) -> int:
-    """Say how many records a topic has."""
+    """Return the number of records in a topic."""
     consumer = AIOKafkaConsumer(bootstrap_servers=server.bootstrap_servers)
     await consumer.start()
     try:

@@ -1,4 +1,4 @@
-"""Compares settings of the peers, so that each competes at its best."""
+"""Compares settings of the other clients, to find the fastest ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CONSUMERS: dict[str, list[dict[str, Any]]] = {
 
 
 async def tune(say: Say) -> None:
-    """Print how fast the peers are at several settings, which take turns."""
+    """Print the rates of the other clients at several settings, measured in turn."""
     async with KafkaServer(quick=False, heap="768m") as server:
         await server.create_topic("written", partitions=4)
         await fill(server, "read", 4, _TOTAL)
@@ -47,14 +47,14 @@ async def tune(say: Say) -> None:
                 found: list[list[dict[str, float]]] = [[] for _ in settings]
                 for place in [*range(len(settings))] * _ROUNDS:
                     found[place].append(await _produce(worker, settings[place]))
-                _tell(say, f"{client}, send", settings, found)
+                _report(say, f"{client}, send", settings, found)
         for client, settings in _CONSUMERS.items():
             async with _worker(client, server) as worker:
                 found = [[] for _ in settings]
                 for number, place in enumerate([*range(len(settings))] * _ROUNDS):
                     group = f"{client}-{number}"
                     found[place].append(await _consume(worker, settings[place], group))
-                _tell(say, f"{client}, async for", settings, found)
+                _report(say, f"{client}, async for", settings, found)
 
 
 async def _produce(worker: Worker, setting: dict[str, Any]) -> dict[str, float]:
@@ -77,7 +77,7 @@ async def _consume(worker: Worker, setting: dict[str, Any], group: str) -> dict[
     )
 
 
-def _tell(
+def _report(
     say: Say, what: str, settings: list[dict[str, Any]], found: list[list[dict[str, float]]]
 ) -> None:
     for setting, rounds in zip(settings, found, strict=True):

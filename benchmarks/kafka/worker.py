@@ -1,4 +1,4 @@
-"""The process that holds one Kafka client."""
+"""The process of one Kafka client."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from .clients import Consumer, Pair, Producer
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 _SETTLING = 1.0
 
 
 class KafkaServant:
-    """One client, and what can be asked of it."""
+    """One client, and the commands that it carries out."""
 
     def __init__(self, client: str, servers: str) -> None:
         self._client = client
@@ -33,7 +33,7 @@ class KafkaServant:
         self._pairs: list[Pair] = []
 
     async def open(self, *, keyed: bool, setting: dict[str, Any] | None = None) -> None:
-        """Make the producer anew."""
+        """Create a new producer."""
         await self.close()
         self._producer = await open_producer(self._client, self._servers, setting or {})
         self._pairs = [
@@ -47,7 +47,7 @@ class KafkaServant:
             await producer.aclose()
 
     async def produce(self, kind: str, topic: str, seconds: float) -> dict[str, float]:
-        """Do one round of a work of producers; what is then on its way still counts."""
+        """Do one round of producing; wait for and count the records still in flight."""
         assert self._producer is not None
         work: Callable[[Producer, str, float], Coroutine[Any, Any, int]] = getattr(self, f"_{kind}")
         gc.collect()
@@ -99,12 +99,12 @@ class KafkaServant:
         concurrency: int,
         setting: dict[str, Any] | None = None,
     ) -> dict[str, float]:
-        """Do one round of a work of consumers, with a consumer of its own."""
+        """Do one round of consuming, with a new consumer."""
         consumer = await open_consumer(self._client, self._servers, topic, group, setting or {})
         meter = Meter(seconds, total)
         gc.collect()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 if kind == "run":
                     await consumer.run(meter, _handler(handler), concurrency)
                 else:
@@ -114,7 +114,7 @@ class KafkaServant:
             await consumer.aclose()
 
     async def idle(self, role: str, topic: str, group: str, seconds: float) -> dict[str, float]:
-        """Say which share of a core a client takes that has nothing to do."""
+        """Return the share of a core that an idle client uses."""
         client: Producer | Consumer
         waiting: asyncio.Task[None] | None = None
         if role == "idle-producer":
@@ -122,10 +122,10 @@ class KafkaServant:
             await producer.send_and_wait(topic, value_of(0), key_of(0))
         else:
             client = consumer = await open_consumer(self._client, self._servers, topic, group, {})
-            # It takes the one record that there is, and waits for another.
+            # It reads the only record and waits for another.
             meter = Meter(0.0, 2)
             waiting = asyncio.create_task(consumer.iterate(meter, None))
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 await meter.begun.wait()
         await asyncio.sleep(_SETTLING)
         gc.collect()
@@ -133,7 +133,7 @@ class KafkaServant:
         await asyncio.sleep(seconds)
         share = (time.process_time() - cpu) / (time.perf_counter() - start)
         if waiting is not None:
-            assert not waiting.done(), "there was something to do"
+            assert not waiting.done(), "the client was not idle"
             waiting.cancel()
             await asyncio.wait((waiting,))
         await client.aclose()

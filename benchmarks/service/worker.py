@@ -40,7 +40,7 @@ class ServiceServant:
             await client.aclose()
 
     async def metrics(self, seconds: float, first: str) -> dict[str, float]:
-        """Let the callers call for so long with metrics collected, and so long without.
+        """Have the callers call for so long with metrics collected, and so long without.
 
         Args:
             seconds: Of each side; the collections of a second are within it.
@@ -59,7 +59,7 @@ class ServiceServant:
         return cost
 
     async def probe(self) -> dict[str, float]:
-        """Say what a probe of a heartbeat file takes, in ms."""
+        """Return the duration of a probe of a heartbeat file, in ms."""
         from resilient_io import HealthMonitor  # noqa: PLC0415 (what is measured imports its own)
         from resilient_io.serve import Heartbeat  # noqa: PLC0415 (as above)
 
@@ -68,18 +68,18 @@ class ServiceServant:
             path = Path(folder) / "heartbeat.json"
             async with HealthMonitor(client.client.health) as monitor, Heartbeat(monitor, path):
                 async with asyncio.timeout(10):
-                    while not path.exists():  # noqa: ASYNC110 (nobody tells of a file)
+                    while not path.exists():  # noqa: ASYNC110 (without an event)
                         await asyncio.sleep(0.01)
                 found = await _starts((str(_PROBE), "probe", "--file", str(path)))
         await client.aclose()
         return found
 
     async def imports(self) -> dict[str, float]:
-        """Say what importing the package takes, in ms."""
+        """Return the duration of importing the package, in ms."""
         return await _starts((sys.executable, "-c", "import resilient_io"))
 
     async def drivers(self) -> dict[str, float]:
-        """Say what importing the drivers takes, in ms."""
+        """Return the duration of importing the drivers, in ms."""
         return await _starts((sys.executable, "-c", "import redis.asyncio, aiokafka"))
 
 

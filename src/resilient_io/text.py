@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -139,6 +138,8 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
 def _os_words(error: BaseException) -> str:
     if not isinstance(error, OSError) or (isinstance(error, TimeoutError) and error.errno is None):
         return ""
+    import ssl  # noqa: PLC0415 - `resilient-io probe` must not pay for it
+
     if isinstance(error, ssl.SSLError):
         return _SSL_NOISE.sub("", str(error.args[-1])) if error.args else ""
     if error.errno is None:

@@ -53,7 +53,7 @@ def images():
 
 @pytest.fixture(scope="session")
 def kafka(images):
-    """Give a broker that several scenes use; none of them harms more than its own network."""
+    """A broker that several tests share; each affects only its own network."""
     from container_stage.place import KAFKA_RUNS, Server, inner_network, kafka_of
 
     with contextlib.ExitStack() as stack:
@@ -68,13 +68,13 @@ def kafka(images):
 
 @pytest.fixture
 def place(images, kafka, tmp_path, request):
-    """Give a place of its own to the scene, with the broker that several share."""
+    """A place for this test, with the shared broker."""
     yield from _place(images, tmp_path, request, kafka)
 
 
 @pytest.fixture
 def place_of_its_own(images, tmp_path, request):
-    """Give a place with a broker of its own."""
+    """A place with a broker for this test."""
     yield from _place(images, tmp_path, request, None)
 
 

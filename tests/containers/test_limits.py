@@ -12,7 +12,7 @@ FLOOD = 20_000
 """Bytes of an order in the flood."""
 
 
-def test_a_tenth_of_a_cpu_is_blamed_on_nobody(place, keep):
+def test_a_tenth_of_a_cpu_is_not_blamed_on_a_server(place, keep):
     place.open()
     for service in place.services:
         service.docker.update(cpu_period=100_000, cpu_quota=10_000)

@@ -1,4 +1,4 @@
-"""Bounds that hold on a loaded machine, without being wide on a quiet one."""
+"""Time limits that are correct on a loaded machine and still tight on an idle one."""
 
 import asyncio
 import contextlib
@@ -9,15 +9,15 @@ import pytest_asyncio
 
 _BEAT = 0.01
 _PAUSE = 0.03
-"""Seconds that a beat may be late before it counts: a tick under load takes as long."""
+"""Delay of the timer in seconds that does not count: a step of a loaded loop takes as long."""
 
 
 class Slack:
-    """What a loaded machine may add to a bound: what it took from us, and a little for the others.
+    """The seconds that a loaded machine may add to a time limit.
 
-    It measures from the start of the test on: the pauses of our own loop, and the time for which
-    we were ready to run and did not get a processor. What the server or a proxy may have lost
-    besides cannot be seen from here; `base` allows for that.
+    Measured from the start of the test: the pauses of the event loop, and the time during which
+    this thread was ready to run but had no processor. Delays of the server and of other processes
+    cannot be measured here; `base` allows for them.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Slack:
 
     @property
     def lost(self) -> float:
-        """Seconds so far, a pause that is only now ending included."""
+        """Delay so far, including a pause that is ending now."""
         return max(self._paused + self._late(), self.queued)
 
     @property
     def queued(self) -> float:
-        """Seconds so far for which we were ready to run and did not get a processor."""
+        """Seconds so far during which this thread was ready to run but had no processor."""
         return self._in_queue() - self._queued
 
     def stop(self) -> None:
@@ -56,7 +56,7 @@ class Slack:
 
     @staticmethod
     def _in_queue() -> float:
-        # Not every kernel keeps this account.
+        # Not every kernel has these statistics.
         with contextlib.suppress(OSError):
             return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
         return 0.0
@@ -64,7 +64,7 @@ class Slack:
 
 @pytest_asyncio.fixture
 async def slack() -> AsyncIterator[Slack]:
-    """Give the seconds that a loaded machine may add to any bound, when it is called."""
+    """When called, returns the seconds that a loaded machine may add to a time limit."""
     measured = Slack()
     yield measured
     measured.stop()

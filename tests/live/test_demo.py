@@ -1,4 +1,4 @@
-"""The demo does what it says, with a terminal and without, and its ledger can fail."""
+"""The demo of both Redis clients, with and without a terminal; its ledger can fail."""
 
 import asyncio
 import contextlib
@@ -16,29 +16,25 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io.demo import command
-from resilient_io.demo.redis import report, script, stage
-from resilient_io.demo.redis.ledger import Ledger
-from resilient_io.demo.redis.run import Run
-from resilient_io.demo.redis.scene import Scene
-from resilient_io.demo.redis.script import Script
-from resilient_io.demo.redis.sides import OurSide
-from resilient_io.demo.redis.workload import Workload
-from resilient_io.demo.told import Told
+from demo import __main__ as command
+from demo import redis_part
+from demo.ledgers import WriteLedger
+from demo.redis_part import OurClient, Run, Script, workload
+from demo.timeline import Fault, Outcome
 from resilient_io.testing import RedisServer
 
-DEMO = [sys.executable, "-m", "resilient_io.demo"]
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "demo"]
 TINY = Script(
-    scenes=(Scene(what="away", before=0.2, lasts=0.1, after=0.3),),
+    faults=(Fault(what="killed", before=0.2, lasts=0.1, after=0.3),),
     speed_round=0.02,
 )
 RUN_TINY = (
     "import sys\n"
-    "from resilient_io.demo import command\n"
-    "from resilient_io.demo.redis import script\n"
-    "from resilient_io.demo.redis.scene import Scene\n"
-    "from resilient_io.demo.redis.script import Script\n"
-    f"script.QUICK = {TINY!r}\n"
+    "from demo import __main__ as command, redis_part\n"
+    "from demo.redis_part import Script\n"
+    "from demo.timeline import Fault\n"
+    f"redis_part.QUICK = {TINY!r}\n"
     "sys.exit(command.main(['--quick', '--only', 'redis']))\n"
 )
 
@@ -59,7 +55,7 @@ def processes_of(folder):
     return [line for line in lines if str(folder) in line]
 
 
-def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
+def test_demo_prints_plain_lines_without_a_terminal_and_balances(tmp_path):
     shown = subprocess.run(
         [*DEMO, "--quick", "--only", "redis"],
         stdin=subprocess.DEVNULL,
@@ -67,6 +63,7 @@ def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
         text=True,
         timeout=100,
         check=False,
+        cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     output = shown.stdout
@@ -76,35 +73,35 @@ def test_without_a_terminal_it_prints_plain_lines_and_balances(tmp_path):
     assert "Traceback" not in output
     assert re.match(r"Server: (Redis|Valkey) \d+\.\d+\.\d+ \(.+\)\n", output)
     assert max(map(len, output.splitlines()[1:])) <= 80
-    assert "published: DOWN" in output
+    assert "published: redis is DOWN" in output
     acknowledged, found = row(output, "acknowledged"), row(output, "found in the server")
-    unknown = row(output, "unknown (perhaps done)")
+    unknown = row(output, "unknown (maybe done)")
     assert min(acknowledged) > 100
     assert acknowledged[1] <= found[1] <= acknowledged[1] + unknown[1]
-    # Eight replies are lost: redis-py sends these writes again, we tell their callers.
+    # Eight replies are lost: redis-py repeats these writes, ResilientRedis reports them.
     assert row(output, "repeated (done more than once)")[0] >= 8
     assert row(output, "repeated (done more than once)")[1] == 0
     assert unknown[1] >= 8
     assert row(output, "lost (acknowledged, not found)") == [0, 0]
-    assert row(output, "refused, but found")[1] == 0
+    assert row(output, "reported as not done, but found")[1] == 0
     assert output.endswith("The ledger of ResilientRedis balances.\n")
     assert list(tmp_path.iterdir()) == []
 
 
 async def ledger_of_a_run(server):
-    """Return the ledger of our client after a moment of load."""
-    side = OurSide(server.port, None)
-    ledger = Ledger("test")
-    run = Run(side, ledger, 0.3, lambda event: None)
+    """Return the ledger of `ResilientRedis` after a moment of load."""
+    client = OurClient(server.port, None)
+    ledger = WriteLedger("test")
+    run = Run(client, ledger, 0.3, lambda event: None)
     try:
-        async with Workload(run):
+        async with workload(run):
             await asyncio.sleep(0.3)
     finally:
-        await side.client.aclose()
+        await client.client.aclose()
     return ledger
 
 
-async def test_the_ledger_sees_writes_that_are_repeated_lost_denied_or_nobodys(redis_server):
+async def test_ledger_finds_repeated_lost_contradicted_and_foreign_writes(redis_server):
     ledger = await ledger_of_a_run(redis_server)
     query = redis_server.query
     good = await ledger.audit(redis_server)
@@ -128,26 +125,26 @@ async def test_the_ledger_sees_writes_that_are_repeated_lost_denied_or_nobodys(r
     await query("HINCRBY", ledger.increments, "increment-0-1", 1)
     assert (await ledger.audit(redis_server)).balanced
 
-    await query("RPUSH", ledger.pushes, "nobody's")
+    await query("RPUSH", ledger.pushes, "foreign")
     audit = await ledger.audit(redis_server)
     assert not audit.balanced
-    assert audit.strangers == 1
-    await query("LREM", ledger.pushes, 0, "nobody's")
+    assert audit.foreign == 1
+    await query("LREM", ledger.pushes, 0, "foreign")
 
-    ledger.settle("increment-0-1", Told.NOT_DONE)
+    ledger.outcomes["increment-0-1"] = Outcome.NOT_DONE
     audit = await ledger.audit(redis_server)
     assert not audit.balanced
     assert audit.contradicted == 1
 
-    ledger.settle("increment-0-1", Told.UNKNOWN)
+    ledger.outcomes["increment-0-1"] = Outcome.UNKNOWN
     assert (await ledger.audit(redis_server)).balanced
     await query("HDEL", ledger.increments, "increment-0-1")
     assert (await ledger.audit(redis_server)).balanced
 
 
 @pytest.mark.parametrize("plant", ["nothing", "a duplicate", "a loss"])
-def test_its_exit_code_follows_our_ledger_alone(monkeypatch, capsys, plant):
-    class Planted(Ledger):
+def test_exit_code_follows_the_ledger_of_resilient_redis(monkeypatch, capsys, plant):
+    class Planted(WriteLedger):
         async def audit(self, server):
             if plant == "a duplicate" and "resilient" in self.pushes:
                 await server.query("HINCRBY", self.increments, "increment-0-1", 1)
@@ -157,8 +154,8 @@ def test_its_exit_code_follows_our_ledger_alone(monkeypatch, capsys, plant):
                 await server.query("HINCRBY", self.increments, "increment-0-1", 1)
             return await super().audit(server)
 
-    monkeypatch.setattr(script, "QUICK", TINY)
-    monkeypatch.setattr(stage, "Ledger", Planted)
+    monkeypatch.setattr(redis_part, "QUICK", TINY)
+    monkeypatch.setattr(redis_part, "WriteLedger", Planted)
     code = command.main(["--quick", "--only", "redis"])
     output = capsys.readouterr().out
     repeated = row(output, "repeated (done more than once)")
@@ -168,35 +165,36 @@ def test_its_exit_code_follows_our_ledger_alone(monkeypatch, capsys, plant):
     assert ("DOES NOT BALANCE" in output) == (plant != "nothing")
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_on_a_terminal_it_redraws_in_place_and_honours_no_color(colour):
+@pytest.mark.parametrize("color", [True, False])
+def test_terminal_is_redrawn_in_place_and_no_color_is_respected(color):
     pid, terminal = pty.fork()
     if pid == 0:
-        environment = os.environ | {"TERM": "xterm", "NO_COLOR": "" if colour else "1"}
-        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - our own
+        os.chdir(ROOT)
+        environment = os.environ | {"TERM": "xterm", "NO_COLOR": "" if color else "1"}
+        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - this interpreter
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     output = b""
-    with contextlib.suppress(OSError):  # how a terminal says that its other side is gone
+    with contextlib.suppress(OSError):  # the other side of the terminal is closed
         while read := os.read(terminal, 65536):
             output += read
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     text = output.decode()
     assert "Traceback" not in text
-    heights = [int(lines) for lines in re.findall(r"\x1b\[(\d+)F", text)]
+    heights = [run.count("\x1b[1A") for run in re.findall(r"(?:\x1b\[1A\x1b\[2K)+", text)]
     assert len(heights) > 5
     assert max(heights) <= 23
-    assert bool(re.search(r"\x1b\[\d+m", text)) == colour
-    seen = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", text).replace("\r", "")
-    assert max(map(len, seen.split("\n"))) <= 80
+    assert bool(re.search(r"\x1b\[(?:\d;)?3\dm", text)) == color
+    seen = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text).replace("\r", "")
+    assert max(len(line) for line in seen.split("\n") if "Server" not in line) <= 80
     assert "2 of 2: ResilientRedis" in seen
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
 @pytest.mark.parametrize("moment", ["redis-py", "ResilientRedis"])
-def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
+def test_ctrl_c_ends_the_demo_and_leaves_nothing(tmp_path, moment):
     seconds = 30.0 if moment == "redis-py" else 2.0
-    script = RUN_TINY.replace("'away'", "'frozen'").replace("lasts=0.1", f"lasts={seconds}")
+    script = RUN_TINY.replace("'killed'", "'frozen'").replace("lasts=0.1", f"lasts={seconds}")
     # Tests that run in the background of a shell are started with Ctrl-C ignored.
     script = (
         f"import signal\nsignal.signal({signal.SIGINT:d}, signal.default_int_handler)\n{script}"
@@ -206,12 +204,13 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     ) as demo:
         part = ""
         for line in demo.stdout:
             part = line if " of 2: " in line else part
-            if moment in part and "freezes" in line:
+            if moment in part and "redis frozen" in line:
                 break
         time.sleep(0.3)
         assert processes_of(tmp_path)
@@ -226,7 +225,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path, moment):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_server_it_says_how_to_get_one(monkeypatch, capsys):
+def test_missing_server_is_reported(monkeypatch, capsys):
     monkeypatch.setenv("RESILIENT_IO_REDIS_SERVER", "/no/such/server")
     assert command.main([]) == 2
     shown = capsys.readouterr()
@@ -235,10 +234,11 @@ def test_without_a_server_it_says_how_to_get_one(monkeypatch, capsys):
     assert shown.out == ""
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_closed_pipe_is_not_an_error():
     command_line = f'{sys.executable} -c "$SCRIPT" | head -1'
     shown = subprocess.run(
         ["/bin/sh", "-c", command_line],
+        cwd=ROOT,
         env=os.environ | {"SCRIPT": RUN_TINY},
         capture_output=True,
         text=True,
@@ -249,7 +249,7 @@ def test_a_reader_that_goes_away_is_no_error():
     assert shown.stderr == ""
 
 
-async def test_the_server_keeps_what_it_acknowledged_so_that_lost_means_lost():
+async def test_server_keeps_what_it_acknowledged():
     async with RedisServer(persist=True) as server:
         ledger = await ledger_of_a_run(server)
         await server.restart()
@@ -258,5 +258,5 @@ async def test_the_server_keeps_what_it_acknowledged_so_that_lost_means_lost():
         assert audit.found >= audit.acknowledged > 20
 
 
-def test_no_speed_is_too_wide_for_the_line():
-    assert len(report.speed_line([99_999.4, 9_999_999.4]).text) <= 80
+def test_speed_line_fits_into_80_columns():
+    assert len(redis_part.speed_line([99_999.4, 9_999_999.4])) <= 80

@@ -1,4 +1,4 @@
-"""The demo's service does what it says, on Apache Kafka and on the stand-in."""
+"""The demo's service, on Apache Kafka and on the embedded broker."""
 
 import contextlib
 import fcntl
@@ -16,29 +16,24 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io.demo import command
-from resilient_io.demo.service import script, stage
-from resilient_io.demo.service.ledger import Calls, Ledger, Stores
-from resilient_io.demo.service.scene import Scene
-from resilient_io.demo.service.script import Script
-from resilient_io.demo.told import Told
+from demo import __main__ as command
+from demo import service_part
+from demo.ledgers import Calls, OrderLedger, Stores
+from demo.timeline import Fault, Outcome
 from resilient_io.testing import NoServerError, find_embedded_kafka
 
-TINY = Script(
-    scenes=(
-        Scene(whom="redis", what="killed", before=0.1, lasts=0.2, after=0.2),
-        Scene(whom="kafka", what="cut off", before=0.0, lasts=0.1, after=0.2),
-    )
+ROOT = Path(__file__).parents[2]
+TINY = (
+    Fault(server="redis", what="killed", before=0.1, lasts=0.2, after=0.2),
+    Fault(server="kafka", what="cut off", before=0.0, lasts=0.1, after=0.2),
 )
 RUN_TINY = (
     "import sys\n"
-    "from resilient_io.demo import command\n"
-    "from resilient_io.demo.service import script, stage\n"
-    "from resilient_io.demo.service.scene import Scene\n"
-    "from resilient_io.demo.service.script import Script\n"
+    "from demo import __main__ as command, service_part\n"
+    "from demo.timeline import Fault\n"
     "from resilient_io.testing import find_embedded_kafka\n"
-    "stage.find_kafka = find_embedded_kafka\n"
-    f"script.QUICK = {TINY!r}\n"
+    "service_part.find_kafka = find_embedded_kafka\n"
+    f"service_part.QUICK = {TINY!r}\n"
     "sys.exit(command.main(['--quick', '--only', 'kafka']))\n"
 )
 
@@ -59,16 +54,17 @@ def processes_of(folder):
     return [line for line in lines if str(folder) in line]
 
 
-# `shared_kafka` is asked for in order to skip, or fail, where there is none.
+# `shared_kafka` skips the test, or fails, without Apache Kafka.
 @pytest.mark.usefixtures("shared_kafka")
-def test_on_apache_kafka_every_order_is_handled_and_the_ledger_balances(tmp_path):
+def test_every_order_is_handled_on_apache_kafka_and_the_ledger_balances(tmp_path):
     shown = subprocess.run(
-        [sys.executable, "-m", "resilient_io.demo", "--quick", "--only", "kafka"],
+        [sys.executable, "-m", "demo", "--quick", "--only", "kafka"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
+        cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     output = shown.stdout
@@ -80,12 +76,12 @@ def test_on_apache_kafka_every_order_is_handled_and_the_ledger_balances(tmp_path
     assert max(len(line) for line in output.splitlines() if "Broker" not in line) <= 80
     for published in ("redis is DOWN", "redis is UP", "kafka is DOWN", "kafka is UP"):
         assert published in output
-    assert "log: paused: redis is down, and required by the handler" in output
+    assert "log: paused: redis is down and required by the handler" in output
     found = row(output, "found in Kafka")
     acknowledged = row(output, "acknowledged by Kafka")
-    assert acknowledged <= found <= acknowledged + row(output, "unknown (perhaps in Kafka)")
+    assert acknowledged <= found <= acknowledged + row(output, "unknown (maybe in Kafka)")
     assert acknowledged > 50
-    assert row(output, "not sent (told: not in Kafka)") > 0
+    assert row(output, "reported as not sent") > 0
     assert row(output, "repeated in Kafka") == 0
     assert row(output, "handled (booked in Redis)") == found
     assert row(output, "lost (in Kafka, but not handled)") == 0
@@ -97,20 +93,20 @@ def test_on_apache_kafka_every_order_is_handled_and_the_ledger_balances(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_on_the_stand_in_it_says_so_and_its_exit_code_follows_the_stores(monkeypatch, capsys):
-    read = stage.read_stores
+def test_exit_code_follows_the_stores_on_the_embedded_broker(monkeypatch, capsys):
+    read = service_part.read_stores
 
     async def with_a_loss(redis, kafka):
         stores = await read(redis, kafka)
         return replace(stores, booked=stores.booked[1:])
 
-    monkeypatch.setattr(stage, "find_kafka", find_embedded_kafka)
-    monkeypatch.setattr(stage, "read_stores", with_a_loss)
-    monkeypatch.setattr(script, "QUICK", TINY)
+    monkeypatch.setattr(service_part, "find_kafka", find_embedded_kafka)
+    monkeypatch.setattr(service_part, "read_stores", with_a_loss)
+    monkeypatch.setattr(service_part, "QUICK", TINY)
     code = command.main(["--quick", "--only", "kafka"])
     output = capsys.readouterr().out
     assert "Broker: Tansu" in output
-    assert "it knows no idempotent" in output
+    assert "idempotent producers, so the producer may repeat" in output
     assert row(output, "lost (in Kafka, but not handled)") == 1
     assert row(output, "unexplained") == 0
     assert "The ledger of the service DOES NOT BALANCE." in output
@@ -120,9 +116,9 @@ def test_on_the_stand_in_it_says_so_and_its_exit_code_follows_the_stores(monkeyp
 @pytest.fixture
 def balanced():
     """Return a ledger of three orders, and stores that agree with it."""
-    ledger = Ledger()
-    ledger.told = {"a": Told.DONE, "b": Told.UNKNOWN, "c": Told.NOT_DONE}
-    ledger.calls = {"a": Calls(made=1, succeeded=1), "b": Calls(made=2, succeeded=1, unknown=1)}
+    ledger = OrderLedger()
+    ledger.outcomes = {"a": Outcome.DONE, "b": Outcome.UNKNOWN, "c": Outcome.NOT_DONE}
+    ledger.calls = {"a": Calls(succeeded=1), "b": Calls(succeeded=1, unknown=1)}
     stores = Stores(
         in_kafka=["a", "b"],
         dead_letters=[],
@@ -133,7 +129,7 @@ def balanced():
     return ledger, stores
 
 
-def test_a_ledger_that_balances_counts_and_explains_what_was_booked_twice(balanced):
+def test_ledger_counts_and_explains_orders_that_were_booked_twice(balanced):
     ledger, stores = balanced
     audit = ledger.audit(stores, idempotent=True)
     assert audit.balanced
@@ -150,21 +146,21 @@ def test_a_ledger_that_balances_counts_and_explains_what_was_booked_twice(balanc
         ({"in_kafka": ["a", "b", "d"], "booked": ["a", "b", "d"]}, "contradicted"),
         ({"in_kafka": ["a", "a", "b"]}, "repeated"),
         ({"booked": ["a"]}, "lost"),
-        ({"booked": ["a", "b", "d"]}, "strangers"),
+        ({"booked": ["a", "b", "d"]}, "foreign"),
         ({"times": {"a": 2, "b": 1}}, "unexplained"),
         ({"times": {"a": 1, "b": 3}}, "unexplained"),
         ({"times": {"a": 0, "b": 1}}, "unexplained"),
         ({"uncommitted": 4}, "uncommitted"),
     ],
 )
-def test_a_ledger_sees_what_is_wrong(balanced, wrong, count):
+def test_ledger_finds_what_is_wrong(balanced, wrong, count):
     ledger, stores = balanced
     audit = ledger.audit(replace(stores, **wrong), idempotent=True)
     assert not audit.balanced
     assert getattr(audit, count) == wrong.get("uncommitted", 1)
 
 
-def test_an_order_in_the_dead_letters_is_not_lost(balanced):
+def test_order_in_the_dead_letters_is_not_lost(balanced):
     ledger, stores = balanced
     audit = ledger.audit(
         replace(stores, booked=["a"], dead_letters=["b"], times={"a": 1, "b": 1}), idempotent=True
@@ -173,36 +169,37 @@ def test_an_order_in_the_dead_letters_is_not_lost(balanced):
     assert (audit.dead, audit.lost) == (1, 0)
 
 
-def test_a_broker_without_idempotence_may_repeat_but_not_lose(balanced):
+def test_broker_without_idempotence_may_repeat_but_not_lose(balanced):
     ledger, stores = balanced
     assert ledger.audit(replace(stores, in_kafka=["a", "a", "b"]), idempotent=False).balanced
     assert not ledger.audit(replace(stores, in_kafka=["b"]), idempotent=False).balanced
 
 
-def test_on_a_terminal_the_service_is_redrawn_in_place():
+def test_terminal_is_redrawn_in_place():
     pid, terminal = pty.fork()
     if pid == 0:
+        os.chdir(ROOT)
         environment = os.environ | {"TERM": "xterm"}
-        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - our own
+        os.execve(sys.executable, [sys.executable, "-c", RUN_TINY], environment)  # noqa: S606 - this interpreter
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     output = b""
-    with contextlib.suppress(OSError):  # how a terminal says that its other side is gone
+    with contextlib.suppress(OSError):  # the other side of the terminal is closed
         while read := os.read(terminal, 65536):
             output += read
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     text = output.decode()
     assert "Traceback" not in text
-    heights = [int(lines) for lines in re.findall(r"\x1b\[(\d+)F", text)]
+    heights = [run.count("\x1b[1A") for run in re.findall(r"(?:\x1b\[1A\x1b\[2K)+", text)]
     assert len(heights) > 5
     assert max(heights) <= 23
-    seen = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", text).replace("\r", "")
+    seen = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text).replace("\r", "")
     assert max(len(line) for line in seen.split("\n") if "Broker" not in line) <= 80
     assert "The service: orders come from Kafka and are booked in Redis" in seen
     assert "The ledger of the service balances." in seen
 
 
-def test_ctrl_c_leaves_no_server_of_the_service(tmp_path):
+def test_ctrl_c_leaves_no_server(tmp_path):
     # Tests that run in the background of a shell are started with Ctrl-C ignored.
     ready = f"import signal\nsignal.signal({signal.SIGINT:d}, signal.default_int_handler)\n"
     with subprocess.Popen(
@@ -210,6 +207,7 @@ def test_ctrl_c_leaves_no_server_of_the_service(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     ) as demo:
         for line in demo.stdout:
@@ -226,7 +224,7 @@ def test_ctrl_c_leaves_no_server_of_the_service(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_kafka_it_says_so_before_it_begins(monkeypatch, capsys):
+def test_missing_kafka_is_reported_before_the_demo_begins(monkeypatch, capsys):
     def nothing():
         raise NoServerError("no Kafka here")
 

@@ -1,20 +1,19 @@
-"""Every block of code in README.md and docs/ is executed, against real servers.
+"""Tests of README.md, DESIGN.md and docs/: every block of Python runs, against real servers.
 
-The blocks of one file run in order, in one namespace, with `await` at the top level as in
-`python -m asyncio`. A block with `asyncio.run(` is a program of its own, one with `def test_` is a
-file of tests for pytest: both run in a process of their own. Of shell blocks, the commands of this
-repository must exist.
+The blocks of one page run in order, in one namespace, with `await` at the top level as in
+`python -m asyncio`. A block with `asyncio.run(` is a program, and a block with `def test_` is a
+file of tests for pytest; both run in a process of their own. Shell blocks may only name commands
+of this repository that exist.
 """
 
 import ast
 import asyncio
 import inspect
 import re
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").rglob("
 ADDRESS = "redis://localhost:6379"
 BROKER = "localhost:9092"
 
-_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^( *)```([\w-]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 _PYTEST = """\
 [pytest]
@@ -66,21 +65,19 @@ def pages_with(*languages):
 
 
 def pages_of_python(*, kafka):
-    """Give the pages that need a broker, or those that need none."""
+    """Return the pages whose code needs a Kafka broker, or those whose code does not."""
     return [
         page for page in pages_with("python") if (BROKER in page.values[0].read_text()) is kafka
     ]
 
 
 @pytest.mark.parametrize("page", pages_of_python(kafka=False))
-async def test_the_python_of_a_page_runs_as_it_stands(page, redis_server, tmp_path):
+async def test_python_of_a_page_runs(page, redis_server, tmp_path):
     await run_page(page, tmp_path, {ADDRESS: f"redis://127.0.0.1:{redis_server.port}"})
 
 
 @pytest.mark.parametrize("page", pages_of_python(kafka=True))
-async def test_the_python_of_a_page_about_kafka_runs_as_it_stands(
-    page, redis_server, kafka_server, tmp_path
-):
+async def test_python_of_a_page_with_kafka_runs(page, redis_server, kafka_server, tmp_path):
     addresses = {
         ADDRESS: f"redis://127.0.0.1:{redis_server.port}",
         BROKER: kafka_server.bootstrap_servers,
@@ -89,7 +86,7 @@ async def test_the_python_of_a_page_about_kafka_runs_as_it_stands(
 
 
 async def run_page(page, folder, addresses):
-    async with asyncio.timeout(90):  # a page that hangs shows the line at which it does
+    async with asyncio.timeout(90):  # a page that hangs fails with its line in the traceback
         await run_blocks(page, folder, addresses)
 
 
@@ -99,8 +96,8 @@ async def run_blocks(page, folder, addresses):
         if block.language != "python":
             continue
         code = block.code
-        for told, real in addresses.items():
-            code = code.replace(told, real)
+        for written, real in addresses.items():
+            code = code.replace(written, real)
         if "asyncio.run(" in code:
             await run_program(code, folder)
         elif "def test_" in code:
@@ -111,7 +108,7 @@ async def run_blocks(page, folder, addresses):
 
 async def run_block(code, line, page, namespace):
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    # The empty lines make a traceback name the line of the page.
+    # The empty lines give the traceback the line numbers of the page.
     compiled = compile("\n" * (line - 1) + code, page, "exec", flags=flags)
     result = eval(compiled, namespace)  # noqa: S307 -- our own pages
     if inspect.iscoroutine(result):
@@ -126,7 +123,6 @@ async def run_program(code, folder):
 
 async def run_tests(code, folder):
     (folder / "pytest.ini").write_text(_PYTEST)
-    (folder / "conftest.py").write_text('pytest_plugins = ["resilient_io.testing.pytest_plugin"]\n')
     tests = folder / "test_of_page.py"
     tests.write_text(code)
     await run_python("-m", "pytest", tests, folder=folder)
@@ -153,7 +149,7 @@ async def run_python(*arguments, folder):
 
 
 @pytest.mark.parametrize("page", pages_with("sh", "console"))
-def test_the_commands_of_a_page_exist(page):
+def test_commands_of_a_page_exist(page):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for block in blocks_of(page):
         if block.language not in {"sh", "console"}:
@@ -167,19 +163,18 @@ def test_the_commands_of_a_page_exist(page):
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"))
-def test_the_yaml_of_a_page_is_yaml(page):
+def test_yaml_of_a_page_is_valid(page):
     for block in blocks_of(page):
         if block.language == "yaml":
             assert all(yaml.safe_load_all(block.code)), f"{name_of(page)}:{block.line}"
 
 
-def test_no_block_is_of_a_kind_that_nobody_checks():
-    known = {"python", "sh", "console", "text", "mermaid", "yaml"}
+def test_code_blocks_name_a_language_that_is_checked():
+    known = {"python", "sh", "console", "text", "mermaid", "yaml", "command-table"}
     for page in PAGES:
         for block in blocks_of(page):
             where = f"{name_of(page)}:{block.line}"
-            if "reference" not in page.parts:  # those are docstrings' own drawings
-                assert block.language in known, f"{where}: say what this block is"
+            assert block.language in known, f"{where}: unknown language {block.language!r}"
 
 
 def anchors_of(page):
@@ -187,31 +182,48 @@ def anchors_of(page):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_have_a_target():
     for page in PAGES:
         for link, _, anchor in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", page.read_text()):
             target = (page.parent / link) if link else page
-            assert target.exists(), f"{name_of(page)}: {link} is not there"
+            assert target.exists(), f"{name_of(page)}: {link} does not exist"
             if anchor:
                 assert anchor in anchors_of(target), f"{name_of(page)}: no {anchor} in {link}"
 
 
-def test_the_generated_pages_are_up_to_date():
-    # In a process of its own: tests may have registered commands in this one.
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "reference.py", "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_example_of_the_readme_prints_what_the_readme_shows(capsys):
+    example, output = blocks_of(ROOT / "README.md")[1:3]
+    assert (example.language, output.language) == ("python", "text")
+    asyncio.run(run_block(example.code, example.line, "README.md", {}))
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == output.code.splitlines()
 
 
-def test_the_file_map_of_the_design_names_every_module():
-    said = (ROOT / "DESIGN.md").read_text()
-    modules = {path.name for path in (ROOT / "src").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert sorted(name for name in modules if f"`{name}`" not in said) == []
-    folders = (ROOT / "scripts", ROOT / "tests")
-    beside = {path.name for folder in folders for path in folder.rglob("*.py")}
-    named = set(re.findall(r"`(\w+\.py)`", said))
-    assert sorted(named - modules - beside) == []
+def test_readme_has_the_tables_of_the_benchmarks_page():
+    readme = (ROOT / "README.md").read_text()
+    spec = spec_from_file_location("readme_tables", ROOT / "scripts" / "readme_tables.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.with_current_tables(readme) == readme
+
+
+def test_navigation_of_the_site_lists_every_page():
+    class Loader(yaml.SafeLoader):
+        """Reads the names of functions in mkdocs.yml as None."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda *_: None)
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)  # noqa: S506 -- a safe loader
+    pages = sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+    assert sorted(pages_in(config["nav"])) == pages
+
+
+def pages_in(navigation):
+    if isinstance(navigation, str):
+        return [navigation]
+    entries = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for entry in entries for page in pages_in(entry)]
+
+
+def test_files_that_the_design_names_exist():
+    named = re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", (ROOT / "DESIGN.md").read_text())
+    assert set(named) <= {path.name for path in (ROOT / "src").rglob("*.py")}

@@ -317,11 +317,11 @@ def order_settings(monkeypatch):
 
 def test_the_settings_of_the_order_service_are_those_of_its_readme(order_settings):
     readme = (ORDER_SERVICE / "README.md").read_text()
-    told = dict(re.findall(r"^\| `([A-Z_]+)` \| `(.+?)` \|", readme, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([A-Z_]+)` \| `(.+?)` \|", readme, re.MULTILINE))
     defaults = {
         field.name.upper(): str(field.default) for field in dataclasses.fields(order_settings)
     }
-    assert told == defaults
+    assert documented == defaults
     given = order_settings.from_environment(
         {"CONCURRENCY": "4", "DRAIN_SECONDS": "1.5", "GROUP_ID": "mine", "OTHER": "1"}
     )

@@ -1,4 +1,4 @@
-"""The manifests of the docs and of the example pass the lint that the library comes with."""
+"""`resilient-io lint` finds nothing in the manifests of the docs and of the example."""
 
 import importlib.util
 import re
@@ -29,31 +29,31 @@ def lint(manifest):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_lint_has_nothing_to_say_about_a_manifest_of_ours(name):
+def test_manifests_have_no_findings(name):
     found = lint(MANIFESTS[name])
-    assert (found.returncode, found.stdout) == (0, f"Deployment/{name}: nothing to say\n")
+    assert (found.returncode, found.stdout) == (0, f"Deployment/{name}: no findings\n")
 
 
-def test_lint_has_something_to_say_when_it_is_spoilt():
+def test_spoilt_manifest_has_findings():
     spoilt = MANIFESTS["orders"].replace("terminationGracePeriodSeconds: 25", "")
-    spoilt = spoilt.replace('resilient-io/grace: "20"', 'resilient-io/grace: "60"')
+    spoilt = spoilt.replace('resilient-io/grace-period: "20"', 'resilient-io/grace-period: "60"')
     found = lint(spoilt)
     assert found.returncode == 1
-    assert "grace-short" in found.stdout
+    assert "grace-period-short" in found.stdout
 
 
-def test_the_times_that_the_manifest_tells_are_those_of_the_service(monkeypatch):
+def test_timeouts_of_the_manifest_are_those_of_the_service(monkeypatch):
     spec = importlib.util.spec_from_file_location("order_settings", EXAMPLE / "settings.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "order_settings", module)  # dataclasses look there
     spec.loader.exec_module(module)
     defaults = module.Settings()
     deployment = next(yaml.safe_load_all(MANIFESTS["orders"]))
-    told = deployment["spec"]["template"]["metadata"]["annotations"]
-    told.pop("resilient-io/lint-ignore")
-    assert {name: float(text) for name, text in told.items()} == {
-        "resilient-io/grace": defaults.grace_seconds,
-        "resilient-io/notice": defaults.drain_delay_seconds,
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    annotations.pop("resilient-io/lint-ignore")
+    assert {name: float(text) for name, text in annotations.items()} == {
+        "resilient-io/grace-period": defaults.grace_seconds,
+        "resilient-io/drain-delay": defaults.drain_delay_seconds,
         "resilient-io/drain-timeout": defaults.drain_seconds,
         "resilient-io/handler-timeout": defaults.handler_seconds,
     }

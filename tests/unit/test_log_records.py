@@ -19,7 +19,7 @@ RESERVED = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
 
 
 def calls_of(path):
-    """Give the calls of a module's logger, which is called log or _log everywhere."""
+    """Return the calls of a module's logger, which is called log or _log everywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "_log"), attr=attribute)):
@@ -47,7 +47,7 @@ def fields_of(call):
 
 EVENTS_OF = {
     # The one place that logs several events: the word is given to it.
-    "rate_limited_log.py": {"dead_lettered", "skipped", "verdict_delayed"},
+    "retries.py": {"dead_lettered", "skipped", "verdict_delayed"},
 }
 
 
@@ -70,21 +70,21 @@ def logged():
     return found
 
 
-def told():
+def documented():
     """Return the logger and the fields of each event, as the page has them."""
     rows = re.findall(r"^\| `(\w+)` \| (\w*) \| ([^|]*) \|", PAGE.read_text(), re.MULTILINE)
     return {event: (logger, set(re.findall(r"`(\w+)`", fields))) for event, logger, fields in rows}
 
 
 def test_the_page_tells_of_every_record_and_of_no_other():
-    assert told() == logged()
-    assert len(told()) > 25
+    assert documented() == logged()
+    assert len(documented()) > 25
 
 
 @pytest.mark.virtual_time
 async def test_a_transition_has_the_fields_that_the_page_says(caplog):
     async def probe(_suspicious):
-        raise ProbeFailed(Cause.REFUSED, "nobody listens")
+        raise ProbeFailed(Cause.REFUSED, "nothing listens")
 
     dependency = Dependency("redis")
     with caplog.at_level(logging.INFO, "resilient_io"):
@@ -94,12 +94,12 @@ async def test_a_transition_has_the_fields_that_the_page_says(caplog):
                 break
         await dependency.aclose()
     record = next(each for each in caplog.records if each.event == "state_changed")
-    assert {name: getattr(record, name) for name in told()["state_changed"][1]} == {
+    assert {name: getattr(record, name) for name in documented()["state_changed"][1]} == {
         "dependency": "redis",
         "state": "down",
         "previous": "unknown",
         "cause": "refused",
-        "detail": "nobody listens",
+        "detail": "nothing listens",
         "after": record.after,
         "probes": record.probes,
         "probes_failed": record.probes_failed,

@@ -8,9 +8,9 @@ import pytest
 import resilient_io
 
 ROOT = Path(resilient_io.__file__).parent
-# The kit drives real servers; the demo and the command real terminals; the doctor looks at the
-# machine itself; an exec probe and the wall clock live by the time of others.
-OUTSIDE = ("testing", "demo", "cli", "doctor", "probing", "wall_clock.py")
+# The testing kit drives real servers, the command a real terminal; the doctor checks the machine
+# itself; an exec probe and the wall clock depend on the time of others.
+OUTSIDE = ("testing", "cli", "doctor", "wall_clock.py")
 SOURCES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in OUTSIDE
 )
@@ -26,7 +26,7 @@ FORBIDDEN_MODULES = {
 }
 ALLOWED = {
     ("lifecycle/signals.py", "threading"),  # only the main thread can handle signals
-    # A thread of its own, for the loop's may all wait for names that nobody resolves.
+    # A thread of its own, because the loop's threads may all wait for names that are not resolved.
     ("serve/heartbeat.py", "concurrent.futures"),
     ("serve/heartbeat.py", "secrets"),  # another user must not guess the name of its file
 }

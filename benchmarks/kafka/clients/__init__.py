@@ -1,6 +1,6 @@
-"""How each client is set up: at the best setting that its documentation offers for the work.
+"""The clients, each with the settings that its documentation recommends for the work.
 
-A worker imports its own client only. Each module has a `Producer`, a `Consumer`, or both:
+A worker imports only its own client. Each module has a `Producer`, a `Consumer`, or both.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Producer(Protocol):
     """A started producer."""
 
     send_and_wait: Callable[..., Awaitable[Any]]
-    """Of topic, value and key."""
+    """Takes a topic, a value and a key."""
 
     async def send(self, topic: str, pairs: Sequence[Pair]) -> None:
-        """Send one after the other, each with a future, then wait until all are acknowledged."""
+        """Send the records one by one, then wait until all are acknowledged."""
 
     async def many(self, topic: str, pairs: Sequence[Pair]) -> None:
-        """Send all in the client's way for many, without a future for each."""
+        """Send all records with the client's bulk call."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -47,12 +47,12 @@ class Consumer(Protocol):
     """A consumer, in a group, from the beginning of a topic."""
 
     async def iterate(self, meter: Meter, handler: Callable[[], Awaitable[None]] | None) -> None:
-        """Take one record after the other, until the meter says that it is over."""
+        """Read records one by one until the meter has finished."""
 
     async def run(
         self, meter: Meter, handler: Callable[[], Awaitable[None]] | None, concurrency: int
     ) -> None:
-        """Have the client call a handler for each record, until the meter says that it is over."""
+        """Have the client call a handler for each record until the meter has finished."""
 
     async def aclose(self) -> None:
         """Close it."""
@@ -69,7 +69,7 @@ async def open_producer(client: str, servers: str, setting: dict[str, Any]) -> P
 async def open_consumer(
     client: str, servers: str, topic: str, group: str, setting: dict[str, Any]
 ) -> Consumer:
-    """Make a client's consumer; it joins its group at once, or when it is first used."""
+    """Create a client's consumer; it joins its group immediately or at its first use."""
     module = importlib.import_module(f"{__name__}.{_MODULES[client]}")
     consumer: Consumer = await module.open_consumer(servers, topic, group, **setting)
     return consumer

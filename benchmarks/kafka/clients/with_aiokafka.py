@@ -1,4 +1,4 @@
-"""aiokafka, as it comes but for what its documentation says of throughput."""
+"""aiokafka with its defaults, except for what its documentation says about throughput."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import Pair
 
 MAX_BATCH_SIZE = 64 * 1024
-"""Bytes; `python -m benchmarks kafka --tune` tries others (16 KiB is its default)."""
+"""Bytes; `python -m benchmarks kafka --tune` tries others (its default is 16 KiB)."""
 
 
 class Producer:
@@ -29,7 +29,7 @@ class Producer:
             await future
 
     async def many(self, topic: str, pairs: Sequence[Pair]) -> None:
-        """Fill its batches by hand, for one partition after the other: keys choose none."""
+        """Fill batches by hand, for each partition in turn: keys do not choose the partition."""
         producer = self._producer
         partitions = sorted(await producer.partitions_for(topic))
         futures, turn = [], 0

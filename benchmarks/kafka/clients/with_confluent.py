@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from . import Pair
 
 BATCH_SIZE = 1000
-"""Records that AIOProducer hands to a thread at once; its default. `--tune` tries others."""
+"""Records that AIOProducer passes to a thread together; its default. `--tune` tries others."""
 
 CONSUME = 1000
-"""Records that are asked for at once, as its documentation recommends for throughput."""
+"""Records per call of `consume`, as its documentation recommends for throughput."""
 
 _POLL = 0.5
 
@@ -29,7 +29,7 @@ class Producer:
     async def send(self, topic: str, pairs: Sequence[Pair]) -> None:
         produce = self._producer.produce
         futures = [await produce(topic, value=value, key=key) for key, value in pairs]
-        # Without it the last records wait for its timer.
+        # Without a flush the last records wait for a timer.
         await self._producer.flush()
         for future in futures:
             await future
@@ -68,7 +68,7 @@ class Consumer:
         self,
         meter: Meter,
         handler: Callable[[], Awaitable[None]] | None,
-        concurrency: int,  # noqa: ARG002 (it calls no handlers itself, so one after the other)
+        concurrency: int,  # noqa: ARG002 (it has no handlers: they run one by one)
     ) -> None:
         async def nothing() -> None:
             pass
@@ -82,7 +82,7 @@ class Consumer:
     async def open(cls, servers: str, topic: str, group: str, **setting: Any) -> Self:
         at_once = setting.pop("consume", CONSUME)
         options = {"bootstrap.servers": servers, "group.id": group} | setting
-        # One thread more than needed: with its default of 100 it is slower to close.
+        # One thread more than needed: with the default of 100 it closes more slowly.
         consumer = AIOConsumer({"auto.offset.reset": "earliest"} | options, max_workers=2)
         await consumer.subscribe([topic])
         return cls(consumer, at_once)

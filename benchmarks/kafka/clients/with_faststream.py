@@ -1,4 +1,4 @@
-"""FastStream on aiokafka, without what it does beyond calling a handler with bytes."""
+"""FastStream on aiokafka, reduced to calling a handler with bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 async def _decode(message: Any) -> Any:
-    """Leave it: by default it tries to read JSON."""
+    """Return the body as it is: the default decoder tries to parse JSON."""
     return message.body
 
 
 class Consumer:
-    """Its `ACK_FIRST` policy, the default: the only one that handles a partition concurrently."""
+    """Uses the default policy `ACK_FIRST`, the only one that handles a partition concurrently."""
 
     def __init__(self, servers: str, topic: str, group: str, setting: dict[str, Any]) -> None:
         # No validation of arguments by pydantic, and no logger.
@@ -34,11 +34,11 @@ class Consumer:
         subscriber = self._broker.subscriber(self._topic, max_workers=workers, **self._options)
 
         @subscriber
-        async def _(message: bytes) -> None:  # noqa: ARG001 (the handler wants none of it)
+        async def _(message: bytes) -> None:  # noqa: ARG001 (not needed by the handler)
             if handler is not None:
                 await handler()
             if meter.handled():
-                await asyncio.sleep(0)  # it never lets others run while it has records
+                await asyncio.sleep(0)  # it does not yield while it has records
 
         await self._broker.start()
         await meter.result

@@ -1,4 +1,4 @@
-"""resilient-io as it comes: what a user gets."""
+"""resilient-io with its defaults."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Consumer:
     ) -> None:
         handled = meter.handled
 
-        async def nothing(record: Any) -> None:  # noqa: ARG001 (that is what it measures)
+        async def nothing(record: Any) -> None:  # noqa: ARG001 (only the call is measured)
             handled()
 
-        async def handle(record: Any) -> None:  # noqa: ARG001 (the handler wants none of it)
+        async def handle(record: Any) -> None:  # noqa: ARG001 (not needed by the handler)
             assert handler is not None
             await handler()
             handled()

@@ -1,1 +1,1 @@
-"""The command `resilient-io`."""
+"""The command `resilient-io`: diagnose connections, probe services, check Kubernetes manifests."""

@@ -1,7 +1,7 @@
-"""`python -m resilient_io.cli`, for where scripts are not on the path."""
+"""`python -m resilient_io.cli`, for environments in which scripts are not on the path."""
 
 import sys
 
-from resilient_io.cli.entry import main
+from .entry import main
 
 sys.exit(main())

@@ -1,58 +1,86 @@
-"""The commands that may take their time to start: their options, and their help."""
+"""The commands, their options and their help; for `probe` only the help and completion."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003 (typer reads the annotations)
+from collections.abc import Sequence  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
 
-from resilient_io.cli.exits import COULD_NOT_LOOK, PROBLEMS, let_go_of_output
-from resilient_io.cli.terminal import complain, quiet_loggers, standard_output
 from resilient_io.errors import ConfigurationError
 
-__all__ = ["run"]
+from .terminal import (
+    PROBLEMS,
+    UNKNOWN,
+    complain,
+    discard_output,
+    quiet_loggers,
+    standard_output,
+)
 
-_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="resilient-io",
-    help="See what a service sees of its Redis and Kafka, and check what Kubernetes makes of it.",
-    add_completion=False,
+    help="Diagnose Redis and Kafka connections and check Kubernetes manifests.",
     no_args_is_help=True,
+    context_settings=_HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="Lines of JSON.")]
-_Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds.", min=0.001)]
-_URL = typer.Argument(
-    metavar="URL",
-    help="redis://[user:password@]host:port/db, rediss:// (TLS), unix:///path, "
-    "kafka://[user:password@]host:port,host:port or kafkas:// (TLS)",
-)
-_Urls = Annotated[list[str], _URL]
-_AnyUrls = Annotated[list[str] | None, _URL]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+_Seconds = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Time limit of each check.", min=0.001)
+]
+_Urls = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="URL",
+        help="redis://[user[:password]@]host:port/db, rediss:// (TLS), unix:///path, "
+        "kafka://[user:password@]host:port,host:port or kafkas:// (TLS). Arguments are visible in "
+        "the process list: for passwords use --url-env, --url-file or --ask-password.",
+        show_default=False,
+    ),
+]
+_UrlEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url-env",
+        metavar="NAME",
+        help="Read a URL from an environment variable; repeatable.",
+        show_default=False,
+    ),
+]
+_UrlFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url-file",
+        metavar="FILE",
+        help="Read URLs from a file, one per line, or from standard input (-); repeatable.",
+        show_default=False,
+    ),
+]
+_AskPassword = Annotated[
+    bool, typer.Option("--ask-password", help="Ask for the password of each URL without one.")
+]
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command of this module.
+    """Run a command and return its exit code.
 
     Args:
-        arguments: Of the command line.
-
-    Returns:
-        The exit code.
+        arguments: Those of the command line.
     """
     try:
         app(args=list(arguments), prog_name="resilient-io")
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else COULD_NOT_LOOK
+        return leaving.code if isinstance(leaving.code, int) else UNKNOWN
     except ConfigurationError as error:
         complain(arguments[0], error)
-        return COULD_NOT_LOOK
+        return UNKNOWN
     except BrokenPipeError:
-        let_go_of_output()
+        discard_output()
         return PROBLEMS
     return 0
 
@@ -60,126 +88,170 @@ def run(arguments: Sequence[str]) -> int:
 @app.callback()
 def _root(
     *,
-    version: Annotated[bool, typer.Option("--version", help="The version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    del version  # answered before this module is imported
+    del version  # handled before this module is imported
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def probe() -> None:
-    """Ask a service how it is, for exec probes: --file FILE or --url URL."""
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def demo() -> None:
-    """Take Redis and Kafka away from plain clients and from ours, and count."""
-
-
-@app.command()
-def watch(
-    urls: _Urls,
+@app.command(short_help="Check whether a service is ready or alive, for exec probes.")
+def probe(
     *,
+    file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Heartbeat file that the service writes.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="http:// address that answers 2xx for yes.")
+    ] = None,
+    ready: Annotated[bool, typer.Option("--ready", help="Ask whether it is ready.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Ask whether it is alive.")] = False,
+    started: Annotated[bool, typer.Option("--started", help="Ask whether it has started.")] = False,
+    max_age: Annotated[float | None, typer.Option(help="Longest age of the heartbeat.")] = None,
+    timeout: Annotated[float, typer.Option(help="Time limit for --url.")] = 1.0,
+    as_json: _Json = False,
+) -> None:
+    """Check whether a service is ready or alive, for exec probes.
+
+    This function gives the shell completion; `resilient_io.cli.probe` runs the command.
+    """
+    del file, url, ready, live, started, max_age, timeout, as_json
+
+
+@app.command(short_help="Probe servers repeatedly, like ping, and sum up.")
+def watch(
+    urls: _Urls = None,
+    *,
+    url_env: _UrlEnv = None,
+    url_file: _UrlFile = None,
+    ask_password: _AskPassword = False,
     count: Annotated[
-        int | None, typer.Option("--count", "-c", metavar="N", min=1, help="End after N looks.")
+        int | None,
+        typer.Option(
+            "--count",
+            "-c",
+            metavar="N",
+            min=1,
+            help="End after N lines per server, counted from the first known states on.",
+            show_default=False,
+        ),
     ] = None,
     interval: Annotated[
         float,
-        typer.Option("--interval", "-i", metavar="S", min=0.05, help="Seconds between looks."),
+        typer.Option("--interval", "-i", metavar="SECONDS", min=0.05, help="Time between lines."),
     ] = 1.0,
-    timeout: _Timeout = 1.0,
+    timeout: _Seconds = 1.0,
     as_json: _Json = False,
 ) -> None:
-    """Watch dependencies, like ping, until Ctrl-C; then sum up.
+    """Probe servers repeatedly, like ping, until Ctrl-C; then sum up.
 
-    Exit code: 0 nothing was down, 1 something was, 2 could not look.
+    Exit code: 0 no server was down, 1 one was down or never answered, 2 wrong command line.
     """
-    from resilient_io.cli.running import run as run_loop  # noqa: PLC0415 (no loop, no cost)
-    from resilient_io.cli.vantage import vantages  # noqa: PLC0415
-    from resilient_io.cli.watch import JsonShow, LineShow, watched  # noqa: PLC0415
-    from resilient_io.cli.watch_table import TableShow  # noqa: PLC0415
+    from .running import run as run_loop  # noqa: PLC0415 - import only what the command needs
+    from .servers import read_urls  # noqa: PLC0415 - as above
+    from .watch import (  # noqa: PLC0415 - as above
+        JsonDisplay,
+        LineDisplay,
+        TableDisplay,
+        watch_targets,
+    )
+    from .watch import watch as watch_servers  # noqa: PLC0415 - as above
 
-    places = vantages(urls, interval=interval, timeout=timeout)
+    servers = read_urls(
+        urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
+    )
+    if not servers:
+        raise ConfigurationError("nothing to watch: pass a URL, --url-env NAME or --url-file FILE")
+    targets = watch_targets(servers, interval=interval, timeout=timeout)
     console = standard_output()
     quiet_loggers()
-    show = JsonShow() if as_json else TableShow(console) if console.is_terminal else LineShow()
+    for_people = TableDisplay(console) if console.is_terminal else LineDisplay()
+    display = JsonDisplay() if as_json else for_people
     raise typer.Exit(
-        run_loop(lambda stop: watched(places, show, stop, interval=interval, count=count))
+        run_loop(
+            lambda interruption: watch_servers(
+                targets, display, interruption, interval=interval, count=count
+            )
+        )
     )
 
 
-@app.command()
+@app.command(short_help="Diagnose Redis and Kafka servers and the local environment.")
 def doctor(
-    urls: _AnyUrls = None,
+    urls: _Urls = None,
     *,
-    timeout: _Timeout = 5.0,
+    url_env: _UrlEnv = None,
+    url_file: _UrlFile = None,
+    ask_password: _AskPassword = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time limit per URL.", min=0.001)
+    ] = 5.0,
     group: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Consumer group of Kafka to look at.")
+        str | None,
+        typer.Option(metavar="NAME", help="Kafka consumer group to check.", show_default=False),
     ] = None,
-    topic: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Topic to look at; repeatable.")
-    ] = None,
-    with_ground: Annotated[
-        bool, typer.Option("--ground/--no-ground", help="CPU, memory, files, kernel here.")
+    with_host: Annotated[
+        bool, typer.Option("--host/--no-host", help="Check CPU, memory and kernel of this host.")
     ] = True,
     as_json: _Json = False,
 ) -> None:
-    """Examine servers, and what this process stands on, step by step. Without a URL: the latter.
+    """Diagnose servers and this host step by step. Without a URL, only this host.
 
-    Exit code: 0 all is well, 1 problems, 2 something could not be looked at.
+    Exit code: 0 no problem, 1 problems, 2 something could not be checked, or wrong command line.
     """
-    from resilient_io.cli.doctor import (  # noqa: PLC0415 (only what is needed)
+    from .doctor import (  # noqa: PLC0415 - import only what the command needs
         JsonReport,
         LineReport,
         TableReport,
-        examined,
         plan,
+        run_examinations,
     )
-    from resilient_io.cli.running import run as run_loop  # noqa: PLC0415
-    from resilient_io.cli.vantage import name_of  # noqa: PLC0415
+    from .running import run as run_loop  # noqa: PLC0415 - as above
+    from .servers import read_urls  # noqa: PLC0415 - as above
 
-    given = urls or []
-    if not given and not with_ground:
-        raise ConfigurationError("--no-ground without a URL leaves nothing to look at")
-    examinations = plan(
-        given,
-        [name_of(url) for url in given],
-        timeout=timeout,
-        group=group,
-        topics=topic or [],
-        with_ground=with_ground,
+    servers = read_urls(
+        urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
+    examinations = plan(servers, timeout=timeout, group=group, with_host=with_host)
     console = standard_output()
     quiet_loggers()
-    terminal = TableReport(console) if console.is_terminal else LineReport()
-    report = JsonReport() if as_json else terminal
-    raise typer.Exit(run_loop(lambda stop: examined(examinations, report, stop)))
+    for_people = TableReport(console) if console.is_terminal else LineReport()
+    report = JsonReport() if as_json else for_people
+    raise typer.Exit(
+        run_loop(lambda interruption: run_examinations(examinations, report, interruption))
+    )
 
 
-@app.command()
+@app.command(short_help="Check Kubernetes manifests against the service's timeouts.")
 def lint(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Manifests; - for stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Manifests; - for standard input.")
+    ],
     *,
-    told: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="NAME=S",
-            help="A time of the service in seconds, such as grace=25; repeatable.",
+            metavar="NAME=SECONDS",
+            help="Timeout of the service, such as grace-period=25; repeatable.",
+            show_default=False,
         ),
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Hold manifests of Kubernetes against the times of the service.
+    """Check Kubernetes manifests against the service's timeouts.
 
-    Its times are told by annotations such as resilient-io/grace: "25" (of the workload or its
-    pods), by variables such as RESILIENT_IO_GRACE, or by --set: grace, notice, start, deadline,
-    health-interval, health-timeout, liveness-window, drain-timeout, handler-timeout,
-    max-poll-interval. The library's defaults stand for the others.
+    The timeouts come from annotations of the workload or its pods, such as
+    resilient-io/grace-period: "25", from variables such as RESILIENT_IO_GRACE_PERIOD, or from
+    --set: grace-period, drain-delay, deadline, health-interval, health-timeout, liveness-window,
+    drain-timeout, handler-timeout, max-poll-interval. Otherwise the library's defaults are used.
 
-    Exit code: 0 nothing but notes, 1 errors or warnings, 2 a file is no manifest.
+    Exit code: 0 no findings, 1 findings, 2 a file is not a manifest, or wrong command line.
     """
-    from resilient_io.cli.lint import lint as check  # noqa: PLC0415 (only what is needed)
-    from resilient_io.cli.lint import read, settings  # noqa: PLC0415
+    from .lint import lint as lint_files  # noqa: PLC0415 - import only what the command needs
+    from .lint import read_files, read_settings  # noqa: PLC0415 - as above
 
     console = standard_output()
-    raise typer.Exit(check(read(files), settings(told or []), console=console, as_json=as_json))
+    raise typer.Exit(
+        lint_files(
+            read_files(files), read_settings(settings or []), console=console, as_json=as_json
+        )
+    )

@@ -1,4 +1,4 @@
-"""Runs a command in an event loop that Ctrl-C ends at once, whatever still hangs somewhere."""
+"""Run a command in an event loop that Ctrl-C ends quickly, even if a name lookup hangs."""
 
 from __future__ import annotations
 
@@ -9,51 +9,46 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.cli.exits import INTERRUPTED
+from .terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Interruption", "run"]
-
-_LEAVING = 0.1
-"""Seconds that something interrupted gets to leave in good order."""
+_CLEANUP = 0.1
+"""Seconds that an interrupted task gets to clean up."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(asyncio.Event):
-    """Is set by the first Ctrl-C or SIGTERM. The second ends the process as it would any."""
+    """Set by the first Ctrl-C or SIGTERM. A second one ends the process as usual."""
 
     async def before(self, other: Coroutine[Any, Any, object]) -> bool:
-        """Wait for something, but no longer than until the interruption; then it is cancelled.
+        """Wait for a coroutine until the interruption, and then cancel the coroutine.
 
-        Cancelling cancels both.
-
-        Args:
-            other: What to wait for. What it raises is raised.
+        Cancelling the wait cancels both. An exception of the coroutine is raised.
 
         Returns:
-            Whether the interruption came before its end.
+            Whether the interruption came before the coroutine ended.
         """
         task = asyncio.create_task(other, name="until interrupted")
-        mine = asyncio.create_task(self.wait(), name="interruption")
+        interrupted = asyncio.create_task(self.wait(), name="interruption")
         try:
-            await asyncio.wait([task, mine], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, interrupted], return_when=asyncio.FIRST_COMPLETED)
             finished = task.done()
         finally:
-            mine.cancel()
+            interrupted.cancel()
             task.cancel()
-            await asyncio.wait([task, mine], timeout=_LEAVING)
+            await asyncio.wait([task, interrupted], timeout=_CLEANUP)
         if finished:
             task.result()
         elif task.done() and not task.cancelled():
-            task.exception()  # of its leaving: nobody waits for that any more
+            task.exception()  # raised during its cleanup; the interruption takes precedence
         return not finished
 
 
-class _LookUps(ThreadPoolExecutor):
-    """The loop's threads, counted: a resolver that hangs cannot be stopped, only left behind."""
+class _LookupThreads(ThreadPoolExecutor):
+    """The loop's threads, counted: a name lookup that hangs cannot be stopped."""
 
     def __init__(self) -> None:
         super().__init__(thread_name_prefix="resilient-io")
@@ -70,21 +65,21 @@ class _LookUps(ThreadPoolExecutor):
 
 
 def run(command: Callable[[Interruption], Coroutine[Any, Any, int]]) -> int:
-    """Run a command to its end.
+    """Run a command and return its exit code.
 
     Args:
-        command: Takes the interruption, which it has to heed, and returns the exit code.
+        command: Takes the interruption, which must end it.
     """
-    look_ups = _LookUps()
+    threads = _LookupThreads()
     runner = asyncio.Runner()
     try:
-        runner.get_loop().set_default_executor(look_ups)
+        runner.get_loop().set_default_executor(threads)
         try:
             code = runner.run(_interruptible(command))
         except KeyboardInterrupt:
             code = INTERRUPTED
-        if look_ups.busy:
-            # Python would wait for these threads, for as long as a resolver likes to be silent.
+        if threads.busy:
+            # Python would wait for these threads, as long as the resolver hangs.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

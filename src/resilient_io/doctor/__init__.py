@@ -1,8 +1,8 @@
-"""Looks at Redis, at Kafka and at our own ground, step by step, and says what to do.
+"""Diagnose a Redis server, a Kafka cluster, or the host that this process runs on.
 
-`examine` follows the way of a connection: name, TCP, TLS, login, and then the server's own account
-of itself. `ground` looks at what the process stands on: CPU, memory, files, kernel, versions. Both
-only read. Nothing is printed: the command `resilient-io doctor` does that.
+`examine` follows the path of a connection step by step: name, TCP, TLS, login, reply, and for Kafka
+the advertised listeners and a consumer group. `examine_host` checks the container's CPU, memory and
+kernel. Both only read, and print nothing: the command `resilient-io doctor` does that.
 
 ```
 async with contextlib.aclosing(examine("redis://cache:6379")) as steps:
@@ -13,9 +13,9 @@ async with contextlib.aclosing(examine("redis://cache:6379")) as steps:
 
 from __future__ import annotations
 
-from .examination import examine
-from .step import Status, Step, exit_code
-from .surroundings import ground
+from .examine import examine
+from .host import examine_host
+from .steps import Status, Step, exit_code
 from .urls import read_kafka_url
 
-__all__ = ["Status", "Step", "examine", "exit_code", "ground", "read_kafka_url"]
+__all__ = ["Status", "Step", "examine", "examine_host", "exit_code", "read_kafka_url"]

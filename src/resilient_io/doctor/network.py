@@ -1,9 +1,10 @@
-"""The way to a server before anything is said: its name, its addresses, its port."""
+"""Check the network path to a server: name lookup, and a TCP connection to each address."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import re
 import socket
@@ -11,42 +12,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .looking import Finding, merged, note, ok, problem, together
-from .machine.files import text_of
-from .step import Status
+from resilient_io.text import describe_error, format_address
+
+from .steps import CheckResult, merged, milder, note, ok, problem, together, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
-__all__ = [
-    "Place",
-    "addresses_of",
-    "knock",
-    "look_at_names",
-    "look_at_ports",
-    "silent_names",
-    "written",
-]
+    from .steps import Checks, Step
 
-_RESOLV: Final = Path("/etc/resolv.conf")
-_SLOW_NAME: Final = 1.0
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_SHARE: Final = 0.5
+"""How much of the time that is left a step may use: others come after it."""
+
+_SLOW_LOOKUP: Final = 1.0
 _SLOW_CONNECT: Final = 0.5
 
-_TIMED_OUT: Final = "no answer"
-_REFUSED: Final = "refused"
+NO_ANSWER: Final = "no answer"
+REFUSED: Final = "connection refused"
 _UNREACHABLE: Final = "no route"
 
 
 @dataclass(slots=True)
-class Place:
-    """One server's host and port, and what was found on the way to it.
+class Endpoint:
+    """Host and port of one server, and what was found on the way to it.
 
     Attributes:
-        host: As it was written.
+        host: Name or address, as it was given.
         port: The port.
-        addresses: Those its name leads to, in the order in which they are tried.
+        addresses: Those of the name, in the order in which they are tried.
         reached: Seconds that a connection took, by address.
-        failed: What came instead, by address: "refused" …
+        failed: Why no connection was made, by address: "connection refused" …
     """
 
     host: str
@@ -56,97 +52,147 @@ class Place:
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
-    def written(self) -> str:
-        """Host and port as they are written."""
-        return written(self.host, self.port)
+    def text(self) -> str:
+        """Host and port, an IPv6 address in brackets."""
+        return format_address(self.host, self.port)
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the host is an IP address, which needs no lookup."""
+        return _parsed(self.host) is not None
 
     @property
     def is_loopback(self) -> bool:
-        """It can only be on this machine, or in this container."""
+        """Whether the host can only be this machine, or this container."""
+        parsed = [_parsed(each) for each in self.addresses]
         return self.host == "localhost" or (
-            bool(self.addresses)
-            and all(ipaddress.ip_address(_plain(each)).is_loopback for each in self.addresses)
+            bool(parsed) and all(each is not None and each.is_loopback for each in parsed)
         )
 
+    async def look_up(self) -> OSError | UnicodeError | None:
+        """Look up the addresses of the host; return the error if that fails."""
+        if self.is_address:
+            self.addresses = [self.host]
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            return error
+        self.addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        return None
 
-def written(host: str, port: int) -> str:
-    """Write host and port, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    async def connect(self, timeout: float) -> None:
+        """Connect to every address concurrently, within `timeout` seconds, and close again."""
+        await together("connect", (self._connect(each, timeout) for each in self.addresses))
+
+    async def _connect(self, address: str, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(timeout):
+                _, writer = await asyncio.open_connection(address, self.port)
+        except OSError as error:
+            self.failed[address] = _describe(error)
+        else:
+            writer.transport.abort()
+            self.reached[address] = loop.time() - began
 
 
-async def addresses_of(place: Place) -> OSError | UnicodeError | None:
-    """Look a place's name up; give the error if that fails."""
-    loop = asyncio.get_running_loop()
+def _describe(error: OSError) -> str:
+    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return NO_ANSWER
+    if isinstance(error, ConnectionRefusedError):
+        return REFUSED
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
+        return _UNREACHABLE
+    return describe_error(error)
+
+
+def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        # A host that is an address needs no look-up, but this writes it as the others are.
-        found = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        return error
-    place.addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
-    return None
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
 
 
-async def look_at_names(places: Sequence[Place]) -> Finding:
-    """Look all names up at once, each within the time that the caller gives for all."""
+async def check_path(checks: Checks, endpoints: Sequence[Endpoint]) -> AsyncGenerator[Step, None]:
+    """Yield the steps "name" and, for the addresses that were found, "TCP"."""
+    limit = checks.left * _SHARE
+    yield await checks.run(
+        "name",
+        functools.partial(check_names, endpoints),
+        share=_SHARE,
+        on_timeout=names_timed_out(endpoints, limit),
+    )
+    if any(each.addresses for each in endpoints):
+        limit = checks.left * _SHARE
+        yield await checks.run("TCP", functools.partial(check_ports, endpoints, limit))
+
+
+async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
+    """Look up all names concurrently."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    named = [place for place in places if not _is_address(place.host)]
-    results = await together("look-up", map(addresses_of, places))
+    errors = await together("lookup", (endpoint.look_up() for endpoint in endpoints))
     took = loop.time() - began
-    data = {place.written: place.addresses for place in places}
-    rest = any(place.addresses for place in places)
+    data = {each.text: each.addresses for each in endpoints}
+    named = [each for each in endpoints if not each.is_address]
+    if not named:
+        return ok("an IP address needs no lookup", addresses=data)
+    others_work = any(each.addresses for each in endpoints)
     failed = [
-        milder(_judge_name(place, error), some_work=rest)
-        for place, error in zip(places, results, strict=True)
+        milder(_judge_name(endpoint, error), others_work=others_work)
+        for endpoint, error in zip(endpoints, errors, strict=True)
         if error is not None
     ]
-    found = [f"{p.host} is {', '.join(p.addresses)}" for p in places if p.addresses]
+    found = [f"{each.host} is {', '.join(each.addresses)}" for each in named if each.addresses]
     if failed:
         return merged([*failed, *map(ok, found)], addresses=data)
-    if not named:
-        return ok("an address needs no look-up", addresses=data)
-    if took > _SLOW_NAME:
+    if took > _SLOW_LOOKUP:
         return note(
-            f"{'; '.join(found)}, but the look-up took {took:.1f} s",
-            f"Every new connection waits as long: ask whether the name servers "
-            f"({_name_servers()}) are well, or write the full name with a dot at its end, which "
-            f"spares the search list.",
+            f"{'; '.join(found)}, but the lookup took {took:.1f} s",
+            f"Each new connection waits as long. Check the name servers ({_name_servers()}), or "
+            f"use the full name with a trailing dot, which skips the search list.",
             addresses=data,
         )
     return ok("; ".join(found), addresses=data)
 
 
-def silent_names(places: Sequence[Place]) -> Finding:
-    """Say what it means that no look-up ended in time."""
-    return problem(
-        f"the name servers gave no answer for {', '.join(place.host for place in places)}",
-        f"Look whether they are well and can be reached from here ({_name_servers()}); in "
-        f"Kubernetes, whether a NetworkPolicy lets port 53 out (UDP and TCP).",
+def names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
+    """Return what it means that the lookups did not finish within the time limit of the check."""
+    names = ", ".join(each.host for each in endpoints if not each.is_address)
+    return unknown(
+        f"the lookup of {names or 'the addresses'} did not finish within {timeout:.1f} s",
+        f"Use a longer timeout. If the lookup fails then, too, check the name servers "
+        f"({_name_servers()}), and in Kubernetes a NetworkPolicy that blocks port 53.",
     )
 
 
-def _judge_name(place: Place, error: OSError | UnicodeError) -> Finding:
+def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> CheckResult:
+    host = endpoint.host
     if isinstance(error, UnicodeError):
         return problem(
-            f"{place.host[:60]!r} cannot be a name", "Write a host name of at most 63 signs a part."
+            f"{host[:60]!r} is not a valid host name",
+            "Use a host name with at most 63 characters between two dots.",
         )
     if error.errno == socket.EAI_AGAIN:
         return problem(
-            f"the name servers could not say what {place.host} is",
-            f"Look whether they are well and can be reached from here ({_name_servers()}); in "
-            f"Kubernetes, whether a NetworkPolicy lets port 53 out (UDP and TCP).",
+            f"the name servers could not resolve {host}: temporary failure",
+            f"Check whether the name servers ({_name_servers()}) work and can be reached from "
+            f"here; in Kubernetes, whether a NetworkPolicy allows port 53 (UDP and TCP).",
         )
     searched = _resolver("search")
-    dotless = "." not in place.host
-    where = f" (searched in {searched})" if searched and dotless else ""
+    short = "." not in host
+    where = f" (searched in {searched})" if searched and short else ""
     return problem(
-        f"there is no name {place.host}{where}",
-        "Look whether it is spelled right and its Service or container exists. "
+        f"the name {host} does not exist{where}",
+        "Check its spelling, and that its Service or container exists. "
         + (
-            "A Service of another namespace is written name.namespace; containers of Docker see "
-            "each other's names only in a network that was made for them."
-            if dotless
-            else f"Asked were {_name_servers()}."
+            "Use name.namespace for a Service of another namespace; Docker containers resolve each "
+            "other's names only in a user-defined network."
+            if short
+            else f"The name servers are {_name_servers()}."
         ),
     )
 
@@ -156,131 +202,75 @@ def _name_servers() -> str:
 
 
 def _resolver(key: str) -> str:
-    found = re.findall(rf"^\s*{key}\s+(.+?)\s*$", text_of(_RESOLV) or "", re.MULTILINE)
-    return ", ".join(found).replace(" ", ", ") if key == "search" else ", ".join(found)
-
-
-async def look_at_ports(places: Sequence[Place], timeout: float) -> Finding:
-    """Connect to every address of every place at once, and close again.
-
-    Args:
-        places: Whose names were looked up.
-        timeout: Seconds until an address counts as silent.
-    """
-    tries = [(place, address) for place in places for address in place.addresses]
-    await together("connect", (_try(place, address, timeout) for place, address in tries))
-    data = {
-        place.written: {
-            **{address: round(seconds, 6) for address, seconds in place.reached.items()},
-            **place.failed,
-        }
-        for place in places
-    }
-    some_work = any(place.reached for place in places)
-    findings = [
-        milder(_judge_place(place), some_work=some_work) for place in places if place.addresses
-    ]
-    return merged(findings, addresses=data)
-
-
-def milder(found: Finding, *, some_work: bool) -> Finding:
-    """Make a note of one server's problem where others of the same list do its work."""
-    if found.status is not Status.PROBLEM or not some_work:
-        return found
-    return note(found.found, f"{found.advice} Meanwhile the others do.", **found.data)
-
-
-async def _try(place: Place, address: str, timeout: float) -> None:
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    failure = await knock(address, place.port, timeout)
-    if failure is None:
-        place.reached[address] = loop.time() - began
-    else:
-        place.failed[address] = failure
-
-
-async def knock(host: str, port: int, timeout: float) -> str | None:
-    """Connect and close again; say in words why it failed, or None.
-
-    Args:
-        host: Name or address.
-        port: The port.
-        timeout: Seconds until it counts as silent.
-    """
     try:
-        async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(host, port)
-    except TimeoutError:
-        return _TIMED_OUT
-    except ConnectionRefusedError:
-        return _REFUSED
-    except OSError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
-            return _UNREACHABLE
-        if error.errno == errno.ETIMEDOUT:
-            return _TIMED_OUT
-        return " ".join(str(error).split())
-    writer.transport.abort()
-    return None
-
-
-def _judge_place(place: Place) -> Finding:
-    failed = ", ".join(
-        f"{address} {'gives no answer' if why == _TIMED_OUT else why}"
-        for address, why in place.failed.items()
+        text = _RESOLV_CONF.read_text(errors="replace")
+    except OSError:
+        return ""
+    return ", ".join(
+        word
+        for value in re.findall(rf"^\s*{key}\s+(.+?)\s*$", text, re.MULTILINE)
+        for word in value.split()
     )
-    if not place.reached:
-        one = list(place.failed.values())
-        same = len(set(one)) == 1
-        found = f"{place.written}: {one[0] if same and len(one) == 1 else failed}"
-        return problem(found, advice_for(place, one[0]))
-    best = min(place.reached.values())
-    count = f"{len(place.reached)} of {len(place.addresses)} addresses"
-    reached = f"{place.written} answers"
-    if _TIMED_OUT in place.failed.values():
-        return note(
-            f"{reached} at {count}; {failed}",
-            "A client that tries the silent one first waits there: take it out of the DNS record, "
-            "or open the way to it.",
-        )
-    if best > _SLOW_CONNECT:
-        return note(
-            f"{reached} after {best * 1e3:.0f} ms",
-            "A packet was lost on the way, or the server's queue of new connections is full.",
-        )
-    return ok(f"{reached} in {best * 1e3:.1f} ms{f'; {failed}' if failed else ''}")
 
 
-def advice_for(place: Place, failure: str) -> str:
-    """Say what to do when a port cannot be reached."""
-    if failure == _REFUSED:
+async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
+    """Connect to every address of every endpoint concurrently, and close again.
+
+    Args:
+        endpoints: Servers whose names were looked up.
+        timeout: Seconds to wait for each address.
+    """
+    await together("connect", (each.connect(timeout) for each in endpoints))
+    data = {
+        each.text: {address: round(took, 6) for address, took in each.reached.items()} | each.failed
+        for each in endpoints
+    }
+    others_work = any(each.reached for each in endpoints)
+    results = [
+        milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses
+    ]
+    return merged(results, addresses=data)
+
+
+def _judge_port(endpoint: Endpoint) -> CheckResult:
+    failed = ", ".join(f"{address}: {why}" for address, why in endpoint.failed.items())
+    if not endpoint.reached:
+        reasons = list(endpoint.failed.values())
+        why = reasons[0] if len(reasons) == 1 else failed
+        return problem(f"{endpoint.text}: {why}", advice_for(endpoint, reasons[0]))
+    fastest = min(endpoint.reached.values())
+    if NO_ANSWER in endpoint.failed.values():
+        return note(
+            f"{endpoint.text} answers at {len(endpoint.reached)} of {len(endpoint.addresses)} "
+            f"addresses; {failed}",
+            "A client that tries the silent address first waits there for its connect timeout: "
+            "remove the address from DNS, or open the way to it.",
+        )
+    if fastest > _SLOW_CONNECT:
+        return note(
+            f"{endpoint.text} answers after {fastest * 1e3:.0f} ms",
+            "A packet was lost, or the server's queue of new connections is full.",
+        )
+    return ok(f"{endpoint.text} answers in {fastest * 1e3:.1f} ms{f'; {failed}' if failed else ''}")
+
+
+def advice_for(endpoint: Endpoint, failure: str) -> str:
+    """Return what to do if a port cannot be reached."""
+    if failure == REFUSED:
         here = (
-            " In a container, localhost is the container itself: write the name of the other."
-            if place.is_loopback
+            " Inside a container, localhost is the container itself; use the service name."
+            if endpoint.is_loopback
             else ""
         )
         return (
-            f"The host is there, but nothing listens on port {place.port}: is the server running, "
-            f"and is the port right?{here}"
+            f"The host is up, but nothing listens on port {endpoint.port}: check that the server "
+            f"runs and that the port is right.{here}"
         )
-    if failure == _TIMED_OUT:
+    if failure == NO_ANSWER:
         return (
-            "Packets vanish: look at firewall, security group and NetworkPolicy between here and "
-            "there, and whether the host is still alive at this address."
+            "Packets are dropped: check firewall, security group and NetworkPolicy between here "
+            "and there, and that the host is still alive at this address."
         )
     if failure == _UNREACHABLE:
-        return "There is no way from this network to that address: look at routes and networks."
-    return "Look at the network between here and there."
-
-
-def _plain(address: str) -> str:
-    return address.partition("%")[0]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(_plain(host))
-    except ValueError:
-        return False
-    return True
+        return "There is no route from this network to that address: check routes and networks."
+    return "Check the network between here and there."

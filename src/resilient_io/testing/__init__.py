@@ -1,10 +1,12 @@
-"""The kit that this library is tested with, for tests of what is built on it.
+"""Tools to test services that use Redis and Kafka, with the failures of real servers.
 
-Servers to kill and freeze (`RedisServer`, `KafkaServer`, `KafkaCluster`), a proxy that loses
-replies and holds requests (`FaultProxy`), a check of every point at which a coroutine can be
-cancelled (`cancel_everywhere`), an event loop with virtual time (`VirtualTimeLoop`), and fixtures
-over them (`resilient_io.testing.pytest_plugin`). What it needs is installed by
-`resilient-io[testing]`; Apache Kafka also takes Java and `make servers`.
+- `RedisServer`, `RedisSentinel`, `KafkaServer` and `KafkaCluster` are servers to kill and freeze.
+- `FaultProxy` drops replies, holds requests and slows down connections.
+- `cancel_everywhere` cancels a coroutine at every point where it can be cancelled.
+- `VirtualTimeLoop` is an event loop whose time jumps to the next timer.
+- `resilient_io.testing.pytest_plugin` has fixtures for all of these.
+
+Install them with `pip install "resilient-io[testing]"`. Apache Kafka also needs Java 17.
 """
 
 from __future__ import annotations
@@ -13,41 +15,44 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_io.testing._configuration import free_port
-    from resilient_io.testing._connection import ProxiedConnection
-    from resilient_io.testing._process import ServerDidNotStartError
-    from resilient_io.testing._resp import Reply, Request, ServerError, encode
-    from resilient_io.testing.binaries import (
-        Binary,
-        NoServerError,
-        find_embedded_redis,
-        find_redis,
-    )
-    from resilient_io.testing.cancellation import (
+    from .cancellation import (
         CancelReport,
         Finding,
         Moment,
         Problem,
         cancel_everywhere,
     )
-    from resilient_io.testing.certificates import Certificates, make_certificates
-    from resilient_io.testing.faults import Fault
-    from resilient_io.testing.kafka.answers import produce_error
-    from resilient_io.testing.kafka.broker import KafkaBroker
-    from resilient_io.testing.kafka.cluster import KafkaCluster
-    from resilient_io.testing.kafka.distribution import (
+    from .certificates import Certificates, make_certificates
+    from .faults import Fault
+    from .kafka.distribution import (
         ApacheKafka,
         Tansu,
         find_apache_kafka,
         find_embedded_kafka,
         find_kafka,
     )
-    from resilient_io.testing.kafka.embedded import TansuServer, embedded_kafka, local_kafka
-    from resilient_io.testing.kafka.frames import KafkaRequest
-    from resilient_io.testing.kafka.server import KafkaServer
-    from resilient_io.testing.proxy import FaultProxy
-    from resilient_io.testing.servers import RedisServer, embedded_redis
-    from resilient_io.testing.virtual_time import (
+    from .kafka.frames import KafkaRequest
+    from .kafka.servers import (
+        KafkaBroker,
+        KafkaCluster,
+        KafkaServer,
+        TansuServer,
+        embedded_kafka,
+        local_kafka,
+    )
+    from .kafka.wire import produce_error
+    from .process import NoServerError, ServerDidNotStartError, free_port
+    from .proxy import FaultProxy, ProxiedConnection
+    from .resp import Reply, Request, ServerError
+    from .servers import (
+        Binary,
+        RedisSentinel,
+        RedisServer,
+        embedded_redis,
+        find_embedded_redis,
+        find_redis,
+    )
+    from .virtual_time import (
         NothingWillHappenError,
         VirtualTimeLoop,
         new_virtual_loop,
@@ -70,6 +75,7 @@ __all__ = [
     "NothingWillHappenError",
     "Problem",
     "ProxiedConnection",
+    "RedisSentinel",
     "RedisServer",
     "Reply",
     "Request",
@@ -81,7 +87,6 @@ __all__ = [
     "cancel_everywhere",
     "embedded_kafka",
     "embedded_redis",
-    "encode",
     "find_apache_kafka",
     "find_embedded_kafka",
     "find_embedded_redis",
@@ -94,30 +99,29 @@ __all__ = [
     "produce_error",
 ]
 
+# The names are imported when they are first used: pytest imports this package for its plugin in
+# every session, also in projects that do not use the servers.
 _MODULES = {
-    "_configuration": ("free_port",),
-    "_connection": ("ProxiedConnection",),
-    "_process": ("ServerDidNotStartError",),
-    "_resp": ("Reply", "Request", "ServerError", "encode"),
-    "binaries": ("Binary", "NoServerError", "find_embedded_redis", "find_redis"),
     "cancellation": ("CancelReport", "Finding", "Moment", "Problem", "cancel_everywhere"),
     "certificates": ("Certificates", "make_certificates"),
     "faults": ("Fault",),
-    "kafka.answers": ("produce_error",),
-    "kafka.broker": ("KafkaBroker",),
-    "kafka.cluster": ("KafkaCluster",),
     "kafka.distribution": (
-        "ApacheKafka",
-        "Tansu",
-        "find_apache_kafka",
-        "find_embedded_kafka",
-        "find_kafka",
+        *("ApacheKafka", "Tansu"),
+        *("find_apache_kafka", "find_embedded_kafka", "find_kafka"),
     ),
-    "kafka.embedded": ("TansuServer", "embedded_kafka", "local_kafka"),
     "kafka.frames": ("KafkaRequest",),
-    "kafka.server": ("KafkaServer",),
-    "proxy": ("FaultProxy",),
-    "servers": ("RedisServer", "embedded_redis"),
+    "kafka.servers": (
+        *("KafkaBroker", "KafkaCluster", "KafkaServer", "TansuServer"),
+        *("embedded_kafka", "local_kafka"),
+    ),
+    "kafka.wire": ("produce_error",),
+    "process": ("NoServerError", "ServerDidNotStartError", "free_port"),
+    "proxy": ("FaultProxy", "ProxiedConnection"),
+    "resp": ("Reply", "Request", "ServerError"),
+    "servers": (
+        *("Binary", "RedisSentinel", "RedisServer"),
+        *("embedded_redis", "find_embedded_redis", "find_redis"),
+    ),
     "virtual_time": ("NothingWillHappenError", "VirtualTimeLoop", "new_virtual_loop"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

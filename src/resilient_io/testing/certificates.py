@@ -16,7 +16,7 @@ class Certificates:
     Attributes:
         authority: Certificate of the authority, which clients have to trust (`ssl_ca_certs=`).
         certificate: Certificate of the server.
-        key: Its private key.
+        key: Private key of the server.
     """
 
     authority: Path
@@ -27,17 +27,17 @@ class Certificates:
 def make_certificates(
     folder: Path, *, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
 ) -> Certificates:
-    """Make an authority and, signed by it, a server's certificate.
+    """Create an authority and a server certificate signed by it.
 
     Args:
-        folder: Where the files go.
-        hosts: The names and addresses that the certificate is good for.
+        folder: Folder for the files.
+        hosts: Host names and addresses for which the certificate is valid.
 
     Raises:
-        ModuleNotFoundError: trustme is missing; it comes with `resilient-io[testing]`.
+        ModuleNotFoundError: trustme is missing; install `resilient-io[testing]`.
     """
     try:
-        import trustme  # noqa: PLC0415 - only who tests TLS needs it
+        import trustme  # noqa: PLC0415 - needed only for TLS
     except ModuleNotFoundError as error:
         error.add_note("certificates need trustme: run `pip install 'resilient-io[testing]'`")
         raise

@@ -1,4 +1,4 @@
-"""The faults that a proxy strikes single requests with."""
+"""Faults of single requests, for `FaultProxy`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Which: TypeAlias = "str | Callable[[Any], bool] | None"
-"""Requests to strike: a command's name (with words that follow, as in "CLIENT SETINFO") or what a
-request to Kafka is called (as "Produce"), a function that says so, or None for every request."""
+"""Requests to hit: the name of a command (with its next words, such as "CLIENT SETINFO") or of a
+Kafka request (such as "Produce"), a function that returns whether to hit a request, or None for
+every request."""
 
 MadeUp: TypeAlias = "bytes | Callable[[Any], bytes]"
 """A made-up reply, or a function that makes it from the request."""
 
 Ending: TypeAlias = Literal["close", "reset", "silence"]
-"""What becomes of a connection: closed (FIN), reset (RST), or open without a word."""
+"""How a connection ends: closed (FIN), reset (RST), or open but silent."""
 
 
 class Effect(enum.Enum):
-    """What a fault does to the request that it strikes."""
+    """The effect of a fault on the requests that it hits."""
 
     DROP_REPLY = enum.auto()
     HALF_REPLY = enum.auto()
@@ -32,43 +33,35 @@ class Effect(enum.Enum):
     RESET_AFTER = enum.auto()
 
 
-class Holding(Protocol):
-    """A connection that holds a request back."""
-
-    def release(self) -> bool:
-        """Let it go on; False if the server has closed its side meanwhile."""
-        ...
-
-
 class ProxiedRequest(Protocol):
-    """What requests of all protocols have."""
+    """What requests of all protocols have in common."""
 
     @property
     def name(self) -> str:
-        """What it asks for; empty for what is no request."""
+        """The kind of request; empty for bytes that are not a request."""
         ...
 
     @property
     def raw(self) -> bytes:
-        """All its bytes."""
+        """The bytes of the request."""
         ...
 
     def starts_with(self, words: tuple[bytes, ...]) -> bool:
-        """Tell whether it begins with these words, in upper case."""
+        """Return whether the request starts with these words, in upper case."""
         ...
 
 
 class Fault:
-    """A fault that waits for its requests, made by the methods of `FaultProxy`.
+    """A fault that waits for its requests; the methods of `FaultProxy` create it.
 
     Args:
-        effect: What it does.
+        effect: The effect on the requests.
         which: The requests that count.
-        nth: It strikes from the n-th of them on, counted from 1 and from now.
-        times: How many it strikes; None for no end.
+        nth: The first request to hit, counted from 1 and from the creation of the fault.
+        times: How many requests to hit; None for no limit.
         data: A made-up reply.
-        keep: Bytes of half a reply; None for half of them.
-        ending: What becomes of the connection after half a reply.
+        keep: How many bytes of half a reply to deliver; None for half of them.
+        ending: How the connection ends after half a reply.
     """
 
     def __init__(
@@ -83,13 +76,15 @@ class Fault:
         ending: Ending = "close",
     ) -> None:
         if nth < 1 or (times is not None and times < 1):
-            raise ValueError(f"nth and times count from 1, got nth={nth} and times={times}")
+            raise ValueError(f"nth and times must be at least 1, not nth={nth} and times={times}")
         self.effect = effect
+        self._which = which
+        self._nth = nth
         self._data = data
         self.keep = keep
         self.ending: Ending = ending
         self.struck: list[Any] = []
-        """The requests that it struck, in their order: `Request` or `KafkaRequest`."""
+        """The requests that the fault has hit, in order: `Request` or `KafkaRequest`."""
         self._matches: Callable[[Any], bool]
         if isinstance(which, str):
             words = tuple(which.upper().encode().split())
@@ -99,37 +94,42 @@ class Fault:
         self._to_pass = nth - 1
         self._times = times
         self._happened = asyncio.Event()
-        self._holding: list[Holding] = []
+        self._held: list[Callable[[], bool]] = []
+
+    def __repr__(self) -> str:
+        which = "every request" if self._which is None else repr(self._which)
+        nth = "" if self._nth == 1 else f", nth={self._nth}"
+        return f"<Fault {self.effect.name} on {which}{nth}, hit {len(self.struck)}>"
 
     @property
     def spent(self) -> bool:
-        """It has struck as often as it should, or was removed."""
+        """Whether the fault has hit as many requests as it should, or was removed."""
         return self._times is not None and len(self.struck) >= self._times
 
     def remove(self) -> None:
-        """Strike no more; what it has struck stays struck."""
+        """Hit no further requests. This has no effect on the requests already hit."""
         self._times = 0
 
     async def happened(self) -> None:
-        """Wait until it has done its work at least once: the reply is dropped, the request held.
+        """Wait until the fault has taken effect once: the reply is dropped, the request held.
 
-        Cancelling the wait changes nothing.
+        Cancelling the wait has no other effect.
         """
         await self._happened.wait()
 
     def release(self) -> int:
-        """Let the requests that it holds go on to the server, in their order.
+        """Forward the held requests to the server, in order.
 
-        This works also when the client's side was closed or reset meanwhile.
+        This also works if the client has closed or reset its connection in the meantime.
 
         Returns:
-            How many connections could still be carried on; the others were closed by the server.
+            The number of connections that the server has not closed in the meantime.
         """
-        held, self._holding = self._holding, []
-        return sum([connection.release() for connection in held])
+        held, self._held = self._held, []
+        return sum([release() for release in held])
 
     def strikes(self, request: ProxiedRequest) -> bool:
-        """Tell whether this request is to be struck; counts it. For the proxy."""
+        """Return whether to hit this request, and count it. For the proxy."""
         if self.spent or not self._matches(request):
             return False
         if self._to_pass:
@@ -139,11 +139,16 @@ class Fault:
         return True
 
     def reply_to(self, request: ProxiedRequest) -> bytes:
-        """Give the made-up reply to this request. For the proxy."""
+        """Return the made-up reply to this request. For the proxy."""
         return self._data if isinstance(self._data, bytes) else self._data(request)
 
-    def note(self, connection: Holding) -> None:
-        """Take down that it has done its work on this connection. For the proxy."""
+    def took_effect(self, release: Callable[[], bool]) -> None:
+        """Record that the fault took effect on a connection. For the proxy.
+
+        Args:
+            release: Forwards the requests that the connection holds; returns False if the server
+                has closed the connection.
+        """
         if self.effect is Effect.HOLD:
-            self._holding.append(connection)
+            self._held.append(release)
         self._happened.set()

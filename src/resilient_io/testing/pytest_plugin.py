@@ -1,31 +1,26 @@
-"""Fixtures for pytest: servers, a proxy in front of them, virtual time, and a watch for leaks.
+"""A pytest plugin: fixtures with servers and a proxy, virtual time, and a check for leaked tasks.
 
-Name it in the `conftest.py` at the root of your tests:
-
-```python
-pytest_plugins = ["resilient_io.testing.pytest_plugin"]
-```
-
-Tests that are marked `@pytest.mark.virtual_time` run on a `VirtualTimeLoop`. Where there is no
-server, tests that need one are skipped, or fail if RESILIENT_IO_REQUIRE_SERVERS is 1.
+The plugin is active wherever resilient-io is installed (`-p no:resilient_io` disables it), but its
+fixtures need `resilient-io[testing]`. Tests marked `@pytest.mark.virtual_time` run on a
+`VirtualTimeLoop`. A test that raises `NoServerError`, or whose fixture does, is skipped with that
+reason; if RESILIENT_IO_REQUIRE_SERVERS is 1, it fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Final
+import sys
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
-import pytest_asyncio
 
-from resilient_io.testing.binaries import NoServerError, find_redis
-from resilient_io.testing.kafka.cluster import KafkaCluster
-from resilient_io.testing.kafka.distribution import find_apache_kafka
-from resilient_io.testing.kafka.server import KafkaServer
-from resilient_io.testing.proxy import FaultProxy
-from resilient_io.testing.servers import RedisServer
-from resilient_io.testing.virtual_time import VirtualTimeLoop, new_virtual_loop
+from .. import testing
+
+try:
+    from pytest_asyncio import fixture as async_fixture
+except ModuleNotFoundError:  # its async fixtures may be of use with another plugin, such as anyio's
+    async_fixture = pytest.fixture  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -33,55 +28,109 @@ if TYPE_CHECKING:
 REQUIRE_VARIABLE: Final = "RESILIENT_IO_REQUIRE_SERVERS"
 
 _STEPS_TO_END: Final = 20
+_FAILED: Final = pytest.StashKey[bool]()
+_T = TypeVar("_T")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
-        "markers", "virtual_time: the test runs on a loop whose time jumps instead of passing"
+        "markers", "virtual_time: run the test on an event loop whose time jumps to the next timer"
     )
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_asyncio_loop_factories(
-    item: pytest.Item,
-) -> Generator[
-    None,
-    Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None,
-    Mapping[str, Callable[[], asyncio.AbstractEventLoop]],
-]:
-    """Give the marked tests a loop with virtual time, the others what they would have had."""
-    chosen = yield
-    if item.get_closest_marker("virtual_time") is not None:
-        return {"virtual": new_virtual_loop}
-    return chosen or {"asyncio": asyncio.new_event_loop}
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skip a test that raised `NoServerError`, or whose fixture did, and remember failures."""
+    report = yield
+    process = sys.modules.get("resilient_io.testing.process")
+    if process is not None and call.excinfo and call.excinfo.errisinstance(process.NoServerError):
+        reason = str(call.excinfo.value)
+        if os.environ.get(REQUIRE_VARIABLE) == "1":
+            report.longrepr = f"{REQUIRE_VARIABLE}=1, but {reason}"
+        else:
+            path, line, _ = item.reportinfo()
+            report.outcome = "skipped"
+            report.longrepr = (str(path), (line or 0) + 1, f"Skipped: NEEDS A SERVER: {reason}")
+    item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
+    return report
+
+
+# Virtual time
+
+
+class _VirtualTime:
+    """The hook of pytest-asyncio 1.4 that chooses the event loop of each test."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_asyncio_loop_factories(
+        self, item: pytest.Item
+    ) -> Generator[
+        None,
+        Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None,
+        Mapping[str, Callable[[], asyncio.AbstractEventLoop]],
+    ]:
+        """Return the loop with virtual time for marked tests, and no other loop for the others."""
+        chosen = yield
+        if item.get_closest_marker("virtual_time") is not None:
+            return {"virtual": testing.new_virtual_loop}
+        return chosen or {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, _T, _T]:
+    """Register the hook for the first marked test.
+
+    pytest-asyncio parametrizes all tests as soon as the hook is registered. Projects without the
+    marker are not affected.
+    """
+    plugins = metafunc.config.pluginmanager
+    if (
+        metafunc.definition.get_closest_marker("virtual_time") is not None
+        and plugins.has_plugin("asyncio")
+        and not plugins.has_plugin("resilient_io.virtual_time")
+    ):
+        plugins.register(_VirtualTime(), "resilient_io.virtual_time")
+    return (yield)
+
+
+# Servers
 
 
 @pytest.fixture(scope="session")
-def _server_of_session() -> Iterator[RedisServer]:
-    _require_server()
-    server = RedisServer()
-    # A loop of its own, not the tests' loops, which do not live as long.
+def _server_of_session() -> Iterator[testing.RedisServer]:
+    server = testing.RedisServer()
+    # A loop for the session: the loops of the tests end earlier.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(server.start())
         yield server
         runner.run(server.aclose())
 
 
-@pytest_asyncio.fixture
-async def redis_server() -> AsyncIterator[RedisServer]:
-    """A server of the test's own, to be killed and frozen; about 20 ms to start."""
-    _require_server()
+@pytest.fixture(scope="session")
+def _kafka_of_session() -> Iterator[testing.KafkaServer]:
+    server = testing.KafkaServer()
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(server.start())
+        yield server
+        runner.run(server.aclose())
+
+
+@async_fixture
+async def redis_server() -> AsyncIterator[testing.RedisServer]:
+    """A Redis server for this test, to kill and freeze; it starts in about 20 ms."""
     _require_real_time("redis_server")
-    async with RedisServer() as server:
+    async with testing.RedisServer() as server:
         yield server
 
 
-@pytest_asyncio.fixture
-async def shared_redis(_server_of_session: RedisServer) -> RedisServer:
-    """A server that all tests share; its data and scripts are flushed before each test.
+@async_fixture
+async def shared_redis(_server_of_session: testing.RedisServer) -> testing.RedisServer:
+    """A Redis server that all tests share; its data and scripts are flushed before each test.
 
-    A test that changes its configuration has to change it back.
+    A test that changes the server's configuration has to restore it.
     """
     _require_real_time("shared_redis")
     await _server_of_session.query("FLUSHALL")
@@ -89,56 +138,63 @@ async def shared_redis(_server_of_session: RedisServer) -> RedisServer:
     return _server_of_session
 
 
-@pytest.fixture(scope="session")
-def _kafka_of_session() -> Iterator[KafkaServer]:
-    _require_kafka()
-    server = KafkaServer()
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # as for Redis
-        runner.run(server.start())
-        yield server
-        runner.run(server.aclose())
-
-
-@pytest_asyncio.fixture
-async def kafka_server() -> AsyncIterator[KafkaServer]:
-    """A broker of the test's own, to be killed and frozen; about 3 s to start."""
-    _require_kafka()
+@async_fixture
+async def kafka_server() -> AsyncIterator[testing.KafkaServer]:
+    """A broker of Apache Kafka for this test, to kill and freeze; it starts in about 3 s."""
     _require_real_time("kafka_server")
-    async with KafkaServer() as server:
+    async with testing.KafkaServer() as server:
         yield server
 
 
-@pytest_asyncio.fixture
-async def kafka_cluster() -> AsyncIterator[KafkaCluster]:
-    """Three brokers of the test's own; about 8 s to start."""
-    _require_kafka()
+@async_fixture
+async def kafka_cluster() -> AsyncIterator[testing.KafkaCluster]:
+    """A cluster of three brokers for this test; it starts in about 6 s."""
     _require_real_time("kafka_cluster")
-    async with KafkaCluster() as cluster:
+    async with testing.KafkaCluster() as cluster:
         yield cluster
 
 
-@pytest_asyncio.fixture
-async def shared_kafka(_kafka_of_session: KafkaServer) -> KafkaServer:
-    """A broker that all tests share.
+@async_fixture
+async def shared_kafka(_kafka_of_session: testing.KafkaServer) -> testing.KafkaServer:
+    """A broker of Apache Kafka that all tests share.
 
-    It is never emptied: each test uses topics, groups and transactional ids with names of its own.
+    Nothing is deleted between tests: use names of topics, groups and transactional ids that are
+    unique to the test.
     """
     _require_real_time("shared_kafka")
     return _kafka_of_session
 
 
-@pytest_asyncio.fixture
-async def fault_proxy(redis_server: RedisServer) -> AsyncIterator[FaultProxy]:
-    """A proxy in front of `redis_server`."""
-    async with FaultProxy(redis_server.port) as proxy:
+@async_fixture
+async def embedded_kafka() -> AsyncIterator[testing.TansuServer]:
+    """The broker from a wheel for this test: it starts immediately and needs no Java.
+
+    It supports neither idempotence nor transactions, and a restart loses its data.
+    """
+    _require_real_time("embedded_kafka")
+    async with testing.embedded_kafka() as server:
+        yield server
+
+
+@async_fixture
+async def fault_proxy(
+    request: pytest.FixtureRequest, redis_server: testing.RedisServer
+) -> AsyncIterator[testing.FaultProxy]:
+    """A proxy in front of `redis_server`. A fault that never hit a request fails the test."""
+    async with testing.FaultProxy(redis_server.port, allow_unused_faults=True) as proxy:
         yield proxy
+        if not request.node.stash.get(_FAILED, False):
+            proxy.assert_faults_used()
 
 
-@pytest_asyncio.fixture
+# Leaks
+
+
+@async_fixture
 async def no_leaks() -> AsyncIterator[None]:
-    """Fail the test if it leaves tasks that do not end by themselves at once.
+    """Fail the test if it leaves tasks that do not end within a few steps of the loop.
 
-    For all tests: `usefixtures = ["no_leaks"]` in pytest's configuration.
+    To check all tests, set `usefixtures = ["no_leaks"]` in the configuration of pytest.
     """
     before = asyncio.all_tasks()
     yield
@@ -151,23 +207,11 @@ async def no_leaks() -> AsyncIterator[None]:
     pytest.fail("the test left tasks behind:\n  " + "\n  ".join(left))
 
 
-def _require_server() -> None:
-    _require(find_redis, "A REDIS SERVER")
-
-
-def _require_kafka() -> None:
-    _require(find_apache_kafka, "APACHE KAFKA")
-
-
-def _require(find: Callable[[], object], what: str) -> None:
-    try:
-        find()
-    except NoServerError as error:
-        if os.environ.get(REQUIRE_VARIABLE) == "1":
-            pytest.fail(f"{REQUIRE_VARIABLE}=1, but {error}", pytrace=False)
-        pytest.skip(f"NEEDS {what}: {error}")
-
-
 def _require_real_time(fixture: str) -> None:
-    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-        pytest.fail(f"{fixture} needs real time: unmark virtual_time on this test", pytrace=False)
+    if "resilient_io.testing.virtual_time" in sys.modules and isinstance(
+        asyncio.get_running_loop(), testing.VirtualTimeLoop
+    ):
+        pytest.fail(
+            f"{fixture} needs real time: remove the marker virtual_time from this test",
+            pytrace=False,
+        )

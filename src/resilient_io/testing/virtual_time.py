@@ -1,4 +1,4 @@
-"""An event loop on which time passes only when nothing else is left to do."""
+"""An event loop with virtual time, which jumps to the next timer instead of waiting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
-from resilient_io.testing._places import place_of
+from .leaks import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,47 +17,47 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-_PATIENCE_BEFORE_A_JUMP: Final = 0.02
-_PATIENCE_WITHOUT_TIMERS: Final = 5.0
+_SOCKET_WAIT_BEFORE_JUMP: Final = 0.02
+_SOCKET_WAIT_WITHOUT_TIMERS: Final = 5.0
 
 
 class NothingWillHappenError(Exception):
-    """All tasks wait for what nobody will bring about; the message lists them."""
+    """All tasks wait, and no event will wake them; the message lists the tasks."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose time starts at 0.0 and jumps to the next timer when nothing is ready.
 
     A test that sleeps for an hour takes no time, and `loop.time()` is exact and the same in every
-    run. When all tasks wait and no timer is set, `NothingWillHappenError` is raised out of the
-    loop, where another loop would hang. Threads of `run_in_executor` are waited for. Sockets work,
-    but each jump then gives them 20 ms of real time first; against servers, take a real loop.
+    run. When all tasks wait and no timer is set, the loop raises `NothingWillHappenError`, where
+    another loop would hang. The loop waits for threads of `run_in_executor`. Sockets work, but
+    before each jump they get 20 ms of real time; use a normal loop for tests with servers.
     """
 
     def __init__(self) -> None:
         self._now = 0.0
         self._threads = 0
-        super().__init__(_PatientSelector(self))
+        super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
-        """Give the virtual time in seconds."""
+        """Return the virtual time in seconds."""
         return self._now
 
     def block(self, seconds: float) -> None:
-        """Let time pass while nothing runs, as code does that blocks the loop."""
+        """Advance the time without running anything, like code that blocks the loop."""
         if not seconds >= 0:
-            raise ValueError(f"time does not go back: seconds must be 0 or more, got {seconds}")
+            raise ValueError(f"seconds must be at least 0, not {seconds}: time cannot go back")
         self._now += seconds
 
     @property
     def waits_for_threads(self) -> bool:
-        """A thread of an executor works, so time stands still."""
+        """Whether a thread of an executor runs, so that time stands still."""
         return self._threads > 0
 
     def jump(self) -> bool:
-        """Go to the time of the next timer; False if there is none. For its selector."""
-        # Leans on BaseEventLoop._scheduled (CPython 3.4 to 3.14), whose head is a live timer when
-        # the selector is asked: adding up timeouts would let the time drift by rounding.
+        """Set the time to the next timer; return False if there is none. For the selector."""
+        # Relies on BaseEventLoop._scheduled (CPython 3.4 to 3.14), whose head is an active timer
+        # when the selector is called: the sum of timeouts would drift because of rounding.
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         if timers:
             self._now = max(self._now, timers[0].when())
@@ -76,7 +76,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Wait for the threads; time stands still meanwhile, so no `timeout` strikes."""
+        """Wait for the threads. Time stands still meanwhile, so `timeout` has no effect."""
         del timeout
         self._threads += 1
         try:
@@ -89,12 +89,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def new_virtual_loop() -> VirtualTimeLoop:
-    """Make a loop with virtual time, as a `loop_factory` for `asyncio.Runner` or pytest."""
+    """Return a new loop, as a `loop_factory` for `asyncio.Runner` or pytest-asyncio."""
     return VirtualTimeLoop()
 
 
-class _PatientSelector(selectors.BaseSelector):
-    """Asks the real selector; when nothing is ready, the loop jumps instead of waiting."""
+class _JumpingSelector(selectors.BaseSelector):
+    """Polls a real selector; if nothing is ready, the loop's time jumps instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self._loop = loop
@@ -125,9 +125,9 @@ class _PatientSelector(selectors.BaseSelector):
             return ready
         if self._loop.waits_for_threads:
             return self._inner.select(1.0)
-        if len(self._inner.get_map()) > 1:  # one is the loop's own, to be woken by threads
+        if len(self._inner.get_map()) > 1:  # one is the loop's own, with which threads wake it
             ready = self._inner.select(
-                _PATIENCE_WITHOUT_TIMERS if timeout is None else _PATIENCE_BEFORE_A_JUMP
+                _SOCKET_WAIT_WITHOUT_TIMERS if timeout is None else _SOCKET_WAIT_BEFORE_JUMP
             )
         if not ready and not self._loop.jump():
             raise NothingWillHappenError(_waiting_tasks(self._loop))

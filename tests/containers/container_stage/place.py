@@ -24,7 +24,7 @@ START = 60.0
 
 LABEL = {"resilient_io.scenes": str(os.getpid())}
 
-# 10.213.x.0/24; whoever else has one of them is passed over.
+# 10.213.x.0/24; networks that are in use are skipped.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)
 _SUBNETS = itertools.cycle(range(_WORKER * 60 % 240, _WORKER * 60 % 240 + 60))
 
@@ -58,7 +58,7 @@ def _remove(network):
 
 
 def container(image, command=None, **options):
-    """A container of a network of ours; names that are not in it are nobody's to look up."""
+    """A container of a network of ours; other names cannot be resolved in it."""
     made = DockerContainer(image, command=command)
     made.with_kwargs(
         dns=["127.0.0.1"], dns_opt=["attempts:1", "timeout:1"], labels=LABEL, **options
@@ -218,7 +218,7 @@ class Place:
             made.start()
             self.stack.callback(made.stop)
             setattr(self, name, Service(name, made))
-        # The user of the image may not write into the folder of whoever runs the tests.
+        # The user of the image may not write into the folder of the user of the tests.
         self._shop = container(self.images["plain"], ["python", "shop.py"], user="0")
         self._shop.with_network(self.control).with_volume_mapping(
             str(self.folder), "/control", "rw"
@@ -237,7 +237,7 @@ class Place:
         return (self.ours, self.plain)
 
     def tell(self, do, *, wait=START, **arguments):
-        """Give the shop a command, and wait until it has obeyed."""
+        """Send the shop a command, and wait until it is done."""
         command = {"do": do, **arguments}
         given = sum("done" in each for each in self.readings.all)
         with (self.folder / "commands").open("a") as file:

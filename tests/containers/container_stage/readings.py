@@ -45,7 +45,7 @@ class Readings:
         return None if 200 in latest else False
 
     def first(self, service, *, ready, since):
-        """When it was first told to be (not) ready, in seconds after `since`; None for never."""
+        """When it was first reported (not) ready, in seconds after `since`; None for never."""
         for each in self.of(service, "/readyz", since=since):
             if (each["status"] == 200) is ready:
                 return each["at"] - since

@@ -1,4 +1,4 @@
-"""The command as a real process: started, read line by line, interrupted, ended."""
+"""The command as a real process: started, read, interrupted, ended."""
 
 import asyncio
 import contextlib
@@ -13,33 +13,38 @@ import termios
 import pytest
 
 COMMAND = [sys.executable, "-m", "resilient_io.cli"]
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 class Running:
-    """A command that runs: what it has written so far, and its end."""
+    """A running command: its output so far, and its end."""
 
-    def __init__(self, process, reader):
+    def __init__(self, process, reader, terminal=None):
         self._process = process
         self._reader = reader
+        self._terminal = terminal
         self.shown = ""
 
     async def until(self, wanted, *, past=0):
-        """Read until it has written something, after so many characters; return what it wrote."""
-        async with asyncio.timeout(_PATIENCE):
+        """Read until the output contains a text, after so many characters; return the output."""
+        async with asyncio.timeout(_TIMEOUT):
             while wanted not in self.shown[past:]:
                 part = await self._reader.read(65536)
                 assert part, f"ended without {wanted!r}:\n{self.shown}"
                 self.shown += part.decode("utf-8", "replace")
         return self.shown
 
+    def type(self, text):
+        """Type a text into the terminal."""
+        os.write(self._terminal, text.encode())
+
     def interrupt(self, number=signal.SIGINT):
         self._process.send_signal(number)
 
     async def ended(self):
-        """Read to its end; return its exit code."""
-        async with asyncio.timeout(_PATIENCE):
-            with contextlib.suppress(OSError):  # a terminal whose other side is gone
+        """Read the rest of the output; return the exit code."""
+        async with asyncio.timeout(_TIMEOUT):
+            with contextlib.suppress(OSError):  # a terminal whose other side is closed
                 while part := await self._reader.read(65536):
                     self.shown += part.decode("utf-8", "replace")
             return await self._process.wait()
@@ -47,7 +52,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def started(command, **options):
-    """Run something whose output is a pipe."""
+    """Start a process whose output is a pipe."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -65,24 +70,25 @@ async def started(command, **options):
 
 @contextlib.asynccontextmanager
 async def on_a_terminal(command):
-    """Run something whose output is a terminal of 100 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    """Start a process whose output is a terminal of 100 columns."""
+    master, terminal_end = pty.openpty()
+    fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal_end,
+        stdout=terminal_end,
+        stderr=terminal_end,
         env=environment | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # for prompts
     )
-    os.close(theirs)
+    os.close(terminal_end)
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", 0)
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(master, "rb", 0)
     )
     try:
-        yield Running(process, reader)
+        yield Running(process, reader, master)
     finally:
         transport.close()
         if process.returncode is None:
@@ -93,18 +99,19 @@ async def on_a_terminal(command):
 
 @pytest.fixture
 def command():
-    """Run the command to its end; return its exit code and what it wrote."""
+    """Run the command; return its exit code, output and error output."""
 
-    async def run(*arguments, stdin=None, prefix=COMMAND):
+    async def run(*arguments, stdin=None, prefix=COMMAND, env=None):
         process = await asyncio.create_subprocess_exec(
             *prefix,
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=os.environ | (env or {}),
         )
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 out, err = await process.communicate(stdin.encode() if stdin else None)
         finally:
             if process.returncode is None:
@@ -117,7 +124,7 @@ def command():
 
 @pytest.fixture
 def piped():
-    """Start the command, its output a pipe."""
+    """Start the command with a pipe for its output."""
     return lambda *arguments: started([*COMMAND, *arguments])
 
 
@@ -129,13 +136,13 @@ def terminal():
 
 @pytest.fixture
 def program():
-    """Start a Python program, its output a pipe."""
+    """Start a Python program with a pipe for its output."""
     return lambda code: started([sys.executable, "-c", code])
 
 
 @pytest.fixture
 async def silent_server():
-    """A server that accepts connections and never says a word; gives its port."""
+    """A server that accepts connections and never answers; return its port."""
     held = []
 
     async def hold(reader, writer):

@@ -1,4 +1,4 @@
-"""`resilient-io probe` asks a service that really runs, by its file and over HTTP."""
+"""`resilient-io probe` on a running service, by its heartbeat file and over HTTP."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from resilient_io import HealthMonitor, HealthSettings, ResilientRedis
-from resilient_io.cli.http_status import Address, asked, parsed
+from resilient_io.cli.probe import Address, fetch, parse_address
 from resilient_io.health import Dependency
 from resilient_io.serve import Heartbeat, serve
 
@@ -24,7 +24,7 @@ async def until_file_says(path, ready):
             await asyncio.sleep(0.02)
 
 
-async def test_it_follows_a_service_through_the_loss_of_its_redis(command, redis_server, tmp_path):
+async def test_probe_follows_a_service_that_loses_its_redis(command, redis_server, tmp_path):
     path = tmp_path / "beat.json"
     health = Dependency("orders redis", settings=QUICK)
     url = f"redis://127.0.0.1:{redis_server.port}"
@@ -50,13 +50,13 @@ async def test_it_follows_a_service_through_the_loss_of_its_redis(command, redis
         code, out, _ = await command("probe", "--url", readyz)
         assert code == 1
         assert out.startswith("503: not ready: orders redis is down: connection refused")
-        # Its own process is well: nobody may restart it for that.
+        # Its own process works and must not be restarted.
         assert (await command("probe", "--file", str(path), "--live"))[0] == 0
     assert await command("probe", "--file", str(path)) == (1, "not ready: it has stopped\n", "")
 
 
 async def verdict_on(answer, *, timeout=5.0, pause=0.0, then_hang=False):
-    """Ask a server that answers everything with these bytes."""
+    """Probe a server that answers every request with these bytes."""
     ended = asyncio.Event()
 
     async def serve_one(reader, writer):
@@ -73,8 +73,8 @@ async def verdict_on(answer, *, timeout=5.0, pause=0.0, then_hang=False):
 
     server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
     async with server:
-        address = parsed(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/readyz")
-        found = await asyncio.to_thread(asked, address, timeout)
+        address = parse_address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/readyz")
+        found = await asyncio.to_thread(fetch, address, timeout)
         await ended.wait()
         await asyncio.sleep(0.01)
     return found
@@ -89,40 +89,44 @@ async def verdict_on(answer, *, timeout=5.0, pause=0.0, then_hang=False):
         (b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", False, "302: Found"),
         (b"HTTP/1.1 404 Not Found\r\n\r\n<html>", False, "404: Not Found"),
         (b"HTTP/1.1 200 OK\r\n\r\n\x1b[31mred", True, "200: OK"),
+        (b"HTTP/1.1 200 \x1b[31mOK\r\n\r\n", True, "200: "),
         (b"+PONG\r\n", None, "does not speak HTTP"),
         (b"", None, "does not speak HTTP"),
     ],
 )
-async def test_any_answer_is_told_in_one_line(answer, good, said):
+async def test_answer_is_summed_up_in_one_line(answer, good, said):
     found = await verdict_on(answer)
     assert found.good is good
-    assert said in found.said
-    assert "\n" not in found.said
+    assert said in found.summary
+    assert "\n" not in found.summary
 
 
 @pytest.mark.parametrize("options", [{"then_hang": True}, {"pause": 0.05}])
-async def test_an_answer_that_does_not_end_is_given_up_in_time(slack, options):
+async def test_answer_that_does_not_end_times_out(slack, options):
     began = time.monotonic()
     found = await verdict_on(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100, timeout=0.5, **options)
     assert time.monotonic() - began < 1.0 + slack(0.5)
     assert found.good is False
-    assert "did not answer within 0.5 s" in found.said
+    assert "did not answer within 0.5 s" in found.summary
 
 
-async def test_a_server_that_is_silent_or_not_there_is_a_no(silent_server):
-    silent = await asyncio.to_thread(asked, Address("127.0.0.1", silent_server, "/"), 0.2)
-    assert (silent.good, silent.said) == (
+async def test_silent_or_missing_server_is_a_no(silent_server):
+    silent = await asyncio.to_thread(fetch, Address("127.0.0.1", silent_server, "/"), 0.2)
+    assert (silent.good, silent.summary) == (
         False,
         f"127.0.0.1:{silent_server} did not answer within 0.2 s",
     )
-    nobody = await asyncio.to_thread(asked, Address("127.0.0.1", 1, "/"), 1.0)
-    assert (nobody.good, nobody.said) == (False, "127.0.0.1:1 cannot be asked: Connection refused")
-    unknown = await asyncio.to_thread(asked, Address("nobody.invalid", 80, "/"), 5.0)
+    missing = await asyncio.to_thread(fetch, Address("127.0.0.1", 1, "/"), 1.0)
+    assert (missing.good, missing.summary) == (
+        False,
+        "127.0.0.1:1 cannot be reached: Connection refused",
+    )
+    unknown = await asyncio.to_thread(fetch, Address("no-host.invalid", 80, "/"), 5.0)
     assert unknown.good is False
-    assert "nobody.invalid" in unknown.said
+    assert "no-host.invalid" in unknown.summary
 
 
-async def test_the_answer_comes_out_of_a_terminal_that_knows_only_ascii(command, tmp_path):
+async def test_answer_is_escaped_for_an_ascii_terminal(command, tmp_path):
     path = tmp_path / "beat.json"
     beat = {"at": time.time(), "interval": 1.0, "ready": False, "alive": True, "started": True}
     path.write_text(json.dumps({**beat, "state": "down", "because": ["Bestellungen für Köln"]}))

@@ -1,4 +1,4 @@
-"""The loop that commands run in: the first Ctrl-C asks, the second ends, threads do not matter."""
+"""The loop of the commands: the first Ctrl-C interrupts, the second ends, threads do not block."""
 
 import pytest
 
@@ -41,7 +41,7 @@ sys.exit(code)
 """
 
 
-async def test_a_command_that_does_not_heed_the_first_ctrl_c_ends_at_the_second(program):
+async def test_second_ctrl_c_ends_a_command_that_ignores_the_first(program):
     async with program(STUBBORN) as running:
         await running.until("running")
         running.interrupt()
@@ -51,14 +51,14 @@ async def test_a_command_that_does_not_heed_the_first_ctrl_c_ends_at_the_second(
     assert "Traceback" not in running.shown
 
 
-async def test_what_a_command_raises_is_raised(program):
+async def test_exception_of_a_command_is_raised(program):
     async with program(FAILING) as running:
         assert await running.ended() == 1
     assert running.shown.endswith("ValueError: broken\n")
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "written returned"), (60, "written")])
-async def test_a_thread_that_hangs_is_left_behind_once_all_is_written(program, seconds, shown):
+async def test_hanging_thread_is_abandoned_after_the_output_is_written(program, seconds, shown):
     async with program(BUSY.format(seconds=seconds)) as running:
         assert await running.ended() == 3
     assert running.shown == shown

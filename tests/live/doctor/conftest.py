@@ -1,4 +1,4 @@
-"""What the doctor's tests share."""
+"""Run an examination and check what must hold for each of its steps."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from resilient_io.doctor import examine
 
 
 class Examined:
-    """The steps of one look, by their names."""
+    """The steps of one examination, by name."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -19,7 +19,7 @@ class Examined:
         return self.steps[self.names.index(name)]
 
     def __repr__(self):
-        """Show what a failed test has to be understood by."""
+        """Return the steps as text, for the messages of failed tests."""
         return "\n" + "\n".join(f"{s.status} {s.name}: {s.found} -> {s.advice}" for s in self.steps)
 
     @property
@@ -30,13 +30,13 @@ class Examined:
         return {step.name: str(step.status) for step in self.steps}
 
 
-async def look(url, *, secrets=("hunter2",), **options):
-    """Take all steps, and check what must hold for all."""
+async def collect(url, *, secrets=("hunter2",), **options):
+    """Return all steps of an examination."""
     steps = []
     async with contextlib.aclosing(examine(url, **options)) as found:
         async for step in found:
             steps.append(step)  # noqa: PERF401 - an asynchronous comprehension could not be closed
-    text = json.dumps([step.as_dict() for step in steps])  # JSON can hold it
+    text = json.dumps([step.as_dict() for step in steps])
     for secret in secrets:
         assert secret not in text
     for step in steps:
@@ -47,5 +47,5 @@ async def look(url, *, secrets=("hunter2",), **options):
 
 
 @pytest.fixture
-def looked():
-    return look
+def examined():
+    return collect

@@ -17,6 +17,19 @@ TIMEOUT = 90
 EXAMPLES = HERE.parents[2] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def default_signal_handlers():
+    """Set the handlers that a program starts with.
+
+    The process that started pytest may have ignored signals, as `nohup` and some CI runners do.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Service:
     """A process and its output, and requests to it."""
 

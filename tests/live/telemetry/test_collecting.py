@@ -66,7 +66,7 @@ async def test_known_lag_is_that_of_kafka(service):
         return await service.consumer.lag(10), service.consumer.known_lag()
 
     async with asyncio.timeout(20):  # until the last commit and the last fetch
-        while (  # noqa: ASYNC110 - nobody tells of it
+        while (  # noqa: ASYNC110 - without an event
             found := await lags()
         ) and (found[0] != found[1] or any(found[0].values())):
             await asyncio.sleep(0.1)
@@ -156,7 +156,7 @@ async def test_periodic_reader_of_opentelemetry_collects_in_its_own_thread(redis
                 await redis.incr("key")
             replies = redis.stats().replies
             async with asyncio.timeout(20):
-                while not any(  # noqa: ASYNC110 - nobody tells of it
+                while not any(  # noqa: ASYNC110 - without an event
                     point.value >= replies
                     for data in exporter.exported[-1:]
                     for point in value_of(data, "resilient_io.redis.calls")

@@ -120,7 +120,7 @@ def test_our_tail_is_judged_against_the_peers_middle():
     assert line.endswith("| 0.90x (0.90-0.90) | reached |")
 
 
-def test_a_call_that_nobody_waited_for_to_fail_is_said_to_take_over_that_long():
+def test_call_without_a_result_is_reported_as_longer_than_the_wait():
     costs = {"redis-py": 200.0, "coredis": 5e6, "valkey-glide": 250_000.0, "resilient-io": 5.5}
     results = {"down": {client: [{"refused": cost}] for client, cost in costs.items()}}
     line = row(module("redis.tables").speed_table(results), "a call while the server is dead")
@@ -215,7 +215,7 @@ def test_an_unknown_suite_is_refused_with_those_there_are(capsys):
         (["redis", "--only", "send"], {}),
     ],
 )
-def test_what_is_measured_follows_from_the_suites_and_the_works_asked_for(arguments, expected):
+def test_suites_and_works_select_the_measurements(arguments, expected):
     command = module("__main__")
     chosen = command.chosen(command.parse(arguments))
     assert {suite.name: names[0] for suite, names in chosen.items()} == expected
@@ -238,7 +238,7 @@ def test_importing_the_command_brings_no_peer():
     assert not {"coredis", "glide", "confluent_kafka", "faststream"} & sys.modules.keys()
 
 
-def test_what_seeing_costs_is_judged_round_by_round():
+def test_cost_of_instrumentation_is_compared_round_by_round():
     results = {
         "metrics-50": {
             "resilient-io": [

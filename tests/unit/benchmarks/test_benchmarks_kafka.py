@@ -64,7 +64,7 @@ def test_an_idle_client_is_judged_by_its_share_of_a_core():
     )
 
 
-def test_every_target_of_kafka_is_against_somebody_who_takes_part():
+def test_every_kafka_target_compares_with_a_measured_client():
     for work in module("plan").WORKS:
         assert {target.against for target in work.targets} <= {*work.clients}, work.name
         assert "resilient-io" in work.clients, work.name

@@ -2,11 +2,25 @@
 
 import asyncio
 import functools
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from resilient_io import Dependency, HealthMonitor
+
+
+@pytest.fixture(autouse=True)
+def default_signal_handlers():
+    """Set the handlers that a program starts with.
+
+    The process that started pytest may have ignored signals, as `nohup` and some CI runners do.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Part:

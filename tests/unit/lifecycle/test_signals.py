@@ -20,7 +20,7 @@ def now():
 
 
 async def run_loop():
-    """Let the event loop run the callbacks of a signal."""
+    """Wait until the event loop has run the callbacks of a signal."""
     for _ in range(3):
         await asyncio.sleep(0)
 

@@ -199,12 +199,12 @@ def test_file_is_written_while_every_thread_of_the_executor_is_busy(path):
     asyncio.run(main())
 
 
-async def test_characters_that_utf_8_cannot_encode_are_escaped(path, service):
+async def test_characters_that_utf_8_cannot_encode_are_replaced(path, service):
     service.put(service.redis, State.DOWN, "said \udce9")
     async with Heartbeat(service.monitor, path):
         await asyncio.sleep(0.1)
         document = json.loads(path.read_text(encoding="utf-8"))
-    assert document["because"] == ["redis is down: said \\udce9"]
+    assert document["because"] == ["redis is down: said \N{REPLACEMENT CHARACTER}"]
 
 
 async def test_symbolic_link_at_the_name_of_the_temporary_file_is_not_followed(

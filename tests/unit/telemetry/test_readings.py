@@ -65,10 +65,12 @@ async def test_names_of_a_mapping_become_labels(monitor):
     assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["cache"]
 
 
-async def test_name_of_a_client_becomes_its_label(monitor, monkeypatch):
-    clients = [ResilientRedis(), ResilientRedis(), ResilientKafkaProducer()]
-    for client, name in zip(clients, ("cart", "cart", "orders"), strict=True):
-        monkeypatch.setattr(client, "name", name, raising=False)
+async def test_name_of_a_client_becomes_its_label(monitor):
+    clients = [
+        ResilientRedis(name="cart"),
+        ResilientRedis(name="cart"),
+        ResilientKafkaProducer(name="orders"),
+    ]
     readings = Readings(monitor, clients)
     found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
     assert found == ["cart", "cart 2", "orders"]
@@ -76,7 +78,7 @@ async def test_name_of_a_client_becomes_its_label(monitor, monkeypatch):
     assert [labels[0] for labels in values(readings, "resilient_io.redis.retries")] == ["sessions"]
 
 
-async def test_client_without_a_name_of_its_own_is_called_by_its_kind(monitor, monkeypatch):
+async def test_client_without_a_name_of_its_own_is_called_by_its_kind(monitor):
     shared = Dependency("kafka")
     clients = [
         ResilientRedis(),
@@ -84,8 +86,6 @@ async def test_client_without_a_name_of_its_own_is_called_by_its_kind(monitor, m
         ResilientKafkaConsumer("orders", group_id="billing", health=shared),
         ResilientRedis(health=Dependency("cart")),
     ]
-    for client in clients:  # the default of `name=`
-        monkeypatch.setattr(client, "name", client.health.name, raising=False)
     readings = Readings(monitor, clients)
     found = [labels[0] for labels in values(readings, "resilient_io.client.liveness_failure")]
     assert found == ["redis", "producer", "consumer", "cart"]

@@ -1,4 +1,4 @@
-"""Kafka's requests and replies are found whatever pieces they come in."""
+"""Kafka requests and replies are found however the bytes are split."""
 
 import random
 import struct
@@ -28,7 +28,7 @@ def pieces(data, rng):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_requests_in_any_pieces(seed):
+def test_requests_are_found_however_the_bytes_are_split(seed):
     sent = [
         request(0, 1, body=b"x" * 500),
         request(3, 2),
@@ -53,14 +53,14 @@ def test_requests_in_any_pieces(seed):
 @pytest.mark.parametrize(
     "opening", [b"\x16\x03\x01\x02\x00\x01\x00", b"\x00\x00\x00\x02ab", b"\xff" * 9]
 )
-def test_what_is_no_kafka_is_handed_on(opening):
+def test_bytes_that_are_not_kafka_are_forwarded(opening):
     scanner = KafkaRequestScanner(1)
     got = scanner.feed(opening) + scanner.feed(b"more")
     assert b"".join(each.raw for each in got) == opening + b"more"
     assert {each.name for each in got} == {""}
 
 
-def test_credentials_after_the_oldest_handshake_are_handed_on_and_shown_in_no_repr():
+def test_credentials_after_the_oldest_handshake_are_forwarded_and_not_in_a_repr():
     scanner = KafkaRequestScanner(1)
     token = b"\x00\x00\x00\x0d\x00alice\x00secret"
     [first] = scanner.feed(request(17, 1, version=0))
@@ -70,7 +70,7 @@ def test_credentials_after_the_oldest_handshake_are_handed_on_and_shown_in_no_re
 
 
 class Conversation:
-    """A reply stream, what it delivers, and what it strikes."""
+    """A reply stream, the bytes that it delivers, and the faults that it applies."""
 
     def __init__(self):
         self.delivered = b""
@@ -91,7 +91,7 @@ class Conversation:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_struck_reply_is_whole_and_the_others_go_on_in_any_pieces(seed):
+def test_faults_hit_complete_replies_however_the_bytes_are_split(seed):
     talk = Conversation()
     talk.ask(1)
     talk.ask(2, Effect.DROP_REPLY)
@@ -118,7 +118,7 @@ def test_the_struck_reply_is_whole_and_the_others_go_on_in_any_pieces(seed):
     ]
 
 
-def test_a_made_up_answer_waits_for_the_reply_that_is_still_coming():
+def test_made_up_answer_waits_for_the_reply_before_it():
     talk = Conversation()
     talk.ask(1)
     before = reply(1, b"abcdef")
@@ -129,9 +129,9 @@ def test_a_made_up_answer_waits_for_the_reply_that_is_still_coming():
     assert talk.delivered == before + reply(2, b"made up")
 
 
-def test_requests_without_a_reply_are_passed_over():
+def test_requests_without_a_reply_are_skipped():
     talk = Conversation()
-    talk.ask(1, Effect.DROP_REPLY)  # Produce with acks=0: nothing answers it
+    talk.ask(1, Effect.DROP_REPLY)  # Produce with acks=0 has no reply
     talk.ask(2)
     talk.ask(3, Effect.DROP_REPLY)
     talk.stream.feed(reply(2, b"x") + reply(3, b"y") + reply(77, b"unasked"))
@@ -139,7 +139,7 @@ def test_requests_without_a_reply_are_passed_over():
     assert talk.struck == [(Effect.DROP_REPLY, reply(3, b"y"))]
 
 
-def test_what_is_no_reply_is_handed_on():
+def test_bytes_that_are_not_a_reply_are_forwarded():
     talk = Conversation()
     talk.ask(1, Effect.DROP_REPLY)
     garbage = b"\xff\xff\xff\xff\x00\x00\x00\x01HTTP/1.1 400"
@@ -148,6 +148,6 @@ def test_what_is_no_reply_is_handed_on():
     assert talk.delivered == garbage + b" Bad Request"
 
 
-def test_produce_is_answered_in_versions_that_are_not_flexible():
-    with pytest.raises(ValueError, match="versions 3 to 8, got 9"):
+def test_produce_is_answered_only_in_versions_before_the_flexible_ones():
+    with pytest.raises(ValueError, match="must be 3 to 8, not 9"):
         produce_error(45)(KafkaRequest(1, "Produce", 9, 1, None, b""))

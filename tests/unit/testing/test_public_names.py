@@ -1,4 +1,4 @@
-"""What the kit exports, and what importing it costs."""
+"""The names of the testing kit, and the cost of its import."""
 
 import subprocess
 import sys
@@ -8,19 +8,19 @@ import pytest
 import resilient_io.testing as kit
 
 
-def test_every_exported_name_is_there_and_sorted():
+def test_exported_names_exist_and_are_sorted():
     assert kit.__all__ == sorted(kit.__all__)
     for name in kit.__all__:
         assert getattr(kit, name) is not None
     assert dir(kit) == kit.__all__
 
 
-def test_other_names_are_not():
+def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = kit.Nothing
 
 
-def test_the_kit_brings_no_driver_and_no_pytest():
+def test_import_does_not_import_drivers_or_pytest():
     code = (
         "import sys\n"
         "from resilient_io.testing import *\n"

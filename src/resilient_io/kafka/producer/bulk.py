@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Progress, ResilientIOError
 
 from .accumulator import unknown_partition
@@ -54,16 +54,14 @@ async def send_many(
             f'send_many(topic, [b"..."])'
         )
     accumulator.transaction.check()
-    bound = current_deadline()
-    if timeout is not None:
-        until = accumulator.loop.time() + timeout
-        bound = until if bound is None else min(bound, until)
+    until = None if timeout is None else accumulator.loop.time() + timeout
+    bound = earlier(until, current_deadline())
     try:
         topic = await accumulator.find_topic(name, accumulator.begin_call("send_many", timeout))
     except ResilientIOError as error:
         accumulator.errors.count(error)
         raise
-    packer = Packer(
+    packer = ChunkPacker(
         accumulator,
         topic,
         until=bound,
@@ -86,7 +84,7 @@ async def send_many(
     return packer.bulk.report(complete=complete)
 
 
-class Packer:
+class ChunkPacker:
     """Packs the records of one call into chunks, one for each partition and loop iteration.
 
     Args:
@@ -190,8 +188,7 @@ class Packer:
         if not size:
             return None
         call = self._accumulator.begin_call("send_many", self._delivery_timeout)
-        if call.until is None or self._until < call.until:
-            call.until = self._until
+        call.until = earlier(call.until, self._until)
         call.transaction = self._transaction
         try:
             await self._accumulator.reserve(size, call)

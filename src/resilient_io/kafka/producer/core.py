@@ -6,8 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import IncompatibleBrokerVersion
-from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.errors import IncompatibleBrokerVersion, UnknownError
 
 from resilient_io.binding import LoopBinding
 from resilient_io.deadlines import context_without_deadline
@@ -250,18 +249,20 @@ class _Producer(AIOKafkaProducer):
     async def start(self) -> None:
         """Start; explain the error of a broker that cannot number batches.
 
-        aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid` and names its own request only.
+        aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid`: `IncompatibleBrokerVersion` if the
+        broker does not know the request, and `UnknownError` if it answers with that (Tansu 0.6).
         """
         try:
             await super().start()  # type: ignore[no-untyped-call]
-        except IncompatibleBrokerVersion as error:
-            if InitProducerIdRequest.__name__ not in str(error):
+        except (IncompatibleBrokerVersion, UnknownError) as error:
+            manager: Any = self._txn_manager
+            if manager is None or manager.has_pid():
                 raise
-            if self._txn_manager.transactional_id is not None:
+            if manager.transactional_id is not None:
                 why = "the broker does not support transactions: leave transactional_id= out"
             else:
                 why = (
-                    "the broker does not support idempotent producers: pass "
-                    "enable_idempotence=False (a record may then be written twice)"
+                    "the broker does not support idempotent producers: use "
+                    "enable_idempotence=False (a repeated request may then write a record twice)"
                 )
             raise IncompatibleBrokerVersion(why) from error

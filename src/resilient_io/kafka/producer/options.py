@@ -32,7 +32,7 @@ _ACKS_ALL = ("all", -1)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 
 _BATCH_SIZE = 128 * 1024
-"""Measured with values of 200 bytes: twice as much is no faster; half costs up to a fifth more."""
+"""Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more."""
 
 _REQUEST_SIZE = 1024 * 1024
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors as kafka_errors
 
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
+from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
 from ..errors import classify_error
@@ -68,7 +69,7 @@ class Sender:
         buffer: Gets the bytes of completed batches back.
         health: While it is DOWN, nothing is sent.
         errors: Creates and counts the errors.
-        probe: Is told when all leaders have confirmed batches: then no probe is needed.
+        probe: Is notified when all leaders have confirmed batches: then no probe is needed.
         transaction: Says whether records may be sent.
 
     Attributes:
@@ -165,7 +166,7 @@ class Sender:
 
     def _read_clock(self, driver: ProducerDriver, now: float) -> None:
         # Time comes from the loop only, so the wall clock is read where aiokafka reads it.
-        read = driver.create_batch().append(timestamp=None, key=None, value=b"")
+        read: Any = driver.create_batch().append(timestamp=None, key=None, value=b"")
         self._clock_offset = read.timestamp / 1000.0 - now
         self._clock_offset_until = now + _CLOCK_INTERVAL
 
@@ -253,7 +254,7 @@ class Sender:
             self._failed(batch, error)
 
     def _note_answer(self, queue: PartitionQueue) -> None:
-        """Tell the probe when all leaders answered recently.
+        """Notify the probe when all leaders answered recently.
 
         A leader that is silent must be found by the probe, however often the others answer.
         """
@@ -353,9 +354,7 @@ class Sender:
         """Wake the tasks that wait for records to be settled."""
         if self._settled_waiters:
             waiters, self._settled_waiters = self._settled_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            wake(waiters)
 
     async def wait_settled(self) -> None:
         """Wait until more records are settled."""

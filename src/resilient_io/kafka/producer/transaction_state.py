@@ -62,7 +62,7 @@ class TransactionState:
         self.current = transaction
 
     def begun(self) -> None:
-        """Let records be sent."""
+        """Allow records to be sent."""
         self.sendable = True
 
     def close(self) -> None:

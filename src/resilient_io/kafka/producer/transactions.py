@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiokafka.errors import IllegalOperation, RequestTimedOutError
 from aiokafka.producer.transaction_manager import TransactionState as DriverState
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import timeout_within
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
@@ -177,7 +177,7 @@ class TransactionManager:
         transaction.ending = True
         flushed = False
         try:
-            async with asyncio.timeout_at(current_deadline()):
+            async with timeout_within(None):
                 await self._accumulator.flush(transaction)
             flushed = transaction.abort_reason is None
         except TimeoutError:

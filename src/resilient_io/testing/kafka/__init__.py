@@ -1,1 +1,1 @@
-"""Kafka brokers to test against; the names to use are those of `resilient_io.testing`."""
+"""Kafka brokers to test against; the public names are in `resilient_io.testing`."""

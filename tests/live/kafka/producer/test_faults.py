@@ -61,7 +61,7 @@ async def test_every_acknowledged_record_is_written_once_when_the_broker_is_kill
     ) as producer:
         await producer.send_and_wait(topic, b"first")
         workers = [asyncio.create_task(work(producer, worker)) for worker in range(12)]
-        while len(outcomes) < 500:  # noqa: ASYNC110 (counters can only be looked at)
+        while len(outcomes) < 500:  # noqa: ASYNC110 (counters can only be polled)
             await asyncio.sleep(0.01)
         kafka_server.kill()
         await reached(health, State.DOWN)
@@ -69,7 +69,7 @@ async def test_every_acknowledged_record_is_written_once_when_the_broker_is_kill
         await kafka_server.restart()
         before = sum(isinstance(outcome, tuple) for outcome in outcomes.values())
         async with asyncio.timeout(30):
-            while sum(isinstance(o, tuple) for o in outcomes.values()) < before + 500:  # noqa: ASYNC110 (counters can only be looked at)
+            while sum(isinstance(o, tuple) for o in outcomes.values()) < before + 500:  # noqa: ASYNC110 (counters can only be polled)
                 await asyncio.sleep(0.01)
         stop.set()
         await asyncio.gather(*workers)

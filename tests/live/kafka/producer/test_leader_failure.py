@@ -40,13 +40,13 @@ async def test_no_acknowledged_record_is_lost_or_repeated_when_a_leader_is_kille
     async with ResilientKafkaProducer(kafka_cluster.bootstrap_servers, policy=policy) as producer:
         await producer.send_and_wait(topic, b"first", partition=0)
         senders = [asyncio.create_task(work(producer, sender)) for sender in range(SENDERS)]
-        while len(outcomes) < 1000:  # noqa: ASYNC110 (counters can only be looked at)
+        while len(outcomes) < 1000:  # noqa: ASYNC110 (counters can only be polled)
             await asyncio.sleep(0.01)
         leader = await kafka_cluster.leader_of(topic, 0)
         killed_at = loop.time()
         kafka_cluster.broker(leader).kill()
         async with asyncio.timeout(20):
-            while not any(  # noqa: ASYNC110 (counters can only be looked at)
+            while not any(  # noqa: ASYNC110 (counters can only be polled)
                 at > killed_at + 0.1 and partition == 0 for at, partition in acknowledged_at
             ):
                 await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ async def test_no_acknowledged_record_is_lost_or_repeated_when_a_leader_is_kille
         assert gap < 5.0 + (producer.health.lag.stalled if producer.health.lag else 0.0)
         goal = len(outcomes) + 1000
         async with asyncio.timeout(20):
-            while len(outcomes) < goal:  # noqa: ASYNC110 (counters can only be looked at)
+            while len(outcomes) < goal:  # noqa: ASYNC110 (counters can only be polled)
                 await asyncio.sleep(0.01)
         stop.set()
         await asyncio.gather(*senders)

@@ -11,7 +11,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from resilient_io import Progress, RetryPolicy, deadline
+from resilient_io import Overloaded, Progress, RetryPolicy, deadline
 from resilient_io.kafka.errors import (
     KafkaAuthenticationFailed,
     KafkaDeadlineExceeded,
@@ -97,7 +97,7 @@ async def test_a_permanently_refused_batch_fails_alone_and_the_numbering_continu
     proxy.answer("Produce", produce_error(code))
     with pytest.raises(error) as caught:
         await producer.send_and_wait(topic, b"refused", partition=0)
-    assert any("for good" in note for note in caught.value.__notes__)
+    assert any("permanently" in note for note in caught.value.__notes__)
     for n in range(3):
         await producer.send_and_wait(topic, b"%d" % n, partition=0)
     assert producer.stats().instances == 1
@@ -228,8 +228,6 @@ async def test_a_record_larger_than_max_request_size_is_rejected_immediately(pro
 
 
 async def test_the_buffer_limits_the_records_held_while_the_broker_does_not_answer(proxy, topic):
-    from resilient_io import Overloaded
-
     settings = DeliverySettings(buffer_bytes=64 * 1024)
     policy = RetryPolicy(deadline=0.5, response_timeout=0.4, connect_timeout=0.4)
     async with ResilientKafkaProducer(

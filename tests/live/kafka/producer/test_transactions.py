@@ -107,7 +107,7 @@ async def test_cancelling_inside_returns_immediately_and_the_abort_continues(
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
-        while not producer.stats().delivered:  # noqa: ASYNC110 (counters can only be looked at)
+        while not producer.stats().delivered:  # noqa: ASYNC110 (counters can only be polled)
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -182,7 +182,7 @@ async def test_a_transaction_is_aborted_when_its_driver_ends(make, topic, commit
                 await producer.send_and_wait(topic, b"lost")
                 core = producer._core
                 core.supervisor.driver_failed(core.supervisor.driver, RuntimeError("broken"))
-                while core.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be looked at)
+                while core.supervisor.generation < 2:  # noqa: ASYNC110 (counters can only be polled)
                     await asyncio.sleep(0.01)
                 await producer.send(topic, b"refused")
         await _begun(producer, topic)
@@ -237,7 +237,7 @@ async def test_a_call_that_waits_for_an_answer_when_its_driver_ends_fails_and_is
 
         using = asyncio.create_task(use())
         async with asyncio.timeout(10):
-            while not lost.struck:  # noqa: ASYNC110 (counters can only be looked at)
+            while not lost.struck:  # noqa: ASYNC110 (counters can only be polled)
                 await asyncio.sleep(0.01)
         if ended_by == "closing":
             await producer.aclose(0.2)

@@ -20,7 +20,7 @@ from resilient_io import Change, HealthSettings, RetryPolicy, State
 from resilient_io.health import Dependency
 from resilient_io.redis import ResilientRedis
 from resilient_io.testing import RedisServer
-from resilient_io.testing._leaks import open_sockets
+from resilient_io.testing.leaks import open_sockets
 
 _SETTLE = 2.0
 

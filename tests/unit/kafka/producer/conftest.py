@@ -1,4 +1,4 @@
-"""The components of a producer over a fake aiokafka producer that answers when it is told to."""
+"""The components of a producer over a fake aiokafka producer that answers on demand."""
 
 import asyncio
 import contextvars
@@ -167,14 +167,16 @@ class FakeProbe:
 class Components:
     """All components of a producer except the supervisor and the driver."""
 
-    def __init__(self, driver=None, *, policy=None, burst=1 << 20, full=1 << 20, **settings):
+    def __init__(
+        self, driver=None, *, policy=None, target=None, burst=1 << 20, full=1 << 20, **settings
+    ):
         self.loop = asyncio.get_running_loop()
         self.driver = driver or FakeDriver()
         self.health = Dependency("kafka")
         self.supervisor = FakeSupervisor(self.driver)
         self.transaction = TransactionState(transactional=False)
         self.errors = DeliveryErrors(
-            target=KafkaTarget("broker:9092"),
+            target=target or KafkaTarget("broker:9092"),
             health=self.health,
             loop=self.loop,
             supervisor=self.supervisor,

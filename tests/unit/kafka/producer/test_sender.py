@@ -1,12 +1,14 @@
 """The sender: batches in flight, their outcomes, and the change from one driver to the next."""
 
 import asyncio
+import traceback
 
 import pytest
-from aiokafka import errors as driver
+from aiokafka import errors as kafka_errors
 
 from resilient_io import Progress
 from resilient_io.errors import Closed
+from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.driver import DriverClosed
 from resilient_io.kafka.errors import (
     KafkaOutcomeUnknown,
@@ -62,7 +64,7 @@ async def test_records_of_an_ended_driver_become_unknown_before_the_next_one_sen
         in_flight = await producer.send(b"a")
         await asyncio.sleep(0.001)
         waiting = await producer.send(b"b")
-        await producer.replace_driver(driver.OutOfOrderSequenceNumber())
+        await producer.replace_driver(kafka_errors.OutOfOrderSequenceNumber())
         assert isinstance(in_flight.exception(), KafkaOutcomeUnknown)
         assert (await waiting).offset == 0
         assert [values for _, values, _ in producer.driver.batches] == [[b"b"]]
@@ -115,7 +117,7 @@ async def test_a_fatal_error_has_the_driver_replaced_and_reaches_the_callers(com
         producer.driver.answers = False
         future = await producer.send(b"a")
         await asyncio.sleep(0.001)
-        error = driver.OutOfOrderSequenceNumber()
+        error = kafka_errors.OutOfOrderSequenceNumber()
         producer.driver.answer(error=error)
         with pytest.raises(KafkaUnavailable) as caught:
             await future
@@ -129,7 +131,7 @@ async def test_a_fatal_error_after_several_attempts_makes_the_outcome_unknown(co
         future = await producer.send(b"a")
         await asyncio.sleep(0.001)
         producer.driver.set_attempts(0, 2)
-        producer.driver.answer(error=driver.UnknownProducerId())
+        producer.driver.answer(error=kafka_errors.UnknownProducerId())
         with pytest.raises(KafkaOutcomeUnknown):
             await future
 
@@ -140,7 +142,7 @@ async def test_a_doubtful_sequence_has_the_driver_replaced_once_nothing_is_in_fl
         producer.driver.answers = False
         doubtful, other = await producer.send(b"a", 0), await producer.send(b"b", 1)
         await asyncio.sleep(0.001)
-        producer.driver.answer(0, driver.UnknownError())
+        producer.driver.answer(0, kafka_errors.UnknownError())
         await asyncio.sleep(0.001)
         assert isinstance(doubtful.exception(), KafkaOutcomeUnknown)
         waiting = await producer.send(b"c", 0)
@@ -158,7 +160,7 @@ async def test_a_doubtful_sequence_has_the_driver_replaced_once_nothing_is_in_fl
 
 async def test_records_that_the_driver_did_not_accept_are_passed_again_in_order(components):
     async with components() as producer:
-        failures = [driver.KafkaTimeoutError(), driver.KafkaTimeoutError()]
+        failures = [kafka_errors.KafkaTimeoutError(), kafka_errors.KafkaTimeoutError()]
         send_batch = producer.driver.send_batch
 
         async def refuse(batch, topic, *, partition):
@@ -191,7 +193,7 @@ async def test_a_broken_driver_gets_no_more_batches(components):
         first = await producer.send(b"a")
         await asyncio.sleep(0.001)
         waiting = await producer.send(b"b")
-        producer.driver.answer(error=driver.OutOfOrderSequenceNumber())
+        producer.driver.answer(error=kafka_errors.OutOfOrderSequenceNumber())
         await asyncio.sleep(0.01)
         assert first.exception() is not None
         assert len(producer.driver.batches) == 1
@@ -221,3 +223,33 @@ async def test_the_leader_of_an_empty_queue_is_not_searched(components):
         producer.driver.cluster.partitions[0] = 1
         await producer.driver.update_metadata()
         assert (await (await producer.send(b"b", 0))).offset == 0
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kafka_errors.UnknownError,
+        kafka_errors.TopicAuthorizationFailedError,
+        kafka_errors.NotEnoughReplicasError,
+        kafka_errors.OutOfOrderSequenceNumber,
+        AssertionError,
+    ],
+)
+async def test_the_error_of_a_batch_contains_no_secret(kind, components, caplog):
+    target = KafkaTarget(
+        "broker:9092",
+        {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_plain_username": "user",
+            "sasl_plain_password": "canary-s3cret",
+        },
+    )
+    async with components(target=target) as producer:
+        producer.driver.answers = False
+        future = await producer.send(b"x")
+        await asyncio.sleep(0.001)
+        producer.driver.answer(error=kind("wrong password canary-s3cret"))
+        await asyncio.wait([future])
+        shown = "".join(traceback.format_exception(future.exception()))
+    assert "wrong password" in shown
+    assert "canary-s3cret" not in shown + caplog.text

@@ -1,1 +1,0 @@
-"""The first part: plain redis-py and `ResilientRedis` through the same faults."""

@@ -1,0 +1,540 @@
+"""Check the connection to a Kafka cluster: up to the advertised listeners and a consumer group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+from collections.abc import Mapping  # noqa: TC003 - dataclasses read annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NoError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
+from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.metadata import MetadataRequest
+
+from resilient_io.health import Cause
+from resilient_io.kafka.connect import KafkaTarget
+from resilient_io.kafka.driver import abort_connection
+from resilient_io.kafka.errors import connection_failure
+from resilient_io.kafka.options import split_options
+from resilient_io.kafka.probe import GROUP, find_coordinator
+from resilient_io.text import describe_error
+
+from .network import Endpoint, check_path
+from .steps import (
+    CheckResult,
+    Checks,
+    Status,
+    merged,
+    milder,
+    note,
+    ok,
+    problem,
+    together,
+    unknown,
+)
+from .tls import check_tls, no_tls, uses_tls
+from .urls import read_kafka_url
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, Sequence
+
+    from resilient_io.kafka.errors import ConnectionFailure
+    from resilient_io.kafka.protocols import Connection
+
+    from .steps import Step
+
+_SHARE: Final = 0.5
+"""How much of the time that is left a step may use: others come after it."""
+
+_PLAIN_ANSWER: Final = 1.0
+"""Seconds for a broker that closed a TLS handshake to answer without TLS."""
+
+_WITHOUT_COORDINATOR: Final = 1.0
+"""Seconds for which a missing group coordinator is asked for again: it may be moving."""
+
+_PAUSE: Final = 0.1
+_NONE: Final = -1
+_LOOPBACK: Final = ("localhost", "127.", "::1")
+
+_CLASS: Final = re.compile(r"^(\[Error \d+\] )?\w+(Error|Failed): ")
+"""How aiokafka's messages begin: "[Error 58] SaslAuthenticationFailed: "."""
+
+_CREDENTIALS: Final = (
+    "Check that user, password and mechanism (sasl_mechanism=) are right for this listener, and "
+    "whether the secret was rotated. URL-encode special characters in the password (@ → %40, "
+    "/ → %2F)."
+)
+_SASL: Final = {
+    "IllegalSaslState": (
+        "does not accept a login, but the URL has one",
+        "Remove user and password from the URL, or use the port of a listener with SASL.",
+    ),
+    "UnsupportedSaslMechanism": (
+        "does not support the SASL mechanism of the URL",
+        "Use one of the broker's sasl.enabled.mechanisms: ?sasl_mechanism=SCRAM-SHA-512, say.",
+    ),
+}
+"""What aiokafka's SASL errors mean, whose messages contain nothing but their names."""
+
+_FROZEN: Final = (
+    "Check whether the broker is frozen or overloaded (its log, its garbage collection)"
+)
+
+_NO_COORDINATOR: Final = (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
+_REBALANCING: Final = ("PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMetadata:
+    """What a broker says about its cluster.
+
+    Attributes:
+        id: The cluster's id.
+        controller: Node id of the broker that acts as the controller; None without one.
+        brokers: Advertised host and port by node id.
+    """
+
+    id: str | None
+    controller: int | None
+    brokers: Mapping[int, tuple[str, int]]
+
+    def endpoint(self, node: int) -> Endpoint:
+        """Return where a broker says that it can be reached."""
+        return Endpoint(*self.brokers[node])
+
+
+def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenerator[Step, None]:
+    """Check the connection to a Kafka cluster; see `resilient_io.doctor.examine`.
+
+    Raises:
+        ConfigurationError: The URL or an option in it is wrong.
+    """
+    options = read_kafka_url(url)
+    servers = options.pop("bootstrap_servers")
+    target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
+    examination = _KafkaExamination(target, options.get("ssl_context"), group)
+    return examination.steps(Checks(timeout, [str(options.get("sasl_plain_password") or "")]))
+
+
+class _KafkaExamination:
+    """The checks of one cluster, and the connection that they make."""
+
+    def __init__(
+        self, target: KafkaTarget, context: ssl.SSLContext | None, group: str | None
+    ) -> None:
+        self._target = target
+        self._context = context
+        self._group = group
+        self._endpoints = [Endpoint(host, port) for host, port in target.bootstrap]
+        self._opened: list[Connection] = []
+        self._cluster: ClusterMetadata | None = None
+
+    async def steps(self, checks: Checks) -> AsyncGenerator[Step, None]:
+        """Yield the steps, until one finds that the next ones make no sense."""
+        endpoints = self._endpoints
+        try:
+            async with contextlib.aclosing(check_path(checks, endpoints)) as path:
+                async for step in path:
+                    yield step
+            reached = [each for each in endpoints if each.reached]
+            if not reached:
+                return
+            if self._context is not None:
+                check = functools.partial(_check_tls, reached, self._context)
+                step = await checks.run("TLS", check, share=_SHARE)
+                yield step
+                if step.status is Status.PROBLEM:
+                    return
+            check = functools.partial(self._check_login, reached, checks.left * _SHARE)
+            yield await checks.run("login", check, on_timeout=_login_timed_out(reached))
+            if not self._opened:
+                return
+            connection = self._opened[0]
+            check = functools.partial(self._check_reply, connection, checks.left)
+            yield await checks.run("reply", check, share=_SHARE)
+            if self._cluster is None:
+                return
+            check = functools.partial(
+                check_listeners, self._cluster, self._target, endpoints, checks.left * _SHARE
+            )
+            yield await checks.run("listeners", check)
+            if self._group is not None:
+                check = functools.partial(
+                    check_group, connection, self._target, self._group, checks.left
+                )
+                yield await checks.run("group", check)
+        finally:
+            for each in self._opened:
+                abort_connection(each)
+
+    async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> CheckResult:
+        """Connect to every bootstrap server; the first connection is used from then on."""
+        errors = await together(
+            "login", (_log_in(self._target, each, timeout, self._opened) for each in reached)
+        )
+        works = bool(self._opened)
+        results = []
+        for endpoint, error in zip(reached, errors, strict=True):
+            if error is not None:
+                failure = connection_failure(
+                    error, tls=self._target.uses_tls, secrets=self._target.secrets()
+                )
+                result = await judge_failure(endpoint, failure, self._target)
+                results.append(milder(result, others_work=works))
+        if works:
+            how = "with a login" if self._target.uses_sasl else "without a login"
+            count = errors.count(None)
+            who = "the broker accepts" if count == 1 else f"{count} brokers accept"
+            results.append(ok(f"{who} the connection, {how}"))
+        return merged(results)
+
+    async def _check_reply(self, connection: Connection, timeout: float) -> CheckResult:
+        try:
+            self._cluster = await ask_cluster(connection, timeout)
+        except KafkaError as error:
+            return unknown(f"the connection was lost: {describe_error(error)}", "Try again.")
+        return judge_cluster(self._cluster)
+
+
+async def _log_in(
+    target: KafkaTarget, endpoint: Endpoint, timeout: float, opened: list[Connection]
+) -> KafkaError | OSError | None:
+    """Connect to a broker and send a request, at each of its addresses until one answers.
+
+    Args:
+        target: How to log in.
+        endpoint: The broker; its ports were tried.
+        timeout: Seconds for all addresses.
+        opened: Gets the connection, which the caller closes.
+
+    Returns:
+        The error of the last address; None if one answered.
+    """
+    # With TLS the name is needed for the certificate.
+    hosts = [endpoint.host] if target.uses_tls else list(endpoint.reached)
+    failure: KafkaError | OSError | None = None
+    for host in hosts:
+        connection: Connection | None = None
+        try:
+            connection = await target.connect(host, endpoint.port, timeout / len(hosts))
+            # A listener with SASL closes a connection without a login only now.
+            await ask_cluster(connection, timeout / len(hosts))
+        except (KafkaError, OSError) as error:
+            failure = error
+        else:
+            opened.append(connection)
+            return None
+        finally:
+            if connection is not None and connection not in opened:
+                abort_connection(connection)
+    return failure
+
+
+async def ask_cluster(connection: Connection, timeout: float) -> ClusterMetadata:
+    """Ask a broker for its cluster. Creates no topic.
+
+    Raises:
+        TimeoutError: No answer came within `timeout` seconds.
+        KafkaError: The connection was lost.
+    """
+    async with asyncio.timeout(timeout):
+        answer: Any = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+    controller = getattr(answer, "controller_id", _NONE)
+    return ClusterMetadata(
+        id=getattr(answer, "cluster_id", None),
+        controller=None if controller == _NONE else controller,
+        brokers={broker[0]: (broker[1], broker[2]) for broker in answer.brokers},
+    )
+
+
+async def _check_tls(endpoints: Sequence[Endpoint], context: ssl.SSLContext) -> CheckResult:
+    results = await together("TLS", (_try_tls(each, context) for each in endpoints))
+    others_work = any(each.status is not Status.PROBLEM for each in results)
+    distinct = {each.found: each for each in results}  # brokers often share a certificate
+    return merged([milder(each, others_work=others_work) for each in distinct.values()])
+
+
+async def _try_tls(endpoint: Endpoint, context: ssl.SSLContext) -> CheckResult:
+    result = await check_tls(endpoint, context, trust_option="ssl_cafile", plain_scheme="kafka")
+    if not result.data.get("hung_up"):
+        return result
+    try:
+        connection = await KafkaTarget(endpoint.text).connect(
+            endpoint.host, endpoint.port, _PLAIN_ANSWER
+        )
+    except (KafkaError, OSError):
+        return result
+    abort_connection(connection)
+    return no_tls(endpoint, "kafka")
+
+
+async def judge_failure(
+    endpoint: Endpoint, failure: ConnectionFailure, target: KafkaTarget
+) -> CheckResult:
+    """Return why a broker that accepted the connection did not answer, and what to do."""
+    data = {"cause": failure.cause.value}
+    where, detail = endpoint.text, _CLASS.sub("", failure.detail) or failure.detail
+    if failure.cause is Cause.AUTH:
+        meaning, advice = next(
+            (meaning for name, meaning in _SASL.items() if name in failure.detail),
+            (f"authentication failed: {detail}", _CREDENTIALS),
+        )
+        separator = ": " if meaning.startswith("authentication") else " "
+        return problem(f"{where}{separator}{meaning}", advice, **data)
+    if failure.cause is Cause.TIMED_OUT:
+        protocol = "" if target.uses_tls else ", or the port uses TLS or another protocol"
+        return problem(
+            f"{where} accepts connections, but does not answer", f"{_FROZEN}{protocol}.", **data
+        )
+    if failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
+        if await uses_tls(endpoint):
+            return problem(
+                f"{where} uses TLS, but the URL does not",
+                "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority.",
+                **data,
+            )
+        return problem(
+            f"{where} closed the connection on the first request",
+            "Check whether its listener requires a login (use kafka://user:password@…), and "
+            "whether the port is for clients, not for controllers.",
+            **data,
+        )
+    if failure.cause in (Cause.RESET, Cause.TLS):
+        return problem(
+            f"{where} closed the connection after the TLS handshake",
+            "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
+            "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more.",
+            **data,
+        )
+    return problem(f"{where}: {detail}", "Check the broker's log.", **data)
+
+
+def _login_timed_out(endpoints: Sequence[Endpoint]) -> CheckResult:
+    return problem(
+        f"{', '.join(each.text for each in endpoints)} accepted the connection, but did not answer",
+        f"{_FROZEN}, or the port uses another protocol.",
+    )
+
+
+def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
+    """Return whether the cluster names its brokers and a controller."""
+    nodes = sorted(cluster.brokers)
+    data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
+    if not nodes:
+        return problem(
+            "the cluster names no broker",
+            "Check whether the controllers are up and have a majority.",
+            **data,
+        )
+    count = "1 broker" if len(nodes) == 1 else f"{len(nodes)} brokers"
+    found = f"{count} ({', '.join(map(str, nodes))})"
+    if cluster.controller is None:
+        return problem(
+            f"{found}, but no controller",
+            "Without a controller no leader is elected and no topic is created: check whether a "
+            "majority of the controllers is up.",
+            **data,
+        )
+    return ok(f"{found}, controller {cluster.controller}", **data)
+
+
+async def check_listeners(
+    cluster: ClusterMetadata, target: KafkaTarget, bootstrap: Sequence[Endpoint], timeout: float
+) -> CheckResult:
+    """Connect to every broker at its advertised address, and ask there for the cluster.
+
+    A client asks a bootstrap server for the brokers, and from then on connects to what they
+    advertise. In containers that is often another name than the bootstrap address.
+
+    Args:
+        cluster: What the bootstrap server said.
+        target: How to log in.
+        bootstrap: The servers of the URL.
+        timeout: Seconds to wait for each broker.
+    """
+    nodes = sorted(cluster.brokers)
+    failures = await together(
+        "listener", (_try_listener(cluster, node, target, timeout) for node in nodes)
+    )
+    data: dict[str, Any] = {
+        str(node): {"advertised": cluster.endpoint(node).text, "failure": failure}
+        for node, failure in zip(nodes, failures, strict=True)
+    }
+    bad = {node: why for node, why in zip(nodes, failures, strict=True) if why is not None}
+    if not bad:
+        count = "the broker answers" if len(nodes) == 1 else f"{len(nodes)} brokers answer"
+        named = ", ".join(cluster.endpoint(node).text for node in nodes)
+        return ok(f"{count} where advertised ({named})", brokers=data)
+    advice = _listener_advice(cluster, bad, bootstrap)
+    return merged(
+        [
+            problem(f"broker {node} advertises {cluster.endpoint(node).text}: {why}", advice)
+            for node, why in bad.items()
+        ],
+        brokers=data,
+    )
+
+
+def _listener_advice(
+    cluster: ClusterMetadata, bad: Mapping[int, str], bootstrap: Sequence[Endpoint]
+) -> str:
+    if any("another cluster" in why for why in bad.values()):
+        return (
+            "Two clusters are mixed up: check where that name leads from here, and what listens "
+            "there."
+        )
+    loopback = all(cluster.brokers[node][0].startswith(_LOOPBACK) for node in bad)
+    if loopback and not any(endpoint.is_loopback for endpoint in bootstrap):
+        known = next((each.host for each in bootstrap if each.reached), None)
+        return (
+            "This is the machine (or container) of the client, not of the broker: set its "
+            f"advertised.listeners to an address that is known here, such as {known}. For clients "
+            "inside and outside of the containers' network it needs one listener each."
+        )
+    if len(bad) < len(cluster.brokers):
+        return (
+            "Check whether these brokers have just died (they are removed from the list some "
+            "seconds later); otherwise their advertised.listeners, or the network path, is wrong."
+        )
+    return (
+        "Clients connect there, whatever the bootstrap address is: set advertised.listeners of the "
+        "brokers to a host and port that can be reached from here (with Docker: the name in the "
+        "shared network, or the mapped port), or open the way to what they advertise."
+    )
+
+
+async def _try_listener(
+    cluster: ClusterMetadata, node: int, target: KafkaTarget, timeout: float
+) -> str | None:
+    """Return why a broker cannot be used at its advertised address, or None."""
+    endpoint = cluster.endpoint(node)
+    opened: list[Connection] = []
+    try:
+        async with asyncio.timeout(timeout):
+            if await endpoint.look_up() is not None:
+                return "this name does not exist here"
+            await endpoint.connect(timeout)
+            if not endpoint.reached:
+                return next(iter(endpoint.failed.values()))
+            error = await _log_in(target, endpoint, timeout, opened)
+            if error is not None:
+                raise error
+            there = await ask_cluster(opened[0], timeout)
+    except TimeoutError:
+        return f"no answer within {timeout:.1f} s"
+    except (KafkaError, OSError) as error:
+        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
+        return f"connected, but {_CLASS.sub('', detail)}"
+    finally:
+        for connection in opened:
+            abort_connection(connection)
+    if None not in (cluster.id, there.id) and there.id != cluster.id:
+        return f"a broker of another cluster answers there ({there.id}, not {cluster.id})"
+    return None
+
+
+async def check_group(
+    connection: Connection, target: KafkaTarget, group: str, timeout: float
+) -> CheckResult:
+    """Check whether a group's coordinator can be reached, and the state of the group.
+
+    Args:
+        connection: To any broker.
+        target: How to reach the coordinator.
+        group: The group's id.
+        timeout: Seconds for one connection or answer.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + min(_WITHOUT_COORDINATOR, timeout / 2)
+    while True:
+        try:
+            return await _check_group(connection, target, group, timeout)
+        except _NO_COORDINATOR as error:
+            if loop.time() >= until:
+                return problem(
+                    f"the group {group} has no coordinator now ({type(error).__name__})",
+                    "Check whether the partitions of __consumer_offsets have a leader, and whether "
+                    "enough brokers are up to create it (offsets.topic.replication.factor).",
+                )
+        except GroupAuthorizationFailedError:
+            return unknown(
+                f"no permission for the group {group}",
+                "Allow the user to Describe it: kafka-acls.sh --add --operation Describe --group …",
+            )
+        except KafkaError as error:
+            return unknown(f"the group could not be described: {describe_error(error)}")
+        await asyncio.sleep(_PAUSE)
+
+
+async def _check_group(
+    connection: Connection, target: KafkaTarget, group: str, timeout: float
+) -> CheckResult:
+    host, port = await find_coordinator(connection, GROUP, group, timeout)
+    where = Endpoint(host, port).text
+    try:
+        coordinator = await target.connect(host, port, timeout)
+    except (KafkaError, OSError) as error:
+        detail = connection_failure(error, tls=target.uses_tls, secrets=target.secrets()).detail
+        return problem(
+            f"the group's coordinator at {where} cannot be reached: {detail}",
+            "No consumer can join this group from here: see the step `listeners`.",
+            coordinator=where,
+        )
+    try:
+        async with asyncio.timeout(timeout):
+            answer: Any = await coordinator.send(DescribeGroupsRequest([group]))
+    finally:
+        abort_connection(coordinator)
+    code, _, state, _, _, members = answer.groups[0][:6]
+    refusal = for_code(code)
+    if refusal is not NoError:
+        raise refusal(group)
+    return judge_group(group, state, len(members), coordinator=where)
+
+
+def judge_group(group: str, state: str, members: int, **data: Any) -> CheckResult:
+    """Return whether a group has members, and is not rebalancing."""
+    data |= {"state": state, "members": members}
+    count = "1 member" if members == 1 else f"{members} members"
+    if state == "Dead":
+        return problem(
+            f"the group {group} does not exist",
+            "Check its spelling (group_id=), and whether its consumer has ever started. A group "
+            "that was empty for offsets.retention.minutes is removed, too.",
+            **data,
+        )
+    if not members:
+        return note(
+            f"the group {group} has no members",
+            "Start its consumers. If they run, check their logs: they may have been removed from "
+            "the group (max_poll_interval_ms), or use another group_id. "
+            "kafka-consumer-groups.sh shows the lag.",
+            **data,
+        )
+    if state in _REBALANCING:
+        return note(
+            f"the group {group} is rebalancing, {count}",
+            "Try again in some seconds. If it does not end, a member joins and leaves repeatedly: "
+            "check for restarts, and for handlers longer than max_poll_interval_ms.",
+            **data,
+        )
+    return ok(
+        f"the group {group} is {state.lower()}, {count}, coordinator {data['coordinator']}", **data
+    )

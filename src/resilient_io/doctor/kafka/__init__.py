@@ -1,3 +1,0 @@
-"""Looking at a Kafka cluster."""
-
-from __future__ import annotations

@@ -1,3 +1,0 @@
-"""Looking at a Redis server."""
-
-from __future__ import annotations
