@@ -132,24 +132,13 @@ def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
 
 
 async def await_reply(
-    multiplexer: Multiplexer,
-    request: PendingRequest,
-    *,
-    limits: Limits,
-    timeout: float,
-    read: bool,
+    multiplexer: Multiplexer, request: PendingRequest, *, limits: Limits, timeout: float, read: bool
 ) -> Any:
     """Wait for the reply to a submitted request, and check its time limits.
 
     Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
     Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
-
-    Args:
-        multiplexer: The multiplexer that the request was submitted to.
-        request: The request.
-        limits: When the time of the call runs out.
-        timeout: Seconds of the connection's silence after which this call fails.
-        read: Whether the call may be repeated on another connection while this one is slow.
+    `timeout` limits the silence of the connection. `read` permits another connection meanwhile.
     """
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
@@ -275,22 +264,13 @@ class Packer:
     """Packs commands as redis-py's encoder would, with hiredis where both agree."""
 
     def __init__(self, encoder: Any) -> None:
-        """Use the encoder of the client's pool."""
         self._encoder = encoder
         self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (
             encoder.encoding_errors == "strict"
         )
 
     def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
-        """Return a packed command.
-
-        Args:
-            words: The command's name as it is sent.
-            args: The arguments as passed to `execute_command`, including the name.
-
-        Raises:
-            redis.exceptions.DataError: An argument is not bytes, str, int or float.
-        """
+        """Return a packed command. `words` is its name as it is sent; `args` includes the name."""
         if self.direct:
             try:
                 # A single word is sent as it was passed.
@@ -302,10 +282,7 @@ class Packer:
 
 
 def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
-    """Return the reply converted by redis-py's callback for the command.
-
-    The result is an awaitable if the callback is asynchronous.
-    """
+    """Return the reply converted by redis-py's callback, which may be asynchronous."""
     callback = callbacks.get(name) if isinstance(name, str | bytes) else None
     if callback is None:
         return reply
@@ -323,10 +300,7 @@ class Command:
 
     @property
     def effect(self) -> Effect:
-        """The effect of executing it twice.
-
-        A command that depends on the state of its connection is never repeated on another one.
-        """
+        """The effect of executing it twice. A command bound to a connection is never repeated."""
         return (
             Effect.DANGEROUS if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
         )
@@ -347,11 +321,7 @@ UNLIMITED = 1e6
 def read_reply(
     multiplexer: Multiplexer, callbacks: Callbacks, command: Command, reply: object
 ) -> object:
-    """Return what redis-py would return for a raw reply, or an `AttemptFailed`.
-
-    Raises:
-        Exception: The reply is an error reply that is not a refusal, or cannot be decoded.
-    """
+    """Return what redis-py would for a raw reply, or an `AttemptFailed`. Raise an error reply."""
     if isinstance(reply, Exception):
         remove_secrets(reply, multiplexer.target.secrets)
         # The error of a script or of an unknown command proves nothing: a part may be applied.
@@ -388,17 +358,6 @@ class MultiplexedCall:
         fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
-        """Create a call.
-
-        Args:
-            multiplexer: Sends the command.
-            callbacks: redis-py's response callbacks, by command.
-            policy: Its response timeout applies.
-            command: The command.
-            data: The packed command.
-            fallback: Returns the same call for a driver whose connections cannot be multiplexed.
-            first: What the hot path received instead of a plain reply.
-        """
         self._multiplexer = multiplexer
         self._callbacks = callbacks
         self._command = command

@@ -37,19 +37,7 @@ async def connect(
     """Open a new connection and complete the handshake within `timeout`.
 
     If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
-    from a frozen server. On failure and on cancellation the socket is closed.
-
-    Args:
-        target: The address and settings.
-        client_name: The client name of the connection on the server.
-        timeout: Seconds for name lookup, TCP, TLS and handshake together.
-        user_timeout: Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
-
-    Raises:
-        redis.exceptions.RedisError: redis-py failed to connect. The text may contain secrets: use
-            `RedisTarget.failure` to describe it.
-        OSError: The name lookup failed, or the time ran out (`TimeoutError`).
-        ssl.SSLError: TLS failed, also because the port speaks plain Redis.
+    from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
     """
     if target.speaks_plainly and await target.check_plain_port():
         raise _plain_port()
@@ -126,10 +114,7 @@ def is_multiplexable(connection: AbstractConnection) -> bool:
 
 
 def query_over(connection: AbstractConnection, timeout: float) -> Query:
-    """Return a function that sends one command over `connection` and returns the reply.
-
-    Each call of the function takes at most `timeout` seconds.
-    """
+    """Return a function that sends one command and returns its reply within `timeout` seconds."""
 
     async def query(*command: object) -> object:
         async with asyncio.timeout(timeout):
@@ -164,10 +149,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     """Ensure that the server applies nothing more that a dead connection sent.
 
     The server's client with that ID is killed if it still has our name: IDs start again when the
-    server restarts.
-
-    Returns:
-        Whether that is ensured. False if the server forbids the commands.
+    server restarts. Return False if the server forbids that.
     """
     if client_id is None:
         return False
@@ -212,7 +194,6 @@ class RedisTarget:
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
-        """Copy the settings of an asyncio pool of redis-py."""
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -308,11 +289,8 @@ class RedisTarget:
     async def resolve(self) -> None:
         """Look up the host name, with at most one lookup in flight.
 
-        A hanging resolver occupies one thread of the loop's executor instead of one per connect
-        attempt. Cancelling the wait leaves the lookup running for the next caller.
-
-        Raises:
-            OSError: The name cannot be resolved (`socket.gaierror`).
+        A hanging resolver then occupies one thread instead of one per connect attempt. Cancelling
+        the wait leaves the lookup running for the next caller.
         """
         host = self._settings.get("host")
         if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):

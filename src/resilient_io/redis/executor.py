@@ -41,15 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The decision to make another attempt.
-
-    Attributes:
-        after: Seconds to wait first.
-        paid: Tokens that were taken from the retry budget.
-    """
+    """The decision to make another attempt."""
 
     after: float
+    """Seconds to wait first."""
     paid: float
+    """Tokens that were taken from the retry budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +58,7 @@ class Raise:
 
 @dataclass(frozen=True, slots=True)
 class _FailingCall:
-    """A call whose first attempt failed.
-
-    Attributes:
-        call: The call.
-        policy: How often and how long to try.
-        started: Loop time at which the caller made the call.
-        until: Loop time at which the time of the call runs out.
-        repeatable: The worst effect that may be repeated after a call was maybe applied.
-        schedule: The backoff before each attempt.
-    """
+    """A call whose first attempt failed."""
 
     call: Call
     policy: RetryPolicy
@@ -81,11 +69,7 @@ class _FailingCall:
 
 
 class CallErrors:
-    """Creates and counts the errors of one client.
-
-    Attributes:
-        raised: How many calls ended in each error, by its name in `resilient_io.errors`.
-    """
+    """Creates the errors of one client, and counts them by their names in `resilient_io.errors`."""
 
     def __init__(self, dependency: str) -> None:
         self._dependency = dependency
@@ -117,14 +101,7 @@ class CallErrors:
     def of(
         self, call: Call, failed: AttemptFailed, *, attempts: int, elapsed: float
     ) -> BaseException:
-        """Return the error that the failure of a call's last attempt means for the caller.
-
-        Args:
-            call: Its effect decides whether the outcome is unknown or harmless.
-            failed: The last attempt.
-            attempts: The number of attempts.
-            elapsed: Seconds since the call was made.
-        """
+        """Return the error that the failure of a call's last attempt means for the caller."""
         if failed.refusal is not None and failed.error is not None:
             failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
             mark_refused(failed.error, self._dependency)
@@ -197,15 +174,6 @@ class Executor:
         budget: RetryBudget,
         rng: random.Random,
     ) -> None:
-        """Create an executor.
-
-        Args:
-            multiplexer: The shared connections.
-            pool: The exclusive connections.
-            health: The state of the dependency, which is read and updated.
-            budget: Tokens for retries.
-            rng: Source of the jitter.
-        """
         self.health = health
         self.budget = budget
         self.errors = CallErrors(health.name)
@@ -225,15 +193,7 @@ class Executor:
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
     ) -> Any:
-        """Execute a call, with retries, and return its result.
-
-        Cancelling returns immediately.
-
-        Args:
-            call: The call.
-            policy: How often and how long to try.
-            started: Loop time at which the caller made the call.
-            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
+        """Execute a call, with retries, and return its result. Cancelling returns immediately.
 
         Raises:
             ResilientIOError: One of the errors in `resilient_io.redis.errors`.
@@ -334,10 +294,7 @@ class Executor:
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
     ) -> AttemptFailed | None:
-        """Wait until the first copy of a request can no longer be applied.
-
-        Return None when it cannot, or the failed attempt with the reason why it still can.
-        """
+        """Wait until the first copy of a request can no longer be applied, or return why it can."""
         until = failing.until
         if failed.refusal is not None and not failed.refusal.degraded:
             # If the probe confirms that the server does not serve, the multiplexer keeps the call.
@@ -402,11 +359,7 @@ class Executor:
         return self.errors.create(RedisClosed, "the client is closed", operation)
 
     def check_state(self, operation: str) -> None:
-        """Raise once if the connection of a bound client, and its state, was lost.
-
-        Raises:
-            RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
-        """
+        """Raise once if the connection of a bound client, and with it its state, was lost."""
         state = self._multiplexer.bound_state
         if state.lost:
             reason = f"the connection was lost{state.take_loss()}"

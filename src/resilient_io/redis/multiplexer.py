@@ -70,16 +70,6 @@ class Reconnector:
         rng: random.Random,
         names: str,
     ) -> None:
-        """Create a reconnector; `start` begins connecting.
-
-        Args:
-            multiplexer: Notified of opened connections and failed attempts.
-            target: The address, asked at every attempt.
-            policy: Its connect and response timeouts apply.
-            health: Decides whether connecting is worthwhile.
-            rng: Source of the jitter.
-            names: Prefix of the client names on the server; no other client may use it.
-        """
         self._multiplexer = multiplexer
         self._target = target
         self._policy = policy
@@ -288,12 +278,6 @@ class ConnectFailures:
     """
 
     def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
-        """Begin without a failure.
-
-        Args:
-            health: Confirms a failure, or has improved since.
-            waiting: The calls that a permanent failure ends.
-        """
         self._health = health
         self._waiting = waiting
         self._latest: ConnectionFailure | None = None
@@ -401,17 +385,6 @@ class Multiplexer:
         names: str,
         bound: bool = False,
     ) -> None:
-        """Create a multiplexer; `start` opens the connections.
-
-        Args:
-            target: The address, asked at every connect attempt.
-            policy: Its connect and response timeouts apply.
-            health: Notified of lost and opened connections; decides whether to connect.
-            settings: The number of connections, and the limit of bytes in flight.
-            rng: Source of the jitter.
-            names: Prefix of the connections' client names; no other client may use it.
-            bound: Whether the connection belongs to one caller, who may change its state.
-        """
         self.target = target
         self.health = health
         self._policy = policy
@@ -484,10 +457,7 @@ class Multiplexer:
                 self.abandon(reply.request)
 
     def retire(self, connection: MultiplexedConnection) -> None:
-        """Replace a connection: another server should receive new calls.
-
-        Calls in flight may finish.
-        """
+        """Send new calls to another server. Those in flight on this connection may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)
             self.health.note("connection retired", why="its server does not accept writes")
@@ -721,13 +691,8 @@ _log = logging.getLogger("resilient_io.redis")
 def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
     """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
-    A refused AUTH is logged and leaves the connection authenticated as before. New connections ask
-    the provider themselves. A provider has a single listener, so the listener of redis-py's pool is
-    called, too.
-
-    Args:
-        pool: The client's pool, whose settings name the provider, if there is one.
-        multiplexer: The connections to authenticate. The provider does not keep it alive.
+    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
+    single listener, so the listener of redis-py's pool is called, too.
     """
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):

@@ -154,14 +154,7 @@ _RETRIED_ANYWAY = (
 
 
 def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
-    """Return the policy that redis-py's options for times and retries imply.
-
-    Args:
-        options: Options of `redis.asyncio.Redis`, or the settings of a connection pool.
-
-    Raises:
-        ConfigurationError: An option has no equivalent. The message names what to use.
-    """
+    """Return the policy that redis-py's options for times and retries imply."""
     changes: dict[str, Any] = {}
     response = options.get("socket_timeout")
     if response is not None:
@@ -191,11 +184,7 @@ _EQUIVALENTS = {
 
 
 def check_conflicts(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
-    """Reject options that contradict the policy or can never work.
-
-    Raises:
-        ConfigurationError: The message names what to use instead.
-    """
+    """Reject options that contradict the policy or can never work."""
     if "socket_timeout" in options and options["socket_timeout"] is None:
         raise ConfigurationError(
             "socket_timeout=None would let a call hang forever: omit it, or use "
@@ -243,11 +232,7 @@ def _check_errors(errors: list[type[BaseException]]) -> None:
 def check_types(
     policy: RetryPolicy | None, health: Dependency | None, connections: ConnectionSettings | None
 ) -> None:
-    """Check the types of the client's own options.
-
-    Raises:
-        TypeError: The message names what to use instead.
-    """
+    """Check the types of the client's own options."""
     for name, value, kind in (
         ("policy", policy, RetryPolicy),
         ("health", health, Dependency),
@@ -268,12 +253,7 @@ _OPTION_NAME = re.compile(r"[a-z][a-z_]*")
 
 
 def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
-    """Return a pool of redis-py for a URL.
-
-    Raises:
-        ConfigurationError: The URL is invalid. The message never quotes a part that may belong to a
-            password.
-    """
+    """Return a pool of redis-py for a URL. No error quotes a part that may belong to a password."""
     if not isinstance(url, str):
         raise ConfigurationError(f"a Redis URL must be a str, not {type(url).__name__}")
     if "://" not in url:
@@ -308,11 +288,7 @@ def _url_mistake(message: str) -> str:
 
 
 def check_target(target: RedisTarget) -> None:
-    """Build a connection object and drop it, so that an invalid option is reported immediately.
-
-    Raises:
-        ConfigurationError: An option is unknown or invalid.
-    """
+    """Build a connection object and drop it, so that an invalid option is reported immediately."""
     _check_client_name(target.client_name)
     with explain_options(target.secrets):
         target.connection(client_name=None, connect_timeout=1.0)
@@ -331,11 +307,7 @@ def _check_client_name(name: object) -> None:
 
 @contextlib.contextmanager
 def explain_options(secrets: Sequence[str] = ()) -> Iterator[None]:
-    """Convert redis-py's errors about invalid options into clear ones without secrets.
-
-    Raises:
-        ConfigurationError: An option is unknown or invalid.
-    """
+    """Convert redis-py's errors about invalid options into clear ones without secrets."""
     try:
         yield
     except (TypeError, ValueError, driver.RedisError) as error:

@@ -71,19 +71,6 @@ class BatchCall:
         fallback: Call,
         annotate: Annotate,
     ) -> None:
-        """Create a call. All arguments are encoded here, so an invalid one sends nothing.
-
-        Args:
-            multiplexer: Sends the commands.
-            callbacks: redis-py's response callbacks, by command.
-            policy: Its response timeout applies.
-            packer: Encodes the commands.
-            commands: The arguments and options of each command, as redis-py queues them.
-            specs: Their rows of the command table.
-            transaction: Whether to put MULTI and EXEC around them.
-            fallback: The same call for a driver whose connections cannot be multiplexed.
-            annotate: Adds to an error which command of the pipeline failed.
-        """
         self._multiplexer = multiplexer
         self._callbacks = callbacks
         self._timeout = policy.response_timeout
@@ -284,19 +271,6 @@ class ResilientPipeline(Pipeline):
         tracing: Tracing | None,
         instrumented: bool,
     ) -> None:
-        """Create a pipeline of a client, which shares its runtime.
-
-        Args:
-            client: The client, which loads scripts.
-            runtime: The client's connections and executor.
-            transaction: Whether to wrap the commands in MULTI and EXEC.
-            shard_hint: Unused by redis-py.
-            packer: Encodes the commands.
-            policy: The client's policy.
-            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
-            tracing: Creates the spans of its calls.
-            instrumented: Whether tracers may want to see its calls.
-        """
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
         )
@@ -372,11 +346,7 @@ class ResilientPipeline(Pipeline):
         self.explicit_transaction = False
 
     async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
-        """Return the pipeline's own connection, which WATCH needs.
-
-        Raises:
-            WatchError: The connection was lost while keys were watched.
-        """
+        """Return the pipeline's own connection, which WATCH needs."""
         connection: AbstractConnection | None = self.connection
         if connection is not None and is_lost(connection):
             watched = self.watching
@@ -417,12 +387,7 @@ class ResilientPipeline(Pipeline):
         blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
         name = "EXEC" if transaction else "PIPELINE"
         exclusive = _WatchedCall(
-            self,
-            self._runtime,
-            self._policy,
-            operation=name,
-            exchange=self._exchange,
-            specs=specs,
+            self, self._runtime, self._policy, operation=name, exchange=self._exchange, specs=specs
         )
         if self.connection is not None or (blocking and not transaction):
             return exclusive
@@ -524,7 +489,6 @@ class _WatchedCall:
 
     @property
     def effect(self) -> Effect:
-        """The effect of executing it twice."""
         if self._args is None:
             return Effect.NON_IDEMPOTENT if self._specs else Effect.READ
         if self.operation in _HARMLESS:

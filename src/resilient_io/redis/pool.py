@@ -54,16 +54,6 @@ class ExclusivePool:
         limit: int,
         template: Any,
     ) -> None:
-        """Create a pool. It opens no connection before the first call.
-
-        Args:
-            multiplexer: Its health decides whether connecting is worthwhile; its connections carry
-                the commands that recover a popped element.
-            target: The address, asked at every connect attempt.
-            policy: Its connect and response timeouts apply.
-            limit: Maximum number of open connections; further callers wait.
-            template: A pool of redis-py, whose encoder and settings this pool shows.
-        """
         self._multiplexer = multiplexer
         self._target = target
         self._policy = policy
@@ -95,10 +85,6 @@ class ExclusivePool:
 
         Cancelling returns immediately; a connect attempt that is under way ends by itself, and its
         connection becomes idle.
-
-        Raises:
-            redis.exceptions.RedisError: Connecting failed (also `OSError`, `TimeoutError`), or the
-                client was closed meanwhile.
         """
         await self._room.acquire()
         acquired = False
@@ -114,11 +100,7 @@ class ExclusivePool:
                 self._room.release()
 
     async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
-        """Return a connection, after waiting for a dependency that is down, or why there is none.
-
-        Args:
-            until: Absolute loop time of the deadline, or None for no limit.
-        """
+        """Return a connection, or why there is none. Waits while the dependency is down."""
         timeout = asyncio.timeout_at(until)
         health = self._multiplexer.health
         self._timeouts.append(timeout)
@@ -153,10 +135,7 @@ class ExclusivePool:
     async def identify(
         self, connection: AbstractConnection, until: float | None
     ) -> AttemptFailed | None:
-        """Fetch the CLIENT ID of an acquired connection, by which a blocking command can be ended.
-
-        Return the failed attempt if the connection was lost or the time ran out.
-        """
+        """Fetch the CLIENT ID of a connection, by which a blocking command can be ended."""
         if connection in self._client_ids:
             return None
         try:
@@ -182,10 +161,7 @@ class ExclusivePool:
             self._discard(connection)
 
     def recover(self, connection: AbstractConnection, command: str) -> None:
-        """End a blocking pop whose caller is gone, and put back an element that it popped.
-
-        A task of the pool does this, within a time limit.
-        """
+        """End a blocking pop whose caller is gone, and put back an element that it popped."""
         if self.closed:
             self.give_back(connection, clean=False)
             return
@@ -333,9 +309,9 @@ RECOVERY_TIMEOUT = 1.0
 
 
 class LostElements:
-    """Counts elements that may have been lost. The first is logged; more are summed up later.
+    """Counts elements that may have been lost: in an outage, every cancelled pop may lose one.
 
-    In an outage every cancelled pop may lose one.
+    The first is logged; further ones are summed up later.
     """
 
     def __init__(self) -> None:
@@ -350,7 +326,7 @@ class LostElements:
                 "further ones are counted and reported later: %s",
                 operation,
                 detail,
-                extra={"event": "element_perhaps_lost", "operation": operation},
+                extra={"event": "element_maybe_lost", "operation": operation},
             )
 
     def clear(self) -> None:
@@ -360,7 +336,7 @@ class LostElements:
                 "%d more cancelled pops could not be ended cleanly meanwhile, so as many elements "
                 "may be lost",
                 self._count - 1,
-                extra={"event": "elements_perhaps_lost", "count": self._count - 1},
+                extra={"event": "elements_maybe_lost", "count": self._count - 1},
             )
         self._count = 0
 
@@ -403,15 +379,6 @@ class ExclusiveCall:
         command: Command,
         client: Any,
     ) -> None:
-        """Create a call.
-
-        Args:
-            multiplexer: Knows the health and the address of the server.
-            pool: Lends the connection.
-            policy: Its response timeout is added to the time for which the command blocks.
-            command: The command.
-            client: The client of redis-py whose parsing and callbacks are used.
-        """
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command

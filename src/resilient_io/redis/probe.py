@@ -27,15 +27,11 @@ class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
-        """Create a probe of the multiplexer's server. The policy's timeouts apply."""
         self._multiplexer = multiplexer
         self._policy = policy
 
     async def __call__(self, suspicious: bool) -> float:
-        """Probe the server and return the latency in seconds.
-
-        Args:
-            suspicious: Whether a failure was reported: then use a new connection.
+        """Probe the server, over a new connection if a failure was reported. Return the latency.
 
         Raises:
             ProbeFailed: The server does not answer, or answers that it does not serve.

@@ -1,8 +1,7 @@
-"""Reading the arguments of a command as the server does, and how long a command may block.
+"""How the server reads the arguments of a command, and how long a command may block.
 
-Callers pass str, bytes and numbers for the same argument. The functions for block times take the
-operands (the arguments after the command's name) and return seconds, or None for no limit. What the
-server would refuse is answered immediately: 0.0.
+Block times take the operands (the arguments after the name) and return seconds, or None for no
+limit. What the server would refuse is answered immediately: 0.0.
 """
 
 from __future__ import annotations
@@ -40,12 +39,7 @@ def integer(value: object) -> int | None:
 
 
 def seconds(value: object, *, per_second: int = 1) -> float | None:
-    """Return a block time in seconds, or None for no limit, which the argument 0 means.
-
-    Args:
-        value: The argument. One that the server would refuse does not block.
-        per_second: 1000 for an argument in milliseconds.
-    """
+    """Return a block time in seconds; None for no limit, 0.0 if the server would refuse it."""
     try:
         number = float(text(value))
     except ValueError:
