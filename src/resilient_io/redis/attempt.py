@@ -1,8 +1,6 @@
 """One attempt of a call: packing, sending, waiting for the reply, and the result.
 
-An attempt returns the reply, or an `AttemptFailed` that says how far it got. It never decides
-whether the call is repeated: that is the executor's task. `pool` has the calls that need an
-exclusive connection, `pipeline` those of batches.
+`pool` has the calls that need an exclusive connection, `pipeline` those of batches.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
     from .commands import CommandSpec
     from .connection import MultiplexedConnection
-    from .errors import Refusal
+    from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
 
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
@@ -89,18 +87,23 @@ class AttemptFailed:
     error: BaseException | None = None
     refusal: Refusal | None = None
 
+    @classmethod
+    def because(cls, failure: ConnectionFailure, progress: Progress, **facts: Any) -> AttemptFailed:
+        """Return the failed attempt that the failure of its connection means."""
+        return cls(progress=progress, cause=failure.cause, detail=failure.detail, **facts)
+
     def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
         """Return a copy whose detail ends with the reason why the call is not repeated."""
         return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
 
 
-class Call(Protocol):
+class Call:
     """A call that the executor sends and repeats."""
 
     operation: str
     """The name of the command, for error messages."""
 
-    bounded: bool
+    bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
 
     @property
@@ -110,24 +113,34 @@ class Call(Protocol):
 
     async def attempt(self, limits: Limits) -> object:
         """Make one attempt within its limits. Return the reply, or an `AttemptFailed`."""
+        raise NotImplementedError
 
     def describe(self, error: ResilientIOError) -> None:
-        """Add to an error what only the call knows."""
+        """Add to an error what only the call knows, beyond its name."""
 
 
 def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
     failure = reason.failure
-    if isinstance(reason, ConnectionLost):
-        return AttemptFailed(
-            progress=Progress.MAYBE_APPLIED,
-            cause=failure.cause,
-            detail=failure.detail,
-            timed_out=failure.cause is Cause.TIMED_OUT,
-            connection=reason.connection,
-        )
+    if isinstance(reason, Undeliverable):
+        return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
+    timed_out = failure.cause is Cause.TIMED_OUT
+    return AttemptFailed.because(
+        failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
+    )
+
+
+def refused(error: object) -> AttemptFailed | None:
+    """Return the failed attempt that an error reply means if it is a refusal."""
+    meaning = refusal(error) if isinstance(error, Exception) else None
+    if meaning is None or not isinstance(error, Exception):
+        return None
     return AttemptFailed(
-        progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail, final=True
+        progress=Progress.REFUSED,
+        cause=meaning.cause,
+        detail=clean_text(str(error)),
+        error=error,
+        refusal=meaning,
     )
 
 
@@ -326,15 +339,10 @@ def read_reply(
         remove_secrets(reply, multiplexer.target.secrets)
         # The error of a script or of an unknown command proves nothing: a part may be applied.
         native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
-        meaning = refusal(reply) if native or command.effect is Effect.READ else None
-        if meaning is not None:
-            return AttemptFailed(
-                progress=Progress.REFUSED,
-                cause=meaning.cause,
-                detail=clean_text(str(reply)),
-                error=reply,
-                refusal=meaning,
-            )
+        if native or command.effect is Effect.READ:
+            failed = refused(reply)
+            if failed is not None:
+                return failed
         if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
             return command.options[EMPTY_RESPONSE]
         advise(reply)
@@ -344,7 +352,7 @@ def read_reply(
     return apply_callback(callbacks, command.args[0], reply, command.options)
 
 
-class MultiplexedCall:
+class MultiplexedCall(Call):
     """One command on a multiplexed connection."""
 
     def __init__(
@@ -375,9 +383,6 @@ class MultiplexedCall:
     def effect(self) -> Effect:
         """The effect of executing it twice."""
         return self._command.effect
-
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: the error names the command."""
 
     async def attempt(self, limits: Limits) -> object:
         """Send the command, or continue with what the hot path began."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -43,7 +44,7 @@ from .pool import ExclusiveCall
 from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
@@ -94,28 +95,6 @@ class RedisStats:
     latency: Mapping[str, float | None]
     latency_total: float
     latency_counts: tuple[tuple[float, int], ...]
-
-
-def _stats_of(runtime: Runtime) -> RedisStats:
-    multiplexer, executor = runtime.multiplexer, runtime.executor
-    replies, sent, received = multiplexer.traffic
-    connections, latencies = multiplexer.connections, multiplexer.latencies
-    return RedisStats(
-        replies=replies,
-        ended=dict(executor.errors.raised),
-        refused=executor.refusals,
-        retries=executor.retries,
-        connections=len(connections),
-        exclusive=runtime.pool.open,
-        in_flight=sum(connection.in_flight for connection in connections),
-        waiting=multiplexer.waiting,
-        bytes_sent=sent,
-        bytes_received=received,
-        budget=executor.budget.tokens,
-        latency=latencies.quantiles,
-        latency_total=latencies.total,
-        latency_counts=latencies.counts,
-    )
 
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -481,7 +460,26 @@ class ResilientRedis(driver.Redis):
 
     def stats(self) -> RedisStats:
         """Return the counters: calls, outcomes, retries, traffic and latency quantiles."""
-        return _stats_of(self._runtime)
+        runtime = self._runtime
+        multiplexer, executor = runtime.multiplexer, runtime.executor
+        replies, sent, received = multiplexer.traffic
+        connections, latencies = multiplexer.connections, multiplexer.latencies
+        return RedisStats(
+            replies=replies,
+            ended=dict(executor.ended),
+            refused=executor.refusals,
+            retries=executor.retries,
+            connections=len(connections),
+            exclusive=runtime.pool.open,
+            in_flight=sum(connection.in_flight for connection in connections),
+            waiting=multiplexer.waiting,
+            bytes_sent=sent,
+            bytes_received=received,
+            budget=executor.budget.tokens,
+            latency=latencies.quantiles,
+            latency_total=latencies.total,
+            latency_counts=latencies.counts,
+        )
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None.
@@ -555,6 +553,15 @@ _OWN_OPTIONS = ("policy", "health", "connections", "name", "rng")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
+@contextlib.contextmanager
+def _without_secrets(target: RedisTarget) -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        remove_secrets(error, target.secrets)
+        raise
+
+
 class _PubSub(driver_client.PubSub):
     """redis-py's pub/sub object, whose errors contain no secrets."""
 
@@ -563,18 +570,12 @@ class _PubSub(driver_client.PubSub):
         self._target = target
 
     async def execute_command(self, *args: Any) -> Any:
-        try:
+        with _without_secrets(self._target):
             return await super().execute_command(*args)
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
-        try:
+        with _without_secrets(self._target):
             return await super().parse_response(block, timeout)
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise
 
 
 class _Monitor(driver_client.Monitor):
@@ -585,8 +586,5 @@ class _Monitor(driver_client.Monitor):
         self._target = target
 
     async def connect(self) -> None:
-        try:
+        with _without_secrets(self._target):
             await super().connect()  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise

@@ -208,15 +208,9 @@ class RedisTarget:
         if provider is not None:
             self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
         # redis-py 8.1 reads package metadata from disk for every connection without driver_info.
+        names = ("driver_info", "lib_name", "lib_version")
         self._settings["driver_info"] = resolve_driver_info(
-            *(
-                self._settings.pop(key, default)
-                for key, default in (
-                    ("driver_info", _UNSET),
-                    ("lib_name", _UNSET),
-                    ("lib_version", _UNSET),
-                )
-            )
+            *(self._settings.pop(name, _UNSET) for name in names)
         )
         self._settings.update(
             retry=Retry(NoBackoff(), 0),

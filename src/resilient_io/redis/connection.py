@@ -1,11 +1,6 @@
 """One multiplexed connection: many callers share it, and replies are matched with calls in order.
 
-redis-py opens the connection, so TLS, ACLs, Unix sockets and credential providers work. Then its
-transport is given to `MultiplexedConnection`, an `asyncio.Protocol` that packs the commands of one
-loop tick into one write. `ResponseQueue` parses replies and matches them with calls.
-
-A connection never decides about retries. It only sets results: the reply, `ConnectionLost`,
-`Promoted`, or another exception of this module.
+redis-py opens it. A connection only sets results: a reply, or an exception of this module.
 """
 
 from __future__ import annotations

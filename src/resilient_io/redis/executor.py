@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.errors import OutcomeUnknown, Progress, mark_refused
+from resilient_io.errors import Progress, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
@@ -68,68 +68,6 @@ class _FailingCall:
     schedule: RetrySchedule
 
 
-class CallErrors:
-    """Creates the errors of one client, and counts them by their names in `resilient_io.errors`."""
-
-    def __init__(self, dependency: str) -> None:
-        self._dependency = dependency
-        self.raised: dict[str, int] = {}
-
-    def create(
-        self,
-        kind: type[ResilientIOError],
-        reason: str,
-        operation: str,
-        *,
-        attempts: int = 0,
-        elapsed: float = 0.0,
-        progress: Progress = Progress.NOT_SENT,
-    ) -> ResilientIOError:
-        """Return, and count, an error about this dependency."""
-        # Counted by the name in `resilient_io.errors`, which is the first base.
-        name = kind.__base__.__name__ if kind.__base__ is not None else kind.__name__
-        self.raised[name] = self.raised.get(name, 0) + 1
-        return kind(
-            reason,
-            dependency=self._dependency,
-            operation=operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=progress,
-        )
-
-    def of(
-        self, call: Call, failed: AttemptFailed, *, attempts: int, elapsed: float
-    ) -> BaseException:
-        """Return the error that the failure of a call's last attempt means for the caller."""
-        if failed.refusal is not None and failed.error is not None:
-            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
-            mark_refused(failed.error, self._dependency)
-            return failed.error
-        progress = failed.progress
-        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
-            progress = Progress.SENT
-        error = self.create(
-            _kind(call, failed),
-            failed.detail,
-            call.operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=progress,
-        )
-        if isinstance(error, RedisOutcomeUnknown):
-            error.reason += "; the call may have been applied"
-        call.describe(error)
-        return error
-
-    def while_down(self, operation: str, health: Dependency) -> ResilientIOError:
-        """Return the error of a call that is not attempted, because the dependency is down."""
-        cause = health.cause
-        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {health.detail}" if cause is not None else "cause unknown"
-        return self.create(kind, f"down ({why})", operation)
-
-
 def _kind(call: Call, failed: AttemptFailed) -> type[ResilientIOError]:
     if failed.cause is Cause.CLOSED:
         return RedisClosed
@@ -176,7 +114,8 @@ class Executor:
     ) -> None:
         self.health = health
         self.budget = budget
-        self.errors = CallErrors(health.name)
+        self.ended: dict[str, int] = {}
+        """How many calls ended in each error, by its name in `resilient_io.errors`."""
         self.retries = 0
         self.refusals = 0
         self._multiplexer = multiplexer
@@ -209,7 +148,9 @@ class Executor:
                 return result
             self._report(result)
             if failing is None:
-                repeatable = _repeatable(policy, deliberate=deliberate)
+                repeatable = _REPEATABLE[policy.repeat]
+                if deliberate and policy.repeat == "any":
+                    repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
                 failing = _FailingCall(call, policy, started, limits.until, repeatable, schedule)
             decision = await self._decide(failing, result, attempts)
@@ -251,11 +192,36 @@ class Executor:
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
             await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+        call, progress = failing.call, failed.progress
         elapsed = asyncio.get_running_loop().time() - failing.started
-        error = self.errors.of(failing.call, failed, attempts=attempts, elapsed=elapsed)
-        if isinstance(error, OutcomeUnknown):
+        if failed.refusal is not None and failed.error is not None:
+            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+            mark_refused(failed.error, self.health.name)
+            return Raise(failed.error)
+        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
+            progress = Progress.SENT
+        error = self._error(
+            _kind(call, failed),
+            failed.detail,
+            call.operation,
+            attempts=attempts,
+            elapsed=elapsed,
+            progress=progress,
+        )
+        if isinstance(error, RedisOutcomeUnknown):
+            error.reason += "; the call may have been applied"
             self.health.note("outcome unknown", cause=failed.cause.value)
+        call.describe(error)
         return Raise(error)
+
+    def _error(
+        self, kind: type[ResilientIOError], reason: str, operation: str, **facts: Any
+    ) -> ResilientIOError:
+        """Return, and count, an error about this dependency."""
+        # Counted by the name in `resilient_io.errors`, which is the first base.
+        name = kind.__bases__[0].__name__
+        self.ended[name] = self.ended.get(name, 0) + 1
+        return kind(reason, dependency=self.health.name, operation=operation, **facts)
 
     def _may_repeat(self, failing: _FailingCall, failed: AttemptFailed) -> bool:
         if failed.final or failed.expired or failed.cause is Cause.CLOSED:
@@ -352,26 +318,21 @@ class Executor:
 
     def error_while_down(self, operation: str) -> ResilientIOError:
         """Return the error of a call that is not attempted, because the dependency is down."""
-        return self.errors.while_down(operation, self.health)
+        cause = self.health.cause
+        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
+        why = f"{cause.value}: {self.health.detail}" if cause is not None else "cause unknown"
+        return self._error(kind, f"down ({why})", operation)
 
     def error_when_closed(self, operation: str) -> ResilientIOError:
         """Return the error of a call on a closed client."""
-        return self.errors.create(RedisClosed, "the client is closed", operation)
+        return self._error(RedisClosed, "the client is closed", operation)
 
     def check_state(self, operation: str) -> None:
         """Raise once if the connection of a bound client, and with it its state, was lost."""
         state = self._multiplexer.bound_state
         if state.lost:
             reason = f"the connection was lost{state.take_loss()}"
-            raise self.errors.create(RedisUnavailable, reason, operation)
-
-
-def _repeatable(policy: RetryPolicy, *, deliberate: bool) -> Effect:
-    """Return the worst effect that may be repeated after a call was maybe applied."""
-    repeatable = _REPEATABLE[policy.repeat]
-    if repeatable is Effect.NON_IDEMPOTENT and deliberate:
-        return Effect.DANGEROUS
-    return repeatable
+            raise self._error(RedisUnavailable, reason, operation)
 
 
 def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:

@@ -488,11 +488,6 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
-    def complete(self) -> bool:
-        """Whether all connections are open."""
-        return None not in self._slots
-
-    @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
         return bool(self.connections) and self.health.available
@@ -523,12 +518,10 @@ class Multiplexer:
     @property
     def traffic(self) -> tuple[int, int, int]:
         """Replies, bytes sent and bytes received so far, including those of closed connections."""
-        replies, sent, received = self._past
+        total = self._past
         for connection in (*self.connections, *self._retiring):
-            replies += connection.replies
-            sent += connection.bytes_sent
-            received += connection.bytes_received
-        return replies, sent, received
+            total = _add_traffic(total, connection)
+        return total
 
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open connection, or -inf."""
@@ -570,12 +563,7 @@ class Multiplexer:
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
     ) -> None:
         """Move the calls that were never written to the front of the queue, and fence the rest."""
-        replies, sent, received = self._past
-        self._past = (
-            replies + connection.replies,
-            sent + connection.bytes_sent,
-            received + connection.bytes_received,
-        )
+        self._past = _add_traffic(self._past, connection)
         self._drop(connection)
         self._waiting.put_back(unsent)
         if self.bound_state:
@@ -683,6 +671,17 @@ class Multiplexer:
         if free is None and alive:
             return preferred
         return free if free is not None else next(iter(self.connections), None)
+
+
+def _add_traffic(
+    total: tuple[int, int, int], connection: MultiplexedConnection
+) -> tuple[int, int, int]:
+    replies, sent, received = total
+    return (
+        replies + connection.replies,
+        sent + connection.bytes_sent,
+        received + connection.bytes_received,
+    )
 
 
 _log = logging.getLogger("resilient_io.redis")

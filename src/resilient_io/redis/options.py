@@ -116,25 +116,23 @@ class RedisOptions(TypedDict, total=False):
     maint_notifications_config: MaintNotificationsConfig | None
 
 
-class PoolOptions(TypedDict, total=False):
-    """The options of `ResilientRedis.from_pool`."""
-
+class _OwnOptions(TypedDict, total=False):
     policy: RetryPolicy | None
     health: Dependency | None
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+
+
+class PoolOptions(_OwnOptions, total=False):
+    """The options of `ResilientRedis.from_pool`."""
+
     single_connection_client: bool
 
 
-class UrlOptions(RedisOptions, total=False):
+class UrlOptions(_OwnOptions, RedisOptions, total=False):
     """The options of `ResilientRedis.from_url`, which include those of redis-py's connections."""
 
-    policy: RetryPolicy | None
-    health: Dependency | None
-    connections: ConnectionSettings | None
-    name: str | None
-    rng: random.Random | None
     connection_class: type[AbstractConnection]
     parser_class: type[Any]
     encoder_class: type[Any]

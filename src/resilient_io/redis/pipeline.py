@@ -13,9 +13,16 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
-from resilient_io.text import clean_text
 
-from .attempt import SCRIPTED, UNLIMITED, AttemptFailed, apply_callback, await_reply
+from .attempt import (
+    SCRIPTED,
+    UNLIMITED,
+    AttemptFailed,
+    Call,
+    apply_callback,
+    await_reply,
+    refused,
+)
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Call, Callbacks, Limits, Packer
+    from .attempt import Callbacks, Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
     from .multiplexer import Multiplexer
@@ -49,14 +56,12 @@ _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
-class BatchCall:
+class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
     In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
     counts, and only the rest is sent again. A transaction is applied entirely or not at all.
     """
-
-    bounded = True
 
     def __init__(
         self,
@@ -90,16 +95,18 @@ class BatchCall:
     @property
     def effect(self) -> Effect:
         """The effect of executing the unanswered commands twice. A mixture is non-idempotent."""
-        pending = [
+        done = len(self._answers)
+        specs = self._specs[done:]
+        pending = {
             effect_of(spec, args)
-            for spec, (args, _) in zip(self._specs, self._commands, strict=True)
-        ][len(self._answers) :]
-        if all(effect is Effect.READ for effect in pending):
+            for spec, (args, _) in zip(specs, self._commands[done:], strict=True)
+        }
+        if pending <= {Effect.READ}:
             return Effect.READ
-        if all(effect is Effect.IDEMPOTENT for effect in pending):
-            names = [spec.name for spec in self._specs[len(self._answers) :]]
-            if len(names) == 1 or all(name in _OVERWRITES for name in names):
-                return Effect.IDEMPOTENT
+        if pending == {Effect.IDEMPOTENT} and (
+            len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
+        ):
+            return Effect.IDEMPOTENT
         return max(Effect.NON_IDEMPOTENT, *pending)
 
     def describe(self, error: ResilientIOError) -> None:
@@ -150,9 +157,9 @@ class BatchCall:
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
-            refused = _all_refused(answers, self._specs)
-            if refused is not None:
-                return refused
+            failed = _all_refused(answers, self._specs)
+            if failed is not None:
+                return failed
         self._note_accepted(answers)
         self._answers += answers
         return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
@@ -162,9 +169,9 @@ class BatchCall:
         if isinstance(result, ExecAbortError):
             return self._aborted(queued[1:], result)
         if isinstance(result, Exception):
-            refused = _all_refused(replies, self._specs[:1])
-            if refused is not None:
-                return refused
+            failed = _all_refused(replies, self._specs[:1])
+            if failed is not None:
+                return failed
             raise result
         if result is None:
             raise WatchError("Watched variable changed.")
@@ -194,15 +201,15 @@ class BatchCall:
         sent = [args for args, options in self._commands if EMPTY_RESPONSE not in options]
         for index, reply in enumerate(queued):
             if isinstance(reply, Exception):
-                refused = _refused(reply)
-                if refused is not None:
-                    return refused
+                failed = refused(reply)
+                if failed is not None:
+                    return failed
                 self._annotate(reply, index + 1, sent[index])
                 raise reply from aborted
         reason = _reason(aborted)
-        refused = _refused(reason)
-        if refused is not None:
-            return refused
+        failed = refused(reason)
+        if failed is not None:
+            return failed
         raise reason
 
     async def _read(self, index: int, reply: object) -> object:
@@ -222,21 +229,8 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
     if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
         return None
     if all(spec.known and not spec.name.startswith(SCRIPTED) for spec in specs):
-        return _refused(replies[0])
+        return refused(replies[0])
     return None
-
-
-def _refused(error: object) -> AttemptFailed | None:
-    meaning = refusal(error) if isinstance(error, Exception) else None
-    if meaning is None or not isinstance(error, Exception):
-        return None
-    return AttemptFailed(
-        progress=Progress.REFUSED,
-        cause=meaning.cause,
-        detail=clean_text(str(error)),
-        error=error,
-        refusal=meaning,
-    )
 
 
 def _reason(aborted: ExecAbortError) -> Exception:
@@ -385,10 +379,8 @@ class ResilientPipeline(Pipeline):
     def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
         transaction = bool(self.is_transaction or self.explicit_transaction)
         blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
-        name = "EXEC" if transaction else "PIPELINE"
-        exclusive = _WatchedCall(
-            self, self._runtime, self._policy, operation=name, exchange=self._exchange, specs=specs
-        )
+        operation = "EXEC" if transaction else "PIPELINE"
+        exclusive = _WatchedCall(self, operation, self._exchange, specs)
         if self.connection is not None or (blocking and not transaction):
             return exclusive
         for spec in specs:
@@ -415,16 +407,7 @@ class ResilientPipeline(Pipeline):
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
             return await send(connection, args[0], *args, **options)
 
-        call = _WatchedCall(
-            self,
-            self._runtime,
-            self._policy,
-            operation=spec.name,
-            exchange=exchange,
-            specs=[spec],
-            args=args,
-        )
-        return await self._run(call)
+        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
     def _raise_first(self, commands: Sequence[Queued], replies: Sequence[Any]) -> None:
         for index, reply in enumerate(replies):
@@ -463,25 +446,20 @@ class ResilientPipeline(Pipeline):
                 script.sha = await self._client.script_load(script.script)
 
 
-class _WatchedCall:
+class _WatchedCall(Call):
     """An exchange on the pipeline's own connection. After WATCH it is never repeated."""
-
-    bounded = True
 
     def __init__(
         self,
         pipeline: ResilientPipeline,
-        runtime: Runtime,
-        policy: RetryPolicy,
-        *,
         operation: str,
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._multiplexer = runtime.multiplexer
-        self._policy = policy
+        self._multiplexer = pipeline._runtime.multiplexer
+        self._policy = pipeline._policy
         self._exchange = exchange
         self._specs = specs
         self._args = args
@@ -494,9 +472,6 @@ class _WatchedCall:
         if self.operation in _HARMLESS:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
-
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: no command was answered."""
 
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
@@ -519,12 +494,9 @@ class _WatchedCall:
             self._multiplexer.health.failed(failure.cause, failure.detail)
             if watched and self.effect is Effect.READ:
                 raise _watch_lost(failure.detail) from None
-            return AttemptFailed(
-                progress=Progress.MAYBE_APPLIED,
-                cause=failure.cause,
-                detail=failure.detail,
-                timed_out=timed_out,
-                final=watched or self._args is None,
+            final = watched or self._args is None
+            return AttemptFailed.because(
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final
             )
 
     def _block(self) -> float:

@@ -17,16 +17,13 @@ from redis.exceptions import DataError, RedisError
 from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Progress
 
-from .attempt import AttemptFailed, expired_while_waiting, read_reply
+from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .connect import abort, connect, fetch_client_id, query_over
 from .errors import CLOSED, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Command, Limits
@@ -75,11 +72,6 @@ class ExclusivePool:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
 
-    @property
-    def in_use(self) -> int:
-        """The number of connections that callers have acquired."""
-        return len(self._acquired)
-
     async def acquire(self) -> AbstractConnection:
         """Return a connection that is connected, clean and used by no one else.
 
@@ -123,12 +115,7 @@ class ExclusivePool:
             else:
                 failure = self._target.failure(error)
                 health.failed(failure.cause, failure.detail)
-            return AttemptFailed(
-                progress=Progress.NOT_SENT,
-                cause=failure.cause,
-                detail=failure.detail,
-                final=failure.permanent,
-            )
+            return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
             self._timeouts.remove(timeout)
 
@@ -143,10 +130,7 @@ class ExclusivePool:
                 query = query_over(connection, self._policy.response_timeout)
                 self._client_ids[connection] = await fetch_client_id(query)
         except (RedisError, OSError) as error:
-            failure = self._target.failure(error)
-            return AttemptFailed(
-                progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail
-            )
+            return AttemptFailed.because(self._target.failure(error), Progress.NOT_SENT)
         return None
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
@@ -266,8 +250,9 @@ class ExclusivePool:
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
                 if reply is not None:
-                    for words in _RESTORE[command](reply):
-                        await self._query(*words)
+                    key, element, *score = reply
+                    condition = ("NX", *score) if score else ()
+                    await self._query(_UNDO[command], key, *condition, element)
         except (RedisError, OSError) as error:
             self._lost_elements.add(command, self._target.failure(error).detail)
         else:
@@ -341,34 +326,11 @@ class LostElements:
         self._count = 0
 
 
-def is_recoverable(command: str) -> bool:
-    """Return whether a command pops elements that can be put back."""
-    return command in _RESTORE
+_UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH", "BZPOPMIN": "ZADD", "BZPOPMAX": "ZADD"}
+"""The commands whose element can be put back, and the command that does it."""
 
 
-def _push(command: str) -> Callable[[Any], list[Sequence[Any]]]:
-    def restore(reply: Any) -> list[Sequence[Any]]:
-        key, element = reply
-        return [(command, key, element)]
-
-    return restore
-
-
-def _add_back(reply: Any) -> list[Sequence[Any]]:
-    key, member, score = reply
-    return [("ZADD", key, "NX", score, member)]
-
-
-_RESTORE: dict[str, Callable[[Any], list[Sequence[Any]]]] = {
-    "BLPOP": _push("LPUSH"),
-    "BRPOP": _push("RPUSH"),
-    "BZPOPMIN": _add_back,
-    "BZPOPMAX": _add_back,
-}
-"""The commands that undo each pop, from its raw reply."""
-
-
-class ExclusiveCall:
+class ExclusiveCall(Call):
     """One command on an exclusive connection, sent and parsed by redis-py."""
 
     def __init__(
@@ -393,12 +355,9 @@ class ExclusiveCall:
         """The effect of executing it twice."""
         return self._command.effect
 
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: the error names the command."""
-
     async def attempt(self, limits: Limits) -> object:
         """Acquire a connection, send, wait as long as the command may block, and release it."""
-        pool, recoverable = self._pool, is_recoverable(self.operation)
+        pool, recoverable = self._pool, self.operation in _UNDO
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
             return connection
@@ -432,7 +391,7 @@ class ExclusiveCall:
         args = self._command.args
         try:
             async with asyncio.timeout_at(earlier(limit, until)):
-                if is_recoverable(self.operation):
+                if self.operation in _UNDO:
                     await connection.send_command(*args)
                     # A cancelled read must leave the connection open, for the recovery.
                     return await connection.read_response(disconnect_on_error=False)
@@ -454,10 +413,7 @@ class ExclusiveCall:
             failure = self._multiplexer.target.failure(error)
             if failure.definite:
                 self._multiplexer.health.failed(failure.cause, failure.detail)
-            return AttemptFailed(
-                progress=Progress.MAYBE_APPLIED,
-                cause=failure.cause,
-                detail=failure.detail,
-                timed_out=timed_out,
-                expired=until is not None and loop.time() >= until,
+            expired = until is not None and loop.time() >= until
+            return AttemptFailed.because(
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired
             )
