@@ -52,40 +52,25 @@ class Limits(NamedTuple):
     connection.
     """
 
-    until: float | None
-    """When the reply must have arrived."""
+    until: float | None  # when the reply must have arrived
 
-    sent: float | None
-    """When the request must have been sent."""
+    sent: float | None  # when the request must have been sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed:
-    """The result of an attempt that ended without a usable reply.
-
-    Attributes:
-        progress: How far the attempt got.
-        cause: For health and metrics.
-        detail: One line for the error message.
-        timed_out: Silence ended the attempt, so repeating it costs more of the budget.
-        expired: The time of the call ran out: no further attempt.
-        overloaded: The call waited for room on an open connection.
-        final: No further attempt, whatever the effect of the command.
-        connection: The connection that may still carry the request to the server.
-        error: For an error reply: the exception of redis-py that represents it.
-        refusal: For an error reply that says that nothing was applied: its meaning.
-    """
+    """The result of an attempt that ended without a usable reply."""
 
     progress: Progress
     cause: Cause
     detail: str
-    timed_out: bool = False
-    expired: bool = False
-    overloaded: bool = False
-    final: bool = False
-    connection: MultiplexedConnection | None = None
-    error: BaseException | None = None
-    refusal: Refusal | None = None
+    timed_out: bool = False  # by silence, so repeating it costs more of the budget
+    expired: bool = False  # the time of the call ran out: no further attempt
+    overloaded: bool = False  # the call waited for room on an open connection
+    final: bool = False  # no further attempt, whatever the effect of the command
+    connection: MultiplexedConnection | None = None  # it may still carry the request
+    error: BaseException | None = None  # the exception of redis-py for an error reply
+    refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
 
     @classmethod
     def because(cls, failure: ConnectionFailure, progress: Progress, **facts: Any) -> AttemptFailed:
@@ -100,8 +85,7 @@ class AttemptFailed:
 class Call:
     """A call that the executor sends and repeats."""
 
-    operation: str
-    """The name of the command, for error messages."""
+    operation: str  # the name of the command, for error messages
 
     bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
@@ -324,11 +308,9 @@ class Command:
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
-SCRIPTED = ("EVAL", "FCALL")
-"""Prefixes of the commands that run the user's code on the server."""
+SCRIPTED = ("EVAL", "FCALL")  # prefixes of the commands that run the user's code on the server
 
-UNLIMITED = 1e6
-"""Seconds that stand for a command that blocks without a limit."""
+UNLIMITED = 1e6  # seconds that stand for a command that blocks without a limit
 
 
 def read_reply(

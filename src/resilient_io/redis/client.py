@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from resilient_io.retry import RetryPolicy
 
-    from .commands import CommandSpec
     from .instrumentation import Tracing
     from .options import PoolOptions, RedisOptions, UrlOptions
 
@@ -138,8 +137,7 @@ class ResilientRedis(driver.Redis):
     _tracing: Tracing | None = None
     _uninstrumented: ResilientRedis | None = None
     """A copy of this client whose calls no tracer sees."""
-    _traceable: bool = True
-    """False for that copy."""
+    _traceable: bool = True  # false for that copy
 
     def __init__(
         self,
@@ -184,10 +182,8 @@ class ResilientRedis(driver.Redis):
         self.health = health
         self.name = health.name if name is None else redact_credentials(check_name("name", name))
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
-        self._deliberate = False
-        """Whether the policy was chosen for the call, as in a view."""
-        self._hot = self._packer.direct
-        """Whether commands may take the hot path at all."""
+        self._deliberate = False  # whether the policy was chosen for the call, as in a view
+        self._hot = self._packer.direct  # whether commands may take the hot path at all
         if is_patched():
             self._instrument()
         self._runtime = Runtime(
@@ -310,14 +306,16 @@ class ResilientRedis(driver.Redis):
                 options=options,
             )
         runtime = self._runtime
-        if runtime.executor.closed:
-            raise runtime.executor.error_when_closed(str(args[0]))
+        runtime.executor.check_open(args[0])
         runtime.start()
         executor = runtime.executor  # a new one, if the loop of the first was closed
         spec = SPECS.get(args[0]) or lookup(args)
-        if not self.health.available and self._policy.while_down == "fail":
-            raise executor.error_while_down(spec.name)
-        self._check_route(spec)
+        executor.check_available(spec.name, self._policy)
+        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if runtime.bound:
+            executor.check_state(spec.name)
+            runtime.multiplexer.bound_state.note(spec)
         started = runtime.multiplexer.time()
         command = Command(spec, args, options)
         call: ExclusiveCall | MultiplexedCall
@@ -353,14 +351,6 @@ class ResilientRedis(driver.Redis):
         runtime = self._runtime
         return ExclusiveCall(runtime.multiplexer, runtime.pool, self._policy, command, self)
 
-    def _check_route(self, spec: CommandSpec) -> None:
-        bound = self._runtime.bound
-        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not bound):
-            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        if bound:
-            self._runtime.executor.check_state(spec.name)
-            self._runtime.multiplexer.bound_state.note(spec)
-
     # -- what redis-py builds on commands --------------------------------------------------
 
     def pipeline(
@@ -394,23 +384,19 @@ class ResilientRedis(driver.Redis):
 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
-            self._check_open("pubsub")
+            self._runtime.executor.check_open("pubsub")
             options.setdefault("event_dispatcher", self._event_dispatcher)
             return _PubSub(self._runtime.target, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
-            self._check_open("monitor")
+            self._runtime.executor.check_open("monitor")
             return _Monitor(self._runtime.target, self.connection_pool)
 
         def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
             """Return redis-py's lock, which checks its token when a reply was lost."""
             options.setdefault("lock_class", ResilientLock)
             return super().lock(name, *args, **options)
-
-    def _check_open(self, operation: str) -> None:
-        if self._runtime.executor.closed:
-            raise self._runtime.executor.error_when_closed(operation)
 
     def client(self) -> Self:
         """Return a client with one connection of its own, which permits WATCH, MULTI and SELECT."""

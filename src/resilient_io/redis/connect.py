@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     Query = Callable[..., Awaitable[Any]]
 
 
+_PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
+
+
 async def connect(
     target: RedisTarget, *, client_name: str | None, timeout: float, user_timeout: float
 ) -> AbstractConnection:
@@ -40,7 +43,7 @@ async def connect(
     from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
     """
     if target.speaks_plainly and await target.check_plain_port():
-        raise _plain_port()
+        raise ssl.SSLError(1, _PLAIN_PORT)
     connection: AbstractConnection | None = None
     connected = False
     try:
@@ -52,7 +55,7 @@ async def connect(
         connected = True
     except (driver.TimeoutError, TimeoutError):
         if target.uses_tls and await target.check_plain_port():
-            raise _plain_port() from None
+            raise ssl.SSLError(1, _PLAIN_PORT) from None
         raise
     else:
         return connection
@@ -73,10 +76,6 @@ async def _shake_hands(connection: AbstractConnection) -> None:
         raise driver.ConnectionError(
             f"the credential provider or redis_connect_func raised {type(error).__name__}"
         ) from None
-
-
-def _plain_port() -> ssl.SSLError:
-    return ssl.SSLError(1, "TLS was not answered, but the port speaks plain Redis")
 
 
 def abort(connection: AbstractConnection) -> None:
@@ -172,8 +171,7 @@ def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PLAIN_PORT_TIMEOUT = 0.25
-"""Seconds to wait for a server's answer without TLS."""
+_PLAIN_PORT_TIMEOUT = 0.25  # seconds to wait for a server's answer without TLS
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
@@ -183,8 +181,7 @@ _SECRET_OPTIONS = ("password", "ssl_password")
 _TOKEN_LENGTH = 20
 """A user name of this length may be a token. A shorter one is shown, for example in NOPERM."""
 
-_REMEMBERED = 8
-"""Secrets that are remembered of a credential provider, which may rotate them."""
+_REMEMBERED = 8  # secrets that are remembered of a credential provider, which may rotate them
 
 
 class RedisTarget:
@@ -297,7 +294,7 @@ class RedisTarget:
                 _look_up(loop, host, port), name="resilient-io redis name lookup"
             )
             # The caller may be gone before the lookup fails; asyncio would log that.
-            lookup.add_done_callback(_retrieve_exception)
+            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait([lookup])
         if not lookup.cancelled() and (error := lookup.exception()) is not None:
             raise error
@@ -387,11 +384,6 @@ async def _answers_without_tls(host: str, port: int) -> bool:
 
 async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
     await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _retrieve_exception(lookup: asyncio.Task[object]) -> None:
-    if not lookup.cancelled():
-        lookup.exception()
 
 
 def _is_address(host: str) -> bool:

@@ -151,8 +151,7 @@ Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 NOT_ENOUGH = object()
 """What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
-LARGE = 64 * 1024
-"""Bytes above which a request or a reply keeps small calls off its connection."""
+LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 
 
 class ResponseQueue:
@@ -531,8 +530,7 @@ class MultiplexedConnection(asyncio.Protocol):
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
         self.full = False
-        self.flushed = 0
-        """The number of calls that were passed to the transport so far."""
+        self.flushed = 0  # the number of calls that were passed to the transport so far
         self.opened = self._loop.time()
         self.replies = 0
         self.bytes_sent = 0

@@ -81,10 +81,8 @@ class Refusal:
     """The meaning of an error reply that says "not applied, try again later"."""
 
     cause: Cause
-    degraded: bool = False
-    """The server answers but refuses writes. Otherwise it does not serve at all."""
-    elsewhere: bool = False
-    """Another server may accept the call: resolve the address again."""
+    degraded: bool = False  # it answers but refuses writes; otherwise it does not serve at all
+    elsewhere: bool = False  # another server may accept the call: resolve the address again
 
 
 _BY_CLASS: dict[type[BaseException], Refusal] = {
@@ -143,12 +141,9 @@ class ConnectionFailure:
     """Why a connection could not be opened, or was lost. The only description of that failure."""
 
     cause: Cause
-    detail: str
-    """One line without secrets and without the address."""
-    definite: bool = True
-    """There was an answer (refused, reset) and not merely silence."""
-    permanent: bool = False
-    """Waiting does not help: a setting has to be changed."""
+    detail: str  # one line without secrets and without the address
+    definite: bool = True  # there was an answer (refused, reset) and not merely silence
+    permanent: bool = False  # waiting does not help: a setting has to be changed
 
 
 CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed")

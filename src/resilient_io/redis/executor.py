@@ -43,10 +43,8 @@ if TYPE_CHECKING:
 class Retry:
     """The decision to make another attempt."""
 
-    after: float
-    """Seconds to wait first."""
-    paid: float
-    """Tokens that were taken from the retry budget."""
+    after: float  # seconds to wait first
+    paid: float  # tokens that were taken from the retry budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,9 @@ _REPEATABLE = {
 _PROBE_BEFORE_ERROR = 0.05
 """Longest time, in seconds, to wait for the health probe before raising a connection error."""
 
-_PROBE_BEFORE_RETRY = 0.25
-"""The same before retrying after a reply such as LOADING."""
+_PROBE_BEFORE_RETRY = 0.25  # the same before retrying after a reply such as LOADING
 
-_NEXT_ADDRESS = 0.1
-"""Seconds between two searches for another server that accepts writes."""
+_NEXT_ADDRESS = 0.1  # seconds between two searches for another server that accepts writes
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
@@ -316,16 +312,19 @@ class Executor:
 
     # -- calls that are not attempted ------------------------------------------------------
 
-    def error_while_down(self, operation: str) -> ResilientIOError:
-        """Return the error of a call that is not attempted, because the dependency is down."""
+    def check_open(self, operation: object) -> None:
+        """Raise if the client was closed."""
+        if self.closed:
+            raise self._error(RedisClosed, "the client is closed", str(operation))
+
+    def check_available(self, operation: str, policy: RetryPolicy) -> None:
+        """Raise if the dependency is down and the policy does not permit waiting."""
+        if self.health.available or policy.while_down != "fail":
+            return
         cause = self.health.cause
         kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
         why = f"{cause.value}: {self.health.detail}" if cause is not None else "cause unknown"
-        return self._error(kind, f"down ({why})", operation)
-
-    def error_when_closed(self, operation: str) -> ResilientIOError:
-        """Return the error of a call on a closed client."""
-        return self._error(RedisClosed, "the client is closed", operation)
+        raise self._error(kind, f"down ({why})", operation)
 
     def check_state(self, operation: str) -> None:
         """Raise once if the connection of a bound client, and with it its state, was lost."""

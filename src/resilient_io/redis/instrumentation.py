@@ -101,8 +101,7 @@ class _StandIn:
     """Stands in for a client or pipeline in a method of redis-py; otherwise behaves like it."""
 
     single_connection_client = False
-    scripts = ()
-    """Empty: resilient-io loads the scripts itself."""
+    scripts = ()  # empty: resilient-io loads the scripts itself
 
     def __init__(self, real: Any, make: Callable[..., Awaitable[Any]]) -> None:
         self._real = real

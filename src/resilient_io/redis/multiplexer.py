@@ -343,8 +343,7 @@ class BoundState:
 
     def __init__(self) -> None:
         self._set: list[str] = []
-        self.lost: list[str] = []
-        """The commands whose state was lost, until an error reported that."""
+        self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
 
     def __bool__(self) -> bool:
         """Return whether any state is set."""

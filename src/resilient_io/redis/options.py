@@ -163,7 +163,14 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     retry = options.get("retry")
     if retry is not None:
         changes |= _from_retry(retry)
-    _check_errors(options.get("retry_on_error") or [])
+    for error in options.get("retry_on_error") or []:
+        if not issubclass(error, _RETRIED_ANYWAY):
+            name = getattr(error, "__name__", repr(error))
+            raise ConfigurationError(
+                f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
+                f"the command and on how far it got. Omit the option; to repeat more calls, use "
+                f'policy=RetryPolicy(repeat="conditional") or "any"'
+            )
     default = RetryPolicy()
     if default.deadline is not None:
         # A longer wait for one reply was requested: the whole call may take as long.
@@ -216,17 +223,6 @@ def _from_retry(retry: Any) -> dict[str, Any]:
     return changes
 
 
-def _check_errors(errors: list[type[BaseException]]) -> None:
-    for error in errors:
-        if not issubclass(error, _RETRIED_ANYWAY):
-            name = getattr(error, "__name__", repr(error))
-            raise ConfigurationError(
-                f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
-                f"the command and on how far it got. Omit the option; to repeat more calls, use "
-                f'policy=RetryPolicy(repeat="conditional") or "any"'
-            )
-
-
 def check_types(
     policy: RetryPolicy | None, health: Dependency | None, connections: ConnectionSettings | None
 ) -> None:
@@ -255,19 +251,15 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     if not isinstance(url, str):
         raise ConfigurationError(f"a Redis URL must be a str, not {type(url).__name__}")
     if "://" not in url:
-        raise ConfigurationError(_no_scheme(url))
+        if _ADDRESS.fullmatch(url):
+            raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?")
+        raise ConfigurationError(f"invalid Redis URL: no scheme: use {_FORMS}")
     try:
         return ConnectionPool.from_url(url, **options)
     except (ValueError, AttributeError, TypeError) as error:
         message = str(error)
     # Here, not above: the exception of redis-py may quote the password, so it is not chained.
     raise ConfigurationError(f"invalid Redis URL: {_url_mistake(message)}: use {_FORMS}")
-
-
-def _no_scheme(url: str) -> str:
-    if _ADDRESS.fullmatch(url):
-        return f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?"
-    return f"invalid Redis URL: no scheme: use {_FORMS}"
 
 
 def _url_mistake(message: str) -> str:
@@ -287,12 +279,7 @@ def _url_mistake(message: str) -> str:
 
 def check_target(target: RedisTarget) -> None:
     """Build a connection object and drop it, so that an invalid option is reported immediately."""
-    _check_client_name(target.client_name)
-    with explain_options(target.secrets):
-        target.connection(client_name=None, connect_timeout=1.0)
-
-
-def _check_client_name(name: object) -> None:
+    name: object = target.client_name
     # Redis refuses such a name, and a connection without a name cannot be fenced.
     if name is not None and not (
         isinstance(name, str) and all("!" <= character <= "~" for character in name)
@@ -301,6 +288,8 @@ def _check_client_name(name: object) -> None:
             "client_name must be a str of printable ASCII characters without spaces, for example "
             'client_name="orders-worker"'
         )
+    with explain_options(target.secrets):
+        target.connection(client_name=None, connect_timeout=1.0)
 
 
 @contextlib.contextmanager

@@ -30,21 +30,19 @@ from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_s
 from .instrumentation import operation_of, through, trace_command, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Callbacks, Limits, Packer
+    from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .multiplexer import Multiplexer
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
-    Annotate = Callable[[Exception, int, Iterable[object]], None]
 
 _OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
 """Commands that write constants and read nothing: repeating any sequence of them is idempotent.
@@ -65,29 +63,24 @@ class BatchCall(Call):
 
     def __init__(
         self,
-        multiplexer: Multiplexer,
-        callbacks: Callbacks,
-        policy: RetryPolicy,
-        *,
-        packer: Packer,
+        pipeline: ResilientPipeline,
         commands: Sequence[Queued],
         specs: Sequence[CommandSpec],
+        *,
         transaction: bool,
         fallback: Call,
-        annotate: Annotate,
     ) -> None:
-        self._multiplexer = multiplexer
-        self._callbacks = callbacks
-        self._timeout = policy.response_timeout
+        # All arguments are encoded here, so that an invalid one sends nothing.
+        self._pipeline = pipeline
+        self._multiplexer = pipeline._runtime.multiplexer
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
-        self._annotate = annotate
         self._answers: list[object] = []
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
-            packer.pack(spec.words, args)
+            pipeline._packer.pack(spec.words, args)
             for spec, (args, options) in zip(specs, commands, strict=True)
             if not (transaction and EMPTY_RESPONSE in options)
         ]
@@ -123,7 +116,7 @@ class BatchCall(Call):
             self._multiplexer,
             request,
             limits=limits,
-            timeout=self._timeout,
+            timeout=self._pipeline._policy.response_timeout,
             read=self.effect is Effect.READ,
         )
         if isinstance(replies, AttemptFailed):
@@ -204,9 +197,12 @@ class BatchCall(Call):
                 failed = refused(reply)
                 if failed is not None:
                     return failed
-                self._annotate(reply, index + 1, sent[index])
+                self._pipeline.annotate_exception(reply, index + 1, sent[index])
                 raise reply from aborted
-        reason = _reason(aborted)
+        reason: Exception = aborted
+        _, found, quoted = str(aborted).partition("because of: ")
+        if found:
+            reason = DefaultParser.parse_error(quoted)  # type: ignore[no-untyped-call]
         failed = refused(reason)
         if failed is not None:
             return failed
@@ -218,7 +214,7 @@ class BatchCall(Call):
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = apply_callback(self._callbacks, args[0], reply, options)
+            value = apply_callback(self._pipeline.response_callbacks, args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
@@ -231,15 +227,6 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
     if all(spec.known and not spec.name.startswith(SCRIPTED) for spec in specs):
         return refused(replies[0])
     return None
-
-
-def _reason(aborted: ExecAbortError) -> Exception:
-    """Return the error that EXECABORT quotes, or EXECABORT itself."""
-    _, found, quoted = str(aborted).partition("because of: ")
-    if not found:
-        return aborted
-    error: Exception = DefaultParser.parse_error(quoted)  # type: ignore[no-untyped-call]
-    return error
 
 
 _HARMLESS = ("WATCH", "UNWATCH")
@@ -370,8 +357,11 @@ class ResilientPipeline(Pipeline):
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
-            if raise_on_error:
-                self._raise_first(commands, replies)
+            for index, reply in enumerate(replies if raise_on_error else ()):
+                if isinstance(reply, ResponseError):
+                    self.annotate_exception(reply, index + 1, commands[index][0])
+                if isinstance(reply, Exception):
+                    raise reply
             return replies
         finally:
             await self.reset()
@@ -386,17 +376,7 @@ class ResilientPipeline(Pipeline):
         for spec in specs:
             if spec.route in (Route.BOUND, Route.REFUSED):
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(
-            self._runtime.multiplexer,
-            self.response_callbacks,
-            self._policy,
-            packer=self._packer,
-            commands=commands,
-            specs=specs,
-            transaction=transaction,
-            fallback=exclusive,
-            annotate=self.annotate_exception,
-        )
+        return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         self._start()
@@ -409,13 +389,6 @@ class ResilientPipeline(Pipeline):
 
         return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
-    def _raise_first(self, commands: Sequence[Queued], replies: Sequence[Any]) -> None:
-        for index, reply in enumerate(replies):
-            if isinstance(reply, ResponseError):
-                self.annotate_exception(reply, index + 1, commands[index][0])
-            if isinstance(reply, Exception):
-                raise reply
-
     def _start(self) -> None:
         """Start the runtime before a call is created: in a new loop its connections are new."""
         if not self._runtime.executor.closed:
@@ -423,11 +396,9 @@ class ResilientPipeline(Pipeline):
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        if executor.closed:
-            raise executor.error_when_closed(call.operation)
+        executor.check_open(call.operation)
         executor.check_state(call.operation)
-        if not executor.health.available and policy.while_down == "fail":
-            raise executor.error_while_down(call.operation)
+        executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 

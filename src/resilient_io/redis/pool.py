@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 
     from .attempt import Command, Limits
     from .commands import Effect
-    from .connect import RedisTarget
     from .multiplexer import Multiplexer
 
 
-_KEPT_IDLE = 8
-"""Maximum number of idle connections that are kept for the next call."""
+_KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 
 
 class ExclusivePool:
@@ -46,16 +44,14 @@ class ExclusivePool:
         self,
         *,
         multiplexer: Multiplexer,
-        target: RedisTarget,
         policy: RetryPolicy,
-        limit: int,
         template: Any,
     ) -> None:
         self._multiplexer = multiplexer
-        self._target = target
+        self._target = multiplexer.target
         self._policy = policy
         self._template = template
-        self._room = asyncio.Semaphore(limit)
+        self._room = asyncio.Semaphore(template.max_connections)
         self._idle: list[AbstractConnection] = []
         self._client_ids: dict[AbstractConnection, int | None] = {}
         self._acquired: list[AbstractConnection] = []
@@ -63,8 +59,7 @@ class ExclusivePool:
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self._timeouts: list[asyncio.Timeout] = []
-        self.closed = False
-        """Whether the client was closed."""
+        self.closed = False  # whether the client was closed
         self._emptied = False
 
     @property
@@ -289,8 +284,7 @@ class ExclusivePool:
 
 _log = logging.getLogger("resilient_io.redis")
 
-RECOVERY_TIMEOUT = 1.0
-"""Seconds to recover a popped element; then the connection is closed."""
+RECOVERY_TIMEOUT = 1.0  # seconds to recover a popped element; then the connection is closed
 
 
 class LostElements:

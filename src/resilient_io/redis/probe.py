@@ -17,7 +17,6 @@ from .errors import refusal
 if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
-    from .connect import Query
     from .multiplexer import Multiplexer
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
@@ -82,18 +81,16 @@ class RedisProbe:
             try:
                 await query("PING")
                 if health.refusing and health.cause is Cause.READ_ONLY:
-                    await self._check_role(query)
+                    role = await query("ROLE")
+                    if role and role[0] not in (b"master", "master"):
+                        detail = "the server says that it is a replica"
+                        raise ProbeDegraded(Cause.READ_ONLY, detail)
             except RedisError as error:
                 self._raise_refusal(error)
                 if not isinstance(error, ResponseError):
                     raise
         finally:
             abort(connection)
-
-    async def _check_role(self, query: Query) -> None:
-        role = await query("ROLE")
-        if role and role[0] not in (b"master", "master"):
-            raise ProbeDegraded(Cause.READ_ONLY, "the server says that it is a replica")
 
     def _raise_refusal(self, error: Exception) -> None:
         """Raise what an error reply says about the server. Any other reply shows that it serves."""

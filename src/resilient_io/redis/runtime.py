@@ -77,11 +77,7 @@ class Runtime:
             bound=self.bound,
         )
         self.pool = ExclusivePool(
-            multiplexer=multiplexer,
-            target=self.target,
-            policy=self._policy,
-            limit=self._template.max_connections,
-            template=self._template,
+            multiplexer=multiplexer, policy=self._policy, template=self._template
         )
         self.executor = Executor(
             multiplexer=multiplexer,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _MILLISECONDS = 1000
 
@@ -67,24 +67,18 @@ def index_of(operands: Sequence[object], word: str, start: int = 0) -> int:
     return len(operands)
 
 
-def first(operands: Sequence[object]) -> float | None:
-    """BLMPOP, BZMPOP: seconds are the first operand."""
-    return seconds(operands[0]) if operands else 0.0
+def block_time_at(index: int, *, per_second: int = 1) -> Callable[[Sequence[object]], float | None]:
+    """Return the function for a command whose block time is the operand at `index`."""
+
+    def block_time(operands: Sequence[object]) -> float | None:
+        present = -len(operands) <= index < len(operands)
+        return seconds(operands[index], per_second=per_second) if present else 0.0
+
+    return block_time
 
 
-def last(operands: Sequence[object]) -> float | None:
-    """BLPOP, BLMOVE, BZPOPMIN and others: seconds are the last operand."""
-    return seconds(operands[-1]) if operands else 0.0
-
-
-def fifth(operands: Sequence[object]) -> float | None:
-    """BLMOVEM: seconds follow two keys and two ends."""
-    return seconds(operands[4]) if len(operands) > 4 else 0.0  # noqa: PLR2004 (as above)
-
-
-def last_in_milliseconds(operands: Sequence[object]) -> float | None:
-    """WAIT, WAITAOF: milliseconds are the last operand."""
-    return seconds(operands[-1], per_second=_MILLISECONDS) if operands else 0.0
+first, last, fifth = block_time_at(0), block_time_at(-1), block_time_at(4)
+last_in_milliseconds = block_time_at(-1, per_second=_MILLISECONDS)
 
 
 def stream_read(operands: Sequence[object]) -> float | None:
