@@ -194,11 +194,7 @@ class ResponseQueue:
             self.large -= request.large
 
     def feed(self, data: bytes) -> int:
-        """Parse received bytes and set the results of the answered calls. Return their number.
-
-        Raises:
-            InvalidResponse: The data is not RESP, or no call waits for the reply.
-        """
+        """Parse received bytes and set the results of the answered calls. Return their number."""
         before = len(self.waiting)
         self._reader.feed(data)
         try:
@@ -654,10 +650,6 @@ class MultiplexedConnection(asyncio.Protocol):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
             self.fenced.set_result(True)
         self._owner.connection_lost(self, unsent)
-
-    def set_fenced(self, fenced: bool) -> None:
-        """Record whether the server ended this connection, so that nothing more is applied."""
-        self.fenced.set_result(fenced)
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
         """Return whether the budget covers repeating the calls that this connection lost.

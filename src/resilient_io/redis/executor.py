@@ -128,12 +128,7 @@ class Executor:
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
     ) -> Any:
-        """Execute a call, with retries, and return its result. Cancelling returns immediately.
-
-        Raises:
-            ResilientIOError: One of the errors in `resilient_io.redis.errors`.
-            redis.exceptions.RedisError: The server refused the call. Raised as redis-py does.
-        """
+        """Execute a call, with retries, and return its result. Cancelling returns immediately."""
         attempts = 0
         failing: _FailingCall | None = None
         while True:

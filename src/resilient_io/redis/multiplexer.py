@@ -119,7 +119,7 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().set_fenced(False)
+            self._fences.popleft().fenced.set_result(False)
 
     # -- one connection --------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Reconnector:
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
-                lost.set_fenced(fenced)
+                lost.fenced.set_result(fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         try:
@@ -509,10 +509,6 @@ class Multiplexer:
     def waiting(self) -> int:
         """The number of calls that wait for a connection."""
         return self._waiting.waiting
-
-    def replies(self) -> int:
-        """Return the replies received so far over all connections, including closed ones."""
-        return self.traffic[0]
 
     @property
     def traffic(self) -> tuple[int, int, int]:

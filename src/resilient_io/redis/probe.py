@@ -30,12 +30,7 @@ class RedisProbe:
         self._policy = policy
 
     async def __call__(self, suspicious: bool) -> float:
-        """Probe the server, over a new connection if a failure was reported. Return the latency.
-
-        Raises:
-            ProbeFailed: The server does not answer, or answers that it does not serve.
-            ProbeDegraded: The server answers, but cannot do all of its work.
-        """
+        """Probe the server, over a new connection if a failure was reported. Return the latency."""
         began = asyncio.get_running_loop().time()
         multiplexer = self._multiplexer
         try:

@@ -83,7 +83,7 @@ class Runtime:
             multiplexer=multiplexer,
             pool=self.pool,
             health=self.health,
-            budget=RetryBudget(self._policy.retry_budget, multiplexer.replies),
+            budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
             rng=self._rng,
         )
 

@@ -230,10 +230,7 @@ def _radius(source: Sequence[object], options: Sequence[object]) -> Effect:
 
 
 def sort(operands: Sequence[object]) -> Effect:
-    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key].
-
-    A read unless it stores.
-    """
+    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC|ALPHA] [STORE key]."""
     destination: str | None = None
     patterns: list[str] = []
     for option, values in _options(operands[1:], {"LIMIT": 2, "BY": 1, "GET": 1, "STORE": 1}):
