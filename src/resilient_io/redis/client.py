@@ -297,13 +297,9 @@ class ResilientRedis(driver.Redis):
         """Send a command that cannot take the hot path."""
         if self._traceable and (self._tracing is not None or is_patched()):
             self._instrument()
+            send = self._execute_uninstrumented
             return await trace_command(
-                "execute_command",
-                self,
-                self._tracing,
-                self._execute_uninstrumented,
-                args=args,
-                options=options,
+                "execute_command", self, self._tracing, send, args=args, options=options
             )
         runtime = self._runtime
         runtime.executor.check_open(args[0])

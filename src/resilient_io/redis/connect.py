@@ -35,7 +35,7 @@ _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
 
 
 async def connect(
-    target: RedisTarget, *, client_name: str | None, timeout: float, user_timeout: float
+    target: RedisTarget, *, client_name: str | None = None, timeout: float, user_timeout: float
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
 

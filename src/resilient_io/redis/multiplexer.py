@@ -147,10 +147,7 @@ class Reconnector:
         policy = self._policy
         name = f"{self._names}-{self._opened}"
         connection = await connect(
-            self._target,
-            client_name=None,
-            timeout=policy.connect_timeout,
-            user_timeout=policy.response_timeout,
+            self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
         )
         multiplexed = None
         try:

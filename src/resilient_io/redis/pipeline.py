@@ -306,13 +306,9 @@ class ResilientPipeline(Pipeline):
         """
         if not self._instrumented:
             return await self._execute_now(*args, **options)
+        name = "immediate_execute_command"
         return await trace_command(
-            "immediate_execute_command",
-            self,
-            self._tracing,
-            self._execute_now,
-            args=args,
-            options=options,
+            name, self, self._tracing, self._execute_now, args=args, options=options
         )
 
     async def reset(self) -> None:  # type: ignore[override]

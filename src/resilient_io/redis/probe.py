@@ -64,13 +64,11 @@ class RedisProbe:
                 self._raise_refusal(reply)
 
     async def _ping_new_connection(self) -> None:
+        timeout = self._policy.response_timeout
         connection = await connect(
-            self._multiplexer.target,
-            client_name=None,
-            timeout=self._policy.connect_timeout,
-            user_timeout=self._policy.response_timeout,
+            self._multiplexer.target, timeout=self._policy.connect_timeout, user_timeout=timeout
         )
-        query = query_over(connection, self._policy.response_timeout)
+        query = query_over(connection, timeout)
         health = self._multiplexer.health
         try:
             try:
