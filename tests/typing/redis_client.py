@@ -176,7 +176,7 @@ def refused(client: ResilientRedis) -> None:
     ResilientRedis(policy=3)  # type: ignore[arg-type]
     ResilientRedis(hots="x")  # type: ignore[call-arg]
     ResilientRedis(port="x")  # type: ignore[arg-type]
-    ResilientRedis.from_url("redis://h", lanes=2)  # type: ignore[call-arg]
+    ResilientRedis.from_url("redis://h", count=2)  # type: ignore[call-arg]
     ResilientRedis.from_pool(client.connection_pool, host="h")  # type: ignore[call-arg]
     client.health.on_change("print")  # type: ignore[arg-type]
     client.lock("l", timeout="long")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Redis: the client, its lanes, its gate and its command table."""
+"""Redis: the client, its errors and its options."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """One attempt of a call: packing, sending, waiting for the reply, and the result.
 
-An attempt returns the reply, or an `AttemptFailed` that says how far it got. It never decides
-whether the call is repeated: that is the executor's task. `pool` has the calls that need an
-exclusive connection, `pipeline` those of batches.
+`pool` has the calls that need an exclusive connection, `pipeline` those of batches.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
     from .commands import CommandSpec
     from .connection import MultiplexedConnection
-    from .errors import Refusal
+    from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
 
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
@@ -54,53 +52,42 @@ class Limits(NamedTuple):
     connection.
     """
 
-    until: float | None
-    """When the reply must have arrived."""
+    until: float | None  # when the reply must have arrived
 
-    sent: float | None
-    """When the request must have been sent."""
+    sent: float | None  # when the request must have been sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed:
-    """The result of an attempt that ended without a usable reply.
-
-    Attributes:
-        progress: How far the attempt got.
-        cause: For health and metrics.
-        detail: One line for the error message.
-        timed_out: Silence ended the attempt, so repeating it costs more of the budget.
-        expired: The time of the call ran out: no further attempt.
-        overloaded: The call waited for room on an open connection.
-        final: No further attempt, whatever the effect of the command.
-        connection: The connection that may still carry the request to the server.
-        error: For an error reply: the exception of redis-py that represents it.
-        refusal: For an error reply that says that nothing was applied: its meaning.
-    """
+    """The result of an attempt that ended without a usable reply."""
 
     progress: Progress
     cause: Cause
     detail: str
-    timed_out: bool = False
-    expired: bool = False
-    overloaded: bool = False
-    final: bool = False
-    connection: MultiplexedConnection | None = None
-    error: BaseException | None = None
-    refusal: Refusal | None = None
+    timed_out: bool = False  # by silence, so repeating it costs more of the budget
+    expired: bool = False  # the time of the call ran out: no further attempt
+    overloaded: bool = False  # the call waited for room on an open connection
+    final: bool = False  # no further attempt, whatever the effect of the command
+    connection: MultiplexedConnection | None = None  # it may still carry the request
+    error: BaseException | None = None  # the exception of redis-py for an error reply
+    refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
+
+    @classmethod
+    def because(cls, failure: ConnectionFailure, progress: Progress, **facts: Any) -> AttemptFailed:
+        """Return the failed attempt that the failure of its connection means."""
+        return cls(progress=progress, cause=failure.cause, detail=failure.detail, **facts)
 
     def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
         """Return a copy whose detail ends with the reason why the call is not repeated."""
         return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
 
 
-class Call(Protocol):
+class Call:
     """A call that the executor sends and repeats."""
 
-    operation: str
-    """The name of the command, for error messages."""
+    operation: str  # the name of the command, for error messages
 
-    bounded: bool
+    bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
 
     @property
@@ -110,46 +97,45 @@ class Call(Protocol):
 
     async def attempt(self, limits: Limits) -> object:
         """Make one attempt within its limits. Return the reply, or an `AttemptFailed`."""
+        raise NotImplementedError
 
     def describe(self, error: ResilientIOError) -> None:
-        """Add to an error what only the call knows."""
+        """Add to an error what only the call knows, beyond its name."""
 
 
 def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
     failure = reason.failure
-    if isinstance(reason, ConnectionLost):
-        return AttemptFailed(
-            progress=Progress.MAYBE_APPLIED,
-            cause=failure.cause,
-            detail=failure.detail,
-            timed_out=failure.cause is Cause.TIMED_OUT,
-            connection=reason.connection,
-        )
+    if isinstance(reason, Undeliverable):
+        return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
+    timed_out = failure.cause is Cause.TIMED_OUT
+    return AttemptFailed.because(
+        failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
+    )
+
+
+def refused(error: object) -> AttemptFailed | None:
+    """Return the failed attempt that an error reply means if it is a refusal."""
+    meaning = refusal(error) if isinstance(error, Exception) else None
+    if meaning is None or not isinstance(error, Exception):
+        return None
     return AttemptFailed(
-        progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail, final=True
+        progress=Progress.REFUSED,
+        cause=meaning.cause,
+        detail=clean_text(str(error)),
+        error=error,
+        refusal=meaning,
     )
 
 
 async def await_reply(
-    multiplexer: Multiplexer,
-    request: PendingRequest,
-    *,
-    limits: Limits,
-    timeout: float,
-    read: bool,
+    multiplexer: Multiplexer, request: PendingRequest, *, limits: Limits, timeout: float, read: bool
 ) -> Any:
     """Wait for the reply to a submitted request, and check its time limits.
 
     Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
     Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
-
-    Args:
-        multiplexer: The multiplexer that the request was submitted to.
-        request: The request.
-        limits: When the time of the call runs out.
-        timeout: Seconds of the connection's silence after which this call fails.
-        read: Whether the call may be repeated on another connection while this one is slow.
+    `timeout` limits the silence of the connection. `read` permits another connection meanwhile.
     """
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
@@ -275,22 +261,13 @@ class Packer:
     """Packs commands as redis-py's encoder would, with hiredis where both agree."""
 
     def __init__(self, encoder: Any) -> None:
-        """Use the encoder of the client's pool."""
         self._encoder = encoder
         self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (
             encoder.encoding_errors == "strict"
         )
 
     def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
-        """Return a packed command.
-
-        Args:
-            words: The command's name as it is sent.
-            args: The arguments as passed to `execute_command`, including the name.
-
-        Raises:
-            redis.exceptions.DataError: An argument is not bytes, str, int or float.
-        """
+        """Return a packed command. `words` is its name as it is sent; `args` includes the name."""
         if self.direct:
             try:
                 # A single word is sent as it was passed.
@@ -302,10 +279,7 @@ class Packer:
 
 
 def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
-    """Return the reply converted by redis-py's callback for the command.
-
-    The result is an awaitable if the callback is asynchronous.
-    """
+    """Return the reply converted by redis-py's callback, which may be asynchronous."""
     callback = callbacks.get(name) if isinstance(name, str | bytes) else None
     if callback is None:
         return reply
@@ -323,10 +297,7 @@ class Command:
 
     @property
     def effect(self) -> Effect:
-        """The effect of executing it twice.
-
-        A command that depends on the state of its connection is never repeated on another one.
-        """
+        """The effect of executing it twice. A command bound to a connection is never repeated."""
         return (
             Effect.DANGEROUS if self.spec.route is Route.BOUND else effect_of(self.spec, self.args)
         )
@@ -337,34 +308,23 @@ class Command:
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
-SCRIPTED = ("EVAL", "FCALL")
-"""Prefixes of the commands that run the user's code on the server."""
+SCRIPTED = ("EVAL", "FCALL")  # prefixes of the commands that run the user's code on the server
 
-UNLIMITED = 1e6
-"""Seconds that stand for a command that blocks without a limit."""
+UNLIMITED = 1e6  # seconds that stand for a command that blocks without a limit
 
 
 def read_reply(
     multiplexer: Multiplexer, callbacks: Callbacks, command: Command, reply: object
 ) -> object:
-    """Return what redis-py would return for a raw reply, or an `AttemptFailed`.
-
-    Raises:
-        Exception: The reply is an error reply that is not a refusal, or cannot be decoded.
-    """
+    """Return what redis-py would for a raw reply, or an `AttemptFailed`. Raise an error reply."""
     if isinstance(reply, Exception):
         remove_secrets(reply, multiplexer.target.secrets)
         # The error of a script or of an unknown command proves nothing: a part may be applied.
         native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
-        meaning = refusal(reply) if native or command.effect is Effect.READ else None
-        if meaning is not None:
-            return AttemptFailed(
-                progress=Progress.REFUSED,
-                cause=meaning.cause,
-                detail=clean_text(str(reply)),
-                error=reply,
-                refusal=meaning,
-            )
+        if native or command.effect is Effect.READ:
+            failed = refused(reply)
+            if failed is not None:
+                return failed
         if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
             return command.options[EMPTY_RESPONSE]
         advise(reply)
@@ -374,7 +334,7 @@ def read_reply(
     return apply_callback(callbacks, command.args[0], reply, command.options)
 
 
-class MultiplexedCall:
+class MultiplexedCall(Call):
     """One command on a multiplexed connection."""
 
     def __init__(
@@ -388,17 +348,6 @@ class MultiplexedCall:
         fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
-        """Create a call.
-
-        Args:
-            multiplexer: Sends the command.
-            callbacks: redis-py's response callbacks, by command.
-            policy: Its response timeout applies.
-            command: The command.
-            data: The packed command.
-            fallback: Returns the same call for a driver whose connections cannot be multiplexed.
-            first: What the hot path received instead of a plain reply.
-        """
         self._multiplexer = multiplexer
         self._callbacks = callbacks
         self._command = command
@@ -416,9 +365,6 @@ class MultiplexedCall:
     def effect(self) -> Effect:
         """The effect of executing it twice."""
         return self._command.effect
-
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: the error names the command."""
 
     async def attempt(self, limits: Limits) -> object:
         """Send the command, or continue with what the hot path began."""

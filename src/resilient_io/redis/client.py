@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -43,7 +44,7 @@ from .pool import ExclusiveCall
 from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
     from resilient_io.retry import RetryPolicy
 
-    from .commands import CommandSpec
     from .instrumentation import Tracing
     from .options import PoolOptions, RedisOptions, UrlOptions
 
@@ -96,28 +96,6 @@ class RedisStats:
     latency_counts: tuple[tuple[float, int], ...]
 
 
-def _stats_of(runtime: Runtime) -> RedisStats:
-    multiplexer, executor = runtime.multiplexer, runtime.executor
-    replies, sent, received = multiplexer.traffic
-    connections, latencies = multiplexer.connections, multiplexer.latencies
-    return RedisStats(
-        replies=replies,
-        ended=dict(executor.errors.raised),
-        refused=executor.refusals,
-        retries=executor.retries,
-        connections=len(connections),
-        exclusive=runtime.pool.open,
-        in_flight=sum(connection.in_flight for connection in connections),
-        waiting=multiplexer.waiting,
-        bytes_sent=sent,
-        bytes_received=received,
-        budget=executor.budget.tokens,
-        latency=latencies.quantiles,
-        latency_total=latencies.total,
-        latency_counts=latencies.counts,
-    )
-
-
 _NO_OPTIONS: dict[str, Any] = {}
 
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
@@ -159,8 +137,7 @@ class ResilientRedis(driver.Redis):
     _tracing: Tracing | None = None
     _uninstrumented: ResilientRedis | None = None
     """A copy of this client whose calls no tracer sees."""
-    _traceable: bool = True
-    """False for that copy."""
+    _traceable: bool = True  # false for that copy
 
     def __init__(
         self,
@@ -205,10 +182,8 @@ class ResilientRedis(driver.Redis):
         self.health = health
         self.name = health.name if name is None else redact_credentials(check_name("name", name))
         self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
-        self._deliberate = False
-        """Whether the policy was chosen for the call, as in a view."""
-        self._hot = self._packer.direct
-        """Whether commands may take the hot path at all."""
+        self._deliberate = False  # whether the policy was chosen for the call, as in a view
+        self._hot = self._packer.direct  # whether commands may take the hot path at all
         if is_patched():
             self._instrument()
         self._runtime = Runtime(
@@ -322,23 +297,21 @@ class ResilientRedis(driver.Redis):
         """Send a command that cannot take the hot path."""
         if self._traceable and (self._tracing is not None or is_patched()):
             self._instrument()
+            send = self._execute_uninstrumented
             return await trace_command(
-                "execute_command",
-                self,
-                self._tracing,
-                self._execute_uninstrumented,
-                args=args,
-                options=options,
+                "execute_command", self, self._tracing, send, args=args, options=options
             )
         runtime = self._runtime
-        if runtime.executor.closed:
-            raise runtime.executor.error_when_closed(str(args[0]))
+        runtime.executor.check_open(args[0])
         runtime.start()
         executor = runtime.executor  # a new one, if the loop of the first was closed
         spec = SPECS.get(args[0]) or lookup(args)
-        if not self.health.available and self._policy.while_down == "fail":
-            raise executor.error_while_down(spec.name)
-        self._check_route(spec)
+        executor.check_available(spec.name, self._policy)
+        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if runtime.bound:
+            executor.check_state(spec.name)
+            runtime.multiplexer.bound_state.note(spec)
         started = runtime.multiplexer.time()
         command = Command(spec, args, options)
         call: ExclusiveCall | MultiplexedCall
@@ -374,14 +347,6 @@ class ResilientRedis(driver.Redis):
         runtime = self._runtime
         return ExclusiveCall(runtime.multiplexer, runtime.pool, self._policy, command, self)
 
-    def _check_route(self, spec: CommandSpec) -> None:
-        bound = self._runtime.bound
-        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not bound):
-            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        if bound:
-            self._runtime.executor.check_state(spec.name)
-            self._runtime.multiplexer.bound_state.note(spec)
-
     # -- what redis-py builds on commands --------------------------------------------------
 
     def pipeline(
@@ -415,23 +380,19 @@ class ResilientRedis(driver.Redis):
 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
-            self._check_open("pubsub")
+            self._runtime.executor.check_open("pubsub")
             options.setdefault("event_dispatcher", self._event_dispatcher)
             return _PubSub(self._runtime.target, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
-            self._check_open("monitor")
+            self._runtime.executor.check_open("monitor")
             return _Monitor(self._runtime.target, self.connection_pool)
 
         def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
             """Return redis-py's lock, which checks its token when a reply was lost."""
             options.setdefault("lock_class", ResilientLock)
             return super().lock(name, *args, **options)
-
-    def _check_open(self, operation: str) -> None:
-        if self._runtime.executor.closed:
-            raise self._runtime.executor.error_when_closed(operation)
 
     def client(self) -> Self:
         """Return a client with one connection of its own, which permits WATCH, MULTI and SELECT."""
@@ -481,7 +442,26 @@ class ResilientRedis(driver.Redis):
 
     def stats(self) -> RedisStats:
         """Return the counters: calls, outcomes, retries, traffic and latency quantiles."""
-        return _stats_of(self._runtime)
+        runtime = self._runtime
+        multiplexer, executor = runtime.multiplexer, runtime.executor
+        replies, sent, received = multiplexer.traffic
+        connections, latencies = multiplexer.connections, multiplexer.latencies
+        return RedisStats(
+            replies=replies,
+            ended=dict(executor.ended),
+            refused=executor.refusals,
+            retries=executor.retries,
+            connections=len(connections),
+            exclusive=runtime.pool.open,
+            in_flight=sum(connection.in_flight for connection in connections),
+            waiting=multiplexer.waiting,
+            bytes_sent=sent,
+            bytes_received=received,
+            budget=executor.budget.tokens,
+            latency=latencies.quantiles,
+            latency_total=latencies.total,
+            latency_counts=latencies.counts,
+        )
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None.
@@ -555,6 +535,15 @@ _OWN_OPTIONS = ("policy", "health", "connections", "name", "rng")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
+@contextlib.contextmanager
+def _without_secrets(target: RedisTarget) -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        remove_secrets(error, target.secrets)
+        raise
+
+
 class _PubSub(driver_client.PubSub):
     """redis-py's pub/sub object, whose errors contain no secrets."""
 
@@ -563,18 +552,12 @@ class _PubSub(driver_client.PubSub):
         self._target = target
 
     async def execute_command(self, *args: Any) -> Any:
-        try:
+        with _without_secrets(self._target):
             return await super().execute_command(*args)
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
-        try:
+        with _without_secrets(self._target):
             return await super().parse_response(block, timeout)
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise
 
 
 class _Monitor(driver_client.Monitor):
@@ -585,8 +568,5 @@ class _Monitor(driver_client.Monitor):
         self._target = target
 
     async def connect(self) -> None:
-        try:
+        with _without_secrets(self._target):
             await super().connect()  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            remove_secrets(error, self._target.secrets)
-            raise

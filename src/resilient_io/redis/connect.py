@@ -31,28 +31,19 @@ if TYPE_CHECKING:
     Query = Callable[..., Awaitable[Any]]
 
 
+_PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
+
+
 async def connect(
-    target: RedisTarget, *, client_name: str | None, timeout: float, user_timeout: float
+    target: RedisTarget, *, client_name: str | None = None, timeout: float, user_timeout: float
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
 
     If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
-    from a frozen server. On failure and on cancellation the socket is closed.
-
-    Args:
-        target: The address and settings.
-        client_name: The client name of the connection on the server.
-        timeout: Seconds for name lookup, TCP, TLS and handshake together.
-        user_timeout: Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
-
-    Raises:
-        redis.exceptions.RedisError: redis-py failed to connect. The text may contain secrets: use
-            `RedisTarget.failure` to describe it.
-        OSError: The name lookup failed, or the time ran out (`TimeoutError`).
-        ssl.SSLError: TLS failed, also because the port speaks plain Redis.
+    from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
     """
     if target.speaks_plainly and await target.check_plain_port():
-        raise _plain_port()
+        raise ssl.SSLError(1, _PLAIN_PORT)
     connection: AbstractConnection | None = None
     connected = False
     try:
@@ -64,7 +55,7 @@ async def connect(
         connected = True
     except (driver.TimeoutError, TimeoutError):
         if target.uses_tls and await target.check_plain_port():
-            raise _plain_port() from None
+            raise ssl.SSLError(1, _PLAIN_PORT) from None
         raise
     else:
         return connection
@@ -85,10 +76,6 @@ async def _shake_hands(connection: AbstractConnection) -> None:
         raise driver.ConnectionError(
             f"the credential provider or redis_connect_func raised {type(error).__name__}"
         ) from None
-
-
-def _plain_port() -> ssl.SSLError:
-    return ssl.SSLError(1, "TLS was not answered, but the port speaks plain Redis")
 
 
 def abort(connection: AbstractConnection) -> None:
@@ -126,10 +113,7 @@ def is_multiplexable(connection: AbstractConnection) -> bool:
 
 
 def query_over(connection: AbstractConnection, timeout: float) -> Query:
-    """Return a function that sends one command over `connection` and returns the reply.
-
-    Each call of the function takes at most `timeout` seconds.
-    """
+    """Return a function that sends one command and returns its reply within `timeout` seconds."""
 
     async def query(*command: object) -> object:
         async with asyncio.timeout(timeout):
@@ -164,10 +148,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     """Ensure that the server applies nothing more that a dead connection sent.
 
     The server's client with that ID is killed if it still has our name: IDs start again when the
-    server restarts.
-
-    Returns:
-        Whether that is ensured. False if the server forbids the commands.
+    server restarts. Return False if the server forbids that.
     """
     if client_id is None:
         return False
@@ -190,8 +171,7 @@ def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PLAIN_PORT_TIMEOUT = 0.25
-"""Seconds to wait for a server's answer without TLS."""
+_PLAIN_PORT_TIMEOUT = 0.25  # seconds to wait for a server's answer without TLS
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
@@ -201,8 +181,7 @@ _SECRET_OPTIONS = ("password", "ssl_password")
 _TOKEN_LENGTH = 20
 """A user name of this length may be a token. A shorter one is shown, for example in NOPERM."""
 
-_REMEMBERED = 8
-"""Secrets that are remembered of a credential provider, which may rotate them."""
+_REMEMBERED = 8  # secrets that are remembered of a credential provider, which may rotate them
 
 
 class RedisTarget:
@@ -212,7 +191,6 @@ class RedisTarget:
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
-        """Copy the settings of an asyncio pool of redis-py."""
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -227,15 +205,9 @@ class RedisTarget:
         if provider is not None:
             self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
         # redis-py 8.1 reads package metadata from disk for every connection without driver_info.
+        names = ("driver_info", "lib_name", "lib_version")
         self._settings["driver_info"] = resolve_driver_info(
-            *(
-                self._settings.pop(key, default)
-                for key, default in (
-                    ("driver_info", _UNSET),
-                    ("lib_name", _UNSET),
-                    ("lib_version", _UNSET),
-                )
-            )
+            *(self._settings.pop(name, _UNSET) for name in names)
         )
         self._settings.update(
             retry=Retry(NoBackoff(), 0),
@@ -308,11 +280,8 @@ class RedisTarget:
     async def resolve(self) -> None:
         """Look up the host name, with at most one lookup in flight.
 
-        A hanging resolver occupies one thread of the loop's executor instead of one per connect
-        attempt. Cancelling the wait leaves the lookup running for the next caller.
-
-        Raises:
-            OSError: The name cannot be resolved (`socket.gaierror`).
+        A hanging resolver then occupies one thread instead of one per connect attempt. Cancelling
+        the wait leaves the lookup running for the next caller.
         """
         host = self._settings.get("host")
         if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):
@@ -325,7 +294,7 @@ class RedisTarget:
                 _look_up(loop, host, port), name="resilient-io redis name lookup"
             )
             # The caller may be gone before the lookup fails; asyncio would log that.
-            lookup.add_done_callback(_retrieve_exception)
+            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait([lookup])
         if not lookup.cancelled() and (error := lookup.exception()) is not None:
             raise error
@@ -415,11 +384,6 @@ async def _answers_without_tls(host: str, port: int) -> bool:
 
 async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
     await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _retrieve_exception(lookup: asyncio.Task[object]) -> None:
-    if not lookup.cancelled():
-        lookup.exception()
 
 
 def _is_address(host: str) -> bool:

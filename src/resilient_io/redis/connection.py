@@ -1,11 +1,6 @@
 """One multiplexed connection: many callers share it, and replies are matched with calls in order.
 
-redis-py opens the connection, so TLS, ACLs, Unix sockets and credential providers work. Then its
-transport is given to `MultiplexedConnection`, an `asyncio.Protocol` that packs the commands of one
-loop tick into one write. `ResponseQueue` parses replies and matches them with calls.
-
-A connection never decides about retries. It only sets results: the reply, `ConnectionLost`,
-`Promoted`, or another exception of this module.
+redis-py opens it. A connection only sets results: a reply, or an exception of this module.
 """
 
 from __future__ import annotations
@@ -96,15 +91,6 @@ class PendingRequest:
         large: bool = False,
         extra_timeout: float = 0.0,
     ) -> None:
-        """Create a request in the running loop.
-
-        Args:
-            data: The packed commands.
-            count: The number of commands, and so of replies.
-            raw: The positions of the commands whose replies must not be decoded.
-            large: Whether small calls should avoid the connection meanwhile.
-            extra_timeout: Seconds that the connection may be silent beyond its response timeout.
-        """
         self.data = data
         self.count = count
         self.raw = raw
@@ -165,8 +151,7 @@ Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 NOT_ENOUGH = object()
 """What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
-LARGE = 64 * 1024
-"""Bytes above which a request or a reply keeps small calls off its connection."""
+LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 
 
 class ResponseQueue:
@@ -175,12 +160,6 @@ class ResponseQueue:
     __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
-        """Create a queue that parses replies as `connection` would.
-
-        Args:
-            connection: A connection of redis-py, whose encoder and error classes are used.
-            pushes: Whether RESP3 pushes may arrive, so that a part of one is valid at any time.
-        """
         encoder = connection.encoder
         decoding: dict[str, str] = {}
         if encoder.decode_responses:
@@ -215,11 +194,7 @@ class ResponseQueue:
             self.large -= request.large
 
     def feed(self, data: bytes) -> int:
-        """Parse received bytes and set the results of the answered calls. Return their number.
-
-        Raises:
-            InvalidResponse: The data is not RESP, or no call waits for the reply.
-        """
+        """Parse received bytes and set the results of the answered calls. Return their number."""
         before = len(self.waiting)
         self._reader.feed(data)
         try:
@@ -278,11 +253,9 @@ class ResponseQueue:
                 entry.set_result(reply)
 
     def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
-        """Turn the oldest `count` plain futures into requests that have time limits.
+        """Turn the plain futures among the oldest `count` entries into requests with time limits.
 
-        Args:
-            count: The number of entries to consider, from the head of the queue.
-            assign: Called with each new request and its distance from the end of the queue.
+        `assign` is called with each request and its distance from the end of the queue.
         """
         if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, count)):
             return
@@ -310,15 +283,7 @@ CALL_COST = 4096
 
 
 class InFlightWrite:
-    """The unanswered calls of one write.
-
-    Attributes:
-        at: Loop time of the write.
-        stalled: The loop's total stall time at that moment.
-        remaining: The number of unanswered calls.
-        cost: What the write counts for in the limit of bytes in flight.
-        end: Position of its last byte among all bytes that the connection wrote.
-    """
+    """The unanswered calls of one write."""
 
     __slots__ = ("at", "cost", "end", "remaining", "stalled")
 
@@ -416,13 +381,6 @@ class Watchdog:
     def __init__(
         self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
     ) -> None:
-        """Create a watchdog; `arm` starts it.
-
-        Args:
-            connection: Notified after half of its timeout in silence, and closed after all of it.
-            in_flight: Its unanswered writes.
-            queue: The calls that wait for replies on it.
-        """
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._in_flight = in_flight
@@ -547,20 +505,6 @@ class MultiplexedConnection(asyncio.Protocol):
         lag: LoopLag,
         pushes: bool = False,
     ) -> None:
-        """Take over the transport of a connection after its handshake.
-
-        Args:
-            connection: A connection of redis-py. It is kept: its StreamWriter closes the transport.
-            owner: Notified when the connection is lost and when its load changes.
-            name: The connection's unique client name on the server.
-            client_id: Its CLIENT ID, or None if the server forbids the command.
-            response_timeout: Seconds of silence, with calls in flight, that end the connection.
-            deadline: Maximum seconds of a call. Shortly before, the call becomes a request.
-            limit: Bytes in flight (see `CALL_COST`) above which the connection is full.
-            latencies: Records the time of each answered write.
-            lag: The stall time of the event loop, which does not count as silence.
-            pushes: Whether the caller may have requested RESP3 pushes (CLIENT TRACKING).
-        """
         self._loop = asyncio.get_running_loop()
         self.connection = connection
         self.name = name
@@ -582,8 +526,7 @@ class MultiplexedConnection(asyncio.Protocol):
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
         self.full = False
-        self.flushed = 0
-        """The number of calls that were passed to the transport so far."""
+        self.flushed = 0  # the number of calls that were passed to the transport so far
         self.opened = self._loop.time()
         self.replies = 0
         self.bytes_sent = 0
@@ -676,14 +619,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._owner.connection_changed()
 
     async def query(self, *words: Any) -> Any:
-        """Send a command of the library itself and return its reply.
-
-        Cancelling drops the reply. There is no time limit except the connection's own.
-
-        Raises:
-            redis.exceptions.RedisError: The server replied with an error.
-            OSError: The connection was lost.
-        """
+        """Send a command of the library itself and return its reply. There is no time limit."""
         request = PendingRequest(b"".join(self.connection.pack_command(*words)))
         self.send_request(request)
         reply = await request.future
@@ -714,10 +650,6 @@ class MultiplexedConnection(asyncio.Protocol):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
             self.fenced.set_result(True)
         self._owner.connection_lost(self, unsent)
-
-    def set_fenced(self, fenced: bool) -> None:
-        """Record whether the server ended this connection, so that nothing more is applied."""
-        self.fenced.set_result(fenced)
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
         """Return whether the budget covers repeating the calls that this connection lost.

@@ -78,18 +78,11 @@ class RouteRefused(driver.DataError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The meaning of an error reply that says "not applied, try again later".
-
-    Attributes:
-        cause: The cause to report to health.
-        degraded: The server answers but refuses writes. Otherwise it does not serve at all.
-        elsewhere: Another server may accept the call: drop the connection and resolve the address
-            again.
-    """
+    """The meaning of an error reply that says "not applied, try again later"."""
 
     cause: Cause
-    degraded: bool = False
-    elsewhere: bool = False
+    degraded: bool = False  # it answers but refuses writes; otherwise it does not serve at all
+    elsewhere: bool = False  # another server may accept the call: resolve the address again
 
 
 _BY_CLASS: dict[type[BaseException], Refusal] = {
@@ -130,14 +123,10 @@ def advise(error: BaseException) -> None:
 
 
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
-    """Clean the text of an exception of redis-py, and of its causes, if it contains a secret.
+    """Remove secrets from the text of an exception of redis-py, and of its causes.
 
     Such an exception reaches the caller as redis-py raised it. A server without HELLO or AUTH
     quotes the arguments of the handshake, which include the password.
-
-    Args:
-        error: The exception, which is changed in place.
-        secrets: The known passwords and tokens.
     """
     known = tuple(secrets)
     for link in error_chain(error):
@@ -149,19 +138,12 @@ def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFailure:
-    """Why a connection could not be opened, or was lost. The only description of that failure.
-
-    Attributes:
-        cause: The cause for logs and metrics.
-        detail: One line without secrets and without the address.
-        definite: There was an answer (refused, reset) and not merely silence.
-        permanent: Waiting does not help: a setting has to be changed.
-    """
+    """Why a connection could not be opened, or was lost. The only description of that failure."""
 
     cause: Cause
-    detail: str
-    definite: bool = True
-    permanent: bool = False
+    detail: str  # one line without secrets and without the address
+    definite: bool = True  # there was an answer (refused, reset) and not merely silence
+    permanent: bool = False  # waiting does not help: a setting has to be changed
 
 
 CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed")
@@ -183,10 +165,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...]
         (ConnectionResetError, BrokenPipeError, ConnectionAbortedError),
         ConnectionFailure(Cause.RESET, ""),
     ),
-    (
-        (driver.TimeoutError, TimeoutError),
-        ConnectionFailure(Cause.TIMED_OUT, "", definite=False),
-    ),
+    ((driver.TimeoutError, TimeoutError), ConnectionFailure(Cause.TIMED_OUT, "", definite=False)),
     ((driver.InvalidResponse,), ConnectionFailure(Cause.PROTOCOL, "", permanent=True)),
 )
 """The meaning of an exception among the causes of a failed connection. `detail` is a suffix."""
@@ -195,13 +174,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...]
 def connection_failure(
     error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
 ) -> ConnectionFailure:
-    """Return why connecting or talking to the server failed.
-
-    Args:
-        error: The exception of redis-py or asyncio. Its causes are searched, too.
-        tls: Whether the connection uses TLS.
-        secrets: Passwords and tokens to remove from the text.
-    """
+    """Return why connecting or talking to the server failed. The causes of `error` count, too."""
     chain = list(error_chain(error))
     detail = describe_error(error, secrets=secrets)
     for link in chain:

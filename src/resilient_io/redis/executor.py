@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.errors import OutcomeUnknown, Progress, mark_refused
+from resilient_io.errors import Progress, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
@@ -41,15 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The decision to make another attempt.
+    """The decision to make another attempt."""
 
-    Attributes:
-        after: Seconds to wait first.
-        paid: Tokens that were taken from the retry budget.
-    """
-
-    after: float
-    paid: float
+    after: float  # seconds to wait first
+    paid: float  # tokens that were taken from the retry budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +56,7 @@ class Raise:
 
 @dataclass(frozen=True, slots=True)
 class _FailingCall:
-    """A call whose first attempt failed.
-
-    Attributes:
-        call: The call.
-        policy: How often and how long to try.
-        started: Loop time at which the caller made the call.
-        until: Loop time at which the time of the call runs out.
-        repeatable: The worst effect that may be repeated after a call was maybe applied.
-        schedule: The backoff before each attempt.
-    """
+    """A call whose first attempt failed."""
 
     call: Call
     policy: RetryPolicy
@@ -78,79 +64,6 @@ class _FailingCall:
     until: float | None
     repeatable: Effect
     schedule: RetrySchedule
-
-
-class CallErrors:
-    """Creates and counts the errors of one client.
-
-    Attributes:
-        raised: How many calls ended in each error, by its name in `resilient_io.errors`.
-    """
-
-    def __init__(self, dependency: str) -> None:
-        self._dependency = dependency
-        self.raised: dict[str, int] = {}
-
-    def create(
-        self,
-        kind: type[ResilientIOError],
-        reason: str,
-        operation: str,
-        *,
-        attempts: int = 0,
-        elapsed: float = 0.0,
-        progress: Progress = Progress.NOT_SENT,
-    ) -> ResilientIOError:
-        """Return, and count, an error about this dependency."""
-        # Counted by the name in `resilient_io.errors`, which is the first base.
-        name = kind.__base__.__name__ if kind.__base__ is not None else kind.__name__
-        self.raised[name] = self.raised.get(name, 0) + 1
-        return kind(
-            reason,
-            dependency=self._dependency,
-            operation=operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=progress,
-        )
-
-    def of(
-        self, call: Call, failed: AttemptFailed, *, attempts: int, elapsed: float
-    ) -> BaseException:
-        """Return the error that the failure of a call's last attempt means for the caller.
-
-        Args:
-            call: Its effect decides whether the outcome is unknown or harmless.
-            failed: The last attempt.
-            attempts: The number of attempts.
-            elapsed: Seconds since the call was made.
-        """
-        if failed.refusal is not None and failed.error is not None:
-            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
-            mark_refused(failed.error, self._dependency)
-            return failed.error
-        progress = failed.progress
-        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
-            progress = Progress.SENT
-        error = self.create(
-            _kind(call, failed),
-            failed.detail,
-            call.operation,
-            attempts=attempts,
-            elapsed=elapsed,
-            progress=progress,
-        )
-        if isinstance(error, RedisOutcomeUnknown):
-            error.reason += "; the call may have been applied"
-        call.describe(error)
-        return error
-
-    def while_down(self, operation: str, health: Dependency) -> ResilientIOError:
-        """Return the error of a call that is not attempted, because the dependency is down."""
-        cause = health.cause
-        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {health.detail}" if cause is not None else "cause unknown"
-        return self.create(kind, f"down ({why})", operation)
 
 
 def _kind(call: Call, failed: AttemptFailed) -> type[ResilientIOError]:
@@ -175,11 +88,9 @@ _REPEATABLE = {
 _PROBE_BEFORE_ERROR = 0.05
 """Longest time, in seconds, to wait for the health probe before raising a connection error."""
 
-_PROBE_BEFORE_RETRY = 0.25
-"""The same before retrying after a reply such as LOADING."""
+_PROBE_BEFORE_RETRY = 0.25  # the same before retrying after a reply such as LOADING
 
-_NEXT_ADDRESS = 0.1
-"""Seconds between two searches for another server that accepts writes."""
+_NEXT_ADDRESS = 0.1  # seconds between two searches for another server that accepts writes
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
@@ -197,18 +108,10 @@ class Executor:
         budget: RetryBudget,
         rng: random.Random,
     ) -> None:
-        """Create an executor.
-
-        Args:
-            multiplexer: The shared connections.
-            pool: The exclusive connections.
-            health: The state of the dependency, which is read and updated.
-            budget: Tokens for retries.
-            rng: Source of the jitter.
-        """
         self.health = health
         self.budget = budget
-        self.errors = CallErrors(health.name)
+        self.ended: dict[str, int] = {}
+        """How many calls ended in each error, by its name in `resilient_io.errors`."""
         self.retries = 0
         self.refusals = 0
         self._multiplexer = multiplexer
@@ -225,20 +128,7 @@ class Executor:
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
     ) -> Any:
-        """Execute a call, with retries, and return its result.
-
-        Cancelling returns immediately.
-
-        Args:
-            call: The call.
-            policy: How often and how long to try.
-            started: Loop time at which the caller made the call.
-            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
-
-        Raises:
-            ResilientIOError: One of the errors in `resilient_io.redis.errors`.
-            redis.exceptions.RedisError: The server refused the call. Raised as redis-py does.
-        """
+        """Execute a call, with retries, and return its result. Cancelling returns immediately."""
         attempts = 0
         failing: _FailingCall | None = None
         while True:
@@ -249,7 +139,9 @@ class Executor:
                 return result
             self._report(result)
             if failing is None:
-                repeatable = _repeatable(policy, deliberate=deliberate)
+                repeatable = _REPEATABLE[policy.repeat]
+                if deliberate and policy.repeat == "any":
+                    repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
                 failing = _FailingCall(call, policy, started, limits.until, repeatable, schedule)
             decision = await self._decide(failing, result, attempts)
@@ -291,11 +183,36 @@ class Executor:
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
             await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+        call, progress = failing.call, failed.progress
         elapsed = asyncio.get_running_loop().time() - failing.started
-        error = self.errors.of(failing.call, failed, attempts=attempts, elapsed=elapsed)
-        if isinstance(error, OutcomeUnknown):
+        if failed.refusal is not None and failed.error is not None:
+            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+            mark_refused(failed.error, self.health.name)
+            return Raise(failed.error)
+        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
+            progress = Progress.SENT
+        error = self._error(
+            _kind(call, failed),
+            failed.detail,
+            call.operation,
+            attempts=attempts,
+            elapsed=elapsed,
+            progress=progress,
+        )
+        if isinstance(error, RedisOutcomeUnknown):
+            error.reason += "; the call may have been applied"
             self.health.note("outcome unknown", cause=failed.cause.value)
+        call.describe(error)
         return Raise(error)
+
+    def _error(
+        self, kind: type[ResilientIOError], reason: str, operation: str, **facts: Any
+    ) -> ResilientIOError:
+        """Return, and count, an error about this dependency."""
+        # Counted by the name in `resilient_io.errors`, which is the first base.
+        name = kind.__bases__[0].__name__
+        self.ended[name] = self.ended.get(name, 0) + 1
+        return kind(reason, dependency=self.health.name, operation=operation, **facts)
 
     def _may_repeat(self, failing: _FailingCall, failed: AttemptFailed) -> bool:
         if failed.final or failed.expired or failed.cause is Cause.CLOSED:
@@ -334,10 +251,7 @@ class Executor:
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
     ) -> AttemptFailed | None:
-        """Wait until the first copy of a request can no longer be applied.
-
-        Return None when it cannot, or the failed attempt with the reason why it still can.
-        """
+        """Wait until the first copy of a request can no longer be applied, or return why it can."""
         until = failing.until
         if failed.refusal is not None and not failed.refusal.degraded:
             # If the probe confirms that the server does not serve, the multiplexer keeps the call.
@@ -393,32 +307,26 @@ class Executor:
 
     # -- calls that are not attempted ------------------------------------------------------
 
-    def error_while_down(self, operation: str) -> ResilientIOError:
-        """Return the error of a call that is not attempted, because the dependency is down."""
-        return self.errors.while_down(operation, self.health)
+    def check_open(self, operation: object) -> None:
+        """Raise if the client was closed."""
+        if self.closed:
+            raise self._error(RedisClosed, "the client is closed", str(operation))
 
-    def error_when_closed(self, operation: str) -> ResilientIOError:
-        """Return the error of a call on a closed client."""
-        return self.errors.create(RedisClosed, "the client is closed", operation)
+    def check_available(self, operation: str, policy: RetryPolicy) -> None:
+        """Raise if the dependency is down and the policy does not permit waiting."""
+        if self.health.available or policy.while_down != "fail":
+            return
+        cause = self.health.cause
+        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
+        why = f"{cause.value}: {self.health.detail}" if cause is not None else "cause unknown"
+        raise self._error(kind, f"down ({why})", operation)
 
     def check_state(self, operation: str) -> None:
-        """Raise once if the connection of a bound client, and its state, was lost.
-
-        Raises:
-            RedisUnavailable: The connection was lost since SELECT, WATCH or the like.
-        """
+        """Raise once if the connection of a bound client, and with it its state, was lost."""
         state = self._multiplexer.bound_state
         if state.lost:
             reason = f"the connection was lost{state.take_loss()}"
-            raise self.errors.create(RedisUnavailable, reason, operation)
-
-
-def _repeatable(policy: RetryPolicy, *, deliberate: bool) -> Effect:
-    """Return the worst effect that may be repeated after a call was maybe applied."""
-    repeatable = _REPEATABLE[policy.repeat]
-    if repeatable is Effect.NON_IDEMPOTENT and deliberate:
-        return Effect.DANGEROUS
-    return repeatable
+            raise self._error(RedisUnavailable, reason, operation)
 
 
 def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:

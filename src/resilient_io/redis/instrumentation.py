@@ -84,16 +84,7 @@ async def trace_command(
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
-    """Send one command so that every tracer sees it.
-
-    Args:
-        method: The method of redis-py that tracers wrap: of `Pipeline` if the owner is one.
-        owner: The client or pipeline.
-        tracing: resilient-io's own tracing, if it is enabled.
-        send: Sends the command without instrumentation.
-        args: The command.
-        options: Its options.
-    """
+    """Send one command through the method of redis-py that tracers wrap, so that all see it."""
     before = tracing and tracing.current()
 
     async def make(*args: Any, **options: Any) -> Any:
@@ -110,8 +101,7 @@ class _StandIn:
     """Stands in for a client or pipeline in a method of redis-py; otherwise behaves like it."""
 
     single_connection_client = False
-    scripts = ()
-    """Empty: resilient-io loads the scripts itself."""
+    scripts = ()  # empty: resilient-io loads the scripts itself
 
     def __init__(self, real: Any, make: Callable[..., Awaitable[Any]]) -> None:
         self._real = real

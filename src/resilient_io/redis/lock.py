@@ -16,7 +16,8 @@ class ResilientLock(Lock):
 
     `acquire`, `release`, `reacquire` and `extend(replace_ttl=True)` find out. An ambiguous `extend`
     that adds time raises `RedisOutcomeUnknown` while the lock is still held: it may have been
-    extended. Cancelling `acquire` may leave the lock taken until its timeout.
+    extended. So does `acquire` if the owner cannot be read. A lock that was taken then, or by a
+    cancelled `acquire`, is freed by its timeout.
     """
 
     async def acquire(
@@ -39,23 +40,14 @@ class ResilientLock(Lock):
         return bool(await super().acquire(blocking, blocking_timeout, token))
 
     async def do_acquire(self, token: str | bytes) -> bool:
-        """Make one attempt. Return whether the lock was acquired.
-
-        Raises:
-            RedisOutcomeUnknown: Neither the reply nor the current owner is known. If the lock was
-                taken, its timeout frees it.
-        """
+        """Make one attempt. Return whether the lock was acquired."""
         try:
             return await super().do_acquire(token)
         except RedisOutcomeUnknown as unknown:
             return await self._holds(token, unknown)
 
     async def do_release(self, expected_token: bytes) -> None:
-        """Release the lock.
-
-        Raises:
-            LockNotOwnedError: The lock has another owner.
-        """
+        """Release the lock."""
         try:
             await super().do_release(expected_token)
         except RedisOutcomeUnknown as unknown:

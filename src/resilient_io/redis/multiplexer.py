@@ -70,16 +70,6 @@ class Reconnector:
         rng: random.Random,
         names: str,
     ) -> None:
-        """Create a reconnector; `start` begins connecting.
-
-        Args:
-            multiplexer: Notified of opened connections and failed attempts.
-            target: The address, asked at every attempt.
-            policy: Its connect and response timeouts apply.
-            health: Decides whether connecting is worthwhile.
-            rng: Source of the jitter.
-            names: Prefix of the client names on the server; no other client may use it.
-        """
         self._multiplexer = multiplexer
         self._target = target
         self._policy = policy
@@ -129,7 +119,7 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().set_fenced(False)
+            self._fences.popleft().fenced.set_result(False)
 
     # -- one connection --------------------------------------------------------------------
 
@@ -157,10 +147,7 @@ class Reconnector:
         policy = self._policy
         name = f"{self._names}-{self._opened}"
         connection = await connect(
-            self._target,
-            client_name=None,
-            timeout=policy.connect_timeout,
-            user_timeout=policy.response_timeout,
+            self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
         )
         multiplexed = None
         try:
@@ -193,7 +180,7 @@ class Reconnector:
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
-                lost.set_fenced(fenced)
+                lost.fenced.set_result(fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         try:
@@ -288,12 +275,6 @@ class ConnectFailures:
     """
 
     def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
-        """Begin without a failure.
-
-        Args:
-            health: Confirms a failure, or has improved since.
-            waiting: The calls that a permanent failure ends.
-        """
         self._health = health
         self._waiting = waiting
         self._latest: ConnectionFailure | None = None
@@ -359,8 +340,7 @@ class BoundState:
 
     def __init__(self) -> None:
         self._set: list[str] = []
-        self.lost: list[str] = []
-        """The commands whose state was lost, until an error reported that."""
+        self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
 
     def __bool__(self) -> bool:
         """Return whether any state is set."""
@@ -401,17 +381,6 @@ class Multiplexer:
         names: str,
         bound: bool = False,
     ) -> None:
-        """Create a multiplexer; `start` opens the connections.
-
-        Args:
-            target: The address, asked at every connect attempt.
-            policy: Its connect and response timeouts apply.
-            health: Notified of lost and opened connections; decides whether to connect.
-            settings: The number of connections, and the limit of bytes in flight.
-            rng: Source of the jitter.
-            names: Prefix of the connections' client names; no other client may use it.
-            bound: Whether the connection belongs to one caller, who may change its state.
-        """
         self.target = target
         self.health = health
         self._policy = policy
@@ -484,10 +453,7 @@ class Multiplexer:
                 self.abandon(reply.request)
 
     def retire(self, connection: MultiplexedConnection) -> None:
-        """Replace a connection: another server should receive new calls.
-
-        Calls in flight may finish.
-        """
+        """Send new calls to another server. Those in flight on this connection may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)
             self.health.note("connection retired", why="its server does not accept writes")
@@ -518,11 +484,6 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
-    def complete(self) -> bool:
-        """Whether all connections are open."""
-        return None not in self._slots
-
-    @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
         return bool(self.connections) and self.health.available
@@ -546,19 +507,13 @@ class Multiplexer:
         """The number of calls that wait for a connection."""
         return self._waiting.waiting
 
-    def replies(self) -> int:
-        """Return the replies received so far over all connections, including closed ones."""
-        return self.traffic[0]
-
     @property
     def traffic(self) -> tuple[int, int, int]:
         """Replies, bytes sent and bytes received so far, including those of closed connections."""
-        replies, sent, received = self._past
+        total = self._past
         for connection in (*self.connections, *self._retiring):
-            replies += connection.replies
-            sent += connection.bytes_sent
-            received += connection.bytes_received
-        return replies, sent, received
+            total = _add_traffic(total, connection)
+        return total
 
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open connection, or -inf."""
@@ -600,12 +555,7 @@ class Multiplexer:
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
     ) -> None:
         """Move the calls that were never written to the front of the queue, and fence the rest."""
-        replies, sent, received = self._past
-        self._past = (
-            replies + connection.replies,
-            sent + connection.bytes_sent,
-            received + connection.bytes_received,
-        )
+        self._past = _add_traffic(self._past, connection)
         self._drop(connection)
         self._waiting.put_back(unsent)
         if self.bound_state:
@@ -715,19 +665,25 @@ class Multiplexer:
         return free if free is not None else next(iter(self.connections), None)
 
 
+def _add_traffic(
+    total: tuple[int, int, int], connection: MultiplexedConnection
+) -> tuple[int, int, int]:
+    replies, sent, received = total
+    return (
+        replies + connection.replies,
+        sent + connection.bytes_sent,
+        received + connection.bytes_received,
+    )
+
+
 _log = logging.getLogger("resilient_io.redis")
 
 
 def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
     """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
-    A refused AUTH is logged and leaves the connection authenticated as before. New connections ask
-    the provider themselves. A provider has a single listener, so the listener of redis-py's pool is
-    called, too.
-
-    Args:
-        pool: The client's pool, whose settings name the provider, if there is one.
-        multiplexer: The connections to authenticate. The provider does not keep it alive.
+    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
+    single listener, so the listener of redis-py's pool is called, too.
     """
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):

@@ -116,25 +116,23 @@ class RedisOptions(TypedDict, total=False):
     maint_notifications_config: MaintNotificationsConfig | None
 
 
-class PoolOptions(TypedDict, total=False):
-    """The options of `ResilientRedis.from_pool`."""
-
+class _OwnOptions(TypedDict, total=False):
     policy: RetryPolicy | None
     health: Dependency | None
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+
+
+class PoolOptions(_OwnOptions, total=False):
+    """The options of `ResilientRedis.from_pool`."""
+
     single_connection_client: bool
 
 
-class UrlOptions(RedisOptions, total=False):
+class UrlOptions(_OwnOptions, RedisOptions, total=False):
     """The options of `ResilientRedis.from_url`, which include those of redis-py's connections."""
 
-    policy: RetryPolicy | None
-    health: Dependency | None
-    connections: ConnectionSettings | None
-    name: str | None
-    rng: random.Random | None
     connection_class: type[AbstractConnection]
     parser_class: type[Any]
     encoder_class: type[Any]
@@ -154,14 +152,7 @@ _RETRIED_ANYWAY = (
 
 
 def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
-    """Return the policy that redis-py's options for times and retries imply.
-
-    Args:
-        options: Options of `redis.asyncio.Redis`, or the settings of a connection pool.
-
-    Raises:
-        ConfigurationError: An option has no equivalent. The message names what to use.
-    """
+    """Return the policy that redis-py's options for times and retries imply."""
     changes: dict[str, Any] = {}
     response = options.get("socket_timeout")
     if response is not None:
@@ -172,7 +163,14 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     retry = options.get("retry")
     if retry is not None:
         changes |= _from_retry(retry)
-    _check_errors(options.get("retry_on_error") or [])
+    for error in options.get("retry_on_error") or []:
+        if not issubclass(error, _RETRIED_ANYWAY):
+            name = getattr(error, "__name__", repr(error))
+            raise ConfigurationError(
+                f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
+                f"the command and on how far it got. Omit the option; to repeat more calls, use "
+                f'policy=RetryPolicy(repeat="conditional") or "any"'
+            )
     default = RetryPolicy()
     if default.deadline is not None:
         # A longer wait for one reply was requested: the whole call may take as long.
@@ -191,11 +189,7 @@ _EQUIVALENTS = {
 
 
 def check_conflicts(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
-    """Reject options that contradict the policy or can never work.
-
-    Raises:
-        ConfigurationError: The message names what to use instead.
-    """
+    """Reject options that contradict the policy or can never work."""
     if "socket_timeout" in options and options["socket_timeout"] is None:
         raise ConfigurationError(
             "socket_timeout=None would let a call hang forever: omit it, or use "
@@ -229,25 +223,10 @@ def _from_retry(retry: Any) -> dict[str, Any]:
     return changes
 
 
-def _check_errors(errors: list[type[BaseException]]) -> None:
-    for error in errors:
-        if not issubclass(error, _RETRIED_ANYWAY):
-            name = getattr(error, "__name__", repr(error))
-            raise ConfigurationError(
-                f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
-                f"the command and on how far it got. Omit the option; to repeat more calls, use "
-                f'policy=RetryPolicy(repeat="conditional") or "any"'
-            )
-
-
 def check_types(
     policy: RetryPolicy | None, health: Dependency | None, connections: ConnectionSettings | None
 ) -> None:
-    """Check the types of the client's own options.
-
-    Raises:
-        TypeError: The message names what to use instead.
-    """
+    """Check the types of the client's own options."""
     for name, value, kind in (
         ("policy", policy, RetryPolicy),
         ("health", health, Dependency),
@@ -268,28 +247,19 @@ _OPTION_NAME = re.compile(r"[a-z][a-z_]*")
 
 
 def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
-    """Return a pool of redis-py for a URL.
-
-    Raises:
-        ConfigurationError: The URL is invalid. The message never quotes a part that may belong to a
-            password.
-    """
+    """Return a pool of redis-py for a URL. No error quotes a part that may belong to a password."""
     if not isinstance(url, str):
         raise ConfigurationError(f"a Redis URL must be a str, not {type(url).__name__}")
     if "://" not in url:
-        raise ConfigurationError(_no_scheme(url))
+        if _ADDRESS.fullmatch(url):
+            raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?")
+        raise ConfigurationError(f"invalid Redis URL: no scheme: use {_FORMS}")
     try:
         return ConnectionPool.from_url(url, **options)
     except (ValueError, AttributeError, TypeError) as error:
         message = str(error)
     # Here, not above: the exception of redis-py may quote the password, so it is not chained.
     raise ConfigurationError(f"invalid Redis URL: {_url_mistake(message)}: use {_FORMS}")
-
-
-def _no_scheme(url: str) -> str:
-    if _ADDRESS.fullmatch(url):
-        return f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?"
-    return f"invalid Redis URL: no scheme: use {_FORMS}"
 
 
 def _url_mistake(message: str) -> str:
@@ -308,17 +278,8 @@ def _url_mistake(message: str) -> str:
 
 
 def check_target(target: RedisTarget) -> None:
-    """Build a connection object and drop it, so that an invalid option is reported immediately.
-
-    Raises:
-        ConfigurationError: An option is unknown or invalid.
-    """
-    _check_client_name(target.client_name)
-    with explain_options(target.secrets):
-        target.connection(client_name=None, connect_timeout=1.0)
-
-
-def _check_client_name(name: object) -> None:
+    """Build a connection object and drop it, so that an invalid option is reported immediately."""
+    name: object = target.client_name
     # Redis refuses such a name, and a connection without a name cannot be fenced.
     if name is not None and not (
         isinstance(name, str) and all("!" <= character <= "~" for character in name)
@@ -327,15 +288,13 @@ def _check_client_name(name: object) -> None:
             "client_name must be a str of printable ASCII characters without spaces, for example "
             'client_name="orders-worker"'
         )
+    with explain_options(target.secrets):
+        target.connection(client_name=None, connect_timeout=1.0)
 
 
 @contextlib.contextmanager
 def explain_options(secrets: Sequence[str] = ()) -> Iterator[None]:
-    """Convert redis-py's errors about invalid options into clear ones without secrets.
-
-    Raises:
-        ConfigurationError: An option is unknown or invalid.
-    """
+    """Convert redis-py's errors about invalid options into clear ones without secrets."""
     try:
         yield
     except (TypeError, ValueError, driver.RedisError) as error:

@@ -13,9 +13,16 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
-from resilient_io.text import clean_text
 
-from .attempt import SCRIPTED, UNLIMITED, AttemptFailed, apply_callback, await_reply
+from .attempt import (
+    SCRIPTED,
+    UNLIMITED,
+    AttemptFailed,
+    Call,
+    apply_callback,
+    await_reply,
+    refused,
+)
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
@@ -23,21 +30,19 @@ from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_s
 from .instrumentation import operation_of, through, trace_command, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Call, Callbacks, Limits, Packer
+    from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .multiplexer import Multiplexer
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
-    Annotate = Callable[[Exception, int, Iterable[object]], None]
 
 _OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
 """Commands that write constants and read nothing: repeating any sequence of them is idempotent.
@@ -49,53 +54,33 @@ _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
-class BatchCall:
+class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
     In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
     counts, and only the rest is sent again. A transaction is applied entirely or not at all.
     """
 
-    bounded = True
-
     def __init__(
         self,
-        multiplexer: Multiplexer,
-        callbacks: Callbacks,
-        policy: RetryPolicy,
-        *,
-        packer: Packer,
+        pipeline: ResilientPipeline,
         commands: Sequence[Queued],
         specs: Sequence[CommandSpec],
+        *,
         transaction: bool,
         fallback: Call,
-        annotate: Annotate,
     ) -> None:
-        """Create a call. All arguments are encoded here, so an invalid one sends nothing.
-
-        Args:
-            multiplexer: Sends the commands.
-            callbacks: redis-py's response callbacks, by command.
-            policy: Its response timeout applies.
-            packer: Encodes the commands.
-            commands: The arguments and options of each command, as redis-py queues them.
-            specs: Their rows of the command table.
-            transaction: Whether to put MULTI and EXEC around them.
-            fallback: The same call for a driver whose connections cannot be multiplexed.
-            annotate: Adds to an error which command of the pipeline failed.
-        """
-        self._multiplexer = multiplexer
-        self._callbacks = callbacks
-        self._timeout = policy.response_timeout
+        # All arguments are encoded here, so that an invalid one sends nothing.
+        self._pipeline = pipeline
+        self._multiplexer = pipeline._runtime.multiplexer
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
-        self._annotate = annotate
         self._answers: list[object] = []
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
-            packer.pack(spec.words, args)
+            pipeline._packer.pack(spec.words, args)
             for spec, (args, options) in zip(specs, commands, strict=True)
             if not (transaction and EMPTY_RESPONSE in options)
         ]
@@ -103,16 +88,18 @@ class BatchCall:
     @property
     def effect(self) -> Effect:
         """The effect of executing the unanswered commands twice. A mixture is non-idempotent."""
-        pending = [
+        done = len(self._answers)
+        specs = self._specs[done:]
+        pending = {
             effect_of(spec, args)
-            for spec, (args, _) in zip(self._specs, self._commands, strict=True)
-        ][len(self._answers) :]
-        if all(effect is Effect.READ for effect in pending):
+            for spec, (args, _) in zip(specs, self._commands[done:], strict=True)
+        }
+        if pending <= {Effect.READ}:
             return Effect.READ
-        if all(effect is Effect.IDEMPOTENT for effect in pending):
-            names = [spec.name for spec in self._specs[len(self._answers) :]]
-            if len(names) == 1 or all(name in _OVERWRITES for name in names):
-                return Effect.IDEMPOTENT
+        if pending == {Effect.IDEMPOTENT} and (
+            len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
+        ):
+            return Effect.IDEMPOTENT
         return max(Effect.NON_IDEMPOTENT, *pending)
 
     def describe(self, error: ResilientIOError) -> None:
@@ -129,7 +116,7 @@ class BatchCall:
             self._multiplexer,
             request,
             limits=limits,
-            timeout=self._timeout,
+            timeout=self._pipeline._policy.response_timeout,
             read=self.effect is Effect.READ,
         )
         if isinstance(replies, AttemptFailed):
@@ -163,9 +150,9 @@ class BatchCall:
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
-            refused = _all_refused(answers, self._specs)
-            if refused is not None:
-                return refused
+            failed = _all_refused(answers, self._specs)
+            if failed is not None:
+                return failed
         self._note_accepted(answers)
         self._answers += answers
         return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
@@ -175,9 +162,9 @@ class BatchCall:
         if isinstance(result, ExecAbortError):
             return self._aborted(queued[1:], result)
         if isinstance(result, Exception):
-            refused = _all_refused(replies, self._specs[:1])
-            if refused is not None:
-                return refused
+            failed = _all_refused(replies, self._specs[:1])
+            if failed is not None:
+                return failed
             raise result
         if result is None:
             raise WatchError("Watched variable changed.")
@@ -207,15 +194,18 @@ class BatchCall:
         sent = [args for args, options in self._commands if EMPTY_RESPONSE not in options]
         for index, reply in enumerate(queued):
             if isinstance(reply, Exception):
-                refused = _refused(reply)
-                if refused is not None:
-                    return refused
-                self._annotate(reply, index + 1, sent[index])
+                failed = refused(reply)
+                if failed is not None:
+                    return failed
+                self._pipeline.annotate_exception(reply, index + 1, sent[index])
                 raise reply from aborted
-        reason = _reason(aborted)
-        refused = _refused(reason)
-        if refused is not None:
-            return refused
+        reason: Exception = aborted
+        _, found, quoted = str(aborted).partition("because of: ")
+        if found:
+            reason = DefaultParser.parse_error(quoted)  # type: ignore[no-untyped-call]
+        failed = refused(reason)
+        if failed is not None:
+            return failed
         raise reason
 
     async def _read(self, index: int, reply: object) -> object:
@@ -224,7 +214,7 @@ class BatchCall:
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = apply_callback(self._callbacks, args[0], reply, options)
+            value = apply_callback(self._pipeline.response_callbacks, args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
@@ -235,30 +225,8 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
     if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
         return None
     if all(spec.known and not spec.name.startswith(SCRIPTED) for spec in specs):
-        return _refused(replies[0])
+        return refused(replies[0])
     return None
-
-
-def _refused(error: object) -> AttemptFailed | None:
-    meaning = refusal(error) if isinstance(error, Exception) else None
-    if meaning is None or not isinstance(error, Exception):
-        return None
-    return AttemptFailed(
-        progress=Progress.REFUSED,
-        cause=meaning.cause,
-        detail=clean_text(str(error)),
-        error=error,
-        refusal=meaning,
-    )
-
-
-def _reason(aborted: ExecAbortError) -> Exception:
-    """Return the error that EXECABORT quotes, or EXECABORT itself."""
-    _, found, quoted = str(aborted).partition("because of: ")
-    if not found:
-        return aborted
-    error: Exception = DefaultParser.parse_error(quoted)  # type: ignore[no-untyped-call]
-    return error
 
 
 _HARMLESS = ("WATCH", "UNWATCH")
@@ -284,19 +252,6 @@ class ResilientPipeline(Pipeline):
         tracing: Tracing | None,
         instrumented: bool,
     ) -> None:
-        """Create a pipeline of a client, which shares its runtime.
-
-        Args:
-            client: The client, which loads scripts.
-            runtime: The client's connections and executor.
-            transaction: Whether to wrap the commands in MULTI and EXEC.
-            shard_hint: Unused by redis-py.
-            packer: Encodes the commands.
-            policy: The client's policy.
-            deliberate: The policy was chosen for this call, so it covers dangerous commands, too.
-            tracing: Creates the spans of its calls.
-            instrumented: Whether tracers may want to see its calls.
-        """
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
         )
@@ -351,13 +306,9 @@ class ResilientPipeline(Pipeline):
         """
         if not self._instrumented:
             return await self._execute_now(*args, **options)
+        name = "immediate_execute_command"
         return await trace_command(
-            "immediate_execute_command",
-            self,
-            self._tracing,
-            self._execute_now,
-            args=args,
-            options=options,
+            name, self, self._tracing, self._execute_now, args=args, options=options
         )
 
     async def reset(self) -> None:  # type: ignore[override]
@@ -372,11 +323,7 @@ class ResilientPipeline(Pipeline):
         self.explicit_transaction = False
 
     async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
-        """Return the pipeline's own connection, which WATCH needs.
-
-        Raises:
-            WatchError: The connection was lost while keys were watched.
-        """
+        """Return the pipeline's own connection, which WATCH needs."""
         connection: AbstractConnection | None = self.connection
         if connection is not None and is_lost(connection):
             watched = self.watching
@@ -406,8 +353,11 @@ class ResilientPipeline(Pipeline):
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
-            if raise_on_error:
-                self._raise_first(commands, replies)
+            for index, reply in enumerate(replies if raise_on_error else ()):
+                if isinstance(reply, ResponseError):
+                    self.annotate_exception(reply, index + 1, commands[index][0])
+                if isinstance(reply, Exception):
+                    raise reply
             return replies
         finally:
             await self.reset()
@@ -415,31 +365,14 @@ class ResilientPipeline(Pipeline):
     def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
         transaction = bool(self.is_transaction or self.explicit_transaction)
         blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
-        name = "EXEC" if transaction else "PIPELINE"
-        exclusive = _WatchedCall(
-            self,
-            self._runtime,
-            self._policy,
-            operation=name,
-            exchange=self._exchange,
-            specs=specs,
-        )
+        operation = "EXEC" if transaction else "PIPELINE"
+        exclusive = _WatchedCall(self, operation, self._exchange, specs)
         if self.connection is not None or (blocking and not transaction):
             return exclusive
         for spec in specs:
             if spec.route in (Route.BOUND, Route.REFUSED):
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(
-            self._runtime.multiplexer,
-            self.response_callbacks,
-            self._policy,
-            packer=self._packer,
-            commands=commands,
-            specs=specs,
-            transaction=transaction,
-            fallback=exclusive,
-            annotate=self.annotate_exception,
-        )
+        return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         self._start()
@@ -450,23 +383,7 @@ class ResilientPipeline(Pipeline):
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
             return await send(connection, args[0], *args, **options)
 
-        call = _WatchedCall(
-            self,
-            self._runtime,
-            self._policy,
-            operation=spec.name,
-            exchange=exchange,
-            specs=[spec],
-            args=args,
-        )
-        return await self._run(call)
-
-    def _raise_first(self, commands: Sequence[Queued], replies: Sequence[Any]) -> None:
-        for index, reply in enumerate(replies):
-            if isinstance(reply, ResponseError):
-                self.annotate_exception(reply, index + 1, commands[index][0])
-            if isinstance(reply, Exception):
-                raise reply
+        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
     def _start(self) -> None:
         """Start the runtime before a call is created: in a new loop its connections are new."""
@@ -475,11 +392,9 @@ class ResilientPipeline(Pipeline):
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        if executor.closed:
-            raise executor.error_when_closed(call.operation)
+        executor.check_open(call.operation)
         executor.check_state(call.operation)
-        if not executor.health.available and policy.while_down == "fail":
-            raise executor.error_while_down(call.operation)
+        executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
@@ -498,25 +413,20 @@ class ResilientPipeline(Pipeline):
                 script.sha = await self._client.script_load(script.script)
 
 
-class _WatchedCall:
+class _WatchedCall(Call):
     """An exchange on the pipeline's own connection. After WATCH it is never repeated."""
-
-    bounded = True
 
     def __init__(
         self,
         pipeline: ResilientPipeline,
-        runtime: Runtime,
-        policy: RetryPolicy,
-        *,
         operation: str,
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._multiplexer = runtime.multiplexer
-        self._policy = policy
+        self._multiplexer = pipeline._runtime.multiplexer
+        self._policy = pipeline._policy
         self._exchange = exchange
         self._specs = specs
         self._args = args
@@ -524,15 +434,11 @@ class _WatchedCall:
 
     @property
     def effect(self) -> Effect:
-        """The effect of executing it twice."""
         if self._args is None:
             return Effect.NON_IDEMPOTENT if self._specs else Effect.READ
         if self.operation in _HARMLESS:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
-
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: no command was answered."""
 
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
@@ -555,12 +461,9 @@ class _WatchedCall:
             self._multiplexer.health.failed(failure.cause, failure.detail)
             if watched and self.effect is Effect.READ:
                 raise _watch_lost(failure.detail) from None
-            return AttemptFailed(
-                progress=Progress.MAYBE_APPLIED,
-                cause=failure.cause,
-                detail=failure.detail,
-                timed_out=timed_out,
-                final=watched or self._args is None,
+            final = watched or self._args is None
+            return AttemptFailed.because(
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final
             )
 
     def _block(self) -> float:

@@ -17,26 +17,21 @@ from redis.exceptions import DataError, RedisError
 from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Progress
 
-from .attempt import AttemptFailed, expired_while_waiting, read_reply
+from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .connect import abort, connect, fetch_client_id, query_over
 from .errors import CLOSED, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Command, Limits
     from .commands import Effect
-    from .connect import RedisTarget
     from .multiplexer import Multiplexer
 
 
-_KEPT_IDLE = 8
-"""Maximum number of idle connections that are kept for the next call."""
+_KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 
 
 class ExclusivePool:
@@ -49,26 +44,14 @@ class ExclusivePool:
         self,
         *,
         multiplexer: Multiplexer,
-        target: RedisTarget,
         policy: RetryPolicy,
-        limit: int,
         template: Any,
     ) -> None:
-        """Create a pool. It opens no connection before the first call.
-
-        Args:
-            multiplexer: Its health decides whether connecting is worthwhile; its connections carry
-                the commands that recover a popped element.
-            target: The address, asked at every connect attempt.
-            policy: Its connect and response timeouts apply.
-            limit: Maximum number of open connections; further callers wait.
-            template: A pool of redis-py, whose encoder and settings this pool shows.
-        """
         self._multiplexer = multiplexer
-        self._target = target
+        self._target = multiplexer.target
         self._policy = policy
         self._template = template
-        self._room = asyncio.Semaphore(limit)
+        self._room = asyncio.Semaphore(template.max_connections)
         self._idle: list[AbstractConnection] = []
         self._client_ids: dict[AbstractConnection, int | None] = {}
         self._acquired: list[AbstractConnection] = []
@@ -76,8 +59,7 @@ class ExclusivePool:
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self._timeouts: list[asyncio.Timeout] = []
-        self.closed = False
-        """Whether the client was closed."""
+        self.closed = False  # whether the client was closed
         self._emptied = False
 
     @property
@@ -85,20 +67,11 @@ class ExclusivePool:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
 
-    @property
-    def in_use(self) -> int:
-        """The number of connections that callers have acquired."""
-        return len(self._acquired)
-
     async def acquire(self) -> AbstractConnection:
         """Return a connection that is connected, clean and used by no one else.
 
         Cancelling returns immediately; a connect attempt that is under way ends by itself, and its
         connection becomes idle.
-
-        Raises:
-            redis.exceptions.RedisError: Connecting failed (also `OSError`, `TimeoutError`), or the
-                client was closed meanwhile.
         """
         await self._room.acquire()
         acquired = False
@@ -114,11 +87,7 @@ class ExclusivePool:
                 self._room.release()
 
     async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
-        """Return a connection, after waiting for a dependency that is down, or why there is none.
-
-        Args:
-            until: Absolute loop time of the deadline, or None for no limit.
-        """
+        """Return a connection, or why there is none. Waits while the dependency is down."""
         timeout = asyncio.timeout_at(until)
         health = self._multiplexer.health
         self._timeouts.append(timeout)
@@ -141,22 +110,14 @@ class ExclusivePool:
             else:
                 failure = self._target.failure(error)
                 health.failed(failure.cause, failure.detail)
-            return AttemptFailed(
-                progress=Progress.NOT_SENT,
-                cause=failure.cause,
-                detail=failure.detail,
-                final=failure.permanent,
-            )
+            return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
             self._timeouts.remove(timeout)
 
     async def identify(
         self, connection: AbstractConnection, until: float | None
     ) -> AttemptFailed | None:
-        """Fetch the CLIENT ID of an acquired connection, by which a blocking command can be ended.
-
-        Return the failed attempt if the connection was lost or the time ran out.
-        """
+        """Fetch the CLIENT ID of a connection, by which a blocking command can be ended."""
         if connection in self._client_ids:
             return None
         try:
@@ -164,10 +125,7 @@ class ExclusivePool:
                 query = query_over(connection, self._policy.response_timeout)
                 self._client_ids[connection] = await fetch_client_id(query)
         except (RedisError, OSError) as error:
-            failure = self._target.failure(error)
-            return AttemptFailed(
-                progress=Progress.NOT_SENT, cause=failure.cause, detail=failure.detail
-            )
+            return AttemptFailed.because(self._target.failure(error), Progress.NOT_SENT)
         return None
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
@@ -182,10 +140,7 @@ class ExclusivePool:
             self._discard(connection)
 
     def recover(self, connection: AbstractConnection, command: str) -> None:
-        """End a blocking pop whose caller is gone, and put back an element that it popped.
-
-        A task of the pool does this, within a time limit.
-        """
+        """End a blocking pop whose caller is gone, and put back an element that it popped."""
         if self.closed:
             self.give_back(connection, clean=False)
             return
@@ -290,8 +245,9 @@ class ExclusivePool:
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
                 if reply is not None:
-                    for words in _RESTORE[command](reply):
-                        await self._query(*words)
+                    key, element, *score = reply
+                    condition = ("NX", *score) if score else ()
+                    await self._query(_UNDO[command], key, *condition, element)
         except (RedisError, OSError) as error:
             self._lost_elements.add(command, self._target.failure(error).detail)
         else:
@@ -328,14 +284,13 @@ class ExclusivePool:
 
 _log = logging.getLogger("resilient_io.redis")
 
-RECOVERY_TIMEOUT = 1.0
-"""Seconds to recover a popped element; then the connection is closed."""
+RECOVERY_TIMEOUT = 1.0  # seconds to recover a popped element; then the connection is closed
 
 
 class LostElements:
-    """Counts elements that may have been lost. The first is logged; more are summed up later.
+    """Counts elements that may have been lost: in an outage, every cancelled pop may lose one.
 
-    In an outage every cancelled pop may lose one.
+    The first is logged; further ones are summed up later.
     """
 
     def __init__(self) -> None:
@@ -350,7 +305,7 @@ class LostElements:
                 "further ones are counted and reported later: %s",
                 operation,
                 detail,
-                extra={"event": "element_perhaps_lost", "operation": operation},
+                extra={"event": "element_maybe_lost", "operation": operation},
             )
 
     def clear(self) -> None:
@@ -360,39 +315,16 @@ class LostElements:
                 "%d more cancelled pops could not be ended cleanly meanwhile, so as many elements "
                 "may be lost",
                 self._count - 1,
-                extra={"event": "elements_perhaps_lost", "count": self._count - 1},
+                extra={"event": "elements_maybe_lost", "count": self._count - 1},
             )
         self._count = 0
 
 
-def is_recoverable(command: str) -> bool:
-    """Return whether a command pops elements that can be put back."""
-    return command in _RESTORE
+_UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH", "BZPOPMIN": "ZADD", "BZPOPMAX": "ZADD"}
+"""The commands whose element can be put back, and the command that does it."""
 
 
-def _push(command: str) -> Callable[[Any], list[Sequence[Any]]]:
-    def restore(reply: Any) -> list[Sequence[Any]]:
-        key, element = reply
-        return [(command, key, element)]
-
-    return restore
-
-
-def _add_back(reply: Any) -> list[Sequence[Any]]:
-    key, member, score = reply
-    return [("ZADD", key, "NX", score, member)]
-
-
-_RESTORE: dict[str, Callable[[Any], list[Sequence[Any]]]] = {
-    "BLPOP": _push("LPUSH"),
-    "BRPOP": _push("RPUSH"),
-    "BZPOPMIN": _add_back,
-    "BZPOPMAX": _add_back,
-}
-"""The commands that undo each pop, from its raw reply."""
-
-
-class ExclusiveCall:
+class ExclusiveCall(Call):
     """One command on an exclusive connection, sent and parsed by redis-py."""
 
     def __init__(
@@ -403,15 +335,6 @@ class ExclusiveCall:
         command: Command,
         client: Any,
     ) -> None:
-        """Create a call.
-
-        Args:
-            multiplexer: Knows the health and the address of the server.
-            pool: Lends the connection.
-            policy: Its response timeout is added to the time for which the command blocks.
-            command: The command.
-            client: The client of redis-py whose parsing and callbacks are used.
-        """
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
@@ -426,12 +349,9 @@ class ExclusiveCall:
         """The effect of executing it twice."""
         return self._command.effect
 
-    def describe(self, error: ResilientIOError) -> None:
-        """Add nothing: the error names the command."""
-
     async def attempt(self, limits: Limits) -> object:
         """Acquire a connection, send, wait as long as the command may block, and release it."""
-        pool, recoverable = self._pool, is_recoverable(self.operation)
+        pool, recoverable = self._pool, self.operation in _UNDO
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
             return connection
@@ -465,7 +385,7 @@ class ExclusiveCall:
         args = self._command.args
         try:
             async with asyncio.timeout_at(earlier(limit, until)):
-                if is_recoverable(self.operation):
+                if self.operation in _UNDO:
                     await connection.send_command(*args)
                     # A cancelled read must leave the connection open, for the recovery.
                     return await connection.read_response(disconnect_on_error=False)
@@ -487,10 +407,7 @@ class ExclusiveCall:
             failure = self._multiplexer.target.failure(error)
             if failure.definite:
                 self._multiplexer.health.failed(failure.cause, failure.detail)
-            return AttemptFailed(
-                progress=Progress.MAYBE_APPLIED,
-                cause=failure.cause,
-                detail=failure.detail,
-                timed_out=timed_out,
-                expired=until is not None and loop.time() >= until,
+            expired = until is not None and loop.time() >= until
+            return AttemptFailed.because(
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired
             )

@@ -17,7 +17,6 @@ from .errors import refusal
 if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
-    from .connect import Query
     from .multiplexer import Multiplexer
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
@@ -27,20 +26,11 @@ class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
-        """Create a probe of the multiplexer's server. The policy's timeouts apply."""
         self._multiplexer = multiplexer
         self._policy = policy
 
     async def __call__(self, suspicious: bool) -> float:
-        """Probe the server and return the latency in seconds.
-
-        Args:
-            suspicious: Whether a failure was reported: then use a new connection.
-
-        Raises:
-            ProbeFailed: The server does not answer, or answers that it does not serve.
-            ProbeDegraded: The server answers, but cannot do all of its work.
-        """
+        """Probe the server, over a new connection if a failure was reported. Return the latency."""
         began = asyncio.get_running_loop().time()
         multiplexer = self._multiplexer
         try:
@@ -74,30 +64,26 @@ class RedisProbe:
                 self._raise_refusal(reply)
 
     async def _ping_new_connection(self) -> None:
+        timeout = self._policy.response_timeout
         connection = await connect(
-            self._multiplexer.target,
-            client_name=None,
-            timeout=self._policy.connect_timeout,
-            user_timeout=self._policy.response_timeout,
+            self._multiplexer.target, timeout=self._policy.connect_timeout, user_timeout=timeout
         )
-        query = query_over(connection, self._policy.response_timeout)
+        query = query_over(connection, timeout)
         health = self._multiplexer.health
         try:
             try:
                 await query("PING")
                 if health.refusing and health.cause is Cause.READ_ONLY:
-                    await self._check_role(query)
+                    role = await query("ROLE")
+                    if role and role[0] not in (b"master", "master"):
+                        detail = "the server says that it is a replica"
+                        raise ProbeDegraded(Cause.READ_ONLY, detail)
             except RedisError as error:
                 self._raise_refusal(error)
                 if not isinstance(error, ResponseError):
                     raise
         finally:
             abort(connection)
-
-    async def _check_role(self, query: Query) -> None:
-        role = await query("ROLE")
-        if role and role[0] not in (b"master", "master"):
-            raise ProbeDegraded(Cause.READ_ONLY, "the server says that it is a replica")
 
     def _raise_refusal(self, error: Exception) -> None:
         """Raise what an error reply says about the server. Any other reply shows that it serves."""

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """Runs in the event loop of its first use, and starts again when that loop was closed.
-
-    Attributes:
-        multiplexer: The shared connections.
-        pool: The exclusive connections.
-        executor: Sends, repeats and fails the calls.
-        bound: Whether the client has one connection of its own, whose state the caller may change.
-    """
+    """Runs in the event loop of its first use, and starts again when that loop was closed."""
 
     multiplexer: Multiplexer
     pool: ExclusivePool
@@ -54,19 +47,6 @@ class Runtime:
         bound: bool,
         owns_health: bool,
     ) -> None:
-        """Create the parts. `start` opens the connections.
-
-        Args:
-            target: The address.
-            policy: The client's policy.
-            health: The state of the dependency.
-            settings: The number of shared connections and the limit of bytes in flight.
-            template: The client's pool, whose limit and encoder apply to exclusive connections.
-            rng: Source of the jitter.
-            tokens: Source of the unguessable part of client names.
-            bound: Whether the client has one connection of its own.
-            owns_health: Whether closing the client closes `health`.
-        """
         self.health = health
         self.target = target
         self.bound = bound
@@ -97,26 +77,18 @@ class Runtime:
             bound=self.bound,
         )
         self.pool = ExclusivePool(
-            multiplexer=multiplexer,
-            target=self.target,
-            policy=self._policy,
-            limit=self._template.max_connections,
-            template=self._template,
+            multiplexer=multiplexer, policy=self._policy, template=self._template
         )
         self.executor = Executor(
             multiplexer=multiplexer,
             pool=self.pool,
             health=self.health,
-            budget=RetryBudget(self._policy.retry_budget, multiplexer.replies),
+            budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
             rng=self._rng,
         )
 
     def start(self) -> None:
-        """Start in the running loop, unless started. Never waits for the server.
-
-        Raises:
-            RuntimeError: The client runs in another event loop, or the process was forked.
-        """
+        """Start in the running loop, unless started. Never waits for the server."""
         binding = self._binding
         if binding is not None and binding.loop is asyncio.get_running_loop():
             return
@@ -157,12 +129,9 @@ class Runtime:
         return self.multiplexer.liveness_failure()
 
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
-        """Fail every call as closed, close every connection, and end every task.
+        """Fail every call as closed, close every connection, end every task, and await `also`.
 
         Idempotent. Cancelling returns immediately; the closing continues in the background.
-
-        Args:
-            also: What the client closes in addition.
         """
         self._leave_closed_loop()
         self.pool.close()

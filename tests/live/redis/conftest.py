@@ -20,7 +20,7 @@ async def client(shared_redis: RedisServer) -> AsyncIterator[ResilientRedis]:
 async def _until_complete(*clients: ResilientRedis) -> None:
     async with asyncio.timeout(10):
         for client in clients:
-            while not client._runtime.multiplexer.complete:  # noqa: ASYNC110 - there is no event for it
+            while None in client._runtime.multiplexer._slots:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.005)
 
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import redis.asyncio as driver
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeAsyncRedisConnection
 
 from resilient_io.redis import ResilientRedis
 from resilient_io.redis.connect import abort, is_lost, is_multiplexable
@@ -30,12 +32,9 @@ def test_a_connection_without_a_transport_is_not_multiplexable_and_can_be_closed
 
 
 async def test_fakeredis_serves_all_kinds_of_calls():
-    fakeredis = pytest.importorskip("fakeredis")
-    from fakeredis.aioredis import FakeAsyncRedisConnection
-
     pool = driver.ConnectionPool(
         connection_class=FakeAsyncRedisConnection,
-        server=fakeredis.FakeServer(),
+        server=FakeServer(),
         decode_responses=True,
     )
     async with asyncio.timeout(10), ResilientRedis.from_pool(pool) as client:

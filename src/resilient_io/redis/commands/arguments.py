@@ -1,8 +1,7 @@
-"""Reading the arguments of a command as the server does, and how long a command may block.
+"""How the server reads the arguments of a command, and how long a command may block.
 
-Callers pass str, bytes and numbers for the same argument. The functions for block times take the
-operands (the arguments after the command's name) and return seconds, or None for no limit. What the
-server would refuse is answered immediately: 0.0.
+Block times take the operands (the arguments after the name) and return seconds, or None for no
+limit. What the server would refuse is answered immediately: 0.0.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _MILLISECONDS = 1000
 
@@ -40,12 +39,7 @@ def integer(value: object) -> int | None:
 
 
 def seconds(value: object, *, per_second: int = 1) -> float | None:
-    """Return a block time in seconds, or None for no limit, which the argument 0 means.
-
-    Args:
-        value: The argument. One that the server would refuse does not block.
-        per_second: 1000 for an argument in milliseconds.
-    """
+    """Return a block time in seconds; None for no limit, 0.0 if the server would refuse it."""
     try:
         number = float(text(value))
     except ValueError:
@@ -73,24 +67,18 @@ def index_of(operands: Sequence[object], word: str, start: int = 0) -> int:
     return len(operands)
 
 
-def first(operands: Sequence[object]) -> float | None:
-    """BLMPOP, BZMPOP: seconds are the first operand."""
-    return seconds(operands[0]) if operands else 0.0
+def block_time_at(index: int, *, per_second: int = 1) -> Callable[[Sequence[object]], float | None]:
+    """Return the function for a command whose block time is the operand at `index`."""
+
+    def block_time(operands: Sequence[object]) -> float | None:
+        present = -len(operands) <= index < len(operands)
+        return seconds(operands[index], per_second=per_second) if present else 0.0
+
+    return block_time
 
 
-def last(operands: Sequence[object]) -> float | None:
-    """BLPOP, BLMOVE, BZPOPMIN and others: seconds are the last operand."""
-    return seconds(operands[-1]) if operands else 0.0
-
-
-def fifth(operands: Sequence[object]) -> float | None:
-    """BLMOVEM: seconds follow two keys and two ends."""
-    return seconds(operands[4]) if len(operands) > 4 else 0.0  # noqa: PLR2004 (as above)
-
-
-def last_in_milliseconds(operands: Sequence[object]) -> float | None:
-    """WAIT, WAITAOF: milliseconds are the last operand."""
-    return seconds(operands[-1], per_second=_MILLISECONDS) if operands else 0.0
+first, last, fifth = block_time_at(0), block_time_at(-1), block_time_at(4)
+last_in_milliseconds = block_time_at(-1, per_second=_MILLISECONDS)
 
 
 def stream_read(operands: Sequence[object]) -> float | None:

@@ -13,9 +13,22 @@ from .arguments import index_of, integer, text, token
 from .spec import Effect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 READ, IDEMPOTENT, CONDITIONAL, NON_IDEMPOTENT, DANGEROUS = Effect
+
+
+def _options(
+    operands: Sequence[object], sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Sequence[object]]]:
+    """Yield each option and its values. `sizes` is the number of values of those that have any."""
+    index = 0
+    while index < len(operands):
+        option = token(operands[index])
+        after = index + 1 + sizes.get(option, 0)
+        yield option, operands[index + 1 : after]
+        index = after
+
 
 # -- strings, bits, keys and expiry times --------------------------------------------------
 
@@ -40,35 +53,29 @@ def msetex(operands: Sequence[object]) -> Effect:
 
 def hsetex(operands: Sequence[object]) -> Effect:
     """HSETEX key [FNX | FXX] [EX seconds | ... | KEEPTTL] FIELDS n field value [...]."""
-    options = list(operands[1:])
-    for index, option in enumerate(options):
-        if token(option) == "FIELDS":
-            return _conditional_write(options[:index])
-    return NON_IDEMPOTENT
+    fields = index_of(operands, "FIELDS", 1)
+    return _conditional_write(operands[1:fields]) if fields < len(operands) else NON_IDEMPOTENT
+
+
+_COMPARISONS = {"IFEQ", "IFNE", "IFDEQ", "IFDNE"}
+_EXPIRIES = {*_RELATIVE_EXPIRY, *_ABSOLUTE_EXPIRY}
 
 
 def _conditional_write(options: Sequence[object]) -> Effect:
     effect = IDEMPOTENT
     expires = exists_only = False
-    index = 0
-    while index < len(options):
-        option = token(options[index])
-        index += 1
-        if option in {"NX", "FNX"}:
-            effect = max(effect, CONDITIONAL)
+    for option, _ in _options(options, dict.fromkeys(_COMPARISONS | _EXPIRIES, 1)):
+        if option in {"NX", "FNX"} or option in _COMPARISONS:
+            effect = CONDITIONAL
         elif option in {"XX", "FXX"}:
             exists_only = True
-        elif option in {"IFEQ", "IFNE", "IFDEQ", "IFDNE"}:
-            effect = max(effect, CONDITIONAL)
-            index += 1
-        elif option in _RELATIVE_EXPIRY or option in _ABSOLUTE_EXPIRY:
+        elif option in _EXPIRIES:
             expires = True
-            index += 1
         elif option != "KEEPTTL":
             # GET, for example: the old value is returned once and then lost.
             return NON_IDEMPOTENT
     # The value may expire before the repeat, which would then find nothing.
-    return max(effect, CONDITIONAL) if expires and exists_only else effect
+    return CONDITIONAL if expires and exists_only else effect
 
 
 def getex(operands: Sequence[object]) -> Effect:
@@ -78,11 +85,8 @@ def getex(operands: Sequence[object]) -> Effect:
 
 def hgetex(operands: Sequence[object]) -> Effect:
     """HGETEX key [EX seconds | ... | PERSIST] FIELDS n field [...]."""
-    options = operands[1:]
-    for index, option in enumerate(options):
-        if token(option) == "FIELDS":
-            return _read_and_expire(options[:index])
-    return NON_IDEMPOTENT
+    fields = index_of(operands, "FIELDS", 1)
+    return _read_and_expire(operands[1:fields]) if fields < len(operands) else NON_IDEMPOTENT
 
 
 def _read_and_expire(options: Sequence[object]) -> Effect:
@@ -100,61 +104,41 @@ def _read_and_expire(options: Sequence[object]) -> Effect:
 
 def expire(operands: Sequence[object]) -> Effect:
     """EXPIRE key seconds [NX | XX | GT | LT], and PEXPIRE."""
-    return _expires_in(operands[1:2], operands[2:])
-
-
-def hexpire(operands: Sequence[object]) -> Effect:
-    """HEXPIRE key seconds [NX | XX | GT | LT] FIELDS n field [...], and HPEXPIRE."""
-    conditions: list[object] = []
-    for option in operands[2:]:
-        if token(option) == "FIELDS":
-            return _expires_in(operands[1:2], conditions)
-        conditions.append(option)
-    return NON_IDEMPOTENT
-
-
-def _expires_in(time: Sequence[object], conditions: Sequence[object]) -> Effect:
-    duration = integer(time[0]) if time else None
-    if duration is None or not {token(each) for each in conditions} <= {"NX", "XX", "GT", "LT"}:
+    duration = integer(operands[1]) if len(operands) > 1 else None
+    conditions = {token(each) for each in operands[2:]}
+    if duration is None or not conditions <= {"NX", "XX", "GT", "LT"}:
         return NON_IDEMPOTENT
     return CONDITIONAL if conditions or duration <= 0 else IDEMPOTENT
 
 
+def hexpire(operands: Sequence[object]) -> Effect:
+    """HEXPIRE key seconds [NX | XX | GT | LT] FIELDS n field [...], and HPEXPIRE."""
+    fields = index_of(operands, "FIELDS", 2)
+    return expire(operands[:fields]) if fields < len(operands) else NON_IDEMPOTENT
+
+
 def copy(operands: Sequence[object]) -> Effect:
     """COPY source destination [DB number] [REPLACE]."""
-    return _replacing(operands[2:], valued={"DB"}, bare=set())
+    return _replacing(operands[2:], {"DB": 1})
 
 
 def restore(operands: Sequence[object]) -> Effect:
     """RESTORE key ttl value [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency]."""
-    return _replacing(operands[3:], valued={"IDLETIME", "FREQ"}, bare={"ABSTTL"})
+    return _replacing(operands[3:], {"IDLETIME": 1, "FREQ": 1, "ABSTTL": 0})
 
 
-def _replacing(options: Sequence[object], *, valued: set[str], bare: set[str]) -> Effect:
-    effect = CONDITIONAL
-    index = 0
-    while index < len(options):
-        option = token(options[index])
-        index += 2 if option in valued else 1
-        if option == "REPLACE":
-            effect = IDEMPOTENT
-        elif option not in valued and option not in bare:
-            return NON_IDEMPOTENT
-    return effect
+def _replacing(operands: Sequence[object], harmless: Mapping[str, int]) -> Effect:
+    options = {option for option, _ in _options(operands, harmless)}
+    if not options <= {"REPLACE", *harmless}:
+        return NON_IDEMPOTENT
+    return IDEMPOTENT if "REPLACE" in options else CONDITIONAL
 
 
 def bitfield(operands: Sequence[object]) -> Effect:
     """BITFIELD key [GET type offset | OVERFLOW how | SET ... | INCRBY ...] [...]."""
-    index = 1
-    while index < len(operands):
-        operation = token(operands[index])
-        if operation == "GET":
-            index += 3
-        elif operation == "OVERFLOW":
-            index += 2
-        else:
-            return NON_IDEMPOTENT  # the reply is the old value
-    return READ
+    sizes = {"GET": 2, "OVERFLOW": 1}
+    reads = all(operation in sizes for operation, _ in _options(operands[1:], sizes))
+    return READ if reads else NON_IDEMPOTENT  # the reply to SET is the old value
 
 
 def bitop(operands: Sequence[object]) -> Effect:
@@ -236,51 +220,33 @@ def georadiusbymember(operands: Sequence[object]) -> Effect:
 
 def _radius(source: Sequence[object], options: Sequence[object]) -> Effect:
     destinations: list[object] = []
-    index = 0
-    while index < len(options):
-        option = token(options[index])
-        index += 1
+    known = {"COUNT", "WITHCOORD", "WITHDIST", "WITHHASH", "ASC", "DESC", "ANY"}
+    for option, values in _options(options, {"STORE": 1, "STOREDIST": 1, "COUNT": 1}):
         if option in {"STORE", "STOREDIST"}:
-            destinations += options[index : index + 1]
-            index += 1
-        elif option == "COUNT":
-            index += 1
-        elif option not in {"WITHCOORD", "WITHDIST", "WITHHASH", "ASC", "DESC", "ANY"}:
+            destinations += values
+        elif option not in known:
             return NON_IDEMPOTENT
     return overwriting(destinations, source) if destinations else READ
 
 
 def sort(operands: Sequence[object]) -> Effect:
-    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key].
-
-    A read unless it stores.
-    """
+    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC|ALPHA] [STORE key]."""
     destination: str | None = None
     patterns: list[str] = []
-    index = 1
-    while index < len(operands):
-        option = token(operands[index])
-        index += 1
-        if option == "LIMIT":
-            index += 2
-        elif option in {"BY", "GET", "STORE"} and index < len(operands):
-            if option == "STORE":
-                destination = text(operands[index])
-            else:
-                patterns.append(text(operands[index]))
-            index += 1
-        elif option not in {"ASC", "DESC", "ALPHA"}:
+    for option, values in _options(operands[1:], {"LIMIT": 2, "BY": 1, "GET": 1, "STORE": 1}):
+        if option == "STORE" and values:
+            destination = text(values[0])
+        elif option in {"BY", "GET"} and values:
+            patterns.append(text(values[0]))
+        elif option not in {"LIMIT", "ASC", "DESC", "ALPHA"}:
             return NON_IDEMPOTENT
     if destination is None:
         return READ
-    if any(_may_name(pattern, destination) for pattern in patterns):
-        return NON_IDEMPOTENT
+    for pattern in patterns:
+        head, star, _ = pattern.partition("*")
+        if star and destination.startswith(head):
+            return NON_IDEMPOTENT  # the pattern may name the destination
     return overwriting([destination], operands[:1])
-
-
-def _may_name(pattern: str, key: str) -> bool:
-    head, star, _ = pattern.partition("*")
-    return bool(star) and key.startswith(head)
 
 
 def xadd(operands: Sequence[object]) -> Effect:
@@ -390,18 +356,10 @@ def json_set(operands: Sequence[object]) -> Effect:
     """JSON.SET key path value [NX | XX] [FPHA type]."""
     if len(operands) < 3 or not _one_place(operands[1]):  # noqa: PLR2004 (as above)
         return NON_IDEMPOTENT
-    effect = IDEMPOTENT
-    index = 3
-    while index < len(operands):
-        option = token(operands[index])
-        index += 1
-        if option == "NX":
-            effect = CONDITIONAL
-        elif option == "FPHA":
-            index += 1
-        elif option not in {"XX", "FORMAT"}:
-            return NON_IDEMPOTENT
-    return effect
+    options = {option for option, _ in _options(operands[3:], {"FPHA": 1})}
+    if not options <= {"NX", "XX", "FPHA", "FORMAT"}:
+        return NON_IDEMPOTENT
+    return CONDITIONAL if "NX" in options else IDEMPOTENT
 
 
 def json_mset(operands: Sequence[object]) -> Effect:
@@ -452,8 +410,5 @@ def ts_add(operands: Sequence[object]) -> Effect:
 def tdigest_merge(operands: Sequence[object]) -> Effect:
     """TDIGEST.MERGE destination numkeys source [...] [COMPRESSION n] [OVERRIDE]."""
     count = integer(operands[1]) if len(operands) > 1 else None
-    if count is None or count < 1:
-        return NON_IDEMPOTENT
-    if "OVERRIDE" not in {token(option) for option in operands[2 + count :]}:
-        return NON_IDEMPOTENT  # it adds to the destination
-    return overwriting(operands[:1], operands[2 : 2 + count])
+    overrides = count is not None and "OVERRIDE" in map(token, operands[2 + count :])
+    return counted_store(operands) if overrides else NON_IDEMPOTENT  # it adds to the destination

@@ -170,17 +170,18 @@ def _enter(spec: CommandSpec) -> None:
 
 
 def _enter_row(row: Row) -> None:
+    route = row.route or (Route.MULTIPLEXED if row.block is None else Route.EXCLUSIVE)
     for listed in row.names.split():
         name = listed.replace("|", " ")
         size = len(name.split())
         spec = CommandSpec(
             name=name,
             words=tuple(word.encode() for word in name.split()),
-            route=row.route,
-            effect=row.effect,
-            resolve=_of_args(row.resolve, size),
+            route=route,
+            effect=row.effect if isinstance(row.effect, Effect) else row.worst,
+            resolve=None if isinstance(row.effect, Effect) else _of_args(row.effect, size),
             block=_of_args(row.block, size),
-            advice=row.advice,
+            advice=row.advice or _DEFAULT_ADVICE.get(route, ""),
             reason=row.reason,
         )
         if row.blocks_if is None:
