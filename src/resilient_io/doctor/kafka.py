@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Sequence
 
+    from resilient_io.kafka.driver import Connection
     from resilient_io.kafka.errors import ConnectionFailure
-    from resilient_io.kafka.protocols import Connection
 
     from .steps import Step
 

@@ -20,7 +20,7 @@ from .log_filter import DriverLog
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .protocols import Connection
+    from .driver import Connection
 
 
 class TokenFailed(KafkaConnectionError):

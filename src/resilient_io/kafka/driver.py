@@ -3,14 +3,17 @@
 aiokafka's own `start` has no time limit and leaves tasks, sockets and a group member behind when it
 is cancelled. Its `stop` may hang forever, raises a `CancelledError` that no one requested, and
 swallows the caller's. So both run in tasks of ours, and what they leave behind is ended by force.
-Private names are those of aiokafka 0.14, which `tests/unit/kafka/test_driver_contract.py` checks.
+aiokafka has almost no type hints, so the Protocols below are a typed view of its public API. All
+names, public and private, are those of aiokafka 0.14, which
+`tests/unit/kafka/test_driver_contract.py` checks.
 """
+# ruff: noqa: D102 - aiokafka documents the methods of the Protocols
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiokafka import conn as driver_module
 from aiokafka.conn import AIOKafkaConnection, CloseReason
@@ -18,10 +21,14 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
     from contextvars import Context
 
-    from .protocols import Connection, Driver, DriverClient
+    from aiokafka import ConsumerRecord, TopicPartition
+    from aiokafka.abc import ConsumerRebalanceListener
+    from aiokafka.cluster import ClusterMetadata
+    from aiokafka.producer.message_accumulator import BatchBuilder
+    from aiokafka.structs import RecordMetadata
 
 CONNECTION_OPTIONS = (
     "client_id",
@@ -51,6 +58,77 @@ class DriverClosed(KafkaError):
     def __init__(self, reason: str, *, sent: bool = False) -> None:
         super().__init__(reason)
         self.sent = sent  # whether the request may have been sent; False is certain
+
+
+# --- typed view
+
+
+class Connection(Protocol):
+    """A connection to one broker (`aiokafka.conn.AIOKafkaConnection`)."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    def connected(self) -> bool: ...
+    def send(self, request: Any) -> Coroutine[Any, Any, Any]: ...
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> Any: ...
+
+
+class DriverClient(Protocol):
+    """The client inside a producer or a consumer (`aiokafka.client.AIOKafkaClient`)."""
+
+    cluster: ClusterMetadata
+
+    def force_metadata_update(self) -> asyncio.Future[bool]: ...
+    def set_topics(self, topics: Iterable[str]) -> asyncio.Future[bool]: ...
+    def add_topic(self, topic: str) -> asyncio.Future[bool]: ...
+
+
+class ProducerDriver(Protocol):
+    """The part of `aiokafka.AIOKafkaProducer` that we use."""
+
+    client: Any
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def create_batch(self) -> BatchBuilder: ...
+    async def send_batch(
+        self, batch: Any, topic: str, *, partition: int
+    ) -> asyncio.Future[RecordMetadata]: ...
+    async def begin_transaction(self) -> None: ...
+    async def commit_transaction(self) -> None: ...
+    async def abort_transaction(self) -> None: ...
+    async def send_offsets_to_transaction(
+        self, offsets: Mapping[Any, Any], group_id: str
+    ) -> None: ...
+
+
+class ConsumerDriver(Protocol):
+    """The part of `aiokafka.AIOKafkaConsumer` that we use."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def subscribe(
+        self,
+        topics: Collection[str] = (),
+        pattern: str | None = None,
+        listener: ConsumerRebalanceListener | None = None,
+    ) -> None: ...
+    def assign(self, partitions: Collection[TopicPartition]) -> None: ...
+    def assignment(self) -> Collection[TopicPartition]: ...
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]: ...
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+    async def end_offsets(
+        self, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, int]: ...
+
+
+Driver: TypeAlias = ProducerDriver | ConsumerDriver
+
+DriverT = TypeVar("DriverT", bound=ProducerDriver | ConsumerDriver)
 
 
 # --- parts of a driver

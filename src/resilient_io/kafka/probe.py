@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .connect import KafkaTarget
-    from .protocols import Connection
+    from .driver import Connection
 
     Address = tuple[str, int]
 

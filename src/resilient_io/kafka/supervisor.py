@@ -17,6 +17,8 @@ from resilient_io.retry import Backoff
 from resilient_io.tasks import describe_task_end, log_task_death, wake
 
 from .driver import (
+    Connection,
+    DriverT,
     background_tasks,
     client_of,
     connections_of,
@@ -40,7 +42,6 @@ from .errors import (
     copy_with_note,
     without_secrets,
 )
-from .protocols import Connection, DriverT
 
 if TYPE_CHECKING:
     import random

@@ -15,10 +15,14 @@ from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBat
 from aiokafka.producer.sender import BaseHandler, Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 
-from resilient_io.kafka import probe, protocols
+from resilient_io.kafka import probe
 from resilient_io.kafka.driver import (
     CONNECTION_OPTIONS,
+    Connection,
+    ConsumerDriver,
+    DriverClient,
     DriverClosed,
+    ProducerDriver,
     background_tasks,
     client_of,
     connection_options,
@@ -50,10 +54,10 @@ def test_version_is_the_one_that_was_read():
 @pytest.mark.parametrize(
     ("protocol", "driver"),
     [
-        (protocols.ProducerDriver, AIOKafkaProducer),
-        (protocols.ConsumerDriver, AIOKafkaConsumer),
-        (protocols.DriverClient, AIOKafkaClient),
-        (protocols.Connection, AIOKafkaConnection),
+        (ProducerDriver, AIOKafkaProducer),
+        (ConsumerDriver, AIOKafkaConsumer),
+        (DriverClient, AIOKafkaClient),
+        (Connection, AIOKafkaConnection),
     ],
 )
 def test_each_method_of_a_protocol_exists_and_takes_the_same_arguments(protocol, driver):

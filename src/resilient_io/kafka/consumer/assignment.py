@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
-    from ..protocols import ConsumerDriver
+    from ..driver import ConsumerDriver
     from ..record import Record
     from .stats import ConsumerCounters
 

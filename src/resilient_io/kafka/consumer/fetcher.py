@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
     from ..connect import KafkaTarget
-    from ..protocols import ConsumerDriver
+    from ..driver import ConsumerDriver
     from ..record import PartitionProgress
     from ..supervisor import Supervisor
     from .assignment import Assignment

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
     from ..connect import KafkaTarget
-    from ..protocols import ConsumerDriver
+    from ..driver import ConsumerDriver
     from .assignment import Assignment
     from .fetcher import Fetcher
     from .iteration import ExclusiveUse

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
-    from ..protocols import Connection, ConsumerDriver
+    from ..driver import Connection, ConsumerDriver
     from ..supervisor import Supervisor
     from .assignment import AssignedPartition, Assignment
     from .fetcher import Fetcher

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aiokafka import TopicPartition
 
-    from ..protocols import Connection, ConsumerDriver
+    from ..driver import Connection, ConsumerDriver
 
 
 GroupMember = tuple[int, str]

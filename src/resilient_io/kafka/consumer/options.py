@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiokafka.abc import ConsumerRebalanceListener
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
-    from ..protocols import ConsumerDriver
+    from ..driver import ConsumerDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

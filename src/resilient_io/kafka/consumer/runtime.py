@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from ..connect import KafkaTarget
+    from ..driver import ConsumerDriver
     from ..processing import RunPlan, RunStats
     from ..producer import ResilientKafkaProducer
-    from ..protocols import ConsumerDriver
     from .assignment import AssignedPartition
     from .fetcher import RecordDeserializer
     from .options import ConsumerSettings, ConsumerSubscription

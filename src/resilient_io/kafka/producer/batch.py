@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
     from aiokafka.producer.message_accumulator import BatchBuilder
 
-    from ..protocols import ProducerDriver
+    from ..driver import ProducerDriver
     from .errors import DeliveryErrors
     from .partition_queue import PartitionQueue, Record
     from .records import DeliveryFailure, Headers

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from ..connect import KafkaTarget
-    from ..protocols import ProducerDriver
+    from ..driver import ProducerDriver
     from .metadata import Partitioner
     from .options import DeliverySettings
 

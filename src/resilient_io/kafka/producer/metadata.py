@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aiokafka.cluster import ClusterMetadata
 
-    from ..protocols import DriverClient, ProducerDriver
+    from ..driver import DriverClient, ProducerDriver
     from ..supervisor import Supervisor
 
 

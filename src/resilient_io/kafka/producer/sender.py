@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Dependency
 
+    from ..driver import ProducerDriver
     from ..probe import KafkaProbe
-    from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
     from .batch import InFlightBatch
     from .buffer import BufferMemory

@@ -10,7 +10,7 @@ from aiokafka.errors import IllegalOperation
 from ..errors import copy_with_note
 
 if TYPE_CHECKING:
-    from ..protocols import ProducerDriver
+    from ..driver import ProducerDriver
 
 
 @dataclass(slots=True, eq=False)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from resilient_io.retry import RetryPolicy
 
+    from ..driver import ProducerDriver
     from ..errors import KafkaOutcomeUnknown
-    from ..protocols import ProducerDriver
     from ..supervisor import Supervisor
     from .accumulator import Accumulator
 
