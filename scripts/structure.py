@@ -1,8 +1,10 @@
 """Print the size and structure of the package, and the files that a call passes through.
 
 The files of a call are those of resilient_io in which a function runs between the caller's `await`
-and its result, found by tracing real calls: a GET whose connection is reset, and a record that is
-sent. Both use embedded servers. `--without-calls` prints only what the source shows.
+and its result: in the caller's task, and in callbacks of the event loop, such as those of the
+connection. Background tasks (the health probe, reconnecting) do not count. The calls are real: a
+GET whose connection is reset, and a record that is sent. Both use embedded servers.
+`--without-calls` prints only what the source shows.
 """
 
 from __future__ import annotations
@@ -112,27 +114,29 @@ def source_measures() -> Iterator[tuple[str, int, Iterable[str]]]:
     yield "import cycles, also between folders", len(found), map(" <-> ".join, found)
 
 
-async def files_of(call: Awaitable[object]) -> list[str]:
-    """Return the files of the package, except the testing kit, that run until a call ends."""
+async def files_of(call: Awaitable[object]) -> tuple[set[str], set[str]]:
+    """Return the files, without the testing kit, that run in the caller's task and in callbacks."""
+    caller = asyncio.current_task()
     root = str(SOURCE / PACKAGE) + "/"
     ignored = f"{root}testing/"
-    found: set[str] = set()
+    found: dict[object, set[str]] = {caller: set(), None: set()}
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
         del event, argument
         path = frame.f_code.co_filename
-        if path.startswith(root) and not path.startswith(ignored):
-            found.add(path.removeprefix(root))
+        task = asyncio.current_task()
+        if task in found and path.startswith(root) and not path.startswith(ignored):
+            found[task].add(path.removeprefix(root))
 
     sys.settrace(trace)
     try:
         await call
     finally:
         sys.settrace(None)
-    return sorted(found)
+    return found[caller], found[None]
 
 
-async def files_of_get() -> list[str]:
+async def files_of_get() -> tuple[set[str], set[str]]:
     async with (
         embedded_redis() as server,
         FaultProxy(server.port) as proxy,
@@ -143,7 +147,7 @@ async def files_of_get() -> list[str]:
         return await files_of(redis.get("key"))
 
 
-async def files_of_send() -> list[str]:
+async def files_of_send() -> tuple[set[str], set[str]]:
     async def send() -> None:
         await (await producer.send("topic", b"value"))
 
@@ -167,8 +171,10 @@ def main() -> None:
             ("files of a GET whose connection dies", files_of_get),
             ("files of a record, from send to its future", files_of_send),
         ):
-            files = asyncio.run(run())
-            measures.append((name, len(files), files))
+            own, callbacks = asyncio.run(run())
+            measures.append((f"{name}: in the caller's task", len(own), sorted(own)))
+            both = own | callbacks
+            measures.append((f"{name}: with callbacks of the loop", len(both), sorted(both)))
     for name, count, items in measures:
         print(f"{count:7,}  {name}")
         if arguments.verbose:
