@@ -205,7 +205,8 @@ class RetrySchedule:
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self._stop = tenacity.stop_after_attempt(policy.attempts)
-        self._wait = tenacity.wait_exponential(multiplier=policy.backoff, max=policy.backoff_cap)
+        cap = policy.backoff_cap if policy.backoff else 0.0
+        self._wait = tenacity.wait_exponential(multiplier=policy.backoff, max=cap)
         self._state = tenacity.RetryCallState(_TENACITY, None, (), {})
         self._rng = rng
 

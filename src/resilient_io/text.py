@@ -26,7 +26,7 @@ the text in JSON unless a backslash precedes it. The pattern consumes the whole 
 no `@`: trying again at each `://` within it would take quadratic time."""
 
 _QUOTED_ARGUMENTS: Final = re.compile(
-    r",?\s*with args beginning with.*|[\s,:]*(?:['\"`])AUTH2?['\"`].*", re.IGNORECASE | re.DOTALL
+    r",?\s*with args beginning with.*|[\s,:]*['\"`]AUTH2?['\"`][\s,]+['\"`].*", re.DOTALL
 )
 """Arguments that a server quotes in an error. Those of HELLO and AUTH include the password."""
 
@@ -111,13 +111,17 @@ def describe_error(error: BaseException, *, secrets: Iterable[str] = ()) -> str:
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and its causes, the outermost first."""
+    """Yield an exception and its causes, the outermost first.
+
+    A context that `raise ... from None` suppresses is not a cause: it may be the exception that the
+    caller was handling.
+    """
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         yield link
         seen.add(id(link))
-        link = link.__cause__ or link.__context__
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _os_words(error: BaseException) -> str:

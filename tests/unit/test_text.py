@@ -140,3 +140,24 @@ def test_an_error_is_described_without_secrets():
 def test_an_address_of_ipv6_has_brackets():
     assert format_address("::1", 6379) == "[::1]:6379"
     assert format_address("cache", 6379) == "cache:6379"
+
+
+def test_a_suppressed_context_is_not_a_cause():
+    def fail():
+        raise RuntimeError("the credential provider failed") from None
+
+    def handle():
+        try:
+            os.read(-1, 1)
+        except OSError:
+            fail()
+
+    with pytest.raises(RuntimeError) as raised:
+        handle()
+    assert isinstance(raised.value.__context__, OSError)
+    assert describe_error(raised.value) == "the credential provider failed"
+
+
+@pytest.mark.parametrize("text", ["'auth'", "unknown field 'auth' in order 42", "no 'AUTH' header"])
+def test_a_text_that_quotes_auth_without_arguments_is_unchanged(text):
+    assert clean_text(text) == text

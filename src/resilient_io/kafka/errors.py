@@ -267,7 +267,12 @@ def without_secrets(error: Exception, secrets: Iterable[str]) -> Exception:
     same type with a clean message and without a cause: a traceback shows the whole chain.
     """
     known = tuple(secrets)
-    if not any(_quotes(str(link), known) for link in error_chain(error)):
+    try:
+        quotes = any(_quotes(str(link), known) for link in error_chain(error))
+    # The boundary to an exception class of the application: its __str__ may raise anything.
+    except Exception:  # noqa: BLE001
+        return driver.KafkaError(type(error).__name__)
+    if not quotes:
         return error
     clean = copy.copy(error)
     clean.args = tuple(

@@ -324,6 +324,10 @@ class _RecordingProvider(CredentialProvider):
         self._provider = provider
         self._remember = remember
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the application's provider, which a connection may use."""
+        return getattr(self._provider, name)
+
     def get_credentials(self) -> Any:
         return self._record(self._provider.get_credentials())
 

@@ -123,16 +123,19 @@ def advise(error: BaseException) -> None:
 
 
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
-    """Remove secrets from the text of an exception of redis-py, and of its causes.
+    """Remove secrets from the text of an exception of redis-py, and of those that caused it.
 
     Such an exception reaches the caller as redis-py raised it. A server without HELLO or AUTH
-    quotes the arguments of the handshake, which include the password.
+    quotes the arguments of the handshake, which include the password. An exception of the
+    application, which the caller may be handling, is not changed.
     """
     known = tuple(secrets)
     for link in error_chain(error):
         text = str(link)
         quotes = "AUTH" in text and "with args" in text
-        if link.args and (quotes or any(secret in text for secret in known)):
+        if not isinstance(link, driver.RedisError) or not link.args:
+            continue
+        if quotes or any(secret in text for secret in known):
             link.args = (clean_text(text, secrets=known),)
 
 

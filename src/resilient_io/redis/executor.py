@@ -177,12 +177,13 @@ class Executor:
 
     async def _raise(self, failing: _FailingCall, failed: AttemptFailed, attempts: int) -> Raise:
         """Return the decision to raise, with the error for the caller."""
-        state = self._multiplexer.bound_state
-        if state.lost and failed.connection is not None:
-            failed = failed.with_reason(state.take_loss())
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
             await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+        state = self._multiplexer.bound_state
+        if state.lost and failed.connection is not None:
+            # After the last await: a cancelled caller must not take the loss without raising it.
+            failed = failed.with_reason(state.take_loss())
         call, progress = failing.call, failed.progress
         elapsed = asyncio.get_running_loop().time() - failing.started
         if failed.refusal is not None and failed.error is not None:

@@ -30,7 +30,7 @@ from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_s
 from .instrumentation import operation_of, through, trace_command, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
@@ -121,18 +121,24 @@ class BatchCall(Call):
         )
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
+                self._clean(request.replies)
                 self._answers += request.replies
             return replies
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
         answers = replies if isinstance(replies, list) else [replies]
-        secrets = self._multiplexer.target.secrets
-        for reply in answers:
-            if isinstance(reply, Exception):
-                remove_secrets(reply, secrets)
+        self._clean(answers)
         if self._transaction:
             return await self._finish_transaction(answers)
         return await self._finish(answers)
+
+    def _clean(self, replies: Iterable[Any]) -> None:
+        """Remove secrets from error replies, also from those inside the reply to EXEC."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                remove_secrets(reply, self._multiplexer.target.secrets)
+            elif isinstance(reply, list) and self._transaction:
+                self._clean(reply)
 
     def _request(self) -> PendingRequest:
         raw: frozenset[int] = frozenset()

@@ -135,6 +135,8 @@ class Runtime:
         """
         self._leave_closed_loop()
         self.pool.close()
+        if self._binding is not None and self._binding.forked:
+            return  # the sockets belong to the parent process
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
                 self._close(also),

@@ -320,6 +320,7 @@ def test_use_after_a_fork(_server_of_session):
                             async with ResilientRedis(port={_server_of_session.port}) as new:
                                 assert await new.get("k") == b"parent"
                             await unused.aclose()
+                            await client.aclose()  # leaves the parent's connections alone
                     asyncio.new_event_loop().run_until_complete(child())
                     code = 0
                 except BaseException as error:

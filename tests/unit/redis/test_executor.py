@@ -261,3 +261,28 @@ async def test_cancelling_a_retry_at_any_point_returns_immediately():
     report = await cancel_everywhere(call, raises=RedisUnavailable)
     report.assert_clean()
     assert report.points == 4
+
+
+async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
+    class BoundState:
+        lost = ("SELECT",)
+
+        def take_loss(self):
+            self.lost = ()
+            return "; SELECT was lost"
+
+    state = BoundState()
+    scene = Scene(maybe_applied("connection reset", connection=FakeConnection()))
+    scene.executor._multiplexer.bound_state = state
+
+    async def wait_for_probe(timeout):
+        await asyncio.sleep(timeout)
+
+    scene.executor.health.wait_for_probe = wait_for_probe
+    task = asyncio.create_task(scene.run())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert state.lost == ("SELECT",)
+    await scene.executor.health.aclose()

@@ -327,6 +327,14 @@ class Accumulator:
         self.sender.notify_settled()
         return failures
 
+    def count_lost(self, error: Exception, records: int = 1) -> None:
+        """Count records that failed before they were queued; wake tasks in `flush()`.
+
+        A transaction is aborted then, so its commit must not wait for more records.
+        """
+        self.errors.count_lost(error, records)
+        self.sender.notify_settled()
+
     def close(self) -> None:
         """Accept no more records."""
         self.closed = True

@@ -250,7 +250,7 @@ class ChunkPacker:
             return self._serialize(place, given)
         # The boundary to the user's serializers and partitioner: only this record fails.
         except Exception as error:  # noqa: BLE001
-            self._accumulator.errors.count_lost(error)
+            self._accumulator.count_lost(error)
             self.bulk.reject(
                 DeliveryFailure(
                     position=place,
@@ -314,7 +314,7 @@ class ChunkPacker:
         self._open.clear()
         if error is not None:
             for queue, (records, _) in packed.items():
-                self._accumulator.errors.count_lost(error, len(records))
+                self._accumulator.count_lost(error, len(records))
                 self.bulk.fail(queue.tp, records, error)
 
 

@@ -57,6 +57,7 @@ class ProducerCore:
         self._health = health
         self._target = target
         self._options = options
+        self._unknown_answers: list[Exception] = []
         self._owns_health = owns_health
         self._closing: asyncio.Task[DeliveryReport] | None = None
         transactional_id = options.get("transactional_id")
@@ -119,8 +120,8 @@ class ProducerCore:
         self.supervisor.start()
 
     def _build(self) -> ProducerDriver:
-        producer: ProducerDriver = _Producer(  # type: ignore[no-untyped-call]
-            **self._target.client_options(), **self._options
+        producer: ProducerDriver = _Producer(
+            self._unknown_answers, **self._target.client_options(), **self._options
         )
         return producer
 
@@ -200,19 +201,33 @@ class ProducerCore:
         )
 
 
+_UNKNOWN_ANSWERS = 3
+"""After so many unknown errors in a row, a broker is taken for one without idempotence."""
+
+
 class _Producer(AIOKafkaProducer):
+    def __init__(self, unknown_answers: list[Exception], **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._unknown_answers = unknown_answers
+
     async def start(self) -> None:
         """Start; explain the error of a broker that cannot number batches.
 
         aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid`: `IncompatibleBrokerVersion` if the
         broker does not know the request, and `UnknownError` if it answers with that (Tansu 0.6).
+        Kafka may answer with the latter once, too, so only several in a row count.
         """
         try:
             await super().start()  # type: ignore[no-untyped-call]
+            self._unknown_answers.clear()
         except (IncompatibleBrokerVersion, UnknownError) as error:
             manager: Any = self._txn_manager
             if manager is None or manager.has_pid():
                 raise
+            if isinstance(error, UnknownError):
+                self._unknown_answers.append(error)
+                if len(self._unknown_answers) < _UNKNOWN_ANSWERS:
+                    raise
             if manager.transactional_id is not None:
                 why = "the broker does not support transactions: leave transactional_id= out"
             else:

@@ -23,6 +23,7 @@ from ..errors import (
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from resilient_io.health import Dependency
 
@@ -108,12 +109,11 @@ class DeliveryErrors:
             return "the aiokafka producer was closed before an answer came"
         return f"aiokafka failed: {describe_driver_error(error, secrets=self._target.secrets())}"
 
-    def rejected(self, error: Exception) -> Exception:
-        """Return a copy of a broker's rejection of a batch, so that each caller has its own."""
-        return copy_with_note(
-            without_secrets(error, self._target.secrets()),
-            "the broker rejected it permanently: sending it again does not help",
-        )
+    def rejections(self, error: Exception) -> Callable[[float, str], Exception]:
+        """Return a function that copies a broker's rejection, so that each caller has its own."""
+        clean = without_secrets(error, self._target.secrets())
+        note = "the broker rejected it permanently: sending it again does not help"
+        return lambda _began, _operation: copy_with_note(clean, note)
 
     def cause(self, error: BaseException | None) -> BaseException | None:
         """Return an error of aiokafka that may be the cause of one that callers get."""

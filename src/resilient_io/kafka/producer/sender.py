@@ -202,12 +202,11 @@ class Sender:
         """Fail what waits for topics that Kafka said several times not to have."""
         names = dict.fromkeys(q.topic for q in leaderless if self._metadata.is_deleted(q.topic))
         for name in names:
-            error = kafka_errors.UnknownTopicOrPartitionError(name)
             fail_waiting(
                 [queue for queue in self._metadata.queues if queue.topic == name],
                 self._errors,
                 self._buffer,
-                lambda _began, _call, error=error: self._errors.rejected(error),  # type: ignore[misc]
+                self._errors.rejections(kafka_errors.UnknownTopicOrPartitionError(name)),
             )
         if names:
             self._metadata.forget(list(names))
@@ -268,7 +267,7 @@ class Sender:
         meaning = classify_error(error)
         only_attempt = attempts_of(batch.driver_batch) == 1
         if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and only_attempt):
-            fail_batch(batch, errors, lambda _began, _call: errors.rejected(error))
+            fail_batch(batch, errors, errors.rejections(error))
         elif (
             only_attempt
             and meaning.kind in ("refused", "fatal")
