@@ -12,13 +12,12 @@ from resilient_io.doctor import Status, Step, examine, examine_host, exit_code
 from resilient_io.doctor.urls import kind_of
 from resilient_io.errors import ConfigurationError
 
-from .terminal import INTERRUPTED
+from . import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from .running import Interruption
-    from .terminal import Report
+    from .terminal import Interruption, Report
 
 _STYLES = {
     Status.OK: "green",
@@ -97,7 +96,7 @@ def _show(report: Report, name: str, step: Step) -> None:
         (f"{seconds:>9}  ", "dim"),
     )
     facts = {"event": "step", "of": name, **step.as_dict()}
-    report.finding(facts, head, step.found, step.advice, indent=_INDENT, in_columns=True)
+    report.finding(facts, head, step.found, step.advice, indent=_INDENT)
 
 
 def _summary(steps: Sequence[Step], counts: Mapping[str, int], *, interrupted: bool) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_io.text import clean_text
 
-from .terminal import GOOD, PROBLEMS, UNKNOWN, discard_output
+from . import GOOD, PROBLEMS, UNKNOWN, discard_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import time
 HANGING_RESOLVER = """\
 import socket, sys, time
 socket.getaddrinfo = lambda *arguments, **options: time.sleep(60)
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 sys.exit(main({arguments!r}))
 """
 

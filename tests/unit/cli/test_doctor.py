@@ -9,8 +9,7 @@ from rich.console import Console
 
 from resilient_io import ConfigurationError
 from resilient_io.cli.doctor import Examination, plan, run_examinations
-from resilient_io.cli.running import Interruption
-from resilient_io.cli.terminal import Report, standard_output
+from resilient_io.cli.terminal import Interruption, Report, standard_output
 from resilient_io.doctor import Status, Step
 
 OK = Step(name="name", status=Status.OK, seconds=0.0012, found="cache is 10.0.0.3")
