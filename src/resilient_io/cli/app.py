@@ -15,7 +15,12 @@ from resilient_io.doctor.urls import kind_of, name_of
 from resilient_io.errors import ConfigurationError
 
 from . import PROBLEMS, UNKNOWN, discard_output
+from .doctor import plan, run_examinations
+from .lint import lint as lint_files
+from .lint import read_settings
 from .terminal import Report, complain, quiet_loggers, read_text, run_loop, standard_output
+from .watch import JsonDisplay, LineDisplay, TableDisplay, watch_targets
+from .watch import watch as watch_servers
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -140,14 +145,6 @@ def watch(
 
     Exit code: 0 no server was down, 1 one was down or never answered, 2 wrong command line.
     """
-    from .watch import (  # noqa: PLC0415 - import only what the command needs
-        JsonDisplay,
-        LineDisplay,
-        TableDisplay,
-        watch_targets,
-    )
-    from .watch import watch as watch_servers  # noqa: PLC0415 - as above
-
     servers = read_urls(
         urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
@@ -190,8 +187,6 @@ def doctor(
 
     Exit code: 0 no problem, 1 problems, 2 something could not be checked, or wrong command line.
     """
-    from .doctor import plan, run_examinations  # noqa: PLC0415 - import only what is needed
-
     servers = read_urls(
         urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
@@ -229,9 +224,6 @@ def lint(
 
     Exit code: 0 no findings, 1 findings, 2 a file is not a manifest, or wrong command line.
     """
-    from .lint import lint as lint_files  # noqa: PLC0415 - import only what the command needs
-    from .lint import read_settings  # noqa: PLC0415 - as above
-
     texts = {}
     for path in files:
         name = "standard input" if path == "-" else path

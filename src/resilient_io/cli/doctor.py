@@ -76,12 +76,11 @@ async def run_examinations(
 
     interrupted = await interruption.before(run())
     counts = {str(status): sum(step.status is status for step in steps) for status in Status}
-    facts = {
-        "interrupted": interrupted,
-        "seconds": round(sum(step.seconds for step in steps), 6),
-        "steps": counts,
-    }
-    report.summary(_summary(steps, counts, interrupted=interrupted), facts)
+    seconds = sum(step.seconds for step in steps)
+    found = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    text = f"{found or 'nothing'} in {seconds:.1f} s"
+    facts = {"interrupted": interrupted, "seconds": round(seconds, 6), "steps": counts}
+    report.summary(f"Interrupted: {text}" if interrupted else text, facts)
     return INTERRUPTED if interrupted else exit_code(steps)
 
 
@@ -97,17 +96,3 @@ def _show(report: Report, name: str, step: Step) -> None:
     )
     facts = {"event": "step", "of": name, **step.as_dict()}
     report.finding(facts, head, step.found, step.advice, indent=_INDENT)
-
-
-def _summary(steps: Sequence[Step], counts: Mapping[str, int], *, interrupted: bool) -> str:
-    problems, notes, unknown = (
-        counts[status] for status in (Status.PROBLEM, Status.NOTE, Status.UNKNOWN)
-    )
-    parts = [
-        f"{problems} problem{'s' * (problems != 1)}" if problems else "no problem",
-        *([f"{notes} note{'s' * (notes != 1)}"] if notes else []),
-        *([f"{unknown} could not be checked"] if unknown else []),
-    ]
-    seconds = sum(step.seconds for step in steps)
-    text = f"{', '.join(parts)} in {len(steps)} step{'s' * (len(steps) != 1)}, {seconds:.1f} s"
-    return f"Interrupted: {text}" if interrupted else f"{text[0].upper()}{text[1:]}"

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import re
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable  # noqa: TC003 - dataclasses read annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 from rich.table import Table
@@ -20,7 +22,7 @@ from . import GOOD, PROBLEMS
 from .terminal import json_line, write_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -199,58 +201,13 @@ class WatchedDependency(Dependency):
         return f"{self.latency * 1000:.2f} ms"
 
 
-class WatchTarget(Protocol):
+@dataclass(frozen=True, slots=True)
+class WatchTarget:
     """A server that is probed through a client of its kind."""
 
     health: WatchedDependency
-
-    async def open(self) -> None:
-        """Start the probes; never waits for the server."""
-
-    async def aclose(self) -> None:
-        """Stop the probes and close the client."""
-
-
-class _WatchedRedis:
-    def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
-        from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
-            ConnectionSettings,
-            ResilientRedis,
-        )
-        from resilient_io.retry import RetryPolicy  # noqa: PLC0415 - as above
-
-        self.health = WatchedDependency(name, interval=interval, timeout=timeout)
-        self._client = ResilientRedis.from_pool(
-            read_redis_url(url),
-            policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
-            health=self.health,
-            connections=ConnectionSettings(count=1),
-        )
-
-    async def open(self) -> None:
-        await self._client.initialize()
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-        await self.health.aclose()
-
-
-class _WatchedKafka:
-    def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
-        from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
-        from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 - as above
-
-        options = read_kafka_url(url)
-        target = KafkaTarget(options.pop("bootstrap_servers"), options)
-        self.health = WatchedDependency(name, interval=interval, timeout=timeout)
-        self._probe = KafkaProbe(target=target, timeout=timeout)
-
-    async def open(self) -> None:
-        self.health.start(self._probe, last_reply=self._probe.last_reply)
-
-    async def aclose(self) -> None:
-        await self.health.aclose()
-        self._probe.close()
+    open: Callable[[], Awaitable[object]]  # starts the probes; never waits for the server
+    aclose: Callable[[], Awaitable[None]]
 
 
 def watch_targets(
@@ -258,9 +215,50 @@ def watch_targets(
 ) -> list[WatchTarget]:
     """Return the servers to watch."""
     return [
-        (_WatchedRedis if kind_of(url) == "redis" else _WatchedKafka)(name, url, interval, timeout)
+        (_redis if kind_of(url) == "redis" else _kafka)(
+            url, timeout, WatchedDependency(name, interval=interval, timeout=timeout)
+        )
         for name, url in servers.items()
     ]
+
+
+def _redis(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
+    from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
+        ConnectionSettings,
+        ResilientRedis,
+    )
+    from resilient_io.retry import RetryPolicy  # noqa: PLC0415 - as above
+
+    client = ResilientRedis.from_pool(
+        read_redis_url(url),
+        policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
+        health=health,
+        connections=ConnectionSettings(count=1),
+    )
+
+    async def aclose() -> None:
+        await client.aclose()
+        await health.aclose()
+
+    return WatchTarget(health, client.initialize, aclose)
+
+
+def _kafka(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
+    from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
+    from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 - as above
+
+    options = read_kafka_url(url)
+    target = KafkaTarget(options.pop("bootstrap_servers"), options)
+    probe = KafkaProbe(target=target, timeout=timeout)
+
+    async def start() -> None:
+        health.start(probe, last_reply=probe.last_reply)
+
+    async def aclose() -> None:
+        await health.aclose()
+        probe.close()
+
+    return WatchTarget(health, start, aclose)
 
 
 class Display:

@@ -303,15 +303,11 @@ async def check_listeners(
     failures = await together(
         "listener", (_try_listener(cluster, node, target, timeout) for node in nodes)
     )
-    data: dict[str, Any] = {
-        str(node): {"advertised": cluster.brokers[node].text, "failure": failure}
-        for node, failure in zip(nodes, failures, strict=True)
-    }
     bad = {node: why for node, why in zip(nodes, failures, strict=True) if why is not None}
     if not bad:
         named = ", ".join(cluster.brokers[node].text for node in nodes)
         plural = "broker answers" if len(nodes) == 1 else "brokers answer"
-        return ok(f"{len(nodes)} {plural} where advertised ({named})", brokers=data)
+        return ok(f"{len(nodes)} {plural} where advertised ({named})")
     known = next((each.host for each in bootstrap if each.reached), "the bootstrap address")
     if any("another cluster" in why for why in bad.values()):
         advice = "Two clusters are mixed up: check where that name leads from here."
@@ -329,8 +325,7 @@ async def check_listeners(
         [
             problem(f"broker {node} advertises {cluster.brokers[node].text}: {why}", advice)
             for node, why in bad.items()
-        ],
-        brokers=data,
+        ]
     )
 
 

@@ -100,7 +100,10 @@ async def check_path(checks: Checks, endpoints: Sequence[Endpoint]) -> AsyncGene
         "name",
         lambda: check_names(endpoints),
         limit=limit,
-        on_timeout=_names_timed_out(endpoints, limit),
+        on_timeout=unknown(
+            f"the lookup did not finish within {limit:.1f} s",
+            f"Use a longer timeout. If the lookup fails then, too: {_CHECK_NAME_SERVERS}",
+        ),
     )
     if any(each.addresses for each in endpoints):
         limit = checks.half
@@ -113,45 +116,29 @@ async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     began = loop.time()
     errors = await together("lookup", (endpoint.look_up() for endpoint in endpoints))
     took = loop.time() - began
-    data = {each.text: each.addresses for each in endpoints}
-    named = [each for each in endpoints if not each.is_address]
-    if not named:
-        return ok("an IP address needs no lookup", addresses=data)
     others_work = any(each.addresses for each in endpoints)
-    failed = [
-        milder(_judge_name(endpoint, error), others_work=others_work)
-        for endpoint, error in zip(endpoints, errors, strict=True)
-        if error is not None
-    ]
-    found = [f"{each.host} is {', '.join(each.addresses)}" for each in named if each.addresses]
-    if failed:
-        return merged([*failed, *map(ok, found)], addresses=data)
+    results = []
+    for endpoint, error in zip(endpoints, errors, strict=True):
+        if error is not None:
+            results.append(milder(_judge_name(endpoint.host, error), others_work=others_work))
+        elif not endpoint.is_address:
+            results.append(ok(f"{endpoint.host} is {', '.join(endpoint.addresses)}"))
     if took > _SLOW_LOOKUP:
-        return note(
-            f"{'; '.join(found)}, but the lookup took {took:.1f} s",
-            "Each new connection waits as long. Check the name servers, or use the full name with "
-            "a trailing dot, which skips the search list.",
-            addresses=data,
+        results.append(
+            note(
+                f"the lookup took {took:.1f} s",
+                "Each new connection waits as long. Check the name servers, or use the full name "
+                "with a trailing dot, which skips the search list.",
+            )
         )
-    return ok("; ".join(found), addresses=data)
-
-
-def _names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
-    names = ", ".join(each.host for each in endpoints if not each.is_address)
-    return unknown(
-        f"the lookup of {names or 'the addresses'} did not finish within {timeout:.1f} s",
-        f"Use a longer timeout. If the lookup fails then, too: {_CHECK_NAME_SERVERS}",
+    return merged(
+        results or [ok("an IP address needs no lookup")],
+        addresses={each.text: each.addresses for each in endpoints},
     )
 
 
-def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> CheckResult:
-    host = endpoint.host
-    if isinstance(error, UnicodeError):
-        return problem(
-            f"{host[:60]!r} is not a valid host name",
-            "Use a host name with at most 63 characters between two dots.",
-        )
-    if error.errno == socket.EAI_AGAIN:
+def _judge_name(host: str, error: OSError | UnicodeError) -> CheckResult:
+    if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
         found = f"the name servers could not resolve {host}: temporary failure"
         return problem(found, _CHECK_NAME_SERVERS)
     return problem(
@@ -165,15 +152,10 @@ def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> CheckResul
 async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
     """Connect to every address of every endpoint concurrently, and close again."""
     await together("connect", (each.connect(timeout) for each in endpoints))
-    data = {
-        each.text: {address: round(took, 6) for address, took in each.reached.items()} | each.failed
-        for each in endpoints
-    }
     others_work = any(each.reached for each in endpoints)
-    results = [
-        milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses
-    ]
-    return merged(results, addresses=data)
+    return merged(
+        [milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses]
+    )
 
 
 def _judge_port(endpoint: Endpoint) -> CheckResult:

@@ -47,7 +47,7 @@ _NO_REPLY: Final = problem(
 )
 _CHECK_LOG: Final = "Check the server's log, and what is between here and the server (a proxy)."
 _ADVICE: Final[dict[Cause, str]] = {
-    Cause.AUTH: WRONG_PASSWORD,
+    Cause.AUTH: f"{WRONG_PASSWORD} Its permissions must include +hello +auth +select +ping.",
     Cause.WRONG_DATABASE: "Use a database that exists: by default there are 0 to 15 (/0).",
     Cause.MAX_CLIENTS: "Raise maxclients, or find out with CLIENT LIST what holds the connections.",
     Cause.LOADING: "It is reading its data from disk: wait. INFO persistence shows how long.",
@@ -172,16 +172,8 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
     if cause is Cause.AUTH and not gave_password:
         found = "the server requires a password, and the URL has none"
         advice = "Use redis://user:password@host (redis://:password@host for the default user)."
-    elif cause is Cause.AUTH and "called without any password configured" in found:
-        found = "the URL has a password, but the server has none for the default user"
-        advice = "Remove the password from the URL, or add its user: redis://user:…@."
-    elif cause is Cause.AUTH and ("NOPERM" in found or "permissions" in found):
-        advice = "The user lacks permissions: grant ACL SETUSER … +hello +auth +select +ping"
     elif cause is Cause.AUTH:
-        found = "authentication failed: wrong user or password"
-    elif "protected mode" in found:
-        found = "the server accepts only local connections (protected mode)"
-        advice = "Set a password (requirepass, or ACL users), and turn off protected-mode."
+        found = f"authentication failed: {found}"
     elif uses_tls and cause in (Cause.RESET, Cause.TLS):
         advice = CLIENT_CERTIFICATE
     return problem(found, advice, cause=cause.value)

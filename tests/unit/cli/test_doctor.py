@@ -52,7 +52,7 @@ async def test_lines_show_each_step_its_time_and_its_advice(capsys):
         "this host",
         "  note     server        100.0 ms  young",
         "           -> Check the log.",
-        "1 problem, 1 note in 3 steps, 1.6 s",
+        "1 ok, 1 note, 1 problem in 1.6 s",
     ]
     assert code == 1
 
@@ -60,11 +60,11 @@ async def test_lines_show_each_step_its_time_and_its_advice(capsys):
 @pytest.mark.parametrize(
     ("steps", "code", "said"),
     [
-        ([OK], 0, "No problem in 1 step, 0.0 s"),
-        ([NOTE, NOTE], 0, "No problem, 2 notes in 2 steps, 0.2 s"),
-        ([OK, UNKNOWN], 2, "No problem, 1 could not be checked in 2 steps, 0.0 s"),
-        ([PROBLEM, UNKNOWN, PROBLEM], 1, "2 problems, 1 could not be checked in 3 steps, 3.0 s"),
-        ([], 0, "No problem in 0 steps, 0.0 s"),
+        ([OK], 0, "1 ok in 0.0 s"),
+        ([NOTE, NOTE], 0, "2 note in 0.2 s"),
+        ([OK, UNKNOWN], 2, "1 ok, 1 unknown in 0.0 s"),
+        ([PROBLEM, UNKNOWN, PROBLEM], 1, "2 problem, 1 unknown in 3.0 s"),
+        ([], 0, "nothing in 0.0 s"),
     ],
 )
 async def test_summary_counts_and_exit_code_follows(capsys, steps, code, said):
@@ -116,7 +116,7 @@ async def test_interruption_ends_the_command_with_a_summary(capsys):
     assert task.done()
     assert await task == 130
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1] == "Interrupted: no problem, 1 note in 2 steps, 0.1 s"
+    assert shown.splitlines()[-1] == "Interrupted: 1 ok, 1 note in 0.1 s"
     assert "never begun" not in shown
 
 
