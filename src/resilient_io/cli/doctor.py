@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -15,7 +14,7 @@ from resilient_io.errors import ConfigurationError
 from . import INTERRUPTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping
 
     from .terminal import Interruption, Report
 
@@ -29,36 +28,25 @@ _INDENT = 11
 """Columns before the names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
-    """An examination that has not begun: it begins when its steps are iterated over."""
-
-    name: str
-    steps: AsyncGenerator[Step, None] = field(repr=False)
-
-
 def plan(
     servers: Mapping[str, str], *, timeout: float, group: str | None, with_host: bool
-) -> list[Examination]:
-    """Return the examinations to run, for URLs by the names of their servers."""
-    kafka = {name: kind_of(url) == "kafka" for name, url in servers.items()}
-    if group is not None and not any(kafka.values()):
+) -> dict[str, AsyncGenerator[Step, None]]:
+    """Return the examinations to run by their names, for URLs by the names of their servers."""
+    groups = {name: group if kind_of(url) == "kafka" else None for name, url in servers.items()}
+    if group is not None and not any(groups.values()):
         raise ConfigurationError("--group needs a kafka:// URL")
     if not servers and not with_host:
         raise ConfigurationError("nothing to examine: pass a URL, or leave out --no-host")
-    planned = [
-        Examination(
-            name=name, steps=examine(url, timeout=timeout, group=group if kafka[name] else None)
-        )
-        for name, url in servers.items()
-    ]
-    if with_host:
-        planned.append(Examination(name="this host", steps=examine_host(timeout=timeout)))
-    return planned
+    planned = {
+        name: examine(url, timeout=timeout, group=groups[name]) for name, url in servers.items()
+    }
+    return planned | ({"this host": examine_host(timeout=timeout)} if with_host else {})
 
 
 async def run_examinations(
-    examinations: Sequence[Examination], report: Report, interruption: Interruption
+    examinations: Mapping[str, AsyncGenerator[Step, None]],
+    report: Report,
+    interruption: Interruption,
 ) -> int:
     """Run examinations one after the other, show their steps and return the exit code.
 
@@ -67,12 +55,12 @@ async def run_examinations(
     steps: list[Step] = []
 
     async def run() -> None:
-        for examination in examinations:
-            report.heading(examination.name)
-            async with contextlib.aclosing(examination.steps) as found:
+        for name, examination in examinations.items():
+            report.heading(name)
+            async with contextlib.aclosing(examination) as found:
                 async for step in found:
                     steps.append(step)
-                    _show(report, examination.name, step)
+                    _show(report, name, step)
 
     interrupted = await interruption.before(run())
     counts = {str(status): sum(step.status is status for step in steps) for status in Status}

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resilient_io.text import clean_text
+from resilient_io.text import clean_text, format_address
 
 from . import GOOD, PROBLEMS, UNKNOWN, discard_output
 
@@ -239,7 +239,7 @@ def fetch(address: Address, timeout: float) -> Verdict:
 
     until = time.monotonic() + timeout
     host, port, _ = address
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = format_address(host, port)
     try:
         answer = _fetch(address, where, until)
     except TimeoutError:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _CLEANUP = 0.1
 """Seconds that an interrupted task gets to clean up."""
 
+_WIDEST_HEAD = 40
+"""Widest head of a finding, in columns, that gets a column of its own on a terminal."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -86,7 +89,7 @@ class Report:
                 write_line(f"{'':{indent}}-> {advice}")
             return
         body = Text(clean_line(found))
-        if head.cell_len < self._console.width // 2:
+        if head.cell_len <= _WIDEST_HEAD:
             row = Table.grid(expand=True)
             row.add_column(width=head.cell_len)
             row.add_column(ratio=1, overflow="fold")
@@ -107,10 +110,7 @@ class Report:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        if self._console.is_terminal:
-            self._console.print(clean_line(text), style="bold")
-        else:
-            write_line(text)
+        self._console.print(clean_line(text), style="bold", soft_wrap=True)
 
 
 def complain(command: str, message: object) -> None:

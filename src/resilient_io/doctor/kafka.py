@@ -274,14 +274,11 @@ async def judge_failure(
 
 
 def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
-    """Return whether the cluster names its brokers and a controller."""
+    """Return whether one of the cluster's brokers is its controller."""
     nodes = sorted(cluster.brokers)
     data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
-    if not nodes:
-        advice = "Check whether the controllers are up and have a majority."
-        return problem("the cluster names no broker", advice, **data)
     found = f"{len(nodes)} broker{'s' * (len(nodes) != 1)} ({', '.join(map(str, nodes))})"
-    if cluster.controller is None:
+    if cluster.controller not in nodes:
         return problem(
             f"{found}, but no controller",
             "Without a controller no leader is elected and no topic is created: check whether a "
