@@ -7,19 +7,16 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from resilient_io.validation import check_seconds
 
 from .steps import CheckResult, Checks, merged, note, ok, problem, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from .steps import Step
-
-_A = TypeVar("_A")
-_T = TypeVar("_T")
 
 _WATCHED: Final = 0.5
 """Seconds for which current throttling is measured: five periods of the kernel's scheduler."""
@@ -59,21 +56,17 @@ def examine_host(*, timeout: float = 5.0, root: str | Path = "/") -> AsyncGenera
 
 
 async def _examine(checks: Checks, root: Path) -> AsyncGenerator[Step, None]:
+    # In threads: on an overloaded machine even files of /proc and of a cgroup may be slow.
     yield await checks.run("CPU", lambda: _check_cpu(root))
-    yield await checks.run("memory", lambda: _in_thread(check_memory, root))
-    yield await checks.run("kernel", lambda: _in_thread(judge_kernel, platform.release()))
+    yield await checks.run("memory", lambda: asyncio.to_thread(check_memory, root))
+    yield await checks.run("kernel", lambda: asyncio.to_thread(judge_kernel, platform.release()))
 
 
 async def _check_cpu(root: Path) -> CheckResult:
-    before = await _in_thread(read_cgroup, root)
+    before = await asyncio.to_thread(read_cgroup, root)
     if before is not None and before.cpus is not None:
         await asyncio.sleep(_WATCHED)
-    return judge_cpu(before, await _in_thread(read_cgroup, root))
-
-
-async def _in_thread(check: Callable[[_A], _T], argument: _A) -> _T:
-    # On an overloaded machine even files of /proc and of a cgroup may be slow.
-    return await asyncio.get_running_loop().run_in_executor(None, check, argument)
+    return judge_cpu(before, await asyncio.to_thread(read_cgroup, root))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +203,19 @@ def check_memory(root: Path) -> CheckResult:
     group = read_cgroup(root)
     if group is None:
         return unknown(_NO_CGROUP)
-    data = {"limit": group.memory_limit, "used": group.memory, "oom_kills": group.oom_kills}
-    results = [_judge_memory(group)]
+    limit, used = group.memory_limit, group.memory
+    shown = "the use cannot be read" if used is None else f"{used / _MIB:.0f} MiB used"
+    if limit is None:
+        result = ok(f"no limit, {shown}")
+    elif used is None:
+        result = unknown(f"limit {limit / _MIB:.0f} MiB, {shown}")
+    else:
+        share = used / limit
+        found = f"{used / _MIB:.0f} MiB of {limit / _MIB:.0f} MiB used ({share:.0%})"
+        advice = "At 100% the kernel kills the process: raise resources.limits.memory, or use less."
+        level = problem if share > _FULL else note
+        result = level(found, advice) if share > _FILLING else ok(found)
+    results = [result]
     if group.oom_kills:
         results.append(
             problem(
@@ -220,26 +224,7 @@ def check_memory(root: Path) -> CheckResult:
                 "lower what is kept in memory (in-flight records, batch sizes, caches).",
             )
         )
-    return merged(results, **data)
-
-
-def _judge_memory(group: Cgroup) -> CheckResult:
-    if group.memory_limit is None:
-        return ok("no limit" if group.memory is None else f"no limit, {_mib(group.memory)} used")
-    if group.memory is None:
-        return unknown(f"limit {_mib(group.memory_limit)}; the use cannot be read")
-    share = group.memory / group.memory_limit
-    found = f"{_mib(group.memory)} of {_mib(group.memory_limit)} used ({share:.0%})"
-    if share > _FULL:
-        advice = "The kernel is about to kill it: raise resources.limits.memory, or use less."
-        return problem(found, advice)
-    if share > _FILLING:
-        return note(found, "Watch it: at 100% the kernel kills the process without a warning.")
-    return ok(found)
-
-
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.0f} MiB"
+    return merged(results, limit=limit, used=used, oom_kills=group.oom_kills)
 
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
