@@ -17,10 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from resilient_io.cli.app import read_urls
 from resilient_io.cli.doctor import plan, run_examinations
-from resilient_io.cli.running import Interruption
-from resilient_io.cli.servers import read_urls
-from resilient_io.cli.terminal import Report
+from resilient_io.cli.terminal import Interruption, Report
 from resilient_io.testing import KafkaServer, RedisServer, free_port
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import sys
 from collections.abc import Sequence  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
+from resilient_io.doctor.urls import kind_of, name_of
 from resilient_io.errors import ConfigurationError
 
-from .terminal import (
-    PROBLEMS,
-    UNKNOWN,
-    Report,
-    complain,
-    discard_output,
-    quiet_loggers,
-    standard_output,
-)
+from . import PROBLEMS, UNKNOWN, discard_output
+from .doctor import plan, run_examinations
+from .lint import lint as lint_files
+from .lint import read_settings
+from .terminal import Report, complain, quiet_loggers, read_text, run_loop, standard_output
+from .watch import JsonDisplay, LineDisplay, TableDisplay, watch_targets
+from .watch import watch as watch_servers
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -142,16 +145,6 @@ def watch(
 
     Exit code: 0 no server was down, 1 one was down or never answered, 2 wrong command line.
     """
-    from .running import run as run_loop  # noqa: PLC0415 - import only what the command needs
-    from .servers import read_urls  # noqa: PLC0415 - as above
-    from .watch import (  # noqa: PLC0415 - as above
-        JsonDisplay,
-        LineDisplay,
-        TableDisplay,
-        watch_targets,
-    )
-    from .watch import watch as watch_servers  # noqa: PLC0415 - as above
-
     servers = read_urls(
         urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
@@ -194,10 +187,6 @@ def doctor(
 
     Exit code: 0 no problem, 1 problems, 2 something could not be checked, or wrong command line.
     """
-    from .doctor import plan, run_examinations  # noqa: PLC0415 - import only what is needed
-    from .running import run as run_loop  # noqa: PLC0415 - as above
-    from .servers import read_urls  # noqa: PLC0415 - as above
-
     servers = read_urls(
         urls or [], variables=url_env or [], files=url_file or [], ask_password=ask_password
     )
@@ -235,8 +224,71 @@ def lint(
 
     Exit code: 0 no findings, 1 findings, 2 a file is not a manifest, or wrong command line.
     """
-    from .lint import lint as lint_files  # noqa: PLC0415 - import only what the command needs
-    from .lint import read_files, read_settings  # noqa: PLC0415 - as above
-
+    texts = {}
+    for path in files:
+        name = "standard input" if path == "-" else path
+        texts[name] = read_text(path, f"cannot read {name}")
     report = Report(standard_output(), as_json=as_json)
-    raise typer.Exit(lint_files(read_files(files), read_settings(settings or []), report))
+    raise typer.Exit(lint_files(texts, read_settings(settings or []), report))
+
+
+def read_urls(
+    urls: Sequence[str],
+    *,
+    variables: Sequence[str] = (),
+    files: Sequence[str] = (),
+    ask_password: bool = False,
+) -> dict[str, str]:
+    """Return the URLs of all sources by the names of their servers, such as "redis cache:6379/0".
+
+    A file has one URL per line; "-" is the standard input. No error message contains a password.
+    """
+    found = [
+        *urls,
+        *map(_from_environment, variables),
+        *(url for path in files for url in _from_file(path)),
+    ]
+    servers: dict[str, str] = {}
+    for url in found:
+        complete = _with_password(url) if ask_password else url
+        name = name_of(complete)
+        if name in servers:
+            raise ConfigurationError(f"{name} is given twice: remove one of the URLs")
+        servers[name] = complete
+    return servers
+
+
+def _from_environment(variable: str) -> str:
+    url = os.environ.get(variable, "").strip()
+    if not url:
+        raise ConfigurationError(f"--url-env {variable}: this environment variable is not set")
+    return url
+
+
+def _from_file(path: str) -> list[str]:
+    lines = map(str.strip, read_text(path, f"--url-file {path}").splitlines())
+    urls = [line for line in lines if line and not line.startswith("#")]
+    if not urls:
+        raise ConfigurationError(f"--url-file {path}: the file contains no URL")
+    return urls
+
+
+def _with_password(url: str) -> str:
+    """Return the URL with a password that is asked for, unless it has one."""
+    kind = kind_of(url)
+    scheme, _, rest = url.partition("://")
+    end = min((rest.find(sign) for sign in "/?#" if sign in rest), default=len(rest))
+    user, separator, host = rest[:end].rpartition("@")
+    if ":" in user:
+        return url
+    if kind == "kafka" and not user:
+        raise ConfigurationError(
+            "--ask-password needs a user in the URL: use kafka://user@host:9092"
+        )
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigurationError(
+            "--ask-password needs a terminal: use --url-env NAME or --url-file FILE"
+        )
+    where = f"{user}{separator}{host}" or rest
+    password = getpass.getpass(f"Password for {scheme}://{where}: ")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{host}{rest[end:]}"

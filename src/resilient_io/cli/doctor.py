@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -12,13 +11,12 @@ from resilient_io.doctor import Status, Step, examine, examine_host, exit_code
 from resilient_io.doctor.urls import kind_of
 from resilient_io.errors import ConfigurationError
 
-from .terminal import INTERRUPTED
+from . import INTERRUPTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping
 
-    from .running import Interruption
-    from .terminal import Report
+    from .terminal import Interruption, Report
 
 _STYLES = {
     Status.OK: "green",
@@ -30,36 +28,25 @@ _INDENT = 11
 """Columns before the names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
-    """An examination that has not begun: it begins when its steps are iterated over."""
-
-    name: str
-    steps: AsyncGenerator[Step, None] = field(repr=False)
-
-
 def plan(
     servers: Mapping[str, str], *, timeout: float, group: str | None, with_host: bool
-) -> list[Examination]:
-    """Return the examinations to run, for URLs by the names of their servers."""
-    kafka = {name: kind_of(url) == "kafka" for name, url in servers.items()}
-    if group is not None and not any(kafka.values()):
+) -> dict[str, AsyncGenerator[Step, None]]:
+    """Return the examinations to run by their names, for URLs by the names of their servers."""
+    groups = {name: group if kind_of(url) == "kafka" else None for name, url in servers.items()}
+    if group is not None and not any(groups.values()):
         raise ConfigurationError("--group needs a kafka:// URL")
     if not servers and not with_host:
         raise ConfigurationError("nothing to examine: pass a URL, or leave out --no-host")
-    planned = [
-        Examination(
-            name=name, steps=examine(url, timeout=timeout, group=group if kafka[name] else None)
-        )
-        for name, url in servers.items()
-    ]
-    if with_host:
-        planned.append(Examination(name="this host", steps=examine_host(timeout=timeout)))
-    return planned
+    planned = {
+        name: examine(url, timeout=timeout, group=groups[name]) for name, url in servers.items()
+    }
+    return planned | ({"this host": examine_host(timeout=timeout)} if with_host else {})
 
 
 async def run_examinations(
-    examinations: Sequence[Examination], report: Report, interruption: Interruption
+    examinations: Mapping[str, AsyncGenerator[Step, None]],
+    report: Report,
+    interruption: Interruption,
 ) -> int:
     """Run examinations one after the other, show their steps and return the exit code.
 
@@ -68,21 +55,20 @@ async def run_examinations(
     steps: list[Step] = []
 
     async def run() -> None:
-        for examination in examinations:
-            report.heading(examination.name)
-            async with contextlib.aclosing(examination.steps) as found:
+        for name, examination in examinations.items():
+            report.heading(name)
+            async with contextlib.aclosing(examination) as found:
                 async for step in found:
                     steps.append(step)
-                    _show(report, examination.name, step)
+                    _show(report, name, step)
 
     interrupted = await interruption.before(run())
     counts = {str(status): sum(step.status is status for step in steps) for status in Status}
-    facts = {
-        "interrupted": interrupted,
-        "seconds": round(sum(step.seconds for step in steps), 6),
-        "steps": counts,
-    }
-    report.summary(_summary(steps, counts, interrupted=interrupted), facts)
+    seconds = sum(step.seconds for step in steps)
+    found = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    text = f"{found or 'nothing'} in {seconds:.1f} s"
+    facts = {"interrupted": interrupted, "seconds": round(seconds, 6), "steps": counts}
+    report.summary(f"Interrupted: {text}" if interrupted else text, facts)
     return INTERRUPTED if interrupted else exit_code(steps)
 
 
@@ -97,18 +83,4 @@ def _show(report: Report, name: str, step: Step) -> None:
         (f"{seconds:>9}  ", "dim"),
     )
     facts = {"event": "step", "of": name, **step.as_dict()}
-    report.finding(facts, head, step.found, step.advice, indent=_INDENT, in_columns=True)
-
-
-def _summary(steps: Sequence[Step], counts: Mapping[str, int], *, interrupted: bool) -> str:
-    problems, notes, unknown = (
-        counts[status] for status in (Status.PROBLEM, Status.NOTE, Status.UNKNOWN)
-    )
-    parts = [
-        f"{problems} problem{'s' * (problems != 1)}" if problems else "no problem",
-        *([f"{notes} note{'s' * (notes != 1)}"] if notes else []),
-        *([f"{unknown} could not be checked"] if unknown else []),
-    ]
-    seconds = sum(step.seconds for step in steps)
-    text = f"{', '.join(parts)} in {len(steps)} step{'s' * (len(steps) != 1)}, {seconds:.1f} s"
-    return f"Interrupted: {text}" if interrupted else f"{text[0].upper()}{text[1:]}"
+    report.finding(facts, head, step.found, step.advice, indent=_INDENT)

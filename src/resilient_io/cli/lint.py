@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -16,7 +14,8 @@ from rich.text import Text
 from resilient_io.errors import ConfigurationError
 from resilient_io.probing import Finding, Probe, Schedule, ServiceTimes, Severity, lint_probes
 
-from .terminal import GOOD, PROBLEMS, clean_line
+from . import GOOD, PROBLEMS
+from .terminal import clean_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,25 +84,6 @@ def lint(files: Mapping[str, str], settings: Mapping[str, float], report: Report
         {"workloads": names, "findings": counts},
     )
     return PROBLEMS if found else GOOD
-
-
-def read_files(paths: Sequence[str]) -> dict[str, str]:
-    """Return the texts of files by their names; "-" is the standard input."""
-    found = {}
-    for path in paths:
-        try:
-            if path != "-":
-                text = Path(path).read_text(encoding="utf-8")
-            elif sys.stdin is None:
-                raise ConfigurationError("cannot read standard input: it is closed")
-            else:
-                text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"{path} is not a text file in UTF-8") from None
-        except OSError as error:
-            raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
-        found["standard input" if path == "-" else path] = text
-    return found
 
 
 def read_settings(given: Sequence[str]) -> dict[str, float]:

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resilient_io.text import clean_text
+from resilient_io.text import clean_text, format_address
 
-from .terminal import GOOD, PROBLEMS, UNKNOWN, discard_output
+from . import GOOD, PROBLEMS, UNKNOWN, discard_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,7 +239,7 @@ def fetch(address: Address, timeout: float) -> Verdict:
 
     until = time.monotonic() + timeout
     host, port, _ = address
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = format_address(host, port)
     try:
         answer = _fetch(address, where, until)
     except TimeoutError:

@@ -1,41 +1,42 @@
-"""Exit codes, and where the commands write: a terminal, a pipe or a log file.
-
-`probe` imports this module, so rich, json and logging are imported only where they are needed.
-"""
+"""What the commands share: output to a terminal, a pipe or a log file, and their event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
+import logging
 import os
+import signal
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from resilient_io.errors import ConfigurationError
 from resilient_io.text import redact_credentials
 
+from . import INTERRUPTED
+
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+    from collections.abc import Callable, Coroutine
 
-GOOD = 0
-PROBLEMS = 1
-UNKNOWN = 2
-"""The question could not be answered; also for a wrong command line."""
+_CLEANUP = 0.1
+"""Seconds that an interrupted task gets to clean up."""
 
-INTERRUPTED = 130
+_WIDEST_HEAD = 40
+"""Widest head of a finding, in columns, that gets a column of its own on a terminal."""
 
-
-def discard_output() -> None:
-    """Send further output nowhere: its reader has closed the pipe.
-
-    Otherwise the interpreter's last flush would print a traceback.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def standard_output() -> Console:
     """Return a rich console without markup: the texts contain what servers say, with brackets."""
-    from rich.console import Console  # noqa: PLC0415 - see above
-
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that knows only ASCII shows escapes instead of raising an error.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -56,8 +57,6 @@ def write_line(line: str) -> None:
 
 def json_line(facts: dict[str, Any]) -> None:
     """Write a line of JSON, which escapes control characters, and flush it."""
-    import json  # noqa: PLC0415 - see above
-
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
@@ -75,18 +74,11 @@ class Report:
             self._print(text)
 
     def finding(
-        self,
-        facts: dict[str, Any],
-        head: Text,
-        found: str,
-        advice: str,
-        *,
-        indent: int,
-        in_columns: bool = False,
+        self, facts: dict[str, Any], head: Text, found: str, advice: str, *, indent: int
     ) -> None:
         """Show a finding: the JSON `facts`, or `head` and `found`, and `advice` below at `indent`.
 
-        On a terminal, `found` is in a column of its own next to `head`, or below it.
+        On a terminal, `found` is next to `head` or, if that is wide, below it.
         """
         if self._as_json:
             json_line(facts)
@@ -96,12 +88,8 @@ class Report:
             if advice:
                 write_line(f"{'':{indent}}-> {advice}")
             return
-        from rich.padding import Padding  # noqa: PLC0415 - see above
-        from rich.table import Table  # noqa: PLC0415 - see above
-        from rich.text import Text  # noqa: PLC0415 - see above
-
         body = Text(clean_line(found))
-        if in_columns:
+        if head.cell_len <= _WIDEST_HEAD:
             row = Table.grid(expand=True)
             row.add_column(width=head.cell_len)
             row.add_column(ratio=1, overflow="fold")
@@ -122,10 +110,7 @@ class Report:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        if self._console.is_terminal:
-            self._console.print(clean_line(text), style="bold")
-        else:
-            write_line(text)
+        self._console.print(clean_line(text), style="bold", soft_wrap=True)
 
 
 def complain(command: str, message: object) -> None:
@@ -135,9 +120,99 @@ def complain(command: str, message: object) -> None:
 
 def quiet_loggers() -> None:
     """Keep log records of the library off the terminal: the command shows the same itself."""
-    import logging  # noqa: PLC0415 - see above
-
     for name in ("resilient_io", "aiokafka"):
         logger = logging.getLogger(name)
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
+
+
+def read_text(path: str, refusal: str) -> str:
+    """Return the text of a file, or of the standard input for "-"; `refusal` begins each error."""
+    try:
+        if path != "-":
+            return Path(path).read_text(encoding="utf-8")
+        if sys.stdin is None:
+            raise ConfigurationError(f"{refusal}: it is closed")
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{refusal}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigurationError(f"{refusal}: {error.strerror}") from None
+
+
+class Interruption(asyncio.Event):
+    """Set by the first Ctrl-C or SIGTERM. A second one ends the process as usual."""
+
+    async def before(self, other: Coroutine[Any, Any, object]) -> bool:
+        """Wait for a coroutine until the interruption, and then cancel the coroutine.
+
+        Cancelling the wait cancels both. An exception of the coroutine is raised.
+
+        Returns:
+            Whether the interruption came before the coroutine ended.
+        """
+        task = asyncio.create_task(other, name="until interrupted")
+        interrupted = asyncio.create_task(self.wait(), name="interruption")
+        try:
+            await asyncio.wait([task, interrupted], return_when=asyncio.FIRST_COMPLETED)
+            finished = task.done()
+        finally:
+            interrupted.cancel()
+            task.cancel()
+            await asyncio.wait([task, interrupted], timeout=_CLEANUP)
+        if finished:
+            task.result()
+        elif task.done() and not task.cancelled():
+            task.exception()  # raised during its cleanup; the interruption takes precedence
+        return not finished
+
+
+class _LookupThreads(ThreadPoolExecutor):
+    """The loop's threads, counted: a name lookup that hangs cannot be stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="resilient-io")
+        self.busy = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        self.busy += 1
+        future = super().submit(function, *args, **options)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _future: Future[Any]) -> None:
+        self.busy -= 1
+
+
+def run_loop(command: Callable[[Interruption], Coroutine[Any, Any, int]]) -> int:
+    """Run a command in an event loop that Ctrl-C ends quickly; return its exit code."""
+    threads = _LookupThreads()
+    runner = asyncio.Runner()
+    try:
+        runner.get_loop().set_default_executor(threads)
+        try:
+            code = runner.run(_interruptible(command))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if threads.busy:
+            # Python would wait for these threads, as long as the resolver hangs.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    finally:
+        runner.close()
+    return code
+
+
+async def _interruptible(command: Callable[[Interruption], Coroutine[Any, Any, int]]) -> int:
+    loop = asyncio.get_running_loop()
+    interruption = Interruption()
+
+    def interrupted() -> None:
+        interruption.set()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interrupted)
+    return await command(interruption)

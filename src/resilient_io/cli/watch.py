@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import re
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable  # noqa: TC003 - dataclasses read annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,16 +18,17 @@ from resilient_io.doctor.urls import kind_of, read_kafka_url, read_redis_url
 from resilient_io.health import Dependency, HealthSettings, ProbeDegraded, State
 from resilient_io.text import clean_text
 
-from .terminal import GOOD, PROBLEMS, json_line, write_line
+from . import GOOD, PROBLEMS
+from .terminal import json_line, write_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
 
-    from .running import Interruption
+    from .terminal import Interruption
 
 _STYLES = {"up": "green", "degraded": "yellow", "down": "bold red", "unknown": "dim"}
 _RECONNECT_INTERVAL = 0.15
@@ -38,9 +39,6 @@ _CLOSE_TIMEOUT = 0.25
 _SHOWN = 0.05
 """Shorter times, in seconds, are left out of the summary: they would be shown as 0.0 s."""
 
-_TRANSITIONS = 6
-"""How many transitions are shown below the table."""
-
 
 class Statistics:
     """What was seen of one dependency, times in seconds; its size does not grow."""
@@ -48,18 +46,12 @@ class Statistics:
     def __init__(self, name: str) -> None:
         self.name = name
         self.outages = 0
-        self.longest = 0.0
         self.answers = 0
         self.fastest = self.slowest = self._total = 0.0
         self._state = State.UNKNOWN
         self._since: float | None = None
         self._seconds = dict.fromkeys(State, 0.0)
-        self._outage = 0.0  # seconds of the latest outage so far
         self._last_cause = ""
-
-    def begin(self, now: float) -> None:
-        """Start counting at this loop time."""
-        self._since = now
 
     def answered(self, latency: float) -> None:
         """Count an answer that took so many seconds."""
@@ -74,24 +66,13 @@ class Statistics:
         self._state = change.state
         if change.state is State.DOWN:
             self.outages += 1
-            self._outage = 0.0
             self._last_cause = reason_text(change.cause, change.detail)
 
     def until(self, now: float) -> None:
-        """Count the time in the current state up to this loop time."""
-        if self._since is None:
-            return
-        spent = max(now - self._since, 0.0)
-        self._seconds[self._state] += spent
-        self._since += spent
-        if self._state is State.DOWN:
-            self._outage += spent
-            self.longest = max(self.longest, self._outage)
-
-    @property
-    def mean(self) -> float | None:
-        """Seconds that an answer took on average; None without answers."""
-        return self._total / self.answers if self.answers else None
+        """Count the time in the current state up to this loop time; the first call begins."""
+        if self._since is not None:
+            self._seconds[self._state] += max(now - self._since, 0.0)
+        self._since = max(now, self._since or now)
 
     @property
     def down(self) -> float:
@@ -125,11 +106,10 @@ class Statistics:
             "availability": self.availability,
             "seconds": {state.value: round(spent, 3) for state, spent in self._seconds.items()},
             "outages": self.outages,
-            "longest_outage": round(self.longest, 3),
             "last_outage": self._last_cause,
             "answers": self.answers,
             "fastest": self.fastest if self.answers else None,
-            "mean": self.mean,
+            "mean": self._total / self.answers if self.answers else None,
             "slowest": self.slowest if self.answers else None,
         }
 
@@ -143,12 +123,11 @@ class Statistics:
             parts.append(f"state unknown for {unknown:.1f} s")
         if self.outages:
             times = "once" if self.outages == 1 else f"{self.outages} times"
-            longest = f", longest {self.longest:.1f} s" if self.outages > 1 else ""
-            parts.append(f"down {times}, {self.down:.1f} s{longest} (last: {self._last_cause})")
+            parts.append(f"down {times}, {self.down:.1f} s (last: {self._last_cause})")
         if self._seconds[State.DEGRADED]:
             parts.append(f"degraded for {self._seconds[State.DEGRADED]:.1f} s")
-        if self.mean is not None:
-            latencies = (self.fastest, self.mean, self.slowest)
+        if self.answers:
+            latencies = (self.fastest, self._total / self.answers, self.slowest)
             shown = "/".join(f"{seconds * 1000:.2f}" for seconds in latencies)
             parts.append(f"{self.answers} answers, min/avg/max {shown} ms")
         return "; ".join(parts)
@@ -160,6 +139,15 @@ def reason_text(cause: Cause | None, detail: str) -> str:
     if re.search(rf"\b{re.escape(cause_text)}\b", detail, re.IGNORECASE):
         return detail
     return ": ".join(part for part in (cause_text, detail) if part)
+
+
+def transition_text(change: Change) -> str:
+    """Return a transition in one line."""
+    reason = reason_text(change.cause, change.detail)
+    return (
+        f"{change.dependency}: {change.previous.value} -> {change.state.value} "
+        f"after {change.after:.1f} s{': ' if reason else ''}{reason}"
+    )
 
 
 class WatchedDependency(Dependency):
@@ -181,7 +169,7 @@ class WatchedDependency(Dependency):
         self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
     ) -> Attachment:
         """Attach a client, and measure its probe."""
-        self.statistics.begin(asyncio.get_running_loop().time())
+        self.statistics.until(asyncio.get_running_loop().time())
 
         async def measured(suspicious: bool) -> float:  # noqa: FBT001 - the probe's signature
             try:
@@ -205,59 +193,21 @@ class WatchedDependency(Dependency):
         """Why it is not up; "" if it is."""
         return reason_text(self.cause, self.detail)
 
+    @property
+    def shown_latency(self) -> str:
+        """How long the latest probe took; "" if it failed."""
+        if self.latency is None or not self.state.answering:
+            return ""
+        return f"{self.latency * 1000:.2f} ms"
 
-class WatchTarget(Protocol):
+
+@dataclass(frozen=True, slots=True)
+class WatchTarget:
     """A server that is probed through a client of its kind."""
 
     health: WatchedDependency
-
-    async def open(self) -> None:
-        """Start the probes; never waits for the server."""
-
-    async def aclose(self) -> None:
-        """Stop the probes and close the client."""
-
-
-class _WatchedRedis:
-    def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
-        from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
-            ConnectionSettings,
-            ResilientRedis,
-        )
-        from resilient_io.retry import RetryPolicy  # noqa: PLC0415 - as above
-
-        self.health = WatchedDependency(name, interval=interval, timeout=timeout)
-        self._client = ResilientRedis.from_pool(
-            read_redis_url(url),
-            policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
-            health=self.health,
-            connections=ConnectionSettings(count=1),
-        )
-
-    async def open(self) -> None:
-        await self._client.initialize()
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-        await self.health.aclose()
-
-
-class _WatchedKafka:
-    def __init__(self, name: str, url: str, interval: float, timeout: float) -> None:
-        from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
-        from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 - as above
-
-        options = read_kafka_url(url)
-        target = KafkaTarget(options.pop("bootstrap_servers"), options)
-        self.health = WatchedDependency(name, interval=interval, timeout=timeout)
-        self._probe = KafkaProbe(target=target, timeout=timeout)
-
-    async def open(self) -> None:
-        self.health.start(self._probe, last_reply=self._probe.last_reply)
-
-    async def aclose(self) -> None:
-        await self.health.aclose()
-        self._probe.close()
+    open: Callable[[], Awaitable[object]]  # starts the probes; never waits for the server
+    aclose: Callable[[], Awaitable[None]]
 
 
 def watch_targets(
@@ -265,12 +215,53 @@ def watch_targets(
 ) -> list[WatchTarget]:
     """Return the servers to watch."""
     return [
-        (_WatchedRedis if kind_of(url) == "redis" else _WatchedKafka)(name, url, interval, timeout)
+        (_redis if kind_of(url) == "redis" else _kafka)(
+            url, timeout, WatchedDependency(name, interval=interval, timeout=timeout)
+        )
         for name, url in servers.items()
     ]
 
 
-class Display(Protocol):
+def _redis(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
+    from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
+        ConnectionSettings,
+        ResilientRedis,
+    )
+    from resilient_io.retry import RetryPolicy  # noqa: PLC0415 - as above
+
+    client = ResilientRedis.from_pool(
+        read_redis_url(url),
+        policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
+        health=health,
+        connections=ConnectionSettings(count=1),
+    )
+
+    async def aclose() -> None:
+        await client.aclose()
+        await health.aclose()
+
+    return WatchTarget(health, client.initialize, aclose)
+
+
+def _kafka(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
+    from resilient_io.kafka.connect import KafkaTarget  # noqa: PLC0415 - as above
+    from resilient_io.kafka.probe import KafkaProbe  # noqa: PLC0415 - as above
+
+    options = read_kafka_url(url)
+    target = KafkaTarget(options.pop("bootstrap_servers"), options)
+    probe = KafkaProbe(target=target, timeout=timeout)
+
+    async def start() -> None:
+        health.start(probe, last_reply=probe.last_reply)
+
+    async def aclose() -> None:
+        await health.aclose()
+        probe.close()
+
+    return WatchTarget(health, start, aclose)
+
+
+class Display:
     """Shows watched dependencies."""
 
     def running(
@@ -300,69 +291,54 @@ async def watch(
 ) -> int:
     """Watch servers until an interruption and return the exit code.
 
+    The states are shown once per interval; `count` of them are shown from the first known ones on.
+
     Returns:
         0 if every server has answered and none was down, otherwise 1.
     """
     dependencies = [target.health for target in targets]
+    loop = asyncio.get_running_loop()
+    settings = dependencies[0].settings
+    # A silent server is down, and so known, when its probes have timed out.
+    limit = loop.time() + settings.timeout * settings.fall + settings.interval
     async with _open(targets), contextlib.AsyncExitStack() as stack:
         for dependency in dependencies:
             stack.enter_context(dependency.on_change(display.changed))
         with display.running(dependencies):
-            interrupted = await _until_known(dependencies, display, interruption, interval)
-            loop = asyncio.get_running_loop()
+            known = False
             due = loop.time()
-            while not interrupted:
-                _show_all(dependencies, display)
-                if count is not None and (count := count - 1) == 0:
+            while True:
+                if known:
+                    due = max(due + interval, loop.time())
+                    step = asyncio.sleep(due - loop.time())
+                else:
+                    step = _until_known(dependencies, min(interval, limit - loop.time()))
+                if await interruption.before(step):
                     break
-                due = max(due + interval, loop.time())
-                interrupted = await interruption.before(asyncio.sleep(due - loop.time()))
+                if not known:
+                    due = loop.time()
+                    states = [dependency.state for dependency in dependencies]
+                    known = State.UNKNOWN not in states or due >= limit
+                for dependency in dependencies:
+                    dependency.statistics.until(loop.time())
+                    display.look(dependency)
+                if known and count is not None and (count := count - 1) == 0:
+                    break
         # Before the clients are closed, which may take a moment and makes the states unknown.
         statistics = [dependency.statistics for dependency in dependencies]
         for each in statistics:
-            each.until(asyncio.get_running_loop().time())
+            each.until(loop.time())
         display.summary(statistics)
         return GOOD if all(each.well for each in statistics) else PROBLEMS
 
 
-def _show_all(dependencies: Sequence[WatchedDependency], display: Display) -> None:
-    for dependency in dependencies:
-        dependency.statistics.until(asyncio.get_running_loop().time())
-        display.look(dependency)
-
-
-async def _until_known(
-    dependencies: Sequence[WatchedDependency],
-    display: Display,
-    interruption: Interruption,
-    interval: float,
-) -> bool:
-    """Wait until every state is known; show the states once per interval meanwhile.
-
-    A silent server is down, and so known, when its probes have timed out.
-
-    Returns:
-        Whether the interruption came first.
-    """
-    settings = dependencies[0].settings
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + settings.timeout * settings.fall + settings.interval
-
-    async def wait() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(interval, limit - loop.time())):
-                for dependency in dependencies:
-                    async for change in dependency.watch():
-                        if change.state is not State.UNKNOWN:
-                            break
-
-    while True:
-        if await interruption.before(wait()):
-            return True
-        known = all(dependency.state is not State.UNKNOWN for dependency in dependencies)
-        if known or loop.time() >= limit:
-            return False
-        _show_all(dependencies, display)
+async def _until_known(dependencies: Sequence[WatchedDependency], timeout: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            for dependency in dependencies:
+                async for change in dependency.watch():
+                    if change.state is not State.UNKNOWN:
+                        break
 
 
 @contextlib.asynccontextmanager
@@ -381,20 +357,12 @@ async def _open(targets: Sequence[WatchTarget]) -> AsyncIterator[None]:
             task.cancel()
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1000:.2f} ms"
-
-
-def _latency(dependency: WatchedDependency) -> float | None:
-    return dependency.latency if dependency.state.answering else None
-
-
 class LineDisplay(Display):
     """Shows lines, for pipes and logs."""
 
     def look(self, dependency: WatchedDependency) -> None:
         """Write the state of one."""
-        shown = _milliseconds(dependency.latency)
+        shown = dependency.shown_latency
         if dependency.state is not State.UP:
             reason = f": {dependency.reason}" if dependency.reason else ""
             shown = f"for {dependency.age:.1f} s{reason}"
@@ -402,13 +370,8 @@ class LineDisplay(Display):
 
     def changed(self, change: Change) -> None:
         """Write a transition; the first state is shown by `look`."""
-        if change.previous is State.UNKNOWN:
-            return
-        reason = reason_text(change.cause, change.detail)
-        self._write(
-            f"{change.dependency}: {change.previous.value} -> {change.state.value} "
-            f"after {change.after:.1f} s{': ' if reason else ''}{reason}"
-        )
+        if change.previous is not State.UNKNOWN:
+            self._write(transition_text(change))
 
     def summary(self, statistics: Sequence[Statistics]) -> None:
         """Write one line for each."""
@@ -433,7 +396,7 @@ class JsonDisplay(Display):
             age=round(dependency.age, 3),
             cause=cause.value if cause is not None else None,
             detail=clean_text(dependency.detail),
-            latency=_latency(dependency),
+            latency=dependency.latency if dependency.state.answering else None,
         )
 
     def changed(self, change: Change) -> None:
@@ -458,11 +421,10 @@ class JsonDisplay(Display):
 
 
 class TableDisplay(Display):
-    """Shows a table that is redrawn in place, with the latest transitions below it."""
+    """Shows a table that is redrawn in place, and transitions in lines above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._transitions: deque[Text] = deque(maxlen=_TRANSITIONS)
         self._live: Live | None = None
         self._dependencies: Sequence[WatchedDependency] = ()
 
@@ -481,49 +443,32 @@ class TableDisplay(Display):
     def look(self, dependency: WatchedDependency) -> None:
         """Redraw the table."""
         del dependency
-        self._redraw()
-
-    def changed(self, change: Change) -> None:
-        """Remember a transition and redraw the table."""
-        line = Text(f"{time.strftime('%H:%M:%S')} {change.dependency}: ", no_wrap=True)
-        line.append(change.state.value, style=_STYLES[change.state.value])
-        if change.previous is not State.UNKNOWN:
-            line.append(f" after {change.after:.1f} s {change.previous.value}")
-        reason = reason_text(change.cause, change.detail)
-        line.append(f": {reason}" if reason else "")
-        self._transitions.append(line)
-        self._redraw()
-
-    def summary(self, statistics: Sequence[Statistics]) -> None:
-        """Print the latest transitions and the statistics."""
-        for line in self._transitions:
-            self._console.print(line, overflow="ellipsis")
-        for each in statistics:
-            self._console.print(Text(each.summary(), style="" if each.well else "red"))
-
-    def _redraw(self) -> None:
         if self._live is not None:
             self._live.update(self._draw(), refresh=True)
 
-    def _draw(self) -> RenderableType:
-        table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
-        table.add_column("dependency", overflow="fold")
-        table.add_column("state")
-        for name in ("for", "answered", "last", "avg"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("reason", overflow="fold", ratio=1)
-        for dependency in self._dependencies:
-            table.add_row(*self._row(dependency))
-        return Group(table, *self._transitions)
+    def changed(self, change: Change) -> None:
+        """Print a transition; the first state is in the table."""
+        if change.previous is not State.UNKNOWN:
+            line = f"{time.strftime('%H:%M:%S')} {transition_text(change)}"
+            self._console.print(Text(line, style=_STYLES[change.state.value]))
 
-    def _row(self, dependency: WatchedDependency) -> list[RenderableType]:
-        share, state = dependency.statistics.availability, dependency.state.value
-        return [
-            Text(dependency.name),
-            Text(state, style=_STYLES[state]),
-            f"{dependency.age:.0f} s",
-            "" if share is None else f"{share:.2%}",
-            _milliseconds(_latency(dependency)),
-            _milliseconds(dependency.statistics.mean),
-            Text(dependency.reason),
-        ]
+    def summary(self, statistics: Sequence[Statistics]) -> None:
+        """Print one line for each."""
+        for each in statistics:
+            self._console.print(Text(each.summary(), style="" if each.well else "red"))
+
+    def _draw(self) -> Table:
+        table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
+        for name in ("dependency", "state", "for", "answered", "last", "reason"):
+            table.add_column(name, overflow="fold")
+        for dependency in self._dependencies:
+            share, state = dependency.statistics.availability, dependency.state.value
+            table.add_row(
+                Text(dependency.name),
+                Text(state, style=_STYLES[state]),
+                f"{dependency.age:.0f} s",
+                "" if share is None else f"{share:.2%}",
+                dependency.shown_latency,
+                Text(dependency.reason),
+            )
+        return table

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from resilient_io.validation import check_seconds
 
 from .steps import CheckResult, Checks, merged, note, ok, problem, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from .steps import Step
-
-_A = TypeVar("_A")
-_T = TypeVar("_T")
 
 _WATCHED: Final = 0.5
 """Seconds for which current throttling is measured: five periods of the kernel's scheduler."""
@@ -60,47 +56,36 @@ def examine_host(*, timeout: float = 5.0, root: str | Path = "/") -> AsyncGenera
 
 
 async def _examine(checks: Checks, root: Path) -> AsyncGenerator[Step, None]:
+    # In threads: on an overloaded machine even files of /proc and of a cgroup may be slow.
     yield await checks.run("CPU", lambda: _check_cpu(root))
-    yield await checks.run("memory", lambda: _in_thread(check_memory, root))
-    yield await checks.run("kernel", lambda: _in_thread(judge_kernel, platform.release()))
+    yield await checks.run("memory", lambda: asyncio.to_thread(check_memory, root))
+    yield await checks.run("kernel", lambda: asyncio.to_thread(judge_kernel, platform.release()))
 
 
 async def _check_cpu(root: Path) -> CheckResult:
-    before = await _in_thread(read_cgroup, root)
+    before = await asyncio.to_thread(read_cgroup, root)
     if before is not None and before.cpus is not None:
         await asyncio.sleep(_WATCHED)
-    return judge_cpu(before, await _in_thread(read_cgroup, root))
-
-
-async def _in_thread(check: Callable[[_A], _T], argument: _A) -> _T:
-    # On an overloaded machine even files of /proc and of a cgroup may be slow.
-    return await asyncio.get_running_loop().run_in_executor(None, check, argument)
+    return judge_cpu(before, await asyncio.to_thread(read_cgroup, root))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cgroup:
-    """The limits and counters of a control group; None and 0 if it has none."""
+    """The limits and counters of a control group."""
 
-    version: int
     cpus: float | None = None  # processors that it may use on average
     periods: int = 0  # scheduler periods in which it had work to do
     throttled: int = 0  # those in which it was stopped because its share was used up
-    throttled_seconds: float = 0.0
     memory_limit: int | None = None  # in bytes
     memory: int | None = None  # bytes in use that the kernel cannot reclaim
     oom_kills: int = 0  # processes that the kernel killed because the memory was used up
 
 
 _MEMORY_FILES: Final = {
-    1: (
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-        "memory.oom_control",
-    ),
-    2: ("memory.max", "memory.current", "inactive_file", "memory.events"),
+    1: ("limit_in_bytes", "usage_in_bytes", "oom_control", "total_inactive_file"),
+    2: ("max", "current", "events", "inactive_file"),
 }
-"""Files of the limit and of the use, the field of the cached files, and the file of OOM kills."""
+"""Files of the limit, the use and the OOM kills; the field of the cached files in memory.stat."""
 
 
 def read_cgroup(root: Path) -> Cgroup | None:
@@ -122,28 +107,24 @@ def read_cgroup(root: Path) -> Cgroup | None:
         memory = _with_parents(mount / "memory", own.get("memory", "/"))
     else:
         return None
-    limit_file, use_file, cached, kills_file = _MEMORY_FILES[version]
+    limit_file, use_file, kills_file, cached = _MEMORY_FILES[version]
     limits = [
         (limit, folder)
         for folder in memory
-        if (limit := _number(folder / limit_file)) is not None and limit < _UNLIMITED
+        if (limit := _number(folder / f"memory.{limit_file}")) is not None and limit < _UNLIMITED
     ]
     limit, limited = min(limits, key=lambda each: each[0]) if limits else (None, memory[0])
-    used = _number(limited / use_file)
+    used = _number(limited / f"memory.{use_file}")
     if used is not None:  # as the kubelet counts it
         used = max(used - _fields(limited / "memory.stat").get(cached, 0), 0)
     stat = _fields(cpu[0] / "cpu.stat")
     return Cgroup(
-        version=version,
         cpus=min((share for each in cpu if (share := _cpus(each)) is not None), default=None),
         periods=stat.get("nr_periods", 0),
         throttled=stat.get("nr_throttled", 0),
-        throttled_seconds=(
-            stat.get("throttled_usec", 0) * 1e-6 + stat.get("throttled_time", 0) * 1e-9
-        ),
         memory_limit=limit,
         memory=used,
-        oom_kills=_fields(memory[0] / kills_file).get("oom_kill", 0),
+        oom_kills=_fields(memory[0] / f"memory.{kills_file}").get("oom_kill", 0),
     )
 
 
@@ -191,38 +172,26 @@ def _fields(path: Path) -> dict[str, int]:
     return {name: int(value) for name, value in pairs if value.strip().isdecimal()}
 
 
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def judge_cpu(before: Cgroup | None, after: Cgroup | None) -> CheckResult:
     """Return whether the container's CPU limit throttles this process.
 
     `after` is read a little later: throttling at the start differs from current throttling.
     """
     if before is None or after is None:
-        return unknown(_NO_CGROUP, cpus=_usable_cpus())
+        return unknown(_NO_CGROUP)
     limit = "no limit" if after.cpus is None else f"limit {after.cpus:g} CPU"
     share = after.throttled / after.periods if after.periods else 0.0
     periods = after.periods - before.periods
     throttled = after.throttled - before.throttled
     now = throttled / periods if periods > 0 else 0.0
-    data = {
-        "limit": after.cpus,
-        "cpus": _usable_cpus(),
-        "periods": after.periods,
-        "throttled": after.throttled,
-        "throttled_seconds": round(after.throttled_seconds, 3),
-        "throttled_now": round(now, 3),
-        "cgroup": after.version,
-    }
+    data = {"limit": after.cpus, "throttled": round(share, 3), "throttled_now": round(now, 3)}
     often = after.periods >= _ENOUGH_PERIODS and share > _SOMETIMES
     if not often and throttled < _MORE_THAN_ONCE:
         return ok(f"{limit}, {'hardly' if after.throttled else 'not'} throttled", **data)
     serious = share > _OFTEN or (now > _OFTEN and throttled >= _MORE_THAN_ONCE)
     return (problem if serious else note)(
-        f"{limit}: throttled in {share:.0%} of the periods since the container started "
-        f"({after.throttled_seconds:.1f} s in total), in {now:.0%} of the current ones",
+        f"{limit}: throttled in {share:.0%} of the periods since the container started, in "
+        f"{now:.0%} of the current ones",
         "The process stands still while it is throttled, so calls time out and heartbeats are "
         "late: raise resources.limits.cpu, or set only a request.",
         **data,
@@ -234,84 +203,50 @@ def check_memory(root: Path) -> CheckResult:
     group = read_cgroup(root)
     if group is None:
         return unknown(_NO_CGROUP)
-    data = {"limit": group.memory_limit, "used": group.memory, "oom_kills": group.oom_kills}
-    results = [_judge_memory(group)]
+    limit, used = group.memory_limit, group.memory
+    shown = "the use cannot be read" if used is None else f"{used / _MIB:.0f} MiB used"
+    if limit is None:
+        result = ok(f"no limit, {shown}")
+    elif used is None:
+        result = unknown(f"limit {limit / _MIB:.0f} MiB, {shown}")
+    else:
+        share = used / limit
+        found = f"{used / _MIB:.0f} MiB of {limit / _MIB:.0f} MiB used ({share:.0%})"
+        advice = "At 100% the kernel kills the process: raise resources.limits.memory, or use less."
+        level = problem if share > _FULL else note
+        result = level(found, advice) if share > _FILLING else ok(found)
+    results = [result]
     if group.oom_kills:
-        count = "a process" if group.oom_kills == 1 else f"{group.oom_kills} processes"
         results.append(
             problem(
-                f"the kernel has killed {count} in this container: out of memory",
+                f"processes of this container that the kernel killed: {group.oom_kills}",
                 "Look for OOMKilled in the pod's last state. Raise resources.limits.memory, or "
                 "lower what is kept in memory (in-flight records, batch sizes, caches).",
             )
         )
-    return merged(results, **data)
+    return merged(results, limit=limit, used=used, oom_kills=group.oom_kills)
 
-
-def _judge_memory(group: Cgroup) -> CheckResult:
-    if group.memory_limit is None:
-        return ok("no limit" if group.memory is None else f"no limit, {_mib(group.memory)} used")
-    if group.memory is None:
-        return unknown(f"limit {_mib(group.memory_limit)}; the use cannot be read")
-    share = group.memory / group.memory_limit
-    found = f"{_mib(group.memory)} of {_mib(group.memory_limit)} used ({share:.0%})"
-    if share > _FULL:
-        advice = "The kernel is about to kill it: raise resources.limits.memory, or use less."
-        return problem(found, advice)
-    if share > _FILLING:
-        return note(found, "Watch it: at 100% the kernel kills the process without a warning.")
-    return ok(found)
-
-
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.0f} MiB"
-
-
-Version = tuple[int, int, int]
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
-_DISTRIBUTION: Final = re.compile(
-    r"\.el\d|\.amzn\d|-generic|-default|\.fc\d|-azure|-aws|-gke|-cloud"
-)
-"""Releases of distributions that backport fixes to old kernels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _KernelBug:
-    before: Version  # the first mainline version without it
-    fixed: tuple[Version, ...] = ()  # versions of older lines with the fix
-    what: str
-    advice: str
-    serious: bool = False  # whether it takes the network away, rather than time
-
-    def affects(self, version: Version) -> bool:
-        return version < self.before and not any(
-            version[:2] == fixed[:2] and version >= fixed for fixed in self.fixed
-        )
-
 
 _KERNEL_BUGS: Final = (
-    _KernelBug(
-        before=(4, 4, 0),
-        what=(
-            'containers may lose their network for good ("unregister_netdevice: waiting for lo to '
-            'become free" in the kernel log)'
-        ),
-        advice="Update the node's kernel to 4.4 or later; until then only a reboot helps.",
-        serious=True,
+    (
+        [(4, 4, 0)],
+        'containers may lose their network for good ("unregister_netdevice" in the kernel log)',
+        "Update the node's kernel to 4.4 or later; until then only a reboot helps.",
     ),
-    _KernelBug(
-        before=(5, 4, 0),
-        fixed=((4, 14, 154), (4, 19, 84), (5, 3, 9)),
-        what="containers with a CPU limit are throttled long before they reach it",
-        advice="Update the node's kernel to 4.14.154, 4.19.84 or 5.4, or set no CPU limit.",
+    (
+        [(5, 4, 0), (4, 14, 154), (4, 19, 84), (5, 3, 9)],
+        "containers with a CPU limit are throttled long before they reach it",
+        "Update the node's kernel to 4.14.154, 4.19.84 or 5.4, or set no CPU limit.",
     ),
-    _KernelBug(
-        before=(5, 0, 0),
-        what="DNS lookups through NAT may take 5 s more (A and AAAA packets race)",
-        advice="Update the node's kernel to 5.0 or later, or run a DNS cache on the node.",
+    (
+        [(5, 0, 0)],
+        "DNS lookups through NAT may take 5 s more (A and AAAA packets race)",
+        "Update the node's kernel to 5.0 or later, or run a DNS cache on the node.",
     ),
 )
+"""First mainline version without the bug, and later versions of older lines; its effect; advice."""
 
 
 def judge_kernel(release: str) -> CheckResult:
@@ -320,17 +255,17 @@ def judge_kernel(release: str) -> CheckResult:
     if read is None:
         return unknown(f"the kernel version cannot be read from {release!r}")
     version = (int(read[1]), int(read[2]), int(read[3] or 0))
-    bugs = [bug for bug in _KERNEL_BUGS if bug.affects(version)]
+    bugs = [
+        (effect, advice)
+        for (first, *backports), effect, advice in _KERNEL_BUGS
+        if version < first
+        and not any(version[:2] == fixed[:2] and version >= fixed for fixed in backports)
+    ]
     if not bugs:
         return ok(f"{release}, no known bugs", release=release)
-    backported = _DISTRIBUTION.search(release) is not None
-    joined = merged(
-        [
-            (problem if bug.serious and not backported else note)(bug.what, bug.advice)
-            for bug in bugs
-        ]
-    )
-    hint = " Your distribution may have backported the fix: see its changelog." * backported
-    return CheckResult(
-        joined.status, f"{release}: {joined.found}", joined.advice + hint, {"release": release}
+    return note(
+        f"{release}: {'; '.join(effect for effect, _ in bugs)}",
+        f"{' '.join(advice for _, advice in bugs)} Your distribution may have backported the "
+        f"fix: see its changelog.",
+        release=release,
     )

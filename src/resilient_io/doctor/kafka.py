@@ -42,8 +42,8 @@ from .steps import (
     together,
     unknown,
 )
-from .tls import check_tls, no_tls, uses_tls
-from .urls import read_kafka_url
+from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
+from .urls import WRONG_PASSWORD, read_kafka_url
 
 if TYPE_CHECKING:
     import ssl
@@ -62,16 +62,10 @@ _WITHOUT_COORDINATOR: Final = 1.0
 
 _PAUSE: Final = 0.1
 _NONE: Final = -1
-_LOOPBACK: Final = ("localhost", "127.", "::1")
 
 _CLASS: Final = re.compile(r"^(\[Error \d+\] )?\w+(Error|Failed): ")
 """How aiokafka's messages begin: "[Error 58] SaslAuthenticationFailed: "."""
 
-_CREDENTIALS: Final = (
-    "Check that user, password and mechanism (sasl_mechanism=) are right for this listener, and "
-    "whether the secret was rotated. URL-encode special characters in the password (@ → %40, "
-    "/ → %2F)."
-)
 _SASL: Final = {
     "IllegalSaslState": (
         " does not accept a login, but the URL has one",
@@ -85,17 +79,12 @@ _SASL: Final = {
 """What aiokafka's SASL errors mean, whose messages contain nothing but their names."""
 
 _FROZEN: Final = (
-    "Check whether the broker is frozen or overloaded (its log, its garbage collection)"
+    "Check whether the broker is frozen or overloaded (its log, its garbage collection), or the "
+    "port uses TLS or another protocol."
 )
-
-_USE_TLS: Final = "Use kafkas://…, with ssl_cafile=/path/of/authority.pem for a private authority."
 _CLOSED: Final = (
     "Check whether its listener requires a login (use kafka://user:password@…), and whether the "
     "port is for clients, not for controllers."
-)
-_CLOSED_TLS: Final = (
-    "Usually it requires a client certificate (ssl.client.auth=required) or a login: set "
-    "ssl_certfile=…&ssl_keyfile=…, or user and password. The broker's log says more."
 )
 
 _NO_COORDINATOR: Final = (
@@ -111,11 +100,7 @@ class ClusterMetadata:
 
     id: str | None
     controller: int | None  # node id of the broker that acts as the controller
-    brokers: Mapping[int, tuple[str, int]]  # advertised host and port by node id
-
-    def endpoint(self, node: int) -> Endpoint:
-        """Return where a broker says that it can be reached."""
-        return Endpoint(*self.brokers[node])
+    brokers: Mapping[int, Endpoint]  # where each broker says that it can be reached, by node id
 
 
 def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenerator[Step, None]:
@@ -123,93 +108,81 @@ def examine_kafka(url: str, *, timeout: float, group: str | None) -> AsyncGenera
     options = read_kafka_url(url)
     servers = options.pop("bootstrap_servers")
     target = KafkaTarget(servers, split_options(options, of=AIOKafkaConsumer, owned={}).client)
-    examination = _KafkaExamination(target, options.get("ssl_context"), group)
-    return examination.steps(Checks(timeout, [str(options.get("sasl_plain_password") or "")]))
+    checks = Checks(timeout, [str(options.get("sasl_plain_password") or "")])
+    return _examine(checks, target, options.get("ssl_context"), group)
 
 
-class _KafkaExamination:
-    """The checks of one cluster, and the connection that they make."""
-
-    def __init__(
-        self, target: KafkaTarget, context: ssl.SSLContext | None, group: str | None
-    ) -> None:
-        self._target = target
-        self._context = context
-        self._group = group
-        self._endpoints = [Endpoint(host, port) for host, port in target.bootstrap]
-        self._opened: list[Connection] = []
-        self._cluster: ClusterMetadata | None = None
-
-    async def steps(self, checks: Checks) -> AsyncGenerator[Step, None]:
-        """Yield the steps, until one finds that the next ones make no sense."""
-        endpoints = self._endpoints
-        try:
-            async with contextlib.aclosing(check_path(checks, endpoints)) as path:
-                async for step in path:
-                    yield step
-            reached = [each for each in endpoints if each.reached]
-            if not reached:
-                return
-            if (context := self._context) is not None:
-                step = await checks.run(
-                    "TLS", lambda: _check_tls(reached, context), limit=checks.half
-                )
+async def _examine(
+    checks: Checks, target: KafkaTarget, context: ssl.SSLContext | None, group: str | None
+) -> AsyncGenerator[Step, None]:
+    """Yield the steps, until one finds that the next ones make no sense."""
+    endpoints = [Endpoint(host, port) for host, port in target.bootstrap]
+    opened: list[Connection] = []
+    try:
+        async with contextlib.aclosing(check_path(checks, endpoints)) as path:
+            async for step in path:
                 yield step
-                if step.status is Status.PROBLEM:
-                    return
-            limit = checks.half
-            yield await checks.run(
-                "login",
-                lambda: self._check_login(reached, limit),
-                on_timeout=_login_timed_out(reached),
-            )
-            if not self._opened:
+        reached = [each for each in endpoints if each.reached]
+        if not reached:
+            return
+        if context is not None:
+            step = await checks.run("TLS", lambda: _check_tls(reached, context), limit=checks.half)
+            yield step
+            if step.status is Status.PROBLEM:
                 return
-            connection = self._opened[0]
-            left = checks.left
-            yield await checks.run(
-                "reply", lambda: self._check_reply(connection, left), limit=checks.half
-            )
-            if (cluster := self._cluster) is None:
-                return
-            timeout = checks.half
-            yield await checks.run(
-                "listeners", lambda: check_listeners(cluster, self._target, endpoints, timeout)
-            )
-            if (group := self._group) is not None:
-                rest = checks.left
-                yield await checks.run(
-                    "group", lambda: check_group(connection, self._target, group, rest)
-                )
-        finally:
-            for each in self._opened:
-                abort_connection(each)
-
-    async def _check_login(self, reached: Sequence[Endpoint], timeout: float) -> CheckResult:
-        """Connect to every bootstrap server; the first connection is used from then on."""
-        errors = await together(
-            "login", (_log_in(self._target, each, timeout, self._opened) for each in reached)
+        limit = checks.half
+        names = ", ".join(each.text for each in reached)
+        yield await checks.run(
+            "login",
+            lambda: _check_login(target, reached, limit, opened),
+            on_timeout=problem(f"{names} accepted the connection, but did not answer", _FROZEN),
         )
-        works = bool(self._opened)
-        results = []
-        for endpoint, error in zip(reached, errors, strict=True):
-            if error is not None:
-                failure = _failure(error, self._target)
-                result = await judge_failure(endpoint, failure, self._target)
-                results.append(milder(result, others_work=works))
-        if works:
-            how = "with a login" if self._target.uses_sasl else "without a login"
-            count = errors.count(None)
-            who = "the broker accepts" if count == 1 else f"{count} brokers accept"
-            results.append(ok(f"{who} the connection, {how}"))
-        return merged(results)
+        if not opened:
+            return
+        clusters: list[ClusterMetadata] = []
+        left = checks.left
+        yield await checks.run(
+            "reply", lambda: _check_reply(opened[0], left, clusters), limit=checks.half
+        )
+        if not clusters:
+            return
+        limit = checks.half
+        yield await checks.run(
+            "listeners", lambda: check_listeners(clusters[0], target, endpoints, limit)
+        )
+        if group is not None:
+            limit = checks.left
+            yield await checks.run("group", lambda: check_group(opened[0], target, group, limit))
+    finally:
+        for each in opened:
+            abort_connection(each)
 
-    async def _check_reply(self, connection: Connection, timeout: float) -> CheckResult:
-        try:
-            self._cluster = await ask_cluster(connection, timeout)
-        except KafkaError as error:
-            return unknown(f"the connection was lost: {describe_error(error)}", "Try again.")
-        return judge_cluster(self._cluster)
+
+async def _check_login(
+    target: KafkaTarget, reached: Sequence[Endpoint], timeout: float, opened: list[Connection]
+) -> CheckResult:
+    """Connect to every bootstrap server; the first connection is used from then on."""
+    errors = await together("login", (_log_in(target, each, timeout, opened) for each in reached))
+    results = []
+    for endpoint, error in zip(reached, errors, strict=True):
+        if error is not None:
+            result = await judge_failure(endpoint, _failure(error, target), target)
+            results.append(milder(result, others_work=bool(opened)))
+    if opened:
+        how = "with" if target.uses_sasl else "without"
+        results.append(ok(f"accepted by {errors.count(None)} of {len(errors)}, {how} a login"))
+    return merged(results)
+
+
+async def _check_reply(
+    connection: Connection, timeout: float, clusters: list[ClusterMetadata]
+) -> CheckResult:
+    try:
+        cluster = await ask_cluster(connection, timeout)
+    except KafkaError as error:
+        return unknown(f"the connection was lost: {describe_error(error)}", "Try again.")
+    clusters.append(cluster)
+    return judge_cluster(cluster)
 
 
 def _failure(error: KafkaError | OSError, target: KafkaTarget) -> ConnectionFailure:
@@ -252,7 +225,7 @@ async def ask_cluster(connection: Connection, timeout: float) -> ClusterMetadata
     return ClusterMetadata(
         id=getattr(answer, "cluster_id", None),
         controller=None if controller == _NONE else controller,
-        brokers={broker[0]: (broker[1], broker[2]) for broker in answer.brokers},
+        brokers={node: Endpoint(host, port) for node, host, port, *_ in answer.brokers},
     )
 
 
@@ -285,40 +258,27 @@ async def judge_failure(
     if failure.cause is Cause.AUTH:
         found, advice = next(
             (meaning for name, meaning in _SASL.items() if name in failure.detail),
-            (f": authentication failed: {detail}", _CREDENTIALS),
+            (f": authentication failed: {detail}", WRONG_PASSWORD),
         )
     elif failure.cause is Cause.TIMED_OUT:
-        protocol = "" if target.uses_tls else ", or the port uses TLS or another protocol"
-        found, advice = " accepts connections, but does not answer", f"{_FROZEN}{protocol}."
+        found, advice = " accepts connections, but does not answer", _FROZEN
     elif failure.cause in (Cause.RESET, Cause.PROTOCOL) and not target.uses_tls:
         if await uses_tls(endpoint):
-            found, advice = " uses TLS, but the URL does not", _USE_TLS
-        else:
-            found, advice = " closed the connection on the first request", _CLOSED
+            return tls_needed(endpoint, "kafkas", "ssl_cafile")
+        found, advice = " closed the connection on the first request", _CLOSED
     elif failure.cause in (Cause.RESET, Cause.TLS):
-        found, advice = " closed the connection after the TLS handshake", _CLOSED_TLS
+        found, advice = " closed the connection after the TLS handshake", CLIENT_CERTIFICATE
     else:
         found, advice = f": {detail}", "Check the broker's log."
     return problem(f"{endpoint.text}{found}", advice, cause=failure.cause.value)
 
 
-def _login_timed_out(endpoints: Sequence[Endpoint]) -> CheckResult:
-    return problem(
-        f"{', '.join(each.text for each in endpoints)} accepted the connection, but did not answer",
-        f"{_FROZEN}, or the port uses another protocol.",
-    )
-
-
 def judge_cluster(cluster: ClusterMetadata) -> CheckResult:
-    """Return whether the cluster names its brokers and a controller."""
+    """Return whether one of the cluster's brokers is its controller."""
     nodes = sorted(cluster.brokers)
     data = {"cluster_id": cluster.id, "brokers": nodes, "controller": cluster.controller}
-    if not nodes:
-        advice = "Check whether the controllers are up and have a majority."
-        return problem("the cluster names no broker", advice, **data)
-    count = "1 broker" if len(nodes) == 1 else f"{len(nodes)} brokers"
-    found = f"{count} ({', '.join(map(str, nodes))})"
-    if cluster.controller is None:
+    found = f"{len(nodes)} broker{'s' * (len(nodes) != 1)} ({', '.join(map(str, nodes))})"
+    if cluster.controller not in nodes:
         return problem(
             f"{found}, but no controller",
             "Without a controller no leader is elected and no topic is created: check whether a "
@@ -340,50 +300,29 @@ async def check_listeners(
     failures = await together(
         "listener", (_try_listener(cluster, node, target, timeout) for node in nodes)
     )
-    data: dict[str, Any] = {
-        str(node): {"advertised": cluster.endpoint(node).text, "failure": failure}
-        for node, failure in zip(nodes, failures, strict=True)
-    }
     bad = {node: why for node, why in zip(nodes, failures, strict=True) if why is not None}
     if not bad:
-        count = "the broker answers" if len(nodes) == 1 else f"{len(nodes)} brokers answer"
-        named = ", ".join(cluster.endpoint(node).text for node in nodes)
-        return ok(f"{count} where advertised ({named})", brokers=data)
-    advice = _listener_advice(cluster, bad, bootstrap)
+        named = ", ".join(cluster.brokers[node].text for node in nodes)
+        plural = "broker answers" if len(nodes) == 1 else "brokers answer"
+        return ok(f"{len(nodes)} {plural} where advertised ({named})")
+    known = next((each.host for each in bootstrap if each.reached), "the bootstrap address")
+    if any("another cluster" in why for why in bad.values()):
+        advice = "Two clusters are mixed up: check where that name leads from here."
+    else:
+        advice = (
+            "Clients connect there, whatever the bootstrap address is: set advertised.listeners of "
+            f"the brokers to a host and port that can be reached from here, such as {known} (with "
+            "Docker: the name in the shared network, or the mapped port). localhost is the machine "
+            "(or container) of the client, not of the broker. For clients in two networks, a "
+            "broker needs one listener each."
+        )
+        if len(bad) < len(nodes):
+            advice = f"Check whether these brokers have just died. Otherwise: {advice}"
     return merged(
         [
-            problem(f"broker {node} advertises {cluster.endpoint(node).text}: {why}", advice)
+            problem(f"broker {node} advertises {cluster.brokers[node].text}: {why}", advice)
             for node, why in bad.items()
-        ],
-        brokers=data,
-    )
-
-
-def _listener_advice(
-    cluster: ClusterMetadata, bad: Mapping[int, str], bootstrap: Sequence[Endpoint]
-) -> str:
-    if any("another cluster" in why for why in bad.values()):
-        return (
-            "Two clusters are mixed up: check where that name leads from here, and what listens "
-            "there."
-        )
-    loopback = all(cluster.brokers[node][0].startswith(_LOOPBACK) for node in bad)
-    if loopback and not any(endpoint.is_loopback for endpoint in bootstrap):
-        known = next((each.host for each in bootstrap if each.reached), None)
-        return (
-            "This is the machine (or container) of the client, not of the broker: set its "
-            f"advertised.listeners to an address that is known here, such as {known}. For clients "
-            "inside and outside of the containers' network it needs one listener each."
-        )
-    if len(bad) < len(cluster.brokers):
-        return (
-            "Check whether these brokers have just died (they are removed from the list some "
-            "seconds later); otherwise their advertised.listeners, or the network path, is wrong."
-        )
-    return (
-        "Clients connect there, whatever the bootstrap address is: set advertised.listeners of the "
-        "brokers to a host and port that can be reached from here (with Docker: the name in the "
-        "shared network, or the mapped port), or open the way to what they advertise."
+        ]
     )
 
 
@@ -391,7 +330,7 @@ async def _try_listener(
     cluster: ClusterMetadata, node: int, target: KafkaTarget, timeout: float
 ) -> str | None:
     """Return why a broker cannot be used at its advertised address, or None."""
-    endpoint = cluster.endpoint(node)
+    endpoint = cluster.brokers[node]
     opened: list[Connection] = []
     try:
         async with asyncio.timeout(timeout):
@@ -450,11 +389,9 @@ async def _check_group(
     try:
         coordinator = await target.connect(host, port, timeout)
     except (KafkaError, OSError) as error:
-        detail = _failure(error, target).detail
         return problem(
-            f"the group's coordinator at {where} cannot be reached: {detail}",
+            f"the coordinator at {where} cannot be reached: {_failure(error, target).detail}",
             "No consumer can join this group from here: see the step `listeners`.",
-            coordinator=where,
         )
     try:
         async with asyncio.timeout(timeout):
@@ -470,12 +407,10 @@ async def _check_group(
 
 def judge_group(group: str, state: str, coordinator: str) -> CheckResult:
     """Return whether a group exists."""
-    data = {"state": state, "coordinator": coordinator}
     if state == "Dead":
         return problem(
             f"the group {group} does not exist",
             "Check its spelling (group_id=), and whether its consumer has ever started. A group "
             "that was empty for offsets.retention.minutes is removed, too.",
-            **data,
         )
-    return ok(f"the group {group} is {state.lower()}, coordinator {coordinator}", **data)
+    return ok(f"the group {group} is {state.lower()}, coordinator {coordinator}", state=state)

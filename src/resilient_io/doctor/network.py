@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
-import re
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resilient_io.text import describe_error, format_address
@@ -20,12 +17,13 @@ if TYPE_CHECKING:
 
     from .steps import Checks, Step
 
-_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _SLOW_LOOKUP: Final = 1.0
-
-NO_ANSWER: Final = "no answer"
-REFUSED: Final = "connection refused"
-_UNREACHABLE: Final = "no route"
+_NO_ANSWER: Final = "no answer"
+_REFUSED: Final = "connection refused"
+_CHECK_NAME_SERVERS: Final = (
+    "Check whether the name servers in /etc/resolv.conf work and can be reached from here; in "
+    "Kubernetes, whether a NetworkPolicy allows port 53 (UDP and TCP)."
+)
 
 
 @dataclass(slots=True)
@@ -79,21 +77,13 @@ class Endpoint:
         try:
             async with asyncio.timeout(timeout):
                 _, writer = await asyncio.open_connection(address, self.port)
+        except TimeoutError:
+            self.failed[address] = _NO_ANSWER
         except OSError as error:
-            self.failed[address] = _describe(error)
+            self.failed[address] = describe_error(error)
         else:
             writer.transport.abort()
             self.reached[address] = loop.time() - began
-
-
-def _describe(error: OSError) -> str:
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-        return NO_ANSWER
-    if isinstance(error, ConnectionRefusedError):
-        return REFUSED
-    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
-        return _UNREACHABLE
-    return describe_error(error)
 
 
 def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -110,7 +100,10 @@ async def check_path(checks: Checks, endpoints: Sequence[Endpoint]) -> AsyncGene
         "name",
         lambda: check_names(endpoints),
         limit=limit,
-        on_timeout=_names_timed_out(endpoints, limit),
+        on_timeout=unknown(
+            f"the lookup did not finish within {limit:.1f} s",
+            f"Use a longer timeout. If the lookup fails then, too: {_CHECK_NAME_SERVERS}",
+        ),
     )
     if any(each.addresses for each in endpoints):
         limit = checks.half
@@ -123,94 +116,46 @@ async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     began = loop.time()
     errors = await together("lookup", (endpoint.look_up() for endpoint in endpoints))
     took = loop.time() - began
-    data = {each.text: each.addresses for each in endpoints}
-    named = [each for each in endpoints if not each.is_address]
-    if not named:
-        return ok("an IP address needs no lookup", addresses=data)
     others_work = any(each.addresses for each in endpoints)
-    failed = [
-        milder(_judge_name(endpoint, error), others_work=others_work)
-        for endpoint, error in zip(endpoints, errors, strict=True)
-        if error is not None
-    ]
-    found = [f"{each.host} is {', '.join(each.addresses)}" for each in named if each.addresses]
-    if failed:
-        return merged([*failed, *map(ok, found)], addresses=data)
+    results = []
+    for endpoint, error in zip(endpoints, errors, strict=True):
+        if error is not None:
+            results.append(milder(_judge_name(endpoint.host, error), others_work=others_work))
+        elif not endpoint.is_address:
+            results.append(ok(f"{endpoint.host} is {', '.join(endpoint.addresses)}"))
     if took > _SLOW_LOOKUP:
-        return note(
-            f"{'; '.join(found)}, but the lookup took {took:.1f} s",
-            f"Each new connection waits as long. Check the name servers ({_name_servers()}), or "
-            f"use the full name with a trailing dot, which skips the search list.",
-            addresses=data,
+        results.append(
+            note(
+                f"the lookup took {took:.1f} s",
+                "Each new connection waits as long. Check the name servers, or use the full name "
+                "with a trailing dot, which skips the search list.",
+            )
         )
-    return ok("; ".join(found), addresses=data)
-
-
-def _names_timed_out(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
-    names = ", ".join(each.host for each in endpoints if not each.is_address)
-    return unknown(
-        f"the lookup of {names or 'the addresses'} did not finish within {timeout:.1f} s",
-        f"Use a longer timeout. If the lookup fails then, too, check the name servers "
-        f"({_name_servers()}), and in Kubernetes a NetworkPolicy that blocks port 53.",
+    return merged(
+        results or [ok("an IP address needs no lookup")],
+        addresses={each.text: each.addresses for each in endpoints},
     )
 
 
-def _judge_name(endpoint: Endpoint, error: OSError | UnicodeError) -> CheckResult:
-    host = endpoint.host
-    if isinstance(error, UnicodeError):
-        return problem(
-            f"{host[:60]!r} is not a valid host name",
-            "Use a host name with at most 63 characters between two dots.",
-        )
-    if error.errno == socket.EAI_AGAIN:
-        return problem(
-            f"the name servers could not resolve {host}: temporary failure",
-            f"Check whether the name servers ({_name_servers()}) work and can be reached from "
-            f"here; in Kubernetes, whether a NetworkPolicy allows port 53 (UDP and TCP).",
-        )
-    searched = _resolver("search")
-    short = "." not in host
-    where = f" (searched in {searched})" if searched and short else ""
+def _judge_name(host: str, error: OSError | UnicodeError) -> CheckResult:
+    if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
+        found = f"the name servers could not resolve {host}: temporary failure"
+        return problem(found, _CHECK_NAME_SERVERS)
     return problem(
-        f"the name {host} does not exist{where}",
-        "Check its spelling, and that its Service or container exists. "
-        + (
-            "Use name.namespace for a Service of another namespace; Docker containers resolve each "
-            "other's names only in a user-defined network."
-            if short
-            else f"The name servers are {_name_servers()}."
-        ),
-    )
-
-
-def _name_servers() -> str:
-    return _resolver("nameserver") or "none in /etc/resolv.conf"
-
-
-def _resolver(key: str) -> str:
-    try:
-        text = _RESOLV_CONF.read_text(errors="replace")
-    except OSError:
-        return ""
-    return ", ".join(
-        word
-        for value in re.findall(rf"^\s*{key}\s+(.+?)\s*$", text, re.MULTILINE)
-        for word in value.split()
+        f"the name {host} does not exist",
+        "Check its spelling, and that its Service or container exists. Use name.namespace for a "
+        "Service of another namespace; Docker containers resolve each other's names only in a "
+        "user-defined network.",
     )
 
 
 async def check_ports(endpoints: Sequence[Endpoint], timeout: float) -> CheckResult:
     """Connect to every address of every endpoint concurrently, and close again."""
     await together("connect", (each.connect(timeout) for each in endpoints))
-    data = {
-        each.text: {address: round(took, 6) for address, took in each.reached.items()} | each.failed
-        for each in endpoints
-    }
     others_work = any(each.reached for each in endpoints)
-    results = [
-        milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses
-    ]
-    return merged(results, addresses=data)
+    return merged(
+        [milder(_judge_port(each), others_work=others_work) for each in endpoints if each.addresses]
+    )
 
 
 def _judge_port(endpoint: Endpoint) -> CheckResult:
@@ -220,7 +165,7 @@ def _judge_port(endpoint: Endpoint) -> CheckResult:
         why = reasons[0] if len(reasons) == 1 else failed
         return problem(f"{endpoint.text}: {why}", advice_for(endpoint, reasons[0]))
     fastest = min(endpoint.reached.values())
-    if NO_ANSWER in endpoint.failed.values():
+    if _NO_ANSWER in endpoint.failed.values():
         return note(
             f"{endpoint.text} answers at {len(endpoint.reached)} of {len(endpoint.addresses)} "
             f"addresses; {failed}",
@@ -232,21 +177,13 @@ def _judge_port(endpoint: Endpoint) -> CheckResult:
 
 def advice_for(endpoint: Endpoint, failure: str) -> str:
     """Return what to do if a port cannot be reached."""
-    if failure == REFUSED:
-        here = (
-            " Inside a container, localhost is the container itself; use the service name."
-            if endpoint.is_loopback
-            else ""
-        )
+    if failure == _REFUSED:
+        here = " Inside a container, localhost is the container itself; use the service name."
         return (
             f"The host is up, but nothing listens on port {endpoint.port}: check that the server "
-            f"runs and that the port is right.{here}"
+            f"runs and that the port is right.{here * endpoint.is_loopback}"
         )
-    if failure == NO_ANSWER:
-        return (
-            "Packets are dropped: check firewall, security group and NetworkPolicy between here "
-            "and there, and that the host is still alive at this address."
-        )
-    if failure == _UNREACHABLE:
-        return "There is no route from this network to that address: check routes and networks."
-    return "Check the network between here and there."
+    return (
+        "Check routes, firewall, security group and NetworkPolicy between here and there, and that "
+        "the host is still alive at this address."
+    )

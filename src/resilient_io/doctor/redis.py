@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
@@ -16,8 +17,8 @@ from resilient_io.text import clean_text, describe_error
 
 from .network import Endpoint, check_path
 from .steps import CheckResult, Checks, Status, merged, note, ok, problem
-from .tls import check_tls, no_tls, uses_tls
-from .urls import read_redis_url
+from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
+from .urls import WRONG_PASSWORD, read_redis_url
 
 if TYPE_CHECKING:
     import ssl
@@ -44,29 +45,17 @@ _NO_REPLY: Final = problem(
     "The server has just accepted the login, so it is busy with one command, or has been frozen "
     "since: try again, and check its CPU and SLOWLOG GET.",
 )
+_CHECK_LOG: Final = "Check the server's log, and what is between here and the server (a proxy)."
 _ADVICE: Final[dict[Cause, str]] = {
+    Cause.AUTH: f"{WRONG_PASSWORD} Its permissions must include +hello +auth +select +ping.",
     Cause.WRONG_DATABASE: "Use a database that exists: by default there are 0 to 15 (/0).",
-    Cause.MAX_CLIENTS: (
-        "Raise maxclients, or find out which clients hold the connections: CLIENT LIST on the "
-        "server, and pools that are created per request."
-    ),
+    Cause.MAX_CLIENTS: "Raise maxclients, or find out with CLIENT LIST what holds the connections.",
     Cause.LOADING: "It is reading its data from disk: wait. INFO persistence shows how long.",
-    Cause.RESET: (
-        "The server closed the connection: check whether the port uses TLS (then use rediss://…), "
-        "or a proxy in front has lost its server. The server's log says more."
-    ),
+    Cause.RESET: f"Check whether the port uses TLS (then use rediss://…). {_CHECK_LOG}",
     Cause.PROTOCOL: "This port is not Redis: check the port, and what listens on it.",
     Cause.REFUSED: "Check that the server runs, and that this user may use its socket.",
     Cause.MASTER_DOWN: "It is a replica that has lost its master: bring the master back.",
 }
-_USE_TLS: Final = (
-    "Use rediss://…, with ssl_ca_certs=/path/of/authority.pem for a private authority."
-)
-_AFTER_TLS: Final = (
-    "The server closed the connection after the handshake. Usually it requires a client "
-    "certificate (tls-auth-clients yes): set ssl_certfile=…&ssl_keyfile=…. The server's log says "
-    "more."
-)
 
 
 def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
@@ -81,143 +70,113 @@ def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
         endpoint = Endpoint(
             str(settings.get("host") or "localhost"), int(settings.get("port") or _PORT)
         )
-    examination = _RedisExamination(target, endpoint, gave_password=bool(password))
-    return examination.steps(Checks(timeout, [password]))
+    return _examine(Checks(timeout, [password]), target, endpoint, gave_password=bool(password))
 
 
-class _RedisExamination:
-    """The checks of one server, and the connection that they make."""
-
-    def __init__(
-        self, target: RedisTarget, endpoint: Endpoint | None, *, gave_password: bool
-    ) -> None:
-        self._target = target
-        self._endpoint = endpoint
-        self._gave_password = gave_password
-        self._connection: AbstractConnection | None = None
-
-    async def steps(self, checks: Checks) -> AsyncGenerator[Step, None]:
-        """Yield the steps, until one finds that the next ones make no sense."""
-        endpoint = self._endpoint
-        try:
-            if endpoint is not None:
-                async with contextlib.aclosing(check_path(checks, [endpoint])) as path:
-                    async for step in path:
-                        yield step
-                if not endpoint.reached:
-                    return
-                if self._target.uses_tls:
-                    limit = checks.half
-                    step = await checks.run(
-                        "TLS",
-                        lambda: self._check_tls(endpoint, limit),
-                        on_timeout=problem(
-                            f"{endpoint.text} accepts connections, but does not answer in the TLS "
-                            "handshake",
-                            "Check whether the server is frozen, and whether the port uses TLS.",
-                        ),
-                    )
+async def _examine(
+    checks: Checks, target: RedisTarget, endpoint: Endpoint | None, *, gave_password: bool
+) -> AsyncGenerator[Step, None]:
+    """Yield the steps, until one finds that the next ones make no sense."""
+    opened: list[AbstractConnection] = []
+    try:
+        if endpoint is not None:
+            async with contextlib.aclosing(check_path(checks, [endpoint])) as path:
+                async for step in path:
                     yield step
-                    if step.status is Status.PROBLEM:
-                        return
-            limit = checks.half
-            yield await checks.run(
-                "login", lambda: self._check_login(limit), on_timeout=_NO_ANSWER_TO_LOGIN
-            )
-            if self._connection is None:
+            if not endpoint.reached:
                 return
-            ask = query_over(self._connection, checks.left)
+            if target.uses_tls:
+                limit = checks.half
+                step = await checks.run(
+                    "TLS",
+                    lambda: _check_tls(target, endpoint, limit),
+                    on_timeout=problem(
+                        f"{endpoint.text} accepts connections, but does not answer in the TLS "
+                        "handshake",
+                        "Check whether the server is frozen, and whether the port uses TLS.",
+                    ),
+                )
+                yield step
+                if step.status is Status.PROBLEM:
+                    return
+        limit = checks.half
+        yield await checks.run(
+            "login",
+            lambda: _check_login(target, endpoint, limit, opened, gave_password=gave_password),
+            on_timeout=_NO_ANSWER_TO_LOGIN,
+        )
+        if opened:
+            ask = query_over(opened[0], checks.left)
             yield await checks.run("reply", lambda: check_reply(ask), on_timeout=_NO_REPLY)
-        finally:
-            if self._connection is not None:
-                abort(self._connection)
-            await self._target.aclose()
+    finally:
+        for each in opened:
+            abort(each)
+        await target.aclose()
 
-    async def _check_tls(self, endpoint: Endpoint, timeout: float) -> CheckResult:
-        connection: Any = self._target.connection(client_name=None, connect_timeout=timeout)
-        try:
-            # redis-py 8.1 `SSLConnection.ssl_context`: reads the files that the URL names.
-            context: ssl.SSLContext = connection.ssl_context.get()
-        except OSError as error:  # also ssl.SSLError
-            return problem(
-                f"a certificate file of the URL cannot be used: {error}",
-                "ssl_ca_certs=, ssl_certfile= and ssl_keyfile= are paths of PEM files.",
-            )
-        for limit in (_FIRST_HANDSHAKE, timeout):
-            try:
-                async with asyncio.timeout(limit):
-                    return await check_tls(
-                        endpoint, context, trust_option="ssl_ca_certs", plain_scheme="redis"
-                    )
-            except TimeoutError:
-                # Plain Redis takes a TLS greeting for the beginning of a command, and waits.
-                if await self._target.check_plain_port():
-                    break
-                if limit == timeout:
-                    raise
-        return no_tls(endpoint, "redis")
 
-    async def _check_login(self, timeout: float) -> CheckResult:
-        try:
-            connection = await connect(
-                self._target, client_name=None, timeout=timeout, user_timeout=timeout
-            )
-        except (driver.RedisError, OSError) as error:
-            tls, endpoint = self._target.uses_tls, self._endpoint
-            result = judge_login(error, uses_tls=tls, gave_password=self._gave_password)
-            closed = result.data.get("cause") == Cause.RESET.value
-            if endpoint is not None and not tls and closed and await uses_tls(endpoint):
-                found = f"{endpoint.text} uses TLS, but the URL does not"
-                return problem(found, _USE_TLS, cause=Cause.TLS.value)
-            return result
-        self._connection = connection
-        try:
-            user = _text(await query_over(connection, timeout)("ACL", "WHOAMI"))
-        except driver.ResponseError:  # Redis 5, or no permission
-            return ok("logged in")
-        return ok(f"logged in as {user}", user=user)
+async def _check_tls(target: RedisTarget, endpoint: Endpoint, timeout: float) -> CheckResult:
+    connection: Any = target.connection(client_name=None, connect_timeout=timeout)
+    try:
+        # redis-py 8.1 `SSLConnection.ssl_context`: reads the files that the URL names.
+        context: ssl.SSLContext = connection.ssl_context.get()
+    except OSError as error:  # also ssl.SSLError
+        return problem(
+            f"a certificate file of the URL cannot be used: {error}",
+            "ssl_ca_certs=, ssl_certfile= and ssl_keyfile= are paths of PEM files.",
+        )
+    check = functools.partial(
+        check_tls, endpoint, context, trust_option="ssl_ca_certs", plain_scheme="redis"
+    )
+    try:
+        async with asyncio.timeout(_FIRST_HANDSHAKE):
+            return await check()
+    except TimeoutError:
+        # Plain Redis takes a TLS greeting for the beginning of a command, and waits.
+        if await target.check_plain_port():
+            return no_tls(endpoint, "redis")
+    return await check()
+
+
+async def _check_login(
+    target: RedisTarget,
+    endpoint: Endpoint | None,
+    timeout: float,
+    opened: list[AbstractConnection],
+    *,
+    gave_password: bool,
+) -> CheckResult:
+    try:
+        connection = await connect(target, client_name=None, timeout=timeout, user_timeout=timeout)
+    except (driver.RedisError, OSError) as error:
+        tls = target.uses_tls
+        result = judge_login(error, uses_tls=tls, gave_password=gave_password)
+        closed = result.data.get("cause") == Cause.RESET.value
+        if endpoint is not None and not tls and closed and await uses_tls(endpoint):
+            return tls_needed(endpoint, "rediss", "ssl_ca_certs")
+        return result
+    opened.append(connection)
+    try:
+        user = _text(await query_over(connection, timeout)("ACL", "WHOAMI"))
+    except driver.ResponseError:  # Redis 5, or no permission
+        return ok("logged in")
+    return ok(f"logged in as {user}", user=user)
 
 
 def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) -> CheckResult:
     """Return why the login failed, after TCP (and TLS) succeeded."""
     failure = connection_failure(error, tls=uses_tls)
-    detail = clean_text(failure.detail)
-    data = {"cause": failure.cause.value}
-    if failure.cause is Cause.AUTH:
-        return _judge_credentials(detail, gave_password=gave_password)
-    if failure.cause is Cause.TIMED_OUT:
+    cause, found = failure.cause, clean_text(failure.detail)
+    advice = _ADVICE.get(cause, _CHECK_LOG)
+    if cause is Cause.TIMED_OUT:
         return _NO_ANSWER_TO_LOGIN
-    if "DENIED" in detail and "protected mode" in detail:
-        return problem(
-            "the server accepts only local connections (protected mode)",
-            "Set a password (requirepass, or ACL users) and an address to bind to; then turn off "
-            "protected-mode.",
-            **data,
-        )
-    if uses_tls and failure.cause in (Cause.RESET, Cause.TLS):
-        required = "certificate required" in detail.lower()
-        found = "the server requires a client certificate" if required else detail
-        return problem(found, _AFTER_TLS, **data)
-    return problem(detail, _ADVICE.get(failure.cause, "Check the server's log."), **data)
-
-
-def _judge_credentials(detail: str, *, gave_password: bool) -> CheckResult:
-    if not gave_password:
+    if cause is Cause.AUTH and not gave_password:
         found = "the server requires a password, and the URL has none"
         advice = "Use redis://user:password@host (redis://:password@host for the default user)."
-    elif "called without any password configured" in detail:
-        found = "the URL has a password, but the server has none for the default user"
-        advice = "Remove the password from the URL, or add its user: redis://user:…@."
-    elif "NOPERM" in detail or "permissions" in detail:
-        found = f"the user lacks permissions for the login: {detail}"
-        advice = "Grant them: ACL SETUSER … +hello +auth +select +ping"
-    else:
-        found = "authentication failed: wrong user or password"
-        advice = (
-            "Check whether the secret was rotated, or belongs to another server. URL-encode "
-            "special characters in the password (@ → %40, / → %2F)."
-        )
-    return problem(found, advice, cause=Cause.AUTH.value)
+    elif cause is Cause.AUTH:
+        found = f"authentication failed: {found}"
+    elif uses_tls and cause in (Cause.RESET, Cause.TLS):
+        advice = CLIENT_CERTIFICATE
+    return problem(found, advice, cause=cause.value)
 
 
 async def check_reply(ask: Query) -> CheckResult:
@@ -228,23 +187,45 @@ async def check_reply(ask: Query) -> CheckResult:
         await ask("PING")
         took = loop.time() - began
         server = await _hello(ask)
-    except (driver.ResponseError, driver.BusyLoadingError) as error:
-        cause = connection_failure(error).cause
-        return problem(
-            f"the server refuses commands: {clean_text(str(error))}",
-            _ADVICE.get(cause, "Check the server's log."),
-            cause=cause.value,
-        )
     except (driver.RedisError, ConnectionError) as error:
+        failure = connection_failure(error)
+        refused = isinstance(error, (driver.ResponseError, driver.BusyLoadingError))
+        what = "the server refuses commands" if refused else "the connection was lost"
         return problem(
-            f"the connection was lost: {describe_error(error)}",
-            "Try again. If this happens each time, check the server's log, what is in between (a "
-            "proxy, a load balancer), and whether the server restarts.",
+            f"{what}: {describe_error(error)}",
+            _ADVICE.get(failure.cause, _CHECK_LOG) if refused else _CHECK_LOG,
+            cause=failure.cause.value,
         )
     product = f"{server.get('server', 'the server')} {server.get('version', '')}".strip()
-    data: dict[str, Any] = {name: server.get(name) for name in ("server", "version", "mode")}
-    found = ok(f"{product} replies in {took * 1e3:.1f} ms", ping=round(took, 6), **data)
-    return merged([found, *_judge_kind(server)])
+    found = ok(
+        f"{product} replies in {took * 1e3:.1f} ms",
+        ping=round(took, 6),
+        version=server.get("version"),
+    )
+    if server.get("mode") == "sentinel":
+        return problem(
+            "this is a Sentinel, not the server with the data",
+            "Use redis.asyncio.Sentinel(...).master_for(name, redis_class=ResilientRedis), which "
+            "asks the Sentinel for the master.",
+        )
+    results = [found]
+    if server.get("mode") == "cluster":
+        results.append(
+            note(
+                "this is one node of a cluster, which holds only some of the keys",
+                "Use redis.asyncio.RedisCluster: for the keys of other nodes, a client of one node "
+                "gets MOVED.",
+            )
+        )
+    if server.get("role") in ("replica", "slave"):
+        results.append(
+            problem(
+                "this is a replica: it refuses writes (READONLY)",
+                "Use the master in the URL (redis-cli ROLE shows it), or a Sentinel or Service "
+                "that follows the master. A client that only reads works.",
+            )
+        )
+    return merged(results)
 
 
 async def _hello(ask: Query) -> dict[str, str]:
@@ -255,36 +236,6 @@ async def _hello(ask: Query) -> dict[str, str]:
         return {}
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=False)
     return {_text(name): _text(value) for name, value in pairs}
-
-
-def _judge_kind(server: dict[str, str]) -> list[CheckResult]:
-    if server.get("mode") == "sentinel":
-        return [
-            problem(
-                "this is a Sentinel, not the server with the data",
-                "Use redis.asyncio.Sentinel(...).master_for(name, redis_class=ResilientRedis), "
-                "which asks the Sentinel for the master.",
-            )
-        ]
-    results = []
-    if server.get("mode") == "cluster":
-        results.append(
-            note(
-                "this is one node of a cluster, which holds only some of the keys",
-                "Use redis.asyncio.RedisCluster: for the keys of other nodes, a client of one node "
-                "gets MOVED. redis-cli --cluster check shows whether the cluster serves all slots.",
-            )
-        )
-    if server.get("role") in ("replica", "slave"):
-        results.append(
-            problem(
-                "this is a replica: it refuses writes (READONLY)",
-                "Use the master in the URL (redis-cli ROLE shows it), or a Sentinel or Service "
-                "that follows the master. A client that only reads works.",
-                role="replica",
-            )
-        )
-    return results
 
 
 def _text(reply: Any) -> str:

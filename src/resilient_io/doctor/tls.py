@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_io.text import describe_error
@@ -14,39 +13,20 @@ from resilient_io.text import describe_error
 from .steps import CheckResult, note, ok, problem
 
 if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
     from .network import Endpoint
 
 _SOON: Final = dt.timedelta(days=14)
-_NAMED: Final = 4
 
 # OpenSSL's X509_V_ERR_…
-_NOT_YET_VALID: Final = 9
-_EXPIRED: Final = 10
-_SELF_SIGNED: Final = 18
-_UNKNOWN_ISSUER: Final = (19, 20, 21)
+_WRONG_TIME: Final = (9, 10)
 _WRONG_NAME: Final = (62, 64)
 
-
-@dataclass(frozen=True, slots=True)
-class _Certificate:
-    names: list[str]
-    issuer: str
-    begins: dt.datetime
-    ends: dt.datetime
-
-    def as_data(self) -> dict[str, Any]:
-        return {
-            "names": self.names,
-            "issuer": self.issuer,
-            "not_before": self.begins.isoformat(),
-            "not_after": self.ends.isoformat(),
-        }
-
-    @property
-    def named(self) -> str:
-        more = len(self.names) - _NAMED
-        shown = ", ".join(self.names[:_NAMED]) or "no name"
-        return f"{shown} and {more} more" if more > 0 else shown
+CLIENT_CERTIFICATE: Final = (
+    "Usually the server requires a client certificate: set ssl_certfile=…&ssl_keyfile=…. The "
+    "server's log says more."
+)
 
 
 async def check_tls(
@@ -63,19 +43,31 @@ async def check_tls(
         return _judge_untrusted(endpoint, error, certificate, trust_option)
     except ssl.SSLError as error:
         return _judge_failed(endpoint, error, plain_scheme)
-    except (ConnectionError, EOFError) as error:
+    except (OSError, EOFError) as error:
         return problem(
             f"{endpoint.text} closed the connection in the handshake ({describe_error(error)})",
             f"The port may not use TLS (then use {plain_scheme}://…), or may require a client "
             f"certificate.",
             hung_up=True,
         )
-    except OSError as error:
-        return problem(
-            f"no TLS with {endpoint.text}: {describe_error(error)}", "Check the TCP step again."
+    found = protocol
+    data: dict[str, Any] = {"protocol": protocol}
+    if certificate is not None:
+        ends = certificate.not_valid_after_utc
+        data["not_after"] = ends.isoformat()
+        found += f", certificate valid until {ends:%Y-%m-%d}"
+        left = ends - dt.datetime.now(dt.UTC)
+        if left < _SOON:
+            advice = "Renew it now: once it has expired, no new connection is made."
+            return note(f"{found} (expires in {max(left.days, 0)} days)", advice, **data)
+    if context.verify_mode is ssl.CERT_NONE:
+        return note(
+            f"{found}, not verified",
+            "An attacker on the network can read and change everything: remove the option that "
+            "disables the verification, and name the authority to trust.",
+            **data,
         )
-    verified = context.verify_mode is not ssl.CERT_NONE
-    return _judge_trusted(protocol, certificate, verified=verified)
+    return ok(found, **data)
 
 
 async def uses_tls(endpoint: Endpoint) -> bool:
@@ -90,14 +82,23 @@ async def uses_tls(endpoint: Endpoint) -> bool:
 
 
 def no_tls(endpoint: Endpoint, plain_scheme: str) -> CheckResult:
-    """Return the problem that a server answers without TLS only."""
+    """Build the result for a port that answers without TLS."""
     return problem(
         f"{endpoint.text} answers, but not over TLS",
-        f"Use {plain_scheme}://…, or the port that uses TLS.",
+        f"Use {plain_scheme}://… for this port, or the port on which the server uses TLS.",
+    )
+
+
+def tls_needed(endpoint: Endpoint, scheme: str, trust_option: str) -> CheckResult:
+    """Build the result for a port that answers only over TLS."""
+    return problem(
+        f"{endpoint.text} uses TLS, but the URL does not",
+        f"Use {scheme}://…, with {trust_option}=/path/of/authority.pem for a private authority.",
     )
 
 
 def _unverified() -> ssl.SSLContext:
+    """Return a context that accepts any certificate: nothing secret is sent over it."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -106,7 +107,7 @@ def _unverified() -> ssl.SSLContext:
 
 async def _shake_hands(
     endpoint: Endpoint, context: ssl.SSLContext
-) -> tuple[str, _Certificate | None]:
+) -> tuple[str, Certificate | None]:
     """Return the version of TLS, and the server's certificate if it can be read."""
     # An address that took a connection before: the name may have others that do not answer.
     address = next(iter(endpoint.reached), endpoint.host)
@@ -115,127 +116,69 @@ async def _shake_hands(
     )
     try:
         tls: Any = writer.get_extra_info("ssl_object")
-        return tls.version() or "TLS", _certificate_of(tls)
+        return tls.version() or "TLS", _read_certificate(tls.getpeercert(True))
     finally:
         writer.transport.abort()
 
 
-def _certificate_of(tls: Any) -> _Certificate | None:
-    raw = tls.getpeercert(True)
-    if raw is None:
-        return None
+def _read_certificate(raw: bytes | None) -> Certificate | None:
     try:
         from cryptography import x509  # noqa: PLC0415 - of the extra `cli`
     except ModuleNotFoundError:
-        return _from_dictionary(tls.getpeercert())
-    read = x509.load_der_x509_certificate(raw)
+        return None
+    return None if raw is None else x509.load_der_x509_certificate(raw)
+
+
+def _describe(certificate: Certificate) -> str:
+    from cryptography import x509  # noqa: PLC0415 - as above
+
     names: list[str] = []
     with contextlib.suppress(x509.ExtensionNotFound, ValueError):  # none, or only for OpenSSL
-        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names += alternatives.get_values_for_type(x509.DNSName)
-        names += map(str, alternatives.get_values_for_type(x509.IPAddress))
-    issuer = read.issuer.rfc4514_string()
-    return _Certificate(names, issuer, read.not_valid_before_utc, read.not_valid_after_utc)
-
-
-def _from_dictionary(fields: dict[str, Any]) -> _Certificate | None:
-    """Read what Python itself returns: nothing for a certificate that was not verified."""
-    if not fields:
-        return None
-    issuer = ",".join(f"{key}={value}" for part in fields.get("issuer", ()) for key, value in part)
-    begins, ends = (
-        dt.datetime.fromtimestamp(ssl.cert_time_to_seconds(fields[name]), dt.UTC)
-        for name in ("notBefore", "notAfter")
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names += found.get_values_for_type(x509.DNSName)
+        names += map(str, found.get_values_for_type(x509.IPAddress))
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return (
+        f"; it is for {', '.join(names) or 'no name'}, from {certificate.issuer.rfc4514_string()}, "
+        f"valid {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
     )
-    names = [name for _, name in fields.get("subjectAltName", ())]
-    return _Certificate(names, issuer, begins, ends)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
-
-
-def _judge_trusted(
-    protocol: str, certificate: _Certificate | None, *, verified: bool
-) -> CheckResult:
-    data: dict[str, Any] = {"protocol": protocol}
-    found = protocol
-    if certificate is not None:
-        data |= certificate.as_data()
-        left = certificate.ends - _now()
-        found += f", certificate valid until {certificate.ends:%Y-%m-%d}"
-        if left < _SOON:
-            when = f"expires in {left.days} days" if left.days else "expires within a day"
-            if left < dt.timedelta():
-                when = f"expired on {certificate.ends:%Y-%m-%d}"
-            return note(
-                f"{protocol}; the certificate {when}",
-                "Renew it now: once it has expired, no new connection is made.",
-                **data,
-            )
-    if not verified:
-        return note(
-            f"{found}, not verified",
-            "An attacker on the network can read and change everything: verify certificates "
-            "(remove the option that disables it) and name the authority to trust.",
-            **data,
-        )
-    return ok(found, **data)
 
 
 def _judge_untrusted(
     endpoint: Endpoint,
     error: ssl.SSLCertVerificationError,
-    certificate: _Certificate | None,
+    certificate: Certificate | None,
     trust_option: str,
 ) -> CheckResult:
-    code, host = error.verify_code, endpoint.host
-    data: dict[str, Any] = {"verify_code": code, "verify_message": error.verify_message}
-    ends = begins = by = ""
-    names = "other names"
-    if certificate is not None:
-        data |= certificate.as_data()
-        ends = f" on {certificate.ends:%Y-%m-%d %H:%M} UTC"
-        begins = f" until {certificate.begins:%Y-%m-%d %H:%M} UTC"
-        by, names = f" ({certificate.issuer})", certificate.named
-    clock = f"the clock here says {_now():%Y-%m-%d %H:%M} UTC"
-    name_it = f"{trust_option}=/path/of/authority.pem"
-    if code == _EXPIRED:
-        found = f"the certificate, or one above it, expired{ends} ({clock})"
-        advice = "Renew it on the server, and let the server reload it."
-    elif code == _NOT_YET_VALID:
-        found = f"the certificate is not valid yet{begins}; {clock}"
-        advice = "Set the clock of this machine, or wait."
-    elif code in _WRONG_NAME:
-        found = f"the certificate is not for {host}, but for {names}"
-        advice = f"Use one of its names in the URL, or add {host} to it as a subjectAltName."
-    elif code == _SELF_SIGNED:
-        found = "the certificate is self-signed and not trusted here"
-        advice = f"Name it as the authority to trust: {trust_option}=/path/of/it.pem."
-    elif code in _UNKNOWN_ISSUER:
-        found = f"the authority that signed the certificate is not known here{by}"
+    if error.verify_code in _WRONG_TIME:
         advice = (
-            f"Name it: {name_it}. If it is a public one, the server does not send the intermediate "
-            f"certificates: configure the full chain."
+            "Check the clock of this machine; if it is right, renew the certificate on the server, "
+            "and let the server reload it."
+        )
+    elif error.verify_code in _WRONG_NAME:
+        advice = (
+            f"Use one of its names in the URL, or add {endpoint.host} to it as a subjectAltName."
         )
     else:
-        found = f"the certificate is not trusted: {error.verify_message}"
-        advice = f"Renew it, or name the authority to trust: {name_it}."
-    return problem(found, advice, **data)
+        advice = (
+            f"Name the authority that signed it: {trust_option}=/path/of/authority.pem. If it is a "
+            f"public one, the server does not send the intermediate certificates: configure the "
+            f"full chain."
+        )
+    return problem(
+        f"the certificate is not trusted: {error.verify_message.rstrip('.')}"
+        f"{_describe(certificate) if certificate else ''}",
+        advice,
+        verify_code=error.verify_code,
+    )
 
 
 def _judge_failed(endpoint: Endpoint, error: ssl.SSLError, plain_scheme: str) -> CheckResult:
     reason = (error.reason or str(error)).lower().replace("_", " ")
     if "wrong version number" in reason or "record layer failure" in reason:
         return no_tls(endpoint, plain_scheme)
-    if "certificate" in reason:
-        return problem(
-            f"{endpoint.text} rejects the client certificate, or requires one: {reason}",
-            "Set a certificate that the server trusts, and its key: ssl_certfile=, ssl_keyfile=.",
-            reason=reason,
-        )
+    certificate = "certificate" in reason
     return problem(
         f"the TLS handshake with {endpoint.text} failed: {reason}",
-        "Check the server's log, and which TLS versions and ciphers it accepts.",
-        reason=reason,
+        CLIENT_CERTIFICATE if certificate else "Check which TLS versions the server accepts.",
     )

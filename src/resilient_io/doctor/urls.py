@@ -34,6 +34,7 @@ _KAFKA: Final = (
     "?sasl_mechanism=…&ssl_cafile=… if needed"
 )
 _ENCODE: Final = "URL-encode special characters in user and password (@ is %40, / is %2F)"
+WRONG_PASSWORD: Final = f"Check user and password, and whether the secret was rotated. {_ENCODE}."
 _SERVER: Final = re.compile(r"(\[[^\]]+\]|[^:]+)(?::(\d{1,5}))?\Z")
 _PORT: Final = 9092
 _FILES: Final = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")

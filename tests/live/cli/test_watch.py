@@ -8,7 +8,7 @@ import time
 HANGING_RESOLVER = """\
 import socket, sys, time
 socket.getaddrinfo = lambda *arguments, **options: time.sleep(60)
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 sys.exit(main({arguments!r}))
 """
 
@@ -36,7 +36,7 @@ async def test_terminal_shows_an_outage_and_ctrl_c_ends_with_a_summary(
         await running.until("refused")
         past = len(running.shown)
         await redis_server.start()
-        await running.until("s down", past=past)
+        await running.until("down -> up", past=past)
         past = len(running.shown)
         assert await end_of(running, slack) == 1
     assert "\x1b[" in running.shown

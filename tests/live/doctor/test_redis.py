@@ -20,7 +20,6 @@ async def test_healthy_server_has_no_problem(examined, shared_redis):
     assert seen["login"].found == "logged in as default"
     assert seen["reply"].data["version"]
     assert seen["reply"].data["ping"] < 1.0
-    assert seen["TCP"].data["addresses"][f"127.0.0.1:{shared_redis.port}"]["127.0.0.1"] >= 0
 
 
 async def test_examination_only_reads(examined, shared_redis):
@@ -129,7 +128,7 @@ async def test_wrong_password_is_reported_and_not_shown(examined):
         assert (await examined(server.url))["login"].status is Status.OK
         seen = await examined(f"redis://:hunter3@{at}", secrets=("hunter2", "hunter3"))
         assert seen.last.name == "login"
-        assert "wrong user or password" in seen.last.found
+        assert "authentication failed" in seen.last.found
         seen = await examined(f"redis://{at}")
         assert "the URL has none" in seen.last.found
 

@@ -7,8 +7,8 @@ import pytest
 import typer.main
 
 from resilient_io.cli import probe
+from resilient_io.cli.__main__ import main
 from resilient_io.cli.app import app
-from resilient_io.cli.entry import main
 from resilient_io.cli.lint import SETTINGS
 
 

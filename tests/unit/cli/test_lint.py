@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from resilient_io import ConfigurationError
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 from resilient_io.cli.lint import SETTINGS, lint, times_from
 from resilient_io.cli.terminal import Report, standard_output
 

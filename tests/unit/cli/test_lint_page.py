@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 from resilient_io.cli.lint import SETTINGS
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from resilient_io import Cause
-from resilient_io.cli.running import Interruption
+from resilient_io.cli.terminal import Interruption
 from resilient_io.cli.watch import (
     JsonDisplay,
     LineDisplay,
@@ -187,7 +187,7 @@ async def test_watch_can_be_cancelled_everywhere():
     report.assert_clean()
 
 
-async def test_table_shows_states_in_words_and_the_latest_transitions():
+async def test_table_shows_states_in_words_and_transitions_above_it():
     out = io.StringIO()
     server = Server(name="redis [cache]/0")  # not to be read as markup
     console = Console(file=out, width=120, force_terminal=True, color_system=None, markup=False)
@@ -203,7 +203,7 @@ async def test_table_shows_states_in_words_and_the_latest_transitions():
     assert "down" in row
     assert "Connection refused" in row
     assert re.search(
-        r"\d\d:\d\d:\d\d redis \[cache\]/0: down after 2.0 s up: Connection refused", last
+        r"\d\d:\d\d:\d\d redis \[cache\]/0: up -> down after 2.0 s: Connection refused", drawn
     )
     summary = out.getvalue().rpartition("redis [cache]/0: ")[2]
     assert re.match(r"answered 4\d\.\d\d% of 4\.5 s; down once, 2\.5 s", summary)

@@ -55,11 +55,9 @@ def test_limits_of_cgroup_v2_are_read(tmp_path):
         memory__events="low 0\noom 3\noom_kill 2\n",
     )
     assert read_cgroup(root) == Cgroup(
-        version=2,
         cpus=0.1,
         periods=200,
         throttled=150,
-        throttled_seconds=2.5,
         memory_limit=GIB,
         memory=GIB // 4,
         oom_kills=2,
@@ -78,11 +76,9 @@ def test_limits_of_cgroup_v1_are_read(tmp_path):
         memory___memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
     )
     assert read_cgroup(root) == Cgroup(
-        version=1,
         cpus=0.5,
         periods=100,
         throttled=10,
-        throttled_seconds=3.0,
         memory_limit=GIB,
         memory=GIB // 4,
         oom_kills=1,
@@ -123,8 +119,8 @@ def test_limits_are_unknown_without_a_cgroup(tmp_path):
     assert check_memory(tmp_path).status is Status.UNKNOWN
 
 
-def throttled(periods, times, seconds=1.5):
-    return Cgroup(version=2, cpus=0.5, periods=periods, throttled=times, throttled_seconds=seconds)
+def throttled(periods, times):
+    return Cgroup(cpus=0.5, periods=periods, throttled=times)
 
 
 @pytest.mark.parametrize(
@@ -169,15 +165,15 @@ def test_cached_files_do_not_count_as_used_memory(tmp_path):
 def test_killed_processes_are_a_problem(tmp_path):
     found = check_memory(version_2(tmp_path, memory__max="max\n", memory__events="oom_kill 1\n"))
     assert found.status is Status.PROBLEM
-    assert found.found.startswith("the kernel has killed a process")
+    assert found.found.startswith("processes of this container that the kernel killed: 1")
     assert "OOMKilled" in found.advice
 
 
 @pytest.mark.parametrize(
     ("release", "status", "said"),
     [
-        ("3.16.0-4", Status.PROBLEM, "unregister_netdevice"),
-        ("4.3.9", Status.PROBLEM, "unregister_netdevice"),
+        ("3.16.0-4", Status.NOTE, "unregister_netdevice"),
+        ("4.3.9", Status.NOTE, "unregister_netdevice"),
         ("4.4.0", Status.NOTE, "throttled"),
         ("4.14.153", Status.NOTE, "throttled"),
         ("4.14.154", Status.NOTE, "5 s more"),
@@ -196,7 +192,7 @@ def test_known_kernel_bugs_are_reported(release, status, said):
     assert found.status is status
     assert said in found.found
     assert release in found.found
-    assert ("changelog" in found.advice) is ("el7" in release)
+    assert ("changelog" in found.advice) is (status is Status.NOTE)
 
 
 def test_fixed_kernels_are_not_reported():

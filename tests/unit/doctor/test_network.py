@@ -7,13 +7,12 @@ import pytest
 import pytest_asyncio
 
 from resilient_io.doctor import Status
-from resilient_io.doctor import network as module
 from resilient_io.doctor.network import Endpoint, advice_for, check_names, check_path
 from resilient_io.doctor.steps import Checks
 
 
 @pytest_asyncio.fixture
-async def names(monkeypatch, tmp_path):
+async def names(monkeypatch):
     """A made-up resolver: the addresses of each name, or an error, and how long it takes."""
     known = {"takes": 0.0}
 
@@ -26,9 +25,6 @@ async def names(monkeypatch, tmp_path):
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-    resolv = tmp_path / "resolv.conf"
-    resolv.write_text("search a.svc b\nnameserver 10.0.0.10\nnameserver 10.0.0.11\n")
-    monkeypatch.setattr(module, "_RESOLV_CONF", resolv)
     return known
 
 
@@ -40,17 +36,12 @@ async def test_name_step_lists_all_addresses(names):
     assert endpoint.addresses == found.data["addresses"]["cache:6379"] == ["10.0.0.1", "10.0.0.2"]
 
 
-async def test_short_name_that_does_not_exist_lists_the_searched_domains(names):
+@pytest.mark.usefixtures("names")
+async def test_name_that_does_not_exist_is_a_problem():
     found = await check_names([Endpoint("cach", 6379)])
     assert found.status is Status.PROBLEM
-    assert found.found == "the name cach does not exist (searched in a.svc, b)"
+    assert found.found == "the name cach does not exist"
     assert "name.namespace" in found.advice
-
-
-async def test_full_name_that_does_not_exist_lists_the_name_servers(names):
-    found = await check_names([Endpoint("cache.example.com", 6379)])
-    assert found.found == "the name cache.example.com does not exist"
-    assert "10.0.0.10, 10.0.0.11" in found.advice
 
 
 async def test_failing_name_servers_are_not_reported_as_a_wrong_name(names):
@@ -59,14 +50,13 @@ async def test_failing_name_servers_are_not_reported_as_a_wrong_name(names):
     assert found.status is Status.PROBLEM
     assert "could not resolve cache" in found.found
     assert "port 53" in found.advice
-    assert "10.0.0.10" in found.advice
 
 
 async def test_invalid_name_is_a_problem(names):
     names["x" * 70] = UnicodeError("label too long")
     found = await check_names([Endpoint("x" * 70, 6379)])
     assert found.status is Status.PROBLEM
-    assert "not a valid host name" in found.found
+    assert "does not exist" in found.found
 
 
 async def test_slow_lookup_is_a_note_with_its_time(names):
@@ -80,7 +70,7 @@ async def test_lookup_that_exceeds_the_time_limit_is_unknown_and_blames_no_name_
     names |= {"cache": ["10.0.0.1"], "takes": 1000}
     [step] = [step async for step in check_path(Checks(5.0), [Endpoint("cache", 6379)])]
     assert (step.name, step.status, step.seconds) == ("name", Status.UNKNOWN, 2.5)
-    assert step.found == "the lookup of cache did not finish within 2.5 s"
+    assert step.found == "the lookup did not finish within 2.5 s"
     assert step.advice.startswith("Use a longer timeout.")
 
 
@@ -127,4 +117,4 @@ def test_refused_loopback_connection_mentions_containers():
     assert "container" in advice_for(Endpoint("h", 1, addresses=["127.0.0.1", "::1"]), refused)
     assert "container" not in advice_for(Endpoint("h", 1, addresses=["10.0.0.1"]), refused)
     assert "firewall" in advice_for(Endpoint("h", 1), "no answer")
-    assert "route" in advice_for(Endpoint("h", 1), "no route")
+    assert "routes" in advice_for(Endpoint("h", 1), "no route to host")

@@ -84,16 +84,21 @@ async def test_server_that_refuses_ping_or_closes_the_connection(error, found, a
     ("error", "gave", "found", "advice"),
     [
         (driver.AuthenticationError("Authentication required."), False, "has none", "password@"),
-        (driver.AuthenticationError("WRONGPASS invalid"), True, "wrong user or pass", "rotated"),
+        (driver.AuthenticationError("WRONGPASS invalid"), True, "failed: WRONGPASS", "rotated"),
         (
             driver.AuthenticationError(
                 "AUTH <password> called without any password configured for the default user."
             ),
             True,
-            "the server has none",
-            "Remove the password",
+            "without any password",
+            "Check user and password",
         ),
-        (driver.NoPermissionError("NOPERM no permissions to run"), True, "lacks", "+hello"),
+        (
+            driver.NoPermissionError("NOPERM no permissions"),
+            True,
+            "no permissions",
+            "+hello",
+        ),
         (driver.ResponseError("DB index is out of range"), True, "DB index", "/0"),
         (driver.ConnectionError("max number of clients reached"), True, "max number", "maxclients"),
         (driver.BusyLoadingError("Redis is loading"), True, "loading", "wait"),
@@ -103,7 +108,7 @@ async def test_server_that_refuses_ping_or_closes_the_connection(error, found, a
             driver.ConnectionError("DENIED Redis is running in protected mode because …"),
             False,
             "protected mode",
-            "requirepass",
+            "Check the server's log",
         ),
         (driver.InvalidResponse("Protocol Error: b'H'"), True, "Protocol", "not Redis"),
     ],

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 
 CANARY = "c4n4ryS3cret"
 

@@ -17,7 +17,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
-from resilient_io.cli.entry import main
+from resilient_io.cli.__main__ import main
 sys.exit(main())
 """
 
@@ -52,7 +52,7 @@ async def test_probe_needs_only_the_standard_library(command, tmp_path):
 @pytest.mark.parametrize("asked", ["--file=/tmp/none", "--url=http://127.0.0.1:1/readyz"])
 async def test_probe_imports_no_driver_no_loop_and_no_parser(command, asked):
     code = (
-        "import sys; before = set(sys.modules); from resilient_io.cli.entry import main;"
+        "import sys; before = set(sys.modules); from resilient_io.cli.__main__ import main;"
         f"main(['probe', {asked!r}]);"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
@@ -112,5 +112,5 @@ async def test_closed_or_binary_standard_input_is_one_clear_line(command):
     _, _, err = await command(prefix=["bash", "-c", shell])
     assert err == (
         "resilient-io lint: cannot read standard input: it is closed\n2\n"
-        "resilient-io lint: - is not a text file in UTF-8\n2\n"
+        "resilient-io lint: cannot read standard input: not a text file in UTF-8\n2\n"
     )

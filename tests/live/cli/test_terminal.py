@@ -4,7 +4,7 @@ import pytest
 
 STUBBORN = """\
 import asyncio, sys
-from resilient_io.cli.running import run
+from resilient_io.cli.terminal import run_loop
 
 async def command(interruption):
     print("running", flush=True)
@@ -12,20 +12,20 @@ async def command(interruption):
     print("asked", flush=True)
     await asyncio.sleep(60)
 
-sys.exit(run(command))
+sys.exit(run_loop(command))
 """
 FAILING = """\
 import asyncio
-from resilient_io.cli.running import run
+from resilient_io.cli.terminal import run_loop
 
 async def command(interruption):
     raise ValueError("broken")
 
-run(command)
+run_loop(command)
 """
 BUSY = """\
 import asyncio, sys, time
-from resilient_io.cli.running import run
+from resilient_io.cli.terminal import run_loop
 
 async def command(interruption):
     loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ async def command(interruption):
     print("written", end="")
     return 3
 
-code = run(command)
+code = run_loop(command)
 print(" returned", end="", flush=True)
 sys.exit(code)
 """

@@ -5,8 +5,8 @@ import io
 import pytest
 
 from resilient_io import ConfigurationError
-from resilient_io.cli import servers
-from resilient_io.cli.servers import read_urls
+from resilient_io.cli import app
+from resilient_io.cli.app import read_urls
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def prompts(monkeypatch):
         shown.append(prompt)
         return "p@ss/w?rd"
 
-    monkeypatch.setattr(servers.getpass, "getpass", ask)
+    monkeypatch.setattr(app.getpass, "getpass", ask)
     monkeypatch.setattr("sys.stdin", Terminal())
     return shown
 
@@ -42,7 +42,7 @@ def test_urls_of_all_sources_are_read(monkeypatch, tmp_path):
 
 
 def test_urls_are_read_from_standard_input(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("redis://cache\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"redis://cache\n")))
     assert [*read_urls([], files=["-"])] == ["redis cache:6379/0"]
 
 
@@ -76,7 +76,7 @@ def test_value_of_a_wrong_variable_is_not_quoted(monkeypatch):
     ],
 )
 def test_password_is_asked_for_and_encoded(monkeypatch, prompts, url, complete, prompt):
-    monkeypatch.setattr(servers, "name_of", str)
+    monkeypatch.setattr(app, "name_of", str)
     [found] = read_urls([url], ask_password=True).values()
     assert found == complete.format("p%40ss%2Fw%3Frd")
     assert prompts == [f"Password for {prompt}: "]
