@@ -5,9 +5,9 @@ from __future__ import annotations
 from aiokafka import TopicPartition
 
 from ..record import Record, UnreadableRecord
+from ..stats import ConsumerStats
 from .client import ResilientKafkaConsumer
 from .options import ConsumerOptions, ConsumerSettings
-from .stats import ConsumerStats
 
 __all__ = [
     "ConsumerOptions",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..driver import ConsumerDriver
     from ..record import Record
-    from .stats import ConsumerCounters
+    from ..stats import ConsumerCounters
 
 
 class AssignedPartition:

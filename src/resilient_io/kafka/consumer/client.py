@@ -20,10 +20,10 @@ from resilient_io.validation import check_count, check_name, check_number, check
 from ..connect import KafkaTarget
 from ..errors import KafkaClosed
 from ..processing import plan_run, trace_handler
+from ..stats import ConsumerCounters, ConsumerStats
 from .fetcher import RecordDeserializer
 from .options import ConsumerSettings, check_subscription, split_consumer_options
 from .runtime import ConsumerRuntime
-from .stats import ConsumerCounters, ConsumerStats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence

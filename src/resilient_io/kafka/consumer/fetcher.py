@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ..connect import KafkaTarget
     from ..driver import ConsumerDriver
     from ..record import PartitionProgress
+    from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
-    from .stats import ConsumerCounters
 
     Deserializer = Callable[[bytes], Any]
 

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from ..connect import KafkaTarget
     from ..driver import ConsumerDriver
+    from ..stats import ConsumerCounters
     from .assignment import Assignment
     from .fetcher import Fetcher
     from .iteration import ExclusiveUse
     from .options import ConsumerSettings
-    from .stats import ConsumerCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 

@@ -15,6 +15,7 @@ from resilient_io.health import State
 from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..probe import GROUP, KafkaProbe
 from ..processing import Processor, answering_since
+from ..stats import ConsumerStats
 from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
@@ -23,7 +24,6 @@ from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
 from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .options import GroupTimes
-from .stats import ConsumerStats
 
 if TYPE_CHECKING:
     import random
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from ..driver import ConsumerDriver
     from ..processing import RunPlan, RunStats
     from ..producer import ResilientKafkaProducer
+    from ..stats import ConsumerCounters
     from .assignment import AssignedPartition
     from .fetcher import RecordDeserializer
     from .options import ConsumerSettings, ConsumerSubscription
-    from .stats import ConsumerCounters
 
 _DEFAULTS = {"consumer_timeout_ms": 1000}
 """With aiokafka 0.14's default of 200, the fetcher checks five times a second whether there is

@@ -4,6 +4,7 @@ The consumer fetches the records. This package decides when each is handled, and
 record whose handler fails.
 """
 
+from ..stats import RunStats
 from .options import (
     DeadLetter,
     Failure,
@@ -17,7 +18,6 @@ from .options import (
     plan_run,
 )
 from .processor import Processor
-from .stats import RunStats
 from .watchdog import answering_since
 from .workers import trace_handler
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Change, Dependency, Subscription
 
-    from .stats import RunCounters
+    from ..stats import RunCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from ..producer import ResilientKafkaProducer
     from ..record import Record
+    from ..stats import RunCounters
     from .dependencies import DependencyGate
     from .options import DeadLetter, RunPlan
     from .scheduler import Item, PartitionState, Scheduler
-    from .stats import RunCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 

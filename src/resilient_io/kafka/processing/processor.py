@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from resilient_io.deadlines import context_without_deadline
 
+from ..stats import RunCounters, RunStats
 from .dependencies import DependencyGate
 from .failures import CLOSE_TIMEOUT, DeadLetterWriter, FailureHandler
 from .fetch_loop import FetchLoop
 from .scheduler import Scheduler
-from .stats import RunCounters, RunStats
 from .watchdog import Watchdog
 from .workers import CANCEL_GRACE, HandlerLoop, WorkerPool
 

@@ -14,10 +14,10 @@ from ..record import place_of
 if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
+    from ..stats import RunCounters
     from .dependencies import DependencyGate
     from .options import RunPlan
     from .scheduler import Scheduler
-    from .stats import RunCounters
     from .workers import Worker, WorkerPool
 
 _log = logging.getLogger("resilient_io.kafka")

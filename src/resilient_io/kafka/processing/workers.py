@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..instrumentation import Tracing
+    from ..stats import RunCounters
     from .failures import FailureHandler
     from .scheduler import Item, Scheduler
-    from .stats import RunCounters
 
 _log = logging.getLogger("resilient_io.kafka")
 

@@ -21,8 +21,8 @@ from resilient_io.kafka.consumer.iteration import (
     SingleRecordStream,
 )
 from resilient_io.kafka.consumer.options import ConsumerSettings
-from resilient_io.kafka.consumer.stats import ConsumerCounters
 from resilient_io.kafka.processing import Processor
+from resilient_io.kafka.stats import ConsumerCounters
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 

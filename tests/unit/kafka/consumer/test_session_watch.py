@@ -15,8 +15,8 @@ from resilient_io.kafka.consumer.fetcher import RecordDeserializer
 from resilient_io.kafka.consumer.group import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings, check_subscription
 from resilient_io.kafka.consumer.runtime import ConsumerRuntime
-from resilient_io.kafka.consumer.stats import ConsumerCounters
 from resilient_io.kafka.processing import Processor
+from resilient_io.kafka.stats import ConsumerCounters
 
 SESSION = 10.0
 
