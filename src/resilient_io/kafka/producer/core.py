@@ -201,7 +201,7 @@ class ProducerCore:
         )
 
 
-_UNKNOWN_ANSWERS = 3
+_UNKNOWN_ANSWERS = 2
 """After so many unknown errors in a row, a broker is taken for one without idempotence."""
 
 
@@ -215,7 +215,7 @@ class _Producer(AIOKafkaProducer):
 
         aiokafka 0.14 raises it in `Sender._maybe_wait_for_pid`: `IncompatibleBrokerVersion` if the
         broker does not know the request, and `UnknownError` if it answers with that (Tansu 0.6).
-        Kafka may answer with the latter once, too, so only several in a row count.
+        Kafka may answer with the latter once, too, so one alone does not count.
         """
         try:
             await super().start()  # type: ignore[no-untyped-call]
