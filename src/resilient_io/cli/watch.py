@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable  # noqa: TC003 - dataclasses read annotations
+from collections.abc import Awaitable, Callable, Coroutine  # noqa: TC003 - dataclasses read annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,7 @@ class WatchTarget:
 
     health: WatchedDependency
     open: Callable[[], Awaitable[object]]  # starts the probes; never waits for the server
-    aclose: Callable[[], Awaitable[None]]
+    aclose: Callable[[], Coroutine[Any, Any, None]]
 
 
 def watch_targets(

@@ -175,6 +175,8 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
     elif cause is Cause.AUTH:
         found = f"authentication failed: {found}"
     elif uses_tls and cause in (Cause.RESET, Cause.TLS):
+        if "certificate required" in found.lower():
+            found = "the server requires a client certificate"
         advice = CLIENT_CERTIFICATE
     return problem(found, advice, cause=cause.value)
 

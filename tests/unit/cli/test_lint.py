@@ -295,7 +295,7 @@ def test_lint_prints_json(capsys, written):
     ("text", "message"),
     [
         ("kind: Pod\nspec: {{ .Values.spec }}\nb", "k8s.yaml:3: not valid YAML"),
-        (b"\xff\xfe\x00", "k8s.yaml is not a text file in UTF-8"),
+        (b"\xff\xfe\x00", "k8s.yaml: not a text file in UTF-8"),
         ("kind: ConfigMap", "no workloads found"),
     ],
 )
