@@ -45,7 +45,7 @@ def test_redis_is_paused(place, keep):
     place.open()
     place.redis.docker.pause()
     account = Account(place, time.time())
-    unready(place, because="no answer within")
+    unready(place, because="no answer")
     time.sleep(5)  # as above
     place.redis.docker.unpause()
     account.heal(time.time())
