@@ -380,7 +380,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._lose(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def _lose(self, error: OSError) -> None:
-        """Let the next use of the socket fail."""
+        """Make the next use of the socket fail."""
         self._dead = True
         self._error = error
         if self._reading:
@@ -414,7 +414,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def _send_request(self, item: bytes | str) -> None:
         at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
-        if at < self._requests_last:
+        if at < self._requests_last:  # noqa: PLR1730 (faster than `max`)
             at = self._requests_last
         self._requests_last = at
         self._push(at, self._arrive_at_server, item)
@@ -473,7 +473,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def _send_reply(self, item: bytes | str) -> None:
         at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
-        if at < self._replies_last:
+        if at < self._replies_last:  # noqa: PLR1730 (faster than `max`)
             at = self._replies_last
         self._replies_last = at
         self._push(at, self._arrive_at_client, item)

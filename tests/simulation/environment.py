@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 import random
@@ -36,6 +38,9 @@ LONGEST_END = 120.0
 """Virtual seconds that the tasks that are left at the end have for their cancellation."""
 
 
+NORMAL = NetworkSettings()
+
+
 @dataclass(slots=True)
 class Simulation:
     """The parts of one run.
@@ -55,7 +60,7 @@ class Simulation:
 
 
 @contextlib.contextmanager
-def simulated(seed: int, settings: NetworkSettings = NetworkSettings()) -> Iterator[Simulation]:
+def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulation]:
     """Replace everything that differs between runs, and yield a loop and a history."""
     loop = SimulatedLoop(
         Random(f"loop/{seed}"), stall=settings.stall, stall_longest=settings.stall_longest
@@ -66,6 +71,8 @@ def simulated(seed: int, settings: NetworkSettings = NetworkSettings()) -> Itera
         _silence_logging(stack, simulation.log_errors)
         _catch_warnings(stack, simulation.log_errors)
         _replace_time(stack, loop)
+        # It reads files, for each new connection of redis-py.
+        _replace(stack, importlib.metadata, "version", _version)
         _replace_randomness(stack, Random(f"process/{seed}"))
         if gc.isenabled():
             gc.disable()
@@ -74,6 +81,9 @@ def simulated(seed: int, settings: NetworkSettings = NetworkSettings()) -> Itera
             yield simulation
         finally:
             _end_tasks(simulation)
+
+
+_version = functools.cache(importlib.metadata.version)
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

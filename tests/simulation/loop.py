@@ -35,15 +35,15 @@ LONGEST_ITERATION = 50e-6
 SHORTEST_STALL = 0.5e-3
 
 
-class SimulationEscape(RuntimeError):  # noqa: N818 (named after what happened)
+class SimulationEscape(RuntimeError):
     """The code under test called something that would leave the simulation."""
 
 
-class NothingWillHappen(RuntimeError):  # noqa: N818
+class NothingWillHappen(RuntimeError):
     """All tasks wait, and no timer, packet or fault is due ever again."""
 
 
-class TooManySteps(RuntimeError):  # noqa: N818
+class TooManySteps(RuntimeError):
     """The run needed more iterations and events than `max_steps`, such as in a busy loop."""
 
 
@@ -105,7 +105,7 @@ class IOEvent:
             self.callback(*self.args)
 
     def become_ready(self) -> None:
-        """Let the loop run it after this poll."""
+        """Make the loop run it after this poll."""
         if not self._cancelled:
             self.loop.poll_results.append(self)
 
@@ -196,10 +196,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def push(self, when: float, callback: Callable[..., Any], *args: Any) -> None:
         """Do what `at` does, for an event that is never cancelled. It is faster."""
-        now = self._now
-        heapq.heappush(
-            self._outside, (when if when > now else now, next(self._order), callback, args)
-        )
+        if when < self._now:  # noqa: PLR1730 (faster than `max`)
+            when = self._now
+        heapq.heappush(self._outside, (when, next(self._order), callback, args))
 
     def block(self, seconds: float) -> None:
         """Stall our process: time passes, and nothing of it runs."""
@@ -262,7 +261,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = until
 
     def _happen_until(self, until: float) -> None:
-        """Let everything outside happen that is due by a time, and set the clock to that time."""
+        """Run everything outside that is due by a time, and set the clock to that time."""
         outside = self._outside
         while outside and outside[0][0] <= until:
             when, _, callback, args = heapq.heappop(outside)

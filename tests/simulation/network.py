@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import os
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,7 +101,7 @@ class Network:
         loop.network = self
 
     def listen(self, address: str, port: int, server: Server) -> None:
-        """Let a server accept connections at an address."""
+        """Make a server accept connections at an address."""
         self.host(address).servers[port] = server
 
     def host(self, address: str) -> Host:
@@ -387,7 +386,7 @@ class Network:
         self._begin("connects hang", seconds, undo, address=address)
 
     def lookup(self, name: str, mode: str, seconds: float | None = None) -> None:
-        """Let lookups of a name fail, hang or take long: mode "fail", "hang" or "slow"."""
+        """Make lookups of a name fail, hang or take long: mode "fail", "hang" or "slow"."""
         if mode not in ("fail", "hang", "slow"):
             raise ValueError(f"unknown mode {mode!r}")
         modes = self._lookups.setdefault(name, [])
@@ -395,7 +394,7 @@ class Network:
         self._begin(f"lookup: {mode}", seconds, lambda: modes.remove(mode), name=name)
 
     def garbage(self, connection: Connection) -> None:
-        """Let bytes that are not RESP reach the client."""
+        """Send bytes that are not RESP to the client."""
         self.note("garbage", connection=connection.number)
         connection.transmit_to_client(self.random.choice(GARBAGE))
 

@@ -7,10 +7,8 @@ from random import Random
 import redis.asyncio
 
 from resilient_io.redis import ResilientRedis
-
-from tests.simulation.environment import simulated
+from tests.simulation.environment import NORMAL, simulated
 from tests.simulation.network import Network
-from tests.simulation.plan import NetworkSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +68,7 @@ class StubSession:
         self.gone = True
 
 
-def run_clients(seed, work, settings=NetworkSettings(), *, client="resilient"):
+def run_clients(seed, work, settings=NORMAL, *, client="resilient"):
     """Return the history of a run."""
     with simulated(seed, settings) as simulation:
         network = Network(simulation.loop, Random(f"network/{seed}"), simulation.history, settings)
