@@ -15,7 +15,7 @@ import math
 import threading
 from asyncio import events
 from contextvars import Context
-from pathlib import Path
+from os.path import basename
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -278,17 +278,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             raise TooManySteps(f"more than {self.max_steps} steps: {self._describe_tasks()}")
 
     def _shuffle(self, results: list[IOEvent]) -> None:
+        channels: dict[object, list[IOEvent]] = {}
+        for event in results:
+            if event.channel is not None:
+                channels.setdefault(event.channel, []).append(event)
         self._random.shuffle(results)
-        if any(event.channel is not None for event in results):
-            # Within a channel, the positions stay, and the events take them in order of time.
-            positions: dict[object, list[int]] = {}
-            for position, event in enumerate(results):
-                if event.channel is not None:
-                    positions.setdefault(event.channel, []).append(position)
-            for taken in positions.values():
-                ordered = sorted((results[position] for position in taken), key=_when)
-                for position, event in zip(taken, ordered, strict=True):
-                    results[position] = event
+        if channels:
+            # The positions are drawn, and the events of a channel take theirs in their order.
+            queues = {channel: iter(queue) for channel, queue in channels.items()}
+            results[:] = [
+                event if event.channel is None else next(queues[event.channel]) for event in results
+            ]
 
     def _describe_tasks(self) -> str:
         tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, SimulatedTask)]
@@ -448,15 +448,11 @@ def _set_unless_done(
         setter(result)
 
 
-def _when(event: IOEvent) -> float:
-    return event.when
-
-
 def _where(task: asyncio.Task[Any]) -> str:
     stack = task.get_stack(limit=1)
     if not stack:
         return "(ended)"
-    return f"({Path(stack[0].f_code.co_filename).name}:{stack[0].f_lineno})"
+    return f"({basename(stack[0].f_code.co_filename)}:{stack[0].f_lineno})"
 
 
 def describe_exception(error: BaseException) -> str:
@@ -467,4 +463,4 @@ def describe_exception(error: BaseException) -> str:
         return text
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return f"{text} ({Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno})"
+    return f"{text} ({basename(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno})"
