@@ -15,7 +15,7 @@ import math
 import threading
 from asyncio import events
 from contextvars import Context
-from os.path import basename
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -452,7 +452,7 @@ def _where(task: asyncio.Task[Any]) -> str:
     stack = task.get_stack(limit=1)
     if not stack:
         return "(ended)"
-    return f"({basename(stack[0].f_code.co_filename)}:{stack[0].f_lineno})"
+    return f"({Path(stack[0].f_code.co_filename).name}:{stack[0].f_lineno})"
 
 
 def describe_exception(error: BaseException) -> str:
@@ -463,4 +463,4 @@ def describe_exception(error: BaseException) -> str:
         return text
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return f"{text} ({basename(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno})"
+    return f"{text} ({Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno})"

@@ -165,7 +165,7 @@ def test_busy_loops_end(loop):
     loop.max_steps = 1000
 
     async def main():
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     with pytest.raises(TooManySteps):
