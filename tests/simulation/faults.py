@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def begin(world: World, fault: Fault) -> None:
-    """Let a fault begin, and note its beginning and its end in the timeline."""
+    """Begin a fault, and note its beginning and its end in the timeline."""
     name = fault.kind
     world.history.event("workload", "fault", number=fault.number, fault=name, lasts=fault.seconds)
     KINDS[name](world, fault)

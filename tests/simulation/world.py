@@ -148,7 +148,7 @@ class World:
         cancellation = None
         if call.cancel_after is not None:
             when = loop.time() + call.cancel_after
-            cancellation = loop.at(when, self._cancel, task, operation)
+            cancellation = loop.at_poll(when, self._cancel, task, operation)
         try:
             await asyncio.wait([task])
         finally:
