@@ -65,7 +65,9 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
     loop = SimulatedLoop(
         Random(f"loop/{seed}"), stall=settings.stall, stall_longest=settings.stall_longest
     )
-    simulation = Simulation(loop, History(loop.time))
+    history = History(loop.time)
+    loop.note_stall = lambda seconds: history.event("loop", "stall", seconds=seconds)
+    simulation = Simulation(loop, history)
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
         _silence_logging(stack, simulation.log_errors)

@@ -33,6 +33,7 @@ START = 1000.0
 SHORTEST_ITERATION = 5e-6
 LONGEST_ITERATION = 50e-6
 SHORTEST_STALL = 0.5e-3
+NOTED_STALL = 0.02
 
 
 class SimulationEscape(RuntimeError):
@@ -131,6 +132,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     Attributes:
         network: Where connections and name lookups go.
         errors: What reached the exception handler.
+        note_stall: Called with the seconds of a stall that is about to begin.
         steps: The number of iterations and outside events so far.
         max_steps: The largest number of them.
         poll_results: What runs after this poll, in a seeded order.
@@ -159,6 +161,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = SimpleNamespace(select=self._poll)
         self.network: Network | None = None
         self.errors: list[str] = []
+        self.note_stall: Callable[[float], None] | None = None
         self.steps = 0
         self.max_steps = 500_000
         self.poll_results: list[IOEvent] = []
@@ -220,6 +223,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         cost = SHORTEST_ITERATION + random() * (LONGEST_ITERATION - SHORTEST_ITERATION)
         if random() < self._stall:
             cost += SHORTEST_STALL * math.exp(random() * self._stall_range)
+            if cost >= NOTED_STALL and self.note_stall is not None:
+                self.note_stall(cost)
         results = self.poll_results
         self._polling = True
         try:
@@ -228,6 +233,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._happen_until(self._now + cost)
             while self._blocked:
                 seconds, self._blocked = self._blocked, 0.0
+                if self.note_stall is not None:
+                    self.note_stall(seconds)
                 self._happen_until(self._now + seconds)
         finally:
             self._polling = False
