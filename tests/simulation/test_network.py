@@ -282,6 +282,22 @@ def test_long_cut_ends_the_connection_at_the_client():
     assert {play(scenario, seed=seed) for seed in range(10)} == {b"", b"x"}
 
 
+def test_user_timeout_limits_the_time_without_acknowledgement():
+    async def scenario(world):
+        transport, client = await world.connect()
+        sock = transport.get_extra_info("socket")
+        assert sock.fileno() < 0
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
+        world.network.drop_replies(ADDRESS, 30.0)
+        before = world.loop.time()
+        transport.write(b"x")
+        assert isinstance(await client.lost, TimeoutError)
+        assert 0.5 < world.loop.time() - before < 0.7
+        assert world.server.sessions[0].data == b"x"
+
+    play(scenario)
+
+
 def test_idle_connection_survives_a_cut():
     async def scenario(world):
         transport, client = await world.connect()
@@ -367,7 +383,6 @@ def test_names_lead_to_addresses():
         network.names["redis.test"] = ["10.0.0.2", ADDRESS]
         transport, _ = await world.connect("redis.test")
         assert transport.get_extra_info("peername") == (ADDRESS, PORT)
-        assert transport.get_extra_info("socket") is None
 
     play(scenario)
 
