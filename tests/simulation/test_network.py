@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from random import Random
 
 import pytest
 
@@ -459,3 +460,80 @@ def test_slow_link_and_heal():
         assert "cut ended" in world.kinds()
 
     play(scenario, echo=True)
+
+
+def begin_random_fault(world, random):
+    network, connections = world.network, world.network.connections
+    seconds = random.choice((0.01, 0.3, 3.0, 20.0))
+    faults = [
+        lambda: network.cut(ADDRESS, seconds),
+        lambda: network.drop_replies(ADDRESS, seconds),
+        lambda: network.hold(ADDRESS, seconds, "requests"),
+        lambda: network.hold(ADDRESS, seconds, "replies"),
+        lambda: network.slow(ADDRESS, 0.1, seconds),
+        lambda: network.refuse(ADDRESS, seconds),
+        lambda: network.hang_connects(ADDRESS, seconds),
+        lambda: network.reset(ADDRESS),
+        lambda: world.loop.block(random.random()),
+    ]
+    if connections:
+        chosen = random.choice(connections)
+        faults += [
+            lambda: network.forget(chosen),
+            lambda: network.forget(chosen, seconds),
+            lambda: network.reset_one(chosen),
+            lambda: network.close_one(chosen),
+            lambda: network.lose_at_client(chosen),
+        ]
+    if world.server.sessions:
+        peer = random.choice(world.server.sessions).peer
+        faults += [peer.close, peer.reset]
+    random.choice(faults)()
+
+
+async def use_connections_under_faults(world):
+    random = Random(world.loop._random.random())
+    for _ in range(30):
+        world.loop.at(world.loop.time() + 60 * random.random(), begin_random_fault, world, random)
+    pairs = []
+
+    async def connect_and_write():
+        for _ in range(8):
+            await asyncio.sleep(5 * random.random())
+            try:
+                async with asyncio.timeout(3.0):
+                    transport, client = await world.connect()
+            except OSError:
+                continue
+            pairs.append((transport, client))
+            for number in range(random.randrange(20)):
+                transport.write(b"%d;" % number * random.choice((1, 10, 50_000)))
+                await asyncio.sleep(0.2 * random.random())
+            random.choice((transport.close, transport.abort))()
+
+    await asyncio.gather(*(connect_and_write() for _ in range(3)))
+    await asyncio.sleep(60.0)
+    world.network.heal()
+    await asyncio.sleep(60.0)
+    return pairs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_streams_are_never_reordered_under_faults(seed):
+    async def scenario(world):
+        pairs = await use_connections_under_faults(world)
+        assert world.network.connections == []
+        sessions = {session.peer.address: session for session in world.server.sessions}
+        for transport, client in pairs:
+            assert client.lost.done()
+            written = b"".join(
+                each.data for each in world.history.written if each.connection == transport.number
+            )
+            host, port = transport.get_extra_info("sockname")
+            received = sessions[f"{host}:{port}"].data
+            assert written.startswith(received)
+            assert received.startswith(client.received)
+        return world.history.digest()
+
+    play_seeds = [play(scenario, seed=seed, echo=True, settings=NORMAL) for _ in range(2)]
+    assert play_seeds[0] == play_seeds[1]
