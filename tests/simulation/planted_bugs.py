@@ -24,7 +24,7 @@ def plant(name: str) -> PlantedBug:
 
     Raises:
         KeyError: No bug has that name.
-        RuntimeError: The client was imported already.
+        RuntimeError: The client was imported already, or has another bug.
         ValueError: The text to replace does not occur exactly once.
     """
     bug = find(name)
@@ -34,6 +34,9 @@ def plant(name: str) -> PlantedBug:
             f"plant({name!r}) must be called before {PACKAGE} is imported, in a new process: "
             f"{loaded[0]} is loaded"
         )
+    planted = [finder.bug.name for finder in sys.meta_path if isinstance(finder, _Finder)]
+    if planted:
+        raise RuntimeError(f"{planted[0]!r} is planted in this process: use a new one")
     bug.change(source_of(bug))  # fail now, rather than in the import
     sys.meta_path.insert(0, _Finder(bug))
     return bug
@@ -67,17 +70,17 @@ class _Finder:
     """Finds the module of one bug, and no other."""
 
     def __init__(self, bug: PlantedBug) -> None:
-        self._bug = bug
+        self.bug = bug
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the usual spec of the module, with a loader that plants the bug."""
-        if fullname != self._bug.module:
+        if fullname != self.bug.module:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.origin is not None:
-            spec.loader = _Loader(fullname, spec.origin, self._bug)
+            spec.loader = _Loader(fullname, spec.origin, self.bug)
             spec.cached = None
         return spec
 
