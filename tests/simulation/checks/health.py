@@ -114,11 +114,12 @@ def a_server_that_serves_nothing_is_not_up(index: Index) -> Iterator[Broken]:
                 continue
             if not _open_between(index, label, first.started, until):
                 continue
-            if all(
-                period.state == "up"
+            states = [
+                period.state
                 for period in periods.get(dependency, ())
                 if period.since <= until and period.until >= first.started
-            ) and periods.get(dependency):
+            ]
+            if states and all(state == "up" for state in states):
                 yield Broken(
                     f"{dependency} stayed UP for {until - first.started:.1f} s while nothing was "
                     f"served and {len(calls)} calls were made",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -224,6 +224,16 @@ class Index:
                     each for each in command.executions if each.at not in put_back
                 ]
                 command.applied = [each for each in command.applied if each.at not in put_back]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return [execution.at for execution in self.history.executions]
+
+    def executions_between(self, first: int, last: int) -> list[Execution]:
+        """Return the executions after one number and before another."""
+        numbers = self._numbers
+        begin = bisect_right(numbers, first)
+        return self.history.executions[begin : bisect_left(numbers, last, begin)]
 
     # -- executions of a command -----------------------------------------------------------
 

@@ -36,7 +36,7 @@ def a_call_ends_by_its_deadline(index: Index) -> Iterator[Broken]:
             continue
         if operation.kind in _SLEEPS:
             late -= float(index.argument(operation.number, "think") or 0.0)
-        if late > _DEADLINE_TOLERANCE + index.stalled(operation.started, operation.ended):
+        if late > _DEADLINE_TOLERANCE + index.stalled(operation.deadline, operation.ended):
             yield Broken(
                 f"{_name(operation)} ended {late:.3f} s after its deadline",
                 (operation.number,),
@@ -59,7 +59,7 @@ def a_blocking_call_reaches_the_server_by_its_deadline(index: Index) -> Iterator
             if any(index.during_call(command)):
                 limit += float(operation.facts.get("block", 0.0))
         took = operation.ended - operation.started
-        stalled = index.stalled(operation.started, operation.ended)
+        stalled = index.stalled(operation.started + limit, operation.ended)
         if took > limit + _DEADLINE_TOLERANCE + stalled:
             yield Broken(
                 f"{_name(operation)} was not sent within {limit:g} s, but ended after {took:.3f} s",
@@ -127,8 +127,11 @@ def calls_end_when_their_client_has_closed(index: Index) -> Iterator[Broken]:
                 continue
             earlier = [each[0] for each in changes[:number] if each[2] == "closing"]
             closing = earlier[-1] if earlier else at
-            if any(closing < each[0] and each[2] in ("opening", "opened") for each in changes):
-                continue
+            if any(
+                at < each[0] and each[1] <= time + _CLOSING_TOLERANCE and each[2] == "opening"
+                for each in changes
+            ):
+                continue  # opened again immediately
             for operation in index.by_client.get(label, ()):
                 if operation.started_at > closing:
                     break

@@ -44,7 +44,7 @@ def a_transaction_is_executed_without_interruption(index: Index) -> Iterator[Bro
         if len(members) < 2:
             continue
         first, last, server = members[0].at, members[-1].at, members[0].server
-        for execution in _between(index.history.executions, first, last):
+        for execution in index.executions_between(first, last):
             if execution.server == server and execution.transaction != number:
                 yield Broken(
                     f"{_words(execution)} was executed within transaction {number}",
@@ -110,10 +110,6 @@ def _first_command(index: Index, body: list[Execution]) -> Command | None:
     return None
 
 
-def _between(executions: list[Execution], first: int, last: int) -> list[Execution]:
-    return [each for each in executions if first < each.at < last]
-
-
 def _operations_of(index: Index, members: list[Execution]) -> tuple[int, ...]:
     command = _first_command(index, members)
     return () if command is None else (command.operation.number,)
@@ -123,14 +119,8 @@ def _watch_of(
     index: Index, started_at: int, execution: Execution, keys: list[bytes]
 ) -> Execution | None:
     found = None
-    for each in index.history.executions:
-        if each.at >= execution.at:
-            break
-        if (
-            each.at > started_at
-            and each.connection == execution.connection
-            and each.server == execution.server
-        ):
+    for each in index.executions_between(started_at, execution.at):
+        if each.connection == execution.connection and each.server == execution.server:
             if each.words[0] == b"WATCH" and set(keys) <= set(each.words[1:]):
                 found = each
             elif each.words[0] in (b"UNWATCH", b"EXEC", b"DISCARD"):
@@ -141,7 +131,7 @@ def _watch_of(
 def _change(
     index: Index, watched: Execution, execution: Execution, keys: list[bytes]
 ) -> Execution | None:
-    for each in _between(index.history.executions, watched.at, execution.at):
+    for each in index.executions_between(watched.at, execution.at):
         if (
             each.applied
             and each.server == execution.server
