@@ -505,7 +505,7 @@ def test_a_finished_call_may_be_applied_before_a_later_write_and_between_other_c
 
 def test_fencing_is_not_expected_where_it_is_forbidden():
     story = Story()
-    story.history.event("server1", "denied", commands=("CLIENT|KILL",))
+    story.history.event("server1", "denies", commands=("CLIENT|KILL",))
     operation = _overtaken(story, Outcome.UNKNOWN)
     assert story.broken == []
     operation.outcome, operation.reply = Outcome.OK, True  # it was repeated, and had an answer
@@ -688,7 +688,7 @@ def test_a_cancelled_pop_may_lose_an_element_where_that_is_documented(case):
     setups = (ClientSetup("a", single=case == "bound"),)
     story = _pushed(clients=setups)
     if case == "forbidden":
-        story.event("denied", commands=("CLIENT|UNBLOCK",))
+        story.event("denies", commands=("CLIENT|UNBLOCK",))
     _pop(story, 40, Outcome.CANCELLED)
     if case == "closed":
         story.event("closing", client="a")

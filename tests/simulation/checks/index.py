@@ -36,7 +36,7 @@ PERMANENT = frozenset({"forget", "fail over"})
 STALLS = frozenset({"stall"})
 """Faults of our own process. They are never a reason to call a server down."""
 
-LOSSES = frozenset({"flushed", "data lost", "promoted", "replicating", "expired"})
+LOSSES = frozenset({"flushed", "data lost", "writes lost", "not replicated", "promoted"})
 """Kinds of events of a server after which a read may miss an acknowledged write."""
 
 
@@ -349,7 +349,7 @@ class Index:
     def forbidden(self, *prefixes: str) -> int | None:
         """Return the number of the first event after which a server forbids such commands."""
         for event in self.history.events:
-            if event.kind == "denied":
+            if event.kind == "denies":
                 commands = event.facts.get("commands", ())
             elif event.kind == "fault" and event.facts["fault"] == "deny":
                 number = event.facts["number"]

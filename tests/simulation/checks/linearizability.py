@@ -136,7 +136,9 @@ def _written(command: Command) -> list[tuple[str, str]]:
 
 def _changed_otherwise(index: Index) -> dict[str, None]:
     """Return the keys that something else than an overwrite changed."""
-    changed: dict[str, None] = {}
+    changed: dict[str, None] = {
+        event.facts["key"]: None for event in index.events.get("expired", ())
+    }
     for execution in index.history.executions:
         name = execution.words[0].decode()
         if execution.applied and name not in READS and name not in _WRITES and name not in SCRIPTS:
