@@ -116,6 +116,7 @@ class Session:
         ),
         *(
             "opening",
+            "partial",
             "peer",
             "postponed",
             "protocol",
@@ -154,6 +155,7 @@ class Session:
         self.gone = False
         self.held = False
         self.opening = False
+        self.partial = False  # whether a part of a request may have been read
         self.created = self.last = node.timers.time()
         self.written_offset = 0
         self.out: list[bytes] = []
@@ -192,9 +194,10 @@ class Session:
             return
         if data:
             reader = self.reader
-            if data[0] != 42 and not reader.has_data():  # 42 is "*"
+            if data[0] != 42 and not self.partial:  # 42 is "*"
                 data = self._inline(data)
             reader.feed(data)
+            self.partial = True
         if not self.halted:
             self.process()
 
@@ -209,6 +212,7 @@ class Session:
                 words = gets()
                 if words is False:
                     return
+                self.partial = self.reader.has_data()
                 if words:
                     execute(self, words)
                     if node.stopped and not self.halted:

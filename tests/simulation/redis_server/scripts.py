@@ -38,6 +38,14 @@ INCR_THEN_ERROR = """
     return redis.error_reply('LOADING ' .. ARGV[1])
 """
 READ = "return redis.call('get', KEYS[1])"
+READ_AND_ECHO = """
+    redis.call('get', KEYS[1])
+    return ARGV[1]
+"""
+SET_AND_RETURN = """
+    redis.call('set', KEYS[1], ARGV[1])
+    return ARGV[1]
+"""
 SLOW = """
     local finish = os.clock() + tonumber(ARGV[1])
     while os.clock() < finish do end
@@ -222,6 +230,18 @@ def _incr_then_error(run: Run) -> Reply:
 @script(READ)
 def _read(run: Run) -> Reply:
     return run.call(b"GET", run.keys[0])
+
+
+@script(READ_AND_ECHO)
+def _read_and_echo(run: Run) -> Reply:
+    run.call(b"GET", run.keys[0])
+    return run.arguments[0]
+
+
+@script(SET_AND_RETURN)
+def _set_and_return(run: Run) -> Reply:
+    run.call(b"SET", run.keys[0], run.arguments[0])
+    return run.arguments[0]
 
 
 @script(SLOW)
