@@ -38,8 +38,12 @@ class Result:
     plan: Plan
     history: History
     violations: list[Violation]
-    digest: str
     virtual_seconds: float
+
+    @property
+    def digest(self) -> str:
+        """A hash of the whole history."""
+        return self.history.digest()
 
 
 def run(plan: Plan) -> Result:
@@ -53,7 +57,7 @@ def run(plan: Plan) -> Result:
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)
         history.ending.log_errors = list(simulation.log_errors)
-    return Result(plan, history, check(history, plan), history.digest(), seconds)
+    return Result(plan, history, check(history, plan), seconds)
 
 
 def _servers(
