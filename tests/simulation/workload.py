@@ -294,13 +294,14 @@ async def watch(use: Use) -> None:
             return replies
 
     operation.facts["limit"] = None  # each of its commands has a limit of its own
+    operation.facts["thinks"] = bool(use.argument("think"))
     await use.perform(operation, work)
 
 
 async def manual(use: Use) -> None:
     """Send MULTI, commands and EXEC one by one, on a client with a connection of its own."""
     commands = _several(use)
-    operation = use.operation(*commands, limit=None)
+    operation = use.operation(*commands, limit=None, thinks=bool(use.argument("think")))
     client = use.redis.client()
     history = use.world.history
 
