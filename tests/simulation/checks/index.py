@@ -220,7 +220,8 @@ class Index:
                 name = execution.words[0].decode()
                 undone = [pop for pop in pops if UNDO.get(pop.words[0].decode()) == name]
                 before = sum(pop.at < execution.at for pop in undone)
-                if len(command.put_back) < min(before, spare):
+                alike = sum(each.words[0].decode() == name for each in command.put_back)
+                if alike < before and len(command.put_back) < spare:
                     command.put_back.append(execution)
             if command.put_back:
                 put_back = {each.at for each in command.put_back}
