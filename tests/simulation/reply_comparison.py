@@ -1,0 +1,750 @@
+"""Sends the same commands to a real and to the simulated Redis, and compares the raw replies."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import re
+import socket
+import time
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tests.simulation.history import History
+from tests.simulation.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+NEWER = "  # not in Redis 7.0"
+"""Marks lines that Redis 7.0 answers differently, and, as a first line, whole scripts."""
+
+_CONDITIONS = ("oom", "readonly", "noreplicas", "misconf")
+
+_DATABASES = 2
+"""The databases whose values are compared."""
+
+
+# Replies
+
+
+def parse(data: bytes) -> tuple[list[Any], bytes]:
+    """Return the replies in `data` as trees of (type, value), and the rest without a whole reply.
+
+    Nothing is lost: the type is the first byte, and the value a line, the bytes of a string, or a
+    list of trees.
+    """
+    replies = []
+    at = 0
+    while at < len(data):
+        try:
+            reply, at = _parse_one(data, at)
+        except _IncompleteError:
+            break
+        replies.append(reply)
+    return replies, data[at:]
+
+
+class _IncompleteError(Exception):
+    """The data ends within a reply."""
+
+
+def _parse_one(data: bytes, at: int) -> tuple[Any, int]:
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        raise _IncompleteError
+    kind, line = chr(data[at]), data[at + 1 : end]
+    at = end + 2
+    if kind in "$=" and line != b"-1":
+        size = int(line)
+        if len(data) < at + size + 2:
+            raise _IncompleteError
+        return (kind, data[at : at + size]), at + size + 2
+    if kind in "*~>%|" and line != b"-1":
+        items = []
+        for _ in range(int(line) * (2 if kind in "%|" else 1)):
+            item, at = _parse_one(data, at)
+            items.append(item)
+        return (kind, items), at
+    return (kind, line), at
+
+
+def show(reply: Any) -> str:
+    """Return a parsed reply as text."""
+    kind, value = reply
+    if isinstance(value, list):
+        return f"{kind}[{', '.join(show(each) for each in value)}]"
+    if kind in "$=":
+        return f"{kind}nil" if value == b"-1" else f"{kind}{value!r}"[:1] + repr(value)[1:]
+    return kind + value.decode("utf-8", "backslashreplace")
+
+
+def encode(words: Sequence[bytes]) -> bytes:
+    """Return a command as RESP."""
+    parts = [b"*%d\r\n" % len(words)]
+    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
+    return b"".join(parts)
+
+
+# Scripts
+
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+
+
+def split_words(text: str) -> list[bytes]:
+    """Return the words of a command; those in double quotes may contain blanks and escapes."""
+    return [_unescape(quoted if plain == "" else plain) for quoted, plain in _WORD.findall(text)]
+
+
+def _unescape(text: str) -> bytes:
+    return text.encode().decode("unicode_escape").encode("latin-1")
+
+
+class Side(Protocol):
+    """One of the two servers that are compared."""
+
+    name: str
+
+    def open(self, label: str) -> None:
+        """Open a connection."""
+
+    def send(self, label: str, data: bytes) -> None:
+        """Send bytes over a connection, and wait until the server has processed them."""
+
+    def settle(self) -> None:
+        """Wait until the server has nothing left to do."""
+
+    def received(self) -> dict[str, tuple[bytes, bool]]:
+        """Return what arrived since the last call, and whether the server closed."""
+
+    def close(self, label: str) -> None:
+        """Close a connection."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+
+    def control(self, words: list[str]) -> None:
+        """Change the state of the server in a way that the two servers have no command for."""
+
+
+class Simulated:
+    """The simulated server, a new one for each script."""
+
+    name = "simulated"
+
+    def __init__(self, **settings: Any) -> None:
+        self.timers = ManualTimers()
+        self.history = History(self.timers.time)
+        self.server = RedisServer("redis", self.timers, self.history, Random(1), **settings)
+        self._peers: dict[str, _Peer] = {}
+        self._sessions: dict[str, Any] = {}
+        self._count = 0
+
+    def open(self, label: str) -> None:
+        self._count += 1
+        peer = self._peers[label] = _Peer(f"127.0.0.1:{40000 + self._count}")
+        session = self.server.accept(peer)
+        if session is None:
+            peer.closed = True
+        else:
+            self._sessions[label] = session
+
+    def send(self, label: str, data: bytes) -> None:
+        if not self._peers[label].closed:
+            self._sessions[label].receive(data)
+        self.settle()
+
+    def settle(self) -> None:
+        self.timers.advance(0.001)
+
+    def received(self) -> dict[str, tuple[bytes, bool]]:
+        return {label: peer.take() for label, peer in self._peers.items()}
+
+    def close(self, label: str) -> None:
+        if not self._peers.pop(label).closed:
+            self._sessions.pop(label).lost()
+        self.settle()
+
+    def sleep(self, seconds: float) -> None:
+        self.timers.advance(seconds)
+
+    def control(self, words: list[str]) -> None:
+        match words:
+            case [kind, "on"] if kind in _CONDITIONS:
+                self.server.refuse_writes(kind.upper(), 3600.0)
+            case [kind, "off"] if kind in _CONDITIONS:
+                self.server.refuse_writes(kind.upper(), 0.0)
+            case ["deny", *commands]:
+                self.server.deny(tuple(command.upper() for command in commands))
+            case ["maxclients", count]:
+                self.server.limit_clients(int(count))
+            case ["password", _]:
+                pass  # a setting from the beginning
+            case ["busy", seconds]:
+                self.server.busy(float(seconds))
+            case ["paused"]:
+                pass
+            case _:
+                raise ValueError(f"unknown directive: {words}")
+        self.settle()
+
+
+class ManualTimers:
+    """A clock that a test moves, with timers: what the simulated server needs of the loop."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self._count = 0
+        self._events: list[tuple[float, int, _Timer]] = []
+
+    def time(self) -> float:
+        """Return the seconds."""
+        return self._now
+
+    def at(
+        self, when: float, callback: Callable[..., object], *args: Any, channel: object = None
+    ) -> _Timer:
+        """Call `callback` when the time has come."""
+        del channel
+        self._count += 1
+        timer = _Timer(callback, args)
+        heapq.heappush(self._events, (when, self._count, timer))
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and call what becomes due."""
+        until = self._now + seconds
+        while self._events and self._events[0][0] <= until:
+            when, _, timer = heapq.heappop(self._events)
+            if not timer.cancelled:
+                self._now = max(self._now, when)
+                timer.callback(*timer.args)
+        self._now = until
+
+
+class _Timer:
+    __slots__ = ("args", "callback", "cancelled")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.callback = callback
+        self.args = args
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class _Peer:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.closed = False
+        self._data = bytearray()
+
+    def send(self, data: bytes) -> None:
+        if not self.closed:
+            self._data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def reset(self) -> None:
+        self.closed = True
+
+    def take(self) -> tuple[bytes, bool]:
+        data = bytes(self._data)
+        self._data.clear()
+        return data, self.closed
+
+
+class Real:
+    """A real server, used by all scripts.
+
+    Args:
+        port: Its port on this machine.
+        older: Whether it is Redis 7.0, whose texts differ from those of Valkey 9.
+    """
+
+    name = "real"
+
+    def __init__(self, port: int, *, older: bool) -> None:
+        self.older = older
+        self._port = port
+        self._control = self._connect()
+        self._sockets: dict[str, socket.socket] = {}
+        self._data: dict[str, bytearray] = {}
+        self._closed: dict[str, bool] = {}
+        self._paused = False
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=5.0)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def reset(self) -> None:
+        """Restore the state of a new server."""
+        for label in list(self._sockets):
+            self.close(label)
+        self.query("CLIENT", "UNPAUSE")
+        self.query("SCRIPT", "KILL")
+        for words in (
+            ("REPLICAOF", "NO", "ONE"),
+            ("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction"),
+            ("CONFIG", "SET", "min-replicas-to-write", "0", "maxclients", "1000"),
+            ("CONFIG", "SET", "busy-reply-threshold", "5000"),
+            ("ACL", "SETUSER", "default", "reset", "on", "nopass", "~*", "&*", "+@all"),
+            ("FLUSHALL",),
+            ("SCRIPT", "FLUSH"),
+        ):
+            reply = self.query(*words)
+            if reply != ("+", b"OK"):
+                raise RuntimeError(f"{words}: {show(reply)}")
+        users = self.query("ACL", "USERS")[1]
+        for _, user in users:
+            if user != b"default":
+                self.query("ACL", "DELUSER", user.decode())
+
+    def query(self, *words: str) -> Any:
+        """Send a command over the control connection, and return its reply."""
+        self._control.sendall(encode([word.encode() for word in words]))
+        data = b""
+        while True:
+            data += self._control.recv(65536)
+            replies, rest = parse(data)
+            if replies and not rest:
+                return replies[0]
+
+    def busy(self) -> None:
+        """Run a script that does not end, until `reset` or another client kills it."""
+        looping = self._connect()
+        looping.sendall(encode([b"EVAL", b"while true do end", b"0"]))
+        self._looping = looping
+        time.sleep(0.1)
+
+    def aclose(self) -> None:
+        """Close all connections."""
+        for label in list(self._sockets):
+            self.close(label)
+        self._control.close()
+
+    def open(self, label: str) -> None:
+        connection = self._connect()
+        connection.setblocking(False)  # noqa: FBT003 - positional in the standard library
+        self._sockets[label] = connection
+        self._data[label] = bytearray()
+        self._closed[label] = False
+        self.settle()
+
+    def send(self, label: str, data: bytes) -> None:
+        if not self._closed[label]:
+            with contextlib.suppress(OSError):
+                self._sockets[label].sendall(data)
+        self.settle()
+
+    def settle(self) -> None:
+        if self._paused:
+            time.sleep(0.02)
+            return
+        # A server has one thread: when it answers for the second time, everything that it did
+        # before the first answer has been written.
+        for _ in range(2):
+            self._control.sendall(b"PING\r\n")
+            self._control.recv(65536)
+
+    def received(self) -> dict[str, tuple[bytes, bool]]:
+        for label, connection in self._sockets.items():
+            while not self._closed[label]:
+                try:
+                    data = connection.recv(1 << 20)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    data = b""
+                self._data[label] += data
+                self._closed[label] = not data
+        taken = {label: (bytes(data), self._closed[label]) for label, data in self._data.items()}
+        for data in self._data.values():
+            data.clear()
+        return taken
+
+    def close(self, label: str) -> None:
+        self._sockets.pop(label).close()
+        del self._data[label], self._closed[label]
+        self.settle()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._paused = False
+        self.settle()
+
+    def control(self, words: list[str]) -> None:
+        match words:
+            case ["oom", "on"]:
+                self.query("CONFIG", "SET", "maxmemory", "1")
+            case ["oom", "off"]:
+                self.query("CONFIG", "SET", "maxmemory", "0")
+            case ["readonly", "on"]:
+                self.query("REPLICAOF", "127.0.0.1", "1")
+            case ["readonly", "off"]:
+                self.query("REPLICAOF", "NO", "ONE")
+            case ["noreplicas", state]:
+                self.query("CONFIG", "SET", "min-replicas-to-write", "1" if state == "on" else "0")
+            case ["deny", *commands]:
+                rules = [f"-{command.lower()}" for command in commands]
+                self.query("ACL", "SETUSER", "default", *rules)
+            case ["paused"]:
+                self._paused = True
+            case ["password", password]:
+                self.query("CONFIG", "SET", "requirepass", password)
+            case ["busy", _]:
+                self.busy()
+            case ["maxclients", count]:
+                # Ours for control counts, too; the simulated server has none.
+                self.query("CONFIG", "SET", "maxclients", str(int(count) + 1))
+            case _:
+                raise ValueError(f"unknown directive: {words}")
+        self.settle()
+
+
+class Runner:
+    """Runs a script on one side, and records every reply.
+
+    A script has a command per line, for connection A or the one that a prefix names ("B: GET k").
+    "!" instead of a command's words sends the raw bytes in quotes. Lines with "@" are directives:
+    `@sleep SECONDS`, `@close B`, `@open B`, `@paused`, and those of `Side.control`. After
+    `@paused`, and until the next `@sleep`, the servers do not answer. `{id:B}` is the client ID
+    of connection B, and `{address:B}` its address.
+    """
+
+    def __init__(self, side: Side, protocol: int, *, older: bool = False) -> None:
+        self._side = side
+        self._protocol = protocol
+        self._older = older
+        self._ids: dict[str, bytes] = {}
+        self._addresses: dict[str, bytes] = {}
+        self._open: list[str] = []
+
+    def run(self, script: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each line with the replies that it caused, by connection."""
+        for line in script.splitlines():
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            text, mark, _ = text.partition(NEWER)
+            command = ""
+            if text.startswith("@"):
+                self._direct(text[1:].split())
+            else:
+                label, command = self._command(text)
+                self._send(label, command)
+            found = self._replies(command)
+            yield text, {} if mark and self._older else found
+
+    def values(self) -> dict[str, Any]:
+        """Return the size of each database and the value of each key, asked with commands."""
+        self._connect("values", protocol=2)
+        found: dict[str, Any] = {}
+        for database in range(_DATABASES):
+            self._ask("SELECT", str(database))
+            size = int(self._ask("DBSIZE")[1])
+            keys = sorted(key for _, key in self._ask("KEYS", "*")[1])
+            found[f"database {database}"] = [f"{size} keys"]
+            for key in keys:
+                found[f"database {database}, {key!r}"] = self._value(key.decode("latin-1"))
+        return found
+
+    def _value(self, key: str) -> list[str]:
+        kind = self._ask("TYPE", key)[1].decode()
+        words = {
+            "string": ("GET", key),
+            "list": ("LRANGE", key, "0", "-1"),
+            "set": ("SMEMBERS", key),
+            "hash": ("HGETALL", key),
+            "zset": ("ZRANGE", key, "0", "-1", "WITHSCORES"),
+            "stream": ("XRANGE", key, "-", "+"),
+        }.get(kind)
+        if words is None:
+            return [kind]
+        reply = self._ask(*words)
+        if kind == "set":
+            reply = (reply[0], sorted(reply[1]))
+        elif kind == "hash":
+            pairs = sorted(zip(reply[1][::2], reply[1][1::2], strict=True))
+            reply = (reply[0], [each for pair in pairs for each in pair])
+        remaining = int(self._ask("PTTL", key)[1])
+        # Real time passes while a script runs.
+        expires = "never" if remaining < 0 else f"in about {round(remaining / 5000) * 5} s"
+        if kind == "stream":
+            reply = _Normalizer({}, self._addresses).stream(reply)
+        return [kind, show(reply), f"expires {expires}"]
+
+    def _ask(self, *words: str) -> Any:
+        self._side.send("values", encode([word.encode("latin-1") for word in words]))
+        data, closed = self._side.received()["values"]
+        replies, rest = parse(data)
+        if len(replies) != 1 or rest:
+            raise RuntimeError(f"{words}: {data!r}{', closed' if closed else ''}")
+        return replies[0]
+
+    def _command(self, text: str) -> tuple[str, str]:
+        label, colon, rest = text.partition(": ")
+        if colon and label.isalnum() and label.isupper() and len(label) == 1:
+            return label, rest.strip()
+        return "A", text
+
+    def _send(self, label: str, command: str) -> None:
+        for name in re.findall(r"\{\w+:(\w)\}", command):
+            self._ensure(name)
+        self._ensure(label)
+        for name, number in self._ids.items():
+            command = command.replace(f"{{id:{name}}}", number.decode())
+            command = command.replace(f"{{address:{name}}}", self._addresses[name].decode())
+        if command.startswith("! "):
+            data = b"".join(split_words(command[2:]))
+        else:
+            data = encode(split_words(command))
+        self._side.send(label, data)
+
+    def _direct(self, words: list[str]) -> None:
+        match words:
+            case ["sleep", seconds]:
+                self._side.sleep(float(seconds))
+            case ["open", label]:
+                self._open.append(label)
+                self._side.open(label)
+            case ["close", label]:
+                self._open.remove(label)
+                self._side.close(label)
+            case _:
+                self._side.control(words)
+
+    def _ensure(self, label: str) -> None:
+        if label not in self._open:
+            self._connect(label, self._protocol)
+
+    def _connect(self, label: str, protocol: int) -> None:
+        """Open a connection and learn its ID and address, in a way that ACLs do not affect."""
+        side = self._side
+        earlier = side.received()
+        if any(data for data, _ in earlier.values()):
+            raise RuntimeError(f"unread replies: {earlier}")
+        self._open.append(label)
+        side.open(label)
+        side.send(label, encode([b"HELLO", b"%d" % protocol]))
+        data, _ = side.received()[label]
+        replies, _ = parse(data)
+        if not replies or replies[0][0] not in "%*":
+            raise RuntimeError(f"HELLO {protocol}: {data!r}")
+        values = replies[0][1]
+        fields = dict(zip((each[1] for each in values[::2]), values[1::2], strict=True))
+        self._ids[label] = fields[b"id"][1]
+        side.send(label, encode([b"CLIENT", b"INFO"]))
+        data, _ = side.received()[label]
+        found = re.search(rb" addr=(\S+)", data)
+        self._addresses[label] = found[1] if found else b"unknown"
+
+    def _replies(self, command: str) -> dict[str, Any]:
+        normalizer = _Normalizer(self._ids, self._addresses, older=self._older)
+        words = [] if command.startswith("!") else split_words(command)
+        found: dict[str, Any] = {}
+        for label, (data, closed) in self._side.received().items():
+            replies, rest = parse(data)
+            shown = [show(normalizer.reply(words, reply)) for reply in replies]
+            if rest:
+                shown.append(f"incomplete: {rest!r}")
+            if closed:
+                shown.append("closed")
+            if shown:
+                found[label] = shown
+        return found
+
+
+_STREAM_ID = re.compile(rb"\d{10,}-\d+")
+_TIME_REPLIES = (b"PTTL", b"PEXPIRETIME", b"EXPIRETIME", b"LASTSAVE")
+_CLIENT_FIELDS = (
+    b"id",
+    b"addr",
+    b"name",
+    b"flags",
+    b"db",
+    b"sub",
+    b"psub",
+    b"ssub",
+    b"user",
+    b"cmd",
+    b"resp",
+    b"lib-name",
+    b"lib-ver",
+)
+_INFO_FIELDS = (b"role", b"loading", b"connected_slaves", b"master_link_status")
+
+
+_OLDER_WORDINGS = tuple(
+    (re.compile(new), old)
+    for new, old in (
+        (rb"BUSY Valkey", b"BUSY Redis"),
+        (rb"This Valkey command", b"This Redis command"),
+        (rb" script: [0-9a-f]{40}, on @", b" script: on @"),
+        (rb"^(NOSCRIPT No matching script\.) Please use EVAL\.", rb"\1"),
+        (rb"^NOPERM User \S+ has", b"NOPERM this user has"),
+        (
+            rb"^NOPERM No permissions to access a key",
+            b"NOPERM this user has no permissions to access one of the keys used as arguments",
+        ),
+        (
+            rb"^ERR ACL failure in script: User \S+ has no permissions to run the '\S+' command",
+            b"ERR The user executing the script can't run this command or subcommand",
+        ),
+        (rb"HELLO <proto> AUTH", b"HELLO AUTH"),
+        (rb"Unbalanced '(\w+)' list", b"Unbalanced XREAD list"),
+    )
+)
+"""Error texts of Valkey 9, and those of Redis 7.0 in their place."""
+
+
+class _Normalizer:
+    """Replaces what differs between two servers by names.
+
+    Args:
+        ids: The client ID of each connection.
+        addresses: The address of each connection.
+        older: Whether the texts of Redis 7.0 are to be compared with those of Valkey 9.
+    """
+
+    def __init__(
+        self, ids: dict[str, bytes], addresses: dict[str, bytes], *, older: bool = False
+    ) -> None:
+        self._older = older
+        self._ids = {number: f"ID of {label}".encode() for label, number in ids.items()}
+        self._addresses = {
+            address: f"address of {label}".encode() for label, address in addresses.items()
+        }
+
+    def reply(self, words: list[bytes], reply: Any) -> Any:
+        """Return the reply to a command in a comparable form."""
+        name = words[0].upper() if words else b""
+        second = words[1].upper() if len(words) > 1 else b""
+        kind, value = reply
+        if kind == "-":
+            return kind, self._wording(value)
+        if kind == ">":
+            return reply
+        if name == b"EXEC" and isinstance(value, list):
+            return kind, [self.reply([], each) for each in value]
+        if name == b"HELLO" and isinstance(value, list):
+            return self._hello(reply)
+        if name == b"CLIENT" and second in (b"LIST", b"INFO") and isinstance(value, bytes):
+            return kind, self._clients(value)
+        if name == b"CLIENT" and second in (b"ID", b"GETREDIR") and kind == ":":
+            return kind, self._ids.get(value, value)
+        if name == b"INFO" and isinstance(value, bytes):
+            return kind, _info(value)
+        if name in _TIME_REPLIES and kind == ":" and int(value) > 0:
+            return kind, b"about %d" % (round(int(value) / 10000) * 10000)
+        if name == b"TIME":
+            return kind, [(each[0], b"time") for each in value]
+        if name == b"ROLE":
+            return self._role(reply)
+        if name.startswith(b"X") and name != b"XINFO":
+            return self.stream(reply)
+        if name in (b"SMEMBERS", b"HGETALL", b"HKEYS", b"HVALS", b"SUNION", b"SDIFF", b"SINTER"):
+            return _sorted(reply, pairs=name == b"HGETALL")
+        if name in (b"KEYS", b"SPOP", b"SRANDMEMBER") and isinstance(value, list):
+            return kind, sorted(value)
+        return reply
+
+    def _wording(self, text: bytes) -> bytes:
+        if self._older:
+            for new, old in _OLDER_WORDINGS:
+                text = new.sub(old, text)
+        return text
+
+    def stream(self, reply: Any) -> Any:
+        """Return a reply in which IDs made of the time are replaced."""
+        kind, value = reply
+        if isinstance(value, list):
+            return kind, [self.stream(each) for each in value]
+        return kind, _STREAM_ID.sub(b"<time>", value)
+
+    def _hello(self, reply: Any) -> Any:
+        kind, values = reply
+        items = []
+        for name, value in zip(values[::2], values[1::2], strict=True):
+            field = name[1]
+            if field == b"id":
+                items += [name, (value[0], self._ids.get(value[1], b"new"))]
+            elif field in (b"server", b"version", b"availability_zone", b"modules"):
+                continue
+            else:
+                items += [name, value]
+        return kind, items
+
+    def _role(self, reply: Any) -> Any:
+        kind, values = reply
+        if values[0][1] == b"master":
+            return kind, [values[0], (":", b"offset"), *values[2:]]
+        return kind, values[:1]  # the port, state and offset of a replica
+
+    def _clients(self, text: bytes) -> bytes:
+        lines = []
+        for line in text.splitlines():
+            fields = dict(pair.partition(b"=")[::2] for pair in line.split(b" "))
+            fields[b"id"] = self._ids.get(fields.get(b"id", b""), b"other")
+            fields[b"addr"] = self._addresses.get(fields.get(b"addr", b""), b"other")
+            if fields[b"id"] == b"other" or fields[b"id"] == b"ID of values":
+                continue  # the connection that controls the real server
+            names = _CLIENT_FIELDS[:-2] if self._older else _CLIENT_FIELDS
+            shown = [name + b"=" + fields[name] for name in names if name in fields]
+            lines.append(b" ".join(shown))
+        return b"\n".join(lines)
+
+
+def _sorted(reply: Any, *, pairs: bool) -> Any:
+    kind, values = reply
+    if not isinstance(values, list):
+        return reply
+    if not pairs:
+        return kind, sorted(values)
+    found = sorted(zip(values[::2], values[1::2], strict=True))
+    return kind, [each for pair in found for each in pair]
+
+
+def _info(text: bytes) -> bytes:
+    found = []
+    for line in text.splitlines():
+        name, _, value = line.partition(b":")
+        if name in _INFO_FIELDS:
+            found.append(name + b":" + value)
+    return b"\n".join(found)
+
+
+def compare(
+    real: Side, simulated: Side, script: str, protocol: int, *, older: bool = False
+) -> list[str]:
+    """Run a script on both sides; return the lines of a report of what differs, or none.
+
+    Args:
+        real: What is right.
+        simulated: What is tested.
+        script: Lines of commands and directives.
+        protocol: 2 or 3.
+        older: Whether the real server is Redis 7.0.
+    """
+    runners = Runner(real, protocol, older=older), Runner(simulated, protocol, older=older)
+    problems = []
+    for (line, expected), (_, found) in zip(
+        runners[0].run(script), runners[1].run(script), strict=True
+    ):
+        if expected != found:
+            problems += [line, *_differences(expected, found), ""]
+    values = runners[0].values(), runners[1].values()
+    if values[0] != values[1]:
+        problems += ["values at the end", *_differences(*values)]
+    return problems
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    for label in dict.fromkeys((*expected, *found)):
+        if expected.get(label) != found.get(label):
+            yield f"  {label}"
+            yield f"    real      {'; '.join(expected.get(label, ['nothing']))}"
+            yield f"    simulated {'; '.join(found.get(label, ['nothing']))}"
