@@ -7,17 +7,21 @@ import heapq
 import re
 import socket
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.simulation.history import History
 from tests.simulation.redis_server import RedisServer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from tests.simulation.history import History
+from tests.simulation.reply_forms import Normalizer, encode, parse, show
 
-NEWER = "  # not in Redis 7.0"
-"""Marks lines that Redis 7.0 answers differently, and, as a first line, whole scripts."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_NEWER = "  # not in Redis 7.0"
+"""Marks a line that Redis 7.0 answers differently; in a title, a whole script."""
 
 _CONDITIONS = ("oom", "readonly", "noreplicas", "misconf")
 
@@ -25,68 +29,35 @@ _DATABASES = 2
 """The databases whose values are compared."""
 
 
-# Replies
-
-
-def parse(data: bytes) -> tuple[list[Any], bytes]:
-    """Return the replies in `data` as trees of (type, value), and the rest without a whole reply.
-
-    Nothing is lost: the type is the first byte, and the value a line, the bytes of a string, or a
-    list of trees.
-    """
-    replies = []
-    at = 0
-    while at < len(data):
-        try:
-            reply, at = _parse_one(data, at)
-        except _IncompleteError:
-            break
-        replies.append(reply)
-    return replies, data[at:]
-
-
-class _IncompleteError(Exception):
-    """The data ends within a reply."""
-
-
-def _parse_one(data: bytes, at: int) -> tuple[Any, int]:
-    end = data.find(b"\r\n", at)
-    if end < 0:
-        raise _IncompleteError
-    kind, line = chr(data[at]), data[at + 1 : end]
-    at = end + 2
-    if kind in "$=" and line != b"-1":
-        size = int(line)
-        if len(data) < at + size + 2:
-            raise _IncompleteError
-        return (kind, data[at : at + size]), at + size + 2
-    if kind in "*~>%|" and line != b"-1":
-        items = []
-        for _ in range(int(line) * (2 if kind in "%|" else 1)):
-            item, at = _parse_one(data, at)
-            items.append(item)
-        return (kind, items), at
-    return (kind, line), at
-
-
-def show(reply: Any) -> str:
-    """Return a parsed reply as text."""
-    kind, value = reply
-    if isinstance(value, list):
-        return f"{kind}[{', '.join(show(each) for each in value)}]"
-    if kind in "$=":
-        return f"{kind}nil" if value == b"-1" else f"{kind}{value!r}"[:1] + repr(value)[1:]
-    return kind + value.decode("utf-8", "backslashreplace")
-
-
-def encode(words: Sequence[bytes]) -> bytes:
-    """Return a command as RESP."""
-    parts = [b"*%d\r\n" % len(words)]
-    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
-    return b"".join(parts)
-
-
 # Scripts
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Commands and directives; `Runner` describes their form.
+
+    Attributes:
+        name: Its title.
+        lines: The lines without comments.
+        newer: Whether Redis 7.0 answers differently.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    newer: bool
+
+
+def read_scripts() -> list[Script]:
+    """Return the scripts in the folder `replies`: each begins with a line "== TITLE"."""
+    scripts = []
+    for path in sorted(Path(__file__).with_name("replies").glob("*.txt")):
+        for section in f"\n{path.read_text()}".split("\n== ")[1:]:
+            title, *lines = section.splitlines()
+            name, newer, _ = title.partition(_NEWER)
+            kept = tuple(line for line in lines if line.strip() and not line.startswith("#"))
+            scripts.append(Script(name, kept, bool(newer)))
+    return scripts
+
 
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 
@@ -121,7 +92,7 @@ class Side(Protocol):
         """Close a connection."""
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Wait, in real or in virtual time."""
 
     def control(self, words: list[str]) -> None:
         """Change the state of the server in a way that the two servers have no command for."""
@@ -212,7 +183,7 @@ class ManualTimers:
         return timer
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and call what becomes due."""
+        """Move the clock, and call what becomes due."""
         until = self._now + seconds
         while self._events and self._events[0][0] <= until:
             when, _, timer = heapq.heappop(self._events)
@@ -328,7 +299,7 @@ class Real:
 
     def open(self, label: str) -> None:
         connection = self._connect()
-        connection.setblocking(False)  # noqa: FBT003 - positional in the standard library
+        connection.setblocking(False)
         self._sockets[label] = connection
         self._data[label] = bytearray()
         self._closed[label] = False
@@ -423,13 +394,10 @@ class Runner:
         self._addresses: dict[str, bytes] = {}
         self._open: list[str] = []
 
-    def run(self, script: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def run(self, script: Script) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each line with the replies that it caused, by connection."""
-        for line in script.splitlines():
-            text = line.strip()
-            if not text or text.startswith("#"):
-                continue
-            text, mark, _ = text.partition(NEWER)
+        for line in script.lines:
+            text, mark, _ = line.partition(_NEWER)
             command = ""
             if text.startswith("@"):
                 self._direct(text[1:].split())
@@ -474,7 +442,7 @@ class Runner:
         # Real time passes while a script runs.
         expires = "never" if remaining < 0 else f"in about {round(remaining / 5000) * 5} s"
         if kind == "stream":
-            reply = _Normalizer({}, self._addresses).stream(reply)
+            reply = Normalizer({}, self._addresses).stream(reply)
         return [kind, show(reply), f"expires {expires}"]
 
     def _ask(self, *words: str) -> Any:
@@ -543,7 +511,7 @@ class Runner:
         self._addresses[label] = found[1] if found else b"unknown"
 
     def _replies(self, command: str) -> dict[str, Any]:
-        normalizer = _Normalizer(self._ids, self._addresses, older=self._older)
+        normalizer = Normalizer(self._ids, self._addresses, older=self._older)
         words = [] if command.startswith("!") else split_words(command)
         found: dict[str, Any] = {}
         for label, (data, closed) in self._side.received().items():
@@ -558,167 +526,8 @@ class Runner:
         return found
 
 
-_STREAM_ID = re.compile(rb"\d{10,}-\d+")
-_TIME_REPLIES = (b"PTTL", b"PEXPIRETIME", b"EXPIRETIME", b"LASTSAVE")
-_CLIENT_FIELDS = (
-    b"id",
-    b"addr",
-    b"name",
-    b"flags",
-    b"db",
-    b"sub",
-    b"psub",
-    b"ssub",
-    b"user",
-    b"cmd",
-    b"resp",
-    b"lib-name",
-    b"lib-ver",
-)
-_INFO_FIELDS = (b"role", b"loading", b"connected_slaves", b"master_link_status")
-
-
-_OLDER_WORDINGS = tuple(
-    (re.compile(new), old)
-    for new, old in (
-        (rb"BUSY Valkey", b"BUSY Redis"),
-        (rb"This Valkey command", b"This Redis command"),
-        (rb" script: [0-9a-f]{40}, on @", b" script: on @"),
-        (rb"^(NOSCRIPT No matching script\.) Please use EVAL\.", rb"\1"),
-        (rb"^NOPERM User \S+ has", b"NOPERM this user has"),
-        (
-            rb"^NOPERM No permissions to access a key",
-            b"NOPERM this user has no permissions to access one of the keys used as arguments",
-        ),
-        (
-            rb"^ERR ACL failure in script: User \S+ has no permissions to run the '\S+' command",
-            b"ERR The user executing the script can't run this command or subcommand",
-        ),
-        (rb"HELLO <proto> AUTH", b"HELLO AUTH"),
-        (rb"Unbalanced '(\w+)' list", b"Unbalanced XREAD list"),
-    )
-)
-"""Error texts of Valkey 9, and those of Redis 7.0 in their place."""
-
-
-class _Normalizer:
-    """Replaces what differs between two servers by names.
-
-    Args:
-        ids: The client ID of each connection.
-        addresses: The address of each connection.
-        older: Whether the texts of Redis 7.0 are to be compared with those of Valkey 9.
-    """
-
-    def __init__(
-        self, ids: dict[str, bytes], addresses: dict[str, bytes], *, older: bool = False
-    ) -> None:
-        self._older = older
-        self._ids = {number: f"ID of {label}".encode() for label, number in ids.items()}
-        self._addresses = {
-            address: f"address of {label}".encode() for label, address in addresses.items()
-        }
-
-    def reply(self, words: list[bytes], reply: Any) -> Any:
-        """Return the reply to a command in a comparable form."""
-        name = words[0].upper() if words else b""
-        second = words[1].upper() if len(words) > 1 else b""
-        kind, value = reply
-        if kind == "-":
-            return kind, self._wording(value)
-        if kind == ">":
-            return reply
-        if name == b"EXEC" and isinstance(value, list):
-            return kind, [self.reply([], each) for each in value]
-        if name == b"HELLO" and isinstance(value, list):
-            return self._hello(reply)
-        if name == b"CLIENT" and second in (b"LIST", b"INFO") and isinstance(value, bytes):
-            return kind, self._clients(value)
-        if name == b"CLIENT" and second in (b"ID", b"GETREDIR") and kind == ":":
-            return kind, self._ids.get(value, value)
-        if name == b"INFO" and isinstance(value, bytes):
-            return kind, _info(value)
-        if name in _TIME_REPLIES and kind == ":" and int(value) > 0:
-            return kind, b"about %d" % (round(int(value) / 10000) * 10000)
-        if name == b"TIME":
-            return kind, [(each[0], b"time") for each in value]
-        if name == b"ROLE":
-            return self._role(reply)
-        if name.startswith(b"X") and name != b"XINFO":
-            return self.stream(reply)
-        if name in (b"SMEMBERS", b"HGETALL", b"HKEYS", b"HVALS", b"SUNION", b"SDIFF", b"SINTER"):
-            return _sorted(reply, pairs=name == b"HGETALL")
-        if name in (b"KEYS", b"SPOP", b"SRANDMEMBER") and isinstance(value, list):
-            return kind, sorted(value)
-        return reply
-
-    def _wording(self, text: bytes) -> bytes:
-        if self._older:
-            for new, old in _OLDER_WORDINGS:
-                text = new.sub(old, text)
-        return text
-
-    def stream(self, reply: Any) -> Any:
-        """Return a reply in which IDs made of the time are replaced."""
-        kind, value = reply
-        if isinstance(value, list):
-            return kind, [self.stream(each) for each in value]
-        return kind, _STREAM_ID.sub(b"<time>", value)
-
-    def _hello(self, reply: Any) -> Any:
-        kind, values = reply
-        items = []
-        for name, value in zip(values[::2], values[1::2], strict=True):
-            field = name[1]
-            if field == b"id":
-                items += [name, (value[0], self._ids.get(value[1], b"new"))]
-            elif field in (b"server", b"version", b"availability_zone", b"modules"):
-                continue
-            else:
-                items += [name, value]
-        return kind, items
-
-    def _role(self, reply: Any) -> Any:
-        kind, values = reply
-        if values[0][1] == b"master":
-            return kind, [values[0], (":", b"offset"), *values[2:]]
-        return kind, values[:1]  # the port, state and offset of a replica
-
-    def _clients(self, text: bytes) -> bytes:
-        lines = []
-        for line in text.splitlines():
-            fields = dict(pair.partition(b"=")[::2] for pair in line.split(b" "))
-            fields[b"id"] = self._ids.get(fields.get(b"id", b""), b"other")
-            fields[b"addr"] = self._addresses.get(fields.get(b"addr", b""), b"other")
-            if fields[b"id"] == b"other" or fields[b"id"] == b"ID of values":
-                continue  # the connection that controls the real server
-            names = _CLIENT_FIELDS[:-2] if self._older else _CLIENT_FIELDS
-            shown = [name + b"=" + fields[name] for name in names if name in fields]
-            lines.append(b" ".join(shown))
-        return b"\n".join(lines)
-
-
-def _sorted(reply: Any, *, pairs: bool) -> Any:
-    kind, values = reply
-    if not isinstance(values, list):
-        return reply
-    if not pairs:
-        return kind, sorted(values)
-    found = sorted(zip(values[::2], values[1::2], strict=True))
-    return kind, [each for pair in found for each in pair]
-
-
-def _info(text: bytes) -> bytes:
-    found = []
-    for line in text.splitlines():
-        name, _, value = line.partition(b":")
-        if name in _INFO_FIELDS:
-            found.append(name + b":" + value)
-    return b"\n".join(found)
-
-
 def compare(
-    real: Side, simulated: Side, script: str, protocol: int, *, older: bool = False
+    real: Side, simulated: Side, script: Script, protocol: int, *, older: bool = False
 ) -> list[str]:
     """Run a script on both sides; return the lines of a report of what differs, or none.
 

@@ -8,8 +8,7 @@ import pytest
 
 from resilient_io.testing import NoServerError, RedisServer
 from resilient_io.testing.servers import Binary, find_embedded_redis
-from tests.simulation.reply_cases import SCRIPTS
-from tests.simulation.reply_comparison import NEWER, Real, Simulated, compare
+from tests.simulation.reply_comparison import Real, Simulated, compare, read_scripts
 
 _COMPARED = {"redis": "Redis 7.0", "valkey": "Valkey 9"}
 """The versions whose texts are known here. The simulated server has those of Valkey."""
@@ -41,12 +40,11 @@ def real(request):
 
 
 @pytest.mark.parametrize("protocol", [2, 3], ids=["resp2", "resp3"])
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_replies_and_values_are_those_of_a_real_server(real, name, protocol):
-    script = SCRIPTS[name]
-    if real.older and script.strip().startswith(NEWER.strip()):
+@pytest.mark.parametrize("script", read_scripts(), ids=lambda script: script.name)
+def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
+    if script.newer and real.older:
         pytest.skip("Redis 7.0 answers differently")
     real.reset()
-    simulated = Simulated(password="secret" if "@password" in script else None)
-    problems = compare(real, simulated, script, protocol, older=real.older)
+    password = "secret" if "@password secret" in script.lines else None
+    problems = compare(real, Simulated(password=password), script, protocol, older=real.older)
     assert not problems, "\n".join(["the replies differ", "", *problems])
