@@ -12,9 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.simulation.redis_server import RedisServer
-
 from tests.simulation.history import History
+from tests.simulation.redis_server.server import RedisServer
 from tests.simulation.reply_forms import Normalizer, encode, parse, show
 
 if TYPE_CHECKING:
@@ -110,6 +109,7 @@ class Simulated:
         self._peers: dict[str, _Peer] = {}
         self._sessions: dict[str, Any] = {}
         self._count = 0
+        self._denied: list[str] = []
 
     def open(self, label: str) -> None:
         self._count += 1
@@ -146,7 +146,8 @@ class Simulated:
             case [kind, "off"] if kind in _CONDITIONS:
                 self.server.refuse_writes(kind.upper(), 0.0)
             case ["deny", *commands]:
-                self.server.deny(tuple(command.upper() for command in commands))
+                self._denied += commands
+                self.server.deny(self._denied)
             case ["maxclients", count]:
                 self.server.limit_clients(int(count))
             case ["password", _]:

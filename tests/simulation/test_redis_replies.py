@@ -46,5 +46,7 @@ def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
         pytest.skip("Redis 7.0 answers differently")
     real.reset()
     password = "secret" if "@password secret" in script.lines else None
-    problems = compare(real, Simulated(password=password), script, protocol, older=real.older)
+    version = "redis 7.0.15" if real.older else "valkey 9.1.2"
+    simulated = Simulated(version=version, requirepass=password)
+    problems = compare(real, simulated, script, protocol, older=real.older)
     assert not problems, "\n".join(["the replies differ", "", *problems])
