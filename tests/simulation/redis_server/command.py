@@ -29,6 +29,7 @@ class Flag(enum.Flag):
     NOSCRIPT = enum.auto()
     NO_AUTH = enum.auto()
     ALLOW_BUSY = enum.auto()
+    VALKEY_BUSY = enum.auto()  # as ALLOW_BUSY, in Valkey only
     MAY_REPLICATE = enum.auto()
     OWN_LOG = enum.auto()  # the handler writes the log itself
 
@@ -46,7 +47,8 @@ class Command:
 
     __slots__ = (
         *("allow_busy", "arity", "denyoom", "flags", "least", "loading", "may_replicate", "most"),
-        *("name", "no_auth", "no_script", "own_log", "run", "stale", "subcommands", "write"),
+        *("name", "no_auth", "no_script", "own_log", "run", "stale", "subcommands", "valkey_busy"),
+        "write",
     )
 
     def __init__(self, name: str, arity: int, flags: Flag, run: Callable[..., Any]) -> None:
@@ -63,6 +65,7 @@ class Command:
         self.no_script = Flag.NOSCRIPT in flags
         self.no_auth = Flag.NO_AUTH in flags
         self.allow_busy = Flag.ALLOW_BUSY in flags
+        self.valkey_busy = self.allow_busy or Flag.VALKEY_BUSY in flags
         self.may_replicate = self.write or Flag.MAY_REPLICATE in flags
         self.own_log = Flag.OWN_LOG in flags
         self.subcommands: dict[bytes, Command] = {}

@@ -276,7 +276,9 @@ def _blocking_move(
         element = move(database, source, target, left=left, to_left=to_left)
         return NO_REPLY if element is None else element
 
-    return session.block(attempt, seconds, None, (source,))
+    if session.executing:
+        return move(database, source, target, left=left, to_left=to_left)
+    return session.block(attempt, seconds, NULL_ARRAY, (source,))
 
 
 @command("BLMOVE", 6, BLOCKING | GROW)

@@ -21,7 +21,7 @@ WAIT_ON_REPLICA = (
 def _sections(node: Node) -> dict[str, dict[str, object]]:
     now = node.timers.time()
     sessions = node.sessions.values()
-    host, _, port = node.address.rpartition(":")
+    port = node.address.rpartition(":")[2]
     server: dict[str, object] = {"redis_version": "7.2.4" if node.valkey else node.version}
     if node.valkey:
         server |= {"server_name": "valkey", "valkey_version": node.version}
@@ -134,7 +134,7 @@ def _describe(name: bytes, found: Command | None) -> Reply:
     flags = [
         Status(flag.name.lower().encode())
         for flag in Flag
-        if flag in found.flags and flag not in (Flag.OWN_LOG, Flag.MAY_REPLICATE)
+        if flag in found.flags and flag not in (Flag.OWN_LOG, Flag.MAY_REPLICATE, Flag.VALKEY_BUSY)
     ]
     return [name.lower(), found.arity, flags, 0, 0, 0, [], [], [], []]
 

@@ -37,7 +37,7 @@ def _id(word: bytes, sequence: int = 0) -> StreamId:
 
 
 def _entry(identifier: StreamId, fields: list[bytes] | None) -> Reply:
-    return [_id_text(identifier), fields if fields is None else list(fields)]
+    return [_id_text(identifier), NULL_ARRAY if fields is None else list(fields)]
 
 
 def _trim(stream: Stream, options: Words) -> tuple[int, Words]:
@@ -191,7 +191,7 @@ class _ReadOptions:
 
     __slots__ = ("block", "consumer", "count", "group", "ids", "keys", "noack")
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, *, valkey: bool) -> None:
         self.block: float | None = None
         self.count: int | None = None
         self.group = self.consumer = b""
@@ -223,12 +223,10 @@ class _ReadOptions:
         if not rest:
             raise Refused(SYNTAX)
         if len(rest) % 2:
-            mark = ">" if name == "xreadgroup" else "$"
+            mark = ">" if name == "xreadgroup" and valkey else "$"
+            shown = f"'{name}'" if valkey else "XREAD"
             raise Refused(
-                f"ERR Unbalanced '{name}' list of streams: for each stream key an ID, '+', or "
-                f"'{mark}' must be specified."
-                if name == "xread"
-                else f"ERR Unbalanced '{name}' list of streams: for each stream key an ID or "
+                f"ERR Unbalanced {shown} list of streams: for each stream key an ID or "
                 f"'{mark}' must be specified."
             )
         self.keys = rest[: len(rest) // 2]
@@ -243,7 +241,7 @@ def _found(session: Session, found: list[tuple[bytes, list[Reply]]]) -> Reply:
 
 @command("XREAD", -4, READ)
 def xread(session: Session, words: Words) -> Reply:
-    options = _ReadOptions(words)
+    options = _ReadOptions(words, valkey=session.node.valkey)
     database = session.database
     after: list[StreamId] = []
     for key, word in zip(options.keys, options.ids, strict=True):
@@ -287,7 +285,7 @@ def _no_group(key: bytes, group: bytes, command_name: str = "") -> Refused:
 
 @command("XREADGROUP", -7, WRITE)
 def xreadgroup(session: Session, words: Words) -> Reply:
-    options = _ReadOptions(words)
+    options = _ReadOptions(words, valkey=session.node.valkey)
     if not options.group:
         raise Refused("ERR Missing GROUP option for XREADGROUP")
     database = session.database

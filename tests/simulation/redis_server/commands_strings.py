@@ -114,6 +114,8 @@ def getex(session: Session, words: Words) -> Reply:
     database = session.database
     option = words[2].upper() if len(words) > 2 else b""
     when = 0
+    if not session.node.valkey and database.find_bytes(words[1]) is None:
+        return None
     if option in EXPIRY_UNITS and len(words) == 4:
         when = expiry(database, option, words[3], "getex")
     elif len(words) > 3 or option not in (b"", b"PERSIST"):

@@ -154,9 +154,15 @@ def _unsubscribe(session: Session, words: Words, own: dict[bytes, None], table: 
 @command("PUBLISH", 3, Flag.LOADING | Flag.STALE | Flag.MAY_REPLICATE)
 def publish(session: Session, words: Words) -> Reply:
     channel = words[1]
-    return session.node.publish(
-        channel, words[2], lambda pattern: glob(pattern).fullmatch(channel) is not None
+    own: list[Reply] = []
+    count = session.node.publish(
+        channel,
+        words[2],
+        lambda pattern: glob(pattern).fullmatch(channel) is not None,
+        # Valkey sends the publisher its own messages after the reply.
+        None if not session.node.valkey or session.executing else (session, own),
     )
+    return Several([count, *own]) if own else count
 
 
 @command("PUBSUB|CHANNELS", -2, Flag.LOADING | Flag.STALE)

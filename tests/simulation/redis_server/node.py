@@ -277,8 +277,9 @@ class Node:
         self.timers = timers
         self.history = history
         self.random = random
-        self.valkey = True
-        self.version = "9.1.2"
+        self.valkey = False
+        self.version = ""
+        self.release: tuple[int, ...] = ()
         self.address = "10.0.0.1:6379"
         self.epoch = 1_700_000_000.0  # Unix time of the virtual time 0
         self.password_required = False
@@ -490,18 +491,30 @@ class Node:
 
     # Pub/sub and the log.
 
-    def publish(self, channel: bytes, message: bytes, matches: Callable[[bytes], bool]) -> int:
-        """Send a message to the subscribers; return their number."""
-        count = 0
-        for session in list(self.channels.get(channel, {}).values()):
-            session.reply(Push([b"message", channel, message]))
-            count += 1
-        for pattern, sessions in list(self.patterns.items()):
+    def publish(
+        self,
+        channel: bytes,
+        message: bytes,
+        matches: Callable[[bytes], bool],
+        own: tuple[Session, list[Reply]] | None,
+    ) -> int:
+        """Send a message to the subscribers; return their number.
+
+        `own` is a subscriber whose messages are added to a list instead.
+        """
+        pushes: list[tuple[Session, Push]] = []
+        for session in self.channels.get(channel, {}).values():
+            pushes.append((session, Push([b"message", channel, message])))
+        for pattern, sessions in self.patterns.items():
             if matches(pattern):
-                for session in list(sessions.values()):
-                    session.reply(Push([b"pmessage", pattern, channel, message]))
-                    count += 1
-        return count
+                for session in sessions.values():
+                    pushes.append((session, Push([b"pmessage", pattern, channel, message])))
+        for session, push in pushes:
+            if own is not None and own[0] is session:
+                own[1].append(push)
+            else:
+                session.reply(push)
+        return len(pushes)
 
     def log(
         self,

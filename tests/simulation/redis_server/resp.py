@@ -87,7 +87,7 @@ def format_double(number: float) -> bytes:
     return repr(number).encode()
 
 
-def encode(reply: Reply, protocol: int) -> bytes:
+def encode(reply: Reply, protocol: int) -> bytes:  # noqa: PLR0911
     """Return the bytes of a reply."""
     kind = type(reply)
     if kind is Status:
@@ -105,7 +105,7 @@ def encode(reply: Reply, protocol: int) -> bytes:
     return _encode_rare(reply, protocol)
 
 
-def _encode_rare(reply: Reply, protocol: int) -> bytes:
+def _encode_rare(reply: Reply, protocol: int) -> bytes:  # noqa: PLR0911
     new = protocol == 3
     if reply is NULL_ARRAY:
         return b"_\r\n" if new else b"*-1\r\n"

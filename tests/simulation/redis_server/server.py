@@ -75,7 +75,7 @@ class RedisServer(ReplicatedNode):
         random: Random,
         *,
         address: str = "10.0.0.1:6379",
-        version: str = "valkey 9.1.2",
+        version: str = "redis 7.0.15",
         requirepass: str | None = None,
         users: Mapping[str, str] | None = None,
         maxclients: int = 10_000,
@@ -91,6 +91,7 @@ class RedisServer(ReplicatedNode):
         self.valkey = product == "valkey"
         self.product = "Valkey" if self.valkey else "Redis"
         self.version = number
+        self.release = tuple(int(part) for part in number.split("."))
         self.address = address
         self.epoch = epoch
         self.max_clients = self._usual_clients = maxclients
@@ -235,13 +236,15 @@ class RedisServer(ReplicatedNode):
         self.log(session, words, error, applied=False)
         session.reply(error)
 
-    def _refusal(self, session: Session, command: Command, words: Words) -> str | None:
+    def _refusal(  # noqa: PLR0911
+        self, session: Session, command: Command, words: Words
+    ) -> str | None:
         """Return why a command is refused, in the order in which Redis checks."""
         name = command.name
         if not session.authenticated and not command.no_auth:
             return "NOAUTH Authentication required."
         if self.denied and self.denies(session.user, command):
-            user = "this user" if not self.valkey else f"User {session.user}"
+            user = "this user" if self.release < (7, 2) else f"User {session.user}"
             return f"NOPERM {user} has no permissions to run the '{name.lower()}' command"
         if self.before is not None:
             error = self.before(session, command, words)
@@ -268,14 +271,18 @@ class RedisServer(ReplicatedNode):
             and name not in WHILE_SUBSCRIBED
         ):
             return SUBSCRIBED.format(name=name.lower())
-        if self.master is not None and not self.serve_stale and not command.stale:
-            if self.link is None or not self.link.synchronized:
-                return MASTERDOWN
+        if not command.stale and self._stale():
+            return MASTERDOWN
         if self.loading_until and not command.loading:
             return LOADING.format(product=self.product)
-        if self.busy_until and not command.allow_busy:
+        if self.busy_until and not (command.valkey_busy if self.valkey else command.allow_busy):
             return BUSY.format(product=self.product)
         return None
+
+    def _stale(self) -> bool:
+        if self.master is None or self.serve_stale:
+            return False
+        return self.link is None or not self.link.synchronized
 
     def write_refusal(self, *, denyoom: bool) -> str | None:
         """Return why writes are refused at present, or None."""
@@ -649,7 +656,7 @@ def _readable(value: Any) -> Any:
         return {_text(name): _text(field) for name, field in value.items()}
     if isinstance(value, Stream):
         return [
-            ("%d-%d" % identifier, [_text(part) for part in fields])
+            (f"{identifier[0]}-{identifier[1]}", [_text(part) for part in fields])
             for identifier, fields in value.entries.items()
         ]
     return [_text(element) for element in value]
