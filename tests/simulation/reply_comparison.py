@@ -105,7 +105,9 @@ class Simulated:
     def __init__(self, **settings: Any) -> None:
         self.timers = ManualTimers()
         self.history = History(self.timers.time)
-        self.server = RedisServer("redis", self.timers, self.history, Random(1), **settings)
+        self.server = RedisServer(
+            "redis", self.timers, self.history, Random(1), busy_threshold=0.02, epoch=time.time() - 1000, **settings
+        )
         self._peers: dict[str, _Peer] = {}
         self._sessions: dict[str, Any] = {}
         self._count = 0
@@ -141,6 +143,11 @@ class Simulated:
 
     def control(self, words: list[str]) -> None:
         match words:
+            case ["replica", "on"]:
+                self.server.replicate_address("127.0.0.1:1")
+                self.server.finish()
+            case ["replica", "off"]:
+                self.server.replicate_address(None)
             case [kind, "on"] if kind in _CONDITIONS:
                 self.server.refuse_writes(kind.upper(), 3600.0)
             case [kind, "off"] if kind in _CONDITIONS:
@@ -150,10 +157,11 @@ class Simulated:
                 self.server.deny(self._denied)
             case ["maxclients", count]:
                 self.server.limit_clients(int(count))
-            case ["password", _]:
-                pass  # a setting from the beginning
-            case ["busy", seconds]:
-                self.server.busy(float(seconds))
+            case ["password", *password]:
+                self.server.users["default"] = password[0] if password else None
+                self.server.password_required = bool(password)
+            case ["idle", seconds]:
+                self.sleep(float(seconds))
             case ["paused"]:
                 pass
             case _:
@@ -262,7 +270,7 @@ class Real:
             ("REPLICAOF", "NO", "ONE"),
             ("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction"),
             ("CONFIG", "SET", "min-replicas-to-write", "0", "maxclients", "1000"),
-            ("CONFIG", "SET", "busy-reply-threshold", "5000"),
+            ("CONFIG", "SET", "busy-reply-threshold", "20"),
             ("ACL", "SETUSER", "default", "reset", "on", "nopass", "~*", "&*", "+@all"),
             ("FLUSHALL",),
             ("SCRIPT", "FLUSH"),
@@ -285,13 +293,6 @@ class Real:
             if replies and not rest:
                 return replies[0]
 
-    def busy(self) -> None:
-        """Run a script that does not end, until `reset` or another client kills it."""
-        looping = self._connect()
-        looping.sendall(encode([b"EVAL", b"while true do end", b"0"]))
-        self._looping = looping
-        time.sleep(0.1)
-
     def aclose(self) -> None:
         """Close all connections."""
         for label in list(self._sockets):
@@ -310,6 +311,8 @@ class Real:
         if not self._closed[label]:
             with contextlib.suppress(OSError):
                 self._sockets[label].sendall(data)
+        if b"SCRIPT" in data and b"KILL" in data:
+            time.sleep(0.01)  # the script notices it later
         self.settle()
 
     def settle(self) -> None:
@@ -354,9 +357,9 @@ class Real:
                 self.query("CONFIG", "SET", "maxmemory", "1")
             case ["oom", "off"]:
                 self.query("CONFIG", "SET", "maxmemory", "0")
-            case ["readonly", "on"]:
+            case ["replica" | "readonly", "on"]:
                 self.query("REPLICAOF", "127.0.0.1", "1")
-            case ["readonly", "off"]:
+            case ["replica" | "readonly", "off"]:
                 self.query("REPLICAOF", "NO", "ONE")
             case ["noreplicas", state]:
                 self.query("CONFIG", "SET", "min-replicas-to-write", "1" if state == "on" else "0")
@@ -365,10 +368,11 @@ class Real:
                 self.query("ACL", "SETUSER", "default", *rules)
             case ["paused"]:
                 self._paused = True
-            case ["password", password]:
-                self.query("CONFIG", "SET", "requirepass", password)
-            case ["busy", _]:
-                self.busy()
+            case ["idle", _]:
+                while self.query("PING") != ("+", b"PONG"):
+                    time.sleep(0.01)
+            case ["password", *password]:
+                self.query("CONFIG", "SET", "requirepass", *(password or [""]))
             case ["maxclients", count]:
                 # Ours for control counts, too; the simulated server has none.
                 self.query("CONFIG", "SET", "maxclients", str(int(count) + 1))
@@ -382,7 +386,7 @@ class Runner:
 
     A script has a command per line, for connection A or the one that a prefix names ("B: GET k").
     "!" instead of a command's words sends the raw bytes in quotes. Lines with "@" are directives:
-    `@sleep SECONDS`, `@close B`, `@open B`, `@paused`, and those of `Side.control`. After
+    `@sleep SECONDS`, `@close B`, `@open B`, and those of `Side.control`. After
     `@paused`, and until the next `@sleep`, the servers do not answer. `{id:B}` is the client ID
     of connection B, and `{address:B}` its address.
     """
@@ -394,6 +398,7 @@ class Runner:
         self._ids: dict[str, bytes] = {}
         self._addresses: dict[str, bytes] = {}
         self._open: list[str] = []
+        self._closed: list[str] = []
 
     def run(self, script: Script) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each line with the replies that it caused, by connection."""
@@ -478,6 +483,8 @@ class Runner:
             case ["sleep", seconds]:
                 self._side.sleep(float(seconds))
             case ["open", label]:
+                if label in self._closed:
+                    self._closed.remove(label)
                 self._open.append(label)
                 self._side.open(label)
             case ["close", label]:
@@ -520,7 +527,8 @@ class Runner:
             shown = [show(normalizer.reply(words, reply)) for reply in replies]
             if rest:
                 shown.append(f"incomplete: {rest!r}")
-            if closed:
+            if closed and label not in self._closed:
+                self._closed.append(label)
                 shown.append("closed")
             if shown:
                 found[label] = shown

@@ -199,7 +199,8 @@ class Normalizer:
 
     def _clients(self, text: bytes) -> bytes:
         lines = []
-        for line in text.splitlines():
+        prefix, marked, rest = text.partition(b"txt:")  # of RESP3
+        for line in (rest if marked and not prefix else text).splitlines():
             fields = dict(pair.partition(b"=")[::2] for pair in line.split(b" "))
             fields[b"id"] = self._ids.get(fields.get(b"id", b""), b"other")
             fields[b"addr"] = self._addresses.get(fields.get(b"addr", b""), b"other")

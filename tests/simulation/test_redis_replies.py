@@ -45,8 +45,7 @@ def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
     if script.newer and real.older:
         pytest.skip("Redis 7.0 answers differently")
     real.reset()
-    password = "secret" if "@password secret" in script.lines else None
     version = "redis 7.0.15" if real.older else "valkey 9.1.2"
-    simulated = Simulated(version=version, requirepass=password)
+    simulated = Simulated(version=version)
     problems = compare(real, simulated, script, protocol, older=real.older)
     assert not problems, "\n".join(["the replies differ", "", *problems])

@@ -93,6 +93,7 @@ class Session:
         queued: The commands after MULTI, or None.
         aborted: Whether EXEC must fail because a command was refused.
         watched: The version of each watched key, by database and key.
+        partial: Whether the beginning of a command has been read.
         halted: Whether further input has to wait: blocked, paused, closing or closed.
         gone: Whether output has nowhere to go.
         held: Whether output has to wait for the end of a script.
@@ -106,6 +107,7 @@ class Session:
             "gone",
             "halted",
             "held",
+            "partial",
             "id",
             "last",
             "library",
@@ -151,6 +153,7 @@ class Session:
         self.postponed: list[bytes] | None = None
         self.halted = False
         self.closing = False
+        self.partial = False
         self.gone = False
         self.held = False
         self.opening = False
@@ -192,7 +195,7 @@ class Session:
             return
         if data:
             reader = self.reader
-            if data[0] != 42 and not reader.has_data():  # 42 is "*"
+            if data[0] != 42 and not self.partial and not reader.has_data():  # 42 is "*"
                 data = self._inline(data)
             reader.feed(data)
         if not self.halted:
@@ -203,10 +206,15 @@ class Session:
         node = self.node
         execute = node.execute
         gets = self.reader.gets
+        has_data = self.reader.has_data
         self.last = node.timers.time()
         try:
             while not self.halted:
+                if not self.partial and not has_data():
+                    return
                 words = gets()
+                # The reader has no data when a packet ends between two words of a command.
+                self.partial = words is False
                 if words is False:
                     return
                 if words:
@@ -223,6 +231,12 @@ class Session:
         if not self.out:
             self.node.pending.append(self)
         self.out.append(encode(reply, self.protocol))
+
+    def abort(self) -> None:
+        """Let EXEC fail, because a command was refused."""
+        self.aborted = True
+        if self.node.valkey and self.queued:
+            self.queued.clear()
 
     def end(self) -> None:
         """Close the connection after the output."""
@@ -442,10 +456,11 @@ class Node:
         return True
 
     def unblock_all(self, text: str) -> None:
-        """End all blocking commands with an error."""
+        """End all blocking commands with an error, and their connections."""
         for session in list(self.sessions.values()):
             if session.waiting is not None:
                 self.resume(session.waiting, ErrorReply(text), applied=False)
+                session.end()
 
     def serve_ready(self) -> None:
         """Let blocked commands try again whose keys have changed, in the order of waiting."""
