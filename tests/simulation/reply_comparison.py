@@ -312,7 +312,7 @@ class Real:
             with contextlib.suppress(OSError):
                 self._sockets[label].sendall(data)
         if b"SCRIPT" in data and b"KILL" in data:
-            time.sleep(0.01)  # the script notices it later
+            self._wait_until_idle(0.15)  # the script notices it a little later
         self.settle()
 
     def settle(self) -> None:
@@ -324,6 +324,12 @@ class Real:
         for _ in range(2):
             self._control.sendall(b"PING\r\n")
             self._control.recv(65536)
+
+    def _wait_until_idle(self, seconds: float) -> None:
+        """Wait for the end of a script."""
+        end = time.monotonic() + seconds
+        while self.query("PING")[0] == "-" and time.monotonic() < end:
+            time.sleep(0.005)
 
     def received(self) -> dict[str, tuple[bytes, bool]]:
         for label, connection in self._sockets.items():
@@ -369,8 +375,7 @@ class Real:
             case ["paused"]:
                 self._paused = True
             case ["idle", _]:
-                while self.query("PING") != ("+", b"PONG"):
-                    time.sleep(0.01)
+                self._wait_until_idle(5.0)
             case ["password", *password]:
                 self.query("CONFIG", "SET", "requirepass", *(password or [""]))
             case ["maxclients", count]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .command import SYNTAX, Flag, Words, command, integer, not_negative, timeout_seconds
 from .commands_strings import bounded
-from .resp import NO_REPLY, NULL_ARRAY, OK, Refused, Reply
+from .resp import NULL_ARRAY, OK, PENDING, Refused, Reply
 
 if TYPE_CHECKING:
     from .database import Database
@@ -251,7 +251,7 @@ def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
             values = database.find_list(key)
             if values is not None:
                 return [key, take(database, key, values, left=left)]
-        return NO_REPLY
+        return PENDING
 
     return session.block(attempt, seconds, NULL_ARRAY, keys)
 
@@ -277,7 +277,7 @@ def _blocking_move(
         if session.waiting is not None and type(database.find(source)) is not list:
             return NO_REPLY
         element = move(database, source, target, left=left, to_left=to_left)
-        return NO_REPLY if element is None else element
+        return PENDING if element is None else element
 
     if session.executing:
         return move(database, source, target, left=left, to_left=to_left)
@@ -321,14 +321,14 @@ def _pop_first(database: Database, keys: Words, count: int, *, left: bool) -> Re
         values = database.find_list(key)
         if values is not None:
             return [key, take_many(database, key, values, count, left=left)]
-    return NO_REPLY
+    return PENDING
 
 
 @command("LMPOP", -4, WRITE)
 def lmpop(session: Session, words: Words) -> Reply:
     keys, left, count = _several(words[1:])
     reply = _pop_first(session.database, keys, count, left=left)
-    return NULL_ARRAY if reply is NO_REPLY else reply
+    return NULL_ARRAY if reply is PENDING else reply
 
 
 @command("BLMPOP", -5, WRITE)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .command import COMMANDS, Command, Flag, Words, command, glob, integer
-from .resp import NO_REPLY, OK, Refused, Reply, Status, Text
+from .resp import OK, PENDING, Refused, Reply, Status, Text
 
 if TYPE_CHECKING:
     from .node import Node, Session
 
 ANY_TIME = Flag.LOADING | Flag.STALE
 WAIT_ON_REPLICA = (
-    "ERR WAIT cannot be used with replica instances. Please also note that since Redis 4.0 if a "
+    "ERR WAIT cannot be used with replica instances. Please also note that {since}if a "
     "replica is configured to be writable (which is not the default) writes to replicas are just "
     "local and are not propagated."
 )
@@ -82,7 +82,7 @@ def time(session: Session, words: Words) -> Reply:
 def wait(session: Session, words: Words) -> Reply:
     node = session.node
     if node.master is not None:
-        raise Refused(WAIT_ON_REPLICA)
+        raise Refused(WAIT_ON_REPLICA.format(since="" if node.valkey else "since Redis 4.0 "))
     wanted = integer(words[1])
     milliseconds = integer(words[2], "ERR timeout is not an integer or out of range")
     if milliseconds < 0:
@@ -94,7 +94,7 @@ def wait(session: Session, words: Words) -> Reply:
 
     def attempt() -> Reply:
         found = count()
-        return found if found >= wanted else NO_REPLY
+        return found if found >= wanted else PENDING
 
     return session.block(attempt, milliseconds / 1000, count)
 

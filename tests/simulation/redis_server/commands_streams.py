@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .command import SYNTAX, Flag, Words, command, integer, wrong_arity
 from .database import Group, Stream, StreamId
-from .resp import NO_REPLY, NULL_ARRAY, OK, Refused, Reply
+from .resp import NULL_ARRAY, OK, PENDING, Refused, Reply
 
 if TYPE_CHECKING:
     from .database import Database
@@ -265,11 +265,11 @@ def xread(session: Session, words: Words) -> Reply:
             entries = [_entry(one, stream.entries[one]) for one in stream.entries if one > start]
             if entries:
                 found.append((key, entries[: options.count]))
-        return _found(session, found) if found else NO_REPLY
+        return _found(session, found) if found else PENDING
 
     if options.block is None:
         reply = attempt()
-        return NULL_ARRAY if reply is NO_REPLY else reply
+        return NULL_ARRAY if reply is PENDING else reply
     return session.block(attempt, options.block, NULL_ARRAY, options.keys)
 
 
@@ -309,11 +309,11 @@ def xreadgroup(session: Session, words: Words) -> Reply:
                     found.append((key, entries))
             else:
                 found.append((key, _history(pair, options, _id(word))))
-        return _found(session, found) if found else NO_REPLY
+        return _found(session, found) if found else PENDING
 
     if options.block is None:
         reply = attempt()
-        return NULL_ARRAY if reply is NO_REPLY else reply
+        return NULL_ARRAY if reply is PENDING else reply
     return session.block(attempt, options.block, NULL_ARRAY, options.keys, strict=True)
 
 

@@ -13,7 +13,7 @@ import hiredis
 from tests.simulation.history import ErrorReply
 
 from .database import Database, Journal
-from .resp import NO_REPLY, Push, Refused, Reply, encode
+from .resp import PENDING, Push, Refused, Reply, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class Waiting:
     """A command that waits for keys, for replicas, or for the end of a pause.
 
     Attributes:
-        attempt: Returns the reply, or NO_REPLY while the command has to wait.
+        attempt: Returns the reply, or PENDING while the command has to wait.
         null: The reply at the timeout.
         strict: Whether an error of a later attempt ends the wait (XREADGROUP).
     """
@@ -107,13 +107,13 @@ class Session:
             "gone",
             "halted",
             "held",
-            "partial",
             "id",
             "last",
             "library",
             "name",
             "node",
             "out",
+            "partial",
             "patterns",
         ),
         *(
@@ -153,13 +153,13 @@ class Session:
         self.postponed: list[bytes] | None = None
         self.halted = False
         self.closing = False
-        self.partial = False
         self.gone = False
         self.held = False
         self.opening = False
         self.created = self.last = node.timers.time()
         self.written_offset = 0
         self.out: list[bytes] = []
+        self.partial = False  # the input ends within a command
         self.reader = hiredis.Reader() if peer is not None else None
 
     # What the network calls.
@@ -205,23 +205,25 @@ class Session:
         """Execute the commands that were read."""
         node = self.node
         execute = node.execute
-        gets = self.reader.gets
-        has_data = self.reader.has_data
+        gets, has_data = self.reader.gets, self.reader.has_data
         self.last = node.timers.time()
         try:
             while not self.halted:
                 if not self.partial and not has_data():
                     return
                 words = gets()
-                # The reader has no data when a packet ends between two words of a command.
                 self.partial = words is False
-                if words is False:
+                if self.partial:
                     return
                 if words:
+                    if type(words) is not list or type(words[0]) is not bytes:
+                        raise hiredis.ProtocolError  # noqa: TRY301
                     execute(self, words)
                     if node.stopped and not self.halted:
                         node.backlog.insert(0, (self, b""))
                         return
+                if not has_data():
+                    return
         except hiredis.ProtocolError:
             self.reply(ErrorReply("ERR Protocol error: invalid multibulk length"))
             self.end()
@@ -258,12 +260,12 @@ class Session:
         Later attempts follow when one of the keys changes.
         """
         reply = attempt()
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             return reply
         if self.executing:
             return null() if callable(null) else null
         self.node.wait(Waiting(self, keys, attempt, null, strict=strict), seconds)
-        return NO_REPLY
+        return PENDING
 
     @property
     def subscriptions(self) -> int:
@@ -463,7 +465,7 @@ class Node:
                 session.end()
 
     def serve_ready(self) -> None:
-        """Let blocked commands try again whose keys have changed, in the order of waiting."""
+        """Retry blocked commands whose keys have changed, in the order of waiting."""
         journal = self.journal
         while journal.ready:
             ready = journal.ready
@@ -474,14 +476,14 @@ class Node:
                         self.retry(waiting)
 
     def retry(self, waiting: Waiting) -> None:
-        """Let a waiting command try again."""
+        """Try a waiting command again."""
         try:
             reply = waiting.attempt()
         except Refused as refused:
             if waiting.strict:
                 self.resume(waiting, refused.reply, applied=False)
             return
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             self.resume(waiting, reply, applied=True)
 
     def _timed_out(self, waiting: Waiting) -> None:
@@ -517,13 +519,14 @@ class Node:
 
         `own` is a subscriber whose messages are added to a list instead.
         """
-        pushes: list[tuple[Session, Push]] = []
-        for session in self.channels.get(channel, {}).values():
-            pushes.append((session, Push([b"message", channel, message])))
+        pushes = [
+            (session, Push([b"message", channel, message]))
+            for session in self.channels.get(channel, {}).values()
+        ]
         for pattern, sessions in self.patterns.items():
             if matches(pattern):
-                for session in sessions.values():
-                    pushes.append((session, Push([b"pmessage", pattern, channel, message])))
+                push = Push([b"pmessage", pattern, channel, message])
+                pushes += [(session, push) for session in sessions.values()]
         for session, push in pushes:
             if own is not None and own[0] is session:
                 own[1].append(push)

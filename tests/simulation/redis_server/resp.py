@@ -50,13 +50,13 @@ class NullArray:
         return "NULL_ARRAY"
 
 
-class NoReply:
+class Pending:
     """What a handler returns if the reply comes later, or was sent already."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "NO_REPLY"
+        return "PENDING"
 
 
 class Refused(Exception):
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 NULL_ARRAY = NullArray()
-NO_REPLY = NoReply()
+PENDING = Pending()
 OK = Status(b"OK")
 QUEUED = Status(b"QUEUED")
 PONG = Status(b"PONG")

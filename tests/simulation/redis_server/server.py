@@ -21,7 +21,7 @@ from .commands_transactions import discard_transaction, watch_failed
 from .database import ScoreValue, SetValue, Stream
 from .node import Session
 from .replication import ReplicatedNode
-from .resp import NO_REPLY, QUEUED, Refused, Reply, plain
+from .resp import PENDING, QUEUED, Refused, Reply, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -181,7 +181,7 @@ class RedisServer(ReplicatedNode):
             session.reply(QUEUED)
             return
         reply = self.call(session, command, full)
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             session.reply(reply)
         journal = self.journal
         if journal.ready and not self.busy_until:
@@ -199,7 +199,7 @@ class RedisServer(ReplicatedNode):
             reply = command.run(session, words)
         except Refused as refused:
             reply = refused.reply
-        if reply is not NO_REPLY and not command.own_log:
+        if reply is not PENDING and not command.own_log:
             applied = type(reply) is not ErrorReply or self.journal.changes != before
             self.history.executed(
                 self.name,
@@ -394,7 +394,7 @@ class RedisServer(ReplicatedNode):
         self.busy(seconds)
         if session.executing:
             session.held = True
-            self._script = (session, (), NO_REPLY, True)
+            self._script = (session, (), PENDING, True)
             return reply
         session.halted = True
         words = session.words
@@ -402,7 +402,7 @@ class RedisServer(ReplicatedNode):
             self.log(session, words, reply, applied=True)
         self._script = (session, words, reply, wrote)
         self._killed = killed
-        return NO_REPLY
+        return PENDING
 
     def kill_script(self) -> bool:
         """End the running script (SCRIPT KILL); return whether it had not written."""
@@ -430,7 +430,7 @@ class RedisServer(ReplicatedNode):
         if self._script is not None:
             session, words, reply, wrote = self._script
             self._script = None
-            if reply is NO_REPLY:
+            if reply is PENDING:
                 session.held = False
                 if session.out:
                     self.pending.append(session)
