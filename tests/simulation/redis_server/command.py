@@ -12,6 +12,8 @@ from .resp import Refused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .node import Session
+
 Words = tuple[bytes, ...]
 SYNTAX = "ERR syntax error"
 NOT_INTEGER = "ERR value is not an integer or out of range"
@@ -157,9 +159,12 @@ def number(word: bytes, text: str = "ERR value is not a valid float") -> float:
     return found
 
 
-def timeout_seconds(word: bytes) -> float:
+def timeout_seconds(session: Session, word: bytes) -> float:
     """Return the timeout of a blocking command; 0 means none."""
     seconds = number(word, "ERR timeout is not a float or out of range")
+    if seconds * 1000 >= 1 << 63:
+        valkey = session.node.valkey
+        raise Refused(f"ERR timeout is {'out of range' if valkey else 'negative'}")
     if seconds < 0:
         raise Refused("ERR timeout is negative")
     return seconds

@@ -321,7 +321,7 @@ def zpopmin(session: Session, words: Words) -> Reply:
 
 @command("BZPOPMIN", -3, WRITE | Flag.NOSCRIPT)
 def bzpopmin(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[-1])
+    seconds = timeout_seconds(session, words[-1])
     database = session.database
     keys = words[1:-1]
 

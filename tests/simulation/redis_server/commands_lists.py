@@ -242,7 +242,7 @@ def rpoplpush(session: Session, words: Words) -> Reply:
 
 
 def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
-    seconds = timeout_seconds(words[-1])
+    seconds = timeout_seconds(session, words[-1])
     database = session.database
     keys = words[1:-1]
 
@@ -273,24 +273,27 @@ def _blocking_move(
     source, target = words[1], words[2]
 
     def attempt() -> Reply:
+        # A source of another type does not concern a caller that waits already.
+        if session.waiting is not None and type(database.find(source)) is not list:
+            return NO_REPLY
         element = move(database, source, target, left=left, to_left=to_left)
         return PENDING if element is None else element
 
     if session.executing:
         return move(database, source, target, left=left, to_left=to_left)
-    return session.block(attempt, seconds, NULL_ARRAY, (source,))
+    return session.block(attempt, seconds, NULL_ARRAY, (source,), strict=True)
 
 
 @command("BLMOVE", 6, BLOCKING | GROW)
 def blmove(session: Session, words: Words) -> Reply:
     left, to_left = _side(words[3]), _side(words[4])
-    seconds = timeout_seconds(words[5])
+    seconds = timeout_seconds(session, words[5])
     return _blocking_move(session, words, seconds, left=left, to_left=to_left)
 
 
 @command("BRPOPLPUSH", 4, BLOCKING | GROW)
 def brpoplpush(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[3])
+    seconds = timeout_seconds(session, words[3])
     return _blocking_move(session, words, seconds, left=False, to_left=True)
 
 
@@ -330,7 +333,7 @@ def lmpop(session: Session, words: Words) -> Reply:
 
 @command("BLMPOP", -5, WRITE)
 def blmpop(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[1])
+    seconds = timeout_seconds(session, words[1])
     keys, left, count = _several(words[2:])
     database = session.database
     return session.block(

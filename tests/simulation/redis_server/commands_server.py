@@ -103,7 +103,12 @@ def wait(session: Session, words: Words) -> Reply:
 @command("SLAVEOF", 3, Flag.NOSCRIPT | Flag.STALE)
 def replicaof(session: Session, words: Words) -> Reply:
     host, port = words[1].decode(errors="replace"), words[2].decode(errors="replace")
-    session.node.replicate_address(None if host.upper() == "NO" else f"{host}:{port}")
+    if (host.upper(), port.upper()) == ("NO", "ONE"):
+        session.node.replicate_address(None)
+    elif not port.isdecimal() or int(port) > 65535:
+        raise Refused("ERR Invalid master port")
+    else:
+        session.node.replicate_address(f"{host}:{port}")
     return OK
 
 

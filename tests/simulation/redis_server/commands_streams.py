@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 READ = Flag.READONLY
 WRITE = Flag.WRITE
 GROW = Flag.WRITE | Flag.DENYOOM
+MEANINGLESS_ID = (
+    "ERR The $ ID is meaningless in the context of XREADGROUP: you want to read the history of "
+    "this consumer by specifying a proper ID, or use the > ID to get new messages. The $ ID would "
+    "just return an empty result set."
+)
 BAD_ID = "ERR Invalid stream ID specified as stream command argument"
 NEEDS_KEY = (
     "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to "
@@ -288,6 +293,8 @@ def xreadgroup(session: Session, words: Words) -> Reply:
     options = _ReadOptions(words, valkey=session.node.valkey)
     if not options.group:
         raise Refused("ERR Missing GROUP option for XREADGROUP")
+    if b"$" in options.ids:
+        raise Refused(MEANINGLESS_ID)
     database = session.database
 
     def attempt() -> Reply:

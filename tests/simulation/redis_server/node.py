@@ -93,6 +93,7 @@ class Session:
         queued: The commands after MULTI, or None.
         aborted: Whether EXEC must fail because a command was refused.
         watched: The version of each watched key, by database and key.
+        partial: Whether the beginning of a command has been read.
         halted: Whether further input has to wait: blocked, paused, closing or closed.
         gone: Whether output has nowhere to go.
         held: Whether output has to wait for the end of a script.
@@ -211,6 +212,8 @@ class Session:
         self.last = node.timers.time()
         try:
             while not self.halted:
+                if not self.partial and not has_data():
+                    return
                 words = gets()
                 if words is False:
                     return
@@ -233,6 +236,12 @@ class Session:
         if not self.out:
             self.node.pending.append(self)
         self.out.append(encode(reply, self.protocol))
+
+    def abort(self) -> None:
+        """Let EXEC fail, because a command was refused."""
+        self.aborted = True
+        if self.node.valkey and self.queued:
+            self.queued.clear()
 
     def end(self) -> None:
         """Close the connection after the output."""
@@ -452,10 +461,11 @@ class Node:
         return True
 
     def unblock_all(self, text: str) -> None:
-        """End all blocking commands with an error."""
+        """End all blocking commands with an error, and their connections."""
         for session in list(self.sessions.values()):
             if session.waiting is not None:
                 self.resume(session.waiting, ErrorReply(text), applied=False)
+                session.end()
 
     def serve_ready(self) -> None:
         """Retry blocked commands whose keys have changed, in the order of waiting."""

@@ -18,7 +18,7 @@ from . import (  # noqa: F401  they fill the table
     scripts,
 )
 from .command import COMMANDS, look_up, wrong_arity
-from .commands_transactions import discard_transaction
+from .commands_transactions import discard_transaction, watch_failed
 from .database import ScoreValue, SetValue, Stream
 from .node import Session
 from .replication import ReplicatedNode
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .command import Command, Words
     from .node import Peer, Timers
 
+NOAUTH = "NOAUTH Authentication required."
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 LOADING = "LOADING {product} is loading the dataset in memory"
 BUSY = "BUSY {product} is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
@@ -50,7 +51,6 @@ SUBSCRIBED = (
     "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
     "are allowed in this context"
 )
-KILLED = "ERR Script killed by user with SCRIPT KILL."
 WRITES_REFUSED = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 IMMEDIATE = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
 NEVER_FULL = IMMEDIATE | {"UNWATCH"}
@@ -114,6 +114,7 @@ class RedisServer(ReplicatedNode):
         self._postponed: list[Session] = []
         self._stopped_until = 0.0
         self._script: tuple[Session, Words, Reply, bool] | None = None
+        self._killed = ErrorReply("")
         self._begin()
 
     @property
@@ -161,12 +162,15 @@ class RedisServer(ReplicatedNode):
                 command, full = look_up(words)
             except Refused as refused:
                 full = (words[0].upper(), *words[1:])
-                self._reject(session, None, full, refused.reply.text)
+                known = session.authenticated or not self.valkey
+                self._reject(session, None, full, refused.reply.text if known else NOAUTH)
                 return
         else:
             full = tuple(words)
         if not command.least <= len(full) <= command.most:
-            self._reject(session, command, full, wrong_arity(command.name))
+            known = session.authenticated or command.no_auth or not self.valkey
+            text = wrong_arity(command.name) if known else NOAUTH
+            self._reject(session, command, full, text)
             return
         session.command = command
         session.words = full
@@ -185,7 +189,9 @@ class RedisServer(ReplicatedNode):
                 self._postponed.append(session)
                 return
         if session.queued is not None and command.name not in IMMEDIATE:
-            session.queued.append((command, full))
+            # Redis keeps nothing of a transaction that is bound to fail.
+            if not session.aborted and not (session.watched and watch_failed(session)):
+                session.queued.append((command, full))
             session.reply(QUEUED)
             return
         reply = self.call(session, command, full)
@@ -245,7 +251,7 @@ class RedisServer(ReplicatedNode):
             discard_transaction(session)
             text = f"EXECABORT Transaction discarded because of: {text}"
         elif session.queued is not None:
-            session.aborted = True
+            session.abort()
         error = ErrorReply(text)
         self.log(session, words, error, applied=False)
         session.reply(error)
@@ -256,7 +262,7 @@ class RedisServer(ReplicatedNode):
         """Return why a command is refused, in the order in which Redis checks."""
         name = command.name
         if not session.authenticated and not command.no_auth:
-            return "NOAUTH Authentication required."
+            return NOAUTH
         if self.denied and self.denies(session.user, command):
             user = "this user" if self.release < (7, 2) else f"User {session.user}"
             return f"NOPERM {user} has no permissions to run the '{name.lower()}' command"
@@ -329,7 +335,7 @@ class RedisServer(ReplicatedNode):
             return True
         if command.name == "EXEC" and session.queued is not None:
             return any(entry.may_replicate for entry, _ in session.queued)
-        return command.may_replicate and session.queued is None
+        return command.may_replicate
 
     def update_checks(self) -> None:
         """Note whether anything may refuse or postpone commands."""
@@ -395,8 +401,10 @@ class RedisServer(ReplicatedNode):
             self.timers.at(end, self._script_ended, self.generation, end)
         self.update_checks()
 
-    def run_script(self, session: Session, reply: Reply, seconds: float, *, wrote: bool) -> Reply:
-        """Keep the server busy; the caller gets the reply at the end."""
+    def run_script(
+        self, session: Session, reply: Reply, seconds: float, *, killed: ErrorReply, wrote: bool
+    ) -> Reply:
+        """Keep the server busy; the caller gets the reply at the end, or `killed`."""
         self.busy(seconds)
         session.halted = True
         if session.executing:
@@ -407,6 +415,7 @@ class RedisServer(ReplicatedNode):
         if wrote:
             self.log(session, words, reply, applied=True)
         self._script = (session, words, reply, wrote)
+        self._killed = killed
         return PENDING
 
     def kill_script(self) -> bool:
@@ -415,8 +424,7 @@ class RedisServer(ReplicatedNode):
             session, words, _, wrote = self._script
             if wrote:
                 return False
-            error = ErrorReply(KILLED)
-            self._script = (session, words, error, False)
+            self._script = (session, words, self._killed, False)
         self._end_script()
         return True
 
