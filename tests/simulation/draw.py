@@ -1,0 +1,395 @@
+"""Draws the plan of a run from its seed: which clients, calls and faults there are.
+
+A theme puts all weight on one subject. Without a theme, a seed draws one, or mixes everything. Each
+seed also leaves out a random part of the kinds of calls and faults (swarm testing): a fault that is
+always present would hide what happens without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from .faults import INSTANT
+from .plan import Call, Caller, ClientSetup, Fault, NetworkSettings, Plan
+from .workload import SPACING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_CALLS = {
+    "set": 12, "get": 10, "increment": 10, "push": 6, "append": 3, "hash set": 2, "add": 2,
+    "echo": 5, "get several": 2, "get range": 2, "get hash": 1, "delete": 1, "set conditional": 2,
+    "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
+    "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
+    "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
+    "set large": 1, "get large": 1, "close": 0.3, "reopen": 0.3,
+}  # fmt: skip
+
+_FAULTS = {
+    "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
+    "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
+    "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
+    "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
+    "lose then refuse": 2, "busy": 2, "pause": 1, "limit clients": 1, "deny": 1, "kill client": 2,
+    "unblock": 1, "fail over": 1, "stall": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """What the seeds of a theme concentrate on.
+
+    Attributes:
+        calls, faults: Weights by kind. Kinds that are missing do not occur.
+        clients: Smallest and largest number of clients.
+        shared: Probability that a client shares the health of the first.
+        single: Probability of a single-connection client.
+        cancel: Probability that a call is cancelled.
+        deadline: Probability that a call has a deadline of its own.
+        storms: Smallest and largest number of moments at which faults cluster.
+        policy: Changes the policy of a client, which was drawn before.
+        options: Further values for clients (`connections`) and the server, by name.
+    """
+
+    calls: Mapping[str, float]
+    faults: Mapping[str, float]
+    clients: tuple[int, int] = (1, 2)
+    shared: float = 0.15
+    single: float = 0.0
+    cancel: float = 0.15
+    deadline: float = 0.1
+    storms: tuple[int, int] = (1, 3)
+    policy: Callable[[Random, dict[str, Any]], None] | None = None
+    in_flight: int | None = None
+    credentials: float = 0.0
+    busy_callers: bool = False
+    network: Mapping[str, float] = field(default_factory=dict)
+
+
+def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str, float]:
+    chosen = {name: weights.get(name, 1) for name in names}
+    return chosen | {name.replace("_", " "): weight for name, weight in more.items()}
+
+
+def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
+    policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
+    policy["attempts"] = rng.choice([3, 5, 8])
+
+
+def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
+    policy["repeat"] = rng.choice(["idempotent", "conditional", "any"])
+    policy["attempts"] = rng.choice([3, 4, 6])
+
+
+def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
+    policy["while_down"] = "wait"
+    if rng.random() < 0.3:
+        policy["deadline"] = None
+
+
+_WRITES = _only(_CALLS, "set", "increment", "push", "get", "echo", "append", "burst")
+_BATCHES = _only(_CALLS, "set", "get", "pipeline", "transaction", "increment", pipeline=14)
+_BREAKS = _only(
+    _FAULTS, "lose replies", "hold and reset", "reset", "reset one", "kill", "forget", "freeze",
+    "drop replies", "hold requests", "hold replies",
+)  # fmt: skip
+
+THEMES: dict[str, Theme] = {
+    "mixed": Theme(_CALLS, _FAULTS),
+    "blocking": Theme(
+        _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
+        _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
+        cancel=0.4,
+    ),
+    "closing": Theme(
+        _only(_CALLS, "set", "increment", "get", "pop", "watch", "pipeline", close=5, reopen=4),
+        _FAULTS,
+        cancel=0.2,
+        policy=_waits_while_down,
+    ),
+    "shared health": Theme(
+        _only(_CALLS, "set", "increment", "get", "echo", close=1.5, reopen=1),
+        _FAULTS,
+        clients=(2, 3),
+        shared=0.9,
+    ),
+    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
+    "transactions": Theme(
+        _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
+        _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse", "busy"),
+    ),
+    "permissions": Theme(
+        _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
+    ),
+    "scripts": Theme(
+        _only(
+            _CALLS, "set", "get", script_read=5, script_push=8, script_fail=8, script_registered=8
+        ),
+        _BREAKS | _only(_FAULTS, "busy", "refuse writes", "lose then refuse", "fail over"),
+        policy=_repeats_much,
+    ),
+    "locks": Theme(_only(_CALLS, "set", "get", lock=20), _FAULTS, clients=(1, 3), cancel=0.3),
+    "refusals": Theme(
+        _WRITES | _only(_CALLS, "pipeline", "transaction", "script fail"),
+        _only(
+            _FAULTS,
+            "lose replies",
+            "reset",
+            loading=4,
+            refuse_writes=8,
+            lose_then_refuse=10,
+            busy=6,
+            limit_clients=2,
+            pause=2,
+        ),
+        policy=_repeats_much,
+    ),
+    "overwrites": Theme(
+        _only(_CALLS, "get", set=25, watch=6),
+        _BREAKS | _only(_FAULTS, "busy", "slow", "deny", hold_requests=6, hold_and_reset=8),
+        clients=(1, 1),
+    ),
+    "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
+    "addresses": Theme(
+        _WRITES | _only(_CALLS, "pop"),
+        _only(
+            _FAULTS,
+            "reset",
+            "kill",
+            "lookup slow",
+            fail_over=10,
+            lookup_fails=6,
+            lookup_hangs=6,
+            refuse=3,
+            hang_connects=4,
+        ),
+    ),
+    "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
+    "crowded": Theme(
+        _only(_CALLS, "set", "get", "push", pop=12, set_large=6, get_large=6, burst=10),
+        _BREAKS | _only(_FAULTS, "slow"),
+        in_flight=64 * 1024,
+        cancel=0.3,
+        busy_callers=True,
+    ),
+    "loading": Theme(
+        _WRITES, _only(_FAULTS, "kill", loading=20, limit_clients=3), busy_callers=True
+    ),
+    "budget": Theme(_WRITES, _BREAKS | {"refuse writes": 8}, policy=_scarce_budget),
+    "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
+    "waiting": Theme(
+        _WRITES | _only(_CALLS, "pop", "wait up", close=1), _FAULTS, policy=_waits_while_down
+    ),
+    "bound": Theme(
+        _only(_CALLS, "set", "get", "increment", "echo", "pipeline", manual=12),
+        _BREAKS | _only(_FAULTS, "refuse writes"),
+        single=0.4,
+    ),
+    "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
+    "calm": Theme(_CALLS, {}, clients=(1, 2)),
+}
+
+
+def draw_plan(seed: int, theme: str | None = None) -> Plan:
+    """Return the plan of a seed."""
+    rng = Random(f"plan/{seed}/{theme or ''}")
+    name = theme or ("mixed" if rng.random() < 0.4 else rng.choice(list(THEMES)))
+    drawer = _Drawer(rng, THEMES[name])
+    clients = drawer.clients()
+    faults = drawer.faults()
+    return Plan(
+        seed=seed,
+        theme=name,
+        clients=clients,
+        callers=drawer.callers(clients),
+        faults=faults,
+        network=drawer.network(),
+        server=drawer.server(),
+    )
+
+
+class _Drawer:
+    def __init__(self, rng: Random, theme: Theme) -> None:
+        self.rng = rng
+        self.theme = theme
+        self._calls = self._swarm(theme.calls, 0.3)
+        self._faults = self._swarm(theme.faults, 0.5)
+        self._span = rng.choice([3.0, 6.0, 10.0])
+        """Seconds in which calls and faults are made."""
+
+    def _swarm(self, weights: Mapping[str, float], left_out: float) -> dict[str, float]:
+        rng = self.rng
+        kept = {
+            name: weight
+            for name, weight in weights.items()
+            if weight >= 5 or rng.random() >= left_out
+        }
+        return kept or dict(weights)
+
+    def clients(self) -> tuple[ClientSetup, ...]:
+        rng, theme = self.rng, self.theme
+        count = rng.randint(*theme.clients)
+        return tuple(self._client("abc"[index]) for index in range(count))
+
+    def _client(self, label: str) -> ClientSetup:
+        rng, theme = self.rng, self.theme
+        policy: dict[str, Any] = {
+            "deadline": rng.choice([1.0, 2.0, 5.0, 5.0]),
+            "response_timeout": rng.choice([0.3, 0.5, 1.0]),
+            "connect_timeout": rng.choice([0.3, 0.5, 1.0]),
+            "repeat": rng.choice(["read", "idempotent", "idempotent", "conditional", "any"]),
+            "while_down": rng.choice(["fail", "fail", "wait"]),
+            "attempts": rng.choice([1, 2, 3, 3, 3, 5]),
+        }
+        if theme.policy is not None:
+            theme.policy(rng, policy)
+        connections: dict[str, Any] = {"count": rng.choice([1, 2, 2, 3])}
+        if theme.in_flight is not None:
+            connections["in_flight"] = theme.in_flight
+        return ClientSetup(
+            label=label,
+            policy=policy,
+            connections=connections,
+            health={"refusal_hold": 2.0} if rng.random() < 0.5 else {},
+            shares_health_of="a" if label != "a" and rng.random() < theme.shared else None,
+            protocol=rng.choice([2, 3, 3]),
+            single=rng.random() < theme.single,
+            options={"decode_responses": True} if rng.random() < 0.2 else {},
+        )
+
+    def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
+        rng, theme = self.rng, self.theme
+        count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
+        total = rng.randint(30, 70)
+        number = 0
+        callers = []
+        for index in range(count):
+            calls = []
+            pause = self._span / max(1, total / count) * rng.choice([0.3, 1.0])
+            for _ in range(total // count):
+                number += SPACING
+                calls.append(self._call(number, pause))
+            callers.append(Caller(index, rng.choice(clients).label, tuple(calls)))
+        return tuple(callers)
+
+    def _call(self, number: int, pause: float) -> Call:
+        rng, theme = self.rng, self.theme
+        kind = rng.choices(list(self._calls), list(self._calls.values()))[0]
+        cancel = rng.random() < theme.cancel
+        limited = rng.random() < theme.deadline or kind == "late"
+        view = None
+        if rng.random() < 0.1:
+            view = {"repeat": rng.choice(["read", "idempotent", "conditional", "any"])}
+        return Call(
+            number=number,
+            kind=kind,
+            pause=rng.expovariate(1 / pause) if rng.random() < 0.8 else 0.0,
+            cancel_after=self._soon() if cancel else None,
+            deadline=rng.choice([0.001, 0.02, 0.2, 1.0]) if limited else None,
+            view=view if kind not in _WITHOUT_VIEWS else None,
+            arguments=self._arguments(kind),
+        )
+
+    def _soon(self) -> float:
+        """Return a time at which a call is likely to be under way."""
+        rng = self.rng
+        return rng.choice([0.0, rng.uniform(0, 0.003), rng.uniform(0, 0.1), rng.uniform(0, 2)])
+
+    def _arguments(self, kind: str) -> dict[str, Any]:
+        rng = self.rng
+        arguments: dict[str, Any] = {"key": rng.choice([0, 0, 1, 2])}
+        if kind in ("pipeline", "transaction", "manual"):
+            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi"])
+            arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
+            arguments["raises"] = rng.random() < 0.2
+        if kind in ("manual", "watch"):
+            arguments["think"] = rng.choice([0, 0, 0.001, 0.3, 1.2])
+        if kind in ("pop", "move", "stream read"):
+            arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
+            arguments["tail"] = rng.random() < 0.3
+        if kind == "lock":
+            arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
+            arguments["extend"] = rng.random() < 0.2
+            arguments["timeout"] = rng.choice([3.0, 10.0])
+        if kind == "burst":
+            arguments["count"] = rng.randint(2, 8)
+            arguments["letter"] = rng.choice("ps")
+        if kind == "close":
+            arguments["twice"] = rng.random() < 0.3
+        return arguments
+
+    def faults(self) -> tuple[Fault, ...]:
+        rng, theme = self.rng, self.theme
+        if not self._faults or rng.random() < 0.03:
+            return ()
+        faults = []
+        for _ in range(rng.randint(*theme.storms)):
+            moment = rng.uniform(0.05, self._span)
+            for _ in range(rng.choice([1, 1, 2, 3])):
+                kind = rng.choices(list(self._faults), list(self._faults.values()))[0]
+                faults.append(self._fault(len(faults), kind, moment + rng.expovariate(5)))
+        return tuple(sorted(faults, key=lambda fault: fault.at))
+
+    def _fault(self, number: int, kind: str, at: float) -> Fault:
+        rng = self.rng
+        if kind in INSTANT:
+            seconds = 0.0
+        elif kind == "stall":
+            seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
+        elif kind == "deny":
+            seconds = rng.choice([3.0, 20.0])
+        else:
+            seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
+        arguments: dict[str, Any] = {"index": rng.randrange(8)}
+        if kind in ("hold and reset", "lose replies", "lose then refuse"):
+            arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
+        if kind in ("refuse writes", "lose then refuse"):
+            arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
+        if kind == "slow":
+            arguments["extra"] = rng.choice([0.02, 0.1, 0.3])
+        if kind == "kill":
+            arguments["keep_data"] = rng.random() < 0.7
+            arguments["loading"] = rng.choice([0.0, 0.0, 0.3, 2.0])
+            arguments["silently"] = rng.random() < 0.2
+        if kind == "pause":
+            arguments["mode"] = rng.choice(["ALL", "WRITE"])
+        if kind == "limit clients":
+            arguments["count"] = rng.choice([0, 2, 4])
+        if kind == "deny":
+            arguments["commands"] = rng.choice(_DENIED)
+        if kind == "unblock":
+            arguments["error"] = rng.random() < 0.5
+        return Fault(number, kind, at, seconds, arguments)
+
+    def network(self) -> NetworkSettings:
+        rng = self.rng
+        values = {
+            "latency": rng.choice([0.0001, 0.0002, 0.001, 0.02]),
+            "jitter": rng.choice([0.0, 0.0005, 0.005]),
+            "split": rng.choice([0.0, 0.1, 0.5]),
+            "stall": rng.choice([0.0, 0.01, 0.05]),
+        }
+        return NetworkSettings(**values | dict(self.theme.network))
+
+    def server(self) -> dict[str, Any]:
+        rng = self.rng
+        return {
+            "password": rng.random() < self.theme.credentials,
+            "busy_threshold": rng.choice([0.05, 0.3, 1.0]),
+            "replica_lag": rng.choice([0.001, 0.01, 0.2]),
+        }
+
+
+_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
+
+_DENIED = [
+    ("CLIENT|KILL",),
+    ("CLIENT|LIST",),
+    ("CLIENT|ID",),
+    ("CLIENT|SETNAME",),
+    ("CLIENT|UNBLOCK",),
+    ("CLIENT",),
+    ("PING",),
+]

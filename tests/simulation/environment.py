@@ -1,0 +1,184 @@
+"""Makes a run reproducible: time, randomness, garbage collection and logging are replaced.
+
+Not replaced: functions that a module imported by name before the run (`from time import
+monotonic`), and `datetime.now()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import importlib.metadata
+import logging
+import os
+import random
+import sys
+import time
+import uuid
+import warnings
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from .history import History
+from .loop import NothingWillHappen, SimulatedLoop, SimulatedTask, TooManySteps, describe_exception
+from .plan import NetworkSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+EPOCH = 1_767_225_600.0
+"""The wall clock at virtual time 0: 2026-01-01, in UTC."""
+
+LOGGERS = ("resilient_io", "redis", "asyncio")
+
+LONGEST_END = 120.0
+"""Virtual seconds that the tasks that are left at the end have for their cancellation."""
+
+
+NORMAL = NetworkSettings()
+
+
+@dataclass(slots=True)
+class Simulation:
+    """The parts of one run.
+
+    Attributes:
+        loop: The event loop, which is closed at the end.
+        history: The records of the run.
+        log_errors: Log records of level ERROR, warnings about coroutines that were never awaited
+            and resources that were never closed, and errors in destructors.
+        leftover_tasks: Names of the tasks that had to be cancelled at the end.
+    """
+
+    loop: SimulatedLoop
+    history: History
+    log_errors: list[str] = field(default_factory=list)
+    leftover_tasks: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulation]:
+    """Replace everything that differs between runs, and yield a loop and a history."""
+    loop = SimulatedLoop(
+        Random(f"loop/{seed}"), stall=settings.stall, stall_longest=settings.stall_longest
+    )
+    history = History(loop.time)
+    loop.note_stall = lambda seconds: history.event("loop", "stall", seconds=seconds)
+    simulation = Simulation(loop, history)
+    with contextlib.ExitStack() as stack:
+        stack.callback(loop.close)
+        _silence_logging(stack, simulation.log_errors)
+        _catch_warnings(stack, simulation.log_errors)
+        _replace_time(stack, loop)
+        # It reads files, for each new connection of redis-py.
+        _replace(stack, importlib.metadata, "version", _version)
+        _replace_randomness(stack, Random(f"process/{seed}"))
+        if gc.isenabled():
+            gc.disable()
+            stack.callback(gc.enable)
+        try:
+            yield simulation
+        finally:
+            _end_tasks(simulation)
+
+
+_version = functools.cache(importlib.metadata.version)
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _replace_time(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
+    def wall() -> float:
+        return EPOCH + loop.time()
+
+    def in_nanoseconds(clock: Callable[[], float]) -> Callable[[], int]:
+        return lambda: int(clock() * 1e9)
+
+    def sleep(_seconds: float) -> None:
+        loop.escape("time.sleep()")
+
+    _replace(stack, time, "time", wall)
+    _replace(stack, time, "time_ns", in_nanoseconds(wall))
+    _replace(stack, time, "sleep", sleep)
+    for name in ("monotonic", "perf_counter", "process_time"):
+        _replace(stack, time, name, loop.time)
+        _replace(stack, time, f"{name}_ns", in_nanoseconds(loop.time))
+
+
+def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+    seed_generator = random.Random.seed
+
+    def seed(self: Random, a: Any = None, version: int = 2) -> None:
+        seed_generator(self, source.getrandbits(64) if a is None else a, version)
+
+    _replace(stack, os, "urandom", source.randbytes)
+    _replace(stack, random, "_urandom", source.randbytes)  # for SystemRandom
+    _replace(stack, random.Random, "seed", seed)
+    _replace(stack, uuid, "uuid1", lambda *_: uuid.UUID(int=source.getrandbits(128), version=1))
+    stack.callback(random.setstate, random.getstate())
+    random.seed(source.getrandbits(64))
+
+
+class _Collector(logging.Handler):
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message, and the exception that belongs to it."""
+        text = f"{record.name}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f": {describe_exception(record.exc_info[1])}"
+        self._errors.append(text)
+
+
+def _silence_logging(stack: contextlib.ExitStack, errors: list[str]) -> None:
+    collector = _Collector(errors)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        _replace(stack, logger, "handlers", [collector])
+        _replace(stack, logger, "propagate", False)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+
+
+def _catch_warnings(stack: contextlib.ExitStack, errors: list[str]) -> None:
+    def note_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = str(message)
+        if category is ResourceWarning:
+            text = text.partition(" at 0x")[0]  # without an address
+        errors.append(f"{category.__name__}: {text}")
+
+    def note_unraisable(unraisable: Any) -> None:
+        errors.append(f"in a destructor: {describe_exception(unraisable.exc_value)}")
+
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", "coroutine .* was never awaited", RuntimeWarning)
+    warnings.filterwarnings("always", category=ResourceWarning)
+    warnings.showwarning = note_warning
+    _replace(stack, sys, "unraisablehook", note_unraisable)
+
+
+def _end_tasks(simulation: Simulation) -> None:
+    """Cancel the tasks that are left, and run the loop until they have ended."""
+    loop = simulation.loop
+    for _ in range(3):  # a task may start others, or survive its first cancellation
+        tasks = [task for task in asyncio.all_tasks(loop) if isinstance(task, SimulatedTask)]
+        if not tasks:
+            return
+        tasks.sort(key=hash)
+        simulation.leftover_tasks += [task.get_name() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        loop.max_steps = loop.steps + 50_000
+        with contextlib.suppress(NothingWillHappen, TooManySteps):
+            loop.run_until_complete(asyncio.wait(tasks, timeout=LONGEST_END))
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False

@@ -1,0 +1,188 @@
+"""Runs a plan: the callers and the faults, then everything settles, then the clients are closed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+import redis
+
+from . import faults
+from .checks import check
+from .environment import simulated
+from .history import ClientEnd, Ending
+from .network import Network
+from .redis_server.server import RedisServer
+from .workload import KINDS, Use
+from .world import ADDRESSES, HOST, PASSWORD, PORT, World
+
+if TYPE_CHECKING:
+    from .history import History, Violation
+    from .loop import SimulatedLoop
+    from .plan import Caller, Plan
+    from .world import Client
+
+_LONGEST_CALL = 40.0
+"""Seconds after the last fault within which every call must have ended."""
+
+_SETTLE = 25.0
+"""Seconds after the last call within which every client must be well again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came out of a run."""
+
+    plan: Plan
+    history: History
+    violations: list[Violation]
+    digest: str
+    virtual_seconds: float
+
+
+def run(plan: Plan) -> Result:
+    """Run a plan and check its history. The same plan always has the same result."""
+    with simulated(plan.seed, plan.network) as simulation:
+        loop, history = simulation.loop, simulation.history
+        network = Network(loop, Random(f"network/{plan.seed}"), history, plan.network)
+        world = World(plan, loop, network, history, _servers(plan, loop, network, history))
+        began = loop.time()
+        loop.run_until_complete(_main(world))
+        seconds = loop.time() - began
+        history.ending.loop_errors = list(loop.errors)
+        history.ending.log_errors = list(simulation.log_errors)
+    return Result(plan, history, check(history, plan), history.digest(), seconds)
+
+
+def _servers(
+    plan: Plan, loop: SimulatedLoop, network: Network, history: History
+) -> list[RedisServer]:
+    settings = dict(plan.server)
+    lag = settings.pop("replica_lag", 0.01)
+    password = PASSWORD if settings.pop("password", False) else None
+    servers = []
+    for index, address in enumerate(ADDRESSES):
+        server = RedisServer(
+            f"server{index + 1}",
+            loop,
+            history,
+            Random(f"server/{plan.seed}/{index}"),
+            requirepass=password,
+            replica_lag=lag,
+            **settings,
+        )
+        network.listen(address, PORT, server)
+        servers.append(server)
+    servers[1].replicate(servers[0])
+    network.names[HOST] = [ADDRESSES[0]]
+    return servers
+
+
+async def _main(world: World) -> None:
+    loop, plan = world.loop, world.plan
+    start = loop.time()
+    world.start_clients()
+    for fault in plan.faults:
+        loop.at(start + fault.at, faults.begin, world, fault)
+    callers = [
+        loop.create_task(_make_calls(world, caller), name=f"caller {caller.number}")
+        for caller in plan.callers
+    ]
+    over = max((fault.at + fault.seconds for fault in plan.faults), default=0.0)
+    planned = max(
+        (sum(call.pause for call in caller.calls) for caller in plan.callers), default=0.0
+    )
+    if callers:
+        _, hanging = await asyncio.wait(callers, timeout=over + planned + _LONGEST_CALL)
+        for task in hanging:
+            task.cancel()
+        if hanging:
+            await asyncio.wait(hanging, timeout=5.0)
+    ending = world.history.ending
+    ending.hanging = [each.number for each in world.history.operations if each.ended is None]
+    await asyncio.sleep(max(0.0, start + over - loop.time()))
+    world.network.heal()
+    world.history.event("workload", "settling")
+    await _settle(world)
+    await _end(world, ending)
+
+
+async def _make_calls(world: World, caller: Caller) -> None:
+    for call in caller.calls:
+        if call.pause:
+            await asyncio.sleep(call.pause)
+        await KINDS[call.kind](Use(world, caller, call))
+
+
+async def _settle(world: World) -> None:
+    """Wait until every open client is up and has nothing in flight, at most `_SETTLE` seconds."""
+    deadline = world.loop.time() + _SETTLE
+    await asyncio.sleep(1.0)
+    while world.loop.time() < deadline:
+        clients = [client for client in world.clients.values() if client.open]
+        if all(
+            client.redis.health.state.value in ("up", "unknown")
+            and not any(_counters(client).values())
+            for client in clients
+        ):
+            break
+        await asyncio.sleep(0.5)
+
+
+def _counters(client: Client) -> dict[str, float]:
+    """Return the counters that are zero when the client does nothing."""
+    runtime = client.redis._runtime
+    multiplexer, pool = runtime.multiplexer, runtime.pool
+    return {
+        "calls in flight": sum(each.in_flight for each in multiplexer.connections),
+        "bytes in flight": sum(each.load for each in multiplexer.connections),
+        "waiting calls": multiplexer.waiting,
+        "acquired exclusive connections": len(pool._acquired),
+        "exclusive connects": len(pool._connecting),
+        "recoveries": len(pool._recoveries),
+    }
+
+
+async def _end(world: World, ending: Ending) -> None:
+    """Record how every client is, close all of them, and record what is left."""
+    loop = world.loop
+    for label, client in world.clients.items():
+        answers = None
+        if client.open:
+            answers = await _answers(client)
+        budget = client.redis._runtime.executor.budget
+        ending.clients.append(
+            ClientEnd(
+                label=label,
+                dependency=client.redis.health.name,
+                open=client.open,
+                counters=_counters(client),
+                state=client.redis.health.state.value,
+                answers=answers,
+                budget=budget.tokens,
+                budget_size=client.policy.retry_budget,
+            )
+        )
+    world.history.event("workload", "ending")
+    for client in world.clients.values():
+        closing = loop.create_task(client.redis.aclose())
+        await asyncio.wait([closing], timeout=5.0)
+        if not closing.done():
+            ending.tasks.append("aclose() of a client did not end within 5 s")
+            closing.cancel()
+    await asyncio.sleep(1.5)
+    current = asyncio.current_task()
+    ending.tasks += sorted(task.get_name() for task in asyncio.all_tasks() if task is not current)
+    ending.connections = [connection.number for connection in world.network.connections]
+    ending.data = {server.name: server.data() for server in world.servers}
+
+
+async def _answers(client: Client) -> bool:
+    try:
+        async with asyncio.timeout(5.0):
+            await client.redis.ping()
+    except (redis.RedisError, OSError, TimeoutError):
+        return False
+    return True
