@@ -14,7 +14,7 @@ from .known_findings import KNOWN, known_finding
 from .line_coverage import measure
 from .minimize import minimize
 from .processes import SimulationBroken
-from .search import CRASHES, count, differing_digests, jobs, search
+from .search import count, differing_digests, jobs, search
 from .timeline import render
 from .worker import PACKAGE, SEED_LIMIT, load
 
@@ -176,11 +176,10 @@ def _known(options: argparse.Namespace) -> tuple[KnownFinding, ...]:
     return () if options.strict else KNOWN
 
 
-def _worker_arguments(options: argparse.Namespace, plant: str | None = None) -> list[str]:
+def _worker_arguments(options: argparse.Namespace) -> list[str]:
     """Return the arguments of the workers."""
-    plant = plant or options.plant
     arguments = ["--package", options.package, "--limit", str(options.limit)]
-    return [*arguments, "--plant", plant] if plant else arguments
+    return [*arguments, "--plant", options.plant] if options.plant else arguments
 
 
 def _command(options: argparse.Namespace, job: Job, *more: str) -> str:
@@ -352,11 +351,10 @@ def _listed(numbers: frozenset[int]) -> str:
 def rule_in_words(rule: str, package: str = PACKAGE) -> str:
     """Return the docstring of the check of this name, in one paragraph."""
     try:
-        checks = importlib.import_module(f"{package}.checks")
+        checks = importlib.import_module(f"{package}.checks").ALL
     except ImportError:
         return ""
-    check = getattr(checks, rule, None)
-    words = (check.__doc__ or "") if check is not None else ""
+    words = next((check.__doc__ or "" for check in checks if check.__name__ == rule), "")
     return " ".join(words.split("\n\n")[0].split())
 
 
@@ -385,30 +383,16 @@ def _check_replay(options: argparse.Namespace) -> int:
 
 def _planted_bugs(options: argparse.Namespace) -> int:
     """Plant each bug, search for it, and print a table."""
-    bugs = importlib.import_module(f"{options.package}.planted_bugs").BUGS
-    names = [str(getattr(bug, "name", bug)) for bug in bugs]
-    width = max(len(name) for name in names)
-    print(f"{'bug':{width}}  {'first seed':>10}  {'seconds':>7}  broken rules")
-    survived = []
-    for name in names:
-        summary = search(
-            jobs(options.seeds or SEEDS, options.start, options.theme),
-            processes=options.processes,
-            arguments=_worker_arguments(options, name),
-            minutes=options.minutes,
-            first_only=True,
-            known=_known(options),
-        )
-        rules = summary.rules
-        first = min((found.first[0] for found in rules.values()), default=None)
-        if first is None:
-            survived.append(name)
-        seed = "survived" if first is None else str(first)
-        print(f"{name:{width}}  {seed:>10}  {summary.seconds:7.1f}  {', '.join(rules)}", flush=True)
-        if CRASHES in rules:
-            print(rules[CRASHES].violation.detail)
-    print(f"{len(names) - len(survived)} of {len(names)} planted bugs were found.")
-    return 1 if survived else 0
+    seeds = SEEDS if options.seeds is None else options.seeds
+    measured = importlib.import_module(f"{options.package}.measure_bugs").measure(
+        list(jobs(seeds, options.start, options.theme)),
+        None if options.plant is None else [options.plant],
+        processes=options.processes,
+        arguments=_worker_arguments(options)[:4],
+        known=_known(options),
+        output=sys.stdout,
+    )
+    return 1 if any(each.job is None for each in measured) else 0
 
 
 if __name__ == "__main__":

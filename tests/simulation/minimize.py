@@ -7,6 +7,7 @@ others meet (packets arrive at other times), so each reduction is tried, and kep
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -142,6 +143,7 @@ class _Minimizer:
         self._server()
         self._client_options()
         self._call_options()
+        self._arguments()
         self._pauses()
         self._numbers()
 
@@ -174,20 +176,33 @@ class _Minimizer:
         if end is None:
             return
         number, seconds = end
-        began = {
-            operation.number for operation in history.operations if operation.started_at <= number
-        }
+        began = self._calls_that_began(number)
         faults = {fault.number for fault in self.plan.faults if fault.at <= seconds - START}
         if not self.smaller(self.plan.keep(faults=faults, calls=began)):
             self.smaller(self.plan.keep(calls=began))
             self.smaller(self.plan.keep(faults=faults))
 
+    def _calls_that_began(self, number: int) -> set[int]:
+        """Return the calls that began before the record with this number.
+
+        A call has one operation, or several with consecutive numbers, or none (closing a client).
+        """
+        numbers = sorted(call.number for caller in self.plan.callers for call in caller.calls)
+        began = {
+            numbers[bisect_right(numbers, operation.number) - 1]
+            for operation in self.result.history.operations
+            if operation.started_at <= number and numbers and operation.number >= numbers[0]
+        }
+        kept: set[int] = set()
+        for caller in self.plan.callers:
+            mine = [call.number for call in caller.calls]
+            last = max((at for at, each in enumerate(mine) if each in began), default=-1)
+            kept.update(mine[: last + 1])
+        return kept
+
     def _faults(self) -> None:
         plan = self.plan
-        self._remove(
-            plan.faults,
-            lambda kept: replace(plan, faults=tuple(kept)),
-        )
+        self._remove(plan.faults, lambda kept: replace(plan, faults=tuple(kept)))
 
     def _callers(self) -> None:
         plan = self.plan
@@ -284,6 +299,25 @@ class _Minimizer:
 
         self._remove(options, keep)
 
+    def _arguments(self) -> None:
+        """Shorten batches, and leave out what makes a call special."""
+        for number in [call.number for caller in self.plan.callers for call in caller.calls]:
+            for name in list(_call(self.plan, number).arguments):
+                while self._simpler_argument(number, name):
+                    pass
+
+    def _simpler_argument(self, number: int, name: str) -> bool:
+        """Return whether an argument of a call could be made simpler."""
+        call = _call(self.plan, number)
+        return any(
+            self.smaller(
+                _with_calls(
+                    self.plan, _replaced(replace(call, arguments={**call.arguments, name: value}))
+                )
+            )
+            for value in _simpler(name, call.arguments[name])
+        )
+
     def _pauses(self) -> None:
         """Leave out the pauses of callers, or shorten them."""
         plan = self.plan
@@ -339,6 +373,19 @@ class _Minimizer:
                 self.smaller(_with_calls(self.plan, _replaced(call_rounded(call))))
 
 
+def _simpler(name: str, value: Any) -> list[Any]:
+    """Return simpler values of an argument. Not 0 for timeouts: it means to wait forever."""
+    if value is True:
+        return [False]
+    if name == "shape":  # a letter for each command of a batch
+        return [value[:at] + value[at + 1 :] for at in range(len(value))] if len(value) > 1 else []
+    if name in ("think", "hold") and value:
+        return [0.0]
+    if name == "count" and value > 2:
+        return [2, value - 1] if value > 3 else [2]
+    return []
+
+
 def _short(seconds: float) -> float:
     """Return the seconds with few digits, but not zero if they are not zero."""
     rounded = round(seconds, 2 if seconds < 1 else 1)
@@ -384,6 +431,11 @@ def time_of(history: History, number: int) -> float | None:
             if at == number:
                 return seconds_or_none
     return None
+
+
+def _call(plan: Plan, number: int) -> Call:
+    """Return the call with this number."""
+    return next(call for caller in plan.callers for call in caller.calls if call.number == number)
 
 
 def _client(plan: Plan, label: str) -> ClientSetup:

@@ -111,15 +111,13 @@ class Summary:
             f"{rate:.1f} seeds/s in each of {count(self.processes, 'process', 'processes')}, "
             f"{self.virtual_seconds / 3600:.1f} virtual hours"
         )
-        if self.rules:
-            width = max(len(rule) for rule in self.rules)
+        for rule, found in sorted(self.rules.items(), key=lambda item: -item[1].seeds):
             yield ""
-            yield f"{'broken rule':{width}}  violations  seeds  first  replay with"
-            for rule, found in sorted(self.rules.items(), key=lambda item: -item[1].seeds):
-                yield (
-                    f"{rule:{width}}  {found.violations:10,}  {found.seeds:5,}  "
-                    f"{found.first[0]:5}  {replay(found.first)}"
-                )
+            yield rule
+            yield (
+                f"    {count(found.violations, 'violation')} in {count(found.seeds, 'seed')}, "
+                f"first: {replay(found.first)}"
+            )
         if self.known:
             yield ""
             for name, number in sorted(self.known.items()):

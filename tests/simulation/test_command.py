@@ -69,10 +69,15 @@ FAKE = {
     "planted_bugs": """
         from . import planted
 
-        BUGS = ("easy", "hard")
-
         def plant(name):
             planted.bug = name
+        """,
+    "measure_bugs": """
+        from types import SimpleNamespace
+
+        def measure(jobs, names, *, processes, arguments, known, output):
+            print(len(jobs), names, processes, *arguments, file=output)
+            return [SimpleNamespace(job=jobs[0] if names else None)]
         """,
     "checks": """
         def applied_once():
@@ -81,6 +86,8 @@ FAKE = {
 
             More about it.
             '''
+
+        ALL = (applied_once,)
         """,
 }
 
@@ -108,10 +115,10 @@ def test_search_prints_a_table_and_a_minimized_timeline(fake, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("300 seeds with 1,500 calls in ")
     assert "seeds/s in each of 2 processes, 3.0 virtual hours" in printed
-    row = 'applied_once           3      3     17  make simulate ARGS="--replay 17"'
-    assert row in printed
-    assert "calls_end              3      3     18" in printed
-    assert "Broken rule: applied_once\n  Each write is applied at most once." in printed
+    first = '3 violations in 3 seeds, first: make simulate ARGS="--replay {}"'
+    assert "\napplied_once\n    " + first.format(17) in printed
+    assert "\ncalls_end\n    " + first.format(18) in printed
+    assert "Broken rule: applied once\n  Each write is applied at most once." in printed
     assert "Minimized from 5 calls and 3 faults to 1 call and 0 faults in " in printed
     assert 'Replay: make simulate ARGS="--replay 17 --faults none --calls 3"' in printed
 
@@ -183,12 +190,11 @@ def test_known_findings_are_counted_but_do_not_fail(fake):
     assert set(summary.rules) == {"calls_end"}
 
 
-def test_planted_bugs_are_listed_with_the_first_seed(fake, capsys):
+def test_planted_bugs_are_measured_and_one_that_survives_fails(fake, capsys):
     assert command(fake, "--planted-bugs", "--seeds", "15") == 1
-    rows = capsys.readouterr().out.splitlines()
-    assert rows[1].split()[:2] == ["easy", "7"]
-    assert rows[2].split()[:2] == ["hard", "survived"]
-    assert rows[3] == "1 of 2 planted bugs were found."
+    assert capsys.readouterr().out.startswith(f"15 None 2 --package {fake} --limit 1.0\n")
+    assert command(fake, "--planted-bugs", "--plant", "easy") == 0
+    assert capsys.readouterr().out.startswith(f"2000 ['easy'] 2 --package {fake}")
 
 
 def test_planted_bug_is_found_and_replayed_with_its_name(fake, capsys):

@@ -160,6 +160,44 @@ def test_operation_that_never_ended_keeps_everything_that_follows():
     assert minimize(big_plan(), rule_broken, run) is not None
 
 
+def test_calls_without_operations_remain_before_the_last_call_that_began():
+    calls = (Call(20, "close"), Call(40, "burst"), Call(60, "close"), Call(80, "set"))
+
+    def run(plan):
+        history = History(lambda: START)
+        operation = Operation(43, "set", "a", 1, ())
+        operation.started_at = operation.ended_at = history.next()
+        operation.started = operation.ended = START
+        history.operations.append(operation)
+        plans.append(plan)
+        broken = [Violation("rule", "broken", (43,))] if {20, 40} <= set(calls_of(plan)) else []
+        return FakeResult(plan, history, broken)
+
+    plans = []
+    plan = replace(big_plan(), callers=(Caller(1, "a", calls),), faults=())
+    assert set(calls_of(minimize(plan, rule_broken, run).plan)) == {20, 40}
+    assert set(calls_of(plans[1])) == {20, 40}
+
+
+def test_arguments_become_simpler_but_not_timeouts_without_end():
+    arguments = {"shape": "sigep", "raises": True, "think": 0.3, "timeout": 3, "count": 7, "key": 2}
+
+    def needs(plan):
+        call = calls_of(plan).get(20)
+        return call is not None and "p" in call.arguments["shape"] and call.arguments["count"] > 3
+
+    caller = Caller(1, "a", (Call(20, "pipeline", arguments=arguments),))
+    found = minimize(replace(big_plan(), callers=(caller,)), rule_broken, when(needs))
+    assert calls_of(found.plan)[20].arguments == {
+        "shape": "p",
+        "raises": False,
+        "think": 0.0,
+        "timeout": 3,
+        "count": 4,
+        "key": 2,
+    }
+
+
 def test_violation_of_another_rule_does_not_count():
     def violations(plan):
         return [Violation("rule" if len(plan.faults) > 3 else "other", "broken")]

@@ -37,6 +37,20 @@ LONG_RUN = 120  # lines; above it, the traffic of operations that are not concer
 _ROUTINE = "AUTH CLIENT COMMAND CONFIG ECHO HELLO INFO MODULE PING READONLY ROLE SELECT"
 ROUTINE = frozenset(_ROUTINE.split())
 NOT_ROUTINE = {("CLIENT", "KILL"), ("CLIENT", "UNBLOCK"), ("CLIENT", "PAUSE")}
+SENTENCES = {
+    ("network", "connected"): "connection {connection} to {address} is open",
+    ("network", "lost"): "connection {connection} is lost: {why}",
+    ("network", "reset"): "connection {connection} is reset",
+    ("network", "reset at the client"): "connection {connection} is reset at the client only",
+    ("network", "closed by the server's side"): "connection {connection} is closed by the server",
+    ("network", "forgotten"): "connection {connection} is forgotten: its packets vanish",
+    ("network", "garbage"): "garbage is sent to the client on connection {connection}",
+    ("network", "all reset"): "all connections to {address} are reset",
+    ("network", "connect failed"): "a connect to {address} fails: {error}",
+    ("network", "lookup failed"): "a lookup of {name} fails: error {error}",
+    ("loop", "stall"): "our event loop stands still for {seconds}",
+}
+SHORT_STALL = 0.02  # seconds; shorter ones are folded
 LONGEST_PATTERN = 6  # lines that repeat together
 _TOKEN = re.compile(r"\bt(\d+)\.\d+")
 
@@ -91,7 +105,7 @@ def render(
     plan = result.plan
     lines = []
     if violation is not None:
-        lines.append(style.bad(f"Broken rule: {violation.rule}"))
+        lines.append(style.bad(f"Broken rule: {violation.rule.replace('_', ' ')}"))
         lines += _wrapped(rule)
         lines += [style.bold(line) for line in _wrapped(violation.detail)]
         lines.append("")
@@ -275,7 +289,7 @@ def _folded(lines: Sequence[Line]) -> Line:
     names = [name if count == 1 else f"{name} x{count}" for name, count in most.items()]
     parts = []
     if names:
-        parts.append("handshakes and probes: " + ", ".join(names))
+        parts.append("routine: " + ", ".join(names))
     if others:
         parts.append(f"{others} lines of other operations")
     first = lines[0]
@@ -318,24 +332,57 @@ def all_lines(history: History, plan: Plan) -> Iterator[Line]:
     for operation in history.operations:
         yield from _operation_lines(operation, time_at)
     client = f"client {plan.clients[0].label}" if len(plan.clients) == 1 else "client"
-    connections = connection_names(history)
+    parsed: dict[int, bytearray] = {}
     for written in history.written:
-        yield _written_line(written, client, connections, commands)
+        parsed.setdefault(written.connection, bytearray()).extend(written.data)
+    requests = {number: parse_requests(bytes(data))[0] for number, data in parsed.items()}
+    clients = clients_of_connections(requests, history, commands)
+    for written in history.written:
+        yield _written_line(written, client, clients, commands)
+    connections = connections_of_sessions(requests, history)
     for execution in history.executions:
-        yield _execution_line(execution, commands)
+        yield _execution_line(execution, connections, commands)
     for change in history.health:
         yield _health_line(change)
     for event in history.events:
         yield _event_line(event)
 
 
-def connection_names(history: History) -> dict[int, str]:
-    """Return who opened each connection of the network, where an event says so."""
+def clients_of_connections(
+    requests: Mapping[int, Sequence[tuple[str, ...]]],
+    history: History,
+    commands: Mapping[tuple[str, ...], int],
+) -> dict[int, str]:
+    """Return the client of each connection of the network that wrote a command of a caller."""
+    labels = {operation.number: operation.client for operation in history.operations}
     return {
-        event.facts["connection"]: f"client {event.facts['client']}"
-        for event in history.events
-        if "connection" in event.facts and "client" in event.facts
+        connection: f"client {labels[number]}"
+        for connection, written in requests.items()
+        for number in sorted(_operations(written, commands))
+        if number in labels
     }
+
+
+def connections_of_sessions(
+    requests: Mapping[int, Sequence[tuple[str, ...]]], history: History
+) -> dict[tuple[str, int], int]:
+    """Return the connection of the network of each CLIENT ID: the only one that wrote the same."""
+    candidates: dict[tuple[str, int], set[int]] = {}
+    writers: dict[tuple[str, ...], set[int]] = {}
+    for connection, written in requests.items():
+        for words in written:
+            writers.setdefault(_normal(words), set()).add(connection)
+    for execution in history.executions:
+        words = _normal(tuple(_text(word) for word in execution.words))
+        if words in writers:
+            session = (execution.server, execution.connection)
+            known = candidates.setdefault(session, writers[words])
+            candidates[session] = known & writers[words] or known
+    return {session: min(found) for session, found in candidates.items() if len(found) == 1}
+
+
+def _normal(words: tuple[str, ...]) -> tuple[str, ...]:
+    return (words[0].upper(), *words[1:])
 
 
 def _time_at(history: History) -> Callable[[int], float]:
@@ -396,11 +443,11 @@ def _end(operation: Operation) -> str:
 def _written_line(
     written: Written,
     client: str,
-    connections: Mapping[int, str],
+    clients: Mapping[int, str],
     commands: Mapping[tuple[str, ...], int],
 ) -> Line:
     """Return the line of bytes that a client wrote."""
-    who = connections.get(written.connection, client)
+    who = clients.get(written.connection, client)
     requests, rest = parse_requests(written.data)
     text = f"writes {len(written.data)} bytes on connection {written.connection}"
     shown = [_command(words) for words in requests]
@@ -417,11 +464,18 @@ def _written_line(
     )
 
 
-def _execution_line(execution: Execution, commands: Mapping[tuple[str, ...], int]) -> Line:
+def _execution_line(
+    execution: Execution,
+    connections: Mapping[tuple[str, int], int],
+    commands: Mapping[tuple[str, ...], int],
+) -> Line:
     """Return the line of a command that a server executed or refused."""
     words = tuple(_text(word) for word in execution.words)
     verb = "executes" if execution.applied else "refuses"
-    where = f"of client ID {execution.connection}"
+    connection = connections.get((execution.server, execution.connection))
+    where = f"on connection {connection}"
+    if connection is None:
+        where = f"of CLIENT ID {execution.connection}"
     if execution.transaction is not None:
         where += f" in EXEC {execution.transaction}"
     return Line(
@@ -455,7 +509,14 @@ def _event_line(event: Event) -> Line:
             text += f", for {_seconds(lasts)}"
     elif who in ("workload", "client") and "client" in facts:
         who = f"client {facts.pop('client')}"
-    if facts:
+    sentence = SENTENCES.get((who, event.kind))
+    routine: tuple[str, ...] = ()
+    if sentence is not None:
+        if "seconds" in facts:
+            routine = ("stall",) if facts["seconds"] < SHORT_STALL else ()
+            facts["seconds"] = _seconds(facts["seconds"])
+        text = sentence.format_map(facts)
+    elif facts:
         text += f" ({_arguments(facts)})"
     number = facts.get("operation")
     return Line(
@@ -463,6 +524,7 @@ def _event_line(event: Event) -> Line:
         event.time - START,
         who,
         _short(text, WIDTH),
+        routine=routine,
         operations=frozenset((number,)) if isinstance(number, int) else frozenset(),
     )
 
