@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import errno
 import os
+import socket
 from asyncio.transports import _FlowControlMixin
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,8 @@ SEND_BUFFER = 128 * 1024
 
 LARGEST_READ = 256 * 1024
 
+USER_TIMEOUT = 18  # socket.TCP_USER_TIMEOUT of Linux
+
 FIN = "FIN"
 RST = "RST"
 
@@ -37,6 +40,30 @@ class Session(Protocol):
 
     def lost(self) -> None:
         """Note that the client closed or reset the connection."""
+
+
+class SimulatedSocket:
+    """What `get_extra_info("socket")` returns: it takes options, and has no descriptor.
+
+    Attributes:
+        user_timeout: Seconds after which unacknowledged data ends the connection, or None.
+    """
+
+    __slots__ = ("user_timeout",)
+
+    family = socket.AF_INET
+
+    def __init__(self) -> None:
+        self.user_timeout: float | None = None
+
+    def fileno(self) -> int:
+        """Return -1, as for a closed socket."""
+        return -1
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Use TCP_USER_TIMEOUT, and ignore other options."""
+        if level == socket.IPPROTO_TCP and option == USER_TIMEOUT:
+            self.user_timeout = value / 1000 or None
 
 
 class Peer:
@@ -82,7 +109,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def __init__(self, network: Network, host: Host, number: int, port: int) -> None:
         local = ("10.9.0.1", 40000 + number)
-        extra = {"peername": (host.address, port), "sockname": local, "socket": None}
+        self._socket = SimulatedSocket()
+        extra = {"peername": (host.address, port), "sockname": local, "socket": self._socket}
         super().__init__(extra, network.loop)
         self.number = number
         self.host = host
@@ -136,9 +164,9 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Begin to use the transport, in the same steps as asyncio's own."""
         loop = self._loop
         context = contextvars.copy_context()
-        self._readable = IOEvent(loop, 0.0, self._read_ready, (), self, context)
+        self._readable = IOEvent(loop, self._read_ready, (), None, context)
         self._read_armed = False
-        self._writable = IOEvent(loop, 0.0, self._write_ready, (), self, context)
+        self._writable = IOEvent(loop, self._write_ready, (), None, context)
         self._write_armed = False
         self._protocol = protocol
         loop.call_soon(protocol.connection_made, self)
@@ -367,7 +395,12 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def _expect_give_up(self) -> None:
         if self._gives_up_at is None and not self._socket_closed:
-            self._gives_up_at = at = self._loop.time() + 2.0 + 18.0 * self._random()
+            limit = self._socket.user_timeout
+            if limit is None:
+                limit = 2.0 + 18.0 * self._random()
+            else:
+                limit *= 1.0 + 0.2 * self._random()
+            self._gives_up_at = at = self._loop.time() + limit
             self._push(at, self._give_up, self._giving_up)
 
     def _give_up(self, number: int) -> None:
@@ -534,6 +567,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def lose_at_client(self) -> None:
         """Reset the connection at the client only. What it has sent still reaches the server."""
         if not self._dead and not self._socket_closed:
+            if self.cuts:
+                self._requests_waiting.clear()  # they would have to be sent again
             self._lose(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
 
 

@@ -73,19 +73,17 @@ class SimulatedTask(asyncio.Task[Any]):
 class IOEvent:
     """A callback that the loop runs at a time, or when a file would be ready."""
 
-    __slots__ = ("_cancelled", "args", "callback", "channel", "context", "loop", "when")
+    __slots__ = ("_cancelled", "args", "callback", "channel", "context", "loop")
 
     def __init__(
         self,
         loop: SimulatedLoop,
-        when: float,
         callback: Callable[..., Any],
         args: tuple[Any, ...],
         channel: object = None,
         context: Context | None = None,
     ) -> None:
         self.loop = loop
-        self.when = when
         self.callback = callback
         self.args = args
         self.channel = channel
@@ -173,15 +171,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Return the virtual time in seconds."""
         return self._now
 
-    def at(
-        self, when: float, callback: Callable[..., Any], *args: Any, channel: object = None
-    ) -> IOEvent:
+    def at(self, when: float, callback: Callable[..., Any], *args: Any) -> IOEvent:
         """Call a function at a time, outside our process: a packet, a server's timer, a fault.
 
         Such events run in the order of time and then of calls of this method, also while our
         process is stalled.
         """
-        event = IOEvent(self, when, callback, args, channel)
+        event = IOEvent(self, callback, args)
         self.push(when, event.happen)
         return event
 
@@ -193,7 +189,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         It runs among the other I/O events of that poll in a seeded order, but events of one
         `channel` keep their order. Use it for cancellations.
         """
-        event = IOEvent(self, when, callback, args, channel)
+        event = IOEvent(self, callback, args, channel)
         self.push(when, event.become_ready)
         return event
 
@@ -223,13 +219,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         cost = SHORTEST_ITERATION + random() * (LONGEST_ITERATION - SHORTEST_ITERATION)
         if random() < self._stall:
             cost += SHORTEST_STALL * math.exp(random() * self._stall_range)
-            if cost >= NOTED_STALL and self.note_stall is not None:
-                self.note_stall(cost)
         results = self.poll_results
         self._polling = True
         try:
             if timeout != 0 and not results:
                 self._wait(timeout)
+            if cost >= NOTED_STALL and self.note_stall is not None:
+                self.note_stall(cost)
             self._happen_until(self._now + cost)
             while self._blocked:
                 seconds, self._blocked = self._blocked, 0.0
@@ -285,17 +281,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             raise TooManySteps(f"more than {self.max_steps} steps: {self._describe_tasks()}")
 
     def _shuffle(self, results: list[IOEvent]) -> None:
+        channels: dict[object, list[IOEvent]] = {}
+        for event in results:
+            if event.channel is not None:
+                channels.setdefault(event.channel, []).append(event)
         self._random.shuffle(results)
-        if any(event.channel is not None for event in results):
-            # Within a channel, the positions stay, and the events take them in order of time.
-            positions: dict[object, list[int]] = {}
-            for position, event in enumerate(results):
-                if event.channel is not None:
-                    positions.setdefault(event.channel, []).append(position)
-            for taken in positions.values():
-                ordered = sorted((results[position] for position in taken), key=_when)
-                for position, event in zip(taken, ordered, strict=True):
-                    results[position] = event
+        if channels:
+            # The positions are drawn, and the events of a channel take theirs in their order.
+            queues = {channel: iter(queue) for channel, queue in channels.items()}
+            results[:] = [
+                event if event.channel is None else next(queues[event.channel]) for event in results
+            ]
 
     def _describe_tasks(self) -> str:
         tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, SimulatedTask)]
@@ -453,10 +449,6 @@ def _set_unless_done(
 ) -> None:
     if not future.done():
         setter(result)
-
-
-def _when(event: IOEvent) -> float:
-    return event.when
 
 
 def _where(task: asyncio.Task[Any]) -> str:

@@ -1,13 +1,23 @@
 import asyncio
+import gc
+import logging
+import os
+import random
+import secrets
 import subprocess
 import sys
+import time
+import uuid
+import warnings
 from pathlib import Path
 from random import Random
 
+import pytest
 import redis.asyncio
 
 from resilient_io.redis import ResilientRedis
 from tests.simulation.environment import NORMAL, simulated
+from tests.simulation.loop import SimulationEscape
 from tests.simulation.network import Network
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +156,107 @@ def test_same_seed_has_the_same_digest_in_other_processes():
             check=True,
         )
         assert result.stdout.split() == expected
+
+
+def draw_everything():
+    return (
+        time.time(),
+        time.monotonic_ns(),
+        os.urandom(4),
+        random.random(),
+        random.Random().random(),
+        random.SystemRandom().random(),
+        uuid.uuid1(),
+        uuid.uuid4(),
+        secrets.token_hex(4),
+    )
+
+
+def test_time_and_randomness_come_from_the_seed():
+    drawn = []
+    for seed in (1, 1, 2):
+        with simulated(seed):
+            drawn.append(draw_everything())
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0][2:], drawn[2][2:], strict=True))
+    assert all(one != other for one, other in zip(drawn[0], draw_everything(), strict=True))
+
+
+def test_everything_is_restored_after_an_error():
+    replaced = (
+        *((time, name) for name in ("time", "monotonic", "perf_counter_ns", "sleep")),
+        *((os, "urandom"), (random, "_urandom"), (random.Random, "seed"), (uuid, "uuid1")),
+        *((sys, "unraisablehook"), (warnings, "showwarning")),
+    )
+    before = [getattr(owner, name) for owner, name in replaced]
+    logger = logging.getLogger("redis")
+    state = random.getstate()
+    with pytest.raises(ValueError, match="escapes"), simulated(1) as simulation:
+        assert not gc.isenabled()
+        assert all(
+            getattr(owner, name) is not old
+            for (owner, name), old in zip(replaced, before, strict=True)
+        )
+        raise ValueError("escapes")
+    assert [getattr(owner, name) for owner, name in replaced] == before
+    assert simulation.loop.is_closed()
+    assert gc.isenabled()
+    assert logger.propagate
+    assert not logger.handlers
+    assert random.getstate() == state
+
+
+def test_errors_are_collected():
+    async def never():
+        pass
+
+    class Failing:
+        def __del__(self):
+            raise ValueError("in the end")
+
+    with simulated(1) as simulation:
+        logging.getLogger("resilient_io.part").error("it %s", "broke")
+        logging.getLogger("resilient_io.part").warning("not this")
+        never()
+        Failing()
+    errors = simulation.log_errors
+    assert len(errors) == 3
+    assert errors[0] == "resilient_io.part: it broke"
+    assert "never awaited" in errors[1]
+    assert "in the end" in errors[2]
+
+
+def test_sleeping_is_an_escape():
+    async def main():
+        time.sleep(1.0)
+
+    with simulated(1) as simulation, pytest.raises(SimulationEscape, match=r"time\.sleep"):
+        simulation.loop.run_until_complete(main())
+
+
+def test_leftover_tasks_end_inside_the_loop():
+    ended = []
+
+    async def stay(name):
+        try:
+            await asyncio.sleep(1e6)
+        finally:
+            await asyncio.sleep(1.0)
+            ended.append(name)
+
+    async def wait_forever():
+        await asyncio.get_running_loop().create_future()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        main.tasks = [loop.create_task(stay(name), name=name) for name in "ab"]
+        await wait_forever()
+
+    with simulated(1) as simulation:
+        task = simulation.loop.create_task(main(), name="main")
+        simulation.loop.call_later(5.0, simulation.loop.stop)
+        simulation.loop.run_forever()
+    assert task.cancelled()
+    assert ended == ["a", "b"]
+    assert simulation.leftover_tasks == ["main", "a", "b"]
+    assert simulation.loop.errors == []
