@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .plan import Call, Caller, ClientSetup, Fault, NetworkSettings, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .history import History, Violation
     from .run import Result
@@ -145,6 +145,7 @@ class _Minimizer:
         self._call_options()
         self._arguments()
         self._pauses()
+        self._start_earlier()
         self._numbers()
 
     def _remove(self, items: Sequence[T], keep: Callable[[Sequence[T]], Plan]) -> None:
@@ -189,9 +190,9 @@ class _Minimizer:
         """
         numbers = sorted(call.number for caller in self.plan.callers for call in caller.calls)
         began = {
-            numbers[bisect_right(numbers, operation.number) - 1]
+            _call_of(operation.number, numbers)
             for operation in self.result.history.operations
-            if operation.started_at <= number and numbers and operation.number >= numbers[0]
+            if operation.started_at <= number
         }
         kept: set[int] = set()
         for caller in self.plan.callers:
@@ -209,6 +210,10 @@ class _Minimizer:
         self._remove(plan.callers, lambda kept: replace(plan, callers=tuple(kept)))
 
     def _calls(self) -> None:
+        plan = self.plan
+        numbers = [call.number for caller in plan.callers for call in caller.calls]
+        starts, ends = _times_of_calls(plan, self.result.history)
+        self._remove(numbers, lambda kept: _retimed(plan.keep(calls=set(kept)), starts, ends))
         plan = self.plan
         numbers = [call.number for caller in plan.callers for call in caller.calls]
         self._remove(numbers, lambda kept: plan.keep(calls=set(kept)))
@@ -340,6 +345,28 @@ class _Minimizer:
                     if not self.smaller(_with_calls(self.plan, _replaced(shorter))):
                         break
 
+    def _start_earlier(self) -> None:
+        """Let everything begin earlier, by the same time."""
+        plan = self.plan
+        begins = [caller.calls[0].pause for caller in plan.callers if caller.calls]
+        begins += [fault.at for fault in plan.faults]
+        for share in (1.0, 0.9, 0.5):
+            earlier = min(begins, default=0.0) * share
+            faults = tuple(replace(fault, at=round(fault.at - earlier, 6)) for fault in plan.faults)
+            callers = tuple(
+                replace(
+                    caller,
+                    calls=(
+                        replace(caller.calls[0], pause=round(caller.calls[0].pause - earlier, 6)),
+                        *caller.calls[1:],
+                    ),
+                )
+                for caller in plan.callers
+                if caller.calls
+            )
+            if earlier > 0.01 and self.smaller(replace(plan, faults=faults, callers=callers)):
+                return
+
     def _numbers(self) -> None:
         """Round times to hundredths of a second, and durations of faults to tenths."""
 
@@ -431,6 +458,42 @@ def time_of(history: History, number: int) -> float | None:
             if at == number:
                 return seconds_or_none
     return None
+
+
+def _call_of(operation: int, calls: Sequence[int]) -> int:
+    """Return the number of the call that an operation belongs to; `calls` is sorted."""
+    return calls[max(bisect_right(calls, operation) - 1, 0)] if calls else operation
+
+
+def _times_of_calls(plan: Plan, history: History) -> tuple[dict[int, float], dict[int, float]]:
+    """Return when each call with operations began, and when it ended."""
+    numbers = sorted(call.number for caller in plan.callers for call in caller.calls)
+    starts: dict[int, float] = {}
+    ends: dict[int, float] = {}
+    for operation in history.operations:
+        call = _call_of(operation.number, numbers)
+        starts[call] = min(operation.started, starts.get(call, operation.started))
+        if operation.ended is not None:
+            ends[call] = max(operation.ended, ends.get(call, 0.0))
+    return starts, ends
+
+
+def _retimed(plan: Plan, starts: Mapping[int, float], ends: Mapping[int, float]) -> Plan:
+    """Return the plan with pauses after which its calls begin when they did in another run."""
+
+    def retimed(caller: Caller) -> Caller:
+        calls = []
+        time_before = START
+        for call in caller.calls:
+            start = starts.get(call.number)
+            if start is None:
+                calls.append(call)
+                continue
+            calls.append(replace(call, pause=round(max(start - time_before, 0.0), 6)))
+            time_before = ends.get(call.number, start)
+        return replace(caller, calls=tuple(calls))
+
+    return replace(plan, callers=tuple(retimed(caller) for caller in plan.callers))
 
 
 def _call(plan: Plan, number: int) -> Call:

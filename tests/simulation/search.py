@@ -105,25 +105,21 @@ class Summary:
 
     def table(self, replay: Callable[[Job], str]) -> Iterator[str]:
         """Yield the lines of the table at the end."""
-        rate = self.seeds / self.seconds / self.processes if self.seconds else 0.0
-        yield (
-            f"{self.seeds:,} seeds with {self.calls:,} calls in {self.seconds:.1f} s: "
-            f"{rate:.1f} seeds/s in each of {count(self.processes, 'process', 'processes')}, "
-            f"{self.virtual_seconds / 3600:.1f} virtual hours"
-        )
         for rule, found in sorted(self.rules.items(), key=lambda item: -item[1].seeds):
-            yield ""
             yield rule
             yield (
                 f"    {count(found.violations, 'violation')} in {count(found.seeds, 'seed')}, "
                 f"first: {replay(found.first)}"
             )
-        if self.known:
-            yield ""
-            for name, number in sorted(self.known.items()):
-                yield f"known finding, not counted: {name} ({number:,} times)"
-        if not self.rules:
-            yield "No rule was broken."
+        for name, number in sorted(self.known.items()):
+            yield f"known finding, not counted: {name} ({number:,} times)"
+        rate = self.seeds / self.seconds / self.processes if self.seconds else 0.0
+        broken = f"{count(len(self.rules), 'rule')} broken" if self.rules else "No rule was broken"
+        yield (
+            f"{broken}: {self.seeds:,} seeds with {self.calls:,} calls in {self.seconds:.1f} s, "
+            f"{rate:.1f} seeds/s in each of {count(self.processes, 'process', 'processes')}, "
+            f"{self.virtual_seconds / 3600:.1f} virtual hours"
+        )
 
 
 def count(number: int, one: str, several: str | None = None) -> str:

@@ -113,10 +113,10 @@ def command(fake, *arguments):
 def test_search_prints_a_table_and_a_minimized_timeline(fake, capsys):
     assert command(fake, "--seeds", "300") == 1
     printed = capsys.readouterr().out
-    assert printed.startswith("300 seeds with 1,500 calls in ")
-    assert "seeds/s in each of 2 processes, 3.0 virtual hours" in printed
+    assert "\n2 rules broken: 300 seeds with 1,500 calls in " in printed
+    assert "seeds/s in each of 2 processes, 3.0 virtual hours\n" in printed
     first = '3 violations in 3 seeds, first: make simulate ARGS="--replay {}"'
-    assert "\napplied_once\n    " + first.format(17) in printed
+    assert "applied_once\n    " + first.format(17) in printed
     assert "\ncalls_end\n    " + first.format(18) in printed
     assert "Broken rule: applied once\n  Each write is applied at most once." in printed
     assert "Minimized from 5 calls and 3 faults to 1 call and 0 faults in " in printed
@@ -125,7 +125,7 @@ def test_search_prints_a_table_and_a_minimized_timeline(fake, capsys):
 
 def test_search_without_findings_succeeds(fake, capsys):
     assert command(fake, "--seeds", "10", "--start", "20", "--theme", "pops") == 0
-    assert "No rule was broken." in capsys.readouterr().out
+    assert "No rule was broken: 10 seeds" in capsys.readouterr().out
 
 
 def test_hanging_dying_and_crashing_seeds_are_reported_and_the_others_run(fake, capsys):

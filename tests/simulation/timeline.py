@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .run import Result
 
 WIDTH = 110  # of a line, without the columns before the text
+LONGEST_ERROR = 200
 LONG_RUN = 120  # lines; above it, the traffic of operations that are not concerned is folded
 _ROUTINE = "AUTH CLIENT COMMAND CONFIG ECHO HELLO INFO MODULE PING READONLY ROLE SELECT"
 ROUTINE = frozenset(_ROUTINE.split())
@@ -226,6 +227,7 @@ def _timeline(
         for line in lines:
             yield _printed(line, width, style)
         return
+    lines, rest = _until_violation(lines)
     shown = [line for line in lines if not line.routine]
     long = len(shown) > LONG_RUN
 
@@ -253,6 +255,17 @@ def _timeline(
             yield style.dim(_printed(line, width, Style(False)))
         else:
             yield _printed(line, width, style)
+    if rest:
+        yield style.dim(
+            " " * margin
+            + f"... the rest ({len(rest)} lines, until {rest[-1].time:.4f}) is left out"
+        )
+
+
+def _until_violation(lines: list[Line]) -> tuple[list[Line], list[Line]]:
+    """Return the lines up to the last marked one, and the rest. What follows explains nothing."""
+    last = max((at for at, line in enumerate(lines) if line.mark != " "), default=len(lines) - 1)
+    return lines[: last + 1], lines[last + 1 :]
 
 
 def _printed(line: Line, width: int, style: Style) -> str:
@@ -437,7 +450,7 @@ def _end(operation: Operation) -> str:
         case None:
             return "ends"
         case outcome:
-            return f"gets {_short(operation.error, WIDTH)} [{outcome.value}]"
+            return f"gets {_short(operation.error, LONGEST_ERROR)} [{outcome.value}]"
 
 
 def _written_line(
