@@ -206,22 +206,19 @@ def pause(world: World, fault: Fault) -> None:
 
 def limit_clients(world: World, fault: Fault) -> None:
     """The server accepts no more clients."""
-    server = _server(world)
-    server.limit_clients(fault.arguments.get("count", 0))
-    world.loop.at(world.loop.time() + fault.seconds, lambda: server.limit_clients(10_000))
+    _server(world).limit_clients(fault.arguments.get("count", 0), fault.seconds)
 
 
 def deny(world: World, fault: Fault) -> None:
     """The ACL forbids commands with which the library fences and recovers."""
-    server = _server(world)
-    server.deny(tuple(fault.arguments.get("commands", ("CLIENT|KILL",))))
-    world.loop.at(world.loop.time() + fault.seconds, lambda: server.deny(()))
+    commands = fault.arguments.get("commands", ("CLIENT|KILL",))
+    _server(world).deny(commands, seconds=fault.seconds)
 
 
 def kill_client(world: World, fault: Fault) -> None:
     """An operator kills a client."""
     server = _server(world)
-    ids = server.client_ids()
+    ids = list(server.sessions)
     if ids:
         server.kill_client(ids[fault.arguments.get("index", 0) % len(ids)])
 
@@ -229,7 +226,7 @@ def kill_client(world: World, fault: Fault) -> None:
 def unblock(world: World, fault: Fault) -> None:
     """An operator unblocks a client."""
     server = _server(world)
-    ids = server.client_ids()
+    ids = list(server.sessions)
     if ids:
         chosen = ids[fault.arguments.get("index", 0) % len(ids)]
         server.unblock(chosen, error=fault.arguments.get("error", False))

@@ -70,7 +70,8 @@ def _servers(
             history,
             Random(f"server/{plan.seed}/{index}"),
             requirepass=password,
-            replica_lag=lag,
+            address=f"{address}:{PORT}",
+            lag=lag,
             **settings,
         )
         network.listen(address, PORT, server)

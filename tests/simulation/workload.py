@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from .history import Operation, Outcome
-from .redis_server.scripts import INCREMENT_THEN_FAIL, PUSH_AND_RETURN, READ_TOKEN, SET_AND_RETURN
+from .redis_server.scripts import INCR_THEN_ERROR, PUSH_AND_RETURN, READ_AND_ECHO, SET_AND_RETURN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -196,7 +196,7 @@ async def echo(use: Use) -> None:
 
 async def script_read(use: Use) -> None:
     """Run a script that only reads."""
-    await use.send("EVAL_RO", READ_TOKEN, "1", "r0", use.token())
+    await use.send("EVAL_RO", READ_AND_ECHO, "1", "r0", use.token())
 
 
 async def script_push(use: Use) -> None:
@@ -206,7 +206,7 @@ async def script_push(use: Use) -> None:
 
 async def script_fail(use: Use) -> None:
     """Run a script that writes, and then returns an error that looks like a refusal."""
-    await use.send("EVAL", INCREMENT_THEN_FAIL, "1", f"n:{use.token()}", use.token())
+    await use.send("EVAL", INCR_THEN_ERROR, "1", f"n:{use.token()}", use.token())
 
 
 async def script_registered(use: Use) -> None:
@@ -385,7 +385,7 @@ async def lock(use: Use) -> None:
     name = f"lock{use.argument('key', 0)}"
     timeout = use.argument("timeout", 10.0)
     held = use.redis.lock(name, timeout=timeout, sleep=0.05)
-    acquire = use.operation((), kind="acquire", lock=name, timeout=timeout, limit=None)
+    acquire = use.operation(kind="acquire", lock=name, timeout=timeout, limit=None)
     blocking = use.argument("blocking", 0.5)
     await use.perform(acquire, lambda: held.acquire(blocking_timeout=blocking))
     if acquire.outcome is not Outcome.OK or not acquire.reply:
@@ -394,9 +394,9 @@ async def lock(use: Use) -> None:
     acquire.facts["token"] = token.decode() if isinstance(token, bytes) else token
     await asyncio.sleep(use.argument("hold", 0.05))
     if use.argument("extend"):
-        extend = use.operation((), kind="extend", offset=1, lock=name, limit=None)
+        extend = use.operation(kind="extend", offset=1, lock=name, limit=None)
         await use.perform(extend, lambda: held.extend(timeout, replace_ttl=True))
-    release = use.operation((), kind="release", offset=2, lock=name, limit=None)
+    release = use.operation(kind="release", offset=2, lock=name, limit=None)
     release.facts["token"] = acquire.facts["token"]
     await use.perform(release, held.release)
 
@@ -410,10 +410,10 @@ async def close(use: Use) -> None:
     label = use.caller.client
     client.open = False
     history.event("workload", "closing", client=label)
-    operation = use.operation((), limit=None)
+    operation = use.operation(limit=None)
     closings = [use.perform(operation, client.redis.aclose)]
     if use.argument("twice"):
-        second = use.operation((), offset=1, limit=None)
+        second = use.operation(offset=1, limit=None)
         closings.append(use.perform(second, client.redis.aclose))
     await asyncio.gather(*closings)
     if operation.outcome is Outcome.OK:
@@ -423,7 +423,7 @@ async def close(use: Use) -> None:
 async def reopen(use: Use) -> None:
     """Open the client again, perhaps while it is closing."""
     client, history = use.client, use.world.history
-    operation = use.operation((), limit=None)
+    operation = use.operation(limit=None)
     await use.perform(operation, client.redis.initialize)
     if operation.outcome is Outcome.OK:
         client.open = True
@@ -432,7 +432,7 @@ async def reopen(use: Use) -> None:
 
 async def wait_up(use: Use) -> None:
     """Wait until the server is up."""
-    operation = use.operation((), limit=None)
+    operation = use.operation(limit=None)
     health = use.redis.health
     timeout = use.argument("timeout", 1.0)
 
@@ -447,7 +447,7 @@ async def rotate(use: Use) -> None:
     """Rotate the credentials, as the task of a provider does."""
     credentials = use.client.credentials
     if credentials is not None:
-        operation = use.operation((), limit=None)
+        operation = use.operation(limit=None)
 
         async def work() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

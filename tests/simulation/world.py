@@ -116,7 +116,7 @@ class World:
                 f"redis-{label}", settings=HealthSettings(**setup.health), rng=Random(rng.random())
             )
             health.on_change(self._note_change)
-        credentials = RotatingCredentials() if self.servers[0].requires_password else None
+        credentials = RotatingCredentials() if self.servers[0].password_required else None
         options: dict[str, Any] = dict(setup.options)
         if credentials is not None:
             options["credential_provider"] = credentials
@@ -192,6 +192,7 @@ class World:
             yield
 
 
+_REPLIES = (redis.ResponseError, redis.BusyLoadingError, redis.exceptions.LockError)
 _NOT_APPLIED = (DependencyUnavailable, DeadlineExceeded, Overloaded, Closed)
 
 
@@ -212,9 +213,7 @@ def _note_error(operation: Operation, error: Exception) -> None:
         operation.outcome = Outcome.UNKNOWN if applied else Outcome.NOT_APPLIED
     elif isinstance(error, redis.WatchError):
         operation.outcome = Outcome.WATCH_FAILED
-    elif isinstance(error, (redis.ResponseError, redis.exceptions.LockError)) or any(
-        "nothing was applied" in note for note in notes
-    ):
+    elif isinstance(error, _REPLIES) or any("nothing was applied" in note for note in notes):
         operation.outcome = Outcome.REFUSED
     else:
         operation.outcome = Outcome.OTHER

@@ -1,0 +1,93 @@
+"""The rules that every run must keep. Each check is a function whose name states its rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.history import Violation
+
+from . import (
+    ending,
+    errors,
+    executions,
+    health,
+    linearizability,
+    lists,
+    locks,
+    order,
+    replies,
+    times,
+    transactions,
+)
+from .index import Index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.simulation.history import History
+    from tests.simulation.plan import Plan
+
+    from .index import Broken
+
+ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
+    executions.no_command_is_applied_more_often_than_its_policy_permits,
+    executions.a_call_that_reports_nothing_applied_was_never_applied,
+    executions.a_refused_command_was_never_applied,
+    executions.an_acknowledged_command_was_applied_during_its_call,
+    executions.an_acknowledged_command_is_not_applied_after_its_call,
+    executions.an_unknown_outcome_was_written,
+    executions.a_read_does_not_end_with_an_unknown_outcome,
+    executions.a_command_is_attempted_no_more_often_than_its_policy_permits,
+    executions.nothing_is_written_after_its_call_ended,
+    executions.an_expired_call_is_not_written,
+    replies.a_reply_is_one_that_the_server_gave_during_the_call,
+    replies.a_reply_with_a_token_has_that_of_its_own_command,
+    replies.a_batch_returns_one_reply_for_each_command,
+    order.no_finished_call_is_applied_after_a_later_write,
+    order.no_abandoned_transaction_is_applied_after_a_later_write,
+    order.no_transaction_overtakes_a_finished_call,
+    order.calls_of_one_tick_keep_their_order_for_each_key,
+    order.commands_of_a_pipeline_are_executed_in_their_order,
+    transactions.a_transaction_is_executed_whole_and_in_order,
+    transactions.a_transaction_is_executed_without_interruption,
+    transactions.no_command_of_a_transaction_is_applied_outside_it,
+    transactions.a_transaction_is_applied_only_if_its_watched_keys_did_not_change,
+    lists.no_element_is_delivered_twice,
+    lists.no_element_is_lost,
+    lists.an_acknowledged_element_is_in_a_list_or_was_taken,
+    locks.two_callers_never_hold_one_lock,
+    locks.an_acquired_lock_was_taken_on_the_server,
+    locks.a_lock_that_is_still_held_can_be_released,
+    linearizability.registers_are_linearizable,
+    times.a_call_ends_by_its_deadline,
+    times.a_blocking_call_reaches_the_server_by_its_deadline,
+    times.a_cancellation_ends_its_call_at_once,
+    times.a_cancellation_is_not_swallowed,
+    times.only_a_cancelled_call_ends_as_cancelled,
+    times.every_call_ends,
+    times.calls_end_when_their_client_has_closed,
+    errors.every_error_is_a_documented_one,
+    health.down_has_a_reason,
+    health.a_dependency_is_up_again_soon_after_the_last_fault,
+    health.a_call_is_not_refused_as_down_without_a_reason,
+    health.a_server_that_serves_nothing_is_not_up,
+    health.degraded_ends_when_refusals_stop,
+    health.an_accepted_write_ends_the_report_of_refused_writes,
+    health.closing_a_client_does_not_end_a_health_that_another_uses,
+    health.nothing_is_published_after_the_last_client_closed,
+    ending.every_open_client_is_up_and_answers_at_the_end,
+    ending.every_counter_returns_to_zero,
+    ending.the_retry_budget_stays_within_its_size,
+    ending.closed_clients_leave_nothing_behind,
+    ending.no_unexpected_error_is_logged,
+)
+
+
+def check(history: History, plan: Plan | None = None) -> list[Violation]:
+    """Return every violation of a rule, in the order of `ALL`."""
+    index = Index(history, plan)
+    return [
+        Violation(rule.__name__, broken.detail, broken.operations, broken.at)
+        for rule in ALL
+        for broken in rule(index)
+    ]

@@ -1,0 +1,45 @@
+"""Rules about errors: callers see only documented ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.history import Outcome
+
+from .index import Broken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .index import Index
+
+_INTERNAL = frozenset((
+    "InvalidResponse", "Closed", "ConnectionLost", "Undeliverable", "Promoted",
+    "NotMultiplexable", "AssertionError", "KeyError", "AttributeError", "InvalidStateError",
+    "IndexError", "TypeError", "RuntimeError",
+))  # fmt: skip
+"""Names of errors that callers never get as such; subclasses that are documented may."""
+
+_DOCUMENTED = frozenset({"RedisError", "DataError", "ConfigurationError"})
+
+
+def every_error_is_a_documented_one(index: Index) -> Iterator[Broken]:
+    """A call raises an error of redis-py's hierarchy, never an internal or unexpected one."""
+    for operation in index.history.operations:
+        bases = operation.error_bases
+        if operation.outcome is Outcome.OTHER:
+            why = "is not a public error"
+        elif not bases or operation.outcome in (Outcome.OK, Outcome.CANCELLED, None):
+            continue
+        elif bases[0] in _INTERNAL:
+            why = "is internal"
+        elif not _DOCUMENTED.intersection(bases):
+            why = "is not a RedisError"
+        else:
+            continue
+        yield Broken(
+            f"call {operation.number} ({operation.kind}) raised an error that {why}: "
+            f"{operation.error}",
+            (operation.number,),
+            operation.ended_at,
+        )

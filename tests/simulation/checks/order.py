@@ -1,0 +1,154 @@
+"""Rules about order: fencing of finished calls, bursts and pipelines."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from tests.simulation.history import Outcome
+
+from .effects import BLOCKING
+from .index import Broken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.simulation.history import Execution
+
+    from .index import Command, Index
+
+_OVERTAKEN = (Outcome.CANCELLED, Outcome.UNKNOWN)
+
+
+def no_finished_call_is_applied_after_a_later_write(index: Index) -> Iterator[Broken]:
+    """Nothing of a finished call is applied after a write that its client began later.
+
+    Exempt are unknown and cancelled calls where the server forbids fencing, which is documented.
+    So are calls that ended on their own while a large value kept the connection busy.
+    """
+    yield from _overtaken(index, lambda late, newer: not late and not newer)
+
+
+def no_abandoned_transaction_is_applied_after_a_later_write(index: Index) -> Iterator[Broken]:
+    """An EXEC after WATCH, on a connection of its own, is fenced like any other call."""
+    yield from _overtaken(index, lambda late, _newer: late)
+
+
+def no_transaction_overtakes_a_finished_call(index: Index) -> Iterator[Broken]:
+    """An EXEC after WATCH is not applied before a call whose connection was lost earlier."""
+    yield from _overtaken(index, lambda late, newer: not late and newer, lost_only=True)
+
+
+def _overtaken(
+    index: Index, wanted: Callable[[bool, bool], bool], *, lost_only: bool = False
+) -> Iterator[Broken]:
+    """Yield what was applied too late. `wanted` gets whether each side had its own connection."""
+    newest: dict[tuple[str, str, bool], tuple[int, Command]] = {}
+    for execution, owner in zip(index.history.executions, index.owners, strict=True):
+        if owner is None or not execution.applied:
+            continue
+        command = index.by_command_token.get(owner)
+        if command is None or not _counts(command, execution):
+            continue
+        operation = command.operation
+        own = operation.kind == "watch"
+        ended = operation.ended_at
+        if ended is not None and execution.at > ended:
+            for side in (False, True):
+                later = newest.get((operation.client, execution.server, side))
+                if later is None or later[0] <= ended or not wanted(own, side):
+                    continue
+                if _exempt(index, command, execution, lost_only=lost_only):
+                    continue
+                newer = later[1]
+                yield Broken(
+                    f"{command} of a call that had ended ({_outcome(command)}) was applied after "
+                    f"{newer}, which began later",
+                    (operation.number, newer.operation.number),
+                    execution.at,
+                )
+                break
+        key = (operation.client, execution.server, own)
+        if key not in newest or newest[key][0] < operation.started_at:
+            newest[key] = (operation.started_at, command)
+
+
+def _counts(command: Command, execution: Execution) -> bool:
+    return (
+        command.writes
+        and command.operation.kind != "manual"  # its connection belongs to another client
+        and command.name not in BLOCKING
+        and execution not in command.put_back
+    )
+
+
+def _exempt(index: Index, command: Command, execution: Execution, *, lost_only: bool) -> bool:
+    operation = command.operation
+    own_end = operation.outcome is Outcome.CANCELLED or "deadline" in operation.error
+    if lost_only and (operation.outcome is not Outcome.UNKNOWN or own_end):
+        return True
+    if index.unfenced < execution.at and (
+        operation.outcome in _OVERTAKEN or operation.repeat in ("conditional", "any")
+    ):
+        return True
+    return own_end and any(
+        each.kind in ("set large", "get large") for each in index.by_client[operation.client]
+    )
+
+
+def _outcome(command: Command) -> str:
+    outcome = command.operation.outcome
+    return "not ended" if outcome is None else outcome.value
+
+
+def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
+    """Calls of a burst with the same key are executed in the order in which they were made.
+
+    A call that was written twice was repeated after a failure, which may reorder it.
+    """
+    bursts: dict[tuple[int, str, str], list[Command]] = {}
+    for number, commands in index.commands.items():
+        operation = index.operations[number]
+        if operation.burst is None or len(commands) != 1 or len(commands[0].words) < 2:
+            continue
+        command = commands[0]
+        if command.token is None or not command.executions:
+            continue
+        if len(index.sent.get(command.token, ())) > 1 or index.unfenced < command.executions[0].at:
+            continue
+        key = (operation.burst, operation.client, command.words[1])
+        bursts.setdefault(key, []).append(command)
+    for members in bursts.values():
+        members.sort(key=lambda each: each.operation.number)
+        for first, second in pairwise(members):
+            if second.executions[0].at < first.executions[0].at:
+                yield Broken(
+                    f"{second} was executed before {first}, which was called first",
+                    (first.operation.number, second.operation.number),
+                    second.executions[0].at,
+                )
+
+
+def commands_of_a_pipeline_are_executed_in_their_order(index: Index) -> Iterator[Broken]:
+    """The first execution of each command of a pipeline follows that of the command before it."""
+    for number, commands in index.commands.items():
+        if index.operations[number].kind != "pipeline":
+            continue
+        previous: Command | None = None
+        for command in commands:
+            if command.token is None:
+                continue
+            if (
+                previous is not None
+                and command.executions
+                and (
+                    not previous.executions or previous.executions[0].at > command.executions[0].at
+                )
+            ):
+                yield Broken(
+                    f"{command} was executed before {previous}, which precedes it",
+                    (number,),
+                    command.executions[0].at,
+                )
+                break
+            previous = command
