@@ -14,7 +14,7 @@ versions = tests/unit tests/wire tests/live/lifecycle \
 	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions soak containers coverage bench lint format types docs \
+.PHONY: help demo test test-versions soak containers simulate coverage bench lint format types docs \
 	structure wheel servers screenshots lock clean
 
 help: ## list the targets
@@ -38,6 +38,9 @@ soak: ## the tests that take over 10 s each
 
 containers: ## the tests in containers; needs a Docker engine (ARGS=--write-docs updates the table)
 	$(in_venv) test python scripts/container_scenes.py $(ARGS)
+
+simulate: ## search thousands of simulated schedules for defects (ARGS="--replay 17" shows one)
+	$(in_venv) test python -m tests.simulation $(ARGS)
 
 coverage: ## the tests, and the lines and branches that they do not reach
 	$(kafka)

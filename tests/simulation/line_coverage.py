@@ -1,0 +1,61 @@
+"""The lines of the client that a search executes: what no seed reaches is not tested."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .processes import ROOT
+from .search import search
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import TextIO
+
+    from .processes import Job
+    from .search import Summary
+
+FILES = (
+    *("redis/executor.py", "redis/attempt.py", "redis/connection.py", "redis/connect.py"),
+    *("redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py", "redis/probe.py"),
+    *("redis/runtime.py", "redis/lock.py"),
+    *("health/prober.py", "health/machine.py", "health/dependency.py"),
+)
+_EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")
+
+
+def measure(
+    chosen: Iterator[Job], *, processes: int, arguments: Sequence[str], output: TextIO
+) -> tuple[Summary, list[str]]:
+    """Return the summary of a search, and the lines of a report about the lines it executed."""
+    from coverage import Coverage  # a dependency of the tests that only this report needs
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(Path(folder) / "data")
+        summary = search(
+            chosen, processes=processes, arguments=[*arguments, "--coverage", data], output=output
+        )
+        measured = Coverage(data_file=data, config_file=False, source_pkgs=["resilient_io"])
+        measured.combine([folder])
+        for text in _EXCLUDED:
+            measured.exclude(text)
+        return summary, list(_report(measured))
+
+
+def _report(measured: object) -> Iterator[str]:
+    """Yield a line per file, and one for all."""
+    yield "file                     lines  executed   missing lines"
+    lines = executed = 0
+    for name in FILES:
+        path = ROOT / "src" / "resilient_io" / name
+        _, statements, _, missing, text = measured.analysis2(str(path))  # type: ignore[attr-defined]
+        yield _line(name, len(statements), len(missing), text)
+        lines += len(statements)
+        executed += len(statements) - len(missing)
+    yield _line("all", lines, lines - executed, "")
+
+
+def _line(name: str, lines: int, missing: int, text: str) -> str:
+    share = 100 * (lines - missing) / lines if lines else 100.0
+    return f"{name:23} {lines:6,}  {share:7.1f}%   {text}".rstrip()

@@ -1,0 +1,116 @@
+"""A process that runs seeds for a search: `python -m tests.simulation.worker`.
+
+It reads one request per line of stdin, a JSON list of [seed, theme], and writes a line of JSON to
+stdout for each seed before it runs it, and one with the result. It ends when stdin is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .plan import Plan
+    from .run import Result
+
+PACKAGE = "tests.simulation"
+SEED_LIMIT = 20.0  # seconds of real time; a seed usually takes less than 0.03 s
+
+
+def load(
+    plant: str | None = None, package: str = PACKAGE
+) -> tuple[Callable[[Plan], Result], Callable[[int, str | None], Plan]]:
+    """Return `run` and `draw_plan`, after a bug was planted into the client.
+
+    Bugs replace source text. Therefore nothing else may import the client before.
+
+    Args:
+        plant: The name of the bug, or None.
+        package: The package of the simulation; tests of the command use another one.
+    """
+    if plant is not None:
+        importlib.import_module(f"{package}.planted_bugs").plant(plant)
+    run = importlib.import_module(f"{package}.run").run
+    return run, importlib.import_module(f"{package}.draw").draw_plan
+
+
+def summary(seed: int, theme: str | None, result: Result) -> dict[str, Any]:
+    """Return what a search needs to know about a run, as plain data."""
+    return {
+        "seed": seed,
+        "theme": theme,
+        "digest": result.digest,
+        "virtual": result.virtual_seconds,
+        "calls": len(result.history.operations),
+        "violations": [
+            [violation.rule, violation.detail, list(violation.operations), violation.at]
+            for violation in result.violations
+        ],
+    }
+
+
+def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> None:
+    """Run the seeds of all requests."""
+
+    def reply(**facts: Any) -> None:
+        replies.write(json.dumps(facts) + "\n")
+        replies.flush()
+
+    try:
+        run, draw_plan = load(options.plant, options.package)
+    except Exception:  # noqa: BLE001 - the search shows it
+        reply(broken=traceback.format_exc())
+        return
+    reply(ready=True)
+    for request in requests:
+        for seed, theme in json.loads(request):
+            reply(begins=[seed, theme])
+            # A thread in C ends this process, even if the seed is stuck in a loop without await.
+            faulthandler.dump_traceback_later(options.limit, exit=True)
+            try:
+                result = summary(seed, theme, run(draw_plan(seed, theme)))
+            except Exception:  # noqa: BLE001 - a defect of the simulation, or of the client
+                result = {"seed": seed, "theme": theme, "crash": traceback.format_exc()}
+            faulthandler.cancel_dump_traceback_later()
+            reply(result=result)
+        reply(idle=True)
+
+
+def main() -> None:
+    """Run a worker."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plant")
+    parser.add_argument("--package", default=PACKAGE)
+    parser.add_argument("--limit", type=float, default=SEED_LIMIT)
+    parser.add_argument("--coverage", help="file for the lines that were executed")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends this one
+    faulthandler.enable()
+    # Prints of the client must not end up between the replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if options.coverage is None:
+        serve(sys.stdin, replies, options)
+        return
+    from coverage import Coverage  # a test dependency that only this option needs
+
+    measured = Coverage(data_file=options.coverage, config_file=False, source_pkgs=["resilient_io"])
+    measured.start()
+    try:
+        serve(sys.stdin, replies, options)
+    finally:
+        measured.stop()
+        measured.save()
+
+
+if __name__ == "__main__":
+    main()
