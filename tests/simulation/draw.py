@@ -376,6 +376,7 @@ class _Drawer:
     def server(self) -> dict[str, Any]:
         rng = self.rng
         return {
+            "version": rng.choice(["redis 7.0.15", "valkey 9.1.2"]),
             "password": rng.random() < self.theme.credentials,
             "busy_threshold": rng.choice([0.05, 0.3, 1.0]),
             "replica_lag": rng.choice([0.001, 0.01, 0.2]),

@@ -106,7 +106,13 @@ class Simulated:
         self.timers = ManualTimers()
         self.history = History(self.timers.time)
         self.server = RedisServer(
-            "redis", self.timers, self.history, Random(1), busy_threshold=0.02, epoch=time.time() - 1000, **settings
+            "redis",
+            self.timers,
+            self.history,
+            Random(1),
+            busy_threshold=0.02,
+            epoch=time.time() - 1000,
+            **settings,
         )
         self._peers: dict[str, _Peer] = {}
         self._sessions: dict[str, Any] = {}

@@ -118,7 +118,6 @@ class Session:
         ),
         *(
             "opening",
-            "partial",
             "peer",
             "postponed",
             "protocol",
@@ -157,7 +156,6 @@ class Session:
         self.gone = False
         self.held = False
         self.opening = False
-        self.partial = False  # whether a part of a request may have been read
         self.created = self.last = node.timers.time()
         self.written_offset = 0
         self.out: list[bytes] = []
@@ -197,10 +195,9 @@ class Session:
             return
         if data:
             reader = self.reader
-            if data[0] != 42 and not self.partial:  # 42 is "*"
+            if data[0] != 42 and not self.partial and not reader.has_data():  # 42 is "*"
                 data = self._inline(data)
             reader.feed(data)
-            self.partial = True
         if not self.halted:
             self.process()
 
@@ -215,9 +212,9 @@ class Session:
                 if not self.partial and not has_data():
                     return
                 words = gets()
-                if words is False:
+                self.partial = words is False
+                if self.partial:
                     return
-                self.partial = self.reader.has_data()
                 if words:
                     if type(words) is not list or type(words[0]) is not bytes:
                         raise hiredis.ProtocolError  # noqa: TRY301
