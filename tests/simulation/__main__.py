@@ -8,6 +8,7 @@ import importlib
 import os
 import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .known_findings import KNOWN, known_finding
@@ -139,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
         "--planted-bugs",
         action="store_true",
         help="plant each bug and print the first seed that finds it",
+    )
+    other.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="for --planted-bugs: keep in this file what the client breaks without a bug",
     )
     parser.add_argument("--package", default=PACKAGE, help=argparse.SUPPRESS)
     parser.add_argument("--every", type=float, default=10.0, help=argparse.SUPPRESS)
@@ -390,6 +397,7 @@ def _planted_bugs(options: argparse.Namespace) -> int:
         processes=options.processes,
         arguments=_worker_arguments(options)[:4],
         known=_known(options),
+        baseline=options.baseline,
         output=sys.stdout,
     )
     return 1 if any(each.job is None for each in measured) else 0
