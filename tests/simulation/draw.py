@@ -177,7 +177,9 @@ THEMES: dict[str, Theme] = {
     "loading": Theme(
         _WRITES, _only(_FAULTS, "kill", loading=20, limit_clients=3), busy_callers=True
     ),
-    "budget": Theme(_WRITES, _BREAKS | {"refuse writes": 8}, policy=_scarce_budget),
+    "budget": Theme(
+        _WRITES, _BREAKS | {"refuse writes": 8}, cancel=0.4, policy=_scarce_budget, busy_callers=True
+    ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
         _WRITES | _only(_CALLS, "pop", "wait up", close=1), _FAULTS, policy=_waits_while_down

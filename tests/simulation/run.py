@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from . import faults
+from .budgets import recorded
 from .checks import check
 from .environment import simulated
 from .history import ClientEnd, Ending
@@ -53,7 +54,8 @@ def run(plan: Plan) -> Result:
         network = Network(loop, Random(f"network/{plan.seed}"), history, plan.network)
         world = World(plan, loop, network, history, _servers(plan, loop, network, history))
         began = loop.time()
-        loop.run_until_complete(_main(world))
+        with recorded(history):
+            loop.run_until_complete(_main(world))
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)
         history.ending.log_errors = list(simulation.log_errors)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.history import Violation
 
 from . import (
+    budget,
     ending,
     errors,
     executions,
@@ -67,6 +68,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     times.every_call_ends,
     times.calls_end_when_their_client_has_closed,
     errors.every_error_is_a_documented_one,
+    errors.an_error_that_promises_nothing_was_applied_fits_its_progress,
     health.down_has_a_reason,
     health.a_dependency_is_up_again_soon_after_the_last_fault,
     health.a_call_is_not_refused_as_down_without_a_reason,
@@ -78,6 +80,10 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     ending.every_open_client_is_up_and_answers_at_the_end,
     ending.every_counter_returns_to_zero,
     ending.the_retry_budget_stays_within_its_size,
+    budget.a_payment_is_taken_from_the_budget,
+    budget.a_refund_returns_what_the_call_had_paid,
+    budget.the_budget_earns_one_token_for_each_reply,
+    budget.a_call_that_is_cancelled_in_its_backoff_is_refunded,
     ending.closed_clients_leave_nothing_behind,
     ending.no_unexpected_error_is_logged,
 )
