@@ -76,6 +76,8 @@ def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str,
 def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
     policy["attempts"] = rng.choice([3, 5, 8])
+    policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
+    policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
@@ -178,7 +180,12 @@ THEMES: dict[str, Theme] = {
         _WRITES, _only(_FAULTS, "kill", loading=20, limit_clients=3), busy_callers=True
     ),
     "budget": Theme(
-        _WRITES, _BREAKS | {"refuse writes": 8}, cancel=0.4, policy=_scarce_budget, busy_callers=True
+        _WRITES,
+        _BREAKS | {"refuse writes": 8},
+        cancel=0.4,
+        storms=(2, 4),
+        policy=_scarce_budget,
+        busy_callers=True,
     ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
