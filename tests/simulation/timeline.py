@@ -304,7 +304,7 @@ def _folded(lines: Sequence[Line]) -> Line:
     if names:
         parts.append("routine: " + ", ".join(names))
     if others:
-        parts.append(f"{others} lines of other operations")
+        parts.append(f"{others} {'line' if others == 1 else 'lines'} of other operations")
     first = lines[0]
     return Line(first.at, first.time, "", _short(f"... {'; '.join(parts)}", WIDTH))
 
