@@ -377,7 +377,7 @@ class _Minimizer:
                         break
 
     def _start_earlier(self) -> None:
-        """Let everything begin earlier, by the same time."""
+        """Make everything begin earlier, by the same time."""
         plan = self.plan
         begins = [caller.calls[0].pause for caller in plan.callers if caller.calls]
         begins += [fault.at for fault in plan.faults]

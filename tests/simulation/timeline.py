@@ -565,9 +565,12 @@ def _ending(history: History) -> Iterator[str]:
             yield f"{name}: {_short(', '.join(map(str, values)), 400)}"
     if ending.timers:
         yield f"timers left over: {ending.timers}"
+    servers: dict[str, list[str]] = {}
     for server, data in ending.data.items():
         items = ", ".join(f"{key}={_reply(value)}" for key, value in sorted(data.items()))
-        yield f"data of {server}: {_short(items, 200) or 'none'}"
+        servers.setdefault(items, []).append(server)
+    for items, names in servers.items():
+        yield f"data of {' and '.join(names)}: {_short(items, 200) or 'none'}"
 
 
 def parse_requests(data: bytes) -> tuple[list[tuple[str, ...]], int]:
