@@ -38,7 +38,7 @@ class Session(Protocol):
     def receive(self, data: bytes) -> None:
         """Take bytes from the client."""
 
-    def lost(self) -> None:
+    def lost(self, *, reset: bool = False) -> None:
         """Note that the client closed or reset the connection."""
 
 
@@ -473,7 +473,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def _serve(self, item: bytes | str) -> None:
         session = self.session
         if item is FIN or item is RST:
-            self._lose_at_server()
+            self._lose_at_server(reset=item is RST)
             return
         self._acknowledge(len(item))
         if session is not None and self.peer.open:
@@ -481,11 +481,11 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         elif not self._dead:
             self._send_reply(RST)
 
-    def _lose_at_server(self) -> None:
+    def _lose_at_server(self, *, reset: bool) -> None:
         session, self.session = self.session, None
         if session is not None and self.peer.open:
             self.peer.open = False
-            session.lost()
+            session.lost(reset=reset)
         self.peer.open = False
 
     # -- the way to the client -------------------------------------------------------------
@@ -556,12 +556,12 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def reset_both(self) -> None:
         """Reset the connection at both ends."""
-        self._lose_at_server()
+        self._lose_at_server(reset=True)
         self._send_reply(RST)
 
     def close_both(self) -> None:
         """Close the connection on behalf of the server, which is informed."""
-        self._lose_at_server()
+        self._lose_at_server(reset=False)
         self._send_reply(FIN)
 
     def lose_at_client(self) -> None:

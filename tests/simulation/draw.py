@@ -262,7 +262,7 @@ class _Drawer:
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
         count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
-        total = rng.randint(30, 70)
+        total = rng.randint(30, 60)
         number = 0
         callers = []
         for index in range(count):
@@ -376,6 +376,7 @@ class _Drawer:
     def server(self) -> dict[str, Any]:
         rng = self.rng
         return {
+            "version": rng.choice(["redis 7.0.15", "valkey 9.1.2"]),
             "password": rng.random() < self.theme.credentials,
             "busy_threshold": rng.choice([0.05, 0.3, 1.0]),
             "replica_lag": rng.choice([0.001, 0.01, 0.2]),

@@ -91,7 +91,7 @@ class Operation:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Execution:
     """One command that a server executed, or refused with an error reply.
 
@@ -125,7 +125,7 @@ class ErrorReply:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Written:
     """Bytes that the client passed to a transport. `connection` is the network's own number."""
 
@@ -135,7 +135,7 @@ class Written:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HealthChange:
     """A state that a dependency of a client published."""
 
@@ -147,7 +147,7 @@ class HealthChange:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """A line of the timeline: what the workload, the network or the server did.
 

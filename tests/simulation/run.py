@@ -38,8 +38,12 @@ class Result:
     plan: Plan
     history: History
     violations: list[Violation]
-    digest: str
     virtual_seconds: float
+
+    @property
+    def digest(self) -> str:
+        """A hash of the whole history."""
+        return self.history.digest()
 
 
 def run(plan: Plan) -> Result:
@@ -53,7 +57,7 @@ def run(plan: Plan) -> Result:
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)
         history.ending.log_errors = list(simulation.log_errors)
-    return Result(plan, history, check(history, plan), history.digest(), seconds)
+    return Result(plan, history, check(history, plan), seconds)
 
 
 def _servers(
@@ -95,14 +99,14 @@ async def _main(world: World) -> None:
     planned = max(
         (sum(call.pause for call in caller.calls) for caller in plan.callers), default=0.0
     )
+    ending = world.history.ending
     if callers:
         _, hanging = await asyncio.wait(callers, timeout=over + planned + _LONGEST_CALL)
+        ending.hanging = [each.number for each in world.history.operations if each.ended is None]
         for task in hanging:
             task.cancel()
         if hanging:
             await asyncio.wait(hanging, timeout=5.0)
-    ending = world.history.ending
-    ending.hanging = [each.number for each in world.history.operations if each.ended is None]
     await asyncio.sleep(max(0.0, start + over - loop.time()))
     world.network.heal()
     world.history.event("workload", "settling")
@@ -153,6 +157,7 @@ async def _end(world: World, ending: Ending) -> None:
         answers = None
         if client.open:
             answers = await _answers(client)
+            await _quiet(client)
         budget = client.redis._runtime.executor.budget
         ending.clients.append(
             ClientEnd(
@@ -180,10 +185,22 @@ async def _end(world: World, ending: Ending) -> None:
     ending.data = {server.name: server.data() for server in world.servers}
 
 
+async def _quiet(client: Client) -> None:
+    """Wait for a moment at which no probe is in flight."""
+    for _ in range(20):
+        if not any(_counters(client).values()):
+            return
+        await asyncio.sleep(0.1)
+
+
 async def _answers(client: Client) -> bool:
-    try:
-        async with asyncio.timeout(5.0):
-            await client.redis.ping()
-    except (redis.RedisError, OSError, TimeoutError):
-        return False
-    return True
+    """Return whether a PING succeeds. The first may find that its connection is dead."""
+    for _ in range(3):
+        try:
+            async with asyncio.timeout(5.0):
+                await client.redis.ping()
+        except (redis.RedisError, OSError, TimeoutError):
+            await asyncio.sleep(1.0)
+        else:
+            return True
+    return False

@@ -667,6 +667,28 @@ def test_a_cancelled_pop_loses_no_element():
     assert story.broken == []
 
 
+def test_an_element_may_be_put_back_several_times():
+    story = _pushed()
+    for number, command, undo in ((40, "BRPOP l0 1", "RPUSH"), (60, "BLPOP l0 1", "LPUSH")):
+        operation = story.start(number, command, kind="pop")
+        story.cancel(operation)
+        story.run(command, [b"l0", b"t20.0"], connection=9)
+        story.end(operation, Outcome.CANCELLED)
+        story.run(f"{undo} l0 t20.0", 1)
+    assert story.broken == []
+
+
+@pytest.mark.parametrize("repeat", ["any", "idempotent"])
+def test_a_pop_that_may_be_repeated_may_take_two_elements(repeat):
+    story = _pushed()
+    story.call(40, "RPUSH l0 t40.0", 1, 1, kind="push")
+    operation = story.start(60, "BLPOP l0 1", kind="pop", repeat=repeat)
+    story.run("BLPOP l0 1", [b"l0", b"t20.0"], connection=8)
+    story.run("BLPOP l0 1", [b"l0", b"t40.0"], connection=9)
+    story.end(operation, reply=["l0", "t40.0"])
+    assert story.broken == ([] if repeat == "any" else ["no_element_is_lost"])
+
+
 def test_an_unknown_pop_may_lose_an_element_but_not_one_that_was_not_applied():
     story = _pushed()
     operation = _pop(story, 40, Outcome.UNKNOWN)

@@ -74,7 +74,7 @@ class StubSession:
             self.server.data[words[0]] = words[1]
         return b"+OK\r\n"
 
-    def lost(self):
+    def lost(self, *, reset=False):
         self.gone = True
 
 

@@ -42,7 +42,7 @@ class RecorderSession:
         if self.echo:
             self.peer.send(data)
 
-    def lost(self):
+    def lost(self, *, reset=False):
         assert not self.gone
         self.gone = True
 

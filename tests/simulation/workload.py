@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from .history import Operation, Outcome
-from .redis_server.scripts import INCR_THEN_ERROR, PUSH_AND_RETURN, READ_AND_ECHO, SET_AND_RETURN
+from .redis_server.scripts import (
+    INCR_THEN_ERROR,
+    PUSH_AND_RETURN,
+    READ_AND_ECHO,
+    SET_AND_RETURN,
+)
+from .world import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -277,24 +283,25 @@ async def watch(use: Use) -> None:
             operation.steps.append((0, began, history.next(), None))
             began = history.next()
             value = await pipe.get(key)
-            operation.steps.append((1, began, history.next(), value))
+            operation.steps.append((1, began, history.next(), plain(value)))
             if use.argument("think"):
                 await asyncio.sleep(use.argument("think"))
             pipe.multi()
             pipe.set(key, token)
             began = history.next()
             replies = await pipe.execute()
-            operation.steps.append((2, began, history.next(), replies))
+            operation.steps.append((2, began, history.next(), plain(replies)))
             return replies
 
     operation.facts["limit"] = None  # each of its commands has a limit of its own
+    operation.facts["thinks"] = bool(use.argument("think"))
     await use.perform(operation, work)
 
 
 async def manual(use: Use) -> None:
     """Send MULTI, commands and EXEC one by one, on a client with a connection of its own."""
     commands = _several(use)
-    operation = use.operation(*commands, limit=None)
+    operation = use.operation(*commands, limit=None, thinks=bool(use.argument("think")))
     client = use.redis.client()
     history = use.world.history
 
@@ -305,7 +312,7 @@ async def manual(use: Use) -> None:
                 await asyncio.sleep(use.argument("think"))
             began = history.next()
             reply = await client.execute_command(*words)
-            operation.steps.append((index, began, history.next(), reply))
+            operation.steps.append((index, began, history.next(), plain(reply)))
         return await client.execute_command("EXEC")
 
     try:

@@ -186,7 +186,8 @@ class World:
             yield
             return
         with deadline(call.deadline) as within:
-            operation.deadline = within.at
+            if not operation.facts.get("thinks"):
+                operation.deadline = within.at
             if limit is not None:
                 operation.deadline = min(within.at, operation.started + limit)
             yield

@@ -12,7 +12,7 @@ from .index import Broken
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.simulation.history import Execution, Operation
+    from tests.simulation.history import Execution, HealthChange, Operation
 
     from .index import Index
 
@@ -104,7 +104,7 @@ def a_server_that_serves_nothing_is_not_up(index: Index) -> Iterator[Broken]:
             calls = [
                 each
                 for each in operations
-                if began < each.started < ended and each.commands and each.started_at
+                if began < each.started < ended and index.commands[each.number]
             ]
             if len(calls) < 2:
                 continue
@@ -206,7 +206,11 @@ def nothing_is_published_after_the_last_client_closed(index: Index) -> Iterator[
             for label, dependency in index.dependencies.items()
             if dependency == change.dependency
         ]
-        if labels and all(index.state_of_client(label, change.at) == "closed" for label in labels):
+        if (
+            labels
+            and all(index.state_of_client(label, change.at) == "closed" for label in labels)
+            and not any(_has_own_client(index, label, change) for label in labels)
+        ):
             yield Broken(
                 f"{change.dependency} became {change.state.upper()} after its clients had closed: "
                 f"{change.cause} ({change.detail})",
@@ -299,9 +303,20 @@ def _uses(index: Index, label: str, at: int) -> bool:
     )
     return any(
         operation.outcome is Outcome.OK
-        and operation.commands
+        and operation.kind != "manual"  # that uses a client of its own, with the same health
+        and index.commands[operation.number]
         and operation.started_at > opened
         and (operation.ended_at or at) < at
+        for operation in index.by_client.get(label, ())
+    )
+
+
+def _has_own_client(index: Index, label: str, change: HealthChange) -> bool:
+    """Return whether a call at that time used a client made by `client()`, with that health."""
+    return any(
+        operation.kind == "manual"
+        and operation.started_at < change.at
+        and (operation.ended is None or operation.ended + 1.0 > change.time)
         for operation in index.by_client.get(label, ())
     )
 

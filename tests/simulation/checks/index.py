@@ -123,6 +123,8 @@ class Index:
         self.transactions: dict[int, list[Execution]] = {}
         self.owners: list[bytes | None] = []
         """For each execution, the first token that it carries."""
+        self.overtaken: list[tuple[Command, Command, int]] | None = None
+        """What `order` found, which several rules share."""
         self._read_executions()
         self.commands: dict[int, list[Command]] = {
             operation.number: self._commands_of(operation) for operation in history.operations
@@ -157,6 +159,8 @@ class Index:
     def _commands_of(self, operation: Operation) -> list[Command]:
         commands = []
         for index, words in enumerate(operation.commands):
+            if not words:
+                continue  # a call without commands of its own, such as a lock
             text = f"{operation.number}.{index}"
             carried = f"t{text}"
             token = None
@@ -216,7 +220,8 @@ class Index:
                 name = execution.words[0].decode()
                 undone = [pop for pop in pops if UNDO.get(pop.words[0].decode()) == name]
                 before = sum(pop.at < execution.at for pop in undone)
-                if len(command.put_back) < min(before, spare):
+                alike = sum(each.words[0].decode() == name for each in command.put_back)
+                if alike < before and len(command.put_back) < spare:
                     command.put_back.append(execution)
             if command.put_back:
                 put_back = {each.at for each in command.put_back}
@@ -463,12 +468,16 @@ def _elements(reply: Any) -> list[str]:
     return []
 
 
+def _decoded(reply: Any) -> Any:
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else reply
+
+
 def reply_of(command: Command) -> tuple[bool, Any]:
     """Return whether a reply to the command reached the caller, and the reply."""
     operation, index = command.operation, command.index
     replies: Any = ()
     if operation.kind == "watch" and index < _WATCH_STEPS:
-        steps = [reply for step, _, _, reply in operation.steps if step == index]
+        steps = [_decoded(reply) for step, _, _, reply in operation.steps if step == index]
         return bool(steps), steps[0] if steps else None
     if operation.outcome is not Outcome.OK:
         if operation.kind == "pipeline":

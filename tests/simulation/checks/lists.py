@@ -67,13 +67,15 @@ def _takers(index: Index, pop: Execution) -> list[Operation]:
         for operation in index.history.operations
         if operation.started_at
         and operation.started_at < pop.at
-        and operation.outcome is not Outcome.OK
+        and (operation.outcome is not Outcome.OK or operation.repeat == "any")
         and words in operation.commands
     ]
 
 
 def _may_lose(index: Index, pop: Execution, operation: Operation) -> bool:
     """Return whether a call may have taken an element that reached no one."""
+    if operation.outcome is Outcome.OK:
+        return True  # the caller permitted to repeat the pop, which may take two elements
     if operation.outcome is not Outcome.CANCELLED:
         return operation.outcome in (Outcome.UNKNOWN, Outcome.OTHER, None)
     if pop.words[0].decode() not in UNDO:

@@ -11,7 +11,7 @@ from .effects import BLOCKING
 from .index import Broken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.simulation.history import Execution
 
@@ -26,24 +26,50 @@ def no_finished_call_is_applied_after_a_later_write(index: Index) -> Iterator[Br
     Exempt are unknown and cancelled calls where the server forbids fencing, which is documented.
     So are calls that ended on their own while a large value kept the connection busy.
     """
-    yield from _overtaken(index, lambda late, newer: not late and not newer)
+    for late, newer, at in _overtaken(index):
+        if not _on_own_connection(late) and not _on_own_connection(newer):
+            yield _describe(late, newer, at)
 
 
 def no_abandoned_transaction_is_applied_after_a_later_write(index: Index) -> Iterator[Broken]:
     """An EXEC after WATCH, on a connection of its own, is fenced like any other call."""
-    yield from _overtaken(index, lambda late, _newer: late)
+    for late, newer, at in _overtaken(index):
+        if _on_own_connection(late):
+            yield _describe(late, newer, at)
 
 
 def no_transaction_overtakes_a_finished_call(index: Index) -> Iterator[Broken]:
     """An EXEC after WATCH is not applied before a call whose connection was lost earlier."""
-    yield from _overtaken(index, lambda late, newer: not late and newer, lost_only=True)
+    for late, newer, at in _overtaken(index):
+        if not _on_own_connection(late) and _on_own_connection(newer):
+            operation = late.operation
+            if operation.outcome is Outcome.UNKNOWN and "deadline" not in operation.error:
+                yield _describe(late, newer, at)
 
 
-def _overtaken(
-    index: Index, wanted: Callable[[bool, bool], bool], *, lost_only: bool = False
-) -> Iterator[Broken]:
-    """Yield what was applied too late. `wanted` gets whether each side had its own connection."""
-    newest: dict[tuple[str, str, bool], tuple[int, Command]] = {}
+def _on_own_connection(command: Command) -> bool:
+    return command.operation.kind == "watch"
+
+
+def _describe(late: Command, newer: Command, at: int) -> Broken:
+    outcome = late.operation.outcome
+    ended = "not ended" if outcome is None else outcome.value
+    return Broken(
+        f"{late} of a call that had ended ({ended}) was applied after {newer}, which began later",
+        (late.operation.number, newer.operation.number),
+        at,
+    )
+
+
+def _overtaken(index: Index) -> list[tuple[Command, Command, int]]:
+    """Return what was applied after its call, and after a write that began after that."""
+    if index.overtaken is None:
+        index.overtaken = list(_find_overtaken(index))
+    return index.overtaken
+
+
+def _find_overtaken(index: Index) -> Iterator[tuple[Command, Command, int]]:
+    newest: dict[tuple[str, str, bool], Command] = {}
     for execution, owner in zip(index.history.executions, index.owners, strict=True):
         if owner is None or not execution.applied:
             continue
@@ -56,21 +82,13 @@ def _overtaken(
         if ended is not None and execution.at > ended:
             for side in (False, True):
                 later = newest.get((operation.client, execution.server, side))
-                if later is None or later[0] <= ended or not wanted(own, side):
-                    continue
-                if _exempt(index, command, execution, lost_only=lost_only):
-                    continue
-                newer = later[1]
-                yield Broken(
-                    f"{command} of a call that had ended ({_outcome(command)}) was applied after "
-                    f"{newer}, which began later",
-                    (operation.number, newer.operation.number),
-                    execution.at,
-                )
-                break
+                if later is not None and later.operation.started_at > ended:
+                    if not _exempt(index, command, execution):
+                        yield command, later, execution.at
+                    break
         key = (operation.client, execution.server, own)
-        if key not in newest or newest[key][0] < operation.started_at:
-            newest[key] = (operation.started_at, command)
+        if key not in newest or newest[key].operation.started_at < operation.started_at:
+            newest[key] = command
 
 
 def _counts(command: Command, execution: Execution) -> bool:
@@ -82,23 +100,16 @@ def _counts(command: Command, execution: Execution) -> bool:
     )
 
 
-def _exempt(index: Index, command: Command, execution: Execution, *, lost_only: bool) -> bool:
+def _exempt(index: Index, command: Command, execution: Execution) -> bool:
     operation = command.operation
-    own_end = operation.outcome is Outcome.CANCELLED or "deadline" in operation.error
-    if lost_only and (operation.outcome is not Outcome.UNKNOWN or own_end):
-        return True
     if index.unfenced < execution.at and (
         operation.outcome in _OVERTAKEN or operation.repeat in ("conditional", "any")
     ):
         return True
+    own_end = operation.outcome is Outcome.CANCELLED or "deadline" in operation.error
     return own_end and any(
         each.kind in ("set large", "get large") for each in index.by_client[operation.client]
     )
-
-
-def _outcome(command: Command) -> str:
-    outcome = command.operation.outcome
-    return "not ended" if outcome is None else outcome.value
 
 
 def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:

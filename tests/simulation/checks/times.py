@@ -29,7 +29,7 @@ def a_call_ends_by_its_deadline(index: Index) -> Iterator[Broken]:
     for operation in index.history.operations:
         if operation.deadline is None or operation.ended is None:
             continue
-        if not operation.commands and operation.kind not in _LOCKS:
+        if not index.commands[operation.number] and operation.kind not in _LOCKS:
             continue  # closing and waiting for health have no deadline
         late = operation.ended - operation.deadline
         if late <= _DEADLINE_TOLERANCE:
@@ -135,7 +135,9 @@ def calls_end_when_their_client_has_closed(index: Index) -> Iterator[Broken]:
             for operation in index.by_client.get(label, ()):
                 if operation.started_at > closing:
                     break
-                if not operation.started_at or not operation.commands or operation.kind in _SLEEPS:
+                if not operation.started_at or operation.kind in _SLEEPS:
+                    continue
+                if not index.commands[operation.number]:
                     continue
                 ended = operation.ended
                 limit = time + _CLOSING_TOLERANCE

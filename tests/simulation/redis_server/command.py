@@ -12,6 +12,8 @@ from .resp import Refused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .node import Session
+
 Words = tuple[bytes, ...]
 SYNTAX = "ERR syntax error"
 NOT_INTEGER = "ERR value is not an integer or out of range"
@@ -29,6 +31,7 @@ class Flag(enum.Flag):
     NOSCRIPT = enum.auto()
     NO_AUTH = enum.auto()
     ALLOW_BUSY = enum.auto()
+    VALKEY_BUSY = enum.auto()  # as ALLOW_BUSY, in Valkey only
     MAY_REPLICATE = enum.auto()
     OWN_LOG = enum.auto()  # the handler writes the log itself
 
@@ -46,7 +49,8 @@ class Command:
 
     __slots__ = (
         *("allow_busy", "arity", "denyoom", "flags", "least", "loading", "may_replicate", "most"),
-        *("name", "no_auth", "no_script", "own_log", "run", "stale", "subcommands", "write"),
+        *("name", "no_auth", "no_script", "own_log", "run", "stale", "subcommands", "valkey_busy"),
+        "write",
     )
 
     def __init__(self, name: str, arity: int, flags: Flag, run: Callable[..., Any]) -> None:
@@ -63,6 +67,7 @@ class Command:
         self.no_script = Flag.NOSCRIPT in flags
         self.no_auth = Flag.NO_AUTH in flags
         self.allow_busy = Flag.ALLOW_BUSY in flags
+        self.valkey_busy = self.allow_busy or Flag.VALKEY_BUSY in flags
         self.may_replicate = self.write or Flag.MAY_REPLICATE in flags
         self.own_log = Flag.OWN_LOG in flags
         self.subcommands: dict[bytes, Command] = {}
@@ -154,9 +159,12 @@ def number(word: bytes, text: str = "ERR value is not a valid float") -> float:
     return found
 
 
-def timeout_seconds(word: bytes) -> float:
+def timeout_seconds(session: Session, word: bytes) -> float:
     """Return the timeout of a blocking command; 0 means none."""
     seconds = number(word, "ERR timeout is not a float or out of range")
+    if seconds * 1000 >= 1 << 63:
+        valkey = session.node.valkey
+        raise Refused(f"ERR timeout is {'out of range' if valkey else 'negative'}")
     if seconds < 0:
         raise Refused("ERR timeout is negative")
     return seconds

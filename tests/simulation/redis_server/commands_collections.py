@@ -18,7 +18,7 @@ from .command import (
 from .commands_keys import scan_options
 from .commands_strings import bounded
 from .database import ScoreValue, SetValue
-from .resp import NO_REPLY, NULL_ARRAY, OK, Members, Refused, Reply, format_double
+from .resp import NULL_ARRAY, OK, PENDING, Members, Refused, Reply, format_double
 
 if TYPE_CHECKING:
     from .database import Database
@@ -321,7 +321,7 @@ def zpopmin(session: Session, words: Words) -> Reply:
 
 @command("BZPOPMIN", -3, WRITE | Flag.NOSCRIPT)
 def bzpopmin(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[-1])
+    seconds = timeout_seconds(session, words[-1])
     database = session.database
     keys = words[1:-1]
 
@@ -329,7 +329,7 @@ def bzpopmin(session: Session, words: Words) -> Reply:
         for key in keys:
             for member, score in _pop_lowest(database, key, 1):
                 return [key, member, score]
-        return NO_REPLY
+        return PENDING
 
     return session.block(attempt, seconds, NULL_ARRAY, keys)
 

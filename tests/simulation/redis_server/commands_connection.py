@@ -23,6 +23,7 @@ NO_PASSWORD = (
     "ERR AUTH <password> called without any password configured for the default user. "
     "Are you sure your configuration is correct?"
 )
+LUA = {b"name": b"lua", b"ver": 1, b"path": b"lua", b"args": []}
 BAD_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 
 
@@ -73,7 +74,7 @@ def hello(session: Session, words: Words) -> Reply:
         b"id": session.id,
         b"mode": node.mode.encode(),
         b"role": b"master" if node.master is None else b"replica",
-        b"modules": [],
+        b"modules": [dict(LUA)] if node.valkey else [],
     }
 
 
@@ -90,7 +91,7 @@ def auth(session: Session, words: Words) -> Reply:
     return OK
 
 
-@command("SELECT", 2, ANY_TIME)
+@command("SELECT", 2, ANY_TIME | Flag.VALKEY_BUSY)
 def select(session: Session, words: Words) -> Reply:
     session.database = database_at(session, words[1])
     return OK
@@ -132,24 +133,30 @@ def reset(session: Session, words: Words) -> Reply:
     return Status(b"RESET")
 
 
-@command("CLIENT|ID", 2, CLIENT)
+@command("CLIENT|ID", 2, CLIENT | Flag.VALKEY_BUSY)
 def client_id(session: Session, words: Words) -> Reply:
     return session.id
 
 
-@command("CLIENT|SETNAME", 3, CLIENT)
+@command("CLIENT|SETNAME", 3, CLIENT | Flag.VALKEY_BUSY)
 def client_setname(session: Session, words: Words) -> Reply:
     session.name = _checked_name(words[2])
     return OK
 
 
-@command("CLIENT|GETNAME", 2, CLIENT)
+@command("CLIENT|GETNAME", 2, CLIENT | Flag.VALKEY_BUSY)
 def client_getname(session: Session, words: Words) -> Reply:
     return session.name.encode() or None
 
 
-@command("CLIENT|SETINFO", 4, CLIENT)
+def _since_7_2(session: Session, words: Words) -> None:
+    if session.node.release < (7, 2):
+        raise Refused(f"ERR unknown subcommand '{words[1].decode()}'. Try CLIENT HELP.")
+
+
+@command("CLIENT|SETINFO", 4, CLIENT | Flag.VALKEY_BUSY)
 def client_setinfo(session: Session, words: Words) -> Reply:
+    _since_7_2(session, words)
     name, version = session.library
     option, value = words[2].upper(), words[3].decode(errors="replace")
     shown = words[2].decode(errors="replace")
@@ -223,7 +230,7 @@ def client_kill(session: Session, words: Words) -> Reply:
             raise Refused("ERR No such client")
         skip_me, old_form = False, True
     else:
-        chosen, skip_me = _kill_filter(sessions, words[2:])
+        chosen, skip_me = _kill_filter(sessions, words[2:], valkey=node.valkey)
         old_form = False
     count = 0
     for one in chosen:
@@ -237,7 +244,9 @@ def client_kill(session: Session, words: Words) -> Reply:
     return OK if old_form else count
 
 
-def _kill_filter(sessions: list[Session], options: Words) -> tuple[list[Session], bool]:
+def _kill_filter(
+    sessions: list[Session], options: Words, *, valkey: bool
+) -> tuple[list[Session], bool]:
     skip_me = True
     if len(options) % 2:
         raise Refused(SYNTAX)
@@ -245,7 +254,8 @@ def _kill_filter(sessions: list[Session], options: Words) -> tuple[list[Session]
         name, value = options[at].upper(), options[at + 1]
         text = value.decode(errors="replace")
         if name == b"ID":
-            wanted = integer(value, "ERR client-id should be greater than 0")
+            wrong = SYNTAX if valkey else "ERR client-id should be greater than 0"
+            wanted = integer(value, wrong)
             if wanted < 1:
                 raise Refused("ERR client-id should be greater than 0")
             sessions = [one for one in sessions if one.id == wanted]
@@ -300,15 +310,17 @@ def client_unpause(session: Session, words: Words) -> Reply:
     return OK
 
 
-@command("CLIENT|NO-EVICT", 3, CLIENT)
-@command("CLIENT|NO-TOUCH", 3, CLIENT)
+@command("CLIENT|NO-EVICT", 3, CLIENT | Flag.VALKEY_BUSY)
+@command("CLIENT|NO-TOUCH", 3, CLIENT | Flag.VALKEY_BUSY)
 def client_switch(session: Session, words: Words) -> Reply:
+    if words[1] == b"NO-TOUCH":
+        _since_7_2(session, words)
     if words[2].upper() not in (b"ON", b"OFF"):
         raise Refused(SYNTAX)
     return OK
 
 
-@command("CLIENT|REPLY", 3, CLIENT)
+@command("CLIENT|REPLY", 3, CLIENT | Flag.VALKEY_BUSY)
 def client_reply(session: Session, words: Words) -> Reply:
     if words[2].upper() == b"ON":
         return OK
@@ -326,6 +338,6 @@ def client_tracking(session: Session, words: Words) -> Reply:
     return OK
 
 
-@command("CLIENT|GETREDIR", 2, CLIENT)
+@command("CLIENT|GETREDIR", 2, CLIENT | Flag.VALKEY_BUSY)
 def client_getredir(session: Session, words: Words) -> Reply:
     return 0 if session.tracking else -1

@@ -43,6 +43,9 @@ def _expire(session: Session, words: Words, factor: int, *, absolute: bool) -> R
     if {b"GT", b"LT"} <= options:
         raise Refused("ERR GT and LT options at the same time are not compatible")
     when = amount * factor + (0 if absolute else database.now())
+    if not -(1 << 63) <= when < 1 << 63:
+        name = words[0].decode().lower()
+        raise Refused(f"ERR invalid expire time in '{name}' command")
     if database.find(key) is None:
         return 0
     old = database.expires.get(key)

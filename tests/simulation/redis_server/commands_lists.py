@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .command import SYNTAX, Flag, Words, command, integer, not_negative, timeout_seconds
 from .commands_strings import bounded
-from .resp import NO_REPLY, NULL_ARRAY, OK, Refused, Reply
+from .resp import NULL_ARRAY, OK, PENDING, Refused, Reply
 
 if TYPE_CHECKING:
     from .database import Database
@@ -242,7 +242,7 @@ def rpoplpush(session: Session, words: Words) -> Reply:
 
 
 def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
-    seconds = timeout_seconds(words[-1])
+    seconds = timeout_seconds(session, words[-1])
     database = session.database
     keys = words[1:-1]
 
@@ -251,7 +251,7 @@ def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
             values = database.find_list(key)
             if values is not None:
                 return [key, take(database, key, values, left=left)]
-        return NO_REPLY
+        return PENDING
 
     return session.block(attempt, seconds, NULL_ARRAY, keys)
 
@@ -273,22 +273,27 @@ def _blocking_move(
     source, target = words[1], words[2]
 
     def attempt() -> Reply:
+        # A source of another type does not concern a caller that waits already.
+        if session.waiting is not None and type(database.find(source)) is not list:
+            return PENDING
         element = move(database, source, target, left=left, to_left=to_left)
-        return NO_REPLY if element is None else element
+        return PENDING if element is None else element
 
-    return session.block(attempt, seconds, None, (source,))
+    if session.executing:
+        return move(database, source, target, left=left, to_left=to_left)
+    return session.block(attempt, seconds, NULL_ARRAY, (source,), strict=True)
 
 
 @command("BLMOVE", 6, BLOCKING | GROW)
 def blmove(session: Session, words: Words) -> Reply:
     left, to_left = _side(words[3]), _side(words[4])
-    seconds = timeout_seconds(words[5])
+    seconds = timeout_seconds(session, words[5])
     return _blocking_move(session, words, seconds, left=left, to_left=to_left)
 
 
 @command("BRPOPLPUSH", 4, BLOCKING | GROW)
 def brpoplpush(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[3])
+    seconds = timeout_seconds(session, words[3])
     return _blocking_move(session, words, seconds, left=False, to_left=True)
 
 
@@ -316,19 +321,19 @@ def _pop_first(database: Database, keys: Words, count: int, *, left: bool) -> Re
         values = database.find_list(key)
         if values is not None:
             return [key, take_many(database, key, values, count, left=left)]
-    return NO_REPLY
+    return PENDING
 
 
 @command("LMPOP", -4, WRITE)
 def lmpop(session: Session, words: Words) -> Reply:
     keys, left, count = _several(words[1:])
     reply = _pop_first(session.database, keys, count, left=left)
-    return NULL_ARRAY if reply is NO_REPLY else reply
+    return NULL_ARRAY if reply is PENDING else reply
 
 
 @command("BLMPOP", -5, WRITE)
 def blmpop(session: Session, words: Words) -> Reply:
-    seconds = timeout_seconds(words[1])
+    seconds = timeout_seconds(session, words[1])
     keys, left, count = _several(words[2:])
     database = session.database
     return session.block(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .command import COMMANDS, Command, Flag, Words, command, glob, integer
-from .resp import NO_REPLY, OK, Refused, Reply, Status, Text
+from .resp import OK, PENDING, Refused, Reply, Status, Text
 
 if TYPE_CHECKING:
     from .node import Node, Session
 
 ANY_TIME = Flag.LOADING | Flag.STALE
 WAIT_ON_REPLICA = (
-    "ERR WAIT cannot be used with replica instances. Please also note that since Redis 4.0 if a "
+    "ERR WAIT cannot be used with replica instances. Please also note that {since}if a "
     "replica is configured to be writable (which is not the default) writes to replicas are just "
     "local and are not propagated."
 )
@@ -21,7 +21,7 @@ WAIT_ON_REPLICA = (
 def _sections(node: Node) -> dict[str, dict[str, object]]:
     now = node.timers.time()
     sessions = node.sessions.values()
-    host, _, port = node.address.rpartition(":")
+    port = node.address.rpartition(":")[2]
     server: dict[str, object] = {"redis_version": "7.2.4" if node.valkey else node.version}
     if node.valkey:
         server |= {"server_name": "valkey", "valkey_version": node.version}
@@ -82,7 +82,7 @@ def time(session: Session, words: Words) -> Reply:
 def wait(session: Session, words: Words) -> Reply:
     node = session.node
     if node.master is not None:
-        raise Refused(WAIT_ON_REPLICA)
+        raise Refused(WAIT_ON_REPLICA.format(since="" if node.valkey else "since Redis 4.0 "))
     wanted = integer(words[1])
     milliseconds = integer(words[2], "ERR timeout is not an integer or out of range")
     if milliseconds < 0:
@@ -94,7 +94,7 @@ def wait(session: Session, words: Words) -> Reply:
 
     def attempt() -> Reply:
         found = count()
-        return found if found >= wanted else NO_REPLY
+        return found if found >= wanted else PENDING
 
     return session.block(attempt, milliseconds / 1000, count)
 
@@ -103,7 +103,12 @@ def wait(session: Session, words: Words) -> Reply:
 @command("SLAVEOF", 3, Flag.NOSCRIPT | Flag.STALE)
 def replicaof(session: Session, words: Words) -> Reply:
     host, port = words[1].decode(errors="replace"), words[2].decode(errors="replace")
-    session.node.replicate_address(None if host.upper() == "NO" else f"{host}:{port}")
+    if (host.upper(), port.upper()) == ("NO", "ONE"):
+        session.node.replicate_address(None)
+    elif not port.isdecimal() or int(port) > 65535:
+        raise Refused("ERR Invalid master port")
+    else:
+        session.node.replicate_address(f"{host}:{port}")
     return OK
 
 
@@ -134,7 +139,7 @@ def _describe(name: bytes, found: Command | None) -> Reply:
     flags = [
         Status(flag.name.lower().encode())
         for flag in Flag
-        if flag in found.flags and flag not in (Flag.OWN_LOG, Flag.MAY_REPLICATE)
+        if flag in found.flags and flag not in (Flag.OWN_LOG, Flag.MAY_REPLICATE, Flag.VALKEY_BUSY)
     ]
     return [name.lower(), found.arity, flags, 0, 0, 0, [], [], [], []]
 

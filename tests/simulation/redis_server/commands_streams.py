@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .command import SYNTAX, Flag, Words, command, integer, wrong_arity
 from .database import Group, Stream, StreamId
-from .resp import NO_REPLY, NULL_ARRAY, OK, Refused, Reply
+from .resp import NULL_ARRAY, OK, PENDING, Refused, Reply
 
 if TYPE_CHECKING:
     from .database import Database
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 READ = Flag.READONLY
 WRITE = Flag.WRITE
 GROW = Flag.WRITE | Flag.DENYOOM
+MEANINGLESS_ID = (
+    "ERR The $ ID is meaningless in the context of XREADGROUP: you want to read the history of "
+    "this consumer by specifying a proper ID, or use the > ID to get new messages. The $ ID would "
+    "just return an empty result set."
+)
 BAD_ID = "ERR Invalid stream ID specified as stream command argument"
 NEEDS_KEY = (
     "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to "
@@ -37,7 +42,7 @@ def _id(word: bytes, sequence: int = 0) -> StreamId:
 
 
 def _entry(identifier: StreamId, fields: list[bytes] | None) -> Reply:
-    return [_id_text(identifier), fields if fields is None else list(fields)]
+    return [_id_text(identifier), NULL_ARRAY if fields is None else list(fields)]
 
 
 def _trim(stream: Stream, options: Words) -> tuple[int, Words]:
@@ -191,7 +196,7 @@ class _ReadOptions:
 
     __slots__ = ("block", "consumer", "count", "group", "ids", "keys", "noack")
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, *, valkey: bool) -> None:
         self.block: float | None = None
         self.count: int | None = None
         self.group = self.consumer = b""
@@ -223,12 +228,10 @@ class _ReadOptions:
         if not rest:
             raise Refused(SYNTAX)
         if len(rest) % 2:
-            mark = ">" if name == "xreadgroup" else "$"
+            mark = ">" if name == "xreadgroup" and valkey else "$"
+            shown = f"'{name}'" if valkey else "XREAD"
             raise Refused(
-                f"ERR Unbalanced '{name}' list of streams: for each stream key an ID, '+', or "
-                f"'{mark}' must be specified."
-                if name == "xread"
-                else f"ERR Unbalanced '{name}' list of streams: for each stream key an ID or "
+                f"ERR Unbalanced {shown} list of streams: for each stream key an ID or "
                 f"'{mark}' must be specified."
             )
         self.keys = rest[: len(rest) // 2]
@@ -243,7 +246,7 @@ def _found(session: Session, found: list[tuple[bytes, list[Reply]]]) -> Reply:
 
 @command("XREAD", -4, READ)
 def xread(session: Session, words: Words) -> Reply:
-    options = _ReadOptions(words)
+    options = _ReadOptions(words, valkey=session.node.valkey)
     database = session.database
     after: list[StreamId] = []
     for key, word in zip(options.keys, options.ids, strict=True):
@@ -262,11 +265,11 @@ def xread(session: Session, words: Words) -> Reply:
             entries = [_entry(one, stream.entries[one]) for one in stream.entries if one > start]
             if entries:
                 found.append((key, entries[: options.count]))
-        return _found(session, found) if found else NO_REPLY
+        return _found(session, found) if found else PENDING
 
     if options.block is None:
         reply = attempt()
-        return NULL_ARRAY if reply is NO_REPLY else reply
+        return NULL_ARRAY if reply is PENDING else reply
     return session.block(attempt, options.block, NULL_ARRAY, options.keys)
 
 
@@ -287,9 +290,11 @@ def _no_group(key: bytes, group: bytes, command_name: str = "") -> Refused:
 
 @command("XREADGROUP", -7, WRITE)
 def xreadgroup(session: Session, words: Words) -> Reply:
-    options = _ReadOptions(words)
+    options = _ReadOptions(words, valkey=session.node.valkey)
     if not options.group:
         raise Refused("ERR Missing GROUP option for XREADGROUP")
+    if b"$" in options.ids:
+        raise Refused(MEANINGLESS_ID)
     database = session.database
 
     def attempt() -> Reply:
@@ -304,11 +309,11 @@ def xreadgroup(session: Session, words: Words) -> Reply:
                     found.append((key, entries))
             else:
                 found.append((key, _history(pair, options, _id(word))))
-        return _found(session, found) if found else NO_REPLY
+        return _found(session, found) if found else PENDING
 
     if options.block is None:
         reply = attempt()
-        return NULL_ARRAY if reply is NO_REPLY else reply
+        return NULL_ARRAY if reply is PENDING else reply
     return session.block(attempt, options.block, NULL_ARRAY, options.keys, strict=True)
 
 

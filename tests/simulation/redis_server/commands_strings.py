@@ -22,9 +22,10 @@ def expiry(database: Database, unit: bytes, word: bytes, name: str) -> int:
     """Return the Unix time in milliseconds of an option such as EX 10."""
     factor, absolute = EXPIRY_UNITS[unit]
     amount = integer(word)
-    if amount <= 0:
+    when = amount * factor + (0 if absolute else database.now())
+    if amount <= 0 or when >= 1 << 63:
         raise Refused(f"ERR invalid expire time in '{name}' command")
-    return amount * factor + (0 if absolute else database.now())
+    return when
 
 
 @command("GET", 2, READ)
@@ -114,6 +115,8 @@ def getex(session: Session, words: Words) -> Reply:
     database = session.database
     option = words[2].upper() if len(words) > 2 else b""
     when = 0
+    if not session.node.valkey and database.find_bytes(words[1]) is None:
+        return None
     if option in EXPIRY_UNITS and len(words) == 4:
         when = expiry(database, option, words[3], "getex")
     elif len(words) > 3 or option not in (b"", b"PERSIST"):
@@ -154,7 +157,8 @@ def msetnx(session: Session, words: Words) -> Reply:
 
 def _add(session: Session, key: bytes, amount: int) -> int:
     database = session.database
-    total = integer(database.find_bytes(key) or b"0") + amount
+    value = database.find_bytes(key)
+    total = amount + (0 if value is None else integer(value))
     if not -(1 << 63) <= total < 1 << 63:
         raise Refused(OVERFLOW)
     database.put(key, b"%d" % total, keep_expiry=True)
@@ -178,13 +182,17 @@ def incrby(session: Session, words: Words) -> Reply:
 
 @command("DECRBY", 3, GROW)
 def decrby(session: Session, words: Words) -> Reply:
-    return _add(session, words[1], -integer(words[2]))
+    amount = integer(words[2])
+    if amount == -(1 << 63):
+        raise Refused("ERR decrement would overflow")
+    return _add(session, words[1], -amount)
 
 
 @command("INCRBYFLOAT", 3, GROW)
 def incrbyfloat(session: Session, words: Words) -> Reply:
     database = session.database
-    total = number(database.find_bytes(words[1]) or b"0") + number(words[2])
+    value = database.find_bytes(words[1])
+    total = number(words[2]) + (0.0 if value is None else number(value))
     if total in (float("inf"), float("-inf")):
         raise Refused("ERR increment would produce NaN or Infinity")
     text = format_double(total)

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .node import Session
 
 ANY_TIME = Flag.NOSCRIPT | Flag.LOADING | Flag.STALE
+DENIED_SINCE = (
+    "NOPERM ACLs rules changed between the moment the transaction was accumulated and the EXEC "
+    "call. This command is no longer allowed for the following reason: no permission to execute "
+    "the command or subcommand"
+)
 EXEC_ABORT = "EXECABORT Transaction discarded because of previous errors."
 
 
@@ -21,7 +26,7 @@ def multi(session: Session, words: Words) -> Reply:
     if session.queued is not None:
         if not session.node.valkey:
             raise Refused("ERR MULTI calls can not be nested")
-        session.aborted = True
+        session.abort()
         raise Refused("ERR Command 'multi' not allowed inside a transaction")
     session.queued = []
     session.aborted = False
@@ -48,7 +53,7 @@ def watch(session: Session, words: Words) -> Reply:
     if session.queued is not None:
         if not session.node.valkey:
             raise Refused("ERR WATCH inside MULTI is not allowed")
-        session.aborted = True
+        session.abort()
         raise Refused("ERR Command 'watch' not allowed inside a transaction")
     database = session.database
     for key in words[1:]:
@@ -63,7 +68,8 @@ def unwatch(session: Session, words: Words) -> Reply:
     return OK
 
 
-def _watch_failed(session: Session) -> bool:
+def watch_failed(session: Session) -> bool:
+    """Return whether a watched key has changed."""
     for (index, key), version in session.watched.items():
         database = session.node.databases[index]
         database.find(key)
@@ -83,7 +89,7 @@ def exec_(session: Session, words: Words) -> Reply:
         error = ErrorReply(text)
         node.log(session, words, error, applied=False)
         return error
-    if session.watched and _watch_failed(session):
+    if session.watched and watch_failed(session):
         discard_transaction(session)
         node.log(session, words, None, applied=False)
         return NULL_ARRAY
@@ -93,6 +99,11 @@ def exec_(session: Session, words: Words) -> Reply:
     session.executing = True
     for entry, arguments in queued:
         session.command, session.words = entry, arguments
+        if node.denies(session.user, entry):
+            error = ErrorReply(DENIED_SINCE)
+            node.log(session, arguments, error, applied=False, transaction=transaction)
+            replies.append(error)
+            continue
         replies.append(node.call(session, entry, arguments, transaction))
     session.executing = False
     node.log(session, words, replies, applied=True, transaction=transaction)
@@ -154,9 +165,15 @@ def _unsubscribe(session: Session, words: Words, own: dict[bytes, None], table: 
 @command("PUBLISH", 3, Flag.LOADING | Flag.STALE | Flag.MAY_REPLICATE)
 def publish(session: Session, words: Words) -> Reply:
     channel = words[1]
-    return session.node.publish(
-        channel, words[2], lambda pattern: glob(pattern).fullmatch(channel) is not None
+    own: list[Reply] = []
+    count = session.node.publish(
+        channel,
+        words[2],
+        lambda pattern: glob(pattern).fullmatch(channel) is not None,
+        # Valkey sends the publisher its own messages after the reply.
+        None if not session.node.valkey or session.executing else (session, own),
     )
+    return Several([count, *own]) if own else count
 
 
 @command("PUBSUB|CHANNELS", -2, Flag.LOADING | Flag.STALE)

@@ -196,7 +196,7 @@ class Database:
             self._drop(key)
 
     def expire_at(self, key: bytes, when: int) -> None:
-        """Let a key expire at a Unix time in milliseconds; in the past, delete it."""
+        """Set when a key expires, in Unix milliseconds; delete it if that has passed."""
         if when <= self._now():
             self._drop(key)
         else:

@@ -13,7 +13,7 @@ import hiredis
 from tests.simulation.history import ErrorReply
 
 from .database import Database, Journal
-from .resp import NO_REPLY, Push, Refused, Reply, encode
+from .resp import PENDING, Push, Refused, Reply, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class Waiting:
     """A command that waits for keys, for replicas, or for the end of a pause.
 
     Attributes:
-        attempt: Returns the reply, or NO_REPLY while the command has to wait.
+        attempt: Returns the reply, or PENDING while the command has to wait.
         null: The reply at the timeout.
         strict: Whether an error of a later attempt ends the wait (XREADGROUP).
     """
@@ -93,6 +93,7 @@ class Session:
         queued: The commands after MULTI, or None.
         aborted: Whether EXEC must fail because a command was refused.
         watched: The version of each watched key, by database and key.
+        partial: Whether the beginning of a command has been read.
         halted: Whether further input has to wait: blocked, paused, closing or closed.
         gone: Whether output has nowhere to go.
         held: Whether output has to wait for the end of a script.
@@ -112,11 +113,11 @@ class Session:
             "name",
             "node",
             "out",
+            "partial",
             "patterns",
         ),
         *(
             "opening",
-            "partial",
             "peer",
             "postponed",
             "protocol",
@@ -155,10 +156,10 @@ class Session:
         self.gone = False
         self.held = False
         self.opening = False
-        self.partial = False  # whether a part of a request may have been read
         self.created = self.last = node.timers.time()
         self.written_offset = 0
         self.out: list[bytes] = []
+        self.partial = False  # the input ends within a command
         self.reader = hiredis.Reader() if peer is not None else None
 
     # What the network calls.
@@ -194,10 +195,9 @@ class Session:
             return
         if data:
             reader = self.reader
-            if data[0] != 42 and not self.partial:  # 42 is "*"
+            if data[0] != 42 and not self.partial and not reader.has_data():  # 42 is "*"
                 data = self._inline(data)
             reader.feed(data)
-            self.partial = True
         if not self.halted:
             self.process()
 
@@ -205,19 +205,25 @@ class Session:
         """Execute the commands that were read."""
         node = self.node
         execute = node.execute
-        gets = self.reader.gets
+        gets, has_data = self.reader.gets, self.reader.has_data
         self.last = node.timers.time()
         try:
             while not self.halted:
-                words = gets()
-                if words is False:
+                if not self.partial and not has_data():
                     return
-                self.partial = self.reader.has_data()
+                words = gets()
+                self.partial = words is False
+                if self.partial:
+                    return
                 if words:
+                    if type(words) is not list or type(words[0]) is not bytes:
+                        raise hiredis.ProtocolError  # noqa: TRY301
                     execute(self, words)
                     if node.stopped and not self.halted:
                         node.backlog.insert(0, (self, b""))
                         return
+                if not has_data():
+                    return
         except hiredis.ProtocolError:
             self.reply(ErrorReply("ERR Protocol error: invalid multibulk length"))
             self.end()
@@ -227,6 +233,12 @@ class Session:
         if not self.out:
             self.node.pending.append(self)
         self.out.append(encode(reply, self.protocol))
+
+    def abort(self) -> None:
+        """Let EXEC fail, because a command was refused."""
+        self.aborted = True
+        if self.node.valkey and self.queued:
+            self.queued.clear()
 
     def end(self) -> None:
         """Close the connection after the output."""
@@ -248,12 +260,12 @@ class Session:
         Later attempts follow when one of the keys changes.
         """
         reply = attempt()
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             return reply
         if self.executing:
             return null() if callable(null) else null
         self.node.wait(Waiting(self, keys, attempt, null, strict=strict), seconds)
-        return NO_REPLY
+        return PENDING
 
     @property
     def subscriptions(self) -> int:
@@ -281,8 +293,9 @@ class Node:
         self.timers = timers
         self.history = history
         self.random = random
-        self.valkey = True
-        self.version = "9.1.2"
+        self.valkey = False
+        self.version = ""
+        self.release: tuple[int, ...] = ()
         self.address = "10.0.0.1:6379"
         self.epoch = 1_700_000_000.0  # Unix time of the virtual time 0
         self.password_required = False
@@ -445,13 +458,14 @@ class Node:
         return True
 
     def unblock_all(self, text: str) -> None:
-        """End all blocking commands with an error."""
+        """End all blocking commands with an error, and their connections."""
         for session in list(self.sessions.values()):
             if session.waiting is not None:
                 self.resume(session.waiting, ErrorReply(text), applied=False)
+                session.end()
 
     def serve_ready(self) -> None:
-        """Let blocked commands try again whose keys have changed, in the order of waiting."""
+        """Retry blocked commands whose keys have changed, in the order of waiting."""
         journal = self.journal
         while journal.ready:
             ready = journal.ready
@@ -462,14 +476,14 @@ class Node:
                         self.retry(waiting)
 
     def retry(self, waiting: Waiting) -> None:
-        """Let a waiting command try again."""
+        """Try a waiting command again."""
         try:
             reply = waiting.attempt()
         except Refused as refused:
             if waiting.strict:
                 self.resume(waiting, refused.reply, applied=False)
             return
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             self.resume(waiting, reply, applied=True)
 
     def _timed_out(self, waiting: Waiting) -> None:
@@ -494,18 +508,31 @@ class Node:
 
     # Pub/sub and the log.
 
-    def publish(self, channel: bytes, message: bytes, matches: Callable[[bytes], bool]) -> int:
-        """Send a message to the subscribers; return their number."""
-        count = 0
-        for session in list(self.channels.get(channel, {}).values()):
-            session.reply(Push([b"message", channel, message]))
-            count += 1
-        for pattern, sessions in list(self.patterns.items()):
+    def publish(
+        self,
+        channel: bytes,
+        message: bytes,
+        matches: Callable[[bytes], bool],
+        own: tuple[Session, list[Reply]] | None,
+    ) -> int:
+        """Send a message to the subscribers; return their number.
+
+        `own` is a subscriber whose messages are added to a list instead.
+        """
+        pushes = [
+            (session, Push([b"message", channel, message]))
+            for session in self.channels.get(channel, {}).values()
+        ]
+        for pattern, sessions in self.patterns.items():
             if matches(pattern):
-                for session in list(sessions.values()):
-                    session.reply(Push([b"pmessage", pattern, channel, message]))
-                    count += 1
-        return count
+                push = Push([b"pmessage", pattern, channel, message])
+                pushes += [(session, push) for session in sessions.values()]
+        for session, push in pushes:
+            if own is not None and own[0] is session:
+                own[1].append(push)
+            else:
+                session.reply(push)
+        return len(pushes)
 
     def log(
         self,

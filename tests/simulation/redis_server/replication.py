@@ -202,7 +202,7 @@ class ReplicatedNode(Node):
         self.apply(removed + copy)
 
     def acknowledged(self) -> None:
-        """Let WAIT check the offsets of the replicas again."""
+        """Retry WAIT, because a replica has applied an offset."""
         if not self.running:
             return
         if self.stopped:

@@ -50,13 +50,13 @@ class NullArray:
         return "NULL_ARRAY"
 
 
-class NoReply:
+class Pending:
     """What a handler returns if the reply comes later, or was sent already."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "NO_REPLY"
+        return "PENDING"
 
 
 class Refused(Exception):
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 NULL_ARRAY = NullArray()
-NO_REPLY = NoReply()
+PENDING = Pending()
 OK = Status(b"OK")
 QUEUED = Status(b"QUEUED")
 PONG = Status(b"PONG")
@@ -87,7 +87,7 @@ def format_double(number: float) -> bytes:
     return repr(number).encode()
 
 
-def encode(reply: Reply, protocol: int) -> bytes:
+def encode(reply: Reply, protocol: int) -> bytes:  # noqa: PLR0911
     """Return the bytes of a reply."""
     kind = type(reply)
     if kind is Status:
@@ -105,7 +105,7 @@ def encode(reply: Reply, protocol: int) -> bytes:
     return _encode_rare(reply, protocol)
 
 
-def _encode_rare(reply: Reply, protocol: int) -> bytes:
+def _encode_rare(reply: Reply, protocol: int) -> bytes:  # noqa: PLR0911
     new = protocol == 3
     if reply is NULL_ARRAY:
         return b"_\r\n" if new else b"*-1\r\n"

@@ -13,7 +13,7 @@ from redis.asyncio.lock import Lock
 
 from tests.simulation.history import ErrorReply
 
-from .command import SYNTAX, Flag, Words, command, integer, look_up
+from .command import Flag, Words, command, integer, look_up
 from .node import Session
 from .resp import NULL_ARRAY, OK, Refused, Reply
 
@@ -57,6 +57,7 @@ SLOW_AFTER_WRITE = """
     while os.clock() < finish do end
     return ARGV[2]
 """
+KILLED = "ERR Script killed by user with SCRIPT KILL."
 UNKILLABLE = (
     "UNKILLABLE Sorry the script already executed write commands against the dataset. You can "
     "either wait the script termination or kill the server in a hard way using the SHUTDOWN "
@@ -130,7 +131,14 @@ class Run:
         if entry.no_script:
             product = "" if node.valkey else "Redis "
             return f"ERR This {product}command is not allowed from script"
-        if node.denies(self._session.user, entry):
+        user = self._session.user
+        if node.denies(user, entry):
+            if node.release >= (7, 2):
+                name = entry.name.lower()
+                return (
+                    f"ERR ACL failure in script: User {user} has no permissions to run the "
+                    f"'{name}' command"
+                )
             return "ERR The user executing the script can't run this command or subcommand"
         if self._read_only and entry.write:
             return "ERR Write commands are not allowed from read-only scripts."
@@ -139,10 +147,16 @@ class Run:
         return node.write_refusal(denyoom=entry.denyoom and not self.wrote)
 
     def _error(self, text: str) -> Refused:
-        place = f" script: {self._sha}, on @user_script:{self._line()}."
-        if self._session.node.valkey:
-            place = f" script: on @user_script:{self._line()}."
-        return Refused(text + place)
+        return Refused(text + self.place(self._line()))
+
+    def place(self, line: int) -> str:
+        """Return what is added to an error in a line of the script."""
+        sha = "" if self._session.node.valkey else f"{self._sha}, "
+        return f" script: {sha}on @user_script:{line}."
+
+    def place_of_loop(self) -> str:
+        """Return what is added to the error of a script that was killed in its loop."""
+        return self.place(self._text.partition(b"while")[0].count(b"\n") + 1)
 
     def _line(self) -> int:
         """Return the line of the current `redis.call`, for scripts without loops."""
@@ -276,7 +290,8 @@ def _evaluate(session: Session, text: bytes, words: Words, *, read_only: bool) -
     run = Run(session, text, words[3 : 3 + count], words[3 + count :], read_only=read_only)
     reply = function(run)
     if run.seconds:
-        return node.run_script(session, reply, run.seconds, wrote=run.wrote)
+        killed = ErrorReply(KILLED + run.place_of_loop())
+        return node.run_script(session, reply, run.seconds, killed=killed, wrote=run.wrote)
     return reply
 
 
@@ -329,7 +344,7 @@ def script_exists(session: Session, words: Words) -> Reply:
 @command("SCRIPT|FLUSH", -2, Flag.NOSCRIPT)
 def script_flush(session: Session, words: Words) -> Reply:
     if len(words) > 3 or (len(words) == 3 and words[2].upper() not in (b"SYNC", b"ASYNC")):
-        raise Refused(SYNTAX)
+        raise Refused("ERR SCRIPT FLUSH only support SYNC|ASYNC option")
     session.node.scripts.clear()
     return OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.history import ErrorReply
@@ -17,14 +18,14 @@ from . import (  # noqa: F401  they fill the table
     scripts,
 )
 from .command import COMMANDS, look_up, wrong_arity
-from .commands_transactions import discard_transaction
+from .commands_transactions import discard_transaction, watch_failed
 from .database import ScoreValue, SetValue, Stream
 from .node import Session
 from .replication import ReplicatedNode
-from .resp import NO_REPLY, QUEUED, Refused, Reply, plain
+from .resp import PENDING, QUEUED, Refused, Reply, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from random import Random
 
     from tests.simulation.history import History
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .command import Command, Words
     from .node import Peer, Timers
 
+NOAUTH = "NOAUTH Authentication required."
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 LOADING = "LOADING {product} is loading the dataset in memory"
 BUSY = "BUSY {product} is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
@@ -49,13 +51,15 @@ SUBSCRIBED = (
     "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
     "are allowed in this context"
 )
-KILLED = "ERR Script killed by user with SCRIPT KILL."
 WRITES_REFUSED = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 IMMEDIATE = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
 NEVER_FULL = IMMEDIATE | {"UNWATCH"}
 WHILE_SUBSCRIBED = frozenset(
     {"PING", "SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET"}
 )
+
+
+Hook = Callable[[Session, "Command", "Words"], ErrorReply | None]
 
 
 class RedisServer(ReplicatedNode):
@@ -75,7 +79,7 @@ class RedisServer(ReplicatedNode):
         random: Random,
         *,
         address: str = "10.0.0.1:6379",
-        version: str = "valkey 9.1.2",
+        version: str = "redis 7.0.15",
         requirepass: str | None = None,
         users: Mapping[str, str] | None = None,
         maxclients: int = 10_000,
@@ -91,6 +95,7 @@ class RedisServer(ReplicatedNode):
         self.valkey = product == "valkey"
         self.product = "Valkey" if self.valkey else "Redis"
         self.version = number
+        self.release = tuple(int(part) for part in number.split("."))
         self.address = address
         self.epoch = epoch
         self.max_clients = self._usual_clients = maxclients
@@ -100,7 +105,7 @@ class RedisServer(ReplicatedNode):
         self.serve_stale = serve_stale
         self.users: dict[str, str | None] = {"default": requirepass, **(users or {})}
         self.password_required = requirepass is not None
-        self.before: Callable[[Session, Command, Words], ErrorReply | None] | None = None
+        self._before: Hook | None = None
         self.refusing: dict[str, float] = {}
         self.denied: dict[str, tuple[str, ...]] = {}
         self.paused: str | None = None
@@ -109,7 +114,18 @@ class RedisServer(ReplicatedNode):
         self._postponed: list[Session] = []
         self._stopped_until = 0.0
         self._script: tuple[Session, Words, Reply, bool] | None = None
+        self._killed = ErrorReply("")
         self._begin()
+
+    @property
+    def before(self) -> Hook | None:
+        """Return what is called before each execution."""
+        return self._before
+
+    @before.setter
+    def before(self, hook: Hook | None) -> None:
+        self._before = hook
+        self.update_checks()
 
     def _begin(self) -> None:
         self.started = self.timers.time()
@@ -146,12 +162,15 @@ class RedisServer(ReplicatedNode):
                 command, full = look_up(words)
             except Refused as refused:
                 full = (words[0].upper(), *words[1:])
-                self._reject(session, None, full, refused.reply.text)
+                known = session.authenticated or not self.valkey
+                self._reject(session, None, full, refused.reply.text if known else NOAUTH)
                 return
         else:
             full = tuple(words)
         if not command.least <= len(full) <= command.most:
-            self._reject(session, command, full, wrong_arity(command.name))
+            known = session.authenticated or command.no_auth or not self.valkey
+            text = wrong_arity(command.name) if known else NOAUTH
+            self._reject(session, command, full, text)
             return
         session.command = command
         session.words = full
@@ -170,11 +189,13 @@ class RedisServer(ReplicatedNode):
                 self._postponed.append(session)
                 return
         if session.queued is not None and command.name not in IMMEDIATE:
-            session.queued.append((command, full))
+            # Redis keeps nothing of a transaction that is bound to fail.
+            if not session.aborted and not (session.watched and watch_failed(session)):
+                session.queued.append((command, full))
             session.reply(QUEUED)
             return
         reply = self.call(session, command, full)
-        if reply is not NO_REPLY:
+        if reply is not PENDING:
             session.reply(reply)
         journal = self.journal
         if journal.ready and not self.busy_until:
@@ -192,7 +213,7 @@ class RedisServer(ReplicatedNode):
             reply = command.run(session, words)
         except Refused as refused:
             reply = refused.reply
-        if reply is not NO_REPLY and not command.own_log:
+        if reply is not PENDING and not command.own_log:
             applied = type(reply) is not ErrorReply or self.journal.changes != before
             self.history.executed(
                 self.name,
@@ -230,21 +251,23 @@ class RedisServer(ReplicatedNode):
             discard_transaction(session)
             text = f"EXECABORT Transaction discarded because of: {text}"
         elif session.queued is not None:
-            session.aborted = True
+            session.abort()
         error = ErrorReply(text)
         self.log(session, words, error, applied=False)
         session.reply(error)
 
-    def _refusal(self, session: Session, command: Command, words: Words) -> str | None:
+    def _refusal(  # noqa: PLR0911
+        self, session: Session, command: Command, words: Words
+    ) -> str | None:
         """Return why a command is refused, in the order in which Redis checks."""
         name = command.name
         if not session.authenticated and not command.no_auth:
-            return "NOAUTH Authentication required."
+            return NOAUTH
         if self.denied and self.denies(session.user, command):
-            user = "this user" if not self.valkey else f"User {session.user}"
+            user = "this user" if self.release < (7, 2) else f"User {session.user}"
             return f"NOPERM {user} has no permissions to run the '{name.lower()}' command"
-        if self.before is not None:
-            error = self.before(session, command, words)
+        if self._before is not None:
+            error = self._before(session, command, words)
             if error is not None:
                 return error.text
         write, denyoom = command.write, command.denyoom
@@ -252,7 +275,7 @@ class RedisServer(ReplicatedNode):
             if name == "EXEC":
                 write = any(entry.write for entry, _ in session.queued)
                 denyoom = any(entry.denyoom for entry, _ in session.queued)
-            elif name not in NEVER_FULL:
+            elif name not in NEVER_FULL and not self.valkey:
                 denyoom = True
         if denyoom and "OOM" in self.refusing:
             return OOM
@@ -268,14 +291,18 @@ class RedisServer(ReplicatedNode):
             and name not in WHILE_SUBSCRIBED
         ):
             return SUBSCRIBED.format(name=name.lower())
-        if self.master is not None and not self.serve_stale and not command.stale:
-            if self.link is None or not self.link.synchronized:
-                return MASTERDOWN
+        if not command.stale and self._stale():
+            return MASTERDOWN
         if self.loading_until and not command.loading:
             return LOADING.format(product=self.product)
-        if self.busy_until and not command.allow_busy:
+        if self.busy_until and not (command.valkey_busy if self.valkey else command.allow_busy):
             return BUSY.format(product=self.product)
         return None
+
+    def _stale(self) -> bool:
+        if self.master is None or self.serve_stale:
+            return False
+        return self.link is None or not self.link.synchronized
 
     def write_refusal(self, *, denyoom: bool) -> str | None:
         """Return why writes are refused at present, or None."""
@@ -308,7 +335,7 @@ class RedisServer(ReplicatedNode):
             return True
         if command.name == "EXEC" and session.queued is not None:
             return any(entry.may_replicate for entry, _ in session.queued)
-        return command.may_replicate and session.queued is None
+        return command.may_replicate
 
     def update_checks(self) -> None:
         """Note whether anything may refuse or postpone commands."""
@@ -319,7 +346,7 @@ class RedisServer(ReplicatedNode):
             or self.denied
             or self.paused is not None
             or self.master is not None
-            or self.before is not None
+            or self._before is not None
         )
 
     # Stopping: frozen, or in a script.
@@ -347,11 +374,11 @@ class RedisServer(ReplicatedNode):
         self.backlog = []
         while backlog and not self.stopped:
             session, data = backlog.pop(0)
-            if session.opening:
+            if data is None:
+                self.drop(session)
+            elif session.opening:
                 session.opening = False
                 self.open(session)
-            elif data is None:
-                self.drop(session)
             else:
                 session.feed(data)
         self.backlog += backlog
@@ -374,19 +401,22 @@ class RedisServer(ReplicatedNode):
             self.timers.at(end, self._script_ended, self.generation, end)
         self.update_checks()
 
-    def run_script(self, session: Session, reply: Reply, seconds: float, *, wrote: bool) -> Reply:
-        """Keep the server busy; the caller gets the reply at the end."""
+    def run_script(
+        self, session: Session, reply: Reply, seconds: float, *, killed: ErrorReply, wrote: bool
+    ) -> Reply:
+        """Keep the server busy; the caller gets the reply at the end, or `killed`."""
         self.busy(seconds)
+        session.halted = True
         if session.executing:
             session.held = True
-            self._script = (session, (), NO_REPLY, True)
+            self._script = (session, (), PENDING, True)
             return reply
-        session.halted = True
         words = session.words
         if wrote:
             self.log(session, words, reply, applied=True)
         self._script = (session, words, reply, wrote)
-        return NO_REPLY
+        self._killed = killed
+        return PENDING
 
     def kill_script(self) -> bool:
         """End the running script (SCRIPT KILL); return whether it had not written."""
@@ -394,8 +424,7 @@ class RedisServer(ReplicatedNode):
             session, words, _, wrote = self._script
             if wrote:
                 return False
-            error = ErrorReply(KILLED)
-            self._script = (session, words, error, False)
+            self._script = (session, words, self._killed, False)
         self._end_script()
         return True
 
@@ -415,7 +444,7 @@ class RedisServer(ReplicatedNode):
         if self._script is not None:
             session, words, reply, wrote = self._script
             self._script = None
-            if reply is NO_REPLY:
+            if reply is PENDING:
                 session.held = False
                 if session.out:
                     self.pending.append(session)
@@ -424,8 +453,8 @@ class RedisServer(ReplicatedNode):
                     self.log(session, words, reply, applied=type(reply) is not ErrorReply)
                 if not session.closing:
                     session.reply(reply)
-                    session.halted = False
             if not session.closing:
+                session.halted = False
                 self.unblocked.append(session)
         self.serve_ready()
         self._run_overdue()
@@ -649,7 +678,7 @@ def _readable(value: Any) -> Any:
         return {_text(name): _text(field) for name, field in value.items()}
     if isinstance(value, Stream):
         return [
-            ("%d-%d" % identifier, [_text(part) for part in fields])
+            (f"{identifier[0]}-{identifier[1]}", [_text(part) for part in fields])
             for identifier, fields in value.entries.items()
         ]
     return [_text(element) for element in value]

@@ -1,0 +1,51 @@
+"""The simulated Redis replies like a real one, byte by byte, and leaves the same data."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from resilient_io.testing import NoServerError, RedisServer
+from resilient_io.testing.servers import Binary, find_embedded_redis
+from tests.simulation.reply_comparison import Real, Simulated, compare, read_scripts
+
+_COMPARED = {"redis": "Redis 7.0", "valkey": "Valkey 9"}
+"""The versions whose texts are known here. The simulated server has those of Valkey."""
+
+
+def _binary(name: str) -> Binary:
+    if name == "valkey":
+        binary = find_embedded_redis()
+    else:
+        path = shutil.which("redis-server")
+        if path is None:
+            raise NoServerError("redis-server is not on the PATH")
+        binary = Binary(Path(path), "path")
+    if not binary.version.startswith(_COMPARED[name]):
+        pytest.skip(f"only {' and '.join(_COMPARED.values())} are compared, not {binary.version}")
+    return binary
+
+
+@pytest.fixture(scope="session", params=sorted(_COMPARED))
+def real(request):
+    """Start a real server for all scripts."""
+    server = RedisServer(binary=_binary(request.param))
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(server.start())
+        side = Real(server.port, older=request.param == "redis")
+        yield side
+        side.aclose()
+        runner.run(server.aclose())
+
+
+@pytest.mark.parametrize("protocol", [2, 3], ids=["resp2", "resp3"])
+@pytest.mark.parametrize("script", read_scripts(), ids=lambda script: script.name)
+def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
+    if script.newer and real.older:
+        pytest.skip("Redis 7.0 answers differently")
+    real.reset()
+    version = "redis 7.0.15" if real.older else "valkey 9.1.2"
+    simulated = Simulated(version=version)
+    problems = compare(real, simulated, script, protocol, older=real.older)
+    assert not problems, "\n".join(["the replies differ", "", *problems])
