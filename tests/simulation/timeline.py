@@ -496,7 +496,7 @@ def _execution_line(
         execution.time - START,
         execution.server,
         f"{verb} {_command(words)} {where} -> {_reply(execution.reply)}",
-        routine=_routine([words]) if execution.applied else (),
+        routine=_routine([words]) if execution.applied or "SETINFO" in words[1:2] else (),
         operations=_operations([words], commands),
         traffic=True,
     )
