@@ -378,6 +378,19 @@ def test_slow_script_blocks_the_server_and_then_makes_it_busy(setup):
     assert other.ask("PING") == b"PONG"
 
 
+def test_slow_script_in_a_transaction_delays_its_reply(setup):
+    server = setup.server()
+    client = Client(server)
+    client.write("MULTI", "INCR n")
+    client.session.receive(pack("EVAL", SLOW_AFTER_WRITE, 1, "l", "2", "x") + pack("EXEC"))
+    client.write("GET n")
+    assert b"$1\r\nx" not in client.data
+    setup.timers.run(1.9)
+    assert b"$1\r\nx" not in client.data
+    setup.timers.run(0.2)
+    assert client.replies()[-2:] == [[1, b"x"], b"1"]
+
+
 def test_script_kill_ends_a_script_that_only_reads(setup):
     server = setup.server()
     caller, other = Client(server), Client(server)
@@ -409,6 +422,9 @@ def test_frozen_server_executes_its_input_in_order_when_it_continues(setup):
     reset.session.lost(reset=True)
     late = Client(server)
     late.write("RPUSH l late", "CLIENT ID")
+    never = Client(server)
+    never.write("RPUSH l never")
+    never.session.lost(reset=True)
     setup.timers.run(0.9)
     assert one.data == late.data == b""
     setup.timers.run(0.2)
@@ -564,7 +580,6 @@ def test_hook_refuses_a_command_before_its_execution(setup):
     server = setup.server()
     client = Client(server)
     server.before = lambda session, command, words: ErrorReply("MOVED 1 10.0.0.2:6379")
-    server.update_checks()
     assert client.ask(SET_KEY) == "-MOVED 1 10.0.0.2:6379"
     assert server.data() == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.history import ErrorReply
@@ -24,7 +25,7 @@ from .replication import MASTERDOWN, ReplicatedNode
 from .resp import PENDING, QUEUED, Refused, Reply, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from random import Random
 
     from tests.simulation.history import History
@@ -55,6 +56,9 @@ NEVER_FULL = IMMEDIATE | {"UNWATCH"}
 WHILE_SUBSCRIBED = frozenset(
     {"PING", "SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET"}
 )
+
+
+Hook = Callable[[Session, "Command", "Words"], ErrorReply | None]
 
 
 class RedisServer(ReplicatedNode):
@@ -100,7 +104,7 @@ class RedisServer(ReplicatedNode):
         self.serve_stale = serve_stale
         self.users: dict[str, str | None] = {"default": requirepass, **(users or {})}
         self.password_required = requirepass is not None
-        self.before: Callable[[Session, Command, Words], ErrorReply | None] | None = None
+        self._before: Hook | None = None
         self.refusing: dict[str, float] = {}
         self.denied: dict[str, tuple[str, ...]] = {}
         self.paused: str | None = None
@@ -111,6 +115,16 @@ class RedisServer(ReplicatedNode):
         self._script: tuple[Session, Words, Reply, bool] | None = None
         self._killed = ErrorReply("")
         self._begin()
+
+    @property
+    def before(self) -> Hook | None:
+        """Return what is called before each execution."""
+        return self._before
+
+    @before.setter
+    def before(self, hook: Hook | None) -> None:
+        self._before = hook
+        self.update_checks()
 
     def _begin(self) -> None:
         self.started = self.timers.time()
@@ -251,8 +265,8 @@ class RedisServer(ReplicatedNode):
         if self.denied and self.denies(session.user, command):
             user = "this user" if self.release < (7, 2) else f"User {session.user}"
             return f"NOPERM {user} has no permissions to run the '{name.lower()}' command"
-        if self.before is not None:
-            error = self.before(session, command, words)
+        if self._before is not None:
+            error = self._before(session, command, words)
             if error is not None:
                 return error.text
         write, denyoom = command.write, command.denyoom
@@ -336,7 +350,7 @@ class RedisServer(ReplicatedNode):
             or self.denied
             or self.paused is not None
             or self.master is not None
-            or self.before is not None
+            or self._before is not None
         )
 
     # Stopping: frozen, or in a script.
@@ -364,11 +378,11 @@ class RedisServer(ReplicatedNode):
         self.backlog = []
         while backlog and not self.stopped:
             session, data = backlog.pop(0)
-            if session.opening:
+            if data is None:
+                self.drop(session)
+            elif session.opening:
                 session.opening = False
                 self.open(session)
-            elif data is None:
-                self.drop(session)
             else:
                 session.feed(data)
         self.backlog += backlog
@@ -396,11 +410,11 @@ class RedisServer(ReplicatedNode):
     ) -> Reply:
         """Keep the server busy; the caller gets the reply at the end, or `killed`."""
         self.busy(seconds)
+        session.halted = True
         if session.executing:
             session.held = True
             self._script = (session, (), PENDING, True)
             return reply
-        session.halted = True
         words = session.words
         if wrote:
             self.log(session, words, reply, applied=True)
@@ -443,8 +457,8 @@ class RedisServer(ReplicatedNode):
                     self.log(session, words, reply, applied=type(reply) is not ErrorReply)
                 if not session.closing:
                     session.reply(reply)
-                    session.halted = False
             if not session.closing:
+                session.halted = False
                 self.unblocked.append(session)
         self.serve_ready()
         self._run_overdue()
