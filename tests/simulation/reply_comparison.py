@@ -109,7 +109,13 @@ class Simulated:
         self.timers = ManualTimers()
         self.history = History(self.timers.time)
         self.server = RedisServer(
-            "redis", self.timers, self.history, Random(1), busy_threshold=0.02, epoch=time.time() - 1000, **settings
+            "redis",
+            self.timers,
+            self.history,
+            Random(1),
+            busy_threshold=0.02,
+            epoch=time.time() - 1000,
+            **settings,
         )
         self._peers: dict[str, _Peer] = {}
         self._sessions: dict[str, Any] = {}
@@ -341,7 +347,7 @@ class Real:
             self._control.recv(65536)
 
     def _fail_to_save(self) -> None:
-        """Let the last attempt to save have failed: kill the process that saves."""
+        """Kill the process that saves the data, so that the last attempt has failed."""
         self.query("SET", "saved", "")
         self.query("CONFIG", "SET", "rdb-key-save-delay", "1000000")
         self.query("BGSAVE")
@@ -356,7 +362,7 @@ class Real:
         self.query("CONFIG", "SET", "rdb-key-save-delay", "0")
 
     def _load(self) -> None:
-        """Let the server load its data again, slowly."""
+        """Make the server load its data again, slowly."""
         for number in range(400):
             self.query("SET", f"filler {number}", "x" * 2000)
         self.query("CONFIG", "SET", "key-load-delay", "2000")

@@ -31,9 +31,7 @@ def _binary(name: str) -> Binary:
 @pytest.fixture(scope="session", params=sorted(_COMPARED))
 def real(request):
     """Start a real server for all scripts."""
-    server = RedisServer(
-        binary=_binary(request.param), options={"enable-debug-command": "local"}
-    )
+    server = RedisServer(binary=_binary(request.param), options={"enable-debug-command": "local"})
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(server.start())
         side = Real(server.port, older=request.param == "redis")

@@ -275,7 +275,7 @@ def _blocking_move(
     def attempt() -> Reply:
         # A source of another type does not concern a caller that waits already.
         if session.waiting is not None and type(database.find(source)) is not list:
-            return NO_REPLY
+            return PENDING
         element = move(database, source, target, left=left, to_left=to_left)
         return PENDING if element is None else element
 
