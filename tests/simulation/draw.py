@@ -24,10 +24,11 @@ _CALLS = {
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
     "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
-    "set large": 1, "get large": 1, "close": 0.3, "reopen": 0.3,
+    "set large": 1, "get large": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
+    "hold one": 3, "hold one and reset": 4, "break off": 4, "flap": 1.5,
     "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
     "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
     "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
@@ -95,7 +96,7 @@ _WRITES = _only(_CALLS, "set", "increment", "push", "get", "echo", "append", "bu
 _BATCHES = _only(_CALLS, "set", "get", "pipeline", "transaction", "increment", pipeline=14)
 _BREAKS = _only(
     _FAULTS, "lose replies", "hold and reset", "reset", "reset one", "kill", "forget", "freeze",
-    "drop replies", "hold requests", "hold replies",
+    "drop replies", "hold requests", "hold replies", "hold one", "hold one and reset", "break off",
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
@@ -106,21 +107,32 @@ THEMES: dict[str, Theme] = {
         cancel=0.4,
     ),
     "closing": Theme(
-        _only(_CALLS, "set", "increment", "get", "pop", "watch", "pipeline", close=5, reopen=4),
+        _only(
+            _CALLS,
+            "set",
+            "increment",
+            "get",
+            "pop",
+            "watch",
+            "pipeline",
+            traffic=4,
+            close=5,
+            reopen=4,
+        ),
         _FAULTS,
         cancel=0.2,
         policy=_waits_while_down,
     ),
     "shared health": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", close=1.5, reopen=1),
-        _FAULTS,
+        _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
         clients=(2, 3),
         shared=0.9,
     ),
     "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
     "transactions": Theme(
         _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
-        _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse", "busy"),
+        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
@@ -150,7 +162,18 @@ THEMES: dict[str, Theme] = {
     ),
     "overwrites": Theme(
         _only(_CALLS, "get", set=25, watch=6),
-        _BREAKS | _only(_FAULTS, "busy", "slow", "deny", hold_requests=6, hold_and_reset=8),
+        _BREAKS
+        | _only(
+            _FAULTS,
+            "slow",
+            "deny",
+            busy=6,
+            flap=3,
+            hold_requests=4,
+            hold_and_reset=6,
+            hold_one=8,
+            hold_one_and_reset=12,
+        ),
         clients=(1, 1),
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
@@ -170,14 +193,18 @@ THEMES: dict[str, Theme] = {
     ),
     "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
     "crowded": Theme(
-        _only(_CALLS, "set", "get", "push", pop=12, set_large=6, get_large=6, burst=10),
+        _only(_CALLS, "set", "get", push=12, pop=12, set_large=6, get_large=6, burst=10),
         _BREAKS | _only(_FAULTS, "slow"),
         in_flight=64 * 1024,
         cancel=0.3,
+        storms=(0, 2),
+        network={"latency": 0.02},
         busy_callers=True,
     ),
     "loading": Theme(
-        _WRITES, _only(_FAULTS, "kill", loading=20, limit_clients=3), busy_callers=True
+        _WRITES | _only(_CALLS, traffic=20),
+        _only(_FAULTS, "kill", loading=20, limit_clients=3),
+        busy_callers=True,
     ),
     "budget": Theme(
         _WRITES,
@@ -193,7 +220,7 @@ THEMES: dict[str, Theme] = {
     ),
     "bound": Theme(
         _only(_CALLS, "set", "get", "increment", "echo", "pipeline", manual=12),
-        _BREAKS | _only(_FAULTS, "refuse writes"),
+        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8),
         single=0.4,
     ),
     "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
@@ -325,8 +352,14 @@ class _Drawer:
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
             arguments["letter"] = rng.choice("ps")
+        if kind == "traffic":
+            arguments["count"] = rng.randint(5, 19)
+            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1])
+            arguments["letter"] = rng.choice("ei")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
+            arguments["calls"] = rng.choice([0, 0, 4, 10])
+            arguments["before"] = rng.randrange(4)
         return arguments
 
     def faults(self) -> tuple[Fault, ...]:
@@ -351,9 +384,13 @@ class _Drawer:
             seconds = rng.choice([3.0, 20.0])
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
-        arguments: dict[str, Any] = {"index": rng.randrange(8)}
-        if kind in ("hold and reset", "lose replies", "lose then refuse"):
+        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
+        if kind in _DELAYED:
             arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
+        if kind == "flap":
+            arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
+        if kind == "break off":
+            arguments["direction"] = rng.choice(["requests", "replies", "replies"])
         if kind in ("refuse writes", "lose then refuse"):
             arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
         if kind == "slow":
@@ -393,6 +430,8 @@ class _Drawer:
 
 
 _WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
+
+_DELAYED = ("hold and reset", "hold one and reset", "lose replies", "lose then refuse")
 
 _DENIED = [
     ["CLIENT|KILL"],

@@ -335,6 +335,19 @@ async def burst(use: Use) -> None:
     await asyncio.gather(*waits)
 
 
+async def traffic(use: Use) -> None:
+    """Make one call after the other, with short pauses, or none."""
+    pause, client = use.argument("pause", 0.0), use.redis
+    for offset in range(use.argument("count", 10)):
+        if offset and pause:
+            await asyncio.sleep(pause)
+        words = ("ECHO", use.token(0, offset))
+        if use.argument("letter") == "i":
+            words = ("INCR", f"n:{use.token(0, offset)}")
+        operation = use.operation(words, kind="traffic", offset=offset)
+        await use.perform(operation, _sender(client, words))
+
+
 def _sender(client: ResilientRedis, words: tuple[str, ...]) -> Callable[[], Awaitable[Any]]:
     return lambda: client.execute_command(*words)
 
@@ -422,8 +435,14 @@ async def close(use: Use) -> None:
     if use.argument("twice"):
         second = use.operation(offset=1, limit=None)
         closings.append(use.perform(second, client.redis.aclose))
-    await asyncio.gather(*closings)
-    if operation.outcome is Outcome.OK:
+    calls = []
+    for offset in range(2, 2 + use.argument("calls", 0)):
+        words = ("INCR", f"n:{use.token(0, offset)}")
+        call = use.operation(words, kind="increment", offset=offset)
+        calls.append(use.perform(call, _sender(client.redis, words)))
+    before = use.argument("before", 0)  # so many calls precede it in the same tick
+    await asyncio.gather(*calls[:before], *closings, *calls[before:])
+    if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
         history.event("workload", "closed", client=label)
 
 
@@ -505,6 +524,7 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "watch": watch,
     "manual": manual,
     "burst": burst,
+    "traffic": traffic,
     "pop": pop,
     "pop now": pop_now,
     "move": move,

@@ -79,6 +79,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     health.nothing_is_published_after_the_last_client_closed,
     ending.every_open_client_is_up_and_answers_at_the_end,
     ending.every_counter_returns_to_zero,
+    ending.an_idle_client_runs_only_its_probe_and_its_connections,
     ending.the_retry_budget_stays_within_its_size,
     budget.a_payment_is_taken_from_the_budget,
     budget.a_refund_returns_what_the_call_had_paid,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import READ
-from .index import Broken
+from .index import PERMANENT, Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,15 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
         for period in periods:
             if period.state != "degraded" or period.cause not in _REFUSED_WRITES:
                 continue
-            last = max([period.since] + [time for time in refused if time <= period.until])
+            last = max(
+                [period.since]
+                + [time for time in refused if time <= period.until]
+                + [
+                    fault.end
+                    for fault in index.disturbances
+                    if fault.begin <= period.until and fault.kind not in PERMANENT
+                ]
+            )
             for label, operations in index.by_client.items():
                 if index.dependencies.get(label) != dependency:
                     continue
@@ -171,7 +179,7 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
                     continue
                 second = writes[1].ended or last
                 until = second + _ACCEPTED + index.stalled(last, period.until)
-                if period.until > until and not index.disturbed(last, until, after=_AFTERMATH):
+                if period.until > until:
                     yield Broken(
                         f"{dependency} was DEGRADED ({period.cause}) for {_ACCEPTED:g} s after "
                         f"accepted writes",
