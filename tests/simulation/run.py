@@ -149,7 +149,16 @@ def _counters(client: Client) -> dict[str, float]:
         "acquired exclusive connections": len(pool._acquired),
         "exclusive connects": len(pool._connecting),
         "recoveries": len(pool._recoveries),
+        "permits of exclusive connections": _permits_in_use(client),
     }
+
+
+def _permits_in_use(client: Client) -> int:
+    """Return how many exclusive connections fewer than permitted could be acquired."""
+    if not client.open:
+        return 0
+    most = client.redis.connection_pool.max_connections
+    return int(most - client.redis._runtime.pool._room._value)
 
 
 async def _end(world: World, ending: Ending) -> None:
