@@ -129,6 +129,7 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(1, 1),
         impatient=0.5,
+        network={"latency": 0.001, "stall": 0.0},
     ),
     "timeouts": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", "pipeline", traffic=6, burst=12),

@@ -68,7 +68,7 @@ def an_outage_is_published_before_callers_see_an_error(index: Index) -> Iterator
                 or kill.arguments.get("silently")
                 or not operation.started < kill.begin < ended
                 or _others(index, kill, ended)
-                or index.stalled(kill.begin - 0.5, ended + 0.1) > 0
+                or index.stalled(kill.begin - 0.5, ended + 0.1) > 0.01
                 or not _open(index, watched.client, kill.begin - 0.5, ended)
             ):
                 continue
