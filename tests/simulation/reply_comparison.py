@@ -516,8 +516,6 @@ class Runner:
         remaining = int(self._ask("PTTL", key)[1])
         # Real time passes while a script runs.
         expires = "never" if remaining < 0 else f"in about {round(remaining / 5000) * 5} s"
-        if kind == "stream":
-            reply = Normalizer({}, self._addresses).stream(reply)
         return [kind, show(reply), f"expires {expires}"]
 
     def _ask(self, *words: str) -> Any:

@@ -51,10 +51,14 @@ def _parse_one(data: bytes, at: int) -> tuple[Any, int]:
 
 
 def show(reply: Any) -> str:
-    """Return a parsed reply as text."""
+    """Return a parsed reply as text, without the IDs in streams that are made of the time."""
+    return _STREAM_ID.sub("<time>", _show(reply))
+
+
+def _show(reply: Any) -> str:
     kind, value = reply
     if isinstance(value, list):
-        return f"{kind}[{', '.join(show(each) for each in value)}]"
+        return f"{kind}[{', '.join(_show(each) for each in value)}]"
     if kind in "$=":
         return f"{kind}nil" if value == b"-1" else f"{kind}{value!r}"[:1] + repr(value)[1:]
     return kind + value.decode("utf-8", "backslashreplace")
@@ -67,7 +71,7 @@ def encode(words: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-_STREAM_ID = re.compile(rb"\d{10,}-\d+")
+_STREAM_ID = re.compile(r"\b\d{13}-\d+")
 _TIME_REPLIES = (b"PTTL", b"PEXPIRETIME", b"EXPIRETIME", b"LASTSAVE")
 _CLIENT_FIELDS = (
     b"id",
@@ -148,7 +152,7 @@ class Normalizer:
             return kind, self._clients(value)
         if name == b"INFO":
             return kind, _info(value)
-        return self.stream(reply) if name == b"XADD" else reply
+        return reply
 
     def _number(self, name: bytes, second: bytes, value: bytes) -> bytes:
         if name == b"CLIENT" and second == b"ID":
@@ -169,20 +173,13 @@ class Normalizer:
             return _role(reply)
         if name in _UNORDERED:
             return _sorted(reply, pairs=name == b"HGETALL")
-        return self.stream(reply) if name.startswith(b"X") else reply
+        return reply
 
     def _wording(self, text: bytes) -> bytes:
         if self._older:
             for new, old in _OLDER_WORDINGS:
                 text = new.sub(old, text)
         return text
-
-    def stream(self, reply: Any) -> Any:
-        """Return a reply in which IDs made of the time are replaced."""
-        kind, value = reply
-        if isinstance(value, list):
-            return kind, [self.stream(each) for each in value]
-        return kind, _STREAM_ID.sub(b"<time>", value)
 
     def _hello(self, reply: Any) -> Any:
         kind, values = reply
