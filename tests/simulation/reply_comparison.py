@@ -254,7 +254,7 @@ class Real:
 
     Args:
         port: Its port on this machine.
-        older: Whether it is Redis 7.0, whose texts differ from those of Valkey 9.
+        older: Whether it is Redis 7.0, and not Valkey 9.
     """
 
     name = "real"
@@ -586,7 +586,7 @@ class Runner:
         self._addresses[label] = found[1] if found else b"unknown"
 
     def _replies(self, command: str) -> dict[str, Any]:
-        normalizer = Normalizer(self._ids, self._addresses, older=self._older)
+        normalizer = Normalizer(self._ids, self._addresses)
         words = [] if command.startswith("!") else split_words(command)
         found: dict[str, Any] = {}
         for label, (data, closed) in self._side.received().items():

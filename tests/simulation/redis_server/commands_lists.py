@@ -247,7 +247,7 @@ def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
     keys = words[1:-1]
 
     def attempt() -> Reply:
-        for key in keys:
+        for key in session.candidates(keys):
             values = database.find_list(key)
             if values is not None:
                 return [key, take(database, key, values, left=left)]
@@ -336,6 +336,8 @@ def blmpop(session: Session, words: Words) -> Reply:
     seconds = timeout_seconds(session, words[1])
     keys, left, count = _several(words[2:])
     database = session.database
-    return session.block(
-        lambda: _pop_first(database, keys, count, left=left), seconds, NULL_ARRAY, keys
-    )
+
+    def attempt() -> Reply:
+        return _pop_first(database, session.candidates(keys), count, left=left)
+
+    return session.block(attempt, seconds, NULL_ARRAY, keys)

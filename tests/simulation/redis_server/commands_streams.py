@@ -20,6 +20,8 @@ MEANINGLESS_ID = (
     "this consumer by specifying a proper ID, or use the > ID to get new messages. The $ ID would "
     "just return an empty result set."
 )
+STREAM_GONE = "UNBLOCKED the stream key no longer exists"
+GROUP_GONE = "NOGROUP the consumer group this client was blocked on no longer exists"
 BAD_ID = "ERR Invalid stream ID specified as stream command argument"
 NEEDS_KEY = (
     "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to "
@@ -300,6 +302,11 @@ def xreadgroup(session: Session, words: Words) -> Reply:
     def attempt() -> Reply:
         found = []
         for key, word in zip(options.keys, options.ids, strict=True):
+            if session.waiting is not None and not session.node.valkey:
+                if type(database.find(key)) is not Stream:
+                    raise Refused(STREAM_GONE)
+                if _group(database, key, options.group) is None:
+                    raise Refused(GROUP_GONE)
             pair = _group(database, key, options.group)
             if pair is None:
                 raise _no_group(key, options.group, "XREADGROUP")
