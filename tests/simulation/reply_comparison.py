@@ -27,6 +27,7 @@ _NEWER = "  # not in Redis 7.0"
 _CONDITIONS = ("oom", "readonly", "noreplicas", "misconf")
 
 _LONGEST_LINE = 500
+_CONTEXT = 5  # lines that a report shows before one that differs
 _DATABASES = 2
 """The databases whose values are compared."""
 
@@ -616,11 +617,14 @@ def compare(
     """
     runners = Runner(real, protocol, older=older), Runner(simulated, protocol, older=older)
     problems = []
+    earlier: list[str] = []
     for (line, expected), (_, found) in zip(
         runners[0].run(script), runners[1].run(script), strict=True
     ):
         if expected != found:
-            problems += [line, *_differences(expected, found), ""]
+            problems += [line, *_differences(expected, found)]
+            problems += [f"    earlier   {' | '.join(earlier[-_CONTEXT:])}", ""]
+        earlier.append(line)
     values = runners[0].values(), runners[1].values()
     if values[0] != values[1]:
         problems += ["values at the end", *_differences(*values)]

@@ -160,8 +160,10 @@ def ltrim(session: Session, words: Words) -> Reply:
     first, last = integer(words[2]), integer(words[3])
     values = session.database.find_list(words[1])
     if values is not None:
-        values[:] = bounded(values, first, last)
-        session.database.changed(words[1], values)
+        kept = bounded(values, first, last)
+        if len(kept) < len(values) or not session.node.valkey:
+            values[:] = kept
+            session.database.changed(words[1], values)
     return OK
 
 
