@@ -345,7 +345,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self.steps = steps
                 return
         self.steps = steps
-        self._check_steps()
+        if steps > self.max_steps:
+            self._check_steps()
         if timeout is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
@@ -363,7 +364,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if self.steps > self.max_steps:
                 break
         self.now = until
-        self._check_steps()
+        if self.steps > self.max_steps:
+            self._check_steps()
 
     def _check_steps(self) -> None:
         if self.steps > self.max_steps:
@@ -399,6 +401,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if isinstance(future, asyncio.Task):
             text += f" (task {future.get_name()})"
         self.errors.append(text)
+
+    # Each future and task asks. The built-in type returns False without a frame of Python.
+    get_debug = staticmethod(bool)
 
     # -- callbacks, futures and tasks ------------------------------------------------------
 
