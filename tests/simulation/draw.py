@@ -203,6 +203,7 @@ THEMES: dict[str, Theme] = {
         _WRITES | _only(_CALLS, traffic=20),
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
         busy_callers=True,
+        network={"latency": 0.02},
     ),
     "budget": Theme(_WRITES, _BREAKS | {"refuse writes": 8}, policy=_scarce_budget),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
@@ -346,7 +347,7 @@ class _Drawer:
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1])
-            arguments["letter"] = rng.choice("ei")
+            arguments["letter"] = rng.choice("gi")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
@@ -373,6 +374,8 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind == "loading":
+            seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}

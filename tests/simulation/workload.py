@@ -341,7 +341,7 @@ async def traffic(use: Use) -> None:
     for offset in range(use.argument("count", 10)):
         if offset and pause:
             await asyncio.sleep(pause)
-        words = ("ECHO", use.token(0, offset))
+        words = ("GET", _register(use))
         if use.argument("letter") == "i":
             words = ("INCR", f"n:{use.token(0, offset)}")
         operation = use.operation(words, kind="traffic", offset=offset)
@@ -440,10 +440,13 @@ async def close(use: Use) -> None:
         words = ("INCR", f"n:{use.token(0, offset)}")
         call = use.operation(words, kind="increment", offset=offset)
         calls.append(use.perform(call, _sender(client.redis, words)))
-    before = use.argument("before", 0)  # so many calls precede it in the same tick
-    await asyncio.gather(*calls[:before], *closings, *calls[before:])
+    before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
+    works = [*calls[:before], *closings, *calls[before:]]
+    tasks = [use.world.loop.create_task(work) for work in works]
+    await asyncio.wait(tasks[before : before + len(closings)])
     if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
         history.event("workload", "closed", client=label)
+    await asyncio.wait(tasks)
 
 
 async def reopen(use: Use) -> None:

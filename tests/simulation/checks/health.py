@@ -22,7 +22,11 @@ _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
 _ACCEPTED = 3.0  # seconds after an accepted write by which the report of refused writes ends
 
-_HANDSHAKE = frozenset((b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE"))
+_HANDSHAKE = frozenset((
+    b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE", b"ECHO",
+))  # fmt: skip
+"""Commands that a server answers although it serves nothing."""
+
 _SERVES_NOTHING = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 _REFUSED_WRITES = frozenset({"out of memory", "disk error", "no replicas", "read-only"})
 
