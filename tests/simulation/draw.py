@@ -33,7 +33,8 @@ _FAULTS = {
     "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
     "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
-    "lose then refuse": 2, "busy": 2, "pause": 1, "limit clients": 1, "deny": 1, "kill client": 2,
+    "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
+    "deny": 1, "kill client": 2,
     "unblock": 1, "fail over": 1, "stall": 2,
 }  # fmt: skip
 
@@ -122,7 +123,7 @@ THEMES: dict[str, Theme] = {
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", close=1.5, reopen=1),
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
         _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
         clients=(2, 3),
         shared=0.9,
@@ -165,14 +166,15 @@ THEMES: dict[str, Theme] = {
             _FAULTS,
             "slow",
             "deny",
-            busy=6,
-            flap=3,
+            busy=10,
+            flap=6,
             hold_requests=4,
             hold_and_reset=6,
             hold_one=8,
             hold_one_and_reset=12,
         ),
         clients=(1, 1),
+        storms=(2, 4),
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -212,7 +214,7 @@ THEMES: dict[str, Theme] = {
     ),
     "bound": Theme(
         _only(_CALLS, "set", "get", "increment", "echo", "pipeline", manual=12),
-        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8),
+        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=5, refuse_then_reset=12),
         single=0.4,
     ),
     "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
@@ -346,7 +348,7 @@ class _Drawer:
             arguments["letter"] = rng.choice("ps")
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
-            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1])
+            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
             arguments["letter"] = rng.choice("gi")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
@@ -374,6 +376,8 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind == "busy":
+            seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
         elif kind == "loading":
             seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
@@ -385,7 +389,7 @@ class _Drawer:
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
-        if kind in ("refuse writes", "lose then refuse"):
+        if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
             arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
         if kind == "slow":
             arguments["extra"] = rng.choice([0.02, 0.1, 0.3])
@@ -425,7 +429,9 @@ class _Drawer:
 
 _WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
 
-_DELAYED = ("hold and reset", "hold one and reset", "lose replies", "lose then refuse")
+_DELAYED = (
+    "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",
+)  # fmt: skip
 
 _DENIED = [
     ["CLIENT|KILL"],
