@@ -99,7 +99,7 @@ _BREAKS = _only(
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
-    "mixed": Theme(_CALLS, _FAULTS),
+    "mixed": Theme(_CALLS, _FAULTS, single=0.05),
     "blocking": Theme(
         _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
         _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
@@ -278,6 +278,11 @@ class _Drawer:
         connections: dict[str, Any] = {"count": rng.choice([1, 2, 2, 3])}
         if theme.in_flight is not None:
             connections["in_flight"] = theme.in_flight
+        options: dict[str, Any] = {}
+        if rng.random() < 0.2:
+            options["decode_responses"] = True
+        if rng.random() < 0.1:
+            options["max_connections"] = rng.choice([1, 3])
         return ClientSetup(
             label=label,
             policy=policy,
@@ -286,7 +291,7 @@ class _Drawer:
             shares_health_of="a" if label != "a" and rng.random() < theme.shared else None,
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
-            options={"decode_responses": True} if rng.random() < 0.2 else {},
+            options=options,
         )
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
@@ -309,6 +314,11 @@ class _Drawer:
         kind = rng.choices(list(self._calls), list(self._calls.values()))[0]
         cancel = rng.random() < theme.cancel
         limited = rng.random() < theme.deadline or kind == "late"
+        arguments = self._arguments(kind)
+        cancel_after = self._soon() if cancel else None
+        if kind == "pop" and rng.random() < 0.1:
+            arguments["timeout"] = 0  # without a limit, until it is cancelled
+            cancel_after = rng.uniform(0.0, 3.0)
         view = None
         if rng.random() < 0.1:
             view = {"repeat": rng.choice(["read", "idempotent", "conditional", "any"])}
@@ -316,10 +326,10 @@ class _Drawer:
             number=number,
             kind=kind,
             pause=rng.expovariate(1 / pause) if rng.random() < 0.8 else 0.0,
-            cancel_after=self._soon() if cancel else None,
+            cancel_after=cancel_after,
             deadline=rng.choice([0.001, 0.02, 0.2, 1.0]) if limited else None,
             view=view if kind not in _WITHOUT_VIEWS else None,
-            arguments=self._arguments(kind),
+            arguments=arguments,
         )
 
     def _soon(self) -> float:
@@ -339,6 +349,8 @@ class _Drawer:
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
+        if kind == "pop":
+            arguments["second"] = rng.random() < 0.2
         if kind == "lock":
             arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
             arguments["extend"] = rng.random() < 0.2

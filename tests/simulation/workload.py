@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from resilient_io.errors import Closed
+
 from .history import Operation, Outcome
 from .redis_server.scripts import (
     INCR_THEN_ERROR,
@@ -359,11 +361,12 @@ async def pop(use: Use) -> None:
     """Wait for an element at the head of a list, or at its tail."""
     command = "BRPOP" if use.argument("tail") else "BLPOP"
     timeout = use.argument("timeout", 1)
-    operation = use.operation((command, _list(use), str(timeout)))
+    keys = [_list(use), "l3"] if use.argument("second") else [_list(use)]
+    operation = use.operation((command, *keys, str(timeout)))
     _limit_reaching(operation, timeout)
     client = use.redis
     method = client.brpop if command == "BRPOP" else client.blpop
-    await use.perform(operation, lambda: method(_list(use), timeout))
+    await use.perform(operation, lambda: method(keys, timeout))
 
 
 async def pop_now(use: Use) -> None:
@@ -393,7 +396,7 @@ def _limit_reaching(operation: Operation, timeout: float) -> None:
     """Note the limits of a blocking call: reaching the server is limited by the deadline."""
     limit = operation.facts["limit"]
     operation.facts["reach_deadline"] = limit
-    operation.facts["block"] = timeout
+    operation.facts["block"] = timeout or float("inf")
     operation.facts["limit"] = None
 
 
@@ -466,7 +469,7 @@ async def wait_up(use: Use) -> None:
     timeout = use.argument("timeout", 1.0)
 
     async def work() -> Any:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Closed):
             await health.until_up(timeout)
 
     await use.perform(operation, work)
