@@ -171,6 +171,10 @@ async def _end(world: World, ending: Ending) -> None:
                 budget_size=client.policy.retry_budget,
             )
         )
+    current = asyncio.current_task()
+    ending.idle_tasks = sorted(
+        task.get_name() for task in asyncio.all_tasks() if task is not current
+    )
     world.history.event("workload", "ending")
     for client in world.clients.values():
         closing = loop.create_task(client.redis.aclose())
@@ -179,7 +183,6 @@ async def _end(world: World, ending: Ending) -> None:
             ending.tasks.append("aclose() of a client did not end within 5 s")
             closing.cancel()
     await asyncio.sleep(1.5)
-    current = asyncio.current_task()
     ending.tasks += sorted(task.get_name() for task in asyncio.all_tasks() if task is not current)
     ending.connections = [connection.number for connection in world.network.connections]
     ending.data = {server.name: server.data() for server in world.servers}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from resilient_io.errors import Closed
+
 from .history import Operation, Outcome
 from .redis_server.scripts import (
     INCR_THEN_ERROR,
@@ -335,6 +337,19 @@ async def burst(use: Use) -> None:
     await asyncio.gather(*waits)
 
 
+async def traffic(use: Use) -> None:
+    """Make one call after the other, with short pauses, or none."""
+    pause, client = use.argument("pause", 0.0), use.redis
+    for offset in range(use.argument("count", 10)):
+        if offset and pause:
+            await asyncio.sleep(pause)
+        words = ("GET", _register(use))
+        if use.argument("letter") == "i":
+            words = ("INCR", f"n:{use.token(0, offset)}")
+        operation = use.operation(words, kind="traffic", offset=offset)
+        await use.perform(operation, _sender(client, words))
+
+
 def _sender(client: ResilientRedis, words: tuple[str, ...]) -> Callable[[], Awaitable[Any]]:
     return lambda: client.execute_command(*words)
 
@@ -346,11 +361,12 @@ async def pop(use: Use) -> None:
     """Wait for an element at the head of a list, or at its tail."""
     command = "BRPOP" if use.argument("tail") else "BLPOP"
     timeout = use.argument("timeout", 1)
-    operation = use.operation((command, _list(use), str(timeout)))
+    keys = [_list(use), "l3"] if use.argument("second") else [_list(use)]
+    operation = use.operation((command, *keys, str(timeout)))
     _limit_reaching(operation, timeout)
     client = use.redis
     method = client.brpop if command == "BRPOP" else client.blpop
-    await use.perform(operation, lambda: method(_list(use), timeout))
+    await use.perform(operation, lambda: method(keys, timeout))
 
 
 async def pop_now(use: Use) -> None:
@@ -380,7 +396,7 @@ def _limit_reaching(operation: Operation, timeout: float) -> None:
     """Note the limits of a blocking call: reaching the server is limited by the deadline."""
     limit = operation.facts["limit"]
     operation.facts["reach_deadline"] = limit
-    operation.facts["block"] = timeout
+    operation.facts["block"] = timeout or float("inf")
     operation.facts["limit"] = None
 
 
@@ -422,9 +438,18 @@ async def close(use: Use) -> None:
     if use.argument("twice"):
         second = use.operation(offset=1, limit=None)
         closings.append(use.perform(second, client.redis.aclose))
-    await asyncio.gather(*closings)
-    if operation.outcome is Outcome.OK:
+    calls = []
+    for offset in range(2, 2 + use.argument("calls", 0)):
+        words = ("INCR", f"n:{use.token(0, offset)}")
+        call = use.operation(words, kind="increment", offset=offset)
+        calls.append(use.perform(call, _sender(client.redis, words)))
+    before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
+    works = [*calls[:before], *closings, *calls[before:]]
+    tasks = [use.world.loop.create_task(work) for work in works]
+    await asyncio.wait(tasks[before : before + len(closings)])
+    if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
         history.event("workload", "closed", client=label)
+    await asyncio.wait(tasks)
 
 
 async def reopen(use: Use) -> None:
@@ -444,7 +469,7 @@ async def wait_up(use: Use) -> None:
     timeout = use.argument("timeout", 1.0)
 
     async def work() -> Any:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Closed):
             await health.until_up(timeout)
 
     await use.perform(operation, work)
@@ -505,6 +530,7 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "watch": watch,
     "manual": manual,
     "burst": burst,
+    "traffic": traffic,
     "pop": pop,
     "pop now": pop_now,
     "move": move,

@@ -108,13 +108,13 @@ class World:
         policy = RetryPolicy(**setup.policy)
         label, rng = setup.label, Random(f"{self.plan.seed}/client/{setup.label}")
         other = self.clients.get(setup.shares_health_of or "")
+        health: Dependency | None = None  # the client's own
         if other is not None:
             health = other.redis.health
-        else:
+        elif setup.health:
             health = Dependency(
                 f"redis-{label}", settings=HealthSettings(**setup.health), rng=Random(rng.random())
             )
-            health.on_change(self._note_change)
         credentials = RotatingCredentials() if self.servers[0].password_required else None
         options: dict[str, Any] = dict(setup.options)
         if credentials is not None:
@@ -131,6 +131,8 @@ class World:
             rng=rng,
             **options,
         )
+        if other is None:
+            client.health.on_change(self._note_change)
         return Client(setup, client, policy, credentials)
 
     def _note_change(self, change: Change) -> None:

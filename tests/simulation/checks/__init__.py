@@ -77,6 +77,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     health.nothing_is_published_after_the_last_client_closed,
     ending.every_open_client_is_up_and_answers_at_the_end,
     ending.every_counter_returns_to_zero,
+    ending.an_idle_client_runs_only_its_probe_and_its_connections,
     ending.the_retry_budget_stays_within_its_size,
     ending.closed_clients_leave_nothing_behind,
     ending.no_unexpected_error_is_logged,

@@ -31,6 +31,19 @@ def every_counter_returns_to_zero(index: Index) -> Iterator[Broken]:
                 yield Broken(f"client {client.label} has {value:g} {name} at the end")
 
 
+def an_idle_client_runs_only_its_probe_and_its_connections(index: Index) -> Iterator[Broken]:
+    """After everything has settled, a client has no task that recovers, fences or connects."""
+    clients = index.history.ending.clients
+    if any(client.open and client.state != "up" for client in clients):
+        return  # it still reconnects
+    for name in index.history.ending.idle_tasks:
+        if not name.startswith(_LASTING):
+            yield Broken(f"a task does not end: {name}")
+
+
+_LASTING = ("resilient-io probe", "resilient-io redis connection")
+
+
 def the_retry_budget_stays_within_its_size(index: Index) -> Iterator[Broken]:
     """The budget is neither negative nor larger than its size."""
     for client in index.history.ending.clients:

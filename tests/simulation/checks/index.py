@@ -337,8 +337,6 @@ class Index:
                 break
             if time + seconds >= since and time - seconds <= until:
                 total += seconds
-        if "stall" not in self.events and self.plan is not None and self.plan.network.stall:
-            total += 3 * self.plan.network.stall_longest  # the loop did not record them
         return total
 
     @cached_property
