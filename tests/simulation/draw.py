@@ -34,7 +34,8 @@ _FAULTS = {
     "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
     "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
-    "lose then refuse": 2, "busy": 2, "pause": 1, "limit clients": 1, "deny": 1, "kill client": 2,
+    "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
+    "deny": 1, "kill client": 2,
     "unblock": 1, "fail over": 1, "stall": 2,
 }  # fmt: skip
 
@@ -114,7 +115,7 @@ _BREAKS = _only(
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
-    "mixed": Theme(_CALLS, _FAULTS),
+    "mixed": Theme(_CALLS, _FAULTS, single=0.05),
     "outages": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", "pop", traffic=4),
         _only(
@@ -179,7 +180,7 @@ THEMES: dict[str, Theme] = {
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", close=1.5, reopen=1),
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
         _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
         clients=(2, 3),
         shared=0.9,
@@ -222,14 +223,15 @@ THEMES: dict[str, Theme] = {
             _FAULTS,
             "slow",
             "deny",
-            busy=6,
-            flap=3,
+            busy=10,
+            flap=6,
             hold_requests=4,
             hold_and_reset=6,
             hold_one=8,
             hold_one_and_reset=12,
         ),
         clients=(1, 1),
+        storms=(2, 4),
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -260,6 +262,7 @@ THEMES: dict[str, Theme] = {
         _WRITES | _only(_CALLS, traffic=20),
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
         busy_callers=True,
+        network={"latency": 0.02},
     ),
     "budget": Theme(
         _WRITES,
@@ -275,7 +278,7 @@ THEMES: dict[str, Theme] = {
     ),
     "bound": Theme(
         _only(_CALLS, "set", "get", "increment", "echo", "pipeline", "push", manual=12, pop=6),
-        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8),
+        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8, refuse_then_reset=12),
         single=0.4,
         storms=(0, 3),
     ),
@@ -405,6 +408,11 @@ class _Drawer:
         kind = rng.choices(list(self._calls), list(self._calls.values()))[0]
         cancel = rng.random() < theme.cancel
         limited = rng.random() < theme.deadline or kind == "late"
+        arguments = self._arguments(kind)
+        cancel_after = self._soon(kind) if cancel else None
+        if kind == "pop" and rng.random() < 0.1:
+            arguments["timeout"] = 0  # without a limit, until it is cancelled
+            cancel_after = rng.uniform(0.0, 3.0)
         view = None
         if rng.random() < 0.1:
             view = {"repeat": rng.choice(["read", "idempotent", "conditional", "any"])}
@@ -412,10 +420,10 @@ class _Drawer:
             number=number,
             kind=kind,
             pause=rng.expovariate(1 / pause) if rng.random() < 0.8 else 0.0,
-            cancel_after=self._soon(kind) if cancel else None,
+            cancel_after=cancel_after,
             deadline=rng.choice([0.001, 0.02, 0.2, 1.0]) if limited else None,
             view=view if kind not in _WITHOUT_VIEWS else None,
-            arguments=self._arguments(kind),
+            arguments=arguments,
         )
 
     def _soon(self, kind: str) -> float:
@@ -437,6 +445,8 @@ class _Drawer:
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
+        if kind == "pop":
+            arguments["second"] = rng.random() < 0.2
         if kind == "lock":
             arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
             arguments["extend"] = rng.random() < 0.2
@@ -447,8 +457,8 @@ class _Drawer:
             arguments["kept"] = rng.choice([0, rng.getrandbits(8)])
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
-            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1])
-            arguments["letter"] = rng.choice("ei")
+            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
+            arguments["letter"] = rng.choice("gi")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
@@ -475,6 +485,10 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind == "busy":
+            seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
+        elif kind == "loading":
+            seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
@@ -484,7 +498,7 @@ class _Drawer:
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
-        if kind in ("refuse writes", "lose then refuse"):
+        if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
             arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
         if kind == "slow":
             arguments["extra"] = rng.choice([0.02, 0.1, 0.15, 0.3])
@@ -524,7 +538,9 @@ class _Drawer:
 
 _WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
 
-_DELAYED = ("hold and reset", "hold one and reset", "lose replies", "lose then refuse")
+_DELAYED = (
+    "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",
+)  # fmt: skip
 
 _DENIED = [
     ["CLIENT|KILL"],

@@ -233,6 +233,13 @@ def lose_then_refuse(world: World, fault: Fault) -> None:
     world.loop.at(world.loop.time() + delay, lambda: server.refuse_writes(why, fault.seconds))
 
 
+def refuse_then_reset(world: World, fault: Fault) -> None:
+    """The server refuses writes, and all connections are reset meanwhile."""
+    refuse_writes(world, fault)
+    delay = min(fault.arguments.get("delay", 0.05), fault.seconds)
+    world.loop.at(world.loop.time() + delay, world.network.reset, _address(world))
+
+
 def busy(world: World, fault: Fault) -> None:
     """A script runs on the server."""
     _server(world).busy(fault.seconds)
@@ -315,6 +322,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "loading": loading,
     "refuse writes": refuse_writes,
     "lose then refuse": lose_then_refuse,
+    "refuse then reset": refuse_then_reset,
     "busy": busy,
     "pause": pause,
     "limit clients": limit_clients,

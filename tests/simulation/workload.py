@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from resilient_io.errors import Closed
+
 from .history import Operation, Outcome
 from .redis_server.scripts import (
     INCR_THEN_ERROR,
@@ -366,7 +368,7 @@ async def traffic(use: Use) -> None:
     for offset in range(use.argument("count", 10)):
         if offset and pause:
             await asyncio.sleep(pause)
-        words = ("ECHO", use.token(0, offset))
+        words = ("GET", _register(use))
         if use.argument("letter") == "i":
             words = ("INCR", f"n:{use.token(0, offset)}")
         operation = use.operation(words, kind="traffic", offset=offset)
@@ -384,11 +386,12 @@ async def pop(use: Use) -> None:
     """Wait for an element at the head of a list, or at its tail."""
     command = "BRPOP" if use.argument("tail") else "BLPOP"
     timeout = use.argument("timeout", 1)
-    operation = use.operation((command, _list(use), str(timeout)))
+    keys = [_list(use), "l3"] if use.argument("second") else [_list(use)]
+    operation = use.operation((command, *keys, str(timeout)))
     _limit_reaching(operation, timeout)
     client = use.redis
     method = client.brpop if command == "BRPOP" else client.blpop
-    await use.perform(operation, lambda: method(_list(use), timeout))
+    await use.perform(operation, lambda: method(keys, timeout))
 
 
 async def pop_now(use: Use) -> None:
@@ -418,7 +421,7 @@ def _limit_reaching(operation: Operation, timeout: float) -> None:
     """Note the limits of a blocking call: reaching the server is limited by the deadline."""
     limit = operation.facts["limit"]
     operation.facts["reach_deadline"] = limit
-    operation.facts["block"] = timeout
+    operation.facts["block"] = timeout or float("inf")
     operation.facts["limit"] = None
 
 
@@ -465,11 +468,14 @@ async def close(use: Use) -> None:
         words = ("INCR", f"n:{use.token(0, offset)}")
         call = use.operation(words, kind="increment", offset=offset)
         calls.append(use.perform(call, _sender(client.redis, words)))
-    before = use.argument("before", 0)  # so many calls precede it in the same tick
-    await asyncio.gather(*calls[:before], *closings, *calls[before:])
+    before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
+    works = [*calls[:before], *closings, *calls[before:]]
+    tasks = [use.world.loop.create_task(work) for work in works]
+    await asyncio.wait(tasks[before : before + len(closings)])
     if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
         history.event("workload", "closed", client=label)
         await _note_what_is_left(use)
+    await asyncio.wait(tasks)
 
 
 async def _note_what_is_left(use: Use) -> None:
@@ -507,7 +513,7 @@ async def wait_up(use: Use) -> None:
     timeout = use.argument("timeout", 1.0)
 
     async def work() -> Any:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Closed):
             await health.until_up(timeout)
 
     await use.perform(operation, work)
