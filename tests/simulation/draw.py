@@ -55,6 +55,7 @@ class Theme:
         impatient: Probability that a client probes often, or with short timeouts.
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
+        read_only: Probability that a server that refuses writes is a replica.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -70,6 +71,7 @@ class Theme:
     impatient: float = 0.1
     narrow: float = 0.1
     decoded: float = 0.2
+    read_only: float = 0.25
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -191,7 +193,25 @@ THEMES: dict[str, Theme] = {
         _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
     ),
     "permissions": Theme(
-        _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
+        _WRITES | _only(_CALLS, pop=8, set=25),
+        _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
+        storms=(2, 4),
+        policy=_repeats_much,
+    ),
+    "demotions": Theme(
+        _only(_CALLS, "get", "pop", set=25, increment=3, traffic=8, burst=25),
+        _only(
+            _FAULTS,
+            "reset one",
+            "hold one and reset",
+            "kill",
+            refuse_writes=6,
+            refuse_then_reset=14,
+            fail_over=5,
+        ),
+        read_only=0.8,
+        network={"latency": 0.02},
+        busy_callers=True,
     ),
     "scripts": Theme(
         _only(
@@ -232,6 +252,7 @@ THEMES: dict[str, Theme] = {
         ),
         clients=(1, 1),
         storms=(2, 4),
+        cancel=0.3,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -493,13 +514,18 @@ class _Drawer:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
         if kind in _DELAYED:
-            arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
+            arguments["delay"] = rng.choice([0.001, 0.02, rng.uniform(0.0, 0.1), 0.1, 0.6])
+            if kind.startswith("hold") and rng.random() < 0.4:
+                # What is held arrives while the client replaces the connection.
+                seconds = arguments["delay"] + rng.uniform(0.0, 0.06)
         if kind == "flap":
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
         if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
-            arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
+            arguments["why"] = rng.choice(["OOM", "NOREPLICAS", "MISCONF"])
+            if rng.random() < self.theme.read_only:
+                arguments["why"] = "READONLY"
         if kind == "slow":
             arguments["extra"] = rng.choice([0.02, 0.1, 0.15, 0.3])
         if kind == "kill":
@@ -543,6 +569,7 @@ _DELAYED = (
 )  # fmt: skip
 
 _DENIED = [
+    ["CLIENT|KILL"],
     ["CLIENT|KILL"],
     ["CLIENT|LIST"],
     ["CLIENT|ID"],
