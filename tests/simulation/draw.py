@@ -187,7 +187,24 @@ THEMES: dict[str, Theme] = {
         clients=(2, 3),
         shared=0.9,
     ),
-    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
+    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6)),
+    "coincidences": Theme(
+        _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),
+        _only(
+            _FAULTS,
+            "kill client",
+            "freeze",
+            "refuse then reset",
+            reset=6,
+            reset_one=10,
+            close_one=6,
+            hold_one=8,
+        ),
+        clients=(1, 1),
+        storms=(3, 6),
+        cancel=0.3,
+        network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
+    ),
     "transactions": Theme(
         _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
         _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
@@ -458,7 +475,7 @@ class _Drawer:
         rng = self.rng
         arguments: dict[str, Any] = {"key": rng.choice([0, 0, 1, 2])}
         if kind in ("pipeline", "transaction", "manual"):
-            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi"])
+            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd"])
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
