@@ -80,6 +80,10 @@ def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["attempts"] = rng.choice([3, 5, 8])
 
 
+def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
+    policy["attempts"] = rng.choice([1, 1, 2, 3])
+
+
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "conditional", "any"])
     policy["attempts"] = rng.choice([3, 4, 6])
@@ -141,6 +145,7 @@ THEMES: dict[str, Theme] = {
         ),
         clients=(2, 3),
         shared=0.9,
+        policy=_tries_once,
     ),
     "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
     "transactions": Theme(
@@ -301,7 +306,7 @@ class _Drawer:
             label=label,
             policy=policy,
             connections=connections,
-            health={"refusal_hold": 2.0} if rng.random() < 0.5 else {},
+            health={"refusal_hold": rng.choice([2.0, 10.0, 10.0])} if rng.random() < 0.5 else {},
             shares_health_of="a" if label != "a" and rng.random() < theme.shared else None,
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
@@ -317,7 +322,9 @@ class _Drawer:
         for index in range(count):
             calls = []
             pause = self._span / max(1, total / count) * rng.choice([0.3, 1.0])
-            for _ in range(total // count):
+            rarely = rng.choice([1, 1, 1, 5])  # some callers make few calls
+            pause *= rarely
+            for _ in range(max(2, total // count // rarely)):
                 number += SPACING
                 calls.append(self._call(number, pause))
             callers.append(Caller(index, rng.choice(clients).label, tuple(calls)))
