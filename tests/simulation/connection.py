@@ -402,7 +402,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             return
         self._unacknowledged -= size
         if self._buffer:
-            self._push(self._loop.time() + self._latency, self._arm_writing)
+            self._push(self._loop.now + self._latency, self._arm_writing)
 
     def _expect_give_up(self) -> None:
         if self._gives_up_at is None and not self._socket_closed:
@@ -411,7 +411,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
                 limit = 2.0 + 18.0 * self._random()
             else:
                 limit *= 1.0 + 0.2 * self._random()
-            self._gives_up_at = at = self._loop.time() + limit
+            self._gives_up_at = at = self._loop.now + limit
             self._push(at, self._give_up, self._giving_up)
 
     def _give_up(self, number: int) -> None:
@@ -457,7 +457,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     # -- the way to the server -------------------------------------------------------------
 
     def _send_request(self, item: bytes | str) -> None:
-        at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
+        at = self._loop.now + self._latency + self._random() * self._jitter + self.host.extra
         if at < self._requests_last:  # noqa: PLR1730 (faster than `max`)
             at = self._requests_last
         self._requests_last = at
@@ -475,7 +475,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._expect_give_up()
         if self._forgotten:
             if data and self._reset_on_write:
-                self._push(self._loop.time() + self._latency, self._receive, RST)
+                self._push(self._loop.now + self._latency, self._receive, RST)
             return
         if item is RST and self.cuts:
             return  # it is sent only once
@@ -520,7 +520,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._send_reply(item)
 
     def _send_reply(self, item: bytes | str) -> None:
-        at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
+        at = self._loop.now + self._latency + self._random() * self._jitter + self.host.extra
         if at < self._replies_last:  # noqa: PLR1730 (faster than `max`)
             at = self._replies_last
         self._replies_last = at
@@ -543,7 +543,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if requests < 0 or replies < 0:
             # TCP sends lost packets again after a while.
             delay = 0.3 * self._random()
-            self._push(self._loop.time() + delay, self._release)
+            self._push(self._loop.now + delay, self._release)
 
     def _release(self) -> None:
         if not self.requests_held and self._requests_waiting:

@@ -24,7 +24,7 @@ _CALLS = {
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
     "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
-    "set large": 1, "get large": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
@@ -51,6 +51,8 @@ class Theme:
         cancel: Probability that a call is cancelled.
         deadline: Probability that a call has a deadline of its own.
         storms: Smallest and largest number of moments at which faults cluster.
+        impatient: Probability that a client probes often, or with short timeouts.
+        narrow: Probability that a client permits few exclusive connections.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -63,6 +65,8 @@ class Theme:
     cancel: float = 0.15
     deadline: float = 0.1
     storms: tuple[int, int] = (1, 3)
+    impatient: float = 0.1
+    narrow: float = 0.1
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -78,6 +82,8 @@ def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str,
 def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
     policy["attempts"] = rng.choice([3, 5, 8])
+    policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
+    policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
 def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
@@ -87,6 +93,13 @@ def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "conditional", "any"])
     policy["attempts"] = rng.choice([3, 4, 6])
+
+
+def _no_time_to_lose(rng: Random, policy: dict[str, Any]) -> None:
+    """Set a deadline that the first attempt may use up, or none."""
+    policy["connect_timeout"] = min(policy["connect_timeout"], policy["response_timeout"])
+    policy["deadline"] = rng.choice([policy["response_timeout"], 1.0, None])
+    policy["attempts"] = rng.choice([1, 3])
 
 
 def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
@@ -104,10 +117,51 @@ _BREAKS = _only(
 
 THEMES: dict[str, Theme] = {
     "mixed": Theme(_CALLS, _FAULTS, single=0.05),
+    "outages": Theme(
+        _only(_CALLS, "set", "increment", "get", "echo", "pop", traffic=4),
+        _only(
+            _FAULTS,
+            "drop replies",
+            "reset",
+            "refuse",
+            freeze=8,
+            cut=8,
+            kill=8,
+            hang_connects=8,
+            forget=6,
+            reset_one=6,
+        ),
+        clients=(1, 1),
+        storms=(1, 1),
+        impatient=0.5,
+        network={"latency": 0.001, "stall": 0.0},
+    ),
+    "timeouts": Theme(
+        _only(_CALLS, "set", "increment", "get", "echo", "pipeline", traffic=6, burst=12),
+        _only(
+            _FAULTS,
+            "lose replies",
+            "cut",
+            "freeze",
+            "busy",
+            "pause",
+            "break off",
+            drop_replies=10,
+            hold_replies=10,
+            slow=8,
+            stall=3,
+        ),
+        cancel=0.25,
+        deadline=0.2,
+        policy=_no_time_to_lose,
+        network={"latency": 0.02},
+        busy_callers=True,
+    ),
     "blocking": Theme(
         _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
         _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
         cancel=0.4,
+        narrow=0.4,
     ),
     "closing": Theme(
         _only(
@@ -226,14 +280,21 @@ THEMES: dict[str, Theme] = {
         busy_callers=True,
         network={"latency": 0.02},
     ),
-    "budget": Theme(_WRITES, _BREAKS | {"refuse writes": 8}, policy=_scarce_budget),
+    "budget": Theme(
+        _WRITES,
+        _BREAKS | {"refuse writes": 8},
+        cancel=0.4,
+        storms=(2, 4),
+        policy=_scarce_budget,
+        busy_callers=True,
+    ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
         _WRITES | _only(_CALLS, "pop", "wait up", close=1), _FAULTS, policy=_waits_while_down
     ),
     "bound": Theme(
-        _only(_CALLS, "set", "get", "increment", "echo", "pipeline", manual=12),
-        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=5, refuse_then_reset=12),
+        _only(_CALLS, "set", "get", "increment", "echo", "pipeline", "push", manual=12, pop=6),
+        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8, refuse_then_reset=12),
         single=0.4,
     ),
     "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
@@ -297,21 +358,34 @@ class _Drawer:
         connections: dict[str, Any] = {"count": rng.choice([1, 2, 2, 3])}
         if theme.in_flight is not None:
             connections["in_flight"] = theme.in_flight
-        options: dict[str, Any] = {}
-        if rng.random() < 0.2:
-            options["decode_responses"] = True
-        if rng.random() < 0.1:
-            options["max_connections"] = rng.choice([1, 3])
         return ClientSetup(
             label=label,
             policy=policy,
             connections=connections,
-            health={"refusal_hold": rng.choice([2.0, 10.0, 10.0])} if rng.random() < 0.5 else {},
+            health=self._health(),
             shares_health_of="a" if label != "a" and rng.random() < theme.shared else None,
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
-            options=options,
+            options=self._options(),
         )
+
+    def _health(self) -> dict[str, float]:
+        rng = self.rng
+        settings: dict[str, float] = {}
+        if rng.random() < 0.5:
+            settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
+        if rng.random() < self.theme.impatient:
+            settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
+        return settings
+
+    def _options(self) -> dict[str, Any]:
+        rng = self.rng
+        options: dict[str, Any] = {}
+        if rng.random() < 0.2:
+            options["decode_responses"] = True
+        if rng.random() < self.theme.narrow:
+            options["max_connections"] = rng.choice([1, 2, 3])
+        return options
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
@@ -379,6 +453,7 @@ class _Drawer:
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
             arguments["letter"] = rng.choice("ps")
+            arguments["kept"] = rng.choice([0, rng.getrandbits(8)])
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])

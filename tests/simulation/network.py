@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import socket
 from dataclasses import dataclass, field
@@ -414,6 +415,7 @@ class Network:
         connection.transmit_to_client(self.random.choice(GARBAGE))
 
 
+@functools.cache
 def is_address(host: str) -> bool:
     """Return whether a host is an IP address."""
     try:

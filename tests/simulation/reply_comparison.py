@@ -27,6 +27,7 @@ _NEWER = "  # not in Redis 7.0"
 _CONDITIONS = ("oom", "readonly", "noreplicas", "misconf")
 
 _LONGEST_LINE = 500
+_CONTEXT = 5  # lines that a report shows before one that differs
 _DATABASES = 2
 """The databases whose values are compared."""
 
@@ -254,7 +255,7 @@ class Real:
 
     Args:
         port: Its port on this machine.
-        older: Whether it is Redis 7.0, whose texts differ from those of Valkey 9.
+        older: Whether it is Redis 7.0, and not Valkey 9.
     """
 
     name = "real"
@@ -516,8 +517,6 @@ class Runner:
         remaining = int(self._ask("PTTL", key)[1])
         # Real time passes while a script runs.
         expires = "never" if remaining < 0 else f"in about {round(remaining / 5000) * 5} s"
-        if kind == "stream":
-            reply = Normalizer({}, self._addresses).stream(reply)
         return [kind, show(reply), f"expires {expires}"]
 
     def _ask(self, *words: str) -> Any:
@@ -588,7 +587,7 @@ class Runner:
         self._addresses[label] = found[1] if found else b"unknown"
 
     def _replies(self, command: str) -> dict[str, Any]:
-        normalizer = Normalizer(self._ids, self._addresses, older=self._older)
+        normalizer = Normalizer(self._ids, self._addresses)
         words = [] if command.startswith("!") else split_words(command)
         found: dict[str, Any] = {}
         for label, (data, closed) in self._side.received().items():
@@ -618,11 +617,14 @@ def compare(
     """
     runners = Runner(real, protocol, older=older), Runner(simulated, protocol, older=older)
     problems = []
+    earlier: list[str] = []
     for (line, expected), (_, found) in zip(
         runners[0].run(script), runners[1].run(script), strict=True
     ):
         if expected != found:
-            problems += [line, *_differences(expected, found), ""]
+            problems += [line, *_differences(expected, found)]
+            problems += [f"    earlier   {' | '.join(earlier[-_CONTEXT:])}", ""]
+        earlier.append(line)
     values = runners[0].values(), runners[1].values()
     if values[0] != values[1]:
         problems += ["values at the end", *_differences(*values)]

@@ -10,9 +10,10 @@ from resilient_io.testing import NoServerError, RedisServer
 from resilient_io.testing.servers import Binary, find_embedded_redis
 from tests.simulation.redis_server.command import COMMANDS, Flag
 from tests.simulation.reply_comparison import Real, Simulated, compare, read_scripts
+from tests.simulation.reply_random import draw_script
 
 _COMPARED = {"redis": "Redis 7.0", "valkey": "Valkey 9"}
-"""The versions whose texts are known here. The simulated server has those of Valkey."""
+"""The versions that the simulated server can imitate."""
 
 
 def _binary(name: str) -> Binary:
@@ -45,6 +46,15 @@ def real(request):
 def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
     if script.newer and real.older:
         pytest.skip("Redis 7.0 answers differently")
+    _compare(real, script, protocol)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_replies_to_random_commands_are_those_of_a_real_server(real, seed):
+    _compare(real, draw_script(seed), 2 + seed % 2)
+
+
+def _compare(real, script, protocol):
     real.reset()
     version = "redis 7.0.15" if real.older else "valkey 9.1.2"
     simulated = Simulated(version=version)

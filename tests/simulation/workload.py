@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -124,6 +124,28 @@ async def set_large(use: Use) -> None:
 async def get_large(use: Use) -> None:
     """Read a large value."""
     await use.send("GET", f"big{use.argument('key', 0)}")
+
+
+async def set_binary(use: Use) -> None:
+    """Overwrite a key with a value that is not UTF-8."""
+    key, token = f"bin{use.argument('key', 0)}", use.token()
+    client = use.redis
+    operation = use.operation(("SET", key, token))
+    await use.perform(operation, lambda: client.set(key, b"\xff" + token.encode()))
+
+
+async def get_binary(use: Use) -> None:
+    """Read a value that is not UTF-8, which a client that decodes replies cannot return."""
+    key = f"bin{use.argument('key', 0)}"
+    client = use.redis
+
+    async def work() -> Any:
+        try:
+            return await client.get(key)
+        except UnicodeDecodeError as error:
+            return error.object
+
+    await use.perform(use.operation(("GET", key)), work)
 
 
 async def set_conditional(use: Use) -> None:
@@ -324,7 +346,7 @@ async def manual(use: Use) -> None:
 
 
 async def burst(use: Use) -> None:
-    """Make several calls in one tick: they keep their order."""
+    """Make several calls in one tick: they keep their order. Those of `kept` are not cancelled."""
     count, letter = use.argument("count", 4), use.argument("letter", "p")
     client = use.redis
     waits = []
@@ -333,7 +355,10 @@ async def burst(use: Use) -> None:
         words = ("RPUSH", _list(use), token) if letter == "p" else ("SET", _register(use), token)
         operation = use.operation(words, kind="push" if letter == "p" else "set", offset=offset)
         operation.burst = use.call.number
-        waits.append(use.perform(operation, _sender(client, words)))
+        call = use.call
+        if use.argument("kept", 0) >> offset & 1:
+            call = replace(call, cancel_after=None)
+        waits.append(use.world.perform(operation, call, _sender(client, words)))
     await asyncio.gather(*waits)
 
 
@@ -450,10 +475,29 @@ async def close(use: Use) -> None:
         await asyncio.wait(tasks[before : before + len(closings)])
         if operation.outcome is Outcome.OK and not client.open:  # nor opened by another caller
             history.event("workload", "closed", client=label)
+            await _note_what_is_left(use)
         await asyncio.wait(tasks)
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _note_what_is_left(use: Use) -> None:
+    """Note the tasks and connections a moment after the last client was closed."""
+    world = use.world
+    await asyncio.sleep(0.05)
+    if any(client.open for client in world.clients.values()) or any(
+        each.ended is None and each.kind in ("close", "reopen", "manual")
+        for each in world.history.operations
+    ):
+        return
+    names = sorted(task.get_name() for task in asyncio.all_tasks())
+    world.history.event(
+        "workload",
+        "all closed",
+        tasks=[name for name in names if name.startswith("resilient-io")],
+        connections=[connection.number for connection in world.network.connections],
+    )
 
 
 async def reopen(use: Use) -> None:
@@ -511,6 +555,8 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "set": set_,
     "set large": set_large,
     "get large": get_large,
+    "set binary": set_binary,
+    "get binary": get_binary,
     "set conditional": set_conditional,
     "set expiring": set_expiring,
     "get": get,

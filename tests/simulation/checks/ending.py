@@ -64,6 +64,17 @@ def closed_clients_leave_nothing_behind(index: Index) -> Iterator[Broken]:
         yield Broken(f"{ending.timers} timers are left")
 
 
+def nothing_is_left_when_the_last_client_has_closed(index: Index) -> Iterator[Broken]:
+    """The same, when all clients are closed in the middle of the run."""
+    for event in index.events.get("all closed", ()):
+        for name in event.facts["tasks"]:
+            yield Broken(f"a task is left after all clients were closed: {name}", (), event.at)
+        for number in event.facts["connections"]:
+            yield Broken(
+                f"connection {number} is left open after all clients were closed", (), event.at
+            )
+
+
 def no_unexpected_error_is_logged(index: Index) -> Iterator[Broken]:
     """Nothing reaches the exception handler of the loop, or the log as an error."""
     for text in index.history.ending.loop_errors:

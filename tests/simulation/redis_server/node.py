@@ -58,10 +58,12 @@ class Waiting:
         attempt: Returns the reply, or PENDING while the command has to wait.
         null: The reply at the timeout.
         strict: Whether an error of a later attempt ends the wait (XREADGROUP).
+        ready: The key that has changed.
     """
 
     __slots__ = (
-        *("attempt", "command", "database", "keys", "null", "session", "strict", "timer", "words"),
+        *("attempt", "command", "database", "keys", "null", "ready", "session", "strict", "timer"),
+        "words",
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Waiting:
         self.attempt = attempt
         self.null = null
         self.strict = strict
+        self.ready = b""
         self.timer: Any = None
 
 
@@ -266,6 +269,13 @@ class Session:
             return null() if callable(null) else null
         self.node.wait(Waiting(self, keys, attempt, null, strict=strict), seconds)
         return PENDING
+
+    def candidates(self, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return the keys that a blocking command looks at: at first all of them.
+
+        Later, Valkey looks at all of them again, Redis 7.0 at the one that has changed.
+        """
+        return keys if self.waiting is None or self.node.valkey else (self.waiting.ready,)
 
     @property
     def subscriptions(self) -> int:
@@ -479,6 +489,7 @@ class Node:
             for database, key in ready:
                 for waiting in list(database.waiting.get(key, ())):
                     if waiting.session.waiting is waiting:
+                        waiting.ready = key
                         self.retry(waiting, database.find(key))
 
     def retry(self, waiting: Waiting, value: Any = None) -> None:

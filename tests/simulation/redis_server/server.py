@@ -52,7 +52,7 @@ SUBSCRIBED = (
 )
 WRITES_REFUSED = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 IMMEDIATE = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
-NEVER_FULL = IMMEDIATE | {"UNWATCH"}
+NEVER_FULL = frozenset({"EXEC", "DISCARD", "QUIT", "RESET"})
 WHILE_SUBSCRIBED = frozenset(
     {"PING", "SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET"}
 )
@@ -246,9 +246,10 @@ class RedisServer(ReplicatedNode):
         )
 
     def _reject(self, session: Session, command: Command | None, words: Words, text: str) -> None:
-        if command is not None and command.name == "EXEC" and session.queued is not None:
+        if command is not None and command.name == "EXEC":
             discard_transaction(session)
-            text = f"EXECABORT Transaction discarded because of: {text}"
+            reason = text.removeprefix("ERR ")
+            text = f"EXECABORT Transaction discarded because of: {reason}"
         elif session.queued is not None:
             session.abort()
         error = ErrorReply(text)
