@@ -91,6 +91,10 @@ def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
+def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
+    policy["attempts"] = rng.choice([1, 1, 2, 3])
+
+
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "conditional", "any"])
     policy["attempts"] = rng.choice([3, 4, 6])
@@ -183,9 +187,24 @@ THEMES: dict[str, Theme] = {
     ),
     "shared health": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
-        _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
+        _only(
+            _FAULTS,
+            "kill",
+            "freeze",
+            "loading",
+            "busy",
+            "cut",
+            "close one",
+            "lose replies",
+            refuse=8,
+            limit_clients=6,
+            refuse_writes=12,
+            refuse_then_reset=4,
+            reset_one=10,
+        ),
         clients=(2, 3),
         shared=0.9,
+        policy=_tries_once,
     ),
     "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6)),
     "coincidences": Theme(
@@ -412,7 +431,9 @@ class _Drawer:
 
     def _health(self) -> dict[str, float]:
         rng = self.rng
-        settings = {"refusal_hold": 2.0} if rng.random() < 0.5 else {}
+        settings: dict[str, float] = {}
+        if rng.random() < 0.5:
+            settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
             settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
         return settings
@@ -435,7 +456,9 @@ class _Drawer:
         for index in range(count):
             calls = []
             pause = self._span / max(1, total / count) * rng.choice([0.3, 1.0])
-            for _ in range(total // count):
+            rarely = rng.choice([1, 1, 1, 5])  # some callers make few calls
+            pause *= rarely
+            for _ in range(max(2, total // count // rarely)):
                 number += SPACING
                 calls.append(self._call(number, pause))
             callers.append(Caller(index, rng.choice(clients).label, tuple(calls)))
