@@ -225,7 +225,7 @@ class Prober:
     ) -> Change | None:
         machine = self._machine
         now = self._ended
-        if self._last_reply() > began:
+        if self._last_reply() > began and not failure.answered:
             # It answered clients during the probe. Probe again once: the reply may have waited in
             # the socket of a server that is gone.
             self._suspected = now - self._overruled >= self._settings.interval
@@ -236,7 +236,11 @@ class Prober:
             self._suspected = True
             return None
         change = machine.probe_failed(
-            now, failure.cause, failure.detail, definite=failure.definite or failure.cause.permanent
+            now,
+            failure.cause,
+            failure.detail,
+            definite=failure.definite or failure.cause.permanent,
+            answered=failure.answered,
         )
         self._suspected = machine.state is not State.DOWN
         return change

@@ -93,4 +93,4 @@ class RedisProbe:
         detail = clean_text(str(error), secrets=self._multiplexer.target.secrets)
         if meaning.degraded:
             raise ProbeDegraded(meaning.cause, detail) from None
-        raise ProbeFailed(meaning.cause, detail, definite=True) from None
+        raise ProbeFailed(meaning.cause, detail, definite=True, answered=True) from None
