@@ -60,7 +60,7 @@ class Machine:
     @property
     def parts_lost(self) -> list[str]:
         """The lost parts, in the order in which they were lost."""
-        return [*self._parts, *self._suspected]
+        return [name for _, name in (*self._parts, *self._suspected)]
 
     def needed_to_rise(self, now: float) -> int:
         """Return how many good probes a dependency that is DOWN needs to be UP again."""
@@ -145,7 +145,7 @@ class Machine:
         return self._settle(now)
 
     def part_lost(
-        self, now: float, part: str, cause: Cause, detail: str, *, probed: bool
+        self, now: float, part: Part, cause: Cause, detail: str, *, probed: bool
     ) -> Change | None:
         """Take the loss of a part. If there is a probe, it first checks the whole."""
         if self._contact is State.DOWN:
@@ -156,10 +156,18 @@ class Machine:
         self._parts[part] = (cause, detail)
         return self._settle(now)
 
-    def part_back(self, now: float, part: str) -> Change | None:
+    def part_back(self, now: float, part: Part) -> Change | None:
         """Take the return of a part."""
         self._parts.pop(part, None)
         self._suspected.pop(part, None)
+        return self._settle(now)
+
+    def parts_gone(self, now: float, owner: object) -> Change | None:
+        """Forget the lost parts of a client that no longer exists."""
+        self._parts = {part: why for part, why in self._parts.items() if part[0] is not owner}
+        self._suspected = {
+            part: why for part, why in self._suspected.items() if part[0] is not owner
+        }
         return self._settle(now)
 
     def forget(self, now: float) -> Change | None:
@@ -248,6 +256,6 @@ class Machine:
             return State.DEGRADED, self._refusal[0], self._refusal[1]
         if self._limitation is not None:
             return State.DEGRADED, *self._limitation
-        for part, (cause, detail) in self._parts.items():
-            return State.DEGRADED, cause, f"{part}: {detail}" if detail else part
+        for (_, name), (cause, detail) in self._parts.items():
+            return State.DEGRADED, cause, f"{name}: {detail}" if detail else name
         return State.UP, None, ""

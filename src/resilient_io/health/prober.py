@@ -101,6 +101,8 @@ class Prober:
             return None
         task.cancel()
         self._task = None
+        # Another client's suspicion is not resolved by a probe that is cancelled.
+        self._suspected = self._suspected or (self._scope is not None and self._probing_suspicion)
         self._resolve_suspicion()
         if self._clients:
             self._start()

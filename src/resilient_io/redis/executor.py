@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import random
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .attempt import Call
@@ -105,6 +105,7 @@ class Executor:
         multiplexer: Multiplexer,
         pool: ExclusivePool,
         health: Dependency,
+        reports: Reporter,
         budget: RetryBudget,
         rng: random.Random,
     ) -> None:
@@ -116,6 +117,7 @@ class Executor:
         self.refusals = 0
         self._multiplexer = multiplexer
         self._pool = pool
+        self._reports = reports
         self._rng = rng
         self._moved_at = float("-inf")
         """Loop time at which a connection was last retired because its server refused writes."""
@@ -293,10 +295,10 @@ class Executor:
             return
         self.refusals += 1
         if refused.degraded:
-            self.health.refused(refused.cause, failed.detail)
+            self._reports.refused(refused.cause, failed.detail)
             self._multiplexer.refresh()
         else:
-            self.health.failed(refused.cause, failed.detail)
+            self._reports.failed(refused.cause, failed.detail)
         connection = self._multiplexer.current
         now = asyncio.get_running_loop().time()
         if not refused.elsewhere or connection is None:

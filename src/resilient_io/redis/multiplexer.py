@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
+from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.retry import Backoff
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -167,8 +168,10 @@ class Reconnector:
             async with asyncio.timeout(pause):
                 await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes contact a dependency that is down.
-            await self._health.until_up()
+            # Only probes contact a dependency that is down. There are none if the application
+            # closed it although this client is open.
+            with contextlib.suppress(Closed):
+                await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
@@ -377,12 +380,15 @@ class Multiplexer:
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,
+        reports: Reporter,
         rng: random.Random,
         names: str,
         bound: bool = False,
     ) -> None:
         self.target = target
         self.health = health
+        self.reports = reports
+        """What this client reports to `health`, until it is closed."""
         self._policy = policy
         self._settings = settings
         self._bound = bound
@@ -466,7 +472,7 @@ class Multiplexer:
 
     def write_accepted(self) -> None:
         """Report an accepted write, which ends a period of refusals."""
-        self.health.accepted()
+        self.reports.accepted()
         self.refresh()
 
     def refresh(self) -> None:
@@ -549,7 +555,7 @@ class Multiplexer:
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
         quiet = connection.response_timeout / 2
-        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
 
     def connection_lost(
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
@@ -564,7 +570,7 @@ class Multiplexer:
         if lost is not None and not self._closing and not connection.retired.done():
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)
-            self.health.failed(cause, detail)
+            self.reports.failed(cause, detail)
         self._reconnector.fence(connection, next(iter(self.connections), None))
         self._choose()
 
@@ -576,23 +582,23 @@ class Multiplexer:
         self.failures.clear()
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
-        self.health.part_back(f"connection {slot}")
-        self.health.succeeded()
+        self.reports.part_back(f"connection {slot}")
+        self.reports.succeeded()
         self._choose()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
         if self.connections:
-            self.health.part_lost(f"connection {slot}", failure.cause, failure.detail)
+            self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
-        self.health.failed(failure.cause, failure.detail)
+        self.reports.failed(failure.cause, failure.detail)
         self.failures.add(failure)
 
     def fall_back(self) -> None:
         """Send no calls: the driver's connections have no transport to take over."""
         self.unsupported = True
-        self.health.succeeded()
+        self.reports.succeeded()
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(

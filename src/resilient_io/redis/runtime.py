@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import ConnectionPool
 
-    from resilient_io.health import Attachment, Change, Dependency, Subscription
+    from resilient_io.health import Attachment, Dependency, Reporter, Subscription
     from resilient_io.retry import RetryPolicy
 
     from .connect import RedisTarget
@@ -33,6 +33,7 @@ class Runtime:
     multiplexer: Multiplexer
     pool: ExclusivePool
     executor: Executor
+    _reports: Reporter
 
     def __init__(
         self,
@@ -45,7 +46,6 @@ class Runtime:
         rng: random.Random,
         tokens: random.Random,
         bound: bool,
-        owns_health: bool,
     ) -> None:
         self.health = health
         self.target = target
@@ -57,20 +57,21 @@ class Runtime:
         self._template = template
         self._rng = rng
         self._tokens = tokens
-        self._owns_health = owns_health
         self._binding: LoopBinding | None = None
         self._attachment: Attachment | None = None
-        self._subscription: Subscription[Change] | None = None
+        self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._build()
         notify_on_fork(self.note_fork)
 
     def _build(self) -> None:
+        self._reports = self.health.reporter()
         prefix = self.target.client_name or "resilient-io"
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self._policy,
             health=self.health,
+            reports=self._reports,
             settings=self._settings,
             rng=self._rng,
             names=f"{prefix}:{self._tokens.getrandbits(64):016x}",
@@ -83,6 +84,7 @@ class Runtime:
             multiplexer=multiplexer,
             pool=self.pool,
             health=self.health,
+            reports=self._reports,
             budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
             rng=self._rng,
         )
@@ -101,7 +103,7 @@ class Runtime:
         self._attachment = self.health.start(
             RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
         )
-        self._subscription = self.health.on_change(self._health_changed)
+        self._subscription = self.health.on_update(self._health_changed)
 
     async def reopen(self) -> None:
         """Make a closed client usable again, after a closing that is under way."""
@@ -117,7 +119,7 @@ class Runtime:
             self._binding = self._closing = None
             self._build()
 
-    def _health_changed(self, _change: Change) -> None:
+    def _health_changed(self, _dependency: Dependency) -> None:
         self.multiplexer.refresh()
         if not self.health.available:
             self.pool.drop_all()
@@ -137,6 +139,7 @@ class Runtime:
         self.pool.close()
         if self._binding is not None and self._binding.forked:
             return  # the sockets belong to the parent process
+        self._reports.close()
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
                 self._close(also),
@@ -156,8 +159,7 @@ class Runtime:
         await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
-        if self._owns_health:
-            await self.health.aclose()
+        await self.health.release()
         await also()
         self._attachment = self._subscription = self._binding = self._closing = None
 

@@ -63,7 +63,8 @@ class Scene:
         self.executor = Executor(
             multiplexer=FakeMultiplexer(),
             pool=SimpleNamespace(closed=False),
-            health=Dependency("redis"),
+            health=(health := Dependency("redis")),
+            reports=health.reporter(),
             budget=self.budget,
             rng=random.Random(seed),
         )
