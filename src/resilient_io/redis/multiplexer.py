@@ -389,9 +389,10 @@ class Multiplexer:
         self.health = health
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
+        self.bound = bound
+        """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
         self._settings = settings
-        self._bound = bound
         self._reconnector = Reconnector(
             self, target=target, policy=policy, health=health, rng=rng, names=names
         )
@@ -616,7 +617,7 @@ class Multiplexer:
             limit=self._settings.in_flight,
             latencies=self.latencies,
             lag=self.lag,
-            pushes=self._bound,
+            pushes=self.bound,
         )
 
     # -- internal --------------------------------------------------------------------------
@@ -656,7 +657,7 @@ class Multiplexer:
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self._bound:
+        if not self.health.refusing and not self.bound:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:
