@@ -216,6 +216,7 @@ class WaitingRequests:
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] = deque()
         self._abandoned = 0
+        self._closed: Exception | None = None
 
     def __len__(self) -> int:
         """Return the number of entries, including abandoned ones."""
@@ -228,7 +229,10 @@ class WaitingRequests:
 
     def append(self, request: PendingRequest) -> None:
         """Add a new call at the end."""
-        self._requests.append(request)
+        if self._closed is None:
+            self._requests.append(request)
+        else:
+            request.interrupt(self._closed)
 
     def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
         """Put calls that a connection did not write at the front, in their order.
@@ -236,6 +240,9 @@ class WaitingRequests:
         Plain futures become requests, because their callers now wait longer than usual.
         """
         for entry, data in reversed(unsent):
+            if self._closed is not None:
+                _interrupt(entry, self._closed)
+                continue
             if not isinstance(entry, PendingRequest):
                 request = PendingRequest(data)
                 entry.set_result(Promoted(request))
@@ -264,6 +271,18 @@ class WaitingRequests:
         waiting, self._requests, self._abandoned = self._requests, deque(), 0
         for request in waiting:
             request.interrupt(reason)
+
+    def close(self, reason: Exception) -> None:
+        """End all waits with `reason`, also those of calls that are added later."""
+        self._closed = reason
+        self.fail_all(reason)
+
+
+def _interrupt(entry: Entry, reason: Exception) -> None:
+    if isinstance(entry, PendingRequest):
+        entry.interrupt(reason)
+    elif not entry.done():
+        entry.set_result(reason)
 
 
 _CONFIRMATION = 0.5
@@ -531,11 +550,16 @@ class Multiplexer:
         self._closing = True
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls that still wait end as closed. Idempotent."""
+    def close(self) -> None:
+        """Accept no more calls, and end the waits of those that were not sent. Idempotent."""
         self._closing = True
+        self._waiting.close(Undeliverable(CLOSED))
+        self._choose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        self.close()
         connections = [*self.connections, *self._retiring]
-        self._waiting.fail_all(Undeliverable(CLOSED))
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)

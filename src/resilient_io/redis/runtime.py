@@ -82,7 +82,6 @@ class Runtime:
         )
         self.executor = Executor(
             multiplexer=multiplexer,
-            pool=self.pool,
             health=self.health,
             reports=self._reports,
             budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
@@ -136,10 +135,12 @@ class Runtime:
         Idempotent. Cancelling returns immediately; the closing continues in the background.
         """
         self._leave_closed_loop()
+        self.executor.close()
         self.pool.close()
         if self._binding is not None and self._binding.forked:
             return  # the sockets belong to the parent process
         self._reports.close()
+        self.multiplexer.close()
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
                 self._close(also),
