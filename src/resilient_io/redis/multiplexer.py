@@ -510,6 +510,13 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
+    def open_connection(self) -> MultiplexedConnection | None:
+        """A connection for a request of the library itself, also while calls have to wait."""
+        free = (each for each in self.connections if not each.busy)
+        return next(free, next(iter(self.connections), None))
+
+    @property
+    @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
         return bool(self.connections) and self.health.available

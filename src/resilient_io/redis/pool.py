@@ -263,10 +263,21 @@ class ExclusivePool:
             self.give_back(connection, clean=clean)
 
     async def _query(self, *words: Any) -> object:
-        connection = self._multiplexer.current
-        if connection is None:
-            raise ConnectionResetError("no connection is open")
-        return await connection.query(*words)
+        """Send a command on any open connection, or else on a new one."""
+        connection = self._multiplexer.open_connection
+        if connection is not None:
+            return await connection.query(*words)
+        exclusive = await self._clean_idle() or await self._connect()
+        answered = False
+        try:
+            reply: object = await query_over(exclusive, RECOVERY_TIMEOUT)(*words)
+            answered = True
+            return reply
+        finally:
+            if answered:
+                self._keep(exclusive)
+            else:
+                self._discard(exclusive)
 
     # -- the interface of a pool that redis-py 8.1's Pipeline uses ---------------------------
 
