@@ -15,6 +15,7 @@ import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from .errors import CLOSED, ConnectionFailure
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
@@ -58,6 +59,24 @@ _BACKOFF_CAP = 1.0
 _PERMANENT_CAP = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class DeadConnection:
+    """A connection that died with unanswered calls, which the server may still apply.
+
+    The server knows its client by `client_id` and `name`. `fenced` is the result for the calls that
+    wait until that client has ended.
+    """
+
+    name: str
+    client_id: int | None
+    fenced: asyncio.Future[bool]
+
+    def settle(self, *, fenced: bool) -> None:
+        """Notify the waiting calls whether the server can no longer apply anything."""
+        if not self.fenced.done():
+            self.fenced.set_result(fenced)
+
+
 class Reconnector:
     """Keeps one connection open for each slot, and fences those that died."""
 
@@ -70,6 +89,7 @@ class Reconnector:
         health: Dependency,
         rng: random.Random,
         names: str,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
         self._target = target
@@ -80,9 +100,15 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[MultiplexedConnection] = deque()
+        self._fences: deque[DeadConnection] = deque(unfenced)
+        self._unfenced: list[DeadConnection] = []  # those that were left at the close
         self._worthwhile = asyncio.Event()
         self._closing = False
+
+    @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """The dead connections that were not fenced: the next life of the client does it."""
+        return (*self._unfenced, *self._fences)
 
     @property
     def fencing(self) -> bool:
@@ -107,8 +133,13 @@ class Reconnector:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
-        self._fences.append(lost)
-        if survivor is not None and not self._closing:
+        dead = DeadConnection(lost.name, lost.client_id, lost.fenced)
+        if self._closing:
+            self._unfenced.append(dead)
+            dead.settle(fenced=False)
+            return
+        self._fences.append(dead)
+        if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
 
     async def aclose(self) -> None:
@@ -120,7 +151,9 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+            lost = self._fences.popleft()
+            self._unfenced.append(lost)
+            lost.settle(fenced=False)
 
     # -- one connection --------------------------------------------------------------------
 
@@ -183,7 +216,7 @@ class Reconnector:
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
-                lost.fenced.set_result(fenced)
+                lost.settle(fenced=fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         try:
@@ -403,6 +436,7 @@ class Multiplexer:
         rng: random.Random,
         names: str,
         bound: bool = False,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self.target = target
         self.health = health
@@ -413,7 +447,13 @@ class Multiplexer:
         self._policy = policy
         self._settings = settings
         self._reconnector = Reconnector(
-            self, target=target, policy=policy, health=health, rng=rng, names=names
+            self,
+            target=target,
+            policy=policy,
+            health=health,
+            rng=rng,
+            names=names,
+            unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
         self._retiring: list[MultiplexedConnection] = []
@@ -516,6 +556,19 @@ class Multiplexer:
         return next(free, next(iter(self.connections), None))
 
     @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """What the next life of the client, in the running loop, has to fence first of all.
+
+        That includes the open connections with unanswered calls, if their loop was closed.
+        """
+        create_future = asyncio.get_running_loop().create_future
+        unanswered = (each for each in (*self.connections, *self._retiring) if each.in_flight)
+        clients = [
+            *((dead.name, dead.client_id) for dead in self._reconnector.unfenced),
+            *((each.name, each.client_id) for each in unanswered),
+        ]
+        return tuple(DeadConnection(*client, create_future()) for client in clients)
+
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""

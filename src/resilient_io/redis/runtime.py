@@ -17,7 +17,7 @@ from .probe import RedisProbe
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from redis.asyncio.connection import ConnectionPool
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .connect import RedisTarget
+    from .multiplexer import DeadConnection
 
 
 class Runtime:
@@ -64,7 +65,7 @@ class Runtime:
         self._build()
         notify_on_fork(self.note_fork)
 
-    def _build(self) -> None:
+    def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
         prefix = self.target.client_name or "resilient-io"
         self.multiplexer = multiplexer = Multiplexer(
@@ -76,6 +77,7 @@ class Runtime:
             rng=self._rng,
             names=f"{prefix}:{self._tokens.getrandbits(64):016x}",
             bound=self.bound,
+            unfenced=unfenced,
         )
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self._policy, template=self._template
@@ -110,13 +112,13 @@ class Runtime:
         if self._closing is not None:
             await asyncio.wait([self._closing])
         if self.executor.closed:
-            self._build()
+            self._build(self.multiplexer.unfenced)
 
     def _leave_closed_loop(self) -> None:
         """Forget what belongs to a closed loop: none of it can be ended any more."""
         if self._binding is not None and self._binding.closed:
             self._binding = self._closing = None
-            self._build()
+            self._build(self.multiplexer.unfenced)
 
     def _health_changed(self, _dependency: Dependency) -> None:
         self.multiplexer.refresh()
