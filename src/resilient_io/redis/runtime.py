@@ -9,6 +9,7 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
+from .errors import RedisClosed
 from .executor import Executor
 from .multiplexer import Multiplexer, follow_credentials
 from .options import ConnectionSettings
@@ -62,6 +63,7 @@ class Runtime:
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._closes = 0  # how often `aclose` was called
         self._build()
         notify_on_fork(self.note_fork)
 
@@ -107,10 +109,20 @@ class Runtime:
         self._subscription = self.health.on_update(self._health_changed)
 
     async def reopen(self) -> None:
-        """Make a closed client usable again, after a closing that is under way."""
+        """Make a closed client usable again, after a closing that is under way.
+
+        Raises `RedisClosed` if the client is closed again meanwhile: the later call counts.
+        """
         self._leave_closed_loop()
+        closes = self._closes
         if self._closing is not None:
             await asyncio.wait([self._closing])
+        if self._closes != closes:
+            raise RedisClosed(
+                "the client was closed again before it was open",
+                dependency=self.health.name,
+                operation="initialize",
+            )
         if self.executor.closed:
             self._build(self.multiplexer.unfenced)
 
@@ -137,6 +149,7 @@ class Runtime:
         Idempotent. Cancelling returns immediately; the closing continues in the background.
         """
         self._leave_closed_loop()
+        self._closes += 1
         self.executor.close()
         self.pool.close()
         if self._binding is not None and self._binding.forked:
