@@ -15,11 +15,12 @@ from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, RedisError
 
 from resilient_io.deadlines import context_without_deadline, earlier
-from resilient_io.errors import Progress
+from resilient_io.errors import Closed, Progress
+from resilient_io.health import Cause
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .connect import abort, connect, fetch_client_id, query_over
-from .errors import CLOSED, refusal
+from .errors import CLOSED, ConnectionFailure, refusal
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -88,6 +89,8 @@ class ExclusivePool:
 
     async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
         """Return a connection, or why there is none. Waits while the dependency is down."""
+        if self.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
         health = self._multiplexer.health
         self._timeouts.append(timeout)
@@ -96,10 +99,12 @@ class ExclusivePool:
                 if not health.available:
                     await health.until_up()
                 return await self.acquire()
+        except Closed:  # the application closed the health of an open client
+            failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
+            return AttemptFailed.because(failure, Progress.NOT_SENT)
         except (RedisError, OSError) as error:
-            if self.closed:
-                failure = CLOSED
-            elif timeout.expired():
+            failure = self.failure(error)
+            if failure is not CLOSED and timeout.expired():
                 crowded = health.available and self._room.locked()
                 obstacle = (
                     "an exclusive connection, of which all are in use"
@@ -107,9 +112,7 @@ class ExclusivePool:
                     else self._multiplexer.obstacle
                 )
                 return expired_while_waiting(obstacle, overloaded=crowded)
-            else:
-                failure = self._target.failure(error)
-                health.failed(failure.cause, failure.detail)
+            self._multiplexer.reports.failed(failure.cause, failure.detail)
             return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
             self._timeouts.remove(timeout)
@@ -125,8 +128,12 @@ class ExclusivePool:
                 query = query_over(connection, self._policy.response_timeout)
                 self._client_ids[connection] = await fetch_client_id(query)
         except (RedisError, OSError) as error:
-            return AttemptFailed.because(self._target.failure(error), Progress.NOT_SENT)
+            return AttemptFailed.because(self.failure(error), Progress.NOT_SENT)
         return None
+
+    def failure(self, error: BaseException) -> ConnectionFailure:
+        """Return why a connection of the pool failed: the server, or this client's own close."""
+        return CLOSED if self.closed else self._target.failure(error)
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
         """Return an acquired connection to the pool; it is closed unless it is clean."""
@@ -256,10 +263,21 @@ class ExclusivePool:
             self.give_back(connection, clean=clean)
 
     async def _query(self, *words: Any) -> object:
-        connection = self._multiplexer.current
-        if connection is None:
-            raise ConnectionResetError("no connection is open")
-        return await connection.query(*words)
+        """Send a command on any open connection, or else on a new one."""
+        connection = self._multiplexer.open_connection
+        if connection is not None:
+            return await connection.query(*words)
+        exclusive = await self._clean_idle() or await self._connect()
+        answered = False
+        try:
+            reply: object = await query_over(exclusive, RECOVERY_TIMEOUT)(*words)
+            answered = True
+            return reply
+        finally:
+            if answered:
+                self._keep(exclusive)
+            else:
+                self._discard(exclusive)
 
     # -- the interface of a pool that redis-py 8.1's Pipeline uses ---------------------------
 
@@ -404,9 +422,9 @@ class ExclusiveCall(Call):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:
                 abort(connection)
-            failure = self._multiplexer.target.failure(error)
+            failure = self._pool.failure(error)
             if failure.definite:
-                self._multiplexer.health.failed(failure.cause, failure.detail)
+                self._multiplexer.reports.failed(failure.cause, failure.detail)
             expired = until is not None and loop.time() >= until
             return AttemptFailed.because(
                 failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired

@@ -9,7 +9,12 @@ import pytest
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
-from resilient_io.redis import RedisDeadlineExceeded, RedisOutcomeUnknown, RedisUnavailable
+from resilient_io.redis import (
+    RedisClosed,
+    RedisDeadlineExceeded,
+    RedisOutcomeUnknown,
+    RedisUnavailable,
+)
 from resilient_io.redis.attempt import AttemptFailed
 from resilient_io.redis.commands import Effect
 from resilient_io.redis.executor import Executor
@@ -62,8 +67,8 @@ class Scene:
         self.began = []
         self.executor = Executor(
             multiplexer=FakeMultiplexer(),
-            pool=SimpleNamespace(closed=False),
-            health=Dependency("redis"),
+            health=(health := Dependency("redis")),
+            reports=health.reporter(),
             budget=self.budget,
             rng=random.Random(seed),
         )
@@ -286,3 +291,13 @@ async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
         await task
     assert state.lost == ("SELECT",)
     await scene.executor.health.aclose()
+
+
+async def test_closing_ends_a_backoff():
+    scene = Scene(not_sent("first"), "never", backoff=30.0, backoff_cap=30.0, deadline=None)
+    asyncio.get_running_loop().call_later(1.0, scene.executor.close)
+    with pytest.raises(RedisClosed, match="the client was closed") as closed:
+        await scene.run()
+    assert asyncio.get_running_loop().time() == 1.0
+    assert closed.value.progress is Progress.NOT_SENT
+    assert len(scene.began) == 1
