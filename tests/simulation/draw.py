@@ -386,11 +386,11 @@ class _Drawer:
 _WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
 
 _DENIED = [
-    ("CLIENT|KILL",),
-    ("CLIENT|LIST",),
-    ("CLIENT|ID",),
-    ("CLIENT|SETNAME",),
-    ("CLIENT|UNBLOCK",),
-    ("CLIENT",),
-    ("PING",),
+    ["CLIENT|KILL"],
+    ["CLIENT|LIST"],
+    ["CLIENT|ID"],
+    ["CLIENT|SETNAME"],
+    ["CLIENT|UNBLOCK"],
+    ["CLIENT"],
+    ["PING"],
 ]

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--plant")
     parser.add_argument("--package", default=PACKAGE)
     parser.add_argument("--limit", type=float, default=SEED_LIMIT)
-    parser.add_argument("--coverage", help="file for the lines that were executed")
+    parser.add_argument("--coverage", help="start of a file name for the executed lines")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends this one
     faulthandler.enable()
@@ -103,7 +103,8 @@ def main() -> None:
         return
     from coverage import Coverage  # a test dependency that only this option needs
 
-    measured = Coverage(data_file=options.coverage, config_file=False, source_pkgs=["resilient_io"])
+    file = f"{options.coverage}.{os.getpid()}"
+    measured = Coverage(data_file=file, config_file=False, source_pkgs=["resilient_io"])
     measured.start()
     try:
         serve(sys.stdin, replies, options)
