@@ -146,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="plant each bug and print the first seed that finds it",
     )
+    other.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="for --planted-bugs: keep in this file what the client breaks without a bug",
+    )
     parser.add_argument("--package", default=PACKAGE, help=argparse.SUPPRESS)
     parser.add_argument("--every", type=float, default=10.0, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=SEED_LIMIT, help=argparse.SUPPRESS)
@@ -412,6 +418,7 @@ def _planted_bugs(options: argparse.Namespace) -> int:
         processes=options.processes,
         arguments=_worker_arguments(options)[:4],
         known=_known(options),
+        baseline=options.baseline,
         output=sys.stdout,
     )
     return 1 if any(each.job is None for each in measured) else 0

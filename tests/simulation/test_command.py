@@ -75,7 +75,7 @@ FAKE = {
     "measure_bugs": """
         from types import SimpleNamespace
 
-        def measure(jobs, names, *, processes, arguments, known, output):
+        def measure(jobs, names, *, processes, arguments, known, baseline, output):
             print(len(jobs), names, processes, *arguments, file=output)
             return [SimpleNamespace(job=jobs[0] if names else None)]
         """,

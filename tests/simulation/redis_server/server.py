@@ -570,7 +570,7 @@ class RedisServer(ReplicatedNode):
     def load(self, seconds: float) -> None:
         """Load data for a time: nearly everything is refused."""
         self.history.event(self.name, "loading", seconds=seconds)
-        until = self.loading_until = self.timers.time() + seconds
+        until = self.loading_until = max(self.loading_until, self.timers.time() + seconds)
         self.update_checks()
 
         def end() -> None:
