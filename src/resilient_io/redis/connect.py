@@ -21,7 +21,7 @@ from redis.utils import SENTINEL as _UNSET
 
 from resilient_io.text import clean_text, format_address
 
-from .errors import ConnectionFailure, connection_failure
+from .errors import ConnectionFailure, connection_failure, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -123,17 +123,22 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
     return query
 
 
-async def identify(query: Query, name: str) -> int | None:
-    """Set the client name of a connection. Return its CLIENT ID, or None if an ACL forbids either.
+async def identify(query: Query, name: str, *, protocol: int) -> int | None:
+    """Set the client name of a connection. Return its CLIENT ID, or None if that is not permitted.
 
     This is not a part of the handshake, where redis-py would treat a forbidden name as a failed
-    connection.
+    connection. An error that may pass is raised: a connection without a name can never be fenced.
     """
     try:
         await query("CLIENT", "SETNAME", name)
-    except ResponseError:
-        return None
-    return await fetch_client_id(query)
+        return int(await query("CLIENT", "ID"))
+    except ResponseError as error:
+        if refusal(error) is None:
+            return None  # NOPERM, or a server without these commands
+    # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
+    said = await query("HELLO", protocol, "SETNAME", name)
+    facts = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
+    return int(facts.get(b"id") or facts["id"])
 
 
 async def fetch_client_id(query: Query) -> int | None:
@@ -148,7 +153,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     """Ensure that the server applies nothing more that a dead connection sent.
 
     The server's client with that ID is killed if it still has our name: IDs start again when the
-    server restarts. Return False if the server forbids that.
+    server restarts. Return False if the server forbids that. An error that may pass is raised.
     """
     if client_id is None:
         return False
@@ -158,6 +163,8 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
         if f" name={name} " in text:
             await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
+        if refusal(error) is not None:
+            raise  # BUSY, for example: ask again
         # The client ended between the two commands, which is what we wanted.
         return "No such client" in str(error)
     return True

@@ -153,7 +153,7 @@ class Reconnector:
         try:
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name)
+                client_id = await identify(query, name, protocol=connection.protocol)
                 await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
@@ -183,11 +183,16 @@ class Reconnector:
                 lost.fenced.set_result(fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
-        try:
-            await self._settle_fences(survivor.query)
-        except (RedisError, OSError):
-            return  # the survivor died, too, and reported that: the next connection fences both
-        self._multiplexer.refresh()
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+        # If the survivor dies, too, the next connection fences both.
+        while survivor.lost is None:
+            try:
+                await self._settle_fences(survivor.query)
+            except (RedisError, OSError):
+                await asyncio.sleep(backoff.next())  # refused for now: BUSY, for example
+            else:
+                self._multiplexer.refresh()
+                return
 
     def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         # In an empty context: the deadline and the trace span of the first call do not apply to a

@@ -150,3 +150,61 @@ async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
         writer.write(b"PING\r\n")
         assert await reader.readline() == b"+PONG\r\n"
     held.release()
+
+
+BUSY = b"-BUSY Redis is busy running a script\r\n"
+
+
+async def test_a_connection_opened_while_a_script_runs_is_fenced(
+    redis_server, fault_proxy, connect, stranger, patient
+):
+    """The server refuses CLIENT SETNAME while a script runs, but not HELLO."""
+    await redis_server.query("CONFIG", "SET", "lua-time-limit", "20")
+    reader, writer = await stranger(redis_server.port)
+    writer.write(b"EVAL 'while true do end' 0\r\n")
+    await asyncio.sleep(0.2)
+    redis = await connect(fault_proxy, policy=patient.replace(repeat="read"))
+    await redis_server.query("SCRIPT", "KILL")
+    assert b"killed" in await reader.readline()
+
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
+    with pytest.raises(OutcomeUnknown):
+        await first
+    assert await redis.set("key", "later") is True
+    held.release()
+    await asyncio.sleep(0.1)
+
+    assert await redis_server.query("GET", "key") == b"later"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("command", ["CLIENT SETNAME", "CLIENT ID"])
+async def test_only_a_missing_permission_leaves_a_connection_without_identity(
+    command, protocol, redis_server, fault_proxy, connect, patient
+):
+    fault_proxy.answer(command, BUSY, times=2)
+    redis = await connect(fault_proxy, policy=patient, protocol=protocol)
+    names = [each["name"] for each in await redis.client_list()]
+    assert sum(name.startswith("resilient-io:") for name in names) == 2
+
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
+    assert await first is True  # repeated, because the first copy was fenced
+    held.release()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("command", ["CLIENT LIST", "CLIENT KILL"])
+async def test_fencing_that_is_refused_for_now_is_tried_again(
+    command, count, redis_server, fault_proxy, connect, patient, executed
+):
+    from resilient_io.redis import ConnectionSettings
+
+    redis = await connect(fault_proxy, policy=patient, connections=ConnectionSettings(count=count))
+    refused = fault_proxy.answer(command, BUSY, times=3)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
+
+    assert await first is True
+    assert len(refused.struck) == 3
+    held.release()
+    await asyncio.sleep(0.1)
+    assert await executed(redis_server, "SET") == 1
