@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
+    from .pool import ExclusiveConnection
+
+    Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection
 
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
 
@@ -68,7 +71,7 @@ class AttemptFailed:
     expired: bool = False  # the time of the call ran out: no further attempt
     overloaded: bool = False  # the call waited for room on an open connection
     final: bool = False  # no further attempt, whatever the effect of the command
-    connection: MultiplexedConnection | None = None  # it may still carry the request
+    connection: Carrier | None = None  # it may still carry the request
     error: BaseException | None = None  # the exception of redis-py for an error reply
     refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
 

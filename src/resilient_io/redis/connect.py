@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
 from redis.asyncio.retry import Retry
@@ -141,12 +141,14 @@ async def identify(query: Query, name: str, *, protocol: int) -> int | None:
     return int(facts.get(b"id") or facts["id"])
 
 
-async def fetch_client_id(query: Query) -> int | None:
-    """Return the CLIENT ID of a connection, or None if an ACL forbids the command."""
-    try:
-        return int(await query("CLIENT", "ID"))
-    except ResponseError:
-        return None
+class Fenceable(Protocol):
+    """A connection, multiplexed or exclusive, whose client on the server can be ended."""
+
+    name: str
+    client_id: int | None
+
+    fenced: asyncio.Future[bool]
+    """Whether the server can no longer apply anything that this connection sent."""
 
 
 async def fence(query: Query, *, client_id: int | None, name: str) -> bool:

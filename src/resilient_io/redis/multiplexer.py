@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Query, RedisTarget
+    from .connect import Fenceable, Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
 
@@ -79,7 +79,7 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[MultiplexedConnection] = deque()
+        self._fences: deque[Fenceable] = deque()
         self._worthwhile = asyncio.Event()
         self._closing = False
 
@@ -102,13 +102,26 @@ class Reconnector:
         self._worthwhile.set()
         self._worthwhile.clear()
 
-    def fence(self, lost: MultiplexedConnection, survivor: MultiplexedConnection | None) -> None:
+    def fence(self, lost: Fenceable, survivor: MultiplexedConnection | None) -> None:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
+        if self._closing:
+            lost.fenced.set_result(False)
+            return
         self._fences.append(lost)
-        if survivor is not None and not self._closing:
+        if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write."""
+        while self._fences:
+            await asyncio.wait([self._fences[0].fenced])
+
+    def next_name(self) -> str:
+        """Return a name for a new connection: no other one, before or after it, has the same."""
+        self._opened += 1
+        return f"{self._names}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -143,9 +156,8 @@ class Reconnector:
             )
 
     async def _open(self) -> MultiplexedConnection | None:
-        self._opened += 1
         policy = self._policy
-        name = f"{self._names}-{self._opened}"
+        name = self.next_name()
         connection = await connect(
             self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
         )
@@ -468,6 +480,22 @@ class Multiplexer:
             if held:
                 self._lose_state()
             self._choose()
+
+    def fence(self, lost: Fenceable) -> None:
+        """Send nothing until the server can apply nothing more of an exclusive connection."""
+        if self.unsupported:
+            lost.fenced.set_result(False)
+            return
+        self._reconnector.fence(lost, next(iter(self.connections), None))
+        self._choose()
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write, so that a new write is the last one."""
+        await self._reconnector.until_fenced()
+
+    def next_name(self) -> str:
+        """Return a unique client name for a new connection."""
+        return self._reconnector.next_name()
 
     def write_accepted(self) -> None:
         """Report an accepted write, which ends a period of refusals."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
+    from .pool import ExclusiveConnection
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -330,7 +331,12 @@ class ResilientPipeline(Pipeline):
 
     async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return the pipeline's own connection, which WATCH needs."""
+        pool = self._runtime.pool
         connection: AbstractConnection | None = self.connection
+        if connection is not None:
+            failed = await pool.until_fenced(limits.sent)
+            if failed is not None:
+                return failed
         if connection is not None and is_lost(connection):
             watched = self.watching
             self.drop(connection)
@@ -339,10 +345,14 @@ class ResilientPipeline(Pipeline):
             connection = None
         if connection is not None:
             return connection
-        acquired = await self._runtime.pool.acquire_within(limits.sent)
+        acquired = await pool.acquire_within(limits.sent)
         if not isinstance(acquired, AttemptFailed):
             self.connection = cast("Connection", acquired)
         return acquired
+
+    def known(self, connection: AbstractConnection) -> ExclusiveConnection:
+        """Return how the server knows the pipeline's own connection."""
+        return self._runtime.pool.known(connection)
 
     def drop(self, connection: AbstractConnection) -> None:
         """Close the pipeline's own connection."""
@@ -454,12 +464,17 @@ class _WatchedCall(Call):
             return connection
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._policy.response_timeout + self._block()
+        known = pipeline.known(connection)
+        known.unanswered = self.effect is not Effect.READ
         try:
             async with asyncio.timeout_at(min(limit, limits.until or limit)):
-                return await self._exchange(connection)
+                reply = await self._exchange(connection)
+                known.unanswered = False
+                return reply
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             if refusal(error) is not None or (connection.is_connected and not timed_out):
+                known.unanswered = False
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
@@ -469,7 +484,7 @@ class _WatchedCall(Call):
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
             )
 
     def _block(self) -> float:

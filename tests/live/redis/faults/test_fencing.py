@@ -208,3 +208,107 @@ async def test_fencing_that_is_refused_for_now_is_tried_again(
     held.release()
     await asyncio.sleep(0.1)
     assert await executed(redis_server, "SET") == 1
+
+
+async def abandon_a_held_exec(redis, proxy, *, cancel=False):
+    """Let a transaction with WATCH end while its EXEC is held in the network. Return the fault."""
+    held = proxy.hold("EXEC", times=1)
+
+    async def transact():
+        async with redis.pipeline() as pipe:
+            await pipe.watch("guard")
+            pipe.multi()
+            await pipe.set("key", "first").execute()
+
+    call = asyncio.create_task(transact())
+    async with asyncio.timeout(5):
+        await held.happened()
+    if cancel:
+        call.cancel()
+    with pytest.raises(asyncio.CancelledError if cancel else OutcomeUnknown):
+        await call
+    return held
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["timed out", "cancelled"])
+@pytest.mark.parametrize("later", ["shared", "exclusive"])
+async def test_an_exec_that_arrives_after_a_later_write_was_acknowledged_is_fenced(
+    later, cancel, redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient)
+    held = await abandon_a_held_exec(redis, fault_proxy, cancel=cancel)
+
+    if later == "shared":
+        assert await redis.set("key", "later") is True
+    else:
+        async with redis.pipeline() as pipe:
+            await pipe.watch("other")
+            pipe.multi()
+            assert await pipe.set("key", "later").execute() == [True]
+    held.release()
+    await asyncio.sleep(0.1)
+
+    assert await redis_server.query("GET", "key") == b"later"
+
+
+@pytest.mark.parametrize("later", ["shared", "exclusive", "watching"])
+async def test_no_write_is_sent_before_an_exclusive_connection_is_fenced(
+    later, redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient)
+    kills = fault_proxy.hold("CLIENT KILL", times=1)
+    watching = redis.pipeline()
+    await watching.watch("other")
+    watching.multi()
+    held = await abandon_a_held_exec(redis, fault_proxy)
+    async with asyncio.timeout(5):
+        await kills.happened()
+
+    calls = {
+        "shared": lambda: redis.set("key", "later"),
+        "exclusive": lambda: redis.blmove("absent", "other", 0.01),
+        "watching": lambda: watching.set("key", "later").execute(),
+    }
+    call = asyncio.create_task(calls[later]())
+    sent = fault_proxy.requests["SET"] + fault_proxy.requests["BLMOVE"]
+    await asyncio.sleep(0.2)
+    assert not call.done()
+    assert fault_proxy.requests["SET"] + fault_proxy.requests["BLMOVE"] == sent
+    kills.release()
+    await call
+    held.release()
+    await watching.reset()
+
+
+async def test_a_cancelled_blocking_write_takes_nothing_after_a_later_call(
+    redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient)
+    held = fault_proxy.hold("BLMOVE", times=1)
+    call = asyncio.create_task(redis.blmove("from", "to", 5))
+    async with asyncio.timeout(5):
+        await held.happened()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    await redis.rpush("from", "element")
+    held.release()
+    await asyncio.sleep(0.1)
+
+    assert await redis_server.query("LLEN", "from") == 1
+
+
+async def test_a_blocking_read_is_given_up_without_fencing(
+    redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient)
+    kills = fault_proxy.hold("CLIENT KILL")
+    call = asyncio.create_task(redis.xread({"stream": "$"}, block=5000))
+    await asyncio.sleep(0.1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await redis.set("key", "value")
+    assert not kills.struck
+    kills.remove()
