@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, RedisError
+from redis.exceptions import DataError, InvalidResponse, RedisError
 
 from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Progress
@@ -461,9 +461,13 @@ class ExclusiveCall(Call):
             raise
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
-            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected" with
-            # disconnect_on_error=False.
-            lost = type(error) is ConnectionLostError or not connection.is_connected
+            # With disconnect_on_error=False, redis-py 8.1 leaves the connection "connected" after a
+            # loss, for which it raises exactly ConnectionError, and after bytes that are not RESP.
+            lost = (
+                type(error) is ConnectionLostError
+                or isinstance(error, InvalidResponse)
+                or not connection.is_connected
+            )
             if refusal(error) is not None or not (lost or timed_out):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:
