@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import socket
 import ssl
 from collections import deque
@@ -19,16 +20,90 @@ from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
+from resilient_io.health import LoopLag
 from resilient_io.text import clean_text, format_address
 
 from .errors import ConnectionFailure, connection_failure, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from types import TracebackType
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
     Query = Callable[..., Awaitable[Any]]
+
+
+_SECOND_CHECK = 0.005  # seconds in which data that is already in the socket is read
+_RESOLUTION = 1e-6  # seconds below which no time is left
+
+
+class StallTolerantTimeout:
+    """Like `asyncio.timeout`, but time during which our own event loop was blocked does not count.
+
+    When the time is over, data that is already in the socket is read before the wait ends.
+
+    Args:
+        seconds: Longest wait for the server, without the stalls of the loop; None for no limit.
+        until: Absolute loop time at which the wait ends, whatever the loop did; None for no limit.
+    """
+
+    __slots__ = (
+        "_began",
+        "_lag",
+        "_seconds",
+        "_stalled",
+        "_suspicious",
+        "_timeout",
+        "_timer",
+        "_until",
+    )
+
+    def __init__(self, seconds: float | None, *, until: float | None = None) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._until = until
+        self._suspicious = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        self._lag = LoopLag.acquire()
+        self._began, self._stalled = asyncio.get_running_loop().time(), self._lag.stalled
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._wait()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lag.release()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _left(self) -> float:
+        now = asyncio.get_running_loop().time()
+        left = self._seconds - (now - self._began - (self._lag.stalled - self._stalled))
+        return left if self._until is None else min(left, self._until - now)
+
+    def _wait(self) -> None:
+        left = self._left()
+        if left < math.inf:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(left, 0.0), self._check)
+
+    def _check(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._left() > _RESOLUTION:
+            self._suspicious = False
+            self._wait()
+        elif not self._suspicious:
+            self._suspicious = True
+            self._timer = loop.call_later(_SECOND_CHECK, self._check)
+        else:
+            self._timeout.reschedule(loop.time())
 
 
 _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
@@ -47,9 +122,9 @@ async def connect(
     connection: AbstractConnection | None = None
     connected = False
     try:
-        async with asyncio.timeout(timeout):
+        async with StallTolerantTimeout(timeout):
             await target.resolve()
-            connection = target.connection(client_name=client_name, connect_timeout=timeout)
+            connection = target.connection(client_name=client_name, connect_timeout=None)
             await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True
@@ -116,7 +191,7 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
     """Return a function that sends one command and returns its reply within `timeout` seconds."""
 
     async def query(*command: object) -> object:
-        async with asyncio.timeout(timeout):
+        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
 
@@ -314,8 +389,12 @@ class RedisTarget:
             self._lookup.cancel()
             await asyncio.wait([self._lookup])
 
-    def connection(self, *, client_name: str | None, connect_timeout: float) -> AbstractConnection:
+    def connection(
+        self, *, client_name: str | None, connect_timeout: float | None
+    ) -> AbstractConnection:
         """Return a new connection object that is not connected yet.
+
+        redis-py applies `connect_timeout` to its own connect attempts, None for no limit.
 
         Every connect attempt needs a new one: redis-py 8.1 keeps the SSL context in the connection,
         and asks Sentinel only in a connection that was never connected.

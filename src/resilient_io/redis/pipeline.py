@@ -24,7 +24,7 @@ from .attempt import (
     refused,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import is_lost
+from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
@@ -462,12 +462,11 @@ class _WatchedCall(Call):
         connection = await pipeline.acquire(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        loop = asyncio.get_running_loop()
-        limit = loop.time() + self._policy.response_timeout + self._block()
+        timeout = self._policy.response_timeout + self._block()
         known = pipeline.known(connection)
         known.unanswered = self.effect is not Effect.READ
         try:
-            async with asyncio.timeout_at(min(limit, limits.until or limit)):
+            async with StallTolerantTimeout(timeout, until=limits.until):
                 reply = await self._exchange(connection)
                 known.unanswered = False
                 return reply

@@ -17,12 +17,20 @@ from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, InvalidResponse, RedisError
 
-from resilient_io.deadlines import context_without_deadline, earlier
+from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .commands import Effect
-from .connect import abort, connect, identify, is_lost, is_multiplexable, query_over
+from .connect import (
+    StallTolerantTimeout,
+    abort,
+    connect,
+    identify,
+    is_lost,
+    is_multiplexable,
+    query_over,
+)
 from .errors import CLOSED, refusal
 
 if TYPE_CHECKING:
@@ -445,10 +453,9 @@ class ExclusiveCall(Call):
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()
-        limit = None if self._timeout is None else loop.time() + self._timeout
         args = self._command.args
         try:
-            async with asyncio.timeout_at(earlier(limit, until)):
+            async with StallTolerantTimeout(self._timeout, until=until):
                 if self.operation in _UNDO:
                     await connection.send_command(*args)
                     # A cancelled read must leave the connection open, for the recovery.
