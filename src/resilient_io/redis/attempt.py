@@ -131,6 +131,17 @@ def refused(error: object) -> AttemptFailed | None:
     )
 
 
+def final_error(error: RedisError) -> AttemptFailed:
+    """Return the failed attempt that an error reply means which is not a refusal."""
+    return AttemptFailed(
+        progress=Progress.REFUSED,
+        cause=Cause.OTHER,
+        detail=clean_text(str(error)),
+        final=True,
+        error=error,
+    )
+
+
 async def await_reply(
     multiplexer: Multiplexer, request: PendingRequest, *, limits: Limits, timeout: float, read: bool
 ) -> Any:

@@ -5,13 +5,20 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
-from resilient_io.redis import RedisDeadlineExceeded, RedisOutcomeUnknown, RedisUnavailable
+from resilient_io.redis import (
+    RedisClosed,
+    RedisDeadlineExceeded,
+    RedisOutcomeUnknown,
+    RedisUnavailable,
+)
 from resilient_io.redis.attempt import AttemptFailed
 from resilient_io.redis.commands import Effect
+from resilient_io.redis.errors import Refusal
 from resilient_io.redis.executor import Executor
 from resilient_io.redis.instrumentation import traced
 from resilient_io.retry import RetryBudget, RetrySchedule
@@ -45,6 +52,9 @@ class FakeConnection:
 class FakeMultiplexer:
     current = None
     bound_state = SimpleNamespace(lost=[])
+
+    def refresh(self):
+        pass
 
 
 class Scene:
@@ -175,6 +185,80 @@ async def test_a_write_is_not_repeated_while_its_first_copy_may_still_be_applied
     with pytest.raises(OutcomeUnknown, match="may still be in flight on an exclusive connection"):
         await scene.run()
     assert len(scene.began) == 1
+
+
+def refused(text="OOM command not allowed"):
+    error = OutOfMemoryError(text)
+    return AttemptFailed(
+        progress=Progress.REFUSED,
+        cause=Cause.OUT_OF_MEMORY,
+        detail=text,
+        error=error,
+        refusal=Refusal(Cause.OUT_OF_MEMORY, degraded=True),
+    )
+
+
+async def invalid():
+    raise ResponseError("no such key")
+
+
+LATER = {
+    "not sent": lambda: not_sent("refused connection", final=True),
+    "expired": lambda: not_sent("the deadline passed", expired=True),
+    "overloaded": lambda: not_sent("too much in flight", expired=True, overloaded=True),
+    "refused": refused,
+    "refused for good": lambda: invalid,
+    "sent": lambda: maybe_applied("lost again", connection=FakeConnection(), final=True),
+}
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+@pytest.mark.parametrize(
+    ("effect", "policy"),
+    [
+        (Effect.IDEMPOTENT, {"repeat": "idempotent"}),
+        (Effect.CONDITIONAL, {"repeat": "conditional"}),
+        (Effect.NON_IDEMPOTENT, {"repeat": "any"}),
+    ],
+)
+async def test_the_attempt_that_got_furthest_decides_whether_the_outcome_is_unknown(
+    later, effect, policy
+):
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, later(), effect=effect, attempts=2, **policy)
+    with pytest.raises(RedisOutcomeUnknown, match="may have been applied") as caught:
+        await scene.run()
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+    assert caught.value.attempts == 2
+
+
+async def test_an_attempt_between_a_maybe_applied_and_a_refused_one_changes_nothing():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, not_sent("no connection"), refused(), effect=Effect.IDEMPOTENT)
+    with pytest.raises(RedisOutcomeUnknown, match="OOM command not allowed; an earlier attempt"):
+        await scene.run()
+
+
+async def test_a_closed_client_reports_that_an_earlier_attempt_was_maybe_applied():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    closed = AttemptFailed(progress=Progress.NOT_SENT, cause=Cause.CLOSED, detail="closed")
+    scene = Scene(lost, closed, effect=Effect.IDEMPOTENT)
+    with pytest.raises(RedisClosed) as caught:
+        await scene.run()
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+
+
+async def test_a_refusal_after_a_lost_read_or_an_unsent_write_applied_nothing():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    for scene in (
+        Scene(lost, refused(), effect=Effect.READ, attempts=2),
+        Scene(not_sent("first"), refused(), attempts=2),
+    ):
+        with pytest.raises(OutOfMemoryError) as caught:
+            await scene.run()
+        assert "nothing was applied" in caught.value.__notes__[0]
+    with pytest.raises(ResponseError, match="no such key"):
+        await Scene(not_sent("first"), invalid).run()
 
 
 async def test_a_backoff_that_would_exceed_the_deadline_is_not_slept():
