@@ -59,6 +59,17 @@ class Limits(NamedTuple):
 
     sent: float | None  # when the request must have been sent
 
+    def too_late(self) -> AttemptFailed | None:
+        """Return the failed attempt if a request must not be sent any more, or None."""
+        if self.sent is None or asyncio.get_running_loop().time() < self.sent:
+            return None
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.TIMED_OUT,
+            detail="the deadline passed before the call was sent",
+            expired=True,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed:
@@ -175,6 +186,7 @@ async def await_reply(
                 return failed
         elif isinstance(reply, Promoted):
             request = clock.request = reply.request
+            request.expires = limits.sent
         elif isinstance(reply, ConnectionLost | Undeliverable):
             return failure_of(reply)
         else:
@@ -386,10 +398,12 @@ class MultiplexedCall(Call):
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
             return failure_of(first)
+        if first is None and (late := limits.too_late()) is not None:
+            return late
         if first is None or isinstance(first, Promoted):
             reply = await await_reply(
                 self._multiplexer,
-                self._submit() if first is None else first.request,
+                self._submit(limits) if first is None else first.request,
                 limits=limits,
                 timeout=self._timeout,
                 read=self.effect is Effect.READ,
@@ -401,13 +415,14 @@ class MultiplexedCall(Call):
         result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
         return await result if inspect.isawaitable(result) else result
 
-    def _submit(self) -> PendingRequest:
+    def _submit(self, limits: Limits) -> PendingRequest:
         raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
         request = PendingRequest(
             self._data,
             raw=raw,
             large=len(self._data) > LARGE,
             extra_timeout=0.0 if self.bounded else self._timeout,
+            expires=limits.sent,
         )
         self._multiplexer.submit(request)
         return request

@@ -73,6 +73,7 @@ class PendingRequest:
         "connection",
         "count",
         "data",
+        "expires",
         "extra_timeout",
         "future",
         "large",
@@ -90,12 +91,15 @@ class PendingRequest:
         raw: frozenset[int] = frozenset(),
         large: bool = False,
         extra_timeout: float = 0.0,
+        expires: float | None = None,
     ) -> None:
         self.data = data
         self.count = count
         self.raw = raw
         self.large = large
         self.extra_timeout = extra_timeout
+        self.expires = expires
+        """Loop time from which on it must not be sent, whether its caller has noticed or not."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None
@@ -119,6 +123,12 @@ class PendingRequest:
     def done(self) -> bool:
         """Return whether its caller no longer waits."""
         return self.future.done()
+
+    def sendable(self) -> bool:
+        """Return whether its caller still waits, and its time is not over."""
+        return not self.done() and (
+            self.expires is None or self.future.get_loop().time() < self.expires
+        )
 
     def set_result(self, reply: object) -> None:
         """Accept the next reply."""

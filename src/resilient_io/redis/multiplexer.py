@@ -268,9 +268,9 @@ class WaitingRequests:
             self._abandoned = 0
 
     def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller is gone."""
+        """Send the first request on `connection`, unless its caller or its time is gone."""
         request = self._requests.popleft()
-        if not request.done():
+        if request.sendable():
             connection.send_request(request)
 
     def fail_all(self, reason: Exception) -> None:

@@ -111,7 +111,10 @@ class BatchCall(Call):
 
     async def attempt(self, limits: Limits) -> object:
         """Send the unanswered commands in one write, and wait for all replies."""
-        request = self._request()
+        late = limits.too_late()
+        if late is not None:
+            return late
+        request = self._request(limits)
         self._multiplexer.submit(request)
         replies = await await_reply(
             self._multiplexer,
@@ -141,7 +144,7 @@ class BatchCall(Call):
             elif isinstance(reply, list) and self._transaction:
                 self._clean(reply)
 
-    def _request(self) -> PendingRequest:
+    def _request(self, limits: Limits) -> PendingRequest:
         raw: frozenset[int] = frozenset()
         if self._transaction:
             data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
@@ -153,7 +156,8 @@ class BatchCall(Call):
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
-        return PendingRequest(data, count=count, raw=raw, large=len(data) > LARGE)
+        large = len(data) > LARGE
+        return PendingRequest(data, count=count, raw=raw, large=large, expires=limits.sent)
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
@@ -462,6 +466,9 @@ class _WatchedCall(Call):
         connection = await pipeline.acquire(limits)
         if isinstance(connection, AttemptFailed):
             return connection
+        late = limits.too_late()
+        if late is not None:
+            return late
         timeout = self._policy.response_timeout + self._block()
         known = pipeline.known(connection)
         known.unanswered = self.effect is not Effect.READ

@@ -429,6 +429,10 @@ class ExclusiveCall(Call):
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
             return connection
+        late = limits.too_late()
+        if late is not None:
+            pool.give_back(connection, clean=True)
+            return late
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
         clean = False
