@@ -83,6 +83,7 @@ class AttemptFailed:
     overloaded: bool = False  # the call waited for room on an open connection
     final: bool = False  # no further attempt, whatever the effect of the command
     connection: Carrier | None = None  # it may still carry the request
+    served: float = 0.0  # seconds during which the server had the request of a blocking call
     error: BaseException | None = None  # the exception of redis-py for an error reply
     refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
 
@@ -90,6 +91,11 @@ class AttemptFailed:
     def because(cls, failure: ConnectionFailure, progress: Progress, **facts: Any) -> AttemptFailed:
         """Return the failed attempt that the failure of its connection means."""
         return cls(progress=progress, cause=failure.cause, detail=failure.detail, **facts)
+
+    def served_since(self, sent: float) -> AttemptFailed:
+        """Return a copy that tells how long the server had the request that was sent at `sent`."""
+        served = asyncio.get_running_loop().time() - sent
+        return self if self.progress is Progress.NOT_SENT else replace(self, served=served)
 
     def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
         """Return a copy whose detail ends with the reason why the call is not repeated."""
@@ -400,6 +406,7 @@ class MultiplexedCall(Call):
             return failure_of(first)
         if first is None and (late := limits.too_late()) is not None:
             return late
+        began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
             reply = await await_reply(
                 self._multiplexer,
@@ -408,11 +415,13 @@ class MultiplexedCall(Call):
                 timeout=self._timeout,
                 read=self.effect is Effect.READ,
             )
-        if isinstance(reply, AttemptFailed):
-            return reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
-        result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
+        result = reply
+        if not isinstance(reply, AttemptFailed):
+            result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
+        if isinstance(result, AttemptFailed):
+            return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
 
     def _submit(self, limits: Limits) -> PendingRequest:

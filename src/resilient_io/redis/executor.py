@@ -67,12 +67,16 @@ class _FailingCall:
     call: Call
     policy: RetryPolicy
     started: float
-    until: float | None
     repeatable: Effect
     schedule: RetrySchedule
     attempts: int = 0
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
     carrier: Carrier | None = None  # carried the latest request that was maybe applied
+    served: float = 0.0  # seconds during which the server had the requests of a blocking call
+
+    def limits(self) -> Limits:
+        """Return when the next attempt must have been sent and answered."""
+        return _limits(self.call, self.policy, self.started, served=self.served)
 
     def after(self, failed: AttemptFailed) -> _FailingCall:
         """Return the same call after another failed attempt."""
@@ -83,7 +87,13 @@ class _FailingCall:
             else:
                 carrier = failed.connection
         progress = max(self.progress, progress, key=_FURTHER.index)
-        return replace(self, attempts=self.attempts + 1, progress=progress, carrier=carrier)
+        return replace(
+            self,
+            attempts=self.attempts + 1,
+            progress=progress,
+            carrier=carrier,
+            served=self.served + failed.served,
+        )
 
 
 def _kind(failing: _FailingCall, failed: AttemptFailed) -> type[ResilientIOError]:
@@ -151,7 +161,7 @@ class Executor:
         """Execute a call, with retries, and return its result. Cancelling returns immediately."""
         failing: _FailingCall | None = None
         while True:
-            limits = _limits(call, policy, started)
+            limits = _limits(call, policy, started) if failing is None else failing.limits()
             try:
                 result = await call.attempt(limits)
             except RedisError as error:
@@ -166,7 +176,7 @@ class Executor:
                 if deliberate and policy.repeat == "any":
                     repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
-                failing = _FailingCall(call, policy, started, limits.until, repeatable, schedule)
+                failing = _FailingCall(call, policy, started, repeatable, schedule)
             failing = failing.after(result)
             decision = await self._decide(failing, result)
             if isinstance(decision, Retry):
@@ -188,7 +198,8 @@ class Executor:
         if after is None:  # that was the last attempt of the policy
             return await self._raise(failing, failed)
         now = asyncio.get_running_loop().time()
-        if failing.until is not None and now + after >= failing.until:
+        until = failing.limits().sent
+        if until is not None and now + after >= until:
             return await self._raise(failing, failed)  # the backoff exceeds the deadline
         paid = self._pay(failed)
         if paid is None:
@@ -276,7 +287,7 @@ class Executor:
         self, failing: _FailingCall, failed: AttemptFailed
     ) -> AttemptFailed | None:
         """Wait until the first copy of a request can no longer be applied, or return why it can."""
-        until = failing.until
+        until = failing.limits().sent
         if failed.refusal is not None and not failed.refusal.degraded:
             # If the probe confirms that the server does not serve, the multiplexer keeps the call.
             now = asyncio.get_running_loop().time()
@@ -355,13 +366,14 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
-def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:
-    """Return when an attempt that begins now must have been sent and answered."""
+def _limits(call: Call, policy: RetryPolicy, started: float, *, served: float = 0.0) -> Limits:
+    """Return when an attempt must have been sent and answered."""
     enclosing = current_deadline()
     if policy.deadline is None:
         return Limits(enclosing, enclosing)
-    # A blocking command has its own time limit; reaching the server takes no longer for it.
-    limit = (started if call.bounded else asyncio.get_running_loop().time()) + policy.deadline
+    # A blocking command has its own time limit. The deadline limits the time in which its attempts
+    # together reach the server, so the time does not count during which the server had them.
+    limit = started + policy.deadline + (0.0 if call.bounded else served)
     if enclosing is not None and enclosing < limit:
         limit = enclosing
     return Limits(limit if call.bounded else enclosing, limit)

@@ -436,6 +436,7 @@ class ExclusiveCall(Call):
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
         clean = False
+        sent = asyncio.get_running_loop().time()
         try:
             reply = await self._exchange(connection, limits.until)
             clean = not isinstance(reply, AttemptFailed)
@@ -449,11 +450,11 @@ class ExclusiveCall(Call):
             else:
                 pool.give_back(connection, clean=clean)
         if isinstance(reply, AttemptFailed):
-            return replace(reply, connection=known)
-        if recoverable or isinstance(reply, Exception):
+            reply = replace(reply, connection=known)
+        elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
-            return read_reply(self._multiplexer, callbacks, self._command, reply)
-        return reply
+            reply = read_reply(self._multiplexer, callbacks, self._command, reply)
+        return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,7 @@ class Scene:
         self.budget = RetryBudget(tokens, lambda: 0)
         self.announced = []
         self.began = []
+        self.limits = []
         self.executor = Executor(
             multiplexer=FakeMultiplexer(),
             pool=SimpleNamespace(closed=False),
@@ -80,6 +82,7 @@ class Scene:
 
     async def attempt(self, limits):
         self.began.append(asyncio.get_running_loop().time())
+        self.limits.append(limits)
         result = self.results.pop(0)
         return await result() if callable(result) else result
 
@@ -269,6 +272,28 @@ async def test_a_backoff_that_would_exceed_the_deadline_is_not_slept():
         await scene.run()
     assert asyncio.get_running_loop().time() == pytest.approx(first_delay)
     assert scene.budget.tokens == 95.0
+
+
+async def test_the_time_to_reach_the_server_is_limited_for_all_attempts_of_a_blocking_call():
+    async def unreachable():
+        await asyncio.sleep(1.0)
+        return not_sent("timed out")
+
+    async def waited():
+        await asyncio.sleep(30.0)
+        return replace(maybe_applied("lost"), served=29.5)
+
+    scene = Scene(unreachable, unreachable, "value", backoff=0, backoff_cap=0)
+    scene.bounded = False
+    assert await scene.run() == "value"
+    assert [limits.sent for limits in scene.limits] == [5.0, 5.0, 5.0]
+
+    scene = Scene(unreachable, waited, "value", effect=Effect.READ, backoff=0, backoff_cap=0)
+    scene.bounded = False
+    began = asyncio.get_running_loop().time()
+    assert await scene.run() == "value"
+    assert [limits.sent - began for limits in scene.limits] == [5.0, 5.0, 34.5]
+    assert [limits.until for limits in scene.limits] == [None] * 3
 
 
 async def test_each_retry_costs_tokens_and_an_empty_budget_ends_the_loop():
