@@ -123,6 +123,21 @@ class Call:
         """Add to an error what only the call knows, beyond its name."""
 
 
+def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> AttemptFailed | None:
+    """Return the failed attempt if a request must not be sent any more, or None.
+
+    `losses` is how often the connection had lost the caller's state when the call was made.
+    """
+    if multiplexer.bound_state.losses != losses:
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.RESET,
+            detail="the connection was lost before the call was repeated",
+            final=True,
+        )
+    return limits.too_late()
+
+
 def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
     failure = reason.failure
@@ -386,6 +401,7 @@ class MultiplexedCall(Call):
         self._data = data
         self._fallback = fallback
         self._first = first
+        self._losses = multiplexer.bound_state.losses
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
         blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
@@ -404,8 +420,10 @@ class MultiplexedCall(Call):
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
             return failure_of(first)
-        if first is None and (late := limits.too_late()) is not None:
-            return late
+        if first is None:
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
         began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
             reply = await await_reply(

@@ -213,10 +213,6 @@ class Executor:
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
             await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
-        state = self._multiplexer.bound_state
-        if state.lost and failed.connection is not None:
-            # After the last await: a cancelled caller must not take the loss without raising it.
-            failed = failed.with_reason(state.take_loss())
         elapsed = asyncio.get_running_loop().time() - failing.started
         unknown = failing.progress is Progress.MAYBE_APPLIED
         if failed.refusal is not None and failed.error is not None and not unknown:
@@ -224,6 +220,10 @@ class Executor:
             failed.error.add_note(note)
             mark_refused(failed.error, self.health.name)
             return Raise(failed.error)
+        state = self._multiplexer.bound_state
+        if state.lost:
+            # After the last await: a cancelled caller must not take the loss without raising it.
+            failed = failed.with_reason(state.take_loss())
         error = self._error(
             _kind(failing, failed),
             failed.detail,

@@ -358,6 +358,8 @@ class BoundState:
     def __init__(self) -> None:
         self._set: list[str] = []
         self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
+        self.losses = 0
+        """How often state was lost. A call that was made before a loss is not sent after it."""
 
     def __bool__(self) -> bool:
         """Return whether any state is set."""
@@ -377,6 +379,7 @@ class BoundState:
     def lose(self) -> None:
         """Record that the connection was lost."""
         self._set, self.lost = [], self._set
+        self.losses += 1
 
     def take_loss(self) -> str:
         """Return once what was lost, as the end of a sentence."""

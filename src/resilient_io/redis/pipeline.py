@@ -22,6 +22,7 @@ from .attempt import (
     apply_callback,
     await_reply,
     refused,
+    unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import StallTolerantTimeout, is_lost
@@ -79,6 +80,7 @@ class BatchCall(Call):
         self._transaction = transaction
         self._fallback = fallback
         self._answers: list[object] = []
+        self._losses = self._multiplexer.bound_state.losses
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
             pipeline._packer.pack(spec.words, args)
@@ -111,9 +113,9 @@ class BatchCall(Call):
 
     async def attempt(self, limits: Limits) -> object:
         """Send the unanswered commands in one write, and wait for all replies."""
-        late = limits.too_late()
-        if late is not None:
-            return late
+        unsent = unsendable(self._multiplexer, limits, self._losses)
+        if unsent is not None:
+            return unsent
         request = self._request(limits)
         self._multiplexer.submit(request)
         replies = await await_reply(

@@ -270,6 +270,48 @@ async def test_a_bound_client_reports_the_loss_of_its_state_once(client, fault_p
         assert await redis_server.query("GET", "n") == b"1"
 
 
+async def cut_during_the_backoff(own, fault_proxy, call):
+    """Cut the connection of a bound client while it backs off before it repeats a refused call."""
+    answered = asyncio.create_task(call)
+    async with asyncio.timeout(5):
+        while not own._runtime.executor.refusals:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
+    fault_proxy.reset()
+    return answered
+
+
+REFUSED_CALLS = {
+    "SET": ("SET", lambda own: own.set("k", "v")),
+    "INCR": ("INCRBY", lambda own: own.incr("k")),
+    "pipeline": ("SET", lambda own: own.pipeline(transaction=False).set("k", "v").execute()),
+}
+
+
+@pytest.mark.parametrize("taken_first", [False, True], ids=["", "loss reported before"])
+@pytest.mark.parametrize("state", ["MULTI", "SELECT"])
+@pytest.mark.parametrize(("command", "call"), REFUSED_CALLS.values(), ids=REFUSED_CALLS)
+async def test_a_refused_call_is_not_repeated_without_the_state_it_was_made_for(
+    client, fault_proxy, redis_server, command, call, state, taken_first
+):
+    policy = QUICK.replace(backoff=1.0)
+    async with client.with_policy(policy).client() as own:
+        own._runtime.executor._rng.seed(1)
+        await own.ping()
+        await (own.execute_command("MULTI") if state == "MULTI" else own.select(3))
+        fault_proxy.answer(command, b"-OOM command not allowed\r\n")
+        refused = await cut_during_the_backoff(own, fault_proxy, call(own))
+        if taken_first:
+            await asyncio.sleep(0.05)
+            with pytest.raises(driver.ConnectionError, match=f"state set by {state}: start again"):
+                await own.get("other")
+        with pytest.raises(driver.ConnectionError) as caught:
+            await refused
+        assert caught.value.progress is Progress.REFUSED
+        assert ("start again" in str(caught.value)) is not taken_first
+        assert await own.get("k") is None  # reported once
+        assert await redis_server.query("EXISTS", "k") == 0
+
+
 async def test_dangerous_commands_are_repeated_only_with_an_opt_in_on_the_call(
     fault_proxy, redis_server
 ):
