@@ -24,6 +24,7 @@ from .connection import (
     LARGE,
     SECOND_CHECK,
     ConnectionLost,
+    LeftBehind,
     NotMultiplexable,
     PendingRequest,
     Promoted,
@@ -49,15 +50,17 @@ if TYPE_CHECKING:
 
 
 class Limits(NamedTuple):
-    """Absolute loop times that limit an attempt; None for no limit.
+    """Absolute loop times that limit an attempt (None for no limit), and where it may be sent.
 
-    They differ only for blocking commands, which may wait long for a reply, but not for a
+    The times differ only for blocking commands, which may wait long for a reply, but not for a
     connection.
     """
 
     until: float | None  # when the reply must have arrived
 
     sent: float | None  # when the request must have been sent
+
+    behind: Carrier | None = None  # the open connection that carries an earlier copy
 
     def too_late(self) -> AttemptFailed | None:
         """Return the failed attempt if a request must not be sent any more, or None."""
@@ -138,8 +141,15 @@ def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> Attempt
     return limits.too_late()
 
 
-def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
+def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
+    if isinstance(reason, LeftBehind):
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.RESET,
+            detail=str(reason),
+            connection=reason.connection,
+        )
     failure = reason.failure
     if isinstance(reason, Undeliverable):
         return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
@@ -208,7 +218,7 @@ async def await_reply(
         elif isinstance(reply, Promoted):
             request = clock.request = reply.request
             request.expires = limits.sent
-        elif isinstance(reply, ConnectionLost | Undeliverable):
+        elif isinstance(reply, ConnectionLost | LeftBehind | Undeliverable):
             return failure_of(reply)
         else:
             return reply
@@ -450,6 +460,7 @@ class MultiplexedCall(Call):
             large=len(self._data) > LARGE,
             extra_timeout=0.0 if self.bounded else self._timeout,
             expires=limits.sent,
+            movable=limits.behind is None,
         )
         self._multiplexer.submit(request)
         return request

@@ -55,6 +55,17 @@ class Undeliverable(Exception):
         self.failure = failure
 
 
+class LeftBehind(Exception):
+    """This call was not sent: its connection took no more calls before it was written.
+
+    It must not move to another connection, because an earlier copy of it may still be in flight.
+    """
+
+    def __init__(self, connection: MultiplexedConnection) -> None:
+        super().__init__("the connection that carries an earlier copy takes no more calls")
+        self.connection = connection
+
+
 class NotMultiplexable(Exception):
     """The driver's connections have no transport that a multiplexed connection could take over."""
 
@@ -77,6 +88,7 @@ class PendingRequest:
         "extra_timeout",
         "future",
         "large",
+        "movable",
         "position",
         "raw",
         "replies",
@@ -92,6 +104,7 @@ class PendingRequest:
         large: bool = False,
         extra_timeout: float = 0.0,
         expires: float | None = None,
+        movable: bool = True,
     ) -> None:
         self.data = data
         self.count = count
@@ -100,6 +113,8 @@ class PendingRequest:
         self.extra_timeout = extra_timeout
         self.expires = expires
         """Loop time from which on it must not be sent, whether its caller has noticed or not."""
+        self.movable = movable
+        """Whether another connection may send it if its own is lost before it is written."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None

@@ -75,8 +75,16 @@ class _FailingCall:
     served: float = 0.0  # seconds during which the server had the requests of a blocking call
 
     def limits(self) -> Limits:
-        """Return when the next attempt must have been sent and answered."""
-        return _limits(self.call, self.policy, self.started, served=self.served)
+        """Return when the next attempt must have been sent and answered, and where."""
+        limits = _limits(self.call, self.policy, self.started, served=self.served)
+        carrier = self.carrier if self.fenced_first else None
+        return limits if carrier is None or carrier.lost else limits._replace(behind=carrier)
+
+    @property
+    def fenced_first(self) -> bool:
+        """Whether another copy may be sent only when no earlier one can be applied after it."""
+        overwrites = self.call.effect is not Effect.READ
+        return overwrites and self.policy.repeat not in ("conditional", "any")
 
     def after(self, failed: AttemptFailed) -> _FailingCall:
         """Return the same call after another failed attempt."""
@@ -180,7 +188,7 @@ class Executor:
             failing = failing.after(result)
             decision = await self._decide(failing, result)
             if isinstance(decision, Retry):
-                await self._back_off(decision, result, failing.attempts + 1)
+                await self._back_off(decision, failing, result)
                 unsafe = await self._wait_until_safe(failing, result)
                 if unsafe is None:
                     self.retries += 1
@@ -269,12 +277,14 @@ class Executor:
 
     # -- retrying --------------------------------------------------------------------------
 
-    async def _back_off(self, decision: Retry, failed: AttemptFailed, attempt: int) -> None:
+    async def _back_off(
+        self, decision: Retry, failing: _FailingCall, failed: AttemptFailed
+    ) -> None:
         """Wait before another attempt. Cancelling returns the tokens that it cost."""
         self.health.note("retry scheduled", cause=failed.cause.value)
         tracing = tracing_of_call.get()
         if tracing is not None:
-            tracing.retrying(attempt, decision.after, failed.cause.value)
+            tracing.retrying(failing.attempts + 1, decision.after, failed.cause.value)
         waited = False
         try:
             await asyncio.sleep(decision.after)
@@ -282,42 +292,38 @@ class Executor:
         finally:
             if not waited:
                 self.budget.refund(decision.paid)
+        if failed.refusal is not None and not failed.refusal.degraded:
+            # If the probe confirms that the server does not serve, the multiplexer keeps the call.
+            until, longest = failing.limits().sent, _PROBE_BEFORE_RETRY
+            if until is not None:
+                longest = min(longest, until - asyncio.get_running_loop().time())
+            await self.health.wait_for_probe(longest)
 
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
     ) -> AttemptFailed | None:
-        """Wait until the first copy of a request can no longer be applied, or return why it can."""
-        until = failing.limits().sent
-        if failed.refusal is not None and not failed.refusal.degraded:
-            # If the probe confirms that the server does not serve, the multiplexer keeps the call.
-            now = asyncio.get_running_loop().time()
-            longest = _PROBE_BEFORE_RETRY
-            await self.health.wait_for_probe(
-                longest if until is None else min(longest, until - now)
-            )
-        if failing.progress is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:
-            return None
-        if failing.policy.repeat in ("conditional", "any"):
+        """Wait until no earlier copy of a request can be applied, or return why one still can."""
+        if failing.progress is not Progress.MAYBE_APPLIED or not failing.fenced_first:
             return None
         carrier = failing.carrier
         if carrier is None:
             why = "; a copy may still be in flight on an exclusive connection"
-            return failed.with_reason(why, final=True)
-        if not carrier.lost:
+        elif not carrier.lost:
             # The request is still in flight. A second copy on the same connection follows it.
-            fenced = self._multiplexer.current is carrier
+            if self._multiplexer.current is carrier:
+                return None
+            why = "; a copy may still be in flight on a connection that takes no more calls"
         else:
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(failing.limits().sent):
                     await asyncio.wait([carrier.fenced])
             except TimeoutError:
                 return replace(failed, expired=True)
-            fenced = carrier.fenced.result()
-        if fenced:
-            return None
-        why = "; the server does not permit ending the connection that carried it"
-        if self.closed:
-            why = "; the client was closed"
+            if carrier.fenced.result():
+                return None
+            why = "; the server does not permit ending the connection that carried it"
+            if self.closed:
+                why = "; the client was closed"
         return failed.with_reason(why, final=True)
 
     # -- reporting -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from resilient_io.tasks import describe_task_end, log_task_death
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
+    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -253,6 +254,9 @@ class WaitingRequests:
             if not isinstance(entry, PendingRequest):
                 request = PendingRequest(data)
                 entry.set_result(Promoted(request))
+            elif not entry.movable and entry.connection is not None:
+                entry.interrupt(LeftBehind(entry.connection))
+                continue
             elif data:
                 request = entry
             else:

@@ -158,8 +158,14 @@ class BatchCall(Call):
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
-        large = len(data) > LARGE
-        return PendingRequest(data, count=count, raw=raw, large=large, expires=limits.sent)
+        return PendingRequest(
+            data,
+            count=count,
+            raw=raw,
+            large=len(data) > LARGE,
+            expires=limits.sent,
+            movable=limits.behind is None,
+        )
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:

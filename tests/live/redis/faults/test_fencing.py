@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from resilient_io import OutcomeUnknown
+from resilient_io.redis import ConnectionSettings
 
 ALL_BUT_FENCING = ["+@all", "-client|kill", "-client|list", "-client|id"]
 
@@ -81,8 +82,6 @@ async def test_nothing_is_sent_between_the_death_of_a_connection_and_its_fencing
 async def test_a_dead_connection_is_fenced_by_its_successor_or_by_a_survivor(
     count, redis_server, fault_proxy, connect, patient
 ):
-    from resilient_io.redis import ConnectionSettings
-
     redis = await connect(
         fault_proxy,
         policy=patient.replace(repeat="read"),
@@ -197,8 +196,6 @@ async def test_only_a_missing_permission_leaves_a_connection_without_identity(
 async def test_fencing_that_is_refused_for_now_is_tried_again(
     command, count, redis_server, fault_proxy, connect, patient, executed
 ):
-    from resilient_io.redis import ConnectionSettings
-
     redis = await connect(fault_proxy, policy=patient, connections=ConnectionSettings(count=count))
     refused = fault_proxy.answer(command, BUSY, times=3)
     first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
@@ -312,3 +309,32 @@ async def test_a_blocking_read_is_given_up_without_fencing(
     await redis.set("key", "value")
     assert not kills.struck
     kills.remove()
+
+
+async def test_an_unsent_repeat_does_not_move_past_its_first_copy(
+    redis_server, fault_proxy, connect, patient
+):
+    """The first copy is in the network, and the server does not permit fencing it."""
+    await redis_server.query("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", *ALL_BUT_FENCING)
+    redis = await connect(
+        fault_proxy.url.replace("redis://", "redis://app:secret@"),
+        policy=patient.replace(response_timeout=3.0),
+        connections=ConnectionSettings(count=1),
+    )
+    hasty = redis.with_policy(response_timeout=0.3, backoff=0.01)
+    (carrier,) = redis._runtime.multiplexer.connections
+    fault_proxy.stall("requests", new=False)
+    first = asyncio.create_task(hasty.set("key", "first"))
+    await asyncio.sleep(0.05)
+    carrier.pause_writing()  # as asyncio does when the network takes no more bytes
+    async with asyncio.timeout(5):
+        while not carrier._queue:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.005)
+    assert redis.stats().retries == 1
+    assert redis._runtime.multiplexer.current is carrier
+    fault_proxy.connections[0].reset()
+
+    with pytest.raises(OutcomeUnknown, match="does not permit ending the connection"):
+        await first
+    assert await redis_server.query("EXISTS", "key") == 0
+    fault_proxy.resume()
