@@ -86,6 +86,7 @@ class AttemptFailed:
     overloaded: bool = False  # the call waited for room on an open connection
     final: bool = False  # no further attempt, whatever the effect of the command
     connection: Carrier | None = None  # it may still carry the request
+    applied: bool = False  # a part of the batch was answered, and changed something
     served: float = 0.0  # seconds during which the server had the request of a blocking call
     error: BaseException | None = None  # the exception of redis-py for an error reply
     refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
@@ -173,7 +174,7 @@ def refused(error: object) -> AttemptFailed | None:
     )
 
 
-def final_error(error: RedisError) -> AttemptFailed:
+def final_error(error: Exception) -> AttemptFailed:
     """Return the failed attempt that an error reply means which is not a refusal."""
     return AttemptFailed(
         progress=Progress.REFUSED,

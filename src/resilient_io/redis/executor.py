@@ -94,6 +94,8 @@ class _FailingCall:
                 progress = Progress.SENT  # there is nothing to apply
             else:
                 carrier = failed.connection
+        if failed.applied:
+            progress = Progress.MAYBE_APPLIED
         progress = max(self.progress, progress, key=_FURTHER.index)
         return replace(
             self,
@@ -241,9 +243,12 @@ class Executor:
             progress=failing.progress,
         )
         if isinstance(error, RedisOutcomeUnknown):
-            latest = failed.progress is Progress.MAYBE_APPLIED
-            which = "the call" if latest else "an earlier attempt"
-            error.reason += f"; {which} may have been applied"
+            if failed.progress is Progress.MAYBE_APPLIED and failing.call.effect is not Effect.READ:
+                error.reason += "; the call may have been applied"
+            elif failed.applied:
+                error.reason += "; a part of the call was applied"
+            else:
+                error.reason += "; an earlier attempt may have been applied"
             self.health.note("outcome unknown", cause=failed.cause.value)
         failing.call.describe(error)
         return Raise(error)

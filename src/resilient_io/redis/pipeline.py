@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio.client as driver
@@ -21,6 +22,7 @@ from .attempt import (
     Call,
     apply_callback,
     await_reply,
+    final_error,
     refused,
     unsendable,
 )
@@ -60,7 +62,8 @@ class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
     In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
-    counts, and only the rest is sent again. A transaction is applied entirely or not at all.
+    decides whether it is repeated, and only the rest is sent again. But if the call fails, its
+    error also counts what was settled. A transaction is applied entirely or not at all.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class BatchCall(Call):
         self._transaction = transaction
         self._fallback = fallback
         self._answers: list[object] = []
+        self._repeating = False
+        """Whether the unanswered commands were sent before, and so may have been applied."""
         self._losses = self._multiplexer.bound_state.losses
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
@@ -113,6 +118,14 @@ class BatchCall(Call):
 
     async def attempt(self, limits: Limits) -> object:
         """Send the unanswered commands in one write, and wait for all replies."""
+        result = await self._attempt(limits)
+        if isinstance(result, AttemptFailed) and self._accepted(
+            self._answers, range(len(self._answers))
+        ):
+            return replace(result, applied=True)
+        return result
+
+    async def _attempt(self, limits: Limits) -> object:
         unsent = unsendable(self._multiplexer, limits, self._losses)
         if unsent is not None:
             return unsent
@@ -125,13 +138,15 @@ class BatchCall(Call):
             timeout=self._pipeline._policy.response_timeout,
             read=self.effect is Effect.READ,
         )
+        if isinstance(replies, NotMultiplexable):
+            return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
                 self._clean(request.replies)
-                self._answers += request.replies
+                self._settle(request.replies)
+            if replies.progress is Progress.MAYBE_APPLIED:
+                self._repeating = True
             return replies
-        if isinstance(replies, NotMultiplexable):
-            return await self._fallback.attempt(limits)
         answers = replies if isinstance(replies, list) else [replies]
         self._clean(answers)
         if self._transaction:
@@ -172,9 +187,37 @@ class BatchCall(Call):
             failed = _all_refused(answers, self._specs)
             if failed is not None:
                 return failed
-        self._note_accepted(answers)
-        self._answers += answers
+        start = len(self._answers)
+        self._note_accepted(answers, range(start, start + len(answers)))
+        undecided = self._settle(answers)
+        if undecided:
+            failed = _all_refused(undecided, self._specs[len(self._answers) :])
+            return failed or final_error(undecided[0])
         return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
+
+    def _settle(self, replies: list[Any]) -> list[Any]:
+        """Take the next replies as answers. Return those from the first that decides nothing.
+
+        An error proves nothing about a write that was sent before: that copy may be applied.
+        """
+        start = len(self._answers)
+        for index, reply in enumerate(replies):
+            if self._repeating and isinstance(reply, Exception) and self._writes(start + index):
+                self._answers += replies[:index]
+                return replies[index:]
+        self._answers += replies
+        return []
+
+    def _writes(self, index: int) -> bool:
+        """Return whether the command at a position changes something."""
+        return effect_of(self._specs[index], self._commands[index][0]) is not Effect.READ
+
+    def _accepted(self, replies: Iterable[object], positions: Iterable[int]) -> bool:
+        """Return whether a write is among the commands at these positions that succeeded."""
+        return any(
+            not isinstance(reply, Exception) and self._writes(index)
+            for index, reply in zip(positions, replies, strict=False)
+        )
 
     async def _finish_transaction(self, replies: list[object]) -> object:
         *queued, result = replies
@@ -189,7 +232,15 @@ class BatchCall(Call):
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
             raise ResponseError("EXEC did not return a list")
-        self._note_accepted(result)
+        sent = [
+            index
+            for index, (_, options) in enumerate(self._commands)
+            if EMPTY_RESPONSE not in options
+        ]
+        self._note_accepted(result, sent)
+        for index, reply in zip(sent, result, strict=False):
+            if self._repeating and isinstance(reply, Exception) and self._writes(index):
+                return final_error(reply)  # the first copy may be applied
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
@@ -198,14 +249,9 @@ class BatchCall(Call):
             for index, (_, options) in enumerate(self._commands)
         ]
 
-    def _note_accepted(self, answers: Sequence[object]) -> None:
+    def _note_accepted(self, replies: Iterable[object], positions: Iterable[int]) -> None:
         """End a period of refused writes if the server has accepted one here."""
-        if self._multiplexer.health.refusing and any(
-            not isinstance(reply, Exception) and effect_of(spec, args) is not Effect.READ
-            for reply, spec, (args, _) in zip(
-                reversed(answers), reversed(self._specs), reversed(self._commands), strict=False
-            )
-        ):
+        if self._multiplexer.health.refusing and self._accepted(replies, positions):
             self._multiplexer.write_accepted()
 
     def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
@@ -467,6 +513,11 @@ class _WatchedCall(Call):
         if self.operation in _HARMLESS:
             return Effect.READ
         return effect_of(self._specs[0], self._args)
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add to the error of a batch that any of its commands may have been applied."""
+        if isinstance(error, RedisOutcomeUnknown) and self._args is None:
+            error.unanswered = tuple(range(len(self._specs)))
 
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
