@@ -53,9 +53,8 @@ def every_error_is_a_documented_one(index: Index) -> Iterator[Broken]:
 def an_error_that_promises_nothing_was_applied_fits_its_progress(index: Index) -> Iterator[Broken]:
     """What may have been applied is reported as an unknown outcome, or because of closing."""
     for operation in index.history.operations:
-        if (
-            operation.facts.get("progress") == "maybe applied"
-            and _PROMISES.intersection(operation.error_bases)
+        if operation.facts.get("progress") == "maybe applied" and _PROMISES.intersection(
+            operation.error_bases
         ):
             yield Broken(
                 f"call {operation.number} ({operation.kind}) may have been applied, but raised: "

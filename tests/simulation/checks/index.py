@@ -318,9 +318,7 @@ class Index:
 
     def disturbances_between(self, since: float, until: float) -> list[Disturbance]:
         """Return the faults that were active in a period."""
-        return [
-            fault for fault in self.disturbances if fault.begin <= until and fault.end >= since
-        ]
+        return [fault for fault in self.disturbances if fault.begin <= until and fault.end >= since]
 
     @cached_property
     def _stalls(self) -> list[tuple[float, float]]:

@@ -201,8 +201,7 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
         ):
             continue
         yield Broken(
-            f"call {operation.number} ({operation.kind}) failed without a fault: "
-            f"{operation.error}",
+            f"call {operation.number} ({operation.kind}) failed without a fault: {operation.error}",
             (operation.number,),
             operation.ended_at,
         )
