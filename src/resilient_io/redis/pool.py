@@ -492,10 +492,11 @@ class ExclusiveCall(Call):
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             # With disconnect_on_error=False, redis-py 8.1 leaves the connection "connected" after a
-            # loss, for which it raises exactly ConnectionError, and after bytes that are not RESP.
+            # loss, for which it raises exactly ConnectionError, or its own TimeoutError if the
+            # kernel gave up, and after bytes that are not RESP.
             lost = (
                 type(error) is ConnectionLostError
-                or isinstance(error, InvalidResponse)
+                or isinstance(error, (InvalidResponse, exceptions.TimeoutError))
                 or not connection.is_connected
             )
             if refusal(error) is not None or not (lost or timed_out):
