@@ -118,7 +118,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "timeout-hides-unknown-outcome",
         "retries",
         "redis/executor.py",
-        """    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+        """    if failing.progress is Progress.MAYBE_APPLIED:
         return RedisOutcomeUnknown
     if failed.overloaded:
         return RedisOverloaded
@@ -129,7 +129,7 @@ BUGS: tuple[PlantedBug, ...] = (
         return RedisOverloaded
     if failed.expired or failed.timed_out:
         return RedisDeadlineExceeded
-    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+    if failing.progress is Progress.MAYBE_APPLIED:
         return RedisOutcomeUnknown
 """,
         "A write that timed out raises DeadlineExceeded, which promises that nothing was applied.",
@@ -191,8 +191,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "overwrite-ignores-fence",
         "fencing",
         "redis/executor.py",
-        "is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:",
-        "is not Progress.MAYBE_APPLIED or failing.call.effect <= Effect.IDEMPOTENT:",
+        "overwrites = self.call.effect is not Effect.READ",
+        "overwrites = self.call.effect > Effect.IDEMPOTENT",
         "Where CLIENT KILL is forbidden, a SET is repeated although its first copy may still be "
         "applied, over a newer value.",
     ),
@@ -399,17 +399,15 @@ BUGS: tuple[PlantedBug, ...] = (
         "limitation-never-ends",
         "health",
         "health/machine.py",
-        """        self.probes_ok += 1
-        self._limitation = None
-""",
-        "        self.probes_ok += 1\n",
+        "self._limitation, self._not_serving = None, False",
+        "self._not_serving = False",
         "After the server once refused new connections, the dependency stays DEGRADED.",
     ),
     PlantedBug(
         "reopened-connection-stays-lost",
         "health",
         "redis/multiplexer.py",
-        '        self.health.part_back(f"connection {slot}")\n',
+        '        self.reports.part_back(f"connection {slot}")\n',
         "",
         "After one connection was lost for a while, the dependency stays DEGRADED.",
     ),
@@ -417,7 +415,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "silence-not-reported",
         "health",
         "redis/multiplexer.py",
-        '        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")',
+        '        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")',
         '        self.health.note("silent", seconds=quiet)',
         "A frozen server is published as DOWN much later.",
     ),
@@ -444,8 +442,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "suspicion-checked-on-old-connection",
         "health",
         "redis/probe.py",
-        "if suspicious or not multiplexer.connections:",
-        "if not multiplexer.connections:",
+        "if suspicious or multiplexer.bound or not multiplexer.connections:",
+        "if multiplexer.bound or not multiplexer.connections:",
         "One connection that a middlebox forgot makes a healthy server DOWN.",
     ),
     PlantedBug(
@@ -482,8 +480,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "old-replies-overrule-probe",
         "health",
         "health/prober.py",
-        "if self._last_reply() > began:",
-        "if self._last_reply() > began - self._settings.interval:",
+        "if self._last_reply() > began and not failure.answered:",
+        "if self._last_reply() > began - self._settings.interval and not failure.answered:",
         "A failed probe is ignored because of replies before it, so DOWN is late.",
     ),
     # -- closing ---------------------------------------------------------------------------
@@ -491,8 +489,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "waiting-calls-not-failed",
         "closing",
         "redis/multiplexer.py",
-        "        self._waiting.fail_all(Undeliverable(CLOSED))\n",
-        "",
+        """        self._closed = reason
+        self.fail_all(reason)
+""",
+        "        self._closed = reason\n",
         "Calls that wait for a connection when the client is closed wait until their deadline.",
     ),
     PlantedBug(
@@ -546,19 +546,19 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/runtime.py",
         """        if self._closing is not None:
             await asyncio.wait([self._closing])
-        if self.executor.closed:
+        if self._closes != closes:
 """,
-        "        if self.executor.closed:\n",
+        "        if self._closes != closes:\n",
         "A client that is opened again while it closes has no connections and no probe.",
     ),
     PlantedBug(
         "fences-not-settled",
         "closing",
         "redis/multiplexer.py",
-        """        while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+        """            self._unfenced.append(lost)
+            lost.settle(fenced=False)
 """,
-        "        self._fences.clear()\n",
+        "            self._unfenced.append(lost)\n",
         "Calls that are about to be repeated when the client is closed wait until their deadline.",
     ),
     PlantedBug(
@@ -581,14 +581,18 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/executor.py",
         """        waited = False
         try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
             waited = True
         finally:
             if not waited:
                 self.budget.refund(decision.paid)
 """,
         """        try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
         except asyncio.CancelledError:
             self.budget.refund(decision.paid)
 """,
@@ -606,7 +610,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-waiting-call-sent",
         "cancellation",
         "redis/multiplexer.py",
-        """        if not request.done():
+        """        if request.sendable():
             connection.send_request(request)
 """,
         "        connection.send_request(request)\n",
@@ -744,7 +748,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "handshake-unlimited",
         "deadlines",
         "redis/connect.py",
-        """        async with asyncio.timeout(timeout):
+        """        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
 """,
@@ -783,12 +787,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/pipeline.py",
         """            if not self._transaction:
                 self._clean(request.replies)
-                self._answers += request.replies
-            return replies
+                self._settle(request.replies)
 """,
         """            self._clean(request.replies)
-            self._answers += request.replies
-            return replies
+            self._settle(request.replies)
 """,
         "A transaction that loses its connection after QUEUED counts as answered, and is "
         "executed twice.",
