@@ -248,6 +248,8 @@ def a_reply_that_arrived_is_returned(index: Index) -> Iterator[Broken]:
         ):
             continue
         execution = commands[0].executions[0]
+        if not execution.applied:
+            continue  # refused: it waits to be repeated
         sent = index.sent.get(commands[0].token or b"", ())
         if len(sent) != 1 or lost.get(sent[0].connection, ended + 1.0) <= ended:
             continue
