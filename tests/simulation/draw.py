@@ -24,7 +24,8 @@ _CALLS = {
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
     "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
-    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1, "traffic": 0.5,
+    "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
