@@ -204,7 +204,11 @@ THEMES: dict[str, Theme] = {
         shared=0.9,
         policy=_tries_once,
     ),
-    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
+    "pipelines": Theme(
+        _BATCHES,
+        _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse", break_off=14),
+        policy=_tries_once,
+    ),
     "transactions": Theme(
         _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
         _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
