@@ -243,6 +243,7 @@ async def script_registered(use: Use) -> None:
     """Run a registered script: EVALSHA, and SCRIPT LOAD if the server does not know it."""
     key, token = _register(use), use.token()
     operation = use.operation(("EVALSHA", SET_AND_RETURN, "1", key, token))
+    operation.facts["limit"] = None  # each of its commands has a limit of its own
     script = use.redis.register_script(SET_AND_RETURN)
     await use.perform(operation, lambda: script(keys=[key], args=[token]))
 
