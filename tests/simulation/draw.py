@@ -184,7 +184,7 @@ THEMES: dict[str, Theme] = {
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=1.2, reopen=0.4),
         _only(
             _FAULTS,
             "kill",
@@ -210,8 +210,9 @@ THEMES: dict[str, Theme] = {
         policy=_tries_once,
     ),
     "transactions": Theme(
-        _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
-        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
+        _only(_CALLS, "set", "get", watch=25, transaction=5, manual=5),
+        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=16),
+        storms=(2, 4),
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
@@ -273,10 +274,10 @@ THEMES: dict[str, Theme] = {
     ),
     "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
     "crowded": Theme(
-        _only(_CALLS, "set", "get", push=12, pop=12, set_large=6, get_large=6, burst=10),
+        _only(_CALLS, "set", "get", push=12, pop=20, set_large=10, get_large=6, burst=10),
         _BREAKS | _only(_FAULTS, "slow"),
         in_flight=64 * 1024,
-        cancel=0.3,
+        cancel=0.5,
         storms=(0, 2),
         network={"latency": 0.02},
         busy_callers=True,
@@ -518,7 +519,9 @@ class _Drawer:
             seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
-        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
+        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.4}
+        if not arguments["latest"]:
+            arguments["newest"] = rng.random() < 0.4
         if kind in _DELAYED:
             arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
         if kind == "flap":
