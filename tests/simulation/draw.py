@@ -210,9 +210,11 @@ THEMES: dict[str, Theme] = {
         policy=_tries_once,
     ),
     "transactions": Theme(
-        _only(_CALLS, "set", "get", watch=25, transaction=5, manual=5),
+        _only(_CALLS, "get", set=20, watch=25, transaction=5, manual=5),
         _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=16),
+        clients=(1, 1),
         storms=(2, 4),
+        busy_callers=True,
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
@@ -469,7 +471,9 @@ class _Drawer:
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
-            arguments["think"] = rng.choice([0, 0, 0.001, 0.3, 1.2])
+            arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
+        if kind == "watch":
+            arguments["guarded"] = rng.random() < 0.5  # it writes another key than it watches
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
@@ -513,6 +517,8 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind in ("hold one", "hold one and reset"):
+            seconds = rng.choice([0.1, 1.0, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         elif kind == "busy":
             seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
         elif kind == "loading":
