@@ -296,6 +296,8 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(2, 4),
         cancel=0.3,
+        network={"latency": 0.02},
+        busy_callers=True,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
