@@ -185,6 +185,29 @@ THEMES: dict[str, Theme] = {
         cancel=0.2,
         policy=_waits_while_down,
     ),
+    "closing in outages": Theme(
+        _only(_CALLS, "get", "pop", "traffic", set=20, increment=4, close=6, reopen=5),
+        _only(
+            _FAULTS,
+            "freeze",
+            "hang connects",
+            "refuse",
+            "lookup hangs",
+            "slow",
+            "cut",
+            kill=5,
+            lose_replies=10,
+            hold_one_and_reset=8,
+            refuse_then_reset=5,
+            refuse_writes=5,
+        ),
+        clients=(1, 1),
+        cancel=0.3,
+        read_only=0.8,
+        policy=_waits_while_down,
+        network={"latency": 0.02},
+        busy_callers=True,
+    ),
     "shared health": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=1.2, reopen=0.4),
         _only(
@@ -535,6 +558,7 @@ class _Drawer:
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
             arguments["before"] = rng.randrange(4)
+            arguments["reopens"] = rng.choice([None, None, None, 0.0, 0.001, 0.03])
         return arguments
 
     def faults(self) -> tuple[Fault, ...]:
