@@ -243,6 +243,7 @@ async def script_registered(use: Use) -> None:
     """Run a registered script: EVALSHA, and SCRIPT LOAD if the server does not know it."""
     key, token = _register(use), use.token()
     operation = use.operation(("EVALSHA", SET_AND_RETURN, "1", key, token))
+    operation.facts["limit"] = None  # each of its commands has a limit of its own
     script = use.redis.register_script(SET_AND_RETURN)
     await use.perform(operation, lambda: script(keys=[key], args=[token]))
 
@@ -296,18 +297,19 @@ async def transaction(use: Use) -> None:
 
 
 async def watch(use: Use) -> None:
-    """Read and overwrite a register in a transaction that fails if it changed meanwhile."""
+    """Read a key, and overwrite it or another in a transaction that fails if the first changed."""
     key, token = _register(use), use.token(2)
-    operation = use.operation(("WATCH", key), ("GET", key), ("SET", key, token))
+    watched = f"guard{use.argument('key', 0)}" if use.argument("guarded") else key
+    operation = use.operation(("WATCH", watched), ("GET", watched), ("SET", key, token))
     client, history = use.redis, use.world.history
 
     async def work() -> Any:
         async with client.pipeline() as pipe:
             began = history.next()
-            await pipe.watch(key)
+            await pipe.watch(watched)
             operation.steps.append((0, began, history.next(), None))
             began = history.next()
-            value = await pipe.get(key)
+            value = await pipe.get(watched)
             operation.steps.append((1, began, history.next(), plain(value)))
             if use.argument("think"):
                 await asyncio.sleep(use.argument("think"))
@@ -471,6 +473,8 @@ async def close(use: Use) -> None:
         calls.append(use.perform(call, _sender(client.redis, words)))
     before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
     works = [*calls[:before], *closings, *calls[before:]]
+    if use.argument("reopens") is not None:
+        works.append(_reopen(use, after=use.argument("reopens"), offset=15))
     tasks = [use.world.loop.create_task(work) for work in works]
     try:
         await asyncio.wait(tasks[before : before + len(closings)])
@@ -503,8 +507,14 @@ async def _note_what_is_left(use: Use) -> None:
 
 async def reopen(use: Use) -> None:
     """Open the client again, perhaps while it is closing."""
+    await _reopen(use)
+
+
+async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
     client, history = use.client, use.world.history
-    operation = use.operation(limit=None)
+    if after:
+        await asyncio.sleep(after)
+    operation = use.operation(kind="reopen", offset=offset, limit=None)
     await use.perform(operation, client.redis.initialize)
     if operation.outcome is Outcome.OK:
         client.open = True

@@ -216,6 +216,10 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
             continue  # an enclosing deadline also limits parts of the call
         if _behind_a_blocking_call(index, operation):
             continue
+        if operation.kind in (*_BLOCKING, "watch") and any(
+            event.time < ended for event in index.events.get("forgotten", ())
+        ):
+            continue  # an idle connection may have been forgotten long ago
         since = operation.started - 1.0
         if (
             index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index))
@@ -244,6 +248,7 @@ def a_reply_that_arrived_is_returned(index: Index) -> Iterator[Broken]:
             or operation.outcome not in (Outcome.UNKNOWN, Outcome.NOT_APPLIED)
             or not _shares_a_connection(operation)
             or not commands[0].executions
+            or not commands[0].executions[0].applied  # a refusal, after which it is repeated
             or _behind_a_blocking_call(index, operation)
         ):
             continue
