@@ -515,9 +515,13 @@ async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
     if after:
         await asyncio.sleep(after)
     operation = use.operation(kind="reopen", offset=offset, limit=None)
-    await use.perform(operation, client.redis.initialize)
-    if operation.outcome is Outcome.OK:
+
+    async def work() -> None:
+        await client.redis.initialize()
         client.open = True
+
+    await use.perform(operation, work)
+    if operation.outcome is Outcome.OK:
         history.event("workload", "opened", client=use.caller.client)
 
 
