@@ -265,6 +265,7 @@ def _several(use: Use) -> list[tuple[str, ...]]:
                 "e": ("ECHO", token),
                 "g": ("GET", f"r{index % 3}"),
                 "w": ("HSET", "r0", token, "1"),  # WRONGTYPE, if the register exists
+                "d": ("DEL", f"gone:{token}"),  # accepted also while writes that add are refused
             }[letter]
         )
     return commands
