@@ -609,13 +609,15 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available
+        return bool(self.connections) and self.health.available and not self._reconnector.fencing
 
     @property
     def obstacle(self) -> str:
         """What waiting calls wait for, for error messages."""
         if self.crowded:
             return "room among the calls in flight"
+        if self._reconnector.fencing and self.health.available:
+            return "a lost connection to be fenced"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
