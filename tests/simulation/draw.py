@@ -206,13 +206,11 @@ THEMES: dict[str, Theme] = {
         shared=0.9,
         policy=_tries_once,
     ),
-<<<<<<< HEAD
     "pipelines": Theme(
         _BATCHES,
-        _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse", break_off=14),
+        _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14),
         policy=_tries_once,
-=======
-    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6)),
+    ),
     "coincidences": Theme(
         _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),
         _only(
@@ -229,7 +227,6 @@ THEMES: dict[str, Theme] = {
         storms=(3, 6),
         cancel=0.3,
         network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
->>>>>>> kills
     ),
     "transactions": Theme(
         _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),

@@ -120,11 +120,8 @@ def a_client_kills_only_connections_of_its_own(index: Index) -> Iterator[Broken]
     """CLIENT KILL ID ends a connection that its client has named earlier, and no one else's.
 
     The server's IDs start again when it restarts, so an ID alone does not identify a connection.
-<<<<<<< HEAD
     A client that was opened again ends the connections of its earlier life, which have other names.
-=======
     A connection that the server does not permit to have a name is not examined.
->>>>>>> kills
     """
     if "opened" in index.events:
         return
