@@ -529,8 +529,13 @@ class Multiplexer:
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
         request.future.cancel()
-        if request.connection is None:
+        connection = request.connection
+        if connection is None:
             self._waiting.note_abandoned()
+        elif request.extra_timeout and request.sent:
+            # A blocking command, which would keep the caller's own connection from answering.
+            why = "the caller of a blocking command no longer waits"
+            connection.close(ConnectionFailure(Cause.CONNECTION_LOST, why))
 
     def abandon_future(self, future: asyncio.Future[object]) -> None:
         """Drop a cancelled call of the hot path, which may have become a request."""
