@@ -186,7 +186,7 @@ THEMES: dict[str, Theme] = {
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=1.2, reopen=0.4),
         _only(
             _FAULTS,
             "kill",
@@ -229,8 +229,11 @@ THEMES: dict[str, Theme] = {
         network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
     ),
     "transactions": Theme(
-        _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
-        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
+        _only(_CALLS, "get", set=20, watch=25, transaction=5, manual=5),
+        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=16),
+        clients=(1, 1),
+        storms=(2, 4),
+        busy_callers=True,
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8, set=25),
@@ -293,6 +296,8 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(2, 4),
         cancel=0.3,
+        network={"latency": 0.02},
+        busy_callers=True,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -311,10 +316,10 @@ THEMES: dict[str, Theme] = {
     ),
     "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
     "crowded": Theme(
-        _only(_CALLS, "set", "get", push=12, pop=12, set_large=6, get_large=6, burst=10),
+        _only(_CALLS, "set", "get", push=12, pop=20, set_large=10, get_large=6, burst=10),
         _BREAKS | _only(_FAULTS, "slow"),
         in_flight=64 * 1024,
-        cancel=0.3,
+        cancel=0.5,
         storms=(0, 2),
         network={"latency": 0.02},
         busy_callers=True,
@@ -506,7 +511,9 @@ class _Drawer:
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
-            arguments["think"] = rng.choice([0, 0, 0.001, 0.3, 1.2])
+            arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
+        if kind == "watch":
+            arguments["guarded"] = rng.random() < 0.5  # it writes another key than it watches
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
@@ -550,13 +557,17 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind in ("hold one", "hold one and reset"):
+            seconds = rng.choice([0.1, 1.0, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         elif kind == "busy":
             seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
         elif kind == "loading":
             seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
-        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
+        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.4}
+        if not arguments["latest"]:
+            arguments["newest"] = rng.random() < 0.4
         if kind in _DELAYED:
             arguments["delay"] = rng.choice([0.001, 0.02, rng.uniform(0.0, 0.1), 0.1, 0.6])
             if kind.startswith("hold") and rng.random() < 0.4:
