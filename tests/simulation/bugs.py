@@ -262,14 +262,14 @@ BUGS: tuple[PlantedBug, ...] = (
         "abandoned-call-leaves-queue",
         "reply matching",
         "redis/multiplexer.py",
-        """        if request.connection is None:
+        """        if connection is None:
             self._waiting.note_abandoned()
 """,
-        """        if request.connection is None:
+        """        if connection is None:
             self._waiting.note_abandoned()
         elif request.sent:
             with contextlib.suppress(ValueError):
-                request.connection._responses.waiting.remove(request)
+                connection._responses.waiting.remove(request)
 """,
         "After a call was cancelled, the following callers get each other's replies.",
     ),
@@ -730,9 +730,9 @@ BUGS: tuple[PlantedBug, ...] = (
         "deadlines",
         "redis/multiplexer.py",
         """        request.future.cancel()
-        if request.connection is None:
+        connection = request.connection
 """,
-        "        if request.connection is None:\n",
+        "        connection = request.connection\n",
         "A write that was reported as not applied at its deadline is sent later.",
     ),
     PlantedBug(
