@@ -107,6 +107,11 @@ def _no_time_to_lose(rng: Random, policy: dict[str, Any]) -> None:
     policy["attempts"] = rng.choice([1, 3])
 
 
+def _overwrites_again(rng: Random, policy: dict[str, Any]) -> None:
+    policy["repeat"] = rng.choice(["read", "idempotent", "idempotent", "idempotent"])
+    policy["attempts"] = rng.choice([2, 3, 5])
+
+
 def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
     policy["while_down"] = "wait"
     if rng.random() < 0.3:
@@ -262,7 +267,7 @@ THEMES: dict[str, Theme] = {
         _WRITES | _only(_CALLS, pop=8, set=25),
         _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
         storms=(2, 4),
-        policy=_repeats_much,
+        policy=_overwrites_again,
     ),
     "demotions": Theme(
         _only(_CALLS, "get", "pop", set=25, increment=3, traffic=8, burst=25),
@@ -276,6 +281,7 @@ THEMES: dict[str, Theme] = {
             fail_over=5,
         ),
         read_only=0.8,
+        policy=_overwrites_again,
         network={"latency": 0.02},
         busy_callers=True,
     ),
