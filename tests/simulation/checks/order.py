@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from .index import Command, Index
 
-_ORDERED = frozenset({"set", "push", "append", "set conditional", "hash set", "add", "set binary"})
+_ORDERED = frozenset({
+    "set", "push", "append", "set conditional", "hash set", "add", "set binary", "traffic",
+    "increment",
+})  # fmt: skip
 """Kinds of calls whose single command is sent when the call begins."""
 
 _OVERTAKEN = (Outcome.CANCELLED, Outcome.UNKNOWN)
