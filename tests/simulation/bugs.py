@@ -726,14 +726,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "Calls that are repeated or wait for a connection ignore `with deadline(...)`.",
     ),
     PlantedBug(
-        "expired-call-sent-later",
+        "deadline-restarts-with-each-attempt",
         "deadlines",
-        "redis/multiplexer.py",
-        """        request.future.cancel()
-        connection = request.connection
-""",
-        "        connection = request.connection\n",
-        "A write that was reported as not applied at its deadline is sent later.",
+        "redis/executor.py",
+        "limit = started + policy.deadline +",
+        "limit = asyncio.get_running_loop().time() + policy.deadline +",
+        "A call that is repeated may take its whole deadline for each attempt.",
     ),
     PlantedBug(
         "blocking-call-counts-as-silence",
