@@ -536,7 +536,9 @@ class _Drawer:
         rng = self.rng
         arguments: dict[str, Any] = {"key": rng.choice([0, 0, 1, 2])}
         if kind in ("pipeline", "transaction", "manual"):
-            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd"])
+            letters = rng.choice(
+                ["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd", "sdd"]
+            )
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
             if kind == "pipeline" and rng.random() < 0.4:  # it writes, and then only reads
                 writes = rng.choices("sip", k=rng.randint(1, 3))
