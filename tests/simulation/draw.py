@@ -473,7 +473,7 @@ class _Drawer:
         if rng.random() < 0.5:
             settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
-            settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
+            settings |= {"timeout": rng.choice([0.3, 0.5]), "interval": rng.choice([0.3, 1.0])}
         return settings
 
     def _options(self) -> dict[str, Any]:
@@ -536,8 +536,13 @@ class _Drawer:
         rng = self.rng
         arguments: dict[str, Any] = {"key": rng.choice([0, 0, 1, 2])}
         if kind in ("pipeline", "transaction", "manual"):
-            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd"])
+            letters = rng.choice(
+                ["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd", "sdd"]
+            )
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
+            if kind == "pipeline" and rng.random() < 0.4:  # it writes, and then only reads
+                writes = rng.choices("sip", k=rng.randint(1, 3))
+                arguments["shape"] = "".join([*writes, *rng.choices("ge", k=rng.randint(1, 4))])
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
             arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
