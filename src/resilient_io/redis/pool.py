@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
+_TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
+_PROMPT_ANSWER = 0.25  # seconds that this answer may take
 
 
 class ExclusiveConnection:
@@ -89,7 +91,7 @@ class ExclusivePool:
         self._policy = policy
         self._template = template
         self._room = asyncio.Semaphore(template.max_connections)
-        self._idle: list[AbstractConnection] = []
+        self._idle: dict[AbstractConnection, float] = {}  # with the loop time of their last use
         self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
@@ -247,12 +249,34 @@ class ExclusivePool:
 
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
-            connection = self._idle.pop()
+            connection, used = self._idle.popitem()
+            if await self._is_usable(connection, used):
+                return connection
+        return None
+
+    async def _is_usable(self, connection: AbstractConnection, used: float) -> bool:
+        """Return whether a connection that was idle is alive and clean; otherwise, close it."""
+        usable = False
+        try:
             # Data on an idle connection is a farewell or the reply to another call.
             if connection.is_connected and not await connection.can_read():
-                return connection
-            self._discard(connection)
-        return None
+                usable = await self._answers(connection, used)
+        finally:
+            if not usable:
+                self._discard(connection)
+        return usable
+
+    async def _answers(self, connection: AbstractConnection, used: float) -> bool:
+        """Return whether a connection answers at once, if it was idle for long."""
+        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+            return True
+        try:
+            await query_over(connection, _PROMPT_ANSWER)("PING")
+        except exceptions.ResponseError:
+            return True
+        except (RedisError, OSError):
+            return False
+        return True
 
     async def _connect(self) -> AbstractConnection:
         # In its own task: the application's connect function may not handle cancellation.
@@ -303,7 +327,7 @@ class ExclusivePool:
         if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
-            self._idle.append(connection)
+            self._idle[connection] = asyncio.get_running_loop().time()
 
     def _discard(self, connection: AbstractConnection) -> None:
         known = self._known.pop(connection, None)
