@@ -52,7 +52,7 @@ def down_has_a_reason(index: Index) -> Iterator[Broken]:
         if (
             change.state == "down"
             and not index.disturbed(change.time, change.time, after=_AFTERMATH + _waits(index))
-            and index.unmeasured(change.time - _waits(index), change.time) <= _UNMEASURED
+            and index.unmeasured(change.time - 1.0 - _waits(index), change.time) <= _UNMEASURED
         ):
             yield Broken(
                 f"{change.dependency} became DOWN without a fault: {change.cause} "
