@@ -7,7 +7,7 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 ```
 """
 
-from .dependency import Attachment, Dependency
+from .dependency import Attachment, ClientDependency, Dependency, Reporter
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
 from .recorder import FlightRecorder
@@ -18,6 +18,7 @@ __all__ = [
     "Attachment",
     "Cause",
     "Change",
+    "ClientDependency",
     "Dependency",
     "FlightRecorder",
     "HealthMonitor",
@@ -28,6 +29,7 @@ __all__ = [
     "MonitorChange",
     "ProbeDegraded",
     "ProbeFailed",
+    "Reporter",
     "State",
     "Subscription",
     "Watch",

@@ -77,6 +77,7 @@ class Dependency:
         )
         self._history: deque[Change] = deque(maxlen=self.settings.history)
         self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
+        self._updates: Subscriptions[Dependency] = Subscriptions(self.name)
         self._broadcast = Broadcast(first_change(self.name, 0.0))
 
     # --- reading
@@ -133,6 +134,17 @@ class Dependency:
             TypeError: `callback` is not callable.
         """
         return self._subscriptions.add(callback)
+
+    def on_update(self, callback: Callable[[Dependency], object]) -> Subscription[Dependency]:
+        """Call a plain function after every change of `state`, `available` or `refusing`.
+
+        For clients, which act differently while writes are refused: that may begin and end without
+        a change of state. Otherwise like `on_change`.
+
+        Raises:
+            TypeError: `callback` is not callable.
+        """
+        return self._updates.add(callback)
 
     def watch(self) -> Watch[Change]:
         """Iterate over changes of state: `async for change in dependency.watch()`.
@@ -299,24 +311,41 @@ class Dependency:
         """Report an accepted write. Needed only while `refusing`."""
         self._publish(self._machine.accepted(self._bind()))
 
-    def part_lost(self, part: str, cause: Cause, detail: str = "") -> None:
+    def part_lost(self, part: str, cause: Cause, detail: str = "", *, owner: object = None) -> None:
         """Report that a part is lost, for example one of several connections.
 
         The dependency is DEGRADED while a part is lost, once the probe has found that the whole is
         not DOWN. The state DOWN forgets lost parts: report those that remain lost again. `detail`
-        must not contain secrets.
+        must not contain secrets. Parts of two owners are two parts, also if their names are equal.
         """
         now = self._bind()
         detail = clean_detail(detail)
         self.note("part lost", part=part, cause=cause.value, detail=detail)
         self._publish(
-            self._machine.part_lost(now, part, cause, detail, probed=self._prober.running)
+            self._machine.part_lost(now, (owner, part), cause, detail, probed=self._prober.running)
         )
         self._prober.suspect()
 
-    def part_back(self, part: str) -> None:
+    def part_back(self, part: str, *, owner: object = None) -> None:
         """Report that a lost part is back. A part that was not lost is ignored."""
-        self._publish(self._machine.part_back(self._bind(), part))
+        self._publish(self._machine.part_back(self._bind(), (owner, part)))
+
+    def forget_parts(self, owner: object) -> None:
+        """Forget the lost parts of a client that was closed."""
+        # The evidence of another loop is gone with it.
+        if self._loop is asyncio.get_running_loop():
+            self._publish(self._machine.parts_gone(self._loop.time(), owner))
+
+    def reporter(self) -> Reporter:
+        """Return an object through which one client reports, until that client is closed."""
+        return Reporter(self)
+
+    async def release(self) -> None:
+        """Close it if it was created by a client and no client is attached any more.
+
+        For clients, after `Attachment.detach()`. Otherwise this does nothing: the application that
+        created a dependency closes it.
+        """
 
     async def aclose(self) -> None:
         """Detach every client, end every `watch()`, and end the probe task.
@@ -334,9 +363,11 @@ class Dependency:
     # --- internals
 
     def _publish(self, change: Change | None) -> None:
-        machine = self._machine
+        machine, refused = self._machine, self.refusing
         self.available = machine.state is not State.DOWN
         self.refusing = machine.refusing
+        if change is not None or self.refusing is not refused:
+            self._updates.notify(self)
         if change is None:
             return
         self._history.append(change)
@@ -379,6 +410,67 @@ class Dependency:
         self._machine.since = now
         self._loop = loop
         self._publish(change)
+
+
+class ClientDependency(Dependency):
+    """The dependency that a client creates for itself. Its last client closes it.
+
+    That may be another client, with which it is shared (`health=redis.health`).
+    """
+
+    async def release(self) -> None:
+        """Close it if no client is attached any more."""
+        if not self._prober.running:
+            await self.aclose()
+
+
+class Reporter:
+    """The reports of one client about a dependency.
+
+    Once it is closed, it ignores further reports: the failures of a client that closes its own
+    connections say nothing about the dependency. Parts with the same name in the reports of two
+    clients are two parts.
+    """
+
+    def __init__(self, dependency: Dependency) -> None:
+        self._dependency = dependency
+        self._closed = False
+
+    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+        """Report the failure of a call; see `Dependency.failed`."""
+        if not self._closed:
+            self._dependency.failed(cause, detail, definite=definite)
+
+    def succeeded(self, latency: float | None = None) -> None:
+        """Report a success that took effort; see `Dependency.succeeded`."""
+        if not self._closed:
+            self._dependency.succeeded(latency)
+
+    def refused(self, cause: Cause, detail: str = "") -> None:
+        """Report a refused write; see `Dependency.refused`."""
+        if not self._closed:
+            self._dependency.refused(cause, detail)
+
+    def accepted(self) -> None:
+        """Report an accepted write; see `Dependency.accepted`."""
+        if not self._closed:
+            self._dependency.accepted()
+
+    def part_lost(self, part: str, cause: Cause, detail: str = "") -> None:
+        """Report that a part of this client is lost; see `Dependency.part_lost`."""
+        if not self._closed:
+            self._dependency.part_lost(part, cause, detail, owner=self)
+
+    def part_back(self, part: str) -> None:
+        """Report that a lost part of this client is back."""
+        if not self._closed:
+            self._dependency.part_back(part, owner=self)
+
+    def close(self) -> None:
+        """Withdraw the lost parts, and ignore further reports. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._dependency.forget_parts(self)
 
 
 class Attachment:

@@ -101,6 +101,8 @@ class Prober:
             return None
         task.cancel()
         self._task = None
+        # Another client's suspicion is not resolved by a probe that is cancelled.
+        self._suspected = self._suspected or (self._scope is not None and self._probing_suspicion)
         self._resolve_suspicion()
         if self._clients:
             self._start()
@@ -225,7 +227,7 @@ class Prober:
     ) -> Change | None:
         machine = self._machine
         now = self._ended
-        if self._last_reply() > began:
+        if self._last_reply() > began and not failure.answered:
             # It answered clients during the probe. Probe again once: the reply may have waited in
             # the socket of a server that is gone.
             self._suspected = now - self._overruled >= self._settings.interval
@@ -236,7 +238,11 @@ class Prober:
             self._suspected = True
             return None
         change = machine.probe_failed(
-            now, failure.cause, failure.detail, definite=failure.definite or failure.cause.permanent
+            now,
+            failure.cause,
+            failure.detail,
+            definite=failure.definite or failure.cause.permanent,
+            answered=failure.answered,
         )
         self._suspected = machine.state is not State.DOWN
         return change

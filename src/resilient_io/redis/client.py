@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
-from resilient_io.health import Dependency, HealthSettings
+from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
 
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
     from .instrumentation import Tracing
@@ -168,13 +169,12 @@ class ResilientRedis(driver.Redis):
         target = RedisTarget(pool)
         check_target(target)
         interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
-        owns_health = health is None
         self._seeded = rng
         jitter = rng if rng is not None else random.Random()
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._tokens = rng if rng is not None else random.SystemRandom()
         if health is None:
-            health = Dependency(
+            health = ClientDependency(
                 check_name("name", name) if name is not None else f"redis {target.name}",
                 settings=HealthSettings(interval=float(interval)) if interval else None,
                 rng=jitter,
@@ -195,7 +195,6 @@ class ResilientRedis(driver.Redis):
             rng=jitter,
             tokens=self._tokens,
             bound=single_connection_client,
-            owns_health=owns_health,
         )
 
     @classmethod

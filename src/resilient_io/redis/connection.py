@@ -169,6 +169,15 @@ class PendingRequest:
             woken.set_result(CHECK_CLOCK)
 
 
+class InternalRequest(PendingRequest):
+    """A request of the library itself, which belongs to its connection.
+
+    It ends with that connection, and never moves to another one.
+    """
+
+    __slots__ = ()
+
+
 Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 """What waits for a reply: the plain future of the hot path, or a request with time limits."""
 
@@ -643,11 +652,21 @@ class MultiplexedConnection(asyncio.Protocol):
             self.full = self.load > self.limit
             self._owner.connection_changed()
 
+    def ask(self, data: bytes) -> asyncio.Future[object]:
+        """Send a packed command of the library itself. Return the future of its reply.
+
+        The result is a `ConnectionLost` if the connection is lost, even before it was sent.
+        """
+        request = InternalRequest(data)
+        if self.lost is None:
+            self.send_request(request)
+        else:
+            request.interrupt(self.lost)
+        return request.future
+
     async def query(self, *words: Any) -> Any:
         """Send a command of the library itself and return its reply. There is no time limit."""
-        request = PendingRequest(b"".join(self.connection.pack_command(*words)))
-        self.send_request(request)
-        reply = await request.future
+        reply = await self.ask(b"".join(self.connection.pack_command(*words)))
         if isinstance(reply, RedisError):
             raise reply
         if isinstance(reply, Exception):
@@ -657,7 +676,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
         self.retired.set_result(None)
-        unsent = self._take_queue()
+        unsent = self._take_queue(ConnectionLost(REPLACED, self))
         if not self._responses.waiting:
             self.close(REPLACED)
         return unsent
@@ -669,7 +688,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.lost = lost = ConnectionLost(failure, self)
         self._watchdog.stop()
         self.transport.abort()
-        unsent = self._take_queue()
+        unsent = self._take_queue(lost)
         self._in_flight.writes.clear()
         if not self._responses.fail_all(lost):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
@@ -722,12 +741,14 @@ class MultiplexedConnection(asyncio.Protocol):
         kept = [not entry.done() for entry in queue]
         return list(compress(queue, kept)), list(compress(data, kept))
 
-    def _take_queue(self) -> list[tuple[Entry, bytes]]:
-        """Empty the queue. Return the calls whose callers still wait."""
-        entries = zip(self._queue, self._data, strict=True)
-        unsent = [entry for entry in entries if not entry[0].done()]
+    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, bytes]]:
+        """Empty the queue. Return the calls whose callers still wait; end internal requests."""
+        entries = list(zip(self._queue, self._data, strict=True))
         self._queue, self._data = [], []
-        return unsent
+        for entry, _ in entries:
+            if isinstance(entry, InternalRequest):
+                entry.interrupt(lost)
+        return [(entry, data) for entry, data in entries if not entry.done()]
 
     def _forget(self, entry: Entry, size: int) -> None:
         self.flushed += 1

@@ -7,6 +7,7 @@ state of the dependency (`health`), and how much time is left (the deadline).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from resilient_io.retry import RetrySchedule
 from .attempt import AttemptFailed, Limits, final_error
 from .commands import Effect
 from .errors import (
+    CLOSED,
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
@@ -33,12 +35,11 @@ if TYPE_CHECKING:
     import random
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .attempt import Call, Carrier
     from .multiplexer import Multiplexer
-    from .pool import ExclusivePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +144,8 @@ class Executor:
         self,
         *,
         multiplexer: Multiplexer,
-        pool: ExclusivePool,
         health: Dependency,
+        reports: Reporter,
         budget: RetryBudget,
         rng: random.Random,
     ) -> None:
@@ -155,15 +156,20 @@ class Executor:
         self.retries = 0
         self.refusals = 0
         self._multiplexer = multiplexer
-        self._pool = pool
+        self._reports = reports
         self._rng = rng
+        self._closing = asyncio.Event()
         self._moved_at = float("-inf")
         """Loop time at which a connection was last retired because its server refused writes."""
 
     @property
     def closed(self) -> bool:
         """Whether the client was closed."""
-        return self._pool.closed
+        return self._closing.is_set()
+
+    def close(self) -> None:
+        """Accept no more calls, and end those that wait before another attempt."""
+        self._closing.set()
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
@@ -192,6 +198,8 @@ class Executor:
             if isinstance(decision, Retry):
                 await self._back_off(decision, failing, result)
                 unsafe = await self._wait_until_safe(failing, result)
+                if self.closed:
+                    unsafe = AttemptFailed.because(CLOSED, result.progress)
                 if unsafe is None:
                     self.retries += 1
                     continue
@@ -292,12 +300,14 @@ class Executor:
             tracing.retrying(failing.attempts + 1, decision.after, failed.cause.value)
         waited = False
         try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
             waited = True
         finally:
             if not waited:
                 self.budget.refund(decision.paid)
-        if failed.refusal is not None and not failed.refusal.degraded:
+        if failed.refusal is not None and not failed.refusal.degraded and not self.closed:
             # If the probe confirms that the server does not serve, the multiplexer keeps the call.
             until, longest = failing.limits().sent, _PROBE_BEFORE_RETRY
             if until is not None:
@@ -340,10 +350,10 @@ class Executor:
             return
         self.refusals += 1
         if refused.degraded:
-            self.health.refused(refused.cause, failed.detail)
+            self._reports.refused(refused.cause, failed.detail)
             self._multiplexer.refresh()
         else:
-            self.health.failed(refused.cause, failed.detail)
+            self._reports.failed(refused.cause, failed.detail)
         connection = self._multiplexer.current
         now = asyncio.get_running_loop().time()
         if not refused.elsewhere or connection is None:

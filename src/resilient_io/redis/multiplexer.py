@@ -15,12 +15,14 @@ import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
+from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.retry import Backoff
@@ -40,11 +42,11 @@ from .errors import CLOSED, ConnectionFailure
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -56,6 +58,24 @@ _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
 _BACKOFF_CAP = 1.0
 _PERMANENT_CAP = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadConnection:
+    """A connection that died with unanswered calls, which the server may still apply.
+
+    The server knows its client by `client_id` and `name`. `fenced` is the result for the calls that
+    wait until that client has ended.
+    """
+
+    name: str
+    client_id: int | None
+    fenced: asyncio.Future[bool]
+
+    def settle(self, *, fenced: bool) -> None:
+        """Notify the waiting calls whether the server can no longer apply anything."""
+        if not self.fenced.done():
+            self.fenced.set_result(fenced)
 
 
 class Reconnector:
@@ -70,6 +90,7 @@ class Reconnector:
         health: Dependency,
         rng: random.Random,
         names: str,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
         self._target = target
@@ -80,9 +101,17 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[Fenceable] = deque()
+        self._fences: deque[DeadConnection] = deque(unfenced)
+        self._unfenced: list[DeadConnection] = []  # those that were left at the close
+        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._note_fences()
         self._worthwhile = asyncio.Event()
         self._closing = False
+
+    @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """The dead connections that were not fenced: the next life of the client does it."""
+        return (*self._unfenced, *self._fences)
 
     @property
     def fencing(self) -> bool:
@@ -107,17 +136,23 @@ class Reconnector:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
+        dead = DeadConnection(lost.name, lost.client_id, lost.fenced)
         if self._closing:
-            lost.fenced.set_result(False)
+            self._unfenced.append(dead)
+            dead.settle(fenced=False)
             return
-        self._fences.append(lost)
+        self._fences.append(dead)
+        self._note_fences()
         if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
 
     async def until_fenced(self) -> None:
         """Wait until no dead connection may still write."""
         while self._fences:
-            await asyncio.wait([self._fences[0].fenced])
+            await self._safe.wait()
+
+    def _note_fences(self) -> None:
+        (self._safe.clear if self._fences else self._safe.set)()
 
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
@@ -133,7 +168,10 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+            lost = self._fences.popleft()
+            self._unfenced.append(lost)
+            lost.settle(fenced=False)
+        self._note_fences()
 
     # -- one connection --------------------------------------------------------------------
 
@@ -180,8 +218,10 @@ class Reconnector:
             async with asyncio.timeout(pause):
                 await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes contact a dependency that is down.
-            await self._health.until_up()
+            # Only probes contact a dependency that is down. There are none if the application
+            # closed it although this client is open.
+            with contextlib.suppress(Closed):
+                await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
@@ -192,8 +232,9 @@ class Reconnector:
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
+                self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
-                lost.fenced.set_result(fenced)
+                lost.settle(fenced=fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
@@ -231,6 +272,7 @@ class WaitingRequests:
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] = deque()
         self._abandoned = 0
+        self._closed: Exception | None = None
 
     def __len__(self) -> int:
         """Return the number of entries, including abandoned ones."""
@@ -243,7 +285,10 @@ class WaitingRequests:
 
     def append(self, request: PendingRequest) -> None:
         """Add a new call at the end."""
-        self._requests.append(request)
+        if self._closed is None:
+            self._requests.append(request)
+        else:
+            request.interrupt(self._closed)
 
     def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
         """Put calls that a connection did not write at the front, in their order.
@@ -251,6 +296,9 @@ class WaitingRequests:
         Plain futures become requests, because their callers now wait longer than usual.
         """
         for entry, data in reversed(unsent):
+            if self._closed is not None:
+                _interrupt(entry, self._closed)
+                continue
             if not isinstance(entry, PendingRequest):
                 request = PendingRequest(data)
                 entry.set_result(Promoted(request))
@@ -282,6 +330,18 @@ class WaitingRequests:
         waiting, self._requests, self._abandoned = self._requests, deque(), 0
         for request in waiting:
             request.interrupt(reason)
+
+    def close(self, reason: Exception) -> None:
+        """End all waits with `reason`, also those of calls that are added later."""
+        self._closed = reason
+        self.fail_all(reason)
+
+
+def _interrupt(entry: Entry, reason: Exception) -> None:
+    if isinstance(entry, PendingRequest):
+        entry.interrupt(reason)
+    elif not entry.done():
+        entry.set_result(reason)
 
 
 _CONFIRMATION = 0.5
@@ -401,17 +461,28 @@ class Multiplexer:
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,
+        reports: Reporter,
         rng: random.Random,
         names: str,
         bound: bool = False,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self.target = target
         self.health = health
+        self.reports = reports
+        """What this client reports to `health`, until it is closed."""
+        self.bound = bound
+        """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
         self._settings = settings
-        self._bound = bound
         self._reconnector = Reconnector(
-            self, target=target, policy=policy, health=health, rng=rng, names=names
+            self,
+            target=target,
+            policy=policy,
+            health=health,
+            rng=rng,
+            names=names,
+            unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
         self._retiring: list[MultiplexedConnection] = []
@@ -506,7 +577,7 @@ class Multiplexer:
 
     def write_accepted(self) -> None:
         """Report an accepted write, which ends a period of refusals."""
-        self.health.accepted()
+        self.reports.accepted()
         self.refresh()
 
     def refresh(self) -> None:
@@ -522,6 +593,26 @@ class Multiplexer:
     def connections(self) -> list[MultiplexedConnection]:
         """The open connections."""
         return [connection for connection in self._slots if connection is not None]
+
+    @property
+    def open_connection(self) -> MultiplexedConnection | None:
+        """A connection for a request of the library itself, also while calls have to wait."""
+        free = (each for each in self.connections if not each.busy)
+        return next(free, next(iter(self.connections), None))
+
+    @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """What the next life of the client, in the running loop, has to fence first of all.
+
+        That includes the open connections with unanswered calls, if their loop was closed.
+        """
+        create_future = asyncio.get_running_loop().create_future
+        unanswered = (each for each in (*self.connections, *self._retiring) if each.in_flight)
+        clients = [
+            *((dead.name, dead.client_id) for dead in self._reconnector.unfenced),
+            *((each.name, each.client_id) for each in unanswered),
+        ]
+        return tuple(DeadConnection(*client, create_future()) for client in clients)
 
     @property
     def crowded(self) -> bool:
@@ -566,11 +657,16 @@ class Multiplexer:
         self._closing = True
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls that still wait end as closed. Idempotent."""
+    def close(self) -> None:
+        """Accept no more calls, and end the waits of those that were not sent. Idempotent."""
         self._closing = True
+        self._waiting.close(Undeliverable(CLOSED))
+        self._choose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        self.close()
         connections = [*self.connections, *self._retiring]
-        self._waiting.fail_all(Undeliverable(CLOSED))
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
@@ -591,7 +687,7 @@ class Multiplexer:
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
         quiet = connection.response_timeout / 2
-        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
 
     def connection_lost(
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
@@ -606,7 +702,7 @@ class Multiplexer:
         if lost is not None and not self._closing and not connection.retired.done():
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)
-            self.health.failed(cause, detail)
+            self.reports.failed(cause, detail)
         self._reconnector.fence(connection, next(iter(self.connections), None))
         self._choose()
 
@@ -618,23 +714,23 @@ class Multiplexer:
         self.failures.clear()
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
-        self.health.part_back(f"connection {slot}")
-        self.health.succeeded()
+        self.reports.part_back(f"connection {slot}")
+        self.reports.succeeded()
         self._choose()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
         if self.connections:
-            self.health.part_lost(f"connection {slot}", failure.cause, failure.detail)
+            self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
-        self.health.failed(failure.cause, failure.detail)
+        self.reports.failed(failure.cause, failure.detail)
         self.failures.add(failure)
 
     def fall_back(self) -> None:
         """Send no calls: the driver's connections have no transport to take over."""
         self.unsupported = True
-        self.health.succeeded()
+        self.reports.succeeded()
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(
@@ -652,7 +748,7 @@ class Multiplexer:
             limit=self._settings.in_flight,
             latencies=self.latencies,
             lag=self.lag,
-            pushes=self._bound,
+            pushes=self.bound,
         )
 
     # -- internal --------------------------------------------------------------------------
@@ -692,7 +788,7 @@ class Multiplexer:
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self._bound:
+        if not self.health.refusing and not self.bound:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

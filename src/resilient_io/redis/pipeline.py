@@ -29,7 +29,7 @@ from .attempt import (
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
-from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
+from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
 
 if TYPE_CHECKING:
@@ -543,9 +543,9 @@ class _WatchedCall(Call):
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
-            failure = self._multiplexer.target.failure(error)
-            self._multiplexer.health.failed(failure.cause, failure.detail)
-            if watched and self.effect is Effect.READ:
+            failure = pipeline._runtime.pool.failure(error)
+            self._multiplexer.reports.failed(failure.cause, failure.detail)
+            if watched and failure is not CLOSED and self.effect is Effect.READ:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(

@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, InvalidResponse, RedisError
 
 from resilient_io.deadlines import context_without_deadline
-from resilient_io.errors import Progress
+from resilient_io.errors import Closed, Progress
+from resilient_io.health import Cause
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .commands import Effect
@@ -31,7 +32,7 @@ from .connect import (
     is_multiplexable,
     query_over,
 )
-from .errors import CLOSED, refusal
+from .errors import CLOSED, ConnectionFailure, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -127,15 +128,19 @@ class ExclusivePool:
 
         Waits while the dependency is down, and while a dead connection may still write.
         """
-        return await self._within(until, self._acquire_when_safe())
+        return await self._within(until, self._acquire_when_safe)
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
-        return await self._within(until, self._multiplexer.until_fenced())
+        return await self._within(until, self._multiplexer.until_fenced)
 
     def known(self, connection: AbstractConnection) -> ExclusiveConnection:
         """Return how the server knows an acquired connection."""
         return self._known[connection]
+
+    def failure(self, error: BaseException) -> ConnectionFailure:
+        """Return why a connection of the pool failed: the server, or this client's own close."""
+        return CLOSED if self.closed else self._target.failure(error)
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
         """Return an acquired connection to the pool; it is closed unless it is clean."""
@@ -196,28 +201,31 @@ class ExclusivePool:
 
     # -- connecting ------------------------------------------------------------------------
 
-    async def _within(self, until: float | None, obtain: Awaitable[T]) -> T | AttemptFailed:
+    async def _within(
+        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+    ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
+        if self.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        health = self._multiplexer.health
         self._timeouts.append(timeout)
         try:
             async with timeout:
-                return await obtain
+                return await obtain()
+        except Closed:  # the application closed the health of an open client
+            failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
+            return AttemptFailed.because(failure, Progress.NOT_SENT)
         except (RedisError, OSError) as error:
-            if self.closed:
-                failure = CLOSED
-            elif timeout.expired():
-                crowded = health.available and self._room.locked()
+            failure = self.failure(error)
+            if failure is not CLOSED and timeout.expired():
+                crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
                     "an exclusive connection, of which all are in use"
                     if crowded
                     else self._multiplexer.obstacle
                 )
                 return expired_while_waiting(obstacle, overloaded=crowded)
-            else:
-                failure = self._target.failure(error)
-                health.failed(failure.cause, failure.detail)
+            self._multiplexer.reports.failed(failure.cause, failure.detail)
             return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
             self._timeouts.remove(timeout)
@@ -330,10 +338,21 @@ class ExclusivePool:
             self.give_back(connection, clean=clean)
 
     async def _query(self, *words: Any) -> object:
-        connection = self._multiplexer.current
-        if connection is None:
-            raise ConnectionResetError("no connection is open")
-        return await connection.query(*words)
+        """Send a command on any open connection, or else on a new one."""
+        connection = self._multiplexer.open_connection
+        if connection is not None:
+            return await connection.query(*words)
+        exclusive = await self._clean_idle() or await self._connect()
+        answered = False
+        try:
+            reply: object = await query_over(exclusive, RECOVERY_TIMEOUT)(*words)
+            answered = True
+            return reply
+        finally:
+            if answered:
+                self._keep(exclusive)
+            else:
+                self._discard(exclusive)
 
     # -- the interface of a pool that redis-py 8.1's Pipeline uses ---------------------------
 
@@ -484,9 +503,9 @@ class ExclusiveCall(Call):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:
                 abort(connection)
-            failure = self._multiplexer.target.failure(error)
+            failure = self._pool.failure(error)
             if failure.definite:
-                self._multiplexer.health.failed(failure.cause, failure.detail)
+                self._multiplexer.reports.failed(failure.cause, failure.detail)
             expired = until is not None and loop.time() >= until
             return AttemptFailed.because(
                 failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired

@@ -74,8 +74,8 @@ class Scene:
         self.limits = []
         self.executor = Executor(
             multiplexer=FakeMultiplexer(),
-            pool=SimpleNamespace(closed=False),
-            health=Dependency("redis"),
+            health=(health := Dependency("redis")),
+            reports=health.reporter(),
             budget=self.budget,
             rng=random.Random(seed),
         )
@@ -395,3 +395,13 @@ async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
         await task
     assert state.lost == ("SELECT",)
     await scene.executor.health.aclose()
+
+
+async def test_closing_ends_a_backoff():
+    scene = Scene(not_sent("first"), "never", backoff=30.0, backoff_cap=30.0, deadline=None)
+    asyncio.get_running_loop().call_later(1.0, scene.executor.close)
+    with pytest.raises(RedisClosed, match="the client was closed") as closed:
+        await scene.run()
+    assert asyncio.get_running_loop().time() == 1.0
+    assert closed.value.progress is Progress.NOT_SENT
+    assert len(scene.began) == 1

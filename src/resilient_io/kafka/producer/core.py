@@ -47,7 +47,6 @@ class ProducerCore:
         options: dict[str, Any],
         policy: RetryPolicy,
         health: Dependency,
-        owns_health: bool,
         settings: DeliverySettings,
         partitioner: Partitioner | None,
         rng: random.Random,
@@ -58,7 +57,6 @@ class ProducerCore:
         self._target = target
         self._options = options
         self._unknown_answers: list[Exception] = []
-        self._owns_health = owns_health
         self._closing: asyncio.Task[DeliveryReport] | None = None
         transactional_id = options.get("transactional_id")
         self.supervisor: Supervisor[ProducerDriver] = Supervisor(
@@ -193,8 +191,7 @@ class ProducerCore:
         self.accumulator.cancel_timers()
         await self._attachment.detach()
         self._probe.close()
-        if self._owns_health:
-            await self._health.aclose()
+        await self._health.release()
         delivered = self.errors.delivered - before
         return DeliveryReport(
             delivered=delivered, failures=tuple(failures), taken=delivered + len(failures)
