@@ -103,6 +103,8 @@ class Reconnector:
         self._died: str | None = None
         self._fences: deque[DeadConnection] = deque(unfenced)
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
+        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._note_fences()
         self._worthwhile = asyncio.Event()
         self._closing = False
 
@@ -140,13 +142,17 @@ class Reconnector:
             dead.settle(fenced=False)
             return
         self._fences.append(dead)
+        self._note_fences()
         if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
 
     async def until_fenced(self) -> None:
         """Wait until no dead connection may still write."""
         while self._fences:
-            await asyncio.wait([self._fences[0].fenced])
+            await self._safe.wait()
+
+    def _note_fences(self) -> None:
+        (self._safe.clear if self._fences else self._safe.set)()
 
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
@@ -165,6 +171,7 @@ class Reconnector:
             lost = self._fences.popleft()
             self._unfenced.append(lost)
             lost.settle(fenced=False)
+        self._note_fences()
 
     # -- one connection --------------------------------------------------------------------
 
@@ -225,6 +232,7 @@ class Reconnector:
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
+                self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
                 lost.settle(fenced=fenced)
 

@@ -130,13 +130,11 @@ class ExclusivePool:
 
         Waits while the dependency is down, and while a dead connection may still write.
         """
-        if self.closed:
-            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
-        return await self._within(until, self._acquire_when_safe())
+        return await self._within(until, self._acquire_when_safe)
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
-        return await self._within(until, self._multiplexer.until_fenced())
+        return await self._within(until, self._multiplexer.until_fenced)
 
     def known(self, connection: AbstractConnection) -> ExclusiveConnection:
         """Return how the server knows an acquired connection."""
@@ -205,21 +203,24 @@ class ExclusivePool:
 
     # -- connecting ------------------------------------------------------------------------
 
-    async def _within(self, until: float | None, obtain: Awaitable[T]) -> T | AttemptFailed:
+    async def _within(
+        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+    ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
+        if self.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        health = self._multiplexer.health
         self._timeouts.append(timeout)
         try:
             async with timeout:
-                return await obtain
+                return await obtain()
         except Closed:  # the application closed the health of an open client
             failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
             return AttemptFailed.because(failure, Progress.NOT_SENT)
         except (RedisError, OSError) as error:
             failure = self.failure(error)
             if failure is not CLOSED and timeout.expired():
-                crowded = health.available and self._room.locked()
+                crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
                     "an exclusive connection, of which all are in use"
                     if crowded
