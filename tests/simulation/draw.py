@@ -107,6 +107,11 @@ def _no_time_to_lose(rng: Random, policy: dict[str, Any]) -> None:
     policy["attempts"] = rng.choice([1, 3])
 
 
+def _overwrites_again(rng: Random, policy: dict[str, Any]) -> None:
+    policy["repeat"] = rng.choice(["read", "idempotent", "idempotent", "idempotent"])
+    policy["attempts"] = rng.choice([2, 3, 5])
+
+
 def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
     policy["while_down"] = "wait"
     if rng.random() < 0.3:
@@ -185,6 +190,29 @@ THEMES: dict[str, Theme] = {
         cancel=0.2,
         policy=_waits_while_down,
     ),
+    "closing in outages": Theme(
+        _only(_CALLS, "get", "pop", "traffic", set=20, increment=4, close=6, reopen=5),
+        _only(
+            _FAULTS,
+            "freeze",
+            "hang connects",
+            "refuse",
+            "lookup hangs",
+            "slow",
+            "cut",
+            kill=5,
+            lose_replies=10,
+            hold_one_and_reset=8,
+            refuse_then_reset=5,
+            refuse_writes=5,
+        ),
+        clients=(1, 1),
+        cancel=0.3,
+        read_only=0.8,
+        policy=_waits_while_down,
+        network={"latency": 0.02},
+        busy_callers=True,
+    ),
     "shared health": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=1.2, reopen=0.4),
         _only(
@@ -239,7 +267,7 @@ THEMES: dict[str, Theme] = {
         _WRITES | _only(_CALLS, pop=8, set=25),
         _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
         storms=(2, 4),
-        policy=_repeats_much,
+        policy=_overwrites_again,
     ),
     "demotions": Theme(
         _only(_CALLS, "get", "pop", set=25, increment=3, traffic=8, burst=25),
@@ -253,6 +281,7 @@ THEMES: dict[str, Theme] = {
             fail_over=5,
         ),
         read_only=0.8,
+        policy=_overwrites_again,
         network={"latency": 0.02},
         busy_callers=True,
     ),
@@ -444,7 +473,7 @@ class _Drawer:
         if rng.random() < 0.5:
             settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
-            settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
+            settings |= {"timeout": rng.choice([0.3, 0.5]), "interval": rng.choice([0.3, 1.0])}
         return settings
 
     def _options(self) -> dict[str, Any]:
@@ -509,6 +538,9 @@ class _Drawer:
         if kind in ("pipeline", "transaction", "manual"):
             letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd"])
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
+            if kind == "pipeline" and rng.random() < 0.4:  # it writes, and then only reads
+                writes = rng.choices("sip", k=rng.randint(1, 3))
+                arguments["shape"] = "".join([*writes, *rng.choices("ge", k=rng.randint(1, 4))])
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
             arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
@@ -535,6 +567,7 @@ class _Drawer:
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
             arguments["before"] = rng.randrange(4)
+            arguments["reopens"] = rng.choice([None, None, None, 0.0, 0.001, 0.03])
         return arguments
 
     def faults(self) -> tuple[Fault, ...]:

@@ -473,6 +473,8 @@ async def close(use: Use) -> None:
         calls.append(use.perform(call, _sender(client.redis, words)))
     before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
     works = [*calls[:before], *closings, *calls[before:]]
+    if use.argument("reopens") is not None:
+        works.append(_reopen(use, after=use.argument("reopens"), offset=15))
     tasks = [use.world.loop.create_task(work) for work in works]
     try:
         await asyncio.wait(tasks[before : before + len(closings)])
@@ -505,11 +507,21 @@ async def _note_what_is_left(use: Use) -> None:
 
 async def reopen(use: Use) -> None:
     """Open the client again, perhaps while it is closing."""
+    await _reopen(use)
+
+
+async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
     client, history = use.client, use.world.history
-    operation = use.operation(limit=None)
-    await use.perform(operation, client.redis.initialize)
-    if operation.outcome is Outcome.OK:
+    if after:
+        await asyncio.sleep(after)
+    operation = use.operation(kind="reopen", offset=offset, limit=None)
+
+    async def work() -> None:
+        await client.redis.initialize()
         client.open = True
+
+    await use.perform(operation, work)
+    if operation.outcome is Outcome.OK:
         history.event("workload", "opened", client=use.caller.client)
 
 

@@ -219,6 +219,33 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
                 )
 
 
+def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iterator[Broken]:
+    """A client writes no call before an earlier one, whatever connections they use.
+
+    Calls that were written twice, and clients with large values, are exempt.
+    """
+    for operations in index.by_client.values():
+        if any(operation.kind in ("set large", "get large") for operation in operations):
+            continue
+        latest: Command | None = None
+        written = 0
+        for operation in operations:
+            commands = index.commands[operation.number]
+            if operation.kind not in _ORDERED or len(commands) != 1:
+                continue
+            sent = index.sent.get(commands[0].token or b"", ())
+            if len(sent) != 1:
+                continue
+            if sent[0].at >= written:
+                latest, written = commands[0], sent[0].at
+            elif latest is not None:
+                yield Broken(
+                    f"{latest} was written before {commands[0]}, which was called later",
+                    (latest.operation.number, operation.number),
+                    sent[0].at,
+                )
+
+
 def commands_of_a_pipeline_are_executed_in_their_order(index: Index) -> Iterator[Broken]:
     """The first execution of each command of a pipeline follows that of the command before it."""
     for number, commands in index.commands.items():
