@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
+    from .scripts import KnownScripts
 
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
 
@@ -345,6 +346,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
+        scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
@@ -352,6 +354,7 @@ class MultiplexedCall(Call):
         self._callbacks = callbacks
         self._command = command
         self._data = data
+        self._scripts = scripts
         self._fallback = fallback
         self._first = first
         self.operation = command.spec.name
@@ -373,13 +376,13 @@ class MultiplexedCall(Call):
         if isinstance(first, ConnectionLost | Undeliverable):
             return failure_of(first)
         if first is None or isinstance(first, Promoted):
-            reply = await await_reply(
-                self._multiplexer,
-                self._submit() if first is None else first.request,
-                limits=limits,
-                timeout=self._timeout,
-                read=self.effect is Effect.READ,
-            )
+            request = self._submit() if first is None else first.request
+            reply = await self._reply(request, limits)
+        load = self._scripts.load_for(self.operation, self._command.args, reply)
+        if load is not None:
+            # Nothing ran. Sent together, both reach the same server.
+            reply = await self._reply(self._submit(load), limits)
+            reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, AttemptFailed):
             return reply
         if isinstance(reply, NotMultiplexable):
@@ -387,10 +390,22 @@ class MultiplexedCall(Call):
         result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
         return await result if inspect.isawaitable(result) else result
 
-    def _submit(self) -> PendingRequest:
-        raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
+    async def _reply(self, request: PendingRequest, limits: Limits) -> Any:
+        return await await_reply(
+            self._multiplexer,
+            request,
+            limits=limits,
+            timeout=self._timeout,
+            read=self.effect is Effect.READ,
+        )
+
+    def _submit(self, before: bytes = b"") -> PendingRequest:
+        """Submit the command, in one write with another command that comes before it."""
+        position = 1 if before else 0
+        raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
         request = PendingRequest(
-            self._data,
+            before + self._data,
+            count=position + 1,
             raw=raw,
             large=len(self._data) > LARGE,
             extra_timeout=0.0 if self.bounded else self._timeout,

@@ -10,7 +10,13 @@ import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
+from redis.exceptions import (
+    ExecAbortError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    WatchError,
+)
 
 from resilient_io.errors import Progress
 
@@ -28,6 +34,7 @@ from .connect import is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
+from .scripts import CONTAINS_SCRIPT, is_missing, load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -77,6 +84,10 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self._scripts = pipeline._runtime.scripts
+        self._hashes = pipeline.hashes
+        self._loads: dict[str, bytes] = {}
+        self._reloaded = False
         self._answers: list[object] = []
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
@@ -109,7 +120,11 @@ class BatchCall(Call):
             error.unanswered = tuple(range(len(self._answers), len(self._commands)))
 
     async def attempt(self, limits: Limits) -> object:
-        """Send the unanswered commands in one write, and wait for all replies."""
+        """Send the unanswered commands in one write, and wait for all replies.
+
+        Scripts that the server may not have are loaded first, in the same write: after a NOSCRIPT,
+        later commands of the batch have been executed already.
+        """
         request = self._request()
         self._multiplexer.submit(request)
         replies = await await_reply(
@@ -121,16 +136,62 @@ class BatchCall(Call):
         )
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
-                self._clean(request.replies)
-                self._answers += request.replies
+                arrived = request.replies[len(self._loads) :]
+                self._clean(arrived)
+                self._answers += arrived
             return replies
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
-        answers = replies if isinstance(replies, list) else [replies]
+        answers = self._without_loads(request, replies if request.count > 1 else [replies])
         self._clean(answers)
         if self._transaction:
             return await self._finish_transaction(answers)
+        if self._take_unexecuted(answers):
+            return await self.attempt(limits)
         return await self._finish(answers)
+
+    def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
+        """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
+        if not self._loads:
+            return replies
+        loaded = (
+            sha
+            for sha, reply in zip(self._loads, replies, strict=False)
+            if not isinstance(reply, Exception)
+        )
+        self._scripts.loaded(request.connection, loaded)
+        return replies[len(self._loads) :]
+
+    def _take_unexecuted(self, answers: list[object]) -> bool:
+        """Keep the answers before the last commands if those miss a script and did not run.
+
+        Return whether to send them again, which happens once. A command that misses a script and
+        is followed by one that was executed keeps its error: it would be executed out of order.
+        """
+        done = len(self._answers)
+        missing = [
+            self._scripts.load_for(spec.name, args, reply)
+            for spec, (args, _), reply in zip(
+                self._specs[done:], self._commands[done:], answers, strict=True
+            )
+        ]
+        if not any(missing):
+            return False
+        kept = next(
+            (index + 1 for index in reversed(range(len(missing))) if missing[index] is None), 0
+        )
+        self._load_next_time(missing[:kept])
+        if self._reloaded or kept == len(missing):
+            return False
+        self._reloaded = True
+        self._answers += answers[:kept]
+        self._hashes = [*self._hashes, *(args[1] for args, _ in self._commands[done + kept :])]
+        return True
+
+    def _load_next_time(self, loads: Iterable[bytes | None]) -> None:
+        """Load scripts whose commands cannot be repeated now."""
+        for load in {load for load in loads if load is not None}:
+            self._multiplexer.submit(PendingRequest(load))
 
     def _clean(self, replies: Iterable[Any]) -> None:
         """Remove secrets from error replies, also from those inside the reply to EXEC."""
@@ -142,16 +203,24 @@ class BatchCall(Call):
 
     def _request(self) -> PendingRequest:
         raw: frozenset[int] = frozenset()
+        self._loads = loads = (
+            self._scripts.missing_on(self._multiplexer.current, self._hashes)
+            if self._hashes
+            else {}
+        )
+        first = len(loads)
         if self._transaction:
             data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
             raw = frozenset(
-                index
+                index + first
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
+        if loads:
+            data, count = b"".join(loads.values()) + data, count + first
         return PendingRequest(data, count=count, raw=raw, large=len(data) > LARGE)
 
     async def _finish(self, answers: list[object]) -> object:
@@ -177,6 +246,12 @@ class BatchCall(Call):
         if not isinstance(result, list):
             raise ResponseError("EXEC did not return a list")
         self._note_accepted(result)
+        if any(map(is_missing, result)):
+            # The other commands of the transaction were executed, so it cannot be repeated.
+            self._load_next_time(
+                self._scripts.load_for(operation_of(args), args, reply)
+                for (args, _), reply in zip(self._sent(), result, strict=False)
+            )
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
@@ -195,9 +270,12 @@ class BatchCall(Call):
         ):
             self._multiplexer.write_accepted()
 
+    def _sent(self) -> list[Queued]:
+        return [command for command in self._commands if EMPTY_RESPONSE not in command[1]]
+
     def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
         """Return or raise why the server discarded the transaction. Nothing was applied."""
-        sent = [args for args, options in self._commands if EMPTY_RESPONSE not in options]
+        sent = [args for args, _ in self._sent()]
         for index, reply in enumerate(queued):
             if isinstance(reply, Exception):
                 failed = refused(reply)
@@ -268,6 +346,25 @@ class ResilientPipeline(Pipeline):
         self._deliberate = deliberate
         self._tracing = tracing
         self._instrumented = instrumented
+        self.hashes: list[object] = []
+        """The scripts that EVALSHA commands in the queue run."""
+
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        def evalsha(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha(sha, *args)
+
+        def evalsha_ro(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA_RO, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha_ro(sha, *args)
+
+        def register_script(self, script: Any) -> Any:
+            """Return redis-py's script object, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().register_script(script)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -320,6 +417,7 @@ class ResilientPipeline(Pipeline):
     async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and release its connection, which is closed if it still watches."""
         self.command_stack = []
+        self.hashes = []
         self.scripts = set()
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -358,6 +456,9 @@ class ResilientPipeline(Pipeline):
             self._start()
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
+            for spec, (args, _) in zip(specs, commands, strict=True):
+                if spec.name in CONTAINS_SCRIPT:
+                    self._runtime.scripts.note(spec.name, args)
             replies: list[Any] = await self._run(self._call(commands, specs))
             for index, reply in enumerate(replies if raise_on_error else ()):
                 if isinstance(reply, ResponseError):
@@ -387,8 +488,16 @@ class ResilientPipeline(Pipeline):
         async def exchange(connection: AbstractConnection) -> Any:
             # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
+            try:
+                return await send(connection, args[0], *args, **options)
+            except NoScriptError as error:
+                load = self._runtime.scripts.load_for(spec.name, args, error)
+                if load is None:
+                    raise
+            await load_over(connection, [load])
             return await send(connection, args[0], *args, **options)
 
+        self._runtime.scripts.note(spec.name, args)
         return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
     def _start(self) -> None:
@@ -405,6 +514,7 @@ class ResilientPipeline(Pipeline):
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+        await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -412,7 +522,12 @@ class ResilientPipeline(Pipeline):
         return replies
 
     async def _load_scripts(self) -> None:
-        scripts = list(self.scripts)
+        """Load the scripts of script objects that are not known, and so not loaded with EVALSHA."""
+        for script in self.scripts:
+            self._runtime.scripts.remember(script.script)
+        scripts = [script for script in self.scripts if script.sha not in self._runtime.scripts]
+        if not scripts:
+            return
         known = await self._client.script_exists(*(script.sha for script in scripts))
         for script, exists in zip(scripts, known, strict=True):
             if not exists:

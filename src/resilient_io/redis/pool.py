@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, RedisError
+from redis.exceptions import DataError, NoScriptError, RedisError
 
 from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
@@ -21,6 +21,7 @@ from resilient_io.health import Cause
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .connect import abort, connect, fetch_client_id, query_over
 from .errors import CLOSED, ConnectionFailure, refusal
+from .scripts import load_over
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .attempt import Command, Limits
     from .commands import Effect
     from .multiplexer import Multiplexer
+    from .scripts import KnownScripts
 
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
@@ -247,14 +249,14 @@ class ExclusivePool:
         clean = False
         try:
             async with asyncio.timeout(RECOVERY_TIMEOUT):
-                await self._query("CLIENT", "UNBLOCK", self._client_ids.get(connection))
+                await self.query("CLIENT", "UNBLOCK", self._client_ids.get(connection))
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
                 if reply is not None:
                     key, element, *score = reply
                     condition = ("NX", *score) if score else ()
-                    await self._query(_UNDO[command], key, *condition, element)
+                    await self.query(_UNDO[command], key, *condition, element)
         except (RedisError, OSError) as error:
             self._lost_elements.add(command, self._target.failure(error).detail)
         else:
@@ -262,7 +264,7 @@ class ExclusivePool:
         finally:
             self.give_back(connection, clean=clean)
 
-    async def _query(self, *words: Any) -> object:
+    async def query(self, *words: Any) -> object:
         """Send a command on any open connection, or else on a new one."""
         connection = self._multiplexer.open_connection
         if connection is not None:
@@ -352,11 +354,14 @@ class ExclusiveCall(Call):
         policy: RetryPolicy,
         command: Command,
         client: Any,
+        *,
+        scripts: KnownScripts,
     ) -> None:
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
         self._client = client
+        self._scripts = scripts
         self.operation = command.spec.name
         self.bounded = command.spec.block is None
         block = command.block
@@ -408,9 +413,15 @@ class ExclusiveCall(Call):
                     # A cancelled read must leave the connection open, for the recovery.
                     return await connection.read_response(disconnect_on_error=False)
                 # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
-                return await self._client._send_command_parse_response(
-                    connection, args[0], *args, **self._command.options
-                )
+                send = self._client._send_command_parse_response
+                try:
+                    return await send(connection, args[0], *args, **self._command.options)
+                except NoScriptError as error:
+                    load = self._scripts.load_for(self.operation, args, error)
+                    if load is None:
+                        raise
+                await load_over(connection, [load])
+                return await send(connection, args[0], *args, **self._command.options)
         except DataError:
             raise
         except (RedisError, OSError) as error:
