@@ -151,7 +151,7 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
 def _cells(results: Results, work: str, key: str) -> list[str]:
     """Return the median of each client, or a dash for one that does not do this work."""
     return [
-        digits(_of(results, work, client, key).median) if client in results[work] else "–"
+        digits(_of(results, work, client, key).median) if client in results[work] else "-"
         for client in CLIENTS
     ]
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from redis.asyncio.lock import Lock, logger
 from redis.exceptions import LockError, LockNotOwnedError, RedisError
 
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ConfigurationError
 
-from .errors import LockLost, RedisOutcomeUnknown
+from .errors import LockLost, RedisDeadlineExceeded, RedisOutcomeUnknown
 from .lock_keys import GONE, WATCH_AFTER, Hold
 
 if TYPE_CHECKING:
@@ -177,6 +178,9 @@ class ResilientLock(Lock):
             blocking: Whether to wait for the lock; None for the lock's setting.
             blocking_timeout: Maximum wait in seconds; None for the lock's setting.
             token: Another token, for example one that is compared elsewhere.
+
+        Raises:
+            DeadlineExceeded: A `with deadline(...)` around the call has expired.
         """
         return await self._acquire(blocking, blocking_timeout, token) is not None
 
@@ -195,10 +199,11 @@ class ResilientLock(Lock):
         if blocking_timeout is None:
             blocking_timeout = self.blocking_timeout
         time = asyncio.get_running_loop().time
+        started = time()
         until = None
         if blocking_timeout is not None:
             early = _GIVE_UP_EARLY * min(self.sleep, blocking_timeout)
-            until = time() + blocking_timeout - early
+            until = started + blocking_timeout - early
         waiter = None
         try:
             while True:
@@ -208,16 +213,28 @@ class ResilientLock(Lock):
                     return self._begin(secret, began, int(fencing_token))
                 if not blocking or (until is not None and time() >= until):
                     return None
+                limit = current_deadline()
+                if limit is not None and time() >= limit:
+                    raise self._deadline_exceeded(time() - started)
                 if waiter is None:
                     waiter = self._locks.wait_for(self._key, self.sleep)
-                await waiter.wait(until)
+                await waiter.wait(earlier(until, limit))
         finally:
             if waiter is not None:
                 waiter.leave()
 
+    def _deadline_exceeded(self, elapsed: float) -> RedisDeadlineExceeded:
+        client: Any = self.redis
+        return RedisDeadlineExceeded(
+            f"the deadline passed while the call waited for the lock {self._text!r}",
+            dependency=client.health.name,
+            operation="lock",
+            elapsed=elapsed,
+        )
+
     async def _attempt(self, token: bytes) -> int:
         locks, attempt = self._locks, (self._key, token)
-        locks.attempts.add(attempt)
+        locks.attempts[attempt] = None
         settled = False
         try:
             acquired = await self.do_acquire(token)
@@ -228,7 +245,7 @@ class ResilientLock(Lock):
             settled = True  # nothing was applied
             raise
         finally:
-            locks.attempts.discard(attempt)
+            locks.attempts.pop(attempt, None)
             if not settled:
                 locks.release_later(*attempt)
         if acquired:

@@ -82,7 +82,7 @@ class Hold:
         self.renewal: asyncio.Task[None] | None = None
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._futures: weakref.WeakSet[asyncio.Future[LockLost]] = weakref.WeakSet()
+        self._futures: list[weakref.ref[asyncio.Future[LockLost]]] = []
 
     @property
     def lost(self) -> asyncio.Future[LockLost]:
@@ -90,7 +90,8 @@ class Hold:
         future: asyncio.Future[LockLost] = self._loop.create_future()
         if self.error is not None:
             future.set_result(self.error)
-        self._futures.add(future)
+        self._futures = [known for known in self._futures if known() is not None]
+        self._futures.append(weakref.ref(future))
         return future
 
     def lose(self, reason: str) -> None:
@@ -99,8 +100,9 @@ class Hold:
             return
         self.end()
         self.error = LockLost(reason, lock_name=self._name)
-        for future in list(self._futures):
-            if not future.done():
+        for reference in self._futures:
+            future = reference()
+            if future is not None and not future.done():
                 future.set_result(self.error)
         if self.on_loss is not None:
             self.on_loss()
@@ -134,7 +136,7 @@ class Waiter:
         self._future: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        """Let the caller try now, or once more if it is trying."""
+        """Make the caller try now, or once more if it is trying."""
         self._woken = True
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
@@ -154,7 +156,7 @@ class Waiter:
                 timer.cancel()
 
     def leave(self) -> None:
-        """Give up the place, and let the next caller have its turn."""
+        """Leave the queue, so that the next caller has its turn."""
         self._key.waiters.remove(self)
         self._keys.look(self._key)
 
@@ -202,10 +204,10 @@ class LockKeys:
         self._listening: weakref.WeakSet[MultiplexedConnection] = weakref.WeakSet()
         self._silent: weakref.WeakSet[MultiplexedConnection] = weakref.WeakSet()
         """The connections over which the server does not report changes."""
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._renewals: list[asyncio.Task[None]] = []
         self._releases: dict[tuple[bytes, bytes], _Release] = {}
         self._releaser: asyncio.Task[None] | None = None
-        self.attempts: set[tuple[bytes, bytes]] = set()
+        self.attempts: dict[tuple[bytes, bytes], None] = {}
         """The key and token of each attempt to acquire a lock that has no result yet."""
         self._closed = self._ended = False
 
@@ -249,8 +251,8 @@ class LockKeys:
                 name="resilient-io redis renew lock",
                 context=context_without_deadline(),
             )
-            self._renewals.add(task)
-            task.add_done_callback(self._renewals.discard)
+            self._renewals.append(task)
+            task.add_done_callback(self._renewals.remove)
 
         hold.timers["renew"] = loop.call_later(timeout / 3, start)
 
@@ -469,7 +471,7 @@ class LockKeys:
 
         A lock that is being acquired counts, too: its caller gets an error.
         """
-        for name, token in self.attempts:
+        for name, token in list(self.attempts):
             self.release_later(name, token)
         if self._releaser is not None and not self._releaser.done():
             await asyncio.wait([self._releaser], timeout=_RELEASE_AT_CLOSE)

@@ -190,7 +190,7 @@ class BatchCall(Call):
 
     def _load_next_time(self, loads: Iterable[bytes | None]) -> None:
         """Load scripts whose commands cannot be repeated now."""
-        for load in {load for load in loads if load is not None}:
+        for load in dict.fromkeys(load for load in loads if load is not None):
             self._multiplexer.submit(PendingRequest(load))
 
     def _clean(self, replies: Iterable[Any]) -> None:

@@ -8,9 +8,15 @@ import pytest
 import redis.asyncio as driver
 from redis.exceptions import LockError, LockNotOwnedError
 
-from resilient_io import ConfigurationError, ResilientIOError, RetryPolicy
+from resilient_io import (
+    ConfigurationError,
+    DeadlineExceeded,
+    ResilientIOError,
+    RetryPolicy,
+    deadline,
+)
 from resilient_io.redis import LockLost, ResilientRedis
-from resilient_io.testing import cancel_everywhere
+from resilient_io.testing import RedisServer, cancel_everywhere
 
 QUICK = RetryPolicy(response_timeout=0.5, connect_timeout=0.5, deadline=5.0, backoff=0.01)
 
@@ -104,6 +110,28 @@ async def test_lock_is_lost_with_the_server_that_knew_it(client, redis_server):
             redis_server.kill()
             await redis_server.start()
             await asyncio.sleep(10)
+
+
+async def test_lock_is_lost_when_its_server_becomes_a_replica_without_it(tracking, redis_server):
+    async with RedisServer() as other:
+        with pytest.raises(LockLost):
+            async with tracking.lock("lock"), asyncio.timeout(10):
+                await asyncio.sleep(0.05)
+                await redis_server.query("REPLICAOF", "127.0.0.1", str(other.port))
+                await asyncio.sleep(20)
+
+
+async def test_lock_of_a_bound_client_is_lost_at_its_timeout(client, redis_server):
+    async with client.client() as bound:
+        lock = bound.lock("lock", timeout=0.3)
+        with pytest.raises(LockLost):
+            async with lock:
+                await bound.execute_command("MULTI")
+                await asyncio.sleep(0.1)
+                assert await bound.execute_command("EXEC") == []  # nothing was sent in between
+                await asyncio.sleep(10)
+        await redis_server.query("SET", "lock", "another", "PX", 200)
+        assert await lock.acquire()
 
 
 async def test_lock_that_survives_a_lost_connection_is_kept(client, redis_server):
@@ -366,6 +394,14 @@ async def test_waiting_with_a_timeout_ends_in_time(client, redis_server):
         assert not await client.lock("lock", blocking_timeout=limit, sleep=sleep).acquire()
         assert limit - sleep < time.monotonic() - started < limit + 0.1
     assert client._runtime.locks._keys == {}
+
+
+async def test_wait_ends_with_the_deadline(client, redis_server, slack):
+    await redis_server.query("SET", "lock", "another")
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded), deadline(0.3):
+        await client.lock("lock", sleep=0.01).acquire()
+    assert 0.25 < time.monotonic() - started < slack(0.5)
 
 
 async def test_waiter_learns_that_the_server_is_down(client, redis_server):
