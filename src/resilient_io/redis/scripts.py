@@ -27,7 +27,7 @@ _MOST_SCRIPTS = 1000
 _MOST_BYTES = 4 * 1024 * 1024
 
 RUNS_BY_HASH = ("EVALSHA", "EVALSHA_RO")
-CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1, "SCRIPT FLUSH": 0}
+_CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1, "SCRIPT FLUSH": 0}
 """Commands that the client takes note of, and the position of the script in their arguments."""
 
 
@@ -45,7 +45,7 @@ class KnownScripts:
 
     def note(self, name: str, args: Any) -> None:
         """Note a command that contains a script, or removes all of them."""
-        position = CONTAINS_SCRIPT.get(name)
+        position = _CONTAINS_SCRIPT.get(name)
         if position is None:
             return
         if position == 0:
