@@ -123,8 +123,12 @@ class ResilientLock(Lock):
         self._encode = redis.connection_pool.get_encoder().encode
         self._key: bytes = self._encode(name)
         self._scopes: list[_Scope] = []
+        # redis-py 8.1 `Lock.register_scripts` registers them with the first client only.
+        scripts = redis._runtime.scripts
+        for script in (self.lua_release, self.lua_extend, self.lua_reacquire):
+            scripts.remember(script.script)  # type: ignore[attr-defined]
         if fencing:
-            redis._runtime.scripts.remember(_ACQUIRE_FENCED)
+            scripts.remember(_ACQUIRE_FENCED)
 
     # -- what the holder learns ------------------------------------------------------------
 
