@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .loop import IOEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from .loop import SimulatedLoop
     from .network import Host, Network
 
 SEND_BUFFER = 128 * 1024
@@ -106,6 +107,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         number: The number of the connection in the history, from 1.
         address, port: The address of the server.
     """
+
+    _loop: SimulatedLoop
+    _maybe_pause_protocol: Callable[[], None]
+    _maybe_resume_protocol: Callable[[], None]
 
     def __init__(self, network: Network, host: Host, number: int, port: int) -> None:
         local = ("10.9.0.1", 40000 + number)
@@ -238,7 +243,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._buffer += data
         self._maybe_pause_protocol()
 
-    def writelines(self, list_of_data: Iterable[bytes]) -> None:
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send bytes to the server."""
         self.write(b"".join(list_of_data))
 
@@ -256,7 +261,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Close the connection now. What the kernel has accepted still reaches the server."""
         self._force_close(None)
 
-    def _force_close(self, error: Exception | None) -> None:
+    def _force_close(self, error: BaseException | None) -> None:
         if self._conn_lost:
             return
         self._buffer.clear()
@@ -265,7 +270,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._conn_lost += 1
         self._loop.call_soon(self._call_connection_lost, error)
 
-    def _call_connection_lost(self, error: Exception | None) -> None:
+    def _call_connection_lost(self, error: BaseException | None) -> None:
         try:
             self._protocol.connection_lost(error)
         finally:
@@ -355,7 +360,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     # -- the client's kernel ---------------------------------------------------------------
 
-    def _close_socket(self, error: Exception | None) -> None:
+    def _close_socket(self, error: BaseException | None) -> None:
         if self._socket_closed:
             return
         self._socket_closed = True

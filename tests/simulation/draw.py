@@ -55,6 +55,7 @@ class Theme:
         impatient: Probability that a client probes often, or with short timeouts.
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
+        read_only: Probability that a server that refuses writes is a replica.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -70,6 +71,7 @@ class Theme:
     impatient: float = 0.1
     narrow: float = 0.1
     decoded: float = 0.2
+    read_only: float = 0.25
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -184,7 +186,7 @@ THEMES: dict[str, Theme] = {
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=1.2, reopen=0.4),
         _only(
             _FAULTS,
             "kill",
@@ -204,13 +206,55 @@ THEMES: dict[str, Theme] = {
         shared=0.9,
         policy=_tries_once,
     ),
-    "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
+    "pipelines": Theme(
+        _BATCHES,
+        _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14),
+        policy=_tries_once,
+    ),
+    "coincidences": Theme(
+        _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),
+        _only(
+            _FAULTS,
+            "kill client",
+            "freeze",
+            "refuse then reset",
+            reset=6,
+            reset_one=10,
+            close_one=6,
+            hold_one=8,
+        ),
+        clients=(1, 1),
+        storms=(3, 6),
+        cancel=0.3,
+        network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
+    ),
     "transactions": Theme(
-        _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
-        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
+        _only(_CALLS, "get", set=20, watch=25, transaction=5, manual=5),
+        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=16),
+        clients=(1, 1),
+        storms=(2, 4),
+        busy_callers=True,
     ),
     "permissions": Theme(
-        _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
+        _WRITES | _only(_CALLS, pop=8, set=25),
+        _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
+        storms=(2, 4),
+        policy=_repeats_much,
+    ),
+    "demotions": Theme(
+        _only(_CALLS, "get", "pop", set=25, increment=3, traffic=8, burst=25),
+        _only(
+            _FAULTS,
+            "reset one",
+            "hold one and reset",
+            "kill",
+            refuse_writes=6,
+            refuse_then_reset=14,
+            fail_over=5,
+        ),
+        read_only=0.8,
+        network={"latency": 0.02},
+        busy_callers=True,
     ),
     "scripts": Theme(
         _only(
@@ -251,6 +295,9 @@ THEMES: dict[str, Theme] = {
         ),
         clients=(1, 1),
         storms=(2, 4),
+        cancel=0.3,
+        network={"latency": 0.02},
+        busy_callers=True,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -269,10 +316,10 @@ THEMES: dict[str, Theme] = {
     ),
     "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
     "crowded": Theme(
-        _only(_CALLS, "set", "get", push=12, pop=12, set_large=6, get_large=6, burst=10),
+        _only(_CALLS, "set", "get", push=12, pop=20, set_large=10, get_large=6, burst=10),
         _BREAKS | _only(_FAULTS, "slow"),
         in_flight=64 * 1024,
-        cancel=0.3,
+        cancel=0.5,
         storms=(0, 2),
         network={"latency": 0.02},
         busy_callers=True,
@@ -460,11 +507,13 @@ class _Drawer:
         rng = self.rng
         arguments: dict[str, Any] = {"key": rng.choice([0, 0, 1, 2])}
         if kind in ("pipeline", "transaction", "manual"):
-            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi"])
+            letters = rng.choice(["sig", "spge", "siphegw", "se", "g", "ss", "sgg", "ppi", "sd"])
             arguments["shape"] = "".join(rng.choices(letters, k=rng.randint(1, 6)))
             arguments["raises"] = rng.random() < 0.2
         if kind in ("manual", "watch"):
-            arguments["think"] = rng.choice([0, 0, 0.001, 0.3, 1.2])
+            arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
+        if kind == "watch":
+            arguments["guarded"] = rng.random() < 0.5  # it writes another key than it watches
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
@@ -508,21 +557,30 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind in ("hold one", "hold one and reset"):
+            seconds = rng.choice([0.1, 1.0, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         elif kind == "busy":
             seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
         elif kind == "loading":
             seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
-        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
+        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.4}
+        if not arguments["latest"]:
+            arguments["newest"] = rng.random() < 0.4
         if kind in _DELAYED:
-            arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
+            arguments["delay"] = rng.choice([0.001, 0.02, rng.uniform(0.0, 0.1), 0.1, 0.6])
+            if kind.startswith("hold") and rng.random() < 0.4:
+                # What is held arrives while the client replaces the connection.
+                seconds = arguments["delay"] + rng.uniform(0.0, 0.06)
         if kind == "flap":
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
         if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
-            arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
+            arguments["why"] = rng.choice(["OOM", "NOREPLICAS", "MISCONF"])
+            if rng.random() < self.theme.read_only:
+                arguments["why"] = "READONLY"
         if kind == "slow":
             arguments["extra"] = rng.choice([0.02, 0.1, 0.15, 0.3])
         if kind == "kill":
@@ -566,6 +624,7 @@ _DELAYED = (
 )  # fmt: skip
 
 _DENIED = [
+    ["CLIENT|KILL"],
     ["CLIENT|KILL"],
     ["CLIENT|LIST"],
     ["CLIENT|ID"],

@@ -98,7 +98,7 @@ def _make_redis_faster(stack: contextlib.ExitStack) -> None:
     """Replace what redis-py does for each new client and connection by something equivalent."""
     # It reads files.
     _replace(stack, importlib.metadata, "version", _version)
-    Retry.__deepcopy__ = _copy_retry
+    setattr(Retry, "__deepcopy__", _copy_retry)  # noqa: B010 (it has no such attribute)
     stack.callback(delattr, Retry, "__deepcopy__")
     _replace(stack, CaseInsensitiveDict, "__init__", _fill)
 
@@ -213,5 +213,6 @@ def _end_tasks(simulation: Simulation) -> None:
         loop.max_steps = loop.steps + 50_000
         with contextlib.suppress(NothingWillHappen, TooManySteps):
             loop.run_until_complete(asyncio.wait(tasks, timeout=LONGEST_END))
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False
+    survivor: Any
+    for survivor in asyncio.all_tasks(loop):
+        survivor._log_destroy_pending = False

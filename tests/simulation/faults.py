@@ -41,12 +41,14 @@ def _address(world: World) -> str:
 
 
 def _connection(world: World, fault: Fault) -> Connection | None:
-    """Return one of the open connections; `latest` chooses the one that was used last."""
+    """Return one of the open connections: that used last, the newest, or any."""
     connections = world.network.connections
     if not connections:
         return None
     if fault.arguments.get("latest"):
         return max(connections, key=lambda each: each.last_sent)
+    if fault.arguments.get("newest"):
+        return connections[-1]  # often one for a blocking command or a transaction
     return connections[fault.arguments.get("index", 0) % len(connections)]
 
 

@@ -290,7 +290,7 @@ class History:
             )
         )
 
-    def wrote(self, connection: int, data: bytes) -> None:
+    def wrote(self, connection: int, data: bytes | bytearray | memoryview) -> None:
         """Add bytes that a client passed to a transport."""
         self.written.append(Written(self.next(), self._clock(), connection, bytes(data)))
 

@@ -443,6 +443,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         heappush(self._scheduled, due)
         return timer
 
+    @property
+    def pending_timers(self) -> int:
+        """The number of timers that are neither due nor cancelled."""
+        return sum(not due.timer.cancelled() for due in self._scheduled)
+
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:

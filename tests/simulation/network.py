@@ -125,7 +125,8 @@ class Network:
         name = host.decode() if isinstance(host, bytes) else host or "127.0.0.1"
         future = self.loop.create_future()
         self._look_up(name, int(port or 0), family, future, 0)
-        return await future
+        infos: list[tuple[Any, ...]] = await future
+        return infos
 
     def _look_up(
         self, name: str, port: int, family: int, future: asyncio.Future[Any], tries: int
@@ -262,7 +263,7 @@ class Network:
         self.note("connect failed", address=address[0], error=errno.errorcode[code])
         attempt.future.set_exception(OSError(code, f"Connect call failed {address}"))
 
-    def closed(self, connection: Connection, error: Exception | None) -> None:
+    def closed(self, connection: Connection, error: BaseException | None) -> None:
         """Note that a client's socket was closed."""
         self.connections.remove(connection)
         why = "closed" if error is None else type(error).__name__

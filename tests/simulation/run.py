@@ -196,6 +196,7 @@ async def _end(world: World, ending: Ending) -> None:
             closing.cancel()
     await asyncio.sleep(1.5)
     ending.tasks += _other_tasks(current)
+    ending.timers = world.loop.pending_timers
     ending.connections = [connection.number for connection in world.network.connections]
     ending.data = {server.name: server.data() for server in world.servers}
 

@@ -265,6 +265,7 @@ def _several(use: Use) -> list[tuple[str, ...]]:
                 "e": ("ECHO", token),
                 "g": ("GET", f"r{index % 3}"),
                 "w": ("HSET", "r0", token, "1"),  # WRONGTYPE, if the register exists
+                "d": ("DEL", f"gone:{token}"),  # accepted also while writes that add are refused
             }[letter]
         )
     return commands
@@ -296,18 +297,19 @@ async def transaction(use: Use) -> None:
 
 
 async def watch(use: Use) -> None:
-    """Read and overwrite a register in a transaction that fails if it changed meanwhile."""
+    """Read a key, and overwrite it or another in a transaction that fails if the first changed."""
     key, token = _register(use), use.token(2)
-    operation = use.operation(("WATCH", key), ("GET", key), ("SET", key, token))
+    watched = f"guard{use.argument('key', 0)}" if use.argument("guarded") else key
+    operation = use.operation(("WATCH", watched), ("GET", watched), ("SET", key, token))
     client, history = use.redis, use.world.history
 
     async def work() -> Any:
         async with client.pipeline() as pipe:
             began = history.next()
-            await pipe.watch(key)
+            await pipe.watch(watched)
             operation.steps.append((0, began, history.next(), None))
             began = history.next()
-            value = await pipe.get(key)
+            value = await pipe.get(watched)
             operation.steps.append((1, began, history.next(), plain(value)))
             if use.argument("think"):
                 await asyncio.sleep(use.argument("think"))

@@ -151,7 +151,12 @@ class World:
             when = loop.time() + call.cancel_after
             cancellation = loop.at_poll(when, self._cancel, task, operation)
         ended = loop.create_future()
-        task.add_done_callback(lambda _: ended.done() or ended.set_result(None))
+
+        def note_end(_task: object) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        task.add_done_callback(note_end)
         try:
             await ended
         finally:

@@ -529,8 +529,13 @@ class Multiplexer:
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
         request.future.cancel()
-        if request.connection is None:
+        connection = request.connection
+        if connection is None:
             self._waiting.note_abandoned()
+        elif request.extra_timeout and request.sent:
+            # A blocking command, which would keep the caller's own connection from answering.
+            why = "the caller of a blocking command no longer waits"
+            connection.close(ConnectionFailure(Cause.CONNECTION_LOST, why))
 
     def abandon_future(self, future: asyncio.Future[object]) -> None:
         """Drop a cancelled call of the hot path, which may have become a request."""
@@ -619,13 +624,15 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available
+        return bool(self.connections) and self.health.available and not self._reconnector.fencing
 
     @property
     def obstacle(self) -> str:
         """What waiting calls wait for, for error messages."""
         if self.crowded:
             return "room among the calls in flight"
+        if self._reconnector.fencing and self.health.available:
+            return "a lost connection to be fenced"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail

@@ -209,3 +209,25 @@ async def test_a_cancelled_pop_loses_no_element_without_a_shared_connection(faul
         assert client.stats().exclusive > 0
         await client.rpush("k", "a")
         assert await client.llen("k") == 1
+
+
+async def test_a_cancelled_pop_does_not_block_the_connection_of_a_bound_client(shared_redis):
+    async with ResilientRedis(port=shared_redis.port, single_connection_client=True) as client:
+        pop = asyncio.create_task(client.blpop("k", timeout=0))
+        await asyncio.sleep(0.1)
+        pop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pop
+        async with asyncio.timeout(2):
+            await client.rpush("k", "a")
+            assert await client.lrange("k", 0, -1) == [b"a"]
+
+
+async def test_a_pop_of_a_bound_client_waits_behind_another(shared_redis):
+    async with ResilientRedis(
+        port=shared_redis.port, single_connection_client=True, socket_timeout=0.2
+    ) as client:
+        first = asyncio.create_task(client.blpop("k", timeout=1))
+        await asyncio.sleep(0.1)
+        assert await client.blpop("other", timeout=0.1) is None
+        assert await first is None

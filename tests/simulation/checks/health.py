@@ -42,11 +42,17 @@ class _Period(NamedTuple):
     at: int
 
 
+_UNMEASURED = 0.1
+"""Seconds of short stalls, which clients cannot tell from a slow server."""
+
+
 def down_has_a_reason(index: Index) -> Iterator[Broken]:
     """DOWN is published only during or shortly after a fault; a stall of our own loop is none."""
     for change in index.history.health:
-        if change.state == "down" and not index.disturbed(
-            change.time, change.time, after=_AFTERMATH + _waits(index)
+        if (
+            change.state == "down"
+            and not index.disturbed(change.time, change.time, after=_AFTERMATH + _waits(index))
+            and index.unmeasured(change.time - _waits(index), change.time) <= _UNMEASURED
         ):
             yield Broken(
                 f"{change.dependency} became DOWN without a fault: {change.cause} "
@@ -87,6 +93,7 @@ def a_call_is_not_refused_as_down_without_a_reason(index: Index) -> Iterator[Bro
             and not index.disturbed(
                 operation.started, operation.ended or operation.started, after=_RECOVERY + 2.0
             )
+            and index.unmeasured(operation.started - 2.0, operation.started) <= _UNMEASURED
         ):
             yield Broken(
                 f"call {operation.number} ({operation.kind}) failed without a fault: "

@@ -344,6 +344,17 @@ class Index:
                 total += seconds
         return total
 
+    def unmeasured(self, since: float, until: float) -> float:
+        """Return for how long the loop was blocked by stalls that its clients could not measure.
+
+        Their timer runs every 0.1 s, so they do not see up to 0.1 s of each stall.
+        """
+        return sum(
+            min(seconds, 0.1)
+            for time, seconds in self._stalls[bisect_left(self._stalls, (since, 0.0)) :]
+            if time <= until
+        )
+
     @cached_property
     def data_lost(self) -> bool:
         """Whether a server lost data, or another server took over without some of it."""

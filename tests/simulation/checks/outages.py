@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .index import Disturbance, Index
 
 _MARGIN = 0.15  # seconds by which DOWN may be published later than the timeouts add up to
+_REPEATED = 0.7  # seconds, and a backoff, in which a call that lost its connection is repeated
 _SLOW = 0.02  # seconds of latency, from which a probe may take longer than callers wait for it
 _AFTERMATH = 4.0  # seconds after a fault in which its consequences may still appear
 _LOST = ("connection was lost", "closed the connection", "onnection reset", "onnection closed")
@@ -215,6 +216,10 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
             continue  # an enclosing deadline also limits parts of the call
         if _behind_a_blocking_call(index, operation):
             continue
+        if operation.kind in (*_BLOCKING, "watch") and any(
+            event.time < ended for event in index.events.get("forgotten", ())
+        ):
+            continue  # an idle connection may have been forgotten long ago
         since = operation.started - 1.0
         if (
             index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index))
@@ -243,10 +248,13 @@ def a_reply_that_arrived_is_returned(index: Index) -> Iterator[Broken]:
             or operation.outcome not in (Outcome.UNKNOWN, Outcome.NOT_APPLIED)
             or not _shares_a_connection(operation)
             or not commands[0].executions
+            or not commands[0].executions[0].applied  # a refusal, after which it is repeated
             or _behind_a_blocking_call(index, operation)
         ):
             continue
         execution = commands[0].executions[0]
+        if not execution.applied:
+            continue  # refused: it waits to be repeated
         sent = index.sent.get(commands[0].token or b"", ())
         if len(sent) != 1 or lost.get(sent[0].connection, ended + 1.0) <= ended:
             continue
@@ -262,6 +270,55 @@ def a_reply_that_arrived_is_returned(index: Index) -> Iterator[Broken]:
                 (number,),
                 operation.ended_at,
             )
+
+
+def a_call_does_not_wait_long_after_its_connection_was_lost(index: Index) -> Iterator[Broken]:
+    """When the server is up, a call that lost its connection is soon repeated, or fails."""
+    lost = {event.facts.get("connection"): event.time for event in index.events.get("lost", ())}
+    clients = () if index.plan is None else index.plan.clients
+    backoffs = {setup.label: setup.policy.get("backoff", 0.05) for setup in clients}
+    for number, commands in index.commands.items():
+        operation = index.operations[number]
+        ended = operation.ended
+        if (
+            ended is None
+            or ended - operation.started < _REPEATED
+            or not commands
+            or not _shares_a_connection(operation)
+        ):
+            continue
+        sent = index.sent.get(commands[0].token or b"", ())
+        since = lost.get(sent[-1].connection, ended) if sent else ended
+        limit = _REPEATED + min(1.0, backoffs.get(operation.client, 0.05) * 2 ** (len(sent) - 1))
+        if since < operation.started or ended - since < limit + index.stalled(since, ended):
+            continue
+        dependency = index.dependencies.get(operation.client, "")
+        if (
+            index.disturbed(since + 0.1, ended, after=0.0)
+            or index.unfenced < (operation.ended_at or 0)
+            or not _open(index, operation.client, since - 1.0, ended)
+            or not _up_between(index, dependency, since + 0.1, ended)
+            or _behind_a_blocking_call(index, operation)
+        ):
+            continue
+        yield Broken(
+            f"call {number} ({operation.kind}) lost its connection {ended - since:.1f} s before "
+            f"it ended, and was not sent again: {operation.error or 'returned'}",
+            (number,),
+            operation.ended_at,
+        )
+
+
+def _up_between(index: Index, dependency: str, since: float, until: float) -> bool:
+    """Return whether a dependency was UP all the time."""
+    state = ""
+    for change in index.history.health:
+        if change.dependency != dependency or change.time > until:
+            continue
+        if change.time > since and change.state != "up":
+            return False
+        state = change.state if change.time <= since else state
+    return state == "up"
 
 
 def _behind_a_blocking_call(index: Index, operation: Operation) -> bool:

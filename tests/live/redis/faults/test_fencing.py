@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from resilient_io import OutcomeUnknown
+from resilient_io import DeadlineExceeded, OutcomeUnknown
 from resilient_io.redis import ConnectionSettings
 
+BUSY = b"-BUSY Redis is busy running a script\r\n"
 ALL_BUT_FENCING = ["+@all", "-client|kill", "-client|list", "-client|id"]
 
 
@@ -76,6 +77,21 @@ async def test_nothing_is_sent_between_the_death_of_a_connection_and_its_fencing
     assert await redis_server.query("GET", "key") == b"later"
     with pytest.raises(OutcomeUnknown):
         await first
+
+
+async def test_a_call_that_waits_too_long_for_fencing_names_the_reason(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick.replace(repeat="read"))
+    refused = fault_proxy.answer("CLIENT LIST", BUSY, times=None)
+    first, held = await lose_the_connection_of_a_held_set(redis, fault_proxy)
+    with pytest.raises(OutcomeUnknown):
+        await first
+    with pytest.raises(DeadlineExceeded, match="waited for a lost connection to be fenced"):
+        await redis.set("key", "later")
+    refused.remove()
+    assert await redis.set("key", "later") is True
+    held.release()
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -151,9 +167,6 @@ async def test_a_client_of_a_restarted_server_with_the_same_id_is_not_killed(
     held.release()
 
 
-BUSY = b"-BUSY Redis is busy running a script\r\n"
-
-
 async def test_a_connection_opened_while_a_script_runs_is_fenced(
     redis_server, fault_proxy, connect, stranger, patient
 ):
@@ -208,7 +221,7 @@ async def test_fencing_that_is_refused_for_now_is_tried_again(
 
 
 async def abandon_a_held_exec(redis, proxy, *, cancel=False):
-    """Let a transaction with WATCH end while its EXEC is held in the network. Return the fault."""
+    """Hold an EXEC in the network until its caller gives up. Return the fault."""
     held = proxy.hold("EXEC", times=1)
 
     async def transact():
