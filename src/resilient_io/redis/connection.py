@@ -188,10 +188,14 @@ NOT_ENOUGH = object()
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 
 
+def _ignore(_push: list[Any]) -> None:
+    """Drop a push message that no one listens for."""
+
+
 class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
-    __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
+    __slots__ = ("_partial", "_pushed", "_pushes", "_reader", "_special", "large", "waiting")
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
         encoder = connection.encoder
@@ -206,6 +210,7 @@ class ResponseQueue:
             **decoding,
         )
         self._pushes = pushes
+        self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
         self._special = 0
         self.large = 0
@@ -215,6 +220,10 @@ class ResponseQueue:
     def busy(self) -> bool:
         """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
+
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message to `pushed`, which must not send anything itself."""
+        self._pushes, self._pushed = True, pushed
 
     def expect(self, request: PendingRequest) -> None:
         """Register a request whose replies have to be inspected."""
@@ -241,7 +250,9 @@ class ResponseQueue:
         if not self.waiting and not self._pushes and self._reader.has_data():
             raise InvalidResponse("a part of a reply without a request")
         answered = before - len(self.waiting)
-        self._partial = 0 if answered else self._partial + len(data)
+        # After push messages alone, no reply has begun to arrive.
+        whole = answered or not self._reader.has_data()
+        self._partial = 0 if whole else self._partial + len(data)
         return answered
 
     def _read(self) -> None:
@@ -257,6 +268,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is push:
+                self._pushed(reply)
                 continue
             try:
                 next_entry().set_result(reply)
@@ -276,6 +288,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is hiredis.PushNotification:
+                self._pushed(reply)
                 continue
             entry = self.waiting.popleft()
             if special is not None:
@@ -652,12 +665,16 @@ class MultiplexedConnection(asyncio.Protocol):
             self.full = self.load > self.limit
             self._owner.connection_changed()
 
-    def ask(self, data: bytes) -> asyncio.Future[object]:
-        """Send a packed command of the library itself. Return the future of its reply.
+    def ask(
+        self, data: bytes, *, count: int = 1, raw: frozenset[int] = frozenset()
+    ) -> asyncio.Future[object]:
+        """Send packed commands of the library itself. Return the future of the reply.
 
-        The result is a `ConnectionLost` if the connection is lost, even before it was sent.
+        For several commands, the result is the list of their replies; those at the positions in
+        `raw` are not decoded. The result is a `ConnectionLost` if the connection is lost, even
+        before anything was sent.
         """
-        request = InternalRequest(data)
+        request = InternalRequest(data, count=count, raw=raw)
         if self.lost is None:
             self.send_request(request)
         else:
@@ -672,6 +689,10 @@ class MultiplexedConnection(asyncio.Protocol):
         if isinstance(reply, Exception):
             raise ConnectionResetError(str(reply))
         return reply
+
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message of the server to `pushed`, which must not send anything itself."""
+        self._responses.listen(pushed)
 
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""

@@ -606,6 +606,16 @@ class Multiplexer:
         return next(free, next(iter(self.connections), None))
 
     @property
+    def carriers(self) -> list[MultiplexedConnection]:
+        """The open connections, one of which may carry an earlier request that must come first.
+
+        None while a lost connection may still apply anything, or while a caller's MULTI is open.
+        """
+        if self._reconnector.fencing or self.bound_state:
+            return []
+        return [*self.connections, *self._retiring]
+
+    @property
     def unfenced(self) -> tuple[DeadConnection, ...]:
         """What the next life of the client, in the running loop, has to fence first of all.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, InvalidResponse, RedisError
+from redis.exceptions import DataError, InvalidResponse, NoScriptError, RedisError
 
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Closed, Progress
@@ -33,6 +33,7 @@ from .connect import (
     query_over,
 )
 from .errors import CLOSED, ConnectionFailure, refusal
+from .scripts import load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from .attempt import Command, Limits
     from .multiplexer import Multiplexer
+    from .scripts import KnownScripts
 
 
 T = TypeVar("T")
@@ -346,14 +348,14 @@ class ExclusivePool:
         clean = False
         try:
             async with asyncio.timeout(RECOVERY_TIMEOUT):
-                await self._query("CLIENT", "UNBLOCK", client_id)
+                await self.query("CLIENT", "UNBLOCK", client_id)
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
                 if reply is not None:
                     key, element, *score = reply
                     condition = ("NX", *score) if score else ()
-                    await self._query(_UNDO[command], key, *condition, element)
+                    await self.query(_UNDO[command], key, *condition, element)
         except (RedisError, OSError) as error:
             self._lost_elements.add(command, self._target.failure(error).detail)
         else:
@@ -361,7 +363,7 @@ class ExclusivePool:
         finally:
             self.give_back(connection, clean=clean)
 
-    async def _query(self, *words: Any) -> object:
+    async def query(self, *words: Any) -> object:
         """Send a command on any open connection, or else on a new one."""
         connection = self._multiplexer.open_connection
         if connection is not None:
@@ -451,11 +453,14 @@ class ExclusiveCall(Call):
         policy: RetryPolicy,
         command: Command,
         client: Any,
+        *,
+        scripts: KnownScripts,
     ) -> None:
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
         self._client = client
+        self._scripts = scripts
         self.operation = command.spec.name
         self.bounded = command.spec.block is None
         block = command.block
@@ -509,9 +514,15 @@ class ExclusiveCall(Call):
                     # A cancelled read must leave the connection open, for the recovery.
                     return await connection.read_response(disconnect_on_error=False)
                 # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
-                return await self._client._send_command_parse_response(
-                    connection, args[0], *args, **self._command.options
-                )
+                send = self._client._send_command_parse_response
+                try:
+                    return await send(connection, args[0], *args, **self._command.options)
+                except NoScriptError as error:
+                    load = self._scripts.load_for(self.operation, args, error)
+                    if load is None:
+                        raise
+                await load_over(connection, [load])
+                return await send(connection, args[0], *args, **self._command.options)
         except DataError:
             raise
         except (RedisError, OSError) as error:
