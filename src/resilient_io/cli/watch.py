@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
+    from resilient_io.link import LinkState
 
     from .terminal import Interruption
 
@@ -166,7 +167,11 @@ class WatchedDependency(Dependency):
         self.on_change(self.statistics.changed)
 
     def start(
-        self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
+        self,
+        probe: Callable[[bool], Awaitable[float]],
+        *,
+        last_reply: Callable[[], float],
+        links: Callable[[], Sequence[LinkState]] = tuple,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -181,7 +186,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(measured, last_reply=last_reply)
+        return super().start(measured, last_reply=last_reply, links=links)
 
     @property
     def age(self) -> float:

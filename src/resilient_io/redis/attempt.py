@@ -108,7 +108,7 @@ def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
     failure = reason.failure
     if isinstance(reason, Undeliverable):
         return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
-    timed_out = failure.cause is Cause.TIMED_OUT
+    timed_out = not failure.definite
     return AttemptFailed.because(
         failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
     )

@@ -69,8 +69,7 @@ class RedisProbe:
             reply = await future
             if isinstance(reply, ConnectionLost):
                 failure = reply.failure
-                definite = failure.cause is not Cause.TIMED_OUT
-                raise ProbeFailed(failure.cause, failure.detail, definite=definite)
+                raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
             if isinstance(reply, Exception):
                 self._raise_refusal(reply)
 

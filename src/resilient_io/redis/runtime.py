@@ -104,7 +104,9 @@ class Runtime:
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
         self._attachment = self.health.start(
-            RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
+            RedisProbe(self.multiplexer, self._policy),
+            last_reply=self.multiplexer.last_byte,
+            links=self.multiplexer.links,
         )
         self._subscription = self.health.on_update(self._health_changed)
 
