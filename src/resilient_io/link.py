@@ -65,10 +65,25 @@ class LinkState:
         """Whether the host has acknowledged everything, and the server has not answered it."""
         return not self.unacked and self.sent_age < self.received_age
 
+    def describe(self) -> str:
+        """Return the state in words, for example "rtt 0.2 ms, 1 of 40 segments lost"."""
+        words = [f"rtt {self.rtt * 1000:.1f} ms"]
+        if self.retransmitted:
+            words.append(describe_losses(self))
+        if self.unacked:
+            words.append(f"{self.unacked_bytes} bytes unacknowledged for {self.ack_age:.1f} s")
+        return ", ".join(words)
+
     def as_dict(self) -> dict[str, object]:
         """Return plain data for `json.dumps`, with `loss`."""
         loss = self.loss
         return asdict(self) | {"loss": None if loss is None else round(loss, 6)}
+
+
+def describe_losses(link: LinkState) -> str:
+    """Return how many segments had to be sent again, for example "1 of 40 segments lost"."""
+    of = "" if link.segments is None else f" of {link.segments}"
+    return f"{link.retransmitted}{of} segments lost"
 
 
 def read_link(sock: Any) -> LinkState | None:

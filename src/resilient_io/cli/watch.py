@@ -205,6 +205,12 @@ class WatchedDependency(Dependency):
             return ""
         return f"{self.latency * 1000:.2f} ms"
 
+    @property
+    def shown_link(self) -> str:
+        """What the kernel knows about the connection; "" if it does not tell."""
+        link = self.link
+        return link.describe() if link is not None else ""
+
 
 @dataclass(frozen=True, slots=True)
 class WatchTarget:
@@ -371,6 +377,8 @@ class LineDisplay(Display):
         if dependency.state is not State.UP:
             reason = f": {dependency.reason}" if dependency.reason else ""
             shown = f"for {dependency.age:.1f} s{reason}"
+        if dependency.shown_link:
+            shown += f" ({dependency.shown_link})"
         self._write(f"{dependency.name}: {dependency.state.value} {shown}")
 
     def changed(self, change: Change) -> None:
@@ -402,6 +410,7 @@ class JsonDisplay(Display):
             cause=cause.value if cause is not None else None,
             detail=clean_text(dependency.detail),
             latency=dependency.latency if dependency.state.answering else None,
+            link=dependency.link and dependency.link.as_dict(),
         )
 
     def changed(self, change: Change) -> None:
@@ -464,7 +473,7 @@ class TableDisplay(Display):
 
     def _draw(self) -> Table:
         table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
-        for name in ("dependency", "state", "for", "answered", "last", "reason"):
+        for name in ("dependency", "state", "for", "answered", "last", "link", "reason"):
             table.add_column(name, overflow="fold")
         for dependency in self._dependencies:
             share, state = dependency.statistics.availability, dependency.state.value
@@ -474,6 +483,7 @@ class TableDisplay(Display):
                 f"{dependency.age:.0f} s",
                 "" if share is None else f"{share:.2%}",
                 dependency.shown_latency,
+                dependency.shown_link,
                 Text(dependency.reason),
             )
         return table

@@ -163,9 +163,14 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     return True
 
 
-def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+def socket_of(connection: AbstractConnection) -> Any:
+    """Return the socket of a connection, or None if it has none (a fake) or is not connected."""
     get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
-    sock = get_extra_info("socket") if get_extra_info is not None else None
+    return get_extra_info("socket") if get_extra_info is not None else None
+
+
+def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+    sock = socket_of(connection)
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
