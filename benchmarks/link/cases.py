@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from resilient_io import ResilientIOError, State
+from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.redis import ResilientRedis
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from resilient_io.health import Change, Dependency
+
+    from resilient_io.testing import KafkaBroker
 
     from .network import Network, NetworkRedis
 
@@ -206,3 +209,53 @@ async def closed_window(server: NetworkRedis, seconds: float) -> Outcome:
         await asyncio.sleep(0.5)
 
     return await measure(server, fault, callers=4)
+
+
+_TOPIC = "records"
+
+
+async def kafka_cut(network: Network, broker: KafkaBroker, *, role: str) -> Outcome:
+    """Cut the network of a producer, of a consumer with traffic, or of one that waits."""
+    outcome = Outcome()
+    async with ResilientKafkaProducer(
+        bootstrap_servers=broker.bootstrap_servers, enable_idempotence=False
+    ) as producer:
+        stop = False
+
+        async def produce() -> None:
+            while not stop:
+                try:
+                    await producer.send_and_wait(_TOPIC, b"value")
+                    outcome.replies += 1
+                    await asyncio.sleep(0.001)
+                except ResilientIOError as error:
+                    name = type(error).__name__
+                    outcome.errors[name] = outcome.errors.get(name, 0) + 1
+                    await asyncio.sleep(_PAUSE)
+
+        await producer.send_and_wait(_TOPIC, b"first")
+        async with ResilientKafkaConsumer(
+            _TOPIC,
+            bootstrap_servers=broker.bootstrap_servers,
+            group_id="group",
+            auto_offset_reset="earliest",
+        ) as consumer:
+
+            async def consume() -> None:
+                async for _ in consumer:
+                    outcome.replies += 1
+
+            tasks = [asyncio.create_task(consume())]
+            if role != "idle":
+                tasks.append(asyncio.create_task(produce()))
+            await asyncio.sleep(4.0)
+            watch = _Watch((producer if role == "producer" else consumer).health)
+            network.cut()
+            watch.restart()
+            await watch.wait(8.0)
+            network.restore()
+            stop = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    return watch.fill(outcome)

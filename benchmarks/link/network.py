@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from resilient_io.testing import local_kafka
 from resilient_io.testing.servers import find_redis
 
 from .forwarder import enter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from resilient_io.testing import KafkaBroker
 
 CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 PORT = 6379
@@ -161,6 +164,19 @@ class Network:
         redis = NetworkRedis(self, process, port)
         redis.wait()
         return redis
+
+
+@contextlib.asynccontextmanager
+async def kafka_in(network: Network) -> AsyncIterator[KafkaBroker]:
+    """Start a Kafka broker in the server's namespace of a network."""
+    broker = local_kafka()
+    broker.host = SERVER  # type: ignore[misc]
+    with network.inside(network.server):
+        await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.aclose()
 
 
 class NetworkRedis:

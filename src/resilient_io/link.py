@@ -9,6 +9,7 @@ known, and nothing changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import sys
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _HEAD = struct.Struct("=8B24I")
 """The part of `struct tcp_info` that every kernel has: eight bytes, then 32-bit words."""
@@ -197,10 +198,20 @@ class PathMonitor:
 
     Args:
         gone: Called with the reason and the absolute loop time since when nothing is acknowledged.
+        others: For a service of several hosts: returns the sockets of the client's connections.
+        partly_gone: Called with the reason instead of `gone` if another host answers.
     """
 
-    def __init__(self, gone: Callable[[str, float], None]) -> None:
+    def __init__(
+        self,
+        gone: Callable[[str, float], None],
+        *,
+        others: Callable[[], Iterable[Any]] = tuple,
+        partly_gone: Callable[[str], None] | None = None,
+    ) -> None:
         self._gone = gone
+        self._others = others
+        self._partly_gone = partly_gone
         self._checks: dict[object, _HostCheck] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -226,8 +237,12 @@ class PathMonitor:
         now = asyncio.get_running_loop().time()
         check = self._checks.get(peer)
         if check is None or check.began < now - silence or check.outdated(now):
-            check = self._checks[peer] = _HostCheck(now)
-            self._tasks += check.start(family, peer, self._tasks.remove)
+            check = self._checks[peer] = _HostCheck(now, peer)
+            hosts = {peer: family}
+            for sock in self._others():
+                with contextlib.suppress(OSError):  # a connection that was lost
+                    hosts.setdefault(sock.getpeername(), sock.family)
+            self._tasks += check.start(hosts, self._tasks.remove)
             return _SUSPECT_INTERVAL
         if link.retransmits < _RETRANSMITS or silence < _SILENCE or not check.failed(now, link):
             return _SUSPECT_INTERVAL
@@ -236,7 +251,10 @@ class PathMonitor:
             return _CONFIRMATION
         if not check.published:
             check.published = True
-            self._gone(_describe_loss(link, silence), now - silence)
+            if check.other_answered and self._partly_gone is not None:
+                self._partly_gone(_describe_loss(link, silence))
+            else:
+                self._gone(_describe_loss(link, silence), now - silence)
         return INTERVAL
 
     async def aclose(self) -> None:
@@ -250,20 +268,22 @@ class PathMonitor:
 
 
 class _HostCheck:
-    """Attempts to open a connection to a host, of which one answer suffices."""
+    """Attempts to open a connection to a host, of which one answer suffices, and to others."""
 
-    __slots__ = ("answered", "began", "confirming", "published")
+    __slots__ = ("_peer", "answered", "began", "confirming", "other_answered", "published")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, peer: Any) -> None:
+        self._peer = peer
         self.began = now
         self.answered: float | None = None
+        self.other_answered = False
         self.confirming = False
         self.published = False
 
     def start(
-        self, family: int, peer: Any, ended: Callable[[asyncio.Task[None]], None]
+        self, hosts: Mapping[Any, int], ended: Callable[[asyncio.Task[None]], None]
     ) -> list[asyncio.Task[None]]:
-        """Start the attempts."""
+        """Start the attempts to connect to these addresses, each with its family."""
         loop = asyncio.get_running_loop()
         tasks = [
             loop.create_task(
@@ -271,6 +291,7 @@ class _HostCheck:
                 name="resilient-io link check",
                 context=Context(),
             )
+            for peer, family in hosts.items()
             for delay in _ATTEMPTS
         ]
         for task in tasks:
@@ -290,7 +311,7 @@ class _HostCheck:
         loop = asyncio.get_running_loop()
         try:
             await asyncio.sleep(delay)
-            if self.answered is not None:
+            if self.answered is not None or (self.other_answered and peer != self._peer):
                 return
             async with asyncio.timeout(_LONGEST_ATTEMPT):
                 with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -300,4 +321,7 @@ class _HostCheck:
             pass  # the host has answered
         except OSError:  # TimeoutError included
             return
-        self.answered = loop.time()
+        if peer == self._peer:
+            self.answered = loop.time()
+        else:
+            self.other_answered = True

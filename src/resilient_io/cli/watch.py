@@ -263,7 +263,7 @@ def _kafka(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
     probe = KafkaProbe(target=target, timeout=timeout)
 
     async def start() -> None:
-        health.start(probe, last_reply=probe.last_reply)
+        health.start(probe, last_reply=probe.last_reply, links=probe.links)
 
     async def aclose() -> None:
         await health.aclose()

@@ -145,7 +145,7 @@ def judge_link(link: LinkState | None) -> CheckResult:
         )
     segments = "" if link.segments is None else f" of {link.segments} segments"
     return ok(
-        f"the round trip takes {link.rtt * 1e3:.1f} ms; none{segments} lost", **link.as_dict()
+        f"the round trip takes {link.rtt * 1e3:.2f} ms; none{segments} lost", **link.as_dict()
     )
 
 

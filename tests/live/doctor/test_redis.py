@@ -10,7 +10,7 @@ import pytest
 from resilient_io.doctor import Status, exit_code
 from resilient_io.testing import FaultProxy, RedisServer
 
-STEPS = ["name", "TCP", "login", "reply"]
+STEPS = ["name", "TCP", "login", "reply", "link"]
 
 
 async def test_healthy_server_has_no_problem(examined, shared_redis):

@@ -2,12 +2,14 @@
 
 import asyncio
 import ssl
+from dataclasses import replace
 
 import pytest
 from redis import exceptions as driver
 
 from resilient_io.doctor import Status
-from resilient_io.doctor.redis import check_reply, judge_login
+from resilient_io.doctor.redis import check_reply, judge_link, judge_login
+from resilient_io.link import LinkState
 
 REDIS = {b"server": b"redis", b"version": b"7.0.15", b"mode": b"standalone", b"role": b"master"}
 
@@ -171,6 +173,6 @@ def test_a_link_that_loses_packets_is_named():
     good = judge_link(replace(link, retransmitted=0))
     assert (good.status, good.found) == (
         Status.OK,
-        "the round trip takes 0.4 ms; none of 205 segments lost",
+        "the round trip takes 0.40 ms; none of 205 segments lost",
     )
     assert judge_link(None).status is Status.UNKNOWN
