@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from resilient_io.health import Change, Dependency
-
     from resilient_io.testing import KafkaBroker
 
     from .network import Network, NetworkRedis
