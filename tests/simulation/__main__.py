@@ -8,8 +8,10 @@ import importlib
 import os
 import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import recorded
 from .known_findings import KNOWN, known_finding
 from .line_coverage import measure
 from .minimize import minimize
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _search
     if options.list_themes:
         command = _list_themes
-    elif options.replay is not None:
+    elif options.replay is not None or options.plan is not None:
         command = _replay
     elif options.check_replay is not None:
         command = _check_replay
@@ -112,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     one = parser.add_argument_group("one seed")
     one.add_argument("--replay", type=int, metavar="SEED", help="minimize this seed and print it")
+    one.add_argument("--plan", type=Path, metavar="FILE", help="replay the plan in this file")
+    one.add_argument(
+        "--save", type=Path, metavar="FILE", help="write the minimized plan to a file (plans/)"
+    )
     one.add_argument("--rule", metavar="NAME", help="only violations of this rule")
     one.add_argument(
         "--faults", type=_numbers, metavar="1,3", help="keep only these faults (or: none)"
@@ -139,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         "--planted-bugs",
         action="store_true",
         help="plant each bug and print the first seed that finds it",
+    )
+    other.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="for --planted-bugs: keep in this file what the client breaks without a bug",
     )
     parser.add_argument("--package", default=PACKAGE, help=argparse.SUPPRESS)
     parser.add_argument("--every", type=float, default=10.0, help=argparse.SUPPRESS)
@@ -253,10 +265,14 @@ def _replay(options: argparse.Namespace) -> int:
     """Run one seed and print its timeline."""
     if len(options.theme) > 1:
         raise _UsageError("--replay takes one --theme")
-    job: Job = (options.replay, options.theme[0] if options.theme else None)
     run, draw_plan = load(options.plant, options.package)
     run = _limited(run, options.limit)
-    plan = draw_plan(*job).keep(faults=options.faults, calls=options.calls)
+    if options.plan is not None:
+        plan = _recorded(options.plan)
+        job: Job = (plan.seed, plan.theme)
+    else:
+        job = (options.replay, options.theme[0] if options.theme else None)
+        plan = draw_plan(*job).keep(faults=options.faults, calls=options.calls)
     result = run(plan)
     rules: list[str] = []
     for violation in result.violations:
@@ -275,6 +291,14 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"Seed {plan.seed} with {calls} breaks no rule.")
         return 0
     return 1
+
+
+def _recorded(path: Path) -> Plan:
+    """Return the plan of a file."""
+    try:
+        return recorded.load(path).plan
+    except (OSError, ValueError) as error:
+        raise _UsageError(str(error)) from None
 
 
 def _limited(run: Callable[[Plan], Result], limit: float) -> Callable[[Plan], Result]:
@@ -310,6 +334,10 @@ def _show(
     if found is None:
         print(f"{rule}: seed {plan.seed} does not break it here; other code, or another Python?")
         return
+    if options.save is not None:
+        finding = f"{found.violation.detail}."
+        recorded.save(options.save, recorded.Recorded(finding, rule, found.plan))
+        print(f"Saved as {options.save}: describe the cause there, in `finding`.")
     note = ""
     kept: list[str] = []
     if not options.no_minimize:
@@ -390,6 +418,7 @@ def _planted_bugs(options: argparse.Namespace) -> int:
         processes=options.processes,
         arguments=_worker_arguments(options)[:4],
         known=_known(options),
+        baseline=options.baseline,
         output=sys.stdout,
     )
     return 1 if any(each.job is None for each in measured) else 0

@@ -152,6 +152,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._replies_waiting: list[bytes | str] = []
         self._forgotten = False
         self._reset_on_write = False
+        self._broken: str | None = None  # the direction whose next packet arrives in part
         self._giving_up = 0  # counts the times at which everything was acknowledged
         self._gives_up_at: float | None = None
 
@@ -219,10 +220,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Send bytes to the server."""
         if not data:
             return
+        self._wrote(self.number, data)
         if self._conn_lost:
             self._conn_lost += 1
             return
-        self._wrote(self.number, data)
         if not self._buffer:
             if self._error is not None:
                 self._force_close(self._error)
@@ -347,6 +348,11 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._conn_lost += 1
             self._call_connection_lost(None)
 
+    @property
+    def last_sent(self) -> float:
+        """The time at which the last packet of the client arrives at the server's host."""
+        return self._requests_last
+
     # -- the client's kernel ---------------------------------------------------------------
 
     def _close_socket(self, error: Exception | None) -> None:
@@ -377,6 +383,11 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def _transmit_to_server(self, data: bytes) -> None:
         size = len(data)
+        if self._broken is not None and self._broken.startswith("requests"):
+            data = self._break_off(data)
+            size = len(data)
+            if not size:
+                return
         self._unacknowledged += size
         if size > 1 and self._random() < self._split:
             middle = 1 + int(self._random() * (size - 1))
@@ -391,7 +402,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             return
         self._unacknowledged -= size
         if self._buffer:
-            self._push(self._loop.time() + self._latency, self._arm_writing)
+            self._push(self._loop.now + self._latency, self._arm_writing)
 
     def _expect_give_up(self) -> None:
         if self._gives_up_at is None and not self._socket_closed:
@@ -400,7 +411,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
                 limit = 2.0 + 18.0 * self._random()
             else:
                 limit *= 1.0 + 0.2 * self._random()
-            self._gives_up_at = at = self._loop.time() + limit
+            self._gives_up_at = at = self._loop.now + limit
             self._push(at, self._give_up, self._giving_up)
 
     def _give_up(self, number: int) -> None:
@@ -446,7 +457,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     # -- the way to the server -------------------------------------------------------------
 
     def _send_request(self, item: bytes | str) -> None:
-        at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
+        at = self._loop.now + self._latency + self._random() * self._jitter + self.host.extra
         if at < self._requests_last:  # noqa: PLR1730 (faster than `max`)
             at = self._requests_last
         self._requests_last = at
@@ -464,7 +475,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._expect_give_up()
         if self._forgotten:
             if data and self._reset_on_write:
-                self._push(self._loop.time() + self._latency, self._receive, RST)
+                self._push(self._loop.now + self._latency, self._receive, RST)
             return
         if item is RST and self.cuts:
             return  # it is sent only once
@@ -492,6 +503,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def transmit_to_client(self, data: bytes) -> None:
         """Send bytes of the server."""
+        if self._broken is not None and self._broken.startswith("replies"):
+            data = self._break_off(data)
+            if not data:
+                return
         size = len(data)
         if size > 1 and self._random() < self._split:
             middle = 1 + int(self._random() * (size - 1))
@@ -505,7 +520,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._send_reply(item)
 
     def _send_reply(self, item: bytes | str) -> None:
-        at = self._loop.time() + self._latency + self._random() * self._jitter + self.host.extra
+        at = self._loop.now + self._latency + self._random() * self._jitter + self.host.extra
         if at < self._replies_last:  # noqa: PLR1730 (faster than `max`)
             at = self._replies_last
         self._replies_last = at
@@ -528,7 +543,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if requests < 0 or replies < 0:
             # TCP sends lost packets again after a while.
             delay = 0.3 * self._random()
-            self._push(self._loop.time() + delay, self._release)
+            self._push(self._loop.now + delay, self._release)
 
     def _release(self) -> None:
         if not self.requests_held and self._requests_waiting:
@@ -563,6 +578,25 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Close the connection on behalf of the server, which is informed."""
         self._lose_at_server(reset=False)
         self._send_reply(FIN)
+
+    def break_off(self, direction: str) -> None:
+        """Reset the connection after a part of the next "requests" or "replies"."""
+        if self._broken is None:
+            self._broken = direction
+
+    def stay_whole(self) -> None:
+        """End the fault, if it has not happened."""
+        if self._broken in ("requests", "replies"):
+            self._broken = None
+
+    def _break_off(self, data: bytes) -> bytes:
+        """Return the part of a packet that still arrives. The reset follows it."""
+        if self._broken in ("requests ended", "replies ended"):
+            return b""
+        self._broken = f"{self._broken} ended"
+        delay = self._latency + self._jitter + self.host.extra
+        self._push(self._loop.time() + delay, self.reset_both)
+        return data[: 1 + int(self._random() * (len(data) - 1))]
 
     def lose_at_client(self) -> None:
         """Reset the connection at the client only. What it has sent still reaches the server."""

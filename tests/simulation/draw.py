@@ -24,15 +24,17 @@ _CALLS = {
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
     "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
-    "set large": 1, "get large": 1, "close": 0.3, "reopen": 0.3,
+    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
+    "hold one": 3, "hold one and reset": 4, "break off": 4, "flap": 1.5,
     "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
     "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
     "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
-    "lose then refuse": 2, "busy": 2, "pause": 1, "limit clients": 1, "deny": 1, "kill client": 2,
+    "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
+    "deny": 1, "kill client": 2,
     "unblock": 1, "fail over": 1, "stall": 2,
 }  # fmt: skip
 
@@ -49,6 +51,8 @@ class Theme:
         cancel: Probability that a call is cancelled.
         deadline: Probability that a call has a deadline of its own.
         storms: Smallest and largest number of moments at which faults cluster.
+        impatient: Probability that a client probes often, or with short timeouts.
+        narrow: Probability that a client permits few exclusive connections.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -61,6 +65,8 @@ class Theme:
     cancel: float = 0.15
     deadline: float = 0.1
     storms: tuple[int, int] = (1, 3)
+    impatient: float = 0.1
+    narrow: float = 0.1
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -76,11 +82,20 @@ def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str,
 def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
     policy["attempts"] = rng.choice([3, 5, 8])
+    policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
+    policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "conditional", "any"])
     policy["attempts"] = rng.choice([3, 4, 6])
+
+
+def _no_time_to_lose(rng: Random, policy: dict[str, Any]) -> None:
+    """Set a deadline that the first attempt may use up, or none."""
+    policy["connect_timeout"] = min(policy["connect_timeout"], policy["response_timeout"])
+    policy["deadline"] = rng.choice([policy["response_timeout"], 1.0, None])
+    policy["attempts"] = rng.choice([1, 3])
 
 
 def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
@@ -93,32 +108,84 @@ _WRITES = _only(_CALLS, "set", "increment", "push", "get", "echo", "append", "bu
 _BATCHES = _only(_CALLS, "set", "get", "pipeline", "transaction", "increment", pipeline=14)
 _BREAKS = _only(
     _FAULTS, "lose replies", "hold and reset", "reset", "reset one", "kill", "forget", "freeze",
-    "drop replies", "hold requests", "hold replies",
+    "drop replies", "hold requests", "hold replies", "hold one", "hold one and reset", "break off",
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
-    "mixed": Theme(_CALLS, _FAULTS),
+    "mixed": Theme(_CALLS, _FAULTS, single=0.05),
+    "outages": Theme(
+        _only(_CALLS, "set", "increment", "get", "echo", "pop", traffic=4),
+        _only(
+            _FAULTS,
+            "drop replies",
+            "reset",
+            "refuse",
+            freeze=8,
+            cut=8,
+            kill=8,
+            hang_connects=8,
+            forget=6,
+            reset_one=6,
+        ),
+        clients=(1, 1),
+        storms=(1, 1),
+        impatient=0.5,
+        network={"latency": 0.001, "stall": 0.0},
+    ),
+    "timeouts": Theme(
+        _only(_CALLS, "set", "increment", "get", "echo", "pipeline", traffic=6, burst=12),
+        _only(
+            _FAULTS,
+            "lose replies",
+            "cut",
+            "freeze",
+            "busy",
+            "pause",
+            "break off",
+            drop_replies=10,
+            hold_replies=10,
+            slow=8,
+            stall=3,
+        ),
+        cancel=0.25,
+        deadline=0.2,
+        policy=_no_time_to_lose,
+        network={"latency": 0.02},
+        busy_callers=True,
+    ),
     "blocking": Theme(
         _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
         _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
         cancel=0.4,
+        narrow=0.4,
     ),
     "closing": Theme(
-        _only(_CALLS, "set", "increment", "get", "pop", "watch", "pipeline", close=5, reopen=4),
+        _only(
+            _CALLS,
+            "set",
+            "increment",
+            "get",
+            "pop",
+            "watch",
+            "pipeline",
+            traffic=4,
+            close=5,
+            reopen=4,
+        ),
         _FAULTS,
         cancel=0.2,
         policy=_waits_while_down,
     ),
     "shared health": Theme(
-        _only(_CALLS, "set", "increment", "get", "echo", close=1.5, reopen=1),
-        _FAULTS,
+        _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
+        _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
         clients=(2, 3),
         shared=0.9,
     ),
     "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
     "transactions": Theme(
         _only(_CALLS, "set", "get", watch=15, transaction=8, manual=10),
-        _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse", "busy"),
+        _BREAKS | _only(_FAULTS, "busy", refuse_writes=5, lose_then_refuse=3, flap=5, hold_one=10),
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8), _BREAKS | {"deny": 15}, policy=_repeats_much
@@ -148,8 +215,20 @@ THEMES: dict[str, Theme] = {
     ),
     "overwrites": Theme(
         _only(_CALLS, "get", set=25, watch=6),
-        _BREAKS | _only(_FAULTS, "busy", "slow", "deny", hold_requests=6, hold_and_reset=8),
+        _BREAKS
+        | _only(
+            _FAULTS,
+            "slow",
+            "deny",
+            busy=10,
+            flap=6,
+            hold_requests=4,
+            hold_and_reset=6,
+            hold_one=8,
+            hold_one_and_reset=12,
+        ),
         clients=(1, 1),
+        storms=(2, 4),
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -168,23 +247,35 @@ THEMES: dict[str, Theme] = {
     ),
     "stalls": Theme(_CALLS, _FAULTS | {"stall": 25}, network={"stall": 0.1, "stall_longest": 0.5}),
     "crowded": Theme(
-        _only(_CALLS, "set", "get", "push", pop=12, set_large=6, get_large=6, burst=10),
+        _only(_CALLS, "set", "get", push=12, pop=12, set_large=6, get_large=6, burst=10),
         _BREAKS | _only(_FAULTS, "slow"),
         in_flight=64 * 1024,
         cancel=0.3,
+        storms=(0, 2),
+        network={"latency": 0.02},
         busy_callers=True,
     ),
     "loading": Theme(
-        _WRITES, _only(_FAULTS, "kill", loading=20, limit_clients=3), busy_callers=True
+        _WRITES | _only(_CALLS, traffic=20),
+        _only(_FAULTS, "kill", loading=20, limit_clients=3),
+        busy_callers=True,
+        network={"latency": 0.02},
     ),
-    "budget": Theme(_WRITES, _BREAKS | {"refuse writes": 8}, policy=_scarce_budget),
+    "budget": Theme(
+        _WRITES,
+        _BREAKS | {"refuse writes": 8},
+        cancel=0.4,
+        storms=(2, 4),
+        policy=_scarce_budget,
+        busy_callers=True,
+    ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
         _WRITES | _only(_CALLS, "pop", "wait up", close=1), _FAULTS, policy=_waits_while_down
     ),
     "bound": Theme(
-        _only(_CALLS, "set", "get", "increment", "echo", "pipeline", manual=12),
-        _BREAKS | _only(_FAULTS, "refuse writes"),
+        _only(_CALLS, "set", "get", "increment", "echo", "pipeline", "push", manual=12, pop=6),
+        _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8, refuse_then_reset=12),
         single=0.4,
     ),
     "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
@@ -252,12 +343,28 @@ class _Drawer:
             label=label,
             policy=policy,
             connections=connections,
-            health={"refusal_hold": 2.0} if rng.random() < 0.5 else {},
+            health=self._health(),
             shares_health_of="a" if label != "a" and rng.random() < theme.shared else None,
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
-            options={"decode_responses": True} if rng.random() < 0.2 else {},
+            options=self._options(),
         )
+
+    def _health(self) -> dict[str, float]:
+        rng = self.rng
+        settings = {"refusal_hold": 2.0} if rng.random() < 0.5 else {}
+        if rng.random() < self.theme.impatient:
+            settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
+        return settings
+
+    def _options(self) -> dict[str, Any]:
+        rng = self.rng
+        options: dict[str, Any] = {}
+        if rng.random() < 0.2:
+            options["decode_responses"] = True
+        if rng.random() < self.theme.narrow:
+            options["max_connections"] = rng.choice([1, 2, 3])
+        return options
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
@@ -279,6 +386,11 @@ class _Drawer:
         kind = rng.choices(list(self._calls), list(self._calls.values()))[0]
         cancel = rng.random() < theme.cancel
         limited = rng.random() < theme.deadline or kind == "late"
+        arguments = self._arguments(kind)
+        cancel_after = self._soon() if cancel else None
+        if kind == "pop" and rng.random() < 0.1:
+            arguments["timeout"] = 0  # without a limit, until it is cancelled
+            cancel_after = rng.uniform(0.0, 3.0)
         view = None
         if rng.random() < 0.1:
             view = {"repeat": rng.choice(["read", "idempotent", "conditional", "any"])}
@@ -286,10 +398,10 @@ class _Drawer:
             number=number,
             kind=kind,
             pause=rng.expovariate(1 / pause) if rng.random() < 0.8 else 0.0,
-            cancel_after=self._soon() if cancel else None,
+            cancel_after=cancel_after,
             deadline=rng.choice([0.001, 0.02, 0.2, 1.0]) if limited else None,
             view=view if kind not in _WITHOUT_VIEWS else None,
-            arguments=self._arguments(kind),
+            arguments=arguments,
         )
 
     def _soon(self) -> float:
@@ -309,6 +421,8 @@ class _Drawer:
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
+        if kind == "pop":
+            arguments["second"] = rng.random() < 0.2
         if kind == "lock":
             arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
             arguments["extend"] = rng.random() < 0.2
@@ -316,8 +430,15 @@ class _Drawer:
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
             arguments["letter"] = rng.choice("ps")
+            arguments["kept"] = rng.choice([0, rng.getrandbits(8)])
+        if kind == "traffic":
+            arguments["count"] = rng.randint(5, 19)
+            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
+            arguments["letter"] = rng.choice("gi")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
+            arguments["calls"] = rng.choice([0, 0, 4, 10])
+            arguments["before"] = rng.randrange(4)
         return arguments
 
     def faults(self) -> tuple[Fault, ...]:
@@ -340,12 +461,20 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
+        elif kind == "busy":
+            seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
+        elif kind == "loading":
+            seconds = rng.choice([0.1, 0.5, 2.0, 5.0, 8.0]) * rng.uniform(0.5, 1.2)
         else:
             seconds = rng.choice([0.02, 0.1, 0.5, 1.5, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
-        arguments: dict[str, Any] = {"index": rng.randrange(8)}
-        if kind in ("hold and reset", "lose replies", "lose then refuse"):
+        arguments: dict[str, Any] = {"index": rng.randrange(8), "latest": rng.random() < 0.5}
+        if kind in _DELAYED:
             arguments["delay"] = rng.choice([0.001, 0.02, 0.1, 0.6])
-        if kind in ("refuse writes", "lose then refuse"):
+        if kind == "flap":
+            arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
+        if kind == "break off":
+            arguments["direction"] = rng.choice(["requests", "replies", "replies"])
+        if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
             arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
         if kind == "slow":
             arguments["extra"] = rng.choice([0.02, 0.1, 0.3])
@@ -385,12 +514,16 @@ class _Drawer:
 
 _WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
 
+_DELAYED = (
+    "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",
+)  # fmt: skip
+
 _DENIED = [
-    ("CLIENT|KILL",),
-    ("CLIENT|LIST",),
-    ("CLIENT|ID",),
-    ("CLIENT|SETNAME",),
-    ("CLIENT|UNBLOCK",),
-    ("CLIENT",),
-    ("PING",),
+    ["CLIENT|KILL"],
+    ["CLIENT|LIST"],
+    ["CLIENT|ID"],
+    ["CLIENT|SETNAME"],
+    ["CLIENT|UNBLOCK"],
+    ["CLIENT"],
+    ["PING"],
 ]

@@ -41,10 +41,12 @@ def _address(world: World) -> str:
 
 
 def _connection(world: World, fault: Fault) -> Connection | None:
-    """Return one of the open connections."""
+    """Return one of the open connections; `latest` chooses the one that was used last."""
     connections = world.network.connections
     if not connections:
         return None
+    if fault.arguments.get("latest"):
+        return max(connections, key=lambda each: each.last_sent)
     return connections[fault.arguments.get("index", 0) % len(connections)]
 
 
@@ -81,6 +83,43 @@ def hold_and_reset(world: World, fault: Fault) -> None:
 def _lose_at_client(world: World) -> None:
     for connection in list(world.network.connections):
         world.network.lose_at_client(connection)
+
+
+def hold_one(world: World, fault: Fault) -> None:
+    """What the client sends over one connection is held, and arrives late."""
+    connection = _connection(world, fault)
+    if connection is not None:
+        world.network.hold_one(connection, fault.seconds)
+
+
+def hold_one_and_reset(world: World, fault: Fault) -> None:
+    """The same, but the client loses the connection meanwhile."""
+    connection = _connection(world, fault)
+    if connection is not None:
+        world.network.hold_one(connection, fault.seconds)
+        delay = fault.arguments.get("delay", 0.05)
+        world.loop.at(world.loop.time() + delay, lambda: world.network.lose_at_client(connection))
+
+
+def break_off(world: World, fault: Fault) -> None:
+    """A connection is reset in the middle of a request or a reply."""
+    connection = _connection(world, fault)
+    if connection is not None:
+        direction = fault.arguments.get("direction", "replies")
+        world.network.break_off(connection, direction, fault.seconds)
+
+
+def flap(world: World, fault: Fault) -> None:
+    """All connections are reset again and again."""
+    until = world.loop.time() + fault.seconds
+    spacing = fault.arguments.get("delay", 0.1)
+
+    def again() -> None:
+        if world.loop.time() < until:
+            world.network.reset(_address(world))
+            world.loop.at(world.loop.time() + spacing, again)
+
+    again()
 
 
 def lose_replies(world: World, fault: Fault) -> None:
@@ -194,6 +233,13 @@ def lose_then_refuse(world: World, fault: Fault) -> None:
     world.loop.at(world.loop.time() + delay, lambda: server.refuse_writes(why, fault.seconds))
 
 
+def refuse_then_reset(world: World, fault: Fault) -> None:
+    """The server refuses writes, and all connections are reset meanwhile."""
+    refuse_writes(world, fault)
+    delay = min(fault.arguments.get("delay", 0.05), fault.seconds)
+    world.loop.at(world.loop.time() + delay, world.network.reset, _address(world))
+
+
 def busy(world: World, fault: Fault) -> None:
     """A script runs on the server."""
     _server(world).busy(fault.seconds)
@@ -255,6 +301,10 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "hold requests": hold_requests,
     "hold replies": hold_replies,
     "hold and reset": hold_and_reset,
+    "hold one": hold_one,
+    "hold one and reset": hold_one_and_reset,
+    "break off": break_off,
+    "flap": flap,
     "lose replies": lose_replies,
     "slow": slow,
     "reset": reset,
@@ -272,6 +322,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "loading": loading,
     "refuse writes": refuse_writes,
     "lose then refuse": lose_then_refuse,
+    "refuse then reset": refuse_then_reset,
     "busy": busy,
     "pause": pause,
     "limit clients": limit_clients,

@@ -196,6 +196,7 @@ class Ending:
     Attributes:
         clients: Each client, after everything has settled.
         hanging: The operations that had not ended a long time after the last fault.
+        idle_tasks: Names of tasks that ran before the clients were closed, when all was settled.
         tasks: Names of tasks that were left after all clients were closed.
         timers: Number of timers that were left then.
         connections: Numbers of client connections that were still open then.
@@ -206,6 +207,7 @@ class Ending:
 
     clients: list[ClientEnd] = field(default_factory=list)
     hanging: list[int] = field(default_factory=list)
+    idle_tasks: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     timers: int = 0
     connections: list[int] = field(default_factory=list)

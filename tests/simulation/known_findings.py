@@ -1,6 +1,6 @@
 """Violations with a known cause that is not fixed yet: they are counted, but do not fail a search.
 
-Remove an entry together with the fix, and add the seeds that found it to `seeds.txt`.
+Remove an entry together with the fix, and record a plan that found it in `plans/`.
 """
 
 from __future__ import annotations

@@ -1,26 +1,26 @@
 """An event loop in virtual time, whose schedule is drawn from a seed.
 
-The loop reuses `BaseEventLoop._run_once` and replaces the poll. During a poll, what happens outside
-our process (packets, servers, faults) runs at its own time and in the order of time. What that
-makes ready for our process (sockets, cancellations) runs afterwards in a seeded order, then the
-timers, as in the real loop. Callbacks of `call_soon` keep their order.
+An iteration does what `BaseEventLoop._run_once` does, in the same order. During its poll, what
+happens outside our process (packets, servers, faults) runs at its own time and in the order of
+time. What that makes ready for our process (sockets, cancellations) runs afterwards in a seeded
+order, then the timers. Callbacks of `call_soon` keep their order.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import math
 import threading
-from asyncio import events
-from contextvars import Context
+from contextvars import copy_context
+from heapq import heappop, heappush
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
     from random import Random
 
     from .network import Network
@@ -32,8 +32,10 @@ START = 1000.0
 
 SHORTEST_ITERATION = 5e-6
 LONGEST_ITERATION = 50e-6
+ITERATION_RANGE = LONGEST_ITERATION - SHORTEST_ITERATION
 SHORTEST_STALL = 0.5e-3
 NOTED_STALL = 0.02
+LONGEST_WAIT = 24 * 3600.0
 
 
 class SimulationEscape(RuntimeError):
@@ -70,10 +72,71 @@ class SimulatedTask(asyncio.Task[Any]):
         return self.number
 
 
+class SimulatedHandle(asyncio.Handle):
+    """A callback in the order of `call_soon`. It is faster than asyncio's own class."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: SimulatedLoop,
+        context: Context | None,
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+
+    def cancel(self) -> None:
+        """Do not run it."""
+        self._cancelled = True
+        self._callback = self._args = None
+
+
+class SimulatedTimer(asyncio.TimerHandle):
+    """A timer. It is faster than asyncio's own class."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: SimulatedLoop,
+        context: Context | None,
+    ) -> None:
+        self._when = when
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
+        self._scheduled = True
+        self._repr = self._source_traceback = None
+
+    def cancel(self) -> None:
+        """Do not run it."""
+        self._cancelled = True
+        self._callback = self._args = None
+
+
+class _Due(float):
+    """The time of a timer in the heap. Equal times have the order that asyncio's heap gives."""
+
+    __slots__ = ("timer",)
+
+    timer: SimulatedTimer
+
+
 class IOEvent:
     """A callback that the loop runs at a time, or when a file would be ready."""
 
-    __slots__ = ("_cancelled", "args", "callback", "channel", "context", "loop")
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_loop", "channel")
 
     def __init__(
         self,
@@ -83,12 +146,12 @@ class IOEvent:
         channel: object = None,
         context: Context | None = None,
     ) -> None:
-        self.loop = loop
-        self.callback = callback
-        self.args = args
-        self.channel = channel
-        self.context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._context = loop.io_context if context is None else context
         self._cancelled = False
+        self.channel = channel
 
     def cancel(self) -> None:
         """Do not run it."""
@@ -101,27 +164,12 @@ class IOEvent:
     def happen(self) -> None:
         """Run it outside our process. An exception ends the run: it is a bug of the simulation."""
         if not self._cancelled:
-            self.callback(*self.args)
+            self._callback(*self._args)
 
     def become_ready(self) -> None:
         """Make the loop run it after this poll."""
         if not self._cancelled:
-            self.loop.poll_results.append(self)
-
-    def _run(self) -> None:
-        """Run it in our process, as asyncio runs a handle."""
-        try:
-            if self.context is None:
-                self.callback(*self.args)
-            else:
-                self.context.run(self.callback, *self.args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)
-            name = getattr(self.callback, "__qualname__", "callback")
-            self.loop.call_exception_handler(
-                {"message": f"Exception in callback {name}", "exception": error}
-            )
+            self._loop.poll_results.append(self)
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -134,15 +182,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         steps: The number of iterations and outside events so far.
         max_steps: The largest number of them.
         poll_results: What runs after this poll, in a seeded order.
+        now: The virtual time in seconds.
+        io_context: The context of I/O events without one of their own.
     """
 
-    _selector: Any
-    _ready: Any
-    _scheduled: Any
+    _ready: deque[asyncio.Handle | IOEvent]
+    _scheduled: list[_Due]
     _thread_id: int | None
+    _closed: bool
+    _stopping: bool
 
     def __init__(self, random: Random, *, stall: float = 0.02, stall_longest: float = 0.2) -> None:
-        self._now = START
+        self.now = START
         super().__init__()
         self._debug = False
         self._clock_resolution = 1e-9
@@ -156,7 +207,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._polling = False
         self._blocked = 0.0
         self._escape: SimulationEscape | None = None
-        self._selector = SimpleNamespace(select=self._poll)
+        self.io_context = copy_context()
         self.network: Network | None = None
         self.errors: list[str] = []
         self.note_stall: Callable[[float], None] | None = None
@@ -169,7 +220,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         """Return the virtual time in seconds."""
-        return self._now
+        return self.now
 
     def at(self, when: float, callback: Callable[..., Any], *args: Any) -> IOEvent:
         """Call a function at a time, outside our process: a packet, a server's timer, a fault.
@@ -195,9 +246,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def push(self, when: float, callback: Callable[..., Any], *args: Any) -> None:
         """Do what `at` does, for an event that is never cancelled. It is faster."""
-        if when < self._now:  # noqa: PLR1730 (faster than `max`)
-            when = self._now
-        heapq.heappush(self._outside, (when, next(self._order), callback, args))
+        if when < self.now:  # noqa: PLR1730 (faster than `max`)
+            when = self.now
+        heappush(self._outside, (when, next(self._order), callback, args))
 
     def block(self, seconds: float) -> None:
         """Stall our process: time passes, and nothing of it runs."""
@@ -206,48 +257,86 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             return
         self._polling = True
         try:
-            self._happen_until(self._now + seconds)
+            self._happen_until(self.now + seconds)
         finally:
             self._polling = False
 
-    def _poll(self, timeout: float | None) -> list[IOEvent]:
-        """Replace `select`: wait until something is ready, or for `timeout` seconds."""
+    def _run_once(self) -> None:
+        """Run one iteration: the poll, then what was ready before it or became ready in it."""
         if self._escape is not None:
             raise self._escape
-        self.steps += 1
+        ready, timers, outside = self._ready, self._scheduled, self._outside
+        while timers and timers[0].timer._cancelled:
+            heappop(timers)
         random = self._random.random
-        cost = SHORTEST_ITERATION + random() * (LONGEST_ITERATION - SHORTEST_ITERATION)
+        cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
         if random() < self._stall:
             cost += SHORTEST_STALL * math.exp(random() * self._stall_range)
+        busy = ready or self.poll_results or self._stopping
+        until = self.now + cost
+        if busy and cost < NOTED_STALL and (not outside or outside[0][0] > until):
+            # Nothing happens in this poll.
+            self.now = until
+            self.steps += 1
+            if self.steps > self.max_steps:
+                self._check_steps()
+        else:
+            timeout: float | None = 0.0
+            if not busy:
+                timeout = min(max(0.0, timers[0] - self.now), LONGEST_WAIT) if timers else None
+            self._poll(timeout, cost)
         results = self.poll_results
-        self._polling = True
-        try:
-            if timeout != 0 and not results:
-                self._wait(timeout)
-            if cost >= NOTED_STALL and self.note_stall is not None:
-                self.note_stall(cost)
-            self._happen_until(self._now + cost)
-            while self._blocked:
-                seconds, self._blocked = self._blocked, 0.0
-                if self.note_stall is not None:
-                    self.note_stall(seconds)
-                self._happen_until(self._now + seconds)
-        finally:
-            self._polling = False
         if results:
             self.poll_results = []
             if len(results) > 1:
                 self._shuffle(results)
-        return results
+            ready.extend(results)
+        # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
+        due = self.now + self._clock_resolution
+        while timers and timers[0] < due:
+            ready.append(heappop(timers).timer)
+        take = ready.popleft
+        for _ in range(len(ready)):
+            handle = take()
+            if handle._cancelled:
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)
+                name = getattr(handle._callback, "__qualname__", "callback")
+                self.call_exception_handler(
+                    {"message": f"Exception in callback {name}", "exception": error}
+                )
+        handle = None  # it may be part of a cycle
+
+    def _poll(self, timeout: float | None, cost: float) -> None:
+        """Wait until something is ready, or for `timeout` seconds, and then for `cost` seconds."""
+        self.steps += 1
+        self._polling = True
+        try:
+            if timeout != 0:
+                self._wait(timeout)
+            if cost >= NOTED_STALL and self.note_stall is not None:
+                self.note_stall(cost)
+            self._happen_until(self.now + cost)
+            while self._blocked:
+                seconds, self._blocked = self._blocked, 0.0
+                if self.note_stall is not None:
+                    self.note_stall(seconds)
+                self._happen_until(self.now + seconds)
+        finally:
+            self._polling = False
 
     def _wait(self, timeout: float | None) -> None:
         outside, results = self._outside, self.poll_results
         # epoll waits for whole milliseconds, rounded up.
-        until = math.inf if timeout is None else self._now + math.ceil(timeout * 1000) / 1000
+        until = math.inf if timeout is None else self.now + math.ceil(timeout * 1000) / 1000
         steps = self.steps
         while outside and outside[0][0] <= until:
-            when, _, callback, args = heapq.heappop(outside)
-            self._now = when
+            when, _, callback, args = heappop(outside)
+            self.now = when
             callback(*args)
             steps += 1
             if steps > self.max_steps:
@@ -256,25 +345,27 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self.steps = steps
                 return
         self.steps = steps
-        self._check_steps()
+        if steps > self.max_steps:
+            self._check_steps()
         if timeout is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
             )
-        self._now = until
+        self.now = until
 
     def _happen_until(self, until: float) -> None:
         """Run everything outside that is due by a time, and set the clock to that time."""
         outside = self._outside
         while outside and outside[0][0] <= until:
-            when, _, callback, args = heapq.heappop(outside)
-            self._now = when
+            when, _, callback, args = heappop(outside)
+            self.now = when
             callback(*args)
             self.steps += 1
             if self.steps > self.max_steps:
                 break
-        self._now = until
-        self._check_steps()
+        self.now = until
+        if self.steps > self.max_steps:
+            self._check_steps()
 
     def _check_steps(self) -> None:
         if self.steps > self.max_steps:
@@ -298,9 +389,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         tasks.sort(key=hash)
         return ", ".join(f"{task.get_name()} {_where(task)}" for task in tasks) or "none"
 
-    def _process_events(self, event_list: list[IOEvent]) -> None:
-        self._ready.extend(event_list)
-
     def _write_to_self(self) -> None:
         pass
 
@@ -314,6 +402,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             text += f" (task {future.get_name()})"
         self.errors.append(text)
 
+    # Each future and task asks. The built-in type returns False without a frame of Python.
+    get_debug = staticmethod(bool)
+
     # -- callbacks, futures and tasks ------------------------------------------------------
 
     def call_soon(
@@ -322,9 +413,35 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Call a function in the next iteration, in the order of calls of this method."""
         if self._closed:
             self._check_closed()
-        handle = events.Handle(callback, args, self, context)
+        handle = SimulatedHandle(callback, args, self, context)
         self._ready.append(handle)
         return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call a function after some seconds."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call a function at a time."""
+        if self._closed:
+            self._check_closed()
+        timer = SimulatedTimer(when, callback, args, self, context)
+        due = _Due(when)
+        due.timer = timer
+        heappush(self._scheduled, due)
+        return timer
 
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -372,7 +489,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         except Exception as error:  # noqa: BLE001 (as an executor)
             result, setter = error, future.set_exception
         delay = 20e-6 + self._random.random() * 200e-6
-        self.at_poll(self._now + delay, _set_unless_done, future, setter, result)
+        self.at_poll(self.now + delay, _set_unless_done, future, setter, result)
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -9,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .bugs import BUGS
 from .history import Violation
 from .known_findings import KNOWN, known_finding
-from .processes import run_seeds
+from .processes import ROOT, run_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from .known_findings import KnownFinding
     from .processes import Job
+
+_LEAST = 3.0  # standard deviations by which a bug must break a rule more often than the client
 
 _NOT_A_RULE = {"hang": "does not end", "died": "ends the process", "crash": "crash"}
 
@@ -26,8 +32,8 @@ class Measured:
 
     Attributes:
         name, area: Those of the bug.
-        seeds: Number of seeds that were run, including the one that found it.
-        job: The seed that found it, with its theme, or None.
+        seeds: Number of seeds that were run, including those that found it.
+        job: The first seed that found it, with its theme, or None.
         rules: The rules that it broke there. The client without the bug keeps them there.
         detail: The first violation.
     """
@@ -53,11 +59,13 @@ def measure(
     processes: int = 2,
     arguments: Sequence[str] = (),
     known: Sequence[KnownFinding] = KNOWN,
+    baseline: Path | None = None,
     output: TextIO | None = None,
 ) -> list[Measured]:
     """Plant each bug in a process of its own, and run seeds until one of them breaks a rule.
 
-    A rule that the client without the bug breaks with the same seed does not count.
+    A rule that the client without the bug breaks with the same seed does not count. If the client
+    breaks it with other seeds, the bug must break it significantly more often.
 
     Args:
         jobs: Seeds and themes, in the order in which they are tried.
@@ -65,6 +73,7 @@ def measure(
         processes: Number of bugs that are searched at the same time.
         arguments: Arguments of the workers.
         known: Findings that do not count.
+        baseline: A file that keeps what the client without a bug breaks, for the next time.
         output: Where each row is written when it is known, and the sums at the end.
 
     Raises:
@@ -81,7 +90,7 @@ def measure(
     def first(name: str) -> Measured:
         return _first(name, areas[name], jobs, usual, [*arguments, "--plant", name], known)
 
-    usual = _usual(jobs, processes, arguments, known)
+    usual = _usual(jobs, processes, arguments, known, baseline)
     measured = []
     with ThreadPoolExecutor(processes) as threads:
         for result in threads.map(first, chosen):
@@ -95,14 +104,37 @@ def measure(
 
 
 def _usual(
-    jobs: Sequence[Job], processes: int, arguments: Sequence[str], known: Sequence[KnownFinding]
+    jobs: Sequence[Job],
+    processes: int,
+    arguments: Sequence[str],
+    known: Sequence[KnownFinding],
+    file: Path | None,
 ) -> dict[Job, frozenset[str]]:
     """Return the rules that each seed breaks without a bug."""
     found: dict[Job, frozenset[str]] = {}
-    for result in run_seeds(jobs, processes=processes, arguments=arguments):
+    version = _version(arguments, known)
+    if file is not None and file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["version"] == version:
+            found = {(seed, theme): frozenset(rules) for seed, theme, rules in kept["seeds"]}
+    missing = [job for job in jobs if job not in found]
+    for result in run_seeds(missing, processes=processes, arguments=arguments):
         if result is not None:
             found[_job(result)] = frozenset(_broken(result, known))
-    return found
+    if file is not None and missing:
+        seeds = [[*job, sorted(rules)] for job, rules in found.items()]
+        file.write_text(json.dumps({"version": version, "seeds": seeds}), encoding="utf-8")
+    return {job: found[job] for job in jobs if job in found}
+
+
+def _version(arguments: Sequence[str], known: Sequence[KnownFinding]) -> str:
+    """Return a hash of all that decides what the client breaks without a bug."""
+    total = hashlib.sha256(repr((sys.version, list(arguments), known)).encode())
+    for folder in (ROOT / "src", ROOT / "tests" / "simulation"):
+        for path in sorted(folder.rglob("*.py")):
+            if path.name not in ("bugs.py", "measure_bugs.py") and "test_" not in path.name:
+                total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def _first(
@@ -113,7 +145,11 @@ def _first(
     arguments: Sequence[str],
     known: Sequence[KnownFinding],
 ) -> Measured:
-    """Run seeds with a bug until one of them breaks a rule."""
+    """Run seeds with a bug until it has broken a rule that the client keeps without it."""
+    broken_without = frozenset[str]().union(*usual.values())
+    first: dict[str, tuple[Job, str]] = {}
+    more: dict[str, int] = {}
+    fewer: dict[str, int] = {}
     results = run_seeds(jobs, processes=1, arguments=arguments)
     tried = 0
     try:
@@ -122,12 +158,38 @@ def _first(
                 continue
             tried += 1
             job, broken = _job(result), _broken(result, known)
-            rules = tuple(rule for rule in broken if rule not in usual.get(job, ()))
+            before = usual.get(job, frozenset())
+            for rule in before.difference(broken):
+                fewer[rule] = fewer.get(rule, 0) + 1
+            for rule in (rule for rule in broken if rule not in before):
+                more[rule] = more.get(rule, 0) + 1
+                first.setdefault(rule, (job, broken[rule]))
+            rules = tuple(
+                rule
+                for rule, number in more.items()
+                if rule not in broken_without or _significant(number, fewer.get(rule, 0))
+            )
             if rules:
-                return Measured(name, area, tried, job, rules, broken[rules[0]])
+                return Measured(name, area, tried, *_shown(first, rules))
     finally:
         results.close()
     return Measured(name, area, tried, None, (), "")
+
+
+def _significant(more: int, fewer: int) -> bool:
+    """Return whether a rule was broken too often in more seeds than in fewer to be a coincidence.
+
+    Any change of the client moves what is broken by chance to other seeds (McNemar's test).
+    """
+    return more > fewer and (more - fewer) ** 2 >= _LEAST**2 * (more + fewer)
+
+
+def _shown(
+    first: Mapping[str, tuple[Job, str]], rules: tuple[str, ...]
+) -> tuple[Job, tuple[str, ...], str]:
+    """Return the first seed that broke one of the rules, all of them, and its violation."""
+    job, detail = first[rules[0]]
+    return job, rules, detail
 
 
 def _job(result: Mapping[str, Any]) -> Job:

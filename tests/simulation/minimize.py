@@ -105,11 +105,13 @@ class _Minimizer:
         self._until = until
         self._clock = clock
         self._passing: set[str] = set()  # plans that did not fail
+        self._last: Result | None = None
         self.runs = 0
 
     def fails(self, plan: Plan) -> bool:
         """Return whether the plan fails, which makes it the smallest so far."""
         key = repr(plan)
+        self._last = None
         if key in self._passing:
             return False
         if self.runs >= self._most_runs or self._clock() >= self._until:
@@ -119,6 +121,7 @@ class _Minimizer:
             result = self._run(plan)
         except Exception:  # noqa: BLE001 - a plan that the workload cannot run is of no use
             result = None
+        self._last = result
         if result is not None:
             for violation in result.violations:
                 if self._breaks(violation):
@@ -131,9 +134,26 @@ class _Minimizer:
         """Return whether the plan differs from the smallest and fails, too."""
         return plan != self.plan and self.fails(plan)
 
+    def smaller_in_time(self, plan: Plan) -> bool:
+        """Return whether the plan fails, too, perhaps with other pauses.
+
+        Without some calls or stalls, the others begin at other times. Pauses can correct that.
+        """
+        starts, ends = _times_of_calls(self.plan, self.result.history)
+        plan = _retimed(plan, starts, ends)
+        for _ in range(2):
+            if self.smaller(plan):
+                return True
+            if self._last is None:
+                return False
+            _, ends = _times_of_calls(plan, self._last.history)
+            plan = _retimed(plan, starts, ends)
+        return False
+
     def round(self) -> None:
         """Try every kind of reduction once, those that remove most first."""
         self._cut_the_end()
+        self._network()  # early: on a regular network, the other reductions change less
         self._faults()
         self._callers()
         self._calls()
@@ -148,10 +168,16 @@ class _Minimizer:
         self._start_earlier()
         self._numbers()
 
-    def _remove(self, items: Sequence[T], keep: Callable[[Sequence[T]], Plan]) -> None:
+    def _remove(
+        self,
+        items: Sequence[T],
+        keep: Callable[[Sequence[T]], Plan],
+        smaller: Callable[[Plan], bool] | None = None,
+    ) -> None:
         """Leave out as many items as possible: all, then halves, quarters ..., then single ones."""
+        smaller = smaller or self.smaller
         kept = list(items)
-        if not kept or self.smaller(keep([])):
+        if not kept or smaller(keep([])):
             return
         size = (len(kept) + 1) // 2
         while True:
@@ -159,7 +185,7 @@ class _Minimizer:
             first = 0
             while first < len(kept):
                 rest = kept[:first] + kept[first + size :]
-                if rest and self.smaller(keep(rest)):
+                if rest and smaller(keep(rest)):
                     kept = rest
                     removed = True
                 else:
@@ -212,8 +238,7 @@ class _Minimizer:
     def _calls(self) -> None:
         plan = self.plan
         numbers = [call.number for caller in plan.callers for call in caller.calls]
-        starts, ends = _times_of_calls(plan, self.result.history)
-        self._remove(numbers, lambda kept: _retimed(plan.keep(calls=set(kept)), starts, ends))
+        self._remove(numbers, lambda kept: plan.keep(calls=set(kept)), self.smaller_in_time)
         plan = self.plan
         numbers = [call.number for caller in plan.callers for call in caller.calls]
         self._remove(numbers, lambda kept: plan.keep(calls=set(kept)))
@@ -235,11 +260,13 @@ class _Minimizer:
     def _network(self) -> None:
         """Make the network regular, and our event loop fast."""
         plan = self.plan
-        if self.smaller(replace(plan, network=replace(_QUIET, latency=plan.network.latency))):
+        quiet = replace(_QUIET, latency=plan.network.latency)
+        if plan.network == quiet or self.smaller_in_time(replace(plan, network=quiet)):
             return
         for field in ("stall", "split", "jitter"):
-            network = replace(self.plan.network, **{field: 0.0})
-            self.smaller(replace(self.plan, network=network))
+            if getattr(self.plan.network, field):
+                network = replace(self.plan.network, **{field: 0.0})
+                self.smaller_in_time(replace(self.plan, network=network))
 
     def _server(self) -> None:
         """Replace settings of the server by its defaults."""
@@ -310,6 +337,10 @@ class _Minimizer:
             for name in list(_call(self.plan, number).arguments):
                 while self._simpler_argument(number, name):
                     pass
+        for fault in self.plan.faults:
+            if fault.arguments.get("index"):
+                first = replace(fault, arguments={**fault.arguments, "index": 0})
+                self.smaller(_with_fault(self.plan, first))
 
     def _simpler_argument(self, number: int, name: str) -> bool:
         """Return whether an argument of a call could be made simpler."""
@@ -346,7 +377,7 @@ class _Minimizer:
                         break
 
     def _start_earlier(self) -> None:
-        """Let everything begin earlier, by the same time."""
+        """Make everything begin earlier, by the same time."""
         plan = self.plan
         begins = [caller.calls[0].pause for caller in plan.callers if caller.calls]
         begins += [fault.at for fault in plan.faults]
@@ -385,16 +416,7 @@ class _Minimizer:
         if self.smaller(replace(_with_calls(self.plan, call_rounded), faults=faults)):
             return
         for fault in self.plan.faults:
-            rounded = fault_rounded(fault)
-            self.smaller(
-                replace(
-                    self.plan,
-                    faults=tuple(
-                        rounded if other.number == fault.number else other
-                        for other in self.plan.faults
-                    ),
-                )
-            )
+            self.smaller(_with_fault(self.plan, fault_rounded(fault)))
         for caller in self.plan.callers:
             for call in caller.calls:
                 self.smaller(_with_calls(self.plan, _replaced(call_rounded(call))))
@@ -511,6 +533,14 @@ def _with_client(plan: Plan, client: ClientSetup) -> Plan:
     return replace(
         plan,
         clients=tuple(client if other.label == client.label else other for other in plan.clients),
+    )
+
+
+def _with_fault(plan: Plan, fault: Fault) -> Plan:
+    """Return the plan with another fault of the same number."""
+    return replace(
+        plan,
+        faults=tuple(fault if other.number == fault.number else other for other in plan.faults),
     )
 
 

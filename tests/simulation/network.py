@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import socket
 from dataclasses import dataclass, field
@@ -360,6 +361,21 @@ class Network:
         self.note("closed by the server's side", connection=connection.number)
         connection.close_both()
 
+    def hold_one(self, connection: Connection, seconds: float) -> None:
+        """Delay what the client sends over one connection."""
+        connection.hold(1, 0, 0)
+        self._begin(
+            "requests of one held",
+            seconds,
+            lambda: connection.hold(-1, 0, 0),
+            connection=connection.number,
+        )
+
+    def break_off(self, connection: Connection, direction: str, seconds: float) -> None:
+        """Reset a connection in the middle of its next "requests" or "replies"."""
+        connection.break_off(direction)
+        self._begin("breaks off", seconds, connection.stay_whole, connection=connection.number)
+
     def lose_at_client(self, connection: Connection) -> None:
         """Reset a connection at the client only. What the client has sent still arrives."""
         self.note("reset at the client", connection=connection.number)
@@ -399,6 +415,7 @@ class Network:
         connection.transmit_to_client(self.random.choice(GARBAGE))
 
 
+@functools.cache
 def is_address(host: str) -> bool:
     """Return whether a host is an IP address."""
     try:

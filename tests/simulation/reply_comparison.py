@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 import re
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ _NEWER = "  # not in Redis 7.0"
 
 _CONDITIONS = ("oom", "readonly", "noreplicas", "misconf")
 
+_LONGEST_LINE = 500
+_CONTEXT = 5  # lines that a report shows before one that differs
 _DATABASES = 2
 """The databases whose values are compared."""
 
@@ -168,6 +172,10 @@ class Simulated:
                 self.server.password_required = bool(password)
             case ["idle", seconds]:
                 self.sleep(float(seconds))
+            case ["loading", seconds]:
+                self.server.load(float(seconds))
+            case ["stale", answer]:
+                self.server.serve_stale = answer == "yes"
             case ["paused"]:
                 pass
             case _:
@@ -247,7 +255,7 @@ class Real:
 
     Args:
         port: Its port on this machine.
-        older: Whether it is Redis 7.0, whose texts differ from those of Valkey 9.
+        older: Whether it is Redis 7.0, and not Valkey 9.
     """
 
     name = "real"
@@ -256,6 +264,7 @@ class Real:
         self.older = older
         self._port = port
         self._control = self._connect()
+        self._loading: socket.socket | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._data: dict[str, bytearray] = {}
         self._closed: dict[str, bool] = {}
@@ -268,14 +277,20 @@ class Real:
 
     def reset(self) -> None:
         """Restore the state of a new server."""
+        self._paused = False
         for label in list(self._sockets):
             self.close(label)
-        self.query("CLIENT", "UNPAUSE")
         self.query("SCRIPT", "KILL")
+        self._wait_until_idle()
+        if self._loading is not None:
+            self._loading.close()
+            self._loading = None
+        self.query("CLIENT", "UNPAUSE")
         for words in (
             ("REPLICAOF", "NO", "ONE"),
             ("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction"),
             ("CONFIG", "SET", "min-replicas-to-write", "0", "maxclients", "1000"),
+            ("CONFIG", "SET", "replica-serve-stale-data", "yes", "save", "", "key-load-delay", "0"),
             ("CONFIG", "SET", "busy-reply-threshold", "20"),
             ("ACL", "SETUSER", "default", "reset", "on", "nopass", "~*", "&*", "+@all"),
             ("FLUSHALL",),
@@ -317,9 +332,10 @@ class Real:
         if not self._closed[label]:
             with contextlib.suppress(OSError):
                 self._sockets[label].sendall(data)
-        if b"SCRIPT" in data and b"KILL" in data:
-            self._wait_until_idle(0.15)  # the script notices it a little later
         self.settle()
+        if b"SCRIPT" in data and b"KILL" in data and self._is_accepted(label):
+            self._wait_until_idle()  # the script notices it a little later
+            self.settle()
 
     def settle(self) -> None:
         if self._paused:
@@ -331,11 +347,46 @@ class Real:
             self._control.sendall(b"PING\r\n")
             self._control.recv(65536)
 
-    def _wait_until_idle(self, seconds: float) -> None:
-        """Wait for the end of a script."""
-        end = time.monotonic() + seconds
-        while self.query("PING")[0] == "-" and time.monotonic() < end:
+    def _fail_to_save(self) -> None:
+        """Kill the process that saves the data, so that the last attempt has failed."""
+        self.query("SET", "saved", "")
+        self.query("CONFIG", "SET", "rdb-key-save-delay", "1000000")
+        self.query("BGSAVE")
+        self.query("DEL", "saved")
+        self.query("CONFIG", "SET", "save", "3600 1")
+        server = re.search(rb"process_id:(\d+)", self.query("INFO", "server")[1])[1].decode()
+        children = Path("/proc", server, "task", server, "children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        while b"rdb_bgsave_in_progress:0" not in self.query("INFO", "persistence")[1]:
+            time.sleep(0.01)
+        self.query("CONFIG", "SET", "rdb-key-save-delay", "0")
+
+    def _load(self) -> None:
+        """Make the server load its data again, slowly."""
+        for number in range(400):
+            self.query("SET", f"filler {number}", "x" * 2000)
+        self.query("CONFIG", "SET", "key-load-delay", "2000")
+        self.query("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
+        self.query("CONFIG", "SET", "rdbcompression", "no")
+        self._loading = self._connect()
+        self._loading.sendall(b"DEBUG RELOAD\r\n")
+        while not self._is_occupied():
             time.sleep(0.005)
+
+    def _is_accepted(self, label: str) -> bool:
+        with contextlib.suppress(OSError):
+            return self._sockets[label].recv(4096, socket.MSG_PEEK).endswith(b"+OK\r\n")
+        return False
+
+    def _wait_until_idle(self) -> None:
+        """Wait for the end of a script, or until all data is loaded."""
+        while self._is_occupied():
+            time.sleep(0.005)
+
+    def _is_occupied(self) -> bool:
+        kind, text = self.query("PING")
+        return kind == "-" and text.startswith((b"BUSY", b"LOADING"))
 
     def received(self) -> dict[str, tuple[bytes, bool]]:
         for label, connection in self._sockets.items():
@@ -378,10 +429,18 @@ class Real:
             case ["deny", *commands]:
                 rules = [f"-{command.lower()}" for command in commands]
                 self.query("ACL", "SETUSER", "default", *rules)
+            case ["misconf", "on"]:
+                self._fail_to_save()
+            case ["misconf", "off"]:
+                self.query("CONFIG", "SET", "save", "")
+            case ["stale", answer]:
+                self.query("CONFIG", "SET", "replica-serve-stale-data", answer)
+            case ["loading", _]:
+                self._load()
             case ["paused"]:
                 self._paused = True
             case ["idle", _]:
-                self._wait_until_idle(5.0)
+                self._wait_until_idle()
             case ["password", *password]:
                 self.query("CONFIG", "SET", "requirepass", *(password or [""]))
             case ["maxclients", count]:
@@ -458,8 +517,6 @@ class Runner:
         remaining = int(self._ask("PTTL", key)[1])
         # Real time passes while a script runs.
         expires = "never" if remaining < 0 else f"in about {round(remaining / 5000) * 5} s"
-        if kind == "stream":
-            reply = Normalizer({}, self._addresses).stream(reply)
         return [kind, show(reply), f"expires {expires}"]
 
     def _ask(self, *words: str) -> Any:
@@ -530,7 +587,7 @@ class Runner:
         self._addresses[label] = found[1] if found else b"unknown"
 
     def _replies(self, command: str) -> dict[str, Any]:
-        normalizer = Normalizer(self._ids, self._addresses, older=self._older)
+        normalizer = Normalizer(self._ids, self._addresses)
         words = [] if command.startswith("!") else split_words(command)
         found: dict[str, Any] = {}
         for label, (data, closed) in self._side.received().items():
@@ -560,11 +617,14 @@ def compare(
     """
     runners = Runner(real, protocol, older=older), Runner(simulated, protocol, older=older)
     problems = []
+    earlier: list[str] = []
     for (line, expected), (_, found) in zip(
         runners[0].run(script), runners[1].run(script), strict=True
     ):
         if expected != found:
-            problems += [line, *_differences(expected, found), ""]
+            problems += [line, *_differences(expected, found)]
+            problems += [f"    earlier   {' | '.join(earlier[-_CONTEXT:])}", ""]
+        earlier.append(line)
     values = runners[0].values(), runners[1].values()
     if values[0] != values[1]:
         problems += ["values at the end", *_differences(*values)]
@@ -575,5 +635,10 @@ def _differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[st
     for label in dict.fromkeys((*expected, *found)):
         if expected.get(label) != found.get(label):
             yield f"  {label}"
-            yield f"    real      {'; '.join(expected.get(label, ['nothing']))}"
-            yield f"    simulated {'; '.join(found.get(label, ['nothing']))}"
+            yield f"    real      {_line(expected.get(label))}"
+            yield f"    simulated {_line(found.get(label))}"
+
+
+def _line(replies: list[str] | None) -> str:
+    text = "; ".join(replies or ["nothing"])
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."

@@ -51,12 +51,16 @@ def _parse_one(data: bytes, at: int) -> tuple[Any, int]:
 
 
 def show(reply: Any) -> str:
-    """Return a parsed reply as text."""
+    """Return a parsed reply as text, without the IDs in streams that are made of the time."""
+    return _STREAM_ID.sub("<time>", _show(reply))
+
+
+def _show(reply: Any) -> str:
     kind, value = reply
     if isinstance(value, list):
-        return f"{kind}[{', '.join(show(each) for each in value)}]"
+        return f"{kind}[{', '.join(_show(each) for each in value)}]"
     if kind in "$=":
-        return f"{kind}nil" if value == b"-1" else f"{kind}{value!r}"[:1] + repr(value)[1:]
+        return f"{kind}nil" if value == b"-1" else kind + repr(value)[1:]
     return kind + value.decode("utf-8", "backslashreplace")
 
 
@@ -67,7 +71,7 @@ def encode(words: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-_STREAM_ID = re.compile(rb"\d{10,}-\d+")
+_STREAM_ID = re.compile(r"\b\d{13}-\d+")
 _TIME_REPLIES = (b"PTTL", b"PEXPIRETIME", b"EXPIRETIME", b"LASTSAVE")
 _CLIENT_FIELDS = (
     b"id",
@@ -92,28 +96,6 @@ _UNORDERED = (
     *(b"HGETALL", b"HKEYS", b"HVALS", b"KEYS"),
 )
 
-_OLDER_WORDINGS = tuple(
-    (re.compile(new), old)
-    for new, old in (
-        (rb"BUSY Valkey", b"BUSY Redis"),
-        (rb"This Valkey command", b"This Redis command"),
-        (rb" script: [0-9a-f]{40}, on @", b" script: on @"),
-        (rb"^(NOSCRIPT No matching script\.) Please use EVAL\.", rb"\1"),
-        (rb"^NOPERM User \S+ has", b"NOPERM this user has"),
-        (
-            rb"^NOPERM No permissions to access a key",
-            b"NOPERM this user has no permissions to access one of the keys used as arguments",
-        ),
-        (
-            rb"^ERR ACL failure in script: User \S+ has no permissions to run the '\S+' command",
-            b"ERR The user executing the script can't run this command or subcommand",
-        ),
-        (rb"HELLO <proto> AUTH", b"HELLO AUTH"),
-        (rb"Unbalanced '(\w+)' list", b"Unbalanced XREAD list"),
-    )
-)
-"""Error texts of Valkey 9, and those of Redis 7.0 in their place."""
-
 
 class Normalizer:
     """Replaces what differs between two servers by names.
@@ -121,13 +103,9 @@ class Normalizer:
     Args:
         ids: The client ID of each connection.
         addresses: The address of each connection.
-        older: Whether the texts of Redis 7.0 are to be compared with those of Valkey 9.
     """
 
-    def __init__(
-        self, ids: dict[str, bytes], addresses: dict[str, bytes], *, older: bool = False
-    ) -> None:
-        self._older = older
+    def __init__(self, ids: dict[str, bytes], addresses: dict[str, bytes]) -> None:
         self._ids = {number: f"ID of {label}".encode() for label, number in ids.items()}
         self._addresses = {
             address: f"address of {label}".encode() for label, address in addresses.items()
@@ -137,7 +115,7 @@ class Normalizer:
         """Return the reply to a command in a comparable form; `words` is empty if unknown."""
         kind, value = reply
         if kind == "-":
-            return kind, self._wording(value)
+            return reply
         name = words[0].upper() if words else b""
         second = words[1].upper() if len(words) > 1 else b""
         if kind == ":":
@@ -148,7 +126,7 @@ class Normalizer:
             return kind, self._clients(value)
         if name == b"INFO":
             return kind, _info(value)
-        return self.stream(reply) if name == b"XADD" else reply
+        return reply
 
     def _number(self, name: bytes, second: bytes, value: bytes) -> bytes:
         if name == b"CLIENT" and second == b"ID":
@@ -169,20 +147,7 @@ class Normalizer:
             return _role(reply)
         if name in _UNORDERED:
             return _sorted(reply, pairs=name == b"HGETALL")
-        return self.stream(reply) if name.startswith(b"X") else reply
-
-    def _wording(self, text: bytes) -> bytes:
-        if self._older:
-            for new, old in _OLDER_WORDINGS:
-                text = new.sub(old, text)
-        return text
-
-    def stream(self, reply: Any) -> Any:
-        """Return a reply in which IDs made of the time are replaced."""
-        kind, value = reply
-        if isinstance(value, list):
-            return kind, [self.stream(each) for each in value]
-        return kind, _STREAM_ID.sub(b"<time>", value)
+        return reply
 
     def _hello(self, reply: Any) -> Any:
         kind, values = reply
@@ -206,8 +171,7 @@ class Normalizer:
             fields[b"addr"] = self._addresses.get(fields.get(b"addr", b""), b"other")
             if fields[b"id"] == b"other" or fields[b"id"] == b"ID of values":
                 continue  # the connection that controls the real server
-            names = _CLIENT_FIELDS[:-2] if self._older else _CLIENT_FIELDS
-            shown = [name + b"=" + fields[name] for name in names if name in fields]
+            shown = [name + b"=" + fields[name] for name in _CLIENT_FIELDS if name in fields]
             lines.append(b" ".join(shown))
         return b"\n".join(lines)
 

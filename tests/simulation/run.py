@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from . import faults
+from .budgets import recorded
 from .checks import check
 from .environment import simulated
 from .history import ClientEnd, Ending
@@ -53,7 +54,8 @@ def run(plan: Plan) -> Result:
         network = Network(loop, Random(f"network/{plan.seed}"), history, plan.network)
         world = World(plan, loop, network, history, _servers(plan, loop, network, history))
         began = loop.time()
-        loop.run_until_complete(_main(world))
+        with recorded(history):
+            loop.run_until_complete(_main(world))
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)
         history.ending.log_errors = list(simulation.log_errors)
@@ -147,7 +149,16 @@ def _counters(client: Client) -> dict[str, float]:
         "acquired exclusive connections": len(pool._acquired),
         "exclusive connects": len(pool._connecting),
         "recoveries": len(pool._recoveries),
+        "permits of exclusive connections": _permits_in_use(client),
     }
+
+
+def _permits_in_use(client: Client) -> int:
+    """Return how many exclusive connections fewer than permitted could be acquired."""
+    if not client.open:
+        return 0
+    most = client.redis.connection_pool.max_connections
+    return int(most - client.redis._runtime.pool._room._value)
 
 
 async def _end(world: World, ending: Ending) -> None:
@@ -171,6 +182,10 @@ async def _end(world: World, ending: Ending) -> None:
                 budget_size=client.policy.retry_budget,
             )
         )
+    current = asyncio.current_task()
+    ending.idle_tasks = sorted(
+        task.get_name() for task in asyncio.all_tasks() if task is not current
+    )
     world.history.event("workload", "ending")
     for client in world.clients.values():
         closing = loop.create_task(client.redis.aclose())
@@ -179,7 +194,6 @@ async def _end(world: World, ending: Ending) -> None:
             ending.tasks.append("aclose() of a client did not end within 5 s")
             closing.cancel()
     await asyncio.sleep(1.5)
-    current = asyncio.current_task()
     ending.tasks += sorted(task.get_name() for task in asyncio.all_tasks() if task is not current)
     ending.connections = [connection.number for connection in world.network.connections]
     ending.data = {server.name: server.data() for server in world.servers}

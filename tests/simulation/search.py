@@ -246,7 +246,7 @@ def differing_digests(
         for result in run_seeds(
             order,
             processes=number,
-            arguments=arguments,
+            arguments=(*arguments, "--digests"),
             environment={"PYTHONHASHSEED": hash_seed},
             python=python,
         ):

@@ -943,7 +943,8 @@ def test_calls_end_when_their_client_has_closed(case):
     if case != "never":
         story.wait(0.01 if case == "at once" else 1.0)
         story.end(operation, Outcome.NOT_APPLIED, error_bases=("RedisClosed", "RedisError"))
-    expected = ["calls_end_when_their_client_has_closed"] if case in ("late", "never") else []
+    broken = case in ("late", "never", "began later")
+    expected = ["calls_end_when_their_client_has_closed"] if broken else []
     assert story.broken == expected
 
 
@@ -1120,6 +1121,23 @@ def test_a_client_is_well_at_the_end(values, rule):
     story = Story()
     story.client(**values)
     assert story.broken == ([] if rule is None else [rule])
+
+
+@pytest.mark.parametrize(
+    ("task", "state", "broken"),
+    [
+        ("resilient-io probe redis-a", "up", False),
+        ("resilient-io redis connection 1", "up", False),
+        ("resilient-io redis fence", "up", True),
+        ("resilient-io redis exclusive connect", "down", False),
+    ],
+)
+def test_an_idle_client_runs_only_its_probe_and_its_connections(task, state, broken):
+    story = Story()
+    story.client(state=state)
+    story.history.ending.idle_tasks = [task]
+    name = "an_idle_client_runs_only_its_probe_and_its_connections"
+    assert (name in story.broken) is broken
 
 
 @pytest.mark.parametrize(

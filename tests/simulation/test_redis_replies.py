@@ -8,10 +8,12 @@ import pytest
 
 from resilient_io.testing import NoServerError, RedisServer
 from resilient_io.testing.servers import Binary, find_embedded_redis
+from tests.simulation.redis_server.command import COMMANDS, Flag
 from tests.simulation.reply_comparison import Real, Simulated, compare, read_scripts
+from tests.simulation.reply_random import draw_script
 
 _COMPARED = {"redis": "Redis 7.0", "valkey": "Valkey 9"}
-"""The versions whose texts are known here. The simulated server has those of Valkey."""
+"""The versions that the simulated server can imitate."""
 
 
 def _binary(name: str) -> Binary:
@@ -30,7 +32,7 @@ def _binary(name: str) -> Binary:
 @pytest.fixture(scope="session", params=sorted(_COMPARED))
 def real(request):
     """Start a real server for all scripts."""
-    server = RedisServer(binary=_binary(request.param))
+    server = RedisServer(binary=_binary(request.param), options={"enable-debug-command": "local"})
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(server.start())
         side = Real(server.port, older=request.param == "redis")
@@ -44,8 +46,51 @@ def real(request):
 def test_replies_and_values_are_those_of_a_real_server(real, script, protocol):
     if script.newer and real.older:
         pytest.skip("Redis 7.0 answers differently")
+    _compare(real, script, protocol)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_replies_to_random_commands_are_those_of_a_real_server(real, seed):
+    _compare(real, draw_script(seed), 2 + seed % 2)
+
+
+def _compare(real, script, protocol):
     real.reset()
     version = "redis 7.0.15" if real.older else "valkey 9.1.2"
     simulated = Simulated(version=version)
     problems = compare(real, simulated, script, protocol, older=real.older)
     assert not problems, "\n".join(["the replies differ", "", *problems])
+
+
+def test_arity_and_flags_are_those_of_a_real_server(real):
+    real.reset()
+    problems = [
+        f"{command.name}: the real one has {expected}, the simulated one {found}"
+        for command in _all_commands()
+        for expected, found in [(_described(real, command.name), _properties(command, real))]
+        if expected is not None and expected != found
+    ]
+    assert not problems, "\n".join(["the properties differ", *problems])
+
+
+def _all_commands():
+    for command in COMMANDS.values():
+        yield from command.subcommands.values() or [command]
+
+
+_COMPARED_FLAGS = ("write", "denyoom", "readonly", "loading", "no_auth", "allow_busy")
+
+
+def _described(real, name):
+    [(_, values)] = real.query("COMMAND", "INFO", name.lower())[1]
+    if not isinstance(values, list):
+        return None  # it is newer than Redis 7.0
+    flags = [flag.decode() for _, flag in values[2][1]]
+    return int(values[1][1]), sorted(set(flags) & set(_COMPARED_FLAGS))
+
+
+def _properties(command, real):
+    flags = {flag.name.lower() for flag in Flag if flag in command.flags}
+    if "valkey_busy" in flags and not real.older:
+        flags.add("allow_busy")
+    return command.arity, sorted(flags & set(_COMPARED_FLAGS))

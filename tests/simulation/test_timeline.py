@@ -180,7 +180,7 @@ def test_full_timeline_folds_nothing():
     assert len(lines_with(" to 10.0.0.1 is open", full=True)) == 8
 
 
-def test_what_follows_the_violation_is_not_shown():
+def test_lines_after_the_violation_are_left_out():
     assert lines_with("... the rest (1 lines, until 1.7651) is left out")
     assert not lines_with("1.7651  health    redis is UP")
     assert lines_with("1.7651  health    redis is UP", full=True)

@@ -304,7 +304,7 @@ def _folded(lines: Sequence[Line]) -> Line:
     if names:
         parts.append("routine: " + ", ".join(names))
     if others:
-        parts.append(f"{others} lines of other operations")
+        parts.append(f"{others} {'line' if others == 1 else 'lines'} of other operations")
     first = lines[0]
     return Line(first.at, first.time, "", _short(f"... {'; '.join(parts)}", WIDTH))
 
@@ -496,7 +496,7 @@ def _execution_line(
         execution.time - START,
         execution.server,
         f"{verb} {_command(words)} {where} -> {_reply(execution.reply)}",
-        routine=_routine([words]) if execution.applied else (),
+        routine=_routine([words]) if execution.applied or "SETINFO" in words[1:2] else (),
         operations=_operations([words], commands),
         traffic=True,
     )
@@ -565,9 +565,12 @@ def _ending(history: History) -> Iterator[str]:
             yield f"{name}: {_short(', '.join(map(str, values)), 400)}"
     if ending.timers:
         yield f"timers left over: {ending.timers}"
+    servers: dict[str, list[str]] = {}
     for server, data in ending.data.items():
         items = ", ".join(f"{key}={_reply(value)}" for key, value in sorted(data.items()))
-        yield f"data of {server}: {_short(items, 200) or 'none'}"
+        servers.setdefault(items, []).append(server)
+    for items, names in servers.items():
+        yield f"data of {' and '.join(names)}: {_short(items, 200) or 'none'}"
 
 
 def parse_requests(data: bytes) -> tuple[list[tuple[str, ...]], int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -43,12 +44,14 @@ def load(
     return run, importlib.import_module(f"{package}.draw").draw_plan
 
 
-def summary(seed: int, theme: str | None, result: Result) -> dict[str, Any]:
+def summary(
+    seed: int, theme: str | None, result: Result, *, digest: bool = False
+) -> dict[str, Any]:
     """Return what a search needs to know about a run, as plain data."""
     return {
         "seed": seed,
         "theme": theme,
-        "digest": result.digest,
+        "digest": result.digest if digest else "",
         "virtual": result.virtual_seconds,
         "calls": len(result.history.operations),
         "violations": [
@@ -70,6 +73,10 @@ def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> Non
     except Exception:  # noqa: BLE001 - the search shows it
         reply(broken=traceback.format_exc())
         return
+    # The collector would look at all that was imported again and again. It runs between requests.
+    gc.disable()
+    gc.collect()
+    gc.freeze()
     reply(ready=True)
     for request in requests:
         for seed, theme in json.loads(request):
@@ -77,12 +84,13 @@ def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> Non
             # A thread in C ends this process, even if the seed is stuck in a loop without await.
             faulthandler.dump_traceback_later(options.limit, exit=True)
             try:
-                result = summary(seed, theme, run(draw_plan(seed, theme)))
+                result = summary(seed, theme, run(draw_plan(seed, theme)), digest=options.digests)
             except Exception:  # noqa: BLE001 - a defect of the simulation, or of the client
                 result = {"seed": seed, "theme": theme, "crash": traceback.format_exc()}
             faulthandler.cancel_dump_traceback_later()
             reply(result=result)
         reply(idle=True)
+        gc.collect()
 
 
 def main() -> None:
@@ -90,8 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--plant")
     parser.add_argument("--package", default=PACKAGE)
+    parser.add_argument("--digests", action="store_true", help="hash the history of each seed")
     parser.add_argument("--limit", type=float, default=SEED_LIMIT)
-    parser.add_argument("--coverage", help="file for the lines that were executed")
+    parser.add_argument("--coverage", help="start of a file name for the executed lines")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends this one
     faulthandler.enable()
@@ -103,7 +112,8 @@ def main() -> None:
         return
     from coverage import Coverage  # a test dependency that only this option needs
 
-    measured = Coverage(data_file=options.coverage, config_file=False, source_pkgs=["resilient_io"])
+    file = f"{options.coverage}.{os.getpid()}"
+    measured = Coverage(data_file=file, config_file=False, source_pkgs=["resilient_io"])
     measured.start()
     try:
         serve(sys.stdin, replies, options)

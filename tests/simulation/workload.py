@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
+
+from resilient_io.errors import Closed
 
 from .history import Operation, Outcome
 from .redis_server.scripts import (
@@ -122,6 +124,28 @@ async def set_large(use: Use) -> None:
 async def get_large(use: Use) -> None:
     """Read a large value."""
     await use.send("GET", f"big{use.argument('key', 0)}")
+
+
+async def set_binary(use: Use) -> None:
+    """Overwrite a key with a value that is not UTF-8."""
+    key, token = f"bin{use.argument('key', 0)}", use.token()
+    client = use.redis
+    operation = use.operation(("SET", key, token))
+    await use.perform(operation, lambda: client.set(key, b"\xff" + token.encode()))
+
+
+async def get_binary(use: Use) -> None:
+    """Read a value that is not UTF-8, which a client that decodes replies cannot return."""
+    key = f"bin{use.argument('key', 0)}"
+    client = use.redis
+
+    async def work() -> Any:
+        try:
+            return await client.get(key)
+        except UnicodeDecodeError as error:
+            return error.object
+
+    await use.perform(use.operation(("GET", key)), work)
 
 
 async def set_conditional(use: Use) -> None:
@@ -322,7 +346,7 @@ async def manual(use: Use) -> None:
 
 
 async def burst(use: Use) -> None:
-    """Make several calls in one tick: they keep their order."""
+    """Make several calls in one tick: they keep their order. Those of `kept` are not cancelled."""
     count, letter = use.argument("count", 4), use.argument("letter", "p")
     client = use.redis
     waits = []
@@ -331,8 +355,24 @@ async def burst(use: Use) -> None:
         words = ("RPUSH", _list(use), token) if letter == "p" else ("SET", _register(use), token)
         operation = use.operation(words, kind="push" if letter == "p" else "set", offset=offset)
         operation.burst = use.call.number
-        waits.append(use.perform(operation, _sender(client, words)))
+        call = use.call
+        if use.argument("kept", 0) >> offset & 1:
+            call = replace(call, cancel_after=None)
+        waits.append(use.world.perform(operation, call, _sender(client, words)))
     await asyncio.gather(*waits)
+
+
+async def traffic(use: Use) -> None:
+    """Make one call after the other, with short pauses, or none."""
+    pause, client = use.argument("pause", 0.0), use.redis
+    for offset in range(use.argument("count", 10)):
+        if offset and pause:
+            await asyncio.sleep(pause)
+        words = ("GET", _register(use))
+        if use.argument("letter") == "i":
+            words = ("INCR", f"n:{use.token(0, offset)}")
+        operation = use.operation(words, kind="traffic", offset=offset)
+        await use.perform(operation, _sender(client, words))
 
 
 def _sender(client: ResilientRedis, words: tuple[str, ...]) -> Callable[[], Awaitable[Any]]:
@@ -346,11 +386,12 @@ async def pop(use: Use) -> None:
     """Wait for an element at the head of a list, or at its tail."""
     command = "BRPOP" if use.argument("tail") else "BLPOP"
     timeout = use.argument("timeout", 1)
-    operation = use.operation((command, _list(use), str(timeout)))
+    keys = [_list(use), "l3"] if use.argument("second") else [_list(use)]
+    operation = use.operation((command, *keys, str(timeout)))
     _limit_reaching(operation, timeout)
     client = use.redis
     method = client.brpop if command == "BRPOP" else client.blpop
-    await use.perform(operation, lambda: method(_list(use), timeout))
+    await use.perform(operation, lambda: method(keys, timeout))
 
 
 async def pop_now(use: Use) -> None:
@@ -380,7 +421,7 @@ def _limit_reaching(operation: Operation, timeout: float) -> None:
     """Note the limits of a blocking call: reaching the server is limited by the deadline."""
     limit = operation.facts["limit"]
     operation.facts["reach_deadline"] = limit
-    operation.facts["block"] = timeout
+    operation.facts["block"] = timeout or float("inf")
     operation.facts["limit"] = None
 
 
@@ -422,9 +463,37 @@ async def close(use: Use) -> None:
     if use.argument("twice"):
         second = use.operation(offset=1, limit=None)
         closings.append(use.perform(second, client.redis.aclose))
-    await asyncio.gather(*closings)
-    if operation.outcome is Outcome.OK:
+    calls = []
+    for offset in range(2, 2 + use.argument("calls", 0)):
+        words = ("INCR", f"n:{use.token(0, offset)}")
+        call = use.operation(words, kind="increment", offset=offset)
+        calls.append(use.perform(call, _sender(client.redis, words)))
+    before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
+    works = [*calls[:before], *closings, *calls[before:]]
+    tasks = [use.world.loop.create_task(work) for work in works]
+    await asyncio.wait(tasks[before : before + len(closings)])
+    if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
         history.event("workload", "closed", client=label)
+        await _note_what_is_left(use)
+    await asyncio.wait(tasks)
+
+
+async def _note_what_is_left(use: Use) -> None:
+    """Note the tasks and connections a moment after the last client was closed."""
+    world = use.world
+    await asyncio.sleep(0.05)
+    if any(client.open for client in world.clients.values()) or any(
+        each.ended is None and each.kind in ("close", "reopen", "manual")
+        for each in world.history.operations
+    ):
+        return
+    names = sorted(task.get_name() for task in asyncio.all_tasks())
+    world.history.event(
+        "workload",
+        "all closed",
+        tasks=[name for name in names if name.startswith("resilient-io")],
+        connections=[connection.number for connection in world.network.connections],
+    )
 
 
 async def reopen(use: Use) -> None:
@@ -444,7 +513,7 @@ async def wait_up(use: Use) -> None:
     timeout = use.argument("timeout", 1.0)
 
     async def work() -> Any:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Closed):
             await health.until_up(timeout)
 
     await use.perform(operation, work)
@@ -482,6 +551,8 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "set": set_,
     "set large": set_large,
     "get large": get_large,
+    "set binary": set_binary,
+    "get binary": get_binary,
     "set conditional": set_conditional,
     "set expiring": set_expiring,
     "get": get,
@@ -505,6 +576,7 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "watch": watch,
     "manual": manual,
     "burst": burst,
+    "traffic": traffic,
     "pop": pop,
     "pop now": pop_now,
     "move": move,

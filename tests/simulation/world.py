@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from resilient_io.redis import ConnectionSettings, ResilientRedis
 from .history import ErrorReply, Operation, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from resilient_io.health import Change
 
@@ -109,13 +108,13 @@ class World:
         policy = RetryPolicy(**setup.policy)
         label, rng = setup.label, Random(f"{self.plan.seed}/client/{setup.label}")
         other = self.clients.get(setup.shares_health_of or "")
+        health: Dependency | None = None  # the client's own
         if other is not None:
             health = other.redis.health
-        else:
+        elif setup.health:
             health = Dependency(
                 f"redis-{label}", settings=HealthSettings(**setup.health), rng=Random(rng.random())
             )
-            health.on_change(self._note_change)
         credentials = RotatingCredentials() if self.servers[0].password_required else None
         options: dict[str, Any] = dict(setup.options)
         if credentials is not None:
@@ -132,6 +131,8 @@ class World:
             rng=rng,
             **options,
         )
+        if other is None:
+            client.health.on_change(self._note_change)
         return Client(setup, client, policy, credentials)
 
     def _note_change(self, change: Change) -> None:
@@ -149,8 +150,10 @@ class World:
         if call.cancel_after is not None:
             when = loop.time() + call.cancel_after
             cancellation = loop.at_poll(when, self._cancel, task, operation)
+        ended = loop.create_future()
+        task.add_done_callback(lambda _: ended.done() or ended.set_result(None))
         try:
-            await asyncio.wait([task])
+            await ended
         finally:
             if cancellation is not None:
                 cancellation.cancel()
@@ -168,8 +171,7 @@ class World:
         history, loop = self.history, self.loop
         operation.started_at, operation.started = history.next(), loop.time()
         try:
-            with self._deadline(operation, call):
-                operation.reply = plain(await work())
+            operation.reply = plain(await self._within_deadline(operation, call, work))
             operation.outcome = Outcome.OK
         except asyncio.CancelledError:
             operation.outcome = Outcome.CANCELLED
@@ -177,20 +179,20 @@ class World:
             _note_error(operation, error)
         operation.ended_at, operation.ended = history.next(), loop.time()
 
-    @contextlib.contextmanager
-    def _deadline(self, operation: Operation, call: Call) -> Iterator[None]:
+    async def _within_deadline(
+        self, operation: Operation, call: Call, work: Callable[[], Awaitable[Any]]
+    ) -> Any:
         limit = operation.facts.get("limit")  # the policy's own
         if call.deadline is None:
             if limit is not None:
                 operation.deadline = operation.started + limit
-            yield
-            return
+            return await work()
         with deadline(call.deadline) as within:
             if not operation.facts.get("thinks"):
                 operation.deadline = within.at
             if limit is not None:
                 operation.deadline = min(within.at, operation.started + limit)
-            yield
+            return await work()
 
 
 _REPLIES = (redis.ResponseError, redis.BusyLoadingError, redis.exceptions.LockError)

@@ -57,6 +57,17 @@ class Undeliverable(Exception):
         self.failure = failure
 
 
+class LeftBehind(Exception):
+    """This call was not sent: its connection took no more calls before it was written.
+
+    It must not move to another connection, because an earlier copy of it may still be in flight.
+    """
+
+    def __init__(self, connection: MultiplexedConnection) -> None:
+        super().__init__("the connection that carries an earlier copy takes no more calls")
+        self.connection = connection
+
+
 class NotMultiplexable(Exception):
     """The driver's connections have no transport that a multiplexed connection could take over."""
 
@@ -75,9 +86,11 @@ class PendingRequest:
         "connection",
         "count",
         "data",
+        "expires",
         "extra_timeout",
         "future",
         "large",
+        "movable",
         "position",
         "raw",
         "replies",
@@ -92,12 +105,18 @@ class PendingRequest:
         raw: frozenset[int] = frozenset(),
         large: bool = False,
         extra_timeout: float = 0.0,
+        expires: float | None = None,
+        movable: bool = True,
     ) -> None:
         self.data = data
         self.count = count
         self.raw = raw
         self.large = large
         self.extra_timeout = extra_timeout
+        self.expires = expires
+        """Loop time from which on it must not be sent, whether its caller has noticed or not."""
+        self.movable = movable
+        """Whether another connection may send it if its own is lost before it is written."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None
@@ -121,6 +140,12 @@ class PendingRequest:
     def done(self) -> bool:
         """Return whether its caller no longer waits."""
         return self.future.done()
+
+    def sendable(self) -> bool:
+        """Return whether its caller still waits, and its time is not over."""
+        return not self.done() and (
+            self.expires is None or self.future.get_loop().time() < self.expires
+        )
 
     def set_result(self, reply: object) -> None:
         """Accept the next reply."""

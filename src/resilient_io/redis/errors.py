@@ -51,9 +51,11 @@ class RedisAuthenticationFailed(RedisUnavailable, driver.AuthenticationError):
 class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.TimeoutError):
     """The command was sent, no reply arrived, and repeating it is not safe.
 
+    Or it was repeated, and the repeat failed. Or it is a batch of which a part was applied.
+
     Attributes:
         answered: For a batch: the replies that arrived, in order, starting with the first command.
-        unanswered: For a batch: the positions of the commands that may have been applied.
+        unanswered: For a batch: the positions of the other commands, which may have been applied.
     """
 
     answered: Sequence[object] = ()

@@ -32,6 +32,7 @@ from resilient_io.tasks import describe_task_end, log_task_death
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
+    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Query, RedisTarget
+    from .connect import Fenceable, Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
 
@@ -131,7 +132,7 @@ class Reconnector:
         self._worthwhile.set()
         self._worthwhile.clear()
 
-    def fence(self, lost: MultiplexedConnection, survivor: MultiplexedConnection | None) -> None:
+    def fence(self, lost: Fenceable, survivor: MultiplexedConnection | None) -> None:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
@@ -143,6 +144,16 @@ class Reconnector:
         self._fences.append(dead)
         if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write."""
+        while self._fences:
+            await asyncio.wait([self._fences[0].fenced])
+
+    def next_name(self) -> str:
+        """Return a name for a new connection: no other one, before or after it, has the same."""
+        self._opened += 1
+        return f"{self._names}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -179,9 +190,8 @@ class Reconnector:
             )
 
     async def _open(self) -> MultiplexedConnection | None:
-        self._opened += 1
         policy = self._policy
-        name = f"{self._names}-{self._opened}"
+        name = self.next_name()
         connection = await connect(
             self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
         )
@@ -189,7 +199,7 @@ class Reconnector:
         try:
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name)
+                client_id = await identify(query, name, protocol=connection.protocol)
                 await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
@@ -221,11 +231,16 @@ class Reconnector:
                 lost.settle(fenced=fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
-        try:
-            await self._settle_fences(survivor.query)
-        except (RedisError, OSError):
-            return  # the survivor died, too, and reported that: the next connection fences both
-        self._multiplexer.refresh()
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+        # If the survivor dies, too, the next connection fences both.
+        while survivor.lost is None:
+            try:
+                await self._settle_fences(survivor.query)
+            except (RedisError, OSError):
+                await asyncio.sleep(backoff.next())  # refused for now: BUSY, for example
+            else:
+                self._multiplexer.refresh()
+                return
 
     def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         # In an empty context: the deadline and the trace span of the first call do not apply to a
@@ -281,6 +296,9 @@ class WaitingRequests:
             if not isinstance(entry, PendingRequest):
                 request = PendingRequest(data)
                 entry.set_result(Promoted(request))
+            elif not entry.movable and entry.connection is not None:
+                entry.interrupt(LeftBehind(entry.connection))
+                continue
             elif data:
                 request = entry
             else:
@@ -296,9 +314,9 @@ class WaitingRequests:
             self._abandoned = 0
 
     def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller is gone."""
+        """Send the first request on `connection`, unless its caller or its time is gone."""
         request = self._requests.popleft()
-        if not request.done():
+        if request.sendable():
             connection.send_request(request)
 
     def fail_all(self, reason: Exception) -> None:
@@ -398,6 +416,8 @@ class BoundState:
     def __init__(self) -> None:
         self._set: list[str] = []
         self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
+        self.losses = 0
+        """How often state was lost. A call that was made before a loss is not sent after it."""
 
     def __bool__(self) -> bool:
         """Return whether any state is set."""
@@ -417,6 +437,7 @@ class BoundState:
     def lose(self) -> None:
         """Record that the connection was lost."""
         self._set, self.lost = [], self._set
+        self.losses += 1
 
     def take_loss(self) -> str:
         """Return once what was lost, as the end of a sentence."""
@@ -532,6 +553,22 @@ class Multiplexer:
             if held:
                 self._lose_state()
             self._choose()
+
+    def fence(self, lost: Fenceable) -> None:
+        """Send nothing until the server can apply nothing more of an exclusive connection."""
+        if self.unsupported:
+            lost.fenced.set_result(False)
+            return
+        self._reconnector.fence(lost, next(iter(self.connections), None))
+        self._choose()
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write, so that a new write is the last one."""
+        await self._reconnector.until_fenced()
+
+    def next_name(self) -> str:
+        """Return a unique client name for a new connection."""
+        return self._reconnector.next_name()
 
     def write_accepted(self) -> None:
         """Report an accepted write, which ends a period of refusals."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio.client as driver
@@ -21,10 +22,12 @@ from .attempt import (
     Call,
     apply_callback,
     await_reply,
+    final_error,
     refused,
+    unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import is_lost
+from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
+    from .pool import ExclusiveConnection
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -58,7 +62,8 @@ class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
     In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
-    counts, and only the rest is sent again. A transaction is applied entirely or not at all.
+    decides whether it is repeated, and only the rest is sent again. But if the call fails, its
+    error also counts what was settled. A transaction is applied entirely or not at all.
     """
 
     def __init__(
@@ -78,6 +83,9 @@ class BatchCall(Call):
         self._transaction = transaction
         self._fallback = fallback
         self._answers: list[object] = []
+        self._repeating = False
+        """Whether the unanswered commands were sent before, and so may have been applied."""
+        self._losses = self._multiplexer.bound_state.losses
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
             pipeline._packer.pack(spec.words, args)
@@ -110,7 +118,18 @@ class BatchCall(Call):
 
     async def attempt(self, limits: Limits) -> object:
         """Send the unanswered commands in one write, and wait for all replies."""
-        request = self._request()
+        result = await self._attempt(limits)
+        if isinstance(result, AttemptFailed) and self._accepted(
+            self._answers, range(len(self._answers))
+        ):
+            return replace(result, applied=True)
+        return result
+
+    async def _attempt(self, limits: Limits) -> object:
+        unsent = unsendable(self._multiplexer, limits, self._losses)
+        if unsent is not None:
+            return unsent
+        request = self._request(limits)
         self._multiplexer.submit(request)
         replies = await await_reply(
             self._multiplexer,
@@ -119,13 +138,15 @@ class BatchCall(Call):
             timeout=self._pipeline._policy.response_timeout,
             read=self.effect is Effect.READ,
         )
+        if isinstance(replies, NotMultiplexable):
+            return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
                 self._clean(request.replies)
-                self._answers += request.replies
+                self._settle(request.replies)
+            if replies.progress is Progress.MAYBE_APPLIED:
+                self._repeating = True
             return replies
-        if isinstance(replies, NotMultiplexable):
-            return await self._fallback.attempt(limits)
         answers = replies if isinstance(replies, list) else [replies]
         self._clean(answers)
         if self._transaction:
@@ -140,7 +161,7 @@ class BatchCall(Call):
             elif isinstance(reply, list) and self._transaction:
                 self._clean(reply)
 
-    def _request(self) -> PendingRequest:
+    def _request(self, limits: Limits) -> PendingRequest:
         raw: frozenset[int] = frozenset()
         if self._transaction:
             data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
@@ -152,16 +173,51 @@ class BatchCall(Call):
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
-        return PendingRequest(data, count=count, raw=raw, large=len(data) > LARGE)
+        return PendingRequest(
+            data,
+            count=count,
+            raw=raw,
+            large=len(data) > LARGE,
+            expires=limits.sent,
+            movable=limits.behind is None,
+        )
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
             failed = _all_refused(answers, self._specs)
             if failed is not None:
                 return failed
-        self._note_accepted(answers)
-        self._answers += answers
+        start = len(self._answers)
+        self._note_accepted(answers, range(start, start + len(answers)))
+        undecided = self._settle(answers)
+        if undecided:
+            failed = _all_refused(undecided, self._specs[len(self._answers) :])
+            return failed or final_error(undecided[0])
         return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
+
+    def _settle(self, replies: list[Any]) -> list[Any]:
+        """Take the next replies as answers. Return those from the first that decides nothing.
+
+        An error proves nothing about a write that was sent before: that copy may be applied.
+        """
+        start = len(self._answers)
+        for index, reply in enumerate(replies):
+            if self._repeating and isinstance(reply, Exception) and self._writes(start + index):
+                self._answers += replies[:index]
+                return replies[index:]
+        self._answers += replies
+        return []
+
+    def _writes(self, index: int) -> bool:
+        """Return whether the command at a position changes something."""
+        return effect_of(self._specs[index], self._commands[index][0]) is not Effect.READ
+
+    def _accepted(self, replies: Iterable[object], positions: Iterable[int]) -> bool:
+        """Return whether a write is among the commands at these positions that succeeded."""
+        return any(
+            not isinstance(reply, Exception) and self._writes(index)
+            for index, reply in zip(positions, replies, strict=False)
+        )
 
     async def _finish_transaction(self, replies: list[object]) -> object:
         *queued, result = replies
@@ -176,7 +232,15 @@ class BatchCall(Call):
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
             raise ResponseError("EXEC did not return a list")
-        self._note_accepted(result)
+        sent = [
+            index
+            for index, (_, options) in enumerate(self._commands)
+            if EMPTY_RESPONSE not in options
+        ]
+        self._note_accepted(result, sent)
+        for index, reply in zip(sent, result, strict=False):
+            if self._repeating and isinstance(reply, Exception) and self._writes(index):
+                return final_error(reply)  # the first copy may be applied
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
@@ -185,14 +249,9 @@ class BatchCall(Call):
             for index, (_, options) in enumerate(self._commands)
         ]
 
-    def _note_accepted(self, answers: Sequence[object]) -> None:
+    def _note_accepted(self, replies: Iterable[object], positions: Iterable[int]) -> None:
         """End a period of refused writes if the server has accepted one here."""
-        if self._multiplexer.health.refusing and any(
-            not isinstance(reply, Exception) and effect_of(spec, args) is not Effect.READ
-            for reply, spec, (args, _) in zip(
-                reversed(answers), reversed(self._specs), reversed(self._commands), strict=False
-            )
-        ):
+        if self._multiplexer.health.refusing and self._accepted(replies, positions):
             self._multiplexer.write_accepted()
 
     def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
@@ -330,7 +389,12 @@ class ResilientPipeline(Pipeline):
 
     async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return the pipeline's own connection, which WATCH needs."""
+        pool = self._runtime.pool
         connection: AbstractConnection | None = self.connection
+        if connection is not None:
+            failed = await pool.until_fenced(limits.sent)
+            if failed is not None:
+                return failed
         if connection is not None and is_lost(connection):
             watched = self.watching
             self.drop(connection)
@@ -339,10 +403,14 @@ class ResilientPipeline(Pipeline):
             connection = None
         if connection is not None:
             return connection
-        acquired = await self._runtime.pool.acquire_within(limits.sent)
+        acquired = await pool.acquire_within(limits.sent)
         if not isinstance(acquired, AttemptFailed):
             self.connection = cast("Connection", acquired)
         return acquired
+
+    def known(self, connection: AbstractConnection) -> ExclusiveConnection:
+        """Return how the server knows the pipeline's own connection."""
+        return self._runtime.pool.known(connection)
 
     def drop(self, connection: AbstractConnection) -> None:
         """Close the pipeline's own connection."""
@@ -446,20 +514,32 @@ class _WatchedCall(Call):
             return Effect.READ
         return effect_of(self._specs[0], self._args)
 
+    def describe(self, error: ResilientIOError) -> None:
+        """Add to the error of a batch that any of its commands may have been applied."""
+        if isinstance(error, RedisOutcomeUnknown) and self._args is None:
+            error.unanswered = tuple(range(len(self._specs)))
+
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
         pipeline, watched = self._pipeline, self._pipeline.watching
         connection = await pipeline.acquire(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        loop = asyncio.get_running_loop()
-        limit = loop.time() + self._policy.response_timeout + self._block()
+        late = limits.too_late()
+        if late is not None:
+            return late
+        timeout = self._policy.response_timeout + self._block()
+        known = pipeline.known(connection)
+        known.unanswered = self.effect is not Effect.READ
         try:
-            async with asyncio.timeout_at(min(limit, limits.until or limit)):
-                return await self._exchange(connection)
+            async with StallTolerantTimeout(timeout, until=limits.until):
+                reply = await self._exchange(connection)
+                known.unanswered = False
+                return reply
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             if refusal(error) is not None or (connection.is_connected and not timed_out):
+                known.unanswered = False
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
@@ -469,7 +549,7 @@ class _WatchedCall(Call):
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
             )
 
     def _block(self) -> float:

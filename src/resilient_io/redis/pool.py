@@ -1,5 +1,7 @@
 """Exclusive connections: for blocking commands, for WATCH, and for drivers without a transport.
 
+A connection that is closed while a write on it is unanswered is fenced, as multiplexed ones are.
+
 A cancelled blocking pop may still take an element from the server. The pool then ends the command
 on the server and puts the element back.
 """
@@ -8,31 +10,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, RedisError
+from redis.exceptions import DataError, InvalidResponse, RedisError
 
-from resilient_io.deadlines import context_without_deadline, earlier
+from resilient_io.deadlines import context_without_deadline
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
-from .connect import abort, connect, fetch_client_id, query_over
+from .commands import Effect
+from .connect import (
+    StallTolerantTimeout,
+    abort,
+    connect,
+    identify,
+    is_lost,
+    is_multiplexable,
+    query_over,
+)
 from .errors import CLOSED, ConnectionFailure, refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Command, Limits
-    from .commands import Effect
     from .multiplexer import Multiplexer
 
 
+T = TypeVar("T")
+
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
+
+
+class ExclusiveConnection:
+    """How the server knows an exclusive connection, and whether it may still apply a write of it.
+
+    A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
+    """
+
+    __slots__ = ("client_id", "fenced", "lost", "name", "unanswered")
+
+    def __init__(self, name: str, client_id: int | None) -> None:
+        self.name = name
+        self.client_id = client_id
+        self.unanswered = False
+        """Whether a write was sent that has no reply yet."""
+        self.lost = False
+        self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
+        """Return whether the budget covers repeating the one call that this connection lost."""
+        return spend()
 
 
 class ExclusivePool:
@@ -54,7 +90,7 @@ class ExclusivePool:
         self._template = template
         self._room = asyncio.Semaphore(template.max_connections)
         self._idle: list[AbstractConnection] = []
-        self._client_ids: dict[AbstractConnection, int | None] = {}
+        self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
         self._recoveries: list[asyncio.Task[None]] = []
@@ -88,48 +124,21 @@ class ExclusivePool:
                 self._room.release()
 
     async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
-        """Return a connection, or why there is none. Waits while the dependency is down."""
+        """Return a connection that may be written to, or why there is none.
+
+        Waits while the dependency is down, and while a dead connection may still write.
+        """
         if self.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
-        timeout = asyncio.timeout_at(until)
-        health = self._multiplexer.health
-        self._timeouts.append(timeout)
-        try:
-            async with timeout:
-                if not health.available:
-                    await health.until_up()
-                return await self.acquire()
-        except Closed:  # the application closed the health of an open client
-            failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
-            return AttemptFailed.because(failure, Progress.NOT_SENT)
-        except (RedisError, OSError) as error:
-            failure = self.failure(error)
-            if failure is not CLOSED and timeout.expired():
-                crowded = health.available and self._room.locked()
-                obstacle = (
-                    "an exclusive connection, of which all are in use"
-                    if crowded
-                    else self._multiplexer.obstacle
-                )
-                return expired_while_waiting(obstacle, overloaded=crowded)
-            self._multiplexer.reports.failed(failure.cause, failure.detail)
-            return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
-        finally:
-            self._timeouts.remove(timeout)
+        return await self._within(until, self._acquire_when_safe())
 
-    async def identify(
-        self, connection: AbstractConnection, until: float | None
-    ) -> AttemptFailed | None:
-        """Fetch the CLIENT ID of a connection, by which a blocking command can be ended."""
-        if connection in self._client_ids:
-            return None
-        try:
-            async with asyncio.timeout_at(until):
-                query = query_over(connection, self._policy.response_timeout)
-                self._client_ids[connection] = await fetch_client_id(query)
-        except (RedisError, OSError) as error:
-            return AttemptFailed.because(self.failure(error), Progress.NOT_SENT)
-        return None
+    async def until_fenced(self, until: float | None) -> AttemptFailed | None:
+        """Wait until an acquired connection may be written to, or return why it may not."""
+        return await self._within(until, self._multiplexer.until_fenced())
+
+    def known(self, connection: AbstractConnection) -> ExclusiveConnection:
+        """Return how the server knows an acquired connection."""
+        return self._known[connection]
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why a connection of the pool failed: the server, or this client's own close."""
@@ -142,6 +151,8 @@ class ExclusivePool:
         self._acquired.remove(connection)
         self._room.release()
         if clean:
+            if connection in self._known:
+                self._known[connection].unanswered = False
             self._keep(connection)
         else:
             self._discard(connection)
@@ -152,7 +163,7 @@ class ExclusivePool:
             self.give_back(connection, clean=False)
             return
         task = asyncio.get_running_loop().create_task(
-            self._recover(connection, command),
+            self._recover(connection, self._known[connection].client_id, command),
             name=f"resilient-io redis recover {command}",
             context=context_without_deadline(),
         )
@@ -192,6 +203,48 @@ class ExclusivePool:
 
     # -- connecting ------------------------------------------------------------------------
 
+    async def _within(self, until: float | None, obtain: Awaitable[T]) -> T | AttemptFailed:
+        """Return what `obtain` does, or why it failed or did not end in time."""
+        timeout = asyncio.timeout_at(until)
+        health = self._multiplexer.health
+        self._timeouts.append(timeout)
+        try:
+            async with timeout:
+                return await obtain
+        except Closed:  # the application closed the health of an open client
+            failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
+            return AttemptFailed.because(failure, Progress.NOT_SENT)
+        except (RedisError, OSError) as error:
+            failure = self.failure(error)
+            if failure is not CLOSED and timeout.expired():
+                crowded = health.available and self._room.locked()
+                obstacle = (
+                    "an exclusive connection, of which all are in use"
+                    if crowded
+                    else self._multiplexer.obstacle
+                )
+                return expired_while_waiting(obstacle, overloaded=crowded)
+            self._multiplexer.reports.failed(failure.cause, failure.detail)
+            return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
+        finally:
+            self._timeouts.remove(timeout)
+
+    async def _acquire_when_safe(self) -> AbstractConnection:
+        health = self._multiplexer.health
+        while True:
+            if not health.available:
+                await health.until_up()
+            connection = await self.acquire()
+            usable = False
+            try:
+                await self._multiplexer.until_fenced()
+                usable = not is_lost(connection)
+            finally:
+                if not usable:
+                    self.give_back(connection, clean=not is_lost(connection))
+            if usable:
+                return connection
+
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
             connection = self._idle.pop()
@@ -202,15 +255,9 @@ class ExclusivePool:
         return None
 
     async def _connect(self) -> AbstractConnection:
-        policy = self._policy
         # In its own task: the application's connect function may not handle cancellation.
         task = asyncio.get_running_loop().create_task(
-            connect(
-                self._target,
-                client_name=self._target.client_name,
-                timeout=policy.connect_timeout,
-                user_timeout=policy.response_timeout,
-            ),
+            self._open(),
             name="resilient-io redis exclusive connect",
             context=context_without_deadline(),
         )
@@ -227,6 +274,27 @@ class ExclusivePool:
             raise exceptions.ConnectionError(CLOSED.detail)
         return task.result()
 
+    async def _open(self) -> AbstractConnection:
+        policy = self._policy
+        fake = self._multiplexer.unsupported
+        connection = await connect(
+            self._target,
+            client_name=self._target.client_name if fake else None,
+            timeout=policy.connect_timeout,
+            user_timeout=policy.response_timeout,
+        )
+        known = None
+        try:
+            name, client_id = self._multiplexer.next_name(), None
+            if is_multiplexable(connection):
+                query = query_over(connection, policy.connect_timeout)
+                client_id = await identify(query, name, protocol=connection.protocol)
+            self._known[connection] = known = ExclusiveConnection(name, client_id)
+        finally:
+            if known is None:
+                abort(connection)
+        return connection
+
     def _keep_orphan(self, task: asyncio.Task[AbstractConnection]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._keep(task.result())
@@ -238,16 +306,22 @@ class ExclusivePool:
             self._idle.append(connection)
 
     def _discard(self, connection: AbstractConnection) -> None:
-        self._client_ids.pop(connection, None)
+        known = self._known.pop(connection, None)
         abort(connection)
+        if known is not None:
+            known.lost = True
+            if known.unanswered:
+                self._multiplexer.fence(known)
 
     # -- recovering a popped element -------------------------------------------------------
 
-    async def _recover(self, connection: AbstractConnection, command: str) -> None:
+    async def _recover(
+        self, connection: AbstractConnection, client_id: int | None, command: str
+    ) -> None:
         clean = False
         try:
             async with asyncio.timeout(RECOVERY_TIMEOUT):
-                await self._query("CLIENT", "UNBLOCK", self._client_ids.get(connection))
+                await self._query("CLIENT", "UNBLOCK", client_id)
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
@@ -373,36 +447,38 @@ class ExclusiveCall(Call):
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
             return connection
-        clean = blocked = False
+        late = limits.too_late()
+        if late is not None:
+            pool.give_back(connection, clean=True)
+            return late
+        known = pool.known(connection)
+        known.unanswered = self.effect is not Effect.READ
+        clean = False
+        sent = asyncio.get_running_loop().time()
         try:
-            if recoverable:
-                failed = await pool.identify(connection, limits.sent)
-                if failed is not None:
-                    return failed
-                blocked = True
             reply = await self._exchange(connection, limits.until)
             clean = not isinstance(reply, AttemptFailed)
-        except UnicodeDecodeError:
-            clean = True  # the reply was read, and redis-py's parser stays in sync
+        except (UnicodeDecodeError, DataError):
+            # The reply was read, and redis-py's parser stays in sync; or nothing was sent.
+            clean = True
             raise
         finally:
-            if blocked and not clean and connection.is_connected:
+            if recoverable and not clean and connection.is_connected:
                 pool.recover(connection, self.operation)
             else:
                 pool.give_back(connection, clean=clean)
         if isinstance(reply, AttemptFailed):
-            return reply
-        if blocked or isinstance(reply, Exception):
+            reply = replace(reply, connection=known)
+        elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
-            return read_reply(self._multiplexer, callbacks, self._command, reply)
-        return reply
+            reply = read_reply(self._multiplexer, callbacks, self._command, reply)
+        return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
     async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
         loop = asyncio.get_running_loop()
-        limit = None if self._timeout is None else loop.time() + self._timeout
         args = self._command.args
         try:
-            async with asyncio.timeout_at(earlier(limit, until)):
+            async with StallTolerantTimeout(self._timeout, until=until):
                 if self.operation in _UNDO:
                     await connection.send_command(*args)
                     # A cancelled read must leave the connection open, for the recovery.
@@ -415,9 +491,13 @@ class ExclusiveCall(Call):
             raise
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
-            # redis-py 8.1 raises exactly this for a lost connection, and leaves it "connected" with
-            # disconnect_on_error=False.
-            lost = type(error) is ConnectionLostError or not connection.is_connected
+            # With disconnect_on_error=False, redis-py 8.1 leaves the connection "connected" after a
+            # loss, for which it raises exactly ConnectionError, and after bytes that are not RESP.
+            lost = (
+                type(error) is ConnectionLostError
+                or isinstance(error, InvalidResponse)
+                or not connection.is_connected
+            )
             if refusal(error) is not None or not (lost or timed_out):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:

@@ -166,6 +166,16 @@ async def test_a_block_does_not_hang_on_an_unreachable_server(while_down, slack)
             assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
 
 
+async def test_all_attempts_of_a_block_reach_the_server_within_one_deadline(fault_proxy, slack):
+    policy = QUICK.replace(connect_timeout=1.0, deadline=1.2)
+    async with ResilientRedis.from_url(fault_proxy.url, policy=policy) as client:
+        await client.ping()
+        fault_proxy.accept_silently()
+        outcome, took = await elapsed(client.blpop("l", timeout=30))
+        assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
+        assert took < policy.deadline + slack()
+
+
 async def test_an_enclosing_deadline_ends_a_block(client, slack):
     with deadline(0.15):
         outcome, took = await elapsed(client.blpop("l", timeout=5))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.history import Violation
 
 from . import (
+    budget,
     ending,
     errors,
     executions,
@@ -15,6 +16,7 @@ from . import (
     lists,
     locks,
     order,
+    outages,
     replies,
     times,
     transactions,
@@ -46,6 +48,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     order.no_finished_call_is_applied_after_a_later_write,
     order.no_abandoned_transaction_is_applied_after_a_later_write,
     order.no_transaction_overtakes_a_finished_call,
+    order.a_client_kills_only_connections_of_its_own,
     order.calls_of_one_tick_keep_their_order_for_each_key,
     order.commands_of_a_pipeline_are_executed_in_their_order,
     transactions.a_transaction_is_executed_whole_and_in_order,
@@ -67,6 +70,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     times.every_call_ends,
     times.calls_end_when_their_client_has_closed,
     errors.every_error_is_a_documented_one,
+    errors.an_error_that_promises_nothing_was_applied_fits_its_progress,
     health.down_has_a_reason,
     health.a_dependency_is_up_again_soon_after_the_last_fault,
     health.a_call_is_not_refused_as_down_without_a_reason,
@@ -75,10 +79,21 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     health.an_accepted_write_ends_the_report_of_refused_writes,
     health.closing_a_client_does_not_end_a_health_that_another_uses,
     health.nothing_is_published_after_the_last_client_closed,
+    outages.an_outage_is_published_before_callers_see_an_error,
+    outages.a_silent_server_is_soon_down,
+    outages.lost_connections_alone_are_not_an_outage,
+    outages.one_timeout_is_not_an_outage,
+    outages.a_call_does_not_lose_its_connection_without_a_reason,
     ending.every_open_client_is_up_and_answers_at_the_end,
     ending.every_counter_returns_to_zero,
+    ending.an_idle_client_runs_only_its_probe_and_its_connections,
     ending.the_retry_budget_stays_within_its_size,
+    budget.a_payment_is_taken_from_the_budget,
+    budget.a_refund_returns_what_the_call_had_paid,
+    budget.the_budget_earns_one_token_for_each_reply,
+    budget.a_call_that_is_cancelled_in_its_backoff_is_refunded,
     ending.closed_clients_leave_nothing_behind,
+    ending.nothing_is_left_when_the_last_client_has_closed,
     ending.no_unexpected_error_is_logged,
 )
 

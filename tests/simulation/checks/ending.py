@@ -31,6 +31,19 @@ def every_counter_returns_to_zero(index: Index) -> Iterator[Broken]:
                 yield Broken(f"client {client.label} has {value:g} {name} at the end")
 
 
+def an_idle_client_runs_only_its_probe_and_its_connections(index: Index) -> Iterator[Broken]:
+    """After everything has settled, a client has no task that recovers, fences or connects."""
+    clients = index.history.ending.clients
+    if any(client.open and client.state != "up" for client in clients):
+        return  # it still reconnects
+    for name in index.history.ending.idle_tasks:
+        if not name.startswith(_LASTING):
+            yield Broken(f"a task does not end: {name}")
+
+
+_LASTING = ("resilient-io probe", "resilient-io redis connection")
+
+
 def the_retry_budget_stays_within_its_size(index: Index) -> Iterator[Broken]:
     """The budget is neither negative nor larger than its size."""
     for client in index.history.ending.clients:
@@ -49,6 +62,17 @@ def closed_clients_leave_nothing_behind(index: Index) -> Iterator[Broken]:
         yield Broken(f"connection {number} is left open")
     if ending.timers:
         yield Broken(f"{ending.timers} timers are left")
+
+
+def nothing_is_left_when_the_last_client_has_closed(index: Index) -> Iterator[Broken]:
+    """The same, when all clients are closed in the middle of the run."""
+    for event in index.events.get("all closed", ()):
+        for name in event.facts["tasks"]:
+            yield Broken(f"a task is left after all clients were closed: {name}", (), event.at)
+        for number in event.facts["connections"]:
+            yield Broken(
+                f"connection {number} is left open after all clients were closed", (), event.at
+            )
 
 
 def no_unexpected_error_is_logged(index: Index) -> Iterator[Broken]:

@@ -22,6 +22,9 @@ _INTERNAL = frozenset((
 
 _DOCUMENTED = frozenset({"RedisError", "DataError", "ConfigurationError"})
 
+_PROMISES = frozenset({"DependencyUnavailable", "DeadlineExceeded", "Overloaded"})
+"""Errors of which the documentation says that the call was a read, or nothing was applied."""
+
 
 def every_error_is_a_documented_one(index: Index) -> Iterator[Broken]:
     """A call raises an error of redis-py's hierarchy, never an internal or unexpected one."""
@@ -45,3 +48,17 @@ def every_error_is_a_documented_one(index: Index) -> Iterator[Broken]:
             (operation.number,),
             operation.ended_at,
         )
+
+
+def an_error_that_promises_nothing_was_applied_fits_its_progress(index: Index) -> Iterator[Broken]:
+    """What may have been applied is reported as an unknown outcome, or because of closing."""
+    for operation in index.history.operations:
+        if operation.facts.get("progress") == "maybe applied" and _PROMISES.intersection(
+            operation.error_bases
+        ):
+            yield Broken(
+                f"call {operation.number} ({operation.kind}) may have been applied, but raised: "
+                f"{operation.error}",
+                (operation.number,),
+                operation.ended_at,
+            )

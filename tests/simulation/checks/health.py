@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import READ
-from .index import Broken
+from .index import PERMANENT, Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,11 @@ _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
 _ACCEPTED = 3.0  # seconds after an accepted write by which the report of refused writes ends
 
-_HANDSHAKE = frozenset((b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE"))
+_HANDSHAKE = frozenset((
+    b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE", b"ECHO",
+))  # fmt: skip
+"""Commands that a server answers although it serves nothing."""
+
 _SERVES_NOTHING = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 _REFUSED_WRITES = frozenset({"out of memory", "disk error", "no replicas", "read-only"})
 
@@ -156,13 +160,23 @@ def degraded_ends_when_refusals_stop(index: Index) -> Iterator[Broken]:
 
 
 def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterator[Broken]:
-    """DEGRADED because of refused writes ends soon after the server has accepted one."""
+    """DEGRADED with refused writes ends soon after the faults, if the server accepts writes."""
     refused = _times_of_refusals(index)
     for dependency, periods in _periods(index).items():
         for period in periods:
-            if period.state != "degraded" or period.cause not in _REFUSED_WRITES:
+            if period.state != "degraded":
                 continue
-            last = max([period.since] + [time for time in refused if time <= period.until])
+            within = [time for time in refused if period.since - 1.0 <= time <= period.until]
+            if not within and period.cause not in _REFUSED_WRITES:
+                continue
+            last = max(
+                [period.since, *within]
+                + [
+                    fault.end
+                    for fault in index.disturbances
+                    if fault.begin <= period.until and fault.kind not in PERMANENT
+                ]
+            )
             for label, operations in index.by_client.items():
                 if index.dependencies.get(label) != dependency:
                     continue
@@ -170,8 +184,9 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
                 if len(writes) < 2:
                     continue
                 second = writes[1].ended or last
-                until = second + _ACCEPTED + index.stalled(last, period.until)
-                if period.until > until and not index.disturbed(last, until, after=_AFTERMATH):
+                until = max(second + _ACCEPTED, last + _AFTERMATH)
+                until += index.stalled(last, period.until) + _waits(index)
+                if period.until > until:
                     yield Broken(
                         f"{dependency} was DEGRADED ({period.cause}) for {_ACCEPTED:g} s after "
                         f"accepted writes",

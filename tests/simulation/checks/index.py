@@ -125,6 +125,7 @@ class Index:
         """For each execution, the first token that it carries."""
         self.overtaken: list[tuple[Command, Command, int]] | None = None
         """What `order` found, which several rules share."""
+        self._deadlines: dict[int, float | None] | None = None
         self._read_executions()
         self.commands: dict[int, list[Command]] = {
             operation.number: self._commands_of(operation) for operation in history.operations
@@ -315,6 +316,10 @@ class Index:
                 return True
         return False
 
+    def disturbances_between(self, since: float, until: float) -> list[Disturbance]:
+        """Return the faults that were active in a period."""
+        return [fault for fault in self.disturbances if fault.begin <= until and fault.end >= since]
+
     @cached_property
     def _stalls(self) -> list[tuple[float, float]]:
         stalls = [
@@ -337,8 +342,6 @@ class Index:
                 break
             if time + seconds >= since and time - seconds <= until:
                 total += seconds
-        if "stall" not in self.events and self.plan is not None and self.plan.network.stall:
-            total += 3 * self.plan.network.stall_longest  # the loop did not record them
         return total
 
     @cached_property
@@ -443,6 +446,16 @@ class Index:
         times += [change.time for change in self.history.health[-1:]]
         times += [each.ended for each in self.history.operations if each.ended is not None]
         return max(times, default=0.0)
+
+    def deadline_of(self, number: int) -> float | None:
+        """Return the seconds of the `deadline()` around a call of the plan, or None."""
+        if self._deadlines is None:
+            self._deadlines = {
+                call.number: call.deadline
+                for caller in (() if self.plan is None else self.plan.callers)
+                for call in caller.calls
+            }
+        return self._deadlines.get(number)
 
     def argument(self, number: int, name: str) -> Any:
         """Return an argument of the call of the plan to which an operation belongs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,40 @@ def _exempt(index: Index, command: Command, execution: Execution) -> bool:
     return own_end and any(
         each.kind in ("set large", "get large") for each in index.by_client[operation.client]
     )
+
+
+def a_client_kills_only_connections_of_its_own(index: Index) -> Iterator[Broken]:
+    """CLIENT KILL ID ends a connection that its client has named earlier, and no one else's.
+
+    The server's IDs start again when it restarts, so an ID alone does not identify a connection.
+    """
+    starts = [event.at for event in index.events.get("started", ())]
+    names: dict[tuple[str, int, int], str] = {}
+    for execution in index.history.executions:
+        generation = bisect_left(starts, execution.at)
+        names[execution.server, generation, execution.connection] = execution.client_name
+        words = execution.words
+        if (
+            words[:3] != (b"CLIENT", b"KILL", b"ID")
+            or not execution.applied
+            or not execution.reply
+            or not words[3].isdigit()
+        ):
+            continue
+        victim = names.get((execution.server, generation, int(words[3])))
+        itself = int(words[3]) == execution.connection
+        if victim is not None and (itself or _family(victim) != _family(execution.client_name)):
+            yield Broken(
+                f"{execution.client_name or 'a connection without a name'} killed connection "
+                f"{words[3].decode()}, which is {victim or 'without a name'}",
+                (),
+                execution.at,
+            )
+
+
+def _family(name: str) -> str:
+    """Return the part of a connection's name that is common to all of one client."""
+    return name.rpartition("-")[0]
 
 
 def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:

@@ -122,18 +122,16 @@ def every_call_ends(index: Index) -> Iterator[Broken]:
 def calls_end_when_their_client_has_closed(index: Index) -> Iterator[Broken]:
     """Calls that wait, or back off before a retry, end when `aclose()` returns."""
     for label, changes in index.lifecycle.items():
-        for number, (at, time, kind) in enumerate(changes):
+        for at, time, kind in changes:
             if kind != "closed":
                 continue
-            earlier = [each[0] for each in changes[:number] if each[2] == "closing"]
-            closing = earlier[-1] if earlier else at
             if any(
                 at < each[0] and each[1] <= time + _CLOSING_TOLERANCE and each[2] == "opening"
                 for each in changes
             ):
                 continue  # opened again immediately
             for operation in index.by_client.get(label, ()):
-                if operation.started_at > closing:
+                if operation.started_at > at:
                     break
                 if not operation.started_at or operation.kind in _SLEEPS:
                     continue

@@ -326,7 +326,7 @@ def bzpopmin(session: Session, words: Words) -> Reply:
     keys = words[1:-1]
 
     def attempt() -> Reply:
-        for key in keys:
+        for key in session.candidates(keys):
             for member, score in _pop_lowest(database, key, 1):
                 return [key, member, score]
         return PENDING

@@ -16,7 +16,7 @@ ALWAYS = Flag.NOSCRIPT | ANY_TIME | Flag.NO_AUTH | Flag.ALLOW_BUSY
 CLIENT = Flag.NOSCRIPT | ANY_TIME
 NOT_AUTHENTICATED = (
     "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO "
-    "<proto> AUTH <user> <pass> option can be used to authenticate the client and select the "
+    "{protocol}AUTH <user> <pass> option can be used to authenticate the client and select the "
     "RESP protocol version at the same time"
 )
 NO_PASSWORD = (
@@ -63,7 +63,7 @@ def hello(session: Session, words: Words) -> Reply:
     if user is not None:
         _log_in(session, user, password)
     elif not session.authenticated:
-        raise Refused(NOT_AUTHENTICATED)
+        raise Refused(NOT_AUTHENTICATED.format(protocol="<proto> " if node.valkey else ""))
     if name is not None:
         session.name = name
     session.protocol = protocol

@@ -160,8 +160,10 @@ def ltrim(session: Session, words: Words) -> Reply:
     first, last = integer(words[2]), integer(words[3])
     values = session.database.find_list(words[1])
     if values is not None:
-        values[:] = bounded(values, first, last)
-        session.database.changed(words[1], values)
+        kept = bounded(values, first, last)
+        if len(kept) < len(values) or not session.node.valkey:
+            values[:] = kept
+            session.database.changed(words[1], values)
     return OK
 
 
@@ -247,7 +249,7 @@ def _blocking_pop(session: Session, words: Words, *, left: bool) -> Reply:
     keys = words[1:-1]
 
     def attempt() -> Reply:
-        for key in keys:
+        for key in session.candidates(keys):
             values = database.find_list(key)
             if values is not None:
                 return [key, take(database, key, values, left=left)]
@@ -336,6 +338,8 @@ def blmpop(session: Session, words: Words) -> Reply:
     seconds = timeout_seconds(session, words[1])
     keys, left, count = _several(words[2:])
     database = session.database
-    return session.block(
-        lambda: _pop_first(database, keys, count, left=left), seconds, NULL_ARRAY, keys
-    )
+
+    def attempt() -> Reply:
+        return _pop_first(database, session.candidates(keys), count, left=left)
+
+    return session.block(attempt, seconds, NULL_ARRAY, keys)

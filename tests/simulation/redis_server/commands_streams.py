@@ -20,6 +20,8 @@ MEANINGLESS_ID = (
     "this consumer by specifying a proper ID, or use the > ID to get new messages. The $ ID would "
     "just return an empty result set."
 )
+STREAM_GONE = "UNBLOCKED the stream key no longer exists"
+GROUP_GONE = "NOGROUP the consumer group this client was blocked on no longer exists"
 BAD_ID = "ERR Invalid stream ID specified as stream command argument"
 NEEDS_KEY = (
     "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to "
@@ -300,6 +302,11 @@ def xreadgroup(session: Session, words: Words) -> Reply:
     def attempt() -> Reply:
         found = []
         for key, word in zip(options.keys, options.ids, strict=True):
+            if session.waiting is not None and not session.node.valkey:
+                if type(database.find(key)) is not Stream:
+                    raise Refused(STREAM_GONE)
+                if _group(database, key, options.group) is None:
+                    raise Refused(GROUP_GONE)
             pair = _group(database, key, options.group)
             if pair is None:
                 raise _no_group(key, options.group, "XREADGROUP")
@@ -324,13 +331,13 @@ def _deliver(
     new = [one for one in stream.entries if one > group.delivered][: options.count]
     if options.consumer not in group.consumers:
         group.consumers[options.consumer] = None
-        database.touch(key)
+        database.touch(key, watched=False)
     for one in new:
         group.delivered = one
         if not options.noack:
             group.pending[one] = (options.consumer, database.now(), 1)
     if new:
-        database.touch(key)
+        database.touch(key, watched=False)
     return [_entry(one, stream.entries[one]) for one in new]
 
 
@@ -354,7 +361,7 @@ def xack(session: Session, words: Words) -> Reply:
         return 0
     count = sum([pair[1].pending.pop(one, None) is not None for one in wanted])
     if count:
-        session.database.touch(words[1])
+        session.database.touch(words[1], watched=False)
     return count
 
 
@@ -416,7 +423,7 @@ def xautoclaim(session: Session, words: Words) -> Reply:
         else:
             del group.pending[one]
             deleted.append(_id_text(one))
-    database.touch(words[1])
+    database.touch(words[1], watched=False)
     return [_id_text(cursor), claimed, deleted]
 
 
@@ -425,7 +432,7 @@ def xgroup_create(session: Session, words: Words) -> Reply:
     database = session.database
     key = words[2]
     make = any(word.upper() == b"MKSTREAM" for word in words[5:])
-    stream = database.find_kind(key, Stream)
+    stream = found = database.find_kind(key, Stream)
     if stream is None:
         if not make:
             raise Refused(NEEDS_KEY)
@@ -434,7 +441,10 @@ def xgroup_create(session: Session, words: Words) -> Reply:
     if words[3] in stream.groups:
         raise Refused("BUSYGROUP Consumer Group name already exists")
     stream.groups[words[3]] = Group(start)
-    database.put(key, stream, keep_expiry=True)
+    if found is None:
+        database.put(key, stream)
+    else:
+        database.touch(key, watched=False)
     return OK
 
 
@@ -445,7 +455,7 @@ def xgroup_destroy(session: Session, words: Words) -> Reply:
         raise Refused(NEEDS_KEY)
     if stream.groups.pop(words[3], None) is None:
         return 0
-    session.database.touch(words[2])
+    session.database.touch(words[2], watched=False)
     return 1
 
 
@@ -457,5 +467,5 @@ def xgroup_createconsumer(session: Session, words: Words) -> Reply:
     if words[4] in pair[1].consumers:
         return 0
     pair[1].consumers[words[4]] = None
-    session.database.touch(words[2])
+    session.database.touch(words[2], watched=False)
     return 1

@@ -178,11 +178,12 @@ class Database:
         self._drop(key)
         return True
 
-    def touch(self, key: bytes) -> None:
-        """Record that a key has changed."""
+    def touch(self, key: bytes, *, watched: bool = True) -> None:
+        """Record that a key has changed; WATCH ignores changes of the groups of a stream."""
         journal = self.journal
         journal.changes += 1
-        self.versions[key] = self.versions.get(key, 0) + 1
+        if watched:
+            self.versions[key] = self.versions.get(key, 0) + 1
         if self.waiting and key in self.waiting:
             journal.ready.append((self, key))
         if journal.recording:

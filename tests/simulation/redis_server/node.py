@@ -12,7 +12,7 @@ import hiredis
 
 from tests.simulation.history import ErrorReply
 
-from .database import Database, Journal
+from .database import Database, Journal, ScoreValue, Stream
 from .resp import PENDING, Push, Refused, Reply, encode
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ class Waiting:
         attempt: Returns the reply, or PENDING while the command has to wait.
         null: The reply at the timeout.
         strict: Whether an error of a later attempt ends the wait (XREADGROUP).
+        ready: The key that has changed.
     """
 
     __slots__ = (
-        *("attempt", "command", "database", "keys", "null", "session", "strict", "timer", "words"),
+        *("attempt", "command", "database", "keys", "null", "ready", "session", "strict", "timer"),
+        "words",
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Waiting:
         self.attempt = attempt
         self.null = null
         self.strict = strict
+        self.ready = b""
         self.timer: Any = None
 
 
@@ -235,7 +238,7 @@ class Session:
         self.out.append(encode(reply, self.protocol))
 
     def abort(self) -> None:
-        """Let EXEC fail, because a command was refused."""
+        """Discard the transaction at EXEC, because a command was refused."""
         self.aborted = True
         if self.node.valkey and self.queued:
             self.queued.clear()
@@ -267,6 +270,13 @@ class Session:
         self.node.wait(Waiting(self, keys, attempt, null, strict=strict), seconds)
         return PENDING
 
+    def candidates(self, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return the keys that a blocking command looks at: at first all of them.
+
+        Later, Valkey looks at all of them again, Redis 7.0 at the one that has changed.
+        """
+        return keys if self.waiting is None or self.node.valkey else (self.waiting.ready,)
+
     @property
     def subscriptions(self) -> int:
         """Return the number of channels and patterns."""
@@ -281,6 +291,12 @@ class Session:
                 parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
                 out += b"*%d\r\n%b" % (len(words), b"".join(parts))
         return out + data
+
+
+def _awaited_type(name: bytes) -> type:
+    if name.startswith(b"BZ"):
+        return ScoreValue
+    return Stream if name.startswith(b"X") else list
 
 
 class Node:
@@ -473,14 +489,17 @@ class Node:
             for database, key in ready:
                 for waiting in list(database.waiting.get(key, ())):
                     if waiting.session.waiting is waiting:
-                        self.retry(waiting)
+                        waiting.ready = key
+                        self.retry(waiting, database.find(key))
 
-    def retry(self, waiting: Waiting) -> None:
-        """Try a waiting command again."""
+    def retry(self, waiting: Waiting, value: Any = None) -> None:
+        """Try a waiting command again; `value` is that of the key that has changed."""
         try:
             reply = waiting.attempt()
         except Refused as refused:
-            if waiting.strict:
+            # Valkey executes the command from the start, and may find a key of another type.
+            suits = type(value) is _awaited_type(waiting.words[0])
+            if waiting.strict or (self.valkey and suits):
                 self.resume(waiting, refused.reply, applied=False)
             return
         if reply is not PENDING:

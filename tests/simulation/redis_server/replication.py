@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .node import Timers
     from .resp import Reply
 
+MASTERDOWN = "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."
 STATE_CHANGED = (
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
 )

@@ -15,6 +15,7 @@ from tests.simulation.history import ErrorReply
 
 from .command import Flag, Words, command, integer, look_up
 from .node import Session
+from .replication import MASTERDOWN
 from .resp import NULL_ARRAY, OK, Refused, Reply
 
 if TYPE_CHECKING:
@@ -286,6 +287,8 @@ def _evaluate(session: Session, text: bytes, words: Words, *, read_only: bool) -
     function = SCRIPTS.get(_normal(text.decode(errors="replace")))
     if function is None:
         raise Refused("ERR this script is not simulated: register it in scripts.py")
+    if node.is_stale():
+        raise Refused(MASTERDOWN)
     node.scripts[sha1(text)] = text
     run = Run(session, text, words[3 : 3 + count], words[3 + count :], read_only=read_only)
     reply = function(run)

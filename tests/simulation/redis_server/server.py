@@ -21,7 +21,7 @@ from .command import COMMANDS, look_up, wrong_arity
 from .commands_transactions import discard_transaction, watch_failed
 from .database import ScoreValue, SetValue, Stream
 from .node import Session
-from .replication import ReplicatedNode
+from .replication import MASTERDOWN, ReplicatedNode
 from .resp import PENDING, QUEUED, Refused, Reply, plain
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ LOADING = "LOADING {product} is loading the dataset in memory"
 BUSY = "BUSY {product} is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
 READONLY = "READONLY You can't write against a read only replica."
 NOREPLICAS = "NOREPLICAS Not enough good replicas to write."
-MASTERDOWN = "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."
 MISCONF = (
     "MISCONF {product} is configured to save RDB snapshots, but it's currently unable to persist "
     "to disk. Commands that may modify the data set are disabled, because this instance is "
@@ -53,7 +52,7 @@ SUBSCRIBED = (
 )
 WRITES_REFUSED = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
 IMMEDIATE = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
-NEVER_FULL = IMMEDIATE | {"UNWATCH"}
+NEVER_FULL = frozenset({"EXEC", "DISCARD", "QUIT", "RESET"})
 WHILE_SUBSCRIBED = frozenset(
     {"PING", "SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET"}
 )
@@ -247,9 +246,10 @@ class RedisServer(ReplicatedNode):
         )
 
     def _reject(self, session: Session, command: Command | None, words: Words, text: str) -> None:
-        if command is not None and command.name == "EXEC" and session.queued is not None:
+        if command is not None and command.name == "EXEC":
             discard_transaction(session)
-            text = f"EXECABORT Transaction discarded because of: {text}"
+            reason = text.removeprefix("ERR ")
+            text = f"EXECABORT Transaction discarded because of: {reason}"
         elif session.queued is not None:
             session.abort()
         error = ErrorReply(text)
@@ -291,15 +291,20 @@ class RedisServer(ReplicatedNode):
             and name not in WHILE_SUBSCRIBED
         ):
             return SUBSCRIBED.format(name=name.lower())
-        if not command.stale and self._stale():
+        stale, loading = command.stale, command.loading
+        if name == "EXEC" and session.queued:
+            stale = all(entry.stale for entry, _ in session.queued)
+            loading = all(entry.loading for entry, _ in session.queued)
+        if not stale and self.is_stale():
             return MASTERDOWN
-        if self.loading_until and not command.loading:
+        if self.loading_until and not loading:
             return LOADING.format(product=self.product)
         if self.busy_until and not (command.valkey_busy if self.valkey else command.allow_busy):
             return BUSY.format(product=self.product)
         return None
 
-    def _stale(self) -> bool:
+    def is_stale(self) -> bool:
+        """Return whether this is a replica without its master that must not answer."""
         if self.master is None or self.serve_stale:
             return False
         return self.link is None or not self.link.synchronized
@@ -565,7 +570,7 @@ class RedisServer(ReplicatedNode):
     def load(self, seconds: float) -> None:
         """Load data for a time: nearly everything is refused."""
         self.history.event(self.name, "loading", seconds=seconds)
-        until = self.loading_until = self.timers.time() + seconds
+        until = self.loading_until = max(self.loading_until, self.timers.time() + seconds)
         self.update_checks()
 
         def end() -> None:

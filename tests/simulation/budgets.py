@@ -1,0 +1,73 @@
+"""Records what calls pay for their repetitions, and what they get back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import resilient_io.redis.runtime
+from resilient_io.retry import RetryBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .history import History
+
+
+@contextlib.contextmanager
+def recorded(history: History) -> Iterator[None]:
+    """Add an event for each payment and refund: "paid" or "refunded", with the tokens around it.
+
+    Reading the tokens changes nothing: what successes have earned is only added up earlier.
+    """
+    count = 0
+
+    class RecordedBudget(RetryBudget):
+        """A retry budget whose changes are events of the history."""
+
+        __slots__ = ("_number",)
+
+        def __init__(self, capacity: float, successes: Callable[[], int]) -> None:
+            nonlocal count
+            count += 1
+            self._number = count
+            super().__init__(capacity, successes)
+
+        def try_spend(self, cost: float) -> bool:
+            before = self.tokens
+            granted = super().try_spend(cost)
+            self._note("paid" if granted else "not paid", cost, before)
+            return granted
+
+        def refund(self, cost: float) -> None:
+            before = self.tokens
+            super().refund(cost)
+            self._note("refunded", cost, before)
+
+        def _note(self, kind: str, cost: float, before: float) -> None:
+            history.event(
+                "client",
+                kind,
+                budget=self._number,
+                size=self.capacity,
+                call=_call(),
+                cost=cost,
+                before=before,
+                after=self._tokens,
+            )
+
+    module = resilient_io.redis.runtime
+    original = module.RetryBudget
+    module.RetryBudget = RecordedBudget
+    try:
+        yield
+    finally:
+        module.RetryBudget = original
+
+
+def _call() -> int | None:
+    """Return the number of the call whose task runs, or None."""
+    task = asyncio.current_task()
+    word, _, number = ("" if task is None else task.get_name()).partition(" ")
+    return int(number) if word == "call" else None

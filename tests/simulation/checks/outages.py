@@ -1,0 +1,314 @@
+"""Rules about outages: when DOWN is published, what proves it, and what callers see meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.simulation.history import Outcome
+
+from .index import BATCHES, Broken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.simulation.history import Operation
+    from tests.simulation.plan import ClientSetup
+
+    from .index import Disturbance, Index
+
+_MARGIN = 0.15  # seconds by which DOWN may be published later than the timeouts add up to
+_SLOW = 0.02  # seconds of latency, from which a probe may take longer than callers wait for it
+_AFTERMATH = 4.0  # seconds after a fault in which its consequences may still appear
+_LOST = ("connection was lost", "closed the connection", "onnection reset", "onnection closed")
+_OF_CONNECTIONS = frozenset({
+    "forget", "reset one", "close one", "kill client", "reset", "break off", "flap", "unblock",
+})  # fmt: skip
+"""Faults of single connections: a new one works at once, so the server is not down."""
+
+_SILENT = frozenset({"freeze", "cut", "drop replies"})
+"""Faults after which no byte arrives from the server."""
+
+_HEALTH = {"interval": 1.0, "timeout": 1.0}  # the client's own values
+
+
+class _Watched(NamedTuple):
+    """A dependency with a single client, and the settings that decide when it is DOWN."""
+
+    name: str
+    client: str
+    latency: float
+    response_timeout: float
+    probe: float
+    interval: float
+
+
+def an_outage_is_published_before_callers_see_an_error(index: Index) -> Iterator[Broken]:
+    """A call that lost its connection to a dead server fails when DOWN was published.
+
+    The probe has 50 ms, so slow networks, other faults and stalls are exempt.
+    """
+    kills = [fault for fault in index.disturbances if fault.kind == "kill"]
+    if not kills:
+        return
+    for watched in _watched(index):
+        if watched.latency >= _SLOW:
+            continue
+        for operation in index.by_client.get(watched.client, ()):
+            ended = operation.ended
+            if (
+                ended is None
+                or operation.outcome not in (Outcome.NOT_APPLIED, Outcome.UNKNOWN)
+                or operation.kind in ("watch", "manual")
+                or not any(text in operation.error for text in _LOST)
+            ):
+                continue
+            kill = next((each for each in kills if each.begin <= ended <= each.end - 0.1), None)
+            if (
+                kill is None
+                or kill.arguments.get("silently")
+                or not operation.started < kill.begin < ended
+                or _others(index, kill, ended)
+                or index.stalled(kill.begin - 0.5, ended + 0.1) > 0.01
+                or not _open(index, watched.client, kill.begin - 0.5, ended)
+            ):
+                continue
+            states = _states(index, watched.name, operation.ended_at or 0)
+            if states and states[-1] in ("up", "degraded"):
+                yield Broken(
+                    f"call {operation.number} ({operation.kind}) failed while {watched.name} was "
+                    f"{states[-1].upper()}, {ended - kill.begin:.3f} s after the server was "
+                    f"killed: {operation.error}",
+                    (operation.number,),
+                    operation.ended_at,
+                )
+
+
+def a_silent_server_is_soon_down(index: Index) -> Iterator[Broken]:
+    """Silence is suspicious after half of the response timeout, and one more timeout proves it.
+
+    Without calls, the ping of the probe is what remains unanswered.
+    """
+    for fault in index.disturbances:
+        if fault.kind not in _SILENT:
+            continue
+        for watched in _watched(index):
+            since = _first_unanswered(index, watched, fault)
+            limit = since + watched.probe + _MARGIN + 4 * watched.latency
+            limit += 2 * index.stalled(fault.begin - 0.5, limit)
+            if (
+                fault.end <= limit
+                or index.settled_at <= limit
+                or _others(index, fault, limit)
+                or not _open(index, watched.client, fault.begin - 3.0, limit)
+            ):
+                continue
+            changes = [
+                change for change in index.history.health if change.dependency == watched.name
+            ]
+            before = [change.state for change in changes if change.time <= fault.begin]
+            if not before or before[-1] != "up":
+                continue
+            if not any(
+                change.state == "down" and fault.begin < change.time <= limit for change in changes
+            ):
+                yield Broken(
+                    f"{watched.name} was not DOWN {limit - fault.begin:.2f} s after the server "
+                    f"had become silent ({fault.kind})"
+                )
+
+
+def lost_connections_alone_are_not_an_outage(index: Index) -> Iterator[Broken]:
+    """While the server accepts new connections, and answers on them, DOWN is not published."""
+    longest = _longest_timeout(index)
+    for change in index.history.health:
+        if change.state != "down":
+            continue
+        faults = index.disturbances_between(change.time - _AFTERMATH - longest, change.time)
+        if (
+            faults
+            and all(fault.kind in _OF_CONNECTIONS for fault in faults)
+            # A second fault may reset the connection of the probe.
+            and (len(faults) == 1 or all(fault.kind == "forget" for fault in faults))
+            and index.stalled(change.time - 3.0, change.time) < 0.05
+        ):
+            kinds = ", ".join(dict.fromkeys(fault.kind for fault in faults))
+            yield Broken(
+                f"{change.dependency} became DOWN although only connections were lost ({kinds}): "
+                f"{change.cause} ({change.detail})",
+                (),
+                change.at,
+            )
+
+
+def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
+    """DOWN after timeouts takes two of them, of which one may be half of the response timeout.
+
+    Only clients that keep a connection are examined: without one, each attempt to connect counts.
+    """
+    for watched in _watched(index):
+        shortest = min(watched.response_timeout / 2, watched.probe) + watched.probe
+        for change in index.history.health:
+            if (
+                change.dependency != watched.name
+                or change.state != "down"
+                or change.cause != "timed out"
+            ):
+                continue
+            answers = [
+                execution.time
+                for execution in index.history.executions
+                if change.time - shortest < execution.time < change.time
+            ]
+            faults = index.disturbances_between(change.time - shortest, change.time)
+            begun = min((fault.begin for fault in faults), default=change.time)
+            if (
+                faults
+                and not answers
+                and change.time - begun < shortest - 2 * watched.latency - 0.01
+                and not index.disturbed(begun - 10.0, begun - 0.001, after=_AFTERMATH)
+                and index.stalled(change.time - 3.0, change.time) < 0.01
+                and _kept_a_connection(index, watched.client, begun, change.time)
+            ):
+                yield Broken(
+                    f"{watched.name} became DOWN {change.time - begun:.3f} s after the first "
+                    f"fault, before two timeouts: {change.detail}",
+                    (),
+                    change.at,
+                )
+
+
+def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterator[Broken]:
+    """When nothing is wrong, no call fails because of its connection, and none is left unknown."""
+    for operation in index.history.operations:
+        ended = operation.ended
+        if (
+            ended is None
+            or operation.outcome not in (Outcome.UNKNOWN, Outcome.NOT_APPLIED)
+            or (operation.deadline is not None and ended >= operation.deadline - 0.01)
+            or "Closed" in operation.error.partition(":")[0]
+            or "Overloaded" in operation.error.partition(":")[0]
+            or operation.facts.get("already_late")
+        ):
+            continue
+        planned = index.deadline_of(operation.number)
+        if planned is not None:
+            continue  # an enclosing deadline also limits parts of the call
+        since = operation.started - 1.0
+        if (
+            index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index) + 6.0)
+            or index.stalled(since, ended) > 0.2
+            or not _open(index, operation.client, since, ended)
+        ):
+            continue
+        yield Broken(
+            f"call {operation.number} ({operation.kind}) failed without a fault: {operation.error}",
+            (operation.number,),
+            operation.ended_at,
+        )
+
+
+def _kept_a_connection(index: Index, label: str, since: float, until: float) -> bool:
+    """Return whether a connection that carried calls stayed open during a period."""
+    lost = {
+        event.facts["connection"]
+        for event in index.events.get("lost", ())
+        if event.time <= until and "connection" in event.facts
+    }
+    return any(
+        sent.time < since and sent.connection not in lost
+        for operation in index.by_client.get(label, ())
+        if _shares_a_connection(operation)
+        for command in index.commands[operation.number]
+        for sent in index.sent.get(command.token or b"", ())
+    )
+
+
+def _watched(index: Index) -> Iterator[_Watched]:
+    """Yield the dependencies that a single client uses, from the plan."""
+    plan = index.plan
+    if plan is None:
+        return
+    network = plan.network.latency + plan.network.jitter
+    shared = [setup.shares_health_of for setup in plan.clients]
+    own = any(operation.kind == "manual" for operation in index.history.operations)
+    for setup in plan.clients:
+        if setup.shares_health_of is None and setup.label not in shared and not own:
+            yield _settings(setup, network)
+
+
+def _settings(setup: ClientSetup, latency: float) -> _Watched:
+    health = _HEALTH | dict(setup.health)
+    policy = setup.policy
+    return _Watched(
+        name=f"redis-{setup.label}",
+        client=setup.label,
+        latency=latency,
+        response_timeout=policy.get("response_timeout", 2.0),
+        probe=min(health["timeout"], policy.get("connect_timeout", 1.0)),
+        interval=health["interval"],
+    )
+
+
+def _first_unanswered(index: Index, watched: _Watched, fault: Disturbance) -> float:
+    """Return when the silence after a fault must be suspicious, because of a call or a ping."""
+    pinged = fault.begin + 2 * watched.latency + watched.interval
+    suspicious = pinged + watched.response_timeout / 2
+    for operation in index.by_client.get(watched.client, ()):
+        if operation.started < fault.begin or not _shares_a_connection(operation):
+            continue
+        if operation.started > pinged:
+            break
+        for command in index.commands[operation.number][:1]:
+            sent = index.sent.get(command.token or b"", ())
+            if sent and fault.begin <= sent[0].time:
+                suspicious = min(suspicious, sent[0].time + watched.response_timeout / 2)
+    return suspicious
+
+
+def _shares_a_connection(operation: Operation) -> bool:
+    return (
+        operation.kind not in BATCHES
+        and operation.kind not in ("watch", "pop", "move", "stream read", "set large")
+        and len(operation.commands) == 1
+    )
+
+
+def _others(index: Index, fault: Disturbance, until: float) -> bool:
+    """Return whether another fault may have a part in what happened until then."""
+    return any(
+        other is not fault
+        and other.begin <= until
+        and (other.kind in ("forget", "fail over", "deny") or other.end + _AFTERMATH >= fault.begin)
+        for other in index.disturbances
+    )
+
+
+def _states(index: Index, dependency: str, at: int) -> list[str]:
+    return [
+        change.state
+        for change in index.history.health
+        if change.dependency == dependency and change.at < at
+    ]
+
+
+def _open(index: Index, label: str, since: float, until: float) -> bool:
+    """Return whether a client was open all the time, and not closing."""
+    state = "opened"
+    for _, time, kind in index.lifecycle.get(label, ()):
+        if time > until:
+            break
+        if time > since:
+            return False
+        state = kind
+    return state == "opened"
+
+
+def _longest_timeout(index: Index) -> float:
+    clients = () if index.plan is None else index.plan.clients
+    return max(
+        (
+            max(setup.policy.get("response_timeout", 2.0), setup.policy.get("connect_timeout", 1.0))
+            for setup in clients
+        ),
+        default=2.0,
+    )
