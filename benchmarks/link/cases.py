@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from resilient_io import ResilientIOError, State
+from resilient_io import FlightRecorder, ResilientIOError, State
 from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.redis import ResilientRedis
 
@@ -119,14 +119,16 @@ async def measure(
     return watch.fill(outcome)
 
 
-async def cut(network: Network, server: NetworkRedis, *, callers: int = CALLERS) -> Outcome:
-    """Cut the network."""
+async def cut(
+    network: Network, server: NetworkRedis, *, callers: int = CALLERS, before: float = 0.5
+) -> Outcome:
+    """Cut the network, `before` seconds after the client is up."""
 
     async def fault(_: ResilientRedis) -> None:
         network.cut()
 
     try:
-        return await measure(server, fault, callers=callers, longest=6.0)
+        return await measure(server, fault, callers=callers, before=before, longest=6.0)
     finally:
         network.restore()
 
@@ -208,6 +210,30 @@ async def closed_window(server: NetworkRedis, seconds: float) -> Outcome:
         await asyncio.sleep(0.5)
 
     return await measure(server, fault, callers=4)
+
+
+async def blocked(network: Network, server: NetworkRedis) -> Outcome:
+    """Lose the connection of a BLPOP without a limit; `down` is when the wait continues."""
+    outcome = Outcome()
+    loop = asyncio.get_running_loop()
+    recorder = FlightRecorder()
+    async with ResilientRedis.from_url(server.url) as redis:
+        redis.health.add_recorder(recorder)
+        await redis.ping()
+        call = asyncio.create_task(redis.blpop("queue", timeout=0))
+        await asyncio.sleep(1.0)
+        line = next(each for each in server.run("CLIENT", "LIST").splitlines() if "blpop" in each)
+        network.forget(int(line.partition(" addr=")[2].partition(" ")[0].rpartition(":")[2]))
+        began = loop.time()
+        while loop.time() < began + 8 and outcome.down is None:
+            await asyncio.sleep(0.01)
+            if any(event["event"] == "blocking call resumed" for event in recorder.events()):
+                outcome.down = loop.time() - began
+        await asyncio.sleep(0.2)
+        server.run("RPUSH", "queue", "job")
+        async with asyncio.timeout(2):
+            outcome.replies += await call == (b"queue", b"job")
+    return outcome
 
 
 _TOPIC = "records"

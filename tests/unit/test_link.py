@@ -99,7 +99,7 @@ def test_an_open_connection_is_described(listener):
         tcp_info(state=7),
     ],
 )
-def test_what_the_kernel_does_not_tell_is_not_known(info):
+def test_a_socket_of_which_the_kernel_says_nothing_is_not_known(info):
     assert read_link(FakeSocket(info)) is None
 
 

@@ -1,4 +1,4 @@
-"""The link between the client and the server: cut, lossy, distant; and what is no fault of it."""
+"""The link between the client and the server: cut, lossy, distant; and faults of other things."""
 
 import asyncio
 import contextlib
@@ -162,7 +162,7 @@ async def test_a_receive_window_that_is_closed_for_a_second_is_no_loss(server, c
     assert not seen.changes
 
 
-async def test_a_frozen_server_is_told_from_a_host_that_is_gone(server, connect, watch):
+async def test_a_frozen_server_is_distinguished_from_a_host_that_is_gone(server, connect, watch):
     redis = await connect(server)
     seen = watch(redis)
     call = asyncio.create_task(redis.incr("counter"))
