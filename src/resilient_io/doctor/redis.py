@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.health import Cause
-from resilient_io.link import describe_losses, read_link
+from resilient_io.link import read_link
 from resilient_io.redis.connect import RedisTarget, abort, connect, query_over, socket_of
 from resilient_io.redis.errors import connection_failure
 from resilient_io.redis.options import check_target
 from resilient_io.text import clean_text, describe_error
 
+from .link import check_link
 from .network import Endpoint, check_path
-from .steps import CheckResult, Checks, Status, merged, note, ok, problem, unknown
+from .steps import CheckResult, Checks, Status, merged, note, ok, problem
 from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
 from .urls import WRONG_PASSWORD, read_redis_url
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from resilient_io.link import LinkState
     from resilient_io.redis.connect import Query
 
     from .steps import Step
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 _PORT: Final = 6379
 _FIRST_HANDSHAKE: Final = 0.7
 """Seconds to wait for a TLS handshake before the port is tried without TLS."""
-
-_LINK_PINGS: Final = 200  # enough to notice a loss of 2 % almost certainly
-_LINK_SECONDS: Final = 1.5
 
 _NO_ANSWER_TO_LOGIN: Final = problem(
     "connected, but no answer to the login",
@@ -114,39 +111,13 @@ async def _examine(
             ask = query_over(opened[0], checks.left)
             step = await checks.run("reply", lambda: check_reply(ask), on_timeout=_NO_REPLY)
             yield step
-            if step.status is not Status.PROBLEM and read_link(socket_of(opened[0])) is not None:
-                limit = min(checks.half, _LINK_SECONDS)
-                yield await checks.run("link", lambda: _check_link(opened[0], ask, limit))
+            sock = socket_of(opened[0])
+            if step.status is not Status.PROBLEM and read_link(sock) is not None:
+                yield await check_link(checks, sock, lambda: ask("PING"))
     finally:
         for each in opened:
             abort(each)
         await target.aclose()
-
-
-async def _check_link(connection: AbstractConnection, ask: Query, seconds: float) -> CheckResult:
-    """Send PING many times and read from the kernel how many segments were lost."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            for _ in range(_LINK_PINGS):
-                await ask("PING")
-    return judge_link(read_link(socket_of(connection)))
-
-
-def judge_link(link: LinkState | None) -> CheckResult:
-    """Return whether the link to the server loses packets."""
-    if link is None:
-        return unknown("the connection was lost meanwhile")
-    if link.retransmitted:
-        return note(
-            f"this link loses packets: {describe_losses(link)}",
-            "Each loss delays calls by 0.2 s or more: check the network between here and the "
-            "server (an overloaded host or switch, a bad cable, a limit of the cloud provider).",
-            **link.as_dict(),
-        )
-    segments = "" if link.segments is None else f" of {link.segments} segments"
-    return ok(
-        f"the round trip takes {link.rtt * 1e3:.2f} ms; none{segments} lost", **link.as_dict()
-    )
 
 
 async def _check_tls(target: RedisTarget, endpoint: Endpoint, timeout: float) -> CheckResult:

@@ -203,3 +203,13 @@ async def test_options_of_the_url_do_not_disturb_the_examination(examined, share
     seen = await examined(f"redis://127.0.0.1:{shared_redis.port}{decode}")
     assert exit_code(seen.steps) == 0, seen
     assert seen["reply"].data["version"]
+
+
+async def test_a_link_that_loses_packets_is_named(network, examined):
+    server = network.start_redis()
+    network.lose(0.05)
+    seen = await examined(server.url, timeout=10.0)
+    assert seen["link"].status is Status.NOTE
+    assert seen["link"].found.startswith("this link loses packets: ")
+    assert seen["link"].data["retransmitted"] > 0
+    assert exit_code(seen.steps) == 0

@@ -8,7 +8,8 @@ import pytest
 from redis import exceptions as driver
 
 from resilient_io.doctor import Status
-from resilient_io.doctor.redis import check_reply, judge_link, judge_login
+from resilient_io.doctor.link import judge_link
+from resilient_io.doctor.redis import check_reply, judge_login
 from resilient_io.link import LinkState
 
 REDIS = {b"server": b"redis", b"version": b"7.0.15", b"mode": b"standalone", b"role": b"master"}
