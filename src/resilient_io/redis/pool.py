@@ -17,7 +17,7 @@ from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, InvalidResponse, RedisError
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
@@ -422,8 +422,17 @@ _UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH", "BZPOPMIN": "ZADD", "BZPOPMAX": "ZA
 """The commands whose element can be put back, and the command that does it."""
 
 
-_STILL_WAITING = object()
-"""The result of an attempt whose connection was lost while its command had done nothing."""
+class _StillWaiting:
+    """The result of an attempt whose connection was lost while its command had done nothing."""
+
+    def __init__(self, sent: float) -> None:
+        self._served = asyncio.get_running_loop().time() - sent
+
+    def extend(self, limits: Limits) -> Limits:
+        """Return the limits of the next attempt: the time of the wait does not count as sending."""
+        if limits.sent is None:
+            return limits
+        return limits._replace(sent=earlier(limits.sent + self._served, limits.until))
 
 
 class ExclusiveCall(Call):
@@ -460,8 +469,9 @@ class ExclusiveCall(Call):
         """
         while True:
             result = await self._attempt_once(limits)
-            if result is not _STILL_WAITING:
+            if not isinstance(result, _StillWaiting):
                 return result
+            limits = result.extend(limits)
             self._multiplexer.health.note("blocking call resumed", operation=self.operation)
 
     async def _attempt_once(self, limits: Limits) -> object:
@@ -493,7 +503,7 @@ class ExclusiveCall(Call):
                 pool.give_back(connection, clean=clean)
         if isinstance(reply, AttemptFailed):
             if waiting and self._timeout is None and not reply.expired:
-                return _STILL_WAITING
+                return _StillWaiting(sent)
             progress = Progress.NOT_SENT if waiting else reply.progress
             reply = replace(reply, connection=known, progress=progress)
         elif recoverable or isinstance(reply, Exception):

@@ -61,12 +61,17 @@ async def _resumed(recorder):
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("command", CALLS)
-async def test_a_wait_continues_on_a_new_connection(command, network, server, recorded, slack):
+@pytest.mark.parametrize(("command", "waited"), [("BLPOP", 6.0), ("BLMOVE", 0.0), ("BRPOP", 0.0)])
+async def test_a_wait_continues_on_a_new_connection(
+    command, waited, network, server, recorded, slack
+):
+    """Also a wait that has lasted longer than the deadline for reaching the server."""
     redis, recorder = recorded
     call, expected = CALLS[command]
     waiting = asyncio.create_task(call(redis))
-    network.forget(await _port(redis))
+    port = await _port(redis)
+    await asyncio.sleep(waited)
+    network.forget(port)
     async with asyncio.timeout(DETECTED + slack()):
         await _resumed(recorder)
     await asyncio.sleep(0.2)
