@@ -162,7 +162,7 @@ def _is_ours(connection: AbstractConnection, address: str) -> bool:
     sock = socket_of(connection)
     try:
         name = sock.getsockname() if sock is not None else None
-    except OSError:
+    except (OSError, AttributeError):  # a lost connection; a simulated socket
         return False
     if not isinstance(name, tuple):
         return True  # a unix socket, which has no proxy
