@@ -24,7 +24,8 @@ _CALLS = {
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
     "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
-    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
+    "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
@@ -53,6 +54,7 @@ class Theme:
         storms: Smallest and largest number of moments at which faults cluster.
         impatient: Probability that a client probes often, or with short timeouts.
         narrow: Probability that a client permits few exclusive connections.
+        decoded: Probability that a client decodes replies.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -67,6 +69,7 @@ class Theme:
     storms: tuple[int, int] = (1, 3)
     impatient: float = 0.1
     narrow: float = 0.1
+    decoded: float = 0.2
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -84,6 +87,10 @@ def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["attempts"] = rng.choice([3, 5, 8])
     policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
     policy["repeat"] = rng.choice(["idempotent", "any"])
+
+
+def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
+    policy["attempts"] = rng.choice([1, 1, 2, 3])
 
 
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
@@ -178,9 +185,24 @@ THEMES: dict[str, Theme] = {
     ),
     "shared health": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", traffic=6, close=0.7, reopen=0.7),
-        _FAULTS | {"refuse": 5, "limit clients": 4, "refuse writes": 8, "reset one": 6},
+        _only(
+            _FAULTS,
+            "kill",
+            "freeze",
+            "loading",
+            "busy",
+            "cut",
+            "close one",
+            "lose replies",
+            refuse=8,
+            limit_clients=6,
+            refuse_writes=12,
+            refuse_then_reset=4,
+            reset_one=10,
+        ),
         clients=(2, 3),
         shared=0.9,
+        policy=_tries_once,
     ),
     "pipelines": Theme(_BATCHES, _BREAKS | _only(_FAULTS, "refuse writes", "lose then refuse")),
     "transactions": Theme(
@@ -277,9 +299,28 @@ THEMES: dict[str, Theme] = {
         _only(_CALLS, "set", "get", "increment", "echo", "pipeline", "push", manual=12, pop=6),
         _BREAKS | _only(_FAULTS, refuse_writes=8, lose_then_refuse=4, flap=8, refuse_then_reset=12),
         single=0.4,
+        storms=(0, 3),
     ),
     "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
-    "calm": Theme(_CALLS, {}, clients=(1, 2)),
+    "values": Theme(
+        _only(
+            _CALLS,
+            "set",
+            "get",
+            "echo",
+            "get several",
+            "get range",
+            "push",
+            "pipeline",
+            set_large=3,
+            get_large=3,
+            set_binary=6,
+            get_binary=10,
+        ),
+        _BREAKS,
+        decoded=0.6,
+    ),
+    "calm": Theme(_CALLS, {}, clients=(1, 2), single=0.2, impatient=0.3),
 }
 
 
@@ -352,7 +393,9 @@ class _Drawer:
 
     def _health(self) -> dict[str, float]:
         rng = self.rng
-        settings = {"refusal_hold": 2.0} if rng.random() < 0.5 else {}
+        settings: dict[str, float] = {}
+        if rng.random() < 0.5:
+            settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
             settings |= {"timeout": rng.choice([0.2, 0.5]), "interval": rng.choice([0.3, 1.0])}
         return settings
@@ -360,7 +403,7 @@ class _Drawer:
     def _options(self) -> dict[str, Any]:
         rng = self.rng
         options: dict[str, Any] = {}
-        if rng.random() < 0.2:
+        if rng.random() < self.theme.decoded:
             options["decode_responses"] = True
         if rng.random() < self.theme.narrow:
             options["max_connections"] = rng.choice([1, 2, 3])
@@ -375,7 +418,9 @@ class _Drawer:
         for index in range(count):
             calls = []
             pause = self._span / max(1, total / count) * rng.choice([0.3, 1.0])
-            for _ in range(total // count):
+            rarely = rng.choice([1, 1, 1, 5])  # some callers make few calls
+            pause *= rarely
+            for _ in range(max(2, total // count // rarely)):
                 number += SPACING
                 calls.append(self._call(number, pause))
             callers.append(Caller(index, rng.choice(clients).label, tuple(calls)))
@@ -387,7 +432,7 @@ class _Drawer:
         cancel = rng.random() < theme.cancel
         limited = rng.random() < theme.deadline or kind == "late"
         arguments = self._arguments(kind)
-        cancel_after = self._soon() if cancel else None
+        cancel_after = self._soon(kind) if cancel else None
         if kind == "pop" and rng.random() < 0.1:
             arguments["timeout"] = 0  # without a limit, until it is cancelled
             cancel_after = rng.uniform(0.0, 3.0)
@@ -404,9 +449,11 @@ class _Drawer:
             arguments=arguments,
         )
 
-    def _soon(self) -> float:
+    def _soon(self, kind: str) -> float:
         """Return a time at which a call is likely to be under way."""
         rng = self.rng
+        if kind == "burst" and rng.random() < 0.5:
+            return 0.0  # before the calls are written
         return rng.choice([0.0, rng.uniform(0, 0.003), rng.uniform(0, 0.1), rng.uniform(0, 2)])
 
     def _arguments(self, kind: str) -> dict[str, Any]:
@@ -477,7 +524,7 @@ class _Drawer:
         if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
             arguments["why"] = rng.choice(["OOM", "READONLY", "NOREPLICAS", "MISCONF"])
         if kind == "slow":
-            arguments["extra"] = rng.choice([0.02, 0.1, 0.3])
+            arguments["extra"] = rng.choice([0.02, 0.1, 0.15, 0.3])
         if kind == "kill":
             arguments["keep_data"] = rng.random() < 0.7
             arguments["loading"] = rng.choice([0.0, 0.0, 0.3, 2.0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _random
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import importlib.metadata
@@ -22,6 +23,10 @@ import warnings
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.client import CaseInsensitiveDict
 
 from .history import History
 from .loop import NothingWillHappen, SimulatedLoop, SimulatedTask, TooManySteps, describe_exception
@@ -74,8 +79,7 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
         _silence_logging(stack, simulation.log_errors)
         _catch_warnings(stack, simulation.log_errors)
         _replace_time(stack, loop)
-        # It reads files, for each new connection of redis-py.
-        _replace(stack, importlib.metadata, "version", _version)
+        _make_redis_faster(stack)
         _replace_randomness(stack, Random(f"process/{seed}"))
         if gc.isenabled():
             gc.disable()
@@ -84,9 +88,33 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
             yield simulation
         finally:
             _end_tasks(simulation)
+            history.stop_clock()  # its records outlive the loop, which is garbage
 
 
 _version = functools.cache(importlib.metadata.version)
+
+
+def _make_redis_faster(stack: contextlib.ExitStack) -> None:
+    """Replace what redis-py does for each new client and connection by something equivalent."""
+    # It reads files.
+    _replace(stack, importlib.metadata, "version", _version)
+    Retry.__deepcopy__ = _copy_retry
+    stack.callback(delattr, Retry, "__deepcopy__")
+    _replace(stack, CaseInsensitiveDict, "__init__", _fill)
+
+
+def _copy_retry(retry: Retry, memo: dict[int, Any]) -> Retry:
+    """Return a deep copy. Only a backoff without state is shared."""
+    new = object.__new__(type(retry))
+    vars(new).update(vars(retry))
+    if type(retry._backoff) is not NoBackoff:
+        new._backoff = copy.deepcopy(retry._backoff, memo)
+    return new
+
+
+def _fill(self: CaseInsensitiveDict, data: dict[str, Any]) -> None:
+    """Do what the constructor does, without a call for each of the 170 items."""
+    dict.update(self, {key.upper(): value for key, value in data.items()})
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

@@ -255,6 +255,11 @@ class History:
         """Return the virtual time in seconds."""
         return self._clock()
 
+    def stop_clock(self) -> None:
+        """Keep the present time from now on, and no reference to the loop."""
+        now = self._clock()
+        self._clock = lambda: now
+
     def event(self, source: str, kind: str, **facts: Any) -> None:
         """Add a line to the timeline."""
         self.events.append(Event(self.next(), self._clock(), source, kind, facts))

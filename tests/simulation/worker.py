@@ -73,7 +73,7 @@ def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> Non
     except Exception:  # noqa: BLE001 - the search shows it
         reply(broken=traceback.format_exc())
         return
-    # The collector would look at all that was imported again and again. It runs between requests.
+    # The collector would look at all that was imported again and again. It runs after each seed.
     gc.disable()
     gc.collect()
     gc.freeze()
@@ -89,8 +89,8 @@ def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> Non
                 result = {"seed": seed, "theme": theme, "crash": traceback.format_exc()}
             faulthandler.cancel_dump_traceback_later()
             reply(result=result)
+            gc.collect()  # what the run left behind
         reply(idle=True)
-        gc.collect()
 
 
 def main() -> None:

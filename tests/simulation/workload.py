@@ -243,6 +243,7 @@ async def script_registered(use: Use) -> None:
     """Run a registered script: EVALSHA, and SCRIPT LOAD if the server does not know it."""
     key, token = _register(use), use.token()
     operation = use.operation(("EVALSHA", SET_AND_RETURN, "1", key, token))
+    operation.facts["limit"] = None  # each of its commands has a limit of its own
     script = use.redis.register_script(SET_AND_RETURN)
     await use.perform(operation, lambda: script(keys=[key], args=[token]))
 
@@ -471,11 +472,15 @@ async def close(use: Use) -> None:
     before = min(use.argument("before", 0), len(calls))  # they precede it in the same tick
     works = [*calls[:before], *closings, *calls[before:]]
     tasks = [use.world.loop.create_task(work) for work in works]
-    await asyncio.wait(tasks[before : before + len(closings)])
-    if operation.outcome is Outcome.OK and not client.open:  # another caller may have opened it
-        history.event("workload", "closed", client=label)
-        await _note_what_is_left(use)
-    await asyncio.wait(tasks)
+    try:
+        await asyncio.wait(tasks[before : before + len(closings)])
+        if operation.outcome is Outcome.OK and not client.open:  # nor opened by another caller
+            history.event("workload", "closed", client=label)
+            await _note_what_is_left(use)
+        await asyncio.wait(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _note_what_is_left(use: Use) -> None:

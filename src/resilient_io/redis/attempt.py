@@ -277,7 +277,8 @@ class _ReplyClock:
             self._since, self._stalled = now, self._stall_time()
             return None
         waited = now - self._since - (self._stall_time() - self._stalled)
-        if waited < self.timeout:
+        # A blocking command before this one may keep a connection bound to a caller silent.
+        if waited < max(self.timeout, connection.extra_timeout):
             return None
         silent = connection.last_activity <= self._since
         # If its own reply keeps the connection busy, another attempt would only add to the load.

@@ -543,8 +543,8 @@ class ExclusiveCall(Call):
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             # With disconnect_on_error=False, redis-py 8.1 leaves the connection "connected" after a
-            # loss, for which it raises exactly ConnectionError, and after bytes that are not RESP.
-            # Without a socket timeout, its TimeoutError is that of the kernel (TCP_USER_TIMEOUT).
+            # loss, for which it raises exactly ConnectionError, or its own TimeoutError if the
+            # kernel gave up, and after bytes that are not RESP.
             lost = (
                 type(error) is ConnectionLostError
                 or isinstance(error, (InvalidResponse, exceptions.TimeoutError))

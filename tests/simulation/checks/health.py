@@ -20,7 +20,8 @@ _AFTERMATH = 4.0  # seconds after a fault in which its consequences may still be
 _RECOVERY = 8.0  # seconds after the last fault by which a client must be UP again
 _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
-_ACCEPTED = 3.0  # seconds after an accepted write by which the report of refused writes ends
+_ACCEPTED = 1.0  # seconds after an accepted write by which the report of refused writes ends
+_RECONNECTED = 2.5  # seconds after a fault by which connections and probes work again
 
 _HANDSHAKE = frozenset((
     b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE", b"ECHO",
@@ -184,12 +185,12 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
                 if len(writes) < 2:
                     continue
                 second = writes[1].ended or last
-                until = max(second + _ACCEPTED, last + _AFTERMATH)
+                until = max(second + _ACCEPTED, last + _RECONNECTED)
                 until += index.stalled(last, period.until) + _waits(index)
                 if period.until > until:
                     yield Broken(
-                        f"{dependency} was DEGRADED ({period.cause}) for {_ACCEPTED:g} s after "
-                        f"accepted writes",
+                        f"{dependency} was DEGRADED ({period.cause}) for "
+                        f"{period.until - second:.1f} s after accepted writes",
                         (writes[0].number, writes[1].number),
                         period.at,
                     )

@@ -94,6 +94,37 @@ def a_lock_that_is_still_held_can_be_released(index: Index) -> Iterator[Broken]:
             )
 
 
+def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
+    """A release that returned removed the key of the lock, unless it had expired."""
+    if index.data_lost:
+        return
+    takings = _takings(index)
+    holders = {each.facts["token"]: each for each in _acquired(index)}
+    for operation in _releases(index).values():
+        holder = holders.get(operation.facts["token"])
+        if holder is None or operation.outcome is not Outcome.OK or operation.ended is None:
+            continue
+        name, token = operation.facts["lock"].encode(), operation.facts["token"].encode()
+        mine = [each for each in takings.get(name, ()) if each.words[2] == token]
+        timeout = holder.facts.get("timeout")
+        if not mine or (timeout is not None and operation.ended > mine[0].time + timeout - _MARGIN):
+            continue
+        if not any(
+            execution.applied
+            and execution.reply == 1
+            and name in execution.words
+            and token in execution.words
+            for execution in index.executions_between(
+                operation.started_at, operation.ended_at or operation.started_at
+            )
+        ):
+            yield Broken(
+                f"{operation.facts['lock']} was released, but the server still held it",
+                (holder.number, operation.number),
+                operation.ended_at,
+            )
+
+
 def _acquired(index: Index) -> list[Operation]:
     return [
         operation

@@ -20,13 +20,17 @@ _MARGIN = 0.15  # seconds by which DOWN may be published later than the timeouts
 _SLOW = 0.02  # seconds of latency, from which a probe may take longer than callers wait for it
 _AFTERMATH = 4.0  # seconds after a fault in which its consequences may still appear
 _LOST = ("connection was lost", "closed the connection", "onnection reset", "onnection closed")
-_OF_CONNECTIONS = frozenset({
-    "forget", "reset one", "close one", "kill client", "reset", "break off", "flap", "unblock",
-})  # fmt: skip
+_UNANSWERED = ("no byte arrived", "no reply within")
+_OF_CONNECTIONS = frozenset({"forget", "reset one", "close one", "kill client", "unblock"})
 """Faults of single connections: a new one works at once, so the server is not down."""
 
 _SILENT = frozenset({"freeze", "cut", "drop replies"})
 """Faults after which no byte arrives from the server."""
+
+_BLOCKING = frozenset({"pop", "move", "stream read"})
+
+_BEFORE_THE_REPLY = frozenset({"slow", "busy", "pause", "refuse writes", "freeze", "loading"})
+"""Faults that delay a call before it is executed, or its packets by a known time."""
 
 _HEALTH = {"interval": 1.0, "timeout": 1.0}  # the client's own values
 
@@ -38,6 +42,7 @@ class _Watched(NamedTuple):
     client: str
     latency: float
     response_timeout: float
+    timeout: float
     probe: float
     interval: float
 
@@ -130,6 +135,12 @@ def lost_connections_alone_are_not_an_outage(index: Index) -> Iterator[Broken]:
             # A second fault may reset the connection of the probe.
             and (len(faults) == 1 or all(fault.kind == "forget" for fault in faults))
             and index.stalled(change.time - 3.0, change.time) < 0.05
+            and _answered_before(index, change.dependency, faults[0].begin - 0.5)
+            and all(
+                _open(index, label, faults[0].begin, change.time)
+                for label, dependency in index.dependencies.items()
+                if dependency == change.dependency
+            )
         ):
             kinds = ", ".join(dict.fromkeys(fault.kind for fault in faults))
             yield Broken(
@@ -138,6 +149,16 @@ def lost_connections_alone_are_not_an_outage(index: Index) -> Iterator[Broken]:
                 (),
                 change.at,
             )
+
+
+def _answered_before(index: Index, dependency: str, time: float) -> bool:
+    """Return whether a dependency answered at a time: no probe was on a connection of its own."""
+    before = [
+        change.state
+        for change in index.history.health
+        if change.dependency == dependency and change.time <= time
+    ]
+    return bool(before) and before[-1] in ("up", "degraded")
 
 
 def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
@@ -187,15 +208,16 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
             or (operation.deadline is not None and ended >= operation.deadline - 0.01)
             or "Closed" in operation.error.partition(":")[0]
             or "Overloaded" in operation.error.partition(":")[0]
-            or operation.facts.get("already_late")
+            or not any(text in operation.error for text in (*_LOST, *_UNANSWERED))
         ):
             continue
-        planned = index.deadline_of(operation.number)
-        if planned is not None:
+        if index.deadline_of(operation.number) is not None:
             continue  # an enclosing deadline also limits parts of the call
+        if _behind_a_blocking_call(index, operation):
+            continue
         since = operation.started - 1.0
         if (
-            index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index) + 6.0)
+            index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index))
             or index.stalled(since, ended) > 0.2
             or not _open(index, operation.client, since, ended)
         ):
@@ -205,6 +227,55 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
             (operation.number,),
             operation.ended_at,
         )
+
+
+def a_reply_that_arrived_is_returned(index: Index) -> Iterator[Broken]:
+    """A call does not run out of time after its reply has arrived on a connection that is open."""
+    if index.plan is None:
+        return
+    network = index.plan.network
+    lost = {event.facts.get("connection"): event.time for event in index.events.get("lost", ())}
+    for number, commands in index.commands.items():
+        operation = index.operations[number]
+        ended = operation.ended
+        if (
+            ended is None
+            or operation.outcome not in (Outcome.UNKNOWN, Outcome.NOT_APPLIED)
+            or not _shares_a_connection(operation)
+            or not commands[0].executions
+            or _behind_a_blocking_call(index, operation)
+        ):
+            continue
+        execution = commands[0].executions[0]
+        sent = index.sent.get(commands[0].token or b"", ())
+        if len(sent) != 1 or lost.get(sent[0].connection, ended + 1.0) <= ended:
+            continue
+        faults = index.disturbances_between(execution.time - 0.5, ended)
+        if any(fault.kind not in _BEFORE_THE_REPLY for fault in faults):
+            continue
+        arrived = execution.time + network.latency + 3 * network.jitter + _MARGIN
+        arrived += sum(fault.arguments.get("extra", 0.0) for fault in faults)
+        if arrived + index.stalled(execution.time, ended) < ended:
+            yield Broken(
+                f"call {number} ({operation.kind}) had a reply at {arrived - _MARGIN:.3f}, but "
+                f"ended at {ended:.3f} with: {operation.error}",
+                (number,),
+                operation.ended_at,
+            )
+
+
+def _behind_a_blocking_call(index: Index, operation: Operation) -> bool:
+    """Return whether a call shares the only connection of a client with a blocking call."""
+    clients = () if index.plan is None else index.plan.clients
+    if not any(setup.single and setup.label == operation.client for setup in clients):
+        return False
+    return any(
+        other is not operation
+        and other.kind in _BLOCKING
+        and other.started <= (operation.ended or operation.started)
+        and (other.ended is None or other.ended >= operation.started - 5.0)
+        for other in index.by_client.get(operation.client, ())
+    )
 
 
 def _kept_a_connection(index: Index, label: str, since: float, until: float) -> bool:
@@ -244,6 +315,7 @@ def _settings(setup: ClientSetup, latency: float) -> _Watched:
         client=setup.label,
         latency=latency,
         response_timeout=policy.get("response_timeout", 2.0),
+        timeout=health["timeout"],
         probe=min(health["timeout"], policy.get("connect_timeout", 1.0)),
         interval=health["interval"],
     )
@@ -252,7 +324,7 @@ def _settings(setup: ClientSetup, latency: float) -> _Watched:
 def _first_unanswered(index: Index, watched: _Watched, fault: Disturbance) -> float:
     """Return when the silence after a fault must be suspicious, because of a call or a ping."""
     pinged = fault.begin + 2 * watched.latency + watched.interval
-    suspicious = pinged + watched.response_timeout / 2
+    suspicious = pinged + min(watched.response_timeout / 2, watched.timeout)
     for operation in index.by_client.get(watched.client, ()):
         if operation.started < fault.begin or not _shares_a_connection(operation):
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.history import Outcome
+
 from .effects import READS
 from .index import TRANSACTIONS, Broken
 
@@ -96,6 +98,40 @@ def a_transaction_is_applied_only_if_its_watched_keys_did_not_change(
                         (number,),
                         execution.at,
                     )
+
+
+def a_transaction_fails_only_if_a_watched_key_changed(index: Index) -> Iterator[Broken]:
+    """WatchError from the server means that someone wrote to a key that this caller watched."""
+    if index.data_lost:
+        return
+    for number, commands in index.commands.items():
+        operation = index.operations[number]
+        if (
+            operation.kind != "watch"
+            or operation.outcome is not Outcome.WATCH_FAILED
+            or "Watched variable changed" not in operation.error
+            or not commands
+        ):
+            continue
+        keys = [word.encode() for word in commands[0].words[1:]]
+        ended = operation.ended_at or operation.started_at
+        watches = [
+            each
+            for each in index.executions_between(operation.started_at, ended)
+            if each.words == (b"WATCH", *keys)
+        ]
+        if watches and not any(
+            each.applied
+            and each.words[0].decode() not in READS
+            and any(key in each.words[1:] for key in keys)
+            for each in index.executions_between(watches[0].at, ended)
+        ):
+            yield Broken(
+                f"{commands[-1]} failed, although no one had changed its watched keys: "
+                f"{operation.error}",
+                (number,),
+                operation.ended_at,
+            )
 
 
 def _first_command(index: Index, body: list[Execution]) -> Command | None:
