@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import sys
@@ -157,14 +158,18 @@ def combine(links: Iterable[LinkState | None]) -> LinkState | None:
 SERVER_SILENT = "the host is reachable, the server does not answer"
 
 
-def describe_silence(links: Iterable[LinkState | None]) -> str:
-    """Return what the kernel knows about requests that are not answered, or an empty string."""
+def describe_silence(links: Iterable[LinkState | None], *, within: float = math.inf) -> str:
+    """Return what the kernel knows about requests that are not answered, or an empty string.
+
+    Only acknowledgements of the last `within` seconds show that the host is reachable.
+    """
     known = [link for link in links if link is not None]
     lost = [link for link in known if link.unacked and link.retransmits]
     if lost:
         worst = max(lost, key=lambda link: link.ack_age)
         return _describe_loss(worst, worst.ack_age)
-    return SERVER_SILENT if any(link.silent_server for link in known) else ""
+    silent = any(link.silent_server and link.ack_age <= within for link in known)
+    return SERVER_SILENT if silent else ""
 
 
 def _describe_loss(link: LinkState, seconds: float) -> str:

@@ -299,15 +299,17 @@ class Prober:
         began = loop.time()
         stalled = lag.stalled if lag is not None else 0.0
         timer: asyncio.TimerHandle | None = None
+        known = ""  # about the links when the time was over
 
         def check_time() -> None:
             # Time during which our own loop was blocked is not the dependency's.
-            nonlocal timer
+            nonlocal timer, known
             blocked = lag.stalled - stalled if lag is not None else 0.0
             left = allowed - (loop.time() - began - blocked)
             if left > _RESOLUTION:
                 timer = loop.call_later(left, check_time)
             elif not scope.expired():  # a suspicion may have ended this probe already
+                known = describe_silence(client.links(), within=allowed)
                 scope.reschedule(loop.time())
 
         task = asyncio.current_task()
@@ -323,7 +325,6 @@ class Prober:
         except (ProbeFailed, ProbeDegraded):
             raise
         except TimeoutError:
-            known = describe_silence(client.links())
             detail = f"no answer within {allowed:g} s" + (f": {known}" if known else "")
             raise ProbeFailed(Cause.TIMED_OUT, detail) from None
         except asyncio.CancelledError:

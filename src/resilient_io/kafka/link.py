@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from .driver import Connection, Driver
     from .probe import KafkaProbe
 
-_IDLE_INTERVAL = 0.25  # seconds between two looks for requests while there are none
+_INTERVAL = 0.1
+"""Seconds between two looks for requests. A request counts as sent when it is seen, so this must be
+short: the probe's connection is closed a second after its request."""
+
 _NUDGE_AFTER = 0.25  # seconds without a byte after which a broker is sent something
 _NUDGE_SPACING = 1.0  # shortest time between two nudges, in seconds
 
 
 class LinkWatch:
-    """Looks at the connections of one client that wait for a response, five times a second.
+    """Looks at the connections of one client that wait for a response, ten times a second.
 
     A request of a consumer may wait long for records although its host has acknowledged it. So that
     the host has something to acknowledge, the probe's connection then gets a request, too.
@@ -44,7 +47,7 @@ class LinkWatch:
 
     def start(self) -> None:
         """Start the timer in the running loop."""
-        self._timer = asyncio.get_running_loop().call_later(_IDLE_INTERVAL, self._look)
+        self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look)
 
     async def aclose(self) -> None:
         """Stop. Idempotent."""
@@ -69,7 +72,7 @@ class LinkWatch:
         loop = asyncio.get_running_loop()
         now = loop.time()
         before, self._waiting = self._waiting, []
-        pause = _IDLE_INTERVAL
+        pause = _INTERVAL
         longest = 0.0
         for connection in self._connections():
             request = oldest_request(connection)
@@ -80,8 +83,7 @@ class LinkWatch:
             )
             self._waiting.append((connection, request, since))
             longest = max(longest, now - since)
-            pause = min(pause, INTERVAL)
-            if now > since:
+            if now - since >= INTERVAL:
                 pause = min(pause, self._path.look(socket_of(connection), now - since))
         if longest >= _NUDGE_AFTER and now - self._nudged >= _NUDGE_SPACING:
             self._nudged = now

@@ -110,9 +110,16 @@ _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
 
 
 async def connect(
-    target: RedisTarget, *, client_name: str | None = None, timeout: float, user_timeout: float
+    target: RedisTarget,
+    *,
+    client_name: str | None = None,
+    timeout: float,
+    user_timeout: float,
+    began: Callable[[AbstractConnection], None] | None = None,
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
+
+    `began` is called with the connection before it is opened.
 
     If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
     from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
@@ -125,6 +132,8 @@ async def connect(
         async with StallTolerantTimeout(timeout):
             await target.resolve()
             connection = target.connection(client_name=client_name, connect_timeout=None)
+            if began is not None:
+                began(connection)
             await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True

@@ -26,7 +26,7 @@ LINK = LinkState(
     received_age=0.5,
 )
 LOST = dataclasses.replace(LINK, retransmits=2, unacked=1, unacked_bytes=30, ack_age=0.9)
-ACKED = dataclasses.replace(LINK, sent_age=1.0, received_age=2.0)
+ACKED = dataclasses.replace(LINK, ack_age=0.9, sent_age=1.0, received_age=2.0)
 GONE = "no acknowledgement from the host for 0.9 s, 2 retransmissions"
 
 
@@ -120,6 +120,12 @@ async def test_a_probe_that_times_out_says_whether_the_host_is_reachable(client,
     assert watched.detail == (
         "no answer within 1 s: the host is reachable, the server does not answer"
     )
+
+
+async def test_an_earlier_acknowledgement_does_not_show_that_the_host_is_reachable(client, watched):
+    client.links, client.mute = [dataclasses.replace(ACKED, ack_age=1.5)], True
+    await asyncio.sleep(5)
+    assert watched.detail == "no answer within 1 s"
 
 
 async def test_the_link_is_plain_data_and_metrics(client, watched):
