@@ -155,7 +155,7 @@ def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFa
     failure = reason.failure
     if isinstance(reason, Undeliverable):
         return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
-    timed_out = failure.cause is Cause.TIMED_OUT
+    timed_out = not failure.definite
     return AttemptFailed.because(
         failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
     )

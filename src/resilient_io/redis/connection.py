@@ -6,7 +6,7 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-import sys
+import math
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,6 +15,7 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
+from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_size
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
+    from resilient_io.link import LinkState, PathMonitor
 
 
 class ConnectionLost(Exception):
@@ -421,27 +423,48 @@ class Watchdog:
     It checks twice within the response timeout: a large request that is still being sent is not
     silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
     counts: later writes that leave (a ping, for example) prove nothing about the peer.
+
+    In between, while nothing arrives, it lets `path` look at what the kernel knows.
     """
 
-    __slots__ = ("_connection", "_in_flight", "_left", "_loop", "_queue", "_timer", "_written")
+    __slots__ = (
+        "_connection",
+        "_due",
+        "_first",
+        "_in_flight",
+        "_left",
+        "_loop",
+        "_path",
+        "_queue",
+        "_timer",
+        "_written",
+    )
 
     def __init__(
-        self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
+        self,
+        connection: MultiplexedConnection,
+        in_flight: InFlightWrites,
+        queue: ResponseQueue,
+        path: PathMonitor | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._in_flight = in_flight
         self._queue = queue
+        self._path = path if connection.link is not None else None
+        self._first = connection.response_timeout / 2
+        if self._path is not None:
+            self._first = min(self._first, INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # the loop time of the next check for silence
         # At the latest check: the bytes that the connection had written, and those that had left.
         self._written = self._left = 0
 
     def arm(self, now: float) -> None:
         """Start the timer at `now`, unless it is running."""
         if self._timer is None:
-            self._timer = self._loop.call_at(
-                now + self._connection.response_timeout / 2, self._check
-            )
+            self._due = now + self._connection.response_timeout / 2
+            self._timer = self._loop.call_at(now + self._first, self._check)
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -454,9 +477,27 @@ class Watchdog:
         return self._connection.response_timeout + self._connection.extra_timeout
 
     def _check(self) -> None:
-        self._timer, connection = None, self._connection
+        self._timer = None
         if not self._queue.waiting:
             return
+        if self._loop.time() >= self._due and not self._check_silence():
+            return
+        pause = self._look_at_path()
+        if self._connection.lost is None:
+            self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
+
+    def _look_at_path(self) -> float:
+        """Return after how many seconds to look again."""
+        if self._path is None:
+            return math.inf
+        waited = self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
+        if waited < INTERVAL:
+            return INTERVAL
+        return self._path.look(self._connection.socket, waited)
+
+    def _check_silence(self) -> bool:
+        """Schedule the next check for silence. Return False if this was the last one."""
+        connection = self._connection
         written = connection.bytes_sent
         left = written - self._unacknowledged()
         if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
@@ -467,7 +508,7 @@ class Watchdog:
             self._timer = self._loop.call_later(
                 SECOND_CHECK, self._conclude, self._in_flight.last_byte
             )
-            return
+            return False
         # Not later than their deadline, although the next check is half of the timeout away.
         deadline = connection.deadline
         age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
@@ -478,42 +519,26 @@ class Watchdog:
         else:
             next_check = timeout - silence
             connection.fall_silent()
-        self._timer = self._loop.call_later(max(next_check, SECOND_CHECK), self._check)
+        self._due = self._loop.time() + max(next_check, SECOND_CHECK)
+        return True
 
     def _conclude(self, last_byte: float) -> None:
         self._timer = None
-        in_flight = self._in_flight
+        in_flight, connection = self._in_flight, self._connection
         quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
         if quiet and in_flight.silence() >= self._timeout:
-            seconds = self._connection.response_timeout
-            self._connection.close(
-                ConnectionFailure(
-                    Cause.TIMED_OUT, f"no byte arrived within {seconds:g} s", definite=False
-                )
-            )
+            connection.close(connection.describe_silence(connection.response_timeout))
         else:
+            self._due = self._loop.time()
             self._check()
 
     def _unacknowledged(self) -> int:
         """Return the number of written bytes that the peer has not acknowledged yet."""
-        transport = self._connection.transport
+        transport, sock = self._connection.transport, self._connection.socket
         size = transport.get_write_buffer_size()
-        sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return size
-        return size + _send_queue_size(sock.fileno())
-
-
-def _send_queue_size(descriptor: int) -> int:
-    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
-    try:
-        import fcntl  # noqa: PLC0415 (not on Windows)
-        import termios  # noqa: PLC0415
-
-        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
-        return 0
-    return int.from_bytes(queued, sys.byteorder)
+        return size + send_queue_size(sock.fileno())
 
 
 _ENOUGH = 16
@@ -551,6 +576,7 @@ class MultiplexedConnection(asyncio.Protocol):
         latencies: Latencies,
         lag: LoopLag,
         pushes: bool = False,
+        path: PathMonitor | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.connection = connection
@@ -565,7 +591,6 @@ class MultiplexedConnection(asyncio.Protocol):
         self._data: list[bytes] = []
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
-        self._watchdog = Watchdog(self, self._in_flight, self._responses)
         self._scheduled = False
         self._crowded = False
         self._paused = False
@@ -588,6 +613,8 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self.socket: Any = self.transport.get_extra_info("socket")
+        self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
 
     # -- for callers -----------------------------------------------------------------------
@@ -606,6 +633,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def last_activity(self) -> float:
         """Loop time of the last activity: a byte arrived, or a part of a request left."""
         return self._in_flight.last_activity
+
+    @property
+    def link(self) -> LinkState | None:
+        """What the kernel knows about the connection now, or None if it does not tell."""
+        return read_link(self.socket)
 
     @property
     def in_flight(self) -> int:
@@ -834,6 +866,15 @@ class MultiplexedConnection(asyncio.Protocol):
     def fall_silent(self) -> None:
         """Notify the owner that half of the timeout passed in silence."""
         self._owner.connection_silent(self)
+
+    def describe_silence(self, seconds: float) -> ConnectionFailure:
+        """Return the failure that a silence of so many seconds means, as far as is known."""
+        link = self.link
+        known = describe_silence([link])
+        if link is not None and link.unacked and known:
+            return ConnectionFailure(Cause.UNREACHABLE, known, definite=False)
+        detail = f"no byte arrived within {seconds:g} s" + (f": {known}" if known else "")
+        return ConnectionFailure(Cause.TIMED_OUT, detail, definite=False)
 
     def adopt(self, request: PendingRequest, from_end: int) -> None:
         """Take over the request of a call that was sent with a plain future."""

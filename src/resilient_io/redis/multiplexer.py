@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
+from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
 from resilient_io.tasks import describe_task_end, log_task_death
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
     from resilient_io.health import Dependency, Reporter
+    from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -488,6 +490,7 @@ class Multiplexer:
         self._retiring: list[MultiplexedConnection] = []
         self._preferred: MultiplexedConnection | None = None
         self._waiting = WaitingRequests()
+        self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
         self._closing = False
@@ -667,6 +670,10 @@ class Multiplexer:
         """Return the loop time of the last byte from any open connection, or -inf."""
         return max((each.last_byte for each in self.connections), default=float("-inf"))
 
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the open connections, if it tells."""
+        return [link for each in self.connections if (link := each.link) is not None]
+
     def disown(self) -> None:
         """Accept no more calls: the connections belong to the parent process."""
         self._closing = True
@@ -685,6 +692,7 @@ class Multiplexer:
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        await self._path.aclose()
         await self._reconnector.aclose()
         if connections:
             await asyncio.wait([connection.closed for connection in connections])
@@ -701,8 +709,13 @@ class Multiplexer:
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
-        quiet = connection.response_timeout / 2
-        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+        silence = connection.describe_silence(connection.response_timeout / 2)
+        self.reports.failed(silence.cause, silence.detail)
+
+    def _path_gone(self, detail: str, since: float) -> None:
+        """Report that no connection of this client, old or new, is acknowledged by the host."""
+        self.health.note("path lost", cause=Cause.UNREACHABLE.value, detail=detail)
+        self.reports.unreachable(detail, since)
 
     def connection_lost(
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
@@ -764,6 +777,7 @@ class Multiplexer:
             latencies=self.latencies,
             lag=self.lag,
             pushes=self.bound,
+            path=self._path,
         )
 
     # -- internal --------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import DataError, InvalidResponse, NoScriptError, RedisError
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
+from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
     StallTolerantTimeout,
@@ -60,7 +61,7 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "fenced", "lost", "name", "unanswered")
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
 
     def __init__(self, name: str, client_id: int | None) -> None:
         self.name = name
@@ -68,6 +69,8 @@ class ExclusiveConnection:
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
+        self.failure: ConnectionFailure | None = None
+        """Why this client closed the connection under its call, if it did."""
         self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
@@ -99,6 +102,7 @@ class ExclusivePool:
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
+        self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
         self._timeouts: list[asyncio.Timeout] = []
         self.closed = False  # whether the client was closed
         self._emptied = False
@@ -195,6 +199,7 @@ class ExclusivePool:
     async def aclose(self) -> None:
         """Close every connection and end connect attempts. Idempotent."""
         self._emptied = True
+        await self.blocked.aclose()
         self.drop_all()
         self._room.release()  # a waiting caller wakes, sees that the pool is closed, wakes the next
         connecting = list(self._connecting)
@@ -310,6 +315,7 @@ class ExclusivePool:
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
+        keep_alive(connection)
         known = None
         try:
             name, client_id = self._multiplexer.next_name(), None
@@ -443,6 +449,19 @@ _UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH", "BZPOPMIN": "ZADD", "BZPOPMAX": "ZA
 """The commands whose element can be put back, and the command that does it."""
 
 
+class _StillWaiting:
+    """The result of an attempt whose connection was lost while its command had done nothing."""
+
+    def __init__(self, sent: float) -> None:
+        self._served = asyncio.get_running_loop().time() - sent
+
+    def extend(self, limits: Limits) -> Limits:
+        """Return the limits of the next attempt: the time of the wait does not count as sending."""
+        if limits.sent is None:
+            return limits
+        return limits._replace(sent=earlier(limits.sent + self._served, limits.until))
+
+
 class ExclusiveCall(Call):
     """One command on an exclusive connection, sent and parsed by redis-py."""
 
@@ -465,6 +484,7 @@ class ExclusiveCall(Call):
         self.bounded = command.spec.block is None
         block = command.block
         self._timeout = None if block is None else block + policy.response_timeout
+        self._blocks = command.spec.block is not None
 
     @property
     def effect(self) -> Effect:
@@ -472,7 +492,19 @@ class ExclusiveCall(Call):
         return self._command.effect
 
     async def attempt(self, limits: Limits) -> object:
-        """Acquire a connection, send, wait as long as the command may block, and release it."""
+        """Acquire a connection, send, wait as long as the command may block, and release it.
+
+        A wait without a limit continues on a new connection if its connection is lost, provided
+        that the command has done nothing.
+        """
+        while True:
+            result = await self._attempt_once(limits)
+            if not isinstance(result, _StillWaiting):
+                return result
+            limits = result.extend(limits)
+            self._multiplexer.health.note("blocking call resumed", operation=self.operation)
+
+    async def _attempt_once(self, limits: Limits) -> object:
         pool, recoverable = self._pool, self.operation in _UNDO
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
@@ -483,10 +515,12 @@ class ExclusiveCall(Call):
             return late
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
-        clean = False
+        clean = waiting = False
         sent = asyncio.get_running_loop().time()
         try:
-            reply = await self._exchange(connection, limits.until)
+            reply = await self._exchange(connection, known, limits.until)
+            if isinstance(reply, AttemptFailed) and self._may_be_waiting(connection, reply):
+                waiting = await pool.blocked.end_wait(known)
             clean = not isinstance(reply, AttemptFailed)
         except (UnicodeDecodeError, DataError):
             # The reply was read, and redis-py's parser stays in sync; or nothing was sent.
@@ -498,15 +532,32 @@ class ExclusiveCall(Call):
             else:
                 pool.give_back(connection, clean=clean)
         if isinstance(reply, AttemptFailed):
-            reply = replace(reply, connection=known)
+            if waiting and self._timeout is None and not reply.expired:
+                return _StillWaiting(sent)
+            progress = Progress.NOT_SENT if waiting else reply.progress
+            reply = replace(reply, connection=known, progress=progress)
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
-    async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
+    def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:
+        """Return whether to ask the server if it still has the lost connection of this call."""
+        return (
+            self._blocks
+            and not failed.expired
+            and not connection.is_connected
+            and not self._pool.closed
+            and self._multiplexer.health.available
+        )
+
+    async def _exchange(
+        self, connection: AbstractConnection, known: ExclusiveConnection, until: float | None
+    ) -> object:
         loop = asyncio.get_running_loop()
         args = self._command.args
+        if self._timeout is None:
+            self._pool.blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(self._timeout, until=until):
                 if self.operation in _UNDO:
@@ -539,10 +590,14 @@ class ExclusiveCall(Call):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:
                 abort(connection)
-            failure = self._pool.failure(error)
+            failure = known.failure or self._pool.failure(error)
+            if isinstance(error, exceptions.TimeoutError):
+                failure = NOT_ACKNOWLEDGED
             if failure.definite:
                 self._multiplexer.reports.failed(failure.cause, failure.detail)
             expired = until is not None and loop.time() >= until
             return AttemptFailed.because(
                 failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired
             )
+        finally:
+            self._pool.blocked.remove(connection)

@@ -108,8 +108,9 @@ class Runtime:
         self._binding = LoopBinding()
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
+        probe = RedisProbe(self.multiplexer, self._policy)
         self._attachment = self.health.start(
-            RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
+            probe, last_reply=self.multiplexer.last_byte, links=probe.links
         )
         self._subscription = self.health.on_update(self._health_changed)
 
