@@ -551,29 +551,33 @@ class ExclusiveCall(Call):
             and self._multiplexer.health.available
         )
 
+    async def _send(self, connection: AbstractConnection) -> object:
+        """Send the command, read its reply and convert it. A missing script is loaded first."""
+        args = self._command.args
+        if self.operation in _UNDO:
+            await connection.send_command(*args)
+            # A cancelled read must leave the connection open, for the recovery.
+            return await connection.read_response(disconnect_on_error=False)
+        # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+        send = self._client._send_command_parse_response
+        try:
+            return await send(connection, args[0], *args, **self._command.options)
+        except NoScriptError as error:
+            load = self._scripts.load_for(self.operation, args, error)
+            if load is None:
+                raise
+        await load_over(connection, [load])
+        return await send(connection, args[0], *args, **self._command.options)
+
     async def _exchange(
         self, connection: AbstractConnection, known: ExclusiveConnection, until: float | None
     ) -> object:
         loop = asyncio.get_running_loop()
-        args = self._command.args
         if self._timeout is None:
             self._pool.blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(self._timeout, until=until):
-                if self.operation in _UNDO:
-                    await connection.send_command(*args)
-                    # A cancelled read must leave the connection open, for the recovery.
-                    return await connection.read_response(disconnect_on_error=False)
-                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
-                send = self._client._send_command_parse_response
-                try:
-                    return await send(connection, args[0], *args, **self._command.options)
-                except NoScriptError as error:
-                    load = self._scripts.load_for(self.operation, args, error)
-                    if load is None:
-                        raise
-                await load_over(connection, [load])
-                return await send(connection, args[0], *args, **self._command.options)
+                return await self._send(connection)
         except DataError:
             raise
         except (RedisError, OSError) as error:
