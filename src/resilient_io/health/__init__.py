@@ -7,6 +7,8 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 ```
 """
 
+from resilient_io.link import LinkState
+
 from .dependency import Attachment, ClientDependency, Dependency, Reporter
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
@@ -23,6 +25,7 @@ __all__ = [
     "FlightRecorder",
     "HealthMonitor",
     "HealthSettings",
+    "LinkState",
     "LivenessCheck",
     "LivenessSettings",
     "LoopLag",

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
+from resilient_io.link import combine
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
@@ -25,7 +26,9 @@ from .states import (
 from .subscriptions import Broadcast, Subscription, Subscriptions, Watch, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_io.link import LinkState
 
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
@@ -122,6 +125,15 @@ class Dependency:
         """The measurement of the event loop's stalls, while a client is attached."""
         return self._prober.lag
 
+    @property
+    def link(self) -> LinkState | None:
+        """What the kernel knows about the open connections now; None if it does not tell.
+
+        That is the case without an open connection, for unix sockets, and on systems other than
+        Linux. Of several connections, it is the worst value, or the sum of counts.
+        """
+        return combine(link for client in self._prober.clients for link in client.links())
+
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
 
@@ -180,7 +192,7 @@ class Dependency:
 
     def snapshot(self) -> dict[str, object]:
         """Return the availability as plain data for `json.dumps`. Times are in seconds."""
-        machine, lag = self._machine, self._prober.lag
+        machine, lag, link = self._machine, self._prober.lag, self.link
         return {
             "name": self.name,
             "state": machine.state.value,
@@ -194,6 +206,7 @@ class Dependency:
             "failures": machine.failures,
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
+            "link": link and link.as_dict(),
             "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
@@ -230,7 +243,11 @@ class Dependency:
     # --- reports of clients
 
     def start(
-        self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
+        self,
+        probe: Callable[[bool], Awaitable[float]],
+        *,
+        last_reply: Callable[[], float],
+        links: Callable[[], Sequence[LinkState]] = tuple,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -243,6 +260,7 @@ class Dependency:
                 then it must use a new connection of its own. It is cancelled if it takes too long.
             last_reply: Returns the loop time at which the client last received anything, or
                 `-math.inf`.
+            links: Returns what the kernel knows about the client's open connections.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -250,7 +268,11 @@ class Dependency:
         Raises:
             RuntimeError: It is in use in another running event loop.
         """
-        for name, function in (("probe", probe), ("last_reply", last_reply)):
+        for name, function in (
+            ("probe", probe),
+            ("last_reply", last_reply),
+            ("links", links),
+        ):
             if not callable(function):
                 raise TypeError(
                     f"{name} must be a function, not {type(function).__name__}: use "
@@ -259,7 +281,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply)
+        client = Client(probe, last_reply, links)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 
@@ -277,6 +299,15 @@ class Dependency:
             self._machine.failed(now, cause, detail, definite=definite, probed=self._prober.running)
         )
         self._prober.suspect()
+
+    def unreachable(self, detail: str, since: float) -> None:
+        """Report that the host acknowledges nothing, neither on an open nor on a new connection.
+
+        That makes the dependency DOWN, unless it has answered a client since. `since` is the
+        absolute loop time of the last acknowledgement. `detail` must not contain secrets.
+        """
+        self._bind()
+        self._prober.take_unreachable(clean_detail(detail), since)
 
     async def wait_for_probe(self, timeout: float) -> None:
         """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
@@ -372,8 +403,9 @@ class Dependency:
             return
         self._history.append(change)
         log_change(change)
+        link = self.link if self._recorders else None
         for recorder in self._recorders:
-            recorder.changed(change)
+            recorder.changed(change, link)
         self._broadcast.publish(change)
         self._subscriptions.notify(change)
 
@@ -440,6 +472,11 @@ class Reporter:
         """Report the failure of a call; see `Dependency.failed`."""
         if not self._closed:
             self._dependency.failed(cause, detail, definite=definite)
+
+    def unreachable(self, detail: str, since: float) -> None:
+        """Report that the host acknowledges nothing; see `Dependency.unreachable`."""
+        if not self._closed:
+            self._dependency.unreachable(detail, since)
 
     def succeeded(self, latency: float | None = None) -> None:
         """Report a success that took effort; see `Dependency.succeeded`."""

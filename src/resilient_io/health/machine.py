@@ -211,6 +211,8 @@ class Machine:
             self._falls.append(now)
             self._refusal = self._limitation = None
             self._parts.clear()
+        elif cause is Cause.TIMED_OUT and self._trouble[0] is Cause.UNREACHABLE:
+            return self._settle(now)  # silence adds nothing to what the kernel has shown
         self._trouble = (cause, detail)
         return self._settle(now)
 

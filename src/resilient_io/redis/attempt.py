@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
     from .pool import ExclusiveConnection
+    from .scripts import KnownScripts
 
     Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection
 
@@ -154,7 +155,7 @@ def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFa
     failure = reason.failure
     if isinstance(reason, Undeliverable):
         return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
-    timed_out = failure.cause is Cause.TIMED_OUT
+    timed_out = not failure.definite
     return AttemptFailed.because(
         failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
     )
@@ -404,6 +405,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
+        scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
@@ -411,6 +413,7 @@ class MultiplexedCall(Call):
         self._callbacks = callbacks
         self._command = command
         self._data = data
+        self._scripts = scripts
         self._fallback = fallback
         self._first = first
         self._losses = multiplexer.bound_state.losses
@@ -438,13 +441,16 @@ class MultiplexedCall(Call):
                 return unsent
         began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
-            reply = await await_reply(
-                self._multiplexer,
-                self._submit(limits) if first is None else first.request,
-                limits=limits,
-                timeout=self._timeout,
-                read=self.effect is Effect.READ,
-            )
+            request = self._submit(limits) if first is None else first.request
+            reply = await self._reply(request, limits)
+        load = self._scripts.load_for(self.operation, self._command.args, reply)
+        if load is not None:
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+            # Nothing ran. Sent together, both reach the same server.
+            reply = await self._reply(self._submit(limits, load), limits)
+            reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
         result = reply
@@ -454,10 +460,22 @@ class MultiplexedCall(Call):
             return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
 
-    def _submit(self, limits: Limits) -> PendingRequest:
-        raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
+    async def _reply(self, request: PendingRequest, limits: Limits) -> Any:
+        return await await_reply(
+            self._multiplexer,
+            request,
+            limits=limits,
+            timeout=self._timeout,
+            read=self.effect is Effect.READ,
+        )
+
+    def _submit(self, limits: Limits, before: bytes = b"") -> PendingRequest:
+        """Submit the command, in one write with another command that comes before it."""
+        position = 1 if before else 0
+        raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
         request = PendingRequest(
-            self._data,
+            before + self._data,
+            count=position + 1,
             raw=raw,
             large=len(self._data) > LARGE,
             extra_timeout=0.0 if self.bounded else self._timeout,

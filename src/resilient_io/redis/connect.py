@@ -110,9 +110,16 @@ _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
 
 
 async def connect(
-    target: RedisTarget, *, client_name: str | None = None, timeout: float, user_timeout: float
+    target: RedisTarget,
+    *,
+    client_name: str | None = None,
+    timeout: float,
+    user_timeout: float,
+    began: Callable[[AbstractConnection], None] | None = None,
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
+
+    `began` is called with the connection before it is opened.
 
     If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
     from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
@@ -125,6 +132,8 @@ async def connect(
         async with StallTolerantTimeout(timeout):
             await target.resolve()
             connection = target.connection(client_name=client_name, connect_timeout=None)
+            if began is not None:
+                began(connection)
             await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True
@@ -247,9 +256,14 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     return True
 
 
-def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+def socket_of(connection: AbstractConnection) -> Any:
+    """Return the socket of a connection, or None if it has none (a fake) or is not connected."""
     get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
-    sock = get_extra_info("socket") if get_extra_info is not None else None
+    return get_extra_info("socket") if get_extra_info is not None else None
+
+
+def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+    sock = socket_of(connection)
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

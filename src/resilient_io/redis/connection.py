@@ -6,7 +6,7 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-import sys
+import math
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,6 +15,7 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
+from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_size
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
+    from resilient_io.link import LinkState, PathMonitor
 
 
 class ConnectionLost(Exception):
@@ -188,10 +190,14 @@ NOT_ENOUGH = object()
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 
 
+def _ignore(_push: list[Any]) -> None:
+    """Drop a push message that no one listens for."""
+
+
 class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
-    __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
+    __slots__ = ("_partial", "_pushed", "_pushes", "_reader", "_special", "large", "waiting")
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
         encoder = connection.encoder
@@ -206,6 +212,7 @@ class ResponseQueue:
             **decoding,
         )
         self._pushes = pushes
+        self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
         self._special = 0
         self.large = 0
@@ -215,6 +222,10 @@ class ResponseQueue:
     def busy(self) -> bool:
         """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
+
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message to `pushed`, which must not send anything itself."""
+        self._pushes, self._pushed = True, pushed
 
     def expect(self, request: PendingRequest) -> None:
         """Register a request whose replies have to be inspected."""
@@ -241,7 +252,9 @@ class ResponseQueue:
         if not self.waiting and not self._pushes and self._reader.has_data():
             raise InvalidResponse("a part of a reply without a request")
         answered = before - len(self.waiting)
-        self._partial = 0 if answered else self._partial + len(data)
+        # After push messages alone, no reply has begun to arrive.
+        whole = answered or not self._reader.has_data()
+        self._partial = 0 if whole else self._partial + len(data)
         return answered
 
     def _read(self) -> None:
@@ -257,6 +270,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is push:
+                self._pushed(reply)
                 continue
             try:
                 next_entry().set_result(reply)
@@ -276,6 +290,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is hiredis.PushNotification:
+                self._pushed(reply)
                 continue
             entry = self.waiting.popleft()
             if special is not None:
@@ -408,27 +423,48 @@ class Watchdog:
     It checks twice within the response timeout: a large request that is still being sent is not
     silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
     counts: later writes that leave (a ping, for example) prove nothing about the peer.
+
+    In between, while nothing arrives, it lets `path` look at what the kernel knows.
     """
 
-    __slots__ = ("_connection", "_in_flight", "_left", "_loop", "_queue", "_timer", "_written")
+    __slots__ = (
+        "_connection",
+        "_due",
+        "_first",
+        "_in_flight",
+        "_left",
+        "_loop",
+        "_path",
+        "_queue",
+        "_timer",
+        "_written",
+    )
 
     def __init__(
-        self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
+        self,
+        connection: MultiplexedConnection,
+        in_flight: InFlightWrites,
+        queue: ResponseQueue,
+        path: PathMonitor | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._in_flight = in_flight
         self._queue = queue
+        self._path = path if connection.link is not None else None
+        self._first = connection.response_timeout / 2
+        if self._path is not None:
+            self._first = min(self._first, INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # the loop time of the next check for silence
         # At the latest check: the bytes that the connection had written, and those that had left.
         self._written = self._left = 0
 
     def arm(self, now: float) -> None:
         """Start the timer at `now`, unless it is running."""
         if self._timer is None:
-            self._timer = self._loop.call_at(
-                now + self._connection.response_timeout / 2, self._check
-            )
+            self._due = now + self._connection.response_timeout / 2
+            self._timer = self._loop.call_at(now + self._first, self._check)
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -441,9 +477,27 @@ class Watchdog:
         return self._connection.response_timeout + self._connection.extra_timeout
 
     def _check(self) -> None:
-        self._timer, connection = None, self._connection
+        self._timer = None
         if not self._queue.waiting:
             return
+        if self._loop.time() >= self._due and not self._check_silence():
+            return
+        pause = self._look_at_path()
+        if self._connection.lost is None:
+            self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
+
+    def _look_at_path(self) -> float:
+        """Return after how many seconds to look again."""
+        if self._path is None:
+            return math.inf
+        waited = self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
+        if waited < INTERVAL:
+            return INTERVAL
+        return self._path.look(self._connection.socket, waited)
+
+    def _check_silence(self) -> bool:
+        """Schedule the next check for silence. Return False if this was the last one."""
+        connection = self._connection
         written = connection.bytes_sent
         left = written - self._unacknowledged()
         if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
@@ -454,7 +508,7 @@ class Watchdog:
             self._timer = self._loop.call_later(
                 SECOND_CHECK, self._conclude, self._in_flight.last_byte
             )
-            return
+            return False
         # Not later than their deadline, although the next check is half of the timeout away.
         deadline = connection.deadline
         age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
@@ -465,42 +519,26 @@ class Watchdog:
         else:
             next_check = timeout - silence
             connection.fall_silent()
-        self._timer = self._loop.call_later(max(next_check, SECOND_CHECK), self._check)
+        self._due = self._loop.time() + max(next_check, SECOND_CHECK)
+        return True
 
     def _conclude(self, last_byte: float) -> None:
         self._timer = None
-        in_flight = self._in_flight
+        in_flight, connection = self._in_flight, self._connection
         quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
         if quiet and in_flight.silence() >= self._timeout:
-            seconds = self._connection.response_timeout
-            self._connection.close(
-                ConnectionFailure(
-                    Cause.TIMED_OUT, f"no byte arrived within {seconds:g} s", definite=False
-                )
-            )
+            connection.close(connection.describe_silence(connection.response_timeout))
         else:
+            self._due = self._loop.time()
             self._check()
 
     def _unacknowledged(self) -> int:
         """Return the number of written bytes that the peer has not acknowledged yet."""
-        transport = self._connection.transport
+        transport, sock = self._connection.transport, self._connection.socket
         size = transport.get_write_buffer_size()
-        sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return size
-        return size + _send_queue_size(sock.fileno())
-
-
-def _send_queue_size(descriptor: int) -> int:
-    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
-    try:
-        import fcntl  # noqa: PLC0415 (not on Windows)
-        import termios  # noqa: PLC0415
-
-        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
-        return 0
-    return int.from_bytes(queued, sys.byteorder)
+        return size + send_queue_size(sock.fileno())
 
 
 _ENOUGH = 16
@@ -538,6 +576,7 @@ class MultiplexedConnection(asyncio.Protocol):
         latencies: Latencies,
         lag: LoopLag,
         pushes: bool = False,
+        path: PathMonitor | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.connection = connection
@@ -552,7 +591,6 @@ class MultiplexedConnection(asyncio.Protocol):
         self._data: list[bytes] = []
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
-        self._watchdog = Watchdog(self, self._in_flight, self._responses)
         self._scheduled = False
         self._crowded = False
         self._paused = False
@@ -575,6 +613,8 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self.socket: Any = self.transport.get_extra_info("socket")
+        self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
 
     # -- for callers -----------------------------------------------------------------------
@@ -593,6 +633,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def last_activity(self) -> float:
         """Loop time of the last activity: a byte arrived, or a part of a request left."""
         return self._in_flight.last_activity
+
+    @property
+    def link(self) -> LinkState | None:
+        """What the kernel knows about the connection now, or None if it does not tell."""
+        return read_link(self.socket)
 
     @property
     def in_flight(self) -> int:
@@ -652,12 +697,16 @@ class MultiplexedConnection(asyncio.Protocol):
             self.full = self.load > self.limit
             self._owner.connection_changed()
 
-    def ask(self, data: bytes) -> asyncio.Future[object]:
-        """Send a packed command of the library itself. Return the future of its reply.
+    def ask(
+        self, data: bytes, *, count: int = 1, raw: frozenset[int] = frozenset()
+    ) -> asyncio.Future[object]:
+        """Send packed commands of the library itself. Return the future of the reply.
 
-        The result is a `ConnectionLost` if the connection is lost, even before it was sent.
+        For several commands, the result is the list of their replies; those at the positions in
+        `raw` are not decoded. The result is a `ConnectionLost` if the connection is lost, even
+        before anything was sent.
         """
-        request = InternalRequest(data)
+        request = InternalRequest(data, count=count, raw=raw)
         if self.lost is None:
             self.send_request(request)
         else:
@@ -672,6 +721,10 @@ class MultiplexedConnection(asyncio.Protocol):
         if isinstance(reply, Exception):
             raise ConnectionResetError(str(reply))
         return reply
+
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message of the server to `pushed`, which must not send anything itself."""
+        self._responses.listen(pushed)
 
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
@@ -813,6 +866,15 @@ class MultiplexedConnection(asyncio.Protocol):
     def fall_silent(self) -> None:
         """Notify the owner that half of the timeout passed in silence."""
         self._owner.connection_silent(self)
+
+    def describe_silence(self, seconds: float) -> ConnectionFailure:
+        """Return the failure that a silence of so many seconds means, as far as is known."""
+        link = self.link
+        known = describe_silence([link])
+        if link is not None and link.unacked and known:
+            return ConnectionFailure(Cause.UNREACHABLE, known, definite=False)
+        detail = f"no byte arrived within {seconds:g} s" + (f": {known}" if known else "")
+        return ConnectionFailure(Cause.TIMED_OUT, detail, definite=False)
 
     def adopt(self, request: PendingRequest, from_end: int) -> None:
         """Take over the request of a call that was sent with a plain future."""

@@ -10,6 +10,7 @@ DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutEr
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
+                        LockLost                also redis.LockNotOwnedError
 ```
 
 `except redis.ConnectionError` and `except redis.TimeoutError` therefore keep working. A retry
@@ -22,7 +23,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
@@ -76,6 +77,28 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 class RouteRefused(driver.DataError):
     """The command changes its connection, which is shared. The message says what to use instead."""
+
+
+class LockLost(driver.LockNotOwnedError):
+    """The lock was lost while it was held: another caller may hold it by now.
+
+    Its key has expired, or was deleted or overwritten, or is missing on the server that took over.
+
+    Attributes:
+        lock_name: The name of the lock.
+    """
+
+    def __init__(self, reason: str, lock_name: object = None) -> None:
+        super().__init__(reason)
+        self.lock_name: Any = lock_name
+
+    def __str__(self) -> str:
+        """Return the name of the lock and why it was lost."""
+        return f"the lock {self.lock_name!r} was lost: {self.message}"
+
+    def __reduce__(self) -> tuple[type[LockLost], tuple[object, object]]:
+        """Pickle with the name of the lock."""
+        return type(self), (self.message, self.lock_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
+from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
 from resilient_io.tasks import describe_task_end, log_task_death
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
     from resilient_io.health import Dependency, Reporter
+    from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -103,6 +105,8 @@ class Reconnector:
         self._died: str | None = None
         self._fences: deque[DeadConnection] = deque(unfenced)
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
+        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._note_fences()
         self._worthwhile = asyncio.Event()
         self._closing = False
 
@@ -140,13 +144,17 @@ class Reconnector:
             dead.settle(fenced=False)
             return
         self._fences.append(dead)
+        self._note_fences()
         if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
 
     async def until_fenced(self) -> None:
         """Wait until no dead connection may still write."""
         while self._fences:
-            await asyncio.wait([self._fences[0].fenced])
+            await self._safe.wait()
+
+    def _note_fences(self) -> None:
+        (self._safe.clear if self._fences else self._safe.set)()
 
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
@@ -165,6 +173,7 @@ class Reconnector:
             lost = self._fences.popleft()
             self._unfenced.append(lost)
             lost.settle(fenced=False)
+        self._note_fences()
 
     # -- one connection --------------------------------------------------------------------
 
@@ -225,6 +234,7 @@ class Reconnector:
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
+                self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
                 lost.settle(fenced=fenced)
 
@@ -480,6 +490,7 @@ class Multiplexer:
         self._retiring: list[MultiplexedConnection] = []
         self._preferred: MultiplexedConnection | None = None
         self._waiting = WaitingRequests()
+        self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
         self._closing = False
@@ -598,6 +609,16 @@ class Multiplexer:
         return next(free, next(iter(self.connections), None))
 
     @property
+    def carriers(self) -> list[MultiplexedConnection]:
+        """The open connections, one of which may carry an earlier request that must come first.
+
+        None while a lost connection may still apply anything, or while a caller's MULTI is open.
+        """
+        if self._reconnector.fencing or self.bound_state:
+            return []
+        return [*self.connections, *self._retiring]
+
+    @property
     def unfenced(self) -> tuple[DeadConnection, ...]:
         """What the next life of the client, in the running loop, has to fence first of all.
 
@@ -649,6 +670,10 @@ class Multiplexer:
         """Return the loop time of the last byte from any open connection, or -inf."""
         return max((each.last_byte for each in self.connections), default=float("-inf"))
 
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the open connections, if it tells."""
+        return [link for each in self.connections if (link := each.link) is not None]
+
     def disown(self) -> None:
         """Accept no more calls: the connections belong to the parent process."""
         self._closing = True
@@ -667,6 +692,7 @@ class Multiplexer:
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        await self._path.aclose()
         await self._reconnector.aclose()
         if connections:
             await asyncio.wait([connection.closed for connection in connections])
@@ -683,8 +709,13 @@ class Multiplexer:
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
-        quiet = connection.response_timeout / 2
-        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+        silence = connection.describe_silence(connection.response_timeout / 2)
+        self.reports.failed(silence.cause, silence.detail)
+
+    def _path_gone(self, detail: str, since: float) -> None:
+        """Report that no connection of this client, old or new, is acknowledged by the host."""
+        self.health.note("path lost", cause=Cause.UNREACHABLE.value, detail=detail)
+        self.reports.unreachable(detail, since)
 
     def connection_lost(
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
@@ -746,6 +777,7 @@ class Multiplexer:
             latencies=self.latencies,
             lag=self.lag,
             pushes=self.bound,
+            path=self._path,
         )
 
     # -- internal --------------------------------------------------------------------------

@@ -11,7 +11,13 @@ import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
+from redis.exceptions import (
+    ExecAbortError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    WatchError,
+)
 
 from resilient_io.errors import Progress
 
@@ -31,6 +37,7 @@ from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
+from .scripts import load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -82,6 +89,10 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self._scripts = pipeline._runtime.scripts
+        self._hashes = pipeline.hashes
+        self._loads: dict[str, bytes] = {}
+        self._reloaded = False
         self._answers: list[object] = []
         self._repeating = False
         """Whether the unanswered commands were sent before, and so may have been applied."""
@@ -117,7 +128,11 @@ class BatchCall(Call):
             error.unanswered = tuple(range(len(self._answers), len(self._commands)))
 
     async def attempt(self, limits: Limits) -> object:
-        """Send the unanswered commands in one write, and wait for all replies."""
+        """Send the unanswered commands in one write, and wait for all replies.
+
+        Scripts that the server may not have are loaded first, in the same write: after a NOSCRIPT,
+        later commands of the batch have been executed already.
+        """
         result = await self._attempt(limits)
         if isinstance(result, AttemptFailed) and self._accepted(
             self._answers, range(len(self._answers))
@@ -142,37 +157,97 @@ class BatchCall(Call):
             return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
-                self._clean(request.replies)
-                self._settle(request.replies)
+                arrived = request.replies[len(self._loads) :]
+                self._clean(arrived)
+                self._settle(arrived)
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
             return replies
-        answers = replies if isinstance(replies, list) else [replies]
-        self._clean(answers)
+        answers = self._without_loads(request, replies if request.count > 1 else [replies])
+        errors = self._clean(answers)
         if self._transaction:
-            return await self._finish_transaction(answers)
+            return await self._finish_transaction(answers, errors=errors)
+        if errors and self._take_unexecuted(answers):
+            return await self._attempt(limits)
         return await self._finish(answers)
 
-    def _clean(self, replies: Iterable[Any]) -> None:
-        """Remove secrets from error replies, also from those inside the reply to EXEC."""
+    def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
+        """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
+        if not self._loads:
+            return replies
+        loaded = (
+            sha
+            for sha, reply in zip(self._loads, replies, strict=False)
+            if not isinstance(reply, Exception)
+        )
+        self._scripts.loaded(request.connection, loaded)
+        return replies[len(self._loads) :]
+
+    def _take_unexecuted(self, answers: list[object]) -> bool:
+        """Keep the answers before the last commands if those miss a script and did not run.
+
+        Return whether to send them again, which happens once. A command that misses a script and
+        is followed by one that was executed keeps its error: it would be executed out of order.
+        """
+        done = len(self._answers)
+        missing = [
+            self._scripts.load_for(spec.name, args, reply)
+            for spec, (args, _), reply in zip(
+                self._specs[done:], self._commands[done:], answers, strict=True
+            )
+        ]
+        if not any(missing):
+            return False
+        kept = next(
+            (index + 1 for index in reversed(range(len(missing))) if missing[index] is None), 0
+        )
+        self._load_next_time(missing[:kept])
+        if self._reloaded or kept == len(missing):
+            return False
+        self._reloaded = True
+        self._answers += answers[:kept]
+        self._hashes = [*self._hashes, *(args[1] for args, _ in self._commands[done + kept :])]
+        return True
+
+    def _load_next_time(self, loads: Iterable[bytes | None]) -> None:
+        """Load scripts whose commands cannot be repeated now."""
+        for load in dict.fromkeys(load for load in loads if load is not None):
+            self._multiplexer.submit(PendingRequest(load))
+
+    def _clean(self, replies: Iterable[Any]) -> bool:
+        """Remove secrets from error replies, also from those inside the reply to EXEC.
+
+        Return whether there are error replies.
+        """
+        found = False
         for reply in replies:
             if isinstance(reply, Exception):
                 remove_secrets(reply, self._multiplexer.target.secrets)
+                found = True
             elif isinstance(reply, list) and self._transaction:
-                self._clean(reply)
+                found = self._clean(reply)
+        return found
 
     def _request(self, limits: Limits) -> PendingRequest:
         raw: frozenset[int] = frozenset()
+        self._loads = loads = (
+            self._scripts.missing_on(self._multiplexer.current, self._hashes)
+            if self._hashes
+            else {}
+        )
+        first = len(loads)
         if self._transaction:
             data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
             raw = frozenset(
-                index
+                index + first
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
+        if loads:
+            data, count = b"".join(loads.values()) + data, count + first
         return PendingRequest(
             data,
             count=count,
@@ -219,7 +294,7 @@ class BatchCall(Call):
             for index, reply in zip(positions, replies, strict=False)
         )
 
-    async def _finish_transaction(self, replies: list[object]) -> object:
+    async def _finish_transaction(self, replies: list[object], *, errors: bool) -> object:
         *queued, result = replies
         if isinstance(result, ExecAbortError):
             return self._aborted(queued[1:], result)
@@ -238,6 +313,12 @@ class BatchCall(Call):
             if EMPTY_RESPONSE not in options
         ]
         self._note_accepted(result, sent)
+        if errors:
+            # Other commands were executed, so a missing script cannot be repeated.
+            self._load_next_time(
+                self._scripts.load_for(self._specs[index].name, self._commands[index][0], reply)
+                for index, reply in zip(sent, result, strict=False)
+            )
         for index, reply in zip(sent, result, strict=False):
             if self._repeating and isinstance(reply, Exception) and self._writes(index):
                 return final_error(reply)  # the first copy may be applied
@@ -327,6 +408,40 @@ class ResilientPipeline(Pipeline):
         self._deliberate = deliberate
         self._tracing = tracing
         self._instrumented = instrumented
+        self.hashes: list[object] = []
+        """The scripts that EVALSHA commands in the queue run."""
+
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        def evalsha(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha(sha, *args)
+
+        def evalsha_ro(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA_RO, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha_ro(sha, *args)
+
+        def eval(self, script: Any, *args: Any) -> Any:
+            """Queue EVAL, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().eval(script, *args)
+
+        def eval_ro(self, script: Any, *args: Any) -> Any:
+            """Queue EVAL_RO, and remember the script for EVALSHA_RO."""
+            self._runtime.scripts.remember(script)
+            return super().eval_ro(script, *args)
+
+        def script_load(self, script: Any) -> Any:
+            """Queue SCRIPT LOAD, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().script_load(script)
+
+        def register_script(self, script: Any) -> Any:
+            """Return redis-py's script object, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().register_script(script)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -379,6 +494,7 @@ class ResilientPipeline(Pipeline):
     async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and release its connection, which is closed if it still watches."""
         self.command_stack = []
+        self.hashes = []
         self.scripts = set()
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -455,8 +571,16 @@ class ResilientPipeline(Pipeline):
         async def exchange(connection: AbstractConnection) -> Any:
             # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
+            try:
+                return await send(connection, args[0], *args, **options)
+            except NoScriptError as error:
+                load = self._runtime.scripts.load_for(spec.name, args, error)
+                if load is None:
+                    raise
+            await load_over(connection, [load])
             return await send(connection, args[0], *args, **options)
 
+        self._runtime.scripts.note(spec.name, args)
         return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
     def _start(self) -> None:
@@ -473,6 +597,7 @@ class ResilientPipeline(Pipeline):
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+        await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -480,7 +605,12 @@ class ResilientPipeline(Pipeline):
         return replies
 
     async def _load_scripts(self) -> None:
-        scripts = list(self.scripts)
+        """Load the scripts of script objects that are not known, and so not loaded with EVALSHA."""
+        for script in self.scripts:
+            self._runtime.scripts.remember(script.script)
+        scripts = [script for script in self.scripts if script.sha not in self._runtime.scripts]
+        if not scripts:
+            return
         known = await self._client.script_exists(*(script.sha for script in scripts))
         for script, exists in zip(scripts, known, strict=True):
             if not exists:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
 from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import DataError, InvalidResponse, RedisError
+from redis.exceptions import DataError, InvalidResponse, NoScriptError, RedisError
 
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
 from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
+from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
     StallTolerantTimeout,
@@ -33,6 +34,7 @@ from .connect import (
     query_over,
 )
 from .errors import CLOSED, ConnectionFailure, refusal
+from .scripts import load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,11 +45,14 @@ if TYPE_CHECKING:
 
     from .attempt import Command, Limits
     from .multiplexer import Multiplexer
+    from .scripts import KnownScripts
 
 
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
+_TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
+_PROMPT_ANSWER = 0.25  # seconds that this answer may take
 
 
 class ExclusiveConnection:
@@ -56,7 +61,7 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "fenced", "lost", "name", "unanswered")
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
 
     def __init__(self, name: str, client_id: int | None) -> None:
         self.name = name
@@ -64,6 +69,8 @@ class ExclusiveConnection:
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
+        self.failure: ConnectionFailure | None = None
+        """Why this client closed the connection under its call, if it did."""
         self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
@@ -89,12 +96,13 @@ class ExclusivePool:
         self._policy = policy
         self._template = template
         self._room = asyncio.Semaphore(template.max_connections)
-        self._idle: list[AbstractConnection] = []
+        self._idle: dict[AbstractConnection, float] = {}  # with the loop time of their last use
         self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
+        self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
         self._timeouts: list[asyncio.Timeout] = []
         self.closed = False  # whether the client was closed
         self._emptied = False
@@ -128,13 +136,11 @@ class ExclusivePool:
 
         Waits while the dependency is down, and while a dead connection may still write.
         """
-        if self.closed:
-            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
-        return await self._within(until, self._acquire_when_safe())
+        return await self._within(until, self._acquire_when_safe)
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
-        return await self._within(until, self._multiplexer.until_fenced())
+        return await self._within(until, self._multiplexer.until_fenced)
 
     def known(self, connection: AbstractConnection) -> ExclusiveConnection:
         """Return how the server knows an acquired connection."""
@@ -193,6 +199,7 @@ class ExclusivePool:
     async def aclose(self) -> None:
         """Close every connection and end connect attempts. Idempotent."""
         self._emptied = True
+        await self.blocked.aclose()
         self.drop_all()
         self._room.release()  # a waiting caller wakes, sees that the pool is closed, wakes the next
         connecting = list(self._connecting)
@@ -203,21 +210,24 @@ class ExclusivePool:
 
     # -- connecting ------------------------------------------------------------------------
 
-    async def _within(self, until: float | None, obtain: Awaitable[T]) -> T | AttemptFailed:
+    async def _within(
+        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+    ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
+        if self.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        health = self._multiplexer.health
         self._timeouts.append(timeout)
         try:
             async with timeout:
-                return await obtain
+                return await obtain()
         except Closed:  # the application closed the health of an open client
             failure = ConnectionFailure(Cause.CLOSED, "its health was closed")
             return AttemptFailed.because(failure, Progress.NOT_SENT)
         except (RedisError, OSError) as error:
             failure = self.failure(error)
             if failure is not CLOSED and timeout.expired():
-                crowded = health.available and self._room.locked()
+                crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
                     "an exclusive connection, of which all are in use"
                     if crowded
@@ -247,12 +257,34 @@ class ExclusivePool:
 
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
-            connection = self._idle.pop()
+            connection, used = self._idle.popitem()
+            if await self._is_usable(connection, used):
+                return connection
+        return None
+
+    async def _is_usable(self, connection: AbstractConnection, used: float) -> bool:
+        """Return whether a connection that was idle is alive and clean; otherwise, close it."""
+        usable = False
+        try:
             # Data on an idle connection is a farewell or the reply to another call.
             if connection.is_connected and not await connection.can_read():
-                return connection
-            self._discard(connection)
-        return None
+                usable = await self._answers(connection, used)
+        finally:
+            if not usable:
+                self._discard(connection)
+        return usable
+
+    async def _answers(self, connection: AbstractConnection, used: float) -> bool:
+        """Return whether a connection answers at once, if it was idle for long."""
+        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+            return True
+        try:
+            await query_over(connection, _PROMPT_ANSWER)("PING")
+        except exceptions.ResponseError:
+            return True
+        except (RedisError, OSError):
+            return False
+        return True
 
     async def _connect(self) -> AbstractConnection:
         # In its own task: the application's connect function may not handle cancellation.
@@ -283,6 +315,7 @@ class ExclusivePool:
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
+        keep_alive(connection)
         known = None
         try:
             name, client_id = self._multiplexer.next_name(), None
@@ -303,7 +336,7 @@ class ExclusivePool:
         if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
-            self._idle.append(connection)
+            self._idle[connection] = asyncio.get_running_loop().time()
 
     def _discard(self, connection: AbstractConnection) -> None:
         known = self._known.pop(connection, None)
@@ -321,14 +354,14 @@ class ExclusivePool:
         clean = False
         try:
             async with asyncio.timeout(RECOVERY_TIMEOUT):
-                await self._query("CLIENT", "UNBLOCK", client_id)
+                await self.query("CLIENT", "UNBLOCK", client_id)
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
                 clean = True
                 if reply is not None:
                     key, element, *score = reply
                     condition = ("NX", *score) if score else ()
-                    await self._query(_UNDO[command], key, *condition, element)
+                    await self.query(_UNDO[command], key, *condition, element)
         except (RedisError, OSError) as error:
             self._lost_elements.add(command, self._target.failure(error).detail)
         else:
@@ -336,7 +369,7 @@ class ExclusivePool:
         finally:
             self.give_back(connection, clean=clean)
 
-    async def _query(self, *words: Any) -> object:
+    async def query(self, *words: Any) -> object:
         """Send a command on any open connection, or else on a new one."""
         connection = self._multiplexer.open_connection
         if connection is not None:
@@ -416,6 +449,19 @@ _UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH", "BZPOPMIN": "ZADD", "BZPOPMAX": "ZA
 """The commands whose element can be put back, and the command that does it."""
 
 
+class _StillWaiting:
+    """The result of an attempt whose connection was lost while its command had done nothing."""
+
+    def __init__(self, sent: float) -> None:
+        self._served = asyncio.get_running_loop().time() - sent
+
+    def extend(self, limits: Limits) -> Limits:
+        """Return the limits of the next attempt: the time of the wait does not count as sending."""
+        if limits.sent is None:
+            return limits
+        return limits._replace(sent=earlier(limits.sent + self._served, limits.until))
+
+
 class ExclusiveCall(Call):
     """One command on an exclusive connection, sent and parsed by redis-py."""
 
@@ -426,15 +472,19 @@ class ExclusiveCall(Call):
         policy: RetryPolicy,
         command: Command,
         client: Any,
+        *,
+        scripts: KnownScripts,
     ) -> None:
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
         self._client = client
+        self._scripts = scripts
         self.operation = command.spec.name
         self.bounded = command.spec.block is None
         block = command.block
         self._timeout = None if block is None else block + policy.response_timeout
+        self._blocks = command.spec.block is not None
 
     @property
     def effect(self) -> Effect:
@@ -442,7 +492,19 @@ class ExclusiveCall(Call):
         return self._command.effect
 
     async def attempt(self, limits: Limits) -> object:
-        """Acquire a connection, send, wait as long as the command may block, and release it."""
+        """Acquire a connection, send, wait as long as the command may block, and release it.
+
+        A wait without a limit continues on a new connection if its connection is lost, provided
+        that the command has done nothing.
+        """
+        while True:
+            result = await self._attempt_once(limits)
+            if not isinstance(result, _StillWaiting):
+                return result
+            limits = result.extend(limits)
+            self._multiplexer.health.note("blocking call resumed", operation=self.operation)
+
+    async def _attempt_once(self, limits: Limits) -> object:
         pool, recoverable = self._pool, self.operation in _UNDO
         connection = await pool.acquire_within(limits.sent)
         if isinstance(connection, AttemptFailed):
@@ -453,10 +515,12 @@ class ExclusiveCall(Call):
             return late
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
-        clean = False
+        clean = waiting = False
         sent = asyncio.get_running_loop().time()
         try:
-            reply = await self._exchange(connection, limits.until)
+            reply = await self._exchange(connection, known, limits.until)
+            if isinstance(reply, AttemptFailed) and self._may_be_waiting(connection, reply):
+                waiting = await pool.blocked.end_wait(known)
             clean = not isinstance(reply, AttemptFailed)
         except (UnicodeDecodeError, DataError):
             # The reply was read, and redis-py's parser stays in sync; or nothing was sent.
@@ -468,25 +532,52 @@ class ExclusiveCall(Call):
             else:
                 pool.give_back(connection, clean=clean)
         if isinstance(reply, AttemptFailed):
-            reply = replace(reply, connection=known)
+            if waiting and self._timeout is None and not reply.expired:
+                return _StillWaiting(sent)
+            progress = Progress.NOT_SENT if waiting else reply.progress
+            reply = replace(reply, connection=known, progress=progress)
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
-    async def _exchange(self, connection: AbstractConnection, until: float | None) -> object:
-        loop = asyncio.get_running_loop()
+    def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:
+        """Return whether to ask the server if it still has the lost connection of this call."""
+        return (
+            self._blocks
+            and not failed.expired
+            and not connection.is_connected
+            and not self._pool.closed
+            and self._multiplexer.health.available
+        )
+
+    async def _send(self, connection: AbstractConnection) -> object:
+        """Send the command, read its reply and convert it. A missing script is loaded first."""
         args = self._command.args
+        if self.operation in _UNDO:
+            await connection.send_command(*args)
+            # A cancelled read must leave the connection open, for the recovery.
+            return await connection.read_response(disconnect_on_error=False)
+        # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
+        send = self._client._send_command_parse_response
+        try:
+            return await send(connection, args[0], *args, **self._command.options)
+        except NoScriptError as error:
+            load = self._scripts.load_for(self.operation, args, error)
+            if load is None:
+                raise
+        await load_over(connection, [load])
+        return await send(connection, args[0], *args, **self._command.options)
+
+    async def _exchange(
+        self, connection: AbstractConnection, known: ExclusiveConnection, until: float | None
+    ) -> object:
+        loop = asyncio.get_running_loop()
+        if self._timeout is None:
+            self._pool.blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(self._timeout, until=until):
-                if self.operation in _UNDO:
-                    await connection.send_command(*args)
-                    # A cancelled read must leave the connection open, for the recovery.
-                    return await connection.read_response(disconnect_on_error=False)
-                # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
-                return await self._client._send_command_parse_response(
-                    connection, args[0], *args, **self._command.options
-                )
+                return await self._send(connection)
         except DataError:
             raise
         except (RedisError, OSError) as error:
@@ -503,10 +594,14 @@ class ExclusiveCall(Call):
                 return error  # a reply; redis-py 8.1 drops the connection after some of them
             if lost:
                 abort(connection)
-            failure = self._pool.failure(error)
+            failure = known.failure or self._pool.failure(error)
+            if isinstance(error, exceptions.TimeoutError):
+                failure = NOT_ACKNOWLEDGED
             if failure.definite:
                 self._multiplexer.reports.failed(failure.cause, failure.detail)
             expired = until is not None and loop.time() >= until
             return AttemptFailed.because(
                 failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired
             )
+        finally:
+            self._pool.blocked.remove(connection)

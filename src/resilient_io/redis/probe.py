@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.link import read_link
 from resilient_io.text import clean_text
 
-from .connect import abort, connect, query_over
+from .connect import abort, connect, query_over, socket_of
 from .connection import ConnectionLost
 from .errors import refusal
 
 if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+    from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
     from .multiplexer import Multiplexer
@@ -28,6 +32,15 @@ class RedisProbe:
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
         self._multiplexer = multiplexer
         self._policy = policy
+        self._connecting: AbstractConnection | None = None  # the new connection of a running probe
+
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the open connections, if it tells."""
+        links = self._multiplexer.links()
+        if self._connecting is not None:
+            link = read_link(socket_of(self._connecting))
+            links += [link] if link is not None else []
+        return links
 
     async def __call__(self, suspicious: bool) -> float:
         """Probe the server, over a new connection if a failure was reported. Return the latency."""
@@ -69,17 +82,28 @@ class RedisProbe:
             reply = await future
             if isinstance(reply, ConnectionLost):
                 failure = reply.failure
-                definite = failure.cause is not Cause.TIMED_OUT
-                raise ProbeFailed(failure.cause, failure.detail, definite=definite)
+                raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
             if isinstance(reply, Exception):
                 self._raise_refusal(reply)
 
     async def _ping_new_connection(self) -> None:
         timeout = self._policy.response_timeout
-        connection = await connect(
-            self._multiplexer.target, timeout=self._policy.connect_timeout, user_timeout=timeout
-        )
-        query = query_over(connection, timeout)
+        try:
+            connection = await connect(
+                self._multiplexer.target,
+                timeout=self._policy.connect_timeout,
+                user_timeout=timeout,
+                began=self._began,
+            )
+            await self._ping(connection)
+        finally:
+            self._connecting = None
+
+    def _began(self, connection: AbstractConnection) -> None:
+        self._connecting = connection
+
+    async def _ping(self, connection: AbstractConnection) -> None:
+        query = query_over(connection, self._policy.response_timeout)
         health = self._multiplexer.health
         try:
             try:

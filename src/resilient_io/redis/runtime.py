@@ -11,10 +11,12 @@ from resilient_io.retry import RetryBudget
 
 from .errors import RedisClosed
 from .executor import Executor
+from .lock_keys import LockKeys
 from .multiplexer import Multiplexer, follow_credentials
 from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
+from .scripts import KnownScripts
 
 if TYPE_CHECKING:
     import random
@@ -35,6 +37,7 @@ class Runtime:
     multiplexer: Multiplexer
     pool: ExclusivePool
     executor: Executor
+    locks: LockKeys
     _reports: Reporter
 
     def __init__(
@@ -57,6 +60,7 @@ class Runtime:
             ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
         )
         self._template = template
+        self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self._rng = rng
         self._tokens = tokens
         self._binding: LoopBinding | None = None
@@ -84,6 +88,7 @@ class Runtime:
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self._policy, template=self._template
         )
+        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self._rng)
         self.executor = Executor(
             multiplexer=multiplexer,
             health=self.health,
@@ -103,8 +108,9 @@ class Runtime:
         self._binding = LoopBinding()
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
+        probe = RedisProbe(self.multiplexer, self._policy)
         self._attachment = self.health.start(
-            RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
+            probe, last_reply=self.multiplexer.last_byte, links=probe.links
         )
         self._subscription = self.health.on_update(self._health_changed)
 
@@ -152,6 +158,7 @@ class Runtime:
         self._closes += 1
         self.executor.close()
         self.pool.close()
+        self.locks.close()
         if self._binding is not None and self._binding.forked:
             return  # the sockets belong to the parent process
         self._reports.close()
@@ -170,6 +177,7 @@ class Runtime:
         if self._subscription is not None:
             self._subscription.remove()
         await self.pool.finish_recoveries()
+        await self.locks.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
         await self.target.aclose()

@@ -228,3 +228,16 @@ async def test_a_bound_client_may_block(client):
         await client.rpush("l", "x")
         assert await waiting == (b"l", b"x")
         assert await own.get("missing") is None
+
+
+async def test_a_connection_that_a_middlebox_has_forgotten_is_not_used(fault_proxy, redis_server):
+    async with ResilientRedis.from_url(fault_proxy.url) as client:
+        assert await client.blpop("k", timeout=0.1) is None
+        (idle,) = client._runtime.pool._idle
+        port = idle._writer.get_extra_info("sockname")[1]
+        for connection in fault_proxy.connections:
+            if connection.client_address[1] == port:
+                connection.stall()
+        await asyncio.sleep(1.2)  # longer than a connection is trusted without a PING
+        await client.rpush("k", "a")
+        assert await client.blpop("k", timeout=0) == (b"k", b"a")

@@ -11,6 +11,7 @@ from aiokafka.errors import IncompatibleBrokerVersion, UnknownError
 from resilient_io.binding import LoopBinding
 from resilient_io.deadlines import context_without_deadline
 
+from ..link import LinkWatch
 from ..probe import TRANSACTION, KafkaProbe
 from ..supervisor import Supervisor
 from .accumulator import Accumulator
@@ -113,9 +114,15 @@ class ProducerCore:
             max_batch_size=options["max_batch_size"],
         )
         self.transactions = TransactionManager(self.accumulator, self.supervisor, policy)
-        self._attachment = health.start(self._probe, last_reply=self._probe.last_reply)
+        self._links = LinkWatch(
+            health=health, probe=self._probe, driver=lambda: self.supervisor.driver
+        )
+        self._attachment = health.start(
+            self._probe, last_reply=self._probe.last_reply, links=self._links.links
+        )
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
+        self._links.start()
 
     def _build(self) -> ProducerDriver:
         producer: ProducerDriver = _Producer(
@@ -181,6 +188,7 @@ class ProducerCore:
         except TimeoutError:
             pass
         self._subscription.remove()
+        await self._links.aclose()
         failures = self._sender.fail_in_flight()
         failures += self.accumulator.fail_waiting(self.errors.closed)
         # Batches in flight have just been failed, so waiting for their answers is useless.

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from resilient_io import DeadlineExceeded, OutcomeUnknown
+from resilient_io import Closed, DeadlineExceeded, OutcomeUnknown
 from resilient_io.redis import ConnectionSettings
 
 BUSY = b"-BUSY Redis is busy running a script\r\n"
@@ -351,3 +351,32 @@ async def test_an_unsent_repeat_does_not_move_past_its_first_copy(
         await first
     assert await redis_server.query("EXISTS", "key") == 0
     fault_proxy.resume()
+
+
+async def test_an_exec_in_flight_at_the_close_is_fenced_before_the_client_is_used_again(
+    redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient)
+    held = fault_proxy.hold("EXEC", times=1)
+
+    async def transact():
+        async with redis.pipeline() as pipe:
+            await pipe.watch("guard")
+            pipe.multi()
+            await pipe.set("key", "first").execute()
+
+    call = asyncio.create_task(transact())
+    async with asyncio.timeout(5):
+        await held.happened()
+    await redis.aclose()
+    with pytest.raises((OutcomeUnknown, Closed)):
+        await call
+
+    await redis.initialize()
+    async with redis.pipeline() as pipe:
+        await pipe.watch("other")
+        pipe.multi()
+        assert await pipe.set("key", "later").execute() == [True]
+    held.release()
+    await asyncio.sleep(0.1)
+    assert await redis_server.query("GET", "key") == b"later"
