@@ -91,8 +91,8 @@ def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
     policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
-def _tries_once(rng: Random, policy: dict[str, Any]) -> None:
-    policy["attempts"] = rng.choice([1, 1, 2, 3])
+def _tries_seldom(rng: Random, policy: dict[str, Any]) -> None:
+    policy["attempts"] = rng.choice([1, 2, 3, 4])
 
 
 def _repeats_much(rng: Random, policy: dict[str, Any]) -> None:
@@ -232,12 +232,13 @@ THEMES: dict[str, Theme] = {
         ),
         clients=(2, 3),
         shared=0.9,
-        policy=_tries_once,
+        policy=_tries_seldom,
     ),
     "pipelines": Theme(
         _BATCHES,
         _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14),
-        policy=_tries_once,
+        storms=(2, 4),
+        policy=_tries_seldom,
     ),
     "coincidences": Theme(
         _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),

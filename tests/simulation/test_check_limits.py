@@ -246,6 +246,62 @@ def test_a_reply_that_arrived_is_returned(case):
     assert story.broken == ([name] if case == "dropped" else [])
 
 
+@pytest.mark.parametrize(
+    "case", ["waits", "repeated", "soon", "down", "fault", "replaced", "refusing"]
+)
+def test_a_call_that_lost_its_connection_does_not_wait(case):
+    faults = (Fault(0, "reset", 1.0), Fault(1, "cut", 1.0, 9.0), Fault(2, "refuse writes", 1, 9.0))
+    story = Story(clients=(QUICK,), faults=faults)
+    story.state("up")
+    story.wait(2.0)
+    operation = story.start(20, "SET r0 t20.0")
+    story.wrote("SET r0 t20.0", connection=7)
+    story.fault(0)
+    if case in ("fault", "refusing"):
+        kind = "cut" if case == "fault" else "refuse writes"
+        story.event("fault", number=1 if case == "fault" else 2, fault=kind, lasts=9.0)
+    story.event("lost", connection=7, why="closed" if case == "replaced" else "reset")
+    if case == "down":
+        story.wait(0.2)
+        story.state("down", "reset")
+    if case == "repeated":
+        story.wait(0.2)
+        story.wrote("SET r0 t20.0", connection=8)
+    story.wait(0.5 if case == "soon" else 3.0)
+    story.end(operation, Outcome.UNKNOWN, error_bases=("OutcomeUnknown", "RedisError"))
+    name = "a_call_does_not_wait_long_after_its_connection_was_lost"
+    found = [each for each in story.broken if each == name]
+    assert found == ([name] if case in ("waits", "refusing") else [])
+
+
+# -- order ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["reversed", "in order", "written twice", "large", "other client"])
+def test_calls_are_written_and_executed_in_order(case):
+    story = Story()
+    first = story.start(20, "RPUSH l0 t20.0", kind="push")
+    client = "b" if case == "other client" else "a"
+    second = story.start(40, "RPUSH l0 t40.0", kind="push", client=client)
+    words = ["RPUSH l0 t20.0", "RPUSH l0 t40.0"]
+    if case != "in order":
+        words.reverse()
+    for word in words:
+        story.wrote(word)
+        story.run(word, 1)
+    if case == "written twice":
+        story.wrote("RPUSH l0 t20.0")
+    story.end(first, reply=1)
+    story.end(second, reply=1)
+    if case == "large":
+        story.start(60, "GET big0", kind="get large")
+    names = [
+        "calls_keep_their_order_for_each_key",
+        "calls_are_written_in_the_order_in_which_they_were_made",
+    ]
+    assert story.broken == (names if case == "reversed" else [])
+
+
 # -- connections, transactions and locks ----------------------------------------------------
 
 

@@ -214,7 +214,9 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
             earlier = latest.get(key)
             if earlier is None or earlier.applied[0].at < command.applied[0].at:
                 latest[key] = command
-            elif earlier.applied[0].server == command.applied[0].server:
+            elif earlier.applied[0].server == command.applied[0].server and not _of_one_burst(
+                earlier, command
+            ):
                 yield Broken(
                     f"{earlier} was executed after {command}, which was called later",
                     (earlier.operation.number, operation.number),
@@ -241,12 +243,17 @@ def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iter
                 continue
             if sent[0].at >= written:
                 latest, written = commands[0], sent[0].at
-            elif latest is not None:
+            elif latest is not None and not _of_one_burst(latest, commands[0]):
                 yield Broken(
                     f"{latest} was written before {commands[0]}, which was called later",
                     (latest.operation.number, operation.number),
                     sent[0].at,
                 )
+
+
+def _of_one_burst(first: Command, second: Command) -> bool:
+    """Return whether another rule compares two calls."""
+    return first.operation.burst is not None and first.operation.burst == second.operation.burst
 
 
 def commands_of_a_pipeline_are_executed_in_their_order(index: Index) -> Iterator[Broken]:
