@@ -415,8 +415,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "silence-not-reported",
         "health",
         "redis/multiplexer.py",
-        '        self.reports.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")',
-        '        self.health.note("silent", seconds=quiet)',
+        "        self.reports.failed(silence.cause, silence.detail)",
+        '        self.health.note("silent", detail=silence.detail)',
         "A frozen server is published as DOWN much later.",
     ),
     PlantedBug(
@@ -693,10 +693,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/connection.py",
         """        if not self._queue.waiting:
             return
-        written""",
+        if self._loop""",
         """        if all(entry.done() for entry in self._queue.waiting):
             return
-        written""",
+        if self._loop""",
         "A silent connection whose callers gave up stays in use, and delays each new call.",
     ),
     PlantedBug(
@@ -784,11 +784,13 @@ BUGS: tuple[PlantedBug, ...] = (
         "pipelines",
         "redis/pipeline.py",
         """            if not self._transaction:
-                self._clean(request.replies)
-                self._settle(request.replies)
+                arrived = request.replies[len(self._loads) :]
+                self._clean(arrived)
+                self._settle(arrived)
 """,
-        """            self._clean(request.replies)
-            self._settle(request.replies)
+        """            arrived = request.replies[len(self._loads) :]
+            self._clean(arrived)
+            self._settle(arrived)
 """,
         "A transaction that loses its connection after QUEUED counts as answered, and is "
         "executed twice.",
@@ -851,12 +853,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "unknown-acquire-counts-as-failed",
         "locks and scripts",
         "redis/lock.py",
-        """            return await self._holds(token, unknown)
-
-    async def do_release""",
-        """            return False
-
-    async def do_release""",
+        "            return await self._number(token, unknown)\n        return bool(reply)",
+        "            return False\n        return bool(reply)",
         "A lock that was taken while the reply was lost is held by no one until it times out.",
     ),
     PlantedBug(
@@ -873,8 +871,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "lock-of-another-counts-as-own",
         "locks and scripts",
         "redis/lock.py",
-        "return stored is not None and encode(stored) == encode(token)",
-        "return stored is not None",
+        "        if stored is None or self._encode(stored) != self._encode(token):",
+        "        if stored is None:",
         "A caller whose attempt is uncertain believes that it holds the lock of another.",
     ),
     PlantedBug(
