@@ -79,7 +79,7 @@ class LinkState:
     def as_dict(self) -> dict[str, object]:
         """Return plain data for `json.dumps`, with `loss`."""
         loss = self.loss
-        return asdict(self) | {"loss": None if loss is None else round(loss, 6)}
+        return {**asdict(self), "loss": None if loss is None else round(loss, 6)}
 
 
 def describe_losses(link: LinkState) -> str:

@@ -364,8 +364,9 @@ class Dependency:
     def forget_parts(self, owner: object) -> None:
         """Forget the lost parts of a client that was closed."""
         # The evidence of another loop is gone with it.
-        if self._loop is asyncio.get_running_loop():
-            self._publish(self._machine.parts_gone(self._loop.time(), owner))
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            self._publish(self._machine.parts_gone(loop.time(), owner))
 
     def reporter(self) -> Reporter:
         """Return an object through which one client reports, until that client is closed."""

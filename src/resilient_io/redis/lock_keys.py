@@ -14,7 +14,7 @@ import logging
 import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 from redis.exceptions import RedisError, ResponseError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.redis")
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
+_pack = cast("Callable[[Any], bytes]", hiredis.pack_command)
 
 RELEASE = """
 if redis.call('get', KEYS[1]) == ARGV[1] then
