@@ -241,12 +241,13 @@ THEMES: dict[str, Theme] = {
         policy=_tries_seldom,
     ),
     "coincidences": Theme(
-        _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),
+        _only(_CALLS, "get", "echo", "traffic", set=8, push=8, burst=30, pipeline=12),
         _only(
             _FAULTS,
             "kill client",
             "freeze",
-            "refuse then reset",
+            refuse_then_reset=6,
+            refuse_writes=6,
             reset=6,
             reset_one=10,
             close_one=6,
@@ -255,6 +256,7 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(3, 6),
         cancel=0.3,
+        read_only=0.8,
         network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
     ),
     "transactions": Theme(
