@@ -135,12 +135,13 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
             token = execution.words[2]
             if token in tokens:
                 continue
+            written = next((w.at for w in index.history.written if token in w.data), execution.at)
             callers = [
                 each
                 for each in acquisitions
                 if each.facts["lock"].encode() == name
-                and each.started_at < execution.at
-                and (each.ended_at is None or execution.at < each.ended_at)
+                and each.started_at < written
+                and (each.ended_at is None or written < each.ended_at)
             ]
             if not callers or any(each.outcome is not Outcome.OK or each.reply for each in callers):
                 continue
