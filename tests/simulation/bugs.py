@@ -841,11 +841,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "repeated-outside-transaction",
         "pipelines",
-        "redis/executor.py",
-        """        if self._multiplexer.bound_state.lost:
-            return False
-""",
-        "",
+        "redis/attempt.py",
+        "if multiplexer.bound_state.losses != losses:",
+        "if multiplexer.bound_state.losses < losses:",
         "A command of a MULTI is repeated outside it after the connection was lost.",
     ),
     # -- locks and scripts -----------------------------------------------------------------

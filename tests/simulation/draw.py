@@ -241,12 +241,13 @@ THEMES: dict[str, Theme] = {
         policy=_tries_seldom,
     ),
     "coincidences": Theme(
-        _only(_CALLS, "get", "echo", "pipeline", set=8, push=8, burst=30),
+        _only(_CALLS, "get", "echo", "traffic", set=8, push=8, burst=30, pipeline=12),
         _only(
             _FAULTS,
             "kill client",
             "freeze",
-            "refuse then reset",
+            refuse_then_reset=6,
+            refuse_writes=6,
             reset=6,
             reset_one=10,
             close_one=6,
@@ -255,6 +256,7 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(3, 6),
         cancel=0.3,
+        read_only=0.8,
         network={"latency": 0.02, "stall": 0.2, "stall_longest": 0.3},
     ),
     "transactions": Theme(
@@ -271,7 +273,7 @@ THEMES: dict[str, Theme] = {
         policy=_overwrites_again,
     ),
     "demotions": Theme(
-        _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15),
+        _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15, echo=15),
         _only(
             _FAULTS,
             "reset one",
@@ -565,7 +567,7 @@ class _Drawer:
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
-            arguments["letter"] = rng.choice("gis")
+            arguments["letter"] = rng.choice("gise")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])

@@ -367,6 +367,25 @@ def test_a_released_lock_is_not_held(case):
     assert story.broken == ([name] if case == "held" else [])
 
 
+@pytest.mark.parametrize("case", ["taken", "not taken", "released", "unknown", "another"])
+def test_a_failed_acquisition_has_taken_nothing(case):
+    story = Story()
+    acquire = story.start(20, kind="acquire", facts={"lock": "lock0", "timeout": 3.0})
+    other = story.start(40, kind="acquire", facts={"lock": "lock0", "timeout": 3.0})
+    story.run("SET lock0 token NX PX 3000", None if case == "not taken" else b"OK")
+    if case == "released":
+        story.run("EVALSHA abc 1 lock0 token", 1)
+    if case == "unknown":
+        story.end(acquire, Outcome.UNKNOWN, error_bases=("OutcomeUnknown", "RedisError"))
+    else:
+        story.end(acquire, reply=False)
+    if case == "another":
+        other.facts["token"] = "token"
+    story.end(other, reply=case == "another")
+    name = "an_acquisition_that_failed_has_not_taken_the_lock"
+    assert story.broken == ([name] if case == "taken" else [])
+
+
 # -- what is left ---------------------------------------------------------------------------
 
 

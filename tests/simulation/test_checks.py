@@ -362,15 +362,17 @@ def test_a_read_does_not_end_with_an_unknown_outcome():
 # -- what was written -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, True, "in between"])
 def test_a_call_that_was_cancelled_before_it_was_written_is_never_sent(late):
     story = Story()
     operation = story.start(20, "SET r0 t20.0")
     if not late:
         story.wrote("SET r0 t20.0")
     story.cancel(operation)
+    if late == "in between":
+        story.wrote("SET r0 t20.0")
     story.end(operation, Outcome.CANCELLED)
-    story.wrote("SET r0 t20.0" if late else "PING")
+    story.wrote("SET r0 t20.0" if late is True else "PING")
     assert story.broken == (["nothing_is_written_after_its_call_ended"] if late else [])
 
 

@@ -64,6 +64,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     locks.two_callers_never_hold_one_lock,
     locks.an_acquired_lock_was_taken_on_the_server,
     locks.a_lock_that_is_still_held_can_be_released,
+    locks.an_acquisition_that_failed_has_not_taken_the_lock,
     locks.a_released_lock_is_no_longer_held,
     linearizability.registers_are_linearizable,
     times.a_call_ends_by_its_deadline,

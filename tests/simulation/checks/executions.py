@@ -196,13 +196,20 @@ def _attempts_of(index: Index, label: str) -> int:
 
 
 def nothing_is_written_after_its_call_ended(index: Index) -> Iterator[Broken]:
-    """A call that ended before it was written, for example by a cancellation, is never sent."""
+    """A call that ended or was cancelled before it was written is never sent."""
     for token, sent in index.sent.items():
         command = index.by_command_token.get(token)
         if command is None:
             continue
         operation = command.operation
-        if operation.ended_at is not None and sent[0].at > operation.ended_at:
+        cancelled = operation.cancelled_at if operation.facts.get("cancel_delivered") else None
+        if cancelled is not None and sent[0].at > cancelled:
+            yield Broken(
+                f"{command} was written after its call had been cancelled",
+                (operation.number,),
+                sent[0].at,
+            )
+        elif operation.ended_at is not None and sent[0].at > operation.ended_at:
             ended = operation.outcome.value if operation.outcome is not None else "not ended"
             yield Broken(
                 f"{command} was written after its call had ended ({ended})",

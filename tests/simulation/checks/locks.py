@@ -125,6 +125,38 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
             )
 
 
+def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[Broken]:
+    """When `acquire` returns False, the server has not set its token, or no longer has it."""
+    tokens = {operation.facts["token"].encode() for operation in _acquired(index)}
+    acquisitions = [each for each in index.history.operations if each.kind == "acquire"]
+    last = index.history.executions[-1].at + 1 if index.history.executions else 0
+    for name, taken in _takings(index).items():
+        for execution in taken:
+            token = execution.words[2]
+            if token in tokens:
+                continue
+            written = next((w.at for w in index.history.written if token in w.data), execution.at)
+            callers = [
+                each
+                for each in acquisitions
+                if each.facts["lock"].encode() == name
+                and each.started_at < written
+                and (each.ended_at is None or written < each.ended_at)
+            ]
+            if not callers or any(each.outcome is not Outcome.OK or each.reply for each in callers):
+                continue
+            if any(
+                token in each.words and each.words[0] != b"SET"
+                for each in index.executions_between(execution.at, last)
+            ):
+                continue  # released
+            yield Broken(
+                f"{name.decode()} was taken, but each caller was told that it did not acquire it",
+                tuple(each.number for each in callers),
+                execution.at,
+            )
+
+
 def _acquired(index: Index) -> list[Operation]:
     return [
         operation

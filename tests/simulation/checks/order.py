@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ORDERED = frozenset({
     "set", "push", "append", "set conditional", "hash set", "add", "set binary", "traffic",
-    "increment",
+    "increment", "echo",
 })  # fmt: skip
 """Kinds of calls whose single command is sent when the call begins."""
 
