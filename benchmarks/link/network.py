@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import redis
+
 from resilient_io.testing import local_kafka
 from resilient_io.testing.servers import find_redis
 
@@ -197,11 +199,23 @@ class NetworkRedis:
             time.sleep(0.02)
 
     def run(self, *words: str) -> str:
-        """Run a command with redis-cli in the server's own namespace, whatever the link does."""
-        command = ["ip", "netns", "exec", self._network.server]
-        command += ["redis-cli", "-h", SERVER, "-p", str(self.port), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        """Run a command in the server's own namespace, whatever the link does.
+
+        Return its reply as text, or an empty string if the server does not answer.
+        """
+        connection = redis.Connection(
+            host=SERVER, port=self.port, protocol=2, decode_responses=True, socket_timeout=20
+        )
+        try:
+            with self._network.inside(self._network.server):
+                connection.connect()
+            connection.send_command(*words)
+            reply = connection.read_response()
+        except redis.ConnectionError:
+            return ""
+        finally:
+            connection.disconnect()
+        return "\n".join(map(str, reply)) if isinstance(reply, list) else str(reply)
 
     def freeze(self) -> None:
         """Stop the process. Its host still acknowledges."""

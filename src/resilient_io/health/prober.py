@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _SUSPICION_SPACING = 0.02
 # Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
+_ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been heard
 
 _log = logging.getLogger("resilient_io.health")
 
@@ -309,7 +310,8 @@ class Prober:
             if left > _RESOLUTION:
                 timer = loop.call_later(left, check_time)
             elif not scope.expired():  # a suspicion may have ended this probe already
-                known = describe_silence(client.links(), within=allowed)
+                # The first request of a probe is acknowledged soon after the probe began.
+                known = describe_silence(client.links(), within=allowed + _ACKNOWLEDGED)
                 scope.reschedule(loop.time())
 
         task = asyncio.current_task()

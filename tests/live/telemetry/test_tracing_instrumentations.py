@@ -12,6 +12,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from redis.exceptions import RedisError
 from sentry_sdk.integrations.redis import RedisIntegration
 
@@ -166,13 +167,24 @@ def without_scripts(spans):
     return [span for span in spans if not span[1].startswith("SCRIPT ")]
 
 
+def without_loading(spans):
+    return [
+        (name, status, attributes)
+        for name, status, attributes in spans
+        if not name.startswith("SCRIPT")
+        and not (name == "EVALSHA" and status is StatusCode.ERROR)
+    ]
+
+
 async def test_opentelemetry_instrumentation_sees_the_same_as_with_redis_py(shared_redis, otel):
     otel.instrument()
 
     theirs = await seen(shared_redis, otel, driver.Redis)
 
     assert len(theirs) > 25
-    assert await seen(shared_redis, otel, ResilientRedis) == theirs
+    ours = await seen(shared_redis, otel, ResilientRedis)
+    # redis-py calls a script that the server does not know, loads it, and calls it again.
+    assert without_loading(ours) == without_loading(theirs)
 
 
 async def test_sentry_sees_the_same_as_with_redis_py(shared_redis, sentry):
