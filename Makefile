@@ -14,7 +14,7 @@ versions = tests/unit tests/wire tests/live/lifecycle \
 	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions soak containers simulate coverage bench lint format types docs \
+.PHONY: help demo test test-versions soak containers simulate coverage bench bench-link lint format types docs \
 	structure wheel servers screenshots lock clean
 
 help: ## list the targets
@@ -50,6 +50,10 @@ coverage: ## the tests, and the lines and branches that they do not reach
 bench: ## compare with other Redis and Kafka clients (ARGS=redis or kafka for one of them)
 	$(kafka)
 	$(in_venv) test,bench python -m benchmarks $(ARGS)
+
+bench-link: ## how soon a cut network is noticed, in network namespaces (needs root)
+	$(kafka)
+	$(in_venv) test python -m benchmarks.link $(ARGS)
 
 lint: ## ruff, the wording, and the generated files
 	$(in_venv) test,lint ruff check

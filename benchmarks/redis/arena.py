@@ -55,17 +55,18 @@ class Arena:
         await self._stack.aclose()
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
-        """Run a workload with every client, `rounds` times each, in rotating order."""
-        results: Rounds = {client: [] for client in CLIENTS}
-        for client in CLIENTS:
+        """Run a workload with its clients, `rounds` times each, in rotating order."""
+        clients = work.clients
+        results: Rounds = {client: [] for client in clients}
+        for client in clients:
             self._say(f"{self._loop}: {work.title}, warming up {client}")
             await self._workers[client].do("open", callers=work.callers)
             await self._drive(client, work, _WARM_UP)
         for number in range(rounds):
-            for client in turn(CLIENTS, number):
+            for client in turn(clients, number):
                 self._say(f"{self._loop}: {work.title}, round {number + 1}, {client}")
                 results[client].append(await self._drive(client, work, seconds * work.stretch))
-        for client in CLIENTS:
+        for client in clients:
             await self._workers[client].do("close")
         return results
 

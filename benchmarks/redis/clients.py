@@ -66,6 +66,8 @@ class _RedisLike:
         self.get = client.get
         self.set = client.set
         self.mixed = _mixed(client, value, partial(client.zrange, start=0, end=-1))
+        self.evalsha = client.evalsha
+        self.lock = client.lock
 
     async def pipeline(self, keys: Sequence[str]) -> Sequence[Any]:
         pipe = self.client.pipeline(transaction=False)

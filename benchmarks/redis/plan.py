@@ -17,7 +17,7 @@ LARGE_BYTES: Final = 1024 * 1024
 KEYS: Final = 1000
 PIPELINE: Final = 100
 
-Kind = Literal["get", "set", "mixed", "pipeline", "large", "latency"]
+Kind = Literal["get", "set", "mixed", "pipeline", "large", "latency", "lock", "evalsha"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ class Work:
         kind: What each caller repeats.
         callers: The number of concurrent tasks.
         stretch: Length of its rounds, as a multiple of the usual length.
+        clients: The clients that can run it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Work:
     kind: Kind
     callers: int
     stretch: float = 1.0
+    clients: tuple[str, ...] = CLIENTS
 
 
 WORKS: Final = (
@@ -48,6 +50,27 @@ WORKS: Final = (
     Work(name="mixed-50", title="mixed commands, 50 callers", kind="mixed", callers=50),
     Work(name="pipeline", title="explicit pipeline of 100 GETs", kind="pipeline", callers=1),
     Work(name="large-8", title="1 MiB values, SET and GET, 8 callers", kind="large", callers=8),
+    Work(
+        name="evalsha-50",
+        title="EVALSHA, 50 callers",
+        kind="evalsha",
+        callers=50,
+        clients=("redis-py", OURS),
+    ),
+    Work(
+        name="lock-1",
+        title="acquire and release a lock, 1 caller",
+        kind="lock",
+        callers=1,
+        clients=("redis-py", OURS),
+    ),
+    Work(
+        name="lock-50",
+        title="acquire and release a lock each, 50 callers",
+        kind="lock",
+        callers=50,
+        clients=("redis-py", OURS),
+    ),
     Work(name="latency-50", title="latency of GET, 50 callers", kind="latency", callers=50),
 )
 
@@ -67,6 +90,9 @@ RATE_TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "mixed-50": (Target(against="redis-py", least=8),),
     "pipeline": (Target(against="redis-py", least=1.2),),
     "large-8": (Target(against="redis-py", least=1.0),),
+    "evalsha-50": (Target(against="redis-py", least=8),),
+    "lock-1": (Target(against="redis-py", least=1.0),),
+    "lock-50": (Target(against="redis-py", least=1.0),),
 }
 COST_TARGET: Final = 1.3
 """A call at 10,000 callers may cost that much more than one at 500."""

@@ -45,7 +45,7 @@ def resource_table(results: Results) -> list[str]:
     rows: list[Sequence[str]] = []
     for work in WORKS:
         if work.name in results:
-            cells = [digits(_of(results, work.name, name, "cpu").median) for name in CLIENTS]
+            cells = _cells(results, work.name, "cpu")
             rows.append((f"CPU µs per call: {work.title}", *cells))
     if "idle" in results:
         weights = [_of(results, "idle", name, "bytes").median for name in CLIENTS]
@@ -59,7 +59,7 @@ def _rate_rows(name: str, results: Results) -> list[Sequence[str]]:
     work = next(work for work in WORKS if work.name == name)
     if work.kind == "latency":
         return []
-    cells = [digits(_of(results, name, client, "rate").median) for client in CLIENTS]
+    cells = _cells(results, name, "rate")
     rows: list[Sequence[str]] = []
     title = f"{work.title}, per second"
     for target in RATE_TARGETS.get(name, ()):
@@ -145,6 +145,14 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
             f"{added.median:.0%} ({added.low:.0%} to {added.high:.0%})",
             verdict(added.median <= OVERHEAD_TARGET),
         )
+    ]
+
+
+def _cells(results: Results, work: str, key: str) -> list[str]:
+    """Return the median of each client, or a dash for one that does not do this work."""
+    return [
+        digits(_of(results, work, client, key).median) if client in results[work] else "-"
+        for client in CLIENTS
     ]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .clients import Client
 
+_SCRIPT = "return redis.call('get', KEYS[1])"
 _SLICES = 10
 _REFUSALS = 20_000
 _TIMEOUT = 5.0
@@ -109,6 +110,28 @@ class Drive:
             await set_(key, value)
             assert len(await get(key)) == LARGE_BYTES
             count += 2
+        return count
+
+    async def _evalsha(self, index: int) -> int:
+        client: Any = self._client
+        evalsha, count = client.evalsha, 0
+        key, expected = f"key:{index % KEYS}", value_of(index % KEYS)
+        sha = await client.client.script_load(_SCRIPT)
+        await self._begin.wait()
+        while self._running:
+            assert await evalsha(sha, 1, key) == expected
+            count += 1
+        return count
+
+    async def _lock(self, index: int) -> int:
+        client: Any = self._client
+        lock, name, count = client.lock, f"lock:{index}", 0
+        async with lock(name, timeout=10):
+            pass  # loads the script that releases it
+        await self._begin.wait()
+        while self._running:
+            async with lock(name, timeout=10):
+                count += 1
         return count
 
     async def _latency(self, index: int) -> int:

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import importlib
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import pytest_asyncio
 
 _BEAT = 0.01
@@ -68,3 +72,24 @@ async def slack() -> AsyncIterator[Slack]:
     measured = Slack()
     yield measured
     measured.stop()
+
+
+@pytest.fixture(scope="session")
+def networks() -> Any:
+    """Return the module that makes networks, which is part of the checkout (see benchmarks)."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    try:
+        module = importlib.import_module("benchmarks.link.network")
+    finally:
+        sys.path.pop(0)
+    reason = module.why_not_permitted()
+    if reason is not None:
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture
+def network(networks: Any) -> Iterator[Any]:
+    """Create a network that can be cut. The sockets of the test are in the client's namespace."""
+    with networks.Network() as network, network.inside():
+        yield network

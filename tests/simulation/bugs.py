@@ -118,7 +118,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "timeout-hides-unknown-outcome",
         "retries",
         "redis/executor.py",
-        """    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+        """    if failing.progress is Progress.MAYBE_APPLIED:
         return RedisOutcomeUnknown
     if failed.overloaded:
         return RedisOverloaded
@@ -129,7 +129,7 @@ BUGS: tuple[PlantedBug, ...] = (
         return RedisOverloaded
     if failed.expired or failed.timed_out:
         return RedisDeadlineExceeded
-    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+    if failing.progress is Progress.MAYBE_APPLIED:
         return RedisOutcomeUnknown
 """,
         "A write that timed out raises DeadlineExceeded, which promises that nothing was applied.",
@@ -191,8 +191,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "overwrite-ignores-fence",
         "fencing",
         "redis/executor.py",
-        "is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:",
-        "is not Progress.MAYBE_APPLIED or failing.call.effect <= Effect.IDEMPOTENT:",
+        "overwrites = self.call.effect is not Effect.READ",
+        "overwrites = self.call.effect > Effect.IDEMPOTENT",
         "Where CLIENT KILL is forbidden, a SET is repeated although its first copy may still be "
         "applied, over a newer value.",
     ),
@@ -262,14 +262,14 @@ BUGS: tuple[PlantedBug, ...] = (
         "abandoned-call-leaves-queue",
         "reply matching",
         "redis/multiplexer.py",
-        """        if request.connection is None:
+        """        if connection is None:
             self._waiting.note_abandoned()
 """,
-        """        if request.connection is None:
+        """        if connection is None:
             self._waiting.note_abandoned()
         elif request.sent:
             with contextlib.suppress(ValueError):
-                request.connection._responses.waiting.remove(request)
+                connection._responses.waiting.remove(request)
 """,
         "After a call was cancelled, the following callers get each other's replies.",
     ),
@@ -399,17 +399,15 @@ BUGS: tuple[PlantedBug, ...] = (
         "limitation-never-ends",
         "health",
         "health/machine.py",
-        """        self.probes_ok += 1
-        self._limitation = None
-""",
-        "        self.probes_ok += 1\n",
+        "self._limitation, self._not_serving = None, False",
+        "self._not_serving = False",
         "After the server once refused new connections, the dependency stays DEGRADED.",
     ),
     PlantedBug(
         "reopened-connection-stays-lost",
         "health",
         "redis/multiplexer.py",
-        '        self.health.part_back(f"connection {slot}")\n',
+        '        self.reports.part_back(f"connection {slot}")\n',
         "",
         "After one connection was lost for a while, the dependency stays DEGRADED.",
     ),
@@ -417,8 +415,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "silence-not-reported",
         "health",
         "redis/multiplexer.py",
-        '        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")',
-        '        self.health.note("silent", seconds=quiet)',
+        "        self.reports.failed(silence.cause, silence.detail)",
+        '        self.health.note("silent", detail=silence.detail)',
         "A frozen server is published as DOWN much later.",
     ),
     PlantedBug(
@@ -444,8 +442,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "suspicion-checked-on-old-connection",
         "health",
         "redis/probe.py",
-        "if suspicious or not multiplexer.connections:",
-        "if not multiplexer.connections:",
+        "if suspicious or multiplexer.bound or not multiplexer.connections:",
+        "if multiplexer.bound or not multiplexer.connections:",
         "One connection that a middlebox forgot makes a healthy server DOWN.",
     ),
     PlantedBug(
@@ -482,8 +480,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "old-replies-overrule-probe",
         "health",
         "health/prober.py",
-        "if self._last_reply() > began:",
-        "if self._last_reply() > began - self._settings.interval:",
+        "if self._last_reply() > began and not failure.answered:",
+        "if self._last_reply() > began - self._settings.interval and not failure.answered:",
         "A failed probe is ignored because of replies before it, so DOWN is late.",
     ),
     # -- closing ---------------------------------------------------------------------------
@@ -491,8 +489,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "waiting-calls-not-failed",
         "closing",
         "redis/multiplexer.py",
-        "        self._waiting.fail_all(Undeliverable(CLOSED))\n",
-        "",
+        """        self._closed = reason
+        self.fail_all(reason)
+""",
+        "        self._closed = reason\n",
         "Calls that wait for a connection when the client is closed wait until their deadline.",
     ),
     PlantedBug(
@@ -546,19 +546,19 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/runtime.py",
         """        if self._closing is not None:
             await asyncio.wait([self._closing])
-        if self.executor.closed:
+        if self._closes != closes:
 """,
-        "        if self.executor.closed:\n",
+        "        if self._closes != closes:\n",
         "A client that is opened again while it closes has no connections and no probe.",
     ),
     PlantedBug(
         "fences-not-settled",
         "closing",
         "redis/multiplexer.py",
-        """        while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+        """            self._unfenced.append(lost)
+            lost.settle(fenced=False)
 """,
-        "        self._fences.clear()\n",
+        "            self._unfenced.append(lost)\n",
         "Calls that are about to be repeated when the client is closed wait until their deadline.",
     ),
     PlantedBug(
@@ -581,14 +581,18 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/executor.py",
         """        waited = False
         try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
             waited = True
         finally:
             if not waited:
                 self.budget.refund(decision.paid)
 """,
         """        try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
         except asyncio.CancelledError:
             self.budget.refund(decision.paid)
 """,
@@ -606,7 +610,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-waiting-call-sent",
         "cancellation",
         "redis/multiplexer.py",
-        """        if not request.done():
+        """        if request.sendable():
             connection.send_request(request)
 """,
         "        connection.send_request(request)\n",
@@ -689,10 +693,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/connection.py",
         """        if not self._queue.waiting:
             return
-        written""",
+        if self._loop""",
         """        if all(entry.done() for entry in self._queue.waiting):
             return
-        written""",
+        if self._loop""",
         "A silent connection whose callers gave up stays in use, and delays each new call.",
     ),
     PlantedBug(
@@ -722,14 +726,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "Calls that are repeated or wait for a connection ignore `with deadline(...)`.",
     ),
     PlantedBug(
-        "expired-call-sent-later",
+        "deadline-restarts-with-each-attempt",
         "deadlines",
-        "redis/multiplexer.py",
-        """        request.future.cancel()
-        if request.connection is None:
-""",
-        "        if request.connection is None:\n",
-        "A write that was reported as not applied at its deadline is sent later.",
+        "redis/executor.py",
+        "limit = started + policy.deadline +",
+        "limit = asyncio.get_running_loop().time() + policy.deadline +",
+        "A call that is repeated may take its whole deadline for each attempt.",
     ),
     PlantedBug(
         "blocking-call-counts-as-silence",
@@ -744,7 +746,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "handshake-unlimited",
         "deadlines",
         "redis/connect.py",
-        """        async with asyncio.timeout(timeout):
+        """        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
 """,
@@ -782,13 +784,13 @@ BUGS: tuple[PlantedBug, ...] = (
         "pipelines",
         "redis/pipeline.py",
         """            if not self._transaction:
-                self._clean(request.replies)
-                self._answers += request.replies
-            return replies
+                arrived = request.replies[len(self._loads) :]
+                self._clean(arrived)
+                self._settle(arrived)
 """,
-        """            self._clean(request.replies)
-            self._answers += request.replies
-            return replies
+        """            arrived = request.replies[len(self._loads) :]
+            self._clean(arrived)
+            self._settle(arrived)
 """,
         "A transaction that loses its connection after QUEUED counts as answered, and is "
         "executed twice.",
@@ -839,11 +841,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "repeated-outside-transaction",
         "pipelines",
-        "redis/executor.py",
-        """        if self._multiplexer.bound_state.lost:
-            return False
-""",
-        "",
+        "redis/attempt.py",
+        "if multiplexer.bound_state.losses != losses:",
+        "if multiplexer.bound_state.losses < losses:",
         "A command of a MULTI is repeated outside it after the connection was lost.",
     ),
     # -- locks and scripts -----------------------------------------------------------------
@@ -851,12 +851,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "unknown-acquire-counts-as-failed",
         "locks and scripts",
         "redis/lock.py",
-        """            return await self._holds(token, unknown)
-
-    async def do_release""",
-        """            return False
-
-    async def do_release""",
+        "            return await self._number(token, unknown)\n        return bool(reply)",
+        "            return False\n        return bool(reply)",
         "A lock that was taken while the reply was lost is held by no one until it times out.",
     ),
     PlantedBug(
@@ -873,8 +869,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "lock-of-another-counts-as-own",
         "locks and scripts",
         "redis/lock.py",
-        "return stored is not None and encode(stored) == encode(token)",
-        "return stored is not None",
+        "        if stored is None or self._encode(stored) != self._encode(token):",
+        "        if stored is None:",
         "A caller whose attempt is uncertain believes that it holds the lock of another.",
     ),
     PlantedBug(

@@ -560,6 +560,67 @@ def test_a_burst_keeps_its_order(keys, written, broken):
 
 
 @pytest.mark.parametrize(
+    ("keys", "broken"),
+    [(("r0", "r0"), ["calls_keep_their_order_for_each_key"]), (("r0", "r1"), [])],
+)
+def test_calls_keep_their_order_for_each_key(keys, broken):
+    story = Story()
+    commands = [f"SET {key} t{number}.0" for key, number in zip(keys, (20, 40), strict=True)]
+    first, second = story.start(20, commands[0]), story.start(40, commands[1])
+    story.wrote(commands[0])
+    story.wrote(commands[1], connection=2)
+    story.run(commands[1], connection=2)
+    story.run(commands[0])
+    story.end(second, reply=True)
+    story.end(first, reply=True)
+    assert story.broken == broken
+
+
+@pytest.mark.parametrize(
+    ("order", "broken"),
+    [((1, 0), ["calls_are_written_in_the_order_in_which_they_were_made"]), ((0, 1), [])],
+)
+def test_calls_are_written_in_their_order(order, broken):
+    story = Story()
+    commands = ["SET r0 t20.0", "SET r1 t40.0"]
+    operations = [story.start(20, commands[0]), story.start(40, commands[1])]
+    for index in order:
+        story.wrote(commands[index])
+    for index in order:
+        story.run(commands[index])
+        story.end(operations[index], reply=True)
+    assert story.broken == broken
+
+
+@pytest.mark.parametrize(
+    ("seconds", "broken"),
+    [(6.0, ["a_call_does_not_wait_long_after_its_connection_was_lost"]), (0.1, [])],
+)
+def test_a_call_that_lost_its_connection_is_soon_sent_again(seconds, broken):
+    story = Story(clients=(ClientSetup("a"),))
+    story.state("up")
+    story.client()
+    story.wait(10.0)
+    command = "ECHO t20.0"
+    operation = story.start(20, command, kind="echo")
+    story.wrote(command)
+    story.history.event("network", "lost", connection=1, why="ConnectionResetError")
+    story.wait(seconds)
+    story.wrote(command, connection=2)
+    story.run(command, b"t20.0", connection=2)
+    story.end(operation, reply="t20.0")
+    assert "a_call_does_not_wait_long_after_its_connection_was_lost" not in story.broken
+    other = story.start(40, "ECHO t40.0", kind="echo")
+    story.wrote("ECHO t40.0", connection=2)
+    story.history.event("network", "lost", connection=2, why="ConnectionResetError")
+    story.wait(seconds)
+    story.end(
+        other, Outcome.NOT_APPLIED, error="RedisUnavailable: lost", error_bases=("RedisError",)
+    )
+    assert [rule for rule in story.broken if "wait_long" in rule] == broken
+
+
+@pytest.mark.parametrize(
     ("order", "broken"), [((0, 1, 2), False), ((0, 2, 1), True), ((0, 1), False), ((0, 2), True)]
 )
 def test_a_pipeline_is_executed_in_its_order(order, broken):

@@ -27,9 +27,11 @@ from resilient_io import (
 from resilient_io.health import Change, Dependency, HealthMonitor, State, Subscription
 from resilient_io.redis import (
     ConnectionSettings,
+    LockLost,
     RedisOutcomeUnknown,
     RedisStats,
     RedisUnavailable,
+    ResilientLock,
     ResilientPipeline,
 )
 
@@ -99,6 +101,12 @@ async def batches(client: ResilientRedis) -> None:
     lock: Lock = client.lock("l", timeout=1.0)
     acquired: bool = await lock.acquire()  # typed only in part in redis-py 8.1
     del acquired
+    renewed = client.lock("l", timeout=1.0, renew=True, fencing=True, cancel_on_loss=False)
+    assert_type(renewed, ResilientLock)
+    assert_type(renewed.fencing_token, int)
+    assert_type(await renewed.lost, LockLost)
+    async with renewed as held:
+        assert_type(held, ResilientLock)
 
 
 async def policies(client: ResilientRedis) -> None:

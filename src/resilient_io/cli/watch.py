@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
+    from resilient_io.link import LinkState
 
     from .terminal import Interruption
 
@@ -166,7 +167,11 @@ class WatchedDependency(Dependency):
         self.on_change(self.statistics.changed)
 
     def start(
-        self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
+        self,
+        probe: Callable[[bool], Awaitable[float]],
+        *,
+        last_reply: Callable[[], float],
+        links: Callable[[], Sequence[LinkState]] = tuple,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -181,7 +186,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(measured, last_reply=last_reply)
+        return super().start(measured, last_reply=last_reply, links=links)
 
     @property
     def age(self) -> float:
@@ -199,6 +204,12 @@ class WatchedDependency(Dependency):
         if self.latency is None or not self.state.answering:
             return ""
         return f"{self.latency * 1000:.2f} ms"
+
+    @property
+    def shown_link(self) -> str:
+        """What the kernel knows about the connection; "" if it does not tell."""
+        link = self.link
+        return link.describe() if link is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +263,7 @@ def _kafka(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
     probe = KafkaProbe(target=target, timeout=timeout)
 
     async def start() -> None:
-        health.start(probe, last_reply=probe.last_reply)
+        health.start(probe, last_reply=probe.last_reply, links=probe.links)
 
     async def aclose() -> None:
         await health.aclose()
@@ -366,6 +377,8 @@ class LineDisplay(Display):
         if dependency.state is not State.UP:
             reason = f": {dependency.reason}" if dependency.reason else ""
             shown = f"for {dependency.age:.1f} s{reason}"
+        if dependency.shown_link:
+            shown += f" ({dependency.shown_link})"
         self._write(f"{dependency.name}: {dependency.state.value} {shown}")
 
     def changed(self, change: Change) -> None:
@@ -397,6 +410,7 @@ class JsonDisplay(Display):
             cause=cause.value if cause is not None else None,
             detail=clean_text(dependency.detail),
             latency=dependency.latency if dependency.state.answering else None,
+            link=dependency.link and dependency.link.as_dict(),
         )
 
     def changed(self, change: Change) -> None:
@@ -459,7 +473,7 @@ class TableDisplay(Display):
 
     def _draw(self) -> Table:
         table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
-        for name in ("dependency", "state", "for", "answered", "last", "reason"):
+        for name in ("dependency", "state", "for", "answered", "last", "link", "reason"):
             table.add_column(name, overflow="fold")
         for dependency in self._dependencies:
             share, state = dependency.statistics.availability, dependency.state.value
@@ -469,6 +483,7 @@ class TableDisplay(Display):
                 f"{dependency.age:.0f} s",
                 "" if share is None else f"{share:.2%}",
                 dependency.shown_latency,
+                dependency.shown_link,
                 Text(dependency.reason),
             )
         return table

@@ -24,12 +24,14 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from resilient_io.health import Cause
 from resilient_io.kafka.connect import KafkaTarget
-from resilient_io.kafka.driver import abort_connection
+from resilient_io.kafka.driver import abort_connection, socket_of
 from resilient_io.kafka.errors import connection_failure
 from resilient_io.kafka.options import split_options
-from resilient_io.kafka.probe import GROUP, find_coordinator
+from resilient_io.kafka.probe import GROUP, find_coordinator, request_metadata
+from resilient_io.link import read_link
 from resilient_io.text import describe_error
 
+from .link import REQUESTS, check_link
 from .network import Endpoint, check_path
 from .steps import (
     CheckResult,
@@ -146,6 +148,9 @@ async def _examine(
         )
         if not clusters:
             return
+        sock = socket_of(opened[0])
+        if read_link(sock) is not None:
+            yield await check_link(checks, sock, lambda: _send_many(opened[0], left))
         limit = checks.half
         yield await checks.run(
             "listeners", lambda: check_listeners(clusters[0], target, endpoints, limit)
@@ -172,6 +177,11 @@ async def _check_login(
         how = "with" if target.uses_sasl else "without"
         results.append(ok(f"accepted by {errors.count(None)} of {len(errors)}, {how} a login"))
     return merged(results)
+
+
+async def _send_many(connection: Connection, timeout: float) -> None:
+    """Send many requests at once, and wait for the responses."""
+    await together("link", (request_metadata(connection, (), timeout) for _ in range(REQUESTS)))
 
 
 async def _check_reply(

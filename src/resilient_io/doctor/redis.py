@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.health import Cause
-from resilient_io.redis.connect import RedisTarget, abort, connect, query_over
+from resilient_io.link import read_link
+from resilient_io.redis.connect import RedisTarget, abort, connect, query_over, socket_of
 from resilient_io.redis.errors import connection_failure
 from resilient_io.redis.options import check_target
 from resilient_io.text import clean_text, describe_error
 
+from .link import REQUESTS, check_link
 from .network import Endpoint, check_path
 from .steps import CheckResult, Checks, Status, merged, note, ok, problem
 from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _PORT: Final = 6379
 _FIRST_HANDSHAKE: Final = 0.7
 """Seconds to wait for a TLS handshake before the port is tried without TLS."""
+
+_PACKET: Final = 1400  # bytes
 
 _NO_ANSWER_TO_LOGIN: Final = problem(
     "connected, but no answer to the login",
@@ -107,11 +111,23 @@ async def _examine(
         )
         if opened:
             ask = query_over(opened[0], checks.left)
-            yield await checks.run("reply", lambda: check_reply(ask), on_timeout=_NO_REPLY)
+            step = await checks.run("reply", lambda: check_reply(ask), on_timeout=_NO_REPLY)
+            yield step
+            sock = socket_of(opened[0])
+            if step.status is not Status.PROBLEM and read_link(sock) is not None:
+                yield await check_link(checks, sock, lambda: _send_many(opened[0]))
     finally:
         for each in opened:
             abort(each)
         await target.aclose()
+
+
+async def _send_many(connection: AbstractConnection) -> None:
+    """Send many requests at once, each as large as a packet, and read their replies."""
+    request = b"".join(connection.pack_command("PING", bytes(_PACKET)))
+    await connection.send_packed_command(request * REQUESTS)
+    for _ in range(REQUESTS):
+        await connection.read_response()
 
 
 async def _check_tls(target: RedisTarget, endpoint: Endpoint, timeout: float) -> CheckResult:

@@ -7,7 +7,9 @@ async with ResilientRedis.from_url("redis://cache") as redis:
 ```
 """
 
-from .dependency import Attachment, Dependency
+from resilient_io.link import LinkState
+
+from .dependency import Attachment, ClientDependency, Dependency, Reporter
 from .loop_lag import LoopLag
 from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChange
 from .recorder import FlightRecorder
@@ -18,16 +20,19 @@ __all__ = [
     "Attachment",
     "Cause",
     "Change",
+    "ClientDependency",
     "Dependency",
     "FlightRecorder",
     "HealthMonitor",
     "HealthSettings",
+    "LinkState",
     "LivenessCheck",
     "LivenessSettings",
     "LoopLag",
     "MonitorChange",
     "ProbeDegraded",
     "ProbeFailed",
+    "Reporter",
     "State",
     "Subscription",
     "Watch",

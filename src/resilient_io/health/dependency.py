@@ -8,6 +8,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
+from resilient_io.link import combine
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
@@ -25,7 +26,9 @@ from .states import (
 from .subscriptions import Broadcast, Subscription, Subscriptions, Watch, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_io.link import LinkState
 
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
@@ -77,6 +80,7 @@ class Dependency:
         )
         self._history: deque[Change] = deque(maxlen=self.settings.history)
         self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
+        self._updates: Subscriptions[Dependency] = Subscriptions(self.name)
         self._broadcast = Broadcast(first_change(self.name, 0.0))
 
     # --- reading
@@ -121,6 +125,15 @@ class Dependency:
         """The measurement of the event loop's stalls, while a client is attached."""
         return self._prober.lag
 
+    @property
+    def link(self) -> LinkState | None:
+        """What the kernel knows about the open connections now; None if it does not tell.
+
+        That is the case without an open connection, for unix sockets, and on systems other than
+        Linux. Of several connections, it is the worst value, or the sum of counts.
+        """
+        return combine(link for client in self._prober.clients for link in client.links())
+
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
 
@@ -133,6 +146,17 @@ class Dependency:
             TypeError: `callback` is not callable.
         """
         return self._subscriptions.add(callback)
+
+    def on_update(self, callback: Callable[[Dependency], object]) -> Subscription[Dependency]:
+        """Call a plain function after every change of `state`, `available` or `refusing`.
+
+        For clients, which act differently while writes are refused: that may begin and end without
+        a change of state. Otherwise like `on_change`.
+
+        Raises:
+            TypeError: `callback` is not callable.
+        """
+        return self._updates.add(callback)
 
     def watch(self) -> Watch[Change]:
         """Iterate over changes of state: `async for change in dependency.watch()`.
@@ -168,7 +192,7 @@ class Dependency:
 
     def snapshot(self) -> dict[str, object]:
         """Return the availability as plain data for `json.dumps`. Times are in seconds."""
-        machine, lag = self._machine, self._prober.lag
+        machine, lag, link = self._machine, self._prober.lag, self.link
         return {
             "name": self.name,
             "state": machine.state.value,
@@ -182,6 +206,7 @@ class Dependency:
             "failures": machine.failures,
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
+            "link": link and link.as_dict(),
             "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
@@ -218,7 +243,11 @@ class Dependency:
     # --- reports of clients
 
     def start(
-        self, probe: Callable[[bool], Awaitable[float]], *, last_reply: Callable[[], float]
+        self,
+        probe: Callable[[bool], Awaitable[float]],
+        *,
+        last_reply: Callable[[], float],
+        links: Callable[[], Sequence[LinkState]] = tuple,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -231,6 +260,7 @@ class Dependency:
                 then it must use a new connection of its own. It is cancelled if it takes too long.
             last_reply: Returns the loop time at which the client last received anything, or
                 `-math.inf`.
+            links: Returns what the kernel knows about the client's open connections.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -238,7 +268,11 @@ class Dependency:
         Raises:
             RuntimeError: It is in use in another running event loop.
         """
-        for name, function in (("probe", probe), ("last_reply", last_reply)):
+        for name, function in (
+            ("probe", probe),
+            ("last_reply", last_reply),
+            ("links", links),
+        ):
             if not callable(function):
                 raise TypeError(
                     f"{name} must be a function, not {type(function).__name__}: use "
@@ -247,7 +281,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply)
+        client = Client(probe, last_reply, links)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 
@@ -265,6 +299,15 @@ class Dependency:
             self._machine.failed(now, cause, detail, definite=definite, probed=self._prober.running)
         )
         self._prober.suspect()
+
+    def unreachable(self, detail: str, since: float) -> None:
+        """Report that the host acknowledges nothing, neither on an open nor on a new connection.
+
+        That makes the dependency DOWN, unless it has answered a client since. `since` is the
+        absolute loop time of the last acknowledgement. `detail` must not contain secrets.
+        """
+        self._bind()
+        self._prober.take_unreachable(clean_detail(detail), since)
 
     async def wait_for_probe(self, timeout: float) -> None:
         """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
@@ -299,24 +342,42 @@ class Dependency:
         """Report an accepted write. Needed only while `refusing`."""
         self._publish(self._machine.accepted(self._bind()))
 
-    def part_lost(self, part: str, cause: Cause, detail: str = "") -> None:
+    def part_lost(self, part: str, cause: Cause, detail: str = "", *, owner: object = None) -> None:
         """Report that a part is lost, for example one of several connections.
 
         The dependency is DEGRADED while a part is lost, once the probe has found that the whole is
         not DOWN. The state DOWN forgets lost parts: report those that remain lost again. `detail`
-        must not contain secrets.
+        must not contain secrets. Parts of two owners are two parts, also if their names are equal.
         """
         now = self._bind()
         detail = clean_detail(detail)
         self.note("part lost", part=part, cause=cause.value, detail=detail)
         self._publish(
-            self._machine.part_lost(now, part, cause, detail, probed=self._prober.running)
+            self._machine.part_lost(now, (owner, part), cause, detail, probed=self._prober.running)
         )
         self._prober.suspect()
 
-    def part_back(self, part: str) -> None:
+    def part_back(self, part: str, *, owner: object = None) -> None:
         """Report that a lost part is back. A part that was not lost is ignored."""
-        self._publish(self._machine.part_back(self._bind(), part))
+        self._publish(self._machine.part_back(self._bind(), (owner, part)))
+
+    def forget_parts(self, owner: object) -> None:
+        """Forget the lost parts of a client that was closed."""
+        # The evidence of another loop is gone with it.
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            self._publish(self._machine.parts_gone(loop.time(), owner))
+
+    def reporter(self) -> Reporter:
+        """Return an object through which one client reports, until that client is closed."""
+        return Reporter(self)
+
+    async def release(self) -> None:
+        """Close it if it was created by a client and no client is attached any more.
+
+        For clients, after `Attachment.detach()`. Otherwise this does nothing: the application that
+        created a dependency closes it.
+        """
 
     async def aclose(self) -> None:
         """Detach every client, end every `watch()`, and end the probe task.
@@ -334,15 +395,18 @@ class Dependency:
     # --- internals
 
     def _publish(self, change: Change | None) -> None:
-        machine = self._machine
+        machine, refused = self._machine, self.refusing
         self.available = machine.state is not State.DOWN
         self.refusing = machine.refusing
+        if change is not None or self.refusing is not refused:
+            self._updates.notify(self)
         if change is None:
             return
         self._history.append(change)
         log_change(change)
+        link = self.link if self._recorders else None
         for recorder in self._recorders:
-            recorder.changed(change)
+            recorder.changed(change, link)
         self._broadcast.publish(change)
         self._subscriptions.notify(change)
 
@@ -379,6 +443,72 @@ class Dependency:
         self._machine.since = now
         self._loop = loop
         self._publish(change)
+
+
+class ClientDependency(Dependency):
+    """The dependency that a client creates for itself. Its last client closes it.
+
+    That may be another client, with which it is shared (`health=redis.health`).
+    """
+
+    async def release(self) -> None:
+        """Close it if no client is attached any more."""
+        if not self._prober.running:
+            await self.aclose()
+
+
+class Reporter:
+    """The reports of one client about a dependency.
+
+    Once it is closed, it ignores further reports: the failures of a client that closes its own
+    connections say nothing about the dependency. Parts with the same name in the reports of two
+    clients are two parts.
+    """
+
+    def __init__(self, dependency: Dependency) -> None:
+        self._dependency = dependency
+        self._closed = False
+
+    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+        """Report the failure of a call; see `Dependency.failed`."""
+        if not self._closed:
+            self._dependency.failed(cause, detail, definite=definite)
+
+    def unreachable(self, detail: str, since: float) -> None:
+        """Report that the host acknowledges nothing; see `Dependency.unreachable`."""
+        if not self._closed:
+            self._dependency.unreachable(detail, since)
+
+    def succeeded(self, latency: float | None = None) -> None:
+        """Report a success that took effort; see `Dependency.succeeded`."""
+        if not self._closed:
+            self._dependency.succeeded(latency)
+
+    def refused(self, cause: Cause, detail: str = "") -> None:
+        """Report a refused write; see `Dependency.refused`."""
+        if not self._closed:
+            self._dependency.refused(cause, detail)
+
+    def accepted(self) -> None:
+        """Report an accepted write; see `Dependency.accepted`."""
+        if not self._closed:
+            self._dependency.accepted()
+
+    def part_lost(self, part: str, cause: Cause, detail: str = "") -> None:
+        """Report that a part of this client is lost; see `Dependency.part_lost`."""
+        if not self._closed:
+            self._dependency.part_lost(part, cause, detail, owner=self)
+
+    def part_back(self, part: str) -> None:
+        """Report that a lost part of this client is back."""
+        if not self._closed:
+            self._dependency.part_back(part, owner=self)
+
+    def close(self) -> None:
+        """Withdraw the lost parts, and ignore further reports. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._dependency.forget_parts(self)
 
 
 class Attachment:

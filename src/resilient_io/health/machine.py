@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .states import Cause, Change, State, clean_detail, describe_state
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 FLAP_WINDOW = 60.0  # seconds for which a fall counts against a dependency
 MOST_TO_RISE = 16  # largest number of good probes that a flapping dependency needs to be UP again
 RISE_SPACING = 0.1  # seconds between the good probes of a dependency that needs more than one
+
+Part: TypeAlias = tuple[object, str]
+"""A part of a dependency: the client that reports it (or None), and its name."""
 
 
 class Machine:
@@ -42,8 +45,9 @@ class Machine:
         self._trouble: tuple[Cause | None, str] = (None, "")  # why it is DOWN or UNKNOWN
         self._refusal: tuple[Cause, str, float] | None = None  # reported by calls
         self._limitation: tuple[Cause, str] | None = None  # reported by the latest probe
-        self._parts: dict[str, tuple[Cause, str]] = {}
-        self._suspected: dict[str, tuple[Cause, str]] = {}
+        self._not_serving = False  # whether it answered the latest probe that it does not serve
+        self._parts: dict[Part, tuple[Cause, str]] = {}
+        self._suspected: dict[Part, tuple[Cause, str]] = {}
         self._good = 0
         self._last_good = 0.0
         self._falls: deque[float] = deque(maxlen=MOST_TO_RISE.bit_length())
@@ -56,7 +60,7 @@ class Machine:
     @property
     def parts_lost(self) -> list[str]:
         """The lost parts, in the order in which they were lost."""
-        return [*self._parts, *self._suspected]
+        return [name for _, name in (*self._parts, *self._suspected)]
 
     def needed_to_rise(self, now: float) -> int:
         """Return how many good probes a dependency that is DOWN needs to be UP again."""
@@ -77,7 +81,7 @@ class Machine:
     def probe_ok(self, now: float, latency: float | None) -> Change | None:
         """Take a good answer to a probe."""
         self.probes_ok += 1
-        self._limitation = None
+        self._limitation, self._not_serving = None, False
         if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
             self._refusal = None
         return self._answered(now, latency)
@@ -87,14 +91,18 @@ class Machine:
     ) -> Change | None:
         """Take an answer to a probe that reports a limitation."""
         self.probes_ok += 1
-        self._limitation = (cause, detail)
+        self._limitation, self._not_serving = (cause, detail), False
         return self._answered(now, latency)
 
     def probe_failed(
-        self, now: float, cause: Cause, detail: str, *, definite: bool
+        self, now: float, cause: Cause, detail: str, *, definite: bool, answered: bool = False
     ) -> Change | None:
-        """Take the failure of a probe. A definite failure is proof on its own."""
+        """Take the failure of a probe. A definite failure is proof on its own.
+
+        If the dependency `answered` that it does not serve, only a good probe ends that.
+        """
         self.probes_failed += 1
+        self._not_serving = answered
         self._confirm_parts()
         return self._failed(now, cause, detail, definite=definite)
 
@@ -107,6 +115,8 @@ class Machine:
 
     def succeeded(self, now: float, latency: float | None) -> Change | None:
         """Take the success of a client, for example that it has connected."""
+        if self._contact is State.DOWN and self._not_serving:
+            return None  # a server that does not serve yet accepts connections, too
         return self._answered(now, latency)
 
     def failed(
@@ -135,7 +145,7 @@ class Machine:
         return self._settle(now)
 
     def part_lost(
-        self, now: float, part: str, cause: Cause, detail: str, *, probed: bool
+        self, now: float, part: Part, cause: Cause, detail: str, *, probed: bool
     ) -> Change | None:
         """Take the loss of a part. If there is a probe, it first checks the whole."""
         if self._contact is State.DOWN:
@@ -146,16 +156,25 @@ class Machine:
         self._parts[part] = (cause, detail)
         return self._settle(now)
 
-    def part_back(self, now: float, part: str) -> Change | None:
+    def part_back(self, now: float, part: Part) -> Change | None:
         """Take the return of a part."""
         self._parts.pop(part, None)
         self._suspected.pop(part, None)
+        return self._settle(now)
+
+    def parts_gone(self, now: float, owner: object) -> Change | None:
+        """Forget the lost parts of a client that no longer exists."""
+        self._parts = {part: why for part, why in self._parts.items() if part[0] is not owner}
+        self._suspected = {
+            part: why for part, why in self._suspected.items() if part[0] is not owner
+        }
         return self._settle(now)
 
     def forget(self, now: float) -> Change | None:
         """Forget all evidence: the dependency is no longer watched."""
         self._contact = State.UNKNOWN
         self._refusal = self._limitation = None
+        self._not_serving = False
         self._parts.clear()
         self._suspected.clear()
         self._falls.clear()
@@ -192,6 +211,8 @@ class Machine:
             self._falls.append(now)
             self._refusal = self._limitation = None
             self._parts.clear()
+        elif cause is Cause.TIMED_OUT and self._trouble[0] is Cause.UNREACHABLE:
+            return self._settle(now)  # silence adds nothing to what the kernel has shown
         self._trouble = (cause, detail)
         return self._settle(now)
 
@@ -237,6 +258,6 @@ class Machine:
             return State.DEGRADED, self._refusal[0], self._refusal[1]
         if self._limitation is not None:
             return State.DEGRADED, *self._limitation
-        for part, (cause, detail) in self._parts.items():
-            return State.DEGRADED, cause, f"{part}: {detail}" if detail else part
+        for (_, name), (cause, detail) in self._parts.items():
+            return State.DEGRADED, cause, f"{name}: {detail}" if detail else name
         return State.UP, None, ""

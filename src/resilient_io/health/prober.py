@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resilient_io.link import describe_silence
 from resilient_io.tasks import wake
 
 from .loop_lag import LoopLag
@@ -17,7 +18,9 @@ from .states import Cause, ProbeDegraded, ProbeFailed, State, clean_detail
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_io.link import LinkState
 
     from .machine import Machine
     from .states import Change
@@ -32,10 +35,11 @@ _log = logging.getLogger("resilient_io.health")
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """An attached client: how to probe, and when it last received anything."""
+    """An attached client: how to probe, when it last received anything, and its connections."""
 
     probe: Callable[[bool], Awaitable[float]]
     last_reply: Callable[[], float]
+    links: Callable[[], Sequence[LinkState]] = tuple
 
 
 class Prober:
@@ -101,6 +105,8 @@ class Prober:
             return None
         task.cancel()
         self._task = None
+        # Another client's suspicion is not resolved by a probe that is cancelled.
+        self._suspected = self._suspected or (self._scope is not None and self._probing_suspicion)
         self._resolve_suspicion()
         if self._clients:
             self._start()
@@ -132,6 +138,30 @@ class Prober:
             scope.reschedule(asyncio.get_running_loop().time())
         elif self._sleeper is not None:
             wake([self._sleeper])
+
+    def take_unreachable(self, detail: str, since: float) -> None:
+        """Take the finding of a client that nothing was acknowledged since `since`.
+
+        The client has tried a new connection, too, so this counts as a failed probe on one. If the
+        dependency has answered since then, only one path is gone, and a probe decides.
+        """
+        if self._machine.state is State.DOWN:
+            return
+        if self._task is None or self._last_reply() > since:
+            self.suspect()
+            return
+        self._suspected = False
+        now = self._ended = self._suspicion_ended = asyncio.get_running_loop().time()
+        change = self._machine.probe_failed(now, Cause.UNREACHABLE, detail, definite=True)
+        self._pause = self._draw_pause()
+        scope = self._scope
+        if scope is not None and not scope.expired() and not self._preempted:
+            self._preempted = True
+            scope.reschedule(now)
+        elif self._sleeper is not None:
+            wake([self._sleeper])
+        self._publish(change)
+        self._resolve_suspicion()
 
     def suspicion_resolved(self) -> asyncio.Future[None] | None:
         """Return a future that is done when the suspicion is resolved; None if there is none."""
@@ -225,7 +255,7 @@ class Prober:
     ) -> Change | None:
         machine = self._machine
         now = self._ended
-        if self._last_reply() > began:
+        if self._last_reply() > began and not failure.answered:
             # It answered clients during the probe. Probe again once: the reply may have waited in
             # the socket of a server that is gone.
             self._suspected = now - self._overruled >= self._settings.interval
@@ -236,7 +266,11 @@ class Prober:
             self._suspected = True
             return None
         change = machine.probe_failed(
-            now, failure.cause, failure.detail, definite=failure.definite or failure.cause.permanent
+            now,
+            failure.cause,
+            failure.detail,
+            definite=failure.definite or failure.cause.permanent,
+            answered=failure.answered,
         )
         self._suspected = machine.state is not State.DOWN
         return change
@@ -265,15 +299,17 @@ class Prober:
         began = loop.time()
         stalled = lag.stalled if lag is not None else 0.0
         timer: asyncio.TimerHandle | None = None
+        known = ""  # about the links when the time was over
 
         def check_time() -> None:
             # Time during which our own loop was blocked is not the dependency's.
-            nonlocal timer
+            nonlocal timer, known
             blocked = lag.stalled - stalled if lag is not None else 0.0
             left = allowed - (loop.time() - began - blocked)
             if left > _RESOLUTION:
                 timer = loop.call_later(left, check_time)
             elif not scope.expired():  # a suspicion may have ended this probe already
+                known = describe_silence(client.links(), within=allowed)
                 scope.reschedule(loop.time())
 
         task = asyncio.current_task()
@@ -289,7 +325,8 @@ class Prober:
         except (ProbeFailed, ProbeDegraded):
             raise
         except TimeoutError:
-            raise ProbeFailed(Cause.TIMED_OUT, f"no answer within {allowed:g} s") from None
+            detail = f"no answer within {allowed:g} s" + (f": {known}" if known else "")
+            raise ProbeFailed(Cause.TIMED_OUT, detail) from None
         except asyncio.CancelledError:
             if task is None or task.cancelling():
                 raise

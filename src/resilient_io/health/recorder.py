@@ -20,6 +20,8 @@ from .states import State, clean_detail
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resilient_io.link import LinkState
+
     from .states import Change
 
 _MERGE_WITHIN = 1.0  # seconds within which a repeated event is counted instead of recorded again
@@ -156,8 +158,11 @@ class FlightRecorder:
             for each in self._events:
                 self._newest.setdefault(each.kind, []).append(each)
 
-    def changed(self, change: Change) -> None:
-        """Record a change of state. A change to DOWN triggers a dump if there is a sink."""
+    def changed(self, change: Change, link: LinkState | None = None) -> None:
+        """Record a change of state, and what the kernel knows about the connections at that time.
+
+        A change to DOWN triggers a dump if there is a sink.
+        """
         loop = self._loop = asyncio.get_running_loop()
         fields: dict[str, object] = {
             "state": change.state.value,
@@ -166,6 +171,8 @@ class FlightRecorder:
             "detail": clean_detail(change.detail),
             "after": round(change.after, 6),
         }
+        if link is not None:
+            fields["link"] = link.as_dict()
         self._record(change.dependency, "state changed", fields, loop.time())
         if change.state is not State.DOWN or self._sink is None:
             return

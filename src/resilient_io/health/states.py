@@ -109,13 +109,18 @@ class ProbeFailed(Exception):
         detail: The cause in words, without secrets.
         definite: True if one failure is proof (refused, reset, a permanent error): the dependency
             is DOWN immediately. False if it must repeat (a timeout) `HealthSettings.fall` times.
+        answered: True if the dependency itself answered that it does not serve (LOADING). Then
+            neither replies to clients nor new connections contradict that, only a good probe.
     """
 
-    def __init__(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+    def __init__(
+        self, cause: Cause, detail: str = "", *, definite: bool = False, answered: bool = False
+    ) -> None:
         super().__init__(cause, detail)
         self.cause = cause
         self.detail = detail
         self.definite = definite
+        self.answered = answered
 
 
 class ProbeDegraded(Exception):

@@ -213,6 +213,12 @@ def unknown_topics(driver: Driver) -> list[str]:
 # --- connections
 
 
+def socket_of(connection: Connection) -> Any:
+    """Return the socket of a connection (`AIOKafkaConnection._writer`), or None if it is closed."""
+    known: Any = connection
+    return known._writer.get_extra_info("socket") if known._writer is not None else None
+
+
 def oldest_request(connection: Connection) -> object | None:
     """Return the request that has waited longest (`AIOKafkaConnection._requests`)."""
     requests: Any = connection

@@ -14,14 +14,17 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.link import read_link
 from resilient_io.text import format_address
 
-from .driver import abort_connection
+from .driver import abort_connection, oldest_request, retrieve_exception, socket_of
 from .errors import ConnectionFailure, classify_error, connection_failure, describe_driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
+
+    from resilient_io.link import LinkState
 
     from .connect import KafkaTarget
     from .driver import Connection
@@ -250,6 +253,7 @@ class KafkaProbe:
         self._topics = topics
         self._coordinator = coordinator
         self._kept: Connection | None = None
+        self._nudge: asyncio.Task[ClusterSnapshot] | None = None
         self._up = False
         self._unchecked: list[Address] = []  # brokers without a connection attempt so far
         self._lost: dict[Address, tuple[ConnectionFailure, int]] = {}
@@ -264,8 +268,33 @@ class KafkaProbe:
         """Return the loop time of the last response to a client; `-math.inf` if there was none."""
         return self._last_reply
 
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that is kept for the next probe."""
+        return self._kept
+
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the kept connection, if it tells."""
+        link = read_link(socket_of(self._kept)) if self._kept is not None else None
+        return [link] if link is not None else []
+
+    def nudge(self) -> None:
+        """Send a request on the kept connection, so that its host has something to acknowledge."""
+        kept = self._kept
+        if kept is None or not kept.connected() or oldest_request(kept) is not None:
+            return
+        if self._nudge is not None and not self._nudge.done():
+            return
+        self._nudge = asyncio.get_running_loop().create_task(
+            request_metadata(kept, (), self._timeout), name="resilient-io kafka nudge"
+        )
+        self._nudge.add_done_callback(retrieve_exception)
+
     def close(self) -> None:
         """Close the kept connection. The next probe makes another."""
+        if self._nudge is not None:
+            self._nudge.cancel()
+            self._nudge = None
         kept, self._kept = self._kept, None
         if kept is not None:
             abort_connection(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .client import RedisStats, ResilientRedis
 from .errors import (
+    LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
@@ -18,6 +19,7 @@ from .pipeline import ResilientPipeline
 
 __all__ = [
     "ConnectionSettings",
+    "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
     "RedisDeadlineExceeded",

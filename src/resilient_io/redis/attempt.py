@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -24,6 +24,7 @@ from .connection import (
     LARGE,
     SECOND_CHECK,
     ConnectionLost,
+    LeftBehind,
     NotMultiplexable,
     PendingRequest,
     Promoted,
@@ -41,20 +42,37 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
+    from .pool import ExclusiveConnection
+    from .scripts import KnownScripts
+
+    Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection
 
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
 
 
 class Limits(NamedTuple):
-    """Absolute loop times that limit an attempt; None for no limit.
+    """Absolute loop times that limit an attempt (None for no limit), and where it may be sent.
 
-    They differ only for blocking commands, which may wait long for a reply, but not for a
+    The times differ only for blocking commands, which may wait long for a reply, but not for a
     connection.
     """
 
     until: float | None  # when the reply must have arrived
 
     sent: float | None  # when the request must have been sent
+
+    behind: Carrier | None = None  # the open connection that carries an earlier copy
+
+    def too_late(self) -> AttemptFailed | None:
+        """Return the failed attempt if a request must not be sent any more, or None."""
+        if self.sent is None or asyncio.get_running_loop().time() < self.sent:
+            return None
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.TIMED_OUT,
+            detail="the deadline passed before the call was sent",
+            expired=True,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +86,9 @@ class AttemptFailed:
     expired: bool = False  # the time of the call ran out: no further attempt
     overloaded: bool = False  # the call waited for room on an open connection
     final: bool = False  # no further attempt, whatever the effect of the command
-    connection: MultiplexedConnection | None = None  # it may still carry the request
+    connection: Carrier | None = None  # it may still carry the request
+    applied: bool = False  # a part of the batch was answered, and changed something
+    served: float = 0.0  # seconds during which the server had the request of a blocking call
     error: BaseException | None = None  # the exception of redis-py for an error reply
     refusal: Refusal | None = None  # its meaning, if it says that nothing was applied
 
@@ -76,6 +96,11 @@ class AttemptFailed:
     def because(cls, failure: ConnectionFailure, progress: Progress, **facts: Any) -> AttemptFailed:
         """Return the failed attempt that the failure of its connection means."""
         return cls(progress=progress, cause=failure.cause, detail=failure.detail, **facts)
+
+    def served_since(self, sent: float) -> AttemptFailed:
+        """Return a copy that tells how long the server had the request that was sent at `sent`."""
+        served = asyncio.get_running_loop().time() - sent
+        return self if self.progress is Progress.NOT_SENT else replace(self, served=served)
 
     def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
         """Return a copy whose detail ends with the reason why the call is not repeated."""
@@ -103,12 +128,34 @@ class Call:
         """Add to an error what only the call knows, beyond its name."""
 
 
-def failure_of(reason: ConnectionLost | Undeliverable) -> AttemptFailed:
+def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> AttemptFailed | None:
+    """Return the failed attempt if a request must not be sent any more, or None.
+
+    `losses` is how often the connection had lost the caller's state when the call was made.
+    """
+    if multiplexer.bound_state.losses != losses:
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.RESET,
+            detail="the connection was lost before the call was repeated",
+            final=True,
+        )
+    return limits.too_late()
+
+
+def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
+    if isinstance(reason, LeftBehind):
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.RESET,
+            detail=str(reason),
+            connection=reason.connection,
+        )
     failure = reason.failure
     if isinstance(reason, Undeliverable):
         return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
-    timed_out = failure.cause is Cause.TIMED_OUT
+    timed_out = not failure.definite
     return AttemptFailed.because(
         failure, Progress.MAYBE_APPLIED, timed_out=timed_out, connection=reason.connection
     )
@@ -125,6 +172,17 @@ def refused(error: object) -> AttemptFailed | None:
         detail=clean_text(str(error)),
         error=error,
         refusal=meaning,
+    )
+
+
+def final_error(error: Exception) -> AttemptFailed:
+    """Return the failed attempt that an error reply means which is not a refusal."""
+    return AttemptFailed(
+        progress=Progress.REFUSED,
+        cause=Cause.OTHER,
+        detail=clean_text(str(error)),
+        final=True,
+        error=error,
     )
 
 
@@ -161,7 +219,8 @@ async def await_reply(
                 return failed
         elif isinstance(reply, Promoted):
             request = clock.request = reply.request
-        elif isinstance(reply, ConnectionLost | Undeliverable):
+            request.expires = limits.sent
+        elif isinstance(reply, ConnectionLost | LeftBehind | Undeliverable):
             return failure_of(reply)
         else:
             return reply
@@ -219,7 +278,8 @@ class _ReplyClock:
             self._since, self._stalled = now, self._stall_time()
             return None
         waited = now - self._since - (self._stall_time() - self._stalled)
-        if waited < self.timeout:
+        # A blocking command before this one may keep a connection bound to a caller silent.
+        if waited < max(self.timeout, connection.extra_timeout):
             return None
         silent = connection.last_activity <= self._since
         # If its own reply keeps the connection busy, another attempt would only add to the load.
@@ -345,6 +405,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
+        scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
     ) -> None:
@@ -352,8 +413,10 @@ class MultiplexedCall(Call):
         self._callbacks = callbacks
         self._command = command
         self._data = data
+        self._scripts = scripts
         self._fallback = fallback
         self._first = first
+        self._losses = multiplexer.bound_state.losses
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
         blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
@@ -372,28 +435,52 @@ class MultiplexedCall(Call):
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
             return failure_of(first)
+        if first is None:
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+        began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
-            reply = await await_reply(
-                self._multiplexer,
-                self._submit() if first is None else first.request,
-                limits=limits,
-                timeout=self._timeout,
-                read=self.effect is Effect.READ,
-            )
-        if isinstance(reply, AttemptFailed):
-            return reply
+            request = self._submit(limits) if first is None else first.request
+            reply = await self._reply(request, limits)
+        load = self._scripts.load_for(self.operation, self._command.args, reply)
+        if load is not None:
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+            # Nothing ran. Sent together, both reach the same server.
+            reply = await self._reply(self._submit(limits, load), limits)
+            reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
-        result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
+        result = reply
+        if not isinstance(reply, AttemptFailed):
+            result = read_reply(self._multiplexer, self._callbacks, self._command, reply)
+        if isinstance(result, AttemptFailed):
+            return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
 
-    def _submit(self) -> PendingRequest:
-        raw = frozenset({0}) if NEVER_DECODE in self._command.options else frozenset()
+    async def _reply(self, request: PendingRequest, limits: Limits) -> Any:
+        return await await_reply(
+            self._multiplexer,
+            request,
+            limits=limits,
+            timeout=self._timeout,
+            read=self.effect is Effect.READ,
+        )
+
+    def _submit(self, limits: Limits, before: bytes = b"") -> PendingRequest:
+        """Submit the command, in one write with another command that comes before it."""
+        position = 1 if before else 0
+        raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
         request = PendingRequest(
-            self._data,
+            before + self._data,
+            count=position + 1,
             raw=raw,
             large=len(self._data) > LARGE,
             extra_timeout=0.0 if self.bounded else self._timeout,
+            expires=limits.sent,
+            movable=limits.behind is None,
         )
         self._multiplexer.submit(request)
         return request

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
-from resilient_io.health import Dependency, HealthSettings
+from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
+    from redis.typing import KeyT
 
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
     from .instrumentation import Tracing
@@ -168,13 +170,12 @@ class ResilientRedis(driver.Redis):
         target = RedisTarget(pool)
         check_target(target)
         interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
-        owns_health = health is None
         self._seeded = rng
         jitter = rng if rng is not None else random.Random()
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._tokens = rng if rng is not None else random.SystemRandom()
         if health is None:
-            health = Dependency(
+            health = ClientDependency(
                 check_name("name", name) if name is not None else f"redis {target.name}",
                 settings=HealthSettings(interval=float(interval)) if interval else None,
                 rng=jitter,
@@ -195,7 +196,6 @@ class ResilientRedis(driver.Redis):
             rng=jitter,
             tokens=self._tokens,
             bound=single_connection_client,
-            owns_health=owns_health,
         )
 
     @classmethod
@@ -306,6 +306,7 @@ class ResilientRedis(driver.Redis):
         runtime.start()
         executor = runtime.executor  # a new one, if the loop of the first was closed
         spec = SPECS.get(args[0]) or lookup(args)
+        runtime.scripts.note(spec.name, args)
         executor.check_available(spec.name, self._policy)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
@@ -339,13 +340,21 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
+            scripts=self._runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,
         )
 
     def _exclusive_call(self, command: Command) -> ExclusiveCall:
         runtime = self._runtime
-        return ExclusiveCall(runtime.multiplexer, runtime.pool, self._policy, command, self)
+        return ExclusiveCall(
+            runtime.multiplexer,
+            runtime.pool,
+            self._policy,
+            command,
+            self,
+            scripts=runtime.scripts,
+        )
 
     # -- what redis-py builds on commands --------------------------------------------------
 
@@ -389,10 +398,75 @@ class ResilientRedis(driver.Redis):
             self._runtime.executor.check_open("monitor")
             return _Monitor(self._runtime.target, self.connection_pool)
 
-        def lock(self, name: Any, *args: Any, **options: Any) -> Lock:
-            """Return redis-py's lock, which checks its token when a reply was lost."""
-            options.setdefault("lock_class", ResilientLock)
-            return super().lock(name, *args, **options)
+        def eval(self, script: Any, *args: Any) -> Any:
+            """Run a script, and remember it for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().eval(script, *args)
+
+        def eval_ro(self, script: Any, *args: Any) -> Any:
+            """Run a script that only reads, and remember it for EVALSHA_RO."""
+            self._runtime.scripts.remember(script)
+            return super().eval_ro(script, *args)
+
+        def register_script(self, script: Any) -> Any:
+            """Return redis-py's script object, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().register_script(script)
+
+    def lock(  # noqa: PLR0917 (redis-py's signature)
+        self,
+        name: KeyT,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        lock_class: type[Lock] | None = None,
+        thread_local: bool = True,
+        raise_on_release_error: bool = True,
+        *,
+        renew: bool = False,
+        fencing: bool = False,
+        cancel_on_loss: bool = True,
+    ) -> ResilientLock:
+        """Return a lock, with redis-py's options and those of `ResilientLock`.
+
+        Args:
+            name: The name of the key.
+            timeout: Seconds after which the server releases the lock; None for never.
+            sleep: Seconds between attempts where the server does not report changes of the key.
+            blocking: Whether `acquire` waits for the lock.
+            blocking_timeout: Maximum wait in seconds; None for no limit.
+            lock_class: Another class of locks. The three last options are for `ResilientLock`.
+            thread_local: Whether the token belongs to the thread that acquired the lock.
+            raise_on_release_error: Whether `async with` raises if the lock was not held any more.
+            renew: Renew the lock after each third of its timeout, until it is released.
+            fencing: Count the holders, for `lock.fencing_token`.
+            cancel_on_loss: Whether losing the lock cancels the body of `async with`.
+
+        Raises:
+            ConfigurationError: `renew=True` without a timeout.
+        """
+        options: dict[str, Any] = {}
+        if lock_class is None or issubclass(lock_class, ResilientLock):
+            options = {"renew": renew, "fencing": fencing, "cancel_on_loss": cancel_on_loss}
+        elif renew or fencing or not cancel_on_loss:
+            raise ConfigurationError(
+                f"{lock_class.__name__} has no option renew, fencing or cancel_on_loss: derive it "
+                f"from resilient_io.redis.ResilientLock"
+            )
+        kind: type[Any] = lock_class if lock_class is not None else ResilientLock
+        lock: ResilientLock = kind(
+            self,
+            name,
+            timeout=timeout,
+            sleep=sleep,
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            thread_local=thread_local,
+            raise_on_release_error=raise_on_release_error,
+            **options,
+        )
+        return lock
 
     def client(self) -> Self:
         """Return a client with one connection of its own, which permits WATCH, MULTI and SELECT."""

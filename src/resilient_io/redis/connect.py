@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import socket
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
 from redis.asyncio.retry import Retry
@@ -19,25 +20,106 @@ from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
+from resilient_io.health import LoopLag
 from resilient_io.text import clean_text, format_address
 
-from .errors import ConnectionFailure, connection_failure
+from .errors import ConnectionFailure, connection_failure, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from types import TracebackType
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
     Query = Callable[..., Awaitable[Any]]
 
 
+_SECOND_CHECK = 0.005  # seconds in which data that is already in the socket is read
+_RESOLUTION = 1e-6  # seconds below which no time is left
+
+
+class StallTolerantTimeout:
+    """Like `asyncio.timeout`, but time during which our own event loop was blocked does not count.
+
+    When the time is over, data that is already in the socket is read before the wait ends.
+
+    Args:
+        seconds: Longest wait for the server, without the stalls of the loop; None for no limit.
+        until: Absolute loop time at which the wait ends, whatever the loop did; None for no limit.
+    """
+
+    __slots__ = (
+        "_began",
+        "_lag",
+        "_seconds",
+        "_stalled",
+        "_suspicious",
+        "_timeout",
+        "_timer",
+        "_until",
+    )
+
+    def __init__(self, seconds: float | None, *, until: float | None = None) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._until = until
+        self._suspicious = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        self._lag = LoopLag.acquire()
+        self._began, self._stalled = asyncio.get_running_loop().time(), self._lag.stalled
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._wait()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lag.release()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _left(self) -> float:
+        now = asyncio.get_running_loop().time()
+        left = self._seconds - (now - self._began - (self._lag.stalled - self._stalled))
+        return left if self._until is None else min(left, self._until - now)
+
+    def _wait(self) -> None:
+        left = self._left()
+        if left < math.inf:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(left, 0.0), self._check)
+
+    def _check(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._left() > _RESOLUTION:
+            self._suspicious = False
+            self._wait()
+        elif not self._suspicious:
+            self._suspicious = True
+            self._timer = loop.call_later(_SECOND_CHECK, self._check)
+        else:
+            self._timeout.reschedule(loop.time())
+
+
 _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
 
 
 async def connect(
-    target: RedisTarget, *, client_name: str | None = None, timeout: float, user_timeout: float
+    target: RedisTarget,
+    *,
+    client_name: str | None = None,
+    timeout: float,
+    user_timeout: float,
+    began: Callable[[AbstractConnection], None] | None = None,
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
+
+    `began` is called with the connection before it is opened.
 
     If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
     from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
@@ -47,9 +129,11 @@ async def connect(
     connection: AbstractConnection | None = None
     connected = False
     try:
-        async with asyncio.timeout(timeout):
+        async with StallTolerantTimeout(timeout):
             await target.resolve()
-            connection = target.connection(client_name=client_name, connect_timeout=timeout)
+            connection = target.connection(client_name=client_name, connect_timeout=None)
+            if began is not None:
+                began(connection)
             await _shake_hands(connection)
         _set_user_timeout(connection, user_timeout)
         connected = True
@@ -116,39 +200,46 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
     """Return a function that sends one command and returns its reply within `timeout` seconds."""
 
     async def query(*command: object) -> object:
-        async with asyncio.timeout(timeout):
+        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
 
     return query
 
 
-async def identify(query: Query, name: str) -> int | None:
-    """Set the client name of a connection. Return its CLIENT ID, or None if an ACL forbids either.
+async def identify(query: Query, name: str, *, protocol: int) -> int | None:
+    """Set the client name of a connection. Return its CLIENT ID, or None if that is not permitted.
 
     This is not a part of the handshake, where redis-py would treat a forbidden name as a failed
-    connection.
+    connection. An error that may pass is raised: a connection without a name can never be fenced.
     """
     try:
         await query("CLIENT", "SETNAME", name)
-    except ResponseError:
-        return None
-    return await fetch_client_id(query)
-
-
-async def fetch_client_id(query: Query) -> int | None:
-    """Return the CLIENT ID of a connection, or None if an ACL forbids the command."""
-    try:
         return int(await query("CLIENT", "ID"))
-    except ResponseError:
-        return None
+    except ResponseError as error:
+        if refusal(error) is None:
+            return None  # NOPERM, or a server without these commands
+    # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
+    said = await query("HELLO", protocol, "SETNAME", name)
+    facts = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
+    return int(facts.get(b"id") or facts["id"])
+
+
+class Fenceable(Protocol):
+    """A connection, multiplexed or exclusive, whose client on the server can be ended."""
+
+    name: str
+    client_id: int | None
+
+    fenced: asyncio.Future[bool]
+    """Whether the server can no longer apply anything that this connection sent."""
 
 
 async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     """Ensure that the server applies nothing more that a dead connection sent.
 
     The server's client with that ID is killed if it still has our name: IDs start again when the
-    server restarts. Return False if the server forbids that.
+    server restarts. Return False if the server forbids that. An error that may pass is raised.
     """
     if client_id is None:
         return False
@@ -158,14 +249,21 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
         if f" name={name} " in text:
             await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
+        if refusal(error) is not None:
+            raise  # BUSY, for example: ask again
         # The client ended between the two commands, which is what we wanted.
         return "No such client" in str(error)
     return True
 
 
-def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+def socket_of(connection: AbstractConnection) -> Any:
+    """Return the socket of a connection, or None if it has none (a fake) or is not connected."""
     get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
-    sock = get_extra_info("socket") if get_extra_info is not None else None
+    return get_extra_info("socket") if get_extra_info is not None else None
+
+
+def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
+    sock = socket_of(connection)
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
@@ -305,8 +403,12 @@ class RedisTarget:
             self._lookup.cancel()
             await asyncio.wait([self._lookup])
 
-    def connection(self, *, client_name: str | None, connect_timeout: float) -> AbstractConnection:
+    def connection(
+        self, *, client_name: str | None, connect_timeout: float | None
+    ) -> AbstractConnection:
         """Return a new connection object that is not connected yet.
+
+        redis-py applies `connect_timeout` to its own connect attempts, None for no limit.
 
         Every connect attempt needs a new one: redis-py 8.1 keeps the SSL context in the connection,
         and asks Sentinel only in a connection that was never connected.

@@ -6,7 +6,7 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-import sys
+import math
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,6 +15,7 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
+from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_size
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
+    from resilient_io.link import LinkState, PathMonitor
 
 
 class ConnectionLost(Exception):
@@ -55,6 +57,17 @@ class Undeliverable(Exception):
         self.failure = failure
 
 
+class LeftBehind(Exception):
+    """This call was not sent: its connection took no more calls before it was written.
+
+    It must not move to another connection, because an earlier copy of it may still be in flight.
+    """
+
+    def __init__(self, connection: MultiplexedConnection) -> None:
+        super().__init__("the connection that carries an earlier copy takes no more calls")
+        self.connection = connection
+
+
 class NotMultiplexable(Exception):
     """The driver's connections have no transport that a multiplexed connection could take over."""
 
@@ -73,9 +86,11 @@ class PendingRequest:
         "connection",
         "count",
         "data",
+        "expires",
         "extra_timeout",
         "future",
         "large",
+        "movable",
         "position",
         "raw",
         "replies",
@@ -90,12 +105,18 @@ class PendingRequest:
         raw: frozenset[int] = frozenset(),
         large: bool = False,
         extra_timeout: float = 0.0,
+        expires: float | None = None,
+        movable: bool = True,
     ) -> None:
         self.data = data
         self.count = count
         self.raw = raw
         self.large = large
         self.extra_timeout = extra_timeout
+        self.expires = expires
+        """Loop time from which on it must not be sent, whether its caller has noticed or not."""
+        self.movable = movable
+        """Whether another connection may send it if its own is lost before it is written."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None
@@ -119,6 +140,12 @@ class PendingRequest:
     def done(self) -> bool:
         """Return whether its caller no longer waits."""
         return self.future.done()
+
+    def sendable(self) -> bool:
+        """Return whether its caller still waits, and its time is not over."""
+        return not self.done() and (
+            self.expires is None or self.future.get_loop().time() < self.expires
+        )
 
     def set_result(self, reply: object) -> None:
         """Accept the next reply."""
@@ -144,6 +171,15 @@ class PendingRequest:
             woken.set_result(CHECK_CLOCK)
 
 
+class InternalRequest(PendingRequest):
+    """A request of the library itself, which belongs to its connection.
+
+    It ends with that connection, and never moves to another one.
+    """
+
+    __slots__ = ()
+
+
 Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 """What waits for a reply: the plain future of the hot path, or a request with time limits."""
 
@@ -154,10 +190,14 @@ NOT_ENOUGH = object()
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 
 
+def _ignore(_push: list[Any]) -> None:
+    """Drop a push message that no one listens for."""
+
+
 class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
-    __slots__ = ("_partial", "_pushes", "_reader", "_special", "large", "waiting")
+    __slots__ = ("_partial", "_pushed", "_pushes", "_reader", "_special", "large", "waiting")
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
         encoder = connection.encoder
@@ -172,6 +212,7 @@ class ResponseQueue:
             **decoding,
         )
         self._pushes = pushes
+        self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
         self._special = 0
         self.large = 0
@@ -181,6 +222,10 @@ class ResponseQueue:
     def busy(self) -> bool:
         """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
+
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message to `pushed`, which must not send anything itself."""
+        self._pushes, self._pushed = True, pushed
 
     def expect(self, request: PendingRequest) -> None:
         """Register a request whose replies have to be inspected."""
@@ -207,7 +252,9 @@ class ResponseQueue:
         if not self.waiting and not self._pushes and self._reader.has_data():
             raise InvalidResponse("a part of a reply without a request")
         answered = before - len(self.waiting)
-        self._partial = 0 if answered else self._partial + len(data)
+        # After push messages alone, no reply has begun to arrive.
+        whole = answered or not self._reader.has_data()
+        self._partial = 0 if whole else self._partial + len(data)
         return answered
 
     def _read(self) -> None:
@@ -223,6 +270,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is push:
+                self._pushed(reply)
                 continue
             try:
                 next_entry().set_result(reply)
@@ -242,6 +290,7 @@ class ResponseQueue:
             if reply is NOT_ENOUGH:
                 return
             if type(reply) is hiredis.PushNotification:
+                self._pushed(reply)
                 continue
             entry = self.waiting.popleft()
             if special is not None:
@@ -374,27 +423,48 @@ class Watchdog:
     It checks twice within the response timeout: a large request that is still being sent is not
     silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
     counts: later writes that leave (a ping, for example) prove nothing about the peer.
+
+    In between, while nothing arrives, it lets `path` look at what the kernel knows.
     """
 
-    __slots__ = ("_connection", "_in_flight", "_left", "_loop", "_queue", "_timer", "_written")
+    __slots__ = (
+        "_connection",
+        "_due",
+        "_first",
+        "_in_flight",
+        "_left",
+        "_loop",
+        "_path",
+        "_queue",
+        "_timer",
+        "_written",
+    )
 
     def __init__(
-        self, connection: MultiplexedConnection, in_flight: InFlightWrites, queue: ResponseQueue
+        self,
+        connection: MultiplexedConnection,
+        in_flight: InFlightWrites,
+        queue: ResponseQueue,
+        path: PathMonitor | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._in_flight = in_flight
         self._queue = queue
+        self._path = path if connection.link is not None else None
+        self._first = connection.response_timeout / 2
+        if self._path is not None:
+            self._first = min(self._first, INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # the loop time of the next check for silence
         # At the latest check: the bytes that the connection had written, and those that had left.
         self._written = self._left = 0
 
     def arm(self, now: float) -> None:
         """Start the timer at `now`, unless it is running."""
         if self._timer is None:
-            self._timer = self._loop.call_at(
-                now + self._connection.response_timeout / 2, self._check
-            )
+            self._due = now + self._connection.response_timeout / 2
+            self._timer = self._loop.call_at(now + self._first, self._check)
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -407,9 +477,27 @@ class Watchdog:
         return self._connection.response_timeout + self._connection.extra_timeout
 
     def _check(self) -> None:
-        self._timer, connection = None, self._connection
+        self._timer = None
         if not self._queue.waiting:
             return
+        if self._loop.time() >= self._due and not self._check_silence():
+            return
+        pause = self._look_at_path()
+        if self._connection.lost is None:
+            self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
+
+    def _look_at_path(self) -> float:
+        """Return after how many seconds to look again."""
+        if self._path is None:
+            return math.inf
+        waited = self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
+        if waited < INTERVAL:
+            return INTERVAL
+        return self._path.look(self._connection.socket, waited)
+
+    def _check_silence(self) -> bool:
+        """Schedule the next check for silence. Return False if this was the last one."""
+        connection = self._connection
         written = connection.bytes_sent
         left = written - self._unacknowledged()
         if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
@@ -420,7 +508,7 @@ class Watchdog:
             self._timer = self._loop.call_later(
                 SECOND_CHECK, self._conclude, self._in_flight.last_byte
             )
-            return
+            return False
         # Not later than their deadline, although the next check is half of the timeout away.
         deadline = connection.deadline
         age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
@@ -431,42 +519,26 @@ class Watchdog:
         else:
             next_check = timeout - silence
             connection.fall_silent()
-        self._timer = self._loop.call_later(max(next_check, SECOND_CHECK), self._check)
+        self._due = self._loop.time() + max(next_check, SECOND_CHECK)
+        return True
 
     def _conclude(self, last_byte: float) -> None:
         self._timer = None
-        in_flight = self._in_flight
+        in_flight, connection = self._in_flight, self._connection
         quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
         if quiet and in_flight.silence() >= self._timeout:
-            seconds = self._connection.response_timeout
-            self._connection.close(
-                ConnectionFailure(
-                    Cause.TIMED_OUT, f"no byte arrived within {seconds:g} s", definite=False
-                )
-            )
+            connection.close(connection.describe_silence(connection.response_timeout))
         else:
+            self._due = self._loop.time()
             self._check()
 
     def _unacknowledged(self) -> int:
         """Return the number of written bytes that the peer has not acknowledged yet."""
-        transport = self._connection.transport
+        transport, sock = self._connection.transport, self._connection.socket
         size = transport.get_write_buffer_size()
-        sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return size
-        return size + _send_queue_size(sock.fileno())
-
-
-def _send_queue_size(descriptor: int) -> int:
-    """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
-    try:
-        import fcntl  # noqa: PLC0415 (not on Windows)
-        import termios  # noqa: PLC0415
-
-        queued: bytes = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except (ModuleNotFoundError, OSError):  # Windows; macOS refuses it for sockets
-        return 0
-    return int.from_bytes(queued, sys.byteorder)
+        return size + send_queue_size(sock.fileno())
 
 
 _ENOUGH = 16
@@ -504,6 +576,7 @@ class MultiplexedConnection(asyncio.Protocol):
         latencies: Latencies,
         lag: LoopLag,
         pushes: bool = False,
+        path: PathMonitor | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.connection = connection
@@ -518,7 +591,6 @@ class MultiplexedConnection(asyncio.Protocol):
         self._data: list[bytes] = []
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
-        self._watchdog = Watchdog(self, self._in_flight, self._responses)
         self._scheduled = False
         self._crowded = False
         self._paused = False
@@ -541,6 +613,8 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self.socket: Any = self.transport.get_extra_info("socket")
+        self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
 
     # -- for callers -----------------------------------------------------------------------
@@ -559,6 +633,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def last_activity(self) -> float:
         """Loop time of the last activity: a byte arrived, or a part of a request left."""
         return self._in_flight.last_activity
+
+    @property
+    def link(self) -> LinkState | None:
+        """What the kernel knows about the connection now, or None if it does not tell."""
+        return read_link(self.socket)
 
     @property
     def in_flight(self) -> int:
@@ -618,21 +697,39 @@ class MultiplexedConnection(asyncio.Protocol):
             self.full = self.load > self.limit
             self._owner.connection_changed()
 
+    def ask(
+        self, data: bytes, *, count: int = 1, raw: frozenset[int] = frozenset()
+    ) -> asyncio.Future[object]:
+        """Send packed commands of the library itself. Return the future of the reply.
+
+        For several commands, the result is the list of their replies; those at the positions in
+        `raw` are not decoded. The result is a `ConnectionLost` if the connection is lost, even
+        before anything was sent.
+        """
+        request = InternalRequest(data, count=count, raw=raw)
+        if self.lost is None:
+            self.send_request(request)
+        else:
+            request.interrupt(self.lost)
+        return request.future
+
     async def query(self, *words: Any) -> Any:
         """Send a command of the library itself and return its reply. There is no time limit."""
-        request = PendingRequest(b"".join(self.connection.pack_command(*words)))
-        self.send_request(request)
-        reply = await request.future
+        reply = await self.ask(b"".join(self.connection.pack_command(*words)))
         if isinstance(reply, RedisError):
             raise reply
         if isinstance(reply, Exception):
             raise ConnectionResetError(str(reply))
         return reply
 
+    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
+        """Pass each push message of the server to `pushed`, which must not send anything itself."""
+        self._responses.listen(pushed)
+
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
         self.retired.set_result(None)
-        unsent = self._take_queue()
+        unsent = self._take_queue(ConnectionLost(REPLACED, self))
         if not self._responses.waiting:
             self.close(REPLACED)
         return unsent
@@ -644,7 +741,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.lost = lost = ConnectionLost(failure, self)
         self._watchdog.stop()
         self.transport.abort()
-        unsent = self._take_queue()
+        unsent = self._take_queue(lost)
         self._in_flight.writes.clear()
         if not self._responses.fail_all(lost):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
@@ -697,12 +794,14 @@ class MultiplexedConnection(asyncio.Protocol):
         kept = [not entry.done() for entry in queue]
         return list(compress(queue, kept)), list(compress(data, kept))
 
-    def _take_queue(self) -> list[tuple[Entry, bytes]]:
-        """Empty the queue. Return the calls whose callers still wait."""
-        entries = zip(self._queue, self._data, strict=True)
-        unsent = [entry for entry in entries if not entry[0].done()]
+    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, bytes]]:
+        """Empty the queue. Return the calls whose callers still wait; end internal requests."""
+        entries = list(zip(self._queue, self._data, strict=True))
         self._queue, self._data = [], []
-        return unsent
+        for entry, _ in entries:
+            if isinstance(entry, InternalRequest):
+                entry.interrupt(lost)
+        return [(entry, data) for entry, data in entries if not entry.done()]
 
     def _forget(self, entry: Entry, size: int) -> None:
         self.flushed += 1
@@ -767,6 +866,15 @@ class MultiplexedConnection(asyncio.Protocol):
     def fall_silent(self) -> None:
         """Notify the owner that half of the timeout passed in silence."""
         self._owner.connection_silent(self)
+
+    def describe_silence(self, seconds: float) -> ConnectionFailure:
+        """Return the failure that a silence of so many seconds means, as far as is known."""
+        link = self.link
+        known = describe_silence([link])
+        if link is not None and link.unacked and known:
+            return ConnectionFailure(Cause.UNREACHABLE, known, definite=False)
+        detail = f"no byte arrived within {seconds:g} s" + (f": {known}" if known else "")
+        return ConnectionFailure(Cause.TIMED_OUT, detail, definite=False)
 
     def adopt(self, request: PendingRequest, from_end: int) -> None:
         """Take over the request of a call that was sent with a plain future."""

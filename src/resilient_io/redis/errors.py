@@ -10,6 +10,7 @@ DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutEr
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
+                        LockLost                also redis.LockNotOwnedError
 ```
 
 `except redis.ConnectionError` and `except redis.TimeoutError` therefore keep working. A retry
@@ -22,7 +23,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
@@ -51,9 +52,11 @@ class RedisAuthenticationFailed(RedisUnavailable, driver.AuthenticationError):
 class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.TimeoutError):
     """The command was sent, no reply arrived, and repeating it is not safe.
 
+    Or it was repeated, and the repeat failed. Or it is a batch of which a part was applied.
+
     Attributes:
         answered: For a batch: the replies that arrived, in order, starting with the first command.
-        unanswered: For a batch: the positions of the commands that may have been applied.
+        unanswered: For a batch: the positions of the other commands, which may have been applied.
     """
 
     answered: Sequence[object] = ()
@@ -74,6 +77,28 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 class RouteRefused(driver.DataError):
     """The command changes its connection, which is shared. The message says what to use instead."""
+
+
+class LockLost(driver.LockNotOwnedError):
+    """The lock was lost while it was held: another caller may hold it by now.
+
+    Its key has expired, or was deleted or overwritten, or is missing on the server that took over.
+
+    Attributes:
+        lock_name: The name of the lock.
+    """
+
+    def __init__(self, reason: str, lock_name: object = None) -> None:
+        super().__init__(reason)
+        self.lock_name: Any = lock_name
+
+    def __str__(self) -> str:
+        """Return the name of the lock and why it was lost."""
+        return f"the lock {self.lock_name!r} was lost: {self.message}"
+
+    def __reduce__(self) -> tuple[type[LockLost], tuple[object, object]]:
+        """Pickle with the name of the lock."""
+        return type(self), (self.message, self.lock_name)
 
 
 @dataclass(frozen=True, slots=True)

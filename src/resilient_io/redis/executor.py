@@ -7,17 +7,21 @@ state of the dependency (`health`), and how much time is left (the deadline).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
-from .attempt import AttemptFailed, Limits
+from .attempt import AttemptFailed, Limits, final_error
 from .commands import Effect
 from .errors import (
+    CLOSED,
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
@@ -31,12 +35,11 @@ if TYPE_CHECKING:
     import random
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryBudget, RetryPolicy
 
-    from .attempt import Call
+    from .attempt import Call, Carrier
     from .multiplexer import Multiplexer
-    from .pool import ExclusivePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +57,60 @@ class Raise:
     error: BaseException
 
 
+_FURTHER = (Progress.NOT_SENT, Progress.REFUSED, Progress.SENT, Progress.MAYBE_APPLIED)
+"""How far an attempt got, in ascending order."""
+
+
 @dataclass(frozen=True, slots=True)
 class _FailingCall:
-    """A call whose first attempt failed."""
+    """A call that failed at least once, and what all its attempts together have done."""
 
     call: Call
     policy: RetryPolicy
     started: float
-    until: float | None
     repeatable: Effect
     schedule: RetrySchedule
+    attempts: int = 0
+    progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
+    carrier: Carrier | None = None  # carried the latest request that was maybe applied
+    served: float = 0.0  # seconds during which the server had the requests of a blocking call
+
+    def limits(self) -> Limits:
+        """Return when the next attempt must have been sent and answered, and where."""
+        limits = _limits(self.call, self.policy, self.started, served=self.served)
+        carrier = self.carrier if self.fenced_first else None
+        return limits if carrier is None or carrier.lost else limits._replace(behind=carrier)
+
+    @property
+    def fenced_first(self) -> bool:
+        """Whether another copy may be sent only when no earlier one can be applied after it."""
+        overwrites = self.call.effect is not Effect.READ
+        return overwrites and self.policy.repeat not in ("conditional", "any")
+
+    def after(self, failed: AttemptFailed) -> _FailingCall:
+        """Return the same call after another failed attempt."""
+        progress, carrier = failed.progress, self.carrier
+        if progress is Progress.MAYBE_APPLIED:
+            if self.call.effect is Effect.READ:
+                progress = Progress.SENT  # there is nothing to apply
+            else:
+                carrier = failed.connection
+        if failed.applied:
+            progress = Progress.MAYBE_APPLIED
+        progress = max(self.progress, progress, key=_FURTHER.index)
+        return replace(
+            self,
+            attempts=self.attempts + 1,
+            progress=progress,
+            carrier=carrier,
+            served=self.served + failed.served,
+        )
 
 
-def _kind(call: Call, failed: AttemptFailed) -> type[ResilientIOError]:
+def _kind(failing: _FailingCall, failed: AttemptFailed) -> type[ResilientIOError]:
     if failed.cause is Cause.CLOSED:
         return RedisClosed
-    if failed.progress is Progress.MAYBE_APPLIED and call.effect is not Effect.READ:
+    if failing.progress is Progress.MAYBE_APPLIED:
         return RedisOutcomeUnknown
     if failed.overloaded:
         return RedisOverloaded
@@ -103,8 +144,8 @@ class Executor:
         self,
         *,
         multiplexer: Multiplexer,
-        pool: ExclusivePool,
         health: Dependency,
+        reports: Reporter,
         budget: RetryBudget,
         rng: random.Random,
     ) -> None:
@@ -115,26 +156,34 @@ class Executor:
         self.retries = 0
         self.refusals = 0
         self._multiplexer = multiplexer
-        self._pool = pool
+        self._reports = reports
         self._rng = rng
+        self._closing = asyncio.Event()
         self._moved_at = float("-inf")
         """Loop time at which a connection was last retired because its server refused writes."""
 
     @property
     def closed(self) -> bool:
         """Whether the client was closed."""
-        return self._pool.closed
+        return self._closing.is_set()
+
+    def close(self) -> None:
+        """Accept no more calls, and end those that wait before another attempt."""
+        self._closing.set()
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
     ) -> Any:
         """Execute a call, with retries, and return its result. Cancelling returns immediately."""
-        attempts = 0
         failing: _FailingCall | None = None
         while True:
-            attempts += 1
-            limits = _limits(call, policy, started)
-            result = await call.attempt(limits)
+            limits = _limits(call, policy, started) if failing is None else failing.limits()
+            try:
+                result = await call.attempt(limits)
+            except RedisError as error:
+                if failing is None or failing.progress is not Progress.MAYBE_APPLIED:
+                    raise
+                result = final_error(error)  # which says nothing about the earlier attempts
             if not isinstance(result, AttemptFailed):
                 return result
             self._report(result)
@@ -143,67 +192,73 @@ class Executor:
                 if deliberate and policy.repeat == "any":
                     repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
-                failing = _FailingCall(call, policy, started, limits.until, repeatable, schedule)
-            decision = await self._decide(failing, result, attempts)
+                failing = _FailingCall(call, policy, started, repeatable, schedule)
+            failing = failing.after(result)
+            decision = await self._decide(failing, result)
             if isinstance(decision, Retry):
-                await self._back_off(decision, result, attempts + 1)
+                await self._back_off(decision, failing, result)
                 unsafe = await self._wait_until_safe(failing, result)
+                if self.closed:
+                    unsafe = AttemptFailed.because(CLOSED, result.progress)
                 if unsafe is None:
                     self.retries += 1
                     continue
-                decision = await self._raise(failing, unsafe, attempts)
+                decision = await self._raise(failing, unsafe)
             raise decision.error from None
 
     # -- deciding --------------------------------------------------------------------------
 
-    async def _decide(
-        self, failing: _FailingCall, failed: AttemptFailed, attempts: int
-    ) -> Retry | Raise:
+    async def _decide(self, failing: _FailingCall, failed: AttemptFailed) -> Retry | Raise:
         """Decide whether to make another attempt. Each reason against it has its own branch."""
         if not self._may_repeat(failing, failed):
-            return await self._raise(failing, failed, attempts)
+            return await self._raise(failing, failed)
         after = failing.schedule.next()
         if after is None:  # that was the last attempt of the policy
-            return await self._raise(failing, failed, attempts)
+            return await self._raise(failing, failed)
         now = asyncio.get_running_loop().time()
-        if failing.until is not None and now + after >= failing.until:
-            return await self._raise(failing, failed, attempts)  # the backoff exceeds the deadline
+        until = failing.limits().sent
+        if until is not None and now + after >= until:
+            return await self._raise(failing, failed)  # the backoff exceeds the deadline
         paid = self._pay(failed)
         if paid is None:
             self.health.note("retry refused by the budget", cause=failed.cause.value)
             why = "; not repeated: the retry budget is used up"
-            return await self._raise(failing, failed.with_reason(why), attempts)
+            return await self._raise(failing, failed.with_reason(why))
         return Retry(after, paid)
 
-    async def _raise(self, failing: _FailingCall, failed: AttemptFailed, attempts: int) -> Raise:
+    async def _raise(self, failing: _FailingCall, failed: AttemptFailed) -> Raise:
         """Return the decision to raise, with the error for the caller."""
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
             await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
-        state = self._multiplexer.bound_state
-        if state.lost and failed.connection is not None:
-            # After the last await: a cancelled caller must not take the loss without raising it.
-            failed = failed.with_reason(state.take_loss())
-        call, progress = failing.call, failed.progress
         elapsed = asyncio.get_running_loop().time() - failing.started
-        if failed.refusal is not None and failed.error is not None:
-            failed.error.add_note(f"{attempts} attempts, {elapsed:.3f} s; nothing was applied")
+        unknown = failing.progress is Progress.MAYBE_APPLIED
+        if failed.refusal is not None and failed.error is not None and not unknown:
+            note = f"{failing.attempts} attempts, {elapsed:.3f} s; nothing was applied"
+            failed.error.add_note(note)
             mark_refused(failed.error, self.health.name)
             return Raise(failed.error)
-        if progress is Progress.MAYBE_APPLIED and call.effect is Effect.READ:
-            progress = Progress.SENT
+        state = self._multiplexer.bound_state
+        if state.lost:
+            # After the last await: a cancelled caller must not take the loss without raising it.
+            failed = failed.with_reason(state.take_loss())
         error = self._error(
-            _kind(call, failed),
+            _kind(failing, failed),
             failed.detail,
-            call.operation,
-            attempts=attempts,
+            failing.call.operation,
+            attempts=failing.attempts,
             elapsed=elapsed,
-            progress=progress,
+            progress=failing.progress,
         )
         if isinstance(error, RedisOutcomeUnknown):
-            error.reason += "; the call may have been applied"
+            if failed.progress is Progress.MAYBE_APPLIED and failing.call.effect is not Effect.READ:
+                error.reason += "; the call may have been applied"
+            elif failed.applied:
+                error.reason += "; a part of the call was applied"
+            else:
+                error.reason += "; an earlier attempt may have been applied"
             self.health.note("outcome unknown", cause=failed.cause.value)
-        call.describe(error)
+        failing.call.describe(error)
         return Raise(error)
 
     def _error(
@@ -228,60 +283,62 @@ class Executor:
         """Take the tokens of a retry from the budget. Return them, or None if there are too few."""
         price = _TIMEOUT_COST if failed.timed_out else _RETRY_COST
         connection = failed.connection
-        if connection is not None and connection.lost is not None:
+        if connection is not None and connection.lost:
             paid = connection.pay_for_repeats(lambda: self.budget.try_spend(price))
             return 0.0 if paid else None
         return price if self.budget.try_spend(price) else None
 
     # -- retrying --------------------------------------------------------------------------
 
-    async def _back_off(self, decision: Retry, failed: AttemptFailed, attempt: int) -> None:
+    async def _back_off(
+        self, decision: Retry, failing: _FailingCall, failed: AttemptFailed
+    ) -> None:
         """Wait before another attempt. Cancelling returns the tokens that it cost."""
         self.health.note("retry scheduled", cause=failed.cause.value)
         tracing = tracing_of_call.get()
         if tracing is not None:
-            tracing.retrying(attempt, decision.after, failed.cause.value)
+            tracing.retrying(failing.attempts + 1, decision.after, failed.cause.value)
         waited = False
         try:
-            await asyncio.sleep(decision.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(decision.after):
+                    await self._closing.wait()
             waited = True
         finally:
             if not waited:
                 self.budget.refund(decision.paid)
+        if failed.refusal is not None and not failed.refusal.degraded and not self.closed:
+            # If the probe confirms that the server does not serve, the multiplexer keeps the call.
+            until, longest = failing.limits().sent, _PROBE_BEFORE_RETRY
+            if until is not None:
+                longest = min(longest, until - asyncio.get_running_loop().time())
+            await self.health.wait_for_probe(longest)
 
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
     ) -> AttemptFailed | None:
-        """Wait until the first copy of a request can no longer be applied, or return why it can."""
-        until = failing.until
-        if failed.refusal is not None and not failed.refusal.degraded:
-            # If the probe confirms that the server does not serve, the multiplexer keeps the call.
-            now = asyncio.get_running_loop().time()
-            longest = _PROBE_BEFORE_RETRY
-            await self.health.wait_for_probe(
-                longest if until is None else min(longest, until - now)
-            )
-        connection = failed.connection
-        if failed.progress is not Progress.MAYBE_APPLIED or failing.call.effect is Effect.READ:
+        """Wait until no earlier copy of a request can be applied, or return why one still can."""
+        if failing.progress is not Progress.MAYBE_APPLIED or not failing.fenced_first:
             return None
-        if failing.policy.repeat in ("conditional", "any"):
-            return None
-        if connection is None:
+        carrier = failing.carrier
+        if carrier is None:
             why = "; a copy may still be in flight on an exclusive connection"
-            return failed.with_reason(why, final=True)
-        if connection.lost is None:
+        elif not carrier.lost:
             # The request is still in flight. A second copy on the same connection follows it.
-            fenced = self._multiplexer.current is connection
+            if self._multiplexer.current is carrier:
+                return None
+            why = "; a copy may still be in flight on a connection that takes no more calls"
         else:
             try:
-                async with asyncio.timeout_at(until):
-                    await asyncio.wait([connection.fenced])
+                async with asyncio.timeout_at(failing.limits().sent):
+                    await asyncio.wait([carrier.fenced])
             except TimeoutError:
                 return replace(failed, expired=True)
-            fenced = connection.fenced.result()
-        if fenced:
-            return None
-        why = "; the server does not permit ending the connection that carried it"
+            if carrier.fenced.result():
+                return None
+            why = "; the server does not permit ending the connection that carried it"
+            if self.closed:
+                why = "; the client was closed"
         return failed.with_reason(why, final=True)
 
     # -- reporting -------------------------------------------------------------------------
@@ -293,10 +350,10 @@ class Executor:
             return
         self.refusals += 1
         if refused.degraded:
-            self.health.refused(refused.cause, failed.detail)
+            self._reports.refused(refused.cause, failed.detail)
             self._multiplexer.refresh()
         else:
-            self.health.failed(refused.cause, failed.detail)
+            self._reports.failed(refused.cause, failed.detail)
         connection = self._multiplexer.current
         now = asyncio.get_running_loop().time()
         if not refused.elsewhere or connection is None:
@@ -330,13 +387,14 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
-def _limits(call: Call, policy: RetryPolicy, started: float) -> Limits:
-    """Return when an attempt that begins now must have been sent and answered."""
+def _limits(call: Call, policy: RetryPolicy, started: float, *, served: float = 0.0) -> Limits:
+    """Return when an attempt must have been sent and answered."""
     enclosing = current_deadline()
     if policy.deadline is None:
         return Limits(enclosing, enclosing)
-    # A blocking command has its own time limit; reaching the server takes no longer for it.
-    limit = (started if call.bounded else asyncio.get_running_loop().time()) + policy.deadline
+    # A blocking command has its own time limit. The deadline limits the time in which its attempts
+    # together reach the server, so the time does not count during which the server had them.
+    limit = started + policy.deadline + (0.0 if call.bounded else served)
     if enclosing is not None and enclosing < limit:
         limit = enclosing
     return Limits(limit if call.bounded else enclosing, limit)

@@ -15,20 +15,24 @@ import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
+from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
+from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
 from resilient_io.tasks import describe_task_end, log_task_death
 
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
+    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -39,15 +43,16 @@ from .errors import CLOSED, ConnectionFailure
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
+    from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Query, RedisTarget
+    from .connect import Fenceable, Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
 
@@ -55,6 +60,24 @@ _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
 _BACKOFF_CAP = 1.0
 _PERMANENT_CAP = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadConnection:
+    """A connection that died with unanswered calls, which the server may still apply.
+
+    The server knows its client by `client_id` and `name`. `fenced` is the result for the calls that
+    wait until that client has ended.
+    """
+
+    name: str
+    client_id: int | None
+    fenced: asyncio.Future[bool]
+
+    def settle(self, *, fenced: bool) -> None:
+        """Notify the waiting calls whether the server can no longer apply anything."""
+        if not self.fenced.done():
+            self.fenced.set_result(fenced)
 
 
 class Reconnector:
@@ -69,6 +92,7 @@ class Reconnector:
         health: Dependency,
         rng: random.Random,
         names: str,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
         self._target = target
@@ -79,9 +103,17 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[MultiplexedConnection] = deque()
+        self._fences: deque[DeadConnection] = deque(unfenced)
+        self._unfenced: list[DeadConnection] = []  # those that were left at the close
+        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._note_fences()
         self._worthwhile = asyncio.Event()
         self._closing = False
+
+    @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """The dead connections that were not fenced: the next life of the client does it."""
+        return (*self._unfenced, *self._fences)
 
     @property
     def fencing(self) -> bool:
@@ -102,13 +134,32 @@ class Reconnector:
         self._worthwhile.set()
         self._worthwhile.clear()
 
-    def fence(self, lost: MultiplexedConnection, survivor: MultiplexedConnection | None) -> None:
+    def fence(self, lost: Fenceable, survivor: MultiplexedConnection | None) -> None:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
-        self._fences.append(lost)
-        if survivor is not None and not self._closing:
+        dead = DeadConnection(lost.name, lost.client_id, lost.fenced)
+        if self._closing:
+            self._unfenced.append(dead)
+            dead.settle(fenced=False)
+            return
+        self._fences.append(dead)
+        self._note_fences()
+        if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write."""
+        while self._fences:
+            await self._safe.wait()
+
+    def _note_fences(self) -> None:
+        (self._safe.clear if self._fences else self._safe.set)()
+
+    def next_name(self) -> str:
+        """Return a name for a new connection: no other one, before or after it, has the same."""
+        self._opened += 1
+        return f"{self._names}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -119,7 +170,10 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            self._fences.popleft().fenced.set_result(False)
+            lost = self._fences.popleft()
+            self._unfenced.append(lost)
+            lost.settle(fenced=False)
+        self._note_fences()
 
     # -- one connection --------------------------------------------------------------------
 
@@ -143,9 +197,8 @@ class Reconnector:
             )
 
     async def _open(self) -> MultiplexedConnection | None:
-        self._opened += 1
         policy = self._policy
-        name = f"{self._names}-{self._opened}"
+        name = self.next_name()
         connection = await connect(
             self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
         )
@@ -153,7 +206,7 @@ class Reconnector:
         try:
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name)
+                client_id = await identify(query, name, protocol=connection.protocol)
                 await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
@@ -167,8 +220,10 @@ class Reconnector:
             async with asyncio.timeout(pause):
                 await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes contact a dependency that is down.
-            await self._health.until_up()
+            # Only probes contact a dependency that is down. There are none if the application
+            # closed it although this client is open.
+            with contextlib.suppress(Closed):
+                await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
@@ -179,15 +234,21 @@ class Reconnector:
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
                 self._fences.popleft()
+                self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
-                lost.fenced.set_result(fenced)
+                lost.settle(fenced=fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
-        try:
-            await self._settle_fences(survivor.query)
-        except (RedisError, OSError):
-            return  # the survivor died, too, and reported that: the next connection fences both
-        self._multiplexer.refresh()
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+        # If the survivor dies, too, the next connection fences both.
+        while survivor.lost is None:
+            try:
+                await self._settle_fences(survivor.query)
+            except (RedisError, OSError):
+                await asyncio.sleep(backoff.next())  # refused for now: BUSY, for example
+            else:
+                self._multiplexer.refresh()
+                return
 
     def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         # In an empty context: the deadline and the trace span of the first call do not apply to a
@@ -213,6 +274,7 @@ class WaitingRequests:
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] = deque()
         self._abandoned = 0
+        self._closed: Exception | None = None
 
     def __len__(self) -> int:
         """Return the number of entries, including abandoned ones."""
@@ -225,7 +287,10 @@ class WaitingRequests:
 
     def append(self, request: PendingRequest) -> None:
         """Add a new call at the end."""
-        self._requests.append(request)
+        if self._closed is None:
+            self._requests.append(request)
+        else:
+            request.interrupt(self._closed)
 
     def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
         """Put calls that a connection did not write at the front, in their order.
@@ -233,9 +298,15 @@ class WaitingRequests:
         Plain futures become requests, because their callers now wait longer than usual.
         """
         for entry, data in reversed(unsent):
+            if self._closed is not None:
+                _interrupt(entry, self._closed)
+                continue
             if not isinstance(entry, PendingRequest):
                 request = PendingRequest(data)
                 entry.set_result(Promoted(request))
+            elif not entry.movable and entry.connection is not None:
+                entry.interrupt(LeftBehind(entry.connection))
+                continue
             elif data:
                 request = entry
             else:
@@ -251,9 +322,9 @@ class WaitingRequests:
             self._abandoned = 0
 
     def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller is gone."""
+        """Send the first request on `connection`, unless its caller or its time is gone."""
         request = self._requests.popleft()
-        if not request.done():
+        if request.sendable():
             connection.send_request(request)
 
     def fail_all(self, reason: Exception) -> None:
@@ -261,6 +332,18 @@ class WaitingRequests:
         waiting, self._requests, self._abandoned = self._requests, deque(), 0
         for request in waiting:
             request.interrupt(reason)
+
+    def close(self, reason: Exception) -> None:
+        """End all waits with `reason`, also those of calls that are added later."""
+        self._closed = reason
+        self.fail_all(reason)
+
+
+def _interrupt(entry: Entry, reason: Exception) -> None:
+    if isinstance(entry, PendingRequest):
+        entry.interrupt(reason)
+    elif not entry.done():
+        entry.set_result(reason)
 
 
 _CONFIRMATION = 0.5
@@ -341,6 +424,8 @@ class BoundState:
     def __init__(self) -> None:
         self._set: list[str] = []
         self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
+        self.losses = 0
+        """How often state was lost. A call that was made before a loss is not sent after it."""
 
     def __bool__(self) -> bool:
         """Return whether any state is set."""
@@ -360,6 +445,7 @@ class BoundState:
     def lose(self) -> None:
         """Record that the connection was lost."""
         self._set, self.lost = [], self._set
+        self.losses += 1
 
     def take_loss(self) -> str:
         """Return once what was lost, as the end of a sentence."""
@@ -377,22 +463,34 @@ class Multiplexer:
         policy: RetryPolicy,
         health: Dependency,
         settings: ConnectionSettings,
+        reports: Reporter,
         rng: random.Random,
         names: str,
         bound: bool = False,
+        unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self.target = target
         self.health = health
+        self.reports = reports
+        """What this client reports to `health`, until it is closed."""
+        self.bound = bound
+        """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
         self._settings = settings
-        self._bound = bound
         self._reconnector = Reconnector(
-            self, target=target, policy=policy, health=health, rng=rng, names=names
+            self,
+            target=target,
+            policy=policy,
+            health=health,
+            rng=rng,
+            names=names,
+            unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
         self._retiring: list[MultiplexedConnection] = []
         self._preferred: MultiplexedConnection | None = None
         self._waiting = WaitingRequests()
+        self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
         self._closing = False
@@ -442,8 +540,13 @@ class Multiplexer:
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
         request.future.cancel()
-        if request.connection is None:
+        connection = request.connection
+        if connection is None:
             self._waiting.note_abandoned()
+        elif request.extra_timeout and request.sent:
+            # A blocking command, which would keep the caller's own connection from answering.
+            why = "the caller of a blocking command no longer waits"
+            connection.close(ConnectionFailure(Cause.CONNECTION_LOST, why))
 
     def abandon_future(self, future: asyncio.Future[object]) -> None:
         """Drop a cancelled call of the hot path, which may have become a request."""
@@ -464,9 +567,25 @@ class Multiplexer:
                 self._lose_state()
             self._choose()
 
+    def fence(self, lost: Fenceable) -> None:
+        """Send nothing until the server can apply nothing more of an exclusive connection."""
+        if self.unsupported:
+            lost.fenced.set_result(False)
+            return
+        self._reconnector.fence(lost, next(iter(self.connections), None))
+        self._choose()
+
+    async def until_fenced(self) -> None:
+        """Wait until no dead connection may still write, so that a new write is the last one."""
+        await self._reconnector.until_fenced()
+
+    def next_name(self) -> str:
+        """Return a unique client name for a new connection."""
+        return self._reconnector.next_name()
+
     def write_accepted(self) -> None:
         """Report an accepted write, which ends a period of refusals."""
-        self.health.accepted()
+        self.reports.accepted()
         self.refresh()
 
     def refresh(self) -> None:
@@ -484,15 +603,47 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
+    def open_connection(self) -> MultiplexedConnection | None:
+        """A connection for a request of the library itself, also while calls have to wait."""
+        free = (each for each in self.connections if not each.busy)
+        return next(free, next(iter(self.connections), None))
+
+    @property
+    def carriers(self) -> list[MultiplexedConnection]:
+        """The open connections, one of which may carry an earlier request that must come first.
+
+        None while a lost connection may still apply anything, or while a caller's MULTI is open.
+        """
+        if self._reconnector.fencing or self.bound_state:
+            return []
+        return [*self.connections, *self._retiring]
+
+    @property
+    def unfenced(self) -> tuple[DeadConnection, ...]:
+        """What the next life of the client, in the running loop, has to fence first of all.
+
+        That includes the open connections with unanswered calls, if their loop was closed.
+        """
+        create_future = asyncio.get_running_loop().create_future
+        unanswered = (each for each in (*self.connections, *self._retiring) if each.in_flight)
+        clients = [
+            *((dead.name, dead.client_id) for dead in self._reconnector.unfenced),
+            *((each.name, each.client_id) for each in unanswered),
+        ]
+        return tuple(DeadConnection(*client, create_future()) for client in clients)
+
+    @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available
+        return bool(self.connections) and self.health.available and not self._reconnector.fencing
 
     @property
     def obstacle(self) -> str:
         """What waiting calls wait for, for error messages."""
         if self.crowded:
             return "room among the calls in flight"
+        if self._reconnector.fencing and self.health.available:
+            return "a lost connection to be fenced"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
@@ -519,19 +670,29 @@ class Multiplexer:
         """Return the loop time of the last byte from any open connection, or -inf."""
         return max((each.last_byte for each in self.connections), default=float("-inf"))
 
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the open connections, if it tells."""
+        return [link for each in self.connections if (link := each.link) is not None]
+
     def disown(self) -> None:
         """Accept no more calls: the connections belong to the parent process."""
         self._closing = True
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls that still wait end as closed. Idempotent."""
+    def close(self) -> None:
+        """Accept no more calls, and end the waits of those that were not sent. Idempotent."""
         self._closing = True
+        self._waiting.close(Undeliverable(CLOSED))
+        self._choose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        self.close()
         connections = [*self.connections, *self._retiring]
-        self._waiting.fail_all(Undeliverable(CLOSED))
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        await self._path.aclose()
         await self._reconnector.aclose()
         if connections:
             await asyncio.wait([connection.closed for connection in connections])
@@ -548,8 +709,13 @@ class Multiplexer:
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
-        quiet = connection.response_timeout / 2
-        self.health.failed(Cause.TIMED_OUT, f"no byte arrived within {quiet:g} s")
+        silence = connection.describe_silence(connection.response_timeout / 2)
+        self.reports.failed(silence.cause, silence.detail)
+
+    def _path_gone(self, detail: str, since: float) -> None:
+        """Report that no connection of this client, old or new, is acknowledged by the host."""
+        self.health.note("path lost", cause=Cause.UNREACHABLE.value, detail=detail)
+        self.reports.unreachable(detail, since)
 
     def connection_lost(
         self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
@@ -564,7 +730,7 @@ class Multiplexer:
         if lost is not None and not self._closing and not connection.retired.done():
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)
-            self.health.failed(cause, detail)
+            self.reports.failed(cause, detail)
         self._reconnector.fence(connection, next(iter(self.connections), None))
         self._choose()
 
@@ -576,23 +742,23 @@ class Multiplexer:
         self.failures.clear()
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
-        self.health.part_back(f"connection {slot}")
-        self.health.succeeded()
+        self.reports.part_back(f"connection {slot}")
+        self.reports.succeeded()
         self._choose()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
         if self.connections:
-            self.health.part_lost(f"connection {slot}", failure.cause, failure.detail)
+            self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
-        self.health.failed(failure.cause, failure.detail)
+        self.reports.failed(failure.cause, failure.detail)
         self.failures.add(failure)
 
     def fall_back(self) -> None:
         """Send no calls: the driver's connections have no transport to take over."""
         self.unsupported = True
-        self.health.succeeded()
+        self.reports.succeeded()
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(
@@ -610,7 +776,8 @@ class Multiplexer:
             limit=self._settings.in_flight,
             latencies=self.latencies,
             lag=self.lag,
-            pushes=self._bound,
+            pushes=self.bound,
+            path=self._path,
         )
 
     # -- internal --------------------------------------------------------------------------
@@ -650,7 +817,7 @@ class Multiplexer:
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self._bound:
+        if not self.health.refusing and not self.bound:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

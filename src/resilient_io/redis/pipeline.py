@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
+from redis.exceptions import (
+    ExecAbortError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    WatchError,
+)
 
 from resilient_io.errors import Progress
 
@@ -21,13 +28,16 @@ from .attempt import (
     Call,
     apply_callback,
     await_reply,
+    final_error,
     refused,
+    unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import is_lost
+from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
-from .errors import RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
+from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
+from .scripts import load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .instrumentation import Tracing
+    from .pool import ExclusiveConnection
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -58,7 +69,8 @@ class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
     In a plain pipeline, answered commands are settled: only the effect of the unanswered rest
-    counts, and only the rest is sent again. A transaction is applied entirely or not at all.
+    decides whether it is repeated, and only the rest is sent again. But if the call fails, its
+    error also counts what was settled. A transaction is applied entirely or not at all.
     """
 
     def __init__(
@@ -77,7 +89,14 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self._scripts = pipeline._runtime.scripts
+        self._hashes = pipeline.hashes
+        self._loads: dict[str, bytes] = {}
+        self._reloaded = False
         self._answers: list[object] = []
+        self._repeating = False
+        """Whether the unanswered commands were sent before, and so may have been applied."""
+        self._losses = self._multiplexer.bound_state.losses
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
             pipeline._packer.pack(spec.words, args)
@@ -109,8 +128,23 @@ class BatchCall(Call):
             error.unanswered = tuple(range(len(self._answers), len(self._commands)))
 
     async def attempt(self, limits: Limits) -> object:
-        """Send the unanswered commands in one write, and wait for all replies."""
-        request = self._request()
+        """Send the unanswered commands in one write, and wait for all replies.
+
+        Scripts that the server may not have are loaded first, in the same write: after a NOSCRIPT,
+        later commands of the batch have been executed already.
+        """
+        result = await self._attempt(limits)
+        if isinstance(result, AttemptFailed) and self._accepted(
+            self._answers, range(len(self._answers))
+        ):
+            return replace(result, applied=True)
+        return result
+
+    async def _attempt(self, limits: Limits) -> object:
+        unsent = unsendable(self._multiplexer, limits, self._losses)
+        if unsent is not None:
+            return unsent
+        request = self._request(limits)
         self._multiplexer.submit(request)
         replies = await await_reply(
             self._multiplexer,
@@ -119,51 +153,148 @@ class BatchCall(Call):
             timeout=self._pipeline._policy.response_timeout,
             read=self.effect is Effect.READ,
         )
-        if isinstance(replies, AttemptFailed):
-            if not self._transaction:
-                self._clean(request.replies)
-                self._answers += request.replies
-            return replies
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
-        answers = replies if isinstance(replies, list) else [replies]
-        self._clean(answers)
+        if isinstance(replies, AttemptFailed):
+            if not self._transaction:
+                arrived = request.replies[len(self._loads) :]
+                self._clean(arrived)
+                self._settle(arrived)
+            if replies.progress is Progress.MAYBE_APPLIED:
+                self._repeating = True
+            return replies
+        answers = self._without_loads(request, replies if request.count > 1 else [replies])
+        errors = self._clean(answers)
         if self._transaction:
-            return await self._finish_transaction(answers)
+            return await self._finish_transaction(answers, errors=errors)
+        if errors and self._take_unexecuted(answers):
+            return await self._attempt(limits)
         return await self._finish(answers)
 
-    def _clean(self, replies: Iterable[Any]) -> None:
-        """Remove secrets from error replies, also from those inside the reply to EXEC."""
+    def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
+        """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
+        if not self._loads:
+            return replies
+        loaded = (
+            sha
+            for sha, reply in zip(self._loads, replies, strict=False)
+            if not isinstance(reply, Exception)
+        )
+        self._scripts.loaded(request.connection, loaded)
+        return replies[len(self._loads) :]
+
+    def _take_unexecuted(self, answers: list[object]) -> bool:
+        """Keep the answers before the last commands if those miss a script and did not run.
+
+        Return whether to send them again, which happens once. A command that misses a script and
+        is followed by one that was executed keeps its error: it would be executed out of order.
+        """
+        done = len(self._answers)
+        missing = [
+            self._scripts.load_for(spec.name, args, reply)
+            for spec, (args, _), reply in zip(
+                self._specs[done:], self._commands[done:], answers, strict=True
+            )
+        ]
+        if not any(missing):
+            return False
+        kept = next(
+            (index + 1 for index in reversed(range(len(missing))) if missing[index] is None), 0
+        )
+        self._load_next_time(missing[:kept])
+        if self._reloaded or kept == len(missing):
+            return False
+        self._reloaded = True
+        self._answers += answers[:kept]
+        self._hashes = [*self._hashes, *(args[1] for args, _ in self._commands[done + kept :])]
+        return True
+
+    def _load_next_time(self, loads: Iterable[bytes | None]) -> None:
+        """Load scripts whose commands cannot be repeated now."""
+        for load in dict.fromkeys(load for load in loads if load is not None):
+            self._multiplexer.submit(PendingRequest(load))
+
+    def _clean(self, replies: Iterable[Any]) -> bool:
+        """Remove secrets from error replies, also from those inside the reply to EXEC.
+
+        Return whether there are error replies.
+        """
+        found = False
         for reply in replies:
             if isinstance(reply, Exception):
                 remove_secrets(reply, self._multiplexer.target.secrets)
+                found = True
             elif isinstance(reply, list) and self._transaction:
-                self._clean(reply)
+                found = self._clean(reply)
+        return found
 
-    def _request(self) -> PendingRequest:
+    def _request(self, limits: Limits) -> PendingRequest:
         raw: frozenset[int] = frozenset()
+        self._loads = loads = (
+            self._scripts.missing_on(self._multiplexer.current, self._hashes)
+            if self._hashes
+            else {}
+        )
+        first = len(loads)
         if self._transaction:
             data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
             raw = frozenset(
-                index
+                index + first
                 for index, (_, options) in enumerate(self._commands[done:])
                 if NEVER_DECODE in options
             )
-        return PendingRequest(data, count=count, raw=raw, large=len(data) > LARGE)
+        if loads:
+            data, count = b"".join(loads.values()) + data, count + first
+        return PendingRequest(
+            data,
+            count=count,
+            raw=raw,
+            large=len(data) > LARGE,
+            expires=limits.sent,
+            movable=limits.behind is None,
+        )
 
     async def _finish(self, answers: list[object]) -> object:
         if not self._answers:
             failed = _all_refused(answers, self._specs)
             if failed is not None:
                 return failed
-        self._note_accepted(answers)
-        self._answers += answers
+        start = len(self._answers)
+        self._note_accepted(answers, range(start, start + len(answers)))
+        undecided = self._settle(answers)
+        if undecided:
+            failed = _all_refused(undecided, self._specs[len(self._answers) :])
+            return failed or final_error(undecided[0])
         return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
 
-    async def _finish_transaction(self, replies: list[object]) -> object:
+    def _settle(self, replies: list[Any]) -> list[Any]:
+        """Take the next replies as answers. Return those from the first that decides nothing.
+
+        An error proves nothing about a write that was sent before: that copy may be applied.
+        """
+        start = len(self._answers)
+        for index, reply in enumerate(replies):
+            if self._repeating and isinstance(reply, Exception) and self._writes(start + index):
+                self._answers += replies[:index]
+                return replies[index:]
+        self._answers += replies
+        return []
+
+    def _writes(self, index: int) -> bool:
+        """Return whether the command at a position changes something."""
+        return effect_of(self._specs[index], self._commands[index][0]) is not Effect.READ
+
+    def _accepted(self, replies: Iterable[object], positions: Iterable[int]) -> bool:
+        """Return whether a write is among the commands at these positions that succeeded."""
+        return any(
+            not isinstance(reply, Exception) and self._writes(index)
+            for index, reply in zip(positions, replies, strict=False)
+        )
+
+    async def _finish_transaction(self, replies: list[object], *, errors: bool) -> object:
         *queued, result = replies
         if isinstance(result, ExecAbortError):
             return self._aborted(queued[1:], result)
@@ -176,7 +307,21 @@ class BatchCall(Call):
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
             raise ResponseError("EXEC did not return a list")
-        self._note_accepted(result)
+        sent = [
+            index
+            for index, (_, options) in enumerate(self._commands)
+            if EMPTY_RESPONSE not in options
+        ]
+        self._note_accepted(result, sent)
+        if errors:
+            # Other commands were executed, so a missing script cannot be repeated.
+            self._load_next_time(
+                self._scripts.load_for(self._specs[index].name, self._commands[index][0], reply)
+                for index, reply in zip(sent, result, strict=False)
+            )
+        for index, reply in zip(sent, result, strict=False):
+            if self._repeating and isinstance(reply, Exception) and self._writes(index):
+                return final_error(reply)  # the first copy may be applied
         answers = iter(result)
         return [
             options[EMPTY_RESPONSE]
@@ -185,14 +330,9 @@ class BatchCall(Call):
             for index, (_, options) in enumerate(self._commands)
         ]
 
-    def _note_accepted(self, answers: Sequence[object]) -> None:
+    def _note_accepted(self, replies: Iterable[object], positions: Iterable[int]) -> None:
         """End a period of refused writes if the server has accepted one here."""
-        if self._multiplexer.health.refusing and any(
-            not isinstance(reply, Exception) and effect_of(spec, args) is not Effect.READ
-            for reply, spec, (args, _) in zip(
-                reversed(answers), reversed(self._specs), reversed(self._commands), strict=False
-            )
-        ):
+        if self._multiplexer.health.refusing and self._accepted(replies, positions):
             self._multiplexer.write_accepted()
 
     def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
@@ -268,6 +408,40 @@ class ResilientPipeline(Pipeline):
         self._deliberate = deliberate
         self._tracing = tracing
         self._instrumented = instrumented
+        self.hashes: list[object] = []
+        """The scripts that EVALSHA commands in the queue run."""
+
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        def evalsha(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha(sha, *args)
+
+        def evalsha_ro(self, sha: Any, *args: Any) -> Any:
+            """Queue EVALSHA_RO, and load the script first if the client knows it."""
+            self.hashes.append(sha)
+            return super().evalsha_ro(sha, *args)
+
+        def eval(self, script: Any, *args: Any) -> Any:
+            """Queue EVAL, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().eval(script, *args)
+
+        def eval_ro(self, script: Any, *args: Any) -> Any:
+            """Queue EVAL_RO, and remember the script for EVALSHA_RO."""
+            self._runtime.scripts.remember(script)
+            return super().eval_ro(script, *args)
+
+        def script_load(self, script: Any) -> Any:
+            """Queue SCRIPT LOAD, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().script_load(script)
+
+        def register_script(self, script: Any) -> Any:
+            """Return redis-py's script object, and remember the script for EVALSHA."""
+            self._runtime.scripts.remember(script)
+            return super().register_script(script)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -320,6 +494,7 @@ class ResilientPipeline(Pipeline):
     async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and release its connection, which is closed if it still watches."""
         self.command_stack = []
+        self.hashes = []
         self.scripts = set()
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -330,7 +505,12 @@ class ResilientPipeline(Pipeline):
 
     async def acquire(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return the pipeline's own connection, which WATCH needs."""
+        pool = self._runtime.pool
         connection: AbstractConnection | None = self.connection
+        if connection is not None:
+            failed = await pool.until_fenced(limits.sent)
+            if failed is not None:
+                return failed
         if connection is not None and is_lost(connection):
             watched = self.watching
             self.drop(connection)
@@ -339,10 +519,14 @@ class ResilientPipeline(Pipeline):
             connection = None
         if connection is not None:
             return connection
-        acquired = await self._runtime.pool.acquire_within(limits.sent)
+        acquired = await pool.acquire_within(limits.sent)
         if not isinstance(acquired, AttemptFailed):
             self.connection = cast("Connection", acquired)
         return acquired
+
+    def known(self, connection: AbstractConnection) -> ExclusiveConnection:
+        """Return how the server knows the pipeline's own connection."""
+        return self._runtime.pool.known(connection)
 
     def drop(self, connection: AbstractConnection) -> None:
         """Close the pipeline's own connection."""
@@ -387,8 +571,16 @@ class ResilientPipeline(Pipeline):
         async def exchange(connection: AbstractConnection) -> Any:
             # redis-py 8.1 `Redis._send_command_parse_response`: sends, reads, converts.
             send: Callable[..., Awaitable[Any]] = self._send_command_parse_response
+            try:
+                return await send(connection, args[0], *args, **options)
+            except NoScriptError as error:
+                load = self._runtime.scripts.load_for(spec.name, args, error)
+                if load is None:
+                    raise
+            await load_over(connection, [load])
             return await send(connection, args[0], *args, **options)
 
+        self._runtime.scripts.note(spec.name, args)
         return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
     def _start(self) -> None:
@@ -405,6 +597,7 @@ class ResilientPipeline(Pipeline):
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+        await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -412,7 +605,12 @@ class ResilientPipeline(Pipeline):
         return replies
 
     async def _load_scripts(self) -> None:
-        scripts = list(self.scripts)
+        """Load the scripts of script objects that are not known, and so not loaded with EVALSHA."""
+        for script in self.scripts:
+            self._runtime.scripts.remember(script.script)
+        scripts = [script for script in self.scripts if script.sha not in self._runtime.scripts]
+        if not scripts:
+            return
         known = await self._client.script_exists(*(script.sha for script in scripts))
         for script, exists in zip(scripts, known, strict=True):
             if not exists:
@@ -446,30 +644,42 @@ class _WatchedCall(Call):
             return Effect.READ
         return effect_of(self._specs[0], self._args)
 
+    def describe(self, error: ResilientIOError) -> None:
+        """Add to the error of a batch that any of its commands may have been applied."""
+        if isinstance(error, RedisOutcomeUnknown) and self._args is None:
+            error.unanswered = tuple(range(len(self._specs)))
+
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
         pipeline, watched = self._pipeline, self._pipeline.watching
         connection = await pipeline.acquire(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        loop = asyncio.get_running_loop()
-        limit = loop.time() + self._policy.response_timeout + self._block()
+        late = limits.too_late()
+        if late is not None:
+            return late
+        timeout = self._policy.response_timeout + self._block()
+        known = pipeline.known(connection)
+        known.unanswered = self.effect is not Effect.READ
         try:
-            async with asyncio.timeout_at(min(limit, limits.until or limit)):
-                return await self._exchange(connection)
+            async with StallTolerantTimeout(timeout, until=limits.until):
+                reply = await self._exchange(connection)
+                known.unanswered = False
+                return reply
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             if refusal(error) is not None or (connection.is_connected and not timed_out):
+                known.unanswered = False
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
-            failure = self._multiplexer.target.failure(error)
-            self._multiplexer.health.failed(failure.cause, failure.detail)
-            if watched and self.effect is Effect.READ:
+            failure = pipeline._runtime.pool.failure(error)
+            self._multiplexer.reports.failed(failure.cause, failure.detail)
+            if watched and failure is not CLOSED and self.effect is Effect.READ:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final
+                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
             )
 
     def _block(self) -> float:

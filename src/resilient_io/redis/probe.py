@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.link import read_link
 from resilient_io.text import clean_text
 
-from .connect import abort, connect, query_over
-from .connection import ConnectionLost, PendingRequest
+from .connect import abort, connect, query_over, socket_of
+from .connection import ConnectionLost
 from .errors import refusal
 
 if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+    from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
     from .multiplexer import Multiplexer
@@ -28,47 +32,78 @@ class RedisProbe:
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
         self._multiplexer = multiplexer
         self._policy = policy
+        self._connecting: AbstractConnection | None = None  # the new connection of a running probe
+
+    def links(self) -> list[LinkState]:
+        """Return what the kernel knows about the open connections, if it tells."""
+        links = self._multiplexer.links()
+        if self._connecting is not None:
+            link = read_link(socket_of(self._connecting))
+            links += [link] if link is not None else []
+        return links
 
     async def __call__(self, suspicious: bool) -> float:
         """Probe the server, over a new connection if a failure was reported. Return the latency."""
         began = asyncio.get_running_loop().time()
         multiplexer = self._multiplexer
+        # Never over a connection that is bound to a caller: in its MULTI, the reply would be one of
+        # the caller's.
+        if suspicious or multiplexer.bound or not multiplexer.connections:
+            await self._try_new_connection()
+        else:
+            await self._ping_all()
+        return asyncio.get_running_loop().time() - began
+
+    async def _try_new_connection(self) -> None:
+        multiplexer = self._multiplexer
         try:
-            if suspicious or not multiplexer.connections:
-                await self._ping_new_connection()
-            else:
-                await self._ping_all()
+            await self._ping_new_connection()
         except (RedisError, OSError) as error:
             failure = multiplexer.target.failure(error)
-            if multiplexer.connections and failure.definite:
-                # Only new connections fail, as long as an open one answers.
-                await self._ping_all()
-                raise ProbeDegraded(failure.cause, failure.detail) from None
-            raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite) from None
-        return asyncio.get_running_loop().time() - began
+            problem = ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
+        except ProbeFailed as answer:
+            problem = answer
+        else:
+            return
+        if not problem.definite or not multiplexer.connections:
+            raise problem from None
+        # Only new connections fail, as long as an open one answers. One that is bound to a caller
+        # cannot be asked: it counts as answering, unless the server itself refuses calls.
+        if not multiplexer.bound:
+            await self._ping_all()
+        elif problem.answered:
+            raise problem from None
+        raise ProbeDegraded(problem.cause, problem.detail) from None
 
     async def _ping_all(self) -> None:
         """Ping every open connection, so that one that a load balancer forgot is noticed."""
-        requests = []
-        for connection in self._multiplexer.connections:
-            request = PendingRequest(_PING)
-            connection.send_request(request)
-            requests.append(request)
-        for request in requests:
-            reply = await request.future
+        futures = [connection.ask(_PING) for connection in self._multiplexer.connections]
+        for future in futures:
+            reply = await future
             if isinstance(reply, ConnectionLost):
                 failure = reply.failure
-                definite = failure.cause is not Cause.TIMED_OUT
-                raise ProbeFailed(failure.cause, failure.detail, definite=definite)
+                raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
             if isinstance(reply, Exception):
                 self._raise_refusal(reply)
 
     async def _ping_new_connection(self) -> None:
         timeout = self._policy.response_timeout
-        connection = await connect(
-            self._multiplexer.target, timeout=self._policy.connect_timeout, user_timeout=timeout
-        )
-        query = query_over(connection, timeout)
+        try:
+            connection = await connect(
+                self._multiplexer.target,
+                timeout=self._policy.connect_timeout,
+                user_timeout=timeout,
+                began=self._began,
+            )
+            await self._ping(connection)
+        finally:
+            self._connecting = None
+
+    def _began(self, connection: AbstractConnection) -> None:
+        self._connecting = connection
+
+    async def _ping(self, connection: AbstractConnection) -> None:
+        query = query_over(connection, self._policy.response_timeout)
         health = self._multiplexer.health
         try:
             try:
@@ -93,4 +128,4 @@ class RedisProbe:
         detail = clean_text(str(error), secrets=self._multiplexer.target.secrets)
         if meaning.degraded:
             raise ProbeDegraded(meaning.cause, detail) from None
-        raise ProbeFailed(meaning.cause, detail, definite=True) from None
+        raise ProbeFailed(meaning.cause, detail, definite=True, answered=True) from None

@@ -9,22 +9,26 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
+from .errors import RedisClosed
 from .executor import Executor
+from .lock_keys import LockKeys
 from .multiplexer import Multiplexer, follow_credentials
 from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
+from .scripts import KnownScripts
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from redis.asyncio.connection import ConnectionPool
 
-    from resilient_io.health import Attachment, Change, Dependency, Subscription
+    from resilient_io.health import Attachment, Dependency, Reporter, Subscription
     from resilient_io.retry import RetryPolicy
 
     from .connect import RedisTarget
+    from .multiplexer import DeadConnection
 
 
 class Runtime:
@@ -33,6 +37,8 @@ class Runtime:
     multiplexer: Multiplexer
     pool: ExclusivePool
     executor: Executor
+    locks: LockKeys
+    _reports: Reporter
 
     def __init__(
         self,
@@ -45,7 +51,6 @@ class Runtime:
         rng: random.Random,
         tokens: random.Random,
         bound: bool,
-        owns_health: bool,
     ) -> None:
         self.health = health
         self.target = target
@@ -55,34 +60,39 @@ class Runtime:
             ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
         )
         self._template = template
+        self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self._rng = rng
         self._tokens = tokens
-        self._owns_health = owns_health
         self._binding: LoopBinding | None = None
         self._attachment: Attachment | None = None
-        self._subscription: Subscription[Change] | None = None
+        self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._closes = 0  # how often `aclose` was called
         self._build()
         notify_on_fork(self.note_fork)
 
-    def _build(self) -> None:
+    def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
+        self._reports = self.health.reporter()
         prefix = self.target.client_name or "resilient-io"
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self._policy,
             health=self.health,
+            reports=self._reports,
             settings=self._settings,
             rng=self._rng,
             names=f"{prefix}:{self._tokens.getrandbits(64):016x}",
             bound=self.bound,
+            unfenced=unfenced,
         )
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self._policy, template=self._template
         )
+        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self._rng)
         self.executor = Executor(
             multiplexer=multiplexer,
-            pool=self.pool,
             health=self.health,
+            reports=self._reports,
             budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
             rng=self._rng,
         )
@@ -98,26 +108,37 @@ class Runtime:
         self._binding = LoopBinding()
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
+        probe = RedisProbe(self.multiplexer, self._policy)
         self._attachment = self.health.start(
-            RedisProbe(self.multiplexer, self._policy), last_reply=self.multiplexer.last_byte
+            probe, last_reply=self.multiplexer.last_byte, links=probe.links
         )
-        self._subscription = self.health.on_change(self._health_changed)
+        self._subscription = self.health.on_update(self._health_changed)
 
     async def reopen(self) -> None:
-        """Make a closed client usable again, after a closing that is under way."""
+        """Make a closed client usable again, after a closing that is under way.
+
+        Raises `RedisClosed` if the client is closed again meanwhile: the later call counts.
+        """
         self._leave_closed_loop()
+        closes = self._closes
         if self._closing is not None:
             await asyncio.wait([self._closing])
+        if self._closes != closes:
+            raise RedisClosed(
+                "the client was closed again before it was open",
+                dependency=self.health.name,
+                operation="initialize",
+            )
         if self.executor.closed:
-            self._build()
+            self._build(self.multiplexer.unfenced)
 
     def _leave_closed_loop(self) -> None:
         """Forget what belongs to a closed loop: none of it can be ended any more."""
         if self._binding is not None and self._binding.closed:
             self._binding = self._closing = None
-            self._build()
+            self._build(self.multiplexer.unfenced)
 
-    def _health_changed(self, _change: Change) -> None:
+    def _health_changed(self, _dependency: Dependency) -> None:
         self.multiplexer.refresh()
         if not self.health.available:
             self.pool.drop_all()
@@ -134,9 +155,14 @@ class Runtime:
         Idempotent. Cancelling returns immediately; the closing continues in the background.
         """
         self._leave_closed_loop()
+        self._closes += 1
+        self.executor.close()
         self.pool.close()
+        self.locks.close()
         if self._binding is not None and self._binding.forked:
             return  # the sockets belong to the parent process
+        self._reports.close()
+        self.multiplexer.close()
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
                 self._close(also),
@@ -151,13 +177,13 @@ class Runtime:
         if self._subscription is not None:
             self._subscription.remove()
         await self.pool.finish_recoveries()
+        await self.locks.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
         await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
-        if self._owns_health:
-            await self.health.aclose()
+        await self.health.release()
         await also()
         self._attachment = self._subscription = self._binding = self._closing = None
 

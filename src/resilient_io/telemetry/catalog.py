@@ -97,6 +97,20 @@ resilient_io.dependency.refusals counter {refusal} DEPENDENCY
     Writes that the server refused
 resilient_io.dependency.parts_lost gauge {part} DEPENDENCY
     Lost parts of a dependency: connections, partitions
+resilient_io.link.rtt gauge s DEPENDENCY
+    Round-trip time as the kernel measures it; the longest of the open connections
+resilient_io.link.rtt.deviation gauge s DEPENDENCY
+    Mean deviation of the round-trip time
+resilient_io.link.timeouts gauge {timeout} DEPENDENCY
+    Retransmissions in a row without an acknowledgement of the host; 0 on a healthy link
+resilient_io.link.retransmitted updown {segment} DEPENDENCY
+    Retransmitted segments of the open connections
+resilient_io.link.sent updown {segment} DEPENDENCY
+    Data segments that the open connections have sent, retransmissions included
+resilient_io.link.unacknowledged updown By DEPENDENCY
+    Bytes that the host has not acknowledged
+resilient_io.link.unacknowledged.age gauge s DEPENDENCY
+    Time since the latest acknowledgement while something is not acknowledged, otherwise 0
 resilient_io.client.liveness_failure gauge 1 CLIENT
     1 while the client needs a restart of the process
 

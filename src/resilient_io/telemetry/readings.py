@@ -187,6 +187,18 @@ class Readings:
         source.add("resilient_io.dependency.failures", *own, value=snapshot["failures"])
         source.add("resilient_io.dependency.refusals", *own, value=snapshot["refusals"])
         source.add("resilient_io.dependency.parts_lost", *own, value=len(snapshot["parts_lost"]))
+        link = snapshot["link"]
+        if link is None:
+            return  # nothing is known without an open connection, or on systems other than Linux
+        source.add("resilient_io.link.rtt", *own, value=link["rtt"])
+        source.add("resilient_io.link.rtt.deviation", *own, value=link["rttvar"])
+        source.add("resilient_io.link.timeouts", *own, value=link["retransmits"])
+        source.add("resilient_io.link.retransmitted", *own, value=link["retransmitted"])
+        if link["segments"] is not None:
+            source.add("resilient_io.link.sent", *own, value=link["segments"])
+        source.add("resilient_io.link.unacknowledged", *own, value=link["unacked_bytes"])
+        age = link["ack_age"] if link["unacked"] else 0.0
+        source.add("resilient_io.link.unacknowledged.age", *own, value=age)
 
 
 class _SourceReadings:

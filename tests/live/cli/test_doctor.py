@@ -20,7 +20,13 @@ async def test_redis_and_the_host_are_examined(command, redis_server):
     assert lines[0] == f"redis 127.0.0.1:{redis_server.port}/0"
     of_redis = lines[1 : lines.index("this host")]
     steps = [line.split()[:2] for line in of_redis if not line.lstrip().startswith("->")]
-    assert steps == [["ok", "name"], ["ok", "TCP"], ["ok", "login"], ["ok", "reply"]]
+    assert steps == [
+        ["ok", "name"],
+        ["ok", "TCP"],
+        ["ok", "login"],
+        ["ok", "reply"],
+        ["ok", "link"],
+    ]
     assert re.search(r"^\d+ ok\b.* in \d+\.\d s$", lines[-1])
 
 

@@ -17,7 +17,7 @@ async def test_redis_examination_can_be_cancelled_everywhere(redis_server):
     url = f"redis://localhost:{redis_server.port}"  # a name, so that it is looked up
     report = await cancel_everywhere(lambda: names_of(examine(url)))
     assert report.findings == []
-    assert report.result[-1] == "reply"
+    assert report.result[-1] == "link"
     assert report.points > 10
 
 

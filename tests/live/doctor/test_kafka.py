@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from resilient_io.doctor import Status, exit_code
 from resilient_io.testing import FaultProxy, KafkaServer, free_port
 
-STEPS = ["name", "TCP", "login", "reply", "listeners"]
+STEPS = ["name", "TCP", "login", "reply", "link", "listeners"]
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from resilient_io.doctor import Status, exit_code
 from resilient_io.testing import FaultProxy, RedisServer
 
-STEPS = ["name", "TCP", "login", "reply"]
+STEPS = ["name", "TCP", "login", "reply", "link"]
 
 
 async def test_healthy_server_has_no_problem(examined, shared_redis):
@@ -203,3 +203,13 @@ async def test_options_of_the_url_do_not_disturb_the_examination(examined, share
     seen = await examined(f"redis://127.0.0.1:{shared_redis.port}{decode}")
     assert exit_code(seen.steps) == 0, seen
     assert seen["reply"].data["version"]
+
+
+async def test_a_link_that_loses_packets_is_named(network, examined):
+    server = network.start_redis()
+    network.lose(0.05)
+    seen = await examined(server.url, timeout=10.0)
+    assert seen["link"].status is Status.NOTE
+    assert seen["link"].found.startswith("this link loses packets: ")
+    assert seen["link"].data["retransmitted"] > 0
+    assert exit_code(seen.steps) == 0

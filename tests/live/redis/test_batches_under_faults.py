@@ -115,6 +115,107 @@ async def test_a_batch_of_different_effects_is_not_repeated(
     assert client.stats().retries == 0
 
 
+@pytest.mark.parametrize("end", ["deadline", "attempts", "refused"])
+async def test_an_applied_head_is_reported_although_the_tail_only_reads(
+    fault_proxy, redis_server, end
+):
+    policy = QUICK.replace(deadline=0.5 if end == "deadline" else 5.0, attempts=2)
+    async with ResilientRedis.from_url(fault_proxy.url, policy=policy) as client:
+        await client.ping()
+        fault_proxy.drop_reply("GET", times=1 if end == "refused" else None)
+        if end == "refused":
+            fault_proxy.answer("GET", b"-LOADING Redis is loading\r\n", nth=2, times=None)
+        pipe = client.pipeline(transaction=False).incr("n").set("k", "v").get("n").get("k")
+        if end == "refused":
+            # The reads were not applied, whatever they say: their replies are exact.
+            replies = await pipe.execute(raise_on_error=False)
+            assert replies[:2] == [1, True]
+            assert all(isinstance(reply, driver.BusyLoadingError) for reply in replies[2:])
+            return
+        with pytest.raises(RedisOutcomeUnknown, match="a part of the call was applied") as caught:
+            await pipe.execute()
+        assert caught.value.progress is Progress.MAYBE_APPLIED
+        assert caught.value.answered == (1, b"OK")
+        assert caught.value.unanswered == (2, 3)
+        assert await redis_server.query("MGET", "n", "k") == [b"1", b"v"]
+
+
+@pytest.mark.parametrize("head", [lambda pipe: pipe.get("a"), lambda pipe: pipe.incr("text")])
+async def test_a_head_that_changed_nothing_does_not_make_the_outcome_unknown(
+    client, fault_proxy, redis_server, head
+):
+    await client.set("text", "no number")
+    fault_proxy.drop_reply("HGETALL", times=None)
+    pipe = head(client.pipeline(transaction=False)).hgetall("b")
+    with pytest.raises(driver.TimeoutError) as caught:
+        await pipe.execute()
+    assert not isinstance(caught.value, OutcomeUnknown)
+    assert caught.value.progress is Progress.SENT
+
+
+OOM = b"-OOM command not allowed\r\n"
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_refused_repeat_is_no_reply_to_a_batch_that_may_be_applied(
+    client, fault_proxy, redis_server, transaction
+):
+    name = "EXEC" if transaction else "SET"
+    lost = fault_proxy.drop_reply(name)
+    pipe = client.pipeline(transaction=transaction).set("a", 1).set("b", 2)
+    call = asyncio.create_task(pipe.execute(raise_on_error=False))
+    async with asyncio.timeout(5):
+        await lost.happened()
+    await redis_server.query("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(RedisOutcomeUnknown, match="; an earlier attempt may") as caught:
+        await call
+    assert caught.value.attempts == 3
+    assert caught.value.answered == ()
+    assert caught.value.unanswered == (0, 1)
+    assert await redis_server.query("MGET", "a", "b") == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("times", [1, None])
+async def test_a_refused_write_in_a_repeated_tail_is_repeated_or_unknown(
+    client, fault_proxy, redis_server, times
+):
+    fault_proxy.drop_reply("SET", nth=2)
+    refused = fault_proxy.answer("SET", OOM, nth=2, times=times)  # the repeat of the tail
+    pipe = client.pipeline(transaction=False).set("a", 1).set("b", 2)
+    if times == 1:
+        assert await pipe.execute() == [True, True]
+        assert fault_proxy.requests["SET"] == 3
+    else:
+        with pytest.raises(RedisOutcomeUnknown, match="command not allowed") as caught:
+            await pipe.execute(raise_on_error=False)
+        assert caught.value.answered == (b"OK",)
+        assert caught.value.unanswered == (1,)
+        refused.remove()
+    assert await redis_server.query("MGET", "a", "b") == [b"1", b"2"]
+
+
+async def test_one_refused_write_in_a_repeated_batch_makes_the_outcome_unknown(
+    client, fault_proxy, redis_server
+):
+    fault_proxy.drop_reply("SET", nth=1)
+    fault_proxy.answer("SET", OOM, nth=4)  # the second of the repeat
+    pipe = client.pipeline(transaction=False).set("a", 1).set("b", 2).set("c", 3)
+    with pytest.raises(RedisOutcomeUnknown, match="command not allowed") as caught:
+        await pipe.execute(raise_on_error=False)
+    assert caught.value.answered == (b"OK",)
+    assert caught.value.unanswered == (1, 2)
+
+
+async def test_the_unknown_outcome_of_an_exec_names_its_commands(client, fault_proxy):
+    fault_proxy.drop_reply("EXEC")
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        pipe.multi()
+        with pytest.raises(RedisOutcomeUnknown) as caught:
+            await pipe.incr("n").set("k", 1).execute()
+    assert caught.value.unanswered == (0, 1)
+
+
 async def test_only_the_unanswered_commands_of_a_batch_count(client, fault_proxy, redis_server):
     fault_proxy.drop_reply("GET", nth=1)
     pipe = client.pipeline(transaction=False).incr("n").incr("n").get("n").get("n")
@@ -187,7 +288,8 @@ async def test_a_watch_lost_before_exec_raises_watch_error(
         await asyncio.sleep(0.02)
         pipe.multi()
         pipe.incr("n")
-        with pytest.raises((WatchError, RedisOutcomeUnknown)):
+        # Unavailable if the probe after the first reset was reset, too.
+        with pytest.raises((WatchError, RedisOutcomeUnknown, RedisUnavailable)):
             await pipe.execute()
     assert await redis_server.query("GET", "n") is None
     await settled()
@@ -268,6 +370,48 @@ async def test_a_bound_client_reports_the_loss_of_its_state_once(client, fault_p
             await own.execute_command("EXEC")
         assert await own.incr("n") == 1
         assert await redis_server.query("GET", "n") == b"1"
+
+
+async def cut_during_the_backoff(own, fault_proxy, call):
+    """Cut the connection of a bound client while it backs off before it repeats a refused call."""
+    answered = asyncio.create_task(call)
+    async with asyncio.timeout(5):
+        while not own._runtime.executor.refusals:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
+    fault_proxy.reset()
+    return answered
+
+
+REFUSED_CALLS = {
+    "SET": ("SET", lambda own: own.set("k", "v")),
+    "INCR": ("INCRBY", lambda own: own.incr("k")),
+    "pipeline": ("SET", lambda own: own.pipeline(transaction=False).set("k", "v").execute()),
+}
+
+
+@pytest.mark.parametrize("taken_first", [False, True], ids=["", "loss reported before"])
+@pytest.mark.parametrize("state", ["MULTI", "SELECT"])
+@pytest.mark.parametrize(("command", "call"), REFUSED_CALLS.values(), ids=REFUSED_CALLS)
+async def test_a_refused_call_is_not_repeated_without_the_state_it_was_made_for(
+    client, fault_proxy, redis_server, command, call, state, taken_first
+):
+    policy = QUICK.replace(backoff=1.0)
+    async with client.with_policy(policy).client() as own:
+        own._runtime.executor._rng.seed(1)
+        await own.ping()
+        await (own.execute_command("MULTI") if state == "MULTI" else own.select(3))
+        fault_proxy.answer(command, b"-OOM command not allowed\r\n")
+        refused = await cut_during_the_backoff(own, fault_proxy, call(own))
+        if taken_first:
+            await asyncio.sleep(0.05)
+            with pytest.raises(driver.ConnectionError, match=f"state set by {state}: start again"):
+                await own.get("other")
+        with pytest.raises(driver.ConnectionError) as caught:
+            await refused
+        assert caught.value.progress is Progress.REFUSED
+        assert ("start again" in str(caught.value)) is not taken_first
+        assert await own.get("k") is None  # reported once
+        assert await redis_server.query("EXISTS", "k") == 0
 
 
 async def test_dangerous_commands_are_repeated_only_with_an_opt_in_on_the_call(

@@ -166,6 +166,16 @@ async def test_a_block_does_not_hang_on_an_unreachable_server(while_down, slack)
             assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
 
 
+async def test_all_attempts_of_a_block_reach_the_server_within_one_deadline(fault_proxy, slack):
+    policy = QUICK.replace(connect_timeout=1.0, deadline=1.2)
+    async with ResilientRedis.from_url(fault_proxy.url, policy=policy) as client:
+        await client.ping()
+        fault_proxy.accept_silently()
+        outcome, took = await elapsed(client.blpop("l", timeout=30))
+        assert isinstance(outcome, (RedisUnavailable, DeadlineExceeded)), outcome
+        assert took < policy.deadline + slack()
+
+
 async def test_an_enclosing_deadline_ends_a_block(client, slack):
     with deadline(0.15):
         outcome, took = await elapsed(client.blpop("l", timeout=5))
@@ -218,3 +228,16 @@ async def test_a_bound_client_may_block(client):
         await client.rpush("l", "x")
         assert await waiting == (b"l", b"x")
         assert await own.get("missing") is None
+
+
+async def test_a_connection_that_a_middlebox_has_forgotten_is_not_used(fault_proxy, redis_server):
+    async with ResilientRedis.from_url(fault_proxy.url) as client:
+        assert await client.blpop("k", timeout=0.1) is None
+        (idle,) = client._runtime.pool._idle
+        port = idle._writer.get_extra_info("sockname")[1]
+        for connection in fault_proxy.connections:
+            if connection.client_address[1] == port:
+                connection.stall()
+        await asyncio.sleep(1.2)  # longer than a connection is trusted without a PING
+        await client.rpush("k", "a")
+        assert await client.blpop("k", timeout=0) == (b"k", b"a")

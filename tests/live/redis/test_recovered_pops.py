@@ -5,7 +5,9 @@ import logging
 
 import pytest
 
-from resilient_io.redis import ResilientRedis
+from resilient_io import Cause
+from resilient_io.redis import ConnectionSettings, ResilientRedis
+from resilient_io.redis.errors import ConnectionFailure
 
 POPS = {
     "BLPOP": (
@@ -162,3 +164,70 @@ async def test_a_client_closed_after_a_cancellation_leaves_nothing(shared_redis)
     async with asyncio.timeout(5):
         while b"cmd=blpop" in await shared_redis.query("CLIENT", "LIST"):  # noqa: ASYNC110 - its state
             await asyncio.sleep(0.005)
+
+
+async def test_a_cancelled_pop_loses_no_element_while_the_shared_connection_is_full(
+    redis_server, fault_proxy
+):
+    one = ConnectionSettings(count=1)
+    async with ResilientRedis(port=fault_proxy.port, connections=one) as client:
+        await client.ping()
+        connection = client._runtime.multiplexer.current
+        fault_proxy.latency(replies=0.05)
+        for number in range(5):
+            waiting = asyncio.create_task(client.blpop("k", timeout=5))
+            await asyncio.sleep(0.3)
+            connection.limit = -1  # full with its first call, until the end of the round
+            await client.ping()
+            assert client._runtime.multiplexer.current is None
+            await redis_server.query("RPUSH", "k", number)
+            waiting.cancel()  # the element is on its way
+            (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+            assert isinstance(outcome, asyncio.CancelledError)
+            await idle(client)
+            assert await redis_server.query("LRANGE", "k", 0, -1) == [b"%d" % number]
+            await redis_server.query("DEL", "k")
+            connection.limit = 2**24
+            connection.full = False
+            client._runtime.multiplexer.refresh()
+
+
+async def test_a_cancelled_pop_loses_no_element_without_a_shared_connection(fault_proxy):
+    """As during a reconnect: then the recovery opens a connection."""
+    async with ResilientRedis(port=fault_proxy.port) as client:
+        await client.ping()
+        waiting = asyncio.create_task(client.blpop("k", timeout=5))
+        await asyncio.sleep(0.1)
+        multiplexer = client._runtime.multiplexer
+        for connection in multiplexer.connections:
+            connection.close(ConnectionFailure(Cause.RESET, "for the test"))
+        assert multiplexer.connections == []
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await idle(client)
+        # The connection that blocked was returned clean, and the server no longer serves the pop.
+        assert client.stats().exclusive > 0
+        await client.rpush("k", "a")
+        assert await client.llen("k") == 1
+
+
+async def test_a_cancelled_pop_does_not_block_the_connection_of_a_bound_client(shared_redis):
+    async with ResilientRedis(port=shared_redis.port, single_connection_client=True) as client:
+        pop = asyncio.create_task(client.blpop("k", timeout=0))
+        await asyncio.sleep(0.1)
+        pop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pop
+        async with asyncio.timeout(2):
+            await client.rpush("k", "a")
+            assert await client.lrange("k", 0, -1) == [b"a"]
+
+
+async def test_a_pop_of_a_bound_client_waits_behind_another(shared_redis):
+    async with ResilientRedis(
+        port=shared_redis.port, single_connection_client=True, socket_timeout=0.2
+    ) as client:
+        first = asyncio.create_task(client.blpop("k", timeout=1))
+        await asyncio.sleep(0.1)
+        assert await client.blpop("other", timeout=0.1) is None
+        assert await first is None

@@ -41,7 +41,8 @@ def an_idle_client_runs_only_its_probe_and_its_connections(index: Index) -> Iter
             yield Broken(f"a task does not end: {name}")
 
 
-_LASTING = ("resilient-io probe", "resilient-io redis connection")
+_LASTING = ("resilient-io probe", "resilient-io redis connection", "resilient-io redis name lookup")
+"""Tasks of an idle client: a probe over a new connection looks up the name."""
 
 
 def the_retry_budget_stays_within_its_size(index: Index) -> Iterator[Broken]:

@@ -2,12 +2,15 @@
 
 import asyncio
 import ssl
+from dataclasses import replace
 
 import pytest
 from redis import exceptions as driver
 
 from resilient_io.doctor import Status
+from resilient_io.doctor.link import judge_link
 from resilient_io.doctor.redis import check_reply, judge_login
+from resilient_io.link import LinkState
 
 REDIS = {b"server": b"redis", b"version": b"7.0.15", b"mode": b"standalone", b"role": b"master"}
 
@@ -148,3 +151,29 @@ def test_server_that_closes_after_the_handshake_may_require_a_certificate(error,
     judged = judge_login(error, uses_tls=True, gave_password=True)
     assert found in judged.found
     assert "ssl_certfile=" in judged.advice
+
+
+def test_a_link_that_loses_packets_is_named():
+    link = LinkState(
+        rtt=0.0004,
+        rttvar=0.0001,
+        retransmits=0,
+        retransmitted=4,
+        segments=205,
+        unacked=0,
+        unacked_bytes=0,
+        ack_age=0.0,
+        sent_age=0.0,
+        received_age=0.0,
+    )
+    lossy = judge_link(link)
+    assert lossy.status is Status.NOTE
+    assert lossy.found == "this link loses packets: 4 of 205 segments lost"
+    assert "network" in lossy.advice
+    assert lossy.data["retransmitted"] == 4
+    good = judge_link(replace(link, retransmitted=0))
+    assert (good.status, good.found) == (
+        Status.OK,
+        "the round trip takes 0.40 ms; none of 205 segments lost",
+    )
+    assert judge_link(None).status is Status.UNKNOWN

@@ -187,6 +187,7 @@ async def test_snapshot_is_plain_data(dependency):
         "failures": 0,
         "refusals": 0,
         "parts_lost": ["connection 1"],
+        "link": None,
         "loop_lag": {"current": 0.0, "worst": 0.0, "stalled": 0.0},
     }
 

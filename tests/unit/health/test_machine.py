@@ -173,42 +173,42 @@ def test_refusal_counts_as_an_answer(machine):
 
 
 def test_lost_part_degrades_it_until_it_is_back(up):
-    change = up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "reset", probed=False)
+    change = up.part_lost(2.0, (None, "lane 0"), Cause.CONNECTION_LOST, "reset", probed=False)
     assert (change.state, change.cause, change.detail) == (
         DEGRADED,
         Cause.CONNECTION_LOST,
         "lane 0: reset",
     )
-    assert up.part_lost(2.1, "lane 1", Cause.CONNECTION_LOST, "", probed=False) is None
-    assert up.part_back(3.0, "lane 0") is None
+    assert up.part_lost(2.1, (None, "lane 1"), Cause.CONNECTION_LOST, "", probed=False) is None
+    assert up.part_back(3.0, (None, "lane 0")) is None
     assert up.detail == "lane 1"
-    assert up.part_back(4.0, "lane 1").state is UP
-    assert up.part_back(5.0, "lane 1") is None
+    assert up.part_back(4.0, (None, "lane 1")).state is UP
+    assert up.part_back(5.0, (None, "lane 1")) is None
 
 
 def test_lost_part_counts_only_after_a_probe_of_the_whole(up):
-    assert up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True) is None
+    assert up.part_lost(2.0, (None, "lane 0"), Cause.CONNECTION_LOST, "", probed=True) is None
     assert up.parts_lost == ["lane 0"]
     assert up.probe_ok(2.1, 0.001).state is DEGRADED
 
 
 def test_outage_is_one_change_although_its_parts_are_lost_first(up):
-    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True)
-    up.part_lost(2.0, "lane 1", Cause.CONNECTION_LOST, "", probed=True)
+    up.part_lost(2.0, (None, "lane 0"), Cause.CONNECTION_LOST, "", probed=True)
+    up.part_lost(2.0, (None, "lane 1"), Cause.CONNECTION_LOST, "", probed=True)
     assert refuse(up, 2.1).state is DOWN
-    assert up.part_lost(2.2, "lane 2", Cause.CONNECTION_LOST, "", probed=True) is None
+    assert up.part_lost(2.2, (None, "lane 2"), Cause.CONNECTION_LOST, "", probed=True) is None
     assert up.parts_lost == []
     assert up.probe_ok(3.0, 0.001).state is UP
 
 
 def test_part_that_is_back_before_the_probe_ends_never_counts_as_lost(up):
-    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=True)
-    up.part_back(2.05, "lane 0")
+    up.part_lost(2.0, (None, "lane 0"), Cause.CONNECTION_LOST, "", probed=True)
+    up.part_back(2.05, (None, "lane 0"))
     assert up.probe_ok(2.1, 0.001) is None
 
 
 def test_refusals_take_precedence_over_lost_parts_and_an_outage_ends_both(up):
-    up.part_lost(2.0, "lane 0", Cause.CONNECTION_LOST, "", probed=False)
+    up.part_lost(2.0, (None, "lane 0"), Cause.CONNECTION_LOST, "", probed=False)
     assert up.refused(2.1, Cause.OUT_OF_MEMORY, "full") is None
     assert up.cause is Cause.OUT_OF_MEMORY
     refuse(up, 3.0)

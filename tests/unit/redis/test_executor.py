@@ -2,16 +2,24 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from resilient_io import Dependency, RetryPolicy
 from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
-from resilient_io.redis import RedisDeadlineExceeded, RedisOutcomeUnknown, RedisUnavailable
+from resilient_io.redis import (
+    RedisClosed,
+    RedisDeadlineExceeded,
+    RedisOutcomeUnknown,
+    RedisUnavailable,
+)
 from resilient_io.redis.attempt import AttemptFailed
 from resilient_io.redis.commands import Effect
+from resilient_io.redis.errors import Refusal
 from resilient_io.redis.executor import Executor
 from resilient_io.redis.instrumentation import traced
 from resilient_io.retry import RetryBudget, RetrySchedule
@@ -46,6 +54,9 @@ class FakeMultiplexer:
     current = None
     bound_state = SimpleNamespace(lost=[])
 
+    def refresh(self):
+        pass
+
 
 class Scene:
     """An executor, and a call whose attempts have the given results."""
@@ -60,16 +71,18 @@ class Scene:
         self.budget = RetryBudget(tokens, lambda: 0)
         self.announced = []
         self.began = []
+        self.limits = []
         self.executor = Executor(
             multiplexer=FakeMultiplexer(),
-            pool=SimpleNamespace(closed=False),
-            health=Dependency("redis"),
+            health=(health := Dependency("redis")),
+            reports=health.reporter(),
             budget=self.budget,
             rng=random.Random(seed),
         )
 
     async def attempt(self, limits):
         self.began.append(asyncio.get_running_loop().time())
+        self.limits.append(limits)
         result = self.results.pop(0)
         return await result() if callable(result) else result
 
@@ -177,6 +190,80 @@ async def test_a_write_is_not_repeated_while_its_first_copy_may_still_be_applied
     assert len(scene.began) == 1
 
 
+def refused(text="OOM command not allowed"):
+    error = OutOfMemoryError(text)
+    return AttemptFailed(
+        progress=Progress.REFUSED,
+        cause=Cause.OUT_OF_MEMORY,
+        detail=text,
+        error=error,
+        refusal=Refusal(Cause.OUT_OF_MEMORY, degraded=True),
+    )
+
+
+async def invalid():
+    raise ResponseError("no such key")
+
+
+LATER = {
+    "not sent": lambda: not_sent("refused connection", final=True),
+    "expired": lambda: not_sent("the deadline passed", expired=True),
+    "overloaded": lambda: not_sent("too much in flight", expired=True, overloaded=True),
+    "refused": refused,
+    "refused for good": lambda: invalid,
+    "sent": lambda: maybe_applied("lost again", connection=FakeConnection(), final=True),
+}
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+@pytest.mark.parametrize(
+    ("effect", "policy"),
+    [
+        (Effect.IDEMPOTENT, {"repeat": "idempotent"}),
+        (Effect.CONDITIONAL, {"repeat": "conditional"}),
+        (Effect.NON_IDEMPOTENT, {"repeat": "any"}),
+    ],
+)
+async def test_the_attempt_that_got_furthest_decides_whether_the_outcome_is_unknown(
+    later, effect, policy
+):
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, later(), effect=effect, attempts=2, **policy)
+    with pytest.raises(RedisOutcomeUnknown, match="may have been applied") as caught:
+        await scene.run()
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+    assert caught.value.attempts == 2
+
+
+async def test_an_attempt_between_a_maybe_applied_and_a_refused_one_changes_nothing():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    scene = Scene(lost, not_sent("no connection"), refused(), effect=Effect.IDEMPOTENT)
+    with pytest.raises(RedisOutcomeUnknown, match="OOM command not allowed; an earlier attempt"):
+        await scene.run()
+
+
+async def test_a_closed_client_reports_that_an_earlier_attempt_was_maybe_applied():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    closed = AttemptFailed(progress=Progress.NOT_SENT, cause=Cause.CLOSED, detail="closed")
+    scene = Scene(lost, closed, effect=Effect.IDEMPOTENT)
+    with pytest.raises(RedisClosed) as caught:
+        await scene.run()
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+
+
+async def test_a_refusal_after_a_lost_read_or_an_unsent_write_applied_nothing():
+    lost = maybe_applied("lost", connection=FakeConnection())
+    for scene in (
+        Scene(lost, refused(), effect=Effect.READ, attempts=2),
+        Scene(not_sent("first"), refused(), attempts=2),
+    ):
+        with pytest.raises(OutOfMemoryError) as caught:
+            await scene.run()
+        assert "nothing was applied" in caught.value.__notes__[0]
+    with pytest.raises(ResponseError, match="no such key"):
+        await Scene(not_sent("first"), invalid).run()
+
+
 async def test_a_backoff_that_would_exceed_the_deadline_is_not_slept():
     scene = Scene(not_sent("first"), not_sent("second"), "never", backoff=10.0, backoff_cap=10.0)
     first_delay = backoffs(scene.policy)[0]
@@ -185,6 +272,28 @@ async def test_a_backoff_that_would_exceed_the_deadline_is_not_slept():
         await scene.run()
     assert asyncio.get_running_loop().time() == pytest.approx(first_delay)
     assert scene.budget.tokens == 95.0
+
+
+async def test_the_time_to_reach_the_server_is_limited_for_all_attempts_of_a_blocking_call():
+    async def unreachable():
+        await asyncio.sleep(1.0)
+        return not_sent("timed out")
+
+    async def waited():
+        await asyncio.sleep(30.0)
+        return replace(maybe_applied("lost"), served=29.5)
+
+    scene = Scene(unreachable, unreachable, "value", backoff=0, backoff_cap=0)
+    scene.bounded = False
+    assert await scene.run() == "value"
+    assert [limits.sent for limits in scene.limits] == [5.0, 5.0, 5.0]
+
+    scene = Scene(unreachable, waited, "value", effect=Effect.READ, backoff=0, backoff_cap=0)
+    scene.bounded = False
+    began = asyncio.get_running_loop().time()
+    assert await scene.run() == "value"
+    assert [limits.sent - began for limits in scene.limits] == [5.0, 5.0, 34.5]
+    assert [limits.until for limits in scene.limits] == [None] * 3
 
 
 async def test_each_retry_costs_tokens_and_an_empty_budget_ends_the_loop():
@@ -286,3 +395,13 @@ async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
         await task
     assert state.lost == ("SELECT",)
     await scene.executor.health.aclose()
+
+
+async def test_closing_ends_a_backoff():
+    scene = Scene(not_sent("first"), "never", backoff=30.0, backoff_cap=30.0, deadline=None)
+    asyncio.get_running_loop().call_later(1.0, scene.executor.close)
+    with pytest.raises(RedisClosed, match="the client was closed") as closed:
+        await scene.run()
+    assert asyncio.get_running_loop().time() == 1.0
+    assert closed.value.progress is Progress.NOT_SENT
+    assert len(scene.began) == 1

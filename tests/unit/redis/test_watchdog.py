@@ -18,6 +18,7 @@ class FakeConnection:
     response_timeout = TIMEOUT
     deadline = None
     extra_timeout = 0.0
+    link = socket = lost = None
 
     def __init__(self) -> None:
         self.transport = self
@@ -28,7 +29,7 @@ class FakeConnection:
         self.queue = SimpleNamespace(waiting=self.waiting, promote=lambda *_: None)
         no_lag = SimpleNamespace(stalled=0.0)
         self.in_flight = InFlightWrites(SimpleNamespace(record=lambda *_: None), no_lag)
-        self.watchdog = Watchdog(self, self.in_flight, self.queue)
+        self.watchdog = Watchdog(self, self.in_flight, self.queue, None)
 
     def write(self, size: int, *, leaving: int) -> None:
         self.bytes_sent += size
@@ -39,12 +40,12 @@ class FakeConnection:
     def get_write_buffer_size(self) -> int:
         return self.leaving
 
-    def get_extra_info(self, name: str) -> None:
-        return None
-
     def adopt(self, request: object, from_end: int) -> None: ...
 
     def fall_silent(self) -> None: ...
+
+    def describe_silence(self, seconds: float) -> ConnectionFailure:
+        return ConnectionFailure(Cause.TIMED_OUT, f"{seconds:g} s", definite=False)
 
     def close(self, failure: ConnectionFailure) -> None:
         assert failure.cause is Cause.TIMED_OUT

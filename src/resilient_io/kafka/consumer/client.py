@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 
 from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
-from resilient_io.health import Dependency
+from resilient_io.health import ClientDependency, Dependency
 from resilient_io.retry import RetryPolicy
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_count, check_name, check_number, check_seconds, check_type
@@ -115,8 +115,7 @@ class ResilientKafkaConsumer:
         self._options = split.own
         self._target = KafkaTarget(bootstrap_servers, split.client)
         self._policy = policy or RetryPolicy()
-        self._owns_health = health is None
-        self._health = health if health is not None else Dependency(name or self._target.name)
+        self._health = health if health is not None else ClientDependency(name or self._target.name)
         self.name = name or self._health.name
         self._settings = settings or ConsumerSettings()
         self._deserializers = (key_deserializer, value_deserializer)
@@ -191,8 +190,7 @@ class ResilientKafkaConsumer:
         self, runtime: ConsumerRuntime, until: float, caller: asyncio.Task[Any] | None
     ) -> None:
         await runtime.aclose(until, caller)
-        if self._owns_health:
-            await self._health.aclose()
+        await self._health.release()
 
     # --- records
 

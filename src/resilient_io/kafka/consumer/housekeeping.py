@@ -102,6 +102,7 @@ class StalledPartitionDetector:
 
     def __init__(self, health: Dependency, after: float, group: str | None) -> None:
         self._health = health
+        self._reporter = health.reporter()
         self._after = after
         self._group = group
         self._positions: dict[TopicPartition, tuple[int | None, float]] = {}
@@ -129,20 +130,19 @@ class StalledPartitionDetector:
                 stalled.append(partition)
                 # Reported once. DOWN clears the lost parts, and then `before` starts again.
                 if partition not in self._stalled:
-                    self._health.part_lost(
+                    self._reporter.part_lost(
                         self._part(partition),
                         Cause.STALLED,
                         f"stalled at offset {at} for {now - before[1]:.0f} s (end offset {end})",
                     )
         for partition in self._stalled:
             if partition not in stalled:
-                self._health.part_back(self._part(partition))
+                self._reporter.part_back(self._part(partition))
         self._positions, self._stalled = positions, stalled
 
     def close(self) -> None:
         """Withdraw all reports."""
-        for partition in self._stalled:
-            self._health.part_back(self._part(partition))
+        self._reporter.close()
         self._stalled = []
 
     def _part(self, partition: TopicPartition) -> str:

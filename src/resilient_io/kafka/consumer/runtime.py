@@ -13,6 +13,7 @@ from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.health import State
 
 from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
+from ..link import LinkWatch
 from ..probe import GROUP, KafkaProbe
 from ..processing import Processor, answering_since
 from ..stats import ConsumerStats
@@ -126,13 +127,19 @@ class ConsumerRuntime:
             ),
             all_answered=self._probe.note_reply,
         )
+        self._links = LinkWatch(
+            health=self.health, probe=self._probe, driver=lambda: self.supervisor.driver
+        )
         self._attachment: Attachment | None = None
         self._closing = False
 
     def start(self) -> None:
         """Start, in the running loop. This never waits for Kafka."""
-        self._attachment = self.health.start(self._probe, last_reply=self._probe.last_reply)
+        self._attachment = self.health.start(
+            self._probe, last_reply=self._probe.last_reply, links=self._links.links
+        )
         self.supervisor.start()
+        self._links.start()
         self._housekeeping.start()
 
     # --- records
@@ -262,6 +269,7 @@ class ConsumerRuntime:
             await self.commit(max(0.0, min(self.settings.commit_timeout, until - loop.time())))
         await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
         await self._rebalancer.aclose()
+        await self._links.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
         self._probe.close()

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
-from resilient_io.health import Dependency
+from resilient_io.health import ClientDependency, Dependency
 from resilient_io.retry import RetryPolicy
 from resilient_io.validation import check_name, check_number, check_seconds, check_type
 
@@ -117,11 +117,10 @@ class ResilientKafkaProducer:
         self._serialize_value = value_serializer
         self._partitioner = partitioner
         self._rng = rng if rng is not None else random.Random()
-        self._owns_health = health is None
         if name is not None:
             check_name("name", name, example="orders")
         if health is None:
-            health = Dependency(name or self._target.name, rng=self._rng)
+            health = ClientDependency(name or self._target.name, rng=self._rng)
         self.health = check_type("health", health, Dependency, use='Dependency("kafka")')
         self.name = name or health.name
         self._transactional = self._options.get("transactional_id") is not None
@@ -464,7 +463,6 @@ class ResilientKafkaProducer:
             options=self._options,
             policy=self._policy,
             health=self.health,
-            owns_health=self._owns_health,
             settings=self._settings,
             partitioner=self._partitioner,
             rng=self._rng,

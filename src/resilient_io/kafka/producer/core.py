@@ -11,6 +11,7 @@ from aiokafka.errors import IncompatibleBrokerVersion, UnknownError
 from resilient_io.binding import LoopBinding
 from resilient_io.deadlines import context_without_deadline
 
+from ..link import LinkWatch
 from ..probe import TRANSACTION, KafkaProbe
 from ..supervisor import Supervisor
 from .accumulator import Accumulator
@@ -47,7 +48,6 @@ class ProducerCore:
         options: dict[str, Any],
         policy: RetryPolicy,
         health: Dependency,
-        owns_health: bool,
         settings: DeliverySettings,
         partitioner: Partitioner | None,
         rng: random.Random,
@@ -58,7 +58,6 @@ class ProducerCore:
         self._target = target
         self._options = options
         self._unknown_answers: list[Exception] = []
-        self._owns_health = owns_health
         self._closing: asyncio.Task[DeliveryReport] | None = None
         transactional_id = options.get("transactional_id")
         self.supervisor: Supervisor[ProducerDriver] = Supervisor(
@@ -115,9 +114,15 @@ class ProducerCore:
             max_batch_size=options["max_batch_size"],
         )
         self.transactions = TransactionManager(self.accumulator, self.supervisor, policy)
-        self._attachment = health.start(self._probe, last_reply=self._probe.last_reply)
+        self._links = LinkWatch(
+            health=health, probe=self._probe, driver=lambda: self.supervisor.driver
+        )
+        self._attachment = health.start(
+            self._probe, last_reply=self._probe.last_reply, links=self._links.links
+        )
         self._subscription = health.on_change(self._health_changed)
         self.supervisor.start()
+        self._links.start()
 
     def _build(self) -> ProducerDriver:
         producer: ProducerDriver = _Producer(
@@ -183,6 +188,7 @@ class ProducerCore:
         except TimeoutError:
             pass
         self._subscription.remove()
+        await self._links.aclose()
         failures = self._sender.fail_in_flight()
         failures += self.accumulator.fail_waiting(self.errors.closed)
         # Batches in flight have just been failed, so waiting for their answers is useless.
@@ -193,8 +199,7 @@ class ProducerCore:
         self.accumulator.cancel_timers()
         await self._attachment.detach()
         self._probe.close()
-        if self._owns_health:
-            await self._health.aclose()
+        await self._health.release()
         delivered = self.errors.delivered - before
         return DeliveryReport(
             delivered=delivered, failures=tuple(failures), taken=delivered + len(failures)

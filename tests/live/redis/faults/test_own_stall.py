@@ -84,3 +84,53 @@ async def test_short_stalls_under_load_change_nothing(redis_server, connect, wat
     assert int(await redis_server.query("GET", "counter")) == done
     assert not seen.changes
     assert redis.health.state is State.UP
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+async def test_a_stall_while_the_first_connection_is_opened_does_not_mark_the_server_down(
+    steps, redis_server, connect, watch
+):
+    redis = await connect(redis_server, up=False)
+    seen = watch(redis)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    time.sleep(1.5)  # longer than the connect timeout
+    assert await redis.incr("counter") == 1
+    await asyncio.sleep(0.1)
+
+    assert seen.states == [State.UP]
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+async def test_a_stall_while_an_exclusive_connection_is_opened_does_not_fail_the_call(
+    steps, redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    seen = watch(redis)
+    await redis.rpush("list", "element")
+    call = asyncio.create_task(redis.blpop("list", timeout=1))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    time.sleep(1.5)
+
+    assert await call == (b"list", b"element")
+    assert not seen.changes
+    assert redis.stats().retries == 0
+
+
+async def test_a_popped_element_that_waits_in_the_socket_survives_a_stall(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    call = asyncio.create_task(redis.blpop("list", timeout=0.2))
+    await asyncio.sleep(0.1)
+    pushed = asyncio.create_task(redis.rpush("list", "element"))
+    await asyncio.sleep(0)  # it starts
+    await asyncio.sleep(0)  # it is written
+
+    time.sleep(2.5)  # longer than the block and the response timeout
+
+    assert await call == (b"list", b"element")
+    await pushed

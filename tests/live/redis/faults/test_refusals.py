@@ -9,7 +9,7 @@ import shutil
 import pytest
 from redis import exceptions as driver
 
-from resilient_io import DeadlineExceeded, State
+from resilient_io import DeadlineExceeded, OutcomeUnknown, Progress, State
 from resilient_io.errors import refused_by
 from resilient_io.health import Cause
 from resilient_io.testing import FaultProxy, RedisServer, ServerError
@@ -315,6 +315,49 @@ async def test_garbage_instead_of_a_reply_closes_the_connection_and_is_never_a_r
     assert await redis_server.query("GET", "counter") == b"1"
     assert State.DOWN not in seen.states
     assert await redis.incr("counter") == 2
+
+
+EXCLUSIVE = {
+    "BLPOP": (lambda redis: redis.blpop("list", timeout=1), (b"list", b"second")),
+    "BZPOPMIN": (lambda redis: redis.bzpopmin("scores", timeout=1), (b"scores", b"second", 2.0)),
+    "BLMOVE": (lambda redis: redis.blmove("list", "other", 1), b"second"),
+}
+
+
+@pytest.mark.parametrize(
+    ("garbage", "detail"), [(b"garbage\r\n", "Protocol error"), (b"*-7\r\n", "out of range")]
+)
+@pytest.mark.parametrize("command", EXCLUSIVE)
+async def test_garbage_on_an_exclusive_connection_closes_it_and_loses_one_element_at_most(
+    command, garbage, detail, redis_server, fault_proxy, connect, quick, watch
+):
+    redis = await connect(fault_proxy, policy=quick)
+    seen = watch(redis)
+    await redis.rpush("list", "first", "second")
+    await redis.zadd("scores", {"first": 1, "second": 2})
+    call, expected = EXCLUSIVE[command]
+    fault_proxy.answer(command, garbage, forward=True)
+
+    with pytest.raises(OutcomeUnknown) as caught:
+        await call(redis)
+
+    assert detail in str(caught.value)
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+    assert await call(redis) == expected
+    assert State.DOWN not in seen.states
+
+
+async def test_garbage_instead_of_the_reply_to_exec_makes_its_outcome_unknown(
+    redis_server, fault_proxy, connect, quick
+):
+    redis = await connect(fault_proxy, policy=quick)
+    fault_proxy.answer("EXEC", b"garbage\r\n", forward=True)
+    async with redis.pipeline() as pipe:
+        await pipe.watch("guard")
+        pipe.multi()
+        with pytest.raises(OutcomeUnknown, match="Protocol error"):
+            await pipe.incr("counter").execute()
+    assert await redis_server.query("GET", "counter") == b"1"
 
 
 async def test_a_reset_before_the_request_arrives_counts_as_maybe_applied(

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from resilient_io import OutcomeUnknown, Progress
+from resilient_io import Closed, OutcomeUnknown, Progress
+from resilient_io.redis import ConnectionSettings
 
 LOSSES = {
     "dropped": lambda proxy, command: proxy.drop_reply(command),
@@ -79,6 +80,61 @@ async def test_a_plain_set_whose_reply_is_lost_is_repeated_within_the_deadline(
     assert asyncio.get_running_loop().time() - began <= quick.deadline + slack()
     assert await executed(redis_server, "SET") == 2
     assert await redis_server.query("GET", "key") == b"value"
+
+
+REFUSALS = {
+    "OOM": ("maxmemory", "1"),
+    "NOREPLICAS": ("min-replicas-to-write", "1"),
+}
+
+
+@pytest.mark.parametrize("setting", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("repeat", ["idempotent", "any"])
+async def test_a_write_that_was_applied_has_an_unknown_outcome_if_its_repeat_is_refused(
+    repeat, setting, redis_server, fault_proxy, connect, patient
+):
+    redis = await connect(fault_proxy, policy=patient.replace(repeat=repeat))
+    command = "SET" if repeat == "idempotent" else "INCRBY"
+    lost = fault_proxy.drop_reply(command)
+    call = asyncio.create_task(redis.set("key", "1") if command == "SET" else redis.incr("key"))
+    async with asyncio.timeout(5):
+        await lost.happened()
+    await redis_server.query("CONFIG", "SET", *setting)
+
+    with pytest.raises(OutcomeUnknown, match="an earlier attempt may have been applied") as caught:
+        await call
+
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+    assert caught.value.attempts == 3
+    assert await redis_server.query("GET", "key") == b"1"
+
+
+@pytest.mark.parametrize("end", ["deadline", "close", "unreachable"])
+async def test_a_write_that_was_applied_never_counts_as_not_sent(
+    end, redis_server, fault_proxy, connect, quick
+):
+    policy = quick.replace(response_timeout=0.2, deadline=1.0)
+    redis = await connect(fault_proxy, policy=policy, connections=ConnectionSettings(count=1))
+    lost = fault_proxy.drop_reply("SET")
+    call = asyncio.create_task(redis.set("key", "value"))
+    async with asyncio.timeout(5):
+        await lost.happened()
+    # The repeat waits for a connection.
+    if end == "unreachable":
+        fault_proxy.refuse()
+    else:
+        fault_proxy.accept_silently()
+    if end == "close":
+        await asyncio.sleep(0.5)
+        closing = asyncio.create_task(redis.aclose())
+
+    with pytest.raises((OutcomeUnknown, Closed)) as caught:
+        await call
+
+    assert caught.value.progress is Progress.MAYBE_APPLIED
+    assert await redis_server.query("GET", "key") == b"value"
+    if end == "close":
+        await closing
 
 
 @losses
