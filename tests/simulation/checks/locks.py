@@ -151,7 +151,7 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
             ):
                 continue  # released
             yield Broken(
-                f"{name.decode()} was taken, but each caller was told that it did not acquire it",
+                f"{name.decode()} was taken, but no caller has acquired it",
                 tuple(each.number for each in callers),
                 execution.at,
             )
