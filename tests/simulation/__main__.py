@@ -43,7 +43,7 @@ is printed as a timeline.
 EPILOG = """
 examples (make simulate ARGS="..."):
   --seeds 5000 --start random   search 5,000 seeds that were probably never tried
-  --minutes 10 --theme pops     search for ten minutes with weight on blocking pops
+  --minutes 10 --theme blocking search for ten minutes with weight on blocking pops
   --replay 17                   minimize what seed 17 finds, and print its timeline
   --replay 17 --no-minimize --full    print everything that happened in seed 17
   --plant NAME                  plant a bug into the client; the search must find it
@@ -200,6 +200,8 @@ def _command(options: argparse.Namespace, job: Job, *more: str) -> str:
     words = ["--replay", str(seed)]
     if theme is not None:
         words += ["--theme", f"'{theme}'" if " " in theme else theme]
+    if options.plan is not None:
+        words, more = ["--plan", str(options.plan)], ()
     if options.plant:
         words += ["--plant", options.plant]
     return f'make simulate ARGS="{" ".join([*words, *more])}"'

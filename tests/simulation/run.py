@@ -207,9 +207,10 @@ def _other_tasks(current: asyncio.Task[None] | None) -> list[str]:
 
 
 async def _quiet(client: Client) -> None:
-    """Wait for a moment at which no probe is in flight."""
+    """Wait for a moment at which the client is up and no probe is in flight."""
     for _ in range(20):
-        if not any(_counters(client).values()):
+        state = client.redis.health.state.value
+        if state == "up" and not any(_counters(client).values()):
             return
         await asyncio.sleep(0.1)
 

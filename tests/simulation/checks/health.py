@@ -124,6 +124,8 @@ def a_server_that_serves_nothing_is_not_up(index: Index) -> Iterator[Broken]:
             until = first.started + wait + index.stalled(first.started, ended)
             if until > ended or not any(each.started > first.started for each in calls[1:]):
                 continue
+            if not index.disturbances_between(began, ended):
+                continue  # a healthy server, of which only ECHO was asked
             if not _open_between(index, label, first.started, until):
                 continue
             states = [

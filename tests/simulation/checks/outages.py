@@ -222,6 +222,8 @@ def a_call_does_not_lose_its_connection_without_a_reason(index: Index) -> Iterat
             event.time < ended for event in index.events.get("forgotten", ())
         ):
             continue  # an idle connection may have been forgotten long ago
+        if _is_single(index, operation.client) and any(text in operation.error for text in _LOST):
+            continue  # its connection may have died long ago: no probe uses it
         since = operation.started - 1.0
         if (
             index.disturbed(since, ended, after=_AFTERMATH + 2 * _longest_timeout(index))
@@ -332,8 +334,7 @@ def _answers_between(index: Index, dependency: str, since: float, until: float) 
 
 def _behind_a_blocking_call(index: Index, operation: Operation) -> bool:
     """Return whether a call shares the only connection of a client with a blocking call."""
-    clients = () if index.plan is None else index.plan.clients
-    if not any(setup.single and setup.label == operation.client for setup in clients):
+    if not _is_single(index, operation.client):
         return False
     return any(
         other is not operation
@@ -344,8 +345,22 @@ def _behind_a_blocking_call(index: Index, operation: Operation) -> bool:
     )
 
 
+def _is_single(index: Index, label: str) -> bool:
+    """Return whether a client has a single connection of its own."""
+    clients = () if index.plan is None else index.plan.clients
+    return any(setup.single and setup.label == label for setup in clients)
+
+
 def _kept_a_connection(index: Index, label: str, since: float, until: float) -> bool:
-    """Return whether a connection that carried calls stayed open during a period."""
+    """Return whether a connection that carried calls stayed open, and no other one died.
+
+    While another one is replaced, a failed attempt to connect is a second sign of an outage.
+    """
+    if any(
+        since - 1.0 <= event.time <= until and event.facts.get("why") != "closed"
+        for event in index.events.get("lost", ())
+    ):
+        return False
     lost = {
         event.facts["connection"]
         for event in index.events.get("lost", ())
