@@ -273,7 +273,7 @@ THEMES: dict[str, Theme] = {
         policy=_overwrites_again,
     ),
     "demotions": Theme(
-        _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15, echo=15),
+        _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15, echo=5),
         _only(
             _FAULTS,
             "reset one",
@@ -567,7 +567,7 @@ class _Drawer:
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
-            arguments["letter"] = rng.choice("gise")
+            arguments["letter"] = rng.choice("gis")
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])

@@ -367,7 +367,9 @@ def test_a_released_lock_is_not_held(case):
     assert story.broken == ([name] if case == "held" else [])
 
 
-@pytest.mark.parametrize("case", ["taken", "not taken", "released", "unknown", "another"])
+@pytest.mark.parametrize(
+    "case", ["taken", "not taken", "released", "unknown", "another", "expired"]
+)
 def test_a_failed_acquisition_has_taken_nothing(case):
     story = Story()
     acquire = story.start(20, kind="acquire", facts={"lock": "lock0", "timeout": 3.0})
@@ -375,6 +377,8 @@ def test_a_failed_acquisition_has_taken_nothing(case):
     story.run("SET lock0 token NX PX 3000", None if case == "not taken" else b"OK")
     if case == "released":
         story.run("EVALSHA abc 1 lock0 token", 1)
+    if case == "expired":
+        story.wait(3.5)
     if case == "unknown":
         story.end(acquire, Outcome.UNKNOWN, error_bases=("OutcomeUnknown", "RedisError"))
     else:

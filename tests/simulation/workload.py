@@ -374,8 +374,6 @@ async def traffic(use: Use) -> None:
         words = ("GET", _register(use))
         if use.argument("letter") == "i":
             words = ("INCR", f"n:{use.token(0, offset)}")
-        elif use.argument("letter") == "e":
-            words = ("ECHO", use.token(0, offset))
         elif use.argument("letter") == "s":
             words = ("SET", _register(use), use.token(0, offset))
         operation = use.operation(words, kind="traffic", offset=offset)

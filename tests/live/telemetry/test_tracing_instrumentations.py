@@ -171,8 +171,7 @@ def without_loading(spans):
     return [
         (name, status, attributes)
         for name, status, attributes in spans
-        if not name.startswith("SCRIPT")
-        and not (name == "EVALSHA" and status is StatusCode.ERROR)
+        if not name.startswith("SCRIPT") and not (name == "EVALSHA" and status is StatusCode.ERROR)
     ]
 
 

@@ -143,15 +143,24 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
                 and each.started_at < written
                 and (each.ended_at is None or written < each.ended_at)
             ]
-            if not callers or any(each.outcome is not Outcome.OK or each.reply for each in callers):
-                continue
+            if not callers or any(
+                each.outcome is not Outcome.OK
+                or each.reply
+                or (each.ended or 0.0) > execution.time + (each.facts.get("timeout") or 1e9)
+                for each in callers
+            ):
+                continue  # or it had expired until the reply
             if any(
                 token in each.words and each.words[0] != b"SET"
                 for each in index.executions_between(execution.at, last)
             ):
                 continue  # released
             yield Broken(
+<<<<<<< HEAD
                 f"{name.decode()} was taken, but no caller heard that it holds it",
+=======
+                f"{name.decode()} was taken, but no caller has acquired it",
+>>>>>>> kills
                 tuple(each.number for each in callers),
                 execution.at,
             )

@@ -161,7 +161,8 @@ def _family(name: str) -> str:
 def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
     """Calls of a burst with the same key are executed in the order in which they were made.
 
-    A call that was written twice was repeated after a failure, which may reorder it.
+    A call that was written twice was repeated after a failure, which may reorder it. So may a
+    server that refuses writes as a replica: the client sends the rest over another connection.
     """
     bursts: dict[tuple[int, str, str], list[Command]] = {}
     for number, commands in index.commands.items():
@@ -178,7 +179,8 @@ def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Br
     for members in bursts.values():
         members.sort(key=lambda each: each.operation.number)
         for first, second in pairwise(members):
-            if second.executions[0].at < first.executions[0].at:
+            early, late = second.executions[0], first.executions[0]
+            if early.at < late.at and (early.connection == late.connection or not _moved(index)):
                 yield Broken(
                     f"{second} was executed before {first}, which was called first",
                     (first.operation.number, second.operation.number),
@@ -192,12 +194,7 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
     Calls that were written twice are exempt, and so are clients that use several connections at a
     time: because of large values, or after a server refused writes as a replica.
     """
-    moved = any(
-        execution.reply.text.startswith("READONLY")
-        for execution in index.history.executions
-        if isinstance(execution.reply, ErrorReply)
-    )
-    if moved or index.unfenced < float("inf"):
+    if _moved(index) or index.unfenced < float("inf"):
         return
     for operations in index.by_client.values():
         if any(operation.kind in ("set large", "get large") for operation in operations):
@@ -222,6 +219,15 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
                     (earlier.operation.number, operation.number),
                     earlier.applied[0].at,
                 )
+
+
+def _moved(index: Index) -> bool:
+    """Return whether a client left a server that refused writes, while calls were in flight."""
+    return any(
+        execution.reply.text.startswith("READONLY")
+        for execution in index.history.executions
+        if isinstance(execution.reply, ErrorReply)
+    )
 
 
 def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iterator[Broken]:
