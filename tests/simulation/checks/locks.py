@@ -156,11 +156,7 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
             ):
                 continue  # released
             yield Broken(
-<<<<<<< HEAD
                 f"{name.decode()} was taken, but no caller heard that it holds it",
-=======
-                f"{name.decode()} was taken, but no caller has acquired it",
->>>>>>> kills
                 tuple(each.number for each in callers),
                 execution.at,
             )
