@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio.lock import Lock
 
+from resilient_io.redis.lock_keys import RELEASE
 from tests.simulation.history import ErrorReply
 
 from .command import Flag, Words, command, integer, look_up
@@ -192,6 +193,7 @@ def _holds(run: Run) -> bool:
     return token is not None and token == run.arguments[0]
 
 
+@script(RELEASE)
 @script(Lock.LUA_RELEASE_SCRIPT)
 def _release(run: Run) -> Reply:
     if not _holds(run):
