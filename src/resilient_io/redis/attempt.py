@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
+    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
-    from .pool import ExclusiveConnection
     from .scripts import KnownScripts
 
     Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
+    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
-    from .pool import ExclusiveConnection
 
 _KEEPALIVE_INTERVAL = 1  # seconds of silence before a keepalive probe, and between two of them
 _KEEPALIVE_TIMEOUT = 3.5  # seconds without an answer after which the kernel closes a connection

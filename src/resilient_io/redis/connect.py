@@ -235,6 +235,29 @@ class Fenceable(Protocol):
     """Whether the server can no longer apply anything that this connection sent."""
 
 
+class ExclusiveConnection:
+    """How the server knows an exclusive connection, and whether it may still apply a write of it.
+
+    A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
+    """
+
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
+
+    def __init__(self, name: str, client_id: int | None) -> None:
+        self.name = name
+        self.client_id = client_id
+        self.unanswered = False
+        """Whether a write was sent that has no reply yet."""
+        self.lost = False
+        self.failure: ConnectionFailure | None = None
+        """Why this client closed the connection under its call, if it did."""
+        self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
+        """Return whether the budget covers repeating the one call that this connection lost."""
+        return spend()
+
+
 async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     """Ensure that the server applies nothing more that a dead connection sent.
 

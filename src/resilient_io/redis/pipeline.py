@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from .attempt import Limits, Packer
     from .commands import CommandSpec
+    from .connect import ExclusiveConnection
     from .instrumentation import Tracing
-    from .pool import ExclusiveConnection
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]

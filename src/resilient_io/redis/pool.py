@@ -25,6 +25,7 @@ from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
+    ExclusiveConnection,
     StallTolerantTimeout,
     abort,
     connect,
@@ -53,29 +54,6 @@ T = TypeVar("T")
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 _TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
 _PROMPT_ANSWER = 0.25  # seconds that this answer may take
-
-
-class ExclusiveConnection:
-    """How the server knows an exclusive connection, and whether it may still apply a write of it.
-
-    A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
-    """
-
-    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
-
-    def __init__(self, name: str, client_id: int | None) -> None:
-        self.name = name
-        self.client_id = client_id
-        self.unanswered = False
-        """Whether a write was sent that has no reply yet."""
-        self.lost = False
-        self.failure: ConnectionFailure | None = None
-        """Why this client closed the connection under its call, if it did."""
-        self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
-        """Return whether the budget covers repeating the one call that this connection lost."""
-        return spend()
 
 
 class ExclusivePool:
