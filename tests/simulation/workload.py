@@ -493,7 +493,14 @@ async def _note_what_is_left(use: Use) -> None:
     """Note the tasks and connections a moment after the last client was closed."""
     world = use.world
     await asyncio.sleep(0.05)
-    if any(client.open for client in world.clients.values()) or any(
+    latest = {
+        event.facts["client"]: event.kind
+        for event in world.history.events
+        if event.kind in ("opened", "closing", "closed")
+    }
+    if any(client.open for client in world.clients.values()) or "closing" in latest.values():
+        return
+    if any(
         each.ended is None and each.kind in ("close", "reopen", "manual")
         for each in world.history.operations
     ):

@@ -42,7 +42,7 @@ class _Period(NamedTuple):
     at: int
 
 
-_UNMEASURED = 0.2
+_UNMEASURED = 0.15
 """Seconds of short stalls, which clients cannot tell from a slow server."""
 
 
