@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from resilient_io.deadlines import earlier
 from resilient_io.health import Cause
 
 from .connect import abort, socket_of
@@ -96,8 +97,8 @@ class BlockedCalls:
         if not self._waiting and self._task is not None:
             self._task.cancel()
 
-    async def end_wait(self, known: ExclusiveConnection) -> bool:
-        """End the command of a client whose connection was lost.
+    async def end_wait(self, known: ExclusiveConnection, until: float | None) -> bool:
+        """End the command of a client whose connection was lost, at the latest at `until`.
 
         Return True if the server confirms that the client was still waiting, so that the command
         did nothing. False proves nothing.
@@ -105,8 +106,9 @@ class BlockedCalls:
         shared = self._find_shared()
         if shared is None or known.client_id is None:
             return False
+        limit = asyncio.get_running_loop().time() + _CHECK_TIMEOUT
         try:
-            async with asyncio.timeout(_CHECK_TIMEOUT):
+            async with asyncio.timeout_at(earlier(limit, until)):
                 text = _text(await shared.query("CLIENT", "LIST", "ID", known.client_id))
                 flags = _FLAGS.search(text)
                 if f" name={known.name} " not in text or flags is None or "b" not in flags[1]:

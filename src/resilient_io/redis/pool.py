@@ -498,7 +498,7 @@ class ExclusiveCall(Call):
         try:
             reply = await self._exchange(connection, known, limits.until)
             if isinstance(reply, AttemptFailed) and self._may_be_waiting(connection, reply):
-                waiting = await pool.blocked.end_wait(known)
+                waiting = await pool.blocked.end_wait(known, limits.until)
             clean = not isinstance(reply, AttemptFailed)
         except (UnicodeDecodeError, DataError):
             # The reply was read, and redis-py's parser stays in sync; or nothing was sent.

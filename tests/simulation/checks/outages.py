@@ -304,7 +304,7 @@ def a_call_does_not_wait_long_after_its_connection_was_lost(index: Index) -> Ite
         if (
             any(
                 fault.kind not in _REFUSALS
-                for fault in index.disturbances_between(since + 0.1, ended)
+                for fault in index.disturbances_between(since + 0.02, ended)
             )
             or index.unfenced < (operation.ended_at or 0)
             or not _open(index, operation.client, since - 1.0, ended)
