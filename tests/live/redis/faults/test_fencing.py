@@ -220,8 +220,8 @@ async def test_fencing_that_is_refused_for_now_is_tried_again(
     assert await executed(redis_server, "SET") == 1
 
 
-async def abandon_a_held_exec(redis, proxy, *, cancel=False):
-    """Hold an EXEC in the network until its caller gives up. Return the fault."""
+async def hold_an_exec(redis, proxy):
+    """Hold an EXEC in the network. Return the fault, and the task of its caller."""
     held = proxy.hold("EXEC", times=1)
 
     async def transact():
@@ -233,6 +233,12 @@ async def abandon_a_held_exec(redis, proxy, *, cancel=False):
     call = asyncio.create_task(transact())
     async with asyncio.timeout(5):
         await held.happened()
+    return held, call
+
+
+async def abandon_a_held_exec(redis, proxy, *, cancel=False):
+    """Hold an EXEC in the network until its caller gives up. Return the fault."""
+    held, call = await hold_an_exec(redis, proxy)
     if cancel:
         call.cancel()
     with pytest.raises(asyncio.CancelledError if cancel else OutcomeUnknown):
@@ -357,17 +363,7 @@ async def test_an_exec_in_flight_at_the_close_is_fenced_before_the_client_is_use
     redis_server, fault_proxy, connect, patient
 ):
     redis = await connect(fault_proxy, policy=patient)
-    held = fault_proxy.hold("EXEC", times=1)
-
-    async def transact():
-        async with redis.pipeline() as pipe:
-            await pipe.watch("guard")
-            pipe.multi()
-            await pipe.set("key", "first").execute()
-
-    call = asyncio.create_task(transact())
-    async with asyncio.timeout(5):
-        await held.happened()
+    held, call = await hold_an_exec(redis, fault_proxy)
     await redis.aclose()
     with pytest.raises((OutcomeUnknown, Closed)):
         await call
