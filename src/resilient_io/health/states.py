@@ -61,6 +61,7 @@ class Cause(enum.StrEnum):
     NO_COORDINATOR = "no coordinator"
     FENCED = "fenced"
     STALLED = "stalled"
+    RECORDS_LOST = "records lost"
     CLOSED = "closed"
     OTHER = "other"
 

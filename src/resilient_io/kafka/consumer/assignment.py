@@ -39,6 +39,9 @@ class AssignedPartition:
         self.committed_known = committed_known
         self.fetchable = True  # until the partition is being revoked
         self.assigned = True
+        self.resetting = False  # while a position is being found for it
+        self.sought: int | None = None  # where the caller has moved the position
+        self.topic_id: str | None = None  # None while it is unknown
         # Kept here because aiokafka forgets the state when the partition is revoked.
         self._state = internals.state_of(instance, partition)
 
@@ -106,6 +109,7 @@ class ResumePosition:
 
     committed: int | None  # the group's committed offset when the partition was revoked
     offset: int  # the first offset that was not handled here
+    topic_id: str | None
 
 
 class Assignment:
@@ -149,18 +153,21 @@ class Assignment:
         return self._assigned.get(partition)
 
     def add(self, assigned: AssignedPartition) -> None:
-        """Add a partition; it continues at its resume position if that is still valid."""
-        partition = assigned.partition
-        resume = self._resume_positions.pop(partition, None)
-        if (
-            resume is not None
-            and assigned.committed_known
-            and resume.committed == assigned.committed
-        ):
-            assigned.instance.seek(partition, resume.offset)
-            if resume.offset != assigned.committed:
-                self._counters.resumed += 1
-        self._assigned[partition] = assigned
+        """Add a partition. Its position is that of the group until `resume` is called."""
+        self._assigned[assigned.partition] = assigned
+
+    def left_at(self, partition: TopicPartition) -> ResumePosition | None:
+        """Return, once, where to continue with a partition; None if it was not assigned before."""
+        return self._resume_positions.pop(partition, None)
+
+    def resume(self, assigned: AssignedPartition, before: ResumePosition | None) -> bool:
+        """Continue where the partition was left, if no other member has read it meanwhile."""
+        if before is None or not assigned.committed_known or before.committed != assigned.committed:
+            return False
+        assigned.instance.seek(assigned.partition, before.offset)
+        if before.offset != assigned.committed:
+            self._counters.resumed += 1
+        return True
 
     def stop_fetching(self, instance: ConsumerDriver) -> list[AssignedPartition]:
         """Stop fetching from all partitions of an instance, which stay assigned until `remove`."""
@@ -181,4 +188,6 @@ class Assignment:
                 continue
             offset = each.resume_offset
             if offset is not None:
-                self._resume_positions[partition] = ResumePosition(each.committed, offset)
+                self._resume_positions[partition] = ResumePosition(
+                    each.committed, offset, each.topic_id
+                )

@@ -19,6 +19,7 @@ from ..errors import (
 from ..record import Record, UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
+from .positions import GroupOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
+    from .positions import Positions
 
     Deserializer = Callable[[bytes], Any]
 
@@ -60,6 +62,7 @@ class Fetcher:
         target: KafkaTarget,
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
+        positions: Positions,
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
@@ -72,6 +75,7 @@ class Fetcher:
         self._target = target
         self._supervisor = supervisor
         self._assignment = assignment
+        self._positions = positions
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
@@ -185,10 +189,12 @@ class Fetcher:
         if instance is not None and not self._has_group:
             self._discover_partitions(instance)
         found = self._take_buffered(most)
+        failure = None if found else self._positions.failure()
+        if instance is None and failure is None and not found:
+            failure = self._permanent_failure()
+        if failure is not None:
+            raise failure
         if instance is None:
-            failure = None if found else self._permanent_failure()
-            if failure is not None:
-                raise failure
             return found
         if found:
             internals.note_poll(instance)
@@ -204,7 +210,8 @@ class Fetcher:
             if arrived:
                 self._backoff.reset()
             return arrived
-        self._handle_failure(instance, failure)
+        if not self._positions.handle(instance, failure):
+            self._handle_failure(instance, failure)
         return []
 
     def _discover_partitions(self, instance: ConsumerDriver) -> None:
@@ -219,9 +226,9 @@ class Fetcher:
         self._drop(tuple(each.partition for each in going))
         self._assignment.remove(going, remember=True)
         for partition in sorted(partitions):
-            self._assignment.add(
-                AssignedPartition(partition, instance, None, None, committed_known=True)
-            )
+            assigned = AssignedPartition(partition, instance, None, None, committed_known=True)
+            self._assignment.add(assigned)
+            self._positions.begin(assigned, GroupOffsets({}, {}, {}))
         self.wake()
 
     def _take_buffered(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
@@ -237,7 +244,11 @@ class Fetcher:
         return found
 
     def _may_fetch(self, assigned: AssignedPartition) -> bool:
-        return assigned.fetchable and assigned.partition not in self._pause_reasons
+        return (
+            assigned.fetchable
+            and not assigned.resetting
+            and assigned.partition not in self._pause_reasons
+        )
 
     async def _request(
         self, instance: ConsumerDriver, most: int
@@ -329,7 +340,7 @@ class Fetcher:
         """Wait until records may have arrived or the fetcher's state changed."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(woken)
-        waiters = [woken]
+        waiters = [woken, self._positions.change()]
         if self._instance is not None:
             waiters.append(internals.arrival(self._instance))
         try:

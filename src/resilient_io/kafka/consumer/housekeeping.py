@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .group import Committer
     from .iteration import ExclusiveUse
     from .options import ConsumerSettings
+    from .positions import Positions
 
 _CHECKS = 2
 """Consecutive checks that must find the same silence. After the event loop was blocked, the first
@@ -157,6 +158,9 @@ _ANSWER_CHECK_INTERVAL = 0.9
 """Seconds between two checks whether all leaders have answered; less than a tick, which may come
 early."""
 
+_TOPIC_CHECK_INTERVAL = 5.0
+"""Seconds between two checks that no topic was deleted and created again."""
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Housekeeping:
@@ -170,6 +174,7 @@ class Housekeeping:
     supervisor: Supervisor[ConsumerDriver]
     assignment: Assignment
     fetcher: Fetcher
+    positions: Positions
     committer: Committer
     use: ExclusiveUse
     settings: ConsumerSettings
@@ -179,6 +184,7 @@ class Housekeeping:
 
     def __post_init__(self) -> None:
         self._answers_checked_at = -math.inf
+        self._topics_checked_at = -math.inf
         self._last_answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[bool] | None = None
@@ -246,6 +252,9 @@ class Housekeeping:
                 self.all_answered()
         if instance is not None and self.health.state.answering:
             self.dead_connections.check(instance, now)
+            if now - self._topics_checked_at >= _TOPIC_CHECK_INTERVAL:
+                self._topics_checked_at = now
+                self.positions.check_topics(instance)
         else:
             self.dead_connections.reset()
 

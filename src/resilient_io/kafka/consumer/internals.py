@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
-from aiokafka.structs import OffsetAndMetadata
+
+from ..driver import client_of, retrieve_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
 
     from ..driver import Connection, ConsumerDriver
 
@@ -139,7 +142,9 @@ def has_coordinator(instance: ConsumerDriver) -> bool:
 
 
 async def commit_once(
-    instance: ConsumerDriver, offsets: Mapping[TopicPartition, int], member: GroupMember
+    instance: ConsumerDriver,
+    offsets: Mapping[TopicPartition, OffsetAndMetadata],
+    member: GroupMember,
 ) -> None:
     """Commit in one attempt, and only as this member.
 
@@ -154,19 +159,49 @@ async def commit_once(
         raise CommitFailedError("the group was rebalanced since these partitions were assigned")
     # Nothing is awaited between this check and the writing of the request: the request contains
     # the generation that was just checked.
-    await coordinator._do_commit_offsets(
-        None, {partition: OffsetAndMetadata(offset, "") for partition, offset in offsets.items()}
-    )
+    await coordinator._do_commit_offsets(None, dict(offsets))
 
 
 async def committed_offsets(
     instance: ConsumerDriver, partitions: Iterable[TopicPartition]
-) -> dict[TopicPartition, int]:
+) -> dict[TopicPartition, OffsetAndMetadata]:
     """Return the group's committed offsets; partitions without one are left out.
 
     The public `committed` requests one partition (`GroupCoordinator.fetch_committed_offsets`). It
-    retries forever: the caller must limit the time.
+    retries forever: the caller must limit the time. Without a group there are none.
     """
     driver: Any = instance
-    found = await driver._coordinator.fetch_committed_offsets(list(partitions))
-    return {partition: committed.offset for partition, committed in found.items()}
+    fetch = getattr(driver._coordinator, "fetch_committed_offsets", None)
+    return {} if fetch is None else await fetch(list(partitions))
+
+
+def subscribed(instance: ConsumerDriver) -> list[TopicPartition]:
+    """Return all partitions of the subscribed topics (`Subscription.topics`)."""
+    driver: Any = instance
+    cluster = client_of(instance).cluster
+    return [
+        TopicPartition(topic, number)
+        for topic in sorted(driver.subscription())
+        for number in sorted(cluster.partitions_for_topic(topic) or ())
+    ]
+
+
+def reset_position(instance: ConsumerDriver, partition: TopicPartition, *, beginning: bool) -> None:
+    """Continue at the beginning or the end, whose offset aiokafka queries in the background.
+
+    The public `seek_to_beginning` and `seek_to_end` wait for it (`Fetcher.request_offset_reset`).
+    """
+    driver: Any = instance
+    where = OffsetResetStrategy.EARLIEST if beginning else OffsetResetStrategy.LATEST
+    positions = driver._fetcher.request_offset_reset([partition], where)
+    positions.add_done_callback(retrieve_exception)
+
+
+async def offset_range(instance: ConsumerDriver, partition: TopicPartition) -> tuple[int, int]:
+    """Return the first offset of a partition and its end offset.
+
+    The caller must limit the time.
+    """
+    first = await instance.beginning_offsets([partition])
+    end = await instance.end_offsets([partition])
+    return first[partition], end[partition]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..driver import ConsumerDriver
+    from .positions import OnGap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class ConsumerSettings:
         close_timeout: Default timeout of `aclose()`, in seconds.
         stalled_after: Seconds after which a partition that has records to read, but whose
             position does not move, makes health DEGRADED (`Cause.STALLED`); None disables this.
+        gap_degraded_for: Seconds for which health is DEGRADED (`Cause.RECORDS_LOST`) after records
+            were lost that Kafka no longer has.
         fetch_records: Largest number of records that iteration takes from aiokafka at once. The
             event loop runs other tasks in between.
 
@@ -51,6 +54,7 @@ class ConsumerSettings:
     drain_timeout: float = 5.0
     close_timeout: float = 10.0
     stalled_after: float | None = 60.0
+    gap_degraded_for: float = 300.0
     fetch_records: int = 1000
 
     def __post_init__(self) -> None:
@@ -61,6 +65,7 @@ class ConsumerSettings:
         check_seconds("close_timeout", self.close_timeout)
         if self.stalled_after is not None:
             check_seconds("stalled_after", self.stalled_after)
+        check_seconds("gap_degraded_for", self.gap_degraded_for)
         check_count("fetch_records", self.fetch_records)
 
 
@@ -141,6 +146,17 @@ class GroupTimes:
             rebalance=(options.get("rebalance_timeout_ms") or session) / 1000,
             fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
         )
+
+
+def check_on_gap(on_gap: OnGap) -> OnGap:
+    """Return what to do about lost records, checked."""
+    if isinstance(on_gap, str):
+        check_choice("on_gap", on_gap, ("continue", "stop"))
+    elif not callable(on_gap):
+        raise TypeError(
+            f'on_gap must be "continue", "stop" or a function, not {type(on_gap).__name__}'
+        )
+    return on_gap
 
 
 _PAIR = 2

@@ -23,6 +23,7 @@ class Scene:
         self.assigned = [SimpleNamespace(partition=p, last_answer=None) for p in (A, B)]
         self.coordinator = SimpleNamespace(coordinator_id=1)
         loop = asyncio.get_running_loop()
+        self.topics_checked = []
         self.housekeeping = Housekeeping(
             health=SimpleNamespace(state=State.UP),
             supervisor=SimpleNamespace(
@@ -31,6 +32,7 @@ class Scene:
             ),
             assignment=SimpleNamespace(all=self.assigned),
             fetcher=SimpleNamespace(paused=self.paused.__contains__),
+            positions=SimpleNamespace(check_topics=self.topics_checked.append),
             committer=SimpleNamespace(commit=self.commit),
             use=SimpleNamespace(stream=None),
             settings=ConsumerSettings(commit_interval=interval),
