@@ -84,6 +84,8 @@ class Fetcher:
         self._discovered: frozenset[TopicPartition] | None = None
         self._pause_reasons: dict[TopicPartition, list[str]] = {}
         self._waiting: list[asyncio.Future[None]] = []
+        self._milestone: asyncio.Future[None] | None = None  # done at so many received records
+        self._milestone_at = 0
         self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         self._backoff_delay = 0.0
         self._careful = 0
@@ -105,6 +107,13 @@ class Fetcher:
         """Deliver no more records."""
         self.closed = True
         self.wake()
+
+    def received(self, count: int) -> asyncio.Future[None]:
+        """Return a future that is done when `count` more records have been received."""
+        if self._milestone is None or self._milestone.done():
+            self._milestone = asyncio.get_running_loop().create_future()
+            self._milestone_at = self._counters.records + count
+        return self._milestone
 
     def wake(self) -> None:
         """Wake all tasks that wait for records, to check again."""
@@ -189,11 +198,8 @@ class Fetcher:
         if instance is not None and not self._has_group:
             self._discover_partitions(instance)
         found = self._take_buffered(most)
-        failure = None if found else self._positions.failure()
-        if instance is None and failure is None and not found:
-            failure = self._permanent_failure()
-        if failure is not None:
-            raise failure
+        if not found:
+            self._raise_failure()
         if instance is None:
             return found
         if found:
@@ -208,7 +214,7 @@ class Fetcher:
             failure = error
         else:
             if arrived:
-                self._backoff.reset()
+                self._note_arrival()
             return arrived
         if not self._positions.handle(instance, failure):
             self._handle_failure(instance, failure)
@@ -319,9 +325,23 @@ class Fetcher:
                 self._instance = None
             self._supervisor.driver_failed(instance, error)
 
+    def _note_arrival(self) -> None:
+        self._backoff.reset()
+        if self._milestone is not None and self._counters.records >= self._milestone_at:
+            wake([self._milestone])
+
+    def _raise_failure(self) -> None:
+        """Raise why no more records come, if waiting does not help."""
+        failure = self._positions.failure()
+        if failure is None and self._instance is None:
+            failure = self._permanent_failure()
+        if failure is not None:
+            raise failure
+
     def _permanent_failure(self) -> Exception | None:
-        """Return why no instance ever entered service, if waiting does not help."""
-        # Later, the fetcher waits for Kafka in every case: health reports the outage.
+        if self._supervisor.halted:
+            return self._supervisor.permanent_error
+        # After the first one, the fetcher waits for Kafka: health reports the outage.
         if self._supervisor.generation:
             return None
         if self._supervisor.permanent_error is not None:

@@ -224,26 +224,38 @@ class Housekeeping:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        interval = self.settings.commit_interval
+        interval, most = self.settings.commit_interval, self.settings.commit_records
         tick = _TICK if interval is None else min(_TICK, interval)
         commit_at = loop.time()
+        check_at = commit_at + tick
         while True:
             self._commit_requested = loop.create_future()
-            await asyncio.wait([self._commit_requested], timeout=tick)
+            events = [self._commit_requested]
+            if interval is not None and most is not None:
+                events.append(self.fetcher.received(most))
+            until_check = max(0.0, check_at - loop.time())
+            await asyncio.wait(events, timeout=until_check, return_when=asyncio.FIRST_COMPLETED)
             now = loop.time()
-            self._check(now)
-            if interval is not None and (self._commit_requested.done() or now >= commit_at):
+            self._settle()
+            if now >= check_at:
+                check_at = now + tick
+                self._check(now)
+            due = any(event.done() for event in events)
+            if interval is not None and (due or now >= commit_at):
                 self._commit()
                 commit_at = now + interval - tick / 2
 
-    def _check(self, now: float) -> None:
-        instance = self.supervisor.driver
-        stream = self.use.stream
+    def _settle(self) -> None:
+        """Update the progress of the partitions with what the current loop has handled."""
+        instance, stream = self.supervisor.driver, self.use.stream
         if stream is not None:
             stream.settle()
             if instance is not None and stream.made_progress():
                 # aiokafka delivered these records long ago: handling them counts as a poll, too.
                 internals.note_poll(instance)
+
+    def _check(self, now: float) -> None:
+        instance = self.supervisor.driver
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import OffsetResetStrategy
-from aiokafka.errors import CommitFailedError
+from aiokafka.errors import CommitFailedError, UnknownMemberIdError
+from aiokafka.protocol.api import Request, RequestStruct
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+from aiokafka.protocol.group import (
+    HeartbeatRequest,
+    HeartbeatResponse_v1,
+    JoinGroupRequest,
+    SyncGroupRequest,
+)
+from aiokafka.protocol.types import Int32, Schema, String
 
 from ..driver import client_of, retrieve_exception
+from ..error_codes import FencedInstanceIdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -130,6 +139,81 @@ def on_heartbeat(instance: ConsumerDriver, confirmed: Callable[[float], None]) -
         return known
 
     driver._coordinator._do_heartbeat = heartbeat
+
+
+class _StaticHeartbeatStruct(RequestStruct):
+    API_KEY = HeartbeatRequest.API_KEY
+    API_VERSION = 3
+    RESPONSE_TYPE = HeartbeatResponse_v1  # that of version 3 has the same fields
+    SCHEMA = Schema(
+        ("group", String("utf-8")),
+        ("generation_id", Int32),
+        ("member_id", String("utf-8")),
+        ("group_instance_id", String("utf-8")),
+    )
+
+
+class _StaticHeartbeat(Request[_StaticHeartbeatStruct]):
+    API_KEY = HeartbeatRequest.API_KEY
+
+    def __init__(self, *fields: object) -> None:
+        self._fields = fields
+
+    def build(self, request_struct_class: type[_StaticHeartbeatStruct]) -> _StaticHeartbeatStruct:
+        """Return the request."""
+        return request_struct_class(*self._fields)
+
+
+def on_fenced(instance: ConsumerDriver, fenced: Callable[[FencedInstanceIdError], None]) -> None:
+    """Call `fenced` if another member of the group has the same `group_instance_id`.
+
+    aiokafka 0.14 sends heartbeats without it (version 1). The coordinator then answers that it does
+    not know the member, and aiokafka joins again, which displaces the other member: both do so
+    forever. With it (version 3), the answer tells. Wraps `GroupCoordinator._send_req`.
+    """
+    driver: Any = instance
+    coordinator = driver._coordinator
+    instance_id = getattr(coordinator, "_group_instance_id", None)
+    if instance_id is None:
+        return
+    original = coordinator._send_req
+
+    async def beat() -> Any:
+        response = await original(
+            _StaticHeartbeat(
+                coordinator.group_id, coordinator.generation, coordinator.member_id, instance_id
+            )
+        )
+        if response.error_code == FencedInstanceIdError.errno:
+            error = FencedInstanceIdError(
+                f"another member of the group {coordinator.group_id!r} has the same "
+                f"group_instance_id={instance_id!r}: give each process its own"
+            )
+            fenced(error)
+            raise error  # a failed request for aiokafka, after which it does not join again
+        return response
+
+    async def send(request: Any) -> Any:
+        try:
+            if isinstance(request, HeartbeatRequest):
+                return await beat()
+            response = await original(request)
+            if isinstance(request, OffsetCommitRequest) and _member_unknown(response):
+                await beat()
+        except NotImplementedError:  # a broker before Kafka 2.3
+            return await original(request)
+        return response
+
+    coordinator._send_req = send
+
+
+def _member_unknown(response: Any) -> bool:
+    """Return whether the coordinator refused a commit because it does not know the member."""
+    return any(
+        code == UnknownMemberIdError.errno
+        for _, partitions in response.topics
+        for _, code in partitions
+    )
 
 
 def has_coordinator(instance: ConsumerDriver) -> bool:

@@ -30,6 +30,9 @@ class ConsumerSettings:
     Args:
         commit_interval: Seconds between two background commits; None never commits: use it when a
             transaction commits the offsets (`transaction().send_offsets`).
+        commit_records: Records received since the last background commit after which the next one
+            is made, one at a time, so that a process that is killed redelivers few records also at
+            a high rate; None commits at intervals only. Without an interval it has no effect.
         commit_timeout: Longest time for one commit, in seconds.
         drain_timeout: Seconds that records in hand get to be handled when their partition is
             revoked or the consumer is closed; then the handlers of `run` are cancelled. Together
@@ -50,6 +53,7 @@ class ConsumerSettings:
     """
 
     commit_interval: float | None = 1.0
+    commit_records: int | None = 1000
     commit_timeout: float = 3.0
     drain_timeout: float = 5.0
     close_timeout: float = 10.0
@@ -60,6 +64,8 @@ class ConsumerSettings:
     def __post_init__(self) -> None:
         if self.commit_interval is not None:
             check_seconds("commit_interval", self.commit_interval)
+        if self.commit_records is not None:
+            check_count("commit_records", self.commit_records)
         check_seconds("commit_timeout", self.commit_timeout)
         check_number("drain_timeout", self.drain_timeout)
         check_seconds("close_timeout", self.close_timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -315,6 +316,10 @@ class ConsumerRuntime:
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
+        internals.on_fenced(
+            instance,
+            functools.partial(self.supervisor.driver_failed, instance, replace=False),
+        )
         self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
 
     def _attached(self, instance: ConsumerDriver) -> None:

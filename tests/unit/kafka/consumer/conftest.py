@@ -170,6 +170,7 @@ class World:
         self.supervisor = SimpleNamespace(
             generation=0,
             permanent_error=None,
+            halted=False,
             driver_failed=lambda instance, error: self.broken.append(error),
         )
         self.assignment = Assignment(self.counters)
