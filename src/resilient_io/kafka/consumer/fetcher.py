@@ -234,7 +234,7 @@ class Fetcher:
         for partition in sorted(partitions):
             assigned = AssignedPartition(partition, instance, None, None, committed_known=True)
             self._assignment.add(assigned)
-            self._positions.begin(assigned, GroupOffsets({}, {}, {}))
+            self._positions.begin(assigned, GroupOffsets({}, {}))
         self.wake()
 
     def _take_buffered(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
@@ -264,17 +264,30 @@ class Fetcher:
             internals.raise_coordination_error(instance)
             internals.note_poll(instance)
             return []
-        if self._careful:
-            arrived = await self._request_each(instance, wanted, most)
-        else:
-            arrived = await self._request_from(instance, wanted, most)
-        found = []
-        for partition, driver_records in arrived.items():
-            assigned = self._assignment.get(partition)
-            if assigned is not None and driver_records:
-                records = self._deserializer.adopt(driver_records, assigned.progress)
-                found.append((assigned, self._deserialize(assigned, records)))
-        return [(assigned, records) for assigned, records in found if records]
+        while True:
+            if self._careful:
+                arrived = await self._request_each(instance, wanted, most)
+            else:
+                arrived = await self._request_from(instance, wanted, most)
+            found = []
+            for partition, driver_records in arrived.items():
+                assigned = self._assignment.get(partition)
+                if assigned is not None and driver_records:
+                    records = self._adopt(assigned, driver_records)
+                    found.append((assigned, self._deserialize(assigned, records)))
+            found = [(assigned, records) for assigned, records in found if records]
+            if found or not arrived:
+                return found
+            # All were handled before. More may be available, and no event would report them.
+            await asyncio.sleep(0)
+
+    def _adopt(self, assigned: AssignedPartition, driver_records: list[Any]) -> list[Record]:
+        records = self._deserializer.adopt(driver_records, assigned.progress)
+        if assigned.handled:
+            unhandled = assigned.without_handled(records)
+            self._counters.already_handled += len(records) - len(unhandled)
+            return unhandled
+        return records
 
     async def _request_each(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
-from aiokafka.structs import OffsetAndMetadata
 
 from ..driver import DriverClosed
 from ..errors import classify_error, describe_driver_error
 from . import internals
 from .assignment import AssignedPartition
-from .positions import offset_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
 
     from resilient_io.health import Dependency
 
@@ -72,9 +71,9 @@ class Committer:
         due: dict[TopicPartition, OffsetAndMetadata] = {}
         committing = []
         for each in partitions:
-            offset = each.offset_to_commit if each.assigned else None
-            if offset is not None:
-                due[each.partition] = OffsetAndMetadata(offset, offset_metadata(each.topic_id))
+            committable = each.due if each.assigned else None
+            if committable is not None:
+                due[each.partition] = committable
                 committing.append(each)
         if not committing or committing[0].member is None:
             return True
@@ -87,7 +86,8 @@ class Committer:
         self._refused = False
         self._counters.commits += 1
         for each in committing:
-            each.committed, each.committed_known = due[each.partition].offset, True
+            each.committed, each.committed_metadata = due[each.partition]
+            each.committed_known = True
         return True
 
     def _note_failure(self, error: Exception) -> None:
@@ -195,11 +195,12 @@ class Rebalancer:
         assigned = internals.partitions_of(instance)
         for partition in sorted(partitions):
             if partition in assigned:
+                found = None if group is None else group.offsets.get(partition)
                 added = AssignedPartition(
                     partition,
                     instance,
                     member,
-                    None if group is None else group.offsets.get(partition),
+                    None if found is None else found.offset,
                     committed_known=group is not None,
                 )
                 self.assignment.add(added)

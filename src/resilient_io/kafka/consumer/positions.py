@@ -23,12 +23,14 @@ from resilient_io.tasks import log_task_death, wake
 
 from ..topic_ids import request_topic_ids
 from . import internals
+from .commit_metadata import CommitMetadata, decode_metadata, merge_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
     from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
 
     from resilient_io.health import Dependency
 
@@ -46,9 +48,6 @@ Strategy = Literal["earliest", "latest", "none"]
 
 _BACKOFF = 0.1
 _BACKOFF_CAP = 2.0
-
-_METADATA_KEY = "resilient-io topic="
-"""Committed offsets carry the ID of the topic in their metadata, after this text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,24 +98,11 @@ class KafkaRecordsLost(KafkaError):
         self.lost = lost
 
 
-def offset_metadata(topic_id: str | None) -> str:
-    """Return the metadata to commit with an offset of this topic."""
-    return "" if topic_id is None else f"{_METADATA_KEY}{topic_id}"
-
-
-def topic_id_in(metadata: str | None) -> str | None:
-    """Return the topic ID in the metadata of a committed offset; None if there is none."""
-    if metadata is None or not metadata.startswith(_METADATA_KEY):
-        return None
-    return metadata.removeprefix(_METADATA_KEY)
-
-
 @dataclass(frozen=True, slots=True)
 class GroupOffsets:
     """What the group has committed, and the topics as they are now."""
 
-    offsets: dict[TopicPartition, int]
-    committed_ids: dict[TopicPartition, str | None]  # the topic IDs committed with the offsets
+    offsets: dict[TopicPartition, OffsetAndMetadata]
     topic_ids: dict[str, str]  # empty if the broker does not know topic IDs
 
 
@@ -173,11 +159,7 @@ class Positions:
             queried += [each for each in internals.subscribed(instance) if each not in known]
         offsets = await internals.committed_offsets(instance, queried)
         topics = sorted({partition.topic for partition in partitions})
-        return GroupOffsets(
-            {partition: committed.offset for partition, committed in offsets.items()},
-            {partition: topic_id_in(each.metadata) for partition, each in offsets.items()},
-            await request_topic_ids(instance, topics),
-        )
+        return GroupOffsets(offsets, await request_topic_ids(instance, topics))
 
     def begin(self, assigned: AssignedPartition, group: GroupOffsets | None) -> None:
         """Set the position of a partition that was just assigned, unless it is committed.
@@ -190,18 +172,24 @@ class Positions:
             self._assignment.resume(assigned, before)
             return
         assigned.topic_id = group.topic_ids.get(assigned.partition.topic)
-        if self._recreated(assigned, group, before):
+        metadata = CommitMetadata()
+        if (found := group.offsets.get(assigned.partition)) is not None:
+            metadata = decode_metadata(found.metadata, found.offset)
+            assigned.committed_metadata = found.metadata
+        if self._recreated(assigned, metadata.topic_id, before):
             position = assigned.committed if before is None else before.offset
             self._run(assigned, functools.partial(self._restart, assigned, position))
-        elif not self._assignment.resume(assigned, before) and assigned.committed is None:
+            return
+        if not self._assignment.resume(assigned, before) and assigned.committed is None:
             self._apply_strategy(assigned, group)
+        assigned.handled = merge_ranges(assigned.handled, metadata.handled)
 
     def _recreated(
-        self, assigned: AssignedPartition, group: GroupOffsets, before: ResumePosition | None
+        self, assigned: AssignedPartition, committed_id: str | None, before: ResumePosition | None
     ) -> bool:
         """Return whether the topic is another one than that of the known offsets."""
         current = assigned.topic_id
-        earlier = [group.committed_ids.get(assigned.partition)]
+        earlier = [committed_id]
         if before is not None:
             earlier.append(before.topic_id)
         if current is not None and any(each not in (None, current) for each in earlier):
