@@ -122,6 +122,7 @@ class _OwnOptions(TypedDict, total=False):
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    reopen: bool
 
 
 class PoolOptions(_OwnOptions, total=False):
