@@ -534,10 +534,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-close-stops",
         "closing",
         "redis/runtime.py",
-        """        await asyncio.wait([closing])
-        closing.result()
+        """            await asyncio.wait([closing])
+            closing.result()
 """,
-        "        await closing\n",
+        "            await closing\n",
         "Cancelling `aclose()` leaves connections and tasks open, and it cannot be called again.",
     ),
     PlantedBug(

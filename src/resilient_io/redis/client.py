@@ -673,10 +673,10 @@ class ResilientRedis(driver.Redis):
         close_all = close_connection_pool
         if close_all is None:
             close_all = self.auto_close_connection_pool
-        if not (close_all or self.single_connection_client):
-            self._leave()
+        close_all = close_all or self.single_connection_client
+        self._leave(kept=not close_all)
+        if not close_all:
             return
-        self._leave()
         pool = functools.partial(super().aclose, close_connection_pool)
         await self._runtime.aclose(also=pool)
 
@@ -690,10 +690,10 @@ class ResilientRedis(driver.Redis):
             self._counted = True
             self._runtime.users += 1
 
-    def _leave(self) -> None:
+    def _leave(self, *, kept: bool) -> None:
         if self._counted:
             self._counted = False
-            self._runtime.leave()
+            self._runtime.leave(kept=kept)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         """Close in the background if the last client of its connections is collected unclosed."""
@@ -701,8 +701,9 @@ class ResilientRedis(driver.Redis):
         if not self.__dict__.get("_counted") or self._origin is not None or not self._traceable:
             return
         runtime, owned = self._runtime, self.auto_close_connection_pool
-        self._leave()
-        if runtime.users or not runtime.running or not (owned or runtime.bound):
+        kept = not (owned or runtime.bound)
+        self._leave(kept=kept)
+        if kept or runtime.users or not runtime.running:
             return
         _warn(
             f"unclosed client {self!r}: use `async with`, or await aclose()",

@@ -685,13 +685,18 @@ class Multiplexer:
         self._waiting.close(Undeliverable(CLOSED))
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls without a reply end as closed. Idempotent."""
+    def abort(self) -> list[MultiplexedConnection]:
+        """Close every connection without waiting for its end. Return them. Idempotent."""
         self.close()
         connections = [*self.connections, *self._retiring]
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        return connections
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        connections = self.abort()
         await self._path.aclose()
         await self._reconnector.aclose()
         if connections:

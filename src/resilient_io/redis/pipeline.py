@@ -539,7 +539,8 @@ class ResilientPipeline(Pipeline):
                 return []
             if self.scripts:
                 await self._load_scripts()
-            await self._client.ensure_open("PIPELINE")
+            transaction = self.is_transaction or self.explicit_transaction
+            await self._client.ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))

@@ -90,6 +90,11 @@ class ExclusivePool:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
 
+    @property
+    def recovering(self) -> bool:
+        """Whether popped elements are being put back."""
+        return bool(self._recoveries)
+
     async def acquire(self) -> AbstractConnection:
         """Return a connection that is connected, clean and used by no one else.
 

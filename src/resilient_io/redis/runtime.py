@@ -87,6 +87,7 @@ class Runtime:
         self.users = 0
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
+        self._use_check: asyncio.TimerHandle | None = None
         self._build()
         notify_on_fork(self.note_fork)
 
@@ -214,6 +215,9 @@ class Runtime:
         return self._closing
 
     async def _close(self) -> None:
+        if self._use_check is not None:
+            self._use_check.cancel()
+            self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
         await self.pool.finish_recoveries()
@@ -235,13 +239,14 @@ class Runtime:
 
     # -- clients that come and go ------------------------------------------------------------
 
-    def leave(self) -> None:
-        """Note that a client is closed or collected. The last one starts a timer.
+    def leave(self, *, kept: bool) -> None:
+        """Note that a client is closed or collected.
 
-        May be called wherever a client is collected: within any other call, and in any thread.
+        If the connections are `kept` after the last one, a timer closes them. May be called
+        wherever a client is collected: within any other call, and in any thread.
         """
         self.users -= 1
-        if not self.users and self.running:
+        if kept and not self.users and self.running:
             self._unused_since = self.multiplexer.time()
             if not self._checks_use:
                 self._checks_use = True
@@ -253,6 +258,10 @@ class Runtime:
         def close() -> None:
             if self.running and not self.users:
                 self._begin_close(also)
+                if not (self.pool.recovering or self.locks.releasing):
+                    # Now, because the loop may end before the task runs.
+                    self.multiplexer.abort()
+                    self.pool.drop_all()
 
         self._call_soon(close)
 
@@ -270,7 +279,7 @@ class Runtime:
             self._begin_close(_nothing_else)
         else:
             self._checks_use = True
-            asyncio.get_running_loop().call_at(due, self._close_if_unused)
+            self._use_check = asyncio.get_running_loop().call_at(due, self._close_if_unused)
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
         loop = self._binding.loop if self._binding is not None else None
