@@ -453,6 +453,9 @@ class BoundState:
         return f", and with it the state set by {', '.join(lost)}: start again"
 
 
+_LONGEST_HOLD = 0.5  # seconds for which calls wait at most for an earlier one on another connection
+
+
 class Multiplexer:
     """Assigns each call to a connection, or keeps it until there is one."""
 
@@ -493,6 +496,9 @@ class Multiplexer:
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
+        self._holds = 0
+        self._held = False  # whether calls wait for an earlier one on another connection
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
@@ -526,7 +532,7 @@ class Multiplexer:
     def submit(self, request: PendingRequest) -> None:
         """Send a request on the current connection, or let it wait for one."""
         connection = self.current
-        if connection is not None:
+        if connection is not None and not (self._held and request.movable):
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -566,6 +572,36 @@ class Multiplexer:
             if held:
                 self._lose_state()
             self._choose()
+
+    def hold(self) -> bool:
+        """Let later calls wait while an earlier one opens its exclusive connection.
+
+        So they do not overtake it. Return whether `release` must be called, in any case and after
+        it was written. Calls wait for at most half a second.
+        """
+        loop = self.loop
+        if loop is None or self.unsupported or self._closing:
+            return False
+        self._holds += 1
+        if self._holds == 1:
+            self._held = True
+            self._hold_timer = loop.call_later(_LONGEST_HOLD, self._end_hold)
+            self._choose()
+        return True
+
+    def release(self) -> None:
+        """End one `hold`. Calls continue after the last one."""
+        self._holds -= 1
+        if not self._holds:
+            self._end_hold()
+
+    def _end_hold(self) -> None:
+        # After a timeout there is no other hold before all current ones have ended.
+        self._held = False
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        self._choose()
 
     def fence(self, lost: Fenceable) -> None:
         """Send nothing until the server can apply nothing more of an exclusive connection."""
@@ -635,7 +671,8 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available and not self._reconnector.fencing
+        free = not (self._reconnector.fencing or self._held)
+        return bool(self.connections) and self.health.available and free
 
     @property
     def obstacle(self) -> str:
@@ -644,6 +681,8 @@ class Multiplexer:
             return "room among the calls in flight"
         if self._reconnector.fencing and self.health.available:
             return "a lost connection to be fenced"
+        if self._held:
+            return "an earlier call, which opens an exclusive connection"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
@@ -689,6 +728,7 @@ class Multiplexer:
         """Close every connection without waiting for its end. Return them. Idempotent."""
         self.close()
         connections = [*self.connections, *self._retiring]
+        self._end_hold()
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
@@ -817,12 +857,12 @@ class Multiplexer:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
-        while self._waiting and not self._stale:
+        while self._waiting and not self._stale and not self._held:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self.bound:
+        if not self.health.refusing and not self.bound and not self._held:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

@@ -84,6 +84,7 @@ class ExclusivePool:
         self._timeouts: list[asyncio.Timeout] = []
         self.closed = False  # whether the client was closed
         self._emptied = False
+        self._failing = False  # whether the latest connect attempt failed
 
     @property
     def open(self) -> int:
@@ -259,19 +260,27 @@ class ExclusivePool:
 
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
-        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+        loop = asyncio.get_running_loop()
+        if loop.time() - used <= _TRUSTED_IDLE:
             return True
+        held = self._multiplexer.hold()
         try:
             await query_over(connection, _PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
             return False
+        finally:
+            if held:
+                loop.call_soon(self._multiplexer.release)
         return True
 
     async def _connect(self) -> AbstractConnection:
+        # Later calls must not overtake the one for which the connection is opened.
+        loop = asyncio.get_running_loop()
+        held = not self._failing and self._multiplexer.hold()
         # In its own task: the application's connect function may not handle cancellation.
-        task = asyncio.get_running_loop().create_task(
+        task = loop.create_task(
             self._open(),
             name="resilient-io redis exclusive connect",
             context=context_without_deadline(),
@@ -283,8 +292,12 @@ class ExclusivePool:
             await asyncio.wait([task])
             waited = True
         finally:
+            if held:
+                # The caller writes before it lets the loop run.
+                loop.call_soon(self._multiplexer.release)
             if not waited:
                 task.add_done_callback(self._keep_orphan)
+        self._failing = task.cancelled() or task.exception() is not None
         if task.cancelled():
             raise exceptions.ConnectionError(CLOSED.detail)
         return task.result()
