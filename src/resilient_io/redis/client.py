@@ -9,7 +9,7 @@ import random
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -25,7 +25,7 @@ from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
 from .attempt import Command, MultiplexedCall
-from .commands import SPECS, Route, lookup
+from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, secrets_in
 from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
@@ -43,6 +43,7 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .runtime import Runtime
+from .session import SETTINGS, check_client_name
 from .sharing import PoolRuntimes
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .commands import CommandSpec
     from .instrumentation import Tracing
     from .options import PoolOptions, RedisOptions, UrlOptions
 
@@ -197,6 +199,10 @@ class ResilientRedis(driver.Redis):
         self._packer = runtime.packer
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._tokens = runtime.tokens
+        if not runtime.bound:
+            # The connections have longer names, which are unique.
+            session = runtime.session
+            self.response_callbacks["CLIENT GETNAME"] = lambda _: session.client_name
         self._hot = runtime.packer.direct  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)
@@ -347,6 +353,8 @@ class ResilientRedis(driver.Redis):
         spec = SPECS.get(args[0]) or lookup(args)
         runtime.scripts.note(spec.name, args)
         executor.check_available(spec.name, self._policy)
+        if spec.name in SETTINGS and not runtime.bound:
+            return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         if runtime.bound:
@@ -360,6 +368,30 @@ class ResilientRedis(driver.Redis):
         else:
             call = self._multiplexed_call(command, self._packer.pack(spec.words, args))
         return await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+
+    async def _apply_setting(
+        self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Send a command that changes its connection on every connection."""
+        runtime = self._runtime
+        words = (*spec.words, *args[1:])
+        operands = words[2:]
+        shared = replace(spec, route=Route.MULTIPLEXED, effect=Effect.IDEMPOTENT)
+        if spec.name == "CLIENT SETNAME":
+            check_client_name(operands)
+            # A connection keeps a name that is unique, so it is asked whether it has one.
+            shared, args = SPECS["CLIENT GETNAME"], ("CLIENT GETNAME",)
+        call = self._multiplexed_call(
+            Command(shared, args, options), self._packer.pack(shared.words, args)
+        )
+        started = runtime.multiplexer.time()
+        reply = await runtime.executor.run(call, self._policy, started=started)
+        if spec.name == "CLIENT SETNAME":
+            reply = True
+        command = runtime.session.take(spec.name, operands)
+        runtime.pool.renew()
+        await runtime.multiplexer.apply(command)
+        return reply
 
     async def _execute_uninstrumented(self, *args: Any, **options: Any) -> Any:
         """Send a command that no tracer sees, on the hot path if possible."""

@@ -225,6 +225,14 @@ async def identify(query: Query, name: str, *, protocol: int) -> int | None:
     return int(facts.get(b"id") or facts["id"])
 
 
+def identity(name: str) -> str:
+    """Return the part of a connection's name that no other connection has.
+
+    What comes before it may change while the connection is open (CLIENT SETNAME).
+    """
+    return name.rpartition(":")[2]
+
+
 class Fenceable(Protocol):
     """A connection, multiplexed or exclusive, whose client on the server can be ended."""
 
@@ -241,11 +249,13 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered", "version")
 
-    def __init__(self, name: str, client_id: int | None) -> None:
+    def __init__(self, name: str, client_id: int | None, version: int = 0) -> None:
         self.name = name
         self.client_id = client_id
+        self.version = version
+        """The version of the session settings that it has."""
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
@@ -269,7 +279,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     try:
         listed = await query("CLIENT", "LIST", "ID", client_id)
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
-        if f" name={name} " in text:
+        if f":{identity(name)} " in text:
             await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
         if refusal(error) is not None:

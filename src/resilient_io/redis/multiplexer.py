@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .connect import Fenceable, Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
+    from .session import SessionSettings
 
 _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
@@ -91,7 +92,8 @@ class Reconnector:
         policy: RetryPolicy,
         health: Dependency,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
@@ -99,7 +101,8 @@ class Reconnector:
         self._policy = policy
         self._health = health
         self._rng = rng
-        self._names = names
+        self._token = token
+        self._session = session
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
@@ -159,7 +162,7 @@ class Reconnector:
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
         self._opened += 1
-        return f"{self._names}-{self._opened}"
+        return f"{self._session.prefix}:{self._token}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -207,7 +210,10 @@ class Reconnector:
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
                 client_id = await identify(query, name, protocol=connection.protocol)
-                await self._settle_fences(query)
+                version = -1
+                while version != self._session.version:
+                    version = await self._session.apply(query, name)
+                    await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
             if multiplexed is None:
@@ -468,7 +474,8 @@ class Multiplexer:
         settings: ConnectionSettings,
         reports: Reporter,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         bound: bool = False,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
@@ -476,6 +483,8 @@ class Multiplexer:
         self.health = health
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
+        self.session = session
+        """What callers have set for all connections."""
         self.bound = bound
         """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
@@ -486,7 +495,8 @@ class Multiplexer:
             policy=policy,
             health=health,
             rng=rng,
-            names=names,
+            token=token,
+            session=session,
             unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
@@ -572,6 +582,20 @@ class Multiplexer:
             if held:
                 self._lose_state()
             self._choose()
+
+    async def apply(self, words: tuple[object, ...]) -> None:
+        """Send a command on each open connection. Raise the first error reply."""
+        asked = [
+            connection.ask(
+                b"".join(connection.connection.pack_command(
+                    *self.session.words_for(words, connection.name)
+                ))
+            )
+            for connection in self.connections
+        ]
+        errors = [reply for future in asked if isinstance(reply := await future, RedisError)]
+        if errors:
+            raise errors[0]
 
     def hold(self) -> bool:
         """Let later calls wait while an earlier one opens its exclusive connection.

@@ -166,6 +166,12 @@ class ExclusivePool:
             self._discard(connection)
         self._idle.clear()
 
+    def renew(self) -> None:
+        """Close the idle connections: the next ones have the changed settings."""
+        for connection in self._idle:
+            self._discard(connection)
+        self._idle.clear()
+
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
         self.closed = True
@@ -313,12 +319,14 @@ class ExclusivePool:
         )
         keep_alive(connection)
         known = None
+        session = self._multiplexer.session
         try:
-            name, client_id = self._multiplexer.next_name(), None
+            name, client_id, version = self._multiplexer.next_name(), None, session.version
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
                 client_id = await identify(query, name, protocol=connection.protocol)
-            self._known[connection] = known = ExclusiveConnection(name, client_id)
+                version = await session.apply(query, name)
+            self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
                 abort(connection)
@@ -329,7 +337,10 @@ class ExclusivePool:
             self._keep(task.result())
 
     def _keep(self, connection: AbstractConnection) -> None:
-        if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
+        known = self._known.get(connection)
+        outdated = known is not None and known.version != self._multiplexer.session.version
+        full = len(self._idle) >= _KEPT_IDLE
+        if self._emptied or full or outdated or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle[connection] = asyncio.get_running_loop().time()

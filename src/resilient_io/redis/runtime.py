@@ -20,6 +20,7 @@ from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
+from .session import SessionSettings
 
 if TYPE_CHECKING:
     import random
@@ -77,6 +78,7 @@ class Runtime:
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
         self.tokens = tokens
+        self.session = SessionSettings(target.client_name)
         self._rng = rng
         self._binding: LoopBinding | None = None
         self._attachment: Attachment | None = None
@@ -93,7 +95,6 @@ class Runtime:
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
-        prefix = self.target.client_name or "resilient-io"
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self.policy,
@@ -101,7 +102,8 @@ class Runtime:
             reports=self._reports,
             settings=self._settings,
             rng=self._rng,
-            names=f"{prefix}:{self.tokens.getrandbits(64):016x}",
+            token=f"{self.tokens.getrandbits(64):016x}",
+            session=self.session,
             bound=self.bound,
             unfenced=unfenced,
         )
