@@ -139,7 +139,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "fence-misses-name",
         "fencing",
         "redis/connect.py",
-        'if f" name={name} " in text:',
+        'if f":{identity(name)} " in text:',
         'if text.endswith(f" name={name}"):',
         "A dead connection is never killed, so an old SET that is held in the network "
         "overwrites a newer one.",
@@ -225,9 +225,17 @@ BUGS: tuple[PlantedBug, ...] = (
         "one-waiting-call-sent",
         "ordering",
         "redis/multiplexer.py",
-        "while self._waiting and not self._stale:",
-        "if self._waiting and not self._stale:",
+        "while self._waiting and not self._stale and not self._held:",
+        "if self._waiting and not self._stale and not self._held:",
         "New calls overtake those that wait, which are sent one at a time or expire.",
+    ),
+    PlantedBug(
+        "blocking-call-overtaken",
+        "ordering",
+        "redis/pool.py",
+        "        held = not self._failing and self._multiplexer.hold()\n",
+        "        held = False\n",
+        "An XADD overtakes the XREAD that was made before it and opens a connection, which waits.",
     ),
     PlantedBug(
         "put-back-after-choosing",
@@ -659,15 +667,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-connect-leaks",
         "cancellation",
         "redis/pool.py",
-        """        waited = False
-        try:
-            await asyncio.wait([task])
-            waited = True
-        finally:
-            if not waited:
+        """            if not waited:
                 task.add_done_callback(self._keep_orphan)
 """,
-        "        await asyncio.wait([task])\n",
+        "",
         "A blocking call that is cancelled while it connects leaves an open connection.",
     ),
     # -- deadlines -------------------------------------------------------------------------

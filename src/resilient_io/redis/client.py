@@ -10,7 +10,7 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
 import redis.asyncio.client as driver_client
@@ -102,6 +102,17 @@ class RedisStats:
     latency_counts: tuple[tuple[float, int], ...]
 
 
+class _OwnOptions(NamedTuple):
+    """The options that are not redis-py's. Clients with the same may share their connections."""
+
+    policy: RetryPolicy | None
+    health: Dependency | None
+    connections: ConnectionSettings | None
+    name: str | None
+    rng: random.Random | None
+    interval: float  # of the health probe, or 0.0 for the default
+
+
 _NO_OPTIONS: dict[str, Any] = {}
 
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
@@ -177,21 +188,19 @@ class ResilientRedis(driver.Redis):
                 single_connection_client=single_connection_client,
                 **given,
             )
-        interval = interval or self.connection_pool.connection_kwargs.get("health_check_interval", 0)
+        interval = interval or self.connection_pool.connection_kwargs.get(
+            "health_check_interval", 0
+        )
         self._reopen = reopen
         self._seeded = rng
-        self._name = name
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
-        own = (policy, health, connections, name, rng, interval)
-        if single_connection_client:
-            runtime = None
-        else:
-            shared = PoolRuntimes.of(self.connection_pool)
-            runtime = shared.find(own)
+        own = _OwnOptions(policy, health, connections, name, rng, float(interval))
+        shared = None if single_connection_client else PoolRuntimes.of(self.connection_pool)
+        runtime = shared.find(own) if shared is not None else None
         if runtime is None:
             settings = given | retries if connection_pool is None else None
-            runtime = self._make_runtime(policy, health, connections, rng, settings, interval)
-            if not single_connection_client:
+            runtime = self._make_runtime(own, settings)
+            if shared is not None:
                 shared.add(own, runtime)
         self._runtime = runtime
         self._count()
@@ -201,24 +210,18 @@ class ResilientRedis(driver.Redis):
         self._tokens = runtime.tokens
         if not runtime.bound:
             # The connections have longer names, which are unique.
-            session = runtime.session
-            self.response_callbacks["CLIENT GETNAME"] = lambda _: session.client_name
+            getname: Any = runtime.session.read_getname
+            self.set_response_callback("CLIENT GETNAME", getname)
         self._hot = runtime.packer.direct  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)
         if is_patched():
             self._instrument()
 
-    def _make_runtime(
-        self,
-        policy: RetryPolicy | None,
-        health: Dependency | None,
-        connections: ConnectionSettings | None,
-        rng: random.Random | None,
-        settings: Mapping[str, Any] | None,
-        interval: float,
-    ) -> Runtime:
-        pool, name = self.connection_pool, self._name
+    def _make_runtime(self, own: _OwnOptions, settings: Mapping[str, Any] | None) -> Runtime:
+        """Return a new runtime. `settings` are those from which its policy is made."""
+        policy, health, connections, name, rng, interval = own
+        pool = self.connection_pool
         target = RedisTarget(pool)
         if policy is None:
             policy = policy_from_options(pool.connection_kwargs if settings is None else settings)
@@ -229,7 +232,7 @@ class ResilientRedis(driver.Redis):
         if health is None:
             health = ClientDependency(
                 name if name is not None else f"redis {target.name}",
-                settings=HealthSettings(interval=float(interval)) if interval else None,
+                settings=HealthSettings(interval=interval) if interval else None,
                 rng=jitter,
             )
         return Runtime(
@@ -263,7 +266,7 @@ class ResilientRedis(driver.Redis):
             ConfigurationError: The URL or an option is invalid.
         """
         given: dict[str, Any] = {**options}
-        ours = {key: given.pop(key) for key in _OWN_OPTIONS if key in given}
+        ours = {key: given.pop(key) for key in _OPTIONS_OF_FROM_URL if key in given}
         check_conflicts(given, ours.get("policy"))
         pool = pool_from_url(url, given)
         client = cls(
@@ -347,7 +350,7 @@ class ResilientRedis(driver.Redis):
             return await trace_command(
                 "execute_command", self, self._tracing, send, args=args, options=options
             )
-        await self.ensure_open(args[0])
+        await self._ensure_open(args[0])
         runtime = self._runtime
         executor = runtime.executor
         spec = SPECS.get(args[0]) or lookup(args)
@@ -400,11 +403,11 @@ class ResilientRedis(driver.Redis):
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
             twin._hot = self._packer.direct and not self._deliberate
-        if (self._origin or self)._closed:
-            await self.ensure_open(args[0])
+        if self._is_closed:
+            await self._ensure_open(args[0])
         return await ResilientRedis.execute_command(twin, *args, **options)
 
-    async def ensure_open(self, operation: object) -> None:
+    async def _ensure_open(self, operation: object) -> None:
         """Open the client before a call, also after `aclose()`, unless that is not permitted.
 
         Raises:
@@ -419,6 +422,10 @@ class ResilientRedis(driver.Redis):
         if origin._closed:
             origin._mark_open()
         runtime.start()
+
+    @property
+    def _is_closed(self) -> bool:
+        return (self._origin or self)._closed or self._runtime.executor.closed
 
     @property
     def _closed_for_good(self) -> bool:
@@ -727,7 +734,7 @@ class ResilientRedis(driver.Redis):
             self._counted = False
             self._runtime.leave(kept=kept)
 
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+    def __del__(self, _warnings: Any = warnings, *_: Any) -> None:
         """Close in the background if the last client of its connections is collected unclosed."""
         # Without the attribute, the constructor has failed; a view has its own reference to it.
         if not self.__dict__.get("_counted") or self._origin is not None or not self._traceable:
@@ -737,7 +744,7 @@ class ResilientRedis(driver.Redis):
         self._leave(kept=kept)
         if kept or runtime.users or not runtime.running:
             return
-        _warn(
+        _warnings.warn(
             f"unclosed client {self!r}: use `async with`, or await aclose()",
             ResourceWarning,
             stacklevel=1,
@@ -757,7 +764,7 @@ class ResilientRedis(driver.Redis):
         return f"<{type(self).__name__} {self._runtime.target.name} {self.health.state.value}>"
 
 
-_OWN_OPTIONS = ("policy", "health", "connections", "name", "rng", "reopen")
+_OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 

@@ -238,7 +238,8 @@ class ResilientLock(Lock):
 
     async def _attempt(self, token: bytes) -> int:
         client: Any = self.redis
-        await client.ensure_open("lock")
+        if client._is_closed:
+            await client._ensure_open("lock")
         locks, attempt = self._locks, (self._key, token)
         locks.attempts[attempt] = None
         settled = False

@@ -587,9 +587,11 @@ class Multiplexer:
         """Send a command on each open connection. Raise the first error reply."""
         asked = [
             connection.ask(
-                b"".join(connection.connection.pack_command(
-                    *self.session.words_for(words, connection.name)
-                ))
+                b"".join(
+                    connection.connection.pack_command(
+                        *self.session.words_for(words, connection.name)
+                    )
+                )
             )
             for connection in self.connections
         ]

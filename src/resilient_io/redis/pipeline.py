@@ -540,7 +540,7 @@ class ResilientPipeline(Pipeline):
             if self.scripts:
                 await self._load_scripts()
             transaction = self.is_transaction or self.explicit_transaction
-            await self._client.ensure_open("MULTI" if transaction else "PIPELINE")
+            await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
@@ -566,7 +566,7 @@ class ResilientPipeline(Pipeline):
         return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
-        await self._client.ensure_open(args[0])
+        await self._client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:

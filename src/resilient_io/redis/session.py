@@ -43,6 +43,10 @@ class SessionSettings:
         """The beginning of the name of each connection."""
         return self.client_name or _DEFAULT_NAME
 
+    def read_getname(self, _reply: object, **_options: object) -> str | None:
+        """Return the name as the caller set it, instead of the reply to CLIENT GETNAME."""
+        return self.client_name or None
+
     def take(self, name: str, operands: Sequence[Any]) -> tuple[object, ...]:
         """Record a command that the server has accepted. Return its words; use `words_for`."""
         self.version += 1
@@ -83,10 +87,10 @@ def check_client_name(operands: Sequence[Any]) -> None:
     if len(operands) != 1:
         raise ResponseError("wrong number of arguments for 'client|setname' command")
     if not all("!" <= character <= "~" for character in _text(operands[0])):
-        raise ResponseError(
-            "Client names cannot contain spaces, newlines or special characters."
-        )
+        raise ResponseError("Client names cannot contain spaces, newlines or special characters.")
 
 
 def _text(value: Any) -> str:
-    return bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+    return (
+        bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+    )

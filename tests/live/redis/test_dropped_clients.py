@@ -41,14 +41,16 @@ async def make(clients, **options):
     await use(client)
 
 
+async def count(server):
+    """Return the number of connections of a server."""
+    return (await server.query("CLIENT", "LIST")).count(b"\n")
+
+
 async def until_nothing_is_left(clients, server, before, tasks):
     await collect()
     assert [client() for client in clients if client() is not None] == []
     async with asyncio.timeout(5):
-        while (
-            len(asyncio.all_tasks()) > tasks
-            or (await server.query("CLIENT", "LIST")).count(b"\n") > before
-        ):
+        while len(asyncio.all_tasks()) > tasks or await count(server) > before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -62,8 +64,8 @@ def warned(caught):
 
 @pytest.mark.parametrize("how", ["alone", "shared health", "view", "bound"])
 async def test_dropped_clients_leave_no_connection_and_no_task(redis_server, how):
-    before, tasks = (await redis_server.query("CLIENT", "LIST")).count(b"\n"), len(asyncio.all_tasks())
-    clients, count = [], 20
+    before, tasks = await count(redis_server), len(asyncio.all_tasks())
+    clients, number = [], 20
     health = Dependency("shared") if how == "shared health" else None
 
     async def one():
@@ -80,10 +82,10 @@ async def test_dropped_clients_leave_no_connection_and_no_task(redis_server, how
             assert await view.get("dropped") == b"1"
 
     with warnings.catch_warnings(record=True) as caught:
-        for _ in range(count):
+        for _ in range(number):
             await one()
         await collect()
-        assert warned(caught) == count
+        assert warned(caught) == number
     await until_nothing_is_left(clients, redis_server, before, tasks)
 
 
@@ -152,7 +154,7 @@ async def test_clients_on_a_pool_leave_nothing_when_they_are_no_longer_used(
     redis_server, monkeypatch
 ):
     monkeypatch.setattr(runtime_module, "_KEPT_UNUSED", 0.1)
-    before, tasks = (await redis_server.query("CLIENT", "LIST")).count(b"\n"), len(asyncio.all_tasks())
+    before, tasks = await count(redis_server), len(asyncio.all_tasks())
     clients = []
     with warnings.catch_warnings(record=True) as caught:
         pool = driver.ConnectionPool(port=redis_server.port)

@@ -21,7 +21,9 @@ async def missed(client, stream):
     return not await reading
 
 
-@pytest.mark.parametrize("opened", ["fresh", "shared connections open", "exclusive connection idle"])
+@pytest.mark.parametrize(
+    "opened", ["fresh", "shared connections open", "exclusive connection idle"]
+)
 async def test_an_ordinary_call_does_not_overtake_an_earlier_blocking_one(
     shared_redis, until_complete, opened
 ):

@@ -279,7 +279,7 @@ _SERVER = (
         NON_IDEMPOTENT,
         "CLIENT|SETINFO CLIENT|NO-EVICT CLIENT|NO-TOUCH",
         route=BOUND,
-        advice="Send it outside of a pipeline, for all connections of the client.",
+        advice="Send it outside of a `pipeline()`, for all connections of the client.",
     ),
     Row(
         NON_IDEMPOTENT,
