@@ -405,7 +405,7 @@ class ResilientRedis(driver.Redis):
             twin._hot = self._packer.direct and not self._deliberate
         if self._is_closed:
             await self._ensure_open(args[0])
-        return await ResilientRedis.execute_command(twin, *args, **options)
+        return await _execute_command(twin, *args, **options)
 
     async def _ensure_open(self, operation: object) -> None:
         """Open the client before a call, also after `aclose()`, unless that is not permitted.
@@ -763,6 +763,9 @@ class ResilientRedis(driver.Redis):
         """Return the address and the state, without secrets."""
         return f"<{type(self).__name__} {self._runtime.target.name} {self.health.state.value}>"
 
+
+_execute_command = ResilientRedis.execute_command
+"""The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
 _OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")

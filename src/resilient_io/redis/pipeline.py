@@ -472,8 +472,7 @@ class ResilientPipeline(Pipeline):
                 return await self._execute(raise_on_error)
 
         try:
-            method = vars(driver.Pipeline)["execute"]
-            replies: list[Any] = await through(method, self, make, (raise_on_error,), {})
+            replies: list[Any] = await through("execute", self, make, (raise_on_error,), {})
             return replies
         finally:
             await self.reset()
