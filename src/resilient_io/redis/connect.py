@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
+from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -408,6 +409,12 @@ class RedisTarget:
         self.speaks_plainly = plain
         return plain
 
+    @property
+    def _connects_to_host(self) -> bool:
+        """Whether redis-py itself opens the connections, over TCP. A fake's host is no name."""
+        # redis-py 8.1 `Connection._connect`: `SSLConnection` and Sentinel's classes inherit it.
+        return self._class._connect is Connection._connect
+
     async def resolve(self) -> None:
         """Look up the host name, with at most one lookup in flight.
 
@@ -415,7 +422,7 @@ class RedisTarget:
         the wait leaves the lookup running for the next caller.
         """
         host = self._settings.get("host")
-        if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):
+        if not isinstance(host, str) or _is_address(host) or not self._connects_to_host:
             return
         lookup = self._lookup
         if lookup is None or lookup.done():
