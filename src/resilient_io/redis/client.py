@@ -39,6 +39,7 @@ from .options import (
     explain_options,
     policy_from_options,
     pool_from_url,
+    probe_interval,
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
@@ -194,7 +195,7 @@ class ResilientRedis(driver.Redis):
         self._reopen = reopen
         self._seeded = rng
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
-        own = _OwnOptions(policy, health, connections, name, rng, float(interval))
+        own = _OwnOptions(policy, health, connections, name, rng, probe_interval(interval))
         shared = None if single_connection_client else PoolRuntimes.of(self.connection_pool)
         runtime = shared.find(own) if shared is not None else None
         if runtime is None:

@@ -7,7 +7,6 @@ import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -42,6 +41,7 @@ from .scripts import load_over
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    import redis.asyncio.client as driver
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
