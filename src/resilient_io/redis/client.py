@@ -44,7 +44,7 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .runtime import Runtime
-from .session import SETTINGS, check_client_name
+from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
 
 if TYPE_CHECKING:
@@ -209,10 +209,8 @@ class ResilientRedis(driver.Redis):
         self._packer = runtime.packer
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._tokens = runtime.tokens
-        if not runtime.bound:
-            # The connections have longer names, which are unique.
-            getname: Any = runtime.session.read_getname
-            self.set_response_callback("CLIENT GETNAME", getname)
+        table: Any = self.response_callbacks
+        table["CLIENT GETNAME"] = read_client_name
         self._hot = runtime.packer.direct  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)

@@ -6,6 +6,7 @@ and go. So the client sends them on each open connection and on each new one.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
@@ -23,6 +24,7 @@ SETTINGS = ("CLIENT SETNAME", "CLIENT SETINFO", "CLIENT NO-EVICT", "CLIENT NO-TO
 
 _SETNAME, _SETINFO, *_ = SETTINGS
 _DEFAULT_NAME = "resilient-io"
+_OURS = re.compile(r"(.*):[0-9a-f]{16}-[0-9]+")  # as `Reconnector.next_name` makes them
 
 
 class SessionSettings:
@@ -42,10 +44,6 @@ class SessionSettings:
     def prefix(self) -> str:
         """The beginning of the name of each connection."""
         return self.client_name or _DEFAULT_NAME
-
-    def read_getname(self, _reply: object, **_options: object) -> str | None:
-        """Return the name as the caller set it, instead of the reply to CLIENT GETNAME."""
-        return self.client_name or None
 
     def take(self, name: str, operands: Sequence[Any]) -> tuple[object, ...]:
         """Record a command that the server has accepted. Return its words; use `words_for`."""
@@ -80,6 +78,17 @@ class SessionSettings:
                     if refusal(error) is not None:
                         raise  # BUSY, for example: connect again later
         return version
+
+
+def read_client_name(reply: Any, **_: object) -> str | None:
+    """Return the part of a reply to CLIENT GETNAME that a caller has set, as redis-py does."""
+    if reply is None:
+        return None
+    name = _text(reply)
+    ours = _OURS.fullmatch(name)
+    if ours is None:
+        return name
+    return None if ours[1] == _DEFAULT_NAME else ours[1]
 
 
 def check_client_name(operands: Sequence[Any]) -> None:

@@ -76,7 +76,7 @@ async def test_a_view_with_an_invalid_policy(client):
             {"hots": "h"},
             r"unknown option 'hots' \(did you mean 'host'\?\); see redis\.asyncio\.Redis",
         ),
-        ({"health_check_interval": -3}, r"interval"),
+        ({"health_check_interval": "often"}, r"interval"),
         ({"socket_timeout": -3}, r"socket_timeout|response_timeout"),
         ({"protocol": 7}, r"protocol|3"),
     ],
