@@ -411,7 +411,7 @@ class RedisTarget:
 
     @property
     def _connects_to_host(self) -> bool:
-        """Whether redis-py itself opens the connections, over TCP. A fake's host is no name."""
+        """Whether redis-py itself opens the connections, over TCP. A fake has no real host."""
         # redis-py 8.1 `Connection._connect`: `SSLConnection` and Sentinel's classes inherit it.
         return self._class._connect is Connection._connect
 

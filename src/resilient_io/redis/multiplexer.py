@@ -600,7 +600,7 @@ class Multiplexer:
             raise errors[0]
 
     def hold(self) -> bool:
-        """Let later calls wait while an earlier one opens its exclusive connection.
+        """Make later calls wait while an earlier one opens its exclusive connection.
 
         So they do not overtake it. Return whether `release` must be called, in any case and after
         it was written. Calls wait for at most half a second.

@@ -31,7 +31,7 @@ class SessionSettings:
     """The settings of all connections of one client, in the order in which they were made.
 
     A name that a caller sets is the beginning of each connection's name. The rest is unique, so
-    that a dead connection can be told from its successor.
+    that a dead connection can be distinguished from its successor.
     """
 
     def __init__(self, client_name: str | None) -> None:
