@@ -208,7 +208,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "put-back-reversed",
         "ordering",
-        "redis/multiplexer.py",
+        "redis/waiting.py",
         "for entry, data in reversed(unsent):",
         "for entry, data in unsent:",
         "Calls that a lost connection had not written are sent in the opposite order.",
@@ -216,7 +216,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "waiting-calls-last-first",
         "ordering",
-        "redis/multiplexer.py",
+        "redis/waiting.py",
         "request = self._requests.popleft()",
         "request = self._requests.pop()",
         "Calls that waited for a connection are sent in the opposite order.",
@@ -225,17 +225,9 @@ BUGS: tuple[PlantedBug, ...] = (
         "one-waiting-call-sent",
         "ordering",
         "redis/multiplexer.py",
-        "while self._waiting and not self._stale and not self._held:",
-        "if self._waiting and not self._stale and not self._held:",
+        "while self._waiting and not self._stale and not self._waiting.blocked:",
+        "if self._waiting and not self._stale and not self._waiting.blocked:",
         "New calls overtake those that wait, which are sent one at a time or expire.",
-    ),
-    PlantedBug(
-        "blocking-call-overtaken",
-        "ordering",
-        "redis/pool.py",
-        "        held = not self._failing and self._multiplexer.hold()\n",
-        "        held = False\n",
-        "An XADD overtakes the XREAD that was made before it and opens a connection, which waits.",
     ),
     PlantedBug(
         "put-back-after-choosing",
@@ -496,7 +488,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "waiting-calls-not-failed",
         "closing",
-        "redis/multiplexer.py",
+        "redis/waiting.py",
         """        self._closed = reason
         self.fail_all(reason)
 """,
@@ -617,7 +609,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "cancelled-waiting-call-sent",
         "cancellation",
-        "redis/multiplexer.py",
+        "redis/waiting.py",
         """        if request.sendable():
             connection.send_request(request)
 """,
@@ -771,7 +763,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "batch-put-back-repeatedly",
         "pipelines",
-        "redis/multiplexer.py",
+        "redis/waiting.py",
         """            elif data:
                 request = entry
             else:

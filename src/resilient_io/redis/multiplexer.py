@@ -32,7 +32,6 @@ from resilient_io.tasks import describe_task_end, log_task_death
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
-    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -40,6 +39,7 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .waiting import Barrier, WaitingRequests
 
 if TYPE_CHECKING:
     import random
@@ -274,84 +274,6 @@ class Reconnector:
                 self._died = f"the task of {name} ended: {how}"
 
 
-class WaitingRequests:
-    """The queue of requests that wait for a connection. Each waiting caller has one entry."""
-
-    def __init__(self) -> None:
-        self._requests: deque[PendingRequest] = deque()
-        self._abandoned = 0
-        self._closed: Exception | None = None
-
-    def __len__(self) -> int:
-        """Return the number of entries, including abandoned ones."""
-        return len(self._requests)
-
-    @property
-    def waiting(self) -> int:
-        """The number of waiting callers."""
-        return sum(not request.done() for request in self._requests)
-
-    def append(self, request: PendingRequest) -> None:
-        """Add a new call at the end."""
-        if self._closed is None:
-            self._requests.append(request)
-        else:
-            request.interrupt(self._closed)
-
-    def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Put calls that a connection did not write at the front, in their order.
-
-        Plain futures become requests, because their callers now wait longer than usual.
-        """
-        for entry, data in reversed(unsent):
-            if self._closed is not None:
-                _interrupt(entry, self._closed)
-                continue
-            if not isinstance(entry, PendingRequest):
-                request = PendingRequest(data)
-                entry.set_result(Promoted(request))
-            elif not entry.movable and entry.connection is not None:
-                entry.interrupt(LeftBehind(entry.connection))
-                continue
-            elif data:
-                request = entry
-            else:
-                continue  # another command of a request that its first entry moves
-            request.assign(None)
-            self._requests.appendleft(request)
-
-    def note_abandoned(self) -> None:
-        """Count an abandoned entry. Entries are removed when half of them are abandoned."""
-        self._abandoned += 1
-        if self._abandoned * 2 > len(self._requests):
-            self._requests = deque(request for request in self._requests if not request.done())
-            self._abandoned = 0
-
-    def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller or its time is gone."""
-        request = self._requests.popleft()
-        if request.sendable():
-            connection.send_request(request)
-
-    def fail_all(self, reason: Exception) -> None:
-        """End all waits with `reason`."""
-        waiting, self._requests, self._abandoned = self._requests, deque(), 0
-        for request in waiting:
-            request.interrupt(reason)
-
-    def close(self, reason: Exception) -> None:
-        """End all waits with `reason`, also those of calls that are added later."""
-        self._closed = reason
-        self.fail_all(reason)
-
-
-def _interrupt(entry: Entry, reason: Exception) -> None:
-    if isinstance(entry, PendingRequest):
-        entry.interrupt(reason)
-    elif not entry.done():
-        entry.set_result(reason)
-
-
 _CONFIRMATION = 0.5
 """Longest time, in seconds, to wait for health to confirm that connecting fails permanently."""
 
@@ -459,9 +381,6 @@ class BoundState:
         return f", and with it the state set by {', '.join(lost)}: start again"
 
 
-_LONGEST_HOLD = 0.5  # seconds for which calls wait at most for an earlier one on another connection
-
-
 class Multiplexer:
     """Assigns each call to a connection, or keeps it until there is one."""
 
@@ -506,9 +425,6 @@ class Multiplexer:
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self._choosing = self._stale = False
-        self._holds = 0
-        self._held = False  # whether calls wait for an earlier one on another connection
-        self._hold_timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
@@ -542,7 +458,7 @@ class Multiplexer:
     def submit(self, request: PendingRequest) -> None:
         """Send a request on the current connection, or let it wait for one."""
         connection = self.current
-        if connection is not None and not (self._held and request.movable):
+        if connection is not None and not (self._waiting and request.movable):
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -599,35 +515,17 @@ class Multiplexer:
         if errors:
             raise errors[0]
 
-    def hold(self) -> bool:
-        """Make later calls wait while an earlier one opens its exclusive connection.
+    def hold(self) -> Barrier | None:
+        """Make later calls wait while a call opens its exclusive connection.
 
-        So they do not overtake it. Return whether `release` must be called, in any case and after
-        it was written. Calls wait for at most half a second.
+        Return its place among the waiting calls, which must be released in any case.
         """
-        loop = self.loop
-        if loop is None or self.unsupported or self._closing:
-            return False
-        self._holds += 1
-        if self._holds == 1:
-            self._held = True
-            self._hold_timer = loop.call_later(_LONGEST_HOLD, self._end_hold)
-            self._choose()
-        return True
-
-    def release(self) -> None:
-        """End one `hold`. Calls continue after the last one."""
-        self._holds -= 1
-        if not self._holds:
-            self._end_hold()
-
-    def _end_hold(self) -> None:
-        # After a timeout there is no other hold before all current ones have ended.
-        self._held = False
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
+        if self.loop is None or self.unsupported or self._closing:
+            return None
+        barrier = Barrier(self._choose)
+        self._waiting.add_barrier(barrier)
         self._choose()
+        return barrier
 
     def fence(self, lost: Fenceable) -> None:
         """Send nothing until the server can apply nothing more of an exclusive connection."""
@@ -697,7 +595,7 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        free = not (self._reconnector.fencing or self._held)
+        free = not (self._reconnector.fencing or self._waiting.blocked)
         return bool(self.connections) and self.health.available and free
 
     @property
@@ -707,7 +605,7 @@ class Multiplexer:
             return "room among the calls in flight"
         if self._reconnector.fencing and self.health.available:
             return "a lost connection to be fenced"
-        if self._held:
+        if self._waiting.blocked:
             return "an earlier call, which opens an exclusive connection"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
@@ -754,7 +652,6 @@ class Multiplexer:
         """Close every connection without waiting for its end. Return them. Idempotent."""
         self.close()
         connections = [*self.connections, *self._retiring]
-        self._end_hold()
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
@@ -883,12 +780,14 @@ class Multiplexer:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
-        while self._waiting and not self._stale and not self._held:
+        while self._waiting and not self._stale and not self._waiting.blocked:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self.bound and not self._held:
+        if self._waiting:
+            self._waiting.reach_barriers()
+        elif not self.health.refusing and not self.bound:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

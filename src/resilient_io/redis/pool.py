@@ -269,22 +269,25 @@ class ExclusivePool:
         loop = asyncio.get_running_loop()
         if loop.time() - used <= _TRUSTED_IDLE:
             return True
-        held = self._multiplexer.hold()
+        barrier = self._multiplexer.hold()
         try:
             await query_over(connection, _PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
             return False
+        else:
+            if barrier is not None:
+                await asyncio.wait([barrier.reached])
         finally:
-            if held:
-                loop.call_soon(self._multiplexer.release)
+            if barrier is not None:
+                loop.call_soon(barrier.release)
         return True
 
     async def _connect(self) -> AbstractConnection:
         # Later calls must not overtake the one for which the connection is opened.
         loop = asyncio.get_running_loop()
-        held = not self._failing and self._multiplexer.hold()
+        barrier = None if self._failing else self._multiplexer.hold()
         # In its own task: the application's connect function may not handle cancellation.
         task = loop.create_task(
             self._open(),
@@ -296,11 +299,13 @@ class ExclusivePool:
         waited = False
         try:
             await asyncio.wait([task])
+            if barrier is not None and not task.cancelled() and task.exception() is None:
+                await asyncio.wait([barrier.reached])
             waited = True
         finally:
-            if held:
+            if barrier is not None:
                 # The caller writes before it lets the loop run.
-                loop.call_soon(self._multiplexer.release)
+                loop.call_soon(barrier.release)
             if not waited:
                 task.add_done_callback(self._keep_orphan)
         self._failing = task.cancelled() or task.exception() is not None
