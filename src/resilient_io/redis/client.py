@@ -673,8 +673,8 @@ class ResilientRedis(driver.Redis):
         Raises:
             RuntimeError: The client is in use in another event loop, or the process was forked.
         """
-        (self._origin or self)._mark_open()
         await self._runtime.reopen()
+        (self._origin or self)._mark_open()
         self._runtime.start()
         if is_patched():
             self._instrument()

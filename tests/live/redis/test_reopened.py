@@ -94,6 +94,18 @@ async def test_a_second_close_counts_more_than_the_calls_that_wait_for_the_first
     assert client.stats().connections == 0
 
 
+async def test_a_cancelled_start_does_not_open_a_client_that_is_being_closed(shared_redis):
+    client = ResilientRedis(port=shared_redis.port, reopen=False)
+    await client.ping()
+    closing = asyncio.create_task(client.aclose())
+    opening = asyncio.create_task(client.initialize())
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([closing, opening])
+    with pytest.raises(RedisClosed):
+        await client.ping()
+
+
 async def test_a_client_that_shares_its_health_is_reopened(shared_redis):
     owner = ResilientRedis(port=shared_redis.port)
     other = ResilientRedis(port=shared_redis.port, health=owner.health)
