@@ -129,6 +129,7 @@ class World:
             connections=ConnectionSettings(**setup.connections),
             single_connection_client=setup.single,
             rng=rng,
+            reopen=False,  # the checks expect that nothing happens after a close
             **options,
         )
         if other is None:

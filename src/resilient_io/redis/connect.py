@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
+from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -225,6 +226,14 @@ async def identify(query: Query, name: str, *, protocol: int) -> int | None:
     return int(facts.get(b"id") or facts["id"])
 
 
+def identity(name: str) -> str:
+    """Return the part of a connection's name that no other connection has.
+
+    What comes before it may change while the connection is open (CLIENT SETNAME).
+    """
+    return name.rpartition(":")[2]
+
+
 class Fenceable(Protocol):
     """A connection, multiplexed or exclusive, whose client on the server can be ended."""
 
@@ -241,11 +250,13 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered", "version")
 
-    def __init__(self, name: str, client_id: int | None) -> None:
+    def __init__(self, name: str, client_id: int | None, version: int = 0) -> None:
         self.name = name
         self.client_id = client_id
+        self.version = version
+        """The version of the session settings that it has."""
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
@@ -269,7 +280,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     try:
         listed = await query("CLIENT", "LIST", "ID", client_id)
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
-        if f" name={name} " in text:
+        if f":{identity(name)} " in text:
             await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
         if refusal(error) is not None:
@@ -398,6 +409,12 @@ class RedisTarget:
         self.speaks_plainly = plain
         return plain
 
+    @property
+    def _connects_to_host(self) -> bool:
+        """Whether redis-py itself opens the connections, over TCP. A fake has no real host."""
+        # redis-py 8.1 `Connection._connect`: `SSLConnection` and Sentinel's classes inherit it.
+        return self._class._connect is Connection._connect
+
     async def resolve(self) -> None:
         """Look up the host name, with at most one lookup in flight.
 
@@ -405,7 +422,7 @@ class RedisTarget:
         the wait leaves the lookup running for the next caller.
         """
         host = self._settings.get("host")
-        if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):
+        if not isinstance(host, str) or _is_address(host) or not self._connects_to_host:
             return
         lookup = self._lookup
         if lookup is None or lookup.done():

@@ -365,10 +365,9 @@ class Executor:
 
     # -- calls that are not attempted ------------------------------------------------------
 
-    def check_open(self, operation: object) -> None:
-        """Raise if the client was closed."""
-        if self.closed:
-            raise self._error(RedisClosed, "the client is closed", str(operation))
+    def closed_error(self, operation: object) -> ResilientIOError:
+        """Return the error of a call on a client that is closed for good."""
+        return self._error(RedisClosed, "the client is closed", str(operation))
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

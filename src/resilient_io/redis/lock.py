@@ -237,6 +237,9 @@ class ResilientLock(Lock):
         )
 
     async def _attempt(self, token: bytes) -> int:
+        client: Any = self.redis
+        if client._is_closed:
+            await client._ensure_open("lock")
         locks, attempt = self._locks, (self._key, token)
         locks.attempts[attempt] = None
         settled = False
@@ -253,8 +256,9 @@ class ResilientLock(Lock):
             if not settled:
                 locks.release_later(*attempt)
         if acquired:
-            client: Any = self.redis
-            client._runtime.executor.check_open("lock")  # a closing client releases the lock
+            executor = client._runtime.executor
+            if executor.closed:  # a closing client releases the lock
+                raise executor.closed_error("lock")
         return acquired
 
     async def do_acquire(self, token: str | bytes) -> int:  # type: ignore[override]

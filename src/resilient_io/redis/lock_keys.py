@@ -211,6 +211,11 @@ class LockKeys:
         """The key and token of each attempt to acquire a lock that has no result yet."""
         self._closed = self._ended = False
 
+    @property
+    def releasing(self) -> bool:
+        """Whether locks are being released in the background."""
+        return bool(self._releases)
+
     # -- waiting and holding ---------------------------------------------------------------
 
     def wait_for(self, name: bytes, sleep: float) -> Waiter:

@@ -32,7 +32,6 @@ from resilient_io.tasks import describe_task_end, log_task_death
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
-    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -40,6 +39,7 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .waiting import Barrier, WaitingRequests
 
 if TYPE_CHECKING:
     import random
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .connect import Fenceable, Query, RedisTarget
     from .connection import Entry
     from .options import ConnectionSettings
+    from .session import SessionSettings
 
 _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
@@ -91,7 +92,8 @@ class Reconnector:
         policy: RetryPolicy,
         health: Dependency,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
@@ -99,7 +101,8 @@ class Reconnector:
         self._policy = policy
         self._health = health
         self._rng = rng
-        self._names = names
+        self._token = token
+        self._session = session
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
@@ -159,7 +162,7 @@ class Reconnector:
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
         self._opened += 1
-        return f"{self._names}-{self._opened}"
+        return f"{self._session.prefix}:{self._token}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -207,7 +210,10 @@ class Reconnector:
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
                 client_id = await identify(query, name, protocol=connection.protocol)
-                await self._settle_fences(query)
+                version = -1
+                while version != self._session.version:
+                    version = await self._session.apply(query, name)
+                    await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
             if multiplexed is None:
@@ -266,84 +272,6 @@ class Reconnector:
             how = describe_task_end(task)
             if how is not None:
                 self._died = f"the task of {name} ended: {how}"
-
-
-class WaitingRequests:
-    """The queue of requests that wait for a connection. Each waiting caller has one entry."""
-
-    def __init__(self) -> None:
-        self._requests: deque[PendingRequest] = deque()
-        self._abandoned = 0
-        self._closed: Exception | None = None
-
-    def __len__(self) -> int:
-        """Return the number of entries, including abandoned ones."""
-        return len(self._requests)
-
-    @property
-    def waiting(self) -> int:
-        """The number of waiting callers."""
-        return sum(not request.done() for request in self._requests)
-
-    def append(self, request: PendingRequest) -> None:
-        """Add a new call at the end."""
-        if self._closed is None:
-            self._requests.append(request)
-        else:
-            request.interrupt(self._closed)
-
-    def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Put calls that a connection did not write at the front, in their order.
-
-        Plain futures become requests, because their callers now wait longer than usual.
-        """
-        for entry, data in reversed(unsent):
-            if self._closed is not None:
-                _interrupt(entry, self._closed)
-                continue
-            if not isinstance(entry, PendingRequest):
-                request = PendingRequest(data)
-                entry.set_result(Promoted(request))
-            elif not entry.movable and entry.connection is not None:
-                entry.interrupt(LeftBehind(entry.connection))
-                continue
-            elif data:
-                request = entry
-            else:
-                continue  # another command of a request that its first entry moves
-            request.assign(None)
-            self._requests.appendleft(request)
-
-    def note_abandoned(self) -> None:
-        """Count an abandoned entry. Entries are removed when half of them are abandoned."""
-        self._abandoned += 1
-        if self._abandoned * 2 > len(self._requests):
-            self._requests = deque(request for request in self._requests if not request.done())
-            self._abandoned = 0
-
-    def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller or its time is gone."""
-        request = self._requests.popleft()
-        if request.sendable():
-            connection.send_request(request)
-
-    def fail_all(self, reason: Exception) -> None:
-        """End all waits with `reason`."""
-        waiting, self._requests, self._abandoned = self._requests, deque(), 0
-        for request in waiting:
-            request.interrupt(reason)
-
-    def close(self, reason: Exception) -> None:
-        """End all waits with `reason`, also those of calls that are added later."""
-        self._closed = reason
-        self.fail_all(reason)
-
-
-def _interrupt(entry: Entry, reason: Exception) -> None:
-    if isinstance(entry, PendingRequest):
-        entry.interrupt(reason)
-    elif not entry.done():
-        entry.set_result(reason)
 
 
 _CONFIRMATION = 0.5
@@ -465,7 +393,8 @@ class Multiplexer:
         settings: ConnectionSettings,
         reports: Reporter,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         bound: bool = False,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
@@ -473,6 +402,8 @@ class Multiplexer:
         self.health = health
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
+        self.session = session
+        """What callers have set for all connections."""
         self.bound = bound
         """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
@@ -483,7 +414,8 @@ class Multiplexer:
             policy=policy,
             health=health,
             rng=rng,
-            names=names,
+            token=token,
+            session=session,
             unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
@@ -526,7 +458,7 @@ class Multiplexer:
     def submit(self, request: PendingRequest) -> None:
         """Send a request on the current connection, or let it wait for one."""
         connection = self.current
-        if connection is not None:
+        if connection is not None and not (self._waiting and request.movable):
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -566,6 +498,34 @@ class Multiplexer:
             if held:
                 self._lose_state()
             self._choose()
+
+    async def apply(self, words: tuple[object, ...]) -> None:
+        """Send a command on each open connection. Raise the first error reply."""
+        asked = [
+            connection.ask(
+                b"".join(
+                    connection.connection.pack_command(
+                        *self.session.words_for(words, connection.name)
+                    )
+                )
+            )
+            for connection in self.connections
+        ]
+        errors = [reply for future in asked if isinstance(reply := await future, RedisError)]
+        if errors:
+            raise errors[0]
+
+    def hold(self) -> Barrier | None:
+        """Make later calls wait while a call opens its exclusive connection.
+
+        Return its place among the waiting calls, which must be released in any case.
+        """
+        if self.loop is None or self.unsupported or self._closing:
+            return None
+        barrier = Barrier(self._choose)
+        self._waiting.add_barrier(barrier)
+        self._choose()
+        return barrier
 
     def fence(self, lost: Fenceable) -> None:
         """Send nothing until the server can apply nothing more of an exclusive connection."""
@@ -635,7 +595,8 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available and not self._reconnector.fencing
+        free = not (self._reconnector.fencing or self._waiting.blocked)
+        return bool(self.connections) and self.health.available and free
 
     @property
     def obstacle(self) -> str:
@@ -644,6 +605,8 @@ class Multiplexer:
             return "room among the calls in flight"
         if self._reconnector.fencing and self.health.available:
             return "a lost connection to be fenced"
+        if self._waiting.blocked:
+            return "an earlier call, which opens an exclusive connection"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
@@ -685,13 +648,18 @@ class Multiplexer:
         self._waiting.close(Undeliverable(CLOSED))
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls without a reply end as closed. Idempotent."""
+    def abort(self) -> list[MultiplexedConnection]:
+        """Close every connection without waiting for its end. Return them. Idempotent."""
         self.close()
         connections = [*self.connections, *self._retiring]
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        return connections
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        connections = self.abort()
         await self._path.aclose()
         await self._reconnector.aclose()
         if connections:
@@ -812,12 +780,14 @@ class Multiplexer:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
-        while self._waiting and not self._stale:
+        while self._waiting and not self._stale and not self._waiting.blocked:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self.bound:
+        if self._waiting:
+            self._waiting.reach_barriers()
+        elif not self.health.refusing and not self.bound:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

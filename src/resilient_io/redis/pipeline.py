@@ -7,7 +7,6 @@ import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -42,6 +41,7 @@ from .scripts import load_over
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    import redis.asyncio.client as driver
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
@@ -401,7 +401,7 @@ class ResilientPipeline(Pipeline):
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
         )
-        self._client = client
+        self._client: Any = client
         self._runtime = runtime
         self._packer = packer
         self._policy = policy
@@ -472,8 +472,7 @@ class ResilientPipeline(Pipeline):
                 return await self._execute(raise_on_error)
 
         try:
-            method = vars(driver.Pipeline)["execute"]
-            replies: list[Any] = await through(method, self, make, (raise_on_error,), {})
+            replies: list[Any] = await through("execute", self, make, (raise_on_error,), {})
             return replies
         finally:
             await self.reset()
@@ -539,7 +538,8 @@ class ResilientPipeline(Pipeline):
                 return []
             if self.scripts:
                 await self._load_scripts()
-            self._start()
+            transaction = self.is_transaction or self.explicit_transaction
+            await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
@@ -565,7 +565,7 @@ class ResilientPipeline(Pipeline):
         return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
-        self._start()
+        await self._client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -583,14 +583,8 @@ class ResilientPipeline(Pipeline):
         self._runtime.scripts.note(spec.name, args)
         return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
 
-    def _start(self) -> None:
-        """Start the runtime before a call is created: in a new loop its connections are new."""
-        if not self._runtime.executor.closed:
-            self._runtime.start()
-
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        executor.check_open(call.operation)
         executor.check_state(call.operation)
         executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()

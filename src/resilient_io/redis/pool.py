@@ -84,11 +84,17 @@ class ExclusivePool:
         self._timeouts: list[asyncio.Timeout] = []
         self.closed = False  # whether the client was closed
         self._emptied = False
+        self._failing = False  # whether the latest connect attempt failed
 
     @property
     def open(self) -> int:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
+
+    @property
+    def recovering(self) -> bool:
+        """Whether popped elements are being put back."""
+        return bool(self._recoveries)
 
     async def acquire(self) -> AbstractConnection:
         """Return a connection that is connected, clean and used by no one else.
@@ -157,6 +163,12 @@ class ExclusivePool:
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so no call should wait on one."""
         for connection in [*self._idle, *self._acquired]:
+            self._discard(connection)
+        self._idle.clear()
+
+    def renew(self) -> None:
+        """Close the idle connections: the next ones have the changed settings."""
+        for connection in self._idle:
             self._discard(connection)
         self._idle.clear()
 
@@ -254,19 +266,30 @@ class ExclusivePool:
 
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
-        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+        loop = asyncio.get_running_loop()
+        if loop.time() - used <= _TRUSTED_IDLE:
             return True
+        barrier = self._multiplexer.hold()
         try:
             await query_over(connection, _PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
             return False
+        else:
+            if barrier is not None:
+                await asyncio.wait([barrier.reached])
+        finally:
+            if barrier is not None:
+                loop.call_soon(barrier.release)
         return True
 
     async def _connect(self) -> AbstractConnection:
+        # Later calls must not overtake the one for which the connection is opened.
+        loop = asyncio.get_running_loop()
+        barrier = None if self._failing else self._multiplexer.hold()
         # In its own task: the application's connect function may not handle cancellation.
-        task = asyncio.get_running_loop().create_task(
+        task = loop.create_task(
             self._open(),
             name="resilient-io redis exclusive connect",
             context=context_without_deadline(),
@@ -276,10 +299,16 @@ class ExclusivePool:
         waited = False
         try:
             await asyncio.wait([task])
+            if barrier is not None and not task.cancelled() and task.exception() is None:
+                await asyncio.wait([barrier.reached])
             waited = True
         finally:
+            if barrier is not None:
+                # The caller writes before it lets the loop run.
+                loop.call_soon(barrier.release)
             if not waited:
                 task.add_done_callback(self._keep_orphan)
+        self._failing = task.cancelled() or task.exception() is not None
         if task.cancelled():
             raise exceptions.ConnectionError(CLOSED.detail)
         return task.result()
@@ -295,12 +324,14 @@ class ExclusivePool:
         )
         keep_alive(connection)
         known = None
+        session = self._multiplexer.session
         try:
-            name, client_id = self._multiplexer.next_name(), None
+            name, client_id, version = self._multiplexer.next_name(), None, session.version
             if is_multiplexable(connection):
                 query = query_over(connection, policy.connect_timeout)
                 client_id = await identify(query, name, protocol=connection.protocol)
-            self._known[connection] = known = ExclusiveConnection(name, client_id)
+                version = await session.apply(query, name)
+            self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
                 abort(connection)
@@ -311,7 +342,10 @@ class ExclusivePool:
             self._keep(task.result())
 
     def _keep(self, connection: AbstractConnection) -> None:
-        if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
+        known = self._known.get(connection)
+        outdated = known is not None and known.version != self._multiplexer.session.version
+        full = len(self._idle) >= _KEPT_IDLE
+        if self._emptied or full or outdated or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle[connection] = asyncio.get_running_loop().time()
