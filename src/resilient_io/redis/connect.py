@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import math
 import socket
 import ssl
@@ -12,7 +11,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.driver_info import resolve_driver_info
@@ -20,16 +25,29 @@ from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
-from resilient_io.health import LoopLag
+from resilient_io.health import Cause, LoopLag
 from resilient_io.text import clean_text, format_address
 
+from .addresses import ConfiguredAddress, Places, Race
 from .errors import ConnectionFailure, connection_failure, refusal
+from .sentinel import SentinelAddress
+from .tls import (
+    PLAIN_PORT,
+    PORT_CHECK_TIMEOUT,
+    TLS_PORT,
+    answers_tls,
+    answers_without_tls,
+    load_files,
+    raise_alert,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+    from .addresses import AddressSource, Place
 
     Query = Callable[..., Awaitable[Any]]
 
@@ -106,9 +124,6 @@ class StallTolerantTimeout:
             self._timeout.reschedule(loop.time())
 
 
-_PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
-
-
 async def connect(
     target: RedisTarget,
     *,
@@ -119,33 +134,62 @@ async def connect(
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
 
-    `began` is called with the connection before it is opened.
+    `began` is called with each connection before it is opened: there are several if the name of the
+    server has several addresses, and the first does not answer.
 
-    If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
-    from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
+    If a handshake fails because only one side speaks TLS, it takes another quarter of a second to
+    find that out. The text of an exception may contain secrets: use `RedisTarget.failure`.
     """
-    if target.speaks_plainly and await target.check_plain_port():
-        raise ssl.SSLError(1, _PLAIN_PORT)
+    await target.check_port()
     connection: AbstractConnection | None = None
     connected = False
+
+    def open_at(place: Place | None) -> Awaitable[AbstractConnection]:
+        return _open(target, place, client_name=client_name, began=began)
+
     try:
         async with StallTolerantTimeout(timeout):
-            await target.resolve()
-            connection = target.connection(client_name=client_name, connect_timeout=None)
-            if began is not None:
-                began(connection)
-            await _shake_hands(connection)
+            places = await target.places()
+            if places is None or len(places) == 1:
+                connection = await open_at(None if places is None else places[0])
+            else:
+                connection = await Race(
+                    open_at,
+                    discard=abort,
+                    avoid=target.avoid,
+                    final=lambda error: target.failure(error).permanent,
+                ).run(places)
         _set_user_timeout(connection, user_timeout)
         connected = True
-    except (driver.TimeoutError, TimeoutError):
-        if target.uses_tls and await target.check_plain_port():
-            raise ssl.SSLError(1, _PLAIN_PORT) from None
+    except (driver.RedisError, OSError) as error:
+        await target.explain(error)
         raise
     else:
         return connection
     finally:
         if connection is not None and not connected:
             abort(connection)
+
+
+async def _open(
+    target: RedisTarget,
+    place: Place | None,
+    *,
+    client_name: str | None,
+    began: Callable[[AbstractConnection], None] | None,
+) -> AbstractConnection:
+    connection = target.connection(client_name=client_name, connect_timeout=None, place=place)
+    if began is not None:
+        began(connection)
+    opened = False
+    try:
+        load_files(connection)
+        await _shake_hands(connection)
+        opened = True
+    finally:
+        if not opened:
+            abort(connection)
+    return connection
 
 
 async def _shake_hands(connection: AbstractConnection) -> None:
@@ -292,7 +336,7 @@ def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PLAIN_PORT_TIMEOUT = 0.25  # seconds to wait for a server's answer without TLS
+_PORT_CHECK_INTERVAL = 2.0  # seconds between two checks whether a port speaks TLS
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
@@ -308,7 +352,7 @@ _REMEMBERED = 8  # secrets that are remembered of a credential provider, which m
 class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
-    Sentinel pools work, too: every connect attempt asks for the address again.
+    Sentinel pools work, too: every connect attempt asks the Sentinels for the address again.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -340,9 +384,35 @@ class RedisTarget:
             # on Python 3.11; the user of the connection sets time limits.
             socket_timeout=None,
         )
-        self._lookup: asyncio.Task[object] | None = None
-        self.speaks_plainly = False
-        """Whether TLS is configured, but the server was seen to answer without TLS."""
+        self._places = self._find_places()
+        self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
+        self._checked = -math.inf  # loop time of the latest check after a reset
+
+    def _find_places(self) -> Places | None:
+        """Return where connections are opened; None if that is up to the connections."""
+        source: AddressSource
+        pool, settings = self._pool, self._settings
+        plain = _PLAIN_CLASSES.get(self._class)
+        if plain is not None and isinstance(pool, SentinelConnectionPool):
+            # Sentinels are asked here, all at the same time, and READONLY remains a reply.
+            self._class = plain
+            settings.pop("connection_pool", None)
+            manager = pool.sentinel_manager
+            source = SentinelAddress(
+                pool.service_name,
+                [_asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
+                replica=not pool.is_master,
+                least_others=manager.min_other_sentinels,
+                forced_host=manager._force_master_ip,
+            )
+        elif issubclass(self._class, Connection) and not settings.get("path"):
+            host, port = settings.get("host") or "localhost", settings.get("port") or 6379
+            if not isinstance(host, str):
+                return None
+            source = ConfiguredAddress(host, int(port))
+        else:
+            return None
+        return Places(source)
 
     @property
     def name(self) -> str:
@@ -383,63 +453,132 @@ class RedisTarget:
         """Return why connecting or talking to this server failed, without secrets."""
         return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
 
-    async def check_plain_port(self) -> bool:
-        """Return whether a server that ignored a TLS handshake answers without TLS.
+    async def check_port(self) -> None:
+        """Raise if only one side speaks TLS, as an earlier attempt has found out."""
+        if self._mismatch is not None:
+            await self._check_for(self._mismatch)
+
+    async def explain(self, error: BaseException) -> None:
+        """Raise an `ssl.SSLError` if connecting failed because of TLS, which `error` does not say.
 
         Redis treats the TLS greeting as the beginning of a command and waits for the rest, so a
-        plain port looks like a frozen server.
+        plain port looks like a frozen server. A TLS port closes a plain connection. A server that
+        requires the client's certificate says so, but a reset may hide that.
         """
-        host, port = self._settings.get("host"), self._settings.get("port")
-        plain = False
-        if isinstance(host, str):
-            with contextlib.suppress(OSError):
-                async with asyncio.timeout(_PLAIN_PORT_TIMEOUT):
-                    plain = await _answers_without_tls(host, int(port or 6379))
-        self.speaks_plainly = plain
-        return plain
-
-    async def resolve(self) -> None:
-        """Look up the host name, with at most one lookup in flight.
-
-        A hanging resolver then occupies one thread instead of one per connect attempt. Cancelling
-        the wait leaves the lookup running for the next caller.
-        """
-        host = self._settings.get("host")
-        if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):
+        cause = self.failure(error).cause
+        if cause is Cause.TIMED_OUT and self.uses_tls:
+            await self._check_for(PLAIN_PORT)
+        if cause is not Cause.RESET:
             return
-        lookup = self._lookup
-        if lookup is None or lookup.done():
-            loop = asyncio.get_running_loop()
-            port = int(self._settings.get("port") or 6379)
-            lookup = self._lookup = loop.create_task(
-                _look_up(loop, host, port), name="resilient-io redis name lookup"
-            )
-            # The caller may be gone before the lookup fails; asyncio would log that.
-            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([lookup])
-        if not lookup.cancelled() and (error := lookup.exception()) is not None:
-            raise error
+        now = asyncio.get_running_loop().time()
+        if now - self._checked < _PORT_CHECK_INTERVAL:
+            return  # a server that resets connections may also be starting
+        self._checked = now
+        if not self.uses_tls:
+            await self._check_for(TLS_PORT)
+        elif (place := await self._first_place()) is not None:
+            connection: Any = self.connection(client_name=None, connect_timeout=None, place=place)
+            load_files(connection)
+            await raise_alert(connection._connection_arguments())
+
+    async def _check_for(self, mismatch: str) -> None:
+        self._mismatch = None
+        check = answers_tls if mismatch == TLS_PORT else answers_without_tls
+        place = await self._first_place()
+        if place is not None and await check(place.address, place.port):
+            self._mismatch = mismatch
+            raise ssl.SSLError(1, mismatch)
+
+    async def _first_place(self) -> Place | None:
+        """Return the address that would be tried first, if it is found quickly."""
+        with contextlib.suppress(driver.RedisError, OSError):
+            async with asyncio.timeout(PORT_CHECK_TIMEOUT):
+                return next(iter(await self.places() or ()), None)
+        return None
+
+    async def places(self) -> Sequence[Place] | None:
+        """Return the addresses to try, in this order; None leaves that to the connection."""
+        return None if self._places is None else await self._places.find()
+
+    def avoid(self, place: Place) -> None:
+        """Try an address last from now on."""
+        if self._places is not None:
+            self._places.avoid(place.address, place.port)
+
+    def avoid_peer(self, peer: Any) -> None:
+        """Try the address of a connection, as its socket names it, last from now on."""
+        if self._places is not None and isinstance(peer, tuple):
+            self._places.avoid(peer[0], peer[1])
 
     async def aclose(self) -> None:
         """Cancel a lookup that is in flight."""
-        if self._lookup is not None and not self._lookup.done():
-            self._lookup.cancel()
-            await asyncio.wait([self._lookup])
+        if self._places is not None:
+            await self._places.aclose()
 
     def connection(
-        self, *, client_name: str | None, connect_timeout: float | None
+        self, *, client_name: str | None, connect_timeout: float | None, place: Place | None = None
     ) -> AbstractConnection:
         """Return a new connection object that is not connected yet.
 
         redis-py applies `connect_timeout` to its own connect attempts, None for no limit.
 
-        Every connect attempt needs a new one: redis-py 8.1 keeps the SSL context in the connection,
-        and asks Sentinel only in a connection that was never connected.
+        Every connect attempt needs a new one, because redis-py 8.1 keeps the SSL context in the
+        connection.
         """
-        return self._class(
-            **self._settings
-            | {"client_name": client_name, "socket_connect_timeout": connect_timeout}
-        )
+        options = {"client_name": client_name, "socket_connect_timeout": connect_timeout}
+        if place is None:
+            return self._class(**self._settings | options)
+        options |= {"host": place.host, "port": place.port}
+        connection: AbstractConnection = self._class(**self._settings | options)
+        if place.address != place.host:
+            # redis-py 8.1 passes them to `asyncio.open_connection`, which would look up the name
+            # again. TLS verifies the name.
+            own = connection._connection_arguments  # type: ignore[attr-defined]
+            name = {"server_hostname": place.host} if self.uses_tls else {}
+
+            def arguments() -> Mapping[str, Any]:
+                return {**own(), **name, "host": place.address}
+
+            connection._connection_arguments = arguments  # type: ignore[attr-defined]
+        return connection
+
+
+_PLAIN_CLASSES: dict[type, type[Connection]] = {
+    SentinelManagedConnection: Connection,
+    SentinelManagedSSLConnection: SSLConnection,
+}
+
+_SENTINEL_TIMEOUT = 0.5  # seconds that one Sentinel may take, from connecting to its last reply
+
+
+def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
+    """Return a function that sends commands on a new connection and returns their replies."""
+
+    async def ask(*commands: Sequence[str]) -> list[Any]:
+        connection: AbstractConnection | None = None
+        try:
+            async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
+                places = await target.places() or (None,)
+                connection = await _open(target, places[0], client_name=None, began=None)
+                for command in commands:
+                    await connection.send_command(*command)
+                replies: list[Any] = []
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response())
+                    except ResponseError as error:
+                        replies.append(error)
+        except (driver.RedisError, OSError) as error:
+            failure = target.failure(error)
+            where = clean_text(target.name.rpartition("/")[0])
+            raise driver.ConnectionError(f"{where}: {failure.detail}") from None
+        else:
+            return replies
+        finally:
+            if connection is not None:
+                abort(connection)
+
+    return ask
 
 
 class _RecordingProvider(CredentialProvider):
@@ -500,24 +639,3 @@ def _text(secret: object) -> str:
 
 def _is_token(username: object) -> bool:
     return len(_text(username)) >= _TOKEN_LENGTH
-
-
-async def _answers_without_tls(host: str, port: int) -> bool:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(b"PING\r\n")
-        return await reader.read(1) in (b"+", b"-")
-    finally:
-        writer.transport.abort()
-
-
-async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
-    await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

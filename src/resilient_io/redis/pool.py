@@ -36,6 +36,7 @@ from .connect import (
 )
 from .errors import CLOSED, ConnectionFailure, refusal
 from .scripts import load_over
+from .turns import ConnectTurn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -101,7 +102,7 @@ class ExclusivePool:
         try:
             if self._emptied:
                 raise exceptions.ConnectionError(CLOSED.detail)
-            connection = await self._clean_idle() or await self._connect()
+            connection = await self._clean_idle() or await self._connect_in_turn()
             self._acquired.append(connection)
             acquired = True
             return connection
@@ -263,6 +264,16 @@ class ExclusivePool:
         except (RedisError, OSError):
             return False
         return True
+
+    async def _connect_in_turn(self) -> AbstractConnection:
+        """Open a connection, or take one that became idle while this waited for its turn."""
+        while True:
+            async with ConnectTurn():
+                if self._emptied:
+                    raise exceptions.ConnectionError(CLOSED.detail)
+                if self._multiplexer.health.available:
+                    return await self._clean_idle() or await self._connect()
+            await self._multiplexer.health.until_up()
 
     async def _connect(self) -> AbstractConnection:
         # In its own task: the application's connect function may not handle cancellation.
