@@ -251,20 +251,37 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
     return query
 
 
-async def identify(query: Query, name: str, *, protocol: int) -> int | None:
+async def exchange(connection: AbstractConnection, *commands: Sequence[Any]) -> list[Any]:
+    """Send commands in one write, and return their replies. An error reply is one of them."""
+    packed = [connection.pack_command(*command) for command in commands]
+    await connection.send_packed_command([part for parts in packed for part in parts])
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+async def identify(connection: AbstractConnection, name: str, *, timeout: float) -> int | None:
     """Set the client name of a connection. Return its CLIENT ID, or None if that is not permitted.
 
     This is not a part of the handshake, where redis-py would treat a forbidden name as a failed
     connection. An error that may pass is raised: a connection without a name can never be fenced.
     """
-    try:
-        await query("CLIENT", "SETNAME", name)
-        return int(await query("CLIENT", "ID"))
-    except ResponseError as error:
-        if refusal(error) is None:
+    async with StallTolerantTimeout(timeout):
+        named, number = await exchange(connection, ("CLIENT", "SETNAME", name), ("CLIENT", "ID"))
+        errors = [reply for reply in (named, number) if isinstance(reply, ResponseError)]
+        if not errors:
+            return int(number)
+        if refusal(errors[0]) is None:
             return None  # NOPERM, or a server without these commands
-    # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
-    said = await query("HELLO", protocol, "SETNAME", name)
+        # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
+        hello = ("HELLO", connection.protocol, "SETNAME", name)
+        (said,) = await exchange(connection, hello)
+    if isinstance(said, ResponseError):
+        raise said
     facts = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
     return int(facts.get(b"id") or facts["id"])
 
@@ -560,14 +577,7 @@ def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
             async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
                 places = await target.places() or (None,)
                 connection = await _open(target, places[0], client_name=None, began=None)
-                for command in commands:
-                    await connection.send_command(*command)
-                replies: list[Any] = []
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response())
-                    except ResponseError as error:
-                        replies.append(error)
+                replies = await exchange(connection, *commands)
         except (driver.RedisError, OSError) as error:
             failure = target.failure(error)
             where = clean_text(target.name.rpartition("/")[0])

@@ -212,9 +212,8 @@ class Reconnector:
         multiplexed = None
         try:
             if is_multiplexable(connection):
-                query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
-                await self._settle_fences(query)
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
+                await self._settle_fences(query_over(connection, policy.connect_timeout))
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
             if multiplexed is None:

@@ -57,6 +57,31 @@ _TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answe
 _PROMPT_ANSWER = 0.25  # seconds that this answer may take
 
 
+class _Wait:
+    """A caller's wait for a connection, until `until`, or `queued_until` while it is queued."""
+
+    __slots__ = ("_queued_until", "_until", "timeout")
+
+    def __init__(
+        self, timeout: asyncio.Timeout, until: float | None, queued_until: float | None
+    ) -> None:
+        self.timeout = timeout
+        self._until = until
+        self._queued_until = queued_until
+
+    def pause(self) -> None:
+        """Begin to wait for a turn to connect."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            self.timeout.reschedule(self._queued_until)
+
+    def resume(self, waited: float) -> None:
+        """Continue after `waited` seconds, which do not count."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            extended = None if self._until is None else self._until + waited
+            self._until = earlier(extended, self._queued_until)
+            self.timeout.reschedule(self._until)
+
+
 class ExclusivePool:
     """Lends connections, each to one caller at a time.
 
@@ -82,7 +107,7 @@ class ExclusivePool:
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
-        self._timeouts: list[asyncio.Timeout] = []
+        self._waits: dict[Any, _Wait] = {}  # by the task of the caller
         self.closed = False  # whether the client was closed
         self._emptied = False
 
@@ -110,12 +135,13 @@ class ExclusivePool:
             if not acquired:
                 self._room.release()
 
-    async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
+    async def acquire_within(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return a connection that may be written to, or why there is none.
 
-        Waits while the dependency is down, and while a dead connection may still write.
+        Waits while the dependency is down, and while a dead connection may still write. The wait
+        for a turn to connect does not count for a call that may wait long for its reply.
         """
-        return await self._within(until, self._acquire_when_safe)
+        return await self._within(limits.sent, self._acquire_when_safe, queued_until=limits.until)
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
@@ -165,9 +191,9 @@ class ExclusivePool:
         """Lend no more connections, and end the waits for one."""
         self.closed = True
         now = asyncio.get_running_loop().time()
-        for timeout in self._timeouts:
-            if not timeout.expired():
-                timeout.reschedule(now)
+        for wait in self._waits.values():
+            if not wait.timeout.expired():
+                wait.timeout.reschedule(now)
 
     async def finish_recoveries(self) -> None:
         """Wait for the recoveries under way, which have a time limit."""
@@ -190,13 +216,18 @@ class ExclusivePool:
     # -- connecting ------------------------------------------------------------------------
 
     async def _within(
-        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+        self,
+        until: float | None,
+        obtain: Callable[[], Awaitable[T]],
+        *,
+        queued_until: float | None = None,
     ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
         if self.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        self._timeouts.append(timeout)
+        task = asyncio.current_task()
+        self._waits[task] = _Wait(timeout, until, queued_until)
         try:
             async with timeout:
                 return await obtain()
@@ -208,7 +239,8 @@ class ExclusivePool:
             if failure is not CLOSED and timeout.expired():
                 crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
-                    "an exclusive connection, of which all are in use"
+                    f"an exclusive connection: all {self._template.max_connections} are in use "
+                    f"(raise max_connections)"
                     if crowded
                     else self._multiplexer.obstacle
                 )
@@ -216,7 +248,7 @@ class ExclusivePool:
             self._multiplexer.reports.failed(failure.cause, failure.detail)
             return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
-            self._timeouts.remove(timeout)
+            del self._waits[task]
 
     async def _acquire_when_safe(self) -> AbstractConnection:
         health = self._multiplexer.health
@@ -267,12 +299,21 @@ class ExclusivePool:
 
     async def _connect_in_turn(self) -> AbstractConnection:
         """Open a connection, or take one that became idle while this waited for its turn."""
+        wait = self._waits.get(asyncio.current_task())
         while True:
-            async with ConnectTurn():
+            turn = ConnectTurn()
+            if wait is not None:
+                wait.pause()
+            try:
+                await turn.begin()
+                if wait is not None:
+                    wait.resume(turn.waited)
                 if self._emptied:
                     raise exceptions.ConnectionError(CLOSED.detail)
                 if self._multiplexer.health.available:
                     return await self._clean_idle() or await self._connect()
+            finally:
+                turn.end()
             await self._multiplexer.health.until_up()
 
     async def _connect(self) -> AbstractConnection:
@@ -309,8 +350,7 @@ class ExclusivePool:
         try:
             name, client_id = self._multiplexer.next_name(), None
             if is_multiplexable(connection):
-                query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
             self._known[connection] = known = ExclusiveConnection(name, client_id)
         finally:
             if known is None:
@@ -495,10 +535,10 @@ class ExclusiveCall(Call):
 
     async def _attempt_once(self, limits: Limits) -> object:
         pool, recoverable = self._pool, self.operation in _UNDO
-        connection = await pool.acquire_within(limits.sent)
+        connection = await pool.acquire_within(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        late = limits.too_late()
+        late = (limits if self.bounded else limits._replace(sent=limits.until)).too_late()
         if late is not None:
             pool.give_back(connection, clean=True)
             return late
