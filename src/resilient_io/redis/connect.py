@@ -28,7 +28,7 @@ from redis.utils import SENTINEL as _UNSET
 from resilient_io.health import Cause, LoopLag
 from resilient_io.text import clean_text, format_address
 
-from .addresses import ConfiguredAddress, Places, Race
+from .addresses import ConfiguredAddress, Places, Race, SharedTask
 from .errors import ConnectionFailure, connection_failure, refusal
 from .sentinel import SentinelAddress
 from .tls import (
@@ -37,8 +37,8 @@ from .tls import (
     TLS_PORT,
     answers_tls,
     answers_without_tls,
+    find_alert,
     load_files,
-    raise_alert,
 )
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
+    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "opened", "unanswered")
 
     def __init__(self, name: str, client_id: int | None) -> None:
         self.name = name
@@ -310,6 +310,7 @@ class ExclusiveConnection:
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
+        self.opened = asyncio.get_running_loop().time()
         self.failure: ConnectionFailure | None = None
         """Why this client closed the connection under its call, if it did."""
         self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -346,6 +347,12 @@ def socket_of(connection: AbstractConnection) -> Any:
     return get_extra_info("socket") if get_extra_info is not None else None
 
 
+def peer_of(connection: AbstractConnection) -> object:
+    """Return the address of a connection's server, as its socket names it, or None."""
+    get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
+    return get_extra_info("peername") if get_extra_info is not None else None
+
+
 def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
     sock = socket_of(connection)
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -353,7 +360,7 @@ def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PORT_CHECK_INTERVAL = 2.0  # seconds between two checks whether a port speaks TLS
+_EXPLAIN_INTERVAL = 2.0  # seconds between two checks whether TLS is the reason of resets
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
@@ -403,7 +410,9 @@ class RedisTarget:
         )
         self._places = self._find_places()
         self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
-        self._checked = -math.inf  # loop time of the latest check after a reset
+        self._explanation = SharedTask("resilient-io redis TLS check")
+        self._explained = -math.inf  # loop time of the latest explanation of a reset
+        self._reset_reason: ssl.SSLError | None = None
 
     def _find_places(self) -> Places | None:
         """Return where connections are opened; None if that is up to the connections."""
@@ -487,16 +496,25 @@ class RedisTarget:
             await self._check_for(PLAIN_PORT)
         if cause is not Cause.RESET:
             return
-        now = asyncio.get_running_loop().time()
-        if now - self._checked < _PORT_CHECK_INTERVAL:
-            return  # a server that resets connections may also be starting
-        self._checked = now
+        if asyncio.get_running_loop().time() - self._explained >= _EXPLAIN_INTERVAL:
+            # A server that resets connections may also be starting: it is not asked often.
+            self._reset_reason = await self._explanation.result(self._explain_reset)
+            self._explained = asyncio.get_running_loop().time()
+        if self._reset_reason is not None:
+            raise self._reset_reason.with_traceback(None)
+
+    async def _explain_reset(self) -> ssl.SSLError | None:
+        place = await self._first_place()
+        if place is None:
+            return None
         if not self.uses_tls:
-            await self._check_for(TLS_PORT)
-        elif (place := await self._first_place()) is not None:
-            connection: Any = self.connection(client_name=None, connect_timeout=None, place=place)
-            load_files(connection)
-            await raise_alert(connection._connection_arguments())
+            if not await answers_tls(place.address, place.port):
+                return None
+            self._mismatch = TLS_PORT
+            return ssl.SSLError(1, TLS_PORT)
+        connection: Any = self.connection(client_name=None, connect_timeout=None, place=place)
+        load_files(connection)
+        return await find_alert(connection._connection_arguments())
 
     async def _check_for(self, mismatch: str) -> None:
         self._mismatch = None
@@ -528,7 +546,8 @@ class RedisTarget:
             self._places.avoid(peer[0], peer[1])
 
     async def aclose(self) -> None:
-        """Cancel a lookup that is in flight."""
+        """Cancel the lookup and the check that are in flight."""
+        await self._explanation.aclose()
         if self._places is not None:
             await self._places.aclose()
 

@@ -130,6 +130,12 @@ _BY_PREFIX: dict[str, Refusal] = {
     "BUSY": Refusal(Cause.OVERLOADED, degraded=True),
 }
 
+_DEMOTED = "instance state changed"
+"""Part of the UNBLOCKED that ends a wait on a master that becomes a replica.
+
+The other UNBLOCKED is final: CLIENT UNBLOCK ... ERROR ended the wait.
+"""
+
 _MAX_CLIENTS = "max number of clients reached"
 
 
@@ -140,7 +146,9 @@ def refusal(error: BaseException) -> Refusal | None:
     """
     found = _BY_CLASS.get(type(error))
     if found is None and type(error) is driver.ResponseError:
-        found = _BY_PREFIX.get(str(error).partition(" ")[0])
+        prefix, _, text = str(error).partition(" ")
+        demoted = prefix == "UNBLOCKED" and _DEMOTED in text
+        found = _BY_CLASS[driver.ReadOnlyError] if demoted else _BY_PREFIX.get(prefix)
     if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
         found = Refusal(Cause.MAX_CLIENTS)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +33,7 @@ from .connect import (
     identify,
     is_lost,
     is_multiplexable,
+    peer_of,
     query_over,
 )
 from .errors import CLOSED, ConnectionFailure, refusal
@@ -108,6 +110,7 @@ class ExclusivePool:
         self._lost_elements = LostElements()
         self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
         self._waits: dict[Any, _Wait] = {}  # by the task of the caller
+        self._opened_after = -math.inf  # older connections lead to a server that was left
         self.closed = False  # whether the client was closed
         self._emptied = False
 
@@ -186,6 +189,18 @@ class ExclusivePool:
         for connection in [*self._idle, *self._acquired]:
             self._discard(connection)
         self._idle.clear()
+
+    def leave_server(self) -> list[object]:
+        """Close every idle connection, and those in use when they are released.
+
+        Return the addresses of their server.
+        """
+        self._opened_after = asyncio.get_running_loop().time()
+        peers = [peer_of(connection) for connection in [*self._idle, *self._acquired]]
+        for connection in list(self._idle):
+            self._discard(connection)
+        self._idle.clear()
+        return peers
 
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
@@ -362,7 +377,9 @@ class ExclusivePool:
             self._keep(task.result())
 
     def _keep(self, connection: AbstractConnection) -> None:
-        if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
+        known = self._known.get(connection)
+        left = known is not None and known.opened < self._opened_after
+        if left or self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle[connection] = asyncio.get_running_loop().time()
@@ -568,6 +585,8 @@ class ExclusiveCall(Call):
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
+        elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
+            self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
     def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:

@@ -13,6 +13,7 @@ from .credentials import follow_credentials
 from .errors import RedisClosed
 from .executor import Executor
 from .lock_keys import LockKeys
+from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .options import ConnectionSettings
 from .pool import ExclusivePool
@@ -95,6 +96,7 @@ class Runtime:
             health=self.health,
             reports=self._reports,
             budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
+            search=MasterSearch(multiplexer, self.pool, self._rng),
             rng=self._rng,
         )
 

@@ -136,8 +136,8 @@ async def answers_tls(host: str, port: int) -> bool:
     return await _first_byte(host, port, outgoing.read()) in _HANDSHAKE_RECORDS
 
 
-async def raise_alert(arguments: Mapping[str, Any]) -> None:
-    """Raise the alert, an `ssl.SSLError`, with which a server ends a connection after TLS 1.3.
+async def find_alert(arguments: Mapping[str, Any]) -> ssl.SSLError | None:
+    """Return the alert with which a server ends a connection after the TLS handshake, or None.
 
     It is certain to arrive only if nothing is sent: the server would reset the connection, and the
     alert would be discarded.
@@ -152,10 +152,11 @@ async def raise_alert(arguments: Mapping[str, Any]) -> None:
                 await reader.read(1)
             finally:
                 writer.transport.abort()
-    except ssl.SSLError:
-        raise
+    except ssl.SSLError as alert:
+        return alert
     except OSError:  # also a timeout
-        return
+        pass
+    return None
 
 
 async def _first_byte(host: str, port: int, greeting: bytes) -> bytes:
