@@ -692,7 +692,6 @@ class Multiplexer:
     def close(self) -> None:
         """Accept no more calls, and end the waits of those that were not sent. Idempotent."""
         self._closing = True
-        self.first.end(CLOSED)
         self._waiting.close(Undeliverable(CLOSED))
         self._choose()
 

@@ -65,10 +65,14 @@ class RedisProbe:
         if first.failure is not None:
             failure = first.failure
             raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
-        if self._multiplexer.connections:
-            await self._ping_all()
-        else:
-            await self._try_new_connection()
+        try:
+            if self._multiplexer.connections:
+                await self._ping_all()
+                return
+        except ProbeFailed as problem:
+            if problem.answered:
+                raise
+        await self._try_new_connection()  # it was lost already
 
     async def _try_new_connection(self) -> None:
         multiplexer = self._multiplexer

@@ -147,6 +147,6 @@ async def test_new_client_without_file_descriptors_names_the_limit(redis_server,
     client = ResilientRedis(host="localhost", port=redis_server.port, policy=quick)
     with exhausted():
         async with client:
-            with pytest.raises(driver.ConnectionError, match=r"no file descriptor left.*ulimit -n"):
+            with pytest.raises(driver.RedisError, match=r"no file descriptor left.*ulimit -n"):
                 await client.get("key")
             assert client.health.cause is Cause.PROCESS_LIMIT
