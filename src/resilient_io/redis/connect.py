@@ -160,7 +160,7 @@ async def connect(
                     final=lambda error: target.failure(error).permanent,
                 ).run(places)
         _set_user_timeout(connection, user_timeout)
-        connected = True
+        connected = target.reached = True
     except (driver.RedisError, OSError) as error:
         await target.explain(error)
         raise
@@ -410,6 +410,8 @@ class RedisTarget:
         )
         self._places = self._find_places()
         self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
+        self.reached = False
+        """Whether a connection has been opened, so that the port speaks what this client does."""
         self._explanation = SharedTask("resilient-io redis TLS check")
         self._explained = -math.inf  # loop time of the latest explanation of a reset
         self._reset_reason: ssl.SSLError | None = None
@@ -494,7 +496,7 @@ class RedisTarget:
         cause = self.failure(error).cause
         if cause is Cause.TIMED_OUT and self.uses_tls:
             await self._check_for(PLAIN_PORT)
-        if cause is not Cause.RESET:
+        if cause is not Cause.RESET or (self.reached and not self.uses_tls):
             return
         if asyncio.get_running_loop().time() - self._explained >= _EXPLAIN_INTERVAL:
             # A server that resets connections may also be starting: it is not asked often.

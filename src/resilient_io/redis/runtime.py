@@ -186,9 +186,9 @@ class Runtime:
         await self.locks.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
-        await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
+        await self.target.aclose()  # after the probe, which must not take this for a failure
         await self.health.release()
         await also()
         self._attachment = self._subscription = self._binding = self._closing = None
