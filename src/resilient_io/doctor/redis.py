@@ -54,6 +54,7 @@ _CHECK_LOG: Final = "Check the server's log, and what is between here and the se
 _ADVICE: Final[dict[Cause, str]] = {
     Cause.AUTH: f"{WRONG_PASSWORD} Its permissions must include +hello +auth +select +ping.",
     Cause.WRONG_DATABASE: "Use a database that exists: by default there are 0 to 15 (/0).",
+    Cause.PROCESS_LIMIT: "Raise `ulimit -n` for this process, or close what keeps files open.",
     Cause.MAX_CLIENTS: "Raise maxclients, or find out with CLIENT LIST what holds the connections.",
     Cause.LOADING: "It is reading its data from disk: wait. INFO persistence shows how long.",
     Cause.RESET: f"Check whether the port uses TLS (then use rediss://…). {_CHECK_LOG}",
