@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 class AddressSource(Protocol):
-    """Says where the server is at present."""
+    """Knows where the server is at present."""
 
     async def find(self) -> Sequence[tuple[str, int]]:
         """Return the current host and port, or several that are equal, the preferred one first.

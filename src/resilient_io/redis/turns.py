@@ -51,7 +51,7 @@ class ConnectTurn:
         self._waited = loop.time() - self._began
 
     def end(self) -> None:
-        """Let the next attempt begin. Idempotent."""
+        """End the turn, so that the next attempt begins. Idempotent."""
         queue, self._queue = self._queue, None
         if queue is not None:
             queue.leave()
