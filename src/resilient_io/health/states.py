@@ -54,6 +54,7 @@ class Cause(enum.StrEnum):
     MASTER_DOWN = "master down"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
+    PROCESS_LIMIT = "process limit"
     PROTOCOL = "protocol"
     CONNECTION_LOST = "connection lost"
     BROKER_LOST = "broker lost"

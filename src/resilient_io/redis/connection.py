@@ -614,6 +614,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
         self.socket: Any = self.transport.get_extra_info("socket")
+        self.peer: Any = self.transport.get_extra_info("peername")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
 

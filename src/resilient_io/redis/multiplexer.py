@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
-import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
 from resilient_io.errors import Closed
@@ -39,13 +36,14 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .first_connection import FirstConnection
 from .waiting import Barrier, WaitingRequests
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Coroutine, Iterable
 
-    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+    from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.health import Dependency, Reporter
     from resilient_io.link import LinkState
@@ -184,11 +182,17 @@ class Reconnector:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
             try:
-                connection = await self._open()
+                async with self._multiplexer.first.turn(slot):
+                    # Only probes contact a dependency that went down meanwhile.
+                    down = self._health.state is State.DOWN
+                    connection = None if down else await self._open()
             except (RedisError, OSError) as error:
                 failure = self._target.failure(error)
                 self._multiplexer.connect_failed(slot, failure)
                 await self._back_off(backoff, permanent=failure.permanent)
+                continue
+            if down:
+                await self._until_up()
                 continue
             if connection is None:
                 self._multiplexer.fall_back()
@@ -203,13 +207,16 @@ class Reconnector:
         policy = self._policy
         name = self.next_name()
         connection = await connect(
-            self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
+            self._target,
+            timeout=policy.connect_timeout,
+            user_timeout=policy.response_timeout,
+            began=self._multiplexer.first.note_connection,
         )
         multiplexed = None
         try:
             if is_multiplexable(connection):
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
                 query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
                 version = -1
                 while version != self._session.version:
                     version = await self._session.apply(query, name)
@@ -226,10 +233,13 @@ class Reconnector:
             async with asyncio.timeout(pause):
                 await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes contact a dependency that is down. There are none if the application
-            # closed it although this client is open.
-            with contextlib.suppress(Closed):
-                await self._health.until_up()
+            await self._until_up()
+
+    async def _until_up(self) -> None:
+        # Only probes contact a dependency that is down. There are none if the application closed it
+        # although this client is open.
+        with contextlib.suppress(Closed):
+            await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
@@ -424,6 +434,7 @@ class Multiplexer:
         self._waiting = WaitingRequests()
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
+        self.first = FirstConnection()
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -708,6 +719,7 @@ class Multiplexer:
             connection.close(CLOSED)
             return
         self.failures.clear()
+        self.first.end(None)
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
@@ -716,6 +728,7 @@ class Multiplexer:
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
+        self.first.end(failure)
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
         if self.connections:
             self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
@@ -726,6 +739,7 @@ class Multiplexer:
     def fall_back(self) -> None:
         """Send no calls: the driver's connections have no transport to take over."""
         self.unsupported = True
+        self.first.end(None)
         self.reports.succeeded()
         self._waiting.fail_all(NotMultiplexable())
 
@@ -811,40 +825,3 @@ def _add_traffic(
         sent + connection.bytes_sent,
         received + connection.bytes_received,
     )
-
-
-_log = logging.getLogger("resilient_io.redis")
-
-
-def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
-    """Send AUTH on every open connection when a streaming provider rotates the credentials.
-
-    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
-    single listener, so the listener of redis-py's pool is called, too.
-    """
-    provider = pool.connection_kwargs.get("credential_provider")
-    if not isinstance(provider, StreamingCredentialProvider):
-        return
-    reference = weakref.ref(multiplexer)
-
-    async def rotate(token: Any) -> None:
-        await pool.re_auth_callback(token)
-        living = reference()
-        if living is None:
-            return
-        secret = token.get_value()
-        living.target.remember(secret)
-        for connection in living.connections:
-            try:
-                await connection.query("AUTH", token.try_get("oid"), secret)
-            except (RedisError, OSError) as error:
-                name = living.health.name
-                _log.warning(
-                    "%s: the server refused rotated credentials; the old ones stay in use: %s",
-                    name,
-                    living.target.failure(error).detail,
-                    extra={"event": "credentials_refused", "dependency": name},
-                )
-
-    # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.
-    provider.on_next(rotate)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,10 +33,12 @@ from .connect import (
     identify,
     is_lost,
     is_multiplexable,
+    peer_of,
     query_over,
 )
 from .errors import CLOSED, ConnectionFailure, refusal
 from .scripts import load_over
+from .turns import ConnectTurn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,6 +57,31 @@ T = TypeVar("T")
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 _TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
 _PROMPT_ANSWER = 0.25  # seconds that this answer may take
+
+
+class _Wait:
+    """A caller's wait for a connection, until `until`, or `queued_until` while it is queued."""
+
+    __slots__ = ("_queued_until", "_until", "timeout")
+
+    def __init__(
+        self, timeout: asyncio.Timeout, until: float | None, queued_until: float | None
+    ) -> None:
+        self.timeout = timeout
+        self._until = until
+        self._queued_until = queued_until
+
+    def pause(self) -> None:
+        """Begin to wait for a turn to connect."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            self.timeout.reschedule(self._queued_until)
+
+    def resume(self, waited: float) -> None:
+        """Continue after `waited` seconds, which do not count."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            extended = None if self._until is None else self._until + waited
+            self._until = earlier(extended, self._queued_until)
+            self.timeout.reschedule(self._until)
 
 
 class ExclusivePool:
@@ -81,7 +109,8 @@ class ExclusivePool:
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
-        self._timeouts: list[asyncio.Timeout] = []
+        self._waits: dict[Any, _Wait] = {}  # by the task of the caller
+        self._opened_after = -math.inf  # older connections lead to a server that was left
         self.closed = False  # whether the client was closed
         self._emptied = False
         self._failing = False  # whether the latest connect attempt failed
@@ -107,7 +136,7 @@ class ExclusivePool:
         try:
             if self._emptied:
                 raise exceptions.ConnectionError(CLOSED.detail)
-            connection = await self._clean_idle() or await self._connect()
+            connection = await self._clean_idle() or await self._connect_in_turn()
             self._acquired.append(connection)
             acquired = True
             return connection
@@ -115,12 +144,13 @@ class ExclusivePool:
             if not acquired:
                 self._room.release()
 
-    async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
+    async def acquire_within(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return a connection that may be written to, or why there is none.
 
-        Waits while the dependency is down, and while a dead connection may still write.
+        Waits while the dependency is down, and while a dead connection may still write. The wait
+        for a turn to connect does not count for a call that may wait long for its reply.
         """
-        return await self._within(until, self._acquire_when_safe)
+        return await self._within(limits.sent, self._acquire_when_safe, queued_until=limits.until)
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
@@ -171,14 +201,25 @@ class ExclusivePool:
         for connection in self._idle:
             self._discard(connection)
         self._idle.clear()
+    def leave_server(self) -> list[object]:
+        """Close every idle connection, and those in use when they are released.
+
+        Return the addresses of their server.
+        """
+        self._opened_after = asyncio.get_running_loop().time()
+        peers = [peer_of(connection) for connection in [*self._idle, *self._acquired]]
+        for connection in list(self._idle):
+            self._discard(connection)
+        self._idle.clear()
+        return peers
 
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
         self.closed = True
         now = asyncio.get_running_loop().time()
-        for timeout in self._timeouts:
-            if not timeout.expired():
-                timeout.reschedule(now)
+        for wait in self._waits.values():
+            if not wait.timeout.expired():
+                wait.timeout.reschedule(now)
 
     async def finish_recoveries(self) -> None:
         """Wait for the recoveries under way, which have a time limit."""
@@ -201,13 +242,18 @@ class ExclusivePool:
     # -- connecting ------------------------------------------------------------------------
 
     async def _within(
-        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+        self,
+        until: float | None,
+        obtain: Callable[[], Awaitable[T]],
+        *,
+        queued_until: float | None = None,
     ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
         if self.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        self._timeouts.append(timeout)
+        task = asyncio.current_task()
+        self._waits[task] = _Wait(timeout, until, queued_until)
         try:
             async with timeout:
                 return await obtain()
@@ -219,7 +265,8 @@ class ExclusivePool:
             if failure is not CLOSED and timeout.expired():
                 crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
-                    "an exclusive connection, of which all are in use"
+                    f"an exclusive connection: all {self._template.max_connections} are in use "
+                    f"(raise max_connections)"
                     if crowded
                     else self._multiplexer.obstacle
                 )
@@ -227,7 +274,7 @@ class ExclusivePool:
             self._multiplexer.reports.failed(failure.cause, failure.detail)
             return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
-            self._timeouts.remove(timeout)
+            del self._waits[task]
 
     async def _acquire_when_safe(self) -> AbstractConnection:
         health = self._multiplexer.health
@@ -284,6 +331,25 @@ class ExclusivePool:
                 loop.call_soon(barrier.release)
         return True
 
+    async def _connect_in_turn(self) -> AbstractConnection:
+        """Open a connection, or take one that became idle while this waited for its turn."""
+        wait = self._waits.get(asyncio.current_task())
+        while True:
+            turn = ConnectTurn()
+            if wait is not None:
+                wait.pause()
+            try:
+                await turn.begin()
+                if wait is not None:
+                    wait.resume(turn.waited)
+                if self._emptied:
+                    raise exceptions.ConnectionError(CLOSED.detail)
+                if self._multiplexer.health.available:
+                    return await self._clean_idle() or await self._connect()
+            finally:
+                turn.end()
+            await self._multiplexer.health.until_up()
+
     async def _connect(self) -> AbstractConnection:
         # Later calls must not overtake the one for which the connection is opened.
         loop = asyncio.get_running_loop()
@@ -328,9 +394,8 @@ class ExclusivePool:
         try:
             name, client_id, version = self._multiplexer.next_name(), None, session.version
             if is_multiplexable(connection):
-                query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
-                version = await session.apply(query, name)
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
+                version = await session.apply(query_over(connection, policy.connect_timeout), name)
             self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
@@ -343,9 +408,10 @@ class ExclusivePool:
 
     def _keep(self, connection: AbstractConnection) -> None:
         known = self._known.get(connection)
-        outdated = known is not None and known.version != self._multiplexer.session.version
-        full = len(self._idle) >= _KEPT_IDLE
-        if self._emptied or full or outdated or not connection.is_connected:
+        left = known is not None and (
+            known.opened < self._opened_after or known.version != self._multiplexer.session.version
+        )
+        if left or self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle[connection] = asyncio.get_running_loop().time()
@@ -518,10 +584,10 @@ class ExclusiveCall(Call):
 
     async def _attempt_once(self, limits: Limits) -> object:
         pool, recoverable = self._pool, self.operation in _UNDO
-        connection = await pool.acquire_within(limits.sent)
+        connection = await pool.acquire_within(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        late = limits.too_late()
+        late = (limits if self.bounded else limits._replace(sent=limits.until)).too_late()
         if late is not None:
             pool.give_back(connection, clean=True)
             return late
@@ -551,6 +617,8 @@ class ExclusiveCall(Call):
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
+        elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
+            self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
     def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:

@@ -12,10 +12,12 @@ from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
 from .attempt import Packer
+from .credentials import follow_credentials
 from .errors import RedisClosed
 from .executor import Executor
 from .lock_keys import LockKeys
-from .multiplexer import Multiplexer, follow_credentials
+from .master_search import MasterSearch
+from .multiplexer import Multiplexer
 from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
@@ -116,6 +118,7 @@ class Runtime:
             health=self.health,
             reports=self._reports,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
+            search=MasterSearch(multiplexer, self.pool, self._rng),
             rng=self._rng,
         )
 
@@ -150,7 +153,10 @@ class Runtime:
         follow_credentials(self._template, self.multiplexer)
         probe = RedisProbe(self.multiplexer, self.policy)
         self._attachment = self.health.start(
-            probe, last_reply=self.multiplexer.last_byte, links=probe.links
+            probe,
+            last_reply=self.multiplexer.last_byte,
+            links=probe.links,
+            queued=probe.queued,
         )
         self._subscription = self.health.on_update(self._health_changed)
 
@@ -226,9 +232,9 @@ class Runtime:
         await self.locks.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
-        await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
+        await self.target.aclose()  # after the probe, which must not take this for a failure
         await self.health.release()
         while self._at_close:
             await self._at_close.pop()()

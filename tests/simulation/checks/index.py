@@ -188,7 +188,7 @@ class Index:
         """The executions that took an element, by element."""
         found: dict[str, list[Execution]] = {}
         for execution in self.history.executions:
-            name = execution.words[0].decode()
+            name = execution.words[0].decode(errors="replace")
             if name in POPS and execution.applied and execution.reply is not None:
                 for element in _elements(execution.reply):
                     found.setdefault(element, []).append(execution)
