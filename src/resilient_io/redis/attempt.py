@@ -33,7 +33,7 @@ from .connection import (
 from .errors import advise, refusal, remove_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
@@ -368,6 +368,12 @@ class Command:
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
+def block_of(commands: Iterable[Command]) -> float:
+    """Return how many seconds the server may delay the replies to commands sent one by one."""
+    blocks = [command.block for command in commands]
+    return UNLIMITED if None in blocks else sum(block or 0.0 for block in blocks)
+
+
 SCRIPTED = ("EVAL", "FCALL")  # prefixes of the commands that run the user's code on the server
 
 UNLIMITED = 1e6  # seconds that stand for a command that blocks without a limit
@@ -419,10 +425,8 @@ class MultiplexedCall(Call):
         self._losses = multiplexer.bound_state.losses
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
-        blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
-        self.bounded = not blocking
-        block = command.block if blocking else 0.0
-        self._timeout = policy.response_timeout + (UNLIMITED if block is None else block)
+        self.bounded = command.spec.block is None
+        self._timeout = policy.response_timeout + block_of((command,))
 
     @property
     def effect(self) -> Effect:

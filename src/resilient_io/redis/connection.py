@@ -613,6 +613,7 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self._driver_protocol = self.transport.get_protocol()
         self.socket: Any = self.transport.get_extra_info("socket")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
@@ -747,6 +748,23 @@ class MultiplexedConnection(asyncio.Protocol):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
             self.fenced.set_result(True)
         self._owner.connection_lost(self, unsent)
+
+    def detach(self) -> bool:
+        """Hand the transport back to redis-py if nothing is in flight; otherwise, close it.
+
+        Return whether redis-py can use the connection again.
+        """
+        left = self._responses.waiting or self._queue or self.transport.get_write_buffer_size()
+        if self.lost is None and left:
+            self.close(ConnectionFailure(Cause.CONNECTION_LOST, "its caller no longer waits"))
+        if self.lost is not None:
+            return False
+        self.lost = ConnectionLost(REPLACED, self)
+        self._watchdog.stop()
+        self.fenced.set_result(True)
+        self.closed.set_result(None)
+        self.transport.set_protocol(self._driver_protocol)
+        return True
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
         """Return whether the budget covers repeating the calls that this connection lost.

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from .commands import CommandSpec
     from .connect import Fenceable, Query, RedisTarget
-    from .connection import Entry
+    from .connection import ConnectionOwner, Entry
     from .options import ConnectionSettings
 
 _BACKOFF = 0.1
@@ -762,13 +762,18 @@ class Multiplexer:
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(
-        self, connection: AbstractConnection, name: str, client_id: int | None
+        self,
+        connection: AbstractConnection,
+        name: str,
+        client_id: int | None,
+        *,
+        owner: ConnectionOwner | None = None,
     ) -> MultiplexedConnection:
         """Return a multiplexed connection that takes over a connection of redis-py."""
         assert self.lag is not None, "connections are opened only after start()"  # noqa: S101
         return MultiplexedConnection(
             connection,
-            owner=self,
+            owner=self if owner is None else owner,
             name=name,
             client_id=client_id,
             response_timeout=self._policy.response_timeout,
