@@ -22,7 +22,6 @@ from .commands import Effect, Route, effect_of
 from .connection import (
     CHECK_CLOCK,
     LARGE,
-    SECOND_CHECK,
     ConnectionLost,
     LeftBehind,
     NotMultiplexable,
@@ -31,6 +30,8 @@ from .connection import (
     Undeliverable,
 )
 from .errors import advise, refusal, remove_secrets
+from .standby import may_have_killed, note_loss
+from .watchdog import SECOND_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
+    from .pool import ExclusivePool
     from .scripts import KnownScripts
 
     Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection
@@ -143,6 +145,21 @@ def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> Attempt
     return limits.too_late()
 
 
+def needs_own_connection(
+    multiplexer: Multiplexer,
+    request: PendingRequest,
+    call: Call,
+    lost: list[MultiplexedConnection],
+) -> bool:
+    """Return whether a request must not share a connection.
+
+    That is a further large one, or one that may be why the server closed the connections `lost`.
+    """
+    if lost and not multiplexer.bound and (request.large or call.effect is Effect.READ):
+        return may_have_killed(lost, multiplexer)
+    return request.large and multiplexer.standby.needs_own_connection(request)
+
+
 def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
     if isinstance(reason, LeftBehind):
@@ -186,18 +203,26 @@ def final_error(error: Exception) -> AttemptFailed:
     )
 
 
+MOVED = object()
+"""What `await_reply` returns if a read should be sent again, over a connection that answers."""
+
+
 async def await_reply(
-    multiplexer: Multiplexer, request: PendingRequest, *, limits: Limits, timeout: float, read: bool
+    multiplexer: Multiplexer, request: PendingRequest, *, call: Call, limits: Limits, timeout: float
 ) -> Any:
     """Wait for the reply to a submitted request, and check its time limits.
 
     Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
     Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
-    `timeout` limits the silence of the connection. `read` permits another connection meanwhile.
+    `timeout` limits the silence of the connection. A `call` that only reads may be sent on another
+    connection meanwhile; the result is `MOVED` if this one is known to be blocked.
     """
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
     while True:
+        if multiplexer.has_way_around(request) and call.effect is Effect.READ:
+            multiplexer.abandon(request)
+            return MOVED
         now = loop.time()
         wake = now + (SECOND_CHECK if clock.suspicious else timeout)
         limit = limits.until if request.sent else limits.sent
@@ -213,7 +238,7 @@ async def await_reply(
             if not answered:
                 multiplexer.abandon(request)
         if reply is CHECK_CLOCK:
-            failed = None if request.done() else clock.check(limits, read=read)
+            failed = None if request.done() else clock.check(limits, call)
             if failed is not None:
                 multiplexer.abandon(request)
                 return failed
@@ -241,13 +266,13 @@ class _ReplyClock:
         lag = self.multiplexer.lag
         return lag.stalled if lag is not None else 0.0
 
-    def check(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
+    def check(self, limits: Limits, call: Call) -> AttemptFailed | None:
         """Return why the wait is over, or None.
 
         The first time is only a suspicion: data that is already in the socket is read first.
         """
         now = asyncio.get_running_loop().time()
-        failed = self._expired(now, limits) or self._timed_out(now, read=read)
+        failed = self._expired(now, limits) or self._timed_out(now, call)
         if failed is None:
             self.suspicious = False
             return None
@@ -272,7 +297,7 @@ class _ReplyClock:
             )
         return expired_while_waiting(self.multiplexer.obstacle, overloaded=self.multiplexer.crowded)
 
-    def _timed_out(self, now: float, *, read: bool) -> AttemptFailed | None:
+    def _timed_out(self, now: float, call: Call) -> AttemptFailed | None:
         connection = self.request.connection
         if connection is None or not self.request.sent:
             self._since, self._stalled = now, self._stall_time()
@@ -284,8 +309,8 @@ class _ReplyClock:
         silent = connection.last_activity <= self._since
         # If its own reply keeps the connection busy, another attempt would only add to the load.
         elsewhere = (
-            read
-            and self.multiplexer.current not in (None, connection)
+            self.multiplexer.current not in (None, connection)
+            and call.effect is Effect.READ
             and not connection.is_next(self.request)
         )
         if not silent and not elsewhere:
@@ -411,6 +436,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
+        pool: ExclusivePool,
         scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
@@ -422,6 +448,9 @@ class MultiplexedCall(Call):
         self._scripts = scripts
         self._fallback = fallback
         self._first = first
+        self._pool = pool
+        self._lost: list[MultiplexedConnection] = []
+        """The connections that the server closed while they had the request."""
         self._losses = multiplexer.bound_state.losses
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
@@ -438,22 +467,23 @@ class MultiplexedCall(Call):
         first, self._first = self._first, None
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
-            return failure_of(first)
+            failed = failure_of(first)
+            note_loss(self._lost, failed)
+            return failed
         if first is None:
             unsent = unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
         began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
-            request = self._submit(limits) if first is None else first.request
-            reply = await self._reply(request, limits)
+            reply = await self._exchange(limits, None if first is None else first.request)
         load = self._scripts.load_for(self.operation, self._command.args, reply)
         if load is not None:
             unsent = unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
             # Nothing ran. Sent together, both reach the same server.
-            reply = await self._reply(self._submit(limits, load), limits)
+            reply = await self._exchange(limits, before=load)
             reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
@@ -464,20 +494,45 @@ class MultiplexedCall(Call):
             return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
 
-    async def _reply(self, request: PendingRequest, limits: Limits) -> Any:
-        return await await_reply(
-            self._multiplexer,
-            request,
-            limits=limits,
-            timeout=self._timeout,
-            read=self.effect is Effect.READ,
-        )
+    async def _exchange(
+        self, limits: Limits, request: PendingRequest | None = None, *, before: bytes = b""
+    ) -> Any:
+        """Send the command, unless it was sent as `request`, and wait for the reply."""
+        while True:
+            if request is None:
+                request = self._request(limits, before)
+                if needs_own_connection(self._multiplexer, request, self, self._lost):
+                    reply = await self._pool.exchange(
+                        request,
+                        call=self,
+                        limits=limits,
+                        timeout=self._timeout,
+                        suspect=bool(self._lost),
+                    )
+                    break
+                self._multiplexer.submit(request, self)
+            reply = await await_reply(
+                self._multiplexer,
+                request,
+                call=self,
+                limits=limits,
+                timeout=self._timeout,
+            )
+            if reply is not MOVED:
+                break
+            request = None
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+        if isinstance(reply, AttemptFailed):
+            note_loss(self._lost, reply)
+        return reply
 
-    def _submit(self, limits: Limits, before: bytes = b"") -> PendingRequest:
-        """Submit the command, in one write with another command that comes before it."""
+    def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:
+        """Return the request, in one write with another command that comes before it."""
         position = 1 if before else 0
         raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
-        request = PendingRequest(
+        return PendingRequest(
             before + self._data,
             count=position + 1,
             raw=raw,
@@ -486,5 +541,3 @@ class MultiplexedCall(Call):
             expires=limits.sent,
             movable=limits.behind is None,
         )
-        self._multiplexer.submit(request)
-        return request

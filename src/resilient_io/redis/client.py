@@ -340,6 +340,7 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
+            pool=self._runtime.pool,
             scripts=self._runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,

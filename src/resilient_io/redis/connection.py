@@ -6,7 +6,6 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,10 +14,11 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
-from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_size
+from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +188,7 @@ NOT_ENOUGH = object()
 """What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
+HUGE = 4 * 1024 * 1024  # bytes of a reply after which the connection is replaced if it is needed
 
 
 def _ignore(_push: list[Any]) -> None:
@@ -222,6 +223,11 @@ class ResponseQueue:
     def busy(self) -> bool:
         """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
+
+    @property
+    def partial(self) -> int:
+        """The number of bytes that have arrived of a reply which is not complete."""
+        return self._partial
 
     def listen(self, pushed: Callable[[list[Any]], object]) -> None:
         """Pass each push message to `pushed`, which must not send anything itself."""
@@ -413,134 +419,6 @@ class InFlightWrites:
         return late
 
 
-SECOND_CHECK = 0.005
-"""Seconds between a suspicion and its consequence: a reply in the socket is read first."""
-
-
-class Watchdog:
-    """Closes a connection that is silent for too long. One timer, armed while calls are in flight.
-
-    It checks twice within the response timeout: a large request that is still being sent is not
-    silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
-    counts: later writes that leave (a ping, for example) prove nothing about the peer.
-
-    In between, while nothing arrives, it lets `path` look at what the kernel knows.
-    """
-
-    __slots__ = (
-        "_connection",
-        "_due",
-        "_first",
-        "_in_flight",
-        "_left",
-        "_loop",
-        "_path",
-        "_queue",
-        "_timer",
-        "_written",
-    )
-
-    def __init__(
-        self,
-        connection: MultiplexedConnection,
-        in_flight: InFlightWrites,
-        queue: ResponseQueue,
-        path: PathMonitor | None,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._connection = connection
-        self._in_flight = in_flight
-        self._queue = queue
-        self._path = path if connection.link is not None else None
-        self._first = connection.response_timeout / 2
-        if self._path is not None:
-            self._first = min(self._first, INTERVAL)
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0  # the loop time of the next check for silence
-        # At the latest check: the bytes that the connection had written, and those that had left.
-        self._written = self._left = 0
-
-    def arm(self, now: float) -> None:
-        """Start the timer at `now`, unless it is running."""
-        if self._timer is None:
-            self._due = now + self._connection.response_timeout / 2
-            self._timer = self._loop.call_at(now + self._first, self._check)
-
-    def stop(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    @property
-    def _timeout(self) -> float:
-        return self._connection.response_timeout + self._connection.extra_timeout
-
-    def _check(self) -> None:
-        self._timer = None
-        if not self._queue.waiting:
-            return
-        if self._loop.time() >= self._due and not self._check_silence():
-            return
-        pause = self._look_at_path()
-        if self._connection.lost is None:
-            self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
-
-    def _look_at_path(self) -> float:
-        """Return after how many seconds to look again."""
-        if self._path is None:
-            return math.inf
-        waited = self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
-        if waited < INTERVAL:
-            return INTERVAL
-        return self._path.look(self._connection.socket, waited)
-
-    def _check_silence(self) -> bool:
-        """Schedule the next check for silence. Return False if this was the last one."""
-        connection = self._connection
-        written = connection.bytes_sent
-        left = written - self._unacknowledged()
-        if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
-            self._in_flight.note_progress()
-        self._written, self._left = written, left
-        timeout, silence = self._timeout, self._in_flight.silence()
-        if silence >= timeout:
-            self._timer = self._loop.call_later(
-                SECOND_CHECK, self._conclude, self._in_flight.last_byte
-            )
-            return False
-        # Not later than their deadline, although the next check is half of the timeout away.
-        deadline = connection.deadline
-        age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
-        late = self._in_flight.count_before(self._loop.time() - age)
-        self._queue.promote(late, connection.adopt)
-        if silence < timeout / 2:
-            next_check = timeout / 2 - silence
-        else:
-            next_check = timeout - silence
-            connection.fall_silent()
-        self._due = self._loop.time() + max(next_check, SECOND_CHECK)
-        return True
-
-    def _conclude(self, last_byte: float) -> None:
-        self._timer = None
-        in_flight, connection = self._in_flight, self._connection
-        quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
-        if quiet and in_flight.silence() >= self._timeout:
-            connection.close(connection.describe_silence(connection.response_timeout))
-        else:
-            self._due = self._loop.time()
-            self._check()
-
-    def _unacknowledged(self) -> int:
-        """Return the number of written bytes that the peer has not acknowledged yet."""
-        transport, sock = self._connection.transport, self._connection.socket
-        size = transport.get_write_buffer_size()
-        if sock is None or sock.fileno() < 0:
-            return size
-        return size + send_queue_size(sock.fileno())
-
-
 _ENOUGH = 16
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
@@ -555,6 +433,9 @@ class ConnectionOwner(Protocol):
 
     def connection_changed(self) -> None:
         """Choose again: the connection became full, busy with a large value, or free again."""
+
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """React to a huge reply, or to a short silence, which keeps the calls behind it waiting."""
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """React to half of the response timeout without a byte while calls wait."""
@@ -598,8 +479,11 @@ class MultiplexedConnection(asyncio.Protocol):
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
         self.full = False
+        self.delayed = False
+        """Whether the server answers on another connection, but sends nothing on this one."""
         self.flushed = 0  # the number of calls that were passed to the transport so far
         self.opened = self._loop.time()
+        self.ended = float("inf")
         self.replies = 0
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -624,6 +508,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def busy(self) -> bool:
         """Whether a large value is being transferred, so that small calls should go elsewhere."""
         return self._responses.busy
+
+    @property
+    def hogged(self) -> bool:
+        """Whether a huge reply is being received, behind which other calls would wait long."""
+        return self._responses.partial > HUGE
 
     @property
     def last_byte(self) -> float:
@@ -740,6 +629,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if self.lost is not None:
             return
         self.lost = lost = ConnectionLost(failure, self)
+        self.ended = self._loop.time()
         self._watchdog.stop()
         self.transport.abort()
         unsent = self._take_queue(lost)
@@ -856,6 +746,8 @@ class MultiplexedConnection(asyncio.Protocol):
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
             return
         self._crowded = answered > 1
+        if not answered and HUGE < self._responses.partial <= HUGE + len(data):
+            self._owner.connection_blocked(self)
         if answered:
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
@@ -881,6 +773,15 @@ class MultiplexedConnection(asyncio.Protocol):
 
     # -- for the watchdog ------------------------------------------------------------------
 
+    def fall_behind(self) -> None:
+        """Notify the owner that nothing has arrived for a short time."""
+        self._owner.connection_blocked(self)
+
+    def catch_up(self) -> None:
+        """Take reads again: the server answers on this connection."""
+        self.delayed = False
+        self._owner.connection_changed()
+
     def fall_silent(self) -> None:
         """Notify the owner that half of the timeout passed in silence."""
         self._owner.connection_silent(self)
@@ -893,6 +794,13 @@ class MultiplexedConnection(asyncio.Protocol):
             return ConnectionFailure(Cause.UNREACHABLE, known, definite=False)
         detail = f"no byte arrived within {seconds:g} s" + (f": {known}" if known else "")
         return ConnectionFailure(Cause.TIMED_OUT, detail, definite=False)
+
+    def check_clocks(self) -> None:
+        """Wake the callers that wait for replies: reads may use another connection."""
+        requests = [each for each in self._responses.waiting if isinstance(each, PendingRequest)]
+        for request in dict.fromkeys(requests):
+            request.check_clock()
+        self._responses.promote(len(self._responses.waiting), self.adopt)
 
     def adopt(self, request: PendingRequest, from_end: int) -> None:
         """Take over the request of a call that was sent with a plain future."""

@@ -361,7 +361,7 @@ class Executor:
         # A connection opened since then resolved the address again: the next would reach the same.
         if connection.opened <= self._moved_at or now - self._moved_at >= _NEXT_ADDRESS:
             self._moved_at = now
-            self._multiplexer.retire(connection)
+            self._multiplexer.retire(connection, why="its server does not accept writes")
 
     # -- calls that are not attempted ------------------------------------------------------
 

@@ -40,6 +40,7 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .standby import Standby
 
 if TYPE_CHECKING:
     import random
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Call
     from .commands import CommandSpec
     from .connect import Fenceable, Query, RedisTarget
     from .connection import ConnectionOwner, Entry
@@ -492,6 +494,8 @@ class Multiplexer:
         self._waiting = WaitingRequests()
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
+        self.standby = Standby(self)
+        self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -523,10 +527,17 @@ class Multiplexer:
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
-    def submit(self, request: PendingRequest) -> None:
-        """Send a request on the current connection, or let it wait for one."""
+    def submit(self, request: PendingRequest, call: Call | None = None) -> None:
+        """Send a request on the current connection, or let it wait for one.
+
+        `call` is the call that it belongs to: while replies are delayed, reads go elsewhere.
+        """
         connection = self.current
         if connection is not None:
+            if self._reading is not None and call is not None and call.effect is Effect.READ:
+                connection = self._reading
+            elif request.large:
+                connection = self.standby.for_large() or connection
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -536,6 +547,16 @@ class Multiplexer:
             request.interrupt(Undeliverable(CLOSED))
         else:
             self._waiting.append(request)
+
+    def has_way_around(self, request: PendingRequest) -> bool:
+        """Return whether a request waits on a blocked connection while another one answers."""
+        connection = request.connection
+        if connection is None or not (connection.delayed or connection.hogged) or request.done():
+            return False
+        other = self._reading or self.current
+        if other is None or other is connection or not request.sent:
+            return False
+        return not (connection.hogged and connection.is_next(request))
 
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
@@ -555,11 +576,11 @@ class Multiplexer:
             if isinstance(reply, Promoted):
                 self.abandon(reply.request)
 
-    def retire(self, connection: MultiplexedConnection) -> None:
-        """Send new calls to another server. Those in flight on this connection may finish."""
+    def retire(self, connection: MultiplexedConnection, *, why: str) -> None:
+        """Send new calls over another connection. Those in flight on this one may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)
-            self.health.note("connection retired", why="its server does not accept writes")
+            self.health.note("connection retired", why=why)
             self._drop(connection)
             self._retiring.append(connection)
             self._waiting.put_back(connection.retire())
@@ -707,6 +728,14 @@ class Multiplexer:
         """Choose again: a connection became full, busy or free."""
         self._choose()
 
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Send calls over another connection that is not blocked."""
+        if connection.hogged:
+            self._choose()
+            self._move_reads()
+        else:
+            self.standby.ask(connection)
+
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
         silence = connection.describe_silence(connection.response_timeout / 2)
@@ -740,15 +769,20 @@ class Multiplexer:
             connection.close(CLOSED)
             return
         self.failures.clear()
+        self.standby.replaced()
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
         self.reports.succeeded()
         self._choose()
+        self._move_reads()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
+        if self.standby.make_room():
+            self.standby.replaced()
+            self._choose()
         if self.connections:
             self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
@@ -794,6 +828,13 @@ class Multiplexer:
         why = "the connection that held the caller's state was lost"
         self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
 
+    def _move_reads(self) -> None:
+        """Wake the callers behind huge replies, whose reads may use another connection."""
+        if self.current is not None:
+            for each in (*self.connections, *self._retiring):
+                if each.hogged:
+                    each.check_clocks()
+
     def _drop(self, connection: MultiplexedConnection) -> None:
         self._slots = [None if other is connection else other for other in self._slots]
         self._retiring = [other for other in self._retiring if other is not connection]
@@ -812,17 +853,20 @@ class Multiplexer:
 
     def _choose_once(self) -> None:
         connection = self._preferred = self._prefer()
-        self.current = self.fast = None
+        self.current = self.fast = self._reading = None
         if connection is None or connection.full or self._closing or self._reconnector.fencing:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
+        if connection.busy and self.standby.make_room():
+            return  # all are busy: small calls wait for the new connection
         while self._waiting and not self._stale:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self.bound:
+        self._reading = self.standby.instead_of(connection)
+        if not self.health.refusing and not self.bound and self._reading is None:
             self.fast = connection
 
     def _prefer(self) -> MultiplexedConnection | None:

@@ -22,6 +22,7 @@ from redis.exceptions import (
 from resilient_io.errors import Progress
 
 from .attempt import (
+    MOVED,
     SCRIPTED,
     AttemptFailed,
     Call,
@@ -30,6 +31,7 @@ from .attempt import (
     await_reply,
     block_of,
     final_error,
+    needs_own_connection,
     refused,
     unsendable,
 )
@@ -40,6 +42,7 @@ from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, 
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
 from .scripts import load_over
+from .standby import note_loss
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
+    from .connection import MultiplexedConnection
     from .instrumentation import Tracing
     from .runtime import Runtime
 
@@ -103,6 +107,8 @@ class BatchCall(Call):
         self._repeating = False
         """Whether the unanswered commands were sent before, and so may have been applied."""
         self._losses = self._multiplexer.bound_state.losses
+        self._lost: list[MultiplexedConnection] = []
+        """The connections that the server closed while they had the request."""
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
             pipeline._packer.pack(spec.words, args)
@@ -155,18 +161,17 @@ class BatchCall(Call):
             return unsent
         timeout = self._pipeline._policy.response_timeout + self._block()
         request = self._request(limits, 0.0 if self.bounded else timeout)
-        if self._exclusive:
-            pool = self._pipeline._runtime.pool
-            replies = await pool.exchange(request, limits=limits, timeout=timeout)
-        else:
-            self._multiplexer.submit(request)
-            replies = await await_reply(
-                self._multiplexer,
-                request,
-                limits=limits,
-                timeout=timeout,
-                read=self.effect is Effect.READ,
+        if self._exclusive or needs_own_connection(self._multiplexer, request, self, self._lost):
+            replies = await self._pipeline._runtime.pool.exchange(
+                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
             )
+        else:
+            self._multiplexer.submit(request, self)
+            replies = await await_reply(
+                self._multiplexer, request, call=self, limits=limits, timeout=timeout
+            )
+        if replies is MOVED:
+            return await self._attempt(limits)
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
@@ -176,6 +181,7 @@ class BatchCall(Call):
                 self._settle(arrived)
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
+            note_loss(self._lost, replies)
             return replies
         answers = self._without_loads(request, replies if request.count > 1 else [replies])
         errors = self._clean(answers)

@@ -126,7 +126,13 @@ class ExclusivePool:
         return await self._within(until, self._multiplexer.until_fenced)
 
     async def exchange(
-        self, request: PendingRequest, *, limits: Limits, timeout: float, suspect: bool = False
+        self,
+        request: PendingRequest,
+        *,
+        call: Call,
+        limits: Limits,
+        timeout: float,
+        suspect: bool = False,
     ) -> Any:
         """Send a request on a connection of its own, and return what `await_reply` does.
 
@@ -145,7 +151,12 @@ class ExclusivePool:
             if late is not None or not is_multiplexable(connection):
                 self.give_back(connection, clean=True)
                 return late or NotMultiplexable()
-            return await self._carry(connection, request, limits=limits, timeout=timeout)
+            reply = await self._carry(
+                connection, request, call=call, limits=limits, timeout=timeout
+            )
+            if isinstance(reply, AttemptFailed) and (suspect or request.large):
+                reply = _explain(reply, large=request.large)
+            return reply
         finally:
             if suspect:
                 self._suspects.release()
@@ -230,6 +241,9 @@ class ExclusivePool:
     def connection_changed(self) -> None:
         """Do nothing: no other call uses the connection."""
 
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Do nothing: no other call waits behind this one."""
+
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
         silence = connection.describe_silence(connection.response_timeout / 2)
@@ -240,6 +254,7 @@ class ExclusivePool:
         connection: AbstractConnection,
         request: PendingRequest,
         *,
+        call: Call,
         limits: Limits,
         timeout: float,
     ) -> Any:
@@ -253,7 +268,7 @@ class ExclusivePool:
         try:
             carrier.send_request(request)
             reply = await await_reply(
-                multiplexer, request, limits=limits, timeout=timeout, read=False
+                multiplexer, request, call=call, limits=limits, timeout=timeout
             )
             if known.failure is not None and isinstance(reply, AttemptFailed):
                 reply = replace(reply, cause=known.failure.cause, detail=known.failure.detail)
@@ -467,6 +482,15 @@ _DOWN = ConnectionFailure(Cause.CONNECTION_LOST, "closed, because the server is 
 
 CHECKED_BLOCK = 5.0
 """Seconds of blocking from which on the server is asked whether it still has the connection."""
+
+
+def _explain(failed: AttemptFailed, *, large: bool) -> AttemptFailed:
+    """Return a copy that names the limits of the server which close a connection."""
+    if failed.cause is not Cause.RESET:
+        return failed
+    limit = "proto-max-bulk-len" if large else "client-output-buffer-limit"
+    return replace(failed, detail=f"{failed.detail} (is the value above {limit}?)")
+
 
 _log = logging.getLogger("resilient_io.redis")
 
