@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -22,6 +22,7 @@ from .commands import Effect, Route, effect_of
 from .connection import (
     CHECK_CLOCK,
     LARGE,
+    SECOND_CHECK,
     ConnectionLost,
     LeftBehind,
     NotMultiplexable,
@@ -30,11 +31,9 @@ from .connection import (
     Undeliverable,
 )
 from .errors import advise, refusal, remove_secrets
-from .standby import may_have_killed, note_loss
-from .watchdog import SECOND_CHECK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .errors import ConnectionFailure, Refusal
     from .multiplexer import Multiplexer
-    from .pool import ExclusivePool
     from .scripts import KnownScripts
 
     Carrier: TypeAlias = MultiplexedConnection | ExclusiveConnection
@@ -154,10 +152,23 @@ def needs_own_connection(
     """Return whether a request must not share a connection.
 
     That is a further large one, or one that may be why the server closed the connections `lost`.
+    It is not if the server was restarted, which ended the other connections, too.
     """
     if lost and not multiplexer.bound and (request.large or call.effect is Effect.READ):
-        return may_have_killed(lost, multiplexer)
-    return request.large and multiplexer.standby.needs_own_connection(request)
+        return len(lost) > 1 or any(each.opened < lost[0].ended for each in multiplexer.connections)
+    return request.large and multiplexer.needs_own_connection(request)
+
+
+def note_loss(lost: list[MultiplexedConnection], failed: AttemptFailed) -> None:
+    """Add the connection of a failed attempt if the server closed it while it had the request."""
+    connection = failed.connection
+    if failed.cause is Cause.RESET and connection is not None and connection.lost:
+        lost.append(cast("MultiplexedConnection", connection))
+
+
+def submit(multiplexer: Multiplexer, request: PendingRequest, call: Call) -> None:
+    """Submit a request of a call. A read takes another connection while replies are delayed."""
+    multiplexer.submit(request, read=multiplexer.delayed and call.effect is Effect.READ)
 
 
 def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:
@@ -436,7 +447,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
-        pool: ExclusivePool,
+        exchange: Callable[..., Awaitable[Any]],
         scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
@@ -448,7 +459,7 @@ class MultiplexedCall(Call):
         self._scripts = scripts
         self._fallback = fallback
         self._first = first
-        self._pool = pool
+        self._exchange_alone = exchange  # `ExclusivePool.exchange`
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
         self._losses = multiplexer.bound_state.losses
@@ -502,7 +513,7 @@ class MultiplexedCall(Call):
             if request is None:
                 request = self._request(limits, before)
                 if needs_own_connection(self._multiplexer, request, self, self._lost):
-                    reply = await self._pool.exchange(
+                    reply = await self._exchange_alone(
                         request,
                         call=self,
                         limits=limits,
@@ -510,7 +521,7 @@ class MultiplexedCall(Call):
                         suspect=bool(self._lost),
                     )
                     break
-                self._multiplexer.submit(request, self)
+                submit(self._multiplexer, request, self)
             reply = await await_reply(
                 self._multiplexer,
                 request,

@@ -340,7 +340,7 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
-            pool=self._runtime.pool,
+            exchange=self._runtime.pool.exchange,
             scripts=self._runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
-import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
 from resilient_io.errors import Closed
@@ -40,19 +37,18 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
-from .standby import Standby
+from .standby import DelayedReplies, choose_for_large
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Coroutine, Iterable
 
-    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+    from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.health import Dependency, Reporter
     from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Call
     from .commands import CommandSpec
     from .connect import Fenceable, Query, RedisTarget
     from .connection import ConnectionOwner, Entry
@@ -494,8 +490,9 @@ class Multiplexer:
         self._waiting = WaitingRequests()
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
-        self.standby = Standby(self)
+        self._delays = DelayedReplies(self._choose)
         self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
+        self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -527,17 +524,17 @@ class Multiplexer:
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
-    def submit(self, request: PendingRequest, call: Call | None = None) -> None:
+    def submit(self, request: PendingRequest, *, read: bool = False) -> None:
         """Send a request on the current connection, or let it wait for one.
 
-        `call` is the call that it belongs to: while replies are delayed, reads go elsewhere.
+        While replies are delayed, a `read` is sent on another connection.
         """
         connection = self.current
         if connection is not None:
-            if self._reading is not None and call is not None and call.effect is Effect.READ:
+            if read and self._reading is not None:
                 connection = self._reading
             elif request.large:
-                connection = self.standby.for_large() or connection
+                connection = choose_for_large(request, self.connections, connection) or connection
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -548,15 +545,24 @@ class Multiplexer:
         else:
             self._waiting.append(request)
 
+    def needs_own_connection(self, request: PendingRequest) -> bool:
+        """Return whether a large request must not share a connection."""
+        current = self.current
+        if current is None or self.bound or not request.movable:
+            return False
+        return choose_for_large(request, self.connections, current) is None
+
+    @property
+    def delayed(self) -> bool:
+        """Whether reads go over another connection, because replies are delayed."""
+        return self._reading is not None
+
     def has_way_around(self, request: PendingRequest) -> bool:
-        """Return whether a request waits on a blocked connection while another one answers."""
+        """Return whether a request waits for a reply that is delayed while another one answers."""
         connection = request.connection
-        if connection is None or not (connection.delayed or connection.hogged) or request.done():
+        if connection is None or not connection.delayed or request.done():
             return False
-        other = self._reading or self.current
-        if other is None or other is connection or not request.sent:
-            return False
-        return not (connection.hogged and connection.is_next(request))
+        return self._reading not in (None, connection) and request.sent
 
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
@@ -732,9 +738,8 @@ class Multiplexer:
         """Send calls over another connection that is not blocked."""
         if connection.hogged:
             self._choose()
-            self._move_reads()
         else:
-            self.standby.ask(connection)
+            self._delays.ask(connection, self.connections, self.current)
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
@@ -769,19 +774,18 @@ class Multiplexer:
             connection.close(CLOSED)
             return
         self.failures.clear()
-        self.standby.replaced()
+        self._replacing = False
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
         self.reports.succeeded()
         self._choose()
-        self._move_reads()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
-        if self.standby.make_room():
-            self.standby.replaced()
+        if self._replacing:
+            self._replacing = False
             self._choose()
         if self.connections:
             self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
@@ -828,13 +832,6 @@ class Multiplexer:
         why = "the connection that held the caller's state was lost"
         self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
 
-    def _move_reads(self) -> None:
-        """Wake the callers behind huge replies, whose reads may use another connection."""
-        if self.current is not None:
-            for each in (*self.connections, *self._retiring):
-                if each.hogged:
-                    each.check_clocks()
-
     def _drop(self, connection: MultiplexedConnection) -> None:
         self._slots = [None if other is connection else other for other in self._slots]
         self._retiring = [other for other in self._retiring if other is not connection]
@@ -858,16 +855,25 @@ class Multiplexer:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
-        if connection.busy and self.standby.make_room():
+        if connection.busy and self._make_room():
             return  # all are busy: small calls wait for the new connection
         while self._waiting and not self._stale:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        self._reading = self.standby.instead_of(connection)
+        self._reading = self._delays.instead_of(connection)
         if not self.health.refusing and not self.bound and self._reading is None:
             self.fast = connection
+
+    def _make_room(self) -> bool:
+        """Replace a connection that a huge reply occupies. Return whether calls should wait."""
+        if not self._replacing and not self.bound:
+            hogged = next((each for each in self.connections if each.hogged), None)
+            if hogged is not None:
+                self._replacing = True
+                self.retire(hogged, why="a huge reply occupies it")
+        return self._replacing
 
     def _prefer(self) -> MultiplexedConnection | None:
         """Keep the connection, which keeps the calls in order, unless a large value blocks it."""
@@ -890,40 +896,3 @@ def _add_traffic(
         sent + connection.bytes_sent,
         received + connection.bytes_received,
     )
-
-
-_log = logging.getLogger("resilient_io.redis")
-
-
-def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
-    """Send AUTH on every open connection when a streaming provider rotates the credentials.
-
-    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
-    single listener, so the listener of redis-py's pool is called, too.
-    """
-    provider = pool.connection_kwargs.get("credential_provider")
-    if not isinstance(provider, StreamingCredentialProvider):
-        return
-    reference = weakref.ref(multiplexer)
-
-    async def rotate(token: Any) -> None:
-        await pool.re_auth_callback(token)
-        living = reference()
-        if living is None:
-            return
-        secret = token.get_value()
-        living.target.remember(secret)
-        for connection in living.connections:
-            try:
-                await connection.query("AUTH", token.try_get("oid"), secret)
-            except (RedisError, OSError) as error:
-                name = living.health.name
-                _log.warning(
-                    "%s: the server refused rotated credentials; the old ones stay in use: %s",
-                    name,
-                    living.target.failure(error).detail,
-                    extra={"event": "credentials_refused", "dependency": name},
-                )
-
-    # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.
-    provider.on_next(rotate)  # type: ignore[arg-type]

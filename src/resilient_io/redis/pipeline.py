@@ -32,7 +32,9 @@ from .attempt import (
     block_of,
     final_error,
     needs_own_connection,
+    note_loss,
     refused,
+    submit,
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
@@ -42,7 +44,6 @@ from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, 
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
 from .scripts import load_over
-from .standby import note_loss
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -161,17 +162,10 @@ class BatchCall(Call):
             return unsent
         timeout = self._pipeline._policy.response_timeout + self._block()
         request = self._request(limits, 0.0 if self.bounded else timeout)
-        if self._exclusive or needs_own_connection(self._multiplexer, request, self, self._lost):
-            replies = await self._pipeline._runtime.pool.exchange(
-                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
-            )
-        else:
-            self._multiplexer.submit(request, self)
-            replies = await await_reply(
-                self._multiplexer, request, call=self, limits=limits, timeout=timeout
-            )
-        if replies is MOVED:
-            return await self._attempt(limits)
+        replies = await self._exchange(request, limits, timeout)
+        while replies is MOVED:  # all commands are reads
+            request = self._request(limits, 0.0)
+            replies = await self._exchange(request, limits, timeout)
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
@@ -190,6 +184,15 @@ class BatchCall(Call):
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
         return await self._finish(answers)
+
+    async def _exchange(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
+        multiplexer = self._multiplexer
+        if self._exclusive or needs_own_connection(multiplexer, request, self, self._lost):
+            return await self._pipeline._runtime.pool.exchange(
+                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
+            )
+        submit(multiplexer, request, self)
+        return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
         """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""

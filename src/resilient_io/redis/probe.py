@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .multiplexer import Multiplexer
 
+
 class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 

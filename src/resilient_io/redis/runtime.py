@@ -9,10 +9,11 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
+from .credentials import follow_credentials
 from .errors import RedisClosed
 from .executor import Executor
 from .lock_keys import LockKeys
-from .multiplexer import Multiplexer, follow_credentials
+from .multiplexer import Multiplexer
 from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
