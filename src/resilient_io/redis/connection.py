@@ -187,7 +187,7 @@ NOT_ENOUGH = object()
 """What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
-HUGE = 4 * 1024 * 1024  # bytes of a reply after which the connection is replaced if it is needed
+HUGE = 1024 * 1024 + LARGE  # bytes of a reply above which its connection is replaced if necessary
 
 
 def _ignore(_push: list[Any]) -> None:
@@ -482,17 +482,18 @@ class Watchdog:
     def _check(self) -> None:
         self._timer = None
         connection, waiting = self._connection, self._queue.waiting
-        if connection.delayed and (not waiting or self._waited() < INTERVAL):
+        if connection.delayed and (not waiting or self._waited() < INTERVAL / 2):
             connection.catch_up()
         if not waiting:
             return
         if self._loop.time() >= self._due and not self._check_silence():
             return
-        pause = INTERVAL
-        if self._waited() >= INTERVAL:
+        waited = self._waited()
+        pause = INTERVAL - waited if waited < INTERVAL - SECOND_CHECK else INTERVAL
+        if waited >= INTERVAL - SECOND_CHECK:
             connection.fall_behind()
             if self._path is not None and connection.lost is None:
-                pause = self._path.look(connection.socket, self._waited())
+                pause = self._path.look(connection.socket, waited)
         if connection.lost is None:
             self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
 

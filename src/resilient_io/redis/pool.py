@@ -265,11 +265,14 @@ class ExclusivePool:
         watched = request.extra_timeout >= CHECKED_BLOCK
         if watched:
             self.blocked.add(connection, known)
+        closing = False
         try:
             carrier.send_request(request)
             reply = await await_reply(
                 multiplexer, request, call=call, limits=limits, timeout=timeout
             )
+            # After this reply, the server closes the connection.
+            closing = isinstance(reply, Exception) and "Protocol error" in str(reply)
             if known.failure is not None and isinstance(reply, AttemptFailed):
                 reply = replace(reply, cause=known.failure.cause, detail=known.failure.detail)
             return reply
@@ -277,7 +280,7 @@ class ExclusivePool:
             if watched:
                 self.blocked.remove(connection)
             self._carriers.remove(carrier)
-            self.give_back(connection, clean=carrier.detach())
+            self.give_back(connection, clean=carrier.detach() and not closing)
 
     # -- connecting ------------------------------------------------------------------------
 
