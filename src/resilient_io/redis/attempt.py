@@ -14,11 +14,13 @@ import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError
 
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 from resilient_io.text import clean_text
 
 from .commands import Effect, Route, effect_of
+from .connect import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .connection import (
     CHECK_CLOCK,
     LARGE,
@@ -30,7 +32,8 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
-from .errors import advise, refusal, remove_secrets
+from .errors import ConnectionFailure, advise, refusal, remove_secrets
+from .standby import PING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
-    from .errors import ConnectionFailure, Refusal
+    from .errors import Refusal
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -169,6 +172,26 @@ def note_loss(lost: list[MultiplexedConnection], failed: AttemptFailed) -> None:
 def submit(multiplexer: Multiplexer, request: PendingRequest, call: Call) -> None:
     """Submit a request of a call. A read takes another connection while replies are delayed."""
     multiplexer.submit(request, read=multiplexer.delayed and call.effect is Effect.READ)
+
+
+async def confirm_idle(multiplexer: Multiplexer) -> None:
+    """Close the connection of a bound client if it was idle for long and does not answer a PING.
+
+    Then the call that follows was certainly not sent. Within MULTI, nothing may be sent in between.
+    """
+    connection, state = multiplexer.current, multiplexer.bound_state
+    idle = connection is not None and not connection.in_flight and connection.idle > TRUSTED_IDLE
+    if connection is None or not idle or state.in_transaction:
+        return
+    timeout = connection.response_timeout if state else PROMPT_ANSWER
+    until = current_deadline()
+    try:
+        async with StallTolerantTimeout(timeout, until=until):
+            await connection.ask(PING)
+    except TimeoutError:
+        if until is None or asyncio.get_running_loop().time() < until:
+            detail = f"no answer to a PING within {timeout:g} s, after an idle time"
+            connection.close(ConnectionFailure(Cause.TIMED_OUT, detail, definite=False))
 
 
 def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:

@@ -653,6 +653,11 @@ class MultiplexedConnection(asyncio.Protocol):
         return self._in_flight.last_activity
 
     @property
+    def idle(self) -> float:
+        """Seconds since the last activity."""
+        return self._loop.time() - self.last_activity
+
+    @property
     def link(self) -> LinkState | None:
         """What the kernel knows about the connection now, or None if it does not tell."""
         return read_link(self.socket)

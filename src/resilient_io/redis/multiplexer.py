@@ -429,6 +429,11 @@ class BoundState:
         """Return whether any state is set."""
         return bool(self._set)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether MULTI was sent, so that the server queues every command."""
+        return "MULTI" in self._set
+
     def note(self, spec: CommandSpec) -> None:
         """Record a command that is about to be sent."""
         if spec.name in _ENDS_TRANSACTION:

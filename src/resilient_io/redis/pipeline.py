@@ -30,6 +30,7 @@ from .attempt import (
     apply_callback,
     await_reply,
     block_of,
+    confirm_idle,
     final_error,
     needs_own_connection,
     note_loss,
@@ -641,6 +642,8 @@ class ResilientPipeline(Pipeline):
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
         executor.check_open(call.operation)
+        if self._runtime.bound:
+            await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
         executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()

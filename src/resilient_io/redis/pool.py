@@ -25,6 +25,8 @@ from .attempt import AttemptFailed, Call, await_reply, expired_while_waiting, re
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
+    PROMPT_ANSWER,
+    TRUSTED_IDLE,
     ExclusiveConnection,
     StallTolerantTimeout,
     abort,
@@ -54,8 +56,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
-_TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
-_PROMPT_ANSWER = 0.25  # seconds that this answer may take
 _MOST_SUSPECTS = 8  # connections at a time for reads that may kill their connection
 
 
@@ -350,10 +350,10 @@ class ExclusivePool:
 
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
-        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+        if asyncio.get_running_loop().time() - used <= TRUSTED_IDLE:
             return True
         try:
-            await query_over(connection, _PROMPT_ANSWER)("PING")
+            await query_over(connection, PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
