@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from resilient_io.deadlines import earlier
 from resilient_io.health import Cause
 
-from .connect import abort, identity, socket_of
+from .connect import StallTolerantTimeout, abort, identity, socket_of
 from .errors import ConnectionFailure, refusal
 
 if TYPE_CHECKING:
@@ -106,9 +105,8 @@ class BlockedCalls:
         shared = self._find_shared()
         if shared is None or known.client_id is None:
             return False
-        limit = asyncio.get_running_loop().time() + _CHECK_TIMEOUT
         try:
-            async with asyncio.timeout_at(earlier(limit, until)):
+            async with StallTolerantTimeout(_CHECK_TIMEOUT, until=until):
                 text = _text(await shared.query("CLIENT", "LIST", "ID", known.client_id))
                 flags = _FLAGS.search(text)
                 if f":{identity(known.name)} " not in text or flags is None or "b" not in flags[1]:

@@ -24,7 +24,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import Command, MultiplexedCall
+from .attempt import Command, MultiplexedCall, confirm_idle
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, secrets_in
 from .connection import LARGE
@@ -360,6 +360,7 @@ class ResilientRedis(driver.Redis):
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         if runtime.bound:
+            await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
             runtime.multiplexer.bound_state.note(spec)
         started = runtime.multiplexer.time()
@@ -444,6 +445,7 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
+            exchange=self._runtime.pool.exchange,
             scripts=self._runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,

@@ -56,6 +56,10 @@ _SECOND_CHECK = 0.005  # seconds in which data that is already in the socket is 
 _RESOLUTION = 1e-6  # seconds below which no time is left
 
 
+TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
+PROMPT_ANSWER = 0.25  # seconds that this answer may take
+
+
 class StallTolerantTimeout:
     """Like `asyncio.timeout`, but time during which our own event loop was blocked does not count.
 

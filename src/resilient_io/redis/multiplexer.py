@@ -37,6 +37,7 @@ from .connection import (
 )
 from .errors import CLOSED, ConnectionFailure
 from .first_connection import FirstConnection
+from .standby import DelayedReplies, choose_for_large
 from .waiting import Barrier, WaitingRequests
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from .commands import CommandSpec
     from .connect import Fenceable, Query, RedisTarget
-    from .connection import Entry
+    from .connection import ConnectionOwner, Entry
     from .options import ConnectionSettings
     from .session import SessionSettings
 
@@ -369,6 +370,11 @@ class BoundState:
         """Return whether any state is set."""
         return bool(self._set)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether MULTI was sent, so that the server queues every command."""
+        return "MULTI" in self._set
+
     def note(self, spec: CommandSpec) -> None:
         """Record a command that is about to be sent."""
         if spec.name in _ENDS_TRANSACTION:
@@ -435,6 +441,9 @@ class Multiplexer:
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
         self.first = FirstConnection()
+        self._delays = DelayedReplies(self._choose)
+        self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
+        self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -466,10 +475,17 @@ class Multiplexer:
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
-    def submit(self, request: PendingRequest) -> None:
-        """Send a request on the current connection, or let it wait for one."""
+    def submit(self, request: PendingRequest, *, read: bool = False) -> None:
+        """Send a request on the current connection, or let it wait for one.
+
+        While replies are delayed, a `read` is sent on another connection.
+        """
         connection = self.current
         if connection is not None and not (self._waiting and request.movable):
+            if read and self._reading is not None:
+                connection = self._reading
+            elif request.large:
+                connection = choose_for_large(request, self.connections, connection) or connection
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -479,6 +495,25 @@ class Multiplexer:
             request.interrupt(Undeliverable(CLOSED))
         else:
             self._waiting.append(request)
+
+    def needs_own_connection(self, request: PendingRequest) -> bool:
+        """Return whether a large request must not share a connection."""
+        current = self.current
+        if current is None or self.bound or not request.movable:
+            return False
+        return choose_for_large(request, self.connections, current) is None
+
+    @property
+    def delayed(self) -> bool:
+        """Whether reads go over another connection, because replies are delayed."""
+        return self._reading is not None
+
+    def has_way_around(self, request: PendingRequest) -> bool:
+        """Return whether a request waits for a reply that is delayed while another one answers."""
+        connection = request.connection
+        if connection is None or not connection.delayed or request.done():
+            return False
+        return self._reading not in (None, connection) and request.sent
 
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
@@ -498,11 +533,11 @@ class Multiplexer:
             if isinstance(reply, Promoted):
                 self.abandon(reply.request)
 
-    def retire(self, connection: MultiplexedConnection) -> None:
-        """Send new calls to another server. Those in flight on this connection may finish."""
+    def retire(self, connection: MultiplexedConnection, *, why: str) -> None:
+        """Send new calls over another connection. Those in flight on this one may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)
-            self.health.note("connection retired", why="its server does not accept writes")
+            self.health.note("connection retired", why=why)
             self._drop(connection)
             self._retiring.append(connection)
             self._waiting.put_back(connection.retire())
@@ -686,6 +721,13 @@ class Multiplexer:
         """Choose again: a connection became full, busy or free."""
         self._choose()
 
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Send calls over another connection that is not blocked."""
+        if connection.hogged:
+            self._choose()
+        else:
+            self._delays.ask(connection, self.connections, self.current)
+
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
         silence = connection.describe_silence(connection.response_timeout / 2)
@@ -720,6 +762,7 @@ class Multiplexer:
             return
         self.failures.clear()
         self.first.end(None)
+        self._replacing = False
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
@@ -730,6 +773,9 @@ class Multiplexer:
         """Report a failed connect attempt."""
         self.first.end(failure)
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
+        if self._replacing:
+            self._replacing = False
+            self._choose()
         if self.connections:
             self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
@@ -744,13 +790,18 @@ class Multiplexer:
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(
-        self, connection: AbstractConnection, name: str, client_id: int | None
+        self,
+        connection: AbstractConnection,
+        name: str,
+        client_id: int | None,
+        *,
+        owner: ConnectionOwner | None = None,
     ) -> MultiplexedConnection:
         """Return a multiplexed connection that takes over a connection of redis-py."""
         assert self.lag is not None, "connections are opened only after start()"  # noqa: S101
         return MultiplexedConnection(
             connection,
-            owner=self,
+            owner=self if owner is None else owner,
             name=name,
             client_id=client_id,
             response_timeout=self._policy.response_timeout,
@@ -789,20 +840,32 @@ class Multiplexer:
 
     def _choose_once(self) -> None:
         connection = self._preferred = self._prefer()
-        self.current = self.fast = None
+        self.current = self.fast = self._reading = None
         if connection is None or connection.full or self._closing or self._reconnector.fencing:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
+        if connection.busy and self._make_room():
+            return  # all are busy: small calls wait for the new connection
         while self._waiting and not self._stale and not self._waiting.blocked:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
+        self._reading = self._delays.instead_of(connection)
         if self._waiting:
             self._waiting.reach_barriers()
-        elif not self.health.refusing and not self.bound:
+        elif not self.health.refusing and not self.bound and self._reading is None:
             self.fast = connection
+
+    def _make_room(self) -> bool:
+        """Replace a connection that a huge reply occupies. Return whether calls should wait."""
+        if not self._replacing and not self.bound:
+            hogged = next((each for each in self.connections if each.hogged), None)
+            if hogged is not None:
+                self._replacing = True
+                self.retire(hogged, why="a huge reply occupies it")
+        return self._replacing
 
     def _prefer(self) -> MultiplexedConnection | None:
         """Keep the connection, which keeps the calls in order, unless a large value blocks it."""

@@ -21,14 +21,20 @@ from redis.exceptions import (
 from resilient_io.errors import Progress
 
 from .attempt import (
+    MOVED,
     SCRIPTED,
-    UNLIMITED,
     AttemptFailed,
     Call,
+    Command,
     apply_callback,
     await_reply,
+    block_of,
+    confirm_idle,
     final_error,
+    needs_own_connection,
+    note_loss,
     refused,
+    submit,
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
@@ -36,6 +42,7 @@ from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
+from .pool import CHECKED_BLOCK
 from .scripts import load_over
 
 if TYPE_CHECKING:
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
+    from .connection import MultiplexedConnection
     from .instrumentation import Tracing
     from .runtime import Runtime
 
@@ -80,6 +88,7 @@ class BatchCall(Call):
         specs: Sequence[CommandSpec],
         *,
         transaction: bool,
+        blocking: bool,
         fallback: Call,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
@@ -89,6 +98,9 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self.bounded = not blocking
+        # The connection of a bound client is the caller's own, and holds the caller's state.
+        self._exclusive = blocking and not self._multiplexer.bound
         self._scripts = pipeline._runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
@@ -97,6 +109,8 @@ class BatchCall(Call):
         self._repeating = False
         """Whether the unanswered commands were sent before, and so may have been applied."""
         self._losses = self._multiplexer.bound_state.losses
+        self._lost: list[MultiplexedConnection] = []
+        """The connections that the server closed while they had the request."""
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._packed = [
             pipeline._packer.pack(spec.words, args)
@@ -133,7 +147,10 @@ class BatchCall(Call):
         Scripts that the server may not have are loaded first, in the same write: after a NOSCRIPT,
         later commands of the batch have been executed already.
         """
+        began = asyncio.get_running_loop().time()
         result = await self._attempt(limits)
+        if isinstance(result, AttemptFailed) and not self.bounded:
+            result = result.served_since(began)
         if isinstance(result, AttemptFailed) and self._accepted(
             self._answers, range(len(self._answers))
         ):
@@ -144,15 +161,12 @@ class BatchCall(Call):
         unsent = unsendable(self._multiplexer, limits, self._losses)
         if unsent is not None:
             return unsent
-        request = self._request(limits)
-        self._multiplexer.submit(request)
-        replies = await await_reply(
-            self._multiplexer,
-            request,
-            limits=limits,
-            timeout=self._pipeline._policy.response_timeout,
-            read=self.effect is Effect.READ,
-        )
+        timeout = self._pipeline._policy.response_timeout + self._block()
+        request = self._request(limits, 0.0 if self.bounded else timeout)
+        replies = await self._exchange(request, limits, timeout)
+        while replies is MOVED:  # all commands are reads
+            request = self._request(limits, 0.0)
+            replies = await self._exchange(request, limits, timeout)
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
@@ -162,6 +176,7 @@ class BatchCall(Call):
                 self._settle(arrived)
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
+            note_loss(self._lost, replies)
             return replies
         answers = self._without_loads(request, replies if request.count > 1 else [replies])
         errors = self._clean(answers)
@@ -170,6 +185,15 @@ class BatchCall(Call):
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
         return await self._finish(answers)
+
+    async def _exchange(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
+        multiplexer = self._multiplexer
+        if self._exclusive or needs_own_connection(multiplexer, request, self, self._lost):
+            return await self._pipeline._runtime.pool.exchange(
+                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
+            )
+        submit(multiplexer, request, self)
+        return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
         """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
@@ -228,7 +252,17 @@ class BatchCall(Call):
                 found = self._clean(reply)
         return found
 
-    def _request(self, limits: Limits) -> PendingRequest:
+    def _block(self) -> float:
+        """Return how many seconds the server may delay the replies to the unanswered commands."""
+        if self.bounded:
+            return 0.0
+        done = len(self._answers)
+        return block_of(
+            Command(spec, args, options)
+            for spec, (args, options) in zip(self._specs[done:], self._commands[done:], strict=True)
+        )
+
+    def _request(self, limits: Limits, extra_timeout: float) -> PendingRequest:
         raw: frozenset[int] = frozenset()
         self._loads = loads = (
             self._scripts.missing_on(self._multiplexer.current, self._hashes)
@@ -253,6 +287,7 @@ class BatchCall(Call):
             count=count,
             raw=raw,
             large=len(data) > LARGE,
+            extra_timeout=extra_timeout,
             expires=limits.sent,
             movable=limits.behind is None,
         )
@@ -554,15 +589,30 @@ class ResilientPipeline(Pipeline):
 
     def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
         transaction = bool(self.is_transaction or self.explicit_transaction)
-        blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
+        # Within MULTI, no command blocks.
+        blocking = not transaction and any(spec.block is not None for spec in specs)
         operation = "EXEC" if transaction else "PIPELINE"
-        exclusive = _WatchedCall(self, operation, self._exchange, specs)
-        if self.connection is not None or (blocking and not transaction):
+        waiting = (
+            Command(spec, args, options)
+            for spec, (args, options) in zip(specs, commands, strict=True)
+            if blocking
+        )
+        exclusive = _WatchedCall(self, operation, self._exchange, specs, block=block_of(waiting))
+        if self.connection is not None:
             return exclusive
         for spec in specs:
-            if spec.route in (Route.BOUND, Route.REFUSED):
+            # WAIT refers to the writes of this pipeline, which has its own connection.
+            own = blocking and spec.block is not None
+            if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
+        return BatchCall(
+            self,
+            commands,
+            specs,
+            transaction=transaction,
+            blocking=blocking,
+            fallback=exclusive,
+        )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         await self._client._ensure_open(args[0])
@@ -581,10 +631,13 @@ class ResilientPipeline(Pipeline):
             return await send(connection, args[0], *args, **options)
 
         self._runtime.scripts.note(spec.name, args)
-        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
+        block = block_of([Command(spec, args, options)])
+        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args, block=block))
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
+        if self._runtime.bound:
+            await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
         executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()
@@ -621,6 +674,8 @@ class _WatchedCall(Call):
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
+        *,
+        block: float,
     ) -> None:
         self._pipeline = pipeline
         self._multiplexer = pipeline._runtime.multiplexer
@@ -628,6 +683,8 @@ class _WatchedCall(Call):
         self._exchange = exchange
         self._specs = specs
         self._args = args
+        self._block = block
+        self.bounded = not block
         self.operation = operation
 
     @property
@@ -652,9 +709,12 @@ class _WatchedCall(Call):
         late = limits.too_late()
         if late is not None:
             return late
-        timeout = self._policy.response_timeout + self._block()
+        timeout = self._policy.response_timeout + self._block
         known = pipeline.known(connection)
         known.unanswered = self.effect is not Effect.READ
+        blocked = pipeline._runtime.pool.blocked
+        if self._block >= CHECKED_BLOCK:
+            blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(timeout, until=limits.until):
                 reply = await self._exchange(connection)
@@ -667,20 +727,17 @@ class _WatchedCall(Call):
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
-            failure = pipeline._runtime.pool.failure(error)
-            self._multiplexer.reports.failed(failure.cause, failure.detail)
+            failure = known.failure or pipeline._runtime.pool.failure(error)
+            if known.failure is None:
+                self._multiplexer.reports.failed(failure.cause, failure.detail)
             if watched and failure is not CLOSED and self.effect is Effect.READ:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
                 failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
             )
-
-    def _block(self) -> float:
-        if self._args is None or self._specs[0].block is None:
-            return 0.0
-        block = self._specs[0].block(self._args)
-        return UNLIMITED if block is None else block
+        finally:
+            blocked.remove(connection)
 
 
 def _watch_lost(detail: str) -> WatchError:

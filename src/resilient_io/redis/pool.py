@@ -22,10 +22,12 @@ from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
-from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
+from .attempt import AttemptFailed, Call, await_reply, expired_while_waiting, read_reply
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
+    PROMPT_ANSWER,
+    TRUSTED_IDLE,
     ExclusiveConnection,
     StallTolerantTimeout,
     abort,
@@ -36,6 +38,7 @@ from .connect import (
     peer_of,
     query_over,
 )
+from .connection import NotMultiplexable
 from .errors import CLOSED, ConnectionFailure, refusal
 from .scripts import load_over
 from .turns import ConnectTurn
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Command, Limits
+    from .connection import Entry, MultiplexedConnection, PendingRequest
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -55,8 +59,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
-_TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
-_PROMPT_ANSWER = 0.25  # seconds that this answer may take
+_MOST_SUSPECTS = 8  # connections at a time for reads that may kill their connection
 
 
 class _Wait:
@@ -106,6 +109,8 @@ class ExclusivePool:
         self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
+        self._carriers: list[MultiplexedConnection] = []  # acquired ones that carry a request
+        self._suspects = asyncio.Semaphore(_MOST_SUSPECTS)
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
@@ -156,6 +161,42 @@ class ExclusivePool:
         """Wait until an acquired connection may be written to, or return why it may not."""
         return await self._within(until, self._multiplexer.until_fenced)
 
+    async def exchange(
+        self,
+        request: PendingRequest,
+        *,
+        call: Call,
+        limits: Limits,
+        timeout: float,
+        suspect: bool = False,
+    ) -> Any:
+        """Send a request on a connection of its own, and return what `await_reply` does.
+
+        The connection is watched as a multiplexed one is, so a large value may take its time.
+        Cancelling closes it. `suspect` marks a read that may kill its connection: few at a time.
+        """
+        if suspect:
+            locked = await self._within(limits.sent, self._suspects.acquire)
+            if isinstance(locked, AttemptFailed):
+                return locked
+        try:
+            connection = await self.acquire_within(limits)
+            if isinstance(connection, AttemptFailed):
+                return connection
+            late = limits.too_late()
+            if late is not None or not is_multiplexable(connection):
+                self.give_back(connection, clean=True)
+                return late or NotMultiplexable()
+            reply = await self._carry(
+                connection, request, call=call, limits=limits, timeout=timeout
+            )
+            if isinstance(reply, AttemptFailed) and (suspect or request.large):
+                reply = _explain(reply, large=request.large)
+            return reply
+        finally:
+            if suspect:
+                self._suspects.release()
+
     def known(self, connection: AbstractConnection) -> ExclusiveConnection:
         """Return how the server knows an acquired connection."""
         return self._known[connection]
@@ -192,6 +233,8 @@ class ExclusivePool:
 
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so no call should wait on one."""
+        for carrier in list(self._carriers):
+            carrier.close(CLOSED if self.closed else _DOWN)
         for connection in [*self._idle, *self._acquired]:
             self._discard(connection)
         self._idle.clear()
@@ -238,6 +281,59 @@ class ExclusivePool:
             task.cancel()
         if connecting:
             await asyncio.wait(connecting)
+
+    # -- for connections that carry one request ----------------------------------------------
+
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Fence a connection that was lost. Nothing is unsent: its request is written at once."""
+        del unsent
+        self._multiplexer.fence(connection)
+
+    def connection_changed(self) -> None:
+        """Do nothing: no other call uses the connection."""
+
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Do nothing: no other call waits behind this one."""
+
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """Request a health probe before the response timeout ends."""
+        silence = connection.describe_silence(connection.response_timeout / 2)
+        self._multiplexer.reports.failed(silence.cause, silence.detail)
+
+    async def _carry(
+        self,
+        connection: AbstractConnection,
+        request: PendingRequest,
+        *,
+        call: Call,
+        limits: Limits,
+        timeout: float,
+    ) -> Any:
+        """Send a request on an acquired connection, wait for the reply, and release it."""
+        known, multiplexer = self._known[connection], self._multiplexer
+        carrier = multiplexer.multiplex(connection, known.name, known.client_id, owner=self)
+        self._carriers.append(carrier)
+        watched = request.extra_timeout >= CHECKED_BLOCK
+        if watched:
+            self.blocked.add(connection, known)
+        closing = False
+        try:
+            carrier.send_request(request)
+            reply = await await_reply(
+                multiplexer, request, call=call, limits=limits, timeout=timeout
+            )
+            # After this reply, the server closes the connection.
+            closing = isinstance(reply, Exception) and "Protocol error" in str(reply)
+            if known.failure is not None and isinstance(reply, AttemptFailed):
+                reply = replace(reply, cause=known.failure.cause, detail=known.failure.detail)
+            return reply
+        finally:
+            if watched:
+                self.blocked.remove(connection)
+            self._carriers.remove(carrier)
+            self.give_back(connection, clean=carrier.detach() and not closing)
 
     # -- connecting ------------------------------------------------------------------------
 
@@ -314,11 +410,11 @@ class ExclusivePool:
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
         loop = asyncio.get_running_loop()
-        if loop.time() - used <= _TRUSTED_IDLE:
+        if loop.time() - used <= TRUSTED_IDLE:
             return True
         barrier = self._multiplexer.hold()
         try:
-            await query_over(connection, _PROMPT_ANSWER)("PING")
+            await query_over(connection, PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
@@ -431,7 +527,7 @@ class ExclusivePool:
     ) -> None:
         clean = False
         try:
-            async with asyncio.timeout(RECOVERY_TIMEOUT):
+            async with StallTolerantTimeout(RECOVERY_TIMEOUT):
                 await self.query("CLIENT", "UNBLOCK", client_id)
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
@@ -483,6 +579,20 @@ class ExclusivePool:
     async def release(self, connection: AbstractConnection) -> None:
         """Return a connection to the pool. It is clean if it is still connected."""
         self.give_back(connection, clean=connection.is_connected)
+
+
+_DOWN = ConnectionFailure(Cause.CONNECTION_LOST, "closed, because the server is down")
+
+CHECKED_BLOCK = 5.0
+"""Seconds of blocking from which on the server is asked whether it still has the connection."""
+
+
+def _explain(failed: AttemptFailed, *, large: bool) -> AttemptFailed:
+    """Return a copy that names the limits of the server which close a connection."""
+    if failed.cause is not Cause.RESET:
+        return failed
+    limit = "proto-max-bulk-len" if large else "client-output-buffer-limit"
+    return replace(failed, detail=f"{failed.detail} (is the value above {limit}?)")
 
 
 _log = logging.getLogger("resilient_io.redis")
@@ -653,7 +763,7 @@ class ExclusiveCall(Call):
         self, connection: AbstractConnection, known: ExclusiveConnection, until: float | None
     ) -> object:
         loop = asyncio.get_running_loop()
-        if self._timeout is None:
+        if self._timeout is None or self._timeout >= CHECKED_BLOCK:
             self._pool.blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(self._timeout, until=until):

@@ -14,6 +14,7 @@ from resilient_io.text import clean_text
 from .connect import abort, connect, query_over, socket_of
 from .connection import ConnectionLost
 from .errors import refusal
+from .standby import PING
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .multiplexer import Multiplexer
-
-_PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class RedisProbe:
@@ -97,7 +96,7 @@ class RedisProbe:
 
     async def _ping_all(self) -> None:
         """Ping every open connection, so that one that a load balancer forgot is noticed."""
-        futures = [connection.ask(_PING) for connection in self._multiplexer.connections]
+        futures = [connection.ask(PING) for connection in self._multiplexer.connections]
         for future in futures:
             reply = await future
             if isinstance(reply, ConnectionLost):
