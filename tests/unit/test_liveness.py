@@ -20,6 +20,7 @@ from resilient_io.redis import multiplexer
 from resilient_io.redis.errors import ConnectionFailure
 from resilient_io.redis.first_connection import FirstConnection
 from resilient_io.redis.multiplexer import Reconnector
+from resilient_io.redis.session import SessionSettings
 from resilient_io.tasks import describe_task_end, log_task_death
 
 
@@ -100,7 +101,8 @@ def reconnector_of(multiplexer):
         policy=RetryPolicy(),
         health=Dependency("redis"),
         rng=random.Random(1),
-        names="test",
+        token="test",
+        session=SessionSettings(None),
     )
 
 

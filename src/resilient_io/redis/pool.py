@@ -244,6 +244,7 @@ class ExclusivePool:
         for connection in self._idle:
             self._discard(connection)
         self._idle.clear()
+
     def leave_server(self) -> list[object]:
         """Close every idle connection, and those in use when they are released.
 

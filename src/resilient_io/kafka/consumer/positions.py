@@ -12,7 +12,7 @@ import asyncio
 import functools
 import inspect
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -331,12 +331,23 @@ class Positions:
         )
         self._counters.gaps += 1
         self._counters.records_lost += count or 0
-        name, fields = self._health.name, asdict(lost)
-        fields["records"] = fields.pop("count")
+        name = self._health.name
         _log.warning(
-            "%s: %s", name, lost, extra={"event": "records_lost", "dependency": name, **fields}
+            "%s: %s",
+            name,
+            lost,
+            extra={
+                "event": "records_lost",
+                "dependency": name,
+                "topic": topic,
+                "partition": number,
+                "position": position,
+                "continues_at": offset,
+                "records": count,
+                "reason": reason,
+            },
         )
-        self._health.note("records lost", **fields)
+        self._health.note("records lost", partition=f"{topic}[{number}]", detail=lost.detail)
         self._degrade(f"{topic}[{number}]", lost.detail)
         try:
             decision: Any = self._on_gap if isinstance(self._on_gap, str) else self._on_gap(lost)
