@@ -170,9 +170,9 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Begin to use the transport, in the same steps as asyncio's own."""
         loop = self._loop
         context = contextvars.copy_context()
-        self._readable = IOEvent(loop, self._read_ready, (), None, context)
+        self._readable = IOEvent(loop, (self._read_ready,), None, context)
         self._read_armed = False
-        self._writable = IOEvent(loop, self._write_ready, (), None, context)
+        self._writable = IOEvent(loop, (self._write_ready,), None, context)
         self._write_armed = False
         self._protocol = protocol
         loop.call_soon(protocol.connection_made, self)
