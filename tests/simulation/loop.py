@@ -9,6 +9,7 @@ order, then the timers. Callbacks of `call_soon` keep their order.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
 from contextvars import copy_context
@@ -59,7 +60,12 @@ class SimulatedFuture(asyncio.Future[Any]):
     number: int
 
     def __hash__(self) -> int:
-        return self.number
+        try:
+            return self.number
+        except AttributeError:  # few futures are ever in a set
+            loop: SimulatedLoop = self.get_loop()  # type: ignore[assignment]
+            self.number = number = next(loop.numbers)
+            return number
 
 
 class SimulatedTask(asyncio.Task[Any]):
@@ -167,6 +173,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         note_stall: Called with the seconds of a stall that is about to begin.
         steps: The number of iterations and outside events so far.
         max_steps: The largest number of them.
+        numbers: Gives the hashes of tasks and futures.
         poll_results: What runs after this poll, in a seeded order.
         now: The virtual time in seconds.
         io_context: The context of I/O events without one of their own.
@@ -188,7 +195,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._stall_range = log(max(stall_longest, SHORTEST_STALL) / SHORTEST_STALL)
         self._outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._order = itertools.count()
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
+        # Without a frame of Python.
+        self.create_future = functools.partial(SimulatedFuture, loop=self)
         self._task_names = itertools.count(1)
         self._polling = False
         self._blocked = 0.0
@@ -443,12 +452,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.escape("call_soon_threadsafe() in another thread")
         return self.call_soon(*call, context=context)
 
-    def create_future(self) -> SimulatedFuture:
-        """Return a future of this loop."""
-        future = SimulatedFuture(loop=self)
-        future.number = next(self._numbers)
-        return future
-
     def create_task(
         self,
         coro: Coroutine[Any, Any, T],
@@ -465,7 +468,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if name is None:
             name = f"Task-{next(self._task_names)}"
         task = SimulatedTask.__new__(SimulatedTask)
-        task.number = next(self._numbers)  # the constructor needs the hash
+        task.number = next(self.numbers)  # the constructor needs the hash
         task.__init__(coro, loop=self, name=name, context=context, **options)
         return task
 

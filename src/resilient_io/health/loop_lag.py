@@ -27,6 +27,7 @@ class LoopLag:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._time = loop.time
         self._users = 0
         self._stalled = 0.0
         self._current = 0.0
@@ -61,7 +62,12 @@ class LoopLag:
     @property
     def stalled(self) -> float:
         """Total time the loop was blocked, in seconds, including a stall that is just ending."""
-        return self._stalled + self._pending()
+        # `_pending`, without a call: each write on a connection asks.
+        if self._timer is not None:
+            late = self._time() - self._due
+            if late > _TOLERANCE:
+                return self._stalled + late
+        return self._stalled
 
     @property
     def current(self) -> float:
@@ -86,18 +92,17 @@ class LoopLag:
         """Return the part of a stall that the late timer has not counted yet."""
         if self._timer is None:
             return 0.0
-        late = self._loop.time() - self._due
+        late = self._time() - self._due
         return late if late > _TOLERANCE else 0.0
 
     def _arm(self) -> None:
-        self._due = self._loop.time() + _BEAT
-        self._timer = self._loop.call_at(self._due, self._beat)
+        self._due = due = self._time() + _BEAT
+        self._timer = self._loop.call_at(due, self._beat)
 
     def _beat(self) -> None:
-        late = self._pending()
-        self._current = late
+        self._current = late = self._pending()
         if late:
             self._stalled += late
             self.worst = max(self.worst, late)
-            self._stalls.append((self._loop.time(), late))
+            self._stalls.append((self._time(), late))
         self._arm()

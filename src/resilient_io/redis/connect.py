@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import math
 import socket
@@ -515,6 +516,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> Non
     await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
+@functools.lru_cache(maxsize=64)
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
