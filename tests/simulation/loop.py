@@ -14,7 +14,7 @@ import itertools
 import threading
 from contextvars import copy_context
 from heapq import heappop, heappush
-from math import ceil, exp, inf, log
+from math import exp, inf, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -257,31 +257,28 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Run iterations until the loop is stopped, which is faster than one per call."""
         ready, timers, outside = self._ready, self._scheduled, self._outside
-        random, take = self._random.random, ready.popleft
+        random, take, make_ready = self._random.random, ready.popleft, ready.append
+        stall, stall_range = self._stall, self._stall_range
+        self._polling = False  # an error in a poll has ended the loop
         while True:
             if self._escape is not None:
                 raise self._escape
             while timers and timers[0].call is None:
                 heappop(timers)
             cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
-            if random() < self._stall:
-                cost += SHORTEST_STALL * exp(random() * self._stall_range)
+            if random() < stall:
+                cost += SHORTEST_STALL * exp(random() * stall_range)
             # The poll.
-            if ready or self.poll_results or self._stopping:
-                until = self.now + cost
-                if cost < NOTED_STALL and (not outside or outside[0][0] > until):
-                    # Nothing happens in this poll.
-                    self.now = until
-                    self.steps += 1
-                    if self.steps > self.max_steps:
-                        self._check_steps()
-                else:
-                    self._poll(0.0, cost)
-            elif timers:
-                timeout = timers[0] - self.now
-                self._poll(timeout if 0.0 < timeout < LONGEST_WAIT else _limited(timeout), cost)
+            self.steps += 1
+            if not (ready or self.poll_results or self._stopping):
+                self._wait(timers[0] - self.now if timers else None)
+            until = self.now + cost
+            if cost >= NOTED_STALL or self._blocked or (outside and outside[0][0] <= until):
+                self._pass(cost)
             else:
-                self._poll(None, cost)
+                self.now = until  # nothing happens meanwhile
+            if self.steps > self.max_steps:
+                self._check_steps()
             results = self.poll_results
             if results:
                 self.poll_results = []
@@ -291,7 +288,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
             due = self.now + CLOCK_RESOLUTION
             while timers and timers[0] < due:
-                ready.append(heappop(timers))
+                make_ready(heappop(timers))
             # What became ready by now, and not what these callbacks make ready.
             for _ in range(len(ready)):
                 handle = take()
@@ -311,50 +308,46 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if self._stopping:
                 return
 
-    def _poll(self, timeout: float | None, cost: float) -> None:
-        """Wait until something is ready, or for `timeout` seconds, and then for `cost` seconds."""
-        self.steps += 1
-        self._polling = True
-        try:
-            if timeout != 0:
-                self._wait(timeout)
-            if cost >= NOTED_STALL and self.note_stall is not None:
-                self.note_stall(cost)
-            outside, until = self._outside, self.now + cost
-            if outside and outside[0][0] <= until:
-                self._happen_until(until)
-            else:
-                self.now = until
-            while self._blocked:
-                seconds, self._blocked = self._blocked, 0.0
-                if self.note_stall is not None:
-                    self.note_stall(seconds)
-                self._happen_until(self.now + seconds)
-        finally:
-            self._polling = False
-
     def _wait(self, timeout: float | None) -> None:
+        """Wait until something is ready, or for `timeout` seconds."""
+        if timeout is None:
+            until = inf
+        elif timeout <= 0.0:
+            return
+        else:
+            # epoll waits for whole milliseconds, rounded up.
+            until = self.now - min(timeout, LONGEST_WAIT) * -1000 // 1 / 1000
         outside, results = self._outside, self.poll_results
-        # epoll waits for whole milliseconds, rounded up.
-        until = inf if timeout is None else self.now + ceil(timeout * 1000) / 1000
-        steps = self.steps
+        steps, most = self.steps, self.max_steps
+        self._polling = True
         while outside and outside[0][0] <= until:
             self.now, _, callback, args = heappop(outside)
             callback(*args)
             steps += 1
-            if steps > self.max_steps:
-                break
-            if results or self._blocked:
+            if results or self._blocked or steps > most:
+                self._polling = False
                 self.steps = steps
                 return
+        self._polling = False
         self.steps = steps
-        if steps > self.max_steps:
-            self._check_steps()
         if timeout is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
             )
         self.now = until
+
+    def _pass(self, cost: float) -> None:
+        """Let `cost` seconds pass, and then those for which events blocked our process."""
+        self._polling = True
+        if cost >= NOTED_STALL and self.note_stall is not None:
+            self.note_stall(cost)
+        self._happen_until(self.now + cost)
+        while self._blocked:
+            seconds, self._blocked = self._blocked, 0.0
+            if self.note_stall is not None:
+                self.note_stall(seconds)
+            self._happen_until(self.now + seconds)
+        self._polling = False
 
     def _happen_until(self, until: float) -> None:
         """Run everything outside that is due by a time, and set the clock to that time."""
@@ -554,10 +547,6 @@ ESCAPING = (
 
 for _name in ESCAPING:
     setattr(SimulatedLoop, _name, _escaping(_name))
-
-
-def _limited(timeout: float) -> float:
-    return min(max(0.0, timeout), LONGEST_WAIT)
 
 
 def _set_unless_done(

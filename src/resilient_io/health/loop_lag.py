@@ -100,9 +100,14 @@ class LoopLag:
         self._timer = self._loop.call_at(due, self._beat)
 
     def _beat(self) -> None:
-        self._current = late = self._pending()
-        if late:
+        now = self._time()
+        late = now - self._due
+        if late > _TOLERANCE:
+            self._current = late
             self._stalled += late
             self.worst = max(self.worst, late)
-            self._stalls.append((self._time(), late))
-        self._arm()
+            self._stalls.append((now, late))
+        else:
+            self._current = 0.0
+        self._due = due = now + _BEAT
+        self._timer = self._loop.call_at(due, self._beat)

@@ -293,11 +293,7 @@ def _text(execution: Execution) -> str:
 
 
 def _times_of_refusals(index: Index) -> list[float]:
-    return [
-        execution.time
-        for execution in index.history.executions
-        if not execution.applied and isinstance(execution.reply, ErrorReply)
-    ]
+    return [execution.time for execution in index.errors if not execution.applied]
 
 
 def _accepted_after(index: Index, operation: Operation, time: float) -> bool:
