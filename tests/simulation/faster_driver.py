@@ -1,4 +1,4 @@
-"""Makes redis-py faster: what each client and connection computes anew is computed once.
+"""Makes redis-py faster: it computes once what it would compute for each client.
 
 No client can tell the difference. The changes last as long as the process, because Python forgets
 what it has cached about a class whenever the class changes.

@@ -337,7 +337,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.now = until
 
     def _pass(self, cost: float) -> None:
-        """Let `cost` seconds pass, and then those for which events blocked our process."""
+        """Spend `cost` seconds, and then those for which events blocked our process."""
         self._polling = True
         if cost >= NOTED_STALL and self.note_stall is not None:
             self.note_stall(cost)
