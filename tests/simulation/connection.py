@@ -108,6 +108,52 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         address, port: The address of the server.
     """
 
+    __slots__ = (
+        "_broken",
+        "_buffer",
+        "_closing",
+        "_conn_lost",
+        "_dead",
+        "_end_received",
+        "_error",
+        "_forgotten",
+        "_gives_up_at",
+        "_giving_up",
+        "_jitter",
+        "_late_acknowledged",
+        "_latency",
+        "_network",
+        "_paused",
+        "_protocol",
+        "_push",
+        "_random",
+        "_read_armed",
+        "_readable",
+        "_reading",
+        "_received",
+        "_replies_last",
+        "_replies_waiting",
+        "_requests_last",
+        "_requests_waiting",
+        "_reset_on_write",
+        "_socket",
+        "_socket_closed",
+        "_split",
+        "_unacknowledged",
+        "_writable",
+        "_write_armed",
+        "_wrote",
+        "address",
+        "cuts",
+        "host",
+        "number",
+        "peer",
+        "port",
+        "replies_held",
+        "requests_held",
+        "session",
+    )
+
     _loop: SimulatedLoop
     _maybe_pause_protocol: Callable[[], None]
     _maybe_resume_protocol: Callable[[], None]
@@ -491,7 +537,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if item is FIN or item is RST:
             self._lose_at_server(reset=item is RST)
             return
-        self._acknowledge(len(item))
+        if self.replies_held or self._buffer:
+            self._acknowledge(len(item))
+        else:
+            self._unacknowledged -= len(item)
         if session is not None and self.peer.open:
             session.receive(item)
         elif not self._dead:
