@@ -517,8 +517,15 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def _arrive_at_server(self, item: bytes | str) -> None:
         if self.requests_held or self._requests_waiting:
             self._hold_request(item)
-        else:
+        elif item is FIN or item is RST or self.replies_held or self._buffer:
             self._serve(item)
+        else:  # the usual case of `_serve`
+            self._unacknowledged -= len(item)
+            session = self.session
+            if session is not None and self.peer.open:
+                session.receive(item)
+            elif not self._dead:
+                self._send_reply(RST)
 
     def _hold_request(self, item: bytes | str) -> None:
         data = item is not FIN and item is not RST
@@ -537,10 +544,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if item is FIN or item is RST:
             self._lose_at_server(reset=item is RST)
             return
-        if self.replies_held or self._buffer:
-            self._acknowledge(len(item))
-        else:
-            self._unacknowledged -= len(item)
+        self._acknowledge(len(item))
         if session is not None and self.peer.open:
             session.receive(item)
         elif not self._dead:

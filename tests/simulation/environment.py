@@ -9,6 +9,7 @@ from __future__ import annotations
 import _random
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -108,15 +109,29 @@ def _replace_time(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
         _replace(stack, time, f"{name}_ns", in_nanoseconds(loop.time))
 
 
-def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+_sources: list[Random] = []
+"""Where unseeded generators get their seeds from; empty outside a simulation."""
+
+
+@functools.cache
+def _intercept_seeds() -> None:
+    """Replace `Random.seed` once: Python forgets what it has cached about a class that changes."""
     seed_generator = random.Random.seed
 
     def seed(self: Random, a: Any = None, version: int = 2) -> None:
-        seed_generator(self, source.getrandbits(64) if a is None else a, version)
+        if a is None and _sources:
+            a = _sources[-1].getrandbits(64)
+        seed_generator(self, a, version)
 
+    random.Random.seed = seed
+
+
+def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+    _intercept_seeds()
+    _sources.append(source)
+    stack.callback(_sources.pop)
     _replace(stack, os, "urandom", source.randbytes)
     _replace(stack, random, "_urandom", source.randbytes)  # for SystemRandom
-    _replace(stack, random.Random, "seed", seed)
     _replace(stack, uuid, "uuid1", lambda *_: uuid.UUID(int=source.getrandbits(128), version=1))
     # Faster than `random.getstate` and `random.setstate`, which convert 625 numbers.
     shared = random._inst

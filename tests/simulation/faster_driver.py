@@ -51,7 +51,7 @@ def _copy_retry(retry: Retry, memo: dict[int, Any]) -> Retry:
 
 def _fill(self: CaseInsensitiveDict, data: dict[str, Any]) -> None:
     """Do what the constructor does, without a call for each of the 170 items."""
-    dict.update(self, {key.upper(): value for key, value in data.items()})
+    dict.update(self, zip(map(str.upper, data), data.values(), strict=True))
 
 
 def _constructor(checked: Callable[..., None]) -> Callable[..., None]:

@@ -274,9 +274,9 @@ def _gaps(index: Index) -> list[tuple[float, float]]:
     """Return the times in which no server served anything, that are long enough to be noticed."""
     served: list[float] = []
     for execution in index.history.executions:
-        if execution.words[0] in _HANDSHAKE:
-            continue
-        if execution.applied or not _text(execution).startswith(_SERVES_NOTHING):
+        if execution.words[0] not in _HANDSHAKE and (
+            execution.applied or not _text(execution).startswith(_SERVES_NOTHING)
+        ):
             served.append(execution.time)
     served.append(index.settled_at)
     gaps = []
@@ -284,7 +284,8 @@ def _gaps(index: Index) -> list[tuple[float, float]]:
     for time in served:
         if time - previous > _NOTICED:
             gaps.append((previous, time))
-        previous = max(previous, time)
+        if time > previous:  # noqa: PLR1730 (faster than `max`)
+            previous = time
     return gaps
 
 

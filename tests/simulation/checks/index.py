@@ -285,10 +285,11 @@ class Index:
         """When each token was written to a transport."""
         found: dict[bytes, list[Sent]] = {}
         for written in self.history.written:
-            for token in dict.fromkeys(_TOKEN.findall(written.data)):
-                found.setdefault(token, []).append(
-                    Sent(written.at, written.time, written.connection)
-                )
+            tokens = _TOKEN.findall(written.data)
+            if tokens:
+                sent = Sent(written.at, written.time, written.connection)
+                for token in dict.fromkeys(tokens) if len(tokens) > 1 else tokens:
+                    found.setdefault(token, []).append(sent)
         return found
 
     # -- events ----------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def a_client_kills_only_connections_of_its_own(index: Index) -> Iterator[Broken]
         names[execution.server, generation, execution.connection] = execution.client_name
         words = execution.words
         if (
-            words[:3] != (b"CLIENT", b"KILL", b"ID")
+            words[0] != b"CLIENT"
+            or words[:3] != (b"CLIENT", b"KILL", b"ID")
             or not execution.applied
             or not execution.reply
             or not words[3].isdigit()
