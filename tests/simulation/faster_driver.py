@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -55,7 +56,7 @@ def _fill(self: CaseInsensitiveDict, data: dict[str, Any]) -> None:
 
 
 def _constructor(checked: Callable[..., None]) -> Callable[..., None]:
-    unchecked: Callable[..., None] = checked.__wrapped__  # type: ignore[attr-defined]
+    unchecked = inspect.unwrap(checked)
     dispatcher = EventDispatcher()  # a connection keeps one, and never uses it
 
     @functools.wraps(checked)

@@ -62,12 +62,7 @@ class LoopLag:
     @property
     def stalled(self) -> float:
         """Total time the loop was blocked, in seconds, including a stall that is just ending."""
-        # `_pending`, without a call: each write on a connection asks.
-        if self._timer is not None:
-            late = self._time() - self._due
-            if late > _TOLERANCE:
-                return self._stalled + late
-        return self._stalled
+        return self._stalled + self._pending()
 
     @property
     def current(self) -> float:

@@ -52,7 +52,6 @@ class StallTolerantTimeout:
     __slots__ = (
         "_began",
         "_lag",
-        "_loop",
         "_seconds",
         "_stalled",
         "_suspicious",
@@ -68,9 +67,8 @@ class StallTolerantTimeout:
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._lag = LoopLag.acquire()
-        self._began, self._stalled = self._loop.time(), self._lag.stalled
+        self._began, self._stalled = asyncio.get_running_loop().time(), self._lag.stalled
         self._timeout = asyncio.timeout(None)
         await self._timeout.__aenter__()
         self._wait()
@@ -87,24 +85,26 @@ class StallTolerantTimeout:
         await self._timeout.__aexit__(kind, error, traceback)
 
     def _left(self) -> float:
-        now = self._loop.time()
+        now = asyncio.get_running_loop().time()
         left = self._seconds - (now - self._began - (self._lag.stalled - self._stalled))
         return left if self._until is None else min(left, self._until - now)
 
     def _wait(self) -> None:
         left = self._left()
         if left < math.inf:
-            self._timer = self._loop.call_later(max(left, 0.0), self._check)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(left, 0.0), self._check)
 
     def _check(self) -> None:
+        loop = asyncio.get_running_loop()
         if self._left() > _RESOLUTION:
             self._suspicious = False
             self._wait()
         elif not self._suspicious:
             self._suspicious = True
-            self._timer = self._loop.call_later(_SECOND_CHECK, self._check)
+            self._timer = loop.call_later(_SECOND_CHECK, self._check)
         else:
-            self._timeout.reschedule(self._loop.time())
+            self._timeout.reschedule(loop.time())
 
 
 _PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"

@@ -272,12 +272,12 @@ def _periods(index: Index) -> dict[str, list[_Period]]:
 
 def _gaps(index: Index) -> list[tuple[float, float]]:
     """Return the times in which no server served anything, that are long enough to be noticed."""
-    served: list[float] = []
-    for execution in index.history.executions:
-        if execution.words[0] not in _HANDSHAKE and (
-            execution.applied or not _text(execution).startswith(_SERVES_NOTHING)
-        ):
-            served.append(execution.time)
+    served = [
+        execution.time
+        for execution in index.history.executions
+        if execution.words[0] not in _HANDSHAKE
+        and (execution.applied or not _text(execution).startswith(_SERVES_NOTHING))
+    ]
     served.append(index.settled_at)
     gaps = []
     previous = 0.0
