@@ -108,6 +108,52 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         address, port: The address of the server.
     """
 
+    __slots__ = (
+        "_broken",
+        "_buffer",
+        "_closing",
+        "_conn_lost",
+        "_dead",
+        "_end_received",
+        "_error",
+        "_forgotten",
+        "_gives_up_at",
+        "_giving_up",
+        "_jitter",
+        "_late_acknowledged",
+        "_latency",
+        "_network",
+        "_paused",
+        "_protocol",
+        "_push",
+        "_random",
+        "_read_armed",
+        "_readable",
+        "_reading",
+        "_received",
+        "_replies_last",
+        "_replies_waiting",
+        "_requests_last",
+        "_requests_waiting",
+        "_reset_on_write",
+        "_socket",
+        "_socket_closed",
+        "_split",
+        "_unacknowledged",
+        "_writable",
+        "_write_armed",
+        "_wrote",
+        "address",
+        "cuts",
+        "host",
+        "number",
+        "peer",
+        "port",
+        "replies_held",
+        "requests_held",
+        "session",
+    )
+
     _loop: SimulatedLoop
     _maybe_pause_protocol: Callable[[], None]
     _maybe_resume_protocol: Callable[[], None]
@@ -170,9 +216,9 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Begin to use the transport, in the same steps as asyncio's own."""
         loop = self._loop
         context = contextvars.copy_context()
-        self._readable = IOEvent(loop, self._read_ready, (), None, context)
+        self._readable = IOEvent(loop, (self._read_ready,), None, context)
         self._read_armed = False
-        self._writable = IOEvent(loop, self._write_ready, (), None, context)
+        self._writable = IOEvent(loop, (self._write_ready,), None, context)
         self._write_armed = False
         self._protocol = protocol
         loop.call_soon(protocol.connection_made, self)
@@ -471,8 +517,15 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def _arrive_at_server(self, item: bytes | str) -> None:
         if self.requests_held or self._requests_waiting:
             self._hold_request(item)
-        else:
+        elif item is FIN or item is RST or self.replies_held or self._buffer:
             self._serve(item)
+        else:  # the usual case of `_serve`
+            self._unacknowledged -= len(item)
+            session = self.session
+            if session is not None and self.peer.open:
+                session.receive(item)
+            elif not self._dead:
+                self._send_reply(RST)
 
     def _hold_request(self, item: bytes | str) -> None:
         data = item is not FIN and item is not RST

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,8 +91,7 @@ class Operation:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Execution:
+class Execution(NamedTuple):
     """One command that a server executed, or refused with an error reply.
 
     Attributes:
@@ -125,8 +124,7 @@ class ErrorReply:
     text: str
 
 
-@dataclass(slots=True)
-class Written:
+class Written(NamedTuple):
     """Bytes that the client passed to a transport. `connection` is the network's own number."""
 
     at: int
@@ -135,8 +133,7 @@ class Written:
     data: bytes
 
 
-@dataclass(slots=True)
-class HealthChange:
+class HealthChange(NamedTuple):
     """A state that a dependency of a client published."""
 
     at: int
@@ -147,8 +144,7 @@ class HealthChange:
     detail: str
 
 
-@dataclass(slots=True)
-class Event:
+class Event(NamedTuple):
     """A line of the timeline: what the workload, the network or the server did.
 
     Attributes:
@@ -233,6 +229,9 @@ class Violation:
     at: int | None = None
 
 
+_new = tuple.__new__  # the constructor of a NamedTuple is a function of Python
+
+
 class History:
     """All records of one run."""
 
@@ -248,8 +247,8 @@ class History:
 
     def next(self) -> int:
         """Return the next number."""
-        self._count += 1
-        return self._count
+        self._count = number = self._count + 1
+        return number
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
@@ -262,7 +261,8 @@ class History:
 
     def event(self, source: str, kind: str, **facts: Any) -> None:
         """Add a line to the timeline."""
-        self.events.append(Event(self.next(), self._clock(), source, kind, facts))
+        self._count = number = self._count + 1
+        self.events.append(_new(Event, (number, self._clock(), source, kind, facts)))
 
     def executed(
         self,
@@ -276,23 +276,19 @@ class History:
         transaction: int | None = None,
     ) -> None:
         """Add a command that a server executed or refused."""
+        self._count = number = self._count + 1
+        time = self._clock()
         self.executions.append(
-            Execution(
-                self.next(),
-                self._clock(),
-                server,
-                connection,
-                client_name,
-                words,
-                applied,
-                reply,
-                transaction,
+            _new(
+                Execution,
+                (number, time, server, connection, client_name, words, applied, reply, transaction),
             )
         )
 
     def wrote(self, connection: int, data: bytes | bytearray | memoryview) -> None:
         """Add bytes that a client passed to a transport."""
-        self.written.append(Written(self.next(), self._clock(), connection, bytes(data)))
+        self._count = number = self._count + 1
+        self.written.append(_new(Written, (number, self._clock(), connection, bytes(data))))
 
     def health_changed(self, dependency: str, state: str, cause: str, detail: str) -> None:
         """Add a change of health."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from .world import plain
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from resilient_io import RetryPolicy
     from resilient_io.redis import ResilientRedis
 
     from .plan import Call, Caller
@@ -72,7 +74,7 @@ class Use:
         """Return a new operation with these commands."""
         call, policy = self.call, self.client.policy
         if call.view is not None:
-            policy = policy.replace(**call.view)
+            policy = _viewed(policy, tuple(call.view.items()))
         facts.setdefault("limit", policy.deadline)
         facts["attempts"] = policy.attempts
         facts["while_down"] = policy.while_down
@@ -95,6 +97,11 @@ class Use:
     async def perform(self, operation: Operation, work: Callable[[], Awaitable[Any]]) -> None:
         """Run an operation and record it."""
         await self.world.perform(operation, self.call, work)
+
+
+@functools.lru_cache(maxsize=1000)
+def _viewed(policy: RetryPolicy, changes: tuple[tuple[str, Any], ...]) -> RetryPolicy:
+    return policy.replace(**dict(changes))
 
 
 # -- single commands -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.simulation.history import Outcome
+from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import PERMITTED, POPS, PUSHES, READ, UNDO, effect_of, effect_of_batch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TOKEN = re.compile(rb"t(\d+\.\d+)")
 _TOKEN_TEXT = re.compile(r"t\d+\.\d+")
+_POPS = frozenset(name.encode() for name in POPS)
 _LONG = 400  # bytes of a command, beyond which only the head of each word is searched
 
 BATCHES = frozenset({"pipeline", "transaction", "manual"})
@@ -165,10 +166,13 @@ class Index:
             text = f"{operation.number}.{index}"
             carried = f"t{text}"
             token = None
-            if any(carried in word for word in words):
-                token = text.encode()
-            executions = [] if token is None else self.by_token.get(token, [])
-            applied = [each for each in executions if each.applied]
+            executions: list[Execution] = []
+            for word in words:
+                if carried in word:
+                    token = text.encode()
+                    executions = self.by_token.get(token, [])
+                    break
+            applied = [each for each in executions if each.applied] if executions else []
             effect = effect_of(words)
             commands.append(
                 Command(operation, index, words, token, effect, executions, applied, [])
@@ -188,8 +192,8 @@ class Index:
         """The executions that took an element, by element."""
         found: dict[str, list[Execution]] = {}
         for execution in self.history.executions:
-            name = execution.words[0].decode(errors="replace")
-            if name in POPS and execution.applied and execution.reply is not None:
+            name = execution.words[0]
+            if name in _POPS and execution.applied and execution.reply is not None:
                 for element in _elements(execution.reply):
                     found.setdefault(element, []).append(execution)
         return found
@@ -230,6 +234,11 @@ class Index:
                     each for each in command.executions if each.at not in put_back
                 ]
                 command.applied = [each for each in command.applied if each.at not in put_back]
+
+    @cached_property
+    def errors(self) -> list[Execution]:
+        """The commands that a server answered with an error."""
+        return [each for each in self.history.executions if type(each.reply) is ErrorReply]
 
     @cached_property
     def _numbers(self) -> list[int]:
@@ -276,10 +285,11 @@ class Index:
         """When each token was written to a transport."""
         found: dict[bytes, list[Sent]] = {}
         for written in self.history.written:
-            for token in dict.fromkeys(_TOKEN.findall(written.data)):
-                found.setdefault(token, []).append(
-                    Sent(written.at, written.time, written.connection)
-                )
+            tokens = _TOKEN.findall(written.data)
+            if tokens:
+                sent = Sent(written.at, written.time, written.connection)
+                for token in dict.fromkeys(tokens) if len(tokens) > 1 else tokens:
+                    found.setdefault(token, []).append(sent)
         return found
 
     # -- events ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tests.simulation.history import ErrorReply, Outcome
+from tests.simulation.history import Outcome
 
 from .effects import BLOCKING
 from .index import Broken
@@ -131,11 +131,12 @@ def a_client_kills_only_connections_of_its_own(index: Index) -> Iterator[Broken]
     starts = [event.at for event in index.events.get("started", ())]
     names: dict[tuple[str, int, int], str] = {}
     for execution in index.history.executions:
-        generation = bisect_left(starts, execution.at)
+        generation = bisect_left(starts, execution.at) if starts else 0
         names[execution.server, generation, execution.connection] = execution.client_name
         words = execution.words
         if (
-            words[:3] != (b"CLIENT", b"KILL", b"ID")
+            words[0] != b"CLIENT"
+            or words[:3] != (b"CLIENT", b"KILL", b"ID")
             or not execution.applied
             or not execution.reply
             or not words[3].isdigit()
@@ -223,11 +224,7 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
 
 def _moved(index: Index) -> bool:
     """Return whether a client left a server that refused writes, while calls were in flight."""
-    return any(
-        execution.reply.text.startswith("READONLY")
-        for execution in index.history.executions
-        if isinstance(execution.reply, ErrorReply)
-    )
+    return any(execution.reply.text.startswith("READONLY") for execution in index.errors)
 
 
 def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iterator[Broken]:
