@@ -1,0 +1,59 @@
+"""What callers do with the public API: one function for each kind of call.
+
+A function `async def KIND(use: Use) -> None` makes the call of the plan and records one operation,
+or several for a lock or a burst. Each write carries its own token, `tNUMBER.INDEX`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import batches, commands, lifecycle, locks
+from .use import SPACING, Use
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["KINDS", "SPACING", "Use"]
+
+KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
+    "set": commands.set_,
+    "set large": commands.set_large,
+    "get large": commands.get_large,
+    "set binary": commands.set_binary,
+    "get binary": commands.get_binary,
+    "set conditional": commands.set_conditional,
+    "set expiring": commands.set_expiring,
+    "get": commands.get,
+    "get several": commands.get_several,
+    "get range": commands.get_range,
+    "get hash": commands.get_hash,
+    "increment": commands.increment,
+    "append": commands.append,
+    "push": commands.push,
+    "hash set": commands.hash_set,
+    "add": commands.add,
+    "stream add": commands.stream_add,
+    "delete": commands.delete,
+    "echo": commands.echo,
+    "script read": commands.script_read,
+    "script push": commands.script_push,
+    "script fail": commands.script_fail,
+    "script registered": commands.script_registered,
+    "pipeline": batches.pipeline,
+    "transaction": batches.transaction,
+    "watch": batches.watch,
+    "manual": batches.manual,
+    "burst": commands.burst,
+    "traffic": commands.traffic,
+    "pop": commands.pop,
+    "pop now": commands.pop_now,
+    "move": commands.move,
+    "stream read": commands.stream_read,
+    "lock": locks.lock,
+    "close": lifecycle.close,
+    "reopen": lifecycle.reopen,
+    "wait up": lifecycle.wait_up,
+    "rotate": lifecycle.rotate,
+    "late": commands.late,
+}
