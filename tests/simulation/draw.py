@@ -22,8 +22,10 @@ _CALLS = {
     "set": 12, "get": 10, "increment": 10, "push": 6, "append": 3, "hash set": 2, "add": 2,
     "echo": 5, "get several": 2, "get range": 2, "get hash": 1, "delete": 1, "set conditional": 2,
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
-    "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
-    "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
+    "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1,
+    "burst": 4, "peek": 0.7,
+    "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "late": 1,
+    "lock": 1.5, "lock block": 1, "lock steal": 0.3, "wait up": 1,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
     "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
@@ -36,7 +38,7 @@ _FAULTS = {
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
     "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
     "deny": 1, "kill client": 2,
-    "unblock": 1, "fail over": 1, "stall": 2,
+    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 1,
 }  # fmt: skip
 
 
@@ -55,6 +57,7 @@ class Theme:
         impatient: Probability that a client probes often, or with short timeouts.
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
+        scripts: Probability that a batch runs scripts.
         read_only: Probability that a server that refuses writes is a replica.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
@@ -72,6 +75,7 @@ class Theme:
     narrow: float = 0.1
     decoded: float = 0.2
     read_only: float = 0.25
+    scripts: float = 0.15
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
     credentials: float = 0.0
@@ -119,7 +123,7 @@ def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
 
 
 _WRITES = _only(_CALLS, "set", "increment", "push", "get", "echo", "append", "burst")
-_BATCHES = _only(_CALLS, "set", "get", "pipeline", "transaction", "increment", pipeline=14)
+_BATCHES = _only(_CALLS, "set", "get", "transaction", "increment", "peek", pipeline=14, watch=2)
 _BREAKS = _only(
     _FAULTS, "lose replies", "hold and reset", "reset", "reset one", "kill", "forget", "freeze",
     "drop replies", "hold requests", "hold replies", "hold one", "hold one and reset", "break off",
@@ -290,12 +294,34 @@ THEMES: dict[str, Theme] = {
     ),
     "scripts": Theme(
         _only(
-            _CALLS, "set", "get", script_read=5, script_push=8, script_fail=8, script_registered=8
+            _CALLS,
+            "set",
+            "get",
+            "watch",
+            script_read=5,
+            script_push=8,
+            script_fail=8,
+            script_registered=8,
+            pipeline=8,
+            transaction=8,
         ),
-        _BREAKS | _only(_FAULTS, "busy", "refuse writes", "lose then refuse", "fail over"),
+        _BREAKS
+        | _only(
+            _FAULTS, "busy", "refuse writes", "lose then refuse", "fail over", forget_scripts=8
+        ),
+        scripts=0.8,
+        single=0.1,
         policy=_repeats_much,
     ),
-    "locks": Theme(_only(_CALLS, "set", "get", lock=20), _FAULTS, clients=(1, 3), cancel=0.3),
+    "locks": Theme(
+        _only(_CALLS, "get", set=3, lock=20, lock_block=12, lock_steal=3, close=1.5, reopen=1.5),
+        _FAULTS,
+        clients=(1, 3),
+        cancel=0.3,
+    ),
+    "calm locks": Theme(
+        _only(_CALLS, "get", lock=20, lock_block=20, lock_steal=5), {}, clients=(1, 2), cancel=0.2
+    ),
     "refusals": Theme(
         _WRITES | _only(_CALLS, "pipeline", "transaction", "script fail"),
         _only(
@@ -547,19 +573,22 @@ class _Drawer:
                 writes = rng.choices("sip", k=rng.randint(1, 3))
                 arguments["shape"] = "".join([*writes, *rng.choices("ge", k=rng.randint(1, 4))])
             arguments["raises"] = rng.random() < 0.2
-        if kind in ("manual", "watch"):
+            if kind != "manual":
+                self._batch_arguments(kind, arguments)
+        if kind in ("manual", "watch", "peek"):
             arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
+        if kind == "peek":
+            arguments["ends"] = rng.choice(["leave", "reset", "raise", "unwatch"])
         if kind == "watch":
+            arguments["by_script"] = rng.random() < 0.2
             arguments["guarded"] = rng.random() < 0.5  # it writes another key than it watches
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
         if kind == "pop":
             arguments["second"] = rng.random() < 0.2
-        if kind == "lock":
-            arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
-            arguments["extend"] = rng.random() < 0.2
-            arguments["timeout"] = rng.choice([3.0, 10.0])
+        if kind in ("lock", "lock block"):
+            self._lock_arguments(kind, arguments)
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
             arguments["letter"] = rng.choice("ps")
@@ -574,6 +603,35 @@ class _Drawer:
             arguments["before"] = rng.randrange(4)
             arguments["reopens"] = rng.choice([None, None, None, 0.0, 0.001, 0.03])
         return arguments
+
+    def _batch_arguments(self, kind: str, arguments: dict[str, Any]) -> None:
+        rng = self.rng
+        scripts, single = rng.random() < self.theme.scripts, rng.random() < 0.15
+        if scripts:
+            letters = rng.choice(["xyzvrl", "xs", "xyg", "v", "yv", "x"])
+            more = rng.choices(letters, k=rng.randint(1, 3))
+            arguments["shape"] = "".join(rng.sample([*arguments["shape"], *more], k=len(more) + 1))
+        if single:
+            letter = rng.choice("bu" if kind == "transaction" else "bmu")
+            arguments["shape"] += letter
+        if rng.random() < 0.15:
+            arguments[rng.choice(["discards", "again", "multi"])] = True
+
+    def _lock_arguments(self, kind: str, arguments: dict[str, Any]) -> None:
+        rng = self.rng
+        arguments["hold"] = rng.choice([0.0, 0.01, 0.3, 0.3, 1.0, 3.0])
+        arguments["timeout"] = rng.choice([0.5, 1.0, 3.0, 3.0, 10.0, None])
+        arguments["blocking"] = rng.choice([0.0, 0.5, 0.5, 2.0])
+        arguments["fencing"] = rng.random() < 0.3
+        arguments["renew"] = arguments["timeout"] is not None and rng.random() < 0.4
+        if kind == "lock block":
+            arguments["cancels"] = rng.random() < 0.8
+            arguments["strict"] = rng.random() < 0.7
+            arguments["raises"] = rng.random() < 0.15
+            return
+        arguments["watched"] = rng.random() < 0.5
+        if arguments["timeout"] is not None and rng.random() < 0.3:
+            arguments["extend"] = rng.choice(["replace", "add", "reacquire"])
 
     def faults(self) -> tuple[Fault, ...]:
         rng, theme = self.rng, self.theme

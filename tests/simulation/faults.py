@@ -280,6 +280,11 @@ def unblock(world: World, fault: Fault) -> None:
         server.unblock(chosen, error=fault.arguments.get("error", False))
 
 
+def forget_scripts(world: World, _fault: Fault) -> None:
+    """An operator removes all scripts (SCRIPT FLUSH)."""
+    _server(world).forget_scripts()
+
+
 def fail_over(world: World, _fault: Fault) -> None:
     """The replica becomes the master, and the name moves to it."""
     old = _server(world)
@@ -332,6 +337,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "kill client": kill_client,
     "unblock": unblock,
     "fail over": fail_over,
+    "forget scripts": forget_scripts,
     "stall": stall,
 }
 
@@ -340,4 +346,5 @@ PERMANENT = frozenset({"forget", "fail over"})
 
 INSTANT = frozenset({
     "reset", "reset one", "close one", "forget", "garbage", "kill client", "unblock", "fail over",
+    "forget scripts",
 })  # fmt: skip

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILES = (
     *("redis/executor.py", "redis/attempt.py", "redis/connection.py", "redis/connect.py"),
     *("redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py", "redis/probe.py"),
-    *("redis/runtime.py", "redis/lock.py"),
+    *("redis/runtime.py", "redis/lock.py", "redis/lock_keys.py", "redis/scripts.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),
 )
 _EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")

@@ -33,6 +33,9 @@ _WATCH_STEPS = 2  # WATCH and GET precede MULTI
 PERMANENT = frozenset({"forget", "fail over"})
 """Faults that do not end: what they broke stays so until the client notices."""
 
+HARMLESS = frozenset({"forget scripts"})
+"""Faults of which a caller notices nothing."""
+
 STALLS = frozenset({"stall"})
 """Faults of our own process. They are never a reason to call a server down."""
 
@@ -300,7 +303,7 @@ class Index:
         found = []
         for event in self.events.get("fault", ()):
             kind, number = event.facts["fault"], event.facts["number"]
-            if kind in STALLS:
+            if kind in STALLS or kind in HARMLESS:
                 continue
             fault = planned.get(number)
             arguments = {} if fault is None else dict(fault.arguments)

@@ -10,6 +10,7 @@ from tests.simulation.history import Operation
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from resilient_io import RetryPolicy
     from resilient_io.redis import ResilientRedis
     from tests.simulation.plan import Call, Caller
     from tests.simulation.world import Client, World
@@ -38,6 +39,12 @@ class Use:
         view = self.call.view
         return client if view is None else client.with_policy(**view)
 
+    @property
+    def policy(self) -> RetryPolicy:
+        """The policy in force."""
+        policy, view = self.client.policy, self.call.view
+        return policy if view is None else policy.replace(**view)
+
     def argument(self, name: str, default: Any = None) -> Any:
         """Return an argument of the call."""
         return self.call.arguments.get(name, default)
@@ -50,9 +57,7 @@ class Use:
         self, *commands: tuple[str, ...], kind: str | None = None, offset: int = 0, **facts: Any
     ) -> Operation:
         """Return a new operation with these commands."""
-        call, policy = self.call, self.client.policy
-        if call.view is not None:
-            policy = policy.replace(**call.view)
+        call, policy = self.call, self.policy
         facts.setdefault("limit", policy.deadline)
         facts["attempts"] = policy.attempts
         facts["while_down"] = policy.while_down
