@@ -415,12 +415,12 @@ class ResilientPipeline(Pipeline):
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha(sha, *args)
 
         def evalsha_ro(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA_RO, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha_ro(sha, *args)
 
         def eval(self, script: Any, *args: Any) -> Any:
@@ -442,6 +442,11 @@ class ResilientPipeline(Pipeline):
             """Return redis-py's script object, and remember the script for EVALSHA."""
             self._runtime.scripts.remember(script)
             return super().register_script(script)
+
+    def _note_script(self, sha: object) -> None:
+        """Note the script of a queued command. Between WATCH and MULTI it runs at once."""
+        if self.explicit_transaction or not self.watching:
+            self.hashes.append(sha)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -556,7 +561,7 @@ class ResilientPipeline(Pipeline):
         transaction = bool(self.is_transaction or self.explicit_transaction)
         blocking = any(spec.route is Route.EXCLUSIVE for spec in specs)
         operation = "EXEC" if transaction else "PIPELINE"
-        exclusive = _WatchedCall(self, operation, self._exchange, specs)
+        exclusive = _WatchedCall(self, operation, self._exchange, specs, prepare=self._load_hashes)
         if self.connection is not None or (blocking and not transaction):
             return exclusive
         for spec in specs:
@@ -596,8 +601,10 @@ class ResilientPipeline(Pipeline):
         started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
-    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+    async def _load_hashes(self, connection: AbstractConnection) -> None:
         await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
+
+    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -627,11 +634,14 @@ class _WatchedCall(Call):
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
+        *,
+        prepare: Callable[[AbstractConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._multiplexer = pipeline._runtime.multiplexer
         self._policy = pipeline._policy
         self._exchange = exchange
+        self._prepare = prepare
         self._specs = specs
         self._args = args
         self.operation = operation
@@ -660,9 +670,13 @@ class _WatchedCall(Call):
             return late
         timeout = self._policy.response_timeout + self._block()
         known = pipeline.known(connection)
-        known.unanswered = self.effect is not Effect.READ
+        progress = Progress.NOT_SENT
         try:
             async with StallTolerantTimeout(timeout, until=limits.until):
+                if self._prepare is not None:
+                    await self._prepare(connection)
+                progress = Progress.MAYBE_APPLIED
+                known.unanswered = self.effect is not Effect.READ
                 reply = await self._exchange(connection)
                 known.unanswered = False
                 return reply
@@ -675,11 +689,12 @@ class _WatchedCall(Call):
             pipeline.drop(connection)
             failure = pipeline._runtime.pool.failure(error)
             self._multiplexer.reports.failed(failure.cause, failure.detail)
-            if watched and failure is not CLOSED and self.effect is Effect.READ:
+            harmless = progress is Progress.NOT_SENT or self.effect is Effect.READ
+            if watched and failure is not CLOSED and harmless:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
+                failure, progress, timed_out=timed_out, final=final, connection=known
             )
 
     def _block(self) -> float:

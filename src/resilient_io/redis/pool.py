@@ -254,7 +254,8 @@ class ExclusivePool:
 
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
-        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+        idle = asyncio.get_running_loop().time() - used
+        if idle <= _TRUSTED_IDLE or self._multiplexer.bound:  # it may have begun a MULTI
             return True
         try:
             await query_over(connection, _PROMPT_ANSWER)("PING")
