@@ -26,6 +26,7 @@ _CALLS = {
     "burst": 4, "peek": 0.7,
     "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "late": 1,
     "lock": 1.5, "lock block": 1, "lock steal": 0.3, "wait up": 1,
+    "look": 0.7, "follow": 0.5, "misuse": 0.3,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
     "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
@@ -38,7 +39,7 @@ _FAULTS = {
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
     "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
     "deny": 1, "kill client": 2,
-    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 1,
+    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 1, "refuse at exec": 1,
 }  # fmt: skip
 
 
@@ -58,7 +59,9 @@ class Theme:
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
         scripts: Probability that a batch runs scripts.
+        large: Probability that a burst consists of large values.
         read_only: Probability that a server that refuses writes is a replica.
+        bare: Whether connections have no transport, as those of fakes.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -78,8 +81,10 @@ class Theme:
     scripts: float = 0.15
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
+    large: float = 0.0
     credentials: float = 0.0
     busy_callers: bool = False
+    bare: bool = False
     network: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -240,7 +245,8 @@ THEMES: dict[str, Theme] = {
     ),
     "pipelines": Theme(
         _BATCHES,
-        _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14),
+        _BREAKS
+        | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=5),
         storms=(2, 4),
         policy=_tries_seldom,
     ),
@@ -382,6 +388,12 @@ THEMES: dict[str, Theme] = {
         network={"latency": 0.02},
         busy_callers=True,
     ),
+    "large": Theme(
+        _only(_CALLS, "set", "get", "increment", burst=10, set_large=10, get_large=5),
+        _only(_FAULTS, "slow", "reset", hold_requests=10, cut=4, freeze=6, hold_one=6),
+        large=0.8,
+        network={"latency": 0.02},
+    ),
     "loading": Theme(
         _WRITES | _only(_CALLS, traffic=20),
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
@@ -406,7 +418,20 @@ THEMES: dict[str, Theme] = {
         single=0.4,
         storms=(0, 3),
     ),
-    "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
+    "credentials": Theme(
+        _WRITES | _only(_CALLS, "pop", "look", rotate=8),
+        _BREAKS | _only(_FAULTS, wrong_password=10, provider_fails=8),
+        credentials=1.0,
+    ),
+    "fakes": Theme(
+        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10), {}, bare=True, clients=(1, 1)
+    ),
+    "reading": Theme(
+        _only(_CALLS, "set", "get", look=10, follow=10, wait_up=4, misuse=3, close=0.5, reopen=0.5),
+        _FAULTS,
+        shared=0.5,
+        impatient=0.4,
+    ),
     "values": Theme(
         _only(
             _CALLS,
@@ -494,7 +519,24 @@ class _Drawer:
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
             options=self._options(),
+            form=self._form(),
         )
+
+    def _form(self) -> dict[str, Any]:
+        """Return how a client is made: most often in the usual way."""
+        rng = self.rng
+        form: dict[str, Any] = {}
+        if self.theme.bare:
+            form["bare"] = True
+        elif rng.random() < 0.15:
+            form["by_url"] = True
+        if rng.random() < 0.05 and "fail over" not in self._faults:
+            form["by_address"] = True
+        if rng.random() < 0.12:
+            form["traced"] = True
+        if self.theme.credentials:
+            form["login"] = rng.choice(["rotating", "rotating", "password", "user", "provider"])
+        return form
 
     def _health(self) -> dict[str, float]:
         rng = self.rng
@@ -591,12 +633,23 @@ class _Drawer:
             self._lock_arguments(kind, arguments)
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
-            arguments["letter"] = rng.choice("ps")
+            arguments["letter"] = "l" if rng.random() < self.theme.large else rng.choice("ps")
             arguments["kept"] = rng.choice([0, rng.getrandbits(8)])
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
             arguments["letter"] = rng.choice("gis")
+        if kind == "follow":
+            arguments["how"] = rng.choice(["watch", "watch", "change", "update", "recorder"])
+            arguments["seconds"] = rng.choice([0.5, 2.0, 5.0])
+            arguments["slow"] = rng.choice([0.0, 0.05, 0.3])
+        if kind == "misuse":
+            arguments["what"] = rng.choice(
+                [
+                    *("batch", "lock", "plain lock", "not held", "not fenced", "release", "with"),
+                    *("health", "select"),
+                ]
+            )
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
@@ -610,7 +663,11 @@ class _Drawer:
         if scripts:
             letters = rng.choice(["xyzvrl", "xs", "xyg", "v", "yv", "x"])
             more = rng.choices(letters, k=rng.randint(1, 3))
-            arguments["shape"] = "".join(rng.sample([*arguments["shape"], *more], k=len(more) + 1))
+            first = arguments["shape"][: rng.randint(0, 2)]
+            if rng.random() < 0.5:  # the scripts come last
+                arguments["shape"] = "".join([*first, *more])
+            else:
+                arguments["shape"] = "".join(rng.sample([*first, *more], k=len(first) + len(more)))
         if single:
             letter = rng.choice("bu" if kind == "transaction" else "bmu")
             arguments["shape"] += letter
@@ -673,7 +730,7 @@ class _Drawer:
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
-        if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
+        if kind in ("refuse writes", "lose then refuse", "refuse then reset", "refuse at exec"):
             arguments["why"] = rng.choice(["OOM", "NOREPLICAS", "MISCONF"])
             if rng.random() < self.theme.read_only:
                 arguments["why"] = "READONLY"
@@ -713,7 +770,7 @@ class _Drawer:
         }
 
 
-_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
+_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up", "look", "follow", "misuse")
 
 _DELAYED = (
     "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",

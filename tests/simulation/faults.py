@@ -13,6 +13,7 @@ from .world import ADDRESSES, HOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .clients import RotatingCredentials
     from .network import Connection
     from .plan import Fault
     from .redis_server.server import RedisServer
@@ -263,6 +264,30 @@ def deny(world: World, fault: Fault) -> None:
     _server(world).deny(commands, seconds=fault.seconds)
 
 
+def wrong_password(world: World, fault: Fault) -> None:
+    """The password of the server changes, and is changed back: new connections cannot log in."""
+    for server in world.servers:
+        if server.password_required:
+            server.change_password("another", fault.seconds)
+
+
+def provider_fails(world: World, fault: Fault) -> None:
+    """The provider of the credentials raises an exception."""
+    for client in world.clients.values():
+        if client.credentials is not None:
+            client.credentials.fails = True
+            world.loop.at(world.loop.time() + fault.seconds, _repair, client.credentials)
+
+
+def _repair(credentials: RotatingCredentials) -> None:
+    credentials.fails = False
+
+
+def refuse_at_exec(world: World, fault: Fault) -> None:
+    """The server begins to refuse writes between the commands of a transaction and its EXEC."""
+    _server(world).refuse_at_exec(fault.arguments.get("why", "OOM"), fault.seconds)
+
+
 def kill_client(world: World, fault: Fault) -> None:
     """An operator kills a client."""
     server = _server(world)
@@ -334,6 +359,9 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "pause": pause,
     "limit clients": limit_clients,
     "deny": deny,
+    "wrong password": wrong_password,
+    "provider fails": provider_fails,
+    "refuse at exec": refuse_at_exec,
     "kill client": kill_client,
     "unblock": unblock,
     "fail over": fail_over,

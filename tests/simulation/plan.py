@@ -26,6 +26,8 @@ class ClientSetup:
         protocol: 2 or 3.
         single: Whether it is a single-connection client.
         options: Further arguments of ResilientRedis, such as `decode_responses`.
+        form: How it is made: `by_address`, `by_url`, `login` (see `clients.login`), `traced`, and
+            `bare` for connections without a transport.
     """
 
     label: str
@@ -36,6 +38,7 @@ class ClientSetup:
     protocol: int = 3
     single: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,6 +400,14 @@ class Index:
         at = self.forbidden("CLIENT|KILL", "CLIENT|LIST", "CLIENT|ID", "CLIENT|SETNAME")
         return float("inf") if at is None else at
 
+    def bare(self, label: str) -> bool:
+        """Return whether the connections of a client have no transport.
+
+        Then each call uses a connection of its own, so that calls have no order.
+        """
+        setups = () if self.plan is None else self.plan.clients
+        return any(setup.label == label and setup.form.get("bare") for setup in setups)
+
     # -- clients ---------------------------------------------------------------------------
 
     @cached_property

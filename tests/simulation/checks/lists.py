@@ -91,6 +91,7 @@ def _may_lose(index: Index, pop: Execution, operation: Operation) -> bool:
         index.disturbed(since - _BEFORE, until)
         or index.stalled(since - _BEFORE, until) > 0.5
         or _bound(index, operation.client)
+        or index.bare(operation.client)
         or (index.forbidden("CLIENT|UNBLOCK", "CLIENT|ID") or pop.at) < pop.at
         or any(
             since - _BEFORE <= time <= until

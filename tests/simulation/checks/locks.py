@@ -290,7 +290,7 @@ def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:
     expired = index.events.get("expired", ())
     if not expired:
         return
-    all_takings = takings(index)
+    all_takings, gone = takings(index), removals(index)
     for holding in holdings(index):
         mine = _taking_of(all_takings, holding)
         if mine is None or not holding.renews or holding.timeout is None:
@@ -299,6 +299,7 @@ def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:
             if (
                 event.facts["key"].encode() == holding.name
                 and mine.at < event.at < holding.ended_at
+                and not removed_between(gone.get(holding.name, []), mine.at, event.at)
                 and not index.disturbed(mine.time - _CALM, event.time)
                 and index.stalled(mine.time, event.time) < holding.timeout / 4
                 and not _closing(index, holding, event.time)

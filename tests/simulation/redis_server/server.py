@@ -578,6 +578,32 @@ class RedisServer(ReplicatedNode):
 
         self.later(until, end)
 
+    def refuse_at_exec(self, kind: str, seconds: float) -> None:
+        """Begin to refuse writes at the next EXEC, after its commands were queued."""
+        end = self.timers.time() + seconds
+
+        def begin(session: Session, command: Command, words: Words) -> ErrorReply | None:
+            now = self.timers.time()
+            if now >= end or command.name == "EXEC":
+                self.before = None
+            if now < end and command.name == "EXEC":
+                self.refuse_writes(kind, end - now)
+            return None
+
+        self.before = begin
+
+    def change_password(self, password: str, seconds: float) -> None:
+        """Accept only another password from new connections for a time."""
+        right = self.users["default"]
+        self.history.event(self.name, "password changed", seconds=seconds)
+        self.users["default"] = password
+
+        def end() -> None:
+            if self.users["default"] == password:
+                self.users["default"] = right
+
+        self.timers.at(self.timers.time() + seconds, end)
+
     def load(self, seconds: float) -> None:
         """Load data for a time: nearly everything is refused."""
         self.history.event(self.name, "loading", seconds=seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import batches, commands, lifecycle, locks
+from . import batches, commands, health, lifecycle, locks
 from .use import SPACING, Use
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "lock steal": locks.lock_steal,
     "close": lifecycle.close,
     "reopen": lifecycle.reopen,
-    "wait up": lifecycle.wait_up,
+    "wait up": health.wait_up,
+    "look": health.look,
+    "follow": health.follow,
+    "misuse": lifecycle.misuse,
     "rotate": lifecycle.rotate,
     "late": commands.late,
 }

@@ -176,10 +176,13 @@ async def burst(use: Use) -> None:
     waits = []
     for offset in range(count):
         token = use.token(0, offset)
-        words = (
-            ("RPUSH", list_of(use), token) if letter == "p" else ("SET", register_of(use), token)
-        )
-        operation = use.operation(words, kind="push" if letter == "p" else "set", offset=offset)
+        words = ("SET", register_of(use), token)
+        if letter == "p":
+            words = ("RPUSH", list_of(use), token)
+        elif letter == "l":
+            words = ("SET", f"big{use.argument('key', 0)}", token + "." * _PADDING)
+        kind = {"p": "push", "l": "set large"}.get(letter, "set")
+        operation = use.operation(words, kind=kind, offset=offset)
         operation.burst = use.call.number
         call = use.call
         if use.argument("kept", 0) >> offset & 1:

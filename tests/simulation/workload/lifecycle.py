@@ -1,4 +1,4 @@
-"""Opening and closing, health, and credentials."""
+"""Opening and closing, credentials, and misuse."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import redis
+import redis.asyncio
 
-from resilient_io.errors import Closed
+from resilient_io.errors import ConfigurationError
+from resilient_io.redis import ResilientLock
 from tests.simulation.history import Outcome
 
 from .use import sender
@@ -94,19 +96,6 @@ async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
         history.event("workload", "opened", client=use.caller.client)
 
 
-async def wait_up(use: Use) -> None:
-    """Wait until the server is up."""
-    operation = use.operation(limit=None)
-    health = use.redis.health
-    timeout = use.argument("timeout", 1.0)
-
-    async def work() -> Any:
-        with contextlib.suppress(TimeoutError, Closed):
-            await health.until_up(timeout)
-
-    await use.perform(operation, work)
-
-
 async def rotate(use: Use) -> None:
     """Rotate the credentials, as the task of a provider does."""
     credentials = use.client.credentials
@@ -118,3 +107,40 @@ async def rotate(use: Use) -> None:
                 await credentials.rotate()
 
         await use.perform(operation, work)
+
+
+async def misuse(use: Use) -> None:
+    """Do what the client refuses at once, with an error that says what to use instead."""
+    client, what = use.redis, use.argument("what", "select")
+    operation = use.operation(kind="misuse", limit=None, what=what)
+
+    async def refused() -> Any:  # noqa: PLR0911 (one for each case)
+        if what == "batch":
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command("SELECT", "1")
+                return await pipe.execute()
+        if what == "lock":
+            return client.lock("lock0", renew=True)
+        if what == "plain lock":
+            return ResilientLock(redis.asyncio.Redis(), "lock0")
+        if what == "not held":
+            return client.lock("lock0").lost
+        if what == "not fenced":
+            return client.lock("lock0").fencing_token
+        if what == "release":
+            return await client.lock("lock0").release()
+        if what == "with":
+            with client:
+                pass
+        if what == "health":
+            return client.health.start(None, last_reply=None)
+        return await client.execute_command("SELECT", "1")
+
+    async def work() -> str:
+        try:
+            reply = await refused()
+        except (TypeError, ConfigurationError, redis.RedisError) as error:
+            return type(error).__name__
+        return f"no error, but {reply!r}"
+
+    await use.perform(operation, work)
