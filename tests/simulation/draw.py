@@ -669,7 +669,7 @@ class _Drawer:
             else:
                 arguments["shape"] = "".join(rng.sample([*first, *more], k=len(first) + len(more)))
         if single:
-            letter = rng.choice("bu" if kind == "transaction" else "bmu")
+            letter = "u" if kind == "transaction" else rng.choice("bmu")
             arguments["shape"] += letter
         if rng.random() < 0.15:
             arguments[rng.choice(["discards", "again", "multi"])] = True
@@ -757,6 +757,7 @@ class _Drawer:
             "jitter": rng.choice([0.0, 0.0005, 0.005]),
             "split": rng.choice([0.0, 0.1, 0.5]),
             "stall": rng.choice([0.0, 0.01, 0.05]),
+            "kernel": rng.random() < 0.5,
         }
         return NetworkSettings(**values | dict(self.theme.network))
 
