@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
+import redis.asyncio.client
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .history import History
+    from .plan import Plan
 
 PASSWORD = "secret"
 
@@ -137,3 +140,35 @@ class BareConnection(redis.asyncio.Connection):
     async def _connect(self) -> None:
         await super()._connect()  # type: ignore[no-untyped-call]
         self._writer: Any = _Writer(self._writer)
+
+
+@contextlib.contextmanager
+def patched(plan: Plan, history: History) -> Iterator[None]:
+    """Patch redis-py as tracers do, if a client of the plan is to be `patched`."""
+    if not any(setup.form.get("patched") for setup in plan.clients):
+        yield
+        return
+    seen: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        for owner, name in (
+            (redis.asyncio.client.Redis, "execute_command"),
+            (redis.asyncio.client.Pipeline, "execute"),
+            (redis.asyncio.client.Pipeline, "immediate_execute_command"),
+        ):
+            method = vars(owner)[name]
+            stack.callback(setattr, owner, name, method)
+            setattr(owner, name, _counting(method, seen))
+        yield
+    history.ending.spans = seen
+
+
+def _counting(method: Any, seen: dict[str, int]) -> Any:
+    @functools.wraps(method)
+    async def counted(self: Any, *args: Any, **options: Any) -> Any:
+        seen["begun"] = seen.get("begun", 0) + 1
+        try:
+            return await method(self, *args, **options)
+        finally:
+            seen["ended"] = seen.get("ended", 0) + 1
+
+    return counted

@@ -54,15 +54,17 @@ class SimulatedSocket:
 
     Attributes:
         user_timeout: Seconds after which unacknowledged data ends the connection, or None.
+        keeps_alive: Whether an idle connection ends, too, when its host acknowledges no probe.
     """
 
-    __slots__ = ("_connection", "user_timeout")
+    __slots__ = ("_connection", "keeps_alive", "user_timeout")
 
     family = socket.AF_INET
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.user_timeout: float | None = None
+        self.keeps_alive = False
 
     def getpeername(self) -> tuple[str, int]:
         """Return the address of the server."""
@@ -92,7 +94,9 @@ class SimulatedSocket:
         return -1
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        """Use TCP_USER_TIMEOUT, and ignore other options."""
+        """Use TCP_USER_TIMEOUT and SO_KEEPALIVE, and ignore other options."""
+        if level == socket.SOL_SOCKET and option == socket.SO_KEEPALIVE:
+            self.keeps_alive = bool(value)
         if level == socket.IPPROTO_TCP and option == USER_TIMEOUT:
             self.user_timeout = value / 1000 or None
 
@@ -601,6 +605,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self.requests_held += requests
         self.replies_held += replies
         self.cuts += cuts
+        if self._socket.keeps_alive and self.tells and (requests > 0 or replies > 0):
+            self._expect_give_up()
         if requests < 0 or replies < 0:
             # TCP sends lost packets again after a while.
             delay = 0.3 * self._random()

@@ -28,18 +28,19 @@ _CALLS = {
     "lock": 1.5, "lock block": 1, "lock steal": 0.3, "wait up": 1,
     "look": 0.7, "follow": 0.5, "misuse": 0.3,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
-    "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "push binary": 0.5, "pop binary": 0.5, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
     "hold one": 3, "hold one and reset": 4, "break off": 4, "flap": 1.5,
     "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
-    "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
-    "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
+    "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "lose one": 1,
+    "forget": 2, "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1,
+    "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
     "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
     "deny": 1, "kill client": 2,
-    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 1, "refuse at exec": 1,
+    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 2, "refuse at exec": 1,
 }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class Theme:
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
         scripts: Probability that a batch runs scripts.
+        endless: Probability that a pop waits without a limit.
         large: Probability that a burst consists of large values.
         read_only: Probability that a server that refuses writes is a replica.
         bare: Whether connections have no transport, as those of fakes.
@@ -78,9 +80,10 @@ class Theme:
     narrow: float = 0.1
     decoded: float = 0.2
     read_only: float = 0.25
-    scripts: float = 0.15
+    scripts: float = 0.25
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
+    endless: float = 0.1
     large: float = 0.0
     credentials: float = 0.0
     busy_callers: bool = False
@@ -177,8 +180,22 @@ THEMES: dict[str, Theme] = {
         busy_callers=True,
     ),
     "blocking": Theme(
-        _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
-        _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
+        _only(
+            _CALLS,
+            "push",
+            "set",
+            "get",
+            "move",
+            "stream read",
+            "stream add",
+            "push binary",
+            "pop binary",
+            pop=25,
+        ),
+        _BREAKS
+        | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall")
+        | {"cut": 4, "lose one": 8},
+        endless=0.3,
         cancel=0.4,
         narrow=0.4,
     ),
@@ -194,6 +211,8 @@ THEMES: dict[str, Theme] = {
             traffic=4,
             close=5,
             reopen=4,
+            lock=5,
+            lock_block=4,
         ),
         _FAULTS,
         cancel=0.2,
@@ -246,7 +265,7 @@ THEMES: dict[str, Theme] = {
     "pipelines": Theme(
         _BATCHES,
         _BREAKS
-        | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=5),
+        | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=8),
         storms=(2, 4),
         policy=_tries_seldom,
     ),
@@ -310,6 +329,7 @@ THEMES: dict[str, Theme] = {
             script_registered=8,
             pipeline=8,
             transaction=8,
+            script_large=0.5,
         ),
         _BREAKS
         | _only(
@@ -446,6 +466,8 @@ THEMES: dict[str, Theme] = {
             get_large=3,
             set_binary=6,
             get_binary=10,
+            push_binary=5,
+            pop_binary=5,
         ),
         _BREAKS,
         decoded=0.6,
@@ -533,7 +555,7 @@ class _Drawer:
         if rng.random() < 0.05 and "fail over" not in self._faults:
             form["by_address"] = True
         if rng.random() < 0.12:
-            form["traced"] = True
+            form[rng.choice(["traced", "traced", "patched"])] = True
         if self.theme.credentials:
             form["login"] = rng.choice(["rotating", "rotating", "password", "user", "provider"])
         return form
@@ -580,7 +602,7 @@ class _Drawer:
         limited = rng.random() < theme.deadline or kind == "late"
         arguments = self._arguments(kind)
         cancel_after = self._soon(kind) if cancel else None
-        if kind == "pop" and rng.random() < 0.1:
+        if kind == "pop" and rng.random() < theme.endless:
             arguments["timeout"] = 0  # without a limit, until it is cancelled
             cancel_after = rng.uniform(0.0, 3.0)
         view = None
@@ -687,7 +709,7 @@ class _Drawer:
             arguments["raises"] = rng.random() < 0.15
             return
         arguments["watched"] = rng.random() < 0.5
-        if arguments["timeout"] is not None and rng.random() < 0.3:
+        if arguments["timeout"] is not None and rng.random() < 0.4:
             arguments["extend"] = rng.choice(["replace", "add", "reacquire"])
 
     def faults(self) -> tuple[Fault, ...]:
@@ -784,6 +806,8 @@ _DENIED = [
     ["CLIENT|ID"],
     ["CLIENT|SETNAME"],
     ["CLIENT|UNBLOCK"],
+    ["CLIENT|TRACKING"],
+    ["EVAL"],
     ["CLIENT"],
     ["PING"],
 ]

@@ -150,6 +150,13 @@ def reset_one(world: World, fault: Fault) -> None:
         world.network.reset_one(connection)
 
 
+def lose_one(world: World, fault: Fault) -> None:
+    """The client's side of a connection is reset, of which the server does not hear."""
+    connection = _connection(world, fault)
+    if connection is not None:
+        world.network.lose_at_client(connection)
+
+
 def close_one(world: World, fault: Fault) -> None:
     """One connection is closed by the server's side."""
     connection = _connection(world, fault)
@@ -342,6 +349,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "reset": reset,
     "reset one": reset_one,
     "close one": close_one,
+    "lose one": lose_one,
     "forget": forget,
     "garbage": garbage,
     "refuse": refuse,
@@ -373,6 +381,6 @@ PERMANENT = frozenset({"forget", "fail over"})
 """Faults that do not end: what they broke is broken until the client notices."""
 
 INSTANT = frozenset({
-    "reset", "reset one", "close one", "forget", "garbage", "kill client", "unblock", "fail over",
-    "forget scripts",
+    "reset", "reset one", "close one", "lose one", "forget", "garbage", "kill client", "unblock",
+    "fail over", "forget scripts",
 })  # fmt: skip

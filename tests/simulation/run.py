@@ -12,7 +12,7 @@ import redis
 from . import faults
 from .budgets import recorded
 from .checks import check
-from .clients import PASSWORD
+from .clients import PASSWORD, patched
 from .environment import simulated
 from .history import ClientEnd, Ending
 from .network import Network
@@ -55,7 +55,7 @@ def run(plan: Plan) -> Result:
         network = Network(loop, Random(f"network/{plan.seed}"), history, plan.network)
         world = World(plan, loop, network, history, _servers(plan, loop, network, history))
         began = loop.time()
-        with recorded(history):
+        with recorded(history), patched(plan, history):
             loop.run_until_complete(_main(world))
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)

@@ -114,6 +114,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     budget.a_call_that_is_cancelled_in_its_backoff_is_refunded,
     ending.closed_clients_leave_nothing_behind,
     ending.nothing_is_left_when_the_last_client_has_closed,
+    ending.a_tracer_sees_the_end_of_every_call,
     ending.no_unexpected_error_is_logged,
 )
 

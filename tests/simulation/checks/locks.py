@@ -135,10 +135,14 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
         return
     all_takings = takings(index)
     holders = {each.token.decode(): each for each in holdings(index)}
-    for operation in _releases(index).values():
+    releases = _releases(index)
+    again = [each for each in index.history.operations if each.kind == "release again"]
+    for operation in (*releases.values(), *again):
         holding = holders.get(operation.facts["token"])
         if holding is None or operation.outcome is not Outcome.OK or operation.ended is None:
             continue
+        if operation.kind == "release again" and _closing(index, holding, operation.ended):
+            continue  # the release in the background was given up
         mine = _taking_of(all_takings, holding)
         if mine is None:
             continue
@@ -151,7 +155,8 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
             and holding.name in execution.words
             and holding.token in execution.words
             for execution in index.executions_between(
-                operation.started_at, operation.ended_at or operation.started_at
+                releases[operation.facts["token"]].started_at,
+                operation.ended_at or operation.started_at,
             )
         ):
             yield Broken(

@@ -169,8 +169,8 @@ def calls_of_one_tick_keep_their_order_for_each_key(index: Index) -> Iterator[Br
     bursts: dict[tuple[int, str, str], list[Command]] = {}
     for number, commands in index.commands.items():
         operation = index.operations[number]
-        if operation.burst is None or operation.kind == "set large":
-            continue  # large values use several connections
+        if operation.burst is None:
+            continue
         if len(commands) != 1 or len(commands[0].words) < 2:
             continue
         command = commands[0]

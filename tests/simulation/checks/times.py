@@ -19,7 +19,7 @@ _DEADLINE_TOLERANCE = 0.3
 _CANCELLATION_TOLERANCE = 0.05
 _CLOSING_TOLERANCE = 0.1
 
-_LOCKS = frozenset({"acquire", "extend", "release"})
+_LOCKS = frozenset({"acquire", "extend", "release", "release again"})
 _SLEEPS = frozenset({"manual", "watch", "peek", "late", *_LOCKS})
 """Kinds that may sleep between their commands."""
 

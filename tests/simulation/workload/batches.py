@@ -67,7 +67,10 @@ async def _queue(
     """Queue a command in the way that its letter stands for."""
     name, *rest = words
     if letter == "x":
-        await client.register_script(PUSH_AND_RETURN)(rest[2:3], rest[3:], client=pipe)
+        if len(pipe) % 2:
+            await pipe.register_script(PUSH_AND_RETURN)(rest[2:3], rest[3:])
+        else:
+            await client.register_script(PUSH_AND_RETURN)(rest[2:3], rest[3:], client=pipe)
         return
     methods: dict[str, Callable[[], Any]] = {
         "b": lambda: pipe.execute_command(*words, **{NEVER_DECODE: True}),

@@ -6,11 +6,15 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import redis.asyncio
+import redis.commands.core
+
 from tests.simulation.redis_server.scripts import (
     INCR_THEN_ERROR,
     PUSH_AND_RETURN,
     READ_AND_ECHO,
     SET_AND_RETURN,
+    sha1,
 )
 
 from .use import list_of, register_of, sender
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from .use import Use
 
 _PADDING = 70_000  # bytes that make a value large: above the client's limit of 64 KiB
+_MEDIUM = 50_000  # bytes of values that keep their order, and fill the kernel when they are many
+_HUGE = 1_100_000  # bytes of a script that the client does not remember
 
 
 # -- single commands -----------------------------------------------------------------------
@@ -114,6 +120,30 @@ async def push(use: Use) -> None:
     await use.send("RPUSH", list_of(use), use.token())
 
 
+async def push_binary(use: Use) -> None:
+    """Push an element that is not UTF-8, which a client that decodes replies cannot return."""
+    key, token = f"lb{use.argument('key', 0)}", use.token()
+    client = use.redis
+    operation = use.operation(("RPUSH", key, token))
+    await use.perform(operation, lambda: client.rpush(key, b"\xff" + token.encode()))
+
+
+async def pop_binary(use: Use) -> None:
+    """Wait for an element that is not UTF-8."""
+    key = f"lb{use.argument('key', 0)}"
+    operation = use.operation(("BLPOP", key, "1"))
+    _limit_reaching(operation, 1)
+    client = use.redis
+
+    async def work() -> Any:
+        try:
+            return await client.blpop([key], 1)
+        except UnicodeDecodeError as error:
+            return [key, error.object]
+
+    await use.perform(operation, work)
+
+
 async def hash_set(use: Use) -> None:
     """Set a field of a hash."""
     await use.send("HSET", "h", use.token(), "1")
@@ -166,6 +196,22 @@ async def script_registered(use: Use) -> None:
     await use.perform(operation, lambda: script(keys=[key], args=[token]))
 
 
+async def script_large(use: Use) -> None:
+    """Queue a script that is too large for the client to remember."""
+    text = READ_AND_ECHO + " " * _HUGE
+    token = use.token()
+    operation = use.operation(("EVALSHA", sha1(text.encode()), "1", "any", token), limit=None)
+    script = redis.commands.core.AsyncScript(redis.asyncio.Redis(), text)
+    client = use.redis
+
+    async def work() -> Any:
+        async with client.pipeline(transaction=False) as pipe:
+            await script(keys=["any"], args=[token], client=pipe)
+            return (await pipe.execute())[0]
+
+    await use.perform(operation, work)
+
+
 # -- many calls --------------------------------------------------------------------------
 
 
@@ -180,9 +226,8 @@ async def burst(use: Use) -> None:
         if letter == "p":
             words = ("RPUSH", list_of(use), token)
         elif letter == "l":
-            words = ("SET", f"big{use.argument('key', 0)}", token + "." * _PADDING)
-        kind = {"p": "push", "l": "set large"}.get(letter, "set")
-        operation = use.operation(words, kind=kind, offset=offset)
+            words = ("SET", f"big{use.argument('key', 0)}", token + "." * _MEDIUM)
+        operation = use.operation(words, kind="push" if letter == "p" else "set", offset=offset)
         operation.burst = use.call.number
         call = use.call
         if use.argument("kept", 0) >> offset & 1:

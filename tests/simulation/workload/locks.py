@@ -63,6 +63,10 @@ async def lock(use: Use) -> None:
     release = _operation(use, "release", offset=2)
     release.facts["token"] = acquire.facts["token"]
     await use.perform(release, held.release)
+    if release.outcome is Outcome.CANCELLED:
+        again = _operation(use, "release again", offset=4)
+        again.facts["token"] = acquire.facts["token"]
+        await use.perform(again, held.release)
 
 
 async def _until_lost(use: Use, held: ResilientLock, hold: Operation) -> Any:
