@@ -30,6 +30,7 @@ SEND_BUFFER = 128 * 1024
 LARGEST_READ = 256 * 1024
 
 USER_TIMEOUT = 18  # socket.TCP_USER_TIMEOUT of Linux
+KEEPIDLE = 4  # socket.TCP_KEEPIDLE of Linux
 TCP_INFO = 11  # socket.TCP_INFO of Linux
 
 FIRST_RETRANSMISSION = 0.2
@@ -54,17 +55,17 @@ class SimulatedSocket:
 
     Attributes:
         user_timeout: Seconds after which unacknowledged data ends the connection, or None.
-        keeps_alive: Whether an idle connection ends, too, when its host acknowledges no probe.
+        keepalive: Seconds of silence after which the kernel probes an idle connection, or None.
     """
 
-    __slots__ = ("_connection", "keeps_alive", "user_timeout")
+    __slots__ = ("_connection", "keepalive", "user_timeout")
 
     family = socket.AF_INET
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.user_timeout: float | None = None
-        self.keeps_alive = False
+        self.keepalive: float | None = None
 
     def getpeername(self) -> tuple[str, int]:
         """Return the address of the server."""
@@ -94,9 +95,9 @@ class SimulatedSocket:
         return -1
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        """Use TCP_USER_TIMEOUT and SO_KEEPALIVE, and ignore other options."""
-        if level == socket.SOL_SOCKET and option == socket.SO_KEEPALIVE:
-            self.keeps_alive = bool(value)
+        """Use TCP_USER_TIMEOUT and TCP_KEEPIDLE, and ignore other options."""
+        if level == socket.IPPROTO_TCP and option == KEEPIDLE:
+            self.keepalive = float(value)
         if level == socket.IPPROTO_TCP and option == USER_TIMEOUT:
             self.user_timeout = value / 1000 or None
 
@@ -451,14 +452,14 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if self._buffer:
             self._push(self._loop.now + self._latency, self._arm_writing)
 
-    def _expect_give_up(self) -> None:
+    def _expect_give_up(self, after: float = 0.0) -> None:
         if self._gives_up_at is None and not self._socket_closed:
             limit = self._socket.user_timeout
             if limit is None:
                 limit = 2.0 + 18.0 * self._random()
             else:
                 limit *= 1.0 + 0.2 * self._random()
-            self._gives_up_at = at = self._loop.now + limit
+            self._gives_up_at = at = self._loop.now + after + limit
             self._push(at, self._give_up, self._giving_up)
 
     def _give_up(self, number: int) -> None:
@@ -605,8 +606,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self.requests_held += requests
         self.replies_held += replies
         self.cuts += cuts
-        if self._socket.keeps_alive and self.tells and (requests > 0 or replies > 0):
-            self._expect_give_up()
+        if self.tells and self._socket.keepalive is not None and (requests > 0 or replies > 0):
+            self._expect_give_up(after=self._socket.keepalive)
         if requests < 0 or replies < 0:
             # TCP sends lost packets again after a while.
             delay = 0.3 * self._random()
