@@ -198,6 +198,7 @@ class Ending:
         connections: Numbers of client connections that were still open then.
         loop_errors: What reached the loop's exception handler.
         log_errors: Log records of level ERROR, and tracebacks.
+        spans: How many calls a patch of redis-py saw begin and end, if there was one.
         data: The data of each server at the end: key to value (str, list, dict, set).
     """
 
@@ -209,6 +210,7 @@ class Ending:
     connections: list[int] = field(default_factory=list)
     loop_errors: list[str] = field(default_factory=list)
     log_errors: list[str] = field(default_factory=list)
+    spans: dict[str, int] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

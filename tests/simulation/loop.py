@@ -534,6 +534,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self.escape(f"create_connection({name}=...)")
         return await self.network.create_connection(protocol_factory, host, port, **options)
 
+    async def sock_connect(self, sock: Any, address: tuple[str, int]) -> None:
+        """Try whether a host accepts a connection, which is closed again."""
+        assert sock.gettimeout() == 0.0, "the socket must not block"
+        await self.network.reach(*address)
+
     # -- what leaves the simulation --------------------------------------------------------
 
     def escape(self, call: str) -> NoReturn:
@@ -557,7 +562,7 @@ ESCAPING = (
     *("add_signal_handler", "remove_signal_handler"),
     *("create_server", "create_unix_connection", "create_unix_server", "connect_accepted_socket"),
     *("create_datagram_endpoint", "connect_read_pipe", "connect_write_pipe", "start_tls"),
-    *("sendfile", "sock_accept", "sock_connect", "sock_recv", "sock_recv_into", "sock_recvfrom"),
+    *("sendfile", "sock_accept", "sock_recv", "sock_recv_into", "sock_recvfrom"),
     *("sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
     *("subprocess_exec", "subprocess_shell", "getnameinfo"),
     *("set_default_executor", "set_task_factory"),

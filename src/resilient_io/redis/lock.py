@@ -353,7 +353,7 @@ class ResilientLock(Lock):
             _note_loss(hold)
             raise
         if hold is not None and hold.expires is not None:
-            hold.expires = (began if replace_ttl else hold.expires) + additional_time
+            hold.expire_at((began if replace_ttl else hold.expires) + additional_time)
         return extended
 
     async def _do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:
@@ -374,7 +374,7 @@ class ResilientLock(Lock):
             _note_loss(hold)
             raise
         if hold is not None and self.timeout:
-            hold.expires = began + self.timeout
+            hold.expire_at(began + self.timeout)
         return reacquired
 
     async def _do_reacquire(self) -> Literal[True]:

@@ -450,12 +450,12 @@ class ResilientPipeline(Pipeline):
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha(sha, *args)
 
         def evalsha_ro(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA_RO, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha_ro(sha, *args)
 
         def eval(self, script: Any, *args: Any) -> Any:
@@ -477,6 +477,11 @@ class ResilientPipeline(Pipeline):
             """Return redis-py's script object, and remember the script for EVALSHA."""
             self._runtime.scripts.remember(script)
             return super().register_script(script)
+
+    def _note_script(self, sha: object) -> None:
+        """Note the script of a queued command. Between WATCH and MULTI it runs at once."""
+        if self.explicit_transaction or not self.watching:
+            self.hashes.append(sha)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -597,7 +602,14 @@ class ResilientPipeline(Pipeline):
             for spec, (args, options) in zip(specs, commands, strict=True)
             if blocking
         )
-        exclusive = _WatchedCall(self, operation, self._exchange, specs, block=block_of(waiting))
+        exclusive = _WatchedCall(
+            self,
+            operation,
+            self._exchange,
+            specs,
+            block=block_of(waiting),
+            prepare=self._load_hashes,
+        )
         if self.connection is not None:
             return exclusive
         for spec in specs:
@@ -643,8 +655,10 @@ class ResilientPipeline(Pipeline):
         started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
-    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+    async def _load_hashes(self, connection: AbstractConnection) -> None:
         await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
+
+    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -676,11 +690,13 @@ class _WatchedCall(Call):
         args: tuple[Any, ...] | None = None,
         *,
         block: float,
+        prepare: Callable[[AbstractConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._multiplexer = pipeline._runtime.multiplexer
         self._policy = pipeline._policy
         self._exchange = exchange
+        self._prepare = prepare
         self._specs = specs
         self._args = args
         self._block = block
@@ -711,12 +727,16 @@ class _WatchedCall(Call):
             return late
         timeout = self._policy.response_timeout + self._block
         known = pipeline.known(connection)
-        known.unanswered = self.effect is not Effect.READ
+        progress = Progress.NOT_SENT
         blocked = pipeline._runtime.pool.blocked
         if self._block >= CHECKED_BLOCK:
             blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(timeout, until=limits.until):
+                if self._prepare is not None:
+                    await self._prepare(connection)
+                progress = Progress.MAYBE_APPLIED
+                known.unanswered = self.effect is not Effect.READ
                 reply = await self._exchange(connection)
                 known.unanswered = False
                 return reply
@@ -730,11 +750,12 @@ class _WatchedCall(Call):
             failure = known.failure or pipeline._runtime.pool.failure(error)
             if known.failure is None:
                 self._multiplexer.reports.failed(failure.cause, failure.detail)
-            if watched and failure is not CLOSED and self.effect is Effect.READ:
+            harmless = progress is Progress.NOT_SENT or self.effect is Effect.READ
+            if watched and failure is not CLOSED and harmless:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
+                failure, progress, timed_out=timed_out, final=final, connection=known
             )
         finally:
             blocked.remove(connection)

@@ -411,7 +411,8 @@ class ExclusivePool:
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
         loop = asyncio.get_running_loop()
-        if loop.time() - used <= TRUSTED_IDLE:
+        idle = loop.time() - used
+        if idle <= TRUSTED_IDLE or self._multiplexer.bound:  # it may have begun a MULTI
             return True
         barrier = self._multiplexer.hold()
         try:

@@ -34,6 +34,9 @@ _WATCH_STEPS = 2  # WATCH and GET precede MULTI
 PERMANENT = frozenset({"forget", "fail over"})
 """Faults that do not end: what they broke stays so until the client notices."""
 
+HARMLESS = frozenset({"forget scripts"})
+"""Faults of which a caller notices nothing."""
+
 STALLS = frozenset({"stall"})
 """Faults of our own process. They are never a reason to call a server down."""
 
@@ -310,7 +313,7 @@ class Index:
         found = []
         for event in self.events.get("fault", ()):
             kind, number = event.facts["fault"], event.facts["number"]
-            if kind in STALLS:
+            if kind in STALLS or kind in HARMLESS:
                 continue
             fault = planned.get(number)
             arguments = {} if fault is None else dict(fault.arguments)
@@ -406,6 +409,14 @@ class Index:
         """The number of the event after which a server forbids fencing, or infinity."""
         at = self.forbidden("CLIENT|KILL", "CLIENT|LIST", "CLIENT|ID", "CLIENT|SETNAME")
         return float("inf") if at is None else at
+
+    def bare(self, label: str) -> bool:
+        """Return whether the connections of a client have no transport.
+
+        Then each call uses a connection of its own, so that calls have no order.
+        """
+        setups = () if self.plan is None else self.plan.clients
+        return any(setup.label == label and setup.form.get("bare") for setup in setups)
 
     # -- clients ---------------------------------------------------------------------------
 
