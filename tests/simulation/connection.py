@@ -144,6 +144,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     """
 
     __slots__ = (
+        "_acknowledged_at",
         "_broken",
         "_buffer",
         "_closing",
@@ -151,6 +152,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "_dead",
         "_end_received",
         "_error",
+        "_first_unacknowledged",
         "_forgotten",
         "_gives_up_at",
         "_giving_up",
@@ -166,11 +168,13 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "_readable",
         "_reading",
         "_received",
+        "_received_at",
         "_replies_last",
         "_replies_waiting",
         "_requests_last",
         "_requests_waiting",
         "_reset_on_write",
+        "_sent_at",
         "_socket",
         "_socket_closed",
         "_split",
@@ -187,6 +191,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "replies_held",
         "requests_held",
         "session",
+        "tells",
     )
 
     _loop: SimulatedLoop
