@@ -515,7 +515,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "lookup-left-running",
         "closing",
         "redis/runtime.py",
-        "        await self.target.aclose()\n",
+        "        await self.target.aclose()  # after the probe, which must not take this for a "
+        "failure\n",
         "",
         "A name lookup that hangs is still running after the client was closed.",
     ),
@@ -566,9 +567,9 @@ BUGS: tuple[PlantedBug, ...] = (
         "closing",
         "redis/pool.py",
         """        now = asyncio.get_running_loop().time()
-        for timeout in self._timeouts:
-            if not timeout.expired():
-                timeout.reschedule(now)
+        for wait in self._waits.values():
+            if not wait.timeout.expired():
+                wait.timeout.reschedule(now)
 """,
         "",
         "A BLPOP that waits for a connection when the client is closed ends late, or with the "
@@ -686,10 +687,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-calls-not-watched",
         "deadlines",
         "redis/connection.py",
-        """        if not self._queue.waiting:
+        """        if not waiting:
             return
         if self._loop""",
-        """        if all(entry.done() for entry in self._queue.waiting):
+        """        if all(entry.done() for entry in waiting):
             return
         if self._loop""",
         "A silent connection whose callers gave up stays in use, and delays each new call.",

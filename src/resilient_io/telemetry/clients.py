@@ -98,7 +98,7 @@ def _own_name(client: Any, clients: Sequence[Any]) -> str:
 
 
 def _check_unique(clients: Mapping[str, Any]) -> None:
-    """Reject clients that would be counted twice: views of a Redis client share its counters."""
+    """Reject clients that would be counted twice: views, and Redis clients on the same pool."""
     seen: dict[int, str] = {}
     for name, client in clients.items():
         # Private in resilient_io.redis: `with_policy()` and `client()` share their `_runtime`.
@@ -107,5 +107,6 @@ def _check_unique(clients: Mapping[str, Any]) -> None:
         if first != name:
             raise ConfigurationError(
                 f"clients {first!r} and {name!r} are the same client, or one is a with_policy() "
-                f"view of the other, and would be counted twice: pass it once"
+                f"view of the other, or they share a connection_pool, and would be counted twice: "
+                f"pass it once"
             )
