@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
@@ -178,7 +179,14 @@ async def confirm_idle(multiplexer: Multiplexer) -> None:
     """Close the connection of a bound client if it was idle for long and does not answer a PING.
 
     Then the call that follows was certainly not sent. Within MULTI, nothing may be sent in between.
+    Calls that come meanwhile wait for the same answer, and so stay in order.
     """
+    checking = multiplexer.idle_check
+    if checking is not None and not checking.done():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(current_deadline()):
+                await asyncio.wait([checking])
+        return
     connection, state = multiplexer.current, multiplexer.bound_state
     idle = connection is not None and not connection.in_flight and connection.idle > TRUSTED_IDLE
     if connection is None or not idle or state.in_transaction:
@@ -187,7 +195,8 @@ async def confirm_idle(multiplexer: Multiplexer) -> None:
     until = current_deadline()
     try:
         async with StallTolerantTimeout(timeout, until=until):
-            await connection.ask(PING)
+            multiplexer.idle_check = connection.ask(PING)
+            await asyncio.shield(multiplexer.idle_check)
     except TimeoutError:
         if until is None or asyncio.get_running_loop().time() < until:
             detail = f"no answer to a PING within {timeout:g} s, after an idle time"

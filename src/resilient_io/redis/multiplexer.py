@@ -443,6 +443,8 @@ class Multiplexer:
         self.first = FirstConnection()
         self._delays = DelayedReplies(self._choose)
         self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
+        self.idle_check: asyncio.Future[object] | None = None
+        """The reply to the PING that a call of a bound client waits for before it is sent."""
         self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
         self._closing = False
