@@ -183,9 +183,9 @@ class Reconnector:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
             try:
-                async with self._multiplexer.first.turn(slot):
-                    # Only probes contact a dependency that went down meanwhile.
-                    down = self._health.state is State.DOWN
+                async with self._multiplexer.first.turn(slot) as turn:
+                    # Only probes contact a dependency that went down during the wait.
+                    down = turn.waited > 0 and self._health.state is State.DOWN
                     connection = None if down else await self._open()
             except (RedisError, OSError) as error:
                 failure = self._target.failure(error)

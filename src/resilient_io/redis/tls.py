@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import ssl
@@ -25,6 +24,9 @@ _FILES = ("certfile", "keyfile", "ca_certs", "ca_path")
 """The files of a connection, as redis-py 8.1 `RedisSSLContext` names them."""
 
 _THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
+
+_EMPTY_GREETING = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
+"""A TLS greeting without contents: TLS answers with an alert. For plain Redis, it is no request."""
 
 _HANDSHAKE_RECORDS = (b"\x15", b"\x16")  # the first byte of a TLS alert, and of a handshake
 
@@ -128,12 +130,7 @@ async def answers_without_tls(host: str, port: int) -> bool:
 
 async def answers_tls(host: str, port: int) -> bool:
     """Return whether a port that closed a plain connection answers a TLS handshake."""
-    outgoing = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with contextlib.suppress(ssl.SSLWantReadError):  # it waits for the greeting of the server
-        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
-    return await _first_byte(host, port, outgoing.read()) in _HANDSHAKE_RECORDS
+    return await _first_byte(host, port, _EMPTY_GREETING) in _HANDSHAKE_RECORDS
 
 
 async def find_alert(arguments: Mapping[str, Any]) -> ssl.SSLError | None:

@@ -46,9 +46,9 @@ class ConnectTurn:
             for other in [other for other in _queues if other.is_closed()]:
                 del _queues[other]
             queue = _queues[loop] = _Queue(loop)
-        await queue.enter(standby=self._standby)
+        waited = await queue.enter(standby=self._standby)
         self._queue = queue
-        self._waited = loop.time() - self._began
+        self._waited = loop.time() - self._began if waited else 0.0
 
     def end(self) -> None:
         """End the turn, so that the next attempt begins. Idempotent."""
@@ -73,16 +73,18 @@ class _Queue:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._standby: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self, *, standby: bool) -> None:
+    async def enter(self, *, standby: bool) -> bool:
+        """Return whether the attempt had to wait."""
         if self._connecting < MOST_CONNECTING:
             self._connecting += 1
-            return
+            return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (self._standby if standby else self._waiting).append(turn)
         entered = False
         try:
             await turn
             entered = True
+            return True
         finally:
             if not entered and turn.done() and not turn.cancelled():
                 self.leave()  # cancelled in the moment in which its turn came
