@@ -231,7 +231,7 @@ def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
             disturbed = index.disturbed(started - _CALM, holding.lost)
             late = index.stalled(started, holding.lost) > timeout / 10
             closing = _closing(index, holding, holding.lost)
-            if not holding.renews or disturbed or late or closing:
+            if not holding.renews or disturbed or late or closing or _bound(index, holding):
                 continue
         yield Broken(
             f"{holding.name.decode()} was reported as lost, but the server still held it",
@@ -300,6 +300,8 @@ def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:
         mine = _taking_of(all_takings, holding)
         if mine is None or not holding.renews or holding.timeout is None:
             continue
+        if _bound(index, holding):
+            continue  # a blocking command keeps the only connection busy
         for event in expired:
             if (
                 event.facts["key"].encode() == holding.name
@@ -398,6 +400,6 @@ def _closing(index: Index, holding: Holding, until: float) -> bool:
 
 
 def _bound(index: Index, holding: Holding) -> bool:
-    """Return whether the client has one connection for everything, which asks nothing itself."""
+    """Return whether the client has one connection for everything, which a command may block."""
     setups = () if index.plan is None else index.plan.clients
     return any(setup.label == holding.operation.client and setup.single for setup in setups)
