@@ -12,7 +12,7 @@ from tests.simulation.test_checks import Story
 
 
 def _taken(story: Story, number: int = 20, *, fencing: int = 0, **facts: Any) -> Any:
-    """Let a caller acquire lock0 with the token "aaaa"."""
+    """Add that a caller acquires lock0 with the token "aaaa"."""
     facts = {"lock": "lock0", "timeout": 10.0, "fencing": bool(fencing), **facts}
     operation = story.start(number, kind="acquire", facts=facts)
     if fencing:
@@ -23,7 +23,7 @@ def _taken(story: Story, number: int = 20, *, fencing: int = 0, **facts: Any) ->
 
 
 def _held(story: Story, seconds: float, *, lost: bool = False) -> None:
-    """Let the caller hold the lock and watch it, and begin to release it."""
+    """Add that the caller watches the lock for a while, and begins to release it."""
     hold = story.start(23, kind="hold", facts={"lock": "lock0", "token": "aaaa"})
     hold.facts["watched"] = story.time
     story.wait(seconds)
@@ -138,7 +138,7 @@ SHOWN = {
         ({"history": ["down", "down", "up"]}, True),
     ],
 )
-def test_what_health_shows_agrees(changes, broken):
+def test_health_shows_one_state(changes, broken):
     story = Story()
     story.state("up")
     story.end(story.start(20, kind="look"), reply=SHOWN | changes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MARGIN = 0.05  # seconds before its timeout during which a lock may already be gone
 _CALM = 3.0  # seconds without a fault before something is expected to happen in time
 _LEARNS_WITHIN = 1.6  # seconds: where the server does not report changes, it is asked every second
+_TRIP = 0.15  # seconds that a request takes at most while nothing fails
 _LATE_TIMER = 0.3  # seconds
 _IDLE = 0.7  # seconds that a free lock may be left to callers that wait for it
 
@@ -214,7 +215,8 @@ def _callers_of(
 def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
     """A holder is notified when its key is gone, or when its timeout may have passed, not before.
 
-    While nothing fails, a lock that is renewed is lost only if its key is gone.
+    While nothing fails, a lock that is renewed is lost only if its key is gone. The client counts
+    the rest of a timeout that the server tells from the time of its request.
     """
     if index.data_lost:
         return
@@ -226,12 +228,13 @@ def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
         if mine is None or removed_between(gone.get(holding.name, []), mine.at, holding.lost_at):
             continue
         started, timeout = holding.operation.started, holding.timeout
-        if timeout is not None and holding.lost >= started + timeout - _MARGIN:
-            # The client has not heard of a renewal, or knows no better than its own clock.
+        if timeout is not None:
+            stalled = index.stalled(started, holding.lost)
             disturbed = index.disturbed(started - _CALM, holding.lost)
-            late = index.stalled(started, holding.lost) > timeout / 10
-            closing = _closing(index, holding, holding.lost)
-            if not holding.renews or disturbed or late or closing:
+            if disturbed or _closing(index, holding, holding.lost) or _bound(index, holding):
+                continue  # it has not heard of a renewal, or counts from a request that came late
+            early = holding.lost < started + timeout - _TRIP - stalled
+            if not early and (not holding.renews or stalled > timeout / 10):
                 continue
         yield Broken(
             f"{holding.name.decode()} was reported as lost, but the server still held it",
@@ -300,6 +303,8 @@ def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:
         mine = _taking_of(all_takings, holding)
         if mine is None or not holding.renews or holding.timeout is None:
             continue
+        if _bound(index, holding):
+            continue  # a blocking command keeps the only connection busy
         for event in expired:
             if (
                 event.facts["key"].encode() == holding.name
@@ -398,6 +403,6 @@ def _closing(index: Index, holding: Holding, until: float) -> bool:
 
 
 def _bound(index: Index, holding: Holding) -> bool:
-    """Return whether the client has one connection for everything, which asks nothing itself."""
+    """Return whether the client has one connection for everything, which a command may block."""
     setups = () if index.plan is None else index.plan.clients
     return any(setup.label == holding.operation.client and setup.single for setup in setups)

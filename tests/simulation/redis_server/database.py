@@ -99,7 +99,7 @@ class Journal:
         ready: Keys that changed while clients wait for them.
         touched: The changed keys that replicas have not been sent yet.
         recording: Whether `touched` is kept.
-        tracked: The sessions that have to be told about the next change of a key, by key.
+        tracked: The sessions that want to know of the next change of a key, by key.
         invalidated: The tracked keys that have changed.
         expired: Called with the database, the key and the time (ms) for each expired key.
     """
