@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from resilient_io.errors import Progress, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
-from .attempt import AttemptFailed, Limits, final_error
+from .attempt import AttemptFailed, Limits, end_of_wait, final_error
 from .commands import Effect
 from .errors import (
     CLOSED,
@@ -372,7 +373,8 @@ class Executor:
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""
-        if self.health.available or policy.while_down != "fail":
+        end = end_of_wait(self.health, _outage_wait(policy))
+        if end is None or asyncio.get_running_loop().time() < end:
             return
         cause = self.health.cause
         kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
@@ -387,14 +389,18 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
+def _outage_wait(policy: RetryPolicy) -> float:
+    return policy.outage_wait if policy.while_down == "fail" else math.inf
+
+
 def _limits(call: Call, policy: RetryPolicy, started: float, *, served: float = 0.0) -> Limits:
     """Return when an attempt must have been sent and answered."""
-    enclosing = current_deadline()
+    enclosing, wait = current_deadline(), _outage_wait(policy)
     if policy.deadline is None:
-        return Limits(enclosing, enclosing)
+        return Limits(enclosing, enclosing, outage_wait=wait)
     # A blocking command has its own time limit. The deadline limits the time in which its attempts
     # together reach the server, so the time does not count during which the server had them.
     limit = started + policy.deadline + (0.0 if call.bounded else served)
     if enclosing is not None and enclosing < limit:
         limit = enclosing
-    return Limits(limit if call.bounded else enclosing, limit)
+    return Limits(limit if call.bounded else enclosing, limit, outage_wait=wait)

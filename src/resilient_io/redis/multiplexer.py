@@ -314,6 +314,11 @@ class WaitingRequests:
             request.assign(None)
             self._requests.appendleft(request)
 
+    def check_clocks(self) -> None:
+        """Let each waiting caller check whether it still waits."""
+        for request in self._requests:
+            request.check_clock()
+
     def note_abandoned(self) -> None:
         """Count an abandoned entry. Entries are removed when half of them are abandoned."""
         self._abandoned += 1
@@ -592,6 +597,7 @@ class Multiplexer:
         """Choose the connection again: something that the choice depends on has changed."""
         if not self.health.available:
             self.failures.confirm()
+            self._waiting.check_clocks()
         elif self.failures.improved:
             self.failures.forgive()
             self._reconnector.hurry()

@@ -519,7 +519,7 @@ class ResilientPipeline(Pipeline):
             connection = None
         if connection is not None:
             return connection
-        acquired = await pool.acquire_within(limits.sent)
+        acquired = await pool.acquire_within(limits)
         if not isinstance(acquired, AttemptFailed):
             self.connection = cast("Connection", acquired)
         return acquired

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
@@ -21,7 +22,14 @@ from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
-from .attempt import AttemptFailed, Call, expired_while_waiting, read_reply
+from .attempt import (
+    AttemptFailed,
+    Call,
+    end_of_wait,
+    expired_while_waiting,
+    read_reply,
+    server_down,
+)
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
@@ -109,12 +117,12 @@ class ExclusivePool:
             if not acquired:
                 self._room.release()
 
-    async def acquire_within(self, until: float | None) -> AbstractConnection | AttemptFailed:
+    async def acquire_within(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return a connection that may be written to, or why there is none.
 
         Waits while the dependency is down, and while a dead connection may still write.
         """
-        return await self._within(until, self._acquire_when_safe)
+        return await self._within(limits.sent, partial(self._acquire_when_safe, limits))
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
@@ -217,11 +225,10 @@ class ExclusivePool:
         finally:
             self._timeouts.remove(timeout)
 
-    async def _acquire_when_safe(self) -> AbstractConnection:
-        health = self._multiplexer.health
+    async def _acquire_when_safe(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         while True:
-            if not health.available:
-                await health.until_up()
+            if not await self._available(limits):
+                return server_down(self._multiplexer.health)
             connection = await self.acquire()
             usable = False
             try:
@@ -232,6 +239,20 @@ class ExclusivePool:
                     self.give_back(connection, clean=not is_lost(connection))
             if usable:
                 return connection
+
+    async def _available(self, limits: Limits) -> bool:
+        """Wait for a server that is down. Return False if the call does not wait any longer."""
+        health = self._multiplexer.health
+        while not health.available:
+            waiting = asyncio.timeout_at(end_of_wait(health, limits.outage_wait))
+            try:
+                async with waiting:
+                    await health.until_up()
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+                return False
+        return True
 
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:
@@ -484,7 +505,7 @@ class ExclusiveCall(Call):
 
     async def _attempt_once(self, limits: Limits) -> object:
         pool, recoverable = self._pool, self.operation in _UNDO
-        connection = await pool.acquire_within(limits.sent)
+        connection = await pool.acquire_within(limits)
         if isinstance(connection, AttemptFailed):
             return connection
         late = limits.too_late()

@@ -130,7 +130,7 @@ async def test_a_call_while_down_fails_immediately_without_using_the_network(
     """The benchmark checks the 5 µs; this test checks the order of magnitude, relative to what
     to raise an error through two coroutines.
     """
-    redis = await connect(redis_server)
+    redis = await connect(redis_server, policy=RetryPolicy(outage_wait=0.0))
     seen = watch(redis)
     redis_server.kill()
     await seen.until(State.DOWN, within=5)
