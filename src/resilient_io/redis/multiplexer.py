@@ -315,7 +315,7 @@ class WaitingRequests:
             self._requests.appendleft(request)
 
     def check_clocks(self) -> None:
-        """Let each waiting caller check whether it still waits."""
+        """Wake the waiting callers, which check whether they still wait."""
         for request in self._requests:
             request.check_clock()
 
