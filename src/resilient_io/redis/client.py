@@ -261,6 +261,8 @@ class ResilientRedis(driver.Redis):
             or not multiplexer.is_running()
             or NEVER_DECODE in options
         ):
+            if connection is None and spec is not None and spec.simple and self._hot:
+                self._refuse(args[0])
             return await self._execute(args, options)
         started = multiplexer.time()
         limit = current_deadline()
@@ -292,6 +294,15 @@ class ResilientRedis(driver.Redis):
             return reply
         reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
+
+    def _refuse(self, operation: str) -> None:
+        """Raise if an earlier call has found that calls do not wait for the server any more."""
+        runtime = self._runtime
+        multiplexer = runtime.multiplexer
+        if get_ident() == multiplexer.thread and multiplexer.is_running():
+            refusal = runtime.executor.refusal(operation, self._policy)
+            if refusal is not None:
+                raise refusal
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""

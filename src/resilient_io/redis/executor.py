@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.errors import Progress, mark_refused
+from resilient_io.errors import Progress, ResilientIOError, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
-from .attempt import AttemptFailed, Limits, end_of_wait, final_error
+from .attempt import AttemptFailed, Limits, end_of_wait, final_error, server_down
 from .commands import Effect
 from .errors import (
     CLOSED,
@@ -35,7 +35,6 @@ from .instrumentation import tracing_of_call
 if TYPE_CHECKING:
     import random
 
-    from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryBudget, RetryPolicy
 
@@ -138,6 +137,32 @@ _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
 
+class Outage:
+    """The errors of calls that do not wait for a server that is down, until its state changes."""
+
+    __slots__ = ("_facts", "_kind", "_reason", "detail", "name", "policy", "since")
+
+    def __init__(self, first: ResilientIOError, policy: RetryPolicy, health: Dependency) -> None:
+        self._kind, self._reason, self._facts = type(first), first.reason, dict(vars(first))
+        self.name = _public_name(self._kind)
+        self.policy = policy
+        self.since = health.since
+        self.detail = health.detail
+
+    def error(self, operation: str) -> ResilientIOError:
+        """Return another error like the first one, without running its five `__init__` methods."""
+        error = self._kind.__new__(self._kind, self._reason)
+        error.__dict__.update(self._facts)
+        error.operation = operation
+        return error
+
+
+def _public_name(kind: type[ResilientIOError]) -> str:
+    """Return the name of an error of redis-py and ours in `resilient_io.errors`."""
+    shared = ResilientIOError.__module__
+    return next(base.__name__ for base in kind.__mro__ if base.__module__ == shared)
+
+
 class Executor:
     """Sends, repeats and fails the calls of one client and all its views."""
 
@@ -160,6 +185,7 @@ class Executor:
         self._reports = reports
         self._rng = rng
         self._closing = asyncio.Event()
+        self._outage: Outage | None = None
         self._moved_at = float("-inf")
         """Loop time at which a connection was last retired because its server refused writes."""
 
@@ -171,6 +197,7 @@ class Executor:
     def close(self) -> None:
         """Accept no more calls, and end those that wait before another attempt."""
         self._closing.set()
+        self._outage = None
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
@@ -266,8 +293,7 @@ class Executor:
         self, kind: type[ResilientIOError], reason: str, operation: str, **facts: Any
     ) -> ResilientIOError:
         """Return, and count, an error about this dependency."""
-        # Counted by the name in `resilient_io.errors`, which is the first base.
-        name = kind.__bases__[0].__name__
+        name = _public_name(kind)
         self.ended[name] = self.ended.get(name, 0) + 1
         return kind(reason, dependency=self.health.name, operation=operation, **facts)
 
@@ -376,10 +402,25 @@ class Executor:
         end = end_of_wait(self.health, _outage_wait(policy))
         if end is None or asyncio.get_running_loop().time() < end:
             return
-        cause = self.health.cause
-        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {self.health.detail}" if cause is not None else "cause unknown"
-        raise self._error(kind, f"down ({why})", operation)
+        failed = server_down(self.health)
+        kind = RedisAuthenticationFailed if failed.cause is Cause.AUTH else RedisUnavailable
+        error = self._error(kind, failed.detail, operation)
+        self._outage = Outage(error, policy, self.health)
+        raise error
+
+    def refusal(self, operation: str, policy: RetryPolicy) -> ResilientIOError | None:
+        """Return the error of a call that need not be tried, because the latest one failed at once.
+
+        This is `check_available` for the calls that follow in an outage, without its cost.
+        """
+        outage, health = self._outage, self.health
+        if outage is None or outage.policy is not policy:
+            return None
+        if health.available or health.since != outage.since or health.detail is not outage.detail:
+            self._outage = None
+            return None
+        self.ended[outage.name] += 1
+        return outage.error(operation)
 
     def check_state(self, operation: str) -> None:
         """Raise once if the connection of a bound client, and with it its state, was lost."""
