@@ -192,13 +192,14 @@ def final_error(error: Exception) -> AttemptFailed:
 
 
 async def await_reply(
-    multiplexer: Multiplexer, request: PendingRequest, *, limits: Limits, timeout: float, read: bool
+    multiplexer: Multiplexer, request: PendingRequest, *, call: Call, limits: Limits, timeout: float
 ) -> Any:
     """Wait for the reply to a submitted request, and check its time limits.
 
     Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
     Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
-    `timeout` limits the silence of the connection. `read` permits another connection meanwhile.
+    `timeout` limits the silence of the connection. A `call` that only reads may be sent on another
+    connection meanwhile.
     """
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
@@ -218,7 +219,7 @@ async def await_reply(
             if not answered:
                 multiplexer.abandon(request)
         if reply is CHECK_CLOCK:
-            failed = None if request.done() else clock.check(limits, read=read)
+            failed = None if request.done() else clock.check(limits, call)
             if failed is not None:
                 multiplexer.abandon(request)
                 return failed
@@ -250,7 +251,7 @@ class _ReplyClock:
         """Return the loop time until which a request may wait to be sent, or None for no limit."""
         return earlier(limits.sent, end_of_wait(self.multiplexer.health, limits.outage_wait))
 
-    def check(self, limits: Limits, *, read: bool) -> AttemptFailed | None:
+    def check(self, limits: Limits, call: Call) -> AttemptFailed | None:
         """Return why the wait is over, or None.
 
         The first time is only a suspicion: data that is already in the socket is read first.
@@ -261,7 +262,7 @@ class _ReplyClock:
             end = end_of_wait(health, limits.outage_wait)
             if end is not None and now >= end:
                 return server_down(health)
-        failed = self._expired(now, limits) or self._timed_out(now, read=read)
+        failed = self._expired(now, limits) or self._timed_out(now, call)
         if failed is None:
             self.suspicious = False
             return None
@@ -286,7 +287,7 @@ class _ReplyClock:
             )
         return expired_while_waiting(self.multiplexer.obstacle, overloaded=self.multiplexer.crowded)
 
-    def _timed_out(self, now: float, *, read: bool) -> AttemptFailed | None:
+    def _timed_out(self, now: float, call: Call) -> AttemptFailed | None:
         connection = self.request.connection
         if connection is None or not self.request.sent:
             self._since, self._stalled = now, self._stall_time()
@@ -298,9 +299,9 @@ class _ReplyClock:
         silent = connection.last_activity <= self._since
         # If its own reply keeps the connection busy, another attempt would only add to the load.
         elsewhere = (
-            read
-            and self.multiplexer.current not in (None, connection)
+            self.multiplexer.current not in (None, connection)
             and not connection.is_next(self.request)
+            and call.effect is Effect.READ
         )
         if not silent and not elsewhere:
             self._since, self._stalled = connection.last_activity, self._stall_time()
@@ -369,10 +370,29 @@ class Packer:
         encode = self._encoder.encode
         return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
 
+    def pack_all(
+        self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
+    ) -> list[bytes]:
+        """Return packed commands, as `pack` does. Each includes its name."""
+        if self.direct:
+            try:
+                return [
+                    _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))
+                    for spec, args in zip(specs, commands, strict=True)
+                ]
+            except TypeError:
+                pass  # as in `pack`
+        return [self.pack(spec.words, args) for spec, args in zip(specs, commands, strict=True)]
+
+
+def callback_of(callbacks: Callbacks, name: Any) -> Callable[..., Any] | None:
+    """Return redis-py's callback for the replies to a command, or None."""
+    return callbacks.get(name) if isinstance(name, str | bytes) else None
+
 
 def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
     """Return the reply converted by redis-py's callback, which may be asynchronous."""
-    callback = callbacks.get(name) if isinstance(name, str | bytes) else None
+    callback = callback_of(callbacks, name)
     if callback is None:
         return reply
     plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}
@@ -496,9 +516,9 @@ class MultiplexedCall(Call):
         return await await_reply(
             self._multiplexer,
             request,
+            call=self,
             limits=limits,
             timeout=self._timeout,
-            read=self.effect is Effect.READ,
         )
 
     def _submit(self, limits: Limits, before: bytes = b"") -> PendingRequest:

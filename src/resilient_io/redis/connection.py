@@ -151,8 +151,12 @@ class PendingRequest:
         """Accept the next reply."""
         if self.count == 1:
             self.future.set_result(reply)
-            return
-        self.replies.append(reply)
+        else:
+            self.add_replies([reply])
+
+    def add_replies(self, replies: list[object]) -> None:
+        """Accept the next replies to a request of several commands."""
+        self.replies += replies
         if len(self.replies) == self.count:
             self.future.set_result(self.replies)
 
@@ -279,27 +283,61 @@ class ResponseQueue:
 
     def _read_each(self) -> None:
         """Read as `_read` does, with special requests in the queue."""
+        waiting, gets, push = self.waiting, self._reader.gets, hiredis.PushNotification
         reply: object
         while True:
-            head = self.waiting[0] if self.waiting else None
+            head = waiting[0] if waiting else None
             special = head if isinstance(head, PendingRequest) and head.special else None
+            if special is not None and special.count > 1 and not special.raw:
+                if not self._read_batch(special):
+                    return
+                continue
             try:
-                reply = self._reader.gets(special is None or special.position not in special.raw)
+                reply = gets(special is None or special.position not in special.raw)
             except UnicodeDecodeError as error:
                 reply = error
             if reply is NOT_ENOUGH:
                 return
-            if type(reply) is hiredis.PushNotification:
+            if type(reply) is push:
                 self._pushed(reply)
                 continue
-            entry = self.waiting.popleft()
+            entry = waiting.popleft()
             if special is not None:
-                self._special -= 1
-                special.position += 1
-                if special.position == special.count:
-                    self.large -= special.large
+                self._answered(special, 1)
             if not entry.done():
                 entry.set_result(reply)
+
+    def _read_batch(self, request: PendingRequest) -> bool:
+        """Read the remaining replies to a request of several commands. Return whether all came."""
+        gets, push = self._reader.gets, hiredis.PushNotification
+        replies: list[object] = []
+        left = request.count - request.position
+        reply: object
+        try:
+            while len(replies) < left:
+                try:
+                    reply = gets()
+                except UnicodeDecodeError as error:
+                    reply = error
+                if reply is NOT_ENOUGH:
+                    return False
+                if type(reply) is push:
+                    self._pushed(reply)
+                else:
+                    replies.append(reply)
+        finally:  # also before garbage
+            for _ in replies:
+                self.waiting.popleft()
+            self._answered(request, len(replies))
+            if not request.done():
+                request.add_replies(replies)
+        return True
+
+    def _answered(self, request: PendingRequest, count: int) -> None:
+        self._special -= count
+        request.position += count
+        if request.position == request.count:
+            self.large -= request.large
 
     def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
         """Turn the plain futures among the oldest `count` entries into requests with time limits.
@@ -774,7 +812,8 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         data, self._data = self._data, []
-        if True in [entry.done() for entry in queue]:
+        # The data of a request of several commands is with the first one.
+        if True in [entry.done() for entry in compress(queue, data)]:
             queue, data = self._without_cancelled(queue, data)
         if queue:
             waiting = self._responses.waiting
