@@ -259,14 +259,13 @@ class ResilientRedis(driver.Redis):
             or not self._hot
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
-            or NEVER_DECODE in options
+            or (options and NEVER_DECODE in options)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(args[0])
             return await self._execute(args, options)
-        started = multiplexer.time()
         limit = current_deadline()
-        if limit is not None and limit < started + 1.5 * self._policy.response_timeout:
+        if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
         try:
             data = pack_command(args)
@@ -274,12 +273,14 @@ class ResilientRedis(driver.Redis):
             data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
             return await self._execute(args, options)
-        options.pop("keys", None)
-        if not options:
-            # Ten thousand empty dictionaries would keep the garbage collector busy.
+        if not options or (len(options) == 1 and "keys" in options):
+            # Ten thousand dictionaries would keep the garbage collector busy.
             options = _NO_OPTIONS
+        else:
+            options.pop("keys", None)
         future = multiplexer.create_future()
         connection.send(future, data)
+        started = connection.clock
         try:
             reply = await future
         except CancelledError:

@@ -19,6 +19,8 @@ from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
+from .in_flight import CALL_COST, InFlightWrites
+from .wakeups import TaskWakeup, can_wake, wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
+
+    from .wakeups import Wakeup
 
 
 class ConnectionLost(Exception):
@@ -82,6 +86,7 @@ CHECK_CLOCK = _CheckClock("check the clock")
 class PendingRequest:
     """A request whose progress is known: `count` commands packed in `data`, sent as one."""
 
+    _callbacks = None  # its caller is continued by the loop
     __slots__ = (
         "connection",
         "count",
@@ -242,15 +247,19 @@ class ResponseQueue:
         if first:
             self.large -= request.large
 
-    def feed(self, data: bytes) -> int:
-        """Parse received bytes and set the results of the answered calls. Return their number."""
+    def feed(self, data: bytes, wakeups: list[Wakeup] | None = None) -> int:
+        """Parse received bytes and set the results of the answered calls. Return their number.
+
+        If `wakeups` is given, tasks that wait for the plain futures are not scheduled: the caller
+        must continue those that were added to the list.
+        """
         before = len(self.waiting)
         self._reader.feed(data)
         try:
-            if self._special:
+            if self._special or wakeups is None:
                 self._read_each()
             else:
-                self._read()
+                self._read(wakeups)
         except IndexError:
             raise InvalidResponse("a reply without a request") from None
         if not self.waiting and not self._pushes and self._reader.has_data():
@@ -261,9 +270,9 @@ class ResponseQueue:
         self._partial = 0 if whole else self._partial + len(data)
         return answered
 
-    def _read(self) -> None:
+    def _read(self, wakeups: list[Wakeup]) -> None:
         gets, next_entry = self._reader.gets, self.waiting.popleft
-        push = hiredis.PushNotification
+        push, task_wakeup = hiredis.PushNotification, TaskWakeup
         reply: object
         while True:
             try:
@@ -276,10 +285,17 @@ class ResponseQueue:
             if type(reply) is push:
                 self._pushed(reply)
                 continue
-            try:
-                next_entry().set_result(reply)
-            except asyncio.InvalidStateError:
-                continue  # the caller no longer waits
+            entry = next_entry()
+            callbacks = entry._callbacks
+            if callbacks and len(callbacks) == 1:
+                callback, context = callbacks[0]
+                if type(callback) is task_wakeup:
+                    wakeups.append((context, callback, entry))  # type: ignore[arg-type]
+                    entry.remove_done_callback(callback)  # type: ignore[union-attr]
+                    entry.set_result(reply)
+                    continue
+            if not entry.done():  # otherwise its caller no longer waits
+                entry.set_result(reply)
 
     def _read_each(self) -> None:
         """Read as `_read` does, with special requests in the queue."""
@@ -363,92 +379,6 @@ class ResponseQueue:
             elif not entry.done():
                 entry.set_result(lost)
         return bool(waiting)
-
-
-CALL_COST = 4096
-"""Bytes added to the size of each call, so that one limit covers both calls and bytes."""
-
-
-class InFlightWrite:
-    """The unanswered calls of one write."""
-
-    __slots__ = ("at", "cost", "end", "remaining", "stalled")
-
-    def __init__(self, at: float, stalled: float, remaining: int, cost: int, end: int) -> None:
-        self.at = at
-        self.stalled = stalled
-        self.remaining = remaining
-        self.cost = cost
-        self.end = end
-
-
-class InFlightWrites:
-    """The unanswered writes of a connection, oldest first, and how long it has been silent.
-
-    Time during which the event loop was blocked does not count as silence.
-    """
-
-    __slots__ = ("_lag", "_latencies", "_loop", "_progress", "_stalled", "last_byte", "writes")
-
-    def __init__(self, latencies: Latencies, lag: LoopLag) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._latencies = latencies
-        self._lag = lag
-        self.writes: deque[InFlightWrite] = deque()
-        self.last_byte = self._progress = self._loop.time()
-        self._stalled = lag.stalled
-
-    @property
-    def last_activity(self) -> float:
-        """Loop time of the last activity: a byte arrived, or a part of a request left."""
-        return max(self.last_byte, self._progress)
-
-    def add(self, count: int, size: int, end: int) -> float:
-        """Add a write of `count` calls and `size` bytes up to position `end`. Return its time."""
-        now = self._loop.time()
-        cost = size + count * CALL_COST
-        self.writes.append(InFlightWrite(now, self._lag.stalled, count, cost, end))
-        return now
-
-    def note_bytes(self) -> None:
-        """Note that bytes arrived."""
-        self.last_byte = self._loop.time()
-        self._stalled = self._lag.stalled
-
-    def note_progress(self) -> None:
-        """Note that a part of a request has left, so the connection is not silent."""
-        self._progress, self._stalled = self._loop.time(), self._lag.stalled
-
-    def answer(self, count: int) -> int:
-        """Remove the oldest `count` calls, which were answered. Return the cost that they free."""
-        freed = 0
-        while count:
-            write = self.writes[0]
-            taken = min(count, write.remaining)
-            self._latencies.record(self.last_byte - write.at, taken)
-            write.remaining -= taken
-            count -= taken
-            if not write.remaining:
-                self.writes.popleft()
-                freed += write.cost
-        return freed
-
-    def silence(self) -> float:
-        """Return the seconds without activity since the oldest unanswered write."""
-        oldest = self.writes[0]
-        since, stalled = oldest.at, oldest.stalled
-        if self.last_activity > since:
-            since, stalled = self.last_activity, self._stalled
-        return self._loop.time() - since - (self._lag.stalled - stalled)
-
-    def count_before(self, moment: float) -> int:
-        """Return the number of unanswered calls that were written until `moment`."""
-        late = 0
-        for write in self.writes:
-            if write.at > moment:
-                break
-            late += write.remaining
-        return late
 
 
 SECOND_CHECK = 0.005
@@ -579,7 +509,7 @@ class Watchdog:
         return size + send_queue_size(sock.fileno())
 
 
-_ENOUGH = 16
+_ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 
@@ -615,8 +545,11 @@ class MultiplexedConnection(asyncio.Protocol):
         lag: LoopLag,
         pushes: bool = False,
         path: PathMonitor | None = None,
+        direct_wakeups: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._wakes_directly = direct_wakeups and can_wake(self._loop)
         self.connection = connection
         self.name = name
         self.client_id = client_id
@@ -637,7 +570,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self.load = 0
         self.full = False
         self.flushed = 0  # the number of calls that were passed to the transport so far
-        self.opened = self._loop.time()
+        self.opened = self.clock = self._loop.time()
+        """The second is the loop time of the latest call or read, exact within a tick."""
         self.replies = 0
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -801,6 +735,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
+            self.clock = self._time()
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -851,7 +786,8 @@ class MultiplexedConnection(asyncio.Protocol):
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
         self.bytes_sent += size
-        self._watchdog.arm(self._in_flight.add(count, size, self.bytes_sent))
+        self.clock = self._in_flight.add(count, size, self.bytes_sent)
+        self._watchdog.arm(self.clock)
 
     def pause_writing(self) -> None:
         """Keep calls in the queue: what is not passed to the transport is certainly not sent."""
@@ -866,12 +802,34 @@ class MultiplexedConnection(asyncio.Protocol):
     # -- reading ---------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Match replies with calls, in order."""
-        self._in_flight.note_bytes()
-        self.bytes_received += len(data)
-        was_busy = self.busy
+        """Match replies with calls, in order. Then continue the tasks that waited for them."""
+        # A task, which closes a TLS connection for example, cannot continue another one.
+        if not self._wakes_directly or asyncio.current_task(self._loop) is not None:
+            self._receive(data, None)
+            return
+        wakeups: list[Wakeup] = []
         try:
-            answered = self._responses.feed(data)
+            self._receive(data, wakeups)
+        finally:
+            if len(wakeups) > 1:
+                self._wake(wakeups)
+            elif wakeups:
+                wake(self._loop, wakeups)
+
+    def _wake(self, wakeups: list[Wakeup]) -> None:
+        """Continue several tasks. What they send is written together."""
+        scheduled, self._scheduled = self._scheduled, True
+        wake(self._loop, wakeups)
+        self._scheduled = scheduled
+        if self._queue:
+            self._write_queue()
+
+    def _receive(self, data: bytes, wakeups: list[Wakeup] | None) -> None:
+        self.clock = self._in_flight.note_bytes()
+        self.bytes_received += len(data)
+        was_busy = self._responses.busy
+        try:
+            answered = self._responses.feed(data, wakeups)
         except InvalidResponse as error:
             detail = f"received an invalid RESP reply: {clean_text(str(error))}"
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
@@ -888,7 +846,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if self.full and self.load <= self.limit:
             self.full = False
             self._owner.connection_changed()
-        elif self.busy is not was_busy:
+        elif self._responses.busy is not was_busy:
             self._owner.connection_changed()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -784,6 +784,7 @@ class Multiplexer:
             lag=self.lag,
             pushes=self.bound,
             path=self._path,
+            direct_wakeups=self._settings.direct_wakeups,
         )
 
     # -- internal --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resilient_io.binding import LoopBinding, notify_on_fork
@@ -13,7 +14,6 @@ from .errors import RedisClosed
 from .executor import Executor
 from .lock_keys import LockKeys
 from .multiplexer import Multiplexer, follow_credentials
-from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .connect import RedisTarget
     from .multiplexer import DeadConnection
+    from .options import ConnectionSettings
 
 
 class Runtime:
@@ -56,9 +57,7 @@ class Runtime:
         self.target = target
         self.bound = bound
         self._policy = policy
-        self._settings = (
-            ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
-        )
+        self._settings = replace(settings, count=1) if bound else settings
         self._template = template
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self._rng = rng
