@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
+import math
 import os
 import socket
+import struct
 from asyncio.transports import _FlowControlMixin
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +30,11 @@ SEND_BUFFER = 128 * 1024
 LARGEST_READ = 256 * 1024
 
 USER_TIMEOUT = 18  # socket.TCP_USER_TIMEOUT of Linux
+KEEPIDLE = 4  # socket.TCP_KEEPIDLE of Linux
+TCP_INFO = 11  # socket.TCP_INFO of Linux
+
+FIRST_RETRANSMISSION = 0.2
+"""Seconds without an acknowledgement after which data is sent again; each time twice as long."""
 
 FIN = "FIN"
 RST = "RST"
@@ -48,21 +55,49 @@ class SimulatedSocket:
 
     Attributes:
         user_timeout: Seconds after which unacknowledged data ends the connection, or None.
+        keepalive: Seconds of silence after which the kernel probes an idle connection, or None.
     """
 
-    __slots__ = ("user_timeout",)
+    __slots__ = ("_connection", "keepalive", "user_timeout")
 
     family = socket.AF_INET
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self.user_timeout: float | None = None
+        self.keepalive: float | None = None
+
+    def getpeername(self) -> tuple[str, int]:
+        """Return the address of the server."""
+        self._check()
+        return self._connection.address, self._connection.port
+
+    def getsockname(self) -> tuple[str, int]:
+        """Return the address of the client. A plan without `kernel` behaves as with a proxy."""
+        self._check()
+        host, _, port = self._connection.peer.address.rpartition(":")
+        return host, int(port)
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:
+        """Return TCP_INFO."""
+        if (level, option, size) != (socket.IPPROTO_TCP, TCP_INFO, 192):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        self._check()
+        return self._connection.tcp_info()
+
+    def _check(self) -> None:
+        connection = self._connection
+        if not connection.tells or connection.is_closing():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def fileno(self) -> int:
         """Return -1, as for a closed socket."""
         return -1
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        """Use TCP_USER_TIMEOUT, and ignore other options."""
+        """Use TCP_USER_TIMEOUT and TCP_KEEPIDLE, and ignore other options."""
+        if level == socket.IPPROTO_TCP and option == KEEPIDLE:
+            self.keepalive = float(value)
         if level == socket.IPPROTO_TCP and option == USER_TIMEOUT:
             self.user_timeout = value / 1000 or None
 
@@ -108,13 +143,59 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         address, port: The address of the server.
     """
 
+    __slots__ = (
+        "_broken",
+        "_buffer",
+        "_closing",
+        "_conn_lost",
+        "_dead",
+        "_end_received",
+        "_error",
+        "_forgotten",
+        "_gives_up_at",
+        "_giving_up",
+        "_jitter",
+        "_late_acknowledged",
+        "_latency",
+        "_network",
+        "_paused",
+        "_protocol",
+        "_push",
+        "_random",
+        "_read_armed",
+        "_readable",
+        "_reading",
+        "_received",
+        "_replies_last",
+        "_replies_waiting",
+        "_requests_last",
+        "_requests_waiting",
+        "_reset_on_write",
+        "_socket",
+        "_socket_closed",
+        "_split",
+        "_unacknowledged",
+        "_writable",
+        "_write_armed",
+        "_wrote",
+        "address",
+        "cuts",
+        "host",
+        "number",
+        "peer",
+        "port",
+        "replies_held",
+        "requests_held",
+        "session",
+    )
+
     _loop: SimulatedLoop
     _maybe_pause_protocol: Callable[[], None]
     _maybe_resume_protocol: Callable[[], None]
 
     def __init__(self, network: Network, host: Host, number: int, port: int) -> None:
         local = ("10.9.0.1", 40000 + number)
-        self._socket = SimulatedSocket()
+        self._socket = SimulatedSocket(self)
         extra = {"peername": (host.address, port), "sockname": local, "socket": self._socket}
         super().__init__(extra, network.loop)
         self.number = number
@@ -141,6 +222,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._reading = False  # whether the loop polls for data
         self._paused = False
         # The client's kernel.
+        self.tells = settings.kernel
+        now = network.loop.now
+        self._sent_at = self._received_at = self._acknowledged_at = now
+        self._first_unacknowledged = now
         self._received: list[bytes] = []
         self._end_received = False
         self._error: OSError | None = None
@@ -170,9 +255,9 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         """Begin to use the transport, in the same steps as asyncio's own."""
         loop = self._loop
         context = contextvars.copy_context()
-        self._readable = IOEvent(loop, self._read_ready, (), None, context)
+        self._readable = IOEvent(loop, (self._read_ready,), None, context)
         self._read_armed = False
-        self._writable = IOEvent(loop, self._write_ready, (), None, context)
+        self._writable = IOEvent(loop, (self._write_ready,), None, context)
         self._write_armed = False
         self._protocol = protocol
         loop.call_soon(protocol.connection_made, self)
@@ -393,7 +478,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             size = len(data)
             if not size:
                 return
+        if not self._unacknowledged:
+            self._first_unacknowledged = self._loop.now
         self._unacknowledged += size
+        self._sent_at = self._loop.now
         if size > 1 and self._random() < self._split:
             middle = 1 + int(self._random() * (size - 1))
             self._send_request(data[:middle])
@@ -406,17 +494,18 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._expect_give_up()
             return
         self._unacknowledged -= size
+        self._acknowledged_at = self._first_unacknowledged = self._loop.now
         if self._buffer:
             self._push(self._loop.now + self._latency, self._arm_writing)
 
-    def _expect_give_up(self) -> None:
+    def _expect_give_up(self, after: float = 0.0) -> None:
         if self._gives_up_at is None and not self._socket_closed:
             limit = self._socket.user_timeout
             if limit is None:
                 limit = 2.0 + 18.0 * self._random()
             else:
                 limit *= 1.0 + 0.2 * self._random()
-            self._gives_up_at = at = self._loop.now + limit
+            self._gives_up_at = at = self._loop.now + after + limit
             self._push(at, self._give_up, self._giving_up)
 
     def _give_up(self, number: int) -> None:
@@ -456,8 +545,26 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._end_received = True
         else:
             self._received.append(item)
+            self._received_at = self._loop.now
         if self._reading:
             self._arm_reading()
+
+    def tcp_info(self) -> bytes:
+        """Return the part of Linux's `struct tcp_info` that the client reads."""
+        now, size = self._loop.now, self._unacknowledged
+        waited = now - self._first_unacknowledged if size else 0.0
+        retransmits = int(math.log2(waited / FIRST_RETRANSMISSION + 1.0))
+        rtt = 2 * (self._latency + self._jitter / 2 + self.host.extra)
+        heard = max(self._acknowledged_at, self._received_at)
+        words = [0] * 24
+        words[4] = 1 + size // 1448 if size else 0
+        words[9] = int(1e3 * (now - self._sent_at))
+        words[11] = int(1e3 * (now - self._received_at))
+        words[12] = int(1e3 * (now - heard))
+        words[15], words[16] = int(1e6 * rtt), int(1e6 * self._jitter)
+        words[23] = retransmits
+        head = struct.pack("=8B24I", 1, 0, retransmits, 0, 0, 0, 0, 0, *words)
+        return head.ljust(192, b"\0")
 
     # -- the way to the server -------------------------------------------------------------
 
@@ -471,8 +578,15 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def _arrive_at_server(self, item: bytes | str) -> None:
         if self.requests_held or self._requests_waiting:
             self._hold_request(item)
-        else:
+        elif item is FIN or item is RST or self.replies_held or self._buffer:
             self._serve(item)
+        else:  # the usual case of `_serve`
+            self._unacknowledged -= len(item)
+            session = self.session
+            if session is not None and self.peer.open:
+                session.receive(item)
+            elif not self._dead:
+                self._send_reply(RST)
 
     def _hold_request(self, item: bytes | str) -> None:
         data = item is not FIN and item is not RST
@@ -545,6 +659,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self.requests_held += requests
         self.replies_held += replies
         self.cuts += cuts
+        if self.tells and self._socket.keepalive is not None and (requests > 0 or replies > 0):
+            self._expect_give_up(after=self._socket.keepalive)
         if requests < 0 or replies < 0:
             # TCP sends lost packets again after a while.
             delay = 0.3 * self._random()

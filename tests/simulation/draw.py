@@ -22,21 +22,25 @@ _CALLS = {
     "set": 12, "get": 10, "increment": 10, "push": 6, "append": 3, "hash set": 2, "add": 2,
     "echo": 5, "get several": 2, "get range": 2, "get hash": 1, "delete": 1, "set conditional": 2,
     "set expiring": 1, "stream add": 2, "script read": 2, "script push": 2, "script fail": 1,
-    "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1, "burst": 4,
-    "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "lock": 2, "wait up": 1, "late": 1,
+    "script registered": 1, "pipeline": 6, "transaction": 6, "watch": 4, "manual": 1,
+    "burst": 4, "peek": 0.7,
+    "pop": 5, "pop now": 2, "move": 2, "stream read": 1, "late": 1,
+    "lock": 1.5, "lock block": 1, "lock steal": 0.3, "wait up": 1,
+    "look": 0.7, "follow": 0.5, "misuse": 0.3,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
-    "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "push binary": 0.5, "pop binary": 0.5, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
 }  # fmt: skip
 
 _FAULTS = {
     "hold one": 3, "hold one and reset": 4, "break off": 4, "flap": 1.5,
     "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
-    "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "forget": 2,
-    "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1, "lookup hangs": 1,
+    "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "lose one": 1,
+    "forget": 2, "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1,
+    "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
     "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
     "deny": 1, "kill client": 2,
-    "unblock": 1, "fail over": 1, "stall": 2,
+    "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 2, "refuse at exec": 1,
 }  # fmt: skip
 
 
@@ -55,7 +59,11 @@ class Theme:
         impatient: Probability that a client probes often, or with short timeouts.
         narrow: Probability that a client permits few exclusive connections.
         decoded: Probability that a client decodes replies.
+        scripts: Probability that a batch runs scripts.
+        endless: Probability that a pop waits without a limit.
+        large: Probability that a burst consists of large values.
         read_only: Probability that a server that refuses writes is a replica.
+        bare: Whether connections have no transport, as those of fakes.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -72,10 +80,14 @@ class Theme:
     narrow: float = 0.1
     decoded: float = 0.2
     read_only: float = 0.25
+    scripts: float = 0.25
     policy: Callable[[Random, dict[str, Any]], None] | None = None
     in_flight: int | None = None
+    endless: float = 0.1
+    large: float = 0.0
     credentials: float = 0.0
     busy_callers: bool = False
+    bare: bool = False
     network: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -119,7 +131,7 @@ def _waits_while_down(rng: Random, policy: dict[str, Any]) -> None:
 
 
 _WRITES = _only(_CALLS, "set", "increment", "push", "get", "echo", "append", "burst")
-_BATCHES = _only(_CALLS, "set", "get", "pipeline", "transaction", "increment", pipeline=14)
+_BATCHES = _only(_CALLS, "set", "get", "transaction", "increment", "peek", pipeline=14, watch=2)
 _BREAKS = _only(
     _FAULTS, "lose replies", "hold and reset", "reset", "reset one", "kill", "forget", "freeze",
     "drop replies", "hold requests", "hold replies", "hold one", "hold one and reset", "break off",
@@ -168,8 +180,22 @@ THEMES: dict[str, Theme] = {
         busy_callers=True,
     ),
     "blocking": Theme(
-        _only(_CALLS, "push", "set", "get", "move", "stream read", "stream add", pop=25),
-        _BREAKS | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall", "cut"),
+        _only(
+            _CALLS,
+            "push",
+            "set",
+            "get",
+            "move",
+            "stream read",
+            "stream add",
+            "push binary",
+            "pop binary",
+            pop=25,
+        ),
+        _BREAKS
+        | _only(_FAULTS, "kill client", "unblock", "garbage", "close one", "stall")
+        | {"cut": 4, "lose one": 8},
+        endless=0.3,
         cancel=0.4,
         narrow=0.4,
     ),
@@ -185,6 +211,8 @@ THEMES: dict[str, Theme] = {
             traffic=4,
             close=5,
             reopen=4,
+            lock=5,
+            lock_block=4,
         ),
         _FAULTS,
         cancel=0.2,
@@ -236,7 +264,8 @@ THEMES: dict[str, Theme] = {
     ),
     "pipelines": Theme(
         _BATCHES,
-        _BREAKS | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14),
+        _BREAKS
+        | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=8),
         storms=(2, 4),
         policy=_tries_seldom,
     ),
@@ -290,12 +319,35 @@ THEMES: dict[str, Theme] = {
     ),
     "scripts": Theme(
         _only(
-            _CALLS, "set", "get", script_read=5, script_push=8, script_fail=8, script_registered=8
+            _CALLS,
+            "set",
+            "get",
+            "watch",
+            script_read=5,
+            script_push=8,
+            script_fail=8,
+            script_registered=8,
+            pipeline=8,
+            transaction=8,
+            script_large=0.5,
         ),
-        _BREAKS | _only(_FAULTS, "busy", "refuse writes", "lose then refuse", "fail over"),
+        _BREAKS
+        | _only(
+            _FAULTS, "busy", "refuse writes", "lose then refuse", "fail over", forget_scripts=8
+        ),
+        scripts=0.8,
+        single=0.1,
         policy=_repeats_much,
     ),
-    "locks": Theme(_only(_CALLS, "set", "get", lock=20), _FAULTS, clients=(1, 3), cancel=0.3),
+    "locks": Theme(
+        _only(_CALLS, "get", set=3, lock=20, lock_block=12, lock_steal=3, close=1.5, reopen=1.5),
+        _FAULTS,
+        clients=(1, 3),
+        cancel=0.3,
+    ),
+    "calm locks": Theme(
+        _only(_CALLS, "get", lock=20, lock_block=20, lock_steal=5), {}, clients=(1, 2), cancel=0.2
+    ),
     "refusals": Theme(
         _WRITES | _only(_CALLS, "pipeline", "transaction", "script fail"),
         _only(
@@ -356,6 +408,12 @@ THEMES: dict[str, Theme] = {
         network={"latency": 0.02},
         busy_callers=True,
     ),
+    "large": Theme(
+        _only(_CALLS, "set", "get", "increment", burst=10, set_large=10, get_large=5),
+        _only(_FAULTS, "slow", "reset", hold_requests=10, cut=4, freeze=6, hold_one=6),
+        large=0.8,
+        network={"latency": 0.02},
+    ),
     "loading": Theme(
         _WRITES | _only(_CALLS, traffic=20),
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
@@ -380,7 +438,20 @@ THEMES: dict[str, Theme] = {
         single=0.4,
         storms=(0, 3),
     ),
-    "credentials": Theme(_WRITES | _only(_CALLS, "pop", rotate=8), _BREAKS, credentials=1.0),
+    "credentials": Theme(
+        _WRITES | _only(_CALLS, "pop", "look", rotate=8),
+        _BREAKS | _only(_FAULTS, wrong_password=10, provider_fails=8),
+        credentials=1.0,
+    ),
+    "fakes": Theme(
+        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10), {}, bare=True, clients=(1, 1)
+    ),
+    "reading": Theme(
+        _only(_CALLS, "set", "get", look=10, follow=10, wait_up=4, misuse=3, close=0.5, reopen=0.5),
+        _FAULTS,
+        shared=0.5,
+        impatient=0.4,
+    ),
     "values": Theme(
         _only(
             _CALLS,
@@ -395,6 +466,8 @@ THEMES: dict[str, Theme] = {
             get_large=3,
             set_binary=6,
             get_binary=10,
+            push_binary=5,
+            pop_binary=5,
         ),
         _BREAKS,
         decoded=0.6,
@@ -468,7 +541,24 @@ class _Drawer:
             protocol=rng.choice([2, 3, 3]),
             single=rng.random() < theme.single,
             options=self._options(),
+            form=self._form(),
         )
+
+    def _form(self) -> dict[str, Any]:
+        """Return how a client is made: most often in the usual way."""
+        rng = self.rng
+        form: dict[str, Any] = {}
+        if self.theme.bare:
+            form["bare"] = True
+        elif rng.random() < 0.15:
+            form["by_url"] = True
+        if rng.random() < 0.05 and "fail over" not in self._faults:
+            form["by_address"] = True
+        if rng.random() < 0.12:
+            form[rng.choice(["traced", "traced", "patched"])] = True
+        if self.theme.credentials:
+            form["login"] = rng.choice(["rotating", "rotating", "password", "user", "provider"])
+        return form
 
     def _health(self) -> dict[str, float]:
         rng = self.rng
@@ -512,7 +602,7 @@ class _Drawer:
         limited = rng.random() < theme.deadline or kind == "late"
         arguments = self._arguments(kind)
         cancel_after = self._soon(kind) if cancel else None
-        if kind == "pop" and rng.random() < 0.1:
+        if kind == "pop" and rng.random() < theme.endless:
             arguments["timeout"] = 0  # without a limit, until it is cancelled
             cancel_after = rng.uniform(0.0, 3.0)
         view = None
@@ -547,33 +637,80 @@ class _Drawer:
                 writes = rng.choices("sip", k=rng.randint(1, 3))
                 arguments["shape"] = "".join([*writes, *rng.choices("ge", k=rng.randint(1, 4))])
             arguments["raises"] = rng.random() < 0.2
-        if kind in ("manual", "watch"):
+            if kind != "manual":
+                self._batch_arguments(kind, arguments)
+        if kind in ("manual", "watch", "peek"):
             arguments["think"] = rng.choice([0, 0.001, 0.3, 0.3, 1.2])
+        if kind == "peek":
+            arguments["ends"] = rng.choice(["leave", "reset", "raise", "unwatch"])
         if kind == "watch":
+            arguments["by_script"] = rng.random() < 0.2
             arguments["guarded"] = rng.random() < 0.5  # it writes another key than it watches
         if kind in ("pop", "move", "stream read"):
             arguments["timeout"] = rng.choice([0.2, 1, 1, 3])
             arguments["tail"] = rng.random() < 0.3
         if kind == "pop":
             arguments["second"] = rng.random() < 0.2
-        if kind == "lock":
-            arguments["hold"] = rng.choice([0.0, 0.01, 0.3])
-            arguments["extend"] = rng.random() < 0.2
-            arguments["timeout"] = rng.choice([3.0, 10.0])
+        if kind in ("lock", "lock block"):
+            self._lock_arguments(kind, arguments)
         if kind == "burst":
             arguments["count"] = rng.randint(2, 8)
-            arguments["letter"] = rng.choice("ps")
+            arguments["letter"] = "l" if rng.random() < self.theme.large else rng.choice("ps")
             arguments["kept"] = rng.choice([0, rng.getrandbits(8)])
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
             arguments["letter"] = rng.choice("gis")
+        if kind == "follow":
+            arguments["how"] = rng.choice(["watch", "watch", "change", "update", "recorder"])
+            arguments["seconds"] = rng.choice([0.5, 2.0, 5.0])
+            arguments["slow"] = rng.choice([0.0, 0.05, 0.3])
+        if kind == "misuse":
+            arguments["what"] = rng.choice(
+                [
+                    *("batch", "lock", "plain lock", "not held", "not fenced", "release", "with"),
+                    *("health", "select"),
+                ]
+            )
         if kind == "close":
             arguments["twice"] = rng.random() < 0.3
             arguments["calls"] = rng.choice([0, 0, 4, 10])
             arguments["before"] = rng.randrange(4)
             arguments["reopens"] = rng.choice([None, None, None, 0.0, 0.001, 0.03])
         return arguments
+
+    def _batch_arguments(self, kind: str, arguments: dict[str, Any]) -> None:
+        rng = self.rng
+        scripts, single = rng.random() < self.theme.scripts, rng.random() < 0.15
+        if scripts:
+            letters = rng.choice(["xyzvrl", "xs", "xyg", "v", "yv", "x"])
+            more = rng.choices(letters, k=rng.randint(1, 3))
+            first = arguments["shape"][: rng.randint(0, 2)]
+            if rng.random() < 0.5:  # the scripts come last
+                arguments["shape"] = "".join([*first, *more])
+            else:
+                arguments["shape"] = "".join(rng.sample([*first, *more], k=len(first) + len(more)))
+        if single:
+            letter = "u" if kind == "transaction" else rng.choice("bmu")
+            arguments["shape"] += letter
+        if rng.random() < 0.15:
+            arguments[rng.choice(["discards", "again", "multi"])] = True
+
+    def _lock_arguments(self, kind: str, arguments: dict[str, Any]) -> None:
+        rng = self.rng
+        arguments["hold"] = rng.choice([0.0, 0.01, 0.3, 0.3, 1.0, 3.0])
+        arguments["timeout"] = rng.choice([0.5, 1.0, 3.0, 3.0, 10.0, None])
+        arguments["blocking"] = rng.choice([0.0, 0.5, 0.5, 2.0])
+        arguments["fencing"] = rng.random() < 0.3
+        arguments["renew"] = arguments["timeout"] is not None and rng.random() < 0.4
+        if kind == "lock block":
+            arguments["cancels"] = rng.random() < 0.8
+            arguments["strict"] = rng.random() < 0.7
+            arguments["raises"] = rng.random() < 0.15
+            return
+        arguments["watched"] = rng.random() < 0.5
+        if arguments["timeout"] is not None and rng.random() < 0.4:
+            arguments["extend"] = rng.choice(["replace", "add", "reacquire"])
 
     def faults(self) -> tuple[Fault, ...]:
         rng, theme = self.rng, self.theme
@@ -615,7 +752,7 @@ class _Drawer:
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
-        if kind in ("refuse writes", "lose then refuse", "refuse then reset"):
+        if kind in ("refuse writes", "lose then refuse", "refuse then reset", "refuse at exec"):
             arguments["why"] = rng.choice(["OOM", "NOREPLICAS", "MISCONF"])
             if rng.random() < self.theme.read_only:
                 arguments["why"] = "READONLY"
@@ -642,6 +779,7 @@ class _Drawer:
             "jitter": rng.choice([0.0, 0.0005, 0.005]),
             "split": rng.choice([0.0, 0.1, 0.5]),
             "stall": rng.choice([0.0, 0.01, 0.05]),
+            "kernel": rng.random() < 0.5,
         }
         return NetworkSettings(**values | dict(self.theme.network))
 
@@ -655,7 +793,7 @@ class _Drawer:
         }
 
 
-_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up")
+_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up", "look", "follow", "misuse")
 
 _DELAYED = (
     "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",
@@ -668,6 +806,8 @@ _DENIED = [
     ["CLIENT|ID"],
     ["CLIENT|SETNAME"],
     ["CLIENT|UNBLOCK"],
+    ["CLIENT|TRACKING"],
+    ["EVAL"],
     ["CLIENT"],
     ["PING"],
 ]

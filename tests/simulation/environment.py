@@ -9,10 +9,8 @@ from __future__ import annotations
 import _random
 import asyncio
 import contextlib
-import copy
 import functools
 import gc
-import importlib.metadata
 import logging
 import os
 import random
@@ -24,10 +22,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.client import CaseInsensitiveDict
-
+from .faster_driver import make_driver_faster
 from .history import History
 from .loop import NothingWillHappen, SimulatedLoop, SimulatedTask, TooManySteps, describe_exception
 from .plan import NetworkSettings
@@ -74,12 +69,12 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
     history = History(loop.time)
     loop.note_stall = lambda seconds: history.event("loop", "stall", seconds=seconds)
     simulation = Simulation(loop, history)
+    make_driver_faster()
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
         _silence_logging(stack, simulation.log_errors)
         _catch_warnings(stack, simulation.log_errors)
         _replace_time(stack, loop)
-        _make_redis_faster(stack)
         _replace_randomness(stack, Random(f"process/{seed}"))
         if gc.isenabled():
             gc.disable()
@@ -89,32 +84,6 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
         finally:
             _end_tasks(simulation)
             history.stop_clock()  # its records outlive the loop, which is garbage
-
-
-_version = functools.cache(importlib.metadata.version)
-
-
-def _make_redis_faster(stack: contextlib.ExitStack) -> None:
-    """Replace what redis-py does for each new client and connection by something equivalent."""
-    # It reads files.
-    _replace(stack, importlib.metadata, "version", _version)
-    setattr(Retry, "__deepcopy__", _copy_retry)  # noqa: B010 (it has no such attribute)
-    stack.callback(delattr, Retry, "__deepcopy__")
-    _replace(stack, CaseInsensitiveDict, "__init__", _fill)
-
-
-def _copy_retry(retry: Retry, memo: dict[int, Any]) -> Retry:
-    """Return a deep copy. Only a backoff without state is shared."""
-    new = object.__new__(type(retry))
-    vars(new).update(vars(retry))
-    if type(retry._backoff) is not NoBackoff:
-        new._backoff = copy.deepcopy(retry._backoff, memo)
-    return new
-
-
-def _fill(self: CaseInsensitiveDict, data: dict[str, Any]) -> None:
-    """Do what the constructor does, without a call for each of the 170 items."""
-    dict.update(self, {key.upper(): value for key, value in data.items()})
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -140,15 +109,29 @@ def _replace_time(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
         _replace(stack, time, f"{name}_ns", in_nanoseconds(loop.time))
 
 
-def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+_sources: list[Random] = []
+"""Where unseeded generators get their seeds from; empty outside a simulation."""
+
+
+@functools.cache
+def _intercept_seeds() -> None:
+    """Replace `Random.seed` once: Python forgets what it has cached about a class that changes."""
     seed_generator = random.Random.seed
 
     def seed(self: Random, a: Any = None, version: int = 2) -> None:
-        seed_generator(self, source.getrandbits(64) if a is None else a, version)
+        if a is None and _sources:
+            a = _sources[-1].getrandbits(64)
+        seed_generator(self, a, version)
 
+    random.Random.seed = seed
+
+
+def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+    _intercept_seeds()
+    _sources.append(source)
+    stack.callback(_sources.pop)
     _replace(stack, os, "urandom", source.randbytes)
     _replace(stack, random, "_urandom", source.randbytes)  # for SystemRandom
-    _replace(stack, random.Random, "seed", seed)
     _replace(stack, uuid, "uuid1", lambda *_: uuid.UUID(int=source.getrandbits(128), version=1))
     # Faster than `random.getstate` and `random.setstate`, which convert 625 numbers.
     shared = random._inst

@@ -13,6 +13,7 @@ from .world import ADDRESSES, HOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .clients import RotatingCredentials
     from .network import Connection
     from .plan import Fault
     from .redis_server.server import RedisServer
@@ -149,6 +150,13 @@ def reset_one(world: World, fault: Fault) -> None:
         world.network.reset_one(connection)
 
 
+def lose_one(world: World, fault: Fault) -> None:
+    """The client's side of a connection is reset, of which the server does not hear."""
+    connection = _connection(world, fault)
+    if connection is not None:
+        world.network.lose_at_client(connection)
+
+
 def close_one(world: World, fault: Fault) -> None:
     """One connection is closed by the server's side."""
     connection = _connection(world, fault)
@@ -263,6 +271,30 @@ def deny(world: World, fault: Fault) -> None:
     _server(world).deny(commands, seconds=fault.seconds)
 
 
+def wrong_password(world: World, fault: Fault) -> None:
+    """The password of the server changes, and is changed back: new connections cannot log in."""
+    for server in world.servers:
+        if server.password_required:
+            server.change_password("another", fault.seconds)
+
+
+def provider_fails(world: World, fault: Fault) -> None:
+    """The provider of the credentials raises an exception."""
+    for client in world.clients.values():
+        if client.credentials is not None:
+            client.credentials.fails = True
+            world.loop.at(world.loop.time() + fault.seconds, _repair, client.credentials)
+
+
+def _repair(credentials: RotatingCredentials) -> None:
+    credentials.fails = False
+
+
+def refuse_at_exec(world: World, fault: Fault) -> None:
+    """The server begins to refuse writes between the commands of a transaction and its EXEC."""
+    _server(world).refuse_at_exec(fault.arguments.get("why", "OOM"), fault.seconds)
+
+
 def kill_client(world: World, fault: Fault) -> None:
     """An operator kills a client."""
     server = _server(world)
@@ -278,6 +310,11 @@ def unblock(world: World, fault: Fault) -> None:
     if ids:
         chosen = ids[fault.arguments.get("index", 0) % len(ids)]
         server.unblock(chosen, error=fault.arguments.get("error", False))
+
+
+def forget_scripts(world: World, _fault: Fault) -> None:
+    """An operator removes all scripts (SCRIPT FLUSH)."""
+    _server(world).forget_scripts()
 
 
 def fail_over(world: World, _fault: Fault) -> None:
@@ -312,6 +349,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "reset": reset,
     "reset one": reset_one,
     "close one": close_one,
+    "lose one": lose_one,
     "forget": forget,
     "garbage": garbage,
     "refuse": refuse,
@@ -329,9 +367,13 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "pause": pause,
     "limit clients": limit_clients,
     "deny": deny,
+    "wrong password": wrong_password,
+    "provider fails": provider_fails,
+    "refuse at exec": refuse_at_exec,
     "kill client": kill_client,
     "unblock": unblock,
     "fail over": fail_over,
+    "forget scripts": forget_scripts,
     "stall": stall,
 }
 
@@ -339,5 +381,6 @@ PERMANENT = frozenset({"forget", "fail over"})
 """Faults that do not end: what they broke is broken until the client notices."""
 
 INSTANT = frozenset({
-    "reset", "reset one", "close one", "forget", "garbage", "kill client", "unblock", "fail over",
+    "reset", "reset one", "close one", "lose one", "forget", "garbage", "kill client", "unblock",
+    "fail over", "forget scripts",
 })  # fmt: skip

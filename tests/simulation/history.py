@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,8 +91,7 @@ class Operation:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Execution:
+class Execution(NamedTuple):
     """One command that a server executed, or refused with an error reply.
 
     Attributes:
@@ -125,8 +124,7 @@ class ErrorReply:
     text: str
 
 
-@dataclass(slots=True)
-class Written:
+class Written(NamedTuple):
     """Bytes that the client passed to a transport. `connection` is the network's own number."""
 
     at: int
@@ -135,8 +133,7 @@ class Written:
     data: bytes
 
 
-@dataclass(slots=True)
-class HealthChange:
+class HealthChange(NamedTuple):
     """A state that a dependency of a client published."""
 
     at: int
@@ -147,8 +144,7 @@ class HealthChange:
     detail: str
 
 
-@dataclass(slots=True)
-class Event:
+class Event(NamedTuple):
     """A line of the timeline: what the workload, the network or the server did.
 
     Attributes:
@@ -202,6 +198,7 @@ class Ending:
         connections: Numbers of client connections that were still open then.
         loop_errors: What reached the loop's exception handler.
         log_errors: Log records of level ERROR, and tracebacks.
+        spans: How many calls a patch of redis-py saw begin and end, if there was one.
         data: The data of each server at the end: key to value (str, list, dict, set).
     """
 
@@ -213,6 +210,7 @@ class Ending:
     connections: list[int] = field(default_factory=list)
     loop_errors: list[str] = field(default_factory=list)
     log_errors: list[str] = field(default_factory=list)
+    spans: dict[str, int] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -233,6 +231,9 @@ class Violation:
     at: int | None = None
 
 
+_new = tuple.__new__  # the constructor of a NamedTuple is a function of Python
+
+
 class History:
     """All records of one run."""
 
@@ -248,8 +249,8 @@ class History:
 
     def next(self) -> int:
         """Return the next number."""
-        self._count += 1
-        return self._count
+        self._count = number = self._count + 1
+        return number
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
@@ -262,7 +263,8 @@ class History:
 
     def event(self, source: str, kind: str, **facts: Any) -> None:
         """Add a line to the timeline."""
-        self.events.append(Event(self.next(), self._clock(), source, kind, facts))
+        self._count = number = self._count + 1
+        self.events.append(_new(Event, (number, self._clock(), source, kind, facts)))
 
     def executed(
         self,
@@ -276,23 +278,19 @@ class History:
         transaction: int | None = None,
     ) -> None:
         """Add a command that a server executed or refused."""
+        self._count = number = self._count + 1
+        time = self._clock()
         self.executions.append(
-            Execution(
-                self.next(),
-                self._clock(),
-                server,
-                connection,
-                client_name,
-                words,
-                applied,
-                reply,
-                transaction,
+            _new(
+                Execution,
+                (number, time, server, connection, client_name, words, applied, reply, transaction),
             )
         )
 
     def wrote(self, connection: int, data: bytes | bytearray | memoryview) -> None:
         """Add bytes that a client passed to a transport."""
-        self.written.append(Written(self.next(), self._clock(), connection, bytes(data)))
+        self._count = number = self._count + 1
+        self.written.append(_new(Written, (number, self._clock(), connection, bytes(data))))
 
     def health_changed(self, dependency: str, state: str, cause: str, detail: str) -> None:
         """Add a change of health."""

@@ -9,11 +9,12 @@ order, then the timers. Callbacks of `call_soon` keep their order.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-import math
 import threading
 from contextvars import copy_context
 from heapq import heappop, heappush
+from math import exp, inf, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -30,6 +31,7 @@ T = TypeVar("T")
 START = 1000.0
 """The virtual time at which every loop starts."""
 
+CLOCK_RESOLUTION = 1e-9
 SHORTEST_ITERATION = 5e-6
 LONGEST_ITERATION = 50e-6
 ITERATION_RANGE = LONGEST_ITERATION - SHORTEST_ITERATION
@@ -58,7 +60,12 @@ class SimulatedFuture(asyncio.Future[Any]):
     number: int
 
     def __hash__(self) -> int:
-        return self.number
+        try:
+            return self.number
+        except AttributeError:  # few futures are ever in a set
+            loop: SimulatedLoop = self.get_loop()  # type: ignore[assignment]
+            self.number = number = next(loop.numbers)
+            return number
 
 
 class SimulatedTask(asyncio.Task[Any]):
@@ -72,103 +79,88 @@ class SimulatedTask(asyncio.Task[Any]):
         return self.number
 
 
-class SimulatedHandle(asyncio.Handle):
-    """A callback in the order of `call_soon`. It is faster than asyncio's own class."""
+class SimulatedHandle:
+    """A callback in the order of `call_soon`. It is faster than `asyncio.Handle`.
 
-    __slots__ = ()
+    Attributes:
+        call: The callback and its arguments, or None if it was cancelled.
+        context: The context in which it runs.
+    """
 
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: SimulatedLoop,
-        context: Context | None,
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._loop = loop
-        self._context = copy_context() if context is None else context
-        self._cancelled = False
-        self._repr = self._source_traceback = None
+    __slots__ = ("call", "context")
+
+    call: tuple[Any, ...] | None
+    context: Context
 
     def cancel(self) -> None:
         """Do not run it."""
-        self._cancelled = True
-        self._callback = self._args = None
+        self.call = None
+
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled."""
+        return self.call is None
 
 
-class SimulatedTimer(asyncio.TimerHandle):
-    """A timer. It is faster than asyncio's own class."""
+class SimulatedTimer(float):
+    """A timer. It is faster than `asyncio.TimerHandle`.
 
-    __slots__ = ()
+    It is the time at which it is due. Equal times have the order that asyncio's heap gives them.
 
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: SimulatedLoop,
-        context: Context | None,
-    ) -> None:
-        self._when = when
-        self._callback = callback
-        self._args = args
-        self._loop = loop
-        self._context = copy_context() if context is None else context
-        self._cancelled = False
-        self._scheduled = True
-        self._repr = self._source_traceback = None
+    Attributes:
+        call: The callback and its arguments, or None if it was cancelled.
+        context: The context in which it runs.
+    """
+
+    __slots__ = ("call", "context")
+
+    call: tuple[Any, ...] | None
+    context: Context
+
+    when = float.__pos__
 
     def cancel(self) -> None:
         """Do not run it."""
-        self._cancelled = True
-        self._callback = self._args = None
+        self.call = None
 
-
-class _Due(float):
-    """The time of a timer in the heap. Equal times have the order that asyncio's heap gives."""
-
-    __slots__ = ("timer",)
-
-    timer: SimulatedTimer
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled."""
+        return self.call is None
 
 
 class IOEvent:
     """A callback that the loop runs at a time, or when a file would be ready."""
 
-    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_loop", "channel")
+    __slots__ = ("_loop", "call", "channel", "context")
 
     def __init__(
         self,
         loop: SimulatedLoop,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
+        call: tuple[Any, ...],
         channel: object = None,
         context: Context | None = None,
     ) -> None:
         self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._context = loop.io_context if context is None else context
-        self._cancelled = False
+        self.call: tuple[Any, ...] | None = call
+        self.context = loop.io_context if context is None else context
         self.channel = channel
 
     def cancel(self) -> None:
         """Do not run it."""
-        self._cancelled = True
+        self.call = None
 
     def cancelled(self) -> bool:
         """Return whether it was cancelled."""
-        return self._cancelled
+        return self.call is None
 
     def happen(self) -> None:
         """Run it outside our process. An exception ends the run: it is a bug of the simulation."""
-        if not self._cancelled:
-            self._callback(*self._args)
+        if self.call is not None:
+            callback, *arguments = self.call
+            callback(*arguments)
 
     def become_ready(self) -> None:
         """Make the loop run it after this poll."""
-        if not self._cancelled:
+        if self.call is not None:
             self._loop.poll_results.append(self)
 
 
@@ -181,13 +173,33 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         note_stall: Called with the seconds of a stall that is about to begin.
         steps: The number of iterations and outside events so far.
         max_steps: The largest number of them.
+        numbers: Gives the hashes of tasks and futures.
         poll_results: What runs after this poll, in a seeded order.
         now: The virtual time in seconds.
         io_context: The context of I/O events without one of their own.
     """
 
-    _ready: deque[asyncio.Handle | IOEvent]
-    _scheduled: list[_Due]
+    # Faster than the dictionary of so many attributes.
+    __slots__ = (
+        "_blocked",
+        "_escape",
+        "_order",
+        "_outside",
+        "_polling",
+        "_random",
+        "create_future",
+        "io_context",
+        "max_steps",
+        "network",
+        "note_stall",
+        "now",
+        "numbers",
+        "poll_results",
+        "steps",
+    )
+
+    _ready: deque[SimulatedHandle | SimulatedTimer | IOEvent]
+    _scheduled: list[SimulatedTimer]
     _thread_id: int | None
     _closed: bool
     _stopping: bool
@@ -196,13 +208,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.now = START
         super().__init__()
         self._debug = False
-        self._clock_resolution = 1e-9
+        self._clock_resolution = CLOCK_RESOLUTION
         self._random = random
         self._stall = stall
-        self._stall_range = math.log(max(stall_longest, SHORTEST_STALL) / SHORTEST_STALL)
+        self._stall_range = log(max(stall_longest, SHORTEST_STALL) / SHORTEST_STALL)
         self._outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._order = itertools.count()
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
+        # Without a frame of Python.
+        self.create_future = functools.partial(SimulatedFuture, loop=self)
         self._task_names = itertools.count(1)
         self._polling = False
         self._blocked = 0.0
@@ -222,25 +236,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Return the virtual time in seconds."""
         return self.now
 
-    def at(self, when: float, callback: Callable[..., Any], *args: Any) -> IOEvent:
+    def at(self, when: float, *call: Any) -> IOEvent:
         """Call a function at a time, outside our process: a packet, a server's timer, a fault.
 
         Such events run in the order of time and then of calls of this method, also while our
         process is stalled.
         """
-        event = IOEvent(self, callback, args)
+        event = IOEvent(self, call)
         self.push(when, event.happen)
         return event
 
-    def at_poll(
-        self, when: float, callback: Callable[..., Any], *args: Any, channel: object = None
-    ) -> IOEvent:
+    def at_poll(self, when: float, *call: Any, channel: object = None) -> IOEvent:
         """Call a function in our process, in the first iteration after a time: an I/O event.
 
         It runs among the other I/O events of that poll in a seeded order, but events of one
         `channel` keep their order. Use it for cancellations.
         """
-        event = IOEvent(self, callback, args, channel)
+        event = IOEvent(self, call, channel)
         self.push(when, event.become_ready)
         return event
 
@@ -262,103 +274,105 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._polling = False
 
     def _run_once(self) -> None:
-        """Run one iteration: the poll, then what was ready before it or became ready in it."""
-        if self._escape is not None:
-            raise self._escape
+        """Run iterations until the loop is stopped, which is faster than one per call."""
         ready, timers, outside = self._ready, self._scheduled, self._outside
-        while timers and timers[0].timer._cancelled:
-            heappop(timers)
-        random = self._random.random
-        cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
-        if random() < self._stall:
-            cost += SHORTEST_STALL * math.exp(random() * self._stall_range)
-        busy = ready or self.poll_results or self._stopping
-        until = self.now + cost
-        if busy and cost < NOTED_STALL and (not outside or outside[0][0] > until):
-            # Nothing happens in this poll.
-            self.now = until
+        random, take, make_ready = self._random.random, ready.popleft, ready.append
+        stall, stall_range = self._stall, self._stall_range
+        self._polling = False  # an error in a poll has ended the loop
+        while True:
+            if self._escape is not None:
+                raise self._escape
+            while timers and timers[0].call is None:
+                heappop(timers)
+            cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
+            if random() < stall:
+                cost += SHORTEST_STALL * exp(random() * stall_range)
+            # The poll.
             self.steps += 1
+            if not (ready or self.poll_results or self._stopping):
+                self._wait(timers[0] - self.now if timers else None)
+            until = self.now + cost
+            if cost >= NOTED_STALL or self._blocked or (outside and outside[0][0] <= until):
+                self._pass(cost)
+            else:
+                self.now = until  # nothing happens meanwhile
             if self.steps > self.max_steps:
                 self._check_steps()
-        else:
-            timeout: float | None = 0.0
-            if not busy:
-                timeout = min(max(0.0, timers[0] - self.now), LONGEST_WAIT) if timers else None
-            self._poll(timeout, cost)
-        results = self.poll_results
-        if results:
-            self.poll_results = []
-            if len(results) > 1:
-                self._shuffle(results)
-            ready.extend(results)
-        # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
-        due = self.now + self._clock_resolution
-        while timers and timers[0] < due:
-            ready.append(heappop(timers).timer)
-        take = ready.popleft
-        for _ in range(len(ready)):
-            handle = take()
-            if handle._cancelled:
-                continue
-            try:
-                handle._context.run(handle._callback, *handle._args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)
-                name = getattr(handle._callback, "__qualname__", "callback")
-                self.call_exception_handler(
-                    {"message": f"Exception in callback {name}", "exception": error}
-                )
-        handle = None  # it may be part of a cycle
-
-    def _poll(self, timeout: float | None, cost: float) -> None:
-        """Wait until something is ready, or for `timeout` seconds, and then for `cost` seconds."""
-        self.steps += 1
-        self._polling = True
-        try:
-            if timeout != 0:
-                self._wait(timeout)
-            if cost >= NOTED_STALL and self.note_stall is not None:
-                self.note_stall(cost)
-            self._happen_until(self.now + cost)
-            while self._blocked:
-                seconds, self._blocked = self._blocked, 0.0
-                if self.note_stall is not None:
-                    self.note_stall(seconds)
-                self._happen_until(self.now + seconds)
-        finally:
-            self._polling = False
+            results = self.poll_results
+            if results:
+                self.poll_results = []
+                if len(results) > 1:
+                    self._shuffle(results)
+                ready.extend(results)
+            # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
+            due = self.now + CLOCK_RESOLUTION
+            while timers and timers[0] < due:
+                make_ready(heappop(timers))
+            # What became ready by now, and not what these callbacks make ready.
+            for _ in range(len(ready)):
+                handle = take()
+                call = handle.call
+                if call is None:
+                    continue
+                try:
+                    handle.context.run(*call)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)
+                    name = getattr(call[0], "__qualname__", "callback")
+                    self.call_exception_handler(
+                        {"message": f"Exception in callback {name}", "exception": error}
+                    )
+            handle = call = None  # they may be part of a cycle
+            if self._stopping:
+                return
 
     def _wait(self, timeout: float | None) -> None:
+        """Wait until something is ready, or for `timeout` seconds."""
+        if timeout is None:
+            until = inf
+        elif timeout <= 0.0:
+            return
+        else:
+            # epoll waits for whole milliseconds, rounded up.
+            until = self.now - min(timeout, LONGEST_WAIT) * -1000 // 1 / 1000
         outside, results = self._outside, self.poll_results
-        # epoll waits for whole milliseconds, rounded up.
-        until = math.inf if timeout is None else self.now + math.ceil(timeout * 1000) / 1000
-        steps = self.steps
+        steps, most = self.steps, self.max_steps
+        self._polling = True
         while outside and outside[0][0] <= until:
-            when, _, callback, args = heappop(outside)
-            self.now = when
+            self.now, _, callback, args = heappop(outside)
             callback(*args)
             steps += 1
-            if steps > self.max_steps:
-                break
-            if results or self._blocked:
+            if results or self._blocked or steps > most:
+                self._polling = False
                 self.steps = steps
                 return
+        self._polling = False
         self.steps = steps
-        if steps > self.max_steps:
-            self._check_steps()
         if timeout is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
             )
         self.now = until
 
+    def _pass(self, cost: float) -> None:
+        """Spend `cost` seconds, and then those for which events blocked our process."""
+        self._polling = True
+        if cost >= NOTED_STALL and self.note_stall is not None:
+            self.note_stall(cost)
+        self._happen_until(self.now + cost)
+        while self._blocked:
+            seconds, self._blocked = self._blocked, 0.0
+            if self.note_stall is not None:
+                self.note_stall(seconds)
+            self._happen_until(self.now + seconds)
+        self._polling = False
+
     def _happen_until(self, until: float) -> None:
         """Run everything outside that is due by a time, and set the clock to that time."""
         outside = self._outside
         while outside and outside[0][0] <= until:
-            when, _, callback, args = heappop(outside)
-            self.now = when
+            self.now, _, callback, args = heappop(outside)
             callback(*args)
             self.steps += 1
             if self.steps > self.max_steps:
@@ -407,60 +421,48 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     # -- callbacks, futures and tasks ------------------------------------------------------
 
-    def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    def call_soon(self, *call: Any, context: Context | None = None) -> SimulatedHandle:
         """Call a function in the next iteration, in the order of calls of this method."""
         if self._closed:
             self._check_closed()
-        handle = SimulatedHandle(callback, args, self, context)
+        handle = SimulatedHandle()
+        handle.call = call
+        handle.context = copy_context() if context is None else context
         self._ready.append(handle)
         return handle
 
     def call_later(
-        self,
-        delay: float,
-        callback: Callable[..., Any],
-        *args: Any,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
+        self, delay: float, *call: Any, context: Context | None = None
+    ) -> SimulatedTimer:
         """Call a function after some seconds."""
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        if self._closed:
+            self._check_closed()
+        timer = SimulatedTimer(self.now + delay)
+        timer.call = call
+        timer.context = copy_context() if context is None else context
+        heappush(self._scheduled, timer)
+        return timer
 
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        *args: Any,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
+    def call_at(self, when: float, *call: Any, context: Context | None = None) -> SimulatedTimer:
         """Call a function at a time."""
         if self._closed:
             self._check_closed()
-        timer = SimulatedTimer(when, callback, args, self, context)
-        due = _Due(when)
-        due.timer = timer
-        heappush(self._scheduled, due)
+        timer = SimulatedTimer(when)
+        timer.call = call
+        timer.context = copy_context() if context is None else context
+        heappush(self._scheduled, timer)
         return timer
 
     @property
     def pending_timers(self) -> int:
         """The number of timers that are neither due nor cancelled."""
-        return sum(not due.timer.cancelled() for due in self._scheduled)
+        return sum(timer.call is not None for timer in self._scheduled)
 
-    def call_soon_threadsafe(
-        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    def call_soon_threadsafe(self, *call: Any, context: Context | None = None) -> SimulatedHandle:
         """Do what `call_soon` does. Other threads are outside the simulation."""
         if self._thread_id is not None and self._thread_id != threading.get_ident():
             self.escape("call_soon_threadsafe() in another thread")
-        return self.call_soon(callback, *args, context=context)
-
-    def create_future(self) -> SimulatedFuture:
-        """Return a future of this loop."""
-        future = SimulatedFuture(loop=self)
-        future.number = next(self._numbers)
-        return future
+        return self.call_soon(*call, context=context)
 
     def create_task(
         self,
@@ -478,7 +480,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if name is None:
             name = f"Task-{next(self._task_names)}"
         task = SimulatedTask.__new__(SimulatedTask)
-        task.number = next(self._numbers)  # the constructor needs the hash
+        task.number = next(self.numbers)  # the constructor needs the hash
         task.__init__(coro, loop=self, name=name, context=context, **options)
         return task
 
@@ -532,6 +534,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self.escape(f"create_connection({name}=...)")
         return await self.network.create_connection(protocol_factory, host, port, **options)
 
+    async def sock_connect(self, sock: Any, address: tuple[str, int]) -> None:
+        """Try whether a host accepts a connection, which is closed again."""
+        assert sock.gettimeout() == 0.0, "the socket must not block"
+        await self.network.reach(*address)
+
     # -- what leaves the simulation --------------------------------------------------------
 
     def escape(self, call: str) -> NoReturn:
@@ -555,7 +562,7 @@ ESCAPING = (
     *("add_signal_handler", "remove_signal_handler"),
     *("create_server", "create_unix_connection", "create_unix_server", "connect_accepted_socket"),
     *("create_datagram_endpoint", "connect_read_pipe", "connect_write_pipe", "start_tls"),
-    *("sendfile", "sock_accept", "sock_connect", "sock_recv", "sock_recv_into", "sock_recvfrom"),
+    *("sendfile", "sock_accept", "sock_recv", "sock_recv_into", "sock_recvfrom"),
     *("sock_recvfrom_into", "sock_sendall", "sock_sendfile", "sock_sendto"),
     *("subprocess_exec", "subprocess_shell", "getnameinfo"),
     *("set_default_executor", "set_task_factory"),

@@ -289,7 +289,7 @@ class _Minimizer:
         options = [
             (client.label, field, name)
             for client in plan.clients
-            for field in ("policy", "connections", "health", "options")
+            for field in ("policy", "connections", "health", "options", "form")
             for name in getattr(client, field)
         ]
 
@@ -302,7 +302,7 @@ class _Minimizer:
                         for name, value in getattr(client, field).items()
                         if (client.label, field, name) in kept
                     }
-                    for field in ("policy", "connections", "health", "options")
+                    for field in ("policy", "connections", "health", "options", "form")
                 }
                 smaller = _with_client(smaller, replace(client, **fields))
             return smaller

@@ -204,6 +204,11 @@ class Network:
             raise
         return connection, protocol
 
+    async def reach(self, address: str, port: int) -> None:
+        """Open a connection and close it."""
+        connection = await self._connect(address, port)
+        connection.abandon()
+
     async def _connect(self, address: str, port: int) -> Connection:
         attempt = _Attempt(self.host(address), port, self.loop.create_future())
         self.loop.push(self.loop.time() + self._latency(attempt.host), self._arrive, attempt, 1)

@@ -26,6 +26,8 @@ class ClientSetup:
         protocol: 2 or 3.
         single: Whether it is a single-connection client.
         options: Further arguments of ResilientRedis, such as `decode_responses`.
+        form: How it is made: `by_address`, `by_url`, `login` (see `clients.login`), `traced`, and
+            `bare` for connections without a transport.
     """
 
     label: str
@@ -36,6 +38,7 @@ class ClientSetup:
     protocol: int = 3
     single: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class NetworkSettings:
         split: Probability that a packet is cut in two.
         stall: Probability that an iteration of our event loop takes 0.5 to 200 ms.
         stall_longest: The longest of these stalls, in seconds.
+        kernel: Whether our kernel tells what it knows about a connection, as Linux does. Otherwise
+            the address of a connection is unknown, too, as behind a proxy.
     """
 
     latency: float = 0.0002
@@ -106,6 +111,7 @@ class NetworkSettings:
     split: float = 0.1
     stall: float = 0.02
     stall_longest: float = 0.2
+    kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import redis
 from . import faults
 from .budgets import recorded
 from .checks import check
+from .clients import PASSWORD, patched
 from .environment import simulated
 from .history import ClientEnd, Ending
 from .network import Network
 from .redis_server.server import RedisServer
 from .workload import KINDS, Use
-from .world import ADDRESSES, HOST, PASSWORD, PORT, World
+from .world import ADDRESSES, HOST, PORT, World
 
 if TYPE_CHECKING:
     from .history import History, Violation
@@ -54,7 +55,7 @@ def run(plan: Plan) -> Result:
         network = Network(loop, Random(f"network/{plan.seed}"), history, plan.network)
         world = World(plan, loop, network, history, _servers(plan, loop, network, history))
         began = loop.time()
-        with recorded(history):
+        with recorded(history), patched(plan, history):
             loop.run_until_complete(_main(world))
         seconds = loop.time() - began
         history.ending.loop_errors = list(loop.errors)
@@ -149,6 +150,7 @@ def _counters(client: Client) -> dict[str, float]:
         "acquired exclusive connections": len(pool._acquired),
         "exclusive connects": len(pool._connecting),
         "recoveries": len(pool._recoveries),
+        "open spans": 0 if client.spans is None else client.spans.open,
         "permits of exclusive connections": _permits_in_use(client),
     }
 

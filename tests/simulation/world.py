@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import redis
-from redis.credentials import StreamingCredentialProvider
+from redis.asyncio import ConnectionPool
 
 from resilient_io import RetryPolicy, deadline
 from resilient_io.errors import (
@@ -22,6 +22,7 @@ from resilient_io.errors import (
 from resilient_io.health import Dependency, HealthSettings
 from resilient_io.redis import ConnectionSettings, ResilientRedis
 
+from .clients import BareConnection, RotatingCredentials, Spans, login
 from .history import ErrorReply, Operation, Outcome
 
 if TYPE_CHECKING:
@@ -38,42 +39,6 @@ if TYPE_CHECKING:
 HOST = "redis.test"
 PORT = 6379
 ADDRESSES = ("10.0.0.1", "10.0.0.2")
-PASSWORD = "secret"
-
-
-class RotatingCredentials(StreamingCredentialProvider):
-    """A provider whose password a fault rotates; the server accepts the same one again."""
-
-    def __init__(self) -> None:
-        self._listeners: list[Callable[[Any], Any]] = []
-
-    def get_credentials(self) -> tuple[str, str]:
-        """Return the user and the password."""
-        return "default", PASSWORD
-
-    def on_next(self, callback: Callable[[Any], Any]) -> None:
-        """Call a function at each rotation. As in redis-entraid, the last listener counts."""
-        self._listeners = [callback]
-
-    def on_error(self, callback: Callable[[Exception], None]) -> None:
-        """Ignore: it never fails."""
-
-    def is_streaming(self) -> bool:
-        """Return whether rotations are announced."""
-        return True
-
-    async def rotate(self) -> None:
-        """Announce new credentials, and wait until they were sent."""
-        for listener in self._listeners:
-            await listener(_Token())
-
-
-class _Token:
-    def try_get(self, _name: str) -> str:
-        return "default"
-
-    def get_value(self) -> str:
-        return PASSWORD
 
 
 @dataclass(slots=True)
@@ -84,6 +49,7 @@ class Client:
     redis: ResilientRedis
     policy: RetryPolicy
     credentials: RotatingCredentials | None = None
+    spans: Spans | None = None
     open: bool = True
 
 
@@ -115,25 +81,40 @@ class World:
             health = Dependency(
                 f"redis-{label}", settings=HealthSettings(**setup.health), rng=Random(rng.random())
             )
-        credentials = RotatingCredentials() if self.servers[0].password_required else None
-        options: dict[str, Any] = dict(setup.options)
-        if credentials is not None:
-            options["credential_provider"] = credentials
-        client = ResilientRedis(
-            host=HOST,
-            port=PORT,
-            protocol=setup.protocol,
-            policy=policy,
-            health=health,
-            name=f"redis-{label}",
-            connections=ConnectionSettings(**setup.connections),
-            single_connection_client=setup.single,
-            rng=rng,
-            **options,
-        )
+        form, options = setup.form, dict(setup.options)
+        if self.servers[0].password_required:
+            options |= login(form.get("login", ""))
+        credentials = options.get("credential_provider")
+        own: dict[str, Any] = {
+            "policy": policy,
+            "health": health,
+            "name": f"redis-{label}",
+            "connections": ConnectionSettings(**setup.connections),
+            "rng": rng,
+            "reopen": False,  # the checks expect that nothing happens after a close
+        }
+        address = {"host": ADDRESSES[0] if form.get("by_address") else HOST, "port": PORT}
+        options |= {"protocol": setup.protocol}
+        if form.get("bare"):
+            options["connection_class"] = BareConnection
+        if form.get("by_url"):
+            url = f"redis://{address['host']}:{PORT}/0"
+            client = ResilientRedis.from_url(
+                url, single_connection_client=setup.single, **own, **options
+            )
+        elif "connection_class" in options:
+            client = ResilientRedis.from_pool(ConnectionPool(**address, **options), **own)
+        else:
+            client = ResilientRedis(
+                **address, single_connection_client=setup.single, **own, **options
+            )
+        spans = Spans(self.history, label) if form.get("traced") else None
+        if spans is not None:
+            client.trace_with(spans)
         if other is None:
             client.health.on_change(self._note_change)
-        return Client(setup, client, policy, credentials)
+        rotating = credentials if isinstance(credentials, RotatingCredentials) else None
+        return Client(setup, client, policy, rotating, spans)
 
     def _note_change(self, change: Change) -> None:
         cause = change.cause.value if change.cause is not None else ""

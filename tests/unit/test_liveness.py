@@ -18,7 +18,9 @@ from resilient_io.errors import Closed
 from resilient_io.health import Cause
 from resilient_io.redis import multiplexer
 from resilient_io.redis.errors import ConnectionFailure
+from resilient_io.redis.first_connection import FirstConnection
 from resilient_io.redis.multiplexer import Reconnector
+from resilient_io.redis.session import SessionSettings
 from resilient_io.tasks import describe_task_end, log_task_death
 
 
@@ -81,6 +83,7 @@ async def test_a_bug_is_logged_with_its_traceback(caplog):
 class FakeMultiplexer:
     def __init__(self):
         self.failures = 0
+        self.first = FirstConnection()
 
     def connect_failed(self, slot, failure):
         self.failures += 1
@@ -98,7 +101,8 @@ def reconnector_of(multiplexer):
         policy=RetryPolicy(),
         health=Dependency("redis"),
         rng=random.Random(1),
-        names="test",
+        token="test",
+        session=SessionSettings(None),
     )
 
 

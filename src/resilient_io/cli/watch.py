@@ -172,6 +172,7 @@ class WatchedDependency(Dependency):
         *,
         last_reply: Callable[[], float],
         links: Callable[[], Sequence[LinkState]] = tuple,
+        queued: Callable[[], float] = float,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -186,7 +187,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(measured, last_reply=last_reply, links=links)
+        return super().start(measured, last_reply=last_reply, links=links, queued=queued)
 
     @property
     def age(self) -> float:

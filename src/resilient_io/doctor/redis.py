@@ -14,6 +14,7 @@ from resilient_io.link import read_link
 from resilient_io.redis.connect import RedisTarget, abort, connect, query_over, socket_of
 from resilient_io.redis.errors import connection_failure
 from resilient_io.redis.options import check_target
+from resilient_io.redis.tls import answers_without_tls, load_files
 from resilient_io.text import clean_text, describe_error
 
 from .link import REQUESTS, check_link
@@ -53,6 +54,7 @@ _CHECK_LOG: Final = "Check the server's log, and what is between here and the se
 _ADVICE: Final[dict[Cause, str]] = {
     Cause.AUTH: f"{WRONG_PASSWORD} Its permissions must include +hello +auth +select +ping.",
     Cause.WRONG_DATABASE: "Use a database that exists: by default there are 0 to 15 (/0).",
+    Cause.PROCESS_LIMIT: "Raise `ulimit -n` for this process, or close what keeps files open.",
     Cause.MAX_CLIENTS: "Raise maxclients, or find out with CLIENT LIST what holds the connections.",
     Cause.LOADING: "It is reading its data from disk: wait. INFO persistence shows how long.",
     Cause.RESET: f"Check whether the port uses TLS (then use rediss://…). {_CHECK_LOG}",
@@ -134,6 +136,7 @@ async def _check_tls(target: RedisTarget, endpoint: Endpoint, timeout: float) ->
     connection: Any = target.connection(client_name=None, connect_timeout=timeout)
     try:
         # redis-py 8.1 `SSLConnection.ssl_context`: reads the files that the URL names.
+        load_files(connection)
         context: ssl.SSLContext = connection.ssl_context.get()
     except OSError as error:  # also ssl.SSLError
         return problem(
@@ -148,7 +151,7 @@ async def _check_tls(target: RedisTarget, endpoint: Endpoint, timeout: float) ->
             return await check()
     except TimeoutError:
         # Plain Redis takes a TLS greeting for the beginning of a command, and waits.
-        if await target.check_plain_port():
+        if await answers_without_tls(endpoint.host, endpoint.port):
             return no_tls(endpoint, "redis")
     return await check()
 
@@ -166,7 +169,7 @@ async def _check_login(
     except (driver.RedisError, OSError) as error:
         tls = target.uses_tls
         result = judge_login(error, uses_tls=tls, gave_password=gave_password)
-        closed = result.data.get("cause") == Cause.RESET.value
+        closed = result.data.get("cause") in (Cause.RESET.value, Cause.TLS.value)
         if endpoint is not None and not tls and closed and await uses_tls(endpoint):
             return tls_needed(endpoint, "rediss", "ssl_ca_certs")
         return result

@@ -261,6 +261,7 @@ class Dependency:
         *,
         last_reply: Callable[[], float],
         links: Callable[[], Sequence[LinkState]] = tuple,
+        queued: Callable[[], float] = float,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -274,6 +275,8 @@ class Dependency:
             last_reply: Returns the loop time at which the client last received anything, or
                 `-math.inf`.
             links: Returns what the kernel knows about the client's open connections.
+            queued: Returns for how many seconds, in total, its probes have waited for their turn to
+                connect. That time does not count as waiting for the dependency.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -285,6 +288,7 @@ class Dependency:
             ("probe", probe),
             ("last_reply", last_reply),
             ("links", links),
+            ("queued", queued),
         ):
             if not callable(function):
                 raise TypeError(
@@ -294,7 +298,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links)
+        client = Client(probe, last_reply, links, queued)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 

@@ -27,6 +27,7 @@ class LoopLag:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._time = loop.time
         self._users = 0
         self._stalled = 0.0
         self._current = 0.0
@@ -93,18 +94,22 @@ class LoopLag:
         """Return the part of a stall that the late timer has not counted yet."""
         if self._timer is None:
             return 0.0
-        late = self._loop.time() - self._due
+        late = self._time() - self._due
         return late if late > _TOLERANCE else 0.0
 
     def _arm(self) -> None:
-        self._due = self._loop.time() + _BEAT
-        self._timer = self._loop.call_at(self._due, self._beat)
+        self._due = due = self._time() + _BEAT
+        self._timer = self._loop.call_at(due, self._beat)
 
     def _beat(self) -> None:
-        late = self._pending()
-        self._current = late
-        if late:
+        now = self._time()
+        late = now - self._due
+        if late > _TOLERANCE:
+            self._current = late
             self._stalled += late
             self.worst = max(self.worst, late)
-            self._stalls.append((self._loop.time(), late))
-        self._arm()
+            self._stalls.append((now, late))
+        else:
+            self._current = 0.0
+        self._due = due = now + _BEAT
+        self._timer = self._loop.call_at(due, self._beat)

@@ -126,7 +126,8 @@ class Machine:
         self.failures += 1
         if not probed:
             return self._failed(now, cause, detail, definite=definite)
-        if self._contact is not State.DOWN and cause is Cause.TIMED_OUT:
+        silent = cause is Cause.TIMED_OUT or (cause is Cause.UNREACHABLE and not definite)
+        if self._contact is not State.DOWN and silent:
             # Many calls time out together. They are one piece of evidence.
             self.streak = max(self.streak, 1)
         return None

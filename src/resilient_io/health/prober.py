@@ -36,11 +36,15 @@ _log = logging.getLogger("resilient_io.health")
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """An attached client: how to probe, when it last received anything, and its connections."""
+    """An attached client: how to probe, when it last received anything, and its connections.
+
+    `queued` is for how many seconds its probes have waited for their turn to connect.
+    """
 
     probe: Callable[[bool], Awaitable[float]]
     last_reply: Callable[[], float]
     links: Callable[[], Sequence[LinkState]] = tuple
+    queued: Callable[[], float] = float
 
 
 class Prober:
@@ -299,13 +303,16 @@ class Prober:
         lag = self.lag
         began = loop.time()
         stalled = lag.stalled if lag is not None else 0.0
+        queued = client.queued()
         timer: asyncio.TimerHandle | None = None
         known = ""  # about the links when the time was over
 
         def check_time() -> None:
-            # Time during which our own loop was blocked is not the dependency's.
+            # Time during which our own loop was blocked is not the dependency's, nor is the time
+            # in which the probe waits for its turn to connect.
             nonlocal timer, known
             blocked = lag.stalled - stalled if lag is not None else 0.0
+            blocked += client.queued() - queued
             left = allowed - (loop.time() - began - blocked)
             if left > _RESOLUTION:
                 timer = loop.call_later(left, check_time)

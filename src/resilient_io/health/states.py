@@ -54,6 +54,7 @@ class Cause(enum.StrEnum):
     MASTER_DOWN = "master down"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
+    PROCESS_LIMIT = "process limit"
     PROTOCOL = "protocol"
     CONNECTION_LOST = "connection lost"
     BROKER_LOST = "broker lost"
@@ -61,6 +62,7 @@ class Cause(enum.StrEnum):
     NO_COORDINATOR = "no coordinator"
     FENCED = "fenced"
     STALLED = "stalled"
+    RECORDS_LOST = "records lost"
     CLOSED = "closed"
     OTHER = "other"
 

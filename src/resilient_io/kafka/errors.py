@@ -18,6 +18,7 @@ large) are raised as aiokafka raises them.
 from __future__ import annotations
 
 import copy
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from resilient_io.text import clean_text, describe_error, error_chain
 
 from .connect import TokenFailed
 from .driver import DriverClosed
+from .error_codes import ADDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -162,7 +164,37 @@ _CLASSIFICATIONS: dict[type[BaseException], Classification] = {
     driver.IncompatibleBrokerVersion: Classification("permanent", Cause.PROTOCOL),
     driver.UnrecognizedBrokerVersion: Classification("permanent", Cause.PROTOCOL),
 }
+_CAUSES_OF_CODES = {
+    81: Cause.OVERLOADED,  # group max size reached
+    82: Cause.FENCED,  # another member has the same group_instance_id
+    89: Cause.OVERLOADED,  # throttling quota exceeded
+}
+for _code, _kind in ADDED.items():
+    _refused = _kind.retriable or _code in (81, 120)
+    _CLASSIFICATIONS.setdefault(
+        _kind,
+        Classification(
+            "refused" if _refused else "permanent", _CAUSES_OF_CODES.get(_code, Cause.OTHER)
+        ),
+    )
 """By class; the nearest base class counts. An error without an entry is a permanent refusal."""
+
+
+_QUOTED = re.compile(r"(\w+)\(")
+_BY_NAME = {kind.__name__: kind for kind in driver.kafka_errors.values()}
+
+
+def quoted_error(error: BaseException) -> BaseException:
+    """Return the error of the broker that a bare `KafkaError` quotes, or the error itself.
+
+    aiokafka 0.14 raises `KafkaError(repr(error))` for answers of the group coordinator that it does
+    not expect.
+    """
+    if type(error) is driver.KafkaError:
+        for name in _QUOTED.findall(str(error)):
+            if name in _BY_NAME:
+                return _BY_NAME[name]()
+    return error
 
 
 def classify_error(error: BaseException) -> Classification:
@@ -174,6 +206,7 @@ def classify_error(error: BaseException) -> Classification:
     """
     if isinstance(error, DriverClosed):
         return Classification("ambiguous" if error.sent else "transient", Cause.CLOSED)
+    error = quoted_error(error)
     kind = type(error)
     if kind is driver.KafkaError or not isinstance(error, driver.KafkaError):
         if isinstance(error, (OSError, TimeoutError)):

@@ -36,6 +36,11 @@ class PartitionProgress:
         """The lowest offset that was delivered and is not done; None if all are done."""
         return self._waiting[0] if self._waiting else None
 
+    @property
+    def finished(self) -> set[int]:
+        """The offsets after the first outstanding one that are done; do not change it."""
+        return self._finished
+
     def delivered(self, offset: int) -> None:
         """Note that a record was delivered; ignored if it was delivered before."""
         if offset > self._last:

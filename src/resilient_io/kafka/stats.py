@@ -17,6 +17,9 @@ class ConsumerCounters:
     rebalances: int = 0
     lost: int = 0
     resumed: int = 0
+    already_handled: int = 0
+    gaps: int = 0
+    records_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,10 @@ class ConsumerStats:
         lost: Partitions that were lost before their offsets could be committed.
         resumed: Partitions that were assigned again, and where records that were handled but not
             yet committed were therefore not read again.
+        already_handled: Records that were read again, but not delivered, because they had been
+            handled before a restart or a rebalance.
+        gaps: How often records were lost that Kafka no longer has; see `RecordsLost`.
+        records_lost: Offsets that were skipped by these gaps, as far as their number is known.
         instances: aiokafka instances that entered service; 1 if none had to be replaced.
         log_records_dropped: Log records of aiokafka that were suppressed.
     """
@@ -51,6 +58,9 @@ class ConsumerStats:
     rebalances: int = 0
     lost: int = 0
     resumed: int = 0
+    already_handled: int = 0
+    gaps: int = 0
+    records_lost: int = 0
     instances: int = 0
     log_records_dropped: int = 0
 

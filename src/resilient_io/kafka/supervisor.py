@@ -316,6 +316,7 @@ class Supervisor(Generic[DriverT]):
         self.generation = 0  # how many drivers were attached so far
         self.permanent_error: Exception | None = None  # why waiting for a driver does not help
         self.closed = False
+        self.halted = False  # whether no driver follows, until `resume()`
         self.driver_log = target.driver_log
         self._target = target
         self._build = build
@@ -332,7 +333,6 @@ class Supervisor(Generic[DriverT]):
         self._monitor: DriverMonitor[DriverT] | None = None
         self._subscription: Subscription[Change] | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._halted = False
         self._graceful = True
         self._closing_until = 0.0
 
@@ -381,22 +381,22 @@ class Supervisor(Generic[DriverT]):
             return
         if not replace:
             failure = error if isinstance(error, Exception) else KafkaError(repr(error))
-            self._halted = True
+            self.halted = True
             self.permanent_error = self._clean(failure)
         self._monitor.report(error)
 
     def resume(self) -> None:
         """Attach a driver again after one that was not replaced."""
-        if not self._halted or self.closed:
+        if not self.halted or self.closed:
             return
-        self._halted = False
+        self.halted = False
         self.permanent_error = None
         if self._task is None or self._task.done():
             self._start_task()
 
     def liveness_failure(self) -> str | None:
         """Return why no driver can ever be attached again, or None."""
-        if self._halted or self.closed:
+        if self.halted or self.closed:
             return None
         end = describe_task_end(self._task)
         return None if end is None else f"the {self.role}'s supervisor has ended: {end}"
@@ -468,11 +468,11 @@ class Supervisor(Generic[DriverT]):
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._halted:
+        while not self.halted:
             try:
                 await self._health.until_up()
             except Closed:  # by another client that shares it: no event will ever end the wait
-                self._halted = True
+                self.halted = True
                 self.permanent_error = KafkaClosed(
                     "its health was closed", dependency=self._health.name, operation=self.role
                 )
@@ -481,12 +481,12 @@ class Supervisor(Generic[DriverT]):
             began = loop.time()
             error = await self._run_driver()
             if self._is_final is not None and self._is_final(error):
-                self._halted, self.permanent_error = True, error
+                self.halted, self.permanent_error = True, error
             if classify_error(error).kind == "permanent" and self.permanent_error is None:
                 self.permanent_error = error
-            pause = self._backoff.failed(error, loop.time() - began, final=self._halted)
+            pause = self._backoff.failed(error, loop.time() - began, final=self.halted)
             self._wake()
-            if not self._halted:
+            if not self.halted:
                 await asyncio.sleep(pause)
 
     async def _run_driver(self) -> Exception:

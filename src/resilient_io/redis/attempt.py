@@ -9,18 +9,19 @@ import asyncio
 import inspect
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError
 
-from resilient_io.deadlines import earlier
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 from resilient_io.text import clean_text
 
 from .commands import Effect, Route, effect_of
+from .connect import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .connection import (
     CHECK_CLOCK,
     LARGE,
@@ -32,10 +33,11 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
-from .errors import advise, refusal, remove_secrets
+from .errors import ConnectionFailure, advise, refusal, remove_secrets
+from .standby import PING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
-    from .errors import ConnectionFailure, Refusal
+    from .errors import Refusal
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -148,6 +150,54 @@ def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> Attempt
     return limits.too_late()
 
 
+def needs_own_connection(
+    multiplexer: Multiplexer,
+    request: PendingRequest,
+    call: Call,
+    lost: list[MultiplexedConnection],
+) -> bool:
+    """Return whether a request must not share a connection.
+
+    That is a further large one, or one that may be why the server closed the connections `lost`.
+    It is not if the server was restarted, which ended the other connections, too.
+    """
+    if lost and not multiplexer.bound and (request.large or call.effect is Effect.READ):
+        return len(lost) > 1 or any(each.opened < lost[0].ended for each in multiplexer.connections)
+    return request.large and multiplexer.needs_own_connection(request)
+
+
+def note_loss(lost: list[MultiplexedConnection], failed: AttemptFailed) -> None:
+    """Add the connection of a failed attempt if the server closed it while it had the request."""
+    connection = failed.connection
+    if failed.cause is Cause.RESET and connection is not None and connection.lost:
+        lost.append(cast("MultiplexedConnection", connection))
+
+
+def submit(multiplexer: Multiplexer, request: PendingRequest, call: Call) -> None:
+    """Submit a request of a call. A read takes another connection while replies are delayed."""
+    multiplexer.submit(request, read=multiplexer.delayed and call.effect is Effect.READ)
+
+
+async def confirm_idle(multiplexer: Multiplexer) -> None:
+    """Close the connection of a bound client if it was idle for long and does not answer a PING.
+
+    Then the call that follows was certainly not sent. Within MULTI, nothing may be sent in between.
+    """
+    connection, state = multiplexer.current, multiplexer.bound_state
+    idle = connection is not None and not connection.in_flight and connection.idle > TRUSTED_IDLE
+    if connection is None or not idle or state.in_transaction:
+        return
+    timeout = connection.response_timeout if state else PROMPT_ANSWER
+    until = current_deadline()
+    try:
+        async with StallTolerantTimeout(timeout, until=until):
+            await connection.ask(PING)
+    except TimeoutError:
+        if until is None or asyncio.get_running_loop().time() < until:
+            detail = f"no answer to a PING within {timeout:g} s, after an idle time"
+            connection.close(ConnectionFailure(Cause.TIMED_OUT, detail, definite=False))
+
+
 def failure_of(reason: ConnectionLost | LeftBehind | Undeliverable) -> AttemptFailed:
     """Return the failed attempt that a connection or the multiplexer reported."""
     if isinstance(reason, LeftBehind):
@@ -191,6 +241,10 @@ def final_error(error: Exception) -> AttemptFailed:
     )
 
 
+MOVED = object()
+"""What `await_reply` returns if a read should be sent again, over a connection that answers."""
+
+
 async def await_reply(
     multiplexer: Multiplexer, request: PendingRequest, *, call: Call, limits: Limits, timeout: float
 ) -> Any:
@@ -199,11 +253,14 @@ async def await_reply(
     Return the reply, an exception that represents an error reply, or an `AttemptFailed`.
     Cancelling abandons the request: it is not sent if it was not yet, and its reply is dropped.
     `timeout` limits the silence of the connection. A `call` that only reads may be sent on another
-    connection meanwhile.
+    connection meanwhile; the result is `MOVED` if this one is known to be blocked.
     """
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
     while True:
+        if multiplexer.has_way_around(request) and call.effect is Effect.READ:
+            multiplexer.abandon(request)
+            return MOVED
         now = loop.time()
         wake = now + (SECOND_CHECK if clock.suspicious else timeout)
         limit = limits.until if request.sent else clock.may_wait_until(limits)
@@ -420,6 +477,12 @@ class Command:
         return self.spec.block(self.args) if self.spec.block is not None else 0.0
 
 
+def block_of(commands: Iterable[Command]) -> float:
+    """Return how many seconds the server may delay the replies to commands sent one by one."""
+    blocks = [command.block for command in commands]
+    return UNLIMITED if None in blocks else sum(block or 0.0 for block in blocks)
+
+
 SCRIPTED = ("EVAL", "FCALL")  # prefixes of the commands that run the user's code on the server
 
 UNLIMITED = 1e6  # seconds that stand for a command that blocks without a limit
@@ -457,6 +520,7 @@ class MultiplexedCall(Call):
         command: Command,
         data: bytes,
         *,
+        exchange: Callable[..., Awaitable[Any]],
         scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
@@ -468,13 +532,14 @@ class MultiplexedCall(Call):
         self._scripts = scripts
         self._fallback = fallback
         self._first = first
+        self._exchange_alone = exchange  # `ExclusivePool.exchange`
+        self._lost: list[MultiplexedConnection] = []
+        """The connections that the server closed while they had the request."""
         self._losses = multiplexer.bound_state.losses
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
-        blocking = command.spec.route is Route.EXCLUSIVE and command.spec.block is not None
-        self.bounded = not blocking
-        block = command.block if blocking else 0.0
-        self._timeout = policy.response_timeout + (UNLIMITED if block is None else block)
+        self.bounded = command.spec.block is None
+        self._timeout = policy.response_timeout + block_of((command,))
 
     @property
     def effect(self) -> Effect:
@@ -486,22 +551,23 @@ class MultiplexedCall(Call):
         first, self._first = self._first, None
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
-            return failure_of(first)
+            failed = failure_of(first)
+            note_loss(self._lost, failed)
+            return failed
         if first is None:
             unsent = unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
         began = asyncio.get_running_loop().time()
         if first is None or isinstance(first, Promoted):
-            request = self._submit(limits) if first is None else first.request
-            reply = await self._reply(request, limits)
+            reply = await self._exchange(limits, None if first is None else first.request)
         load = self._scripts.load_for(self.operation, self._command.args, reply)
         if load is not None:
             unsent = unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
             # Nothing ran. Sent together, both reach the same server.
-            reply = await self._reply(self._submit(limits, load), limits)
+            reply = await self._exchange(limits, before=load)
             reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
@@ -512,20 +578,45 @@ class MultiplexedCall(Call):
             return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
 
-    async def _reply(self, request: PendingRequest, limits: Limits) -> Any:
-        return await await_reply(
-            self._multiplexer,
-            request,
-            call=self,
-            limits=limits,
-            timeout=self._timeout,
-        )
+    async def _exchange(
+        self, limits: Limits, request: PendingRequest | None = None, *, before: bytes = b""
+    ) -> Any:
+        """Send the command, unless it was sent as `request`, and wait for the reply."""
+        while True:
+            if request is None:
+                request = self._request(limits, before)
+                if needs_own_connection(self._multiplexer, request, self, self._lost):
+                    reply = await self._exchange_alone(
+                        request,
+                        call=self,
+                        limits=limits,
+                        timeout=self._timeout,
+                        suspect=bool(self._lost),
+                    )
+                    break
+                submit(self._multiplexer, request, self)
+            reply = await await_reply(
+                self._multiplexer,
+                request,
+                call=self,
+                limits=limits,
+                timeout=self._timeout,
+            )
+            if reply is not MOVED:
+                break
+            request = None
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+        if isinstance(reply, AttemptFailed):
+            note_loss(self._lost, reply)
+        return reply
 
-    def _submit(self, limits: Limits, before: bytes = b"") -> PendingRequest:
-        """Submit the command, in one write with another command that comes before it."""
+    def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:
+        """Return the request, in one write with another command that comes before it."""
         position = 1 if before else 0
         raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
-        request = PendingRequest(
+        return PendingRequest(
             before + self._data,
             count=position + 1,
             raw=raw,
@@ -534,5 +625,3 @@ class MultiplexedCall(Call):
             expires=limits.sent,
             movable=limits.behind is None,
         )
-        self._multiplexer.submit(request)
-        return request

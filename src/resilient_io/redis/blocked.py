@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from resilient_io.deadlines import earlier
 from resilient_io.health import Cause
 
-from .connect import abort, socket_of
+from .connect import StallTolerantTimeout, abort, identity, socket_of
 from .errors import ConnectionFailure, refusal
 
 if TYPE_CHECKING:
@@ -106,12 +105,11 @@ class BlockedCalls:
         shared = self._find_shared()
         if shared is None or known.client_id is None:
             return False
-        limit = asyncio.get_running_loop().time() + _CHECK_TIMEOUT
         try:
-            async with asyncio.timeout_at(earlier(limit, until)):
+            async with StallTolerantTimeout(_CHECK_TIMEOUT, until=until):
                 text = _text(await shared.query("CLIENT", "LIST", "ID", known.client_id))
                 flags = _FLAGS.search(text)
-                if f" name={known.name} " not in text or flags is None or "b" not in flags[1]:
+                if f":{identity(known.name)} " not in text or flags is None or "b" not in flags[1]:
                     return False
                 return bool(await shared.query("CLIENT", "UNBLOCK", known.client_id))
         except (RedisError, OSError):
@@ -149,7 +147,7 @@ class BlockedCalls:
             if known is None:
                 continue  # its call has ended meanwhile
             address, name = clients.get(known.client_id or 0, ("", ""))
-            if name != known.name:
+            if identity(name) != identity(known.name):
                 known.failure = _CLOSED_BY_SERVER
                 abort(connection)
             elif _is_ours(connection, address):

@@ -6,10 +6,11 @@ import contextlib
 import copy
 import functools
 import random
+import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
 import redis.asyncio.client as driver_client
@@ -23,8 +24,8 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import Command, MultiplexedCall, Packer
-from .commands import SPECS, Route, lookup
+from .attempt import Command, MultiplexedCall, confirm_idle
+from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, secrets_in
 from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
@@ -38,10 +39,13 @@ from .options import (
     explain_options,
     policy_from_options,
     pool_from_url,
+    probe_interval,
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .runtime import Runtime
+from .session import SETTINGS, check_client_name, read_client_name
+from .sharing import PoolRuntimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .commands import CommandSpec
     from .instrumentation import Tracing
     from .options import PoolOptions, RedisOptions, UrlOptions
 
@@ -98,6 +103,17 @@ class RedisStats:
     latency_counts: tuple[tuple[float, int], ...]
 
 
+class _OwnOptions(NamedTuple):
+    """The options that are not redis-py's. Clients with the same may share their connections."""
+
+    policy: RetryPolicy | None
+    health: Dependency | None
+    connections: ConnectionSettings | None
+    name: str | None
+    rng: random.Random | None
+    interval: float  # of the health probe, or 0.0 for the default
+
+
 _NO_OPTIONS: dict[str, Any] = {}
 
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
@@ -123,7 +139,11 @@ class ResilientRedis(driver.Redis):
         name: The name of the client and of its dependency in logs, errors and metrics. By default,
             "redis" and the address.
         rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
-        connection_pool: A pool of redis-py, of which only the settings are used.
+        reopen: Whether a call after `aclose()` opens the client again, as in redis-py. Otherwise it
+            raises `RedisClosed`.
+        connection_pool: A pool of redis-py. Clients on the same pool with the same options share
+            their connections, which stay open for 10 s after the last of these clients was closed
+            or collected, and end with the pool (`pool.aclose()`).
         single_connection_client: Use one connection of its own, which permits WATCH, MULTI, SELECT
             and the like.
         **options: All other options of `redis.asyncio.Redis`.
@@ -140,6 +160,10 @@ class ResilientRedis(driver.Redis):
     _uninstrumented: ResilientRedis | None = None
     """A copy of this client whose calls no tracer sees."""
     _traceable: bool = True  # false for that copy
+    _origin: ResilientRedis | None = None
+    """The client of which this is a view. A view keeps it from being collected."""
+    _counted: bool = False  # whether it counts as a user of its runtime
+    _closed: bool = False  # whether `aclose` was the last that was called
 
     def __init__(
         self,
@@ -149,6 +173,7 @@ class ResilientRedis(driver.Redis):
         connections: ConnectionSettings | None = None,
         name: str | None = None,
         rng: random.Random | None = None,
+        reopen: bool = True,
         connection_pool: ConnectionPool | None = None,
         single_connection_client: bool = False,
         **options: Unpack[RedisOptions],
@@ -164,38 +189,60 @@ class ResilientRedis(driver.Redis):
                 single_connection_client=single_connection_client,
                 **given,
             )
-        pool = self.connection_pool
-        settings = given | retries if connection_pool is None else pool.connection_kwargs
-        self._policy = policy if policy is not None else policy_from_options(settings)
-        target = RedisTarget(pool)
-        check_target(target)
-        interval = interval or pool.connection_kwargs.get("health_check_interval", 0)
+        interval = interval or self.connection_pool.connection_kwargs.get(
+            "health_check_interval", 0
+        )
+        self._reopen = reopen
         self._seeded = rng
-        jitter = rng if rng is not None else random.Random()
-        # Client names and lock tokens must not be guessable, unless a schedule is replayed.
-        self._tokens = rng if rng is not None else random.SystemRandom()
-        if health is None:
-            health = ClientDependency(
-                check_name("name", name) if name is not None else f"redis {target.name}",
-                settings=HealthSettings(interval=float(interval)) if interval else None,
-                rng=jitter,
-            )
-        self.health = health
-        self.name = health.name if name is None else redact_credentials(check_name("name", name))
-        self._packer = Packer(pool.get_encoder())  # type: ignore[no-untyped-call]
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
-        self._hot = self._packer.direct  # whether commands may take the hot path at all
+        own = _OwnOptions(policy, health, connections, name, rng, probe_interval(interval))
+        shared = None if single_connection_client else PoolRuntimes.of(self.connection_pool)
+        runtime = shared.find(own) if shared is not None else None
+        if runtime is None:
+            settings = given | retries if connection_pool is None else None
+            runtime = self._make_runtime(own, settings)
+            if shared is not None:
+                shared.add(own, runtime)
+        self._runtime = runtime
+        self._count()
+        self._policy = runtime.policy
+        self._packer = runtime.packer
+        # Client names and lock tokens must not be guessable, unless a schedule is replayed.
+        self._tokens = runtime.tokens
+        table: Any = self.response_callbacks
+        table["CLIENT GETNAME"] = read_client_name
+        self._hot = runtime.packer.direct  # whether commands may take the hot path at all
+        self.health = runtime.health
+        self.name = runtime.health.name if name is None else redact_credentials(name)
         if is_patched():
             self._instrument()
-        self._runtime = Runtime(
+
+    def _make_runtime(self, own: _OwnOptions, settings: Mapping[str, Any] | None) -> Runtime:
+        """Return a new runtime. `settings` are those from which its policy is made."""
+        policy, health, connections, name, rng, interval = own
+        pool = self.connection_pool
+        target = RedisTarget(pool)
+        if policy is None:
+            policy = policy_from_options(pool.connection_kwargs if settings is None else settings)
+        check_target(target)
+        jitter = rng if rng is not None else random.Random()
+        if name is not None:
+            check_name("name", name)
+        if health is None:
+            health = ClientDependency(
+                name if name is not None else f"redis {target.name}",
+                settings=HealthSettings(interval=interval) if interval else None,
+                rng=jitter,
+            )
+        return Runtime(
             target=target,
-            policy=self._policy,
+            policy=policy,
             health=health,
             settings=connections if connections is not None else ConnectionSettings(),
             template=pool,
             rng=jitter,
-            tokens=self._tokens,
-            bound=single_connection_client,
+            tokens=rng if rng is not None else random.SystemRandom(),
+            bound=self.single_connection_client,
         )
 
     @classmethod
@@ -218,7 +265,7 @@ class ResilientRedis(driver.Redis):
             ConfigurationError: The URL or an option is invalid.
         """
         given: dict[str, Any] = {**options}
-        ours = {key: given.pop(key) for key in _OWN_OPTIONS if key in given}
+        ours = {key: given.pop(key) for key in _OPTIONS_OF_FROM_URL if key in given}
         check_conflicts(given, ours.get("policy"))
         pool = pool_from_url(url, given)
         client = cls(
@@ -229,11 +276,12 @@ class ResilientRedis(driver.Redis):
 
     @classmethod
     def from_pool(cls, connection_pool: ConnectionPool, **options: Unpack[PoolOptions]) -> Self:
-        """Return a client that owns, and closes, a pool of which only the settings are used.
+        """Return a client that owns a pool, and closes it.
 
         Args:
             connection_pool: A pool of redis-py, or a Sentinel pool.
-            **options: `policy`, `health`, `connections`, `name` and `rng`, as in the constructor.
+            **options: `policy`, `health`, `connections`, `name`, `rng` and `reopen`, as in the
+                constructor.
         """
         client = cls(connection_pool=connection_pool, **options)
         client.auto_close_connection_pool = True
@@ -313,16 +361,18 @@ class ResilientRedis(driver.Redis):
             return await trace_command(
                 "execute_command", self, self._tracing, send, args=args, options=options
             )
+        await self._ensure_open(args[0])
         runtime = self._runtime
-        runtime.executor.check_open(args[0])
-        runtime.start()
-        executor = runtime.executor  # a new one, if the loop of the first was closed
+        executor = runtime.executor
         spec = SPECS.get(args[0]) or lookup(args)
         runtime.scripts.note(spec.name, args)
         executor.check_available(spec.name, self._policy)
+        if spec.name in SETTINGS and not runtime.bound:
+            return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         if runtime.bound:
+            await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
             runtime.multiplexer.bound_state.note(spec)
         started = runtime.multiplexer.time()
@@ -334,14 +384,69 @@ class ResilientRedis(driver.Redis):
             call = self._multiplexed_call(command, self._packer.pack(spec.words, args))
         return await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
 
+    async def _apply_setting(
+        self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Send a command that changes its connection on every connection."""
+        runtime = self._runtime
+        words = (*spec.words, *args[1:])
+        operands = words[2:]
+        shared = replace(spec, route=Route.MULTIPLEXED, effect=Effect.IDEMPOTENT)
+        if spec.name == "CLIENT SETNAME":
+            check_client_name(operands)
+            # A connection keeps a name that is unique, so it is asked whether it has one.
+            shared, args = SPECS["CLIENT GETNAME"], ("CLIENT GETNAME",)
+        call = self._multiplexed_call(
+            Command(shared, args, options), self._packer.pack(shared.words, args)
+        )
+        started = runtime.multiplexer.time()
+        reply = await runtime.executor.run(call, self._policy, started=started)
+        if spec.name == "CLIENT SETNAME":
+            reply = True
+        command = runtime.session.take(spec.name, operands)
+        runtime.pool.renew()
+        await runtime.multiplexer.apply(command)
+        return reply
+
     async def _execute_uninstrumented(self, *args: Any, **options: Any) -> Any:
         """Send a command that no tracer sees, on the hot path if possible."""
         twin = self._uninstrumented
         if twin is None:
             self._uninstrumented = twin = copy.copy(self)
-            twin._traceable = False
+            twin._traceable, twin._origin = False, None  # not a reference to itself
             twin._hot = self._packer.direct and not self._deliberate
-        return await ResilientRedis.execute_command(twin, *args, **options)
+        if self._is_closed:
+            await self._ensure_open(args[0])
+        return await _execute_command(twin, *args, **options)
+
+    async def _ensure_open(self, operation: object) -> None:
+        """Open the client before a call, also after `aclose()`, unless that is not permitted.
+
+        Raises:
+            RedisClosed: The client is closed and has `reopen=False`, or is closed meanwhile.
+        """
+        runtime = self._runtime
+        if self._closed_for_good:
+            raise runtime.executor.closed_error(operation)
+        if runtime.executor.closed:
+            await runtime.reopen()
+        origin = self._origin or self
+        if origin._closed:
+            origin._mark_open()
+        runtime.start()
+
+    @property
+    def _is_closed(self) -> bool:
+        return (self._origin or self)._closed or self._runtime.executor.closed
+
+    @property
+    def _closed_for_good(self) -> bool:
+        origin = self._origin or self
+        return origin._closed and not origin._reopen
+
+    def _check_open(self, operation: str) -> None:
+        if self._closed_for_good:
+            raise self._runtime.executor.closed_error(operation)
 
     def _multiplexed_call(
         self, command: Command, data: bytes, first: Exception | None = None
@@ -352,6 +457,7 @@ class ResilientRedis(driver.Redis):
             self._policy,
             command,
             data,
+            exchange=self._runtime.pool.exchange,
             scripts=self._runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,
@@ -401,14 +507,14 @@ class ResilientRedis(driver.Redis):
 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
-            self._runtime.executor.check_open("pubsub")
+            self._check_open("pubsub")
             options.setdefault("event_dispatcher", self._event_dispatcher)
-            return _PubSub(self._runtime.target, self.connection_pool, **options)
+            return _PubSub(self, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
-            self._runtime.executor.check_open("monitor")
-            return _Monitor(self._runtime.target, self.connection_pool)
+            self._check_open("monitor")
+            return _Monitor(self, self.connection_pool)
 
         def eval(self, script: Any, *args: Any) -> Any:
             """Run a script, and remember it for EVALSHA."""
@@ -489,6 +595,7 @@ class ResilientRedis(driver.Redis):
             health=self.health,
             name=self.name,
             rng=self._seeded,
+            reopen=self._reopen,
         )
         if self._tracing is not None:
             client.trace_with(self._tracing)
@@ -524,6 +631,13 @@ class ResilientRedis(driver.Redis):
         rebind(view)
         view._policy = (policy if policy is not None else self._policy).replace(**changes)
         view._deliberate, view._hot = True, False
+        return view
+
+    def __copy__(self) -> Self:
+        """Return a view of this client: a copy that shares its connections."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._origin = self._origin or self
         return view
 
     def stats(self) -> RedisStats:
@@ -574,6 +688,7 @@ class ResilientRedis(driver.Redis):
             RuntimeError: The client is in use in another event loop, or the process was forked.
         """
         await self._runtime.reopen()
+        (self._origin or self)._mark_open()
         self._runtime.start()
         if is_patched():
             self._instrument()
@@ -593,8 +708,12 @@ class ResilientRedis(driver.Redis):
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close: every waiting call raises `Closed`, and every connection and task ends.
 
+        The connections of a pool that was passed as `connection_pool=` stay open for its other
+        clients, as in redis-py, unless `close_connection_pool` is true.
+
         Takes at most the connect timeout. Idempotent. Cancelling returns immediately; the closing
-        continues in the background.
+        continues in the background. A later call opens the client again, unless it has
+        `reopen=False`.
 
         Args:
             close_connection_pool: Whether to close redis-py's pool, too; by default if the client
@@ -602,8 +721,49 @@ class ResilientRedis(driver.Redis):
         """
         if self._deliberate:
             return
+        self._closed, self._hot = True, False
+        close_all = close_connection_pool
+        if close_all is None:
+            close_all = self.auto_close_connection_pool
+        close_all = close_all or self.single_connection_client
+        self._leave(kept=not close_all)
+        if not close_all:
+            return
         pool = functools.partial(super().aclose, close_connection_pool)
         await self._runtime.aclose(also=pool)
+
+    def _mark_open(self) -> None:
+        self._closed = False
+        self._hot = self._packer.direct and not self._instrumented
+        self._count()
+
+    def _count(self) -> None:
+        if not self._counted:
+            self._counted = True
+            self._runtime.users += 1
+
+    def _leave(self, *, kept: bool) -> None:
+        if self._counted:
+            self._counted = False
+            self._runtime.leave(kept=kept)
+
+    def __del__(self, _warnings: Any = warnings, *_: Any) -> None:
+        """Close in the background if the last client of its connections is collected unclosed."""
+        # Without the attribute, the constructor has failed; a view has its own reference to it.
+        if not self.__dict__.get("_counted") or self._origin is not None or not self._traceable:
+            return
+        runtime, owned = self._runtime, self.auto_close_connection_pool
+        kept = not (owned or runtime.bound)
+        self._leave(kept=kept)
+        if kept or runtime.users or not runtime.running:
+            return
+        _warnings.warn(
+            f"unclosed client {self!r}: use `async with`, or await aclose()",
+            ResourceWarning,
+            stacklevel=1,
+            source=self,
+        )
+        runtime.close_later(self.connection_pool.aclose if owned else _nothing)
 
     async def __aexit__(self, *_: object) -> None:
         """Close when the last `async with` block is left."""
@@ -617,8 +777,15 @@ class ResilientRedis(driver.Redis):
         return f"<{type(self).__name__} {self._runtime.target.name} {self.health.state.value}>"
 
 
-_OWN_OPTIONS = ("policy", "health", "connections", "name", "rng")
+_execute_command = ResilientRedis.execute_command
+"""The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
+
+_OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
+
+
+async def _nothing() -> None:
+    """Close no pool."""
 
 
 @contextlib.contextmanager
@@ -631,11 +798,15 @@ def _without_secrets(target: RedisTarget) -> Iterator[None]:
 
 
 class _PubSub(driver_client.PubSub):
-    """redis-py's pub/sub object, whose errors contain no secrets."""
+    """redis-py's pub/sub object, whose errors contain no secrets.
 
-    def __init__(self, target: RedisTarget, *args: Any, **options: Any) -> None:
+    It keeps its client from being collected, which would close the pool.
+    """
+
+    def __init__(self, client: ResilientRedis, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._target = target
+        self._client = client
+        self._target = client._runtime.target
 
     async def execute_command(self, *args: Any) -> Any:
         with _without_secrets(self._target):
@@ -649,9 +820,10 @@ class _PubSub(driver_client.PubSub):
 class _Monitor(driver_client.Monitor):
     """redis-py's monitor, whose errors contain no secrets."""
 
-    def __init__(self, target: RedisTarget, pool: ConnectionPool) -> None:
+    def __init__(self, client: ResilientRedis, pool: ConnectionPool) -> None:
         super().__init__(pool)
-        self._target = target
+        self._client = client  # as a pub/sub object does
+        self._target = client._runtime.target
 
     async def connect(self) -> None:
         with _without_secrets(self._target):

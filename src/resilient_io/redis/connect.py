@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import math
 import socket
 import ssl
@@ -12,7 +11,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.driver_info import resolve_driver_info
@@ -20,22 +25,39 @@ from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
-from resilient_io.health import LoopLag
+from resilient_io.health import Cause, LoopLag
 from resilient_io.text import clean_text, format_address
 
+from .addresses import ConfiguredAddress, Places, Race, SharedTask
 from .errors import ConnectionFailure, connection_failure, refusal
+from .sentinel import SentinelAddress
+from .tls import (
+    PLAIN_PORT,
+    PORT_CHECK_TIMEOUT,
+    TLS_PORT,
+    answers_tls,
+    answers_without_tls,
+    find_alert,
+    load_files,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+    from .addresses import AddressSource, Place
 
     Query = Callable[..., Awaitable[Any]]
 
 
 _SECOND_CHECK = 0.005  # seconds in which data that is already in the socket is read
 _RESOLUTION = 1e-6  # seconds below which no time is left
+
+
+TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
+PROMPT_ANSWER = 0.25  # seconds that this answer may take
 
 
 class StallTolerantTimeout:
@@ -106,9 +128,6 @@ class StallTolerantTimeout:
             self._timeout.reschedule(loop.time())
 
 
-_PLAIN_PORT = "TLS was not answered, but the port speaks plain Redis"
-
-
 async def connect(
     target: RedisTarget,
     *,
@@ -119,33 +138,62 @@ async def connect(
 ) -> AbstractConnection:
     """Open a new connection and complete the handshake within `timeout`.
 
-    `began` is called with the connection before it is opened.
+    `began` is called with each connection before it is opened: there are several if the name of the
+    server has several addresses, and the first does not answer.
 
-    If the TLS handshake is not answered, it takes another quarter of a second to tell a plain port
-    from a frozen server. The text of an exception may contain secrets: use `RedisTarget.failure`.
+    If a handshake fails because only one side speaks TLS, it takes another quarter of a second to
+    find that out. The text of an exception may contain secrets: use `RedisTarget.failure`.
     """
-    if target.speaks_plainly and await target.check_plain_port():
-        raise ssl.SSLError(1, _PLAIN_PORT)
+    await target.check_port()
     connection: AbstractConnection | None = None
     connected = False
+
+    def open_at(place: Place | None) -> Awaitable[AbstractConnection]:
+        return _open(target, place, client_name=client_name, began=began)
+
     try:
         async with StallTolerantTimeout(timeout):
-            await target.resolve()
-            connection = target.connection(client_name=client_name, connect_timeout=None)
-            if began is not None:
-                began(connection)
-            await _shake_hands(connection)
+            places = await target.places()
+            if places is None or len(places) == 1:
+                connection = await open_at(None if places is None else places[0])
+            else:
+                connection = await Race(
+                    open_at,
+                    discard=abort,
+                    avoid=target.avoid,
+                    final=lambda error: target.failure(error).permanent,
+                ).run(places)
         _set_user_timeout(connection, user_timeout)
-        connected = True
-    except (driver.TimeoutError, TimeoutError):
-        if target.uses_tls and await target.check_plain_port():
-            raise ssl.SSLError(1, _PLAIN_PORT) from None
+        connected = target.reached = True
+    except (driver.RedisError, OSError) as error:
+        await target.explain(error)
         raise
     else:
         return connection
     finally:
         if connection is not None and not connected:
             abort(connection)
+
+
+async def _open(
+    target: RedisTarget,
+    place: Place | None,
+    *,
+    client_name: str | None,
+    began: Callable[[AbstractConnection], None] | None,
+) -> AbstractConnection:
+    connection = target.connection(client_name=client_name, connect_timeout=None, place=place)
+    if began is not None:
+        began(connection)
+    opened = False
+    try:
+        load_files(connection)
+        await _shake_hands(connection)
+        opened = True
+    finally:
+        if not opened:
+            abort(connection)
+    return connection
 
 
 async def _shake_hands(connection: AbstractConnection) -> None:
@@ -207,22 +255,47 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
     return query
 
 
-async def identify(query: Query, name: str, *, protocol: int) -> int | None:
+async def exchange(connection: AbstractConnection, *commands: Sequence[Any]) -> list[Any]:
+    """Send commands in one write, and return their replies. An error reply is one of them."""
+    packed = [connection.pack_command(*command) for command in commands]
+    await connection.send_packed_command([part for parts in packed for part in parts])
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+async def identify(connection: AbstractConnection, name: str, *, timeout: float) -> int | None:
     """Set the client name of a connection. Return its CLIENT ID, or None if that is not permitted.
 
     This is not a part of the handshake, where redis-py would treat a forbidden name as a failed
     connection. An error that may pass is raised: a connection without a name can never be fenced.
     """
-    try:
-        await query("CLIENT", "SETNAME", name)
-        return int(await query("CLIENT", "ID"))
-    except ResponseError as error:
-        if refusal(error) is None:
+    async with StallTolerantTimeout(timeout):
+        named, number = await exchange(connection, ("CLIENT", "SETNAME", name), ("CLIENT", "ID"))
+        errors = [reply for reply in (named, number) if isinstance(reply, ResponseError)]
+        if not errors:
+            return int(number)
+        if refusal(errors[0]) is None:
             return None  # NOPERM, or a server without these commands
-    # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
-    said = await query("HELLO", protocol, "SETNAME", name)
+        # While a script runs, Redis refuses CLIENT (BUSY), but not HELLO, which does the same.
+        hello = ("HELLO", connection.protocol, "SETNAME", name)
+        (said,) = await exchange(connection, hello)
+    if isinstance(said, ResponseError):
+        raise said
     facts = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
     return int(facts.get(b"id") or facts["id"])
+
+
+def identity(name: str) -> str:
+    """Return the part of a connection's name that no other connection has.
+
+    What comes before it may change while the connection is open (CLIENT SETNAME).
+    """
+    return name.rpartition(":")[2]
 
 
 class Fenceable(Protocol):
@@ -241,14 +314,26 @@ class ExclusiveConnection:
     A connection without a CLIENT ID cannot be fenced: the server forbids to name it.
     """
 
-    __slots__ = ("client_id", "failure", "fenced", "lost", "name", "unanswered")
+    __slots__ = (
+        "client_id",
+        "failure",
+        "fenced",
+        "lost",
+        "name",
+        "opened",
+        "unanswered",
+        "version",
+    )
 
-    def __init__(self, name: str, client_id: int | None) -> None:
+    def __init__(self, name: str, client_id: int | None, version: int = 0) -> None:
         self.name = name
         self.client_id = client_id
+        self.version = version
+        """The version of the session settings that it has."""
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
         self.lost = False
+        self.opened = asyncio.get_running_loop().time()
         self.failure: ConnectionFailure | None = None
         """Why this client closed the connection under its call, if it did."""
         self.fenced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -269,7 +354,7 @@ async def fence(query: Query, *, client_id: int | None, name: str) -> bool:
     try:
         listed = await query("CLIENT", "LIST", "ID", client_id)
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
-        if f" name={name} " in text:
+        if f":{identity(name)} " in text:
             await query("CLIENT", "KILL", "ID", client_id)
     except ResponseError as error:
         if refusal(error) is not None:
@@ -285,6 +370,12 @@ def socket_of(connection: AbstractConnection) -> Any:
     return get_extra_info("socket") if get_extra_info is not None else None
 
 
+def peer_of(connection: AbstractConnection) -> object:
+    """Return the address of a connection's server, as its socket names it, or None."""
+    get_extra_info = getattr(getattr(connection, "_writer", None), "get_extra_info", None)
+    return get_extra_info("peername") if get_extra_info is not None else None
+
+
 def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
     sock = socket_of(connection)
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -292,7 +383,7 @@ def _set_user_timeout(connection: AbstractConnection, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
-_PLAIN_PORT_TIMEOUT = 0.25  # seconds to wait for a server's answer without TLS
+_EXPLAIN_INTERVAL = 2.0  # seconds between two checks whether TLS is the reason of resets
 
 _POOL_ONLY = ("maint", "orig_", "oss_cluster")
 """Prefixes of the options that redis-py 8.1's pool adds for maintenance notifications."""
@@ -308,7 +399,7 @@ _REMEMBERED = 8  # secrets that are remembered of a credential provider, which m
 class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
-    Sentinel pools work, too: every connect attempt asks for the address again.
+    Sentinel pools work, too: every connect attempt asks the Sentinels for the address again.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -340,9 +431,40 @@ class RedisTarget:
             # on Python 3.11; the user of the connection sets time limits.
             socket_timeout=None,
         )
-        self._lookup: asyncio.Task[object] | None = None
-        self.speaks_plainly = False
-        """Whether TLS is configured, but the server was seen to answer without TLS."""
+        self._places = self._find_places()
+        self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
+        self.reached = False
+        """Whether a connection has been opened, so that the port speaks what this client does."""
+        self._explanation = SharedTask("resilient-io redis TLS check")
+        self._explained = -math.inf  # loop time of the latest explanation of a reset
+        self._reset_reason: ssl.SSLError | None = None
+
+    def _find_places(self) -> Places | None:
+        """Return where connections are opened; None if that is up to the connections."""
+        source: AddressSource
+        pool, settings = self._pool, self._settings
+        plain = _PLAIN_CLASSES.get(self._class)
+        if plain is not None and isinstance(pool, SentinelConnectionPool):
+            # Sentinels are asked here, all at the same time, and READONLY remains a reply.
+            self._class = plain
+            settings.pop("connection_pool", None)
+            manager = pool.sentinel_manager
+            source = SentinelAddress(
+                pool.service_name,
+                [_asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
+                replica=not pool.is_master,
+                least_others=manager.min_other_sentinels,
+                forced_host=manager._force_master_ip,
+            )
+        elif getattr(self._class, "_connect", None) is Connection._connect:
+            # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
+            host, port = settings.get("host") or "localhost", settings.get("port") or 6379
+            if not isinstance(host, str):
+                return None
+            source = ConfiguredAddress(host, int(port))
+        else:
+            return None
+        return Places(source)
 
     @property
     def name(self) -> str:
@@ -383,63 +505,135 @@ class RedisTarget:
         """Return why connecting or talking to this server failed, without secrets."""
         return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
 
-    async def check_plain_port(self) -> bool:
-        """Return whether a server that ignored a TLS handshake answers without TLS.
+    async def check_port(self) -> None:
+        """Raise if only one side speaks TLS, as an earlier attempt has found out."""
+        if self._mismatch is not None:
+            await self._check_for(self._mismatch)
+
+    async def explain(self, error: BaseException) -> None:
+        """Raise an `ssl.SSLError` if connecting failed because of TLS, which `error` does not say.
 
         Redis treats the TLS greeting as the beginning of a command and waits for the rest, so a
-        plain port looks like a frozen server.
+        plain port looks like a frozen server. A TLS port closes a plain connection. A server that
+        requires the client's certificate says so, but a reset may hide that.
         """
-        host, port = self._settings.get("host"), self._settings.get("port")
-        plain = False
-        if isinstance(host, str):
-            with contextlib.suppress(OSError):
-                async with asyncio.timeout(_PLAIN_PORT_TIMEOUT):
-                    plain = await _answers_without_tls(host, int(port or 6379))
-        self.speaks_plainly = plain
-        return plain
-
-    async def resolve(self) -> None:
-        """Look up the host name, with at most one lookup in flight.
-
-        A hanging resolver then occupies one thread instead of one per connect attempt. Cancelling
-        the wait leaves the lookup running for the next caller.
-        """
-        host = self._settings.get("host")
-        if not isinstance(host, str) or _is_address(host) or self._settings.get("path"):
+        cause = self.failure(error).cause
+        if cause is Cause.TIMED_OUT and self.uses_tls:
+            await self._check_for(PLAIN_PORT)
+        if cause is not Cause.RESET or (self.reached and not self.uses_tls):
             return
-        lookup = self._lookup
-        if lookup is None or lookup.done():
-            loop = asyncio.get_running_loop()
-            port = int(self._settings.get("port") or 6379)
-            lookup = self._lookup = loop.create_task(
-                _look_up(loop, host, port), name="resilient-io redis name lookup"
-            )
-            # The caller may be gone before the lookup fails; asyncio would log that.
-            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([lookup])
-        if not lookup.cancelled() and (error := lookup.exception()) is not None:
-            raise error
+        if asyncio.get_running_loop().time() - self._explained >= _EXPLAIN_INTERVAL:
+            # A server that resets connections may also be starting: it is not asked often.
+            self._reset_reason = await self._explanation.result(self._explain_reset)
+            self._explained = asyncio.get_running_loop().time()
+        if self._reset_reason is not None:
+            raise self._reset_reason.with_traceback(None)
+
+    async def _explain_reset(self) -> ssl.SSLError | None:
+        place = await self._first_place()
+        if place is None:
+            return None
+        if not self.uses_tls:
+            if not await answers_tls(place.address, place.port):
+                return None
+            self._mismatch = TLS_PORT
+            return ssl.SSLError(1, TLS_PORT)
+        connection: Any = self.connection(client_name=None, connect_timeout=None, place=place)
+        load_files(connection)
+        return await find_alert(connection._connection_arguments())
+
+    async def _check_for(self, mismatch: str) -> None:
+        self._mismatch = None
+        check = answers_tls if mismatch == TLS_PORT else answers_without_tls
+        place = await self._first_place()
+        if place is not None and await check(place.address, place.port):
+            self._mismatch = mismatch
+            raise ssl.SSLError(1, mismatch)
+
+    async def _first_place(self) -> Place | None:
+        """Return the address that would be tried first, if it is found quickly."""
+        with contextlib.suppress(driver.RedisError, OSError):
+            async with asyncio.timeout(PORT_CHECK_TIMEOUT):
+                return next(iter(await self.places() or ()), None)
+        return None
+
+    async def places(self) -> Sequence[Place] | None:
+        """Return the addresses to try, in this order; None leaves that to the connection."""
+        return None if self._places is None else await self._places.find()
+
+    def avoid(self, place: Place) -> None:
+        """Try an address last from now on."""
+        if self._places is not None:
+            self._places.avoid(place.address, place.port)
+
+    def avoid_peer(self, peer: Any) -> None:
+        """Try the address of a connection, as its socket names it, last from now on."""
+        if self._places is not None and isinstance(peer, tuple):
+            self._places.avoid(peer[0], peer[1])
 
     async def aclose(self) -> None:
-        """Cancel a lookup that is in flight."""
-        if self._lookup is not None and not self._lookup.done():
-            self._lookup.cancel()
-            await asyncio.wait([self._lookup])
+        """Cancel the lookup and the check that are in flight."""
+        await self._explanation.aclose()
+        if self._places is not None:
+            await self._places.aclose()
 
     def connection(
-        self, *, client_name: str | None, connect_timeout: float | None
+        self, *, client_name: str | None, connect_timeout: float | None, place: Place | None = None
     ) -> AbstractConnection:
         """Return a new connection object that is not connected yet.
 
         redis-py applies `connect_timeout` to its own connect attempts, None for no limit.
 
-        Every connect attempt needs a new one: redis-py 8.1 keeps the SSL context in the connection,
-        and asks Sentinel only in a connection that was never connected.
+        Every connect attempt needs a new one, because redis-py 8.1 keeps the SSL context in the
+        connection.
         """
-        return self._class(
-            **self._settings
-            | {"client_name": client_name, "socket_connect_timeout": connect_timeout}
-        )
+        options = {"client_name": client_name, "socket_connect_timeout": connect_timeout}
+        if place is None:
+            return self._class(**self._settings | options)
+        options |= {"host": place.host, "port": place.port}
+        connection: AbstractConnection = self._class(**self._settings | options)
+        if place.address != place.host:
+            # redis-py 8.1 passes them to `asyncio.open_connection`, which would look up the name
+            # again. TLS verifies the name.
+            own = connection._connection_arguments  # type: ignore[attr-defined]
+            name = {"server_hostname": place.host} if self.uses_tls else {}
+
+            def arguments() -> Mapping[str, Any]:
+                return {**own(), **name, "host": place.address}
+
+            connection._connection_arguments = arguments  # type: ignore[attr-defined]
+        return connection
+
+
+_PLAIN_CLASSES: dict[type, type[Connection]] = {
+    SentinelManagedConnection: Connection,
+    SentinelManagedSSLConnection: SSLConnection,
+}
+
+_SENTINEL_TIMEOUT = 0.5  # seconds that one Sentinel may take, from connecting to its last reply
+
+
+def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
+    """Return a function that sends commands on a new connection and returns their replies."""
+
+    async def ask(*commands: Sequence[str]) -> list[Any]:
+        connection: AbstractConnection | None = None
+        try:
+            async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
+                places = await target.places() or (None,)
+                connection = await _open(target, places[0], client_name=None, began=None)
+                replies = await exchange(connection, *commands)
+        except (driver.RedisError, OSError) as error:
+            failure = target.failure(error)
+            where = clean_text(target.name.rpartition("/")[0])
+            raise driver.ConnectionError(f"{where}: {failure.detail}") from None
+        else:
+            return replies
+        finally:
+            if connection is not None:
+                abort(connection)
+
+    return ask
 
 
 class _RecordingProvider(CredentialProvider):
@@ -500,24 +694,3 @@ def _text(secret: object) -> str:
 
 def _is_token(username: object) -> bool:
     return len(_text(username)) >= _TOKEN_LENGTH
-
-
-async def _answers_without_tls(host: str, port: int) -> bool:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(b"PING\r\n")
-        return await reader.read(1) in (b"+", b"-")
-    finally:
-        writer.transport.abort()
-
-
-async def _look_up(loop: asyncio.AbstractEventLoop, host: str, port: int) -> None:
-    await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -6,7 +6,6 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -197,6 +196,7 @@ NOT_ENOUGH = object()
 """What the reader returns for an incomplete reply. False is a reply in RESP3."""
 
 LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
+HUGE = 1024 * 1024 + LARGE  # bytes of a reply above which its connection is replaced if necessary
 
 
 def _ignore(_push: list[Any]) -> None:
@@ -231,6 +231,11 @@ class ResponseQueue:
     def busy(self) -> bool:
         """Whether a large request or reply is being transferred."""
         return self.large > 0 or self._partial > LARGE
+
+    @property
+    def partial(self) -> int:
+        """The number of bytes that have arrived of a reply which is not complete."""
+        return self._partial
 
     def listen(self, pushed: Callable[[list[Any]], object]) -> None:
         """Pass each push message to `pushed`, which must not send anything itself."""
@@ -420,9 +425,7 @@ class Watchdog:
         self._in_flight = in_flight
         self._queue = queue
         self._path = path if connection.link is not None else None
-        self._first = connection.response_timeout / 2
-        if self._path is not None:
-            self._first = min(self._first, INTERVAL)
+        self._first = min(connection.response_timeout / 2, INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # the loop time of the next check for silence
         # At the latest check: the bytes that the connection had written, and those that had left.
@@ -446,22 +449,25 @@ class Watchdog:
 
     def _check(self) -> None:
         self._timer = None
-        if not self._queue.waiting:
+        connection, waiting = self._connection, self._queue.waiting
+        if connection.delayed and (not waiting or self._waited() < INTERVAL / 2):
+            connection.catch_up()
+        if not waiting:
             return
         if self._loop.time() >= self._due and not self._check_silence():
             return
-        pause = self._look_at_path()
-        if self._connection.lost is None:
+        waited = self._waited()
+        pause = INTERVAL - waited if waited < INTERVAL - SECOND_CHECK else INTERVAL
+        if waited >= INTERVAL - SECOND_CHECK:
+            connection.fall_behind()
+            if self._path is not None and connection.lost is None:
+                pause = self._path.look(connection.socket, waited)
+        if connection.lost is None:
             self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
 
-    def _look_at_path(self) -> float:
-        """Return after how many seconds to look again."""
-        if self._path is None:
-            return math.inf
-        waited = self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
-        if waited < INTERVAL:
-            return INTERVAL
-        return self._path.look(self._connection.socket, waited)
+    def _waited(self) -> float:
+        """Return for how many seconds the calls in flight have waited without a byte."""
+        return self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
 
     def _check_silence(self) -> bool:
         """Schedule the next check for silence. Return False if this was the last one."""
@@ -524,6 +530,9 @@ class ConnectionOwner(Protocol):
     def connection_changed(self) -> None:
         """Choose again: the connection became full, busy with a large value, or free again."""
 
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """React to a huge reply, or to a short silence, which keeps the calls behind it waiting."""
+
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """React to half of the response timeout without a byte while calls wait."""
 
@@ -569,9 +578,12 @@ class MultiplexedConnection(asyncio.Protocol):
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
         self.full = False
+        self.delayed = False
+        """Whether the server answers on another connection, but sends nothing on this one."""
         self.flushed = 0  # the number of calls that were passed to the transport so far
         self.opened = self.clock = self._loop.time()
         """The second is the loop time of the latest call or read, exact within a tick."""
+        self.ended = float("inf")
         self.replies = 0
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -585,7 +597,9 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
+        self._driver_protocol = self.transport.get_protocol()
         self.socket: Any = self.transport.get_extra_info("socket")
+        self.peer: Any = self.transport.get_extra_info("peername")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
 
@@ -597,6 +611,11 @@ class MultiplexedConnection(asyncio.Protocol):
         return self._responses.busy
 
     @property
+    def hogged(self) -> bool:
+        """Whether a huge reply is being received, behind which other calls would wait long."""
+        return self._responses.partial > HUGE
+
+    @property
     def last_byte(self) -> float:
         """Loop time at which the last byte arrived."""
         return self._in_flight.last_byte
@@ -605,6 +624,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def last_activity(self) -> float:
         """Loop time of the last activity: a byte arrived, or a part of a request left."""
         return self._in_flight.last_activity
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last activity."""
+        return self._loop.time() - self.last_activity
 
     @property
     def link(self) -> LinkState | None:
@@ -711,6 +735,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if self.lost is not None:
             return
         self.lost = lost = ConnectionLost(failure, self)
+        self.ended = self._loop.time()
         self._watchdog.stop()
         self.transport.abort()
         unsent = self._take_queue(lost)
@@ -719,6 +744,23 @@ class MultiplexedConnection(asyncio.Protocol):
             # Nothing that this connection sent can still be applied, so there is nothing to fence.
             self.fenced.set_result(True)
         self._owner.connection_lost(self, unsent)
+
+    def detach(self) -> bool:
+        """Hand the transport back to redis-py if nothing is in flight; otherwise, close it.
+
+        Return whether redis-py can use the connection again.
+        """
+        left = self._responses.waiting or self._queue or self.transport.get_write_buffer_size()
+        if self.lost is None and left:
+            self.close(ConnectionFailure(Cause.CONNECTION_LOST, "its caller no longer waits"))
+        if self.lost is not None:
+            return False
+        self.lost = ConnectionLost(REPLACED, self)
+        self._watchdog.stop()
+        self.fenced.set_result(True)
+        self.closed.set_result(None)
+        self.transport.set_protocol(self._driver_protocol)
+        return True
 
     def pay_for_repeats(self, spend: Callable[[], bool]) -> bool:
         """Return whether the budget covers repeating the calls that this connection lost.
@@ -835,6 +877,8 @@ class MultiplexedConnection(asyncio.Protocol):
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
             return
         self._crowded = answered > 1
+        if not answered and HUGE < self._responses.partial <= HUGE + len(data):
+            self._owner.connection_blocked(self)
         if answered:
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
@@ -860,6 +904,15 @@ class MultiplexedConnection(asyncio.Protocol):
 
     # -- for the watchdog ------------------------------------------------------------------
 
+    def fall_behind(self) -> None:
+        """Notify the owner that nothing has arrived for a short time."""
+        self._owner.connection_blocked(self)
+
+    def catch_up(self) -> None:
+        """Take reads again: the server answers on this connection."""
+        self.delayed = False
+        self._owner.connection_changed()
+
     def fall_silent(self) -> None:
         """Notify the owner that half of the timeout passed in silence."""
         self._owner.connection_silent(self)
@@ -872,6 +925,13 @@ class MultiplexedConnection(asyncio.Protocol):
             return ConnectionFailure(Cause.UNREACHABLE, known, definite=False)
         detail = f"no byte arrived within {seconds:g} s" + (f": {known}" if known else "")
         return ConnectionFailure(Cause.TIMED_OUT, detail, definite=False)
+
+    def check_clocks(self) -> None:
+        """Wake the callers that wait for replies: reads may use another connection."""
+        requests = [each for each in self._responses.waiting if isinstance(each, PendingRequest)]
+        for request in dict.fromkeys(requests):
+            request.check_clock()
+        self._responses.promote(len(self._responses.waiting), self.adopt)
 
     def adopt(self, request: PendingRequest, from_end: int) -> None:
         """Take over the request of a call that was sent with a plain future."""

@@ -20,12 +20,15 @@ decorator on `redis.ConnectionError` would repeat an `OutcomeUnknown`: let it re
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
+from redis.asyncio.sentinel import MasterNotFoundError, SlaveNotFoundError
 
 from resilient_io.errors import (
     Closed,
@@ -36,6 +39,8 @@ from resilient_io.errors import (
 )
 from resilient_io.health import Cause
 from resilient_io.text import clean_text, describe_error, error_chain
+
+from .tls import TLS_PORT, TLSConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -125,6 +130,12 @@ _BY_PREFIX: dict[str, Refusal] = {
     "BUSY": Refusal(Cause.OVERLOADED, degraded=True),
 }
 
+_DEMOTED = "instance state changed"
+"""Part of the UNBLOCKED that ends a wait on a master that becomes a replica.
+
+The other UNBLOCKED is final: CLIENT UNBLOCK ... ERROR ended the wait.
+"""
+
 _MAX_CLIENTS = "max number of clients reached"
 
 
@@ -135,7 +146,9 @@ def refusal(error: BaseException) -> Refusal | None:
     """
     found = _BY_CLASS.get(type(error))
     if found is None and type(error) is driver.ResponseError:
-        found = _BY_PREFIX.get(str(error).partition(" ")[0])
+        prefix, _, text = str(error).partition(" ")
+        demoted = prefix == "UNBLOCKED" and _DEMOTED in text
+        found = _BY_CLASS[driver.ReadOnlyError] if demoted else _BY_PREFIX.get(prefix)
     if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
         found = Refusal(Cause.MAX_CLIENTS)
     return found
@@ -179,13 +192,33 @@ REPLACED = ConnectionFailure(Cause.CLOSED, "replaced")
 
 _TLS_HINT = " (is this a TLS port?)"
 
+_TLS_ALERTS = {
+    "CERTIFICATE_REQUIRED": ": pass ssl_certfile and ssl_keyfile",
+    "UNKNOWN_CA": ": the server does not accept the client certificate",
+    "ALERT_BAD_CERTIFICATE": ": the server does not accept the client certificate",
+    "ALERT_CERTIFICATE_": ": the server does not accept the client certificate",
+    "ALERT_HANDSHAKE_FAILURE": " (it may require ssl_certfile and ssl_keyfile)",
+}
+"""Parts of the reasons of `ssl.SSLError` that the server gives, and what they mean."""
+
+_LIMITS = {
+    errno.EMFILE: "this process has no file descriptor left{limit}: raise `ulimit -n`",
+    errno.ENFILE: "this host has no file descriptor left: raise fs.file-max",
+    errno.ENOBUFS: "this host has no memory for another socket",
+    errno.ENOMEM: "this host has no memory for another socket",
+    errno.EADDRNOTAVAIL: "this host has no free local port or address for another connection",
+}
+"""Errors of the operating system that are the fault of this process or host, and in words."""
+
 _FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...] = (
     (
         (driver.AuthenticationError, driver.AuthorizationError, driver.NoPermissionError),
         ConnectionFailure(Cause.AUTH, "", permanent=True),
     ),
     ((ssl.SSLCertVerificationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
+    ((TLSConfigurationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
     ((ssl.SSLError,), ConnectionFailure(Cause.TLS, _TLS_HINT, permanent=True)),
+    ((MasterNotFoundError, SlaveNotFoundError), ConnectionFailure(Cause.UNREACHABLE, "")),
     ((socket.gaierror,), ConnectionFailure(Cause.DNS, "")),
     ((ConnectionRefusedError, FileNotFoundError), ConnectionFailure(Cause.REFUSED, "")),
     ((PermissionError,), ConnectionFailure(Cause.REFUSED, "", permanent=True)),
@@ -204,16 +237,14 @@ def connection_failure(
 ) -> ConnectionFailure:
     """Return why connecting or talking to the server failed. The causes of `error` count, too."""
     chain = list(error_chain(error))
+    limit = _own_limit(chain)
+    if limit is not None:
+        return ConnectionFailure(Cause.PROCESS_LIMIT, limit)
     detail = describe_error(error, secrets=secrets)
-    for link in chain:
-        for kinds, failure in _FAILURES:
-            if isinstance(link, kinds):
-                slow_tls = tls and failure.cause is Cause.TIMED_OUT
-                hint = _TLS_HINT if slow_tls else failure.detail
-                return replace(failure, detail=detail + hint)
-        refused = refusal(link)
-        if refused is not None:
-            return ConnectionFailure(refused.cause, detail)
+    known = (_known_failure(link, detail, tls=tls) for link in chain)
+    found = next((failure for failure in known if failure is not None), None)
+    if found is not None:
+        return found
     if any(isinstance(link, driver.ResponseError) for link in chain):
         # The server refused a part of the handshake (HELLO, SELECT): a wrong database, for example.
         cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
@@ -223,3 +254,52 @@ def connection_failure(
     if isinstance(error, driver.ConnectionError):
         return ConnectionFailure(Cause.RESET, detail)
     return ConnectionFailure(Cause.OTHER, f"{type(error).__name__}: {detail}")
+
+
+def _known_failure(error: BaseException, detail: str, *, tls: bool) -> ConnectionFailure | None:
+    for kinds, failure in _FAILURES:
+        if isinstance(error, kinds):
+            slow_tls = tls and failure.cause is Cause.TIMED_OUT
+            hint = _TLS_HINT if slow_tls else failure.detail
+            if isinstance(error, ssl.SSLError) and hint:
+                hint = _explain_alert(error)
+            return replace(failure, detail=detail + hint)
+    refused = refusal(error)
+    return None if refused is None else ConnectionFailure(refused.cause, detail)
+
+
+def _explain_alert(error: ssl.SSLError) -> str:
+    """Return what a reader can do about a failed TLS handshake, as the end of a sentence."""
+    reason = str(getattr(error, "reason", None) or "")
+    if str(error.args[-1]) == TLS_PORT:
+        return ""
+    return next((hint for part, hint in _TLS_ALERTS.items() if part in reason), _TLS_HINT)
+
+
+def _own_limit(chain: Iterable[BaseException]) -> str | None:
+    """Return which limit of this process or host prevents a connection, or None."""
+    for link in chain:
+        number = link.errno if isinstance(link, OSError) else None
+        if isinstance(link, socket.gaierror):
+            # The resolver needs a descriptor, too, and does not say that it got none.
+            number = _descriptor_problem()
+        if number in _LIMITS:
+            return _LIMITS[number].format(limit=_descriptor_limit())
+    return None
+
+
+def _descriptor_problem() -> int | None:
+    """Return the error that opening a file raises if no descriptor is left, or None."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _descriptor_limit() -> str:
+    try:
+        import resource  # noqa: PLC0415 (not on Windows)
+    except ModuleNotFoundError:
+        return ""
+    return f" (limit {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"

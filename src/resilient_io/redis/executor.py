@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .attempt import Call, Carrier
+    from .master_search import MasterSearch
     from .multiplexer import Multiplexer
 
 
@@ -131,7 +132,8 @@ _PROBE_BEFORE_ERROR = 0.05
 
 _PROBE_BEFORE_RETRY = 0.25  # the same before retrying after a reply such as LOADING
 
-_NEXT_ADDRESS = 0.1  # seconds between two searches for another server that accepts writes
+_NEXT_SERVER = 0.5
+"""Longest backoff, in seconds, of a blocking call that waits for the new master."""
 
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
@@ -173,6 +175,7 @@ class Executor:
         health: Dependency,
         reports: Reporter,
         budget: RetryBudget,
+        search: MasterSearch,
         rng: random.Random,
     ) -> None:
         self.health = health
@@ -186,8 +189,7 @@ class Executor:
         self._rng = rng
         self._closing = asyncio.Event()
         self._outage: Outage | None = None
-        self._moved_at = float("-inf")
-        """Loop time at which a connection was last retired because its server refused writes."""
+        self._search = search
 
     @property
     def closed(self) -> bool:
@@ -240,14 +242,19 @@ class Executor:
         """Decide whether to make another attempt. Each reason against it has its own branch."""
         if not self._may_repeat(failing, failed):
             return await self._raise(failing, failed)
-        after = failing.schedule.next()
+        after, free = failing.schedule.next(), False
+        if not failing.call.bounded and failed.refusal is not None and failed.refusal.elsewhere:
+            # A blocking call keeps waiting during a failover, until its deadline.
+            free = True
+            if after is None:
+                after = self._rng.random() * _NEXT_SERVER
         if after is None:  # that was the last attempt of the policy
             return await self._raise(failing, failed)
         now = asyncio.get_running_loop().time()
         until = failing.limits().sent
         if until is not None and now + after >= until:
             return await self._raise(failing, failed)  # the backoff exceeds the deadline
-        paid = self._pay(failed)
+        paid = 0.0 if free else self._pay(failed)
         if paid is None:
             self.health.note("retry refused by the budget", cause=failed.cause.value)
             why = "; not repeated: the retry budget is used up"
@@ -381,21 +388,14 @@ class Executor:
             self._multiplexer.refresh()
         else:
             self._reports.failed(refused.cause, failed.detail)
-        connection = self._multiplexer.current
-        now = asyncio.get_running_loop().time()
-        if not refused.elsewhere or connection is None:
-            return
-        # A connection opened since then resolved the address again: the next would reach the same.
-        if connection.opened <= self._moved_at or now - self._moved_at >= _NEXT_ADDRESS:
-            self._moved_at = now
-            self._multiplexer.retire(connection)
+        if refused.elsewhere:
+            self._search.note_refusal()
 
     # -- calls that are not attempted ------------------------------------------------------
 
-    def check_open(self, operation: object) -> None:
-        """Raise if the client was closed."""
-        if self.closed:
-            raise self._error(RedisClosed, "the client is closed", str(operation))
+    def closed_error(self, operation: object) -> ResilientIOError:
+        """Return the error of a call on a client that is closed for good."""
+        return self._error(RedisClosed, "the client is closed", str(operation))
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

@@ -50,11 +50,28 @@ tracing_of_call: Final[ContextVar[Tracing | None]] = ContextVar("tracing_of_call
 """The tracing of the call that runs in this context. The executor reports retries to it."""
 
 
+_Redis, _Pipeline = driver.Redis, driver.Pipeline
+"""redis-py's classes, also after an application has put others in their place in its module."""
+
+_METHODS = (
+    (_Redis, "execute_command"),
+    (_Pipeline, "execute"),
+    (_Pipeline, "immediate_execute_command"),
+)
+
+
 def is_patched() -> bool:
-    """Return whether a tracer has wrapped redis-py's own `execute_command`."""
+    """Return whether a tracer has wrapped one of redis-py's own methods."""
+    return any(_is_wrapper(_method(kind, name)) for kind, name in _METHODS)
+
+
+def _method(kind: type, name: str) -> Any:
+    return next(vars(each)[name] for each in kind.__mro__ if name in vars(each))
+
+
+def _is_wrapper(method: object) -> bool:
     # redis-py 8.1 `redis.asyncio.client.Redis.execute_command`: a wrapper is defined in another
     # module, even if it copies the attributes of the wrapped function.
-    method = vars(driver.Redis)["execute_command"]
     return not (type(method) is FunctionType and method.__globals__ is vars(driver))
 
 
@@ -93,8 +110,7 @@ async def trace_command(
         with traced(tracing), tracing.command(operation_of(args), before):
             return await send(*args, **options)
 
-    kind = driver.Pipeline if isinstance(owner, driver.Pipeline) else driver.Redis
-    return await through(vars(kind)[method], owner, make, args, options)
+    return await through(method, owner, make, args, options)
 
 
 class _StandIn:
@@ -145,14 +161,15 @@ class _Connection:
 
 
 async def through(
-    method: Any,
+    name: str,
     real: object,
     make: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Any:
-    """Make a call through a method of redis-py if a tracer has patched redis-py."""
-    if not is_patched():
+    """Make a call through a method of redis-py if a tracer has patched that method."""
+    method = _method(_Pipeline if isinstance(real, _Pipeline) else _Redis, name)
+    if not _is_wrapper(method):
         return await make(*args, **options)
     return await method.__get__(_StandIn(real, make), _StandIn)(*args, **options)
 

@@ -237,6 +237,9 @@ class ResilientLock(Lock):
         )
 
     async def _attempt(self, token: bytes) -> int:
+        client: Any = self.redis
+        if client._is_closed:
+            await client._ensure_open("lock")
         locks, attempt = self._locks, (self._key, token)
         locks.attempts[attempt] = None
         settled = False
@@ -253,8 +256,9 @@ class ResilientLock(Lock):
             if not settled:
                 locks.release_later(*attempt)
         if acquired:
-            client: Any = self.redis
-            client._runtime.executor.check_open("lock")  # a closing client releases the lock
+            executor = client._runtime.executor
+            if executor.closed:  # a closing client releases the lock
+                raise executor.closed_error("lock")
         return acquired
 
     async def do_acquire(self, token: str | bytes) -> int:  # type: ignore[override]
@@ -349,7 +353,7 @@ class ResilientLock(Lock):
             _note_loss(hold)
             raise
         if hold is not None and hold.expires is not None:
-            hold.expires = (began if replace_ttl else hold.expires) + additional_time
+            hold.expire_at((began if replace_ttl else hold.expires) + additional_time)
         return extended
 
     async def _do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:
@@ -370,7 +374,7 @@ class ResilientLock(Lock):
             _note_loss(hold)
             raise
         if hold is not None and self.timeout:
-            hold.expires = began + self.timeout
+            hold.expire_at(began + self.timeout)
         return reacquired
 
     async def _do_reacquire(self) -> Literal[True]:

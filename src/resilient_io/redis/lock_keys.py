@@ -115,6 +115,14 @@ class Hold:
         if self.renewal is not None:
             self.renewal.cancel()
 
+    def expire_at(self, expires: float | None) -> None:
+        """Note until when the server keeps the key, which may be earlier than was known."""
+        self.expires = expires
+        timer = self.timers.pop("expiry", None)
+        if timer is not None:
+            timer.cancel()
+            self.check_expiry()
+
     def check_expiry(self) -> None:
         """Lose the lock at the time at which the server may remove its key."""
         if self.ended or self.expires is None:
@@ -210,6 +218,11 @@ class LockKeys:
         self.attempts: dict[tuple[bytes, bytes], None] = {}
         """The key and token of each attempt to acquire a lock that has no result yet."""
         self._closed = self._ended = False
+
+    @property
+    def releasing(self) -> bool:
+        """Whether locks are being released in the background."""
+        return bool(self._releases)
 
     # -- waiting and holding ---------------------------------------------------------------
 
@@ -310,7 +323,7 @@ class LockKeys:
             if value != hold.token:
                 hold.lose(GONE)
             elif remaining != _NO_KEY:
-                hold.expires = expires
+                hold.expire_at(expires)
         if value is None:
             key.wake_next()
         self._ask_later(key, expires)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
-import weakref
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 
 from resilient_io.errors import Closed
@@ -32,7 +29,6 @@ from resilient_io.tasks import describe_task_end, log_task_death
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
 from .connection import (
-    LeftBehind,
     MultiplexedConnection,
     NotMultiplexable,
     PendingRequest,
@@ -40,12 +36,15 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .first_connection import FirstConnection
+from .standby import DelayedReplies, choose_for_large
+from .waiting import Barrier, WaitingRequests
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Coroutine, Iterable
 
-    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+    from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.health import Dependency, Reporter
     from resilient_io.link import LinkState
@@ -53,8 +52,9 @@ if TYPE_CHECKING:
 
     from .commands import CommandSpec
     from .connect import Fenceable, Query, RedisTarget
-    from .connection import Entry
+    from .connection import ConnectionOwner, Entry
     from .options import ConnectionSettings
+    from .session import SessionSettings
 
 _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
@@ -91,7 +91,8 @@ class Reconnector:
         policy: RetryPolicy,
         health: Dependency,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
         self._multiplexer = multiplexer
@@ -99,7 +100,8 @@ class Reconnector:
         self._policy = policy
         self._health = health
         self._rng = rng
-        self._names = names
+        self._token = token
+        self._session = session
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
@@ -159,7 +161,7 @@ class Reconnector:
     def next_name(self) -> str:
         """Return a name for a new connection: no other one, before or after it, has the same."""
         self._opened += 1
-        return f"{self._names}-{self._opened}"
+        return f"{self._session.prefix}:{self._token}-{self._opened}"
 
     async def aclose(self) -> None:
         """End every task. Idempotent."""
@@ -181,11 +183,17 @@ class Reconnector:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
             try:
-                connection = await self._open()
+                async with self._multiplexer.first.turn(slot):
+                    # Only probes contact a dependency that went down meanwhile.
+                    down = self._health.state is State.DOWN
+                    connection = None if down else await self._open()
             except (RedisError, OSError) as error:
                 failure = self._target.failure(error)
                 self._multiplexer.connect_failed(slot, failure)
                 await self._back_off(backoff, permanent=failure.permanent)
+                continue
+            if down:
+                await self._until_up()
                 continue
             if connection is None:
                 self._multiplexer.fall_back()
@@ -200,14 +208,20 @@ class Reconnector:
         policy = self._policy
         name = self.next_name()
         connection = await connect(
-            self._target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
+            self._target,
+            timeout=policy.connect_timeout,
+            user_timeout=policy.response_timeout,
+            began=self._multiplexer.first.note_connection,
         )
         multiplexed = None
         try:
             if is_multiplexable(connection):
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
                 query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
-                await self._settle_fences(query)
+                version = -1
+                while version != self._session.version:
+                    version = await self._session.apply(query, name)
+                    await self._settle_fences(query)
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
             if multiplexed is None:
@@ -220,10 +234,13 @@ class Reconnector:
             async with asyncio.timeout(pause):
                 await self._worthwhile.wait()
         if self._health.state is State.DOWN:
-            # Only probes contact a dependency that is down. There are none if the application
-            # closed it although this client is open.
-            with contextlib.suppress(Closed):
-                await self._health.until_up()
+            await self._until_up()
+
+    async def _until_up(self) -> None:
+        # Only probes contact a dependency that is down. There are none if the application closed it
+        # although this client is open.
+        with contextlib.suppress(Closed):
+            await self._health.until_up()
 
     # -- fencing ---------------------------------------------------------------------------
 
@@ -266,89 +283,6 @@ class Reconnector:
             how = describe_task_end(task)
             if how is not None:
                 self._died = f"the task of {name} ended: {how}"
-
-
-class WaitingRequests:
-    """The queue of requests that wait for a connection. Each waiting caller has one entry."""
-
-    def __init__(self) -> None:
-        self._requests: deque[PendingRequest] = deque()
-        self._abandoned = 0
-        self._closed: Exception | None = None
-
-    def __len__(self) -> int:
-        """Return the number of entries, including abandoned ones."""
-        return len(self._requests)
-
-    @property
-    def waiting(self) -> int:
-        """The number of waiting callers."""
-        return sum(not request.done() for request in self._requests)
-
-    def append(self, request: PendingRequest) -> None:
-        """Add a new call at the end."""
-        if self._closed is None:
-            self._requests.append(request)
-        else:
-            request.interrupt(self._closed)
-
-    def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
-        """Put calls that a connection did not write at the front, in their order.
-
-        Plain futures become requests, because their callers now wait longer than usual.
-        """
-        for entry, data in reversed(unsent):
-            if self._closed is not None:
-                _interrupt(entry, self._closed)
-                continue
-            if not isinstance(entry, PendingRequest):
-                request = PendingRequest(data)
-                entry.set_result(Promoted(request))
-            elif not entry.movable and entry.connection is not None:
-                entry.interrupt(LeftBehind(entry.connection))
-                continue
-            elif data:
-                request = entry
-            else:
-                continue  # another command of a request that its first entry moves
-            request.assign(None)
-            self._requests.appendleft(request)
-
-    def check_clocks(self) -> None:
-        """Wake the waiting callers, which check whether they still wait."""
-        for request in self._requests:
-            request.check_clock()
-
-    def note_abandoned(self) -> None:
-        """Count an abandoned entry. Entries are removed when half of them are abandoned."""
-        self._abandoned += 1
-        if self._abandoned * 2 > len(self._requests):
-            self._requests = deque(request for request in self._requests if not request.done())
-            self._abandoned = 0
-
-    def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller or its time is gone."""
-        request = self._requests.popleft()
-        if request.sendable():
-            connection.send_request(request)
-
-    def fail_all(self, reason: Exception) -> None:
-        """End all waits with `reason`."""
-        waiting, self._requests, self._abandoned = self._requests, deque(), 0
-        for request in waiting:
-            request.interrupt(reason)
-
-    def close(self, reason: Exception) -> None:
-        """End all waits with `reason`, also those of calls that are added later."""
-        self._closed = reason
-        self.fail_all(reason)
-
-
-def _interrupt(entry: Entry, reason: Exception) -> None:
-    if isinstance(entry, PendingRequest):
-        entry.interrupt(reason)
-    elif not entry.done():
-        entry.set_result(reason)
 
 
 _CONFIRMATION = 0.5
@@ -436,6 +370,11 @@ class BoundState:
         """Return whether any state is set."""
         return bool(self._set)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether MULTI was sent, so that the server queues every command."""
+        return "MULTI" in self._set
+
     def note(self, spec: CommandSpec) -> None:
         """Record a command that is about to be sent."""
         if spec.name in _ENDS_TRANSACTION:
@@ -470,7 +409,8 @@ class Multiplexer:
         settings: ConnectionSettings,
         reports: Reporter,
         rng: random.Random,
-        names: str,
+        token: str,
+        session: SessionSettings,
         bound: bool = False,
         unfenced: Iterable[DeadConnection] = (),
     ) -> None:
@@ -478,6 +418,8 @@ class Multiplexer:
         self.health = health
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
+        self.session = session
+        """What callers have set for all connections."""
         self.bound = bound
         """Whether its connection is bound to a caller, who may change its state."""
         self._policy = policy
@@ -488,7 +430,8 @@ class Multiplexer:
             policy=policy,
             health=health,
             rng=rng,
-            names=names,
+            token=token,
+            session=session,
             unfenced=unfenced,
         )
         self._slots: list[MultiplexedConnection | None] = [None] * settings.count
@@ -497,6 +440,10 @@ class Multiplexer:
         self._waiting = WaitingRequests()
         self._path = PathMonitor(self._path_gone)
         self.failures = ConnectFailures(health, self._waiting)
+        self.first = FirstConnection()
+        self._delays = DelayedReplies(self._choose)
+        self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
+        self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
         self._closing = False
         self._past = (0, 0, 0)
@@ -528,10 +475,17 @@ class Multiplexer:
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
-    def submit(self, request: PendingRequest) -> None:
-        """Send a request on the current connection, or let it wait for one."""
+    def submit(self, request: PendingRequest, *, read: bool = False) -> None:
+        """Send a request on the current connection, or let it wait for one.
+
+        While replies are delayed, a `read` is sent on another connection.
+        """
         connection = self.current
-        if connection is not None:
+        if connection is not None and not (self._waiting and request.movable):
+            if read and self._reading is not None:
+                connection = self._reading
+            elif request.large:
+                connection = choose_for_large(request, self.connections, connection) or connection
             connection.send_request(request)
         elif self.unsupported:
             request.interrupt(NotMultiplexable())
@@ -541,6 +495,25 @@ class Multiplexer:
             request.interrupt(Undeliverable(CLOSED))
         else:
             self._waiting.append(request)
+
+    def needs_own_connection(self, request: PendingRequest) -> bool:
+        """Return whether a large request must not share a connection."""
+        current = self.current
+        if current is None or self.bound or not request.movable:
+            return False
+        return choose_for_large(request, self.connections, current) is None
+
+    @property
+    def delayed(self) -> bool:
+        """Whether reads go over another connection, because replies are delayed."""
+        return self._reading is not None
+
+    def has_way_around(self, request: PendingRequest) -> bool:
+        """Return whether a request waits for a reply that is delayed while another one answers."""
+        connection = request.connection
+        if connection is None or not connection.delayed or request.done():
+            return False
+        return self._reading not in (None, connection) and request.sent
 
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
@@ -560,17 +533,45 @@ class Multiplexer:
             if isinstance(reply, Promoted):
                 self.abandon(reply.request)
 
-    def retire(self, connection: MultiplexedConnection) -> None:
-        """Send new calls to another server. Those in flight on this connection may finish."""
+    def retire(self, connection: MultiplexedConnection, *, why: str) -> None:
+        """Send new calls over another connection. Those in flight on this one may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)
-            self.health.note("connection retired", why="its server does not accept writes")
+            self.health.note("connection retired", why=why)
             self._drop(connection)
             self._retiring.append(connection)
             self._waiting.put_back(connection.retire())
             if held:
                 self._lose_state()
             self._choose()
+
+    async def apply(self, words: tuple[object, ...]) -> None:
+        """Send a command on each open connection. Raise the first error reply."""
+        asked = [
+            connection.ask(
+                b"".join(
+                    connection.connection.pack_command(
+                        *self.session.words_for(words, connection.name)
+                    )
+                )
+            )
+            for connection in self.connections
+        ]
+        errors = [reply for future in asked if isinstance(reply := await future, RedisError)]
+        if errors:
+            raise errors[0]
+
+    def hold(self) -> Barrier | None:
+        """Make later calls wait while a call opens its exclusive connection.
+
+        Return its place among the waiting calls, which must be released in any case.
+        """
+        if self.loop is None or self.unsupported or self._closing:
+            return None
+        barrier = Barrier(self._choose)
+        self._waiting.add_barrier(barrier)
+        self._choose()
+        return barrier
 
     def fence(self, lost: Fenceable) -> None:
         """Send nothing until the server can apply nothing more of an exclusive connection."""
@@ -641,7 +642,8 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        return bool(self.connections) and self.health.available and not self._reconnector.fencing
+        free = not (self._reconnector.fencing or self._waiting.blocked)
+        return bool(self.connections) and self.health.available and free
 
     @property
     def obstacle(self) -> str:
@@ -650,6 +652,8 @@ class Multiplexer:
             return "room among the calls in flight"
         if self._reconnector.fencing and self.health.available:
             return "a lost connection to be fenced"
+        if self._waiting.blocked:
+            return "an earlier call, which opens an exclusive connection"
         if self.connections:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
@@ -691,13 +695,18 @@ class Multiplexer:
         self._waiting.close(Undeliverable(CLOSED))
         self._choose()
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls without a reply end as closed. Idempotent."""
+    def abort(self) -> list[MultiplexedConnection]:
+        """Close every connection without waiting for its end. Return them. Idempotent."""
         self.close()
         connections = [*self.connections, *self._retiring]
         self.failures.forgive()
         for connection in connections:
             connection.close(CLOSED)
+        return connections
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls without a reply end as closed. Idempotent."""
+        connections = self.abort()
         await self._path.aclose()
         await self._reconnector.aclose()
         if connections:
@@ -712,6 +721,13 @@ class Multiplexer:
     def connection_changed(self) -> None:
         """Choose again: a connection became full, busy or free."""
         self._choose()
+
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Send calls over another connection that is not blocked."""
+        if connection.hogged:
+            self._choose()
+        else:
+            self._delays.ask(connection, self.connections, self.current)
 
     def connection_silent(self, connection: MultiplexedConnection) -> None:
         """Request a health probe before the response timeout ends."""
@@ -746,6 +762,8 @@ class Multiplexer:
             connection.close(CLOSED)
             return
         self.failures.clear()
+        self.first.end(None)
+        self._replacing = False
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
@@ -754,7 +772,11 @@ class Multiplexer:
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
         """Report a failed connect attempt."""
+        self.first.end(failure)
         self.health.note("connect failed", cause=failure.cause.value, detail=failure.detail)
+        if self._replacing:
+            self._replacing = False
+            self._choose()
         if self.connections:
             self.reports.part_lost(f"connection {slot}", failure.cause, failure.detail)
             return
@@ -764,17 +786,23 @@ class Multiplexer:
     def fall_back(self) -> None:
         """Send no calls: the driver's connections have no transport to take over."""
         self.unsupported = True
+        self.first.end(None)
         self.reports.succeeded()
         self._waiting.fail_all(NotMultiplexable())
 
     def multiplex(
-        self, connection: AbstractConnection, name: str, client_id: int | None
+        self,
+        connection: AbstractConnection,
+        name: str,
+        client_id: int | None,
+        *,
+        owner: ConnectionOwner | None = None,
     ) -> MultiplexedConnection:
         """Return a multiplexed connection that takes over a connection of redis-py."""
         assert self.lag is not None, "connections are opened only after start()"  # noqa: S101
         return MultiplexedConnection(
             connection,
-            owner=self,
+            owner=self if owner is None else owner,
             name=name,
             client_id=client_id,
             response_timeout=self._policy.response_timeout,
@@ -814,18 +842,32 @@ class Multiplexer:
 
     def _choose_once(self) -> None:
         connection = self._preferred = self._prefer()
-        self.current = self.fast = None
+        self.current = self.fast = self._reading = None
         if connection is None or connection.full or self._closing or self._reconnector.fencing:
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it
-        while self._waiting and not self._stale:
+        if connection.busy and self._make_room():
+            return  # all are busy: small calls wait for the new connection
+        while self._waiting and not self._stale and not self._waiting.blocked:
             self._waiting.send_next(connection)
         if self._stale:
             return
         self.current = connection
-        if not self.health.refusing and not self.bound:
+        self._reading = self._delays.instead_of(connection)
+        if self._waiting:
+            self._waiting.reach_barriers()
+        elif not self.health.refusing and not self.bound and self._reading is None:
             self.fast = connection
+
+    def _make_room(self) -> bool:
+        """Replace a connection that a huge reply occupies. Return whether calls should wait."""
+        if not self._replacing and not self.bound:
+            hogged = next((each for each in self.connections if each.hogged), None)
+            if hogged is not None:
+                self._replacing = True
+                self.retire(hogged, why="a huge reply occupies it")
+        return self._replacing
 
     def _prefer(self) -> MultiplexedConnection | None:
         """Keep the connection, which keeps the calls in order, unless a large value blocks it."""
@@ -848,40 +890,3 @@ def _add_traffic(
         sent + connection.bytes_sent,
         received + connection.bytes_received,
     )
-
-
-_log = logging.getLogger("resilient_io.redis")
-
-
-def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
-    """Send AUTH on every open connection when a streaming provider rotates the credentials.
-
-    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
-    single listener, so the listener of redis-py's pool is called, too.
-    """
-    provider = pool.connection_kwargs.get("credential_provider")
-    if not isinstance(provider, StreamingCredentialProvider):
-        return
-    reference = weakref.ref(multiplexer)
-
-    async def rotate(token: Any) -> None:
-        await pool.re_auth_callback(token)
-        living = reference()
-        if living is None:
-            return
-        secret = token.get_value()
-        living.target.remember(secret)
-        for connection in living.connections:
-            try:
-                await connection.query("AUTH", token.try_get("oid"), secret)
-            except (RedisError, OSError) as error:
-                name = living.health.name
-                _log.warning(
-                    "%s: the server refused rotated credentials; the old ones stay in use: %s",
-                    name,
-                    living.target.failure(error).detail,
-                    extra={"event": "credentials_refused", "dependency": name},
-                )
-
-    # Typed for a plain function; redis-py 8.1 itself registers a coroutine function here.
-    provider.on_next(rotate)  # type: ignore[arg-type]

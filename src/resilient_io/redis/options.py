@@ -83,7 +83,7 @@ class RedisOptions(TypedDict, total=False):
     password: str | None
     credential_provider: CredentialProvider | None
     client_name: str | None
-    socket_timeout: float
+    socket_timeout: float | None
     socket_connect_timeout: float | None
     socket_read_size: int
     socket_keepalive: bool | None
@@ -126,6 +126,7 @@ class _OwnOptions(TypedDict, total=False):
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    reopen: bool
 
 
 class PoolOptions(_OwnOptions, total=False):
@@ -144,6 +145,9 @@ class UrlOptions(_OwnOptions, RedisOptions, total=False):
     path: str
 
 
+_NO_TIMEOUT = 600.0
+"""Seconds that stand for `socket_timeout=None`: a reply that takes longer is not expected."""
+
 _RETRIED_ANYWAY = (
     driver.ConnectionError,
     driver.TimeoutError,
@@ -160,15 +164,18 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     changes: dict[str, Any] = {}
     response = options.get("socket_timeout")
     if response is not None:
-        changes["response_timeout"] = check_seconds("socket_timeout", response)
+        changes["response_timeout"] = _check_timeout("socket_timeout", response)
+    elif "socket_timeout" in options:
+        changes["response_timeout"] = _NO_TIMEOUT
     connect = options.get("socket_connect_timeout")
     if connect is not None:
-        changes["connect_timeout"] = check_seconds("socket_connect_timeout", connect)
+        changes["connect_timeout"] = _check_timeout("socket_connect_timeout", connect)
     retry = options.get("retry")
     if retry is not None:
         changes |= _from_retry(retry)
     for error in options.get("retry_on_error") or []:
-        if not issubclass(error, _RETRIED_ANYWAY):
+        # A base class, such as Exception, asks to retry what can be retried.
+        if not any(issubclass(error, each) or issubclass(each, error) for each in _RETRIED_ANYWAY):
             name = getattr(error, "__name__", repr(error))
             raise ConfigurationError(
                 f"retry_on_error=[{name}] is not supported: whether a call is retried depends on "
@@ -183,6 +190,27 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     return default.replace(**changes)
 
 
+def _check_timeout(option: str, seconds: float) -> float:
+    if seconds == 0 and not isinstance(seconds, bool):
+        raise ConfigurationError(
+            f"{option}=0 would let every call time out immediately, as it does in redis-py: omit "
+            f"it, or use {option}=None for no limit"
+        )
+    return check_seconds(option, seconds)
+
+
+def probe_interval(seconds: object) -> float:
+    """Return the interval of the health probe that `health_check_interval` implies, 0 for ours.
+
+    With a negative one, redis-py checks before every command; the probe does not delay any.
+    """
+    if not seconds:
+        return 0.0
+    if isinstance(seconds, int | float) and seconds < 0:
+        return 0.0
+    return check_seconds("health_check_interval", seconds)
+
+
 _EQUIVALENTS = {
     "socket_timeout": "response_timeout",
     "socket_connect_timeout": "connect_timeout",
@@ -194,11 +222,6 @@ _EQUIVALENTS = {
 
 def check_conflicts(options: Mapping[str, Any], policy: RetryPolicy | None) -> None:
     """Reject options that contradict the policy or can never work."""
-    if "socket_timeout" in options and options["socket_timeout"] is None:
-        raise ConfigurationError(
-            "socket_timeout=None would let a call hang forever: omit it, or use "
-            "policy=RetryPolicy(response_timeout=600.0, deadline=None)"
-        )
     if policy is None:
         return
     for option, equivalent in _EQUIVALENTS.items():

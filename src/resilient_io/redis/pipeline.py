@@ -9,7 +9,6 @@ from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
-import redis.asyncio.client as driver
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -24,15 +23,21 @@ from redis.exceptions import (
 from resilient_io.errors import Progress
 
 from .attempt import (
+    MOVED,
     SCRIPTED,
-    UNLIMITED,
     AttemptFailed,
     Call,
+    Command,
     apply_callback,
     await_reply,
+    block_of,
     callback_of,
+    confirm_idle,
     final_error,
+    needs_own_connection,
+    note_loss,
     refused,
+    submit,
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
@@ -40,11 +45,13 @@ from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
+from .pool import CHECKED_BLOCK
 from .scripts import load_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    import redis.asyncio.client as driver
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from .attempt import Limits, Packer
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
+    from .connection import MultiplexedConnection
     from .instrumentation import Tracing
     from .runtime import Runtime
 
@@ -85,6 +93,7 @@ class BatchCall(Call):
         specs: Sequence[CommandSpec],
         *,
         transaction: bool,
+        blocking: bool,
         fallback: Call,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
@@ -94,6 +103,9 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self.bounded = not blocking
+        # The connection of a bound client is the caller's own, and holds the caller's state.
+        self._exclusive = blocking and not self._multiplexer.bound
         self._scripts = pipeline._runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
@@ -102,6 +114,8 @@ class BatchCall(Call):
         self._repeating = False
         """Whether the unanswered commands were sent before, and so may have been applied."""
         self._losses = self._multiplexer.bound_state.losses
+        self._lost: list[MultiplexedConnection] = []
+        """The connections that the server closed while they had the request."""
         self.operation = "MULTI" if transaction else "PIPELINE"
         self._options = any(map(_OPTIONS, commands))
         if transaction and self._options:
@@ -138,7 +152,10 @@ class BatchCall(Call):
         Scripts that the server may not have are loaded first, in the same write: after a NOSCRIPT,
         later commands of the batch have been executed already.
         """
+        began = asyncio.get_running_loop().time()
         result = await self._attempt(limits)
+        if isinstance(result, AttemptFailed) and not self.bounded:
+            result = result.served_since(began)
         if isinstance(result, AttemptFailed) and self._accepted(
             self._answers, range(len(self._answers))
         ):
@@ -149,15 +166,12 @@ class BatchCall(Call):
         unsent = unsendable(self._multiplexer, limits, self._losses)
         if unsent is not None:
             return unsent
-        request = self._request(limits)
-        self._multiplexer.submit(request)
-        replies = await await_reply(
-            self._multiplexer,
-            request,
-            call=self,
-            limits=limits,
-            timeout=self._pipeline._policy.response_timeout,
-        )
+        timeout = self._pipeline._policy.response_timeout + self._block()
+        request = self._request(limits, 0.0 if self.bounded else timeout)
+        replies = await self._exchange(request, limits, timeout)
+        while replies is MOVED:  # all commands are reads
+            request = self._request(limits, 0.0)
+            replies = await self._exchange(request, limits, timeout)
         if isinstance(replies, NotMultiplexable):
             return await self._fallback.attempt(limits)
         if isinstance(replies, AttemptFailed):
@@ -167,6 +181,7 @@ class BatchCall(Call):
                 self._settle(arrived)
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
+            note_loss(self._lost, replies)
             return replies
         answers = self._without_loads(request, replies if request.count > 1 else [replies])
         errors = self._clean(answers)
@@ -175,6 +190,15 @@ class BatchCall(Call):
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
         return await self._finish(answers, errors=errors)
+
+    async def _exchange(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
+        multiplexer = self._multiplexer
+        if self._exclusive or needs_own_connection(multiplexer, request, self, self._lost):
+            return await self._pipeline._runtime.pool.exchange(
+                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
+            )
+        submit(multiplexer, request, self)
+        return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
         """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
@@ -235,7 +259,17 @@ class BatchCall(Call):
                 found = self._clean(reply) or found
         return found
 
-    def _request(self, limits: Limits) -> PendingRequest:
+    def _block(self) -> float:
+        """Return how many seconds the server may delay the replies to the unanswered commands."""
+        if self.bounded:
+            return 0.0
+        done = len(self._answers)
+        return block_of(
+            Command(spec, args, options)
+            for spec, (args, options) in zip(self._specs[done:], self._commands[done:], strict=True)
+        )
+
+    def _request(self, limits: Limits, extra_timeout: float) -> PendingRequest:
         raw: frozenset[int] = frozenset()
         self._loads = loads = (
             self._scripts.missing_on(self._multiplexer.current, self._hashes)
@@ -261,6 +295,7 @@ class BatchCall(Call):
             count=count,
             raw=raw,
             large=len(data) > LARGE,
+            extra_timeout=extra_timeout,
             expires=limits.sent,
             movable=limits.behind is None,
         )
@@ -437,7 +472,7 @@ class ResilientPipeline(Pipeline):
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
         )
-        self._client = client
+        self._client: Any = client
         self._runtime = runtime
         self._packer = packer
         self._policy = policy
@@ -460,12 +495,12 @@ class ResilientPipeline(Pipeline):
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha(sha, *args)
 
         def evalsha_ro(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA_RO, and load the script first if the client knows it."""
-            self.hashes.append(sha)
+            self._note_script(sha)
             return super().evalsha_ro(sha, *args)
 
         def eval(self, script: Any, *args: Any) -> Any:
@@ -487,6 +522,11 @@ class ResilientPipeline(Pipeline):
             """Return redis-py's script object, and remember the script for EVALSHA."""
             self._runtime.scripts.remember(script)
             return super().register_script(script)
+
+    def _note_script(self, sha: object) -> None:
+        """Note the script of a queued command. Between WATCH and MULTI it runs at once."""
+        if self.explicit_transaction or not self.watching:
+            self.hashes.append(sha)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the queued commands and return their replies, in order.
@@ -517,8 +557,7 @@ class ResilientPipeline(Pipeline):
                 return await self._execute(raise_on_error)
 
         try:
-            method = vars(driver.Pipeline)["execute"]
-            replies: list[Any] = await through(method, self, make, (raise_on_error,), {})
+            replies: list[Any] = await through("execute", self, make, (raise_on_error,), {})
             return replies
         finally:
             await self.reset()
@@ -584,7 +623,8 @@ class ResilientPipeline(Pipeline):
                 return []
             if self.scripts:
                 await self._load_scripts()
-            self._start()
+            transaction = self.is_transaction or self.explicit_transaction
+            await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
@@ -605,18 +645,40 @@ class ResilientPipeline(Pipeline):
     def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
         transaction = bool(self.is_transaction or self.explicit_transaction)
         distinct = list({id(spec): spec for spec in specs}.values())
-        blocking = any(spec.route is Route.EXCLUSIVE for spec in distinct)
+        # Within MULTI, no command blocks.
+        blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
-        exclusive = _WatchedCall(self, operation, self._exchange, specs)
-        if self.connection is not None or (blocking and not transaction):
+        waiting = (
+            Command(spec, args, options)
+            for spec, (args, options) in zip(specs, commands, strict=True)
+            if blocking
+        )
+        exclusive = _WatchedCall(
+            self,
+            operation,
+            self._exchange,
+            specs,
+            block=block_of(waiting),
+            prepare=self._load_hashes,
+        )
+        if self.connection is not None:
             return exclusive
         for spec in distinct:
-            if spec.route in (Route.BOUND, Route.REFUSED):
+            # WAIT refers to the writes of this pipeline, which has its own connection.
+            own = blocking and spec.block is not None
+            if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(self, commands, specs, transaction=transaction, fallback=exclusive)
+        return BatchCall(
+            self,
+            commands,
+            specs,
+            transaction=transaction,
+            blocking=blocking,
+            fallback=exclusive,
+        )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
-        self._start()
+        await self._client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -632,23 +694,22 @@ class ResilientPipeline(Pipeline):
             return await send(connection, args[0], *args, **options)
 
         self._runtime.scripts.note(spec.name, args)
-        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args))
-
-    def _start(self) -> None:
-        """Start the runtime before a call is created: in a new loop its connections are new."""
-        if not self._runtime.executor.closed:
-            self._runtime.start()
+        block = block_of([Command(spec, args, options)])
+        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args, block=block))
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        executor.check_open(call.operation)
+        if self._runtime.bound:
+            await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
         executor.check_available(call.operation, policy)
         started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
-    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+    async def _load_hashes(self, connection: AbstractConnection) -> None:
         await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
+
+    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
@@ -678,13 +739,19 @@ class _WatchedCall(Call):
         exchange: Callable[[AbstractConnection], Awaitable[Any]],
         specs: list[CommandSpec],
         args: tuple[Any, ...] | None = None,
+        *,
+        block: float,
+        prepare: Callable[[AbstractConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._multiplexer = pipeline._runtime.multiplexer
         self._policy = pipeline._policy
         self._exchange = exchange
+        self._prepare = prepare
         self._specs = specs
         self._args = args
+        self._block = block
+        self.bounded = not block
         self.operation = operation
 
     @property
@@ -709,11 +776,18 @@ class _WatchedCall(Call):
         late = limits.too_late()
         if late is not None:
             return late
-        timeout = self._policy.response_timeout + self._block()
+        timeout = self._policy.response_timeout + self._block
         known = pipeline.known(connection)
-        known.unanswered = self.effect is not Effect.READ
+        progress = Progress.NOT_SENT
+        blocked = pipeline._runtime.pool.blocked
+        if self._block >= CHECKED_BLOCK:
+            blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(timeout, until=limits.until):
+                if self._prepare is not None:
+                    await self._prepare(connection)
+                progress = Progress.MAYBE_APPLIED
+                known.unanswered = self.effect is not Effect.READ
                 reply = await self._exchange(connection)
                 known.unanswered = False
                 return reply
@@ -724,20 +798,18 @@ class _WatchedCall(Call):
                 remove_secrets(error, self._multiplexer.target.secrets)
                 raise
             pipeline.drop(connection)
-            failure = pipeline._runtime.pool.failure(error)
-            self._multiplexer.reports.failed(failure.cause, failure.detail)
-            if watched and failure is not CLOSED and self.effect is Effect.READ:
+            failure = known.failure or pipeline._runtime.pool.failure(error)
+            if known.failure is None:
+                self._multiplexer.reports.failed(failure.cause, failure.detail)
+            harmless = progress is Progress.NOT_SENT or self.effect is Effect.READ
+            if watched and failure is not CLOSED and harmless:
                 raise _watch_lost(failure.detail) from None
             final = watched or self._args is None
             return AttemptFailed.because(
-                failure, Progress.MAYBE_APPLIED, timed_out=timed_out, final=final, connection=known
+                failure, progress, timed_out=timed_out, final=final, connection=known
             )
-
-    def _block(self) -> float:
-        if self._args is None or self._specs[0].block is None:
-            return 0.0
-        block = self._specs[0].block(self._args)
-        return UNLIMITED if block is None else block
+        finally:
+            blocked.remove(connection)
 
 
 def _watch_lost(detail: str) -> WatchError:

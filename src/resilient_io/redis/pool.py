@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,7 @@ from resilient_io.health import Cause
 from .attempt import (
     AttemptFailed,
     Call,
+    await_reply,
     end_of_wait,
     expired_while_waiting,
     read_reply,
@@ -33,6 +35,8 @@ from .attempt import (
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
+    PROMPT_ANSWER,
+    TRUSTED_IDLE,
     ExclusiveConnection,
     StallTolerantTimeout,
     abort,
@@ -40,10 +44,13 @@ from .connect import (
     identify,
     is_lost,
     is_multiplexable,
+    peer_of,
     query_over,
 )
+from .connection import NotMultiplexable
 from .errors import CLOSED, ConnectionFailure, refusal
 from .scripts import load_over
+from .turns import ConnectTurn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Command, Limits
+    from .connection import Entry, MultiplexedConnection, PendingRequest
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -60,8 +68,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
-_TRUSTED_IDLE = 1.0  # seconds; a connection that was idle for longer must answer a PING first
-_PROMPT_ANSWER = 0.25  # seconds that this answer may take
+_MOST_SUSPECTS = 8  # connections at a time for reads that may kill their connection
+
+
+class _Wait:
+    """A caller's wait for a connection, until `until`, or `queued_until` while it is queued."""
+
+    __slots__ = ("_queued_until", "_until", "timeout")
+
+    def __init__(
+        self, timeout: asyncio.Timeout, until: float | None, queued_until: float | None
+    ) -> None:
+        self.timeout = timeout
+        self._until = until
+        self._queued_until = queued_until
+
+    def pause(self) -> None:
+        """Begin to wait for a turn to connect."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            self.timeout.reschedule(self._queued_until)
+
+    def resume(self, waited: float) -> None:
+        """Continue after `waited` seconds, which do not count."""
+        if self._until != self._queued_until and not self.timeout.expired():
+            extended = None if self._until is None else self._until + waited
+            self._until = earlier(extended, self._queued_until)
+            self.timeout.reschedule(self._until)
 
 
 class ExclusivePool:
@@ -86,17 +118,26 @@ class ExclusivePool:
         self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []
         self._connecting: list[asyncio.Task[AbstractConnection]] = []
+        self._carriers: list[MultiplexedConnection] = []  # acquired ones that carry a request
+        self._suspects = asyncio.Semaphore(_MOST_SUSPECTS)
         self._recoveries: list[asyncio.Task[None]] = []
         self._lost_elements = LostElements()
         self.blocked = BlockedCalls(lambda: multiplexer.open_connection)
-        self._timeouts: list[asyncio.Timeout] = []
+        self._waits: dict[Any, _Wait] = {}  # by the task of the caller
+        self._opened_after = -math.inf  # older connections lead to a server that was left
         self.closed = False  # whether the client was closed
         self._emptied = False
+        self._failing = False  # whether the latest connect attempt failed
 
     @property
     def open(self) -> int:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
+
+    @property
+    def recovering(self) -> bool:
+        """Whether popped elements are being put back."""
+        return bool(self._recoveries)
 
     async def acquire(self) -> AbstractConnection:
         """Return a connection that is connected, clean and used by no one else.
@@ -109,7 +150,7 @@ class ExclusivePool:
         try:
             if self._emptied:
                 raise exceptions.ConnectionError(CLOSED.detail)
-            connection = await self._clean_idle() or await self._connect()
+            connection = await self._clean_idle() or await self._connect_in_turn()
             self._acquired.append(connection)
             acquired = True
             return connection
@@ -120,13 +161,52 @@ class ExclusivePool:
     async def acquire_within(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         """Return a connection that may be written to, or why there is none.
 
-        Waits while the dependency is down, and while a dead connection may still write.
+        Waits while the dependency is down, and while a dead connection may still write. The wait
+        for a turn to connect does not count for a call that may wait long for its reply.
         """
-        return await self._within(limits.sent, partial(self._acquire_when_safe, limits))
+        return await self._within(
+            limits.sent, partial(self._acquire_when_safe, limits), queued_until=limits.until
+        )
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
         return await self._within(until, self._multiplexer.until_fenced)
+
+    async def exchange(
+        self,
+        request: PendingRequest,
+        *,
+        call: Call,
+        limits: Limits,
+        timeout: float,
+        suspect: bool = False,
+    ) -> Any:
+        """Send a request on a connection of its own, and return what `await_reply` does.
+
+        The connection is watched as a multiplexed one is, so a large value may take its time.
+        Cancelling closes it. `suspect` marks a read that may kill its connection: few at a time.
+        """
+        if suspect:
+            locked = await self._within(limits.sent, self._suspects.acquire)
+            if isinstance(locked, AttemptFailed):
+                return locked
+        try:
+            connection = await self.acquire_within(limits)
+            if isinstance(connection, AttemptFailed):
+                return connection
+            late = limits.too_late()
+            if late is not None or not is_multiplexable(connection):
+                self.give_back(connection, clean=True)
+                return late or NotMultiplexable()
+            reply = await self._carry(
+                connection, request, call=call, limits=limits, timeout=timeout
+            )
+            if isinstance(reply, AttemptFailed) and (suspect or request.large):
+                reply = _explain(reply, large=request.large)
+            return reply
+        finally:
+            if suspect:
+                self._suspects.release()
 
     def known(self, connection: AbstractConnection) -> ExclusiveConnection:
         """Return how the server knows an acquired connection."""
@@ -164,17 +244,37 @@ class ExclusivePool:
 
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so no call should wait on one."""
+        for carrier in list(self._carriers):
+            carrier.close(CLOSED if self.closed else _DOWN)
         for connection in [*self._idle, *self._acquired]:
             self._discard(connection)
         self._idle.clear()
+
+    def renew(self) -> None:
+        """Close the idle connections: the next ones have the changed settings."""
+        for connection in self._idle:
+            self._discard(connection)
+        self._idle.clear()
+
+    def leave_server(self) -> list[object]:
+        """Close every idle connection, and those in use when they are released.
+
+        Return the addresses of their server.
+        """
+        self._opened_after = asyncio.get_running_loop().time()
+        peers = [peer_of(connection) for connection in [*self._idle, *self._acquired]]
+        for connection in list(self._idle):
+            self._discard(connection)
+        self._idle.clear()
+        return peers
 
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
         self.closed = True
         now = asyncio.get_running_loop().time()
-        for timeout in self._timeouts:
-            if not timeout.expired():
-                timeout.reschedule(now)
+        for wait in self._waits.values():
+            if not wait.timeout.expired():
+                wait.timeout.reschedule(now)
 
     async def finish_recoveries(self) -> None:
         """Wait for the recoveries under way, which have a time limit."""
@@ -194,16 +294,74 @@ class ExclusivePool:
         if connecting:
             await asyncio.wait(connecting)
 
+    # -- for connections that carry one request ----------------------------------------------
+
+    def connection_lost(
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Fence a connection that was lost. Nothing is unsent: its request is written at once."""
+        del unsent
+        self._multiplexer.fence(connection)
+
+    def connection_changed(self) -> None:
+        """Do nothing: no other call uses the connection."""
+
+    def connection_blocked(self, connection: MultiplexedConnection) -> None:
+        """Do nothing: no other call waits behind this one."""
+
+    def connection_silent(self, connection: MultiplexedConnection) -> None:
+        """Request a health probe before the response timeout ends."""
+        silence = connection.describe_silence(connection.response_timeout / 2)
+        self._multiplexer.reports.failed(silence.cause, silence.detail)
+
+    async def _carry(
+        self,
+        connection: AbstractConnection,
+        request: PendingRequest,
+        *,
+        call: Call,
+        limits: Limits,
+        timeout: float,
+    ) -> Any:
+        """Send a request on an acquired connection, wait for the reply, and release it."""
+        known, multiplexer = self._known[connection], self._multiplexer
+        carrier = multiplexer.multiplex(connection, known.name, known.client_id, owner=self)
+        self._carriers.append(carrier)
+        watched = request.extra_timeout >= CHECKED_BLOCK
+        if watched:
+            self.blocked.add(connection, known)
+        closing = False
+        try:
+            carrier.send_request(request)
+            reply = await await_reply(
+                multiplexer, request, call=call, limits=limits, timeout=timeout
+            )
+            # After this reply, the server closes the connection.
+            closing = isinstance(reply, Exception) and "Protocol error" in str(reply)
+            if known.failure is not None and isinstance(reply, AttemptFailed):
+                reply = replace(reply, cause=known.failure.cause, detail=known.failure.detail)
+            return reply
+        finally:
+            if watched:
+                self.blocked.remove(connection)
+            self._carriers.remove(carrier)
+            self.give_back(connection, clean=carrier.detach() and not closing)
+
     # -- connecting ------------------------------------------------------------------------
 
     async def _within(
-        self, until: float | None, obtain: Callable[[], Awaitable[T]]
+        self,
+        until: float | None,
+        obtain: Callable[[], Awaitable[T]],
+        *,
+        queued_until: float | None = None,
     ) -> T | AttemptFailed:
         """Return what `obtain` does, or why it failed or did not end in time."""
         if self.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
-        self._timeouts.append(timeout)
+        task = asyncio.current_task()
+        self._waits[task] = _Wait(timeout, until, queued_until)
         try:
             async with timeout:
                 return await obtain()
@@ -215,7 +373,8 @@ class ExclusivePool:
             if failure is not CLOSED and timeout.expired():
                 crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (
-                    "an exclusive connection, of which all are in use"
+                    f"an exclusive connection: all {self._template.max_connections} are in use "
+                    f"(raise max_connections)"
                     if crowded
                     else self._multiplexer.obstacle
                 )
@@ -223,7 +382,7 @@ class ExclusivePool:
             self._multiplexer.reports.failed(failure.cause, failure.detail)
             return AttemptFailed.because(failure, Progress.NOT_SENT, final=failure.permanent)
         finally:
-            self._timeouts.remove(timeout)
+            del self._waits[task]
 
     async def _acquire_when_safe(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         while True:
@@ -275,19 +434,50 @@ class ExclusivePool:
 
     async def _answers(self, connection: AbstractConnection, used: float) -> bool:
         """Return whether a connection answers at once, if it was idle for long."""
-        if asyncio.get_running_loop().time() - used <= _TRUSTED_IDLE:
+        loop = asyncio.get_running_loop()
+        idle = loop.time() - used
+        if idle <= TRUSTED_IDLE or self._multiplexer.bound:  # it may have begun a MULTI
             return True
+        barrier = self._multiplexer.hold()
         try:
-            await query_over(connection, _PROMPT_ANSWER)("PING")
+            await query_over(connection, PROMPT_ANSWER)("PING")
         except exceptions.ResponseError:
             return True
         except (RedisError, OSError):
             return False
+        else:
+            if barrier is not None:
+                await asyncio.wait([barrier.reached])
+        finally:
+            if barrier is not None:
+                loop.call_soon(barrier.release)
         return True
 
+    async def _connect_in_turn(self) -> AbstractConnection:
+        """Open a connection, or take one that became idle while this waited for its turn."""
+        wait = self._waits.get(asyncio.current_task())
+        while True:
+            turn = ConnectTurn()
+            if wait is not None:
+                wait.pause()
+            try:
+                await turn.begin()
+                if wait is not None:
+                    wait.resume(turn.waited)
+                if self._emptied:
+                    raise exceptions.ConnectionError(CLOSED.detail)
+                if self._multiplexer.health.available:
+                    return await self._clean_idle() or await self._connect()
+            finally:
+                turn.end()
+            await self._multiplexer.health.until_up()
+
     async def _connect(self) -> AbstractConnection:
+        # Later calls must not overtake the one for which the connection is opened.
+        loop = asyncio.get_running_loop()
+        barrier = None if self._failing else self._multiplexer.hold()
         # In its own task: the application's connect function may not handle cancellation.
-        task = asyncio.get_running_loop().create_task(
+        task = loop.create_task(
             self._open(),
             name="resilient-io redis exclusive connect",
             context=context_without_deadline(),
@@ -297,10 +487,16 @@ class ExclusivePool:
         waited = False
         try:
             await asyncio.wait([task])
+            if barrier is not None and not task.cancelled() and task.exception() is None:
+                await asyncio.wait([barrier.reached])
             waited = True
         finally:
+            if barrier is not None:
+                # The caller writes before it lets the loop run.
+                loop.call_soon(barrier.release)
             if not waited:
                 task.add_done_callback(self._keep_orphan)
+        self._failing = task.cancelled() or task.exception() is not None
         if task.cancelled():
             raise exceptions.ConnectionError(CLOSED.detail)
         return task.result()
@@ -316,12 +512,13 @@ class ExclusivePool:
         )
         keep_alive(connection)
         known = None
+        session = self._multiplexer.session
         try:
-            name, client_id = self._multiplexer.next_name(), None
+            name, client_id, version = self._multiplexer.next_name(), None, session.version
             if is_multiplexable(connection):
-                query = query_over(connection, policy.connect_timeout)
-                client_id = await identify(query, name, protocol=connection.protocol)
-            self._known[connection] = known = ExclusiveConnection(name, client_id)
+                client_id = await identify(connection, name, timeout=policy.connect_timeout)
+                version = await session.apply(query_over(connection, policy.connect_timeout), name)
+            self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
                 abort(connection)
@@ -332,7 +529,11 @@ class ExclusivePool:
             self._keep(task.result())
 
     def _keep(self, connection: AbstractConnection) -> None:
-        if self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
+        known = self._known.get(connection)
+        left = known is not None and (
+            known.opened < self._opened_after or known.version != self._multiplexer.session.version
+        )
+        if left or self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
         else:
             self._idle[connection] = asyncio.get_running_loop().time()
@@ -352,7 +553,7 @@ class ExclusivePool:
     ) -> None:
         clean = False
         try:
-            async with asyncio.timeout(RECOVERY_TIMEOUT):
+            async with StallTolerantTimeout(RECOVERY_TIMEOUT):
                 await self.query("CLIENT", "UNBLOCK", client_id)
                 # As bytes: an element that cannot be decoded has to be put back unchanged, too.
                 reply: Any = await connection.read_response(disable_decoding=True)
@@ -404,6 +605,20 @@ class ExclusivePool:
     async def release(self, connection: AbstractConnection) -> None:
         """Return a connection to the pool. It is clean if it is still connected."""
         self.give_back(connection, clean=connection.is_connected)
+
+
+_DOWN = ConnectionFailure(Cause.CONNECTION_LOST, "closed, because the server is down")
+
+CHECKED_BLOCK = 5.0
+"""Seconds of blocking from which on the server is asked whether it still has the connection."""
+
+
+def _explain(failed: AttemptFailed, *, large: bool) -> AttemptFailed:
+    """Return a copy that names the limits of the server which close a connection."""
+    if failed.cause is not Cause.RESET:
+        return failed
+    limit = "proto-max-bulk-len" if large else "client-output-buffer-limit"
+    return replace(failed, detail=f"{failed.detail} (is the value above {limit}?)")
 
 
 _log = logging.getLogger("resilient_io.redis")
@@ -508,7 +723,7 @@ class ExclusiveCall(Call):
         connection = await pool.acquire_within(limits)
         if isinstance(connection, AttemptFailed):
             return connection
-        late = limits.too_late()
+        late = (limits if self.bounded else limits._replace(sent=limits.until)).too_late()
         if late is not None:
             pool.give_back(connection, clean=True)
             return late
@@ -538,6 +753,8 @@ class ExclusiveCall(Call):
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.response_callbacks
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
+        elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
+            self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 
     def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:
@@ -572,7 +789,7 @@ class ExclusiveCall(Call):
         self, connection: AbstractConnection, known: ExclusiveConnection, until: float | None
     ) -> object:
         loop = asyncio.get_running_loop()
-        if self._timeout is None:
+        if self._timeout is None or self._timeout >= CHECKED_BLOCK:
             self._pool.blocked.add(connection, known)
         try:
             async with StallTolerantTimeout(self._timeout, until=until):

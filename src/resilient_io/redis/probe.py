@@ -14,6 +14,7 @@ from resilient_io.text import clean_text
 from .connect import abort, connect, query_over, socket_of
 from .connection import ConnectionLost
 from .errors import refusal
+from .standby import PING
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .multiplexer import Multiplexer
-
-_PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class RedisProbe:
@@ -36,11 +35,13 @@ class RedisProbe:
 
     def links(self) -> list[LinkState]:
         """Return what the kernel knows about the open connections, if it tells."""
-        links = self._multiplexer.links()
-        if self._connecting is not None:
-            link = read_link(socket_of(self._connecting))
-            links += [link] if link is not None else []
-        return links
+        connecting = None if self._connecting is None else read_link(socket_of(self._connecting))
+        links = [connecting, self._multiplexer.first.link]
+        return [*self._multiplexer.links(), *(link for link in links if link is not None)]
+
+    def queued(self) -> float:
+        """Return for how many seconds the first probe has waited for the turn to connect."""
+        return self._multiplexer.first.queued
 
     async def __call__(self, suspicious: bool) -> float:
         """Probe the server, over a new connection if a failure was reported. Return the latency."""
@@ -48,11 +49,29 @@ class RedisProbe:
         multiplexer = self._multiplexer
         # Never over a connection that is bound to a caller: in its MULTI, the reply would be one of
         # the caller's.
-        if suspicious or multiplexer.bound or not multiplexer.connections:
+        if not multiplexer.first.ended and not multiplexer.bound:
+            await self._try_first_connection()
+        elif suspicious or multiplexer.bound or not multiplexer.connections:
             await self._try_new_connection()
         else:
             await self._ping_all()
         return asyncio.get_running_loop().time() - began
+
+    async def _try_first_connection(self) -> None:
+        """Use the connection that the client is about to open anyway."""
+        first = self._multiplexer.first
+        await first.wait()
+        if first.failure is not None:
+            failure = first.failure
+            raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
+        try:
+            if self._multiplexer.connections:
+                await self._ping_all()
+                return
+        except ProbeFailed as problem:
+            if problem.answered:
+                raise
+        await self._try_new_connection()  # it was lost already
 
     async def _try_new_connection(self) -> None:
         multiplexer = self._multiplexer
@@ -77,7 +96,7 @@ class RedisProbe:
 
     async def _ping_all(self) -> None:
         """Ping every open connection, so that one that a load balancer forgot is noticed."""
-        futures = [connection.ask(_PING) for connection in self._multiplexer.connections]
+        futures = [connection.ask(PING) for connection in self._multiplexer.connections]
         for future in futures:
             reply = await future
             if isinstance(reply, ConnectionLost):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,17 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
+from .attempt import Packer
+from .credentials import follow_credentials
 from .errors import RedisClosed
 from .executor import Executor
 from .lock_keys import LockKeys
-from .multiplexer import Multiplexer, follow_credentials
+from .master_search import MasterSearch
+from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
+from .session import SessionSettings
 
 if TYPE_CHECKING:
     import random
@@ -32,8 +38,19 @@ if TYPE_CHECKING:
     from .options import ConnectionSettings
 
 
+_KEPT_UNUSED = 10.0
+"""Seconds for which connections are kept for the next client on the same pool."""
+
+
 class Runtime:
-    """Runs in the event loop of its first use, and starts again when that loop was closed."""
+    """Runs in the event loop of its first use, and starts again when that loop was closed.
+
+    Clients on the same pool share one. Nothing in it refers to a client, so that a client that is
+    dropped is collected, and closes it.
+
+    Attributes:
+        users: How many clients use it.
+    """
 
     multiplexer: Multiplexer
     pool: ExclusivePool
@@ -56,45 +73,70 @@ class Runtime:
         self.health = health
         self.target = target
         self.bound = bound
-        self._policy = policy
+        self.policy = policy
         self._settings = replace(settings, count=1) if bound else settings
         self._template = template
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
+        self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
+        self.tokens = tokens
+        self.session = SessionSettings(target.client_name)
         self._rng = rng
-        self._tokens = tokens
         self._binding: LoopBinding | None = None
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closes = 0  # how often `aclose` was called
+        self._at_close: list[Callable[[], Awaitable[None]]] = []
+        self.users = 0
+        self._unused_since = 0.0
+        self._checks_use = False  # whether a timer checks if it is still used
+        self._use_check: asyncio.TimerHandle | None = None
         self._build()
         notify_on_fork(self.note_fork)
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
-        prefix = self.target.client_name or "resilient-io"
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
-            policy=self._policy,
+            policy=self.policy,
             health=self.health,
             reports=self._reports,
             settings=self._settings,
             rng=self._rng,
-            names=f"{prefix}:{self._tokens.getrandbits(64):016x}",
+            token=f"{self.tokens.getrandbits(64):016x}",
+            session=self.session,
             bound=self.bound,
             unfenced=unfenced,
         )
         self.pool = ExclusivePool(
-            multiplexer=multiplexer, policy=self._policy, template=self._template
+            multiplexer=multiplexer, policy=self.policy, template=self._template
         )
         self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self._rng)
         self.executor = Executor(
             multiplexer=multiplexer,
             health=self.health,
             reports=self._reports,
-            budget=RetryBudget(self._policy.retry_budget, lambda: multiplexer.traffic[0]),
+            budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
+            search=MasterSearch(multiplexer, self.pool, self._rng),
             rng=self._rng,
         )
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, in a loop that is still open, and not closed since."""
+        binding = self._binding
+        return binding is not None and not (binding.closed or binding.forked)
+
+    @property
+    def usable_here(self) -> bool:
+        """Whether it is not in use in another running event loop or process."""
+        binding = self._binding
+        if binding is None or binding.closed:
+            return True
+        try:
+            return binding.loop is asyncio.get_running_loop()
+        except RuntimeError:  # no loop runs yet
+            return not binding.forked
 
     def start(self) -> None:
         """Start in the running loop, unless started. Never waits for the server."""
@@ -105,11 +147,15 @@ class Runtime:
         if self._binding is not None:
             self._binding.check("ResilientRedis")
         self._binding = LoopBinding()
+        self._checks_use = False
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
-        probe = RedisProbe(self.multiplexer, self._policy)
+        probe = RedisProbe(self.multiplexer, self.policy)
         self._attachment = self.health.start(
-            probe, last_reply=self.multiplexer.last_byte, links=probe.links
+            probe,
+            last_reply=self.multiplexer.last_byte,
+            links=probe.links,
+            queued=probe.queued,
         )
         self._subscription = self.health.on_update(self._health_changed)
 
@@ -154,39 +200,100 @@ class Runtime:
         Idempotent. Cancelling returns immediately; the closing continues in the background.
         """
         self._leave_closed_loop()
+        closing = self._begin_close(also)
+        if closing is not None:
+            await asyncio.wait([closing])
+            closing.result()
+
+    def _begin_close(self, also: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
         self._closes += 1
         self.executor.close()
         self.pool.close()
         self.locks.close()
         if self._binding is not None and self._binding.forked:
-            return  # the sockets belong to the parent process
+            return None  # the sockets belong to the parent process
         self._reports.close()
         self.multiplexer.close()
+        self._at_close.append(also)
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
-                self._close(also),
-                name="resilient-io redis close",
-                context=context_without_deadline(),
+                self._close(), name="resilient-io redis close", context=context_without_deadline()
             )
-        closing = self._closing
-        await asyncio.wait([closing])
-        closing.result()
+        return self._closing
 
-    async def _close(self, also: Callable[[], Awaitable[None]]) -> None:
+    async def _close(self) -> None:
+        if self._use_check is not None:
+            self._use_check.cancel()
+            self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
-        await self.target.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
+        await self.target.aclose()  # after the probe, which must not take this for a failure
         await self.health.release()
-        await also()
+        while self._at_close:
+            await self._at_close.pop()()
         self._attachment = self._subscription = self._binding = self._closing = None
 
     def note_fork(self) -> None:
         """Accept no more calls in a forked process: the parent uses the connections."""
         if self._binding is not None:
             self.multiplexer.disown()
+
+    # -- clients that come and go ------------------------------------------------------------
+
+    def leave(self, *, kept: bool) -> None:
+        """Note that a client is closed or collected.
+
+        If the connections are `kept` after the last one, a timer closes them. May be called
+        wherever a client is collected: within any other call, and in any thread.
+        """
+        self.users -= 1
+        if kept and not self.users and self.running:
+            self._unused_since = self.multiplexer.time()
+            if not self._checks_use:
+                self._checks_use = True
+                self._call_soon(self._close_if_unused)
+
+    def close_later(self, also: Callable[[], Awaitable[None]]) -> None:
+        """Close in the background: the owner of the pool was collected. As `leave`, otherwise."""
+
+        def close() -> None:
+            if self.running and not self.users:
+                self._begin_close(also)
+                if not (self.pool.recovering or self.locks.releasing):
+                    # Now, because the loop may end before the task runs.
+                    self.multiplexer.abort()
+                    self.pool.drop_all()
+
+        self._call_soon(close)
+
+    async def close_with_pool(self) -> None:
+        """Close with the pool, unless the client does both or they are in use in another loop."""
+        if self._closing is None and self.running and self.usable_here:
+            await self.aclose(_nothing_else)
+
+    def _close_if_unused(self) -> None:
+        due = self._unused_since + _KEPT_UNUSED
+        self._checks_use = False
+        if self.users or not self.running:
+            return
+        if self.multiplexer.time() >= due:
+            self._begin_close(_nothing_else)
+        else:
+            self._checks_use = True
+            self._use_check = asyncio.get_running_loop().call_at(due, self._close_if_unused)
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        loop = self._binding.loop if self._binding is not None else None
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+                loop.call_soon_threadsafe(callback, context=Context())
+
+
+async def _nothing_else() -> None:
+    """Do nothing more at the close."""

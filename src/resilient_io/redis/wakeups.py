@@ -35,7 +35,8 @@ def can_wake(loop: asyncio.AbstractEventLoop) -> bool:
     callback = called.append
     try:
         future.add_done_callback(callback)
-        ((found, context),) = future._callbacks
+        callbacks: Any = future._callbacks
+        ((found, context),) = callbacks
         removed = future.remove_done_callback(callback)
         left = future._callbacks
     except (AttributeError, TypeError, ValueError):

@@ -168,6 +168,10 @@ resilient_io.consumer.rebalances counter {rebalance} CONSUMER
     Assignments of partitions by the group
 resilient_io.consumer.partitions_lost counter {partition} CONSUMER
     Partitions that were lost before their offsets could be committed
+resilient_io.consumer.gaps counter {gap} CONSUMER
+    Gaps: how often records were lost that Kafka no longer has
+resilient_io.consumer.records_lost counter {record} CONSUMER
+    Offsets that were skipped by gaps, as far as their number is known
 
 resilient_io.run.records counter {record} CONSUMER outcome
     Finished records of run(), by outcome: handled, dead_lettered or skipped

@@ -344,6 +344,8 @@ def _read_consumer(name: str, consumer: ResilientKafkaConsumer, source: _SourceR
     add("resilient_io.consumer.commits", *own, "failed", value=stats.commits_failed)
     add("resilient_io.consumer.rebalances", *own, value=stats.rebalances)
     add("resilient_io.consumer.partitions_lost", *own, value=stats.lost)
+    add("resilient_io.consumer.gaps", *own, value=stats.gaps)
+    add("resilient_io.consumer.records_lost", *own, value=stats.records_lost)
     add("resilient_io.kafka.instances", *client, value=stats.instances)
     add("resilient_io.kafka.log_records_dropped", *client, value=stats.log_records_dropped)
     _read_run(own, consumer, source)

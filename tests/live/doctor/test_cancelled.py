@@ -71,7 +71,7 @@ async def test_lookup_that_hangs_is_abandoned_at_the_end(shared_redis, monkeypat
         await asyncio.Event().wait()
 
     # The lookup of the step "name" succeeds, and that of the login hangs.
-    monkeypatch.setattr("resilient_io.redis.connect._look_up", hang)
+    monkeypatch.setattr("resilient_io.redis.addresses._look_up", hang)
     names = await names_of(examine(f"redis://localhost:{shared_redis.port}", timeout=0.5))
     assert names == ["name", "TCP", "login"]
     # The lookup's task would fail this test if it were left behind.

@@ -235,6 +235,7 @@ def consumer_of():
             "heartbeat_interval_ms": 300,
             "session_timeout_ms": 6000,
         } | options
-        return ResilientKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, **options)
+        topics = () if topic is None else (topic,)
+        return ResilientKafkaConsumer(*topics, bootstrap_servers=kafka.bootstrap_servers, **options)
 
     return create

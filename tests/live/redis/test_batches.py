@@ -207,7 +207,7 @@ async def test_a_command_that_would_change_a_shared_connection_is_refused_with_a
 ):
     for refused in (
         client.execute_command(*words),
-        client.pipeline(transaction=False).get("k").execute_command(*words).execute()
+        client.pipeline(transaction=words[0] == "WAIT").get("k").execute_command(*words).execute()
         if words[0] != "WATCH"
         else client.execute_command(*words),
     ):

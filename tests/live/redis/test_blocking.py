@@ -241,3 +241,43 @@ async def test_a_connection_that_a_middlebox_has_forgotten_is_not_used(fault_pro
         await asyncio.sleep(1.2)  # longer than a connection is trusted without a PING
         await client.rpush("k", "a")
         assert await client.blpop("k", timeout=0) == (b"k", b"a")
+
+
+def _forget(proxy, client):
+    """Have the proxy drop everything on the connection of a bound client."""
+    (own,) = client._runtime.multiplexer.connections
+    port = own.socket.getsockname()[1]
+    for connection in proxy.connections:
+        if connection.client_address[1] == port:
+            connection.stall()
+
+
+async def test_the_idle_connection_of_a_bound_client_is_replaced_if_it_was_forgotten(
+    fault_proxy, redis_server
+):
+    policy = RetryPolicy(response_timeout=0.5, connect_timeout=1.0, deadline=2.0)
+    async with (
+        ResilientRedis.from_url(fault_proxy.url, policy=policy) as client,
+        client.client() as plain,
+        client.client() as watching,
+    ):
+        for own in (plain, watching):
+            await own.ping()
+        await watching.execute_command("WATCH", "k")
+        for own in (plain, watching):
+            _forget(fault_proxy, own)
+        await asyncio.sleep(1.1)  # longer than a connection is trusted without a PING
+        lost = asyncio.create_task(elapsed(watching.incr("n")))
+        assert await plain.incr("n") == 1
+        outcome, _ = await lost
+        assert isinstance(outcome, RedisUnavailable)  # nothing was sent
+        assert "WATCH: start again" in str(outcome)
+        assert await watching.incr("n") == 2
+
+
+async def test_no_ping_disturbs_a_transaction_of_a_bound_client(fault_proxy):
+    async with ResilientRedis.from_url(fault_proxy.url) as client, client.client() as own:
+        await own.execute_command("MULTI")
+        await own.execute_command("SET", "k", 1)
+        await asyncio.sleep(1.1)
+        assert await own.execute_command("EXEC") == [b"OK"]

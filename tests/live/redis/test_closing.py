@@ -160,7 +160,7 @@ async def test_a_fence_waits_until_a_reopened_client_can_connect(redis_server, f
 
 
 async def test_a_close_counts_more_than_an_earlier_start_that_still_waits(shared_redis):
-    client = ResilientRedis(port=shared_redis.port)
+    client = ResilientRedis(port=shared_redis.port, reopen=False)
     await client.ping()
     closing = asyncio.create_task(client.aclose())
     await asyncio.sleep(0)

@@ -133,7 +133,7 @@ async def test_the_database_and_the_name_of_the_connections(shared_redis):
     async with ResilientRedis(port=shared_redis.port, db=4, client_name="orders") as client:
         await client.set("k", "four")
         assert (await shared_redis.query("CLIENT", "LIST")).count(b"name=orders:") >= 1
-        assert (await client.client_getname()).startswith("orders:")
+        assert await client.client_getname() == "orders"
     async with ResilientRedis(port=shared_redis.port, db=4) as client:
         assert await client.get("k") == b"four"
 
@@ -232,7 +232,9 @@ async def test_a_socket_timeout_limits_the_wait_for_a_frozen_server(redis_server
     [
         ({"retry": driver.retry.Retry(ConstantBackoff(1), -1)}, r"attempts=10"),
         ({"retry_on_error": [ValueError]}, r"repeat="),
-        ({"socket_timeout": None}, r"response_timeout=600"),
+        ({"socket_timeout": 0}, r"time out immediately.*socket_timeout=None"),
+        ({"socket_connect_timeout": 0}, r"time out immediately.*socket_connect_timeout=None"),
+        ({"health_check_interval": "often"}, r"health_check_interval='often'"),
         ({"socket_timeout": 1, "policy": RetryPolicy()}, r"response_timeout"),
         ({"socket_connect_timeout": 1, "policy": RetryPolicy()}, r"connect_timeout"),
         ({"retry_on_timeout": True, "policy": RetryPolicy()}, r"repeat"),
@@ -244,6 +246,42 @@ async def test_a_socket_timeout_limits_the_wait_for_a_frozen_server(redis_server
 def test_an_unsupported_option_is_refused_by_name(options, advice):
     with pytest.raises(ConfigurationError, match=advice):
         ResilientRedis(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"socket_timeout": None},
+        {"socket_timeout": None, "socket_connect_timeout": None},
+        {"retry_on_error": [Exception]},
+        {"retry_on_error": [driver.RedisError, driver.ResponseError]},
+        {"health_check_interval": -1},
+        {"health_check_interval": 0},
+    ],
+    ids=str,
+)
+async def test_unusual_options_are_honoured(shared_redis, options):
+    pool = driver.ConnectionPool.from_url(shared_redis.url, **options)
+    for client in (
+        ResilientRedis(port=shared_redis.port, **options),
+        ResilientRedis.from_url(shared_redis.url, **options),
+        ResilientRedis.from_pool(pool),
+    ):
+        async with client:
+            assert await client.ping()
+            assert client.health.settings.interval > 0
+
+
+async def test_without_a_socket_timeout_a_slow_reply_is_awaited(redis_server, fault_proxy):
+    async with ResilientRedis(port=fault_proxy.port, socket_timeout=None) as client:
+        await client.set("k", "v")
+        held = fault_proxy.hold("GET")
+        call = asyncio.create_task(client.get("k"))
+        async with asyncio.timeout(5):
+            await held.happened()
+        assert not (await asyncio.wait([call], timeout=2.3))[0]  # the default is 2 s
+        held.release()
+        assert await call == b"v"
 
 
 async def test_set_retry_is_refused_by_name():

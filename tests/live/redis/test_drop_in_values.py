@@ -226,7 +226,7 @@ class TalkingToNobody(AbstractConnection):
 
 async def test_connections_without_a_transport_carry_one_call_at_a_time():
     pool = driver.ConnectionPool(connection_class=TalkingToNobody)
-    async with ResilientRedis(connection_pool=pool) as client:
+    async with ResilientRedis.from_pool(pool) as client:
         assert await client.set("k", "v") is True
         outcomes = await asyncio.gather(*(client.get("k") for _ in range(20)))
         assert outcomes == [b"v"] * 20

@@ -162,7 +162,8 @@ async def test_a_task_that_cancels_others_in_the_same_read(client):
 
 
 async def test_a_task_that_closes_the_client_in_a_read(shared_redis):
-    client = ResilientRedis(port=shared_redis.port, policy=RetryPolicy(attempts=1))
+    policy = RetryPolicy(attempts=1)
+    client = ResilientRedis(port=shared_redis.port, policy=policy, reopen=False)
     await client.initialize()
     await client.ping()
 

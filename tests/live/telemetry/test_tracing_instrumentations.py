@@ -316,3 +316,41 @@ async def test_calls_take_the_hot_path_without_a_tracer(shared_redis, monkeypatc
         await redis.set("key", "1")
         assert await redis.get("key") == b"1"
         assert not redis.pipeline()._instrumented
+
+
+@pytest.mark.parametrize("module", [driver, driver.client], ids=["package", "module"])
+async def test_client_in_the_place_of_redis_py_is_seen_as_redis_py(
+    shared_redis, otel, monkeypatch, module
+):
+    """An application that sets `redis.asyncio.Redis` gives the tracer our class to patch."""
+    otel.instrument()
+    theirs = await seen(shared_redis, otel, driver.Redis)
+    RedisInstrumentor().uninstrument()
+
+    with monkeypatch.context() as patches:
+        patches.setattr(module, "Redis", ResilientRedis)
+        otel.instrument()
+        try:
+            ours = await seen(shared_redis, otel, ResilientRedis)
+        finally:
+            RedisInstrumentor().uninstrument()
+
+    assert without_loading(ours) == without_loading(theirs)
+
+
+@pytest.mark.parametrize("module", [driver, driver.client], ids=["package", "module"])
+async def test_every_constructor_works_in_the_place_of_redis_py(shared_redis, monkeypatch, module):
+    class Mine(ResilientRedis):
+        pass
+
+    for kind in (ResilientRedis, Mine):
+        monkeypatch.setattr(module, "Redis", kind)
+        pool = driver.ConnectionPool.from_url(shared_redis.url)
+        for client in (
+            kind(port=shared_redis.port),
+            kind.from_url(shared_redis.url),
+            kind.from_pool(pool),
+        ):
+            async with client, client.client() as own:
+                assert await client.ping()
+                assert await own.ping()

@@ -82,3 +82,10 @@ def no_unexpected_error_is_logged(index: Index) -> Iterator[Broken]:
         yield Broken(f"the loop reported: {text}")
     for text in index.history.ending.log_errors:
         yield Broken(f"the log has an error: {text}")
+
+
+def a_tracer_sees_the_end_of_every_call(index: Index) -> Iterator[Broken]:
+    """A tracer that patches redis-py sees calls, and each of them ends."""
+    spans = index.history.ending.spans
+    if spans and spans.get("begun") != spans.get("ended"):
+        yield Broken(f"{spans.get('begun')} calls began, and {spans.get('ended')} ended")

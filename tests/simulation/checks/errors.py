@@ -62,3 +62,30 @@ def an_error_that_promises_nothing_was_applied_fits_its_progress(index: Index) -
                 (operation.number,),
                 operation.ended_at,
             )
+
+
+_MISUSES = {
+    "batch": "RouteRefused",
+    "lock": "ConfigurationError",
+    "plain lock": "TypeError",
+    "not held": "LockError",
+    "not fenced": "LockError",
+    "release": "LockError",
+    "with": "TypeError",
+    "health": "TypeError",
+    "select": "RouteRefused",
+}
+
+
+def a_misuse_raises_its_error(index: Index) -> Iterator[Broken]:
+    """What the client cannot do raises the error that the documentation names."""
+    for operation in index.history.operations:
+        if operation.kind != "misuse" or operation.outcome is not Outcome.OK:
+            continue
+        expected = _MISUSES[operation.facts["what"]]
+        if operation.reply not in (expected, "RedisClosed", "RedisUnavailable"):
+            yield Broken(
+                f"{operation.facts['what']} raised {operation.reply} instead of {expected}",
+                (operation.number,),
+                operation.ended_at,
+            )

@@ -272,19 +272,20 @@ def _periods(index: Index) -> dict[str, list[_Period]]:
 
 def _gaps(index: Index) -> list[tuple[float, float]]:
     """Return the times in which no server served anything, that are long enough to be noticed."""
-    served: list[float] = []
-    for execution in index.history.executions:
-        if execution.words[0] in _HANDSHAKE:
-            continue
-        if execution.applied or not _text(execution).startswith(_SERVES_NOTHING):
-            served.append(execution.time)
+    served = [
+        execution.time
+        for execution in index.history.executions
+        if execution.words[0] not in _HANDSHAKE
+        and (execution.applied or not _text(execution).startswith(_SERVES_NOTHING))
+    ]
     served.append(index.settled_at)
     gaps = []
     previous = 0.0
     for time in served:
         if time - previous > _NOTICED:
             gaps.append((previous, time))
-        previous = max(previous, time)
+        if time > previous:  # noqa: PLR1730 (faster than `max`)
+            previous = time
     return gaps
 
 
@@ -293,11 +294,7 @@ def _text(execution: Execution) -> str:
 
 
 def _times_of_refusals(index: Index) -> list[float]:
-    return [
-        execution.time
-        for execution in index.history.executions
-        if not execution.applied and isinstance(execution.reply, ErrorReply)
-    ]
+    return [execution.time for execution in index.errors if not execution.applied]
 
 
 def _accepted_after(index: Index, operation: Operation, time: float) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.simulation.history import Outcome
+from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import PERMITTED, POPS, PUSHES, READ, UNDO, effect_of, effect_of_batch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TOKEN = re.compile(rb"t(\d+\.\d+)")
 _TOKEN_TEXT = re.compile(r"t\d+\.\d+")
+_POPS = frozenset(name.encode() for name in POPS)
 _LONG = 400  # bytes of a command, beyond which only the head of each word is searched
 
 BATCHES = frozenset({"pipeline", "transaction", "manual"})
@@ -32,6 +33,9 @@ _WATCH_STEPS = 2  # WATCH and GET precede MULTI
 
 PERMANENT = frozenset({"forget", "fail over"})
 """Faults that do not end: what they broke stays so until the client notices."""
+
+HARMLESS = frozenset({"forget scripts"})
+"""Faults of which a caller notices nothing."""
 
 STALLS = frozenset({"stall"})
 """Faults of our own process. They are never a reason to call a server down."""
@@ -165,10 +169,13 @@ class Index:
             text = f"{operation.number}.{index}"
             carried = f"t{text}"
             token = None
-            if any(carried in word for word in words):
-                token = text.encode()
-            executions = [] if token is None else self.by_token.get(token, [])
-            applied = [each for each in executions if each.applied]
+            executions: list[Execution] = []
+            for word in words:
+                if carried in word:
+                    token = text.encode()
+                    executions = self.by_token.get(token, [])
+                    break
+            applied = [each for each in executions if each.applied] if executions else []
             effect = effect_of(words)
             commands.append(
                 Command(operation, index, words, token, effect, executions, applied, [])
@@ -188,8 +195,8 @@ class Index:
         """The executions that took an element, by element."""
         found: dict[str, list[Execution]] = {}
         for execution in self.history.executions:
-            name = execution.words[0].decode()
-            if name in POPS and execution.applied and execution.reply is not None:
+            name = execution.words[0]
+            if name in _POPS and execution.applied and execution.reply is not None:
                 for element in _elements(execution.reply):
                     found.setdefault(element, []).append(execution)
         return found
@@ -230,6 +237,11 @@ class Index:
                     each for each in command.executions if each.at not in put_back
                 ]
                 command.applied = [each for each in command.applied if each.at not in put_back]
+
+    @cached_property
+    def errors(self) -> list[Execution]:
+        """The commands that a server answered with an error."""
+        return [each for each in self.history.executions if type(each.reply) is ErrorReply]
 
     @cached_property
     def _numbers(self) -> list[int]:
@@ -276,10 +288,11 @@ class Index:
         """When each token was written to a transport."""
         found: dict[bytes, list[Sent]] = {}
         for written in self.history.written:
-            for token in dict.fromkeys(_TOKEN.findall(written.data)):
-                found.setdefault(token, []).append(
-                    Sent(written.at, written.time, written.connection)
-                )
+            tokens = _TOKEN.findall(written.data)
+            if tokens:
+                sent = Sent(written.at, written.time, written.connection)
+                for token in dict.fromkeys(tokens) if len(tokens) > 1 else tokens:
+                    found.setdefault(token, []).append(sent)
         return found
 
     # -- events ----------------------------------------------------------------------------
@@ -300,7 +313,7 @@ class Index:
         found = []
         for event in self.events.get("fault", ()):
             kind, number = event.facts["fault"], event.facts["number"]
-            if kind in STALLS:
+            if kind in STALLS or kind in HARMLESS:
                 continue
             fault = planned.get(number)
             arguments = {} if fault is None else dict(fault.arguments)
@@ -396,6 +409,14 @@ class Index:
         """The number of the event after which a server forbids fencing, or infinity."""
         at = self.forbidden("CLIENT|KILL", "CLIENT|LIST", "CLIENT|ID", "CLIENT|SETNAME")
         return float("inf") if at is None else at
+
+    def bare(self, label: str) -> bool:
+        """Return whether the connections of a client have no transport.
+
+        Then each call uses a connection of its own, so that calls have no order.
+        """
+        setups = () if self.plan is None else self.plan.clients
+        return any(setup.label == label and setup.form.get("bare") for setup in setups)
 
     # -- clients ---------------------------------------------------------------------------
 

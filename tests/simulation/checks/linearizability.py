@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .index import Command, Index
 
 _WRITES = frozenset(("SET", "MSET"))
+_KNOWN = frozenset(name.encode() for name in READS | _WRITES | SCRIPTS)
 
 
 @dataclass(slots=True)
@@ -140,8 +141,7 @@ def _changed_otherwise(index: Index) -> dict[str, None]:
         event.facts["key"]: None for event in index.events.get("expired", ())
     }
     for execution in index.history.executions:
-        name = execution.words[0].decode()
-        if execution.applied and name not in READS and name not in _WRITES and name not in SCRIPTS:
+        if execution.applied and execution.words[0] not in _KNOWN:
             for word in execution.words[1:]:
                 if word.startswith(b"r") and len(word) < 20:
                     changed[word.decode("utf-8", "replace")] = None

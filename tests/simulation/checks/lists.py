@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.history import Outcome
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tests.simulation.history import Execution, Operation
 
     from .index import Index
+
+_TOKEN = re.compile(r"t\d+\.\d+")
 
 _BEFORE = 3.0  # seconds before a cancellation in which nothing may go wrong
 _AFTER = 2.0  # seconds that putting an element back may take, generously
@@ -91,6 +94,7 @@ def _may_lose(index: Index, pop: Execution, operation: Operation) -> bool:
         index.disturbed(since - _BEFORE, until)
         or index.stalled(since - _BEFORE, until) > 0.5
         or _bound(index, operation.client)
+        or index.bare(operation.client)
         or (index.forbidden("CLIENT|UNBLOCK", "CLIENT|ID") or pop.at) < pop.at
         or any(
             since - _BEFORE <= time <= until
@@ -137,6 +141,7 @@ def _elements_at_end(data: dict[str, dict[str, Any]]) -> dict[str, None]:
         for keys in data.values()
         for value in keys.values()
         if isinstance(value, (list, dict))
-        for element in value
-        if isinstance(element, str)
+        for text in value
+        if isinstance(text, str)
+        for element in _TOKEN.findall(text)
     }

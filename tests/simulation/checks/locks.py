@@ -1,51 +1,55 @@
-"""Rules about locks: "acquire" and "release" operations, with the name and token as facts."""
+"""Rules about locks: `holdings` has the periods in which callers held them."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tests.simulation.history import Outcome
 
+from .holdings import Expiry, acquired, holdings, removals, removed_between, takings
 from .index import Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.simulation.history import Execution, Operation
+    from tests.simulation.history import Operation
 
+    from .holdings import Holding, Taking
     from .index import Index
 
 _MARGIN = 0.05  # seconds before its timeout during which a lock may already be gone
+_CALM = 3.0  # seconds without a fault before something is expected to happen in time
+_LEARNS_WITHIN = 1.6  # seconds: where the server does not report changes, it is asked every second
+_LATE_TIMER = 0.3  # seconds
+_IDLE = 0.7  # seconds that a free lock may be left to callers that wait for it
 
 
 def two_callers_never_hold_one_lock(index: Index) -> Iterator[Broken]:
     """No one takes a lock between an acquisition that returned and its release.
 
-    Except after its timeout by the server's clock, or after the server lost its data.
+    Except after its timeout by the server's clock, after its key was deleted, or after the server
+    lost its data.
     """
     if index.data_lost:
         return
-    takings = _takings(index)
-    releases = _releases(index)
-    for holder in _acquired(index):
-        token = holder.facts["token"].encode()
-        name = holder.facts["lock"].encode()
-        mine = [each for each in takings.get(name, ()) if each.words[2] == token]
-        if not mine or holder.ended_at is None:
+    all_takings, gone = takings(index), removals(index)
+    for holding in holdings(index):
+        mine = _taking_of(all_takings, holding)
+        if mine is None:
             continue
-        release = releases.get(holder.facts["token"])
-        until = _extended(index, holder, mine[0])
-        for other in takings[name]:
+        expiry = Expiry(index, holding, mine)
+        for other in all_takings[holding.name]:
             if (
-                other.words[2] != token
-                and other.at > holder.ended_at
-                and (release is None or other.at < release.started_at)
-                and other.time < until
+                other.token != holding.token
+                and holding.began_at < other.at < holding.ended_at
+                and other.time < expiry.at(other.at) - _MARGIN
+                and not removed_between(gone.get(holding.name, []), mine.at, other.at)
             ):
                 yield Broken(
-                    f"{name.decode()} was taken with another token while call {holder.number} "
-                    f"held it",
-                    (holder.number,),
+                    f"{holding.name.decode()} was taken with another token while call "
+                    f"{holding.operation.number} held it",
+                    (holding.operation.number,),
                     other.at,
                 )
                 break
@@ -53,13 +57,42 @@ def two_callers_never_hold_one_lock(index: Index) -> Iterator[Broken]:
 
 def an_acquired_lock_was_taken_on_the_server(index: Index) -> Iterator[Broken]:
     """An acquisition that returned True set the key of the lock to its own token."""
-    takings = _takings(index)
-    for holder in _acquired(index):
+    all_takings = takings(index)
+    for holder in acquired(index):
         token = holder.facts["token"].encode()
-        taken = takings.get(holder.facts["lock"].encode(), ())
-        if not any(each.words[2] == token for each in taken):
+        taken = all_takings.get(holder.facts["lock"].encode(), ())
+        if not any(each.token == token for each in taken):
             yield Broken(
                 f"{holder.facts['lock']} was acquired, but the server did not set its token",
+                (holder.number,),
+                holder.ended_at,
+            )
+
+
+def the_numbers_of_holders_increase(index: Index) -> Iterator[Broken]:
+    """Each holder with fencing has the number that the server counted, the greatest so far."""
+    if index.data_lost:
+        return
+    numbers: dict[bytes, int] = {}
+    for name, taken in takings(index).items():
+        latest = 0
+        for each in taken:
+            if each.number is None:
+                continue
+            numbers[each.token] = each.number
+            if each.number <= latest:
+                yield Broken(
+                    f"{name.decode()} was taken with number {each.number} after {latest}",
+                    (),
+                    each.at,
+                )
+            latest = each.number
+    for holder in acquired(index):
+        number, token = holder.facts.get("number"), holder.facts["token"].encode()
+        if holder.facts.get("fencing") and number != numbers.get(token):
+            yield Broken(
+                f"the holder of {holder.facts['lock']} has number {number}; the server counted "
+                f"{numbers.get(token)}",
                 (holder.number,),
                 holder.ended_at,
             )
@@ -69,27 +102,29 @@ def a_lock_that_is_still_held_can_be_released(index: Index) -> Iterator[Broken]:
     """A release is not refused as "not owned" before the lock's timeout."""
     if index.data_lost:
         return
-    takings = _takings(index)
-    holders = {each.facts["token"]: each for each in _acquired(index)}
+    all_takings, gone = takings(index), removals(index)
+    holders = {each.token.decode(): each for each in holdings(index)}
     for operation in _releases(index).values():
-        holder = holders.get(operation.facts["token"])
+        holding = holders.get(operation.facts["token"])
         if (
-            holder is None
+            holding is None
             or operation.repeat == "any"
             or operation.outcome is not Outcome.REFUSED
             or "no longer owned" not in operation.error
             or (operation.ended_at or 0) > index.unfenced
         ):
             continue
-        token = operation.facts["token"].encode()
-        taken = takings.get(operation.facts["lock"].encode(), ())
-        mine = [each for each in taken if each.words[2] == token]
-        timeout = holder.facts.get("timeout")
+        mine = _taking_of(all_takings, holding)
         ended = operation.ended if operation.ended is not None else operation.started
-        if mine and (timeout is None or ended < mine[0].time + timeout - _MARGIN):
+        if mine is None or removed_between(
+            _but_own(index, gone.get(holding.name, []), holding), mine.at, operation.ended_at or 0
+        ):
+            continue
+        expires = Expiry(index, holding, mine).at(operation.ended_at or math.inf)
+        if ended < expires - _MARGIN:
             yield Broken(
                 f"{operation.facts['lock']} was held, but its release raised: {operation.error}",
-                (holder.number, operation.number),
+                (holding.operation.number, operation.number),
                 operation.ended_at,
             )
 
@@ -98,76 +133,233 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
     """A release that returned removed the key of the lock, unless it had expired."""
     if index.data_lost:
         return
-    takings = _takings(index)
-    holders = {each.facts["token"]: each for each in _acquired(index)}
-    for operation in _releases(index).values():
-        holder = holders.get(operation.facts["token"])
-        if holder is None or operation.outcome is not Outcome.OK or operation.ended is None:
+    all_takings = takings(index)
+    holders = {each.token.decode(): each for each in holdings(index)}
+    releases = _releases(index)
+    again = [each for each in index.history.operations if each.kind == "release again"]
+    for operation in (*releases.values(), *again):
+        holding = holders.get(operation.facts["token"])
+        if holding is None or operation.outcome is not Outcome.OK or operation.ended is None:
             continue
-        name, token = operation.facts["lock"].encode(), operation.facts["token"].encode()
-        mine = [each for each in takings.get(name, ()) if each.words[2] == token]
-        timeout = holder.facts.get("timeout")
-        if not mine or (timeout is not None and operation.ended > mine[0].time + timeout - _MARGIN):
+        if operation.kind == "release again" and _closing(index, holding, operation.ended):
+            continue  # the release in the background was given up
+        mine = _taking_of(all_takings, holding)
+        if mine is None:
+            continue
+        expires = Expiry(index, holding, mine).at(operation.ended_at or math.inf)
+        if operation.ended > expires - _MARGIN:
             continue
         if not any(
             execution.applied
             and execution.reply == 1
-            and name in execution.words
-            and token in execution.words
+            and holding.name in execution.words
+            and holding.token in execution.words
             for execution in index.executions_between(
-                operation.started_at, operation.ended_at or operation.started_at
+                releases[operation.facts["token"]].started_at,
+                operation.ended_at or operation.started_at,
             )
         ):
             yield Broken(
                 f"{operation.facts['lock']} was released, but the server still held it",
-                (holder.number, operation.number),
+                (holding.operation.number, operation.number),
                 operation.ended_at,
             )
 
 
 def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[Broken]:
     """When `acquire` returns False, the server has not set its token, or no longer has it."""
-    tokens = {operation.facts["token"].encode() for operation in _acquired(index)}
-    acquisitions = [each for each in index.history.operations if each.kind == "acquire"]
+    tokens = {operation.facts["token"].encode() for operation in acquired(index)}
+    acquisitions = [
+        each for each in index.history.operations if each.kind in ("acquire", "lock block")
+    ]
     last = index.history.executions[-1].at + 1 if index.history.executions else 0
-    for name, taken in _takings(index).items():
-        for execution in taken:
-            token = execution.words[2]
-            if token in tokens:
+    for name, taken in takings(index).items():
+        for each in taken:
+            if each.token in tokens:
                 continue
-            written = next((w.at for w in index.history.written if token in w.data), execution.at)
-            callers = [
-                each
-                for each in acquisitions
-                if each.facts["lock"].encode() == name
-                and each.started_at < written
-                and (each.ended_at is None or written < each.ended_at)
-            ]
+            callers = _callers_of(index, acquisitions, name, each)
             if not callers or any(
-                each.outcome is not Outcome.OK
-                or each.reply
-                or (each.ended or 0.0) > execution.time + (each.facts.get("timeout") or 1e9)
-                for each in callers
+                caller.outcome is not Outcome.OK
+                or caller.reply
+                or (caller.ended or 0.0) > each.time + (caller.facts.get("timeout") or 1e9)
+                for caller in callers
             ):
                 continue  # or it had expired until the reply
             if any(
-                token in each.words and each.words[0] != b"SET"
-                for each in index.executions_between(execution.at, last)
+                each.token in other.words and other.words[0] != b"SET"
+                for other in index.executions_between(each.at, last)
             ):
                 continue  # released
             yield Broken(
                 f"{name.decode()} was taken, but no caller heard that it holds it",
-                tuple(each.number for each in callers),
-                execution.at,
+                tuple(caller.number for caller in callers),
+                each.at,
             )
 
 
-def _acquired(index: Index) -> list[Operation]:
+def _callers_of(
+    index: Index, acquisitions: list[Operation], name: bytes, taken: Taking
+) -> list[Operation]:
+    """Return the acquisitions that may have sent the request."""
+    written = next((w.at for w in index.history.written if taken.token in w.data), taken.at)
     return [
-        operation
-        for operation in index.history.operations
-        if operation.kind == "acquire" and "token" in operation.facts
+        each
+        for each in acquisitions
+        if each.facts["lock"].encode() == name
+        and each.started_at < written
+        and (each.ended_at is None or written < each.ended_at)
     ]
+
+
+def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
+    """A holder is notified when its key is gone, or when its timeout may have passed, not before.
+
+    While nothing fails, a lock that is renewed is lost only if its key is gone.
+    """
+    if index.data_lost:
+        return
+    all_takings, gone = takings(index), removals(index)
+    for holding in holdings(index):
+        if holding.lost is None or holding.lost_at is None:
+            continue
+        mine = _taking_of(all_takings, holding)
+        if mine is None or removed_between(gone.get(holding.name, []), mine.at, holding.lost_at):
+            continue
+        started, timeout = holding.operation.started, holding.timeout
+        if timeout is not None and holding.lost >= started + timeout - 0.001:
+            # The client has not heard of a renewal, or knows no better than its own clock.
+            disturbed = index.disturbed(started - _CALM, holding.lost)
+            late = index.stalled(started, holding.lost) > timeout / 10
+            closing = _closing(index, holding, holding.lost)
+            if not holding.renews or disturbed or late or closing:
+                continue
+        yield Broken(
+            f"{holding.name.decode()} was reported as lost, but the server still held it",
+            (holding.operation.number,),
+            holding.lost_at,
+        )
+
+
+def a_holder_learns_of_the_loss_of_its_lock(index: Index) -> Iterator[Broken]:
+    """While nothing else fails, a holder is notified soon after its key was deleted."""
+    if index.data_lost:
+        return
+    all_takings, gone = takings(index), removals(index)
+    for holding in holdings(index):
+        mine = _taking_of(all_takings, holding)
+        if mine is None or holding.watched is None:
+            continue
+        for at, time in gone.get(holding.name, []):
+            if at < mine.at or time > holding.ended:
+                continue
+            known_since = max(time, holding.watched)
+            limit = known_since + _LEARNS_WITHIN + index.stalled(time, holding.watched_until)
+            if (
+                holding.watched_until > limit
+                and not index.disturbed(mine.time - _CALM, limit)
+                and not _closing(index, holding, limit)
+                and not _bound(index, holding)
+            ):
+                yield Broken(
+                    f"the key of {holding.name.decode()} was gone for "
+                    f"{holding.watched_until - known_since:.3f} s, but its holder did not hear it",
+                    (holding.operation.number,),
+                    at,
+                )
+            break
+
+
+def a_holder_does_not_outlast_the_timeout_of_its_lock(index: Index) -> Iterator[Broken]:
+    """A watched lock is reported lost when its timeout has passed, whatever fails."""
+    if index.data_lost:
+        return
+    all_takings = takings(index)
+    for holding in holdings(index):
+        mine = _taking_of(all_takings, holding)
+        if mine is None or holding.watched is None or holding.timeout is None:
+            continue
+        expires = Expiry(index, holding, mine).at(holding.ended_at)
+        limit = max(expires, holding.watched) + _LATE_TIMER
+        until = min(holding.watched_until, holding.ended)
+        if until < math.inf and until > limit + index.stalled(expires, until):
+            yield Broken(
+                f"{holding.name.decode()} had expired {until - expires:.3f} s before its holder "
+                f"stopped",
+                (holding.operation.number,),
+                holding.operation.ended_at,
+            )
+
+
+def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:
+    """While nothing fails, a lock with `renew=True` stays until it is released."""
+    expired = index.events.get("expired", ())
+    if not expired:
+        return
+    all_takings, gone = takings(index), removals(index)
+    for holding in holdings(index):
+        mine = _taking_of(all_takings, holding)
+        if mine is None or not holding.renews or holding.timeout is None:
+            continue
+        for event in expired:
+            if (
+                event.facts["key"].encode() == holding.name
+                and mine.at < event.at < holding.ended_at
+                and not removed_between(gone.get(holding.name, []), mine.at, event.at)
+                and not index.disturbed(mine.time - _CALM, event.time)
+                and index.stalled(mine.time, event.time) < holding.timeout / 4
+                and not _closing(index, holding, event.time)
+            ):
+                yield Broken(
+                    f"{holding.name.decode()} expired although it was renewed",
+                    (holding.operation.number,),
+                    event.at,
+                )
+
+
+def a_waiting_caller_gets_a_free_lock(index: Index) -> Iterator[Broken]:
+    """While nothing fails, `acquire` does not give up on a lock that is free for a while."""
+    if index.data_lost:
+        return
+    all_takings, gone = takings(index), removals(index)
+    for operation in index.history.operations:
+        if (
+            operation.kind != "acquire"
+            or operation.outcome is not Outcome.OK
+            or operation.reply
+            or operation.ended is None
+            or index.disturbed(operation.started - _CALM, operation.ended)
+        ):
+            continue
+        name = operation.facts["lock"].encode()
+        taken = all_takings.get(name, ())
+        for at, time in gone.get(name, []):
+            if at < operation.started_at:
+                continue
+            again = next((each.time for each in taken if each.at > at), math.inf)
+            until = min(again, operation.ended)
+            if until - time > _IDLE + index.stalled(time, until):
+                yield Broken(
+                    f"{name.decode()} was free for {until - time:.3f} s, but a caller that waited "
+                    f"for it did not get it",
+                    (operation.number,),
+                    at,
+                )
+                break
+
+
+def a_block_raises_what_its_body_raises(index: Index) -> Iterator[Broken]:
+    """`async with lock` neither hides the exception of its body nor invents one."""
+    for operation in index.history.operations:
+        if operation.kind != "lock block" or operation.outcome is not Outcome.OK:
+            continue
+        raises = bool(index.argument(operation.number, "raises"))
+        if operation.reply != ("raised" if raises else "ended"):
+            yield Broken(
+                f"the body of call {operation.number} {'raised' if raises else 'ended'}, but the "
+                f"block did not",
+                (operation.number,),
+                operation.ended_at,
+            )
 
 
 def _releases(index: Index) -> dict[str, Operation]:
@@ -178,29 +370,34 @@ def _releases(index: Index) -> dict[str, Operation]:
     }
 
 
-def _takings(index: Index) -> dict[bytes, list[Execution]]:
-    """Return the executions that took a lock, by its key."""
-    names = {
-        operation.facts["lock"].encode(): None
-        for operation in index.history.operations
-        if operation.kind == "acquire"
+def _taking_of(all_takings: dict[bytes, list[Taking]], holding: Holding) -> Taking | None:
+    """Return the first execution that took a lock for a holding."""
+    taken = all_takings.get(holding.name, ())
+    return next((each for each in taken if each.token == holding.token), None)
+
+
+def _but_own(
+    index: Index, times: list[tuple[int, float]], holding: Holding
+) -> list[tuple[int, float]]:
+    """Return the removals without those by the holder itself."""
+    own = {
+        execution.at
+        for execution in index.history.executions
+        if holding.token in execution.words and len(execution.words) == 5
     }
-    found: dict[bytes, list[Execution]] = {}
-    if not names:
-        return found
-    for execution in index.history.executions:
-        words = execution.words
-        if (
-            words[0] == b"SET"
-            and words[1] in names
-            and execution.applied
-            and execution.reply is not None
-        ):
-            found.setdefault(words[1], []).append(execution)
-    return found
+    return [each for each in times if each[0] not in own]
 
 
-def _extended(index: Index, holder: Operation, taken: Execution) -> float:
-    """Return the time at which a lock expires, unless it is extended."""
-    timeout = holder.facts.get("timeout")
-    return float("inf") if timeout is None else taken.time + timeout - _MARGIN
+def _closing(index: Index, holding: Holding, until: float) -> bool:
+    """Return whether the client of a holding was closed meanwhile: it watches nothing then."""
+    began = holding.operation.started
+    return any(
+        began <= time <= until + 1.0
+        for _, time, _ in index.lifecycle.get(holding.operation.client, ())
+    )
+
+
+def _bound(index: Index, holding: Holding) -> bool:
+    """Return whether the client has one connection for everything, which asks nothing itself."""
+    setups = () if index.plan is None else index.plan.clients
+    return any(setup.label == holding.operation.client and setup.single for setup in setups)

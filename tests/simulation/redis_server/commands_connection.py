@@ -127,7 +127,7 @@ def reset(session: Session, words: Words) -> Reply:
     session.database = node.databases[0]
     session.protocol = 2
     session.name = ""
-    session.tracking = False
+    session.tracking = session.opt_in = session.caching = False
     session.user = "default"
     session.authenticated = not node.password_required
     return Status(b"RESET")
@@ -327,17 +327,3 @@ def client_reply(session: Session, words: Words) -> Reply:
     if words[2].upper() in (b"OFF", b"SKIP"):
         raise Refused("ERR CLIENT REPLY OFF and SKIP are not simulated")
     raise Refused(SYNTAX)
-
-
-@command("CLIENT|TRACKING", -3, CLIENT)
-def client_tracking(session: Session, words: Words) -> Reply:
-    """Accept the switch. Invalidations are not simulated."""
-    if words[2].upper() not in (b"ON", b"OFF"):
-        raise Refused(SYNTAX)
-    session.tracking = words[2].upper() == b"ON"
-    return OK
-
-
-@command("CLIENT|GETREDIR", 2, CLIENT | Flag.VALKEY_BUSY)
-def client_getredir(session: Session, words: Words) -> Reply:
-    return 0 if session.tracking else -1

@@ -99,16 +99,22 @@ class Journal:
         ready: Keys that changed while clients wait for them.
         touched: The changed keys that replicas have not been sent yet.
         recording: Whether `touched` is kept.
+        tracked: The sessions that have to be told about the next change of a key, by key.
+        invalidated: The tracked keys that have changed.
         expired: Called with the database, the key and the time (ms) for each expired key.
     """
 
-    __slots__ = ("changes", "expired", "ready", "recording", "touched")
+    __slots__ = (
+        *("changes", "expired", "invalidated", "ready", "recording", "touched", "tracked"),
+    )
 
     def __init__(self, expired: Callable[[int, bytes, int], None]) -> None:
         self.changes = 0
         self.ready: list[tuple[Database, bytes]] = []
         self.touched: dict[tuple[int, bytes], None] = {}
         self.recording = False
+        self.tracked: dict[bytes, dict[int, Any]] = {}
+        self.invalidated: list[bytes] = []
         self.expired = expired
 
 
@@ -186,6 +192,8 @@ class Database:
             self.versions[key] = self.versions.get(key, 0) + 1
         if self.waiting and key in self.waiting:
             journal.ready.append((self, key))
+        if journal.tracked and key in journal.tracked:
+            journal.invalidated.append(key)
         if journal.recording:
             journal.touched[self.index, key] = None
 

@@ -104,7 +104,8 @@ class Session:
     """
 
     __slots__ = (
-        *("aborted", "authenticated", "channels", "closing", "command", "created", "database"),
+        *("aborted", "authenticated", "caching", "channels", "closing", "command", "created"),
+        *("database", "opt_in"),
         *(
             "executing",
             "gone",
@@ -152,6 +153,8 @@ class Session:
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
         self.tracking = False
+        self.opt_in = False  # only the keys read after CLIENT CACHING YES are tracked
+        self.caching = False  # whether the next command is one of them
         self.waiting: Waiting | None = None
         self.postponed: list[bytes] | None = None
         self.halted = False
@@ -352,6 +355,9 @@ class Node:
         """Run a command that was accepted, and write the log."""
         raise NotImplementedError
 
+    def invalidate(self) -> None:
+        """Report changed keys to the clients that track them."""
+
     def propagate(self) -> None:
         """Send the changes to the replicas."""
 
@@ -401,6 +407,8 @@ class Node:
 
     def finish(self) -> None:
         """Execute what became possible, and send all output. Call it after each input or timer."""
+        if self.journal.invalidated:
+            self.invalidate()
         while self.unblocked and not self.stopped:
             session = self.unblocked.pop(0)
             if not session.closing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio.lock import Lock
 
+from resilient_io.redis.lock import _ACQUIRE_FENCED
 from resilient_io.redis.lock_keys import RELEASE
 from tests.simulation.history import ErrorReply
 
@@ -222,6 +223,14 @@ def _reacquire(run: Run) -> Reply:
         return 0
     run.call(b"PEXPIRE", run.keys[0], run.arguments[1])
     return 1
+
+
+@script(_ACQUIRE_FENCED)
+def _acquire_fenced(run: Run) -> Reply:
+    options = (b"NX", b"PX", run.arguments[1]) if run.arguments[1] else (b"NX",)
+    if run.call(b"SET", run.keys[0], run.arguments[0], *options) is None:
+        return 0
+    return run.call(b"INCR", run.keys[1])
 
 
 @script(SET_IF_TOKEN)

@@ -16,6 +16,7 @@ from . import (  # noqa: F401  they fill the table
     commands_streams,
     commands_strings,
     scripts,
+    tracking,
 )
 from .command import COMMANDS, look_up, wrong_arity
 from .commands_transactions import discard_transaction, watch_failed
@@ -197,6 +198,10 @@ class RedisServer(ReplicatedNode):
         if reply is not PENDING:
             session.reply(reply)
         journal = self.journal
+        if session.caching:
+            tracking.remember(session, command.name, full)
+        if journal.invalidated:
+            self.invalidate()
         if journal.ready and not self.busy_until:
             self.serve_ready()
         if journal.touched:
@@ -244,6 +249,10 @@ class RedisServer(ReplicatedNode):
             reply=plain(reply),
             transaction=transaction,
         )
+
+    def invalidate(self) -> None:
+        """Report changed keys to the clients that track them."""
+        tracking.invalidate(self)
 
     def _reject(self, session: Session, command: Command | None, words: Words, text: str) -> None:
         if command is not None and command.name == "EXEC":
@@ -500,6 +509,8 @@ class RedisServer(ReplicatedNode):
         self.scripts = {}
         self.last_id = 0
         self.journal.ready = []
+        self.journal.tracked = {}
+        self.journal.invalidated = []
         for database in self.databases:
             database.waiting.clear()
         self._end_faults()
@@ -566,6 +577,32 @@ class RedisServer(ReplicatedNode):
                 self.history.event(self.name, "accepts writes", refusal=kind)
 
         self.later(until, end)
+
+    def refuse_at_exec(self, kind: str, seconds: float) -> None:
+        """Begin to refuse writes at the next EXEC, after its commands were queued."""
+        end = self.timers.time() + seconds
+
+        def begin(session: Session, command: Command, words: Words) -> ErrorReply | None:
+            now = self.timers.time()
+            if now >= end or command.name == "EXEC":
+                self.before = None
+            if now < end and command.name == "EXEC":
+                self.refuse_writes(kind, end - now)
+            return None
+
+        self.before = begin
+
+    def change_password(self, password: str, seconds: float) -> None:
+        """Accept only another password from new connections for a time."""
+        right = self.users["default"]
+        self.history.event(self.name, "password changed", seconds=seconds)
+        self.users["default"] = password
+
+        def end() -> None:
+            if self.users["default"] == password:
+                self.users["default"] = right
+
+        self.timers.at(self.timers.time() + seconds, end)
 
     def load(self, seconds: float) -> None:
         """Load data for a time: nearly everything is refused."""
@@ -646,6 +683,11 @@ class RedisServer(ReplicatedNode):
         self.history.event(self.name, "client killed", client=client_id)
         self.disconnect(session)
         return True
+
+    def forget_scripts(self) -> None:
+        """Remove all scripts, as SCRIPT FLUSH does."""
+        self.history.event(self.name, "scripts removed")
+        self.scripts.clear()
 
     def unblock(self, client_id: int, *, error: bool) -> bool:
         """End a blocking command, as CLIENT UNBLOCK does; return whether there was one."""

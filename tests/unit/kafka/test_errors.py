@@ -1,6 +1,7 @@
 """The meaning of aiokafka's errors."""
 
 import inspect
+import pickle
 import socket
 import ssl
 import time
@@ -55,6 +56,16 @@ from resilient_io.kafka.errors import classify_error, connection_failure, withou
         (driver.InvalidTopicError(), "permanent"),
         (driver.OffsetOutOfRangeError(), "permanent"),
         (driver.UnsupportedCodecError(), "permanent"),
+        (driver.for_code(87)(), "permanent"),
+        (driver.for_code(82)(), "permanent"),
+        (driver.for_code(81)(), "refused"),
+        (driver.for_code(89)(), "refused"),
+        (driver.for_code(90)(), "fatal"),
+        (driver.KafkaError("FencedInstanceIdError()"), "permanent"),
+        (
+            driver.KafkaError("Unexpected exception in heartbeat task: FencedInstanceIdError()"),
+            "permanent",
+        ),
         (DriverClosed("it was replaced"), "transient"),
         (DriverClosed("it was replaced", sent=True), "ambiguous"),
         (TokenFailed("raised"), "transient"),
@@ -202,3 +213,11 @@ def test_long_error_text_does_not_stall_the_event_loop():
     connection_failure(error, secrets=["s3cret-word"])
     without_secrets(error, ["s3cret-word"])
     assert time.process_time() - began < 0.25
+
+
+def test_every_error_code_of_kafka_has_a_class_of_its_own():
+    kinds = [driver.for_code(code) for code in range(134)]
+    assert driver.UnknownError not in kinds
+    for kind in kinds[73:]:
+        assert type(pickle.loads(pickle.dumps(kind()))) is kind  # noqa: S301 - its own
+        assert kind().retriable in (True, False)

@@ -6,7 +6,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from resilient_io import ConfigurationError
+from resilient_io.kafka import ResilientKafkaProducer
 from resilient_io.kafka.options import split_options
+from resilient_io.kafka.producer import options as producer_options
 
 OWNED = {"enable_auto_commit": "leave it out: offsets are committed once handled"}
 LOGIN = {"sasl_plain_username": "me", "sasl_plain_password": "secret-word"}
@@ -99,3 +101,11 @@ def test_every_valid_security_configuration_is_accepted():
         },
     ):
         assert split_options(options, of=AIOKafkaProducer, owned={}).client == options
+
+
+@pytest.mark.parametrize("name", ["snappy", "lz4", "zstd"])
+def test_a_codec_whose_library_is_missing_is_rejected_with_the_extra_to_install(name, monkeypatch):
+    checks = dict.fromkeys(producer_options._LIBRARY_CHECKS, lambda: False)
+    monkeypatch.setattr(producer_options, "_LIBRARY_CHECKS", checks)
+    with pytest.raises(ConfigurationError, match=rf'pip install "aiokafka\[{name}\]"'):
+        ResilientKafkaProducer("localhost:9092", compression_type=name)

@@ -79,6 +79,7 @@ class Scene:
             health=(health := Dependency("redis")),
             reports=health.reporter(),
             budget=self.budget,
+            search=SimpleNamespace(note_refusal=lambda: None),
             rng=random.Random(seed),
         )
 

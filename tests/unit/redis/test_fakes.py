@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import redis.asyncio as driver
-from fakeredis import FakeServer
+from fakeredis import FakeAsyncRedis, FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 
 from resilient_io.redis import ResilientRedis
@@ -51,3 +51,12 @@ async def test_fakeredis_serves_all_kinds_of_calls():
         with pytest.raises(driver.ResponseError, match="WRONGTYPE"):
             await client.lpush("key", 1)
         assert client.liveness_failure() is None
+
+
+async def test_the_pool_of_a_fake_client_is_served_without_a_name_lookup():
+    fake = FakeAsyncRedis()  # its host is a random name
+    async with asyncio.timeout(3), ResilientRedis.from_pool(fake.connection_pool) as client:
+        assert await client.set("key", "value")
+        assert await client.blpop("list", timeout=0.01) is None
+    assert await fake.get("key") == b"value"
+    await fake.aclose()

@@ -12,7 +12,7 @@ from resilient_io import ConfigurationError, Dependency, RetryPolicy
 from resilient_io.redis import ConnectionSettings, ResilientRedis
 from resilient_io.redis.options import PoolOptions, RedisOptions, UrlOptions
 
-OWN = {"policy", "health", "connections", "name", "rng"}
+OWN = {"policy", "health", "connections", "name", "rng", "reopen"}
 
 
 def test_the_typed_options_are_those_of_redis_py():
@@ -99,7 +99,7 @@ def test_the_name_of_a_client_is_that_of_its_dependency_and_of_its_views():
 
 
 async def test_the_name_of_a_client_is_in_its_errors():
-    client = ResilientRedis(name="cache")
+    client = ResilientRedis(name="cache", reopen=False)
     await client.aclose()
     with pytest.raises(Exception, match=r"^cache: GET: the client is closed"):
         await client.get("k")
@@ -114,7 +114,7 @@ def test_options_of_the_wrong_type_raise_type_error():
 def test_client_names_cannot_be_guessed_unless_a_generator_was_passed():
     def names(**options):
         client = ResilientRedis(**options)
-        return client._runtime.multiplexer._reconnector._names
+        return client._runtime.multiplexer.next_name()
 
     random.seed(1)
     first = names()

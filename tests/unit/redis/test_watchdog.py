@@ -20,6 +20,7 @@ class FakeConnection:
     deadline = None
     extra_timeout = 0.0
     link = socket = lost = None
+    delayed = False
 
     def __init__(self) -> None:
         self.transport = self
@@ -37,6 +38,9 @@ class FakeConnection:
         self.leaving += leaving
         self.waiting.append(object())
         self.watchdog.arm(self.in_flight.add(1, size, self.bytes_sent))
+
+    def fall_behind(self) -> None:
+        pass
 
     def get_write_buffer_size(self) -> int:
         return self.leaving

@@ -8,12 +8,15 @@ from ..record import Record, UnreadableRecord
 from ..stats import ConsumerStats
 from .client import ResilientKafkaConsumer
 from .options import ConsumerOptions, ConsumerSettings
+from .positions import KafkaRecordsLost, RecordsLost
 
 __all__ = [
     "ConsumerOptions",
     "ConsumerSettings",
     "ConsumerStats",
+    "KafkaRecordsLost",
     "Record",
+    "RecordsLost",
     "ResilientKafkaConsumer",
     "TopicPartition",
     "UnreadableRecord",

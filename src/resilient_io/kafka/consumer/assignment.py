@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aiokafka.structs import OffsetAndMetadata
+
 from ..record import PartitionProgress
 from . import internals
+from .commit_metadata import CommitMetadata, merge_ranges, ranges_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from ..driver import ConsumerDriver
     from ..record import Record
     from ..stats import ConsumerCounters
+    from .commit_metadata import Ranges
+
+
+_NEVER = 2**63
+"""An offset that no record has."""
 
 
 class AssignedPartition:
@@ -37,8 +45,13 @@ class AssignedPartition:
         self.buffered: list[Record] = []  # taken from aiokafka, not yet delivered; in order
         self.committed = committed  # the group's committed offset; None if there is none
         self.committed_known = committed_known
+        self.committed_metadata: str | None = None  # None while it is unknown
         self.fetchable = True  # until the partition is being revoked
         self.assigned = True
+        self.resetting = False  # while a position is being found for it
+        self.sought: int | None = None  # where the caller has moved the position
+        self.topic_id: str | None = None  # None while it is unknown
+        self.handled: Ranges = ()  # of the records that are read again, those handled before
         # Kept here because aiokafka forgets the state when the partition is revoked.
         self._state = internals.state_of(instance, partition)
 
@@ -69,12 +82,40 @@ class AssignedPartition:
         return self.progress.committable if self.position is None else self.position
 
     @property
-    def offset_to_commit(self) -> int | None:
-        """The offset to commit; None if it is committed already or unknown."""
+    def handled_ahead(self) -> Ranges:
+        """The records after the first unhandled one that are handled."""
+        finished = ranges_of(self.progress.finished)
+        return merge_ranges(self.handled, finished) if self.handled else finished
+
+    @property
+    def due(self) -> OffsetAndMetadata | None:
+        """What to commit; None if it is committed already or unknown."""
         offset = self.progress.committable if self.progress.outstanding else self.resume_offset
-        if offset is None or (self.committed_known and offset == self.committed):
+        if offset is None:
             return None
-        return offset
+        ahead = tuple(each for each in self.handled_ahead if each[0] > offset)
+        metadata = CommitMetadata(self.topic_id, ahead).encode(offset)
+        if self.committed_known and offset == self.committed:
+            before = self.committed_metadata
+            if metadata == before or (before is None and not ahead):
+                return None
+        return OffsetAndMetadata(offset, metadata)
+
+    def without_handled(self, records: list[Record]) -> list[Record]:
+        """Return the records that were not handled before; the others are done."""
+        unhandled, done = [], self.progress.done
+        ranges = iter(self.handled)
+        begin, end = next(ranges)
+        for record in records:
+            while end <= record.offset:
+                begin, end = next(ranges, (_NEVER, _NEVER))
+            if begin <= record.offset:
+                done(record.offset)
+            else:
+                unhandled.append(record)
+        if begin == _NEVER:
+            self.handled = ()
+        return unhandled
 
     def lag(self, end: int | None) -> int | None:
         """Return how far `end` is ahead of the committed offset; None if unknown."""
@@ -87,6 +128,7 @@ class AssignedPartition:
     def seek(self, offset: int) -> None:
         """Continue at another offset; outstanding records no longer count."""
         self.buffered = []
+        self.handled = ()
         self.progress = PartitionProgress()
         self.instance.seek(self.partition, offset)
 
@@ -94,8 +136,9 @@ class AssignedPartition:
         """Read the outstanding records again."""
         first = self.progress.first_outstanding
         if first is not None:
-            committable = self.progress.committable
+            committable, handled = self.progress.committable, self.handled_ahead
             self.seek(first)
+            self.handled = handled
             if committable is not None:
                 self.progress.reached(committable)
 
@@ -106,6 +149,8 @@ class ResumePosition:
 
     committed: int | None  # the group's committed offset when the partition was revoked
     offset: int  # the first offset that was not handled here
+    topic_id: str | None
+    handled: Ranges  # the records after that offset that were handled
 
 
 class Assignment:
@@ -149,18 +194,22 @@ class Assignment:
         return self._assigned.get(partition)
 
     def add(self, assigned: AssignedPartition) -> None:
-        """Add a partition; it continues at its resume position if that is still valid."""
-        partition = assigned.partition
-        resume = self._resume_positions.pop(partition, None)
-        if (
-            resume is not None
-            and assigned.committed_known
-            and resume.committed == assigned.committed
-        ):
-            assigned.instance.seek(partition, resume.offset)
-            if resume.offset != assigned.committed:
-                self._counters.resumed += 1
-        self._assigned[partition] = assigned
+        """Add a partition. Its position is that of the group until `resume` is called."""
+        self._assigned[assigned.partition] = assigned
+
+    def left_at(self, partition: TopicPartition) -> ResumePosition | None:
+        """Return, once, where to continue with a partition; None if it was not assigned before."""
+        return self._resume_positions.pop(partition, None)
+
+    def resume(self, assigned: AssignedPartition, before: ResumePosition | None) -> bool:
+        """Continue where the partition was left, if no other member has read it meanwhile."""
+        if before is None or not assigned.committed_known or before.committed != assigned.committed:
+            return False
+        assigned.instance.seek(assigned.partition, before.offset)
+        assigned.handled = before.handled
+        if before.offset != assigned.committed:
+            self._counters.resumed += 1
+        return True
 
     def stop_fetching(self, instance: ConsumerDriver) -> list[AssignedPartition]:
         """Stop fetching from all partitions of an instance, which stay assigned until `remove`."""
@@ -181,4 +230,6 @@ class Assignment:
                 continue
             offset = each.resume_offset
             if offset is not None:
-                self._resume_positions[partition] = ResumePosition(each.committed, offset)
+                self._resume_positions[partition] = ResumePosition(
+                    each.committed, offset, each.topic_id, each.handled_ahead
+                )

@@ -22,7 +22,12 @@ from ..errors import KafkaClosed
 from ..processing import plan_run, trace_handler
 from ..stats import ConsumerCounters, ConsumerStats
 from .fetcher import RecordDeserializer
-from .options import ConsumerSettings, check_subscription, split_consumer_options
+from .options import (
+    ConsumerSettings,
+    check_on_gap,
+    check_subscription,
+    split_consumer_options,
+)
 from .runtime import ConsumerRuntime
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from .fetcher import Deserializer
     from .iteration import BatchIterator, RecordIterator
     from .options import ConsumerOptions
+    from .positions import OnGap
 
 
 class ResilientKafkaConsumer:
@@ -69,12 +75,18 @@ class ResilientKafkaConsumer:
         policy: Timeouts, backoff, and what a call does while Kafka is down; None for the defaults.
         health: The cluster's health, if several clients share it; None creates one.
         settings: When to commit, and the timeouts of draining and closing; None for the defaults.
+        on_gap: What to do about records that Kafka no longer has (see `RecordsLost`): "continue",
+            or "stop", which raises `KafkaRecordsLost`; or a function, or coroutine function, of the
+            `RecordsLost` that returns one of them. They are reported in either case: in the log,
+            in `stats()`, and by `State.DEGRADED` for `ConsumerSettings.gap_degraded_for`.
         key_deserializer: Deserializes the bytes of a key; never called for None. If it raises, the
             record is delivered with `record.error`, and its `key` and `value` raise.
         value_deserializer: Deserializes the bytes of a value in the same way.
         rng: Source of the jitter; pass a seeded one to make a run reproducible.
         **options: Options of `aiokafka.AIOKafkaConsumer`, passed on unchanged
-            (`auto_offset_reset`, `group_instance_id`, `security_protocol`, …).
+            (`group_instance_id`, `security_protocol`, …), except that `auto_offset_reset` is only
+            for a group that has never read the topic, and that `metadata_max_age_ms` is 10,000 by
+            default, so that new partitions are found within 10 s.
 
     Raises:
         ConfigurationError: An argument has an invalid value; the message says what to use instead.
@@ -95,6 +107,7 @@ class ResilientKafkaConsumer:
         policy: RetryPolicy | None = None,
         health: Dependency | None = None,
         settings: ConsumerSettings | None = None,
+        on_gap: OnGap = "continue",
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
         rng: random.Random | None = None,
@@ -118,6 +131,7 @@ class ResilientKafkaConsumer:
         self._health = health if health is not None else ClientDependency(name or self._target.name)
         self.name = name or self._health.name
         self._settings = settings or ConsumerSettings()
+        self._on_gap = check_on_gap(on_gap)
         self._deserializers = (key_deserializer, value_deserializer)
         self._rng = rng if rng is not None else random.Random()
         self._counters = ConsumerCounters()
@@ -436,6 +450,7 @@ class ResilientKafkaConsumer:
                 policy=self._policy,
                 health=self._health,
                 settings=self._settings,
+                on_gap=self._on_gap,
                 deserializer=RecordDeserializer(*self._deserializers, self._counters),
                 counters=self._counters,
                 rng=self._rng,

@@ -19,6 +19,7 @@ from ..errors import (
 from ..record import Record, UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
+from .positions import GroupOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
+    from .positions import Positions
 
     Deserializer = Callable[[bytes], Any]
 
@@ -60,6 +62,7 @@ class Fetcher:
         target: KafkaTarget,
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
+        positions: Positions,
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
@@ -72,6 +75,7 @@ class Fetcher:
         self._target = target
         self._supervisor = supervisor
         self._assignment = assignment
+        self._positions = positions
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
@@ -80,6 +84,8 @@ class Fetcher:
         self._discovered: frozenset[TopicPartition] | None = None
         self._pause_reasons: dict[TopicPartition, list[str]] = {}
         self._waiting: list[asyncio.Future[None]] = []
+        self._milestone: asyncio.Future[None] | None = None  # done at so many received records
+        self._milestone_at = 0
         self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         self._backoff_delay = 0.0
         self._careful = 0
@@ -101,6 +107,13 @@ class Fetcher:
         """Deliver no more records."""
         self.closed = True
         self.wake()
+
+    def received(self, count: int) -> asyncio.Future[None]:
+        """Return a future that is done when `count` more records have been received."""
+        if self._milestone is None or self._milestone.done():
+            self._milestone = asyncio.get_running_loop().create_future()
+            self._milestone_at = self._counters.records + count
+        return self._milestone
 
     def wake(self) -> None:
         """Wake all tasks that wait for records, to check again."""
@@ -185,10 +198,9 @@ class Fetcher:
         if instance is not None and not self._has_group:
             self._discover_partitions(instance)
         found = self._take_buffered(most)
+        if not found:
+            self._raise_failure()
         if instance is None:
-            failure = None if found else self._permanent_failure()
-            if failure is not None:
-                raise failure
             return found
         if found:
             internals.note_poll(instance)
@@ -202,9 +214,10 @@ class Fetcher:
             failure = error
         else:
             if arrived:
-                self._backoff.reset()
+                self._note_arrival()
             return arrived
-        self._handle_failure(instance, failure)
+        if not self._positions.handle(instance, failure):
+            self._handle_failure(instance, failure)
         return []
 
     def _discover_partitions(self, instance: ConsumerDriver) -> None:
@@ -219,9 +232,9 @@ class Fetcher:
         self._drop(tuple(each.partition for each in going))
         self._assignment.remove(going, remember=True)
         for partition in sorted(partitions):
-            self._assignment.add(
-                AssignedPartition(partition, instance, None, None, committed_known=True)
-            )
+            assigned = AssignedPartition(partition, instance, None, None, committed_known=True)
+            self._assignment.add(assigned)
+            self._positions.begin(assigned, GroupOffsets({}, {}))
         self.wake()
 
     def _take_buffered(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
@@ -237,7 +250,11 @@ class Fetcher:
         return found
 
     def _may_fetch(self, assigned: AssignedPartition) -> bool:
-        return assigned.fetchable and assigned.partition not in self._pause_reasons
+        return (
+            assigned.fetchable
+            and not assigned.resetting
+            and assigned.partition not in self._pause_reasons
+        )
 
     async def _request(
         self, instance: ConsumerDriver, most: int
@@ -247,17 +264,30 @@ class Fetcher:
             internals.raise_coordination_error(instance)
             internals.note_poll(instance)
             return []
-        if self._careful:
-            arrived = await self._request_each(instance, wanted, most)
-        else:
-            arrived = await self._request_from(instance, wanted, most)
-        found = []
-        for partition, driver_records in arrived.items():
-            assigned = self._assignment.get(partition)
-            if assigned is not None and driver_records:
-                records = self._deserializer.adopt(driver_records, assigned.progress)
-                found.append((assigned, self._deserialize(assigned, records)))
-        return [(assigned, records) for assigned, records in found if records]
+        while True:
+            if self._careful:
+                arrived = await self._request_each(instance, wanted, most)
+            else:
+                arrived = await self._request_from(instance, wanted, most)
+            found = []
+            for partition, driver_records in arrived.items():
+                assigned = self._assignment.get(partition)
+                if assigned is not None and driver_records:
+                    records = self._adopt(assigned, driver_records)
+                    found.append((assigned, self._deserialize(assigned, records)))
+            found = [(assigned, records) for assigned, records in found if records]
+            if found or not arrived:
+                return found
+            # All were handled before. More may be available, and no event would report them.
+            await asyncio.sleep(0)
+
+    def _adopt(self, assigned: AssignedPartition, driver_records: list[Any]) -> list[Record]:
+        records = self._deserializer.adopt(driver_records, assigned.progress)
+        if assigned.handled:
+            unhandled = assigned.without_handled(records)
+            self._counters.already_handled += len(records) - len(unhandled)
+            return unhandled
+        return records
 
     async def _request_each(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
@@ -308,9 +338,23 @@ class Fetcher:
                 self._instance = None
             self._supervisor.driver_failed(instance, error)
 
+    def _note_arrival(self) -> None:
+        self._backoff.reset()
+        if self._milestone is not None and self._counters.records >= self._milestone_at:
+            wake([self._milestone])
+
+    def _raise_failure(self) -> None:
+        """Raise why no more records come, if waiting does not help."""
+        failure = self._positions.failure()
+        if failure is None and self._instance is None:
+            failure = self._permanent_failure()
+        if failure is not None:
+            raise failure
+
     def _permanent_failure(self) -> Exception | None:
-        """Return why no instance ever entered service, if waiting does not help."""
-        # Later, the fetcher waits for Kafka in every case: health reports the outage.
+        if self._supervisor.halted:
+            return self._supervisor.permanent_error
+        # After the first one, the fetcher waits for Kafka: health reports the outage.
         if self._supervisor.generation:
             return None
         if self._supervisor.permanent_error is not None:
@@ -329,7 +373,7 @@ class Fetcher:
         """Wait until records may have arrived or the fetcher's state changed."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(woken)
-        waiters = [woken]
+        waiters = [woken, self._positions.change()]
         if self._instance is not None:
             waiters.append(internals.arrival(self._instance))
         try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
 
     from resilient_io.health import Dependency
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .fetcher import Fetcher
     from .iteration import ExclusiveUse
     from .options import ConsumerSettings
+    from .positions import Positions
 
 _log = logging.getLogger("resilient_io.kafka")
 
@@ -66,12 +68,12 @@ class Committer:
         return True
 
     async def _attempt(self, partitions: list[AssignedPartition]) -> bool:
-        due: dict[TopicPartition, int] = {}
+        due: dict[TopicPartition, OffsetAndMetadata] = {}
         committing = []
         for each in partitions:
-            offset = each.offset_to_commit if each.assigned else None
-            if offset is not None:
-                due[each.partition] = offset
+            committable = each.due if each.assigned else None
+            if committable is not None:
+                due[each.partition] = committable
                 committing.append(each)
         if not committing or committing[0].member is None:
             return True
@@ -84,7 +86,8 @@ class Committer:
         self._refused = False
         self._counters.commits += 1
         for each in committing:
-            each.committed, each.committed_known = due[each.partition], True
+            each.committed, each.committed_metadata = due[each.partition]
+            each.committed_known = True
         return True
 
     def _note_failure(self, error: Exception) -> None:
@@ -153,6 +156,7 @@ class Rebalancer:
     health: Dependency
     assignment: Assignment
     fetcher: Fetcher
+    positions: Positions
     committer: Committer
     use: ExclusiveUse
     session: SessionWatch
@@ -181,26 +185,26 @@ class Rebalancer:
     ) -> None:
         """Take over partitions, once records of lost partitions are no longer in hand."""
         await self.lost_partitions_removed()
-        committed: dict[TopicPartition, int] = {}
-        committed_known = True
+        group = None
         try:
             async with asyncio.timeout(self.settings.commit_timeout):
-                committed = await internals.committed_offsets(instance, partitions)
+                group = await self.positions.committed(instance, sorted(partitions))
         except (KafkaError, TimeoutError):
-            committed_known = False
+            pass  # aiokafka queries the offsets, too, and retries
         member = internals.member_of(instance)
         assigned = internals.partitions_of(instance)
         for partition in sorted(partitions):
             if partition in assigned:
-                self.assignment.add(
-                    AssignedPartition(
-                        partition,
-                        instance,
-                        member,
-                        committed.get(partition),
-                        committed_known=committed_known,
-                    )
+                found = None if group is None else group.offsets.get(partition)
+                added = AssignedPartition(
+                    partition,
+                    instance,
+                    member,
+                    None if found is None else found.offset,
+                    committed_known=group is not None,
                 )
+                self.assignment.add(added)
+                self.positions.begin(added, group)
         self.session.confirm(asyncio.get_running_loop().time())
         self.counters.rebalances += 1
         name, count = self.health.name, len(partitions)

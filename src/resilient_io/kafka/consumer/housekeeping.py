@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .group import Committer
     from .iteration import ExclusiveUse
     from .options import ConsumerSettings
+    from .positions import Positions
 
 _CHECKS = 2
 """Consecutive checks that must find the same silence. After the event loop was blocked, the first
@@ -157,6 +158,9 @@ _ANSWER_CHECK_INTERVAL = 0.9
 """Seconds between two checks whether all leaders have answered; less than a tick, which may come
 early."""
 
+_TOPIC_CHECK_INTERVAL = 5.0
+"""Seconds between two checks that no topic was deleted and created again."""
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Housekeeping:
@@ -170,6 +174,7 @@ class Housekeeping:
     supervisor: Supervisor[ConsumerDriver]
     assignment: Assignment
     fetcher: Fetcher
+    positions: Positions
     committer: Committer
     use: ExclusiveUse
     settings: ConsumerSettings
@@ -179,6 +184,7 @@ class Housekeeping:
 
     def __post_init__(self) -> None:
         self._answers_checked_at = -math.inf
+        self._topics_checked_at = -math.inf
         self._last_answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[bool] | None = None
@@ -218,26 +224,38 @@ class Housekeeping:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        interval = self.settings.commit_interval
+        interval, most = self.settings.commit_interval, self.settings.commit_records
         tick = _TICK if interval is None else min(_TICK, interval)
         commit_at = loop.time()
+        check_at = commit_at + tick
         while True:
             self._commit_requested = loop.create_future()
-            await asyncio.wait([self._commit_requested], timeout=tick)
+            events = [self._commit_requested]
+            if interval is not None and most is not None:
+                events.append(self.fetcher.received(most))
+            until_check = max(0.0, check_at - loop.time())
+            await asyncio.wait(events, timeout=until_check, return_when=asyncio.FIRST_COMPLETED)
             now = loop.time()
-            self._check(now)
-            if interval is not None and (self._commit_requested.done() or now >= commit_at):
+            self._settle()
+            if now >= check_at:
+                check_at = now + tick
+                self._check(now)
+            due = any(event.done() for event in events)
+            if interval is not None and (due or now >= commit_at):
                 self._commit()
                 commit_at = now + interval - tick / 2
 
-    def _check(self, now: float) -> None:
-        instance = self.supervisor.driver
-        stream = self.use.stream
+    def _settle(self) -> None:
+        """Update the progress of the partitions with what the current loop has handled."""
+        instance, stream = self.supervisor.driver, self.use.stream
         if stream is not None:
             stream.settle()
             if instance is not None and stream.made_progress():
                 # aiokafka delivered these records long ago: handling them counts as a poll, too.
                 internals.note_poll(instance)
+
+    def _check(self, now: float) -> None:
+        instance = self.supervisor.driver
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:
@@ -246,6 +264,9 @@ class Housekeeping:
                 self.all_answered()
         if instance is not None and self.health.state.answering:
             self.dead_connections.check(instance, now)
+            if now - self._topics_checked_at >= _TOPIC_CHECK_INTERVAL:
+                self._topics_checked_at = now
+                self.positions.check_topics(instance)
         else:
             self.dead_connections.reset()
 

@@ -9,15 +9,27 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
-from aiokafka.errors import CommitFailedError
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import OffsetResetStrategy
+from aiokafka.errors import CommitFailedError, UnknownMemberIdError
+from aiokafka.protocol.api import Request, RequestStruct
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.protocol.group import (
+    HeartbeatRequest,
+    HeartbeatResponse_v1,
+    JoinGroupRequest,
+    SyncGroupRequest,
+)
+from aiokafka.protocol.types import Int32, Schema, String
+
+from ..driver import client_of, retrieve_exception
+from ..error_codes import FencedInstanceIdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndMetadata
 
     from ..driver import Connection, ConsumerDriver
 
@@ -129,6 +141,81 @@ def on_heartbeat(instance: ConsumerDriver, confirmed: Callable[[float], None]) -
     driver._coordinator._do_heartbeat = heartbeat
 
 
+class _StaticHeartbeatStruct(RequestStruct):
+    API_KEY = HeartbeatRequest.API_KEY
+    API_VERSION = 3
+    RESPONSE_TYPE = HeartbeatResponse_v1  # that of version 3 has the same fields
+    SCHEMA = Schema(
+        ("group", String("utf-8")),
+        ("generation_id", Int32),
+        ("member_id", String("utf-8")),
+        ("group_instance_id", String("utf-8")),
+    )
+
+
+class _StaticHeartbeat(Request[_StaticHeartbeatStruct]):
+    API_KEY = HeartbeatRequest.API_KEY
+
+    def __init__(self, *fields: object) -> None:
+        self._fields = fields
+
+    def build(self, request_struct_class: type[_StaticHeartbeatStruct]) -> _StaticHeartbeatStruct:
+        """Return the request."""
+        return request_struct_class(*self._fields)
+
+
+def on_fenced(instance: ConsumerDriver, fenced: Callable[[FencedInstanceIdError], None]) -> None:
+    """Call `fenced` if another member of the group has the same `group_instance_id`.
+
+    aiokafka 0.14 sends heartbeats without it (version 1). The coordinator then answers that it does
+    not know the member, and aiokafka joins again, which displaces the other member: both do so
+    forever. With it (version 3), the answer tells. Wraps `GroupCoordinator._send_req`.
+    """
+    driver: Any = instance
+    coordinator = driver._coordinator
+    instance_id = getattr(coordinator, "_group_instance_id", None)
+    if instance_id is None:
+        return
+    original = coordinator._send_req
+
+    async def beat() -> Any:
+        response = await original(
+            _StaticHeartbeat(
+                coordinator.group_id, coordinator.generation, coordinator.member_id, instance_id
+            )
+        )
+        if response.error_code == FencedInstanceIdError.errno:
+            error = FencedInstanceIdError(
+                f"another member of the group {coordinator.group_id!r} has the same "
+                f"group_instance_id={instance_id!r}: give each process its own"
+            )
+            fenced(error)
+            raise error  # a failed request for aiokafka, after which it does not join again
+        return response
+
+    async def send(request: Any) -> Any:
+        try:
+            if isinstance(request, HeartbeatRequest):
+                return await beat()
+            response = await original(request)
+            if isinstance(request, OffsetCommitRequest) and _member_unknown(response):
+                await beat()
+        except NotImplementedError:  # a broker before Kafka 2.3
+            return await original(request)
+        return response
+
+    coordinator._send_req = send
+
+
+def _member_unknown(response: Any) -> bool:
+    """Return whether the coordinator refused a commit because it does not know the member."""
+    return any(
+        code == UnknownMemberIdError.errno
+        for _, partitions in response.topics
+        for _, code in partitions
+    )
+
+
 def has_coordinator(instance: ConsumerDriver) -> bool:
     """Return whether the group's coordinator is known (`GroupCoordinator.coordinator_id`).
 
@@ -139,7 +226,9 @@ def has_coordinator(instance: ConsumerDriver) -> bool:
 
 
 async def commit_once(
-    instance: ConsumerDriver, offsets: Mapping[TopicPartition, int], member: GroupMember
+    instance: ConsumerDriver,
+    offsets: Mapping[TopicPartition, OffsetAndMetadata],
+    member: GroupMember,
 ) -> None:
     """Commit in one attempt, and only as this member.
 
@@ -154,19 +243,49 @@ async def commit_once(
         raise CommitFailedError("the group was rebalanced since these partitions were assigned")
     # Nothing is awaited between this check and the writing of the request: the request contains
     # the generation that was just checked.
-    await coordinator._do_commit_offsets(
-        None, {partition: OffsetAndMetadata(offset, "") for partition, offset in offsets.items()}
-    )
+    await coordinator._do_commit_offsets(None, dict(offsets))
 
 
 async def committed_offsets(
     instance: ConsumerDriver, partitions: Iterable[TopicPartition]
-) -> dict[TopicPartition, int]:
+) -> dict[TopicPartition, OffsetAndMetadata]:
     """Return the group's committed offsets; partitions without one are left out.
 
     The public `committed` requests one partition (`GroupCoordinator.fetch_committed_offsets`). It
-    retries forever: the caller must limit the time.
+    retries forever: the caller must limit the time. Without a group there are none.
     """
     driver: Any = instance
-    found = await driver._coordinator.fetch_committed_offsets(list(partitions))
-    return {partition: committed.offset for partition, committed in found.items()}
+    fetch = getattr(driver._coordinator, "fetch_committed_offsets", None)
+    return {} if fetch is None else await fetch(list(partitions))
+
+
+def subscribed(instance: ConsumerDriver) -> list[TopicPartition]:
+    """Return all partitions of the subscribed topics (`Subscription.topics`)."""
+    driver: Any = instance
+    cluster = client_of(instance).cluster
+    return [
+        TopicPartition(topic, number)
+        for topic in sorted(driver.subscription())
+        for number in sorted(cluster.partitions_for_topic(topic) or ())
+    ]
+
+
+def reset_position(instance: ConsumerDriver, partition: TopicPartition, *, beginning: bool) -> None:
+    """Continue at the beginning or the end, whose offset aiokafka queries in the background.
+
+    The public `seek_to_beginning` and `seek_to_end` wait for it (`Fetcher.request_offset_reset`).
+    """
+    driver: Any = instance
+    where = OffsetResetStrategy.EARLIEST if beginning else OffsetResetStrategy.LATEST
+    positions = driver._fetcher.request_offset_reset([partition], where)
+    positions.add_done_callback(retrieve_exception)
+
+
+async def offset_range(instance: ConsumerDriver, partition: TopicPartition) -> tuple[int, int]:
+    """Return the first offset of a partition and its end offset.
+
+    The caller must limit the time.
+    """
+    first = await instance.beginning_offsets([partition])
+    end = await instance.end_offsets([partition])
+    return first[partition], end[partition]

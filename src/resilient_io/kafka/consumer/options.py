@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..driver import ConsumerDriver
+    from .positions import OnGap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,9 @@ class ConsumerSettings:
     Args:
         commit_interval: Seconds between two background commits; None never commits: use it when a
             transaction commits the offsets (`transaction().send_offsets`).
+        commit_records: Records received since the last background commit after which the next one
+            is made, one at a time, so that a process that is killed redelivers few records also at
+            a high rate; None commits at intervals only. Without an interval it has no effect.
         commit_timeout: Longest time for one commit, in seconds.
         drain_timeout: Seconds that records in hand get to be handled when their partition is
             revoked or the consumer is closed; then the handlers of `run` are cancelled. Together
@@ -39,6 +43,8 @@ class ConsumerSettings:
         close_timeout: Default timeout of `aclose()`, in seconds.
         stalled_after: Seconds after which a partition that has records to read, but whose
             position does not move, makes health DEGRADED (`Cause.STALLED`); None disables this.
+        gap_degraded_for: Seconds for which health is DEGRADED (`Cause.RECORDS_LOST`) after records
+            were lost that Kafka no longer has.
         fetch_records: Largest number of records that iteration takes from aiokafka at once. The
             event loop runs other tasks in between.
 
@@ -47,20 +53,25 @@ class ConsumerSettings:
     """
 
     commit_interval: float | None = 1.0
+    commit_records: int | None = 1000
     commit_timeout: float = 3.0
     drain_timeout: float = 5.0
     close_timeout: float = 10.0
     stalled_after: float | None = 60.0
+    gap_degraded_for: float = 300.0
     fetch_records: int = 1000
 
     def __post_init__(self) -> None:
         if self.commit_interval is not None:
             check_seconds("commit_interval", self.commit_interval)
+        if self.commit_records is not None:
+            check_count("commit_records", self.commit_records)
         check_seconds("commit_timeout", self.commit_timeout)
         check_number("drain_timeout", self.drain_timeout)
         check_seconds("close_timeout", self.close_timeout)
         if self.stalled_after is not None:
             check_seconds("stalled_after", self.stalled_after)
+        check_seconds("gap_degraded_for", self.gap_degraded_for)
         check_count("fetch_records", self.fetch_records)
 
 
@@ -141,6 +152,17 @@ class GroupTimes:
             rebalance=(options.get("rebalance_timeout_ms") or session) / 1000,
             fetch=options.get("fetch_max_wait_ms", _FETCH_MAX_WAIT_MS) / 1000,
         )
+
+
+def check_on_gap(on_gap: OnGap) -> OnGap:
+    """Return what to do about lost records, checked."""
+    if isinstance(on_gap, str):
+        check_choice("on_gap", on_gap, ("continue", "stop"))
+    elif not callable(on_gap):
+        raise TypeError(
+            f'on_gap must be "continue", "stop" or a function, not {type(on_gap).__name__}'
+        )
+    return on_gap
 
 
 _PAIR = 2

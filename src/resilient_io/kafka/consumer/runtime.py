@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
 from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .options import GroupTimes
+from .positions import Positions
 
 if TYPE_CHECKING:
     import random
@@ -43,11 +45,18 @@ if TYPE_CHECKING:
     from .assignment import AssignedPartition
     from .fetcher import RecordDeserializer
     from .options import ConsumerSettings, ConsumerSubscription
+    from .positions import OnGap
 
 _DEFAULTS = {"consumer_timeout_ms": 1000}
 """With aiokafka 0.14's default of 200, the fetcher checks five times a second whether there is
 something to fetch. Every event that may change that wakes it anyway
 (`Fetcher._fetch_requests_routine`)."""
+
+_OWN = {"auto_offset_reset": "none"}
+"""`Positions` decides what aiokafka would decide with this option."""
+
+_METADATA_AGE = {"metadata_max_age_ms": 10_000}
+"""How soon new partitions and topics are found. aiokafka's default is 5 minutes."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -60,6 +69,7 @@ class ConsumerRuntime:
     policy: RetryPolicy
     health: Dependency
     settings: ConsumerSettings
+    on_gap: OnGap
     deserializer: RecordDeserializer
     counters: ConsumerCounters
     rng: random.Random
@@ -86,11 +96,25 @@ class ConsumerRuntime:
         )
         self.assignment = Assignment(self.counters)
         self.use = ExclusiveUse(self.health.name)
+        self._positions = Positions(
+            self.health,
+            assignment=self.assignment,
+            strategy=self.options.get("auto_offset_reset", "latest"),
+            on_gap=self.on_gap,
+            degraded_for=self.settings.gap_degraded_for,
+            timeout=self.settings.commit_timeout,
+            group=group,
+            has_pattern=self.subscription.pattern is not None,
+            drop=self.use.drop,
+            context=self.supervisor.context,
+            counters=self.counters,
+        )
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
+            positions=self._positions,
             drop=self.use.drop,
             deserializer=self.deserializer,
             has_group=group is not None,
@@ -102,6 +126,7 @@ class ConsumerRuntime:
             health=self.health,
             assignment=self.assignment,
             fetcher=self.fetcher,
+            positions=self._positions,
             committer=self._committer,
             use=self.use,
             session=self._session,
@@ -118,6 +143,7 @@ class ConsumerRuntime:
             supervisor=self.supervisor,
             assignment=self.assignment,
             fetcher=self.fetcher,
+            positions=self._positions,
             committer=self._committer,
             use=self.use,
             settings=self.settings,
@@ -182,6 +208,7 @@ class ConsumerRuntime:
         """Continue reading a partition at another offset."""
         self.use.drop((assigned.partition,))
         assigned.seek(offset)
+        self._positions.sought(assigned, offset)
         self.fetcher.wake()
 
     async def commit(self, timeout: float) -> None:
@@ -269,6 +296,7 @@ class ConsumerRuntime:
             await self.commit(max(0.0, min(self.settings.commit_timeout, until - loop.time())))
         await self.supervisor.aclose(max(0.0, until - loop.time()), graceful=not down)
         await self._rebalancer.aclose()
+        await self._positions.aclose()
         await self._links.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
@@ -281,13 +309,17 @@ class ConsumerRuntime:
         instance: ConsumerDriver = make(
             group_id=self.subscription.group,
             enable_auto_commit=False,
-            **self.target.client_options(),
-            **(_DEFAULTS | dict(self.options)),
+            **(_METADATA_AGE | self.target.client_options()),
+            **(_DEFAULTS | dict(self.options) | _OWN),
         )
         return instance
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
+        internals.on_fenced(
+            instance,
+            functools.partial(self.supervisor.driver_failed, instance, replace=False),
+        )
         self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
 
     def _attached(self, instance: ConsumerDriver) -> None:

@@ -96,9 +96,7 @@ def build_batch(
     """
     waiting = queue.entries
     batch = InFlightBatch(queue, driver, builder, now)
-    write = record_writer(builder)
-    if queue.byte_limit is not None:
-        write = _limited(write, queue.byte_limit)
+    write = _writer_within_limits(queue, builder)
     entries, timestamps = batch.entries, batch.timestamps
     before, begin = len(waiting), queue.position
     size = freed = 0
@@ -158,6 +156,15 @@ def _add_chunk(
     return size
 
 
+def _writer_within_limits(queue: PartitionQueue, builder: BatchBuilder) -> Callable[..., object]:
+    write = record_writer(builder)
+    if queue.byte_limit is not None:
+        write = _limited(write, queue.byte_limit)
+    if queue.record_limit is not None:
+        write = _limited_to(write, queue.record_limit)
+    return write
+
+
 def _limited(write: Callable[..., object], limit: int) -> Callable[..., object]:
     """End a batch earlier than aiokafka would, after the broker rejected one as too large."""
     left = limit
@@ -173,6 +180,15 @@ def _limited(write: Callable[..., object], limit: int) -> Callable[..., object]:
         return write(place, timestamp, key, value, headers)
 
     return write_within_limit
+
+
+def _limited_to(write: Callable[..., object], records: int) -> Callable[..., object]:
+    """End a batch after some records, while a record that the broker rejects is searched."""
+
+    def write_first(place: int, *rest: object) -> object:
+        return None if place >= records else write(place, *rest)
+
+    return write_first
 
 
 def complete_batch(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from aiokafka import codec
+
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_count, check_number, check_seconds
 
@@ -30,6 +32,7 @@ REPLACED_OPTIONS: Final = {
 
 _ACKS_ALL = ("all", -1)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
+_LIBRARY_CHECKS = {"snappy": codec.has_snappy, "lz4": codec.has_lz4, "zstd": codec.has_zstd}
 
 # Measured with values of 200 bytes: twice as much is not faster, half costs up to a fifth more.
 _BATCH_SIZE = 128 * 1024
@@ -59,6 +62,12 @@ def complete_options(given: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"compression_type={compression!r} is unknown; use one of "
             f"{', '.join(repr(name) for name in _COMPRESSIONS)}"
+        )
+    installed = _LIBRARY_CHECKS.get(compression or "")
+    if installed is not None and not installed():
+        raise ConfigurationError(
+            f"compression_type={compression!r} needs a library that is not installed: run "
+            f'pip install "aiokafka[{compression}]"'
         )
     return options
 

@@ -59,6 +59,7 @@ class PartitionQueue:
     idle: bool = True  # nothing waits or is in flight: the next record has to schedule the queue
     on_hold: bool = False  # records wait, but the sender cannot send them now
     byte_limit: int | None = None  # of a batch, once the broker rejected one as too large
+    record_limit: int | None = None  # of a batch, while a rejected record is searched
     unsettled_from: int | None = None  # position of the batch in flight until it has an outcome
 
     def __post_init__(self) -> None:

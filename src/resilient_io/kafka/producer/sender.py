@@ -14,6 +14,7 @@ from resilient_io.histogram import Latencies
 from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
+from ..error_codes import InvalidRecordError
 from ..errors import classify_error
 from .batch import (
     attempts_of,
@@ -53,6 +54,11 @@ _MAX_LEADER_PAUSE = 0.5  # seconds between two requests for the leader of a part
 _ANSWER_INTERVAL = 0.9
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+_OF_ONE_RECORD = (InvalidRecordError, kafka_errors.InvalidTimestampError)
+"""The broker rejects a batch as a whole because of one of its records."""
+
+_MAX_SEARCH = 1024  # the size of a batch from which the search for a rejected record is over
 
 _NO_ANSWER = "the record was sent, and the connection to Kafka was lost before an answer came"
 _CLOSED = "the record was sent, and the producer was closed before an answer came"
@@ -227,6 +233,9 @@ class Sender:
             self._note_answer(batch.queue)
             self.latencies.record(self._loop.time() - batch.sent_at)
             complete_batch(batch, future.result(), self._errors)
+            if batch.queue.record_limit is not None:
+                limit = 2 * batch.queue.record_limit
+                batch.queue.record_limit = None if limit >= _MAX_SEARCH else limit
             self._finish(batch)
         elif isinstance(error, Exception):
             self._failed(batch, error)
@@ -264,6 +273,9 @@ class Sender:
         if isinstance(error, _TOO_LARGE) and batch.count > 1:
             self._split(batch, error)
             return
+        if isinstance(error, _OF_ONE_RECORD) and batch.count > 1:
+            self._search_record(batch, error)
+            return
         meaning = classify_error(error)
         only_attempt = attempts_of(batch.driver_batch) == 1
         if meaning.kind == "permanent" or (meaning.cause is Cause.FENCED and only_attempt):
@@ -293,6 +305,12 @@ class Sender:
         queue = batch.queue
         limit = queue.byte_limit if queue.byte_limit is not None else batch.builder.size()
         queue.byte_limit = max(1, min(limit, batch.size) // 2)
+        self._finish(batch, freed=put_back(batch))
+
+    def _search_record(self, batch: InFlightBatch, error: Exception) -> None:
+        """Send half of a rejected batch again, so that only the record at fault fails."""
+        self._repair_sequence(batch, error)
+        batch.queue.record_limit = batch.count // 2
         self._finish(batch, freed=put_back(batch))
 
     def _repair_sequence(self, batch: InFlightBatch, error: Exception) -> None:

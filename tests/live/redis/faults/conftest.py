@@ -19,7 +19,7 @@ import pytest_asyncio
 from resilient_io import Change, HealthSettings, RetryPolicy, State
 from resilient_io.health import Dependency
 from resilient_io.redis import ResilientRedis
-from resilient_io.testing import RedisServer
+from resilient_io.testing import RedisServer, ServerDidNotStartError
 from resilient_io.testing.leaks import open_sockets
 
 _SETTLE = 2.0
@@ -248,3 +248,28 @@ async def stranger() -> AsyncIterator[Callable[[int], Awaitable[Stranger]]]:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+@pytest_asyncio.fixture
+async def tls_server() -> AsyncIterator[RedisServer]:
+    """Start a server that also listens for TLS."""
+    try:
+        async with RedisServer(tls=True) as server:
+            yield server
+    except ServerDidNotStartError as error:
+        if "TLS" not in str(error) and "tls-port" not in str(error):
+            raise
+        pytest.skip("this server was built without TLS")
+
+
+@pytest.fixture
+def until_blocked() -> Callable[..., Awaitable[None]]:
+    """Return a function that waits until so many clients of a server are blocked."""
+
+    async def wait(server: RedisServer, count: int = 1) -> None:
+        expected = b"blocked_clients:%d\r" % count
+        async with asyncio.timeout(20):
+            while expected not in bytes(await server.query("INFO", "clients")):  # type: ignore[arg-type]  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.01)
+
+    return wait

@@ -147,9 +147,9 @@ async def test_a_lookup_that_fails_after_its_caller_is_gone_is_not_logged(names,
     target = RedisTarget(ConnectionPool.from_url(f"redis://{NAME}:6379/0"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await target.resolve()
+            await target.places()
     names.hangs = False
-    await asyncio.wait([target._lookup])
+    await asyncio.wait([target._places._lookup._task])
     del target
     gc.collect()  # only then does asyncio log exceptions that were never retrieved
     assert "never retrieved" not in caplog.text

@@ -1,6 +1,8 @@
 """The event loop of this process is blocked: that does not count against the server."""
 
 import asyncio
+import signal
+import sys
 import time
 
 import pytest
@@ -134,3 +136,64 @@ async def test_a_popped_element_that_waits_in_the_socket_survives_a_stall(
 
     assert await call == (b"list", b"element")
     await pushed
+
+
+_STOPPED = """
+import asyncio
+import signal
+import sys
+import sys
+from resilient_io import RetryPolicy
+from resilient_io.redis import ResilientRedis
+
+async def main():
+    policy = RetryPolicy(response_timeout=0.5, connect_timeout=0.5, deadline=1.0)
+    async with ResilientRedis(port=int(sys.argv[1]), policy=policy) as redis:
+        await redis.ping()
+        batch = redis.pipeline(transaction=False).blpop("batch", timeout=0.4).execute()
+        calls = [asyncio.ensure_future(each) for each in (redis.blpop("list", timeout=0.4), batch)]
+        await asyncio.sleep(0.2)
+        print("blocked", flush=True)
+        print(await asyncio.gather(*calls, return_exceptions=True), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_popped_elements_survive_a_stop_of_the_process(redis_server):
+    """SIGSTOP, as a container that is paused or a machine that sleeps."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _STOPPED, str(redis_server.port), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert await child.stdout.readline() == b"blocked\n"
+        child.send_signal(signal.SIGSTOP)
+        await redis_server.query("RPUSH", "list", "element")
+        await redis_server.query("RPUSH", "batch", "element")
+        await asyncio.sleep(1.2)  # longer than the blocks and the response timeout
+        child.send_signal(signal.SIGCONT)
+        said = await child.stdout.readline()
+        assert said == b"[(b'list', b'element'), [(b'batch', b'element')]]\n"
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def test_the_element_of_a_cancelled_pop_is_put_back_after_a_stall(
+    redis_server, connect, watch
+):
+    redis = await connect(redis_server)
+    call = asyncio.create_task(redis.blpop("list", timeout=5))
+    await asyncio.sleep(0.1)
+    pushed = asyncio.create_task(redis.rpush("list", "element"))
+    await asyncio.sleep(0)  # it starts
+    await asyncio.sleep(0)  # it is written
+    call.cancel()
+    for _ in range(3):  # the recovery begins
+        await asyncio.sleep(0)
+
+    time.sleep(1.2)  # longer than a recovery may take
+
+    await asyncio.gather(call, return_exceptions=True)
+    await pushed
+    assert await redis.blpop("list", timeout=1) == (b"list", b"element")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from resilient_io.kafka.consumer.iteration import (
     SingleRecordStream,
 )
 from resilient_io.kafka.consumer.options import ConsumerSettings
+from resilient_io.kafka.consumer.positions import Positions
 from resilient_io.kafka.processing import Processor
 from resilient_io.kafka.stats import ConsumerCounters
 
@@ -47,7 +49,7 @@ class FakeDriver:
         self.waiters = []
         self.reassigning = False
         self.generation = next(world.generations)
-        self._fetcher = self._coordinator = self._subscription = self
+        self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
         self.subscription = SimpleNamespace(assignment=None)
 
@@ -119,7 +121,22 @@ class FakeDriver:
     async def fetch_committed_offsets(self, partitions):
         await self.ensure_coordinator_known()
         committed = self.world.committed
-        return {p: SimpleNamespace(offset=committed[p]) for p in partitions if p in committed}
+        return {
+            p: SimpleNamespace(offset=committed[p], metadata="")
+            for p in partitions
+            if p in committed
+        }
+
+    def request_offset_reset(self, partitions, _where):
+        for partition in partitions:
+            self.seek(partition, 0)
+        return asyncio.get_running_loop().create_future()
+
+    def get_random_node(self):
+        return 0
+
+    async def send(self, _node, _request):
+        raise NotImplementedError  # as of a broker that does not know topic IDs
 
 
 class DrainingProcessor(Processor):
@@ -153,15 +170,30 @@ class World:
         self.supervisor = SimpleNamespace(
             generation=0,
             permanent_error=None,
+            halted=False,
             driver_failed=lambda instance, error: self.broken.append(error),
         )
         self.assignment = Assignment(self.counters)
         self.use = ExclusiveUse("kafka")
+        self.positions = Positions(
+            self.health,
+            assignment=self.assignment,
+            strategy="earliest",
+            on_gap="continue",
+            degraded_for=60.0,
+            timeout=3.0,
+            group="g" if has_group else None,
+            has_pattern=False,
+            drop=self.use.drop,
+            context=contextvars.Context,
+            counters=self.counters,
+        )
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
+            positions=self.positions,
             drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
@@ -173,6 +205,7 @@ class World:
             health=self.health,
             assignment=self.assignment,
             fetcher=self.fetcher,
+            positions=self.positions,
             committer=self.committer,
             use=self.use,
             session=self.session,

@@ -23,6 +23,8 @@ class Scene:
         self.assigned = [SimpleNamespace(partition=p, last_answer=None) for p in (A, B)]
         self.coordinator = SimpleNamespace(coordinator_id=1)
         loop = asyncio.get_running_loop()
+        self.topics_checked = []
+        self.milestone = loop.create_future()
         self.housekeeping = Housekeeping(
             health=SimpleNamespace(state=State.UP),
             supervisor=SimpleNamespace(
@@ -30,7 +32,8 @@ class Scene:
                 driver=SimpleNamespace(_coordinator=self.coordinator),
             ),
             assignment=SimpleNamespace(all=self.assigned),
-            fetcher=SimpleNamespace(paused=self.paused.__contains__),
+            fetcher=SimpleNamespace(paused=self.paused.__contains__, received=self.received),
+            positions=SimpleNamespace(check_topics=self.topics_checked.append),
             committer=SimpleNamespace(commit=self.commit),
             use=SimpleNamespace(stream=None),
             settings=ConsumerSettings(commit_interval=interval),
@@ -40,6 +43,11 @@ class Scene:
         )
         self.began = loop.time()
         self.housekeeping.start()
+
+    def received(self, _count):
+        if self.milestone.done():
+            self.milestone = asyncio.get_running_loop().create_future()
+        return self.milestone
 
     async def commit(self, partitions, timeout):
         self.commits.append(round(asyncio.get_running_loop().time() - self.began, 3))
@@ -83,6 +91,13 @@ async def test_no_commit_is_made_without_an_interval(scene):
 async def test_commit_soon_commits_immediately(scene):
     await asyncio.sleep(1.2)
     scene.housekeeping.commit_soon()
+    await asyncio.sleep(0.1)
+    assert scene.commits == [1.0, 1.2]
+
+
+async def test_a_commit_is_made_when_many_records_have_been_received(scene):
+    await asyncio.sleep(1.2)
+    scene.milestone.set_result(None)
     await asyncio.sleep(0.1)
     assert scene.commits == [1.0, 1.2]
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy
 from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
 from aiokafka.consumer.subscription_state import (
     Assignment,
@@ -94,6 +95,20 @@ async def test_commit_is_sent_once_for_one_member():
     assert "self.coordinator_id = None" in source_of(GroupCoordinator.coordinator_dead)
     assert parameters_of(GroupCoordinator.ensure_coordinator_known) == ["self"]
     assert parameters_of(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
+
+
+async def test_positions_are_left_to_this_package():
+    """With "none", aiokafka reports that there is no position until there is one."""
+    assert parameters_of(Fetcher.request_offset_reset) == ["self", "tps", "strategy"]
+    assert OffsetResetStrategy.EARLIEST != OffsetResetStrategy.LATEST
+    body = source_of(Fetcher._proc_fetch_request)
+    assert "Errors.OffsetOutOfRangeError({tp: fetch_offset})" in body
+    assert "Errors.NoOffsetForPartitionError(tp)" in source_of(Fetcher._update_fetch_positions)
+    found = source_of(Fetcher.fetched_records)
+    assert "elif drained:" in found, "an error costs no record of another partition"
+    assert parameters_of(AIOKafkaConsumer.subscription) == ["self"]
+    assert parameters_of(AIOKafkaClient.send) == ["self", "node_id", "request", "group"]
+    assert parameters_of(AIOKafkaClient.get_random_node) == ["self"]
 
 
 async def test_heartbeat_returns_whether_the_group_knows_the_member():

@@ -150,6 +150,7 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
         policy=RetryPolicy(),
         health=health,
         settings=ConsumerSettings(),
+        on_gap="continue",
         deserializer=RecordDeserializer(None, None, counters),
         counters=counters,
         rng=random.Random(1),
@@ -166,7 +167,20 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
 
     coordinator = FakeCoordinator()
     coordinator.fetch_committed_offsets = nothing_committed
+
+    async def without_topic_ids(_node, _request):
+        raise NotImplementedError
+
     instance = SimpleNamespace(
+        _client=SimpleNamespace(
+            cluster=SimpleNamespace(partitions_for_topic=lambda _topic: {0}),
+            get_random_node=lambda: 0,
+            send=without_topic_ids,
+        ),
+        _fetcher=SimpleNamespace(
+            request_offset_reset=lambda *_: asyncio.get_running_loop().create_future()
+        ),
+        subscription=lambda: {"t"},
         _coordinator=coordinator,
         _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assignment)),
         subscribe=lambda **_: None,

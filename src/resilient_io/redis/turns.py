@@ -1,0 +1,99 @@
+"""Turns to connect: how many connections one event loop opens at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Self
+
+MOST_CONNECTING = 32
+"""Connections that one event loop opens at the same time. Further attempts wait for their turn."""
+
+_queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
+
+
+class ConnectTurn:
+    """The turn of one attempt to connect. Turns are given in the order in which they are requested.
+
+    Thousands of attempts at the same time would each take so long that all of them exceed their
+    time limits. The wait for a turn does not count as connecting.
+
+    Args:
+        standby: Whether all other attempts go first.
+    """
+
+    __slots__ = ("_began", "_queue", "_standby", "_waited")
+
+    def __init__(self, *, standby: bool = False) -> None:
+        self._standby = standby
+        self._queue: _Queue | None = None  # while it has its turn
+        self._began: float | None = None  # when the wait began
+        self._waited: float | None = None
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the attempt has waited for its turn, up to now."""
+        if self._waited is not None:
+            return self._waited
+        return 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
+
+    async def begin(self) -> None:
+        """Wait for the turn. Cancelling leaves the queue."""
+        loop = asyncio.get_running_loop()
+        self._began, self._waited = loop.time(), None
+        queue = _queues.get(loop)
+        if queue is None:
+            for other in [other for other in _queues if other.is_closed()]:
+                del _queues[other]
+            queue = _queues[loop] = _Queue(loop)
+        await queue.enter(standby=self._standby)
+        self._queue = queue
+        self._waited = loop.time() - self._began
+
+    def end(self) -> None:
+        """End the turn, so that the next attempt begins. Idempotent."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.leave()
+
+    async def __aenter__(self) -> Self:
+        await self.begin()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.end()
+
+
+class _Queue:
+    """The attempts to connect of one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._connecting = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._standby: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self, *, standby: bool) -> None:
+        if self._connecting < MOST_CONNECTING:
+            self._connecting += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (self._standby if standby else self._waiting).append(turn)
+        entered = False
+        try:
+            await turn
+            entered = True
+        finally:
+            if not entered and turn.done() and not turn.cancelled():
+                self.leave()  # cancelled in the moment in which its turn came
+
+    def leave(self) -> None:
+        for queue in (self._waiting, self._standby):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        self._connecting -= 1
+        if not self._connecting:
+            _queues.pop(self._loop, None)
