@@ -98,7 +98,7 @@ COST_TARGET: Final = 1.3
 """A call at 10,000 callers may cost that much more than one at 500."""
 TAIL_TARGET: Final = 1.0
 """Our p99 over redis-py's p50."""
-DOWN_TARGET: Final = 5.0
+DOWN_TARGET: Final = 4.0
 """µs of a call that is refused while the server is down, its `except` included."""
 OVERHEAD_TARGET: Final = 0.10
 """What policy, health and statistics may add to a call."""

@@ -189,6 +189,7 @@ class RedisServant:
                 async for _ in health.watch():
                     if not health.available:
                         break
+            await self._refusals(1)  # waits until the outage is longer than a restart
             return {"refused": await self._refusals(_REFUSALS)}
         try:
             async with asyncio.timeout(_TIMEOUT):

@@ -54,6 +54,9 @@ class RetryPolicy:
             and scripts, which may then be applied twice).
         while_down: "fail" raises an error immediately while the dependency is down; "wait" waits
             for the dependency within the deadline.
+        outage_wait: Seconds of an outage during which calls of a Redis client wait within their
+            deadline, although `while_down="fail"`: a restart then causes slow calls, not errors. A
+            server that has never answered, and a permanent cause, are not waited for.
         retry_budget: Tokens shared by all calls to the dependency. A retry costs 5 tokens, or 10
             after a timeout; a success earns 1. 0 forbids retries, `math.inf` sets no limit.
 
@@ -69,6 +72,7 @@ class RetryPolicy:
     connect_timeout: float = 1.0
     repeat: Repeat = "idempotent"
     while_down: WhileDown = "fail"
+    outage_wait: float = 1.0
     retry_budget: float = 500.0
 
     def __post_init__(self) -> None:
@@ -78,6 +82,7 @@ class RetryPolicy:
         check_number("backoff_cap", self.backoff_cap)
         check_seconds("response_timeout", self.response_timeout)
         check_seconds("connect_timeout", self.connect_timeout)
+        check_number("outage_wait", self.outage_wait)
         check_number("retry_budget", self.retry_budget, finite=False)
         check_choice("repeat", self.repeat, get_args(Repeat))
         check_choice("while_down", self.while_down, get_args(WhileDown))

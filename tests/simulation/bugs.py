@@ -277,16 +277,11 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-reply-goes-to-next",
         "reply matching",
         "redis/connection.py",
-        """            try:
-                next_entry().set_result(reply)
-            except asyncio.InvalidStateError:
-                continue  # the caller no longer waits
+        """            entry = next_entry()
 """,
         """            entry = next_entry()
             while entry.done() and self.waiting:
                 entry = next_entry()
-            if not entry.done():
-                entry.set_result(reply)
 """,
         "The reply to a cancelled call becomes the result of the next one.",
     ),
@@ -311,8 +306,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "head-replies-dropped",
         "reply matching",
         "redis/pipeline.py",
-        "for index, reply in enumerate(self._answers)]",
-        "for index, reply in enumerate(answers)]",
+        "            self._answers += answers\n",
+        "            self._answers = answers + self._answers\n",
         "A pipeline that was continued after a lost connection returns the replies of its tail "
         "as those of its head.",
     ),
@@ -621,8 +616,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-queued-call-sent",
         "cancellation",
         "redis/connection.py",
-        "if True in [entry.done() for entry in queue]:",
-        "if False not in [entry.done() for entry in queue]:",
+        "if True in [entry.done() for entry in compress(queue, data)]:",
+        "if False not in [entry.done() for entry in compress(queue, data)]:",
         "A write that was cancelled before its loop tick ended is sent together with the others.",
     ),
     PlantedBug(
@@ -679,8 +674,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "watchdog-not-armed",
         "deadlines",
         "redis/connection.py",
-        "self._watchdog.arm(self._in_flight.add(count, size, self.bytes_sent))",
-        "self._in_flight.add(count, size, self.bytes_sent)",
+        "        self._watchdog.arm(self.clock)\n",
+        "",
         "Calls on a connection whose packets vanish never end.",
     ),
     PlantedBug(
@@ -699,8 +694,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "deadline-ignored-by-shortcut",
         "deadlines",
         "redis/client.py",
-        "if limit is not None and limit < started + 1.5 * self._policy.response_timeout:",
-        "if limit is not None and limit < started:",
+        "limit < multiplexer.time() + 1.5 * self._policy.response_timeout:",
+        "limit < multiplexer.time():",
         "A call in `with deadline(0.5)` takes two seconds when the server does not answer.",
     ),
     PlantedBug(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import random
 from collections import deque
 from typing import TYPE_CHECKING
@@ -94,6 +95,18 @@ class Dependency:
     def since(self) -> float:
         """Absolute loop time of the latest change of state."""
         return self._machine.since
+
+    @property
+    def lost_at(self) -> float:
+        """Absolute loop time at which an outage began, while the state is DOWN.
+
+        It is -inf if the dependency has not answered before, or if waiting does not end the outage
+        (a wrong password, for example).
+        """
+        latest, cause = self._history[-1] if self._history else None, self.cause
+        if latest is None or not latest.previous.answering or (cause and cause.permanent):
+            return -math.inf
+        return latest.at
 
     @property
     def cause(self) -> Cause | None:

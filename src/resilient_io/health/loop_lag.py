@@ -64,6 +64,13 @@ class LoopLag:
         """Total time the loop was blocked, in seconds, including a stall that is just ending."""
         return self._stalled + self._pending()
 
+    def stalled_at(self, now: float) -> float:
+        """Return the same at `now`, the current loop time, for callers that know it already."""
+        late = now - self._due
+        if late > _TOLERANCE and self._timer is not None:
+            return self._stalled + late
+        return self._stalled
+
     @property
     def current(self) -> float:
         """Delay of the latest timer, in seconds; 0.0 when the loop is not blocked."""

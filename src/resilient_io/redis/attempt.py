@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -15,7 +16,7 @@ import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError
 
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
 from resilient_io.text import clean_text
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -66,6 +68,8 @@ class Limits(NamedTuple):
     sent: float | None  # when the request must have been sent
 
     behind: Carrier | None = None  # the open connection that carries an earlier copy
+
+    outage_wait: float = math.inf  # seconds of an outage during which the call waits
 
     def too_late(self) -> AttemptFailed | None:
         """Return the failed attempt if a request must not be sent any more, or None."""
@@ -268,7 +272,7 @@ async def await_reply(
             return MOVED
         now = loop.time()
         wake = now + (SECOND_CHECK if clock.suspicious else timeout)
-        limit = limits.until if request.sent else limits.sent
+        limit = limits.until if request.sent else clock.may_wait_until(limits)
         if limit is not None and not clock.suspicious:
             wake = min(wake, limit)
         timer = loop.call_at(wake, request.check_clock)
@@ -309,12 +313,21 @@ class _ReplyClock:
         lag = self.multiplexer.lag
         return lag.stalled if lag is not None else 0.0
 
+    def may_wait_until(self, limits: Limits) -> float | None:
+        """Return the loop time until which a request may wait to be sent, or None for no limit."""
+        return earlier(limits.sent, end_of_wait(self.multiplexer.health, limits.outage_wait))
+
     def check(self, limits: Limits, call: Call) -> AttemptFailed | None:
         """Return why the wait is over, or None.
 
         The first time is only a suspicion: data that is already in the socket is read first.
         """
         now = asyncio.get_running_loop().time()
+        if not self.request.sent:
+            health = self.multiplexer.health
+            end = end_of_wait(health, limits.outage_wait)
+            if end is not None and now >= end:
+                return server_down(health)
         failed = self._expired(now, limits) or self._timed_out(now, call)
         if failed is None:
             self.suspicious = False
@@ -353,8 +366,8 @@ class _ReplyClock:
         # If its own reply keeps the connection busy, another attempt would only add to the load.
         elsewhere = (
             self.multiplexer.current not in (None, connection)
-            and call.effect is Effect.READ
             and not connection.is_next(self.request)
+            and call.effect is Effect.READ
         )
         if not silent and not elsewhere:
             self._since, self._stalled = connection.last_activity, self._stall_time()
@@ -366,6 +379,24 @@ class _ReplyClock:
             timed_out=True,
             connection=connection,
         )
+
+
+def end_of_wait(health: Dependency, outage_wait: float) -> float | None:
+    """Return the loop time from which on calls do not wait for a server that is down, or None."""
+    if health.available or outage_wait == math.inf:
+        return None
+    return health.lost_at + outage_wait
+
+
+def server_down(health: Dependency) -> AttemptFailed:
+    """Return the failed attempt of a call that does not wait for the server."""
+    cause = health.cause if health.cause is not None else Cause.OTHER
+    return AttemptFailed(
+        progress=Progress.NOT_SENT,
+        cause=cause,
+        detail=f"down ({cause.value}: {health.detail})",
+        final=True,
+    )
 
 
 def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
@@ -405,10 +436,29 @@ class Packer:
         encode = self._encoder.encode
         return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
 
+    def pack_all(
+        self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
+    ) -> list[bytes]:
+        """Return packed commands, as `pack` does. Each includes its name."""
+        if self.direct:
+            try:
+                return [
+                    _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))
+                    for spec, args in zip(specs, commands, strict=True)
+                ]
+            except TypeError:
+                pass  # as in `pack`
+        return [self.pack(spec.words, args) for spec, args in zip(specs, commands, strict=True)]
+
+
+def callback_of(callbacks: Callbacks, name: Any) -> Callable[..., Any] | None:
+    """Return redis-py's callback for the replies to a command, or None."""
+    return callbacks.get(name) if isinstance(name, str | bytes) else None
+
 
 def apply_callback(callbacks: Callbacks, name: Any, reply: Any, options: Mapping[str, Any]) -> Any:
     """Return the reply converted by redis-py's callback, which may be asynchronous."""
-    callback = callbacks.get(name) if isinstance(name, str | bytes) else None
+    callback = callback_of(callbacks, name)
     if callback is None:
         return reply
     plain = {key: value for key, value in options.items() if key not in _NOT_FOR_CALLBACKS}

@@ -307,12 +307,13 @@ class ResilientRedis(driver.Redis):
             or not self._hot
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
-            or NEVER_DECODE in options
+            or (options and NEVER_DECODE in options)
         ):
+            if connection is None and spec is not None and spec.simple and self._hot:
+                self._refuse(args[0])
             return await self._execute(args, options)
-        started = multiplexer.time()
         limit = current_deadline()
-        if limit is not None and limit < started + 1.5 * self._policy.response_timeout:
+        if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
         try:
             data = pack_command(args)
@@ -320,12 +321,14 @@ class ResilientRedis(driver.Redis):
             data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
             return await self._execute(args, options)
-        options.pop("keys", None)
-        if not options:
-            # Ten thousand empty dictionaries would keep the garbage collector busy.
+        if not options or (len(options) == 1 and "keys" in options):
+            # Ten thousand dictionaries would keep the garbage collector busy.
             options = _NO_OPTIONS
+        else:
+            options.pop("keys", None)
         future = multiplexer.create_future()
         connection.send(future, data)
+        started = connection.clock
         try:
             reply = await future
         except CancelledError:
@@ -340,6 +343,15 @@ class ResilientRedis(driver.Redis):
             return reply
         reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
+
+    def _refuse(self, operation: str) -> None:
+        """Raise if an earlier call has found that calls do not wait for the server any more."""
+        runtime = self._runtime
+        multiplexer = runtime.multiplexer
+        if get_ident() == multiplexer.thread and multiplexer.is_running():
+            refusal = runtime.executor.refusal(operation, self._policy)
+            if refusal is not None:
+                raise refusal
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""

@@ -18,6 +18,8 @@ from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_
 from resilient_io.text import clean_text, describe_error
 
 from .errors import REPLACED, ConnectionFailure
+from .in_flight import CALL_COST, InFlightWrites
+from .wakeups import TaskWakeup, can_wake, wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
+
+    from .wakeups import Wakeup
 
 
 class ConnectionLost(Exception):
@@ -81,6 +85,7 @@ CHECK_CLOCK = _CheckClock("check the clock")
 class PendingRequest:
     """A request whose progress is known: `count` commands packed in `data`, sent as one."""
 
+    _callbacks = None  # its caller is continued by the loop
     __slots__ = (
         "connection",
         "count",
@@ -150,8 +155,12 @@ class PendingRequest:
         """Accept the next reply."""
         if self.count == 1:
             self.future.set_result(reply)
-            return
-        self.replies.append(reply)
+        else:
+            self.add_replies([reply])
+
+    def add_replies(self, replies: list[object]) -> None:
+        """Accept the next replies to a request of several commands."""
+        self.replies += replies
         if len(self.replies) == self.count:
             self.future.set_result(self.replies)
 
@@ -246,15 +255,19 @@ class ResponseQueue:
         if first:
             self.large -= request.large
 
-    def feed(self, data: bytes) -> int:
-        """Parse received bytes and set the results of the answered calls. Return their number."""
+    def feed(self, data: bytes, wakeups: list[Wakeup] | None = None) -> int:
+        """Parse received bytes and set the results of the answered calls. Return their number.
+
+        If `wakeups` is given, tasks that wait for the plain futures are not scheduled: the caller
+        must continue those that were added to the list.
+        """
         before = len(self.waiting)
         self._reader.feed(data)
         try:
-            if self._special:
+            if self._special or wakeups is None:
                 self._read_each()
             else:
-                self._read()
+                self._read(wakeups)
         except IndexError:
             raise InvalidResponse("a reply without a request") from None
         if not self.waiting and not self._pushes and self._reader.has_data():
@@ -265,9 +278,9 @@ class ResponseQueue:
         self._partial = 0 if whole else self._partial + len(data)
         return answered
 
-    def _read(self) -> None:
+    def _read(self, wakeups: list[Wakeup]) -> None:
         gets, next_entry = self._reader.gets, self.waiting.popleft
-        push = hiredis.PushNotification
+        push, task_wakeup = hiredis.PushNotification, TaskWakeup
         reply: object
         while True:
             try:
@@ -280,34 +293,75 @@ class ResponseQueue:
             if type(reply) is push:
                 self._pushed(reply)
                 continue
-            try:
-                next_entry().set_result(reply)
-            except asyncio.InvalidStateError:
-                continue  # the caller no longer waits
+            entry = next_entry()
+            callbacks = entry._callbacks
+            if callbacks and len(callbacks) == 1:
+                callback, context = callbacks[0]
+                if type(callback) is task_wakeup:
+                    wakeups.append((context, callback, entry))  # type: ignore[arg-type]
+                    entry.remove_done_callback(callback)  # type: ignore[union-attr]
+                    entry.set_result(reply)
+                    continue
+            if not entry.done():  # otherwise its caller no longer waits
+                entry.set_result(reply)
 
     def _read_each(self) -> None:
         """Read as `_read` does, with special requests in the queue."""
+        waiting, gets, push = self.waiting, self._reader.gets, hiredis.PushNotification
         reply: object
         while True:
-            head = self.waiting[0] if self.waiting else None
+            head = waiting[0] if waiting else None
             special = head if isinstance(head, PendingRequest) and head.special else None
+            if special is not None and special.count > 1 and not special.raw:
+                if not self._read_batch(special):
+                    return
+                continue
             try:
-                reply = self._reader.gets(special is None or special.position not in special.raw)
+                reply = gets(special is None or special.position not in special.raw)
             except UnicodeDecodeError as error:
                 reply = error
             if reply is NOT_ENOUGH:
                 return
-            if type(reply) is hiredis.PushNotification:
+            if type(reply) is push:
                 self._pushed(reply)
                 continue
-            entry = self.waiting.popleft()
+            entry = waiting.popleft()
             if special is not None:
-                self._special -= 1
-                special.position += 1
-                if special.position == special.count:
-                    self.large -= special.large
+                self._answered(special, 1)
             if not entry.done():
                 entry.set_result(reply)
+
+    def _read_batch(self, request: PendingRequest) -> bool:
+        """Read the remaining replies to a request of several commands. Return whether all came."""
+        gets, push = self._reader.gets, hiredis.PushNotification
+        replies: list[object] = []
+        left = request.count - request.position
+        reply: object
+        try:
+            while len(replies) < left:
+                try:
+                    reply = gets()
+                except UnicodeDecodeError as error:
+                    reply = error
+                if reply is NOT_ENOUGH:
+                    return False
+                if type(reply) is push:
+                    self._pushed(reply)
+                else:
+                    replies.append(reply)
+        finally:  # also before garbage
+            for _ in replies:
+                self.waiting.popleft()
+            self._answered(request, len(replies))
+            if not request.done():
+                request.add_replies(replies)
+        return True
+
+    def _answered(self, request: PendingRequest, count: int) -> None:
+        self._special -= count
+        request.position += count
+        if request.position == request.count:
+            self.large -= request.large
 
     def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
         """Turn the plain futures among the oldest `count` entries into requests with time limits.
@@ -333,92 +387,6 @@ class ResponseQueue:
             elif not entry.done():
                 entry.set_result(lost)
         return bool(waiting)
-
-
-CALL_COST = 4096
-"""Bytes added to the size of each call, so that one limit covers both calls and bytes."""
-
-
-class InFlightWrite:
-    """The unanswered calls of one write."""
-
-    __slots__ = ("at", "cost", "end", "remaining", "stalled")
-
-    def __init__(self, at: float, stalled: float, remaining: int, cost: int, end: int) -> None:
-        self.at = at
-        self.stalled = stalled
-        self.remaining = remaining
-        self.cost = cost
-        self.end = end
-
-
-class InFlightWrites:
-    """The unanswered writes of a connection, oldest first, and how long it has been silent.
-
-    Time during which the event loop was blocked does not count as silence.
-    """
-
-    __slots__ = ("_lag", "_latencies", "_loop", "_progress", "_stalled", "last_byte", "writes")
-
-    def __init__(self, latencies: Latencies, lag: LoopLag) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._latencies = latencies
-        self._lag = lag
-        self.writes: deque[InFlightWrite] = deque()
-        self.last_byte = self._progress = self._loop.time()
-        self._stalled = lag.stalled
-
-    @property
-    def last_activity(self) -> float:
-        """Loop time of the last activity: a byte arrived, or a part of a request left."""
-        return max(self.last_byte, self._progress)
-
-    def add(self, count: int, size: int, end: int) -> float:
-        """Add a write of `count` calls and `size` bytes up to position `end`. Return its time."""
-        now = self._loop.time()
-        cost = size + count * CALL_COST
-        self.writes.append(InFlightWrite(now, self._lag.stalled, count, cost, end))
-        return now
-
-    def note_bytes(self) -> None:
-        """Note that bytes arrived."""
-        self.last_byte = self._loop.time()
-        self._stalled = self._lag.stalled
-
-    def note_progress(self) -> None:
-        """Note that a part of a request has left, so the connection is not silent."""
-        self._progress, self._stalled = self._loop.time(), self._lag.stalled
-
-    def answer(self, count: int) -> int:
-        """Remove the oldest `count` calls, which were answered. Return the cost that they free."""
-        freed = 0
-        while count:
-            write = self.writes[0]
-            taken = min(count, write.remaining)
-            self._latencies.record(self.last_byte - write.at, taken)
-            write.remaining -= taken
-            count -= taken
-            if not write.remaining:
-                self.writes.popleft()
-                freed += write.cost
-        return freed
-
-    def silence(self) -> float:
-        """Return the seconds without activity since the oldest unanswered write."""
-        oldest = self.writes[0]
-        since, stalled = oldest.at, oldest.stalled
-        if self.last_activity > since:
-            since, stalled = self.last_activity, self._stalled
-        return self._loop.time() - since - (self._lag.stalled - stalled)
-
-    def count_before(self, moment: float) -> int:
-        """Return the number of unanswered calls that were written until `moment`."""
-        late = 0
-        for write in self.writes:
-            if write.at > moment:
-                break
-            late += write.remaining
-        return late
 
 
 SECOND_CHECK = 0.005
@@ -550,7 +518,7 @@ class Watchdog:
         return size + send_queue_size(sock.fileno())
 
 
-_ENOUGH = 16
+_ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 
@@ -589,8 +557,11 @@ class MultiplexedConnection(asyncio.Protocol):
         lag: LoopLag,
         pushes: bool = False,
         path: PathMonitor | None = None,
+        direct_wakeups: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._wakes_directly = direct_wakeups and can_wake(self._loop)
         self.connection = connection
         self.name = name
         self.client_id = client_id
@@ -613,7 +584,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self.delayed = False
         """Whether the server answers on another connection, but sends nothing on this one."""
         self.flushed = 0  # the number of calls that were passed to the transport so far
-        self.opened = self._loop.time()
+        self.opened = self.clock = self._loop.time()
+        """The second is the loop time of the latest call or read, exact within a tick."""
         self.ended = float("inf")
         self.replies = 0
         self.bytes_sent = 0
@@ -808,6 +780,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
+            self.clock = self._time()
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -819,7 +792,8 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         data, self._data = self._data, []
-        if True in [entry.done() for entry in queue]:
+        # The data of a request of several commands is with the first one.
+        if True in [entry.done() for entry in compress(queue, data)]:
             queue, data = self._without_cancelled(queue, data)
         if queue:
             waiting = self._responses.waiting
@@ -857,7 +831,8 @@ class MultiplexedConnection(asyncio.Protocol):
     def _written(self, count: int, size: int) -> None:
         self.flushed += count
         self.bytes_sent += size
-        self._watchdog.arm(self._in_flight.add(count, size, self.bytes_sent))
+        self.clock = self._in_flight.add(count, size, self.bytes_sent)
+        self._watchdog.arm(self.clock)
 
     def pause_writing(self) -> None:
         """Keep calls in the queue: what is not passed to the transport is certainly not sent."""
@@ -872,12 +847,34 @@ class MultiplexedConnection(asyncio.Protocol):
     # -- reading ---------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Match replies with calls, in order."""
-        self._in_flight.note_bytes()
-        self.bytes_received += len(data)
-        was_busy = self.busy
+        """Match replies with calls, in order. Then continue the tasks that waited for them."""
+        # A task, which closes a TLS connection for example, cannot continue another one.
+        if not self._wakes_directly or asyncio.current_task(self._loop) is not None:
+            self._receive(data, None)
+            return
+        wakeups: list[Wakeup] = []
         try:
-            answered = self._responses.feed(data)
+            self._receive(data, wakeups)
+        finally:
+            if len(wakeups) > 1:
+                self._wake(wakeups)
+            elif wakeups:
+                wake(self._loop, wakeups)
+
+    def _wake(self, wakeups: list[Wakeup]) -> None:
+        """Continue several tasks. What they send is written together."""
+        scheduled, self._scheduled = self._scheduled, True
+        wake(self._loop, wakeups)
+        self._scheduled = scheduled
+        if self._queue:
+            self._write_queue()
+
+    def _receive(self, data: bytes, wakeups: list[Wakeup] | None) -> None:
+        self.clock = self._in_flight.note_bytes()
+        self.bytes_received += len(data)
+        was_busy = self._responses.busy
+        try:
+            answered = self._responses.feed(data, wakeups)
         except InvalidResponse as error:
             detail = f"received an invalid RESP reply: {clean_text(str(error))}"
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
@@ -896,7 +893,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if self.full and self.load <= self.limit:
             self.full = False
             self._owner.connection_changed()
-        elif self.busy is not was_busy:
+        elif self._responses.busy is not was_busy:
             self._owner.connection_changed()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.errors import Progress, mark_refused
+from resilient_io.errors import Progress, ResilientIOError, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
 
-from .attempt import AttemptFailed, Limits, final_error
+from .attempt import AttemptFailed, Limits, end_of_wait, final_error, server_down
 from .commands import Effect
 from .errors import (
     CLOSED,
@@ -34,7 +35,6 @@ from .instrumentation import tracing_of_call
 if TYPE_CHECKING:
     import random
 
-    from resilient_io.errors import ResilientIOError
     from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryBudget, RetryPolicy
 
@@ -139,6 +139,32 @@ _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
 
+class Outage:
+    """The errors of calls that do not wait for a server that is down, until its state changes."""
+
+    __slots__ = ("_facts", "_kind", "_reason", "detail", "name", "policy", "since")
+
+    def __init__(self, first: ResilientIOError, policy: RetryPolicy, health: Dependency) -> None:
+        self._kind, self._reason, self._facts = type(first), first.reason, dict(vars(first))
+        self.name = _public_name(self._kind)
+        self.policy = policy
+        self.since = health.since
+        self.detail = health.detail
+
+    def error(self, operation: str) -> ResilientIOError:
+        """Return another error like the first one, without running its five `__init__` methods."""
+        error = self._kind.__new__(self._kind, self._reason)
+        error.__dict__.update(self._facts)
+        error.operation = operation
+        return error
+
+
+def _public_name(kind: type[ResilientIOError]) -> str:
+    """Return the name of an error of redis-py and ours in `resilient_io.errors`."""
+    shared = ResilientIOError.__module__
+    return next(base.__name__ for base in kind.__mro__ if base.__module__ == shared)
+
+
 class Executor:
     """Sends, repeats and fails the calls of one client and all its views."""
 
@@ -162,6 +188,7 @@ class Executor:
         self._reports = reports
         self._rng = rng
         self._closing = asyncio.Event()
+        self._outage: Outage | None = None
         self._search = search
 
     @property
@@ -172,6 +199,7 @@ class Executor:
     def close(self) -> None:
         """Accept no more calls, and end those that wait before another attempt."""
         self._closing.set()
+        self._outage = None
 
     async def run(
         self, call: Call, policy: RetryPolicy, *, started: float, deliberate: bool = False
@@ -272,8 +300,7 @@ class Executor:
         self, kind: type[ResilientIOError], reason: str, operation: str, **facts: Any
     ) -> ResilientIOError:
         """Return, and count, an error about this dependency."""
-        # Counted by the name in `resilient_io.errors`, which is the first base.
-        name = kind.__bases__[0].__name__
+        name = _public_name(kind)
         self.ended[name] = self.ended.get(name, 0) + 1
         return kind(reason, dependency=self.health.name, operation=operation, **facts)
 
@@ -372,12 +399,28 @@ class Executor:
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""
-        if self.health.available or policy.while_down != "fail":
+        end = end_of_wait(self.health, _outage_wait(policy))
+        if end is None or asyncio.get_running_loop().time() < end:
             return
-        cause = self.health.cause
-        kind = RedisAuthenticationFailed if cause is Cause.AUTH else RedisUnavailable
-        why = f"{cause.value}: {self.health.detail}" if cause is not None else "cause unknown"
-        raise self._error(kind, f"down ({why})", operation)
+        failed = server_down(self.health)
+        kind = RedisAuthenticationFailed if failed.cause is Cause.AUTH else RedisUnavailable
+        error = self._error(kind, failed.detail, operation)
+        self._outage = Outage(error, policy, self.health)
+        raise error
+
+    def refusal(self, operation: str, policy: RetryPolicy) -> ResilientIOError | None:
+        """Return the error of a call that need not be tried, because the latest one failed at once.
+
+        This is `check_available` for the calls that follow in an outage, without its cost.
+        """
+        outage, health = self._outage, self.health
+        if outage is None or outage.policy is not policy:
+            return None
+        if health.available or health.since != outage.since or health.detail is not outage.detail:
+            self._outage = None
+            return None
+        self.ended[outage.name] += 1
+        return outage.error(operation)
 
     def check_state(self, operation: str) -> None:
         """Raise once if the connection of a bound client, and with it its state, was lost."""
@@ -387,14 +430,18 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
+def _outage_wait(policy: RetryPolicy) -> float:
+    return policy.outage_wait if policy.while_down == "fail" else math.inf
+
+
 def _limits(call: Call, policy: RetryPolicy, started: float, *, served: float = 0.0) -> Limits:
     """Return when an attempt must have been sent and answered."""
-    enclosing = current_deadline()
+    enclosing, wait = current_deadline(), _outage_wait(policy)
     if policy.deadline is None:
-        return Limits(enclosing, enclosing)
+        return Limits(enclosing, enclosing, outage_wait=wait)
     # A blocking command has its own time limit. The deadline limits the time in which its attempts
     # together reach the server, so the time does not count during which the server had them.
     limit = started + policy.deadline + (0.0 if call.bounded else served)
     if enclosing is not None and enclosing < limit:
         limit = enclosing
-    return Limits(limit if call.bounded else enclosing, limit)
+    return Limits(limit if call.bounded else enclosing, limit, outage_wait=wait)

@@ -600,6 +600,7 @@ class Multiplexer:
         """Choose the connection again: something that the choice depends on has changed."""
         if not self.health.available:
             self.failures.confirm()
+            self._waiting.check_clocks()
         elif self.failures.improved:
             self.failures.forgive()
             self._reconnector.hurry()
@@ -813,6 +814,7 @@ class Multiplexer:
             lag=self.lag,
             pushes=self.bound,
             path=self._path,
+            direct_wakeups=self._settings.direct_wakeups,
         )
 
     # -- internal --------------------------------------------------------------------------

@@ -48,6 +48,9 @@ class ConnectionSettings:
             over while it is busy with a large value, or when it dies.
         in_flight: Bytes that may be in flight on a connection. Each call counts as its own bytes
             plus 4 KiB, so the default permits 16,384 calls. Further callers wait.
+        direct_wakeups: Whether a read continues the tasks whose replies arrived, instead of the
+            event loop in its next iteration. It is faster; False is for finding out whether a
+            problem is related to it.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -55,6 +58,7 @@ class ConnectionSettings:
 
     count: int = 2
     in_flight: int = 64 * 1024 * 1024
+    direct_wakeups: bool = True
 
     def __post_init__(self) -> None:
         """Reject invalid values."""

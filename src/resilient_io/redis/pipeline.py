@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import replace
+from itertools import compress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.client import Pipeline
@@ -29,6 +31,7 @@ from .attempt import (
     apply_callback,
     await_reply,
     block_of,
+    callback_of,
     confirm_idle,
     final_error,
     needs_own_connection,
@@ -68,6 +71,8 @@ _OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "C
 
 This is not true of others that may be repeated alone: COPY a b, then SET a.
 """
+
+_OPTIONS = itemgetter(1)  # of a queued command
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
@@ -112,11 +117,11 @@ class BatchCall(Call):
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
         self.operation = "MULTI" if transaction else "PIPELINE"
-        self._packed = [
-            pipeline._packer.pack(spec.words, args)
-            for spec, (args, options) in zip(specs, commands, strict=True)
-            if not (transaction and EMPTY_RESPONSE in options)
-        ]
+        self._options = any(map(_OPTIONS, commands))
+        if transaction and self._options:
+            sent = [EMPTY_RESPONSE not in options for _, options in commands]
+            specs, commands = list(compress(specs, sent)), list(compress(commands, sent))
+        self._packed = pipeline._packer.pack_all(specs, [args for args, _ in commands])
 
     @property
     def effect(self) -> Effect:
@@ -184,7 +189,7 @@ class BatchCall(Call):
             return await self._finish_transaction(answers, errors=errors)
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
-        return await self._finish(answers)
+        return await self._finish(answers, errors=errors)
 
     async def _exchange(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
         multiplexer = self._multiplexer
@@ -244,12 +249,14 @@ class BatchCall(Call):
         Return whether there are error replies.
         """
         found = False
-        for reply in replies:
+        # The reply to EXEC is a list, and may contain errors.
+        unusual = (Exception, list) if self._transaction else Exception
+        for reply in [reply for reply in replies if isinstance(reply, unusual)]:
             if isinstance(reply, Exception):
                 remove_secrets(reply, self._multiplexer.target.secrets)
                 found = True
-            elif isinstance(reply, list) and self._transaction:
-                found = self._clean(reply)
+            else:
+                found = self._clean(reply) or found
         return found
 
     def _block(self) -> float:
@@ -275,11 +282,12 @@ class BatchCall(Call):
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
-            raw = frozenset(
-                index + first
-                for index, (_, options) in enumerate(self._commands[done:])
-                if NEVER_DECODE in options
-            )
+            if self._options:
+                raw = frozenset(
+                    index + first
+                    for index, (_, options) in enumerate(self._commands[done:])
+                    if NEVER_DECODE in options
+                )
         if loads:
             data, count = b"".join(loads.values()) + data, count + first
         return PendingRequest(
@@ -292,18 +300,21 @@ class BatchCall(Call):
             movable=limits.behind is None,
         )
 
-    async def _finish(self, answers: list[object]) -> object:
-        if not self._answers:
+    async def _finish(self, answers: list[object], *, errors: bool) -> object:
+        if errors and not self._answers:
             failed = _all_refused(answers, self._specs)
             if failed is not None:
                 return failed
         start = len(self._answers)
         self._note_accepted(answers, range(start, start + len(answers)))
+        if not errors:
+            self._answers += answers
+            return await self._read_all()
         undecided = self._settle(answers)
         if undecided:
             failed = _all_refused(undecided, self._specs[len(self._answers) :])
             return failed or final_error(undecided[0])
-        return [await self._read(index, reply) for index, reply in enumerate(self._answers)]
+        return await self._read_all()
 
     def _settle(self, replies: list[Any]) -> list[Any]:
         """Take the next replies as answers. Return those from the first that decides nothing.
@@ -389,6 +400,31 @@ class BatchCall(Call):
             return failed
         raise reason
 
+    async def _read_all(self) -> list[object]:
+        """Return what redis-py would for the answers of all commands.
+
+        The callback of a command is looked up once, if its commands have no options.
+        """
+        callbacks: dict[object, Callable[..., Any] | None] = {}
+        results: list[object] = []
+        for (args, options), reply in zip(self._commands, self._answers, strict=True):
+            name = args[0]
+            if options or isinstance(reply, Exception):
+                results.append(await self._read(len(results), reply))
+                continue
+            if name not in callbacks:
+                callbacks[name] = callback_of(self._pipeline.response_callbacks, name)
+            callback = callbacks[name]
+            if callback is None:
+                results.append(reply)
+                continue
+            try:
+                value = callback(reply)
+                results.append(await value if hasattr(value, "__await__") else value)
+            except ResponseError as error:
+                results.append(error)
+        return results
+
     async def _read(self, index: int, reply: object) -> object:
         args, options = self._commands[index]
         if isinstance(reply, Exception):
@@ -447,6 +483,15 @@ class ResilientPipeline(Pipeline):
         """The scripts that EVALSHA commands in the queue run."""
 
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            """Queue a command, as redis-py does, or send it now between WATCH and MULTI."""
+            if (self.watching or args[0] == "WATCH") and not self.explicit_transaction:
+                return self.immediate_execute_command(*args, **options)
+            # An option for redis-py's client-side cache, which its asyncio client does not have.
+            options.pop("keys", None)
+            self.command_stack.append((args, options))
+            return self
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA, and load the script first if the client knows it."""
@@ -583,19 +628,25 @@ class ResilientPipeline(Pipeline):
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             replies: list[Any] = await self._run(self._call(commands, specs))
-            for index, reply in enumerate(replies if raise_on_error else ()):
-                if isinstance(reply, ResponseError):
-                    self.annotate_exception(reply, index + 1, commands[index][0])
-                if isinstance(reply, Exception):
-                    raise reply
+            if raise_on_error:
+                self._raise_first(replies, commands)
             return replies
         finally:
             await self.reset()
 
+    def _raise_first(self, replies: list[Any], commands: list[Queued]) -> None:
+        """Raise the first error among the replies."""
+        for error in [reply for reply in replies if isinstance(reply, Exception)]:
+            if isinstance(error, ResponseError):
+                index = next(index for index, reply in enumerate(replies) if reply is error)
+                self.annotate_exception(error, index + 1, commands[index][0])
+            raise error
+
     def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
         transaction = bool(self.is_transaction or self.explicit_transaction)
+        distinct = list({id(spec): spec for spec in specs}.values())
         # Within MULTI, no command blocks.
-        blocking = not transaction and any(spec.block is not None for spec in specs)
+        blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
         waiting = (
             Command(spec, args, options)
@@ -612,7 +663,7 @@ class ResilientPipeline(Pipeline):
         )
         if self.connection is not None:
             return exclusive
-        for spec in specs:
+        for spec in distinct:
             # WAIT refers to the writes of this pipeline, which has its own connection.
             own = blocking and spec.block is not None
             if spec.route in (Route.BOUND, Route.REFUSED) and not own:

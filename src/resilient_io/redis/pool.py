@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
@@ -22,7 +23,15 @@ from resilient_io.deadlines import context_without_deadline, earlier
 from resilient_io.errors import Closed, Progress
 from resilient_io.health import Cause
 
-from .attempt import AttemptFailed, Call, await_reply, expired_while_waiting, read_reply
+from .attempt import (
+    AttemptFailed,
+    Call,
+    await_reply,
+    end_of_wait,
+    expired_while_waiting,
+    read_reply,
+    server_down,
+)
 from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
 from .commands import Effect
 from .connect import (
@@ -155,7 +164,9 @@ class ExclusivePool:
         Waits while the dependency is down, and while a dead connection may still write. The wait
         for a turn to connect does not count for a call that may wait long for its reply.
         """
-        return await self._within(limits.sent, self._acquire_when_safe, queued_until=limits.until)
+        return await self._within(
+            limits.sent, partial(self._acquire_when_safe, limits), queued_until=limits.until
+        )
 
     async def until_fenced(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
@@ -373,11 +384,10 @@ class ExclusivePool:
         finally:
             del self._waits[task]
 
-    async def _acquire_when_safe(self) -> AbstractConnection:
-        health = self._multiplexer.health
+    async def _acquire_when_safe(self, limits: Limits) -> AbstractConnection | AttemptFailed:
         while True:
-            if not health.available:
-                await health.until_up()
+            if not await self._available(limits):
+                return server_down(self._multiplexer.health)
             connection = await self.acquire()
             usable = False
             try:
@@ -388,6 +398,20 @@ class ExclusivePool:
                     self.give_back(connection, clean=not is_lost(connection))
             if usable:
                 return connection
+
+    async def _available(self, limits: Limits) -> bool:
+        """Wait for a server that is down. Return False if the call does not wait any longer."""
+        health = self._multiplexer.health
+        while not health.available:
+            waiting = asyncio.timeout_at(end_of_wait(health, limits.outage_wait))
+            try:
+                async with waiting:
+                    await health.until_up()
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+                return False
+        return True
 
     async def _clean_idle(self) -> AbstractConnection | None:
         while self._idle:

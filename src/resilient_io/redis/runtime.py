@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resilient_io.binding import LoopBinding, notify_on_fork
@@ -18,7 +19,6 @@ from .executor import Executor
 from .lock_keys import LockKeys
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
-from .options import ConnectionSettings
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from .connect import RedisTarget
     from .multiplexer import DeadConnection
+    from .options import ConnectionSettings
 
 
 _KEPT_UNUSED = 10.0
@@ -73,9 +74,7 @@ class Runtime:
         self.target = target
         self.bound = bound
         self.policy = policy
-        self._settings = (
-            ConnectionSettings(count=1, in_flight=settings.in_flight) if bound else settings
-        )
+        self._settings = replace(settings, count=1) if bound else settings
         self._template = template
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]

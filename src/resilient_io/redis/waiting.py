@@ -118,6 +118,11 @@ class WaitingRequests:
             request.assign(None)
             self._requests.appendleft(request)
 
+    def check_clocks(self) -> None:
+        """Wake the waiting callers, which check whether they still wait."""
+        for request in self._requests:
+            request.check_clock()
+
     def note_abandoned(self) -> None:
         """Count an abandoned entry. Entries are removed when half of them are abandoned."""
         self._abandoned += 1

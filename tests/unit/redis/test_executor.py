@@ -1,6 +1,7 @@
 """The retry loop of the executor keeps every limit: attempts, deadline, budget, cancellation."""
 
 import asyncio
+import copy
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from resilient_io import Dependency, RetryPolicy
 from resilient_io.errors import OutcomeUnknown, Progress
 from resilient_io.health import Cause
 from resilient_io.redis import (
+    RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
     RedisOutcomeUnknown,
@@ -406,3 +408,54 @@ async def test_closing_ends_a_backoff():
     assert asyncio.get_running_loop().time() == 1.0
     assert closed.value.progress is Progress.NOT_SENT
     assert len(scene.began) == 1
+
+
+def refusal(executor, policy, operation="GET"):
+    """Return the error of a call that fails at once, as the client asks for it, or None."""
+    error = executor.refusal(operation, policy)
+    if error is None:
+        try:
+            executor.check_available(operation, policy)
+        except RedisUnavailable as raised:
+            error = raised
+    return error
+
+
+async def test_calls_of_one_outage_fail_with_equal_errors():
+    scene, policy = Scene(), RetryPolicy(outage_wait=0.0)
+    executor, health = scene.executor, scene.executor.health
+    assert refusal(executor, policy) is None
+    health.failed(Cause.REFUSED, "connection refused", definite=True)
+    first, second, third = (refusal(executor, policy, name) for name in ("GET", "SET", "GET"))
+    assert second is not third
+    assert second.operation == "SET"
+    assert type(first) is type(third)
+    assert (str(first), first.args, vars(first)) == (str(third), third.args, vars(third))
+    assert str(copy.copy(second)) == str(second)
+    assert executor.ended == {"DependencyUnavailable": 3}
+    health.failed(Cause.AUTH, "wrong password", definite=True)
+    assert isinstance(refusal(executor, policy), RedisAuthenticationFailed)
+    assert "wrong password" in str(refusal(executor, policy))
+    executor.close()
+    assert executor.refusal("GET", policy) is None
+
+
+async def test_a_new_outage_is_waited_for_again():
+    loop = asyncio.get_running_loop()
+    scene, policy = Scene(), RetryPolicy()
+    executor, health = scene.executor, scene.executor.health
+    health.succeeded()
+    for _ in range(2):
+        assert refusal(executor, policy) is None
+        health.failed(Cause.REFUSED, "connection refused", definite=True)
+        assert refusal(executor, policy) is None
+        await asyncio.sleep(policy.outage_wait - 0.01)
+        assert refusal(executor, policy) is None
+        await asyncio.sleep(0.02)
+        assert refusal(executor, policy) is not None
+        assert refusal(executor, policy) is not None
+        assert executor.refusal("GET", RetryPolicy(while_down="wait")) is None
+        while not health.available:
+            health.succeeded()
+            await asyncio.sleep(0.1)
+    assert loop.time() < 5

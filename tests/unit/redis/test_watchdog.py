@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from resilient_io.health import Cause
-from resilient_io.redis.connection import SECOND_CHECK, InFlightWrites, Watchdog
+from resilient_io.redis.connection import SECOND_CHECK, Watchdog
 from resilient_io.redis.errors import ConnectionFailure
+from resilient_io.redis.in_flight import InFlightWrites
 
 TIMEOUT = 2.0
 
@@ -28,7 +29,7 @@ class FakeConnection:
         self.closed_at: float | None = None
         self.waiting: list[object] = []
         self.queue = SimpleNamespace(waiting=self.waiting, promote=lambda *_: None)
-        no_lag = SimpleNamespace(stalled=0.0)
+        no_lag = SimpleNamespace(stalled=0.0, stalled_at=lambda _now: 0.0)
         self.in_flight = InFlightWrites(SimpleNamespace(record=lambda *_: None), no_lag)
         self.watchdog = Watchdog(self, self.in_flight, self.queue, None)
 

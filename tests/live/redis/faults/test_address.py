@@ -112,7 +112,8 @@ async def test_an_unknown_name_at_the_start_neither_raises_nor_hangs(
     names, redis_server, connect, quick
 ):
     names.address = None
-    redis = await connect(url(redis_server), up=False, policy=quick.replace(deadline=5.0))
+    policy = quick.replace(deadline=5.0, while_down="wait")
+    redis = await connect(url(redis_server), up=False, policy=policy)
     call = asyncio.create_task(redis.incr("counter"))
     async with asyncio.timeout(3):
         async for change in redis.health.watch():

@@ -10,25 +10,21 @@ UP_WITHIN = 0.25
 
 
 class Readers:
-    """Callers that read continuously, and record the failures of admitted calls."""
+    """Callers that read continuously, and count the failures."""
 
     def __init__(self, redis, count: int) -> None:
         self.redis = redis
         self.stop = False
         self.reads = 0
-        self.admitted_and_failed: list[BaseException] = []
         self.turned_away = 0
         self.tasks = [asyncio.create_task(self._read()) for _ in range(count)]
 
     async def _read(self) -> None:
         while not self.stop:
-            admitted = self.redis.health.available
             try:
                 assert await self.redis.get("absent") is None
                 self.reads += 1
-            except ResilientIOError as error:
-                if admitted:
-                    self.admitted_and_failed.append(error)
+            except ResilientIOError:
                 self.turned_away += 1
                 await asyncio.sleep(0.005)
 
@@ -66,7 +62,7 @@ async def test_up_is_published_within_250_ms_after_the_server_accepts_again(
     assert seen.states == [State.DOWN, State.UP]
 
 
-async def test_no_admitted_read_fails_in_an_outage_of_300_ms(redis_server, connect, watch):
+async def test_no_read_fails_in_an_outage_of_300_ms(redis_server, connect, watch):
     redis = await connect(redis_server)
     seen = watch(redis)
     readers = Readers(redis, 50)
@@ -79,19 +75,17 @@ async def test_no_admitted_read_fails_in_an_outage_of_300_ms(redis_server, conne
     await readers.read_on()
     await readers.end()
 
-    assert not readers.admitted_and_failed
+    assert readers.turned_away == 0
     assert seen.count(State.DOWN) == 1
 
 
-async def test_no_read_fails_at_all_in_an_outage_of_300_ms_if_calls_wait(
-    redis_server, connect, quick
-):
+async def test_no_read_fails_in_a_longer_outage_if_calls_wait(redis_server, connect, quick):
     redis = await connect(redis_server, policy=quick.replace(while_down="wait", deadline=10.0))
     readers = Readers(redis, 50)
     await readers.read_on()
 
     redis_server.kill()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.2)
     await redis_server.start()
     await readers.read_on()
     await readers.end()
