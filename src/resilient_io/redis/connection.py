@@ -178,6 +178,9 @@ class InternalRequest(PendingRequest):
 
     __slots__ = ()
 
+    def check_clock(self) -> None:
+        """Do nothing: it has no time limits, and whoever waits for it expects the reply."""
+
 
 Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 """What waits for a reply: the plain future of the hot path, or a request with time limits."""

@@ -226,7 +226,7 @@ def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
         if mine is None or removed_between(gone.get(holding.name, []), mine.at, holding.lost_at):
             continue
         started, timeout = holding.operation.started, holding.timeout
-        if timeout is not None and holding.lost >= started + timeout - 0.001:
+        if timeout is not None and holding.lost >= started + timeout - _MARGIN:
             # The client has not heard of a renewal, or knows no better than its own clock.
             disturbed = index.disturbed(started - _CALM, holding.lost)
             late = index.stalled(started, holding.lost) > timeout / 10
