@@ -120,6 +120,9 @@ class Call:
 
     operation: str  # the name of the command, for error messages
 
+    sends_left: int = 0
+    """How many more times a read may be sent, by the attempts of the policy."""
+
     bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
 
@@ -267,7 +270,12 @@ async def await_reply(
     loop = asyncio.get_running_loop()
     clock = _ReplyClock(multiplexer, request, timeout)
     while True:
-        if multiplexer.has_way_around(request) and call.effect is Effect.READ:
+        if (
+            multiplexer.has_way_around(request)
+            and call.sends_left > 0
+            and call.effect is Effect.READ
+        ):
+            call.sends_left -= 1
             multiplexer.abandon(request)
             return MOVED
         now = loop.time()
@@ -549,6 +557,7 @@ class MultiplexedCall(Call):
         # Only the single connection of a bound client carries blocking commands.
         self.bounded = command.spec.block is None
         self._timeout = policy.response_timeout + block_of((command,))
+        self.sends_left = policy.attempts
 
     @property
     def effect(self) -> Effect:
@@ -558,6 +567,7 @@ class MultiplexedCall(Call):
     async def attempt(self, limits: Limits) -> object:
         """Send the command, or continue with what the hot path began."""
         first, self._first = self._first, None
+        self.sends_left -= 1
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
             failed = failure_of(first)
@@ -619,6 +629,8 @@ class MultiplexedCall(Call):
                 return unsent
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
+            if self.sends_left <= 0:
+                reply = replace(reply, final=True)
         return reply
 
     def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:

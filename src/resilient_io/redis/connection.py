@@ -462,7 +462,9 @@ class Watchdog:
         waited = self._waited()
         pause = INTERVAL - waited if waited < INTERVAL - SECOND_CHECK else INTERVAL
         if waited >= INTERVAL - SECOND_CHECK:
-            connection.fall_behind()
+            link = connection.link
+            if link is None or not link.unacked:  # else the path may be gone, not the server busy
+                connection.fall_behind()
             if self._path is not None and connection.lost is None:
                 pause = self._path.look(connection.socket, waited)
         if connection.lost is None:

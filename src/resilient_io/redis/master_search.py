@@ -44,6 +44,6 @@ class MasterSearch:
         target = self._multiplexer.target
         for connection in self._multiplexer.connections:
             target.avoid_peer(connection.peer)
-            self._multiplexer.retire(connection, why="its server does not accept writes")
+            self._multiplexer.retire(connection)
         for peer in self._pool.leave_server():
             target.avoid_peer(peer)

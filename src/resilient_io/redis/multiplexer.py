@@ -535,7 +535,12 @@ class Multiplexer:
             if isinstance(reply, Promoted):
                 self.abandon(reply.request)
 
-    def retire(self, connection: MultiplexedConnection, *, why: str) -> None:
+    def retire(
+        self,
+        connection: MultiplexedConnection,
+        *,
+        why: str = "its server does not accept writes",
+    ) -> None:
         """Send new calls over another connection. Those in flight on this one may finish."""
         if connection in self._slots:
             held = bool(self.bound_state)

@@ -104,6 +104,7 @@ class BatchCall(Call):
         self._transaction = transaction
         self._fallback = fallback
         self.bounded = not blocking
+        self.sends_left = pipeline._policy.attempts
         # The connection of a bound client is the caller's own, and holds the caller's state.
         self._exclusive = blocking and not self._multiplexer.bound
         self._scripts = pipeline._runtime.scripts
@@ -153,6 +154,7 @@ class BatchCall(Call):
         later commands of the batch have been executed already.
         """
         began = asyncio.get_running_loop().time()
+        self.sends_left -= 1
         result = await self._attempt(limits)
         if isinstance(result, AttemptFailed) and not self.bounded:
             result = result.served_since(began)
@@ -182,7 +184,7 @@ class BatchCall(Call):
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
             note_loss(self._lost, replies)
-            return replies
+            return replace(replies, final=True) if self.sends_left <= 0 else replies
         answers = self._without_loads(request, replies if request.count > 1 else [replies])
         errors = self._clean(answers)
         if self._transaction:

@@ -7,7 +7,8 @@ import pytest
 
 from resilient_io import ConfigurationError, RetryPolicy
 from resilient_io.redis import ResilientRedis
-from resilient_io.redis.attempt import Limits, await_reply
+from resilient_io.redis.attempt import Call, Limits, await_reply
+from resilient_io.redis.commands import Effect
 from resilient_io.redis.connection import PendingRequest
 from resilient_io.testing import free_port
 
@@ -89,6 +90,10 @@ async def test_reopening_waits_for_a_close_that_continues_in_the_background(shar
         assert await client.ping()
 
 
+class Reading(Call):
+    effect = Effect.READ
+
+
 async def test_a_caller_that_checks_the_clock_still_receives_its_reply(shared_redis):
     """Before the woken caller runs, a connection may open, answer or die."""
     async with ResilientRedis(port=shared_redis.port) as client:
@@ -99,7 +104,7 @@ async def test_a_caller_that_checks_the_clock_still_receives_its_reply(shared_re
         waiting = PendingRequest(b"*1\r\n$4\r\nPING\r\n")
         multiplexer._waiting.append(waiting)
         caller = asyncio.create_task(
-            await_reply(multiplexer, waiting, limits=limits, timeout=9, read=True)
+            await_reply(multiplexer, waiting, call=Reading(), limits=limits, timeout=9)
         )
         await asyncio.sleep(0)
         waiting.check_clock()
@@ -109,7 +114,7 @@ async def test_a_caller_that_checks_the_clock_still_receives_its_reply(shared_re
 
         waiting = PendingRequest(b"")
         caller = asyncio.create_task(
-            await_reply(multiplexer, waiting, limits=limits, timeout=9, read=True)
+            await_reply(multiplexer, waiting, call=Reading(), limits=limits, timeout=9)
         )
         await asyncio.sleep(0)
         waiting.check_clock()
