@@ -108,7 +108,7 @@ def _replace_client() -> None:
     """Put `ResilientRedis` in the place of redis-py's asyncio client, wherever it is imported."""
     from resilient_io.redis import ResilientRedis
 
-    for name in ("redis.asyncio", "redis.asyncio.sentinel"):
+    for name in ("redis.asyncio", "redis.asyncio.client", "redis.asyncio.sentinel"):
         module: Any = importlib.import_module(name)
         for attribute in ("Redis", "StrictRedis"):
             if hasattr(module, attribute):
