@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import itertools
 import socket
@@ -157,6 +158,7 @@ async def _look_up(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(address for address in mixed if address is not None))
 
 
+@functools.lru_cache(maxsize=64)
 def is_address(host: str) -> bool:
     """Return whether a host is an IP address."""
     with contextlib.suppress(ValueError):
