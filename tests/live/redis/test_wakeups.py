@@ -34,10 +34,6 @@ def counted_handles():
         del loop.call_soon
 
 
-def handle_names(loop):
-    return [repr(handle._callback) for handle in loop._ready]
-
-
 async def calls_made(code):
     """Return how many functions written in Python a coroutine calls."""
     counts = [0]
@@ -84,16 +80,18 @@ async def test_a_call_schedules_nothing_and_a_pipeline_costs_few_function_calls(
         for _ in range(100):
             await client.get("key")
 
-    task = asyncio.create_task(get_often())
-    with counted_handles() as counts:
-        await task
-    # In the loop's own C code, tasks schedule through `call_soon`, too.
-    assert counts[0] <= 10
-
-    pipeline = client.pipeline(transaction=False)
-    for _ in range(100):
-        pipeline.get("key")
-    assert await calls_made(pipeline.execute()) <= 150
+    handles, calls = [], []
+    for _ in range(5):  # the least, because a probe may run at the same time
+        task = asyncio.create_task(get_often())
+        with counted_handles() as counts:
+            await task
+        handles.append(counts[0])
+        pipeline = client.pipeline(transaction=False)
+        for _ in range(100):
+            pipeline.get("key")
+        calls.append(await calls_made(pipeline.execute()))
+    assert min(handles) <= 10
+    assert min(calls) <= 150
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -242,18 +240,15 @@ def test_a_task_that_stops_the_loop_loses_no_other_reply(stop, shared_redis):
             raise stop
 
     async def main():
-        client = ResilientRedis(port=shared_redis.port)
-        await client.initialize()
         await client.ping()
         tasks.extend(loop.create_task(call(client, number)) for number in range(CALLERS))
         await asyncio.sleep(5)
-        return client
 
     async def rest():
-        client = ResilientRedis(port=shared_redis.port)
-        await client.aclose()
         await asyncio.wait(tasks)
+        await client.aclose()
 
+    client = ResilientRedis(port=shared_redis.port)
     main_task = loop.create_task(main())
     try:
         with pytest.raises(stop):
