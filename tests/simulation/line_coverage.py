@@ -27,13 +27,20 @@ _EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")
 
 NOT_SIMULATED = {
     "TLS": (
-        "if target.speaks_plainly and await target.check_plain_port():",
-        "if target.uses_tls and await target.check_plain_port():",
-        "async def check_plain_port(self)",
-        "async def _answers_without_tls(",
+        "if self._mismatch is not None:",
+        "if cause is Cause.TIMED_OUT and self.uses_tls:",
+        "async def _check_for(self, mismatch: str)",
+        "self._mismatch = TLS_PORT",
+        "return ssl.SSLError(1, TLS_PORT)",
+        "load_files(connection)",
+        "return await find_alert(connection._connection_arguments())",
     ),
     "Unix sockets": ('if settings.get("path"):',),
-    "Sentinel": ("if manager is not None:",),
+    "Sentinel": (
+        "if manager is not None:",
+        "if plain is not None and isinstance(pool, SentinelConnectionPool):",
+        "async def ask(*commands: Sequence[str])",
+    ),
     "a second event loop, or one that was closed": (
         "if self._binding is not None and self._binding.closed:",
         'self._binding.check("ResilientRedis")',
