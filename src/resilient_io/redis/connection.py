@@ -188,7 +188,7 @@ class InternalRequest(PendingRequest):
     __slots__ = ()
 
     def check_clock(self) -> None:
-        """Do nothing: it has no time limits, and whoever waits for it expects the reply."""
+        """Do nothing: it has no time limits, and its caller expects the reply."""
 
 
 Entry: TypeAlias = asyncio.Future[object] | PendingRequest

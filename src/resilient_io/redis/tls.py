@@ -26,7 +26,7 @@ _FILES = ("certfile", "keyfile", "ca_certs", "ca_path")
 _THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
 
 _EMPTY_GREETING = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
-"""A TLS greeting without contents: TLS answers with an alert. For plain Redis, it is no request."""
+"""A TLS greeting without contents: TLS answers with an alert. Plain Redis ignores it."""
 
 _HANDSHAKE_RECORDS = (b"\x15", b"\x16")  # the first byte of a TLS alert, and of a handshake
 

@@ -39,7 +39,7 @@ class Barrier(PendingRequest):
             self._choose()
 
     def interrupt(self, reason: Exception) -> None:
-        """Give up the place."""
+        """Leave the queue."""
         super().interrupt(reason)
         self._timer.cancel()
         self.reach()
