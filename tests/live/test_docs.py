@@ -12,6 +12,7 @@ import inspect
 import re
 import sys
 import textwrap
+import tomllib
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -150,11 +151,11 @@ async def run_python(*arguments, folder):
 
 @pytest.mark.parametrize("page", pages_with("sh", "console"))
 def test_commands_of_a_page_exist(page):
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for block in blocks_of(page):
         if block.language not in {"sh", "console"}:
             continue
-        for target in re.findall(r"\bmake ([a-z]+)", block.code):
+        for target in re.findall(r"\bmake ([a-z-]+)", block.code):
             assert target in targets, f"{name_of(page)}:{block.line}: no `make {target}`"
         for module in re.findall(r"\bpython -m ([\w.]+)", block.code):
             assert find_spec(module), f"{name_of(page)}:{block.line}: no module {module}"
@@ -169,8 +170,15 @@ def test_yaml_of_a_page_is_valid(page):
             assert all(yaml.safe_load_all(block.code)), f"{name_of(page)}:{block.line}"
 
 
+@pytest.mark.parametrize("page", pages_with("toml"))
+def test_toml_of_a_page_is_valid(page):
+    for block in blocks_of(page):
+        if block.language == "toml":
+            assert tomllib.loads(block.code), f"{name_of(page)}:{block.line}"
+
+
 def test_code_blocks_name_a_language_that_is_checked():
-    known = {"python", "sh", "console", "text", "mermaid", "yaml", "command-table"}
+    known = {"python", "sh", "console", "text", "mermaid", "yaml", "toml", "command-table"}
     for page in PAGES:
         for block in blocks_of(page):
             where = f"{name_of(page)}:{block.line}"

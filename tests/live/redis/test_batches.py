@@ -194,7 +194,6 @@ async def test_blocking_commands_may_be_queued(client):
         (("MONITOR",), r"`monitor\(\)`"),
         (("CLIENT", "REPLY", "OFF"), r"`pipeline\(\)`"),
         (("CLIENT REPLY", "SKIP"), r"`pipeline\(\)`"),
-        (("client", "setname", "x"), "`client_name=`"),
         (("CLIENT TRACKING", "ON"), r"`client\(\)`"),
         (("select", 1), "`db=`"),
         ((b"SELECT", 1), "`db=`"),

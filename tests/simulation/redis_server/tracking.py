@@ -36,7 +36,7 @@ def client_tracking(session: Session, words: Words) -> Reply:
     return OK
 
 
-@command("CLIENT|CACHING", 3, CLIENT)
+@command("CLIENT|CACHING", 3, CLIENT | Flag.VALKEY_BUSY)
 def client_caching(session: Session, words: Words) -> Reply:
     if not (session.tracking and session.opt_in):
         raise Refused(NOT_OPT_IN)

@@ -97,7 +97,7 @@ async def test_client_reaches_the_second_address(
 
 async def test_next_attempt_begins_with_another_address(named, redis_server, connect, quick):
     """The time limit of an attempt is too short to try a second address."""
-    policy = quick.replace(connect_timeout=0.2, deadline=3.0)
+    policy = quick.replace(connect_timeout=0.2, deadline=3.0, while_down="wait")
     async with silent(redis_server.port):
         redis = await connect(f"redis://{NAME}:{redis_server.port}/0", up=False, policy=policy)
         assert await redis.incr("counter") == 1
