@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
 import ssl
@@ -20,7 +21,7 @@ from redis.asyncio.sentinel import (
 )
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.driver_info import resolve_driver_info
+from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
@@ -396,6 +397,23 @@ _TOKEN_LENGTH = 20
 _REMEMBERED = 8  # secrets that are remembered of a credential provider, which may rotate them
 
 
+@functools.cache
+def _driver_version() -> object:
+    return DriverInfo().lib_version
+
+
+def driver_info(
+    given: object = _UNSET, name: object = _UNSET, version: object = _UNSET
+) -> DriverInfo | None:
+    """Return what connections tell the server about their library.
+
+    redis-py 8.1 reads the metadata of its package from disk each time that it is not given.
+    """
+    if given is _UNSET and version is _UNSET:
+        version = _driver_version()
+    return resolve_driver_info(given, name, version)
+
+
 class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
@@ -416,9 +434,8 @@ class RedisTarget:
         provider = self._settings.get("credential_provider")
         if provider is not None:
             self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
-        # redis-py 8.1 reads package metadata from disk for every connection without driver_info.
         names = ("driver_info", "lib_name", "lib_version")
-        self._settings["driver_info"] = resolve_driver_info(
+        self._settings["driver_info"] = driver_info(
             *(self._settings.pop(name, _UNSET) for name in names)
         )
         self._settings.update(
