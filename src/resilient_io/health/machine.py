@@ -58,6 +58,16 @@ class Machine:
         return self._refusal is not None
 
     @property
+    def _settled(self) -> bool:
+        """Whether it is UP and there is nothing that a good probe could change."""
+        return (
+            self.state is State.UP
+            and self._contact is State.UP
+            and not self._suspected
+            and not self._not_serving
+        )
+
+    @property
     def parts_lost(self) -> list[str]:
         """The lost parts, in the order in which they were lost."""
         return [name for _, name in (*self._parts, *self._suspected)]
@@ -81,6 +91,11 @@ class Machine:
     def probe_ok(self, now: float, latency: float | None) -> Change | None:
         """Take a good answer to a probe."""
         self.probes_ok += 1
+        if self._settled:
+            self.streak = 0
+            if latency is not None:
+                self.latency = latency
+            return None
         self._limitation, self._not_serving = None, False
         if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
             self._refusal = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from _thread import get_ident
 from collections import deque
 from contextvars import Context
@@ -617,6 +618,12 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
+    def preferred(self) -> MultiplexedConnection | None:
+        """The connection that calls use unless something is wrong with it, if it is open."""
+        preferred = self._preferred
+        return preferred if preferred in self._slots else None
+
+    @property
     def open_connection(self) -> MultiplexedConnection | None:
         """A connection for a request of the library itself, also while calls have to wait."""
         free = (each for each in self.connections if not each.busy)
@@ -685,7 +692,11 @@ class Multiplexer:
 
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open connection, or -inf."""
-        return max((each.last_byte for each in self.connections), default=float("-inf"))
+        last = -math.inf
+        for each in self._slots:
+            if each is not None and each.last_byte > last:
+                last = each.last_byte
+        return last
 
     def links(self) -> list[LinkState]:
         """Return what the kernel knows about the open connections, if it tells."""
