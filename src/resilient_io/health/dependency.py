@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections import deque
 from typing import TYPE_CHECKING
 
 from resilient_io.link import combine
@@ -83,7 +82,7 @@ class Dependency:
         self._prober = Prober(
             self._machine, rng if rng is not None else SYSTEM_RANDOM, self._publish, self.note
         )
-        self._history: deque[Change] = deque(maxlen=self.settings.history)
+        self._history: list[Change] = []
         self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
         self._updates: Subscriptions[Dependency] = Subscriptions(self.name)
         self._broadcast = Broadcast(first_change(self.name, 0.0))
@@ -424,6 +423,7 @@ class Dependency:
         if change is None:
             return
         self._history.append(change)
+        del self._history[: -self.settings.history]
         log_change(change)
         link = self.link if self._recorders else None
         for recorder in self._recorders:

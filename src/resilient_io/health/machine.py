@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from .states import Cause, Change, State, clean_detail, describe_state
@@ -50,7 +49,7 @@ class Machine:
         self._suspected: dict[Part, tuple[Cause, str]] = {}
         self._good = 0
         self._last_good = 0.0
-        self._falls: deque[float] = deque(maxlen=MOST_TO_RISE.bit_length())
+        self._falls: list[float] = []  # the latest
 
     @property
     def refusing(self) -> bool:
@@ -224,7 +223,7 @@ class Machine:
             if not definite and self.streak < self.settings.fall:
                 return self._settle(now)
             self._contact = State.DOWN
-            self._falls.append(now)
+            self._falls = [*self._falls, now][-MOST_TO_RISE.bit_length() :]
             self._refusal = self._limitation = None
             self._parts.clear()
         elif cause is Cause.TIMED_OUT and self._trouble[0] is Cause.UNREACHABLE:

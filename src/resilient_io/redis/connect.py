@@ -8,7 +8,6 @@ import functools
 import math
 import socket
 import ssl
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
@@ -430,7 +429,7 @@ class RedisTarget:
             if not key.startswith(_POOL_ONLY)
         }
         self._static_secrets = tuple(_secrets_of(pool))
-        self._provided: deque[str] = deque(maxlen=_REMEMBERED)
+        self._provided: list[str] = []
         provider = self._settings.get("credential_provider")
         if provider is not None:
             self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
@@ -438,6 +437,8 @@ class RedisTarget:
         self._settings["driver_info"] = driver_info(
             *(self._settings.pop(name, _UNSET) for name in names)
         )
+        # redis-py 8.1 makes a dispatcher of 1 KB for each connection that does not get one.
+        self._settings.setdefault("event_dispatcher", getattr(pool, "_event_dispatcher", None))
         self._settings.update(
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[],
@@ -516,7 +517,7 @@ class RedisTarget:
         """Add a password or token that a credential provider returned."""
         text = _text(secret)
         if text and text not in self._provided:
-            self._provided.append(text)
+            self._provided = [*self._provided, text][-_REMEMBERED:]
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 from _thread import get_ident
-from collections import deque
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
-from resilient_io.tasks import describe_task_end, log_task_death
+from resilient_io.tasks import Signal, describe_task_end, log_task_death, wait_for_first
 
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
@@ -106,11 +105,11 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[DeadConnection] = deque(unfenced)
+        self._fences = list(unfenced)
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
-        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._safe = Signal()  # set while no dead connection may still write
         self._note_fences()
-        self._worthwhile = asyncio.Event()
+        self._worthwhile = Signal()
         self._closing = False
 
     @property
@@ -173,7 +172,7 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            lost = self._fences.popleft()
+            lost = self._fences.pop(0)
             self._unfenced.append(lost)
             lost.settle(fenced=False)
         self._note_fences()
@@ -201,9 +200,7 @@ class Reconnector:
                 return
             backoff.reset()
             self._multiplexer.connection_opened(slot, connection)
-            await asyncio.wait(
-                [connection.closed, connection.retired], return_when=asyncio.FIRST_COMPLETED
-            )
+            await wait_for_first(connection.closed, connection.retired)
 
     async def _open(self) -> MultiplexedConnection | None:
         policy = self._policy
@@ -251,7 +248,7 @@ class Reconnector:
             lost = self._fences[0]
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
-                self._fences.popleft()
+                del self._fences[0]
                 self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
                 lost.settle(fenced=fenced)
