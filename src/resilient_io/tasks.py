@@ -67,7 +67,7 @@ class Signal:
         wake(self._waiters)
 
     def clear(self) -> None:
-        """Let tasks wait from now on."""
+        """Make `wait` wait from now on."""
         self._set = False
 
     async def wait(self) -> None:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     SentinelConnectionPool,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
-from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.exceptions import ResponseError
@@ -440,7 +438,7 @@ class RedisTarget:
         # redis-py 8.1 makes a dispatcher of 1 KB for each connection that does not get one.
         self._settings.setdefault("event_dispatcher", getattr(pool, "_event_dispatcher", None))
         self._settings.update(
-            retry=Retry(NoBackoff(), 0),
+            retry=None,  # one attempt, without a copy of an object that says so
             retry_on_error=[],
             retry_on_timeout=False,
             health_check_interval=0,
