@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
+_callbacks: dict[weakref.ref[Callable[[], None]], None] = {}
 
 
 def notify_on_fork(callback: Callable[[], None]) -> None:
@@ -19,12 +19,15 @@ def notify_on_fork(callback: Callable[[], None]) -> None:
 
     A child process shares the sockets of its parent, so it must not use them.
     """
-    _callbacks[:] = [known for known in _callbacks if known() is not None]
-    _callbacks.append(weakref.WeakMethod(callback))
+    _callbacks[weakref.WeakMethod(callback, _forget)] = None
+
+
+def _forget(known: weakref.ref[Callable[[], None]]) -> None:
+    _callbacks.pop(known, None)
 
 
 def _after_fork() -> None:
-    for known in _callbacks:
+    for known in list(_callbacks):
         callback = known()
         if callback is not None:
             callback()

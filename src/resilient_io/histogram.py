@@ -17,14 +17,19 @@ class Latencies:
     __slots__ = ("_buckets", "count", "total")
 
     def __init__(self) -> None:
-        self._buckets = [0] * _BUCKETS
+        self._buckets: list[int] = []  # up to the longest latency so far
         self.count = 0
         self.total = 0.0
 
     def record(self, seconds: float, count: int = 1) -> None:
         """Record that `count` calls took `seconds` each."""
         index = int(math.log2(seconds / _FLOOR) * _PER_OCTAVE) if seconds > _FLOOR else 0
-        self._buckets[index if index < _BUCKETS else _BUCKETS - 1] += count
+        try:
+            self._buckets[index] += count
+        except IndexError:
+            index = min(index, _BUCKETS - 1)
+            self._buckets += [0] * (index + 1 - len(self._buckets))
+            self._buckets[index] += count
         self.count += count
         self.total += seconds * count
 

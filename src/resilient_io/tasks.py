@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from resilient_io.errors import Closed
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
 _log = logging.getLogger("resilient_io")
@@ -46,3 +46,53 @@ def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
+
+
+class Signal:
+    """An `asyncio.Event` that takes no memory for waiting tasks until there are some."""
+
+    __slots__ = ("_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def is_set(self) -> bool:
+        """Return whether `wait` returns immediately."""
+        return self._set
+
+    def set(self) -> None:
+        """Wake all tasks that wait."""
+        self._set = True
+        wake(self._waiters)
+
+    def clear(self) -> None:
+        """Make `wait` wait from now on."""
+        self._set = False
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if self._set:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(waiter)
+
+
+async def wait_for_first(first: asyncio.Future[None], second: asyncio.Future[None]) -> None:
+    """Wait until one of two futures is done, as `asyncio.wait` does, which keeps 1 KB meanwhile."""
+    waiter = asyncio.get_running_loop().create_future()
+
+    def wake_waiter(_: asyncio.Future[None]) -> None:
+        wake([waiter])
+
+    first.add_done_callback(wake_waiter)
+    second.add_done_callback(wake_waiter)
+    try:
+        await waiter
+    finally:
+        first.remove_done_callback(wake_waiter)
+        second.remove_done_callback(wake_waiter)

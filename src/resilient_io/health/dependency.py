@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import random
-from collections import deque
 from typing import TYPE_CHECKING
 
 from resilient_io.link import combine
+from resilient_io.randomness import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
@@ -27,6 +26,7 @@ from .states import (
 from .subscriptions import Broadcast, Subscription, Subscriptions, Watch, wait_until
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_io.link import LinkState
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .recorder import FlightRecorder
 
 CLOSE_TIMEOUT = 1.0  # time for async callbacks to end when their owner is closed, in seconds
+
+
+_SETTINGS = HealthSettings()
 
 
 class Dependency:
@@ -65,7 +68,7 @@ class Dependency:
         self, name: str, *, settings: HealthSettings | None = None, rng: random.Random | None = None
     ) -> None:
         self.name = redact_credentials(check_name("name", name))
-        settings = settings if settings is not None else HealthSettings()
+        settings = settings if settings is not None else _SETTINGS
         self.settings = check_type(
             "settings", settings, HealthSettings, use="HealthSettings(interval=1.0)"
         )
@@ -77,9 +80,9 @@ class Dependency:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._machine = Machine(self.name, self.settings)
         self._prober = Prober(
-            self._machine, rng if rng is not None else random.Random(), self._publish, self.note
+            self._machine, rng if rng is not None else SYSTEM_RANDOM, self._publish, self.note
         )
-        self._history: deque[Change] = deque(maxlen=self.settings.history)
+        self._history: list[Change] = []
         self._subscriptions: Subscriptions[Change] = Subscriptions(self.name)
         self._updates: Subscriptions[Dependency] = Subscriptions(self.name)
         self._broadcast = Broadcast(first_change(self.name, 0.0))
@@ -420,6 +423,7 @@ class Dependency:
         if change is None:
             return
         self._history.append(change)
+        del self._history[: -self.settings.history]
         log_change(change)
         link = self.link if self._recorders else None
         for recorder in self._recorders:

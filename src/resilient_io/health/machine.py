@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from .states import Cause, Change, State, clean_detail, describe_state
@@ -50,12 +49,22 @@ class Machine:
         self._suspected: dict[Part, tuple[Cause, str]] = {}
         self._good = 0
         self._last_good = 0.0
-        self._falls: deque[float] = deque(maxlen=MOST_TO_RISE.bit_length())
+        self._falls: list[float] = []  # the latest
 
     @property
     def refusing(self) -> bool:
         """Whether a write was refused and none was accepted since."""
         return self._refusal is not None
+
+    @property
+    def _settled(self) -> bool:
+        """Whether it is UP and there is nothing that a good probe could change."""
+        return (
+            self.state is State.UP
+            and self._contact is State.UP
+            and not self._suspected
+            and not self._not_serving
+        )
 
     @property
     def parts_lost(self) -> list[str]:
@@ -81,6 +90,11 @@ class Machine:
     def probe_ok(self, now: float, latency: float | None) -> Change | None:
         """Take a good answer to a probe."""
         self.probes_ok += 1
+        if self._settled:
+            self.streak = 0
+            if latency is not None:
+                self.latency = latency
+            return None
         self._limitation, self._not_serving = None, False
         if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
             self._refusal = None
@@ -209,7 +223,7 @@ class Machine:
             if not definite and self.streak < self.settings.fall:
                 return self._settle(now)
             self._contact = State.DOWN
-            self._falls.append(now)
+            self._falls = [*self._falls, now][-MOST_TO_RISE.bit_length() :]
             self._refusal = self._limitation = None
             self._parts.clear()
         elif cause is Cause.TIMED_OUT and self._trouble[0] is Cause.UNREACHABLE:

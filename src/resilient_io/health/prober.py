@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from resilient_io.link import describe_silence
 from resilient_io.tasks import wake
 
+from .alarm import Alarm
 from .loop_lag import LoopLag
 from .machine import RISE_SPACING
 from .states import Cause, ProbeDegraded, ProbeFailed, State, clean_detail
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SUSPICION_SPACING = 0.02
 # Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
+_EARLY = 0.02  # part of the interval by which a probe may be early; see `Alarm`
 _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been heard
 
 _log = logging.getLogger("resilient_io.health")
@@ -59,14 +61,18 @@ class Prober:
     ) -> None:
         self._machine = machine
         self._settings = machine.settings
+        self._early = _EARLY * machine.settings.interval
         self._rng = rng
         self._publish = publish
         self._note = note
         self._clients: list[Client] = []
         self._task: asyncio.Task[None] | None = None
         self.lag: LoopLag | None = None
+        self._alarm: Alarm | None = None  # of the task, for its pauses and for its probes
         self._sleeper: asyncio.Future[None] | None = None
         self._scope: asyncio.Timeout | None = None  # around the running probe
+        self._limit = (0.0, 0.0)  # when it began, and how much time had been lost by then
+        self._silence = ""  # what was known about the links when its time was over
         self._probed: Client | None = None  # whose probe is running
         self._probing_suspicion = False
         self._logged_bug = False
@@ -123,6 +129,7 @@ class Prober:
         """Forget the clients and the task of a closed loop."""
         self._clients.clear()
         self._task = self._sleeper = self._scope = self._probed = self._resolved = None
+        self._alarm = None
         self._release_lag()
 
     def _release_lag(self) -> None:
@@ -192,39 +199,49 @@ class Prober:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            while (due := self._due()) > loop.time():
-                await self._sleep_until(due)
-            await self._probe(self._clients[0])
+        alarm = self._alarm = Alarm(loop, self._ring)
+        try:
+            while True:
+                due, early = self._next()
+                if due - early <= loop.time():
+                    await self._probe(self._clients[0], loop, alarm)
+                    continue
+                sleeper = self._sleeper = loop.create_future()
+                alarm.set(due, early)
+                try:
+                    await sleeper
+                finally:
+                    if self._sleeper is sleeper:
+                        self._sleeper = None
+        finally:
+            alarm.stop()
 
-    def _due(self) -> float:
+    def _next(self) -> tuple[float, float]:
+        """Return when the next probe is due, and by how many seconds it may be early."""
         state = self._machine.state
         if state is State.DOWN:
-            return self._ended + self._pause
+            return self._ended + self._pause, _RESOLUTION
         if self._suspected:
-            return self._suspicion_ended + _SUSPICION_SPACING
+            return self._suspicion_ended + _SUSPICION_SPACING, _RESOLUTION
         if state is State.UNKNOWN:
-            return self._ended
+            return self._ended, _RESOLUTION
+        last = self._ended
         if state is State.UP:
-            return max(self._ended, self._last_reply()) + self._settings.interval
-        return self._ended + self._settings.interval
+            last = max(last, self._last_reply())
+        return last + self._settings.interval, self._early
+
+    def _ring(self) -> None:
+        if self._scope is not None:
+            self._check_time(self._scope)
+        elif self._sleeper is not None:
+            wake([self._sleeper])
 
     def _last_reply(self) -> float:
+        if len(self._clients) == 1:
+            return self._clients[0].last_reply()
         return max((client.last_reply() for client in self._clients), default=-math.inf)
 
-    async def _sleep_until(self, when: float) -> None:
-        loop = asyncio.get_running_loop()
-        sleeper = self._sleeper = loop.create_future()
-        timer = loop.call_at(when, wake, [sleeper])
-        try:
-            await sleeper
-        finally:
-            timer.cancel()
-            if self._sleeper is sleeper:
-                self._sleeper = None
-
-    async def _probe(self, client: Client) -> None:
-        loop = asyncio.get_running_loop()
+    async def _probe(self, client: Client, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> None:
         machine = self._machine
         suspicious = self._suspected or not machine.state.answering
         self._suspected = self._preempted = False
@@ -232,7 +249,9 @@ class Prober:
         failure: ProbeFailed | None = None
         change: Change | None = None
         try:
-            latency = await self._run_probe(client, suspicious=suspicious)
+            # Usually this is the time of the next probe, too.
+            alarm.set(began + self._settings.timeout, self._early)
+            latency = await self._run_probe(client, began, suspicious=suspicious)
         except ProbeDegraded as answer:
             change = machine.probe_degraded(
                 loop.time(), answer.cause, clean_detail(answer.detail), answer.latency
@@ -250,7 +269,10 @@ class Prober:
             failure.detail = clean_detail(failure.detail)
             self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
             change = self._take_failure(failure, began, suspicious=suspicious)
-        self._pause = self._draw_pause()
+        if machine.state is State.DOWN:
+            self._pause = self._draw_pause()
+        else:
+            self._long_pauses = 0
         self._publish(change)
         if suspicious:
             self._resolve_suspicion()
@@ -296,47 +318,27 @@ class Prober:
         )
         return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
 
-    async def _run_probe(self, client: Client, *, suspicious: bool) -> float:
+    async def _run_probe(self, client: Client, began: float, *, suspicious: bool) -> float:
         """Run a client's probe within the time limit. Every failure becomes a `ProbeFailed`."""
-        loop = asyncio.get_running_loop()
-        allowed = self._settings.timeout
         lag = self.lag
-        began = loop.time()
-        stalled = lag.stalled if lag is not None else 0.0
-        queued = client.queued()
-        timer: asyncio.TimerHandle | None = None
-        known = ""  # about the links when the time was over
-
-        def check_time() -> None:
-            # Time during which our own loop was blocked is not the dependency's, nor is the time
-            # in which the probe waits for its turn to connect.
-            nonlocal timer, known
-            blocked = lag.stalled - stalled if lag is not None else 0.0
-            blocked += client.queued() - queued
-            left = allowed - (loop.time() - began - blocked)
-            if left > _RESOLUTION:
-                timer = loop.call_later(left, check_time)
-            elif not scope.expired():  # a suspicion may have ended this probe already
-                # The first request of a probe is acknowledged soon after the probe began.
-                known = describe_silence(client.links(), within=allowed + _ACKNOWLEDGED)
-                scope.reschedule(loop.time())
-
-        task = asyncio.current_task()
+        assert lag is not None, "there is a client"  # noqa: S101
+        self._limit, self._silence = (began, lag.stalled + client.queued()), ""
         try:
             async with asyncio.timeout(None) as scope:
-                timer = loop.call_later(allowed, check_time)
                 self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
                 try:
                     return await client.probe(suspicious)
                 finally:
-                    timer.cancel()
-                    self._scope = self._probed = None
+                    if self._scope is scope:
+                        self._scope = self._probed = None
         except (ProbeFailed, ProbeDegraded):
             raise
         except TimeoutError:
-            detail = f"no answer within {allowed:g} s" + (f": {known}" if known else "")
+            detail = f"no answer within {self._settings.timeout:g} s"
+            detail += f": {self._silence}" if self._silence else ""
             raise ProbeFailed(Cause.TIMED_OUT, detail) from None
         except asyncio.CancelledError:
+            task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None
@@ -350,3 +352,21 @@ class Prober:
                     extra={"event": "probe_raised", "dependency": self._machine.name},
                 )
             raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc
+
+    def _check_time(self, scope: asyncio.Timeout) -> None:
+        """End the running probe if its time is over."""
+        loop, lag, client = asyncio.get_running_loop(), self.lag, self._probed
+        if self._alarm is None or lag is None or client is None:
+            return
+        began, lost = self._limit
+        # Time during which our own loop was blocked is not the dependency's, nor is the time in
+        # which the probe waits for its turn to connect.
+        lost = lag.stalled + client.queued() - lost
+        left = self._settings.timeout - (loop.time() - began - lost)
+        if left > _RESOLUTION:
+            self._alarm.set(loop.time() + left, _RESOLUTION)
+        elif not scope.expired():  # a suspicion may have ended this probe already
+            # The first request of a probe is acknowledged soon after the probe began.
+            within = self._settings.timeout + _ACKNOWLEDGED
+            self._silence = describe_silence(client.links(), within=within)
+            scope.reschedule(loop.time())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from resilient_io.deadlines import context_without_deadline, timeout_within
@@ -39,7 +38,7 @@ class Subscription(Generic[T]):
         self._owner = owner
         self._callback = callback
         self._context = context_without_deadline()
-        self._pending: deque[T] = deque()
+        self._pending: list[T] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.Handle | None = None
         self._running: asyncio.Future[object] | None = None
@@ -76,7 +75,7 @@ class Subscription(Generic[T]):
         self._handle = None
         if not self._pending:
             return
-        change = self._pending.popleft()
+        change = self._pending.pop(0)
         try:
             result = self._callback(change)
         # The boundary to the application's callback. A CancelledError here comes from the callback
@@ -89,9 +88,9 @@ class Subscription(Generic[T]):
             self._schedule()
             return
         running = asyncio.ensure_future(result)
-        while len(self._pending) > 1:
-            self._pending.popleft()
-            self.dropped += 1
+        if len(self._pending) > 1:
+            self.dropped += len(self._pending) - 1
+            del self._pending[:-1]
         self._running = running
         self._owner.adopt(running)
         running.add_done_callback(self._ended, context=self._context)

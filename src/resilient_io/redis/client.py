@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import random
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
@@ -21,12 +20,14 @@ from redis.exceptions import RedisError
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import ClientDependency, HealthSettings
+from resilient_io.randomness import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
 from .attempt import Command, MultiplexedCall, confirm_idle
+from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
-from .connect import RedisTarget, secrets_in
+from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, rebind, trace_command
@@ -48,6 +49,7 @@ from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
     from .options import PoolOptions, RedisOptions, UrlOptions
@@ -116,10 +119,12 @@ class _OwnOptions(NamedTuple):
 
 _NO_OPTIONS: dict[str, Any] = {}
 
+_CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
+
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
-class ResilientRedis(driver.Redis):
+class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in redis-py itself
     """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
@@ -183,6 +188,8 @@ class ResilientRedis(driver.Redis):
         check_conflicts(given, policy)
         interval = given.pop("health_check_interval", 0)
         retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
+        if connection_pool is None and not any(option in given for option in _DRIVER_OPTIONS):
+            given["driver_info"] = driver_info()
         with explain_options(tuple(secrets_in(given))):
             super().__init__(
                 connection_pool=connection_pool,
@@ -208,9 +215,8 @@ class ResilientRedis(driver.Redis):
         self._policy = runtime.policy
         self._packer = runtime.packer
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
-        self._tokens = runtime.tokens
-        table: Any = self.response_callbacks
-        table["CLIENT GETNAME"] = read_client_name
+        self._rng = runtime.rng
+        self.share_callbacks(self.connection_pool.connection_kwargs, _CALLBACKS)
         self._hot = runtime.packer.direct  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)
@@ -225,14 +231,14 @@ class ResilientRedis(driver.Redis):
         if policy is None:
             policy = policy_from_options(pool.connection_kwargs if settings is None else settings)
         check_target(target)
-        jitter = rng if rng is not None else random.Random()
+        rng = rng if rng is not None else SYSTEM_RANDOM
         if name is not None:
             check_name("name", name)
         if health is None:
             health = ClientDependency(
                 name if name is not None else f"redis {target.name}",
                 settings=HealthSettings(interval=interval) if interval else None,
-                rng=jitter,
+                rng=rng,
             )
         return Runtime(
             target=target,
@@ -240,8 +246,7 @@ class ResilientRedis(driver.Redis):
             health=health,
             settings=connections if connections is not None else ConnectionSettings(),
             template=pool,
-            rng=jitter,
-            tokens=rng if rng is not None else random.SystemRandom(),
+            rng=rng,
             bound=self.single_connection_client,
         )
 
@@ -338,7 +343,7 @@ class ResilientRedis(driver.Redis):
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
-        callback = _get_callback(self.response_callbacks, args[0])
+        callback = _get_callback(self.callback_table, args[0])
         if callback is None:
             return reply
         reply = callback(reply, **options)
@@ -412,6 +417,7 @@ class ResilientRedis(driver.Redis):
         """Send a command that no tracer sees, on the hot path if possible."""
         twin = self._uninstrumented
         if twin is None:
+            self.own_callbacks()
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
             twin._hot = self._packer.direct and not self._deliberate
@@ -453,7 +459,7 @@ class ResilientRedis(driver.Redis):
     ) -> MultiplexedCall:
         return MultiplexedCall(
             self._runtime.multiplexer,
-            self.response_callbacks,
+            self.callback_table,
             self._policy,
             command,
             data,
@@ -626,6 +632,7 @@ class ResilientRedis(driver.Redis):
             ConfigurationError: The policy contradicts itself.
         """
         check_types(policy, None, None)
+        self.own_callbacks()
         view = copy.copy(self)
         view._uninstrumented = None
         rebind(view)
@@ -781,6 +788,7 @@ _execute_command = ResilientRedis.execute_command
 """The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
 _OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
+_DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 

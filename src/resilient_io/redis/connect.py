@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
 import ssl
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     SentinelConnectionPool,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
-from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.driver_info import resolve_driver_info
+from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
@@ -396,6 +394,23 @@ _TOKEN_LENGTH = 20
 _REMEMBERED = 8  # secrets that are remembered of a credential provider, which may rotate them
 
 
+@functools.cache
+def _driver_version() -> object:
+    return DriverInfo().lib_version
+
+
+def driver_info(
+    given: object = _UNSET, name: object = _UNSET, version: object = _UNSET
+) -> DriverInfo | None:
+    """Return what connections tell the server about their library.
+
+    redis-py 8.1 reads the metadata of its package from disk each time that it is not given.
+    """
+    if given is _UNSET and version is _UNSET:
+        version = _driver_version()
+    return resolve_driver_info(given, name, version)
+
+
 class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
@@ -412,17 +427,18 @@ class RedisTarget:
             if not key.startswith(_POOL_ONLY)
         }
         self._static_secrets = tuple(_secrets_of(pool))
-        self._provided: deque[str] = deque(maxlen=_REMEMBERED)
+        self._provided: list[str] = []
         provider = self._settings.get("credential_provider")
         if provider is not None:
             self._settings["credential_provider"] = _RecordingProvider(provider, self.remember)
-        # redis-py 8.1 reads package metadata from disk for every connection without driver_info.
         names = ("driver_info", "lib_name", "lib_version")
-        self._settings["driver_info"] = resolve_driver_info(
+        self._settings["driver_info"] = driver_info(
             *(self._settings.pop(name, _UNSET) for name in names)
         )
+        # redis-py 8.1 makes a dispatcher of 1 KB for each connection that does not get one.
+        self._settings.setdefault("event_dispatcher", getattr(pool, "_event_dispatcher", None))
         self._settings.update(
-            retry=Retry(NoBackoff(), 0),
+            retry=None,  # one attempt, without a copy of an object that says so
             retry_on_error=[],
             retry_on_timeout=False,
             health_check_interval=0,
@@ -499,7 +515,7 @@ class RedisTarget:
         """Add a password or token that a credential provider returned."""
         text = _text(secret)
         if text and text not in self._provided:
-            self._provided.append(text)
+            self._provided = [*self._provided, text][-_REMEMBERED:]
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""

@@ -18,6 +18,7 @@ from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress, ResilientIOError, mark_refused
 from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule
+from resilient_io.tasks import Signal
 
 from .attempt import AttemptFailed, Limits, end_of_wait, final_error, server_down
 from .commands import Effect
@@ -187,7 +188,7 @@ class Executor:
         self._multiplexer = multiplexer
         self._reports = reports
         self._rng = rng
-        self._closing = asyncio.Event()
+        self._closing = Signal()
         self._outage: Outage | None = None
         self._search = search
 

@@ -196,7 +196,7 @@ class ResilientLock(Lock):
     ) -> Hold | None:
         if token is None:
             # redis-py 8.1 `Lock.acquire` uses uuid1: the time and the machine's address.
-            source: random.Random = self.redis._tokens  # type: ignore[union-attr]
+            source: random.Random = self.redis._rng  # type: ignore[union-attr]
             token = f"{source.getrandbits(128):032x}"
         secret: bytes = self._encode(token)
         blocking = self.blocking if blocking is None else blocking

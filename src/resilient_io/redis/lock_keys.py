@@ -27,7 +27,7 @@ from .errors import LockLost, refusal
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from .connection import MultiplexedConnection
     from .multiplexer import Multiplexer
@@ -209,9 +209,8 @@ class LockKeys:
         self._pool = pool
         self._rng = rng
         self._keys: dict[bytes, WatchedKey] = {}
-        self._listening: weakref.WeakSet[MultiplexedConnection] = weakref.WeakSet()
-        self._silent: weakref.WeakSet[MultiplexedConnection] = weakref.WeakSet()
-        """The connections over which the server does not report changes."""
+        self._reporting: MutableMapping[MultiplexedConnection, bool] | None = None
+        """Whether the server reports changes over a connection; None before the first lock."""
         self._renewals: list[asyncio.Task[None]] = []
         self._releases: dict[tuple[bytes, bytes], _Release] = {}
         self._releaser: asyncio.Task[None] | None = None
@@ -284,8 +283,7 @@ class LockKeys:
         if connection is None or connection.lost is not None or self._multiplexer.bound:
             self._ask_later(key)
             return
-        self._listen(connection)
-        tracked = connection not in self._silent and _is_decodable(key.name, connection)
+        tracked = self._listen(connection) and _is_decodable(key.name, connection)
         if not tracked and not key.holds:
             self._ask_later(key)  # a waiter learns more by trying
             return
@@ -315,7 +313,7 @@ class LockKeys:
             self._ask_later(key)  # LOADING, for example: nothing is known
             return
         if any(isinstance(each, Exception) for each in tracking):
-            self._silent.add(connection)  # an old server, a proxy, or an ACL
+            self._set_reporting(connection, reporting=False)  # an old server, a proxy, or an ACL
         elif tracking and not (connection.lost or connection.retired.done()):
             key.connection = connection
         expires = sent + remaining / 1000 if remaining >= 0 else None
@@ -355,18 +353,24 @@ class LockKeys:
         elif key.timer is None and not key.asking:
             self._ask_later(key)
 
-    def _listen(self, connection: MultiplexedConnection) -> None:
-        if connection in self._listening:
-            return
-        self._listening.add(connection)
+    def _set_reporting(self, connection: MultiplexedConnection, *, reporting: bool) -> None:
+        if self._reporting is None:
+            self._reporting = weakref.WeakKeyDictionary()
+        self._reporting[connection] = reporting
+
+    def _listen(self, connection: MultiplexedConnection) -> bool:
+        """Return whether the server reports changes over a connection, as far as is known."""
+        if self._reporting is not None and connection in self._reporting:
+            return self._reporting[connection]
         # redis-py 8.1 `AbstractConnection.protocol`: only RESP3 has push messages.
-        if str(getattr(connection.connection, "protocol", None)) != "3":
-            self._silent.add(connection)
+        reporting = str(getattr(connection.connection, "protocol", None)) == "3"
+        self._set_reporting(connection, reporting=reporting)
         loop = asyncio.get_running_loop()
         # Later, in order with the replies, whose callbacks the loop calls later, too.
         connection.listen(lambda push: loop.call_soon(self._pushed, push))
         for end in (connection.closed, connection.retired):
             end.add_done_callback(lambda _: self._connection_ended(connection))
+        return reporting
 
     def _pushed(self, push: list[Any]) -> None:
         kind, *rest = push

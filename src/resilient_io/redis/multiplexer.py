@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from _thread import get_ident
-from collections import deque
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
-from resilient_io.tasks import describe_task_end, log_task_death
+from resilient_io.tasks import Signal, describe_task_end, log_task_death, wait_for_first
 
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
@@ -105,11 +105,11 @@ class Reconnector:
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
-        self._fences: deque[DeadConnection] = deque(unfenced)
+        self._fences = list(unfenced)
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
-        self._safe = asyncio.Event()  # set while no dead connection may still write
+        self._safe = Signal()  # set while no dead connection may still write
         self._note_fences()
-        self._worthwhile = asyncio.Event()
+        self._worthwhile = Signal()
         self._closing = False
 
     @property
@@ -172,7 +172,7 @@ class Reconnector:
         if tasks:
             await asyncio.wait(tasks)
         while self._fences:
-            lost = self._fences.popleft()
+            lost = self._fences.pop(0)
             self._unfenced.append(lost)
             lost.settle(fenced=False)
         self._note_fences()
@@ -200,9 +200,7 @@ class Reconnector:
                 return
             backoff.reset()
             self._multiplexer.connection_opened(slot, connection)
-            await asyncio.wait(
-                [connection.closed, connection.retired], return_when=asyncio.FIRST_COMPLETED
-            )
+            await wait_for_first(connection.closed, connection.retired)
 
     async def _open(self) -> MultiplexedConnection | None:
         policy = self._policy
@@ -250,7 +248,7 @@ class Reconnector:
             lost = self._fences[0]
             fenced = await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
-                self._fences.popleft()
+                del self._fences[0]
                 self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
                 lost.settle(fenced=fenced)
@@ -617,6 +615,12 @@ class Multiplexer:
         return [connection for connection in self._slots if connection is not None]
 
     @property
+    def preferred(self) -> MultiplexedConnection | None:
+        """The connection that calls use unless something is wrong with it, if it is open."""
+        preferred = self._preferred
+        return preferred if preferred in self._slots else None
+
+    @property
     def open_connection(self) -> MultiplexedConnection | None:
         """A connection for a request of the library itself, also while calls have to wait."""
         free = (each for each in self.connections if not each.busy)
@@ -685,7 +689,11 @@ class Multiplexer:
 
     def last_byte(self) -> float:
         """Return the loop time of the last byte from any open connection, or -inf."""
-        return max((each.last_byte for each in self.connections), default=float("-inf"))
+        last = -math.inf
+        for each in self._slots:
+            if each is not None and each.last_byte > last:
+                last = each.last_byte
+        return last
 
     def links(self) -> list[LinkState]:
         """Return what the kernel knows about the open connections, if it tells."""

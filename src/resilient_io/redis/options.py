@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import inspect
 import re
 from dataclasses import dataclass
@@ -159,6 +160,12 @@ _RETRIED_ANYWAY = (
 )
 
 
+@functools.lru_cache(maxsize=64)
+def _policy(**changes: Any) -> RetryPolicy:
+    """Return the default policy with changes: one object for all clients with the same options."""
+    return RetryPolicy().replace(**changes)
+
+
 def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     """Return the policy that redis-py's options for times and retries imply."""
     changes: dict[str, Any] = {}
@@ -182,12 +189,12 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
                 f"the command and on how far it got. Omit the option; to repeat more calls, use "
                 f'policy=RetryPolicy(repeat="conditional") or "any"'
             )
-    default = RetryPolicy()
+    default = _policy()
     if default.deadline is not None:
         # A longer wait for one reply was requested: the whole call may take as long.
         times = (changes.get("response_timeout", 0.0), changes.get("connect_timeout", 0.0))
         changes["deadline"] = max(default.deadline, *times)
-    return default.replace(**changes)
+    return _policy(**changes)
 
 
 def _check_timeout(option: str, seconds: float) -> float:

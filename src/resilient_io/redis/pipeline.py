@@ -51,13 +51,12 @@ from .scripts import load_over
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    import redis.asyncio.client as driver
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
 
-    from .attempt import Limits, Packer
+    from .attempt import Callbacks, Limits, Packer
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
@@ -433,7 +432,7 @@ class BatchCall(Call):
             advise(reply)
             return options.get(EMPTY_RESPONSE, reply)
         try:
-            value = apply_callback(self._pipeline.response_callbacks, args[0], reply, options)
+            value = apply_callback(self._pipeline.callback_table, args[0], reply, options)
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
@@ -460,7 +459,7 @@ class ResilientPipeline(Pipeline):
 
     def __init__(
         self,
-        client: driver.Redis,
+        client: Any,
         runtime: Runtime,
         transaction: bool,
         shard_hint: str | None,
@@ -472,7 +471,7 @@ class ResilientPipeline(Pipeline):
         instrumented: bool,
     ) -> None:
         super().__init__(
-            cast("ConnectionPool", runtime.pool), client.response_callbacks, transaction, shard_hint
+            cast("ConnectionPool", runtime.pool), client.callback_table, transaction, shard_hint
         )
         self._client: Any = client
         self._runtime = runtime
@@ -484,7 +483,22 @@ class ResilientPipeline(Pipeline):
         self.hashes: list[object] = []
         """The scripts that EVALSHA commands in the queue run."""
 
+    @property
+    def callback_table(self) -> Callbacks:
+        """The response callbacks of the client, which may be those of all clients: read only."""
+        table: Callbacks = self._client.callback_table
+        return table
+
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
+
+        @property
+        def response_callbacks(self) -> Callbacks:
+            """The client's own table of response callbacks, which may be changed."""
+            return self._client.response_callbacks
+
+        @response_callbacks.setter
+        def response_callbacks(self, table: Callbacks) -> None:
+            """Ignore what redis-py's constructor assigns: it is the table of the client."""
 
         def execute_command(self, *args: Any, **options: Any) -> Any:
             """Queue a command, as redis-py does, or send it now between WATCH and MULTI."""

@@ -751,7 +751,7 @@ class ExclusiveCall(Call):
             progress = Progress.NOT_SENT if waiting else reply.progress
             reply = replace(reply, connection=known, progress=progress)
         elif recoverable or isinstance(reply, Exception):
-            callbacks = self._client.response_callbacks
+            callbacks = self._client.callback_table
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
         elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
             self._multiplexer.write_accepted()

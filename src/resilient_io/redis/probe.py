@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from .multiplexer import Multiplexer
 
+_PING_ALL = 5  # probes, one of which also pings the connections that stand by
+
 
 class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
@@ -31,6 +33,7 @@ class RedisProbe:
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
         self._multiplexer = multiplexer
         self._policy = policy
+        self._pings = 0
         self._connecting: AbstractConnection | None = None  # the new connection of a running probe
 
     def links(self) -> list[LinkState]:
@@ -54,7 +57,7 @@ class RedisProbe:
         elif suspicious or multiplexer.bound or not multiplexer.connections:
             await self._try_new_connection()
         else:
-            await self._ping_all()
+            await self._ping_open()
         return asyncio.get_running_loop().time() - began
 
     async def _try_first_connection(self) -> None:
@@ -94,16 +97,27 @@ class RedisProbe:
             raise problem from None
         raise ProbeDegraded(problem.cause, problem.detail) from None
 
+    async def _ping_open(self) -> None:
+        """Ping the connection in use, and sometimes all: a load balancer may forget one."""
+        preferred = self._multiplexer.preferred
+        self._pings += 1
+        if preferred is None or self._pings % _PING_ALL == 0:
+            await self._ping_all()
+        else:
+            self._check(await preferred.ask(PING))
+
     async def _ping_all(self) -> None:
         """Ping every open connection, so that one that a load balancer forgot is noticed."""
         futures = [connection.ask(PING) for connection in self._multiplexer.connections]
         for future in futures:
-            reply = await future
-            if isinstance(reply, ConnectionLost):
-                failure = reply.failure
-                raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
-            if isinstance(reply, Exception):
-                self._raise_refusal(reply)
+            self._check(await future)
+
+    def _check(self, reply: object) -> None:
+        if isinstance(reply, ConnectionLost):
+            failure = reply.failure
+            raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
+        if isinstance(reply, Exception):
+            self._raise_refusal(reply)
 
     async def _ping_new_connection(self) -> None:
         timeout = self._policy.response_timeout

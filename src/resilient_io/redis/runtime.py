@@ -67,7 +67,6 @@ class Runtime:
         settings: ConnectionSettings,
         template: ConnectionPool,
         rng: random.Random,
-        tokens: random.Random,
         bound: bool,
     ) -> None:
         self.health = health
@@ -78,9 +77,8 @@ class Runtime:
         self._template = template
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
-        self.tokens = tokens
         self.session = SessionSettings(target.client_name)
-        self._rng = rng
+        self.rng = rng
         self._binding: LoopBinding | None = None
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
@@ -102,8 +100,8 @@ class Runtime:
             health=self.health,
             reports=self._reports,
             settings=self._settings,
-            rng=self._rng,
-            token=f"{self.tokens.getrandbits(64):016x}",
+            rng=self.rng,
+            token=f"{self.rng.getrandbits(64):016x}",
             session=self.session,
             bound=self.bound,
             unfenced=unfenced,
@@ -111,14 +109,14 @@ class Runtime:
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
-        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self._rng)
+        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self.rng)
         self.executor = Executor(
             multiplexer=multiplexer,
             health=self.health,
             reports=self._reports,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
-            search=MasterSearch(multiplexer, self.pool, self._rng),
-            rng=self._rng,
+            search=MasterSearch(multiplexer, self.pool, self.rng),
+            rng=self.rng,
         )
 
     @property

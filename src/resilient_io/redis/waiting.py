@@ -54,7 +54,7 @@ class WaitingRequests:
     """The queue of requests that wait for a connection. Each waiting caller has one entry."""
 
     def __init__(self) -> None:
-        self._requests: deque[PendingRequest] = deque()
+        self._requests: deque[PendingRequest] | tuple[()] = ()  # a deque takes 0.7 KB
         self._abandoned = 0
         self._closed: Exception | None = None
 
@@ -92,7 +92,7 @@ class WaitingRequests:
     def append(self, request: PendingRequest) -> None:
         """Add a new call at the end."""
         if self._closed is None:
-            self._requests.append(request)
+            self._queue().append(request)
         else:
             request.interrupt(self._closed)
 
@@ -116,7 +116,7 @@ class WaitingRequests:
             else:
                 continue  # another command of a request that its first entry moves
             request.assign(None)
-            self._requests.appendleft(request)
+            self._queue().appendleft(request)
 
     def check_clocks(self) -> None:
         """Wake the waiting callers, which check whether they still wait."""
@@ -132,13 +132,21 @@ class WaitingRequests:
 
     def send_next(self, connection: MultiplexedConnection) -> None:
         """Send the first request on `connection`, unless its caller or its time is gone."""
-        request = self._requests.popleft()
+        queue = self._queue()
+        request = queue.popleft()
+        if not queue:
+            self._requests = ()
         if request.sendable():
             connection.send_request(request)
 
+    def _queue(self) -> deque[PendingRequest]:
+        if isinstance(self._requests, tuple):
+            self._requests = deque()
+        return self._requests
+
     def fail_all(self, reason: Exception) -> None:
         """End all waits with `reason`."""
-        waiting, self._requests, self._abandoned = self._requests, deque(), 0
+        waiting, self._requests, self._abandoned = self._requests, (), 0
         for request in waiting:
             request.interrupt(reason)
 

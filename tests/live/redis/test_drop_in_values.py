@@ -86,6 +86,22 @@ async def test_custom_response_callbacks_are_applied(client):
     assert await batch.execute() == [("later", 1), ("now", b"v")]
 
 
+async def test_response_callback_changes_one_client_with_its_views_and_pipelines(
+    client, shared_redis
+):
+    async with ResilientRedis(port=shared_redis.port) as other:
+        assert client.callback_table is other.callback_table  # shared until one is changed
+        view, batch = client.with_policy(attempts=2), client.pipeline()
+        batch.set_response_callback("GET", lambda reply, **options: ("mine", reply))
+        view.response_callbacks["strlen"] = lambda reply, **options: -reply
+        await client.set("k", "v")
+        assert await client.get("k") == await view.get("k") == ("mine", b"v")
+        assert await client.strlen("k") == await view.strlen("k") == -1
+        assert await batch.get("k").strlen("k").execute() == [("mine", b"v"), -1]
+        assert (await other.get("k"), await other.strlen("k")) == (b"v", 1)
+        assert await other.pipeline().get("k").execute() == [b"v"]
+
+
 async def test_a_callback_that_raises_fails_only_its_own_caller(client):
     def broken(reply, **options):
         raise ZeroDivisionError
