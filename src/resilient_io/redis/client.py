@@ -39,6 +39,7 @@ from .options import (
     explain_options,
     policy_from_options,
     pool_from_url,
+    pool_settings,
     probe_interval,
 )
 from .pipeline import ResilientPipeline
@@ -189,9 +190,7 @@ class ResilientRedis(driver.Redis):
                 single_connection_client=single_connection_client,
                 **given,
             )
-        interval = interval or self.connection_pool.connection_kwargs.get(
-            "health_check_interval", 0
-        )
+        interval = interval or pool_settings(self.connection_pool).get("health_check_interval", 0)
         self._reopen = reopen
         self._seeded = rng
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
@@ -223,7 +222,7 @@ class ResilientRedis(driver.Redis):
         pool = self.connection_pool
         target = RedisTarget(pool)
         if policy is None:
-            policy = policy_from_options(pool.connection_kwargs if settings is None else settings)
+            policy = policy_from_options(pool_settings(pool) if settings is None else settings)
         check_target(target)
         jitter = rng if rng is not None else random.Random()
         if name is not None:
