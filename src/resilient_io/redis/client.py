@@ -40,6 +40,7 @@ from .options import (
     explain_options,
     policy_from_options,
     pool_from_url,
+    pool_settings,
     probe_interval,
 )
 from .pipeline import ResilientPipeline
@@ -196,9 +197,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
                 single_connection_client=single_connection_client,
                 **given,
             )
-        interval = interval or self.connection_pool.connection_kwargs.get(
-            "health_check_interval", 0
-        )
+        interval = interval or pool_settings(self.connection_pool).get("health_check_interval", 0)
         self._reopen = reopen
         self._seeded = rng
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
@@ -229,7 +228,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         pool = self.connection_pool
         target = RedisTarget(pool)
         if policy is None:
-            policy = policy_from_options(pool.connection_kwargs if settings is None else settings)
+            policy = policy_from_options(pool_settings(pool) if settings is None else settings)
         check_target(target)
         rng = rng if rng is not None else SYSTEM_RANDOM
         if name is not None:

@@ -206,6 +206,12 @@ def _check_timeout(option: str, seconds: float) -> float:
     return check_seconds(option, seconds)
 
 
+def pool_settings(pool: ConnectionPool) -> Mapping[str, Any]:
+    """Return the settings of a pool; none for a mock, which would have a value for each name."""
+    settings: object = pool.connection_kwargs
+    return settings if isinstance(settings, dict) else {}
+
+
 def probe_interval(seconds: object) -> float:
     """Return the interval of the health probe that `health_check_interval` implies, 0 for ours.
 

@@ -113,7 +113,8 @@ class ExclusivePool:
         self._target = multiplexer.target
         self._policy = policy
         self._template = template
-        self._room = asyncio.Semaphore(template.max_connections)
+        # int(): a mock in the place of the pool has a mock here.
+        self._room = asyncio.Semaphore(int(template.max_connections))
         self._idle: dict[AbstractConnection, float] = {}  # with the loop time of their last use
         self._known: dict[AbstractConnection, ExclusiveConnection] = {}
         self._acquired: list[AbstractConnection] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from unittest.mock import MagicMock
 
 import pytest
 import redis.asyncio as driver
@@ -246,6 +247,13 @@ async def test_a_socket_timeout_limits_the_wait_for_a_frozen_server(redis_server
 def test_an_unsupported_option_is_refused_by_name(options, advice):
     with pytest.raises(ConfigurationError, match=advice):
         ResilientRedis(**options)
+
+
+def test_a_mock_in_the_place_of_a_pool_makes_a_client():
+    # aiogram and others test their constructors with `ConnectionPool.from_url` patched.
+    pool = MagicMock()
+    client = ResilientRedis(connection_pool=pool)
+    assert client.connection_pool is pool
 
 
 @pytest.mark.parametrize(
