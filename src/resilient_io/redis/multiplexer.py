@@ -653,8 +653,10 @@ class Multiplexer:
     @property
     def crowded(self) -> bool:
         """Whether waiting calls wait only because too much is in flight."""
-        free = not (self._reconnector.fencing or self._waiting.blocked)
-        return bool(self.connections) and self.health.available and free
+        if self._reconnector.fencing or self._waiting.blocked or not self.health.available:
+            return False
+        preferred = self._preferred
+        return self._replacing or (preferred is not None and preferred.full)
 
     @property
     def obstacle(self) -> str:
@@ -665,7 +667,7 @@ class Multiplexer:
             return "a lost connection to be fenced"
         if self._waiting.blocked:
             return "an earlier call, which opens an exclusive connection"
-        if self.connections:
+        if self.connections and not self.health.available:
             return f"the server to be up again ({self.health.detail})"
         why = self.failures.detail
         return f"a connection ({why})" if why else "a connection"

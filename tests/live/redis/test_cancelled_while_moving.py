@@ -11,10 +11,11 @@ async def test_a_call_cancelled_while_it_moves_to_another_connection_is_never_se
     async with ResilientRedis.from_url(redis_server.url) as redis:
         await redis.set("n", 0)
         connection = redis._runtime.multiplexer.current
+        before = connection.in_flight  # the probe may have sent a PING
         written = asyncio.create_task(redis.get("n"))
         unwritten = [asyncio.create_task(redis.incr("n")) for _ in range(3)]
         await asyncio.sleep(0)
-        assert connection.in_flight == 4
+        assert connection.in_flight == before + 4
 
         connection.close(ConnectionFailure(Cause.RESET, "for the test"))
         for task in unwritten:
