@@ -474,7 +474,7 @@ class RedisTarget:
             )
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
-            host, port = settings.get("host") or "localhost", settings.get("port") or 6379
+            host, port = settings.get("host") or "localhost", settings.get("port", 6379)
             if not isinstance(host, str):
                 return None
             source = ConfiguredAddress(host, int(port))

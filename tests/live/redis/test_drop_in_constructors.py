@@ -249,6 +249,20 @@ def test_an_unsupported_option_is_refused_by_name(options, advice):
         ResilientRedis(**options)
 
 
+async def test_port_0_is_not_the_default_port(monkeypatch):
+    ports = []
+
+    async def refuse(**arguments):
+        ports.append(arguments["port"])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("asyncio.open_connection", refuse)
+    async with ResilientRedis(port=0) as client:
+        with pytest.raises(driver.ConnectionError):
+            await client.ping()
+    assert set(ports) == {0}
+
+
 def test_a_mock_in_the_place_of_a_pool_makes_a_client():
     # aiogram and others test their constructors with `ConnectionPool.from_url` patched.
     pool = MagicMock()
