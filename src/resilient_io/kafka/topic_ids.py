@@ -56,8 +56,9 @@ _Name = CompactString("utf-8")
 
 
 class _MetadataResponse(Response):
-    API_KEY = 3
-    API_VERSION = 10
+    # aiokafka declares them as abstract properties and overrides them in the same way.
+    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    API_VERSION = 10  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
         (

@@ -131,7 +131,7 @@ class ResilientKafkaConsumer:
         self._health = health if health is not None else ClientDependency(name or self._target.name)
         self.name = name or self._health.name
         self._settings = settings or ConsumerSettings()
-        self._on_gap = check_on_gap(on_gap)
+        self._on_gap: OnGap = check_on_gap(on_gap)
         self._deserializers = (key_deserializer, value_deserializer)
         self._rng = rng if rng is not None else random.Random()
         self._counters = ConsumerCounters()

@@ -162,7 +162,7 @@ def check_on_gap(on_gap: OnGap) -> OnGap:
         raise TypeError(
             f'on_gap must be "continue", "stop" or a function, not {type(on_gap).__name__}'
         )
-    return on_gap
+    return on_gap  # pyright: ignore[reportReturnType] - checked above
 
 
 _PAIR = 2
