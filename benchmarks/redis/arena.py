@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.1
 _IDLE_CLIENTS = 50
+SCALES = ("construct", "trace", "crowd", "dependencies", "start_all")
+"""Orders to a worker. redis-py's clients have no probes, so only the first two apply to it."""
 
 
 class Arena:
@@ -99,6 +101,18 @@ class Arena:
                 result["connections"] = connections / (_IDLE_CLIENTS + 1)
                 await worker.do("scatter")
                 results[client] = [result]
+        return results
+
+    async def scale(self) -> Rounds:
+        """Measure what clients cost that do nothing, in a new process each: ours and redis-py's."""
+        results: Rounds = {}
+        for client in ("redis-py", OURS):
+            measured: dict[str, float] = {}
+            for order in SCALES if client == OURS else SCALES[:2]:
+                self._say(f"{self._loop}: {order}, {client}")
+                async with _worker(client, self._server.url, self._loop) as worker:
+                    measured |= await worker.do(order)
+            results[client] = [measured]
         return results
 
     async def _connections(self) -> int:

@@ -74,7 +74,7 @@ WORKS: Final = (
     Work(name="latency-50", title="latency of GET, 50 callers", kind="latency", callers=50),
 )
 
-EXTRAS: Final = ("overhead", "down", "idle")
+EXTRAS: Final = ("overhead", "down", "idle", "scale")
 """What is measured beside the works: ours alone, or once a client."""
 
 
@@ -102,3 +102,15 @@ DOWN_TARGET: Final = 4.0
 """µs of a call that is refused while the server is down, its `except` included."""
 OVERHEAD_TARGET: Final = 0.10
 """What policy, health and statistics may add to a call."""
+CONSTRUCT_TARGET: Final = 350.0
+"""µs of CPU to construct a client."""
+MEMORY_TARGET: Final = 28_000
+"""Bytes that Python allocates for a client that is connected and idle."""
+DEPENDENCIES_TARGET: Final = 0.01
+"""Part of a core that 1,000 probed dependencies take."""
+CROWD_TARGET: Final = 0.06
+"""The same for 1,000 idle clients."""
+START_TARGET: Final = 4.0
+"""Seconds until 1,000 clients that are started at once are UP."""
+CROWD: Final = 1000
+"""Clients, or dependencies, in one process."""

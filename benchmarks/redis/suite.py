@@ -10,7 +10,7 @@ from resilient_io.testing import find_redis
 
 from .arena import Arena, tune
 from .plan import EXTRAS, WORKS
-from .tables import resource_table, speed_table
+from .tables import resource_table, scale_table, speed_table
 
 if TYPE_CHECKING:
     from benchmarks.suite import Effort, Results, Say
@@ -29,13 +29,16 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             results["overhead"] = await arena.overhead(rounds, seconds * 2)
         if "idle" in wanted and sys.platform == "linux":
             results["idle"] = await arena.idle()
+        if "scale" in wanted:
+            results["scale"] = await arena.scale()
         if "down" in wanted:
             results["down"] = await arena.down(rounds)
     return results
 
 
 def _tables(results: Results) -> list[str]:
-    return [*speed_table(results), "", *resource_table(results)]
+    tables = [*speed_table(results), "", *resource_table(results)]
+    return [*tables, "", *scale_table(results)] if "scale" in results else tables
 
 
 async def _tune(say: Say) -> None:

@@ -10,12 +10,17 @@ from benchmarks.targets import verdict
 
 from .plan import (
     CLIENTS,
+    CONSTRUCT_TARGET,
     COST_TARGET,
+    CROWD_TARGET,
+    DEPENDENCIES_TARGET,
     DOWN_TARGET,
+    MEMORY_TARGET,
     OURS,
     OVERHEAD_TARGET,
     PEERS,
     RATE_TARGETS,
+    START_TARGET,
     TAIL_TARGET,
     WORKS,
 )
@@ -53,6 +58,44 @@ def resource_table(results: Results) -> list[str]:
         counts = [_of(results, "idle", name, "connections").median for name in CLIENTS]
         rows.append(("connections of an idle client", *(digits(count) for count in counts)))
     return table(("", *CLIENTS), rows)
+
+
+def scale_table(results: Results) -> list[str]:
+    """Return the table of what clients and dependencies cost that do nothing."""
+    ours, theirs = (results["scale"][client][0] for client in (OURS, "redis-py"))
+    rows: list[Sequence[str]] = [
+        _scale_row(
+            "CPU of constructing a client, µs",
+            ours["construct"],
+            CONSTRUCT_TARGET,
+            ",.0f",
+            theirs=theirs["construct"],
+        ),
+        _scale_row(
+            "bytes that Python allocates for an idle client",
+            ours["traced"],
+            MEMORY_TARGET,
+            ",.0f",
+            theirs=theirs["traced"],
+        ),
+        _scale_row("CPU of 1,000 idle clients, of a core", ours["crowd"], CROWD_TARGET, ".1%"),
+        _scale_row(
+            "CPU of 1,000 probed dependencies, of a core",
+            ours["dependencies"],
+            DEPENDENCIES_TARGET,
+            ".1%",
+        ),
+        _scale_row("1,000 clients started at once: UP after, s", ours["up"], START_TARGET, ".1f"),
+        _scale_row("how many of them were DOWN meanwhile", ours["down"], 0, ".0f"),
+    ]
+    return table(("", "redis-py", OURS, "must reach", ""), rows)
+
+
+def _scale_row(
+    title: str, ours: float, most: float, form: str, *, theirs: float | None = None
+) -> Sequence[str]:
+    peer = "-" if theirs is None else format(theirs, form)
+    return (title, peer, format(ours, form), f"≤{most:{form}}", verdict(ours <= most))
 
 
 def _rate_rows(name: str, results: Results) -> list[Sequence[str]]:

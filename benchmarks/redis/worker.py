@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from benchmarks.statistics import quantile
 from benchmarks.worker import run
 
 from .clients import OPENERS
-from .plan import KEYS, LARGE_BYTES, OURS, PIPELINE, VALUE_BYTES
+from .plan import CROWD, KEYS, LARGE_BYTES, OURS, PIPELINE, VALUE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,6 +28,10 @@ _SLICES = 10
 _REFUSALS = 20_000
 _TIMEOUT = 5.0
 _SETTLING = 0.3
+_CONSTRUCTED = 200
+_TRACED = 50
+_OBSERVED = 5.0
+_LONGEST_START = 40.0
 
 
 def value_of(index: int) -> bytes:
@@ -231,6 +237,93 @@ class RedisServant:
             await (
                 self._idle.pop().aclose()
             )  # in reverse order, because coredis nests its cancel scopes
+
+    def _make(self) -> Any:
+        if self._name == OURS:
+            from resilient_io.redis import ResilientRedis as Client  # noqa: PLC0415
+        else:
+            from redis.asyncio import Redis as Client  # noqa: PLC0415 (a worker imports its own)
+        return Client.from_url(self._url)
+
+    async def construct(self) -> dict[str, float]:
+        """Return the µs of CPU that constructing a client takes."""
+        self._make()
+        gc.collect()
+        start = time.process_time()
+        clients = [self._make() for _ in range(_CONSTRUCTED)]
+        return {"construct": (time.process_time() - start) / len(clients) * 1e6}
+
+    async def trace(self) -> dict[str, float]:
+        """Return the bytes that Python allocates for a client that is connected and idle."""
+        await (await self._open_idle(1))[0].get("key:1")
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        clients = await self._open_idle(_TRACED)
+        await asyncio.sleep(_SETTLING)
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        for client in clients:
+            await client.aclose()
+        return {"traced": traced / len(clients)}
+
+    async def _open_idle(self, count: int) -> list[Any]:
+        clients = []
+        for _ in range(count):
+            client = self._make()
+            await client.get("key:1")
+            clients.append(client)
+        return clients
+
+    async def crowd(self) -> dict[str, float]:
+        """Return the part of a core that idle clients take."""
+        clients = await self._open_idle(CROWD)
+        await asyncio.sleep(1.0)
+        share = await _share_of_a_core()
+        for client in clients:
+            await client.aclose()
+        return {"crowd": share}
+
+    async def dependencies(self) -> dict[str, float]:
+        """Return the part of a core that dependencies take whose probes cost nothing."""
+        from resilient_io.health import Dependency  # noqa: PLC0415 (only in this worker)
+
+        async def probe(_suspicious: object) -> float:
+            return 0.0
+
+        attachments = []
+        for number in range(CROWD):
+            dependency = Dependency(f"dependency {number}")
+            attachments.append(dependency.start(probe, last_reply=lambda: -math.inf))
+            await asyncio.sleep(0.001)
+        share = await _share_of_a_core()
+        for attachment in attachments:
+            await attachment.detach()
+        return {"dependencies": share}
+
+    async def start_all(self) -> dict[str, float]:
+        """Return the seconds until clients that are started at once are UP; how many were DOWN."""
+        clients = [self._make() for _ in range(CROWD)]
+        start = time.perf_counter()
+        for client in clients:
+            await client.initialize()
+        down: dict[int, None] = {}
+        while time.perf_counter() - start < _LONGEST_START:
+            await asyncio.sleep(0.02)
+            down |= {n: None for n, each in enumerate(clients) if not each.health.available}
+            if all(client.health.state == "up" for client in clients):
+                break
+        elapsed = time.perf_counter() - start
+        for client in clients:
+            await client.aclose()
+        return {"up": elapsed, "down": len(down)}
+
+
+async def _share_of_a_core() -> float:
+    cpu, start = time.process_time(), time.perf_counter()
+    await asyncio.sleep(_OBSERVED)
+    return (time.process_time() - cpu) / (time.perf_counter() - start)
 
 
 def _resident() -> int:

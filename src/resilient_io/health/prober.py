@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SUSPICION_SPACING = 0.02
 # Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
-_EARLY = 0.02  # part of the interval by which a probe may be early; see `Alarm`
+_EARLY = 0.05  # part of the interval by which a probe may be early; see `Alarm`
 _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been heard
 
 _log = logging.getLogger("resilient_io.health")

@@ -147,7 +147,7 @@ class HealthSettings:
 
     Args:
         interval: Seconds between probes while the dependency is UP. No probe is sent while replies
-            arrive.
+            arrive. A probe may be 5 % early, so that many dependencies share timers.
         timeout: Time limit of a probe, in seconds. Time during which our own event loop was blocked
             does not count.
         fall: Number of consecutive failures that make the dependency DOWN, if one alone proves

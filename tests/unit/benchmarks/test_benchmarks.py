@@ -150,6 +150,21 @@ def test_resources_have_a_table_of_their_own():
     assert row(lines, "connections of an idle client").endswith("| 2 | 2 | 2 | 2 |")
 
 
+def test_idle_clients_have_a_table_of_their_own():
+    ours = {"construct": 340.0, "traced": 46_000.0, "crowd": 0.08, "dependencies": 0.009}
+    results = {
+        "scale": {
+            "redis-py": [{"construct": 180.0, "traced": 26_000.0}],
+            "resilient-io": [ours | {"up": 2.2, "down": 0}],
+        }
+    }
+    lines = module("redis.tables").scale_table(results)
+    assert row(lines, "CPU of constructing").endswith("| 180 | 340 | ≤350 | reached |")
+    assert row(lines, "bytes that").endswith("| 26,000 | 46,000 | ≤28,000 | **missed** |")
+    assert row(lines, "CPU of 1,000 probed").endswith("| - | 0.9% | ≤1.0% | reached |")
+    assert row(lines, "how many").endswith("| - | 0 | ≤0 | reached |")
+
+
 def test_every_row_of_a_table_has_as_many_cells_as_its_head():
     results = {work.name: of_each([9.0], [1.0]) for work in module("redis.plan").WORKS}
     for measured in results["latency-50"].values():
