@@ -82,7 +82,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 def _discard_leftovers() -> None:
     for each in gc.get_objects():
-        if isinstance(each, asyncio.Future) and each.done() and not each.cancelled():
+        # A proxy of weakref may be dead, which `isinstance` notices.
+        if issubclass(type(each), asyncio.Future) and each.done() and not each.cancelled():
             each.exception()  # asyncio logs exceptions that were not retrieved
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         if hasattr(sys, name):

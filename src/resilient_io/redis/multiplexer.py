@@ -61,6 +61,9 @@ _BACKOFF_FLOOR = 0.01
 _BACKOFF_CAP = 1.0
 _PERMANENT_CAP = 10.0
 
+_LATELY = 1.0
+"""Seconds after a connection was full in which calls that ran out of time have waited for room."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeadConnection:
@@ -443,6 +446,7 @@ class Multiplexer:
         self._reading: MultiplexedConnection | None = None  # takes reads instead of `current`
         self.idle_check: asyncio.Future[object] | None = None
         """The reply to the PING that a call of a bound client waits for before it is sent."""
+        self._full_at = -math.inf  # when the connection was last found to be full
         self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
         self._closing = False
@@ -655,8 +659,7 @@ class Multiplexer:
         """Whether waiting calls wait only because too much is in flight."""
         if self._reconnector.fencing or self._waiting.blocked or not self.health.available:
             return False
-        preferred = self._preferred
-        return self._replacing or (preferred is not None and preferred.full)
+        return self._replacing or self.time() - self._full_at < _LATELY
 
     @property
     def obstacle(self) -> str:
@@ -860,7 +863,10 @@ class Multiplexer:
     def _choose_once(self) -> None:
         connection = self._preferred = self._prefer()
         self.current = self.fast = self._reading = None
-        if connection is None or connection.full or self._closing or self._reconnector.fencing:
+        if connection is None or self._closing or self._reconnector.fencing:
+            return
+        if connection.full:
+            self._full_at = self.time()
             return
         if not self.health.available:
             return  # the server does not serve (LOADING) or is silent: only probes contact it

@@ -95,5 +95,5 @@ async def test_tls_server_that_closes_connections_is_not_a_configuration_error(t
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificates.authority}"
         async with ResilientRedis.from_url(url, policy=quick) as redis:
             with pytest.raises(DeadlineExceeded):
-                await redis.health.until_up(0.3)
+                await redis.health.until_up(1.0)
             assert redis.health.cause is Cause.RESET
