@@ -172,8 +172,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "writes-before-fence",
         "fencing",
         "redis/multiplexer.py",
-        "connection.full or self._closing or self._reconnector.fencing:",
-        "connection.full or self._closing:",
+        "if connection is None or self._closing or self._reconnector.fencing:",
+        "if connection is None or self._closing:",
         "New writes on the other connection are overwritten by those of the dead one.",
     ),
     PlantedBug(
@@ -217,8 +217,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "waiting-calls-last-first",
         "ordering",
         "redis/waiting.py",
-        "request = self._requests.popleft()",
-        "request = self._requests.pop()",
+        "request = queue.popleft()",
+        "request = queue.pop()",
         "Calls that waited for a connection are sent in the opposite order.",
     ),
     PlantedBug(
