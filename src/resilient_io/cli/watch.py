@@ -173,6 +173,7 @@ class WatchedDependency(Dependency):
         last_reply: Callable[[], float],
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
+        keep_alive: Callable[[], object] = tuple,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -187,7 +188,9 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(measured, last_reply=last_reply, links=links, queued=queued)
+        return super().start(
+            measured, last_reply=last_reply, links=links, queued=queued, keep_alive=keep_alive
+        )
 
     @property
     def age(self) -> float:

@@ -265,6 +265,7 @@ class Dependency:
         last_reply: Callable[[], float],
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
+        keep_alive: Callable[[], object] = tuple,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -280,6 +281,9 @@ class Dependency:
             links: Returns what the kernel knows about the client's open connections.
             queued: Returns for how many seconds, in total, its probes have waited for their turn to
                 connect. That time does not count as waiting for the dependency.
+            keep_alive: Called while this client is idle and another client of the dependency is
+                probed or busy. It may send something, so that no load balancer forgets an idle
+                connection. It must not raise.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -292,6 +296,7 @@ class Dependency:
             ("last_reply", last_reply),
             ("links", links),
             ("queued", queued),
+            ("keep_alive", keep_alive),
         ):
             if not callable(function):
                 raise TypeError(
@@ -301,7 +306,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links, queued)
+        client = Client(probe, last_reply, links, queued, keep_alive)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 

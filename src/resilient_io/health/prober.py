@@ -40,13 +40,15 @@ _log = logging.getLogger("resilient_io.health")
 class Client:
     """An attached client: how to probe, when it last received anything, and its connections.
 
-    `queued` is for how many seconds its probes have waited for their turn to connect.
+    `queued` is for how many seconds its probes have waited for their turn to connect, and
+    `keep_alive` is called while it is idle and another client is probed instead, or is busy.
     """
 
     probe: Callable[[bool], Awaitable[float]]
     last_reply: Callable[[], float]
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
+    keep_alive: Callable[[], object] = tuple
 
 
 class Prober:
@@ -203,7 +205,10 @@ class Prober:
         try:
             while True:
                 due, early = self._next()
-                if due - early <= loop.time():
+                probes = due - early <= loop.time()
+                if len(self._clients) > 1 and self._machine.state.answering:
+                    self._keep_alive(self._clients[0] if probes else None)
+                if probes:
                     await self._probe(self._clients[0], loop, alarm)
                     continue
                 sleeper = self._sleeper = loop.create_future()
@@ -215,6 +220,16 @@ class Prober:
                         self._sleeper = None
         finally:
             alarm.stop()
+
+    def _keep_alive(self, probed: Client | None) -> None:
+        """Have the idle clients use their connections, which a load balancer may forget.
+
+        The probes use those of one client only, and none while replies to any client arrive.
+        """
+        quiet = asyncio.get_running_loop().time() - self._settings.interval + self._early
+        for client in self._clients:
+            if client is not probed and client.last_reply() <= quiet:
+                client.keep_alive()
 
     def _next(self) -> tuple[float, float]:
         """Return when the next probe is due, and by how many seconds it may be early."""

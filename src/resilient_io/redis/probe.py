@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
+    from .connection import MultiplexedConnection
     from .multiplexer import Multiplexer
 
-_PING_ALL = 5  # probes, one of which also pings the connections that stand by
+_PING_ALL = 5  # probes of a client, one of which also pings the connections that stand by
 
 
 class RedisProbe:
@@ -45,6 +46,16 @@ class RedisProbe:
     def queued(self) -> float:
         """Return for how many seconds the first probe has waited for the turn to connect."""
         return self._multiplexer.first.queued
+
+    def keep_alive(self) -> None:
+        """Ping idle connections. One that is lost or silent is replaced like after any call."""
+        multiplexer = self._multiplexer
+        if multiplexer.bound or not multiplexer.connections:
+            return
+        preferred = self._next_pinged()
+        for connection in multiplexer.connections if preferred is None else [preferred]:
+            if not connection.in_flight:
+                connection.ask(PING)
 
     async def __call__(self, suspicious: bool) -> float:
         """Probe the server, over a new connection if a failure was reported. Return the latency."""
@@ -99,12 +110,16 @@ class RedisProbe:
 
     async def _ping_open(self) -> None:
         """Ping the connection in use, and sometimes all: a load balancer may forget one."""
-        preferred = self._multiplexer.preferred
-        self._pings += 1
-        if preferred is None or self._pings % _PING_ALL == 0:
+        preferred = self._next_pinged()
+        if preferred is None:
             await self._ping_all()
         else:
             self._check(await preferred.ask(PING))
+
+    def _next_pinged(self) -> MultiplexedConnection | None:
+        """Return the connection to ping, or None for all."""
+        self._pings += 1
+        return None if self._pings % _PING_ALL == 0 else self._multiplexer.preferred
 
     async def _ping_all(self) -> None:
         """Ping every open connection, so that one that a load balancer forgot is noticed."""

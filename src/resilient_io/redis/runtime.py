@@ -154,6 +154,7 @@ class Runtime:
             last_reply=self.multiplexer.last_byte,
             links=probe.links,
             queued=probe.queued,
+            keep_alive=probe.keep_alive,
         )
         self._subscription = self.health.on_update(self._health_changed)
 

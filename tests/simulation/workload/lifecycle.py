@@ -112,6 +112,8 @@ async def rotate(use: Use) -> None:
 async def misuse(use: Use) -> None:
     """Do what the client refuses at once, with an error that says what to use instead."""
     client, what = use.redis, use.argument("what", "select")
+    if what == "select" and use.client.setup.single:
+        what = "batch"  # a connection of its own may change its database, but not in a batch
     operation = use.operation(kind="misuse", limit=None, what=what)
 
     async def refused() -> Any:  # noqa: PLR0911 (one for each case)

@@ -486,6 +486,38 @@ async def test_latest_reply_of_several_clients_counts():
     await dependency.aclose()
 
 
+async def test_idle_clients_are_kept_alive_while_another_is_probed_or_busy():
+    server, heard, kept = Server(), {}, {"first": [], "second": []}
+
+    def attach(name):
+        async def probe(suspicious):
+            latency = await server.probe(suspicious)
+            heard[name] = now()
+            return latency
+
+        def keep_alive():
+            kept[name].append(now())
+            heard[name] = now()
+
+        heard[name] = now()
+        dependency.start(probe, last_reply=lambda: heard[name], keep_alive=keep_alive)
+
+    dependency = Dependency("redis")
+    attach("first")
+    attach("second")
+    await asyncio.sleep(5.5)
+    assert len(server.probes) == 6
+    assert not kept["first"]  # it is probed
+    assert [round(at) for at in kept["second"]] == [1, 2, 3, 4, 5]
+    for _ in range(10):
+        heard["second"] = now()
+        await asyncio.sleep(0.5)
+    assert len(server.probes) == 6  # the replies to the second suffice
+    assert len(kept["second"]) == 5
+    assert 4 <= len(kept["first"]) <= 5
+    await dependency.aclose()
+
+
 async def test_dependency_can_be_started_again_after_it_was_closed(server):
     dependency = Dependency("redis")
     for _ in range(3):
