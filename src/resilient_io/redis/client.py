@@ -18,7 +18,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.errors import ConfigurationError
+from resilient_io.errors import ConfigurationError, Progress, ResilientIOError
 from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.randomness import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
@@ -378,7 +378,6 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
-            runtime.multiplexer.bound_state.note(spec)
         started = runtime.multiplexer.time()
         command = Command(spec, args, options)
         call: ExclusiveCall | MultiplexedCall
@@ -386,7 +385,15 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             call = self._exclusive_call(command)
         else:
             call = self._multiplexed_call(command, self._packer.pack(spec.words, args))
-        return await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+        undo = runtime.multiplexer.bound_state.note(spec) if runtime.bound else None
+        try:
+            return await executor.run(
+                call, self._policy, started=started, deliberate=self._deliberate
+            )
+        except ResilientIOError as error:
+            if undo is not None and error.progress is Progress.NOT_SENT:
+                undo()
+            raise
 
     async def _apply_setting(
         self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]

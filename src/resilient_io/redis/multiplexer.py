@@ -376,16 +376,24 @@ class BoundState:
         """Whether MULTI was sent, so that the server queues every command."""
         return "MULTI" in self._set
 
-    def note(self, spec: CommandSpec) -> None:
-        """Record a command that is about to be sent."""
+    def note(self, spec: CommandSpec) -> Callable[[], None]:
+        """Record a command that is about to be sent.
+
+        Return a function to call if it was not sent, which removes what this has added.
+        """
+        before = after = self._set
         if spec.name in _ENDS_TRANSACTION:
-            self._set = [name for name in self._set if name not in _TRANSACTION]
+            self._set = [name for name in before if name not in _TRANSACTION]
         elif (
-            spec.route is Route.BOUND
-            and spec.effect is not Effect.READ
-            and spec.name not in self._set
+            spec.route is Route.BOUND and spec.effect is not Effect.READ and spec.name not in before
         ):
-            self._set.append(spec.name)
+            self._set = after = [*before, spec.name]
+
+        def undo() -> None:
+            if self._set is after:  # otherwise, it was lost or changed since
+                self._set = before
+
+        return undo
 
     def lose(self) -> None:
         """Record that the connection was lost."""
@@ -636,7 +644,7 @@ class Multiplexer:
 
         None while a lost connection may still apply anything, or while a caller's MULTI is open.
         """
-        if self._reconnector.fencing or self.bound_state:
+        if self._reconnector.fencing or self.bound_state.in_transaction:
             return []
         return [*self.connections, *self._retiring]
 

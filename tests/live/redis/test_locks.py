@@ -6,7 +6,8 @@ import pytest
 import redis.asyncio as driver
 from redis.exceptions import LockError, LockNotOwnedError
 
-from resilient_io import OutcomeUnknown, RetryPolicy
+from resilient_io import DeadlineExceeded, OutcomeUnknown, RetryPolicy, State
+from resilient_io.errors import Progress
 from resilient_io.redis import ResilientLock, ResilientRedis
 
 QUICK = RetryPolicy(response_timeout=0.2, connect_timeout=0.5, deadline=5.0, backoff=0.01)
@@ -151,3 +152,39 @@ async def test_monitor_receives_the_commands(client, redis_server):
                 command = await monitor.next_command()
                 if command["command"].startswith("SET seen"):
                     break
+
+
+async def test_a_lock_of_a_bound_client_is_released_in_the_background_after_a_select(shared_redis):
+    async with ResilientRedis(port=shared_redis.port, single_connection_client=True) as client:
+        await client.select(1)
+        lock = client.lock("lock", timeout=60)
+        assert await lock.acquire()
+        releasing = asyncio.create_task(lock.release())
+        await asyncio.sleep(0)
+        releasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+        async with asyncio.timeout(2):
+            await client.lock("lock", sleep=0.01).acquire()
+
+
+async def test_a_select_that_was_not_sent_is_no_state_of_a_connection(fault_proxy):
+    patient = QUICK.replace(while_down="wait", deadline=0.5)
+    async with ResilientRedis(
+        port=fault_proxy.port, single_connection_client=True, policy=patient
+    ) as client:
+        await client.ping()
+        fault_proxy.refuse()
+        fault_proxy.reset()
+        async with asyncio.timeout(5):
+            async for change in client.health.watch():
+                if change.state is State.DOWN:
+                    break
+        with pytest.raises(DeadlineExceeded) as caught:
+            await client.select(1)
+        assert caught.value.progress is Progress.NOT_SENT
+        fault_proxy.restore()
+        await client.health.until_up(5)
+        await client.ping()
+        fault_proxy.reset()
+        assert await client.set("key", "value") is True
