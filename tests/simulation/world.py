@@ -163,6 +163,7 @@ class World:
             operation.outcome = Outcome.CANCELLED
         except Exception as error:  # noqa: BLE001 (any error is a result here)
             _note_error(operation, error)
+            operation.facts["health"] = self.clients[operation.client].redis.health.state.value
         operation.ended_at, operation.ended = history.next(), loop.time()
 
     async def _within_deadline(

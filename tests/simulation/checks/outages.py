@@ -81,10 +81,13 @@ def an_outage_is_published_before_callers_see_an_error(index: Index) -> Iterator
             ):
                 continue
             states = _states(index, watched.name, operation.ended_at or 0)
-            if states and states[-1] in ("up", "degraded"):
+            # A callback gets the change only in the next iteration of the loop: the state counts
+            # that the caller of the failed call could read.
+            state = operation.facts.get("health", states[-1] if states else "")
+            if state in ("up", "degraded"):
                 yield Broken(
                     f"call {operation.number} ({operation.kind}) failed while {watched.name} was "
-                    f"{states[-1].upper()}, {ended - kill.begin:.3f} s after the server was "
+                    f"{state.upper()}, {ended - kill.begin:.3f} s after the server was "
                     f"killed: {operation.error}",
                     (operation.number,),
                     operation.ended_at,

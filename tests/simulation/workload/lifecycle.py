@@ -23,13 +23,18 @@ async def close(use: Use) -> None:
     """Close the client, perhaps twice at once, while other callers use it."""
     client, history = use.client, use.world.history
     label = use.caller.client
-    client.open = False
-    history.event("workload", "closing", client=label)
+
+    async def work() -> None:
+        # Now, because another caller may have opened the client since the task was created.
+        client.open = False
+        history.event("workload", "closing", client=label)
+        await client.redis.aclose()
+
     operation = use.operation(limit=None)
-    closings = [use.perform(operation, client.redis.aclose)]
+    closings = [use.perform(operation, work)]
     if use.argument("twice"):
         second = use.operation(offset=1, limit=None)
-        closings.append(use.perform(second, client.redis.aclose))
+        closings.append(use.perform(second, work))
     calls = []
     for offset in range(2, 2 + use.argument("calls", 0)):
         words = ("INCR", f"n:{use.token(0, offset)}")
@@ -90,10 +95,9 @@ async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
     async def work() -> None:
         await client.redis.initialize()
         client.open = True
+        history.event("workload", "opened", client=use.caller.client)
 
     await use.perform(operation, work)
-    if operation.outcome is Outcome.OK:
-        history.event("workload", "opened", client=use.caller.client)
 
 
 async def rotate(use: Use) -> None:
