@@ -131,10 +131,14 @@ def a_lock_that_is_still_held_can_be_released(index: Index) -> Iterator[Broken]:
 
 
 def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
-    """A release that returned removed the key of the lock, unless it had expired."""
+    """A release that returned removed the key of the lock, unless it had expired.
+
+    It also returns if its request was lost and another client had deleted the key: then it finds
+    the key gone, and cannot tell which of them removed it.
+    """
     if index.data_lost:
         return
-    all_takings = takings(index)
+    all_takings, gone = takings(index), removals(index)
     holders = {each.token.decode(): each for each in holdings(index)}
     releases = _releases(index)
     again = [each for each in index.history.operations if each.kind == "release again"]
@@ -150,16 +154,19 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
         expires = Expiry(index, holding, mine).at(operation.ended_at or math.inf)
         if operation.ended > expires - _MARGIN:
             continue
-        if not any(
-            execution.applied
-            and execution.reply == 1
+        ended_at = operation.ended_at or operation.started_at
+        replies = [
+            execution.reply
+            for execution in index.executions_between(
+                releases[operation.facts["token"]].started_at, ended_at
+            )
+            if execution.applied
             and holding.name in execution.words
             and holding.token in execution.words
-            for execution in index.executions_between(
-                releases[operation.facts["token"]].started_at,
-                operation.ended_at or operation.started_at,
-            )
-        ):
+        ]
+        if not replies and removed_between(gone.get(holding.name, []), mine.at, ended_at):
+            continue
+        if 1 not in replies:
             yield Broken(
                 f"{operation.facts['lock']} was released, but the server still held it",
                 (holding.operation.number, operation.number),
