@@ -375,10 +375,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        started = runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
-        started = runtime.multiplexer.time()
         command = Command(spec, args, options)
         call: ExclusiveCall | MultiplexedCall
         if spec.route is Route.EXCLUSIVE and not runtime.bound:

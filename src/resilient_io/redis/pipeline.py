@@ -715,11 +715,11 @@ class ResilientPipeline(Pipeline):
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy
+        started = asyncio.get_running_loop().time()
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
         executor.check_available(call.operation, policy)
-        started = asyncio.get_running_loop().time()
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _load_hashes(self, connection: AbstractConnection) -> None:
