@@ -73,6 +73,9 @@ This is not true of others that may be repeated alone: COPY a b, then SET a.
 
 _OPTIONS = itemgetter(1)  # of a queued command
 
+_LOADING = replace(SPECS["SCRIPT LOAD"], effect=Effect.READ)
+"""Loading a script before a batch: if its reply is lost, nothing of the batch was applied."""
+
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -742,7 +745,10 @@ class ResilientPipeline(Pipeline):
         known = await self._client.script_exists(*(script.sha for script in scripts))
         for script, exists in zip(scripts, known, strict=True):
             if not exists:
-                script.sha = await self._client.script_load(script.script)
+                args = ("SCRIPT LOAD", script.script)
+                data = self._client._packer.pack(_LOADING.words, args)
+                call = self._client._multiplexed_call(Command(_LOADING, args, {}), data)
+                script.sha = await self._run(call)
 
 
 class _WatchedCall(Call):

@@ -4,6 +4,7 @@ import pytest
 import redis.asyncio as driver
 from redis.exceptions import NoScriptError, ResponseError
 
+from resilient_io import DeadlineExceeded, Progress, deadline
 from resilient_io.redis import ResilientRedis
 
 COUNT = "return redis.call('incrby', KEYS[1], ARGV[1])"
@@ -133,6 +134,23 @@ async def test_script_of_a_batch_is_loaded_once_per_connection(fault_proxy):
             await script(keys=["n"], args=[1], client=pipeline)
             await pipeline.execute()
         assert fault_proxy.requests["SCRIPT"] == 1
+
+
+@pytest.mark.parametrize("transaction", [False, True], ids=["pipeline", "multi"])
+async def test_batch_applied_nothing_if_the_reply_to_its_large_script_is_lost(
+    fault_proxy, transaction
+):
+    async with ResilientRedis(port=fault_proxy.port) as client:
+        script = client.register_script(COUNT + " " * 1_100_000)  # too large to be remembered
+        pipeline = client.pipeline(transaction=transaction)
+        await script(keys=["n"], args=[1], client=pipeline)
+        fault_proxy.drop_reply("SCRIPT", nth=2)  # the first one is SCRIPT EXISTS
+        with deadline(0.3), pytest.raises(DeadlineExceeded) as caught:
+            await pipeline.execute()
+        assert caught.value.progress is Progress.SENT
+        assert await client.get("n") is None
+        await script(keys=["n"], args=[1], client=pipeline)
+        assert await pipeline.execute() == [1]
 
 
 @pytest.mark.parametrize("transaction", [False, True], ids=["pipeline", "multi"])

@@ -141,8 +141,6 @@ def an_unknown_outcome_was_written(index: Index) -> Iterator[Broken]:
         operation = index.operations[number]
         if operation.outcome is not Outcome.UNKNOWN or operation.kind == "manual":
             continue
-        if ": SCRIPT LOAD: " in operation.error:
-            continue  # the unknown outcome is that of loading the script, and the error says so
         tokens = [command.token for command in commands if command.token is not None]
         if tokens and not any(token in index.sent for token in tokens):
             yield Broken(
