@@ -275,6 +275,23 @@ async def test_the_idle_connection_of_a_bound_client_is_replaced_if_it_was_forgo
         assert await watching.incr("n") == 2
 
 
+async def test_waiting_for_an_idle_connection_counts_against_the_deadline(fault_proxy):
+    policy = QUICK.replace(response_timeout=0.7, while_down="wait")
+    async with ResilientRedis.from_url(
+        fault_proxy.url, policy=policy, single_connection_client=True
+    ) as client:
+        await client.ping()
+        await asyncio.sleep(1.1)
+        fault_proxy.accept_silently()
+        fault_proxy.stall()
+        with pytest.raises(DeadlineExceeded), deadline(0.02):
+            await client.get("k")
+        outcome, took = await elapsed(client.get("k"))  # waits for the same answer
+        assert isinstance(outcome, DeadlineExceeded)
+        assert 0.6 < took < 1.0
+        fault_proxy.restore()
+
+
 async def test_no_ping_disturbs_a_transaction_of_a_bound_client(fault_proxy):
     async with ResilientRedis.from_url(fault_proxy.url) as client, client.client() as own:
         await own.execute_command("MULTI")
