@@ -1082,6 +1082,36 @@ def test_a_call_is_refused_as_down_only_for_a_reason(seconds, broken):
     assert story.broken == ([name] if broken else [])
 
 
+@pytest.mark.parametrize(
+    ("stalls", "before", "lasts", "broken"),
+    [
+        (0, 0.0, 0.5, True),
+        (1, 0.0, 0.5, True),
+        (3, 0.0, 0.5, False),
+        (3, 1.0, 0.5, False),
+        (3, 5.0, 0.5, True),
+        (3, 0.0, 4.0, True),
+    ],
+)
+def test_stalls_before_and_during_a_call_may_make_a_server_look_down(stalls, before, lasts, broken):
+    story = Story()
+    story.wait(10)
+    if before:
+        for _ in range(stalls):
+            story.history.event("loop", "stall", seconds=0.2)
+        story.wait(before)
+    operation = story.start(20, "SET r0 t20.0")
+    if not before:
+        for _ in range(stalls):
+            story.history.event("loop", "stall", seconds=0.2)
+    story.wait(lasts)
+    error = "RedisUnavailable: redis-a: SET: down (timed out: timed out) (not sent, 1 attempt)"
+    bases = ("RedisUnavailable", "RedisError")
+    story.end(operation, Outcome.NOT_APPLIED, error=error, error_bases=bases)
+    name = "a_call_is_not_refused_as_down_without_a_reason"
+    assert story.broken == ([name] if broken else [])
+
+
 @pytest.mark.parametrize("case", ["noticed", "up", "served", "closed", "one call"])
 def test_a_server_that_serves_nothing_is_noticed(case):
     story = Story(faults=(Fault(0, "loading", 0.0, 8.0),))
