@@ -68,6 +68,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
+_HEAD_START = 0.003
+"""Seconds for which later calls wait after an exclusive connection is written to. A server that
+finds requests on two connections at the same time may execute the later one first."""
+
 _MOST_SUSPECTS = 8  # connections at a time for reads that may kill their connection
 
 
@@ -451,7 +455,7 @@ class ExclusivePool:
                 await asyncio.wait([barrier.reached])
         finally:
             if barrier is not None:
-                loop.call_soon(barrier.release)
+                loop.call_later(_HEAD_START, barrier.release)
         return True
 
     async def _connect_in_turn(self) -> AbstractConnection:
@@ -494,7 +498,7 @@ class ExclusivePool:
         finally:
             if barrier is not None:
                 # The caller writes before it lets the loop run.
-                loop.call_soon(barrier.release)
+                loop.call_later(_HEAD_START, barrier.release)
             if not waited:
                 task.add_done_callback(self._keep_orphan)
         self._failing = task.cancelled() or task.exception() is not None
