@@ -94,7 +94,7 @@ class Spans:
         self._history, self._label = history, label
 
     def current(self) -> object:
-        """Return the current span: none, because there is no other tracer."""
+        """Return the current span: none, because nothing else traces."""
         return None
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from resilient_io.link import combine
-from resilient_io.randomness import SYSTEM_RANDOM
+from resilient_io.retry import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 

@@ -169,8 +169,9 @@ _CAUSES_OF_CODES = {
     82: Cause.FENCED,  # another member has the same group_instance_id
     89: Cause.OVERLOADED,  # throttling quota exceeded
 }
+_REFUSED_FOR_NOW = (81, 120)  # group max size reached; transaction abortable
 for _code, _kind in ADDED.items():
-    _refused = _kind.retriable or _code in (81, 120)
+    _refused = _kind.retriable or _code in _REFUSED_FOR_NOW
     _CLASSIFICATIONS.setdefault(
         _kind,
         Classification(

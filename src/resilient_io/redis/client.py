@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError, Progress, ResilientIOError
 from resilient_io.health import ClientDependency, HealthSettings
-from resilient_io.randomness import SYSTEM_RANDOM
+from resilient_io.retry import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 

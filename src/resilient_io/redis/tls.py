@@ -157,7 +157,7 @@ async def find_alert(arguments: Mapping[str, Any]) -> ssl.SSLError | None:
 
 
 async def _first_byte(host: str, port: int, greeting: bytes) -> bytes:
-    """Return the first byte of a port's answer, or none if there is no prompt answer."""
+    """Return the first byte of a port's answer, or none if it does not answer promptly."""
     try:
         async with asyncio.timeout(PORT_CHECK_TIMEOUT):
             reader, writer = await asyncio.open_connection(host, port)

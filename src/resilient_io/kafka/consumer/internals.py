@@ -7,6 +7,7 @@ fails when a new version of aiokafka changes any of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka import TopicPartition
@@ -194,14 +195,15 @@ def on_fenced(instance: ConsumerDriver, fenced: Callable[[FencedInstanceIdError]
         return response
 
     async def send(request: Any) -> Any:
-        try:
-            if isinstance(request, HeartbeatRequest):
+        if isinstance(request, HeartbeatRequest):
+            try:
                 return await beat()
-            response = await original(request)
-            if isinstance(request, OffsetCommitRequest) and _member_unknown(response):
+            except NotImplementedError:  # a broker before Kafka 2.3
+                return await original(request)
+        response = await original(request)
+        if isinstance(request, OffsetCommitRequest) and _member_unknown(response):
+            with contextlib.suppress(NotImplementedError):
                 await beat()
-        except NotImplementedError:  # a broker before Kafka 2.3
-            return await original(request)
         return response
 
     coordinator._send_req = send

@@ -178,7 +178,8 @@ class Positions:
             assigned.committed_metadata = found.metadata
         if self._recreated(assigned, metadata.topic_id, before):
             position = assigned.committed if before is None else before.offset
-            self._run(assigned, functools.partial(self._restart, assigned, position))
+            restart = functools.partial(self._restart, assigned, position, assigned.topic_id)
+            self._run(assigned, restart)
             return
         if not self._assignment.resume(assigned, before) and assigned.committed is None:
             self._apply_strategy(assigned, group)
@@ -265,7 +266,8 @@ class Positions:
             if each.topic_id is None:
                 each.topic_id = topic_id
             elif each.topic_id != topic_id:
-                self._run(each, functools.partial(self._restart, each, each.resume_offset))
+                restart = functools.partial(self._restart, each, each.resume_offset, topic_id)
+                self._run(each, restart)
 
     # --- finding a position
 
@@ -284,7 +286,7 @@ class Positions:
         known = None not in (current, assigned.topic_id)
         sought = assigned.sought == position
         if known and current != assigned.topic_id:
-            await self._restart(assigned, position)
+            await self._restart(assigned, position, current)
         elif position < start:
             await self._continue(assigned, position, start, "deleted")
         elif position <= end:  # it is in range by now
@@ -294,16 +296,16 @@ class Positions:
         elif known:
             await self._continue(assigned, position, end, "truncated")
         else:
-            await self._restart(assigned, position)
+            await self._restart(assigned, position, current)
 
-    async def _restart(self, assigned: AssignedPartition, position: int | None) -> None:
-        """Begin at the start of a topic that was created again."""
-        partition, instance = assigned.partition, assigned.instance
-        start, _ = await internals.offset_range(instance, partition)
-        topic_id = (await request_topic_ids(instance, [partition.topic])).get(partition.topic)
+    async def _restart(
+        self, assigned: AssignedPartition, position: int | None, topic_id: str | None
+    ) -> None:
+        """Begin at the start of a topic that was created again, with this ID."""
+        start, _ = await internals.offset_range(assigned.instance, assigned.partition)
         if await self._report(assigned, position, start, "recreated"):
             # What is in hand belongs to the old topic, and is never committed.
-            self._drop((partition,))
+            self._drop((assigned.partition,))
             assigned.seek(start)
             assigned.topic_id = topic_id
             assigned.committed_known = False

@@ -42,6 +42,20 @@ class Handler:
                 await asyncio.sleep(0.02)
 
 
+async def only_the_slow_record_is_redelivered(consumer):
+    """Run a consumer of the group, after one that handled all records except the slow one."""
+    handler = Handler()
+    handler.released.set()
+    async with consumer:
+        running = asyncio.create_task(consumer.run(handler, concurrency=CONCURRENCY))
+        await handler.until(1)
+        await asyncio.sleep(0.5)
+        assert handler.handled == [SLOW]
+        assert consumer.stats().already_handled == COUNT - 1 - SLOW
+        await consumer.aclose()
+        await running
+
+
 async def test_a_graceful_restart_redelivers_only_the_records_in_flight(
     shared_kafka, topic, consumer_of
 ):
@@ -51,16 +65,7 @@ async def test_a_graceful_restart_redelivers_only_the_records_in_flight(
         await first.until(COUNT - 1)
         await consumer.aclose(timeout=3.0)
         await running
-    second = Handler()
-    second.released.set()
-    async with consumer_of(shared_kafka, topic) as consumer:
-        running = asyncio.create_task(consumer.run(second, concurrency=CONCURRENCY))
-        await second.until(1)
-        await asyncio.sleep(0.5)
-        assert second.handled == [SLOW]
-        assert consumer.stats().already_handled == COUNT - 1 - SLOW
-        await consumer.aclose()
-        await running
+    await only_the_slow_record_is_redelivered(consumer_of(shared_kafka, topic))
 
 
 async def test_a_rebalance_redelivers_only_the_records_in_flight(shared_kafka, topic, consumer_of):
@@ -122,12 +127,4 @@ async def test_a_kill_redelivers_only_what_was_not_committed(shared_kafka, topic
     )
     output, _ = await child.communicate()
     assert len(json.loads(output)) == COUNT - 1
-    second = Handler()
-    second.released.set()
-    async with consumer_of(shared_kafka, topic) as consumer:
-        running = asyncio.create_task(consumer.run(second, concurrency=CONCURRENCY))
-        await second.until(1)
-        await asyncio.sleep(0.5)
-        assert second.handled == [SLOW]
-        await consumer.aclose()
-        await running
+    await only_the_slow_record_is_redelivered(consumer_of(shared_kafka, topic))

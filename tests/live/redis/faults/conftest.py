@@ -269,7 +269,7 @@ def until_blocked() -> Callable[..., Awaitable[None]]:
     async def wait(server: RedisServer, count: int = 1) -> None:
         expected = b"blocked_clients:%d\r" % count
         async with asyncio.timeout(20):
-            while expected not in bytes(await server.query("INFO", "clients")):  # type: ignore[arg-type]  # noqa: ASYNC110 - there is no event for it
+            while expected not in bytes(await server.query("INFO", "clients")):  # type: ignore[arg-type]  # noqa: ASYNC110 - nothing notifies of it
                 await asyncio.sleep(0.01)
 
     return wait

@@ -42,7 +42,7 @@ class SmallCalls:
 
 async def until(condition):
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - there is no event for it
+        while not condition():  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.002)
 
 

@@ -122,15 +122,21 @@ async def test_a_stall_while_an_exclusive_connection_is_opened_does_not_fail_the
     assert redis.stats().retries == 0
 
 
+async def push_without_waiting(redis):
+    """Push an element. Return the task, which has been written and has no reply yet."""
+    pushed = asyncio.create_task(redis.rpush("list", "element"))
+    await asyncio.sleep(0)  # it starts
+    await asyncio.sleep(0)  # it is written
+    return pushed
+
+
 async def test_a_popped_element_that_waits_in_the_socket_survives_a_stall(
     redis_server, connect, watch
 ):
     redis = await connect(redis_server)
     call = asyncio.create_task(redis.blpop("list", timeout=0.2))
     await asyncio.sleep(0.1)
-    pushed = asyncio.create_task(redis.rpush("list", "element"))
-    await asyncio.sleep(0)  # it starts
-    await asyncio.sleep(0)  # it is written
+    pushed = await push_without_waiting(redis)
 
     time.sleep(2.5)  # longer than the block and the response timeout
 
@@ -185,9 +191,7 @@ async def test_the_element_of_a_cancelled_pop_is_put_back_after_a_stall(
     redis = await connect(redis_server)
     call = asyncio.create_task(redis.blpop("list", timeout=5))
     await asyncio.sleep(0.1)
-    pushed = asyncio.create_task(redis.rpush("list", "element"))
-    await asyncio.sleep(0)  # it starts
-    await asyncio.sleep(0)  # it is written
+    pushed = await push_without_waiting(redis)
     call.cancel()
     for _ in range(3):  # the recovery begins
         await asyncio.sleep(0)

@@ -57,7 +57,7 @@ async def test_reads_do_not_wait_behind_paused_writes(redis, redis_server, watch
     assert redis._runtime.multiplexer.connections == connections
     assert not seen.changes
     async with asyncio.timeout(5):
-        while redis._runtime.multiplexer.fast is None:  # noqa: ASYNC110 - there is no event for it
+        while redis._runtime.multiplexer.fast is None:  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
     assert await redis.get("counter") == b"20"
 

@@ -98,7 +98,7 @@ async def test_commit_is_sent_once_for_one_member():
 
 
 async def test_positions_are_left_to_this_package():
-    """With "none", aiokafka reports that there is no position until there is one."""
+    """With "none", aiokafka reports a missing position until one is set."""
     assert parameters_of(Fetcher.request_offset_reset) == ["self", "tps", "strategy"]
     assert OffsetResetStrategy.EARLIEST != OffsetResetStrategy.LATEST
     body = source_of(Fetcher._proc_fetch_request)
