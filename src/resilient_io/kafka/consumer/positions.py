@@ -13,7 +13,7 @@ import functools
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     Reason = Literal["deleted", "recreated", "truncated", "beyond the end"]
 
 _log = logging.getLogger("resilient_io.kafka")
+
+_T = TypeVar("_T")
 
 Strategy = Literal["earliest", "latest", "none"]
 
@@ -252,11 +254,9 @@ class Positions:
 
     async def _check_topics(self, instance: ConsumerDriver) -> None:
         assigned = [each for each in self._assignment.all if each.instance is instance]
+        topics = sorted({each.partition.topic for each in assigned})
         try:
-            async with asyncio.timeout(self._timeout):
-                ids = await request_topic_ids(
-                    instance, sorted({each.partition.topic for each in assigned})
-                )
+            ids = await self._within_timeout(request_topic_ids(instance, topics))
         except (KafkaError, TimeoutError):
             return
         for each in assigned:
@@ -274,12 +274,13 @@ class Positions:
     async def _find_position(self, assigned: AssignedPartition) -> None:
         position, instance = assigned.position, assigned.instance
         if position is None:
-            group = await self.committed(instance, [assigned.partition])
+            group = await self._within_timeout(self.committed(instance, [assigned.partition]))
             if assigned.partition not in group.offsets:
                 self._apply_strategy(assigned, group)
             return
-        start, end = await internals.offset_range(instance, assigned.partition)
-        ids = await request_topic_ids(instance, [assigned.partition.topic])
+        start, end = await self._offset_range(assigned)
+        topics = [assigned.partition.topic]
+        ids = await self._within_timeout(request_topic_ids(instance, topics))
         current = ids.get(assigned.partition.topic)
         if assigned.position != position or not assigned.assigned:
             return
@@ -302,13 +303,22 @@ class Positions:
         self, assigned: AssignedPartition, position: int | None, topic_id: str | None
     ) -> None:
         """Begin at the start of a topic that was created again, with this ID."""
-        start, _ = await internals.offset_range(assigned.instance, assigned.partition)
+        start, _ = await self._offset_range(assigned)
         if await self._report(assigned, position, start, "recreated"):
             # What is in hand belongs to the old topic, and is never committed.
             self._drop((assigned.partition,))
             assigned.seek(start)
             assigned.topic_id = topic_id
             assigned.committed_known = False
+
+    async def _offset_range(self, assigned: AssignedPartition) -> tuple[int, int]:
+        request = internals.offset_range(assigned.instance, assigned.partition)
+        return await self._within_timeout(request)
+
+    async def _within_timeout(self, request: Awaitable[_T]) -> _T:
+        """Limit the time of a request. That of `on_gap` is up to the caller."""
+        async with asyncio.timeout(self._timeout):
+            return await request
 
     async def _continue(
         self, assigned: AssignedPartition, position: int, offset: int, reason: Reason
@@ -408,8 +418,7 @@ class Positions:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         while assigned.assigned:
             try:
-                async with asyncio.timeout(self._timeout):
-                    await find()
+                await find()
             except (KafkaError, TimeoutError):
                 await asyncio.sleep(backoff.next())
                 continue

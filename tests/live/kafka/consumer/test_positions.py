@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.kafka import KafkaRecordsLost, RecordsLost
+from resilient_io.kafka import ConsumerSettings, KafkaRecordsLost, RecordsLost
 from resilient_io.testing.kafka.wire import KafkaServerError
 
 LATEST = {"auto_offset_reset": "latest", "metadata_max_age_ms": 500}
@@ -164,6 +164,26 @@ async def test_on_gap_can_be_a_coroutine_function(
             topic=topic, partition=0, position=5, continues_at=12, count=7, reason="deleted"
         )
     ]
+
+
+async def test_on_gap_may_take_longer_than_a_request(
+    shared_kafka, topic, produce, consumer_of, delete_before
+):
+    losses = []
+
+    async def on_gap(lost):
+        losses.append(lost)
+        await asyncio.sleep(0.8)
+        return "continue"
+
+    await produce(shared_kafka, topic, range(20), partitions=1)
+    async with consumer_of(shared_kafka, topic) as consumer:
+        assert await read(consumer, 5) == list(range(5))
+    await delete_before(shared_kafka, topic, 12)
+    settings = ConsumerSettings(commit_timeout=0.4)
+    async with consumer_of(shared_kafka, topic, on_gap=on_gap, settings=settings) as consumer:
+        assert await read(consumer, 8) == list(range(12, 20))
+    assert len(losses) == 1
 
 
 async def test_an_exception_of_on_gap_reaches_the_loop(
