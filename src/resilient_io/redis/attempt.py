@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 from dataclasses import dataclass, replace
@@ -187,14 +188,18 @@ async def confirm_idle(multiplexer: Multiplexer) -> None:
     Then the call that follows was certainly not sent. Within MULTI, nothing may be sent in between.
     Calls that come meanwhile wait for the same answer, and so stay in order.
     """
-    connection, state = multiplexer.current, multiplexer.bound_state
-    if connection is None or state.in_transaction:
-        return
     answer = multiplexer.idle_check
-    if answer is None or answer.done():
-        if connection.in_flight or connection.idle <= TRUSTED_IDLE:
-            return
-        answer = multiplexer.idle_check = connection.ask(PING)
+    if answer is not None and not answer.done():
+        # The call that asked closes a silent connection, or else its watchdog does.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(current_deadline()):
+                await asyncio.wait([answer])
+        return
+    connection, state = multiplexer.current, multiplexer.bound_state
+    idle = connection is not None and not connection.in_flight and connection.idle > TRUSTED_IDLE
+    if connection is None or not idle or state.in_transaction:
+        return
+    answer = multiplexer.idle_check = connection.ask(PING)
     timeout = connection.response_timeout if state else PROMPT_ANSWER
     until = current_deadline()
     try:

@@ -55,7 +55,21 @@ class RedisProbe:
         preferred = self._next_pinged()
         for connection in multiplexer.connections if preferred is None else [preferred]:
             if not connection.in_flight:
-                connection.ask(PING)
+                connection.ask(PING).add_done_callback(self._report_refusal)
+
+    def _report_refusal(self, answer: asyncio.Future[object]) -> None:
+        """Have the server probed if it answers that it does not serve.
+
+        The answer counts as a sign of life, and would otherwise keep the probe from asking.
+        """
+        reports = self._multiplexer.reports
+        try:
+            self._check(answer.result())
+        except ProbeFailed as problem:
+            if problem.answered:  # the loss of a connection is reported by the connection
+                reports.failed(problem.cause, problem.detail)
+        except ProbeDegraded as problem:
+            reports.refused(problem.cause, problem.detail)
 
     async def __call__(self, suspicious: bool) -> float:
         """Probe the server, over a new connection if a failure was reported. Return the latency."""
