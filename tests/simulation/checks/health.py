@@ -298,7 +298,15 @@ def _text(execution: Execution) -> str:
 
 
 def _times_of_refusals(index: Index) -> list[float]:
-    return [execution.time for execution in index.errors if not execution.applied]
+    return [
+        execution.time
+        for execution in index.errors
+        if not (execution.applied or execution.reply.text.startswith(_NOT_OF_WRITES))
+    ]
+
+
+_NOT_OF_WRITES = ("ERR unknown command", "EXECABORT ", "NOSCRIPT ")
+"""Errors that do not depend on whether the server accepts writes."""
 
 
 def _accepted_after(index: Index, operation: Operation, time: float) -> bool:
