@@ -48,6 +48,7 @@ class _Watched(NamedTuple):
     timeout: float
     probe: float
     interval: float
+    pings: bool  # whether its probe pings an open connection, or opens one that is not the caller's
 
 
 def an_outage_is_published_before_callers_see_an_error(index: Index) -> Iterator[Broken]:
@@ -402,14 +403,21 @@ def _settings(setup: ClientSetup, latency: float) -> _Watched:
         timeout=health["timeout"],
         probe=min(health["timeout"], policy.get("connect_timeout", 1.0)),
         interval=health["interval"],
+        pings=not setup.single and not setup.form.get("bare"),
     )
 
 
 def _first_unanswered(index: Index, watched: _Watched, fault: Disturbance) -> float:
     """Return when the silence after a fault must be suspicious, because of a call or a ping."""
     pinged = fault.begin + 2 * watched.latency + watched.interval
-    suspicious = pinged + min(watched.response_timeout / 2, watched.timeout)
-    for operation in index.by_client.get(watched.client, ()):
+    silent = min(watched.response_timeout / 2, watched.timeout) if watched.pings else watched.probe
+    suspicious = pinged + silent
+    operations = index.by_client.get(watched.client, ())
+    if not watched.pings and any(
+        each.kind in _WAITS_ALONE and each.started <= pinged for each in operations
+    ):
+        return suspicious  # it shares the connection, whose silence it makes legitimate
+    for operation in operations:
         if operation.started < fault.begin or not _shares_a_connection(operation):
             continue
         if operation.started > pinged:
@@ -421,10 +429,14 @@ def _first_unanswered(index: Index, watched: _Watched, fault: Disturbance) -> fl
     return suspicious
 
 
+_WAITS_ALONE = ("pop", "move", "stream read")
+"""Blocking calls, for which a client has connections of their own unless it has only one."""
+
+
 def _shares_a_connection(operation: Operation) -> bool:
     return (
         operation.kind not in BATCHES
-        and operation.kind not in ("watch", "pop", "move", "stream read", "set large")
+        and operation.kind not in ("watch", "set large", *_WAITS_ALONE)
         and len(operation.commands) == 1
     )
 
