@@ -1,15 +1,22 @@
-"""Binding of a client to one event loop and one process."""
+"""Binding of a client to one event loop and one process, and what several of them may share."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SYSTEM_RANDOM: Final = random.SystemRandom()
+"""The source of jitter, names and tokens of everything that was not given another one.
+
+It has no state, so that clients, loops and forks can share it. A `random.Random` for each client
+would take 2.5 KB, and continue alike in every forked process.
+"""
 
 _callbacks: dict[weakref.ref[Callable[[], None]], None] = {}
 

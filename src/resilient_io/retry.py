@@ -8,9 +8,8 @@ them. The retry loop itself is in `resilient_io.redis.executor`.
 from __future__ import annotations
 
 import dataclasses
-import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tenacity
 
@@ -18,6 +17,7 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_choice, check_count, check_number, check_seconds
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
 Repeat = Literal["read", "idempotent", "conditional", "any"]
@@ -25,13 +25,6 @@ Repeat = Literal["read", "idempotent", "conditional", "any"]
 
 WhileDown = Literal["fail", "wait"]
 """What a new call does while the dependency is down."""
-
-SYSTEM_RANDOM: Final = random.SystemRandom()
-"""The source of jitter, names and tokens of everything that was not given another one.
-
-It has no state, so that clients, loops and forks can share it. A `random.Random` for each client
-would take 2.5 KB, and continue alike in every forked process.
-"""
 
 # Beyond this the doubled bound has passed every cap; 2.0**n would overflow at 1024.
 _MAX_DOUBLINGS = 64

@@ -7,8 +7,8 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
+from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.link import combine
-from resilient_io.retry import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 

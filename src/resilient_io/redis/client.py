@@ -17,10 +17,10 @@ from hiredis import pack_command
 from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
+from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError, Progress, ResilientIOError
 from resilient_io.health import ClientDependency, HealthSettings
-from resilient_io.retry import SYSTEM_RANDOM
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
