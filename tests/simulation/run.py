@@ -191,7 +191,7 @@ async def _end(world: World, ending: Ending) -> None:
     ending.idle_tasks = [name for name in _other_tasks(current) if name in names]
     world.history.event("workload", "ending")
     for client in world.clients.values():
-        closing = loop.create_task(client.redis.aclose())
+        closing = loop.create_task(client.redis.aclose(True if client.pooled else None))
         await asyncio.wait([closing], timeout=5.0)
         if not closing.done():
             ending.tasks.append("aclose() of a client did not end within 5 s")

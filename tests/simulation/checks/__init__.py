@@ -19,6 +19,7 @@ from . import (
     outages,
     reading,
     replies,
+    sharing,
     times,
     transactions,
 )
@@ -99,6 +100,10 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     outages.a_reply_that_arrived_is_returned,
     outages.a_call_does_not_wait_long_after_its_connection_was_lost,
     outages.a_call_does_not_lose_its_connection_without_a_reason,
+    sharing.unused_connections_of_a_pool_are_closed,
+    sharing.connections_of_a_pool_are_kept_for_its_next_client,
+    sharing.a_call_finds_its_client_closed_only_if_it_was,
+    sharing.a_dropped_client_warns_and_is_collected,
     reading.what_health_shows_is_consistent,
     reading.who_follows_a_health_sees_its_latest_state,
     reading.a_flight_recorder_has_every_change,
