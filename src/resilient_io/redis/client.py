@@ -426,6 +426,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             self.own_callbacks()
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
+            twin._closed = False  # only this client knows; it is asked below
             twin._hot = self._packer.direct and not self._deliberate
         if self._is_closed:
             await self._ensure_open(args[0])
