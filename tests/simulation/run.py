@@ -170,6 +170,7 @@ async def _end(world: World, ending: Ending) -> None:
         answers = None
         if client.open:
             answers = await _answers(client)
+        if client.open or client.pooled:
             await _quiet(client)
         budget = client.redis._runtime.executor.budget
         ending.clients.append(
