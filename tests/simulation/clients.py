@@ -145,14 +145,14 @@ class ReopeningRedis(ResilientRedis):
         """Call a function with "opening" and "opened"."""
         self._observer = observer
 
-    async def _ensure_open(self, operation: object) -> None:
+    async def _ensure_open(self, operation: object) -> float | None:
         observer = self._observer
         if observer is None or self._closed_for_good or not self._is_closed:
-            await super()._ensure_open(operation)
-            return
+            return await super()._ensure_open(operation)
         observer("opening")
-        await super()._ensure_open(operation)
+        began = await super()._ensure_open(operation)
         observer("opened")
+        return began
 
 
 class BareConnection(redis.asyncio.Connection):

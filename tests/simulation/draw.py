@@ -29,7 +29,7 @@ _CALLS = {
     "look": 0.7, "follow": 0.5, "misuse": 0.3,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
     "push binary": 0.5, "pop binary": 0.5, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
-    "temporary": 0.3,
+    "temporary": 0.3, "name": 0.3, "no touch": 0.1,
 }  # fmt: skip
 
 _FAULTS = {
@@ -143,7 +143,7 @@ _BREAKS = _only(
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
-    "mixed": Theme(_CALLS, _FAULTS, single=0.05),
+    "mixed": Theme(_CALLS, _FAULTS, single=0.05, endless=0.25),
     "outages": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", "pop", traffic=4),
         _only(
@@ -490,6 +490,8 @@ THEMES: dict[str, Theme] = {
             "get range",
             "push",
             "pipeline",
+            "name",
+            "no touch",
             set_large=3,
             get_large=3,
             set_binary=6,
@@ -705,6 +707,8 @@ class _Drawer:
         if kind == "visit":
             arguments["ends"] = rng.choice(["close", "close", "drop", "early", "pool"])
             arguments["rest"] = rng.choice([0.0, 0.0, 0.5, 4.0, 9.99, 10.0, 10.01, 15.0])
+        if kind == "set binary":
+            arguments["packed"] = rng.random() < 0.3
         if kind == "misuse":
             arguments["what"] = rng.choice(
                 [
@@ -731,7 +735,7 @@ class _Drawer:
             else:
                 arguments["shape"] = "".join(rng.sample([*first, *more], k=len(first) + len(more)))
         if single:
-            letter = "u" if kind == "transaction" else rng.choice("bmu")
+            letter = "u" if kind == "transaction" else rng.choice("bmukk")
             arguments["shape"] += letter
         if rng.random() < 0.15:
             arguments[rng.choice(["discards", "again", "multi"])] = True
@@ -833,7 +837,10 @@ class _Drawer:
         }
 
 
-_WITHOUT_VIEWS = ("close", "reopen", "visit", "close pool", "temporary", "rotate", "wait up", "look", "follow", "misuse")
+_WITHOUT_VIEWS = (
+    "close", "reopen", "visit", "close pool", "temporary", "rotate", "wait up", "look", "follow",
+    "misuse",
+)  # fmt: skip
 
 _DELAYED = (
     "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",

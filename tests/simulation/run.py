@@ -100,7 +100,11 @@ async def _main(world: World) -> None:
     ]
     over = max((fault.at + fault.seconds for fault in plan.faults), default=0.0)
     planned = max(
-        (sum(call.pause for call in caller.calls) for caller in plan.callers), default=0.0
+        (
+            sum(call.pause + call.arguments.get("rest", 0.0) for call in caller.calls)
+            for caller in plan.callers
+        ),
+        default=0.0,
     )
     ending = world.history.ending
     if callers:

@@ -103,6 +103,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     sharing.unused_connections_of_a_pool_are_closed,
     sharing.connections_of_a_pool_are_kept_for_its_next_client,
     sharing.a_call_finds_its_client_closed_only_if_it_was,
+    sharing.a_name_that_was_set_is_that_of_all_connections,
     sharing.a_dropped_client_warns_and_is_collected,
     reading.what_health_shows_is_consistent,
     reading.who_follows_a_health_sees_its_latest_state,

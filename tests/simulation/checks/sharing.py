@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.history import Outcome
 from tests.simulation.world import KEPT_UNUSED
 
 from .index import Broken
@@ -119,3 +120,44 @@ def a_dropped_client_warns_and_is_collected(index: Index) -> Iterator[Broken]:
         elif facts["warned"] != facts["running"]:
             warned = "did not warn" if facts["running"] else "warned, although it had not started"
             yield Broken(f"client {facts['client']} was dropped, and {warned}", (), event.at)
+
+
+def a_name_that_was_set_is_that_of_all_connections(index: Index) -> Iterator[Broken]:
+    """Calls after CLIENT SETNAME use connections with that name, also those opened later."""
+    names = [each for each in index.history.operations if each.kind == "name"]
+    if not names or index.forbidden("CLIENT|SETNAME") is not None:
+        return
+    bound = () if index.plan is None else index.plan.clients
+    separate = {each.label for each in bound if each.single or each.form.get("bare")}
+    for token, sent in index.sent.items():
+        command = index.by_command_token.get(token)
+        if command is None or command.operation.kind in _OWN_CONNECTION:
+            continue
+        operation = command.operation
+        mine = [each for each in names if each.client == operation.client]
+        done = [
+            each
+            for each in mine
+            if each.outcome is Outcome.OK and (each.ended_at or 0) < sent[0].at
+        ]
+        if not done or operation.client in separate:
+            continue
+        last = max(done, key=lambda each: each.ended_at or 0)
+        allowed = {
+            each.facts["name"]
+            for each in mine
+            if each is last or each.ended_at is None or each.ended_at > last.started_at
+        }
+        for execution in command.executions:
+            prefix = execution.client_name.rpartition(":")[0]
+            if execution.client_name and prefix not in allowed:
+                yield Broken(
+                    f"call {operation.number} ({operation.kind}) used a connection that was named "
+                    f"{prefix}, and not {last.facts['name']}",
+                    (last.number, operation.number),
+                    execution.at,
+                )
+
+
+_OWN_CONNECTION = ("manual", "watch", "peek")
+"""Kinds that keep a connection which may have been named before."""

@@ -68,4 +68,6 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "misuse": lifecycle.misuse,
     "rotate": lifecycle.rotate,
     "late": commands.late,
+    "name": commands.name,
+    "no touch": commands.no_touch,
 }
