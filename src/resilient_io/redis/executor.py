@@ -388,7 +388,7 @@ class Executor:
             self._reports.refused(refused.cause, failed.detail)
             self._multiplexer.refresh()
         else:
-            self._reports.failed(refused.cause, failed.detail)
+            self._reports.failed(refused.cause, failed.detail, answered=True)
         if refused.elsewhere:
             self._search.note_refusal()
 
