@@ -141,6 +141,19 @@ class Fetcher:
         """Return whether a partition is paused."""
         return partition in self._pause_reasons
 
+    def paused_for(self, reason: str) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions that are paused for a reason."""
+        reasons = self._pause_reasons
+        return tuple(
+            each for each in self._assignment.partitions if reason in reasons.get(each, ())
+        )
+
+    def position(self, assigned: AssignedPartition) -> int | None:
+        """Return the offset of the next record that is delivered; None while it is unknown."""
+        if assigned.resetting:
+            return None
+        return assigned.buffered[0].offset if assigned.buffered else assigned.position
+
     def assignment(self) -> tuple[TopicPartition, ...]:
         """Return the assigned partitions, in a fixed order."""
         return self._assignment.partitions

@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
-from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.health import State
 
-from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..link import LinkWatch
 from ..probe import GROUP, KafkaProbe
 from ..processing import Processor, answering_since
@@ -25,12 +22,13 @@ from .fetcher import Fetcher
 from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
 from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
+from .offsets import OffsetQueries
 from .options import GroupTimes
 from .positions import Positions
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -54,6 +52,9 @@ something to fetch. Every event that may change that wakes it anyway
 
 _OWN = {"auto_offset_reset": "none"}
 """`Positions` decides what aiokafka would decide with this option."""
+
+PAUSED_BY_CALLER = "pause()"
+"""Why a partition is paused that the caller has paused."""
 
 _METADATA_AGE = {"metadata_max_age_ms": 10_000}
 """How soon new partitions and topics are found. aiokafka's default is 5 minutes."""
@@ -119,6 +120,9 @@ class ConsumerRuntime:
             deserializer=self.deserializer,
             has_group=group is not None,
             counters=self.counters,
+        )
+        self.offsets = OffsetQueries(
+            self.health.name, target=self.target, supervisor=self.supervisor
         )
         self._committer = Committer(self.target, self.health.name, self.counters)
         self._session = SessionWatch(self._times.session, self._session_changed)
@@ -220,33 +224,28 @@ class ConsumerRuntime:
 
     async def lag(self, timeout: float | None) -> dict[TopicPartition, int]:
         """Return the lag of each assigned partition; see `ResilientKafkaConsumer.lag`."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        until = None if timeout is None else began + timeout
-        instance = await self.supervisor.ready(until, "lag")
-        kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
-        failure: Exception
-        try:
-            async with asyncio.timeout_at(earlier(until, current_deadline())):
-                with self.supervisor.driver_log.filtering():
-                    ends = await instance.end_offsets(list(self.assignment.partitions))
-        except TimeoutError as error:
-            kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
-        except KafkaError as error:
-            kind, reason = KafkaUnavailable, "the end offsets could not be queried"
-            failure = without_secrets(error, self.target.secrets())
-        else:
-            return self.assignment.lag(ends)
-        # Raised here, so that the driver's error, which may contain a secret, is not its context.
-        if classify_error(failure).kind == "permanent":
-            raise failure
-        raise kind(
-            reason,
-            dependency=self.health.name,
-            operation="lag",
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from failure
+        return self.assignment.lag(
+            await self.offsets.end(self.assignment.partitions, timeout, operation="lag")
+        )
+
+    async def position(self, partition: TopicPartition, timeout: float | None) -> int:
+        """Return a position; see `ResilientKafkaConsumer.position`."""
+        self._put_back()
+        return await self.offsets.position(partition, self.fetcher, self.assignment.get, timeout)
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver nothing of these partitions; see `ResilientKafkaConsumer.pause`."""
+        self.fetcher.pause(partitions, PAUSED_BY_CALLER)
+        self._put_back()
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver records of these partitions again."""
+        self.fetcher.resume(partitions, PAUSED_BY_CALLER)
+
+    def _put_back(self) -> None:
+        """Put what a loop has taken and not delivered back into the partitions' buffers."""
+        if self.use.stream is not None:
+            self.use.stream.hold()
 
     # --- reports
 
