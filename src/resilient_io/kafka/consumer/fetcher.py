@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
+    from .group import SessionWatch
     from .positions import Positions
 
     Deserializer = Callable[[bytes], Any]
@@ -66,6 +67,7 @@ class Fetcher:
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
+        session: SessionWatch,
         counters: ConsumerCounters,
     ) -> None:
         self.dependency = health.name
@@ -79,6 +81,7 @@ class Fetcher:
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
+        self.session = session
         self._counters = counters
         self._instance: ConsumerDriver | None = None
         self._discovered: frozenset[TopicPartition] | None = None
@@ -163,6 +166,10 @@ class Fetcher:
         assigned = self._assignment.get(partition)
         return None if assigned is None else assigned.progress
 
+    def check_membership(self) -> None:
+        """Deliver nothing more if the partitions may belong to another member by now."""
+        self.session.check()
+
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
         """Take back undelivered records to deliver them first; return whether they were kept."""
         taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
@@ -208,6 +215,7 @@ class Fetcher:
     async def _take(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
         """Return the records that are available now, without waiting."""
         instance = self._instance
+        self.session.check()
         if instance is not None and not self._has_group:
             self._discover_partitions(instance)
         found = self._take_buffered(most)

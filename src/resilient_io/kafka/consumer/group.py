@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -121,6 +122,14 @@ class SessionWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.doubtful = False
+        self.valid_until = math.inf
+        """Loop time until which the group has confirmed the membership."""
+
+    def check(self) -> None:
+        """Begin to doubt if a session has passed: the event loop was blocked beyond the timer."""
+        if self._timer is not None and asyncio.get_running_loop().time() >= self.valid_until:
+            self._cancel_timer()
+            self._doubt()
 
     def confirm(self, requested_at: float) -> None:
         """Note that the group has confirmed the membership, requested at this loop time."""
@@ -128,7 +137,8 @@ class SessionWatch:
         if self._closed or loop.time() >= requested_at + self._session:
             return  # the answer is so old that the session may have expired since
         self._cancel_timer()
-        self._timer = loop.call_at(requested_at + self._session, self._doubt)
+        self.valid_until = requested_at + self._session
+        self._timer = loop.call_at(self.valid_until, self._doubt)
         if self.doubtful:
             self.doubtful = False
             self._changed()
@@ -136,6 +146,7 @@ class SessionWatch:
     def close(self) -> None:
         """Stop watching."""
         self._closed = True
+        self.valid_until = math.inf
         self._cancel_timer()
 
     def _doubt(self) -> None:

@@ -110,6 +110,7 @@ class ConsumerRuntime:
             context=self.supervisor.context,
             counters=self.counters,
         )
+        self._session = SessionWatch(self._times.session, self._session_changed)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
@@ -119,13 +120,13 @@ class ConsumerRuntime:
             drop=self.use.drop,
             deserializer=self.deserializer,
             has_group=group is not None,
+            session=self._session,
             counters=self.counters,
         )
         self.offsets = OffsetQueries(
             self.health.name, target=self.target, supervisor=self.supervisor
         )
         self._committer = Committer(self.target, self.health.name, self.counters)
-        self._session = SessionWatch(self._times.session, self._session_changed)
         self._rebalancer = Rebalancer(
             health=self.health,
             assignment=self.assignment,

@@ -97,6 +97,7 @@ class Processor:
             concurrency=plan.concurrency,
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
+            check_membership=self.source.check_membership,
         )
         self._fetch_loop = FetchLoop(self.source, self._scheduler, self._gate, self._workers.wake)
         self._watchdog = Watchdog(

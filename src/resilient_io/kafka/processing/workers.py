@@ -64,6 +64,7 @@ class WorkerPool:
     concurrency: int
     stop: Callable[[BaseException], None]
     shutting_down: Callable[[], bool]
+    check_membership: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.allowed = self.concurrency
@@ -96,8 +97,10 @@ class WorkerPool:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """Yield to the event loop, or park the worker if too many are working."""
-        # Both are checked with one comparison per record: `now > stretch_ends`.
+        """Yield to the event loop; park the worker if too many work or the group expelled us."""
+        # All three are checked with one comparison per record: `now > stretch_ends`. A process that
+        # was stopped for a whole session is past every stretch, before any timer was called.
+        self.check_membership()
         if self.working > self.allowed:
             await self.park(worker)
             return

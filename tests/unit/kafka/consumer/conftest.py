@@ -188,6 +188,7 @@ class World:
             context=contextvars.Context,
             counters=self.counters,
         )
+        self.session = SessionWatch(1_000_000.0, lambda: None)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
@@ -197,10 +198,10 @@ class World:
             drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
+            session=self.session,
             counters=self.counters,
         )
         self.committer = Committer(self.target, "kafka", self.counters)
-        self.session = SessionWatch(1_000_000.0, lambda: None)
         self.rebalancer = Rebalancer(
             health=self.health,
             assignment=self.assignment,

@@ -64,6 +64,20 @@ async def test_doubt_begins_one_session_after_the_last_answered_request():
     watched.session.close()
 
 
+async def test_check_begins_the_doubt_if_the_loop_was_blocked_beyond_the_timer(monkeypatch):
+    watched = Watched()
+    watched.session.confirm(watched.loop.time())
+    watched.session.check()
+    assert watched.changes == []
+    time = watched.loop.time
+    monkeypatch.setattr(watched.loop, "time", lambda: time() + 50.0)  # no timer was called since
+    watched.session.check()
+    assert watched.changes == [(50.0, True)]
+    watched.session.check()
+    assert len(watched.changes) == 1
+    watched.session.close()
+
+
 async def test_an_answer_older_than_a_session_does_not_end_the_doubt():
     watched = Watched()
     watched.session.confirm(watched.loop.time())
