@@ -50,6 +50,9 @@ _DEFAULTS = {"consumer_timeout_ms": 1000}
 something to fetch. Every event that may change that wakes it anyway
 (`Fetcher._fetch_requests_routine`)."""
 
+_RESERVED = 1.0
+"""Seconds of a close for cancelled handlers, the last commit, and leaving the group."""
+
 _OWN = {"auto_offset_reset": "none"}
 """`Positions` decides what aiokafka would decide with this option."""
 
@@ -281,15 +284,15 @@ class ConsumerRuntime:
         self._closing = True
         self.use.close()
         self._session.close()
+        # What is in hand gets all time except this: nothing else is subtracted from it.
+        left = max(0.0, until - loop.time())
+        reserved = min(left / 2, _RESERVED)
         if self.use.processor is not None:
-            left = max(0.0, until - loop.time())
-            # The handlers get all time except what the last commit, which follows, may need.
-            reserve = min(left / 2, self.settings.commit_timeout)
-            await self.use.processor.aclose(left - reserve, caller)
+            await self.use.processor.aclose(left, reserved, caller)
         self.fetcher.close()
         await self._housekeeping.aclose()
         if self.use.stream is not None:
-            drain = min(self.settings.drain_timeout, (until - loop.time()) / 2)
+            drain = min(self.settings.drain_timeout, until - reserved - loop.time())
             await self.use.stream.drain(self.assignment.partitions, drain, caller)
         down = self.health.state is State.DOWN
         if not down:

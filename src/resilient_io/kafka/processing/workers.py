@@ -158,11 +158,14 @@ class WorkerPool:
         partitions: Sequence[TopicPartition] | None,
         timeout: float,
         caller: asyncio.Task[Any] | None = None,
+        *,
+        grace: float = CANCEL_GRACE,
     ) -> int:
         """Wait until no worker has a record of these partitions (None: of any).
 
-        Return how many handlers were cancelled because they took longer than `timeout`. `caller` is
-        the task that waits for this: if it is a worker, it is not waited for.
+        Return how many handlers were cancelled because they took longer than `timeout`; they get
+        `grace` seconds for their cleanup. `caller` is the task that waits for this: if it is a
+        worker, it is not waited for.
         """
         holding = [worker for worker in self._holding(partitions) if worker.task is not caller]
         if holding and timeout > 0.0:
@@ -172,7 +175,7 @@ class WorkerPool:
             worker.evicted = True
             worker.task.cancel()
         if late:
-            await asyncio.wait([self._freed(worker) for worker in late], timeout=CANCEL_GRACE)
+            await asyncio.wait([self._freed(worker) for worker in late], timeout=grace)
         for worker in late:
             if worker.items and worker.evicted:
                 record = worker.items[0][1]
