@@ -12,6 +12,7 @@ from resilient_io.health import Cause, State
 from resilient_io.tasks import describe_task_end, log_task_death, wake
 
 from ..driver import connections_of, oldest_request, reconnect
+from ..errors import classify_error, describe_driver_error, quoted_error
 from . import internals
 
 if TYPE_CHECKING:
@@ -97,7 +98,10 @@ class DeadConnectionDetector:
 
 
 class StalledPartitionDetector:
-    """Makes health DEGRADED while a partition with records to read makes no progress."""
+    """Makes health DEGRADED while a partition with records to read makes no progress.
+
+    The cause is an open transaction if the records after it are hidden from this consumer.
+    """
 
     # A paused partition is not stalled, nor is any while Kafka is down: then the time starts again.
 
@@ -123,7 +127,14 @@ class StalledPartitionDetector:
             partition, at, end = each.partition, each.resume_offset, each.end_offset
             before = self._positions.get(partition)
             waiting = end is not None and (at is None or at < end)
-            if before is None or before[0] != at or not waiting or down or paused(partition):
+            hidden = not waiting and each.open_transaction is not None
+            if (
+                before is None
+                or before[0] != at
+                or not (waiting or hidden)
+                or down
+                or paused(partition)
+            ):
                 positions[partition] = (at, now)
                 continue
             positions[partition] = before
@@ -131,15 +142,22 @@ class StalledPartitionDetector:
                 stalled.append(partition)
                 # Reported once. DOWN clears the lost parts, and then `before` starts again.
                 if partition not in self._stalled:
-                    self._reporter.part_lost(
-                        self._part(partition),
-                        Cause.STALLED,
-                        f"stalled at offset {at} for {now - before[1]:.0f} s (end offset {end})",
-                    )
+                    self._report(each, now - before[1], hidden=hidden)
         for partition in self._stalled:
             if partition not in stalled:
                 self._reporter.part_back(self._part(partition))
         self._positions, self._stalled = positions, stalled
+
+    def _report(self, each: AssignedPartition, seconds: float, *, hidden: bool) -> None:
+        cause, at = Cause.STALLED, each.resume_offset
+        detail = f"stalled at offset {at} for {seconds:.0f} s (end offset {each.end_offset})"
+        if hidden:
+            cause = Cause.OPEN_TRANSACTION
+            detail = (
+                f"an open transaction at offset {each.open_transaction} has hidden records for "
+                f"{seconds:.0f} s: its producer has not ended it"
+            )
+        self._reporter.part_lost(self._part(each.partition), cause, detail)
 
     def close(self) -> None:
         """Withdraw all reports."""
@@ -149,6 +167,62 @@ class StalledPartitionDetector:
     def _part(self, partition: TopicPartition) -> str:
         prefix = "" if self._group is None else f"{self._group}: "
         return f"{prefix}{partition.topic}[{partition.partition}]"
+
+
+_GROUP_FULL = 81  # the error code GROUP_MAX_SIZE_REACHED
+
+
+class GroupDetector:
+    """Makes health DEGRADED while the group refuses this member, or does not end a rebalance."""
+
+    def __init__(self, health: Dependency, after: float | None, group: str) -> None:
+        self._health = health
+        self._reporter = health.reporter()
+        self._after = after
+        self._group = group
+        self._waiting_since: float | None = None
+        self._reported: list[str] = []
+
+    def instance_failed(self, error: BaseException) -> None:
+        """Report that the group refuses this member for now, if the error says so."""
+        if classify_error(error).kind != "refused":
+            return
+        detail = describe_driver_error(quoted_error(error))
+        if getattr(quoted_error(error), "errno", None) == _GROUP_FULL:
+            detail = "full (group.max.size of the brokers): run fewer consumers, or raise it"
+        self._report("membership", Cause.OVERLOADED, f"the group {self._group!r}: {detail}")
+
+    def check(self, instance: ConsumerDriver | None, now: float) -> None:
+        """Check whether this member takes part in the group, or waits for it."""
+        if self._health.state is State.DOWN:
+            self._waiting_since, self._reported = None, []  # DOWN forgets what was reported
+        if instance is None:
+            return
+        if not internals.reassigning(instance):
+            self._waiting_since = None
+            for part in self._reported:
+                self._reporter.part_back(part)
+            self._reported = []
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        elif self._after is not None and now - self._waiting_since >= self._after:
+            self._report(
+                "rebalance",
+                Cause.REBALANCING,
+                f"the group {self._group!r} has been rebalancing for "
+                f"{now - self._waiting_since:.0f} s: another member does not join",
+            )
+
+    def close(self) -> None:
+        """Withdraw all reports."""
+        self._reporter.close()
+        self._reported = []
+
+    def _report(self, what: str, cause: Cause, detail: str) -> None:
+        part = f"{self._group}: {what}"
+        if part not in self._reported:
+            self._reported.append(part)
+            self._reporter.part_lost(part, cause, detail)
 
 
 _TICK = 1.0
@@ -179,6 +253,7 @@ class Housekeeping:
     use: ExclusiveUse
     settings: ConsumerSettings
     stalled_partitions: StalledPartitionDetector | None
+    group: GroupDetector | None
     dead_connections: DeadConnectionDetector
     all_answered: Callable[[], None]
 
@@ -219,8 +294,9 @@ class Housekeeping:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-        if self.stalled_partitions is not None:
-            self.stalled_partitions.close()
+        for detector in (self.stalled_partitions, self.group):
+            if detector is not None:
+                detector.close()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -256,6 +332,8 @@ class Housekeeping:
 
     def _check(self, now: float) -> None:
         instance = self.supervisor.driver
+        if self.group is not None:
+            self.group.check(instance, now)
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:

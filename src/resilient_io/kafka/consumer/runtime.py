@@ -20,7 +20,12 @@ from . import internals
 from .assignment import Assignment
 from .fetcher import Fetcher
 from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
-from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
+from .housekeeping import (
+    DeadConnectionDetector,
+    GroupDetector,
+    Housekeeping,
+    StalledPartitionDetector,
+)
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
 from .offsets import OffsetQueries
 from .options import GroupTimes
@@ -146,6 +151,9 @@ class ConsumerRuntime:
             stalled_partitions = StalledPartitionDetector(
                 self.health, self.settings.stalled_after, group
             )
+        self._group = None
+        if group is not None:
+            self._group = GroupDetector(self.health, self.settings.stalled_after, group)
         self._housekeeping = Housekeeping(
             health=self.health,
             supervisor=self.supervisor,
@@ -156,6 +164,7 @@ class ConsumerRuntime:
             use=self.use,
             settings=self.settings,
             stalled_partitions=stalled_partitions,
+            group=self._group,
             dead_connections=DeadConnectionDetector(
                 self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
@@ -328,7 +337,9 @@ class ConsumerRuntime:
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)
 
-    def _detached(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
+    def _detached(self, instance: ConsumerDriver, error: BaseException | None) -> None:
+        if error is not None and self._group is not None:
+            self._group.instance_failed(error)
         self.fetcher.use_instance(None)
         if not self.fetcher.closed:
             self._rebalancer.lose(instance)

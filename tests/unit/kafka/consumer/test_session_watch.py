@@ -192,7 +192,8 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
             send=without_topic_ids,
         ),
         _fetcher=SimpleNamespace(
-            request_offset_reset=lambda *_: asyncio.get_running_loop().create_future()
+            _isolation_level=0,
+            request_offset_reset=lambda *_: asyncio.get_running_loop().create_future(),
         ),
         subscription=lambda: {"t"},
         _coordinator=coordinator,
