@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
-    from .group import SessionWatch
+    from .membership import SessionWatch
     from .positions import Positions
 
     Deserializer = Callable[[bytes], Any]

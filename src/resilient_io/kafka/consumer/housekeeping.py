@@ -12,7 +12,6 @@ from resilient_io.health import Cause, State
 from resilient_io.tasks import describe_task_end, log_task_death, wake
 
 from ..driver import connections_of, oldest_request, reconnect
-from ..errors import classify_error, describe_driver_error, quoted_error
 from . import internals
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .fetcher import Fetcher
     from .group import Committer
     from .iteration import ExclusiveUse
+    from .membership import GroupDetector
     from .options import ConsumerSettings
     from .positions import Positions
 
@@ -167,62 +167,6 @@ class StalledPartitionDetector:
     def _part(self, partition: TopicPartition) -> str:
         prefix = "" if self._group is None else f"{self._group}: "
         return f"{prefix}{partition.topic}[{partition.partition}]"
-
-
-_GROUP_FULL = 81  # the error code GROUP_MAX_SIZE_REACHED
-
-
-class GroupDetector:
-    """Makes health DEGRADED while the group refuses this member, or does not end a rebalance."""
-
-    def __init__(self, health: Dependency, after: float | None, group: str) -> None:
-        self._health = health
-        self._reporter = health.reporter()
-        self._after = after
-        self._group = group
-        self._waiting_since: float | None = None
-        self._reported: list[str] = []
-
-    def instance_failed(self, error: BaseException) -> None:
-        """Report that the group refuses this member for now, if the error says so."""
-        if classify_error(error).kind != "refused":
-            return
-        detail = describe_driver_error(quoted_error(error))
-        if getattr(quoted_error(error), "errno", None) == _GROUP_FULL:
-            detail = "full (group.max.size of the brokers): run fewer consumers, or raise it"
-        self._report("membership", Cause.OVERLOADED, f"the group {self._group!r}: {detail}")
-
-    def check(self, instance: ConsumerDriver | None, now: float) -> None:
-        """Check whether this member takes part in the group, or waits for it."""
-        if self._health.state is State.DOWN:
-            self._waiting_since, self._reported = None, []  # DOWN forgets what was reported
-        if instance is None:
-            return
-        if not internals.reassigning(instance):
-            self._waiting_since = None
-            for part in self._reported:
-                self._reporter.part_back(part)
-            self._reported = []
-        elif self._waiting_since is None:
-            self._waiting_since = now
-        elif self._after is not None and now - self._waiting_since >= self._after:
-            self._report(
-                "rebalance",
-                Cause.REBALANCING,
-                f"the group {self._group!r} has been rebalancing for "
-                f"{now - self._waiting_since:.0f} s: another member does not join",
-            )
-
-    def close(self) -> None:
-        """Withdraw all reports."""
-        self._reporter.close()
-        self._reported = []
-
-    def _report(self, what: str, cause: Cause, detail: str) -> None:
-        part = f"{self._group}: {what}"
-        if part not in self._reported:
-            self._reported.append(part)
-            self._reporter.part_lost(part, cause, detail)
 
 
 _TICK = 1.0

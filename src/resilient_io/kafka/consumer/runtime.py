@@ -19,14 +19,14 @@ from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
 from .fetcher import Fetcher
-from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
+from .group import Committer, RebalanceListener, Rebalancer
 from .housekeeping import (
     DeadConnectionDetector,
-    GroupDetector,
     Housekeeping,
     StalledPartitionDetector,
 )
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
+from .membership import GroupDetector, SessionWatch
 from .offsets import OffsetQueries
 from .options import GroupTimes
 from .positions import Positions

@@ -13,7 +13,7 @@ from resilient_io.health import Dependency
 from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer.assignment import Assignment
 from resilient_io.kafka.consumer.fetcher import Fetcher, RecordDeserializer
-from resilient_io.kafka.consumer.group import Committer, Rebalancer, SessionWatch
+from resilient_io.kafka.consumer.group import Committer, Rebalancer
 from resilient_io.kafka.consumer.iteration import (
     BatchIterator,
     BatchStream,
@@ -21,6 +21,7 @@ from resilient_io.kafka.consumer.iteration import (
     RecordIterator,
     SingleRecordStream,
 )
+from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.positions import Positions
 from resilient_io.kafka.processing import Processor

@@ -12,7 +12,7 @@ from resilient_io.health import FlightRecorder
 from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.fetcher import RecordDeserializer
-from resilient_io.kafka.consumer.group import SessionWatch
+from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings, check_subscription
 from resilient_io.kafka.consumer.runtime import ConsumerRuntime
 from resilient_io.kafka.processing import Processor

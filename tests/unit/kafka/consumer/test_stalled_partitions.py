@@ -8,7 +8,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from resilient_io import Cause, Dependency, State
-from resilient_io.kafka.consumer.housekeeping import GroupDetector, StalledPartitionDetector
+from resilient_io.kafka.consumer.housekeeping import StalledPartitionDetector
+from resilient_io.kafka.consumer.membership import GroupDetector
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
