@@ -602,6 +602,10 @@ class _Drawer:
             settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
             settings |= {"timeout": rng.choice([0.3, 0.5]), "interval": rng.choice([0.3, 1.0])}
+        if rng.random() < 0.5:
+            settings["reconnect_interval"] = rng.choice([0.3, 0.5])
+        if rng.random() < 0.2:
+            settings |= {"short_outage": rng.choice([1.0, 3.0]), "reconnect_interval_cap": 1.0}
         return settings
 
     def _options(self) -> dict[str, Any]:
@@ -616,7 +620,7 @@ class _Drawer:
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
         count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
-        total = rng.randint(30, 60)
+        total = rng.randint(28, 56)
         number = 0
         callers = []
         for index in range(count):
