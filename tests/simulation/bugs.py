@@ -880,4 +880,56 @@ BUGS: tuple[PlantedBug, ...] = (
         "native = command.spec.known",
         "A script that wrote before one of its commands was refused is executed again.",
     ),
+    # -- clients that share a pool -----------------------------------------------------------
+    PlantedBug(
+        "dropped-client-still-counts",
+        "sharing",
+        "redis/client.py",
+        """        self._leave(kept=kept)
+        if kept or""",
+        "        if kept or",
+        "The connections of a pool stay open forever if one of its clients was dropped.",
+    ),
+    PlantedBug(
+        "unused-connections-closed-at-once",
+        "sharing",
+        "redis/runtime.py",
+        "        if self.multiplexer.time() >= due:",
+        "        if self.multiplexer.time() >= due - _KEPT_UNUSED:",
+        "Each request of a web service opens its connections again.",
+    ),
+    PlantedBug(
+        "close-ends-the-calls-of-others",
+        "sharing",
+        "redis/client.py",
+        """        if not close_all:
+            return
+""",
+        "",
+        "Closing one client of a pool fails the calls of the others.",
+    ),
+    PlantedBug(
+        "dropped-client-stays-open",
+        "sharing",
+        "redis/client.py",
+        "        runtime.close_later(self.connection_pool.aclose if owned else _nothing)\n",
+        "",
+        "A client that was dropped without a close leaves its connections and tasks behind.",
+    ),
+    PlantedBug(
+        "reopened-client-stays-closed",
+        "sharing",
+        "redis/client.py",
+        "            twin._closed = False  # only this client knows; it is asked below\n",
+        "",
+        "A traced client whose first call is made while it is closed stays closed.",
+    ),
+    PlantedBug(
+        "name-not-set-on-new-connections",
+        "sharing",
+        "redis/multiplexer.py",
+        "                    version = await self._session.apply(query, name)",
+        "                    version = self._session.version",
+        "A connection that is opened after CLIENT SETNAME has another name than the others.",
+    ),
 )

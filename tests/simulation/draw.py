@@ -620,7 +620,7 @@ class _Drawer:
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
         count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
-        total = rng.randint(28, 56)
+        total = rng.randint(26, 52)
         number = 0
         callers = []
         for index in range(count):
