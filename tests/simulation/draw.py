@@ -634,6 +634,8 @@ class _Drawer:
             options["decode_responses"] = True
         if rng.random() < self.theme.narrow:
             options["max_connections"] = rng.choice([1, 2, 3])
+        if rng.random() < 0.75:
+            options["driver_info"] = None  # without CLIENT SETINFO, a connection costs less
         return options
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
