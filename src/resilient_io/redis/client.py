@@ -46,12 +46,14 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .runtime import Runtime
+from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
+from .wrong_server import check_pushes, needs_pushes
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
@@ -61,10 +63,11 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .addresses import Address, AddressMap
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .options import PoolOptions, RedisOptions, UrlOptions
+    from .options import PoolOptions, RedisOptions, SentinelOptions, UrlOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     ) -> Self:
         """Return a client for a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
 
+        Also for Sentinels: `redis+sentinel://user:password@s1:26379,s2:26379/mymaster/0`, with TLS
+        `rediss+sentinel://…`. User and password are those of the servers. Options with the prefix
+        `sentinel_` are for the Sentinels: `?sentinel_password=…`, `sentinel_ssl=no`.
+
         Args:
             url: The server's URL. A password in it is never shown.
             single_connection_client: As in the constructor.
@@ -277,6 +284,50 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         )
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
+
+    @classmethod
+    def from_sentinel(
+        cls,
+        sentinels: Iterable[Address],
+        service_name: str,
+        *,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        min_other_sentinels: int = 0,
+        force_master_ip: str | None = None,
+        address_map: AddressMap | None = None,
+        **options: Unpack[SentinelOptions],
+    ) -> Self:
+        """Return a client for the master that Sentinels monitor. It follows failovers.
+
+        Args:
+            sentinels: Host and port of each Sentinel: `[("sentinel-1", 26379), …]`.
+            service_name: The name of the master in the configuration of the Sentinels.
+            sentinel_kwargs: Options of the connections to the Sentinels, which may have another
+                user, password and TLS than the servers: `{"password": …, "ssl": True}`. By
+                default, the `socket_…` options of the servers.
+            min_other_sentinels: How many other Sentinels one must know so that its answer counts.
+            force_master_ip: The host of the master, whatever the Sentinels say.
+            address_map: Where servers are reached that the Sentinels announce at addresses which
+                do not lead anywhere from here (NAT, containers): a mapping of `(host, port)` to
+                `(host, port)`, or a function of `(host, port)` that returns such a tuple.
+            **options: Those of the constructor, which apply to the servers.
+
+        Raises:
+            ConfigurationError: An argument is invalid.
+        """
+        given: dict[str, Any] = {**options}
+        ours = {key: given.pop(key) for key in _OPTIONS_OF_FROM_SENTINEL if key in given}
+        check_conflicts(given, ours.get("policy"))
+        pool = pool_from_sentinels(
+            sentinels,
+            service_name,
+            given,
+            sentinel_kwargs=sentinel_kwargs,
+            min_other_sentinels=min_other_sentinels,
+            force_master_ip=force_master_ip,
+            address_map=address_map,
+        )
+        return cls.from_pool(pool, **ours)
 
     @classmethod
     def from_pool(cls, connection_pool: ConnectionPool, **options: Unpack[PoolOptions]) -> Self:
@@ -375,6 +426,9 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if spec.route is Route.BOUND:
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
         started = runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
@@ -520,6 +574,9 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
             self._check_open("pubsub")
+            handler = options.get("push_handler_func") is not None
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes("pubsub(push_handler_func=…)", needed=handler, protocol=protocol)
             options.setdefault("event_dispatcher", self._event_dispatcher)
             return _PubSub(self, self.connection_pool, **options)
 
@@ -794,6 +851,7 @@ _execute_command = ResilientRedis.execute_command
 """The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
 _OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
+_OPTIONS_OF_FROM_SENTINEL = (*_OPTIONS_OF_FROM_URL, "single_connection_client")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 

@@ -8,6 +8,7 @@ import functools
 import math
 import socket
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
@@ -37,6 +38,15 @@ from .tls import (
     answers_without_tls,
     find_alert,
     load_files,
+)
+from .wrong_server import (
+    HandshakeFacts,
+    WrongServer,
+    address_of,
+    explain_reply,
+    no_sentinel,
+    sentinel_instead_of_server,
+    wrong_database,
 )
 
 if TYPE_CHECKING:
@@ -183,11 +193,17 @@ async def _open(
     connection = target.connection(client_name=client_name, connect_timeout=None, place=place)
     if began is not None:
         began(connection)
+    facts = HandshakeFacts(connection)
     opened = False
     try:
         load_files(connection)
-        await _shake_hands(connection)
+        with facts:
+            await _shake_hands(connection)
+        target.check_mode(facts.mode, place)
         opened = True
+    except driver.ResponseError:  # a Sentinel has no SELECT, for example
+        target.check_mode(facts.mode, place)
+        raise
     finally:
         if not opened:
             abort(connection)
@@ -415,9 +431,18 @@ class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
     Sentinel pools work, too: every connect attempt asks the Sentinels for the address again.
+
+    Args:
+        pool: The pool.
+        source: Where the address comes from, if not from the pool.
+        sentinel: Whether the address is that of a Sentinel, not of a server with data.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
+    ) -> None:
+        self._sentinel = sentinel
+        self._source = source
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -457,7 +482,7 @@ class RedisTarget:
 
     def _find_places(self) -> Places | None:
         """Return where connections are opened; None if that is up to the connections."""
-        source: AddressSource
+        source = self._source
         pool, settings = self._pool, self._settings
         plain = _PLAIN_CLASSES.get(self._class)
         if plain is not None and isinstance(pool, SentinelConnectionPool):
@@ -465,19 +490,23 @@ class RedisTarget:
             self._class = plain
             settings.pop("connection_pool", None)
             manager = pool.sentinel_manager
-            source = SentinelAddress(
+            source = source or SentinelAddress(
                 pool.service_name,
-                [_asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
+                [
+                    _asker(RedisTarget(known.connection_pool, sentinel=True))
+                    for known in manager.sentinels
+                ],
                 replica=not pool.is_master,
                 least_others=manager.min_other_sentinels,
                 forced_host=manager._force_master_ip,
+                address_map=getattr(manager, "address_map", None),
             )
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
             host, port = settings.get("host") or "localhost", settings.get("port", 6379)
             if not isinstance(host, str):
                 return None
-            source = ConfiguredAddress(host, int(port))
+            source = source or ConfiguredAddress(host, int(port))
         else:
             return None
         return Places(source)
@@ -519,7 +548,25 @@ class RedisTarget:
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""
-        return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        failure = connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        if failure.cause is Cause.WRONG_DATABASE:
+            detail = wrong_database(self._settings.get("db"), failure.detail)
+            return failure if detail is None else replace(failure, detail=detail)
+        return failure
+
+    def check_mode(self, mode: str | None, place: Place | None) -> None:
+        """Raise if a server has said in the handshake that it is a Sentinel, and none is wanted."""
+        if mode == "sentinel" and not self._sentinel:
+            where = place or (self._settings.get("host"), self._settings.get("port", 6379))
+            raise sentinel_instead_of_server(address_of(where[0], where[1]))
+
+    def explain_reply(self, error: Exception, *, known: bool) -> Exception:
+        """Return an error reply with a text that says what to use, if another server would help.
+
+        `known` is whether the command is one of Redis.
+        """
+        where = address_of(self._settings.get("host"), self._settings.get("port", 6379))
+        return explain_reply(error, known=known, where=where)
 
     async def check_port(self) -> None:
         """Raise if only one side speaks TLS, as an earlier attempt has found out."""
@@ -631,6 +678,7 @@ _SENTINEL_TIMEOUT = 0.5  # seconds that one Sentinel may take, from connecting t
 
 def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
     """Return a function that sends commands on a new connection and returns their replies."""
+    where = clean_text(target.name.rpartition("/")[0])
 
     async def ask(*commands: Sequence[str]) -> list[Any]:
         connection: AbstractConnection | None = None
@@ -639,9 +687,18 @@ def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
                 places = await target.places() or (None,)
                 connection = await _open(target, places[0], client_name=None, began=None)
                 replies = await exchange(connection, *commands)
+            wrong = [no_sentinel(reply, where) for reply in replies]
+            if wrong[0] is not None:
+                raise wrong[0]
+        except WrongServer:
+            raise
         except (driver.RedisError, OSError) as error:
             failure = target.failure(error)
-            where = clean_text(target.name.rpartition("/")[0])
+            if failure.cause is Cause.AUTH:
+                use = "sentinel_kwargs={'password': …}, or ?sentinel_password=… in a URL"
+                raise driver.AuthenticationError(
+                    f"the Sentinel {where} refuses the login: use {use} ({failure.detail})"
+                ) from None
             raise driver.ConnectionError(f"{where}: {failure.detail}") from None
         else:
             return replies

@@ -41,6 +41,7 @@ from resilient_io.health import Cause
 from resilient_io.text import clean_text, describe_error, error_chain
 
 from .tls import TLS_PORT, TLSConfigurationError
+from .wrong_server import WrongServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,12 +155,6 @@ def refusal(error: BaseException) -> Refusal | None:
     return found
 
 
-def advise(error: BaseException) -> None:
-    """Add a note to a final error reply that the reader can do something about."""
-    if isinstance(error, driver.MovedError):
-        error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
-
-
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
     """Remove secrets from the text of an exception of redis-py, and of those that caused it.
 
@@ -218,6 +213,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...]
     ((ssl.SSLCertVerificationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
     ((TLSConfigurationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
     ((ssl.SSLError,), ConnectionFailure(Cause.TLS, _TLS_HINT, permanent=True)),
+    ((WrongServer,), ConnectionFailure(Cause.WRONG_SERVER, "", permanent=True)),
     ((MasterNotFoundError, SlaveNotFoundError), ConnectionFailure(Cause.UNREACHABLE, "")),
     ((socket.gaierror,), ConnectionFailure(Cause.DNS, "")),
     ((ConnectionRefusedError, FileNotFoundError), ConnectionFailure(Cause.REFUSED, "")),
@@ -247,7 +243,8 @@ def connection_failure(
         return found
     if any(isinstance(link, driver.ResponseError) for link in chain):
         # The server refused a part of the handshake (HELLO, SELECT): a wrong database, for example.
-        cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
+        wrong = "DB index" in detail or "SELECT is not allowed" in detail
+        cause = Cause.WRONG_DATABASE if wrong else Cause.OTHER
         return ConnectionFailure(cause, detail, permanent=True)
     if any(isinstance(link, OSError) for link in chain):
         return ConnectionFailure(Cause.UNREACHABLE, detail)

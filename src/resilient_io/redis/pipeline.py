@@ -43,7 +43,7 @@ from .attempt import (
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
-from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
+from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
 from .scripts import load_over
@@ -432,7 +432,8 @@ class BatchCall(Call):
     async def _read(self, index: int, reply: object) -> object:
         args, options = self._commands[index]
         if isinstance(reply, Exception):
-            advise(reply)
+            known = self._specs[index].known
+            reply = self._multiplexer.target.explain_reply(reply, known=known)
             return options.get(EMPTY_RESPONSE, reply)
         try:
             value = apply_callback(self._pipeline.callback_table, args[0], reply, options)

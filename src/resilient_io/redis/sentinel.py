@@ -8,14 +8,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.sentinel import MasterNotFoundError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from .addresses import SharedTask
+from .addresses import SharedTask, map_address
+from .errors import connection_failure
+from .wrong_server import SENTINEL_PORT, UnknownMaster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    Address = tuple[str, int]
+    from .addresses import Address, AddressMap
+
     Ask = Callable[..., Awaitable[Any]]
 
 _LATE_ANSWERS = 0.05  # seconds to wait for more answers once one Sentinel has answered
@@ -34,6 +37,7 @@ class SentinelAddress:
         replica: Whether a replica is wanted, or the master if none is alive.
         least_others: How many other Sentinels one must know so that its answer counts.
         forced_host: The host of the master, whatever the Sentinels say.
+        address_map: Where a server is reached that the Sentinels announce at another address.
         rng: Chooses the first replica.
     """
 
@@ -45,6 +49,7 @@ class SentinelAddress:
         replica: bool = False,
         least_others: int = 0,
         forced_host: str | None = None,
+        address_map: AddressMap | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._service = service
@@ -52,6 +57,7 @@ class SentinelAddress:
         self._replica = replica
         self._least_others = least_others
         self._forced_host = forced_host
+        self._address_map = address_map
         self._rng = rng if rng is not None else random.Random()
         self._turn: int | None = None  # the position of the latest replica
         self._lookup = SharedTask("resilient-io redis sentinel lookup")
@@ -87,7 +93,7 @@ class SentinelAddress:
             for ask in self._sentinels
         ]
         answers: Counter[tuple[Address, ...]] = Counter()
-        problems: list[str] = []
+        problems: list[Exception] = []
         pending = list(tasks)
         until: float | None = None
         try:
@@ -101,7 +107,7 @@ class SentinelAddress:
                     try:
                         answers[task.result()] += 1
                     except (RedisError, OSError) as error:
-                        problems.append(str(error) or "timed out")
+                        problems.append(error)
                 if answers and until is None:
                     until = loop.time() + _LATE_ANSWERS
                 if not done or max(answers.values(), default=0) * 2 > len(tasks):
@@ -113,8 +119,30 @@ class SentinelAddress:
                 await asyncio.wait(pending)
         if answers:
             return answers.most_common(1)[0][0]
-        why = f": {'; '.join(dict.fromkeys(problems))}" if problems else ""
-        raise MasterNotFoundError(f"no Sentinel knows a master {self._service!r}{why}")
+        raise self._explain(problems)
+
+    def _explain(self, problems: Sequence[Exception]) -> Exception:
+        """Return the error if no Sentinel has given an address.
+
+        It is one for a wrong setting if all Sentinels say that: then waiting does not help.
+        """
+        names = [each for each in problems if isinstance(each, UnknownMaster)]
+        if len(names) == len(self._sentinels):
+            return names[0]
+        texts = [
+            each.advice if isinstance(each, UnknownMaster) else str(each) or "timed out"
+            for each in problems
+        ]
+        text = "; ".join(dict.fromkeys(texts))
+        final = [each for each in problems if connection_failure(each).permanent]
+        if len(final) == len(self._sentinels):
+            return type(final[0])(text)
+        if any(isinstance(each, MasterNotFoundError | ResponseError) for each in problems):
+            return MasterNotFoundError(f"no Sentinel knows a master {self._service!r}: {text}")
+        why = f": {text}" if text else ""
+        return MasterNotFoundError(
+            f"no Sentinel answers{why} (a Sentinel listens on port {SENTINEL_PORT} by default)"
+        )
 
     async def _ask_for_master(self, ask: Ask) -> tuple[Address, ...]:
         commands: list[tuple[str, ...]] = [
@@ -126,26 +154,34 @@ class SentinelAddress:
         if isinstance(address, Exception):
             raise address
         if address is None:
-            raise MasterNotFoundError("a Sentinel does not monitor this name")
+            raise await self._unknown_name(ask)
         if facts and self._others_known(facts[0]) < self._least_others:
             raise MasterNotFoundError("a Sentinel knows too few others")
         return (self._address(address[0], address[1]),)
 
     async def _ask_for_replicas(self, ask: Ask) -> tuple[Address, ...]:
         (listed,) = await ask(("SENTINEL", "REPLICAS", self._service))
+        if isinstance(listed, ResponseError) and "No such master" in str(listed):
+            raise await self._unknown_name(ask)
         if isinstance(listed, Exception):
             raise listed
         facts = [_as_dict(each) for each in listed]
         alive = sorted(
-            (each["ip"], int(each["port"]))
+            self._address(each["ip"], each["port"])
             for each in facts
             if not {"s_down", "o_down"} & set(each["flags"].split(","))
         )
         return tuple(alive) or await self._ask_for_master(ask)
 
+    async def _unknown_name(self, ask: Ask) -> UnknownMaster:
+        (listed,) = await ask(("SENTINEL", "MASTERS"))
+        facts = [] if isinstance(listed, Exception) else [_as_dict(each) for each in listed]
+        return UnknownMaster(self._service, (each.get("name", "?") for each in facts))
+
     def _address(self, host: object, port: object) -> Address:
-        host = _text(host) if self._forced_host is None else self._forced_host
-        return host, int(_text(port))
+        if self._forced_host is not None and not self._replica:
+            return self._forced_host, int(_text(port))
+        return map_address(self._address_map, (_text(host), int(_text(port))))
 
     @staticmethod
     def _others_known(reply: object) -> int:
