@@ -174,8 +174,8 @@ async def _check_nodes(
         results.append(
             note(
                 f"the cluster has only {_count(masters, 'master')}",
-                "If one fails, the others are no majority, and no replica takes over: use three or "
-                "more.",
+                "If one fails, the rest is not a majority, and no replica takes over: use three "
+                "or more.",
             )
         )
     return merged(results, masters=masters)
@@ -284,7 +284,7 @@ def judge_slots(views: Sequence[NodeView]) -> CheckResult:
         count = sum(last - first + 1 for first, last in node.ranges)
         results.append(
             problem(
-                f"the owner of {count:,} slots has failed: {Endpoint(*node.place).text}",
+                f"the owner of {count:,} slots has failed: {_place_of(node, views)}",
                 "If no replica takes over within twice cluster-node-timeout: start it again, or "
                 "send CLUSTER FAILOVER TAKEOVER to a replica of it.",
                 lost=count,
@@ -329,6 +329,14 @@ def majority(views: Sequence[NodeView]) -> NodeView:
     signs = [_sign(view) for view in views]
     most, _ = Counter(signs).most_common(1)[0]
     return views[signs.index(most)]
+
+
+def _place_of(node: KnownNode, views: Sequence[NodeView]) -> str:
+    """Return where a node was reached; where the others see it, if it was not."""
+    for view in views:
+        if view.id == node.id:
+            return view.endpoint.text
+    return Endpoint(*node.place).text
 
 
 def _sign(view: NodeView) -> tuple[object, ...]:
@@ -385,7 +393,7 @@ def judge_replicas(views: Sequence[NodeView]) -> CheckResult:
     replicas = [each for each in view.nodes.values() if not each.is_master and not each.is_gone]
     followed = {each.master for each in replicas}
     alone = [
-        Endpoint(*each.place).text
+        _place_of(each, views)
         for each in view.nodes.values()
         if each.is_master and each.ranges and "fail" not in each.flags and each.id not in followed
     ]
@@ -404,7 +412,7 @@ def judge_replicas(views: Sequence[NodeView]) -> CheckResult:
         owner = by_id.get(node.master)
         lag = owner.lags.get(node.place) if owner is not None else None
         if lag is not None:
-            lags[Endpoint(*node.place).text] = lag
+            lags[_place_of(node, views)] = lag
         result = _judge_replica(node, view.nodes.get(node.master), by_id.get(node.id), lag)
         if result is not None:
             results.append(result)

@@ -59,6 +59,9 @@ def judge_login(error: BaseException, *, uses_tls: bool, gave_password: bool) ->
     if cause is Cause.AUTH and not gave_password:
         found = "the server requires a password, and the URL has none"
         advice = "Use redis://user:password@host (redis://:password@host for the default user)."
+    elif cause is Cause.WRONG_SERVER:
+        found, _, use = found.partition(": ")
+        advice = f"{use[:1].upper()}{use[1:]}."
     elif cause is Cause.AUTH:
         found = f"authentication failed: {found}"
     elif uses_tls and cause in (Cause.RESET, Cause.TLS):

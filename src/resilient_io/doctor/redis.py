@@ -48,7 +48,7 @@ _NO_REPLY: Final = problem(
 
 def examine_redis(pool: ConnectionPool, *, timeout: float) -> AsyncGenerator[Step, None]:
     """Check the connection to a Redis server; see `resilient_io.doctor.examine`."""
-    target = RedisTarget(pool)
+    target = RedisTarget(pool, sentinel=True)  # a Sentinel may answer: the step reply reports it
     check_target(target)
     settings: dict[str, Any] = pool.connection_kwargs
     password = str(settings.get("password") or "")

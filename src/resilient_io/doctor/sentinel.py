@@ -149,7 +149,7 @@ async def _check_tls(
 ) -> CheckResult:
     async def check(endpoint: Endpoint, pool: ConnectionPool) -> CheckResult:
         try:
-            return await check_server_tls(RedisTarget(pool), endpoint, timeout)
+            return await check_server_tls(RedisTarget(pool, sentinel=True), endpoint, timeout)
         except TimeoutError:
             return silent_handshake(endpoint)
 
@@ -211,9 +211,8 @@ async def _ask_sentinel(
         ("SENTINEL", "MASTERS"),
     ]
     gave_password = bool(pool.connection_kwargs.get("password"))
-    answer = await ask_server(
-        endpoint, RedisTarget(pool), timeout, *commands, gave_password=gave_password
-    )
+    target = RedisTarget(pool, sentinel=True)
+    answer = await ask_server(endpoint, target, timeout, *commands, gave_password=gave_password)
     if isinstance(answer, CheckResult):
         if answer.data.get("cause") == Cause.AUTH.value:
             return replace(answer, advice=_SENTINEL_LOGIN)
@@ -291,7 +290,7 @@ def judge_quorum(views: Sequence[SentinelView], listed: Sequence[Endpoint]) -> C
         results.append(
             note(
                 f"there {'is' if total == 1 else 'are'} only {total} Sentinel{'s' * (total > 1)}",
-                "If one fails, the others are no majority, and no failover happens: run three, on "
+                "If one fails, the rest is not a majority, and no failover happens: run three, on "
                 "different hosts.",
             )
         )
@@ -581,7 +580,11 @@ def _judge_unreached(endpoint: Endpoint, why: CheckResult, *, down: bool) -> Che
     name = f"replica {endpoint.text}"
     if down:
         text = f"{name} is down: the Sentinels do not reach it, either"
-        return problem(text, "Start it again. If it no longer exists, send SENTINEL RESET.")
+        return problem(
+            text,
+            "Start it again, or correct what it announces (replica-announce-ip). If it no longer "
+            "exists, send SENTINEL RESET.",
+        )
     if endpoint.reached or why.status is not Status.PROBLEM:
         return replace(why, found=f"replica {why.found}")
     reason = why.found.removeprefix(f"{endpoint.text}: ")

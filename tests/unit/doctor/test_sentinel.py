@@ -245,4 +245,4 @@ def test_replica_that_the_sentinels_reach_and_this_host_does_not():
     assert "replica-announce-ip" in judged.advice
     judged = judge_replica(endpoint, {"flags": "slave,s_down"}, unreached, MASTER, KNOWN)
     assert judged.found == "replica redis-1:6379 is down: the Sentinels do not reach it, either"
-    assert "announce" not in judged.advice
+    assert "Start it again" in judged.advice
