@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
     from .states import Change
+    from .topology import Topology
 
 # Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
@@ -36,12 +37,18 @@ _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been h
 _log = logging.getLogger("resilient_io.health")
 
 
+def no_topology() -> Topology | None:
+    """Return None: the client of a single server knows no others."""
+    return None
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, when it last received anything, and its connections.
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
+    `topology` returns which servers it knows, or None for a single server.
     """
 
     probe: Callable[[bool], Awaitable[float]]
@@ -49,6 +56,7 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
+    topology: Callable[[], Topology | None] = no_topology
 
 
 class Prober:
