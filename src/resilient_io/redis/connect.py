@@ -8,6 +8,7 @@ import functools
 import math
 import socket
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
@@ -37,6 +38,15 @@ from .tls import (
     answers_without_tls,
     find_alert,
     load_files,
+)
+from .wrong_server import (
+    HandshakeFacts,
+    WrongServer,
+    address_of,
+    explain_reply,
+    no_sentinel,
+    sentinel_instead_of_server,
+    wrong_database,
 )
 
 if TYPE_CHECKING:
@@ -186,12 +196,18 @@ async def _open(
     connection = target.connection(client_name=client_name, connect_timeout=None, place=place)
     if began is not None:
         began(connection)
+    facts = HandshakeFacts(connection)
     opened = False
     try:
         load_files(connection)
-        await _shake_hands(connection)
+        with facts:
+            await _shake_hands(connection)
+        target.check_mode(facts.mode, place)
         await target.check_role(connection)
         opened = True
+    except driver.ResponseError:  # a Sentinel has no SELECT, for example
+        target.check_mode(facts.mode, place)
+        raise
     finally:
         if not opened:
             abort(connection)
@@ -435,9 +451,18 @@ class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
     Sentinel pools work, too: every connect attempt asks the Sentinels for the address again.
+
+    Args:
+        pool: The pool.
+        source: Where the address comes from, if not from the pool.
+        sentinel: Whether the address is that of a Sentinel, not of a server with data.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
+    ) -> None:
+        self._sentinel = sentinel
+        self._source = source
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -482,7 +507,7 @@ class RedisTarget:
 
     def _find_places(self) -> Places | None:
         """Return where connections are opened; None if that is up to the connections."""
-        source: AddressSource
+        source = self._source
         pool, settings = self._pool, self._settings
         plain = _PLAIN_CLASSES.get(self._class)
         if plain is not None and isinstance(pool, SentinelConnectionPool):
@@ -491,25 +516,28 @@ class RedisTarget:
             settings.pop("connection_pool", None)
             manager = pool.sentinel_manager
             self.sentinels = [
-                SentinelNode(RedisTarget(known.connection_pool)) for known in manager.sentinels
+                SentinelNode(RedisTarget(known.connection_pool, sentinel=True))
+                for known in manager.sentinels
             ]
-            source = SentinelAddress(
-                pool.service_name,
-                [sentinel.ask for sentinel in self.sentinels],
-                replica=not pool.is_master,
-                least_others=manager.min_other_sentinels,
-                forced_host=manager._force_master_ip,
-                role_of=self._role_of,
-            )
-            if pool.is_master:
-                self.master = source
-                source.on_change(self._master_changed)
+            if source is None:
+                source = addresses = SentinelAddress(
+                    pool.service_name,
+                    [sentinel.ask for sentinel in self.sentinels],
+                    replica=not pool.is_master,
+                    least_others=manager.min_other_sentinels,
+                    forced_host=manager._force_master_ip,
+                    address_map=getattr(manager, "address_map", None),
+                    role_of=self._role_of,
+                )
+                if pool.is_master:
+                    self.master = addresses
+                    addresses.on_change(self._master_changed)
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
             host, port = settings.get("host") or "localhost", settings.get("port", 6379)
             if not isinstance(host, str):
                 return None
-            source = ConfiguredAddress(host, int(port))
+            source = source or ConfiguredAddress(host, int(port))
         else:
             return None
         return Places(source)
@@ -554,7 +582,25 @@ class RedisTarget:
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""
-        return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        failure = connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        if failure.cause is Cause.WRONG_DATABASE:
+            detail = wrong_database(self._settings.get("db"), failure.detail)
+            return failure if detail is None else replace(failure, detail=detail)
+        return failure
+
+    def check_mode(self, mode: str | None, place: Place | None) -> None:
+        """Raise if a server has said in the handshake that it is a Sentinel, and none is wanted."""
+        if mode == "sentinel" and not self._sentinel:
+            where = place or (self._settings.get("host"), self._settings.get("port", 6379))
+            raise sentinel_instead_of_server(address_of(where[0], where[1]))
+
+    def explain_reply(self, error: Exception, *, known: bool) -> Exception:
+        """Return an error reply with a text that says what to use, if another server would help.
+
+        `known` is whether the command is one of Redis.
+        """
+        where = address_of(self._settings.get("host"), self._settings.get("port", 6379))
+        return explain_reply(error, known=known, where=where)
 
     def expect_master(self) -> Callable[[], None]:
         """Return a function that raises if the Sentinels have named another master since."""
@@ -715,8 +761,19 @@ class SentinelNode:
             async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
                 connection = await self._connect()
                 replies = await exchange(connection, *commands)
+            wrong = [no_sentinel(reply, self.name) for reply in replies]
+            if wrong[0] is not None:
+                raise wrong[0]
+        except WrongServer:
+            raise
         except (driver.RedisError, OSError) as error:
-            raise driver.ConnectionError(f"{self.name}: {self.failure(error).detail}") from None
+            failure = self.failure(error)
+            if failure.cause is Cause.AUTH:
+                use = "sentinel_kwargs={'password': …}, or ?sentinel_password=… in a URL"
+                raise driver.AuthenticationError(
+                    f"the Sentinel {self.name} refuses the login: use {use} ({failure.detail})"
+                ) from None
+            raise driver.ConnectionError(f"{self.name}: {failure.detail}") from None
         else:
             return replies
         finally:

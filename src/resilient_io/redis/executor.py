@@ -27,6 +27,7 @@ from .errors import (
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
+    RedisNotReplicated,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -404,6 +405,29 @@ class Executor:
     def closed_error(self, operation: object) -> ResilientIOError:
         """Return the error of a call on a client that is closed for good."""
         return self._error(RedisClosed, "the client is closed", str(operation))
+
+    def not_replicated(
+        self,
+        operation: str,
+        reason: str,
+        *,
+        reply: object,
+        replicas: int | None,
+        attempts: int,
+        started: float,
+    ) -> ResilientIOError:
+        """Return the error of a call that was applied, but is not as durable as required."""
+        error = self._error(
+            RedisNotReplicated,
+            reason,
+            operation,
+            attempts=attempts,
+            elapsed=asyncio.get_running_loop().time() - started,
+            progress=Progress.APPLIED,
+        )
+        assert isinstance(error, RedisNotReplicated)  # noqa: S101
+        error.reply, error.replicas = reply, replicas
+        return error
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

@@ -16,16 +16,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio.sentinel import MasterNotFoundError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.text import format_address
 
-from .addresses import SharedTask
+from .addresses import SharedTask, map_address
+from .errors import connection_failure
+from .wrong_server import SENTINEL_PORT, UnknownMaster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    Address: TypeAlias = tuple[str, int]
+    from .addresses import Address, AddressMap
+
     Ask: TypeAlias = Callable[..., Awaitable[Any]]
 
 _LATE_ANSWERS = 0.05  # seconds to wait for more answers once one Sentinel has answered
@@ -82,6 +85,7 @@ class SentinelAddress:
         replica: Whether a replica is wanted, or the master if none is alive.
         least_others: How many other Sentinels one must know so that its answer counts.
         forced_host: The host of the master, whatever the Sentinels say.
+        address_map: Where a server is reached that the Sentinels announce at another address.
         role_of: Returns the role of the server at an address ("master" or "slave"), or raises an
             error of redis-py or an OSError if it does not answer. Without it, a majority counts.
         rng: Chooses the first replica.
@@ -95,6 +99,7 @@ class SentinelAddress:
         replica: bool = False,
         least_others: int = 0,
         forced_host: str | None = None,
+        address_map: AddressMap | None = None,
         role_of: Callable[[Address], Awaitable[str]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -103,6 +108,7 @@ class SentinelAddress:
         self._replica = replica
         self._least_others = least_others
         self._forced_host = forced_host
+        self._address_map = address_map
         self._role_of = role_of
         self._rng = rng if rng is not None else random.Random()
         self._turn: int | None = None  # the position of the latest replica
@@ -149,8 +155,7 @@ class SentinelAddress:
         known = [answer for answer in answers if answer is not None]
         master = await self._choose(known) if known else self.known
         if master is None:
-            why = f": {'; '.join(dict.fromkeys(problems))}" if problems else ""
-            raise MasterNotFoundError(f"no Sentinel knows a master {self.service!r}{why}")
+            raise self._explain(problems)
         self._learn(master)
         return master.address
 
@@ -165,7 +170,7 @@ class SentinelAddress:
 
     # -- asking ------------------------------------------------------------------------------
 
-    async def _ask_all(self) -> tuple[list[Answer | None], list[str]]:
+    async def _ask_all(self) -> tuple[list[Answer | None], list[Exception]]:
         """Return the answers in the order of the Sentinels, and why the others did not answer."""
         loop = asyncio.get_running_loop()
 
@@ -177,7 +182,7 @@ class SentinelAddress:
             for ask in self._sentinels
         ]
         answers: list[Answer | None] = [None] * len(tasks)
-        problems: list[str] = []
+        problems: list[Exception] = []
         pending = list(tasks)
         until: float | None = None
         try:
@@ -193,7 +198,7 @@ class SentinelAddress:
                     try:
                         answers[index] = task.result()
                     except (RedisError, OSError) as error:
-                        problems.append(str(error) or "timed out")
+                        problems.append(error)
                 if until is None and any(answers):
                     until = loop.time() + _LATE_ANSWERS
                 if not done:
@@ -205,6 +210,29 @@ class SentinelAddress:
                 await asyncio.wait(pending)
         return answers, problems
 
+    def _explain(self, problems: Sequence[Exception]) -> Exception:
+        """Return the error if no Sentinel has given an address.
+
+        It is one for a wrong setting if all Sentinels say that: then waiting does not help.
+        """
+        names = [each for each in problems if isinstance(each, UnknownMaster)]
+        if len(names) == len(self._sentinels):
+            return names[0]
+        texts = [
+            each.advice if isinstance(each, UnknownMaster) else str(each) or "timed out"
+            for each in problems
+        ]
+        text = "; ".join(dict.fromkeys(texts))
+        final = [each for each in problems if connection_failure(each).permanent]
+        if len(final) == len(self._sentinels):
+            return type(final[0])(text)
+        if any(isinstance(each, MasterNotFoundError | ResponseError) for each in problems):
+            return MasterNotFoundError(f"no Sentinel knows a master {self.service!r}: {text}")
+        why = f": {text}" if text else ""
+        return MasterNotFoundError(
+            f"no Sentinel answers{why} (a Sentinel listens on port {SENTINEL_PORT} by default)"
+        )
+
     async def _ask_one(self, ask: Ask) -> Answer:
         address, facts, listed = await ask(
             ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service),
@@ -214,7 +242,7 @@ class SentinelAddress:
         if isinstance(address, Exception):
             raise address
         if address is None:
-            raise MasterNotFoundError("a Sentinel does not monitor this name")
+            raise await self._unknown_name(ask)
         if isinstance(facts, Exception):
             raise facts
         known = _as_dict(facts)
@@ -224,18 +252,28 @@ class SentinelAddress:
         alive = [each for each in replicas if not _DOWN.intersection(each["flags"].split(","))]
         since_reply = float(known.get("last-ok-ping-reply", math.inf)) / 1000
         return Answer(
-            address=self._address(address[0], address[1]),
+            address=self._address(address[0], address[1], master=not self._replica),
             epoch=int(known.get("config-epoch", 0)),
             flags=tuple(known.get("flags", "master").split(",")),
             last_reply=asyncio.get_running_loop().time() - since_reply,
             down_after=float(known.get("down-after-milliseconds", 0)) / 1000,
-            replicas=_addresses(alive),
-            all_replicas=_addresses(replicas),
+            replicas=self._addresses(alive),
+            all_replicas=self._addresses(replicas),
         )
 
-    def _address(self, host: object, port: object) -> Address:
-        host = _text(host) if self._forced_host is None else self._forced_host
-        return host, int(_text(port))
+    async def _unknown_name(self, ask: Ask) -> UnknownMaster:
+        (listed,) = await ask(("SENTINEL", "MASTERS"))
+        facts = [] if isinstance(listed, Exception) else [_as_dict(each) for each in listed]
+        return UnknownMaster(self.service, (each.get("name", "?") for each in facts))
+
+    def _address(self, host: object, port: object, *, master: bool) -> Address:
+        if self._forced_host is not None and master:
+            return self._forced_host, int(_text(port))
+        return map_address(self._address_map, (_text(host), int(_text(port))))
+
+    def _addresses(self, servers: Iterable[dict[str, str]]) -> tuple[Address, ...]:
+        found = (self._address(each["ip"], each["port"], master=False) for each in servers)
+        return tuple(sorted(found))
 
     def _replicas(self) -> tuple[Address, ...]:
         """Return the replicas that most Sentinels take for alive."""
@@ -319,10 +357,6 @@ _DOWN = frozenset({"s_down", "o_down"})
 _UNCONFIRMED = -1  # the epoch of a master that no majority has named
 
 _MOST_REMEMBERED = 64  # servers that are remembered of one Sentinel
-
-
-def _addresses(servers: Iterable[dict[str, str]]) -> tuple[Address, ...]:
-    return tuple(sorted((each["ip"], int(each["port"])) for each in servers))
 
 
 def _as_dict(reply: Any) -> dict[str, str]:
