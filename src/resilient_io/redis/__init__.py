@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from .client import RedisStats, ResilientRedis
+from .durability import Durability
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
+    RedisNotReplicated,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -19,10 +21,12 @@ from .pipeline import ResilientPipeline
 
 __all__ = [
     "ConnectionSettings",
+    "Durability",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
     "RedisDeadlineExceeded",
+    "RedisNotReplicated",
     "RedisOutcomeUnknown",
     "RedisOverloaded",
     "RedisStats",

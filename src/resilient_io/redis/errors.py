@@ -7,6 +7,7 @@ DependencyUnavailable ─ RedisUnavailable        also redis.ConnectionError
                         └ RedisAuthenticationFailed     also redis.AuthenticationError
 OutcomeUnknown ──────── RedisOutcomeUnknown     also redis.ConnectionError and redis.TimeoutError
 DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutError and the builtin TimeoutError
+NotReplicated ───────── RedisNotReplicated      also redis.RedisError
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
@@ -34,6 +35,7 @@ from resilient_io.errors import (
     Closed,
     DeadlineExceeded,
     DependencyUnavailable,
+    NotReplicated,
     OutcomeUnknown,
     Overloaded,
 )
@@ -67,6 +69,21 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
 
     answered: Sequence[object] = ()
     unanswered: Sequence[int] = ()
+
+
+class RedisNotReplicated(NotReplicated, driver.RedisError):
+    """The write was applied, but fewer replicas have it than `durability=` requires.
+
+    The text says how many: "applied, replicated to 0 of 1". Do not repeat the call because of it:
+    the write would be applied twice.
+
+    Attributes:
+        reply: What the call would have returned; for a pipeline, the list of replies.
+        replicas: How many replicas have it, or None if that is unknown.
+    """
+
+    reply: object = None
+    replicas: int | None = None
 
 
 class RedisDeadlineExceeded(DeadlineExceeded, driver.TimeoutError):

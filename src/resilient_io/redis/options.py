@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from .addresses import AddressMap
     from .connect import RedisTarget
+    from .durability import Durability
 
 
 _MOST_CONNECTIONS = 16
@@ -130,6 +131,7 @@ class _OwnOptions(TypedDict, total=False):
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    durability: Durability | int | None
     reopen: bool
 
 
