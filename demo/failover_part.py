@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +41,7 @@ _PAUSE_AFTER_ERROR: Final = 0.05
 _DOWN_AFTER: Final = 0.5
 """Seconds of silence after which a Sentinel takes the master for down."""
 
-_LAST_CALLS: Final = 1.0
+_LAST_CALLS: Final = 0.5
 """Seconds that calls in progress get at the end."""
 
 _SOCKET_TIMEOUT: Final = 1.0
@@ -61,9 +62,9 @@ FULL: Final[Script] = (
     Fault(what="frozen", before=0.5, lasts=4.0, after=3.0),
 )
 QUICK: Final[Script] = (
-    Fault(what="failover", before=0.2, lasts=0.0, after=1.5),
-    Fault(what="killed", before=0.2, lasts=0.0, after=2.0),
-    Fault(what="frozen", before=0.2, lasts=2.5, after=1.0),
+    Fault(what="failover", before=0.2, lasts=0.0, after=1.0),
+    Fault(what="killed", before=0.2, lasts=0.0, after=1.2),
+    Fault(what="frozen", before=0.2, lasts=2.4, after=0.8),
 )
 
 
@@ -202,10 +203,14 @@ async def perform(script: Script, screen: Screen) -> bool:
         f"clients follow the failover at the same time, with {CALLERS} callers each.",
     )
     results: list[tuple[Result, Result]] = []
-    for part, fault in enumerate(script, 1):
-        if not screen.live:
-            screen.say("", f"{part} of {len(script)}: {_TITLES[fault.what]}")
-        async with SentinelSetup(down_after=_DOWN_AFTER) as setup:
+    async with contextlib.AsyncExitStack() as stack:
+        setups = [SentinelSetup(down_after=_DOWN_AFTER) for _ in script]
+        for setup in setups:
+            stack.push_async_callback(setup.aclose)
+        await asyncio.gather(*(setup.start() for setup in setups))
+        for part, (fault, setup) in enumerate(zip(script, setups, strict=True), 1):
+            if not screen.live:
+                screen.say("", f"{part} of {len(script)}: {_TITLES[fault.what]}")
             results.append(await _go_through(fault, setup, screen, f"{part} of {len(script)}"))
     screen.say(*report(results))
     return all(resilient.audit.balanced for _, resilient in results)
@@ -361,7 +366,7 @@ def _sentences(results: Sequence[tuple[Result, Result]]) -> str:
         name = results[0][number].run.client.name
         texts.append(
             f"{name}: of {total:,} acknowledged writes {lost:,} are not in the final master, and "
-            f"{repeated_:,} are there more than once. {failed:,} calls failed, and the longest took "
-            f"{longest:.1f} s."
+            f"{repeated_:,} are there more than once. {failed:,} calls failed, and the longest "
+            f"took {longest:.1f} s."
         )
     return " ".join(texts)
