@@ -219,7 +219,7 @@ async def perform(script: Script, screen: Screen) -> bool:
 async def _go_through(
     fault: Fault, setup: SentinelSetup, screen: Screen, part: str
 ) -> tuple[Result, Result]:
-    """Let both clients write during a fault, close them, and check their ledgers."""
+    """Write with both clients during a fault, close them, and check their ledgers."""
     events: list[Event] = []
 
     def on_event(event: Event) -> None:
