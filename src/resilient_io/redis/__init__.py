@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .client import RedisStats, ResilientRedis
+from .client import ResilientRedis
 from .durability import Durability
 from .errors import (
     LockLost,
@@ -18,6 +18,7 @@ from .errors import (
 from .lock import ResilientLock
 from .options import ConnectionSettings
 from .pipeline import ResilientPipeline
+from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import redis.asyncio as redis_py
 from redis import exceptions as driver
@@ -125,12 +125,18 @@ class RedisOptions(TypedDict, total=False):
     maint_notifications_config: MaintNotificationsConfig | None
 
 
+ReadFromName: TypeAlias = Literal["master", "replica", "nearest", "any"]
+"""Which server answers reads."""
+
+
 class _OwnOptions(TypedDict, total=False):
     policy: RetryPolicy | None
     health: Dependency | None
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    read_from: ReadFromName
+    max_lag: float | None
     durability: Durability | int | None
     reopen: bool
 

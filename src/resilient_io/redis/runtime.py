@@ -21,6 +21,7 @@ from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
+from .replicas import ReplicaSet
 from .scripts import KnownScripts
 from .session import SessionSettings
 
@@ -89,6 +90,7 @@ class Runtime:
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
         self._use_check: asyncio.TimerHandle | None = None
+        self._replicas: ReplicaSet | None = None
         self._build()
         notify_on_fork(self.note_fork)
 
@@ -117,6 +119,27 @@ class Runtime:
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
             search=MasterSearch(multiplexer, self.pool, self.rng),
             rng=self.rng,
+        )
+
+    @property
+    def replicas(self) -> ReplicaSet:
+        """The replicas that reads may use. They are looked for at the first such read."""
+        if self._replicas is None:
+            self._replicas = ReplicaSet(
+                self, self._sibling, self.target.with_source, self.target.address_map
+            )
+        return self._replicas
+
+    def _sibling(self, target: RedisTarget, health: Dependency) -> Runtime:
+        """Return a runtime like this one, for another server."""
+        return Runtime(
+            target=target,
+            policy=self.policy,
+            health=health,
+            settings=self._settings,
+            template=self._template,
+            rng=self.rng,
+            bound=False,
         )
 
     @property
@@ -226,6 +249,8 @@ class Runtime:
             self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
+        if self._replicas is not None:
+            await self._replicas.aclose()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
         await self.multiplexer.aclose()
