@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
-from .durability import Durability
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
@@ -16,7 +15,7 @@ from .errors import (
     RouteRefused,
 )
 from .lock import ResilientLock
-from .options import ConnectionSettings
+from .options import ConnectionSettings, Durability
 from .pipeline import ResilientPipeline
 from .stats import RedisStats
 

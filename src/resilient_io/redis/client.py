@@ -29,12 +29,13 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
-from .durability import Acknowledgements, Durability, DurableCall, is_replicated
+from .durability import Acknowledgements, DurableCall, is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
 from .options import (
     ConnectionSettings,
+    Durability,
     check_conflicts,
     check_target,
     check_types,
@@ -46,7 +47,7 @@ from .options import (
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
-from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, is_replica_read
+from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
@@ -448,7 +449,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         """Return the runtime of the replica for a read, or None for the master."""
         if self._read_from.mode == "master" or not is_replica_read(spec, args):
             return None
-        return self._runtime.replicas.choose(self._read_from)
+        return ReplicaSet.of(self._runtime).choose(self._read_from)
 
     async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
         """Send a read to a replica, and to the master if that fails."""

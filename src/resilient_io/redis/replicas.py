@@ -19,7 +19,7 @@ import math
 from collections import deque
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import RedisError
@@ -32,18 +32,16 @@ from resilient_io.validation import check_choice, check_number
 from .addresses import ConfiguredAddress, map_address
 from .attempt import AttemptFailed, Call
 from .commands import Effect, Route, effect_of
-from .connect import RedisTarget, StallTolerantTimeout, abort, connect, query_over
+from .connect import StallTolerantTimeout, abort, connect, query_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .addresses import Address, AddressMap
+    from .addresses import Address
     from .attempt import Limits, MultiplexedCall
     from .commands import CommandSpec
     from .connection import MultiplexedConnection
     from .runtime import Runtime
-
-    MakeRuntime: TypeAlias = Callable[[RedisTarget, ClientDependency], Runtime]
 
 READ_FROM: Final = ("master", "replica", "nearest", "any")
 
@@ -137,26 +135,19 @@ class ReplicaSet:
 
     Args:
         master: The runtime with the connections to the master.
-        make_runtime: Makes that of the replica.
-        target: Makes the target of the replica, from its addresses.
-        address_map: Where a replica is reached that the master announces at another address.
     """
 
-    def __init__(
-        self,
-        master: Runtime,
-        make_runtime: MakeRuntime,
-        target: Callable[..., RedisTarget],
-        address_map: AddressMap | None,
-    ) -> None:
+    def __init__(self, master: Runtime) -> None:
         self._master = master
-        self._make_runtime = make_runtime
-        self._target = target
-        self._address_map = address_map
         self._addresses = ReplicaAddresses()
         self._runtime: Runtime | None = None
         self._task: asyncio.Task[None] | None = None
         self._forget()
+
+    @classmethod
+    def of(cls, master: Runtime) -> ReplicaSet:
+        """Return the replicas of a master, which all its clients and views share."""
+        return master.companion(cls, lambda: cls(master))
 
     def _forget(self) -> None:
         self._used = -math.inf
@@ -268,8 +259,8 @@ class ReplicaSet:
         if runtime is None:
             master = self._master
             health = ClientDependency(f"{master.health.name} replica", rng=master.rng)
-            target = self._target(source=self._addresses)
-            runtime = self._runtime = self._make_runtime(target, health)
+            target = master.target.with_source(self._addresses)
+            runtime = self._runtime = master.sibling(target, health)
         runtime.start()
         return runtime
 
@@ -285,7 +276,9 @@ class ReplicaSet:
         self._samples.append(
             _Sample(facts["master_replid"], int(facts["master_repl_offset"]), asked)
         )
-        listed = [map_address(self._address_map, address) for address in _replicas_in(facts)]
+        listed = [
+            map_address(self._master.target.address_map, address) for address in _replicas_in(facts)
+        ]
         kept = [address for address in self._addresses.known if address in listed]
         added = [address for address in listed if address not in kept]
         self._master.rng.shuffle(added)  # the clients of a service spread over the replicas
@@ -347,7 +340,7 @@ class ReplicaSet:
             with contextlib.suppress(RedisError, OSError):
                 latencies[None] = await _latency(current.query)
         for address in list(self._addresses.known):
-            target = self._target(source=ConfiguredAddress(*address))
+            target = self._master.target.with_source(ConfiguredAddress(*address))
             try:
                 connection = await connect(
                     target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
@@ -21,7 +21,6 @@ from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
-from .replicas import ReplicaSet
 from .scripts import KnownScripts
 from .session import SessionSettings
 
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
 
+
+C = TypeVar("C")
 
 _KEPT_UNUSED = 10.0
 """Seconds for which connections are kept for the next client on the same pool."""
@@ -90,7 +91,7 @@ class Runtime:
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
         self._use_check: asyncio.TimerHandle | None = None
-        self._replicas: ReplicaSet | None = None
+        self._companions: dict[type, Any] = {}
         self._build()
         notify_on_fork(self.note_fork)
 
@@ -121,16 +122,17 @@ class Runtime:
             rng=self.rng,
         )
 
-    @property
-    def replicas(self) -> ReplicaSet:
-        """The replicas that reads may use. They are looked for at the first such read."""
-        if self._replicas is None:
-            self._replicas = ReplicaSet(
-                self, self._sibling, self.target.with_source, self.target.address_map
-            )
-        return self._replicas
+    def companion(self, kind: type[C], make: Callable[[], C]) -> C:
+        """Return the object of a kind that belongs to this runtime, which closes it.
 
-    def _sibling(self, target: RedisTarget, health: Dependency) -> Runtime:
+        It is made when it is first needed, and has a coroutine function `aclose`.
+        """
+        found: C | None = self._companions.get(kind)
+        if found is None:
+            found = self._companions[kind] = make()
+        return found
+
+    def sibling(self, target: RedisTarget, health: Dependency) -> Runtime:
         """Return a runtime like this one, for another server."""
         return Runtime(
             target=target,
@@ -249,8 +251,8 @@ class Runtime:
             self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
-        if self._replicas is not None:
-            await self._replicas.aclose()
+        for companion in list(self._companions.values()):
+            await companion.aclose()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
         await self.multiplexer.aclose()

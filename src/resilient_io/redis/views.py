@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resilient_io.errors import ConfigurationError
 
-from .durability import Durability
 from .instrumentation import rebind
-from .options import check_types
+from .options import Durability, check_types
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import redis as driver
 
 from resilient_io import ConfigurationError, State
 from resilient_io.redis import ResilientRedis
+from resilient_io.redis.replicas import ReplicaSet
 from resilient_io.testing import RedisSentinel, RedisServer, cancel_everywhere
 
 
@@ -170,7 +171,7 @@ async def test_nearest_uses_the_master_if_the_replica_is_far(redis_server, fault
         RedisServer(replica_of=redis_server, options=options),
         ResilientRedis(port=redis_server.port, read_from="nearest") as redis,
     ):
-        replicas = redis._runtime.replicas
+        replicas = ReplicaSet.of(redis._runtime)
         async with asyncio.timeout(5):
             while len(replicas._latencies) < 2:
                 await redis.get("key")
