@@ -53,6 +53,7 @@ class Cause(enum.StrEnum):
     DISK_ERROR = "disk error"
     NO_REPLICAS = "no replicas"
     MASTER_DOWN = "master down"
+    FAILOVER = "failover"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
     PROCESS_LIMIT = "process limit"

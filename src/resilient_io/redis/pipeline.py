@@ -637,7 +637,7 @@ class ResilientPipeline(Pipeline):
         pool = self._runtime.pool
         connection: AbstractConnection | None = self.connection
         if connection is not None:
-            failed = await pool.until_fenced(limits.sent)
+            failed = await pool.until_safe(limits.sent)
             if failed is not None:
                 return failed
         if connection is not None and is_lost(connection):
