@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.redis.connect import exchange, peer_of
+from resilient_io.redis.topology import read_info, replica_lags
 
 from .login import (
     LATE,
     LATE_ADVICE,
     ask_server,
-    lines_of,
     number,
     pairs_of,
     refused,
-    replica_lags,
     target_at,
     text_of,
 )
@@ -189,12 +188,12 @@ def read_view(endpoint: Endpoint, replies: Sequence[Any]) -> NodeView | CheckRes
             return refused(endpoint, needed)
     lags: dict[tuple[str, int], int] = {}
     if not isinstance(replication, Exception):
-        lags = replica_lags(lines_of(replication))
+        lags = replica_lags(read_info(replication))
     view = NodeView(
         id=text_of(own_id), endpoint=endpoint, nodes=read_nodes(text_of(nodes)), lags=lags
     )
     if not isinstance(info, Exception):
-        view.state = lines_of(info).get("cluster_state", "")
+        view.state = read_info(info).get("cluster_state", "")
     if not isinstance(role, Exception):
         view.role = [*map(text_of, role[:4])]
     if not isinstance(timeout, Exception):

@@ -19,7 +19,7 @@ from .tls import CLIENT_CERTIFICATE, tls_needed, uses_tls
 from .urls import WRONG_PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from .network import Endpoint
 
@@ -170,29 +170,9 @@ def pairs_of(reply: Any) -> dict[str, str]:
     }
 
 
-def lines_of(reply: Any) -> dict[str, str]:
-    """Return a text with one `name:value` in each line as a map."""
-    found = {}
-    for line in text_of(reply).splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            found[name] = value
-    return found
-
-
 def text_of(reply: Any) -> str:
     """Return a reply as a text."""
     return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
-
-
-def replica_lags(replication: Mapping[str, str]) -> dict[tuple[str, int], int]:
-    """Return the seconds since each replica confirmed data, by its address, of INFO replication."""
-    found = {}
-    for name, text in replication.items():
-        if name.startswith("slave") and name[5:].isdigit():
-            facts = dict(part.partition("=")[::2] for part in text.split(","))
-            found[facts.get("ip", ""), number(facts.get("port"))] = number(facts.get("lag"))
-    return found
 
 
 def number(text: object) -> int:

@@ -12,17 +12,16 @@ from redis import exceptions as driver
 
 from resilient_io.health import Cause
 from resilient_io.redis.connect import RedisTarget
+from resilient_io.redis.topology import read_info, replica_lags
 from resilient_io.text import describe_error
 
 from .login import (
     LATE,
     LATE_ADVICE,
     ask_server,
-    lines_of,
     number,
     pairs_of,
     refused,
-    replica_lags,
     target_at,
     text_of,
 )
@@ -480,7 +479,7 @@ async def _ask_node(
     role, replication = answer
     if isinstance(role, driver.ResponseError):
         return refused(endpoint, role)
-    return MasterReplies(role, {} if isinstance(replication, Exception) else lines_of(replication))
+    return MasterReplies(role, {} if isinstance(replication, Exception) else read_info(replication))
 
 
 # -- the replicas -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
 from .machine import Machine
-from .prober import Client, Prober, no_topology
+from .prober import Client, Prober
 from .states import (
     Cause,
     Change,
@@ -162,8 +162,9 @@ class Dependency:
 
         It is what its first client that follows Sentinels or a cluster knows. No server is asked.
         """
-        found = (client.topology() for client in self._prober.clients)
-        return next((topology for topology in found if topology is not None), None)
+        found = (client.topology for client in self._prober.clients)
+        topology = next((each for each in found if each is not None), None)
+        return topology() if topology is not None else None
 
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
@@ -239,7 +240,7 @@ class Dependency:
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
             "link": link and link.as_dict(),
-            "topology": topology and topology.as_dict(asyncio.get_running_loop().time()),
+            "topology": topology and self._loop and topology.as_dict(self._loop.time()),
             "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
@@ -283,7 +284,7 @@ class Dependency:
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
         keep_alive: Callable[[], object] = tuple,
-        topology: Callable[[], Topology | None] = no_topology,
+        topology: Callable[[], Topology] | None = None,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -302,8 +303,8 @@ class Dependency:
             keep_alive: Called while this client is idle and another client of the dependency is
                 probed or busy. It may send something, so that no load balancer forgets an idle
                 connection. It must not raise.
-            topology: Returns the servers that the client knows, or None for a single server. It
-                contacts none.
+            topology: Returns the servers that the client knows, without contacting them; None for
+                a single server.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -317,7 +318,7 @@ class Dependency:
             ("links", links),
             ("queued", queued),
             ("keep_alive", keep_alive),
-            ("topology", topology),
+            ("topology", topology or tuple),
         ):
             if not callable(function):
                 raise TypeError(

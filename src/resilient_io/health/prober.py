@@ -37,18 +37,13 @@ _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been h
 _log = logging.getLogger("resilient_io.health")
 
 
-def no_topology() -> Topology | None:
-    """Return None: the client of a single server knows no others."""
-    return None
-
-
 @dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, when it last received anything, and its connections.
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
-    `topology` returns which servers it knows, or None for a single server.
+    `topology` returns which servers it knows; None for a single server.
     """
 
     probe: Callable[[bool], Awaitable[float]]
@@ -56,7 +51,7 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
-    topology: Callable[[], Topology | None] = no_topology
+    topology: Callable[[], Topology] | None = None
 
 
 class Prober:

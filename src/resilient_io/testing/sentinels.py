@@ -203,7 +203,7 @@ class SentinelSetup(Server):
             await master.query("PUBLISH", "resilient-io:settled", "")  # it is replicated
             offset = await self._offset(master)
             for node in self.nodes:
-                while node.running and await self._offset(node) < offset:
+                while node.running and await self._offset(node) < offset:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(_POLL_INTERVAL)
 
     @staticmethod
