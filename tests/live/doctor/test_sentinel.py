@@ -115,6 +115,16 @@ async def test_replica_with_a_wrong_address(examined, redis_server):
     assert "replica-announce-ip" in seen.last.advice
 
 
+async def test_master_with_an_address_that_leads_elsewhere_from_here(examined, redis_server):
+    sentinel = RedisSentinel(redis_server)
+    sentinel._options = {"sentinel": [f"monitor mymaster 127.0.0.9 {redis_server.port} 1"]}
+    async with sentinel:
+        seen = await examined(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    assert seen["master"].status is Status.PROBLEM
+    assert f"127.0.0.9:{redis_server.port}: connection refused" in seen["master"].found
+    assert "the master has no replica" in seen["replicas"].found
+
+
 async def test_master_without_a_replica(examined):
     async with SentinelSetup(replicas=0, sentinels=1) as setup:
         seen = await examined(url_of(setup))
