@@ -246,6 +246,7 @@ class Runtime:
         self.multiplexer.refresh()
         if not self.health.available:
             self.pool.drop_all()
+            self._ask_sentinels()
 
     def leave_server(self, failure: ConnectionFailure | None = None) -> None:
         """Leave every connection, shared or exclusive, so that the address is found again.

@@ -44,6 +44,7 @@ class SentinelSetup(Server):
         sentinel_options: Lines of the Sentinels' configuration, except for those that begin with
             "sentinel": these are values of `sentinel_lines`.
         sentinel_lines: Further lines that begin with "sentinel", without this word.
+        host: The address on which all of them listen.
 
     Attributes:
         nodes: The master of the beginning, and its replicas.
@@ -66,14 +67,16 @@ class SentinelSetup(Server):
         options: Mapping[str, Option] | None = None,
         sentinel_options: Mapping[str, Option] | None = None,
         sentinel_lines: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.name = name
         self.password = password
         self.sentinel_password = sentinel_password
-        first = _Node(None, password=password, binary=binary, options=options)
+        first = _Node(None, password=password, binary=binary, options=options, host=host)
         self.nodes: list[RedisServer] = [first]
         self.nodes += [
-            _Node(first, password=password, binary=binary, options=options) for _ in range(replicas)
+            _Node(first, password=password, binary=binary, options=options, host=host)
+            for _ in range(replicas)
         ]
         lines = (
             f"down-after-milliseconds {name} {round(down_after * 1000)}",
@@ -90,6 +93,7 @@ class SentinelSetup(Server):
                 binary=binary,
                 options=sentinel_options,
                 lines=lines,
+                host=host,
             )
             for _ in range(sentinels)
         ]
@@ -286,6 +290,7 @@ class _Node(_KeepsConfiguration):
         password: str | None,
         binary: Binary | None,
         options: Mapping[str, Option] | None,
+        host: str,
     ) -> None:
         lines: dict[str, Option] = {"repl-diskless-load": "swapdb"}
         if password is not None:
@@ -293,6 +298,7 @@ class _Node(_KeepsConfiguration):
         if master is not None:
             lines["replicaof"] = f"{master.host} {master.port}"
         super().__init__(password=password, binary=binary, options=lines | dict(options or {}))
+        self.host = host
         self._fixed_ports = True  # the others have its port in their configuration
 
 
@@ -309,10 +315,12 @@ class _Watching(_KeepsConfiguration, RedisSentinel):
         binary: Binary | None,
         options: Mapping[str, Option] | None,
         lines: Sequence[str],
+        host: str,
     ) -> None:
         super().__init__(
             master, name=name, quorum=quorum, password=password, binary=binary, options=options
         )
+        self.host = host
         self._fixed_ports = True
         self.sentinel_id = secrets.token_hex(20)
         self._lines = list(lines)
