@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .client import RedisStats, ResilientRedis
-from .durability import Durability
+from .client import ResilientRedis
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
@@ -16,8 +15,9 @@ from .errors import (
     RouteRefused,
 )
 from .lock import ResilientLock
-from .options import ConnectionSettings
+from .options import ConnectionSettings, Durability
 from .pipeline import ResilientPipeline
+from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",

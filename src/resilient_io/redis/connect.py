@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from .addresses import AddressSource
+    from .addresses import AddressMap, AddressSource
     from .sentinel import KnownMaster
 
     Query = Callable[..., Awaitable[Any]]
@@ -574,6 +574,17 @@ class RedisTarget:
         credentials, at, host = str(settings.get("host", "localhost")).rpartition("@")
         where = service or format_address(f"…{at}{host}" if credentials else host, port)
         return clean_text(f"{where}/{settings.get('db') or 0}")
+
+    def with_source(self, source: AddressSource) -> RedisTarget:
+        """Return a target with the same settings for another server."""
+        return RedisTarget(self._pool, source=source)
+
+    @property
+    def address_map(self) -> AddressMap | None:
+        """Where servers are reached that are announced at other addresses."""
+        manager = getattr(self._pool, "sentinel_manager", None)
+        found: AddressMap | None = getattr(manager, "address_map", None)
+        return found
 
     @property
     def client_name(self) -> str | None:

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
-    from .durability import Durability
     from .instrumentation import Tracing
+    from .options import Durability
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
