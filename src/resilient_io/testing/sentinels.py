@@ -236,9 +236,10 @@ class SentinelSetup(Server):
         except (ServerError, OSError):
             return False
         follows = f"master_port:{address[1]}\r".encode()
+        online = role[2] if isinstance(role, list) and role[0] == b"master" else []
         return (
-            isinstance(role, list)
-            and role[0] == b"master"
+            isinstance(online, list)
+            and len(online) >= len(followers)
             and all(
                 isinstance(info, bytes) and follows in info and b"master_link_status:up\r" in info
                 for info in followers
@@ -292,7 +293,8 @@ class _Node(_KeepsConfiguration):
         options: Mapping[str, Option] | None,
         host: str,
     ) -> None:
-        lines: dict[str, Option] = {"repl-diskless-load": "swapdb"}
+        # After a synchronization without a file, replicas get no commands for up to 3 s.
+        lines: dict[str, Option] = {"repl-diskless-sync": "no"}
         if password is not None:
             lines["masterauth"] = quoted(password)
         if master is not None:

@@ -24,7 +24,7 @@ def _item(item: object) -> bytes:
 
 
 class FakeSentinel:
-    """Gives one address for every master, with an epoch, and knows some replicas."""
+    """Answers with one address for every master, an epoch, and some replicas."""
 
     host = "127.0.0.1"
 
