@@ -186,6 +186,17 @@ async def connect(
             abort(connection)
 
 
+async def connect_again(
+    target: RedisTarget, known: AbstractConnection, *, timeout: float
+) -> AbstractConnection:
+    """Open another connection to the server of a known one, wherever the target leads by now."""
+    host, port = getattr(known, "host", ""), getattr(known, "port", 0)
+    peer = peer_of(known)
+    address = str(peer[0]) if isinstance(peer, tuple) else host
+    async with StallTolerantTimeout(timeout):
+        return await _open(target, Place(host, port, address), client_name=None, began=None)
+
+
 async def _open(
     target: RedisTarget,
     place: Place | None,
@@ -349,9 +360,11 @@ class ExclusiveConnection:
     """
 
     __slots__ = (
+        "blocking",
         "client_id",
         "failure",
         "fenced",
+        "left",
         "lost",
         "name",
         "opened",
@@ -366,6 +379,10 @@ class ExclusiveConnection:
         """The version of the session settings that it has."""
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
+        self.blocking = False
+        """Whether its call waits for something to happen on the server."""
+        self.left = False
+        """Whether another server has taken over: a reply that arrives now proves nothing."""
         self.lost = False
         self.opened = asyncio.get_running_loop().time()
         self.failure: ConnectionFailure | None = None

@@ -237,6 +237,7 @@ class Runtime:
         self.multiplexer.refresh()
         if not self.health.available:
             self.pool.drop_all()
+            self._ask_sentinels()
 
     def leave_server(self, failure: ConnectionFailure | None = None) -> None:
         """Leave every connection, shared or exclusive, so that the address is found again.
@@ -369,7 +370,7 @@ class Runtime:
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED
         self._checks_use = False
-        if self.users or not self.running:
+        if self.users or not self.running or self._closing is not None:
             return
         if self.multiplexer.time() >= due:
             self._begin_close(_nothing_else)
