@@ -62,9 +62,9 @@ FULL: Final[Script] = (
     Fault(what="frozen", before=0.5, lasts=4.0, after=3.0),
 )
 QUICK: Final[Script] = (
-    Fault(what="failover", before=0.2, lasts=0.0, after=1.0),
-    Fault(what="killed", before=0.2, lasts=0.0, after=1.2),
-    Fault(what="frozen", before=0.2, lasts=2.4, after=0.8),
+    Fault(what="failover", before=0.2, lasts=0.0, after=0.7),
+    Fault(what="killed", before=0.2, lasts=0.0, after=0.9),
+    Fault(what="frozen", before=0.2, lasts=2.2, after=0.6),
 )
 
 
