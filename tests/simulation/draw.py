@@ -104,9 +104,9 @@ def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str,
 
 
 def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
-    policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
+    policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40, 500, 500]))
     policy["attempts"] = rng.choice([3, 5, 8])
-    policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
+    policy["backoff"] = rng.choice([0.3, 1.0, 1.0])  # long enough for cancellations
     policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
@@ -461,13 +461,13 @@ THEMES: dict[str, Theme] = {
         weight=0.7,
     ),
     "budget": Theme(
-        _WRITES,
-        _BREAKS | {"refuse writes": 8},
-        cancel=0.4,
+        _WRITES | {"burst": 14, "traffic": 3},
+        _BREAKS | {"refuse writes": 8, "lose replies": 8, "hold and reset": 6},
+        cancel=0.6,
         storms=(2, 4),
         policy=_scarce_budget,
         busy_callers=True,
-        weight=2,
+        weight=3,
     ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
@@ -684,7 +684,8 @@ class _Drawer:
         rng = self.rng
         if kind == "burst" and rng.random() < 0.5:
             return 0.0  # before the calls are written
-        return rng.choice([0.0, rng.uniform(0, 0.003), rng.uniform(0, 0.1), rng.uniform(0, 2)])
+        soon = rng.choice([0.003, 0.1, 0.1, 0.5, 2.0])
+        return 0.0 if rng.random() < 0.2 else rng.uniform(0, soon)
 
     def _arguments(self, kind: str) -> dict[str, Any]:
         rng = self.rng
