@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
-    from resilient_io.link import LinkState
 
     from .terminal import Interruption
 
@@ -169,11 +168,7 @@ class WatchedDependency(Dependency):
     def start(
         self,
         probe: Callable[[bool], Awaitable[float]],
-        *,
-        last_reply: Callable[[], float],
-        links: Callable[[], Sequence[LinkState]] = tuple,
-        queued: Callable[[], float] = float,
-        keep_alive: Callable[[], object] = tuple,
+        **functions: Any,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -188,9 +183,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(
-            measured, last_reply=last_reply, links=links, queued=queued, keep_alive=keep_alive
-        )
+        return super().start(measured, **functions)
 
     @property
     def age(self) -> float:

@@ -13,7 +13,7 @@ from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
 from .machine import Machine
-from .prober import Client, Prober
+from .prober import Client, Prober, never
 from .states import (
     Cause,
     Change,
@@ -266,6 +266,7 @@ class Dependency:
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
         keep_alive: Callable[[], object] = tuple,
+        replied_elsewhere: Callable[[], float] = never,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -284,6 +285,9 @@ class Dependency:
             keep_alive: Called while this client is idle and another client of the dependency is
                 probed or busy. It may send something, so that no load balancer forgets an idle
                 connection. It must not raise.
+            replied_elsewhere: Returns the loop time at which the same server last answered a client
+                of another dependency, if this one needs no probe within an interval of that;
+                otherwise `-math.inf`.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -297,6 +301,7 @@ class Dependency:
             ("links", links),
             ("queued", queued),
             ("keep_alive", keep_alive),
+            ("replied_elsewhere", replied_elsewhere),
         ):
             if not callable(function):
                 raise TypeError(
@@ -306,7 +311,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links, queued, keep_alive)
+        client = Client(probe, last_reply, links, queued, keep_alive, replied_elsewhere)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 

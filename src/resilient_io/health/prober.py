@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.link import describe_silence
-from resilient_io.tasks import wake
 
 from .alarm import Alarm
 from .loop_lag import LoopLag
@@ -36,12 +35,18 @@ _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been h
 _log = logging.getLogger("resilient_io.health")
 
 
+def never() -> float:
+    """Return the time of what has not happened."""
+    return -math.inf
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, when it last received anything, and its connections.
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
+    `replied_elsewhere` is when its server answered others, if that makes a probe unnecessary.
     """
 
     probe: Callable[[bool], Awaitable[float]]
@@ -49,6 +54,7 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
+    replied_elsewhere: Callable[[], float] = never
 
 
 class Prober:
@@ -70,6 +76,7 @@ class Prober:
         self._clients: list[Client] = []
         self._task: asyncio.Task[None] | None = None
         self.lag: LoopLag | None = None
+        self._time: Callable[[], float] = never
         self._alarm: Alarm | None = None  # of the task, for its pauses and for its probes
         self._sleeper: asyncio.Future[None] | None = None
         self._scope: asyncio.Timeout | None = None  # around the running probe
@@ -151,7 +158,7 @@ class Prober:
             self._preempted = True
             scope.reschedule(asyncio.get_running_loop().time())
         elif self._sleeper is not None:
-            wake([self._sleeper])
+            self._wake(self._sleeper)
 
     def take_unreachable(self, detail: str, since: float) -> None:
         """Take the finding of a client that nothing was acknowledged since `since`.
@@ -173,7 +180,7 @@ class Prober:
             self._preempted = True
             scope.reschedule(now)
         elif self._sleeper is not None:
-            wake([self._sleeper])
+            self._wake(self._sleeper)
         self._publish(change)
         self._resolve_suspicion()
 
@@ -201,6 +208,7 @@ class Prober:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        self._time = loop.time
         alarm = self._alarm = Alarm(loop, self._ring)
         try:
             while True:
@@ -242,14 +250,27 @@ class Prober:
             return self._ended, _RESOLUTION
         last = self._ended
         if state is State.UP:
-            last = max(last, self._last_reply())
+            last = max(last, self._last_reply(), self._clients[0].replied_elsewhere())
         return last + self._settings.interval, self._early
 
     def _ring(self) -> None:
         if self._scope is not None:
             self._check_time(self._scope)
-        elif self._sleeper is not None:
-            wake([self._sleeper])
+            return
+        sleeper, alarm = self._sleeper, self._alarm
+        if sleeper is None or alarm is None:
+            return
+        if len(self._clients) == 1:
+            due, early = self._next()
+            if due - early > self._time():
+                alarm.set(due, early)  # replies have arrived since it was set
+                return
+        self._wake(sleeper)
+
+    def _wake(self, sleeper: asyncio.Future[None]) -> None:
+        """End the pause before the next probe."""
+        if not sleeper.done():
+            sleeper.set_result(None)
 
     def _last_reply(self) -> float:
         if len(self._clients) == 1:
