@@ -10,6 +10,7 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import dataclass, replace
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -313,6 +314,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
             or (options and NEVER_DECODE in options)
+            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(args[0])
