@@ -209,6 +209,12 @@ class WatchedDependency(Dependency):
         link = self.link
         return link.describe() if link is not None else ""
 
+    @property
+    def shown_topology(self) -> str:
+        """Which servers are behind it; "" for a single server."""
+        topology = self.topology
+        return topology.describe() if topology is not None else ""
+
 
 @dataclass(frozen=True, slots=True)
 class WatchTarget:
@@ -377,6 +383,8 @@ class LineDisplay(Display):
             shown = f"for {dependency.age:.1f} s{reason}"
         if dependency.shown_link:
             shown += f" ({dependency.shown_link})"
+        if dependency.shown_topology:
+            shown += f"; {dependency.shown_topology}"
         self._write(f"{dependency.name}: {dependency.state.value} {shown}")
 
     def changed(self, change: Change) -> None:
@@ -409,6 +417,7 @@ class JsonDisplay(Display):
             detail=clean_text(dependency.detail),
             latency=dependency.latency if dependency.state.answering else None,
             link=dependency.link and dependency.link.as_dict(),
+            topology=dependency.snapshot()["topology"],
         )
 
     def changed(self, change: Change) -> None:
@@ -471,7 +480,9 @@ class TableDisplay(Display):
 
     def _draw(self) -> Table:
         table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
-        for name in ("dependency", "state", "for", "answered", "last", "link", "reason"):
+        columns = ["dependency", "state", "for", "answered", "last", "link", "reason"]
+        several = any(each.shown_topology for each in self._dependencies)
+        for name in [*columns, *(["servers"] if several else [])]:
             table.add_column(name, overflow="fold")
         for dependency in self._dependencies:
             share, state = dependency.statistics.availability, dependency.state.value
@@ -483,5 +494,6 @@ class TableDisplay(Display):
                 dependency.shown_latency,
                 dependency.shown_link,
                 Text(dependency.reason),
+                *([Text(dependency.shown_topology)] if several else []),
             )
         return table

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
     from .states import Change
+    from .topology import Topology
 
 # Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
@@ -46,6 +47,7 @@ class Client:
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
+    `topology` returns which servers it knows; None for a single server.
     `replied_elsewhere` is when its server answered others, if that makes a probe unnecessary.
     """
 
@@ -54,6 +56,7 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
+    topology: Callable[[], Topology] | None = None
     replied_elsewhere: Callable[[], float] = never
 
 
@@ -306,7 +309,9 @@ class Prober:
             if due - early > self._time():
                 alarm.set(due, early)  # replies have arrived since it was set
                 return
-        self._wake(sleeper, due=len(self._clients) == 1)
+        # Of clients that ring together, one may ping for the others: they look again.
+        alone = len(self._clients) == 1 and self._clients[0].replied_elsewhere is never
+        self._wake(sleeper, due=alone)
 
     def _wake(self, sleeper: asyncio.Future[bool], *, due: bool = False) -> None:
         """End the pause before the next probe, of which it may be known that it is `due`."""
@@ -382,7 +387,7 @@ class Prober:
             definite=failure.definite or failure.cause.permanent,
             answered=failure.answered,
         )
-        self._suspected = machine.state is not State.DOWN
+        self._suspected = machine.contact is not State.DOWN
         return change
 
     def _draw_pause(self) -> float:

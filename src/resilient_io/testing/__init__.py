@@ -1,6 +1,8 @@
 """Tools to test services that use Redis and Kafka, with the failures of real servers.
 
-- `RedisServer`, `RedisSentinel`, `KafkaServer` and `KafkaCluster` are servers to kill and freeze.
+- `RedisServer`, `RedisSentinel`, `RedisServerCluster`, `KafkaServer` and `KafkaCluster` are servers
+  to kill and freeze.
+- `SentinelSetup` is a master with replicas and Sentinels, which fail over.
 - `FaultProxy` drops replies, holds requests and slows down connections.
 - `cancel_everywhere` cancels a coroutine at every point where it can be cancelled.
 - `VirtualTimeLoop` is an event loop whose time jumps to the next timer.
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cancellation import CancelReport, Finding, Moment, Problem, cancel_everywhere
+    from .clusters import ClusterShard, RedisClusterNode, RedisServerCluster, SlotMigration
     from .faults import Fault
     from .kafka.distribution import (
         ApacheKafka,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from .process import NoServerError, ServerDidNotStartError, free_port
     from .proxy import FaultProxy, ProxiedConnection
     from .resp import Reply, Request, ServerError
+    from .sentinels import SentinelSetup
     from .servers import (
         Binary,
         Certificates,
@@ -54,6 +58,7 @@ __all__ = [
     "Binary",
     "CancelReport",
     "Certificates",
+    "ClusterShard",
     "Fault",
     "FaultProxy",
     "Finding",
@@ -66,12 +71,16 @@ __all__ = [
     "NothingWillHappenError",
     "Problem",
     "ProxiedConnection",
+    "RedisClusterNode",
     "RedisSentinel",
     "RedisServer",
+    "RedisServerCluster",
     "Reply",
     "Request",
+    "SentinelSetup",
     "ServerDidNotStartError",
     "ServerError",
+    "SlotMigration",
     "Tansu",
     "TansuServer",
     "VirtualTimeLoop",
@@ -94,6 +103,7 @@ __all__ = [
 # every session, also in projects that do not use the servers.
 _MODULES = {
     "cancellation": "CancelReport Finding Moment Problem cancel_everywhere",
+    "clusters": "ClusterShard RedisClusterNode RedisServerCluster SlotMigration",
     "faults": "Fault",
     "kafka.distribution": "ApacheKafka Tansu find_apache_kafka find_embedded_kafka find_kafka",
     "kafka.frames": "KafkaRequest",
@@ -102,6 +112,7 @@ _MODULES = {
     "process": "NoServerError ServerDidNotStartError free_port",
     "proxy": "FaultProxy ProxiedConnection",
     "resp": "Reply Request ServerError",
+    "sentinels": "SentinelSetup",
     "servers": "Binary Certificates RedisSentinel RedisServer embedded_redis find_embedded_redis "
     "find_redis make_certificates",
     "virtual_time": "NothingWillHappenError VirtualTimeLoop new_virtual_loop",
