@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -421,6 +422,7 @@ def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_LAST: Callable[[Sequence[object]], object] = itemgetter(-1)
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
@@ -452,7 +454,7 @@ class Packer:
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
     ) -> list[bytes]:
         """Return packed commands, as `pack` does. Each includes its name."""
-        if self.direct and max([getsizeof(args[-1]) for args in commands]) <= LARGE:
+        if self.direct and max(map(getsizeof, map(_LAST, commands)), default=0) <= LARGE:
             try:
                 return [
                     _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))

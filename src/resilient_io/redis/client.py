@@ -182,6 +182,9 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
         if connection_pool is None and not any(option in given for option in _DRIVER_OPTIONS):
             given["driver_info"] = driver_info()
+        if connection_pool is not None and given.get("event_dispatcher") is None:
+            # redis-py 8.1 would create another one, with nine objects.
+            given["event_dispatcher"] = getattr(connection_pool, "_event_dispatcher", None)
         with explain_options(tuple(secrets_in(given))):
             super().__init__(
                 connection_pool=connection_pool,

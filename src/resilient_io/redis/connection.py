@@ -17,6 +17,7 @@ from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 
+from .connect import free_streams
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
 from .large_replies import LargeReplies, may_begin
@@ -482,6 +483,7 @@ class MultiplexedConnection(asyncio.Protocol):
         pushes: bool = False,
         path: PathMonitor | None = None,
         direct_wakeups: bool = True,
+        detachable: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
@@ -524,11 +526,13 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
-        self._driver_protocol = self.transport.get_protocol()
+        self._driver_protocol: Any = self.transport.get_protocol() if detachable else None
         self.socket: Any = self.transport.get_extra_info("socket")
         self.peer: Any = self.transport.get_extra_info("peername")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
+        if not detachable:
+            free_streams(connection)
 
     # -- for callers -----------------------------------------------------------------------
 

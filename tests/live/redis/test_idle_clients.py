@@ -125,6 +125,25 @@ async def test_one_of_many_idle_clients_notices_that_its_connection_is_forgotten
         assert all(client.health.state.answering for client in clients)
 
 
+async def test_shared_connections_keep_no_streams(shared_redis, until_complete):
+    def count(*kinds):
+        gc.collect()
+        return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+    readers = count(asyncio.StreamReader)
+    before = count(asyncio.StreamReader, asyncio.StreamReaderProtocol)
+    async with ResilientRedis(port=shared_redis.port) as client:
+        await until_complete(client)
+        assert client.stats().connections == 2
+        # Contract with redis-py 8.1 and CPython 3.11 to 3.13: no other reference is left.
+        assert count(asyncio.StreamReader, asyncio.StreamReaderProtocol) == before
+        assert await client.ping()
+        async with client.pipeline() as pipeline:  # an exclusive connection keeps them
+            await pipeline.watch("key")
+            assert count(asyncio.StreamReader) == readers + 1
+    assert count(asyncio.StreamReader, asyncio.StreamReaderProtocol) <= before
+
+
 @pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer allocates, too")
 async def test_idle_client_with_two_connections_takes_less_than_twice_redis_pys(shared_redis):
     async def size(kind):
