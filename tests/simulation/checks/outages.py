@@ -395,13 +395,18 @@ def _watched(index: Index) -> Iterator[_Watched]:
 def _settings(setup: ClientSetup, latency: float) -> _Watched:
     health = _HEALTH | dict(setup.health)
     policy = setup.policy
+    connect_timeout = policy.get("connect_timeout", 1.0)
+    response_timeout = policy.get("response_timeout", 2.0)
+    if setup.protocol == 2 and "driver_info" in setup.options:
+        # Nothing is exchanged before the PING of the probe, which has the time of a response.
+        connect_timeout = max(connect_timeout, response_timeout)
     return _Watched(
         name=f"redis-{setup.label}",
         client=setup.label,
         latency=latency,
-        response_timeout=policy.get("response_timeout", 2.0),
+        response_timeout=response_timeout,
         timeout=health["timeout"],
-        probe=min(health["timeout"], policy.get("connect_timeout", 1.0)),
+        probe=min(health["timeout"], connect_timeout),
         interval=health["interval"],
         pings=not setup.single and not setup.form.get("bare"),
     )
