@@ -30,7 +30,7 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
-from .durability import Acknowledgements, DurableCall, is_replicated
+from .durability import Acknowledgements, DurableCall, DurableGroups, is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
@@ -470,7 +470,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
     ) -> Any:
         """Send a write, and wait until enough replicas have it."""
         executor = self._runtime.executor
-        acknowledgements = Acknowledgements(durability)
+        acknowledgements = Acknowledgements(durability, DurableGroups.of(self._runtime, durability))
         data = self._packer.pack(command.spec.words, command.args)
         make = functools.partial(DurableCall, acknowledgements=acknowledgements)
         call = self._multiplexed_call(command, data, kind=make)
