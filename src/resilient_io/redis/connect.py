@@ -549,6 +549,8 @@ class RedisTarget:
                 if pool.is_master:
                     self.master = addresses
                     addresses.on_change(self._master_changed)
+        elif SentinelManagedConnection in getattr(self._class, "__mro__", ()):
+            return None  # a class of the application, which asks the Sentinels itself
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
             host, port = settings.get("host") or "localhost", settings.get("port", 6379)

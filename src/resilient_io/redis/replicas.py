@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import ClientDependency
 from resilient_io.tasks import log_task_death
+from resilient_io.text import describe_error
 from resilient_io.validation import check_choice, check_number
 
 from .addresses import ConfiguredAddress, map_address
@@ -158,6 +159,7 @@ class ReplicaSet:
         self._latencies: dict[Address | None, float] = {}  # None: the master
         self._surveyed = self._switched = self._began = -math.inf
         self._alternate = False
+        self._problem = ""
 
     # -- for reads -------------------------------------------------------------------------
 
@@ -235,8 +237,14 @@ class ReplicaSet:
         """Ask the master and the replica for their offsets, again and again while reads come."""
         loop = asyncio.get_running_loop()
         while loop.time() - self._used < _IDLE:
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 await self._ask_master()
+            except (RedisError, OSError) as error:
+                self._note_problem(describe_error(error))
+            except (KeyError, ValueError):
+                self._note_problem("INFO replication of the master cannot be read")
+            else:
+                self._problem = ""
             if self._addresses.known:
                 runtime = self._open()
                 await self._ask_replica(runtime)
@@ -246,6 +254,11 @@ class ReplicaSet:
                 self._leave_lagging(runtime)
             await asyncio.sleep(self._pause())
         self._reached.clear()
+
+    def _note_problem(self, detail: str) -> None:
+        if detail != self._problem:
+            self._problem = detail
+            self._master.health.note("replicas unknown", detail=detail)
 
     def _pause(self) -> float:
         pause = min(self._strictest / 4, _LONGEST_INTERVAL)
@@ -291,12 +304,12 @@ class ReplicaSet:
         for connection in connections:
             try:
                 facts = await _replication_of(connection)
-            except (RedisError, OSError):
+                offset = int(facts.get("slave_repl_offset", "-1"))
+            except (RedisError, OSError, ValueError):
                 continue
             if facts.get("role") != "slave" or facts.get("master_sync_in_progress") == "1":
                 self._reached.pop(connection, None)
                 continue
-            offset = int(facts.get("slave_repl_offset", "-1"))
             history = facts.get("master_replid")
             for sample in reversed(self._samples):
                 if sample.history == history and sample.offset <= offset:
