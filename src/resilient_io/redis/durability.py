@@ -174,7 +174,7 @@ class DurableCall(MultiplexedCall):
         )
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
-        return reply[0] if isinstance(reply, list) and not before else reply
+        return reply[-1] if isinstance(reply, list) else reply
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
         return await self._exchange_alone(
