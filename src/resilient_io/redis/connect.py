@@ -479,6 +479,7 @@ class RedisTarget:
         self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
     ) -> None:
         self._sentinel = sentinel
+        self._mode: str | None = None  # "standalone", "cluster" or "sentinel", if it said so
         self._source = source
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
@@ -614,12 +615,13 @@ class RedisTarget:
         """Return why connecting or talking to this server failed, without secrets."""
         failure = connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
         if failure.cause is Cause.WRONG_DATABASE:
-            detail = wrong_database(self._settings.get("db"), failure.detail)
-            return failure if detail is None else replace(failure, detail=detail)
+            db = self._settings.get("db")
+            failure = replace(failure, detail=wrong_database(db, failure.detail, mode=self._mode))
         return failure
 
     def check_mode(self, mode: str | None, place: Place | None) -> None:
         """Raise if a server has said in the handshake that it is a Sentinel, and none is wanted."""
+        self._mode = mode
         if mode == "sentinel" and not self._sentinel:
             where = place or (self._settings.get("host"), self._settings.get("port", 6379))
             raise sentinel_instead_of_server(address_of(where[0], where[1]))
