@@ -212,6 +212,8 @@ class ReplicaSet:
             self._strictest = read_from.max_lag
         self._compares = self._compares or read_from.mode == "nearest"
         task = self._task
+        if task is not None and task.done() and not task.cancelled() and task.exception():
+            return  # a bug, which is logged; reads go to the master
         if task is None or task.done() or task.get_loop() is not self._master.multiplexer.loop:
             self._began = self._used
             # In an empty context: it outlives the call that starts it, and the call's deadline.
@@ -309,6 +311,8 @@ class ReplicaSet:
                 continue
             if facts.get("role") != "slave" or facts.get("master_sync_in_progress") == "1":
                 self._reached.pop(connection, None)
+                if facts.get("role") == "master":
+                    self._leave(runtime, connection, "its server is the master now")
                 continue
             history = facts.get("master_replid")
             for sample in reversed(self._samples):
@@ -327,12 +331,15 @@ class ReplicaSet:
         lags = now - connection.opened > _SWITCH_INTERVAL and (lag is None or lag > self._strictest)
         if not lags and not self._other_is_nearer(connection):
             return
-        self._switched = now
         for each in multiplexer.connections:
-            runtime.target.avoid_peer(each.peer)
-            multiplexer.retire(each, why="its replica lags" if lags else "another is nearer")
-        here = _peer_of(connection)
-        known = self._addresses.known
+            self._leave(runtime, each, "its replica lags" if lags else "another is nearer")
+
+    def _leave(self, runtime: Runtime, connection: MultiplexedConnection, why: str) -> None:
+        """Connect to another replica instead, if there is one."""
+        self._switched = asyncio.get_running_loop().time()
+        runtime.target.avoid_peer(connection.peer)
+        runtime.multiplexer.retire(connection, why=why)
+        here, known = _peer_of(connection), self._addresses.known
         self._addresses.known = [address for address in known if address != here]
         self._addresses.known += [address for address in known if address == here]
 
