@@ -1,0 +1,1 @@
+"""Redis Cluster: the slot table, the keys of commands, and the client."""
