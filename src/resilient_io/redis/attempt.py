@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
     from .errors import Refusal
+    from .executor import Server
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -126,6 +127,9 @@ class Call:
     bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
 
+    server: Server | None = None
+    """The server of the latest attempt, if each attempt chooses one."""
+
     @property
     def effect(self) -> Effect:
         """The effect of executing it twice. Computed only after a failure."""
@@ -137,6 +141,19 @@ class Call:
 
     def describe(self, error: ResilientIOError) -> None:
         """Add to an error what only the call knows, beyond its name."""
+
+    def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (for subclasses)
+        """Return whether another server decides by now, whatever the earlier one still applies."""
+        return False
+
+    async def until_fenced(self, carrier: Carrier) -> bool:
+        """Wait until a lost connection cannot apply anything. Return False if it still may."""
+        await asyncio.wait([carrier.fenced])
+        return carrier.fenced.result()
+
+    def follow(self, request: PendingRequest, limits: Limits) -> None:
+        """Take over the request that a plain future has become."""
+        request.expires = limits.sent
 
 
 def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> AttemptFailed | None:
@@ -254,6 +271,9 @@ def final_error(error: Exception) -> AttemptFailed:
     )
 
 
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+"""Sent directly before a command that ASK has redirected to the next owner of its slot."""
+
 MOVED = object()
 """What `await_reply` returns if a read should be sent again, over a connection that answers."""
 
@@ -292,15 +312,16 @@ async def await_reply(
         finally:
             timer.cancel()
             if not answered:
-                multiplexer.abandon(request)
+                (request.home or multiplexer).abandon(request)
         if reply is CHECK_CLOCK:
+            multiplexer = clock.multiplexer = request.home or multiplexer
             failed = None if request.done() else clock.check(limits, call)
             if failed is not None:
                 multiplexer.abandon(request)
                 return failed
         elif isinstance(reply, Promoted):
             request = clock.request = reply.request
-            request.expires = limits.sent
+            call.follow(request, limits)
         elif isinstance(reply, ConnectionLost | LeftBehind | Undeliverable):
             return failure_of(reply)
         else:
@@ -542,6 +563,8 @@ class MultiplexedCall(Call):
         scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
+        asking: bool = False,
+        slot: int | None = None,
     ) -> None:
         self._multiplexer = multiplexer
         self._callbacks = callbacks
@@ -550,6 +573,8 @@ class MultiplexedCall(Call):
         self._scripts = scripts
         self._fallback = fallback
         self._first = first
+        self._prefix = ASKING if asking else b""
+        self._slot = slot
         self._exchange_alone = exchange  # `ExclusivePool.exchange`
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
@@ -588,7 +613,6 @@ class MultiplexedCall(Call):
                 return unsent
             # Nothing ran. Sent together, both reach the same server.
             reply = await self._exchange(limits, before=load)
-            reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
         result = reply
@@ -602,6 +626,8 @@ class MultiplexedCall(Call):
         self, limits: Limits, request: PendingRequest | None = None, *, before: bytes = b""
     ) -> Any:
         """Send the command, unless it was sent as `request`, and wait for the reply."""
+        if request is not None:
+            self.follow(request, limits)
         while True:
             if request is None:
                 request = self._request(limits, before)
@@ -632,14 +658,21 @@ class MultiplexedCall(Call):
             note_loss(self._lost, reply)
             if self.sends_left <= 0:
                 reply = replace(reply, final=True)
+        elif request.count > 1 and isinstance(reply, list):
+            reply = reply[-1]  # those before it are the replies to the commands before it
         return reply
 
+    def follow(self, request: PendingRequest, limits: Limits) -> None:
+        """Take over the request that a plain future has become."""
+        super().follow(request, limits)
+        request.slot = self._slot
+
     def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:
-        """Return the request, in one write with another command that comes before it."""
-        position = 1 if before else 0
+        """Return the request, in one write with other commands that come before it."""
+        position = bool(before) + bool(self._prefix)
         raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
-        return PendingRequest(
-            before + self._data,
+        request = PendingRequest(
+            before + self._prefix + self._data,
             count=position + 1,
             raw=raw,
             large=len(self._data) > LARGE,
@@ -647,3 +680,5 @@ class MultiplexedCall(Call):
             expires=limits.sent,
             movable=limits.behind is None,
         )
+        request.slot = self._slot
+        return request

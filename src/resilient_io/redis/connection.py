@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
 
+    from .multiplexer import Multiplexer
     from .wakeups import Wakeup
 
 
@@ -93,12 +94,14 @@ class PendingRequest:
         "expires",
         "extra_timeout",
         "future",
+        "home",
         "large",
         "movable",
         "position",
         "raw",
         "replies",
         "sequence",
+        "slot",
     )
 
     def __init__(
@@ -121,6 +124,10 @@ class PendingRequest:
         """Loop time from which on it must not be sent, whether its caller has noticed or not."""
         self.movable = movable
         """Whether another connection may send it if its own is lost before it is written."""
+        self.slot: int | None = None
+        """The hash slot of its keys, if it moves to another node together with that slot."""
+        self.home: Multiplexer | None = None
+        """The multiplexer of the node to which it was moved, if it was."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None

@@ -113,6 +113,8 @@ class Refusal:
     cause: Cause
     degraded: bool = False  # it answers but refuses writes; otherwise it does not serve at all
     elsewhere: bool = False  # another server may accept the call: resolve the address again
+    patient: bool = False  # retried until the deadline, without using up an attempt
+    normal: bool = False  # it says nothing about the health of the server
 
 
 _BY_CLASS: dict[type[BaseException], Refusal] = {

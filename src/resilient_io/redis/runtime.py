@@ -15,7 +15,7 @@ from resilient_io.retry import RetryBudget
 from .attempt import Packer
 from .credentials import follow_credentials
 from .errors import RedisClosed
-from .executor import Executor
+from .executor import Executor, Server
 from .lock_keys import LockKeys
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .connect import RedisTarget
+    from .executor import Search
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
 
@@ -56,6 +57,7 @@ class Runtime:
     pool: ExclusivePool
     executor: Executor
     locks: LockKeys
+    server: Server
     _reports: Reporter
 
     def __init__(
@@ -68,6 +70,7 @@ class Runtime:
         template: ConnectionPool,
         rng: random.Random,
         bound: bool,
+        search: Search | None = None,
     ) -> None:
         self.health = health
         self.target = target
@@ -75,6 +78,7 @@ class Runtime:
         self.policy = policy
         self._settings = replace(settings, count=1) if bound else settings
         self._template = template
+        self._search = search  # instead of looking for another address of the same server
         self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
         self.session = SessionSettings(target.client_name)
@@ -110,12 +114,12 @@ class Runtime:
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
         self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self.rng)
+        search = self._search or MasterSearch(multiplexer, self.pool, self.rng)
+        self.server = Server(multiplexer, self.health, self._reports, search)
         self.executor = Executor(
-            multiplexer=multiplexer,
+            server=self.server,
             health=self.health,
-            reports=self._reports,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
-            search=MasterSearch(multiplexer, self.pool, self.rng),
             rng=self.rng,
         )
 

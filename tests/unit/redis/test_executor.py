@@ -19,10 +19,10 @@ from resilient_io.redis import (
     RedisOutcomeUnknown,
     RedisUnavailable,
 )
-from resilient_io.redis.attempt import AttemptFailed
+from resilient_io.redis.attempt import AttemptFailed, Call
 from resilient_io.redis.commands import Effect
 from resilient_io.redis.errors import Refusal
-from resilient_io.redis.executor import Executor
+from resilient_io.redis.executor import Executor, Server
 from resilient_io.redis.instrumentation import traced
 from resilient_io.retry import RetryBudget, RetrySchedule
 from resilient_io.testing import cancel_everywhere
@@ -60,11 +60,12 @@ class FakeMultiplexer:
         pass
 
 
-class Scene:
+class Scene(Call):
     """An executor, and a call whose attempts have the given results."""
 
     bounded = True
     operation = "INCR"
+    effect = Effect.NON_IDEMPOTENT
 
     def __init__(self, *results, effect=Effect.NON_IDEMPOTENT, tokens=100.0, seed=1, **policy):
         self.results = list(results)
@@ -75,11 +76,14 @@ class Scene:
         self.began = []
         self.limits = []
         self.executor = Executor(
-            multiplexer=FakeMultiplexer(),
-            health=(health := Dependency("redis")),
-            reports=health.reporter(),
+            server=Server(
+                FakeMultiplexer(),
+                health := Dependency("redis"),
+                health.reporter(),
+                SimpleNamespace(note_refusal=lambda: None),
+            ),
+            health=health,
             budget=self.budget,
-            search=SimpleNamespace(note_refusal=lambda: None),
             rng=random.Random(seed),
         )
 
@@ -385,7 +389,7 @@ async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
 
     state = BoundState()
     scene = Scene(maybe_applied("connection reset", connection=FakeConnection()))
-    scene.executor._multiplexer.bound_state = state
+    scene.executor._server.multiplexer.bound_state = state
 
     async def wait_for_probe(timeout):
         await asyncio.sleep(timeout)
