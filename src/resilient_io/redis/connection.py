@@ -630,6 +630,11 @@ class MultiplexedConnection(asyncio.Protocol):
     # -- for callers -----------------------------------------------------------------------
 
     @property
+    def owner(self) -> ConnectionOwner:
+        """The multiplexer or pool to which it belongs."""
+        return self._owner
+
+    @property
     def busy(self) -> bool:
         """Whether a large value is being transferred, so that small calls should go elsewhere."""
         return self._responses.busy

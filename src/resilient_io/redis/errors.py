@@ -126,6 +126,28 @@ _BY_CLASS: dict[type[BaseException], Refusal] = {
     driver.OutOfMemoryError: Refusal(Cause.OUT_OF_MEMORY, degraded=True),
 }
 
+REDIRECTED = Refusal(Cause.OTHER, elsewhere=True, patient=True, normal=True)
+"""MOVED and ASK: another node of the cluster has the key."""
+
+_IN_A_CLUSTER: dict[type[BaseException], Refusal] = {
+    driver.TryAgainError: Refusal(Cause.OTHER, patient=True, normal=True),
+    driver.ClusterDownError: Refusal(Cause.CLUSTER_DOWN, degraded=True, elsewhere=True, patient=True),
+    driver.BusyLoadingError: Refusal(Cause.LOADING, elsewhere=True, patient=True),
+    driver.ReadOnlyError: Refusal(Cause.READ_ONLY, elsewhere=True, patient=True, normal=True),
+    driver.MasterDownError: Refusal(Cause.MASTER_DOWN, elsewhere=True, patient=True, normal=True),
+}
+
+
+def refusal_in_cluster(error: BaseException) -> Refusal | None:
+    """Return the meaning of an error reply to a call that another node may answer, or None.
+
+    It is retried until the deadline: the cluster moves the slot, or elects another master.
+    """
+    if isinstance(error, driver.AskError):  # also MOVED
+        return REDIRECTED
+    return _IN_A_CLUSTER.get(type(error))
+
+
 _BY_PREFIX: dict[str, Refusal] = {
     "MISCONF": Refusal(Cause.DISK_ERROR, degraded=True),
     "NOREPLICAS": Refusal(Cause.NO_REPLICAS, degraded=True),

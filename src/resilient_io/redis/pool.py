@@ -140,6 +140,11 @@ class ExclusivePool:
         return len(self._idle) + len(self._acquired)
 
     @property
+    def in_use(self) -> bool:
+        """Whether a call has a connection, or waits for one, or an element is being put back."""
+        return bool(self._acquired or self._waits or self._recoveries)
+
+    @property
     def recovering(self) -> bool:
         """Whether popped elements are being put back."""
         return bool(self._recoveries)
