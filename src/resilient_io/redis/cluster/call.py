@@ -1,0 +1,180 @@
+"""A call of a cluster client, whose attempts choose the node: the executor's one loop repeats them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from redis.exceptions import AskError, MovedError, RedisError
+
+from resilient_io.errors import Progress
+from resilient_io.health import Cause
+from resilient_io.text import clean_text
+
+from ..attempt import AttemptFailed, Call
+from ..errors import REDIRECTED, refusal_in_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_io.errors import ResilientIOError
+
+    from ..attempt import Carrier, Limits
+    from ..commands import Effect
+    from ..executor import Server
+    from .nodes import Member
+    from .router import Router
+
+    MakeCall = Callable[[Member, bool], Call]
+
+_OF_A_SCRIPT = "script: "
+"""Part of an error that a command inside a script has caused: the script may have done more."""
+
+
+class ClusterCall(Call):
+    """A call that each attempt sends to the node which has its slot, or to which it is redirected.
+
+    `make` returns the call to one node, and whether ASKING comes before it. A new one is made for
+    each node; the attempts of all of them are those of this call.
+
+    Args:
+        router: Knows the owner of each slot.
+        make: Makes the call to a node.
+        operation: Name of the command.
+        slot: The slot of its keys; None for a command without keys.
+        member: The node to which it is sent first, whoever has the slot; None for the owner.
+        first: The call to that node, if the hot path has begun it.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        make: MakeCall,
+        operation: str,
+        *,
+        slot: int | None,
+        member: Member | None = None,
+        first: Call | None = None,
+    ) -> None:
+        self._router = router
+        self._make = make
+        self._slot = slot
+        self._fixed = member
+        self._member = member
+        self._inner = first
+        self._importing: Member | None = None  # gets the next attempt, with ASKING
+        self._carrier_member: Member | None = None
+        self.operation = operation
+        self.bounded = True if first is None else first.bounded
+
+    @classmethod
+    def unbounded(cls, *args: object, **options: object) -> ClusterCall:
+        """Return a call that has a time limit of its own, as a blocking command has."""
+        call = cls(*args, **options)  # type: ignore[arg-type]
+        call.bounded = False
+        return call
+
+    @property
+    def effect(self) -> Effect:
+        """The effect of executing it twice."""
+        assert self._inner is not None, "it is computed after a failure"  # noqa: S101
+        return self._inner.effect
+
+    def describe(self, error: ResilientIOError) -> None:
+        """Add what the call to the node knows."""
+        if self._inner is not None:
+            self._inner.describe(error)
+
+    async def attempt(self, limits: Limits) -> object:
+        """Send the call to the node that has the slot now."""
+        member, asking = self._importing, self._importing is not None
+        self._importing = None
+        begun = self._inner is not None and self.server is None
+        if member is None:
+            found = await self._choose(limits) if not begun else self._member
+            if found is None or isinstance(found, AttemptFailed):
+                return found
+            member = found
+        if self._inner is None or member is not self._member or asking:
+            self._inner, self._member = self._make(member, asking), member
+        await member.open()
+        self.server = member.server
+        try:
+            result = await self._inner.attempt(limits)
+        except RedisError as error:
+            failed = self._refused(error, member)
+            if failed is None:
+                raise
+            result = failed
+        if asking:
+            self._member = None  # so that a new call is made, without ASKING
+        if isinstance(result, AttemptFailed):
+            return self._judge(result, member)
+        return result
+
+    async def _choose(self, limits: Limits) -> Member | AttemptFailed:
+        if self._fixed is not None:
+            return self._fixed
+        if self._slot is None:
+            return await self._router.any_owner(limits)
+        return await self._router.owner(self._slot, limits)
+
+    def _refused(self, error: Exception, member: Member) -> AttemptFailed | None:
+        """Return the failed attempt that an error reply means if another attempt may succeed."""
+        meaning = refusal_in_cluster(error)
+        if meaning is None or _OF_A_SCRIPT in str(error):
+            return None
+        if isinstance(error, MovedError):
+            self._router.moved(error, member)
+            self._fixed = None
+        elif isinstance(error, AskError):
+            self._importing = self._router.importing(error, member)
+        if self._slot is None and isinstance(error, AskError):
+            self._slot = error.slot_id
+        return AttemptFailed(
+            progress=Progress.REFUSED,
+            cause=meaning.cause,
+            detail=f"{member.name}: {clean_text(str(error))}",
+            error=error,
+            refusal=meaning,
+        )
+
+    def _judge(self, failed: AttemptFailed, member: Member) -> AttemptFailed:
+        """Return a failed attempt as the executor should see it, and refresh the table if needed."""
+        router = self._router
+        if failed.connection is not None:
+            # A request that was not sent may have moved to another node meanwhile.
+            member = router.members.carrying(failed.connection) or member
+            self.server = member.server
+        if failed.progress is Progress.MAYBE_APPLIED:
+            self._carrier_member = member
+        if failed.refusal is not None:
+            meaning = refusal_in_cluster(failed.error) if failed.error is not None else None
+            return failed if meaning is None else replace(failed, refusal=meaning)
+        if failed.expired or failed.timed_out:
+            router.suspect(member)
+        elsewhere = self._slot is not None and router.has_taken_over(self._slot, member)
+        if failed.progress is Progress.NOT_SENT and elsewhere and not failed.expired:
+            # Its node was left, or is down, while another one has the slot by now.
+            detail = f"{member.name}: {failed.detail}"
+            return replace(failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail)
+        return failed
+
+    def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (the latest one)
+        """Return whether another node has the slot than the one that may still apply a copy.
+
+        That node refuses the copy, or loses it together with its other data.
+        """
+        member = self._carrier_member
+        if self._slot is None or member is None:
+            return False
+        return self._router.has_taken_over(self._slot, member)
+
+    async def until_fenced(self, carrier: Carrier) -> bool:
+        """Wait until a lost connection cannot apply anything, or another node has the slot."""
+        while not (carrier.fenced.done() or self.taken_over(carrier)):
+            await asyncio.wait(
+                [carrier.fenced, self._router.changed], return_when=asyncio.FIRST_COMPLETED
+            )
+        return self.taken_over(carrier) or carrier.fenced.result()

@@ -1,0 +1,433 @@
+"""Which node gets a command: the slot table, and the task that keeps it fresh.
+
+MOVED changes one slot at once. Everything else is learnt from CLUSTER SLOTS, which a background task
+asks of two nodes that are not suspected of a failure. No call waits for it, except the first ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import Counter
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+from redis.exceptions import RedisError, ResponseError
+
+from resilient_io.errors import Progress
+from resilient_io.health import Cause
+from resilient_io.retry import Backoff
+from resilient_io.tasks import Signal, describe_task_end, log_task_death
+from resilient_io.text import clean_text, describe_error, format_address
+
+from ..attempt import AttemptFailed, end_of_wait, server_down
+from .nodes import Members
+from .slots import SLOTS, SlotTable, epoch_of, newest, read_table
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from redis.exceptions import AskError, MovedError
+
+    from resilient_io.health import Dependency
+
+    from ..attempt import Limits
+    from ..connection import PendingRequest
+    from ..multiplexer import Multiplexer
+    from .nodes import Member, NodeSettings
+    from .slots import Address, AddressRules, Shard
+
+_QUESTION: Sequence[tuple[str, ...]] = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+_PACKED = b"".join(hiredis.pack_command(command) for command in _QUESTION)
+
+_ASKED_AT_ONCE = 2
+_ANSWER_TIMEOUT = 1.0  # seconds that a node may take to answer over an open connection
+_SECOND_ANSWER = 0.05  # seconds to wait for the second answer after the first
+
+_SPACING = 0.02  # seconds between two refreshes, at least
+_WATCHED_INTERVAL = 0.1  # seconds between refreshes while a node is suspected, plus 1 ms per node
+_RETRY_BACKOFF = 0.05
+_RETRY_BACKOFF_CAP = 1.0
+_TRUSTED = 1.0  # seconds for which MOVED counts more than the answer of another node
+_MOST_IGNORED = 5
+_WAKE = 0.1  # seconds between checks of a call that waits for the owner of its slot
+
+_NOT_A_CLUSTER = "cluster support disabled"
+
+
+class Router:
+    """The owner of each slot, and the connections to it.
+
+    Attributes:
+        owners: By slot, the member that has it, or None. The hot path reads this list.
+        table: The slot table, which also has the replicas.
+        members: The nodes and their connections.
+        failure: Why no node answers, or an empty string.
+    """
+
+    def __init__(
+        self,
+        startup: Sequence[Address],
+        settings: NodeSettings,
+        *,
+        rules: AddressRules,
+        health: Dependency,
+        changed: Callable[[SlotTable], None],
+        rng: random.Random,
+        interval: float,
+    ) -> None:
+        self.owners: list[Member | None] = [None] * SLOTS
+        self.table = SlotTable()
+        self.members = Members(settings, search=self, suspected=self.suspect)
+        self.failure = ""
+        self.permanent = False
+        """Whether the failure needs a person: the server is not part of a cluster, for example."""
+        self.refreshes = 0
+        self._startup = list(startup)
+        self._settings = settings
+        self._rules = rules
+        self._health = health
+        self._notify = changed
+        self._rng = rng
+        self._interval = interval
+        self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
+        self._counts: Counter[Member] = Counter()
+        self._ignored = 0  # refreshes in a row whose answers were older than the table
+        self._wanted = Signal()
+        self._change: asyncio.Future[None] | None = None
+        self._attempted = Signal()  # set when the first refresh has ended
+        self._task: asyncio.Task[None] | None = None
+        self._asking: list[asyncio.Task[Any]] = []
+
+    # -- lifecycle ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the task that refreshes the table. Idempotent."""
+        if self._task is None:
+            self._wanted.set()
+            self._attempted.clear()
+            self._task = asyncio.get_running_loop().create_task(
+                self._keep_fresh(), name="resilient-io redis slot table", context=Context()
+            )
+            self._task.add_done_callback(log_task_death)
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a new process helps, or None."""
+        ended = describe_task_end(self._task)
+        if ended is not None:
+            return f"the task of the slot table ended: {ended}"
+        found = (member.runtime.liveness_failure() for member in self.members)
+        return next((failure for failure in found if failure is not None), None)
+
+    async def aclose(self) -> None:
+        """End the task and close every member. Idempotent."""
+        task, self._task = self._task, None
+        tasks = [*([task] if task is not None else []), *self._asking]
+        for each in tasks:
+            each.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.members.aclose()
+        self._publish_change()
+
+    def forget_loop(self) -> None:
+        """Forget the tasks of a loop that was closed."""
+        self._task, self._asking, self._change = None, [], None
+
+    # -- for calls -----------------------------------------------------------------------------
+
+    async def owner(self, slot: int, limits: Limits) -> Member | AttemptFailed:
+        """Return the node that has a slot, or why none is known in time."""
+        while True:
+            member = self.owners[slot]
+            if member is not None:
+                return member
+            unknown = await self._until_change(limits, f"a node that serves slot {slot}")
+            if unknown is not None:
+                return unknown
+
+    async def any_owner(self, limits: Limits) -> Member | AttemptFailed:
+        """Return a node for a command without keys, preferably one that answers."""
+        while True:
+            owners = list(self._counts)
+            healthy = [member for member in owners if not member.suspect]
+            if healthy or owners:
+                return self._rng.choice(healthy or owners)
+            unknown = await self._until_change(limits, "a node of the cluster")
+            if unknown is not None:
+                return unknown
+
+    async def until_known(self, limits: Limits) -> AttemptFailed | None:
+        """Wait until the table is known. Return why it is not known in time, or None."""
+        while not self._counts:
+            unknown = await self._until_change(limits, "the slot table of the cluster")
+            if unknown is not None:
+                return unknown
+        return None
+
+    async def _until_change(self, limits: Limits, obstacle: str) -> AttemptFailed | None:
+        """Wait for another table. Return why the wait is over without one, or None."""
+        loop = asyncio.get_running_loop()
+        health = self._health
+        end = end_of_wait(health, limits.outage_wait)
+        why = f" ({self.failure})" if self.failure else ""
+        if self.permanent or (end is not None and loop.time() >= end):
+            if not health.available:
+                return server_down(health)
+            return AttemptFailed(
+                progress=Progress.NOT_SENT, cause=Cause.OTHER, detail=self.failure, final=True
+            )
+        left = math.inf if limits.sent is None else limits.sent - loop.time()
+        if left <= 0:
+            return AttemptFailed(
+                progress=Progress.NOT_SENT,
+                cause=Cause.TIMED_OUT,
+                detail=f"the deadline passed while the call waited for {obstacle}{why}",
+                expired=True,
+            )
+        self.refresh_soon()
+        await asyncio.wait([self.changed], timeout=min(left, _WAKE))
+        return None
+
+    @property
+    def changed(self) -> asyncio.Future[None]:
+        """A future that is done when the owner of any slot changes."""
+        if self._change is None:
+            self._change = asyncio.get_running_loop().create_future()
+        return self._change
+
+    def moved(self, error: MovedError, asked: Member) -> Member:
+        """Assign a slot to the node that MOVED names, and refresh the table in the background."""
+        slot, address = error.slot_id, self._address_in(error, asked)
+        now = asyncio.get_running_loop().time()
+        self._moved[slot] = (address, now)
+        self.table.move(slot, address)
+        member, before = self.members.get(address), self.owners[slot]
+        if member is not before:
+            self.owners[slot] = member
+            self._counts[member] += 1
+            if before is not None:
+                self._counts[before] -= 1
+                self._move_waiting(before)
+            self._publish_change()
+        self.refresh_soon()
+        return member
+
+    def importing(self, error: AskError, asked: Member) -> Member:
+        """Return the node that ASK names, which gets this one call. The table stays as it is."""
+        return self.members.get(self._address_in(error, asked))
+
+    def _address_in(self, error: AskError, asked: Member) -> Address:
+        return self._rules.resolve(error.host, int(error.port), asked.address[0])
+
+    def has_taken_over(self, slot: int, member: Member) -> bool:
+        """Return whether another node has a slot that a member had."""
+        owner = self.owners[slot]
+        return owner is not None and owner is not member
+
+    def suspect(self, member: Member) -> None:
+        """Refresh the table, without asking this member, until it answers or has no slots."""
+        member.suspected_at = asyncio.get_running_loop().time()
+        self.refresh_soon()
+
+    def note_refusal(self) -> None:
+        """Refresh the table: a node has refused a call."""
+        self.refresh_soon()
+
+    def refresh_soon(self) -> None:
+        """Refresh the table in the background."""
+        self._wanted.set()
+
+    # -- for health ------------------------------------------------------------------------------
+
+    async def first_attempt(self) -> None:
+        """Wait until the table has been asked for once, successfully or not."""
+        await self._attempted.wait()
+
+    @property
+    def slots(self) -> dict[Member, int]:
+        """The number of slots of each member that has any."""
+        return {member: count for member, count in self._counts.items() if count > 0}
+
+    # -- refreshing ------------------------------------------------------------------------------
+
+    async def _keep_fresh(self) -> None:
+        backoff = Backoff(_RETRY_BACKOFF, _RETRY_BACKOFF_CAP, self._rng, floor=_SPACING)
+        while True:
+            if self._counts:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):
+                        await self._wanted.wait()
+            self._wanted.clear()
+            known = await self._refresh()
+            self._attempted.set()
+            if known:
+                backoff.reset()
+                await asyncio.sleep(_SPACING)
+            else:
+                await asyncio.sleep(backoff.next())
+
+    def _pause(self) -> float:
+        """Return the longest time until the next refresh."""
+        if any(member.suspect for member in self.slots):
+            return (_WATCHED_INTERVAL + len(self.table.nodes) / 1000) * (1 + self._rng.random())
+        return self._interval * (1 - 0.1 * self._rng.random())
+
+    async def _refresh(self) -> bool:
+        """Ask two nodes at a time, until one answers. Return whether one did."""
+        began = asyncio.get_running_loop().time()
+        candidates = self._candidates()
+        for at in range(0, len(candidates), _ASKED_AT_ONCE):
+            answers = await self._ask_all(candidates[at : at + _ASKED_AT_ONCE])
+            if not answers:
+                continue
+            self.failure, self.permanent = "", False
+            # A cluster that was created again begins with lower epochs.
+            ignored = self._ignored >= _MOST_IGNORED or all(each.suspect for each in self.slots)
+            table = newest(answers, None if ignored else self.table)
+            self._ignored = 0 if table is not None else self._ignored + 1
+            if table is not None:
+                self._apply(table, began)
+            self.refreshes += 1
+            return True
+        return False
+
+    def _candidates(self) -> list[Address]:
+        """Return the nodes to ask, the best ones first. A suspected node is the last one."""
+        members = list(self.members)
+        self._rng.shuffle(members)
+        ready = [each.address for each in members if each.connection and not each.suspect]
+        suspected = [each.address for each in members if each.suspect]
+        others = [address for address in self.table.nodes if address not in suspected]
+        self._rng.shuffle(others)
+        startup = list(self._startup)
+        self._rng.shuffle(startup)
+        return list(dict.fromkeys([*ready, *others, *startup, *suspected]))
+
+    async def _ask_all(self, addresses: Sequence[Address]) -> list[SlotTable]:
+        """Ask nodes at the same time, and return the answers that arrive together."""
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(self._ask(address), name="resilient-io redis ask for slots")
+            for address in addresses
+        ]
+        self._asking = tasks
+        try:
+            pending = set(tasks)
+            done: set[asyncio.Task[SlotTable | None]] = set()
+            while pending and not any(task.result() for task in done):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                await asyncio.wait(pending, timeout=_SECOND_ANSWER)
+            finished = [task for task in tasks if task.done()]
+            return [table for task in finished if (table := task.result()) is not None]
+        finally:
+            unfinished = [task for task in tasks if not task.done()]
+            for task in unfinished:
+                task.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished)
+            self._asking = []
+
+    async def _ask(self, address: Address) -> SlotTable | None:
+        member = self.members.find(address)
+        connection = member.connection if member is not None else None
+        try:
+            if connection is not None:
+                async with asyncio.timeout(_ANSWER_TIMEOUT):
+                    replies: Any = await asyncio.shield(connection.ask(_PACKED, count=2))
+                if isinstance(replies, Exception):
+                    raise ConnectionResetError(str(replies))
+            else:
+                replies = await self._settings.asker(address)(*_QUESTION)
+            slots, info = replies
+            if isinstance(slots, Exception):
+                raise slots
+            epoch = None if isinstance(info, Exception) else epoch_of(info)
+            if member is not None and member.opened and not isinstance(info, Exception):
+                self._check_state(member, info)
+            return await read_table(
+                slots, asked=address[0], rules=self._rules, epoch=epoch, known=self.table
+            )
+        except (RedisError, OSError) as error:
+            self._note_failure(address, error)
+            return None
+
+    def _check_state(self, member: Member, info: str | bytes) -> None:
+        """End the refusals of a node that says that the cluster serves again."""
+        health = member.health
+        if health.refusing and health.cause is Cause.CLUSTER_DOWN:
+            text = info if isinstance(info, str) else info.decode()
+            if "cluster_state:ok" in text:
+                member.multiplexer.write_accepted()
+
+    def _note_failure(self, address: Address, error: Exception) -> None:
+        where = format_address(*address)
+        if isinstance(error, ResponseError) and _NOT_A_CLUSTER in str(error):
+            self.failure = (
+                f"{where} is a single server, not a node of a cluster: use ResilientRedis"
+            )
+            self.permanent = True
+            return
+        detail = describe_error(error)
+        self.failure = clean_text(detail if where in detail else f"{where}: {detail}")
+        self.permanent = isinstance(error, ResponseError) and "NOPERM" in str(error)
+
+    def _apply(self, table: SlotTable, began: float) -> None:
+        """Use another table, except for slots of which MOVED has said something newer."""
+        now = asyncio.get_running_loop().time()
+        recent = min(began, now - _TRUSTED)
+        self._moved = {slot: move for slot, move in self._moved.items() if move[1] >= recent}
+        for slot, (address, _) in self._moved.items():
+            table.move(slot, address)
+        same = all(map(_is, table.slots, self.table.slots)) and len(self.owners)
+        self.table = table
+        by_shard: dict[int, Member | None] = {id(None): None}
+        for shard in table.shards:
+            by_shard[id(shard)] = self.members.get(shard.master.address) if shard else None
+        owners = [by_shard[id(shard)] for shard in table.slots]
+        before, self.owners = self.owners, owners
+        self._counts = Counter(member for member in owners if member is not None)
+        self._notify(table)
+        if not same:
+            self._reroute(before)
+        self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
+
+    def _reroute(self, before: list[Member | None]) -> None:
+        """Move the calls that were not sent to the new owners, in their order."""
+        losers = {
+            old: None
+            for old, new in zip(before, self.owners, strict=True)
+            if old is not new and old is not None
+        }
+        for member in losers:
+            self._move_waiting(member)
+            if member.suspect and not self._counts.get(member):
+                member.give_up()
+        self._publish_change()
+
+    def _move_waiting(self, member: Member) -> None:
+        if member.opened and member.runtime.running:
+            member.multiplexer.move_waiting(self._home_of)
+
+    def _home_of(self, request: PendingRequest) -> Multiplexer | None:
+        owner = None if request.slot is None else self.owners[request.slot]
+        if owner is None:
+            return None
+        if not owner.runtime.executor.closed:
+            owner.start()
+        return owner.multiplexer
+
+    def _publish_change(self) -> None:
+        change, self._change = self._change, None
+        if change is not None and not change.done():
+            change.set_result(None)
+        self._health.probe_soon()
+
+
+def _is(one: Shard | None, other: Shard | None) -> bool:
+    return one is other
+
