@@ -73,7 +73,7 @@ def _calls_by_hand() -> Any:
 
 
 def _decides_the_slot(entry: Any) -> bool:
-    """Return whether the command has arguments that do not count as keys but decide the slot (channels)."""
+    """Return whether the slot depends on arguments that do not count as keys (channels)."""
     return entry[_FIRST] > 0 and any(
         b"not_key" in dict(_pairs(each))[b"flags"] for each in entry[_SPECS]
     )
