@@ -74,7 +74,7 @@ WORKS: Final = (
     Work(name="latency-50", title="latency of GET, 50 callers", kind="latency", callers=50),
 )
 
-EXTRAS: Final = ("overhead", "down", "idle", "scale")
+EXTRAS: Final = ("overhead", "down", "idle", "scale", "refresh")
 """What is measured beside the works: ours alone, or once a client."""
 
 
@@ -114,3 +114,7 @@ START_TARGET: Final = 4.0
 """Seconds until 1,000 clients that are started at once are UP."""
 CROWD: Final = 1000
 """Clients, or dependencies, in one process."""
+REFRESH_TARGETS: Final = {100: 5.0, 1000: 50.0}
+"""ms of the event loop that reading the slots of so many nodes may take."""
+SLICE_TARGET: Final = 5.0
+"""ms that it may take at once."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from benchmarks.suite import Suite
 from resilient_io.testing import find_redis
 
+from . import refresh
 from .arena import Arena, tune
 from .plan import EXTRAS, WORKS
 from .tables import resource_table, scale_table, speed_table
@@ -33,12 +34,19 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             results["scale"] = await arena.scale()
         if "down" in wanted:
             results["down"] = await arena.down(rounds)
+    if "refresh" in wanted:
+        say(f"{loop}: reading the slots of a cluster")
+        results["refresh"] = refresh.measure(rounds)
     return results
 
 
 def _tables(results: Results) -> list[str]:
     tables = [*speed_table(results), "", *resource_table(results)]
-    return [*tables, "", *scale_table(results)] if "scale" in results else tables
+    if "scale" in results:
+        tables += ["", *scale_table(results)]
+    if "refresh" in results:
+        tables += ["", *refresh.refresh_table(results)]
+    return tables
 
 
 async def _tune(say: Say) -> None:

@@ -10,6 +10,7 @@ DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutEr
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
+                        CrossSlotKeys           also redis.ClusterCrossSlotError
                         LockLost                also redis.LockNotOwnedError
 ```
 
@@ -82,6 +83,10 @@ class RedisClosed(Closed, driver.ConnectionError):
 
 class RouteRefused(driver.DataError):
     """The command changes its connection, which is shared. The message says what to use instead."""
+
+
+class CrossSlotKeys(driver.ClusterCrossSlotError, driver.CrossSlotTransactionError):
+    """A command or transaction has keys of several slots of a cluster. Nothing was sent."""
 
 
 class LockLost(driver.LockNotOwnedError):
