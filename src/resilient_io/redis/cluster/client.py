@@ -48,9 +48,10 @@ from .runtime import ClusterRuntime
 from .slots import AddressRules
 
 if TYPE_CHECKING:
-    from redis.asyncio.cluster import ClusterNode
     import random
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from redis.asyncio.cluster import ClusterNode
 
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
