@@ -136,7 +136,9 @@ REDIRECTED = Refusal(Cause.OTHER, elsewhere=True, patient=True, normal=True)
 
 _IN_A_CLUSTER: dict[type[BaseException], Refusal] = {
     driver.TryAgainError: Refusal(Cause.OTHER, patient=True, normal=True),
-    driver.ClusterDownError: Refusal(Cause.CLUSTER_DOWN, degraded=True, elsewhere=True, patient=True),
+    driver.ClusterDownError: Refusal(
+        Cause.CLUSTER_DOWN, degraded=True, elsewhere=True, patient=True
+    ),
     driver.BusyLoadingError: Refusal(Cause.LOADING, elsewhere=True, patient=True),
     driver.ReadOnlyError: Refusal(Cause.READ_ONLY, elsewhere=True, patient=True, normal=True),
     driver.MasterDownError: Refusal(Cause.MASTER_DOWN, elsewhere=True, patient=True, normal=True),

@@ -158,7 +158,9 @@ class ClusterCall(Call):
         if failed.progress is Progress.NOT_SENT and elsewhere and not failed.expired:
             # Its node was left, or is down, while another one has the slot by now.
             detail = f"{member.name}: {failed.detail}"
-            return replace(failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail)
+            return replace(
+                failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail
+            )
         return failed
 
     def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (the latest one)

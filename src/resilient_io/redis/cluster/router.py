@@ -430,4 +430,3 @@ class Router:
 
 def _is(one: Shard | None, other: Shard | None) -> bool:
     return one is other
-
