@@ -467,7 +467,7 @@ class RedisTarget:
             manager = pool.sentinel_manager
             source = SentinelAddress(
                 pool.service_name,
-                [asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
+                [_asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
                 replica=not pool.is_master,
                 least_others=manager.min_other_sentinels,
                 forced_host=manager._force_master_ip,
@@ -629,15 +629,13 @@ _PLAIN_CLASSES: dict[type, type[Connection]] = {
 _SENTINEL_TIMEOUT = 0.5  # seconds that one Sentinel may take, from connecting to its last reply
 
 
-def asker(
-    target: RedisTarget, timeout: float = _SENTINEL_TIMEOUT
-) -> Callable[..., Awaitable[list[Any]]]:
+def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
     """Return a function that sends commands on a new connection and returns their replies."""
 
     async def ask(*commands: Sequence[str]) -> list[Any]:
         connection: AbstractConnection | None = None
         try:
-            async with StallTolerantTimeout(timeout):
+            async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
                 places = await target.places() or (None,)
                 connection = await _open(target, places[0], client_name=None, began=None)
                 replies = await exchange(connection, *commands)

@@ -259,11 +259,13 @@ class Executor:
                 decision = await self._raise(failing, unsafe)
             raise decision.error from None
 
-    def _server_of(self, call: Call) -> Server:
-        """Return the server of the latest attempt of a call."""
-        server = call.server or self._server
-        assert server is not None, "a call without a server chooses one"  # noqa: S101
-        return server
+    def _server_of(self, call: Call) -> Server | None:
+        """Return the server of the latest attempt of a call; None if no attempt has found one."""
+        return call.server or self._server
+
+    def _health_of(self, call: Call) -> Dependency:
+        server = self._server_of(call)
+        return self.health if server is None else server.health
 
     # -- deciding --------------------------------------------------------------------------
 
@@ -314,7 +316,7 @@ class Executor:
         server = self._server_of(failing.call)
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
-            await server.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+            await self._health_of(failing.call).wait_for_probe(_PROBE_BEFORE_ERROR)
         elapsed = asyncio.get_running_loop().time() - failing.started
         unknown = failing.progress is Progress.MAYBE_APPLIED
         if failed.refusal is not None and failed.error is not None and not unknown:
@@ -322,10 +324,9 @@ class Executor:
             failed.error.add_note(note)
             mark_refused(failed.error, self.health.name)
             return Raise(failed.error)
-        state = server.multiplexer.bound_state
-        if state.lost:
+        if server is not None and server.multiplexer.bound_state.lost:
             # After the last await: a cancelled caller must not take the loss without raising it.
-            failed = failed.with_reason(state.take_loss())
+            failed = failed.with_reason(server.multiplexer.bound_state.take_loss())
         error = self._error(
             _kind(failing, failed),
             failed.detail,
@@ -356,7 +357,8 @@ class Executor:
     def _may_repeat(self, failing: _FailingCall, failed: AttemptFailed) -> bool:
         if failed.final or failed.expired or failed.cause is Cause.CLOSED:
             return False
-        if self._server_of(failing.call).multiplexer.bound_state.lost:
+        server = self._server_of(failing.call)
+        if server is not None and server.multiplexer.bound_state.lost:
             return False
         if failed.progress is not Progress.MAYBE_APPLIED:
             return True  # not sent or refused: certainly not applied
@@ -397,7 +399,7 @@ class Executor:
             until, longest = failing.limits().sent, _PROBE_BEFORE_RETRY
             if until is not None:
                 longest = min(longest, until - asyncio.get_running_loop().time())
-            await self._server_of(failing.call).health.wait_for_probe(longest)
+            await self._health_of(failing.call).wait_for_probe(longest)
 
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
@@ -412,7 +414,8 @@ class Executor:
             why = "; a copy may still be in flight on an exclusive connection"
         elif not carrier.lost:
             # The request is still in flight. A second copy on the same connection follows it.
-            if self._server_of(call).multiplexer.current is carrier:
+            server = self._server_of(call)
+            if server is not None and server.multiplexer.current is carrier:
                 return None
             why = "; a copy may still be in flight on a connection that takes no more calls"
         else:
@@ -438,6 +441,8 @@ class Executor:
         if refused.normal:
             return
         server = self._server_of(call)
+        if server is None:
+            return
         if refused.degraded:
             server.reports.refused(refused.cause, failed.detail)
             server.multiplexer.refresh()

@@ -41,6 +41,7 @@ from .connect import (
     StallTolerantTimeout,
     abort,
     connect,
+    exchange,
     identify,
     is_lost,
     is_multiplexable,
@@ -698,10 +699,12 @@ class ExclusiveCall(Call):
         client: Any,
         *,
         scripts: KnownScripts,
+        asking: bool = False,
     ) -> None:
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
+        self._asking = asking
         self._client = client
         self._scripts = scripts
         self.operation = command.spec.name
@@ -780,6 +783,8 @@ class ExclusiveCall(Call):
     async def _send(self, connection: AbstractConnection) -> object:
         """Send the command, read its reply and convert it. A missing script is loaded first."""
         args = self._command.args
+        if self._asking:
+            await exchange(connection, ("ASKING",))
         if self.operation in _UNDO:
             await connection.send_command(*args)
             # A cancelled read must leave the connection open, for the recovery.

@@ -21,7 +21,7 @@ from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
-from .scripts import KnownScripts
+from .scripts import KnownScripts, ScriptBodies
 from .session import SessionSettings
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Runtime:
         rng: random.Random,
         bound: bool,
         search: Search | None = None,
+        scripts: ScriptBodies | None = None,
     ) -> None:
         self.health = health
         self.target = target
@@ -79,7 +80,8 @@ class Runtime:
         self._settings = replace(settings, count=1) if bound else settings
         self._template = template
         self._search = search  # instead of looking for another address of the same server
-        self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
+        encode = template.get_encoder().encode  # type: ignore[no-untyped-call]
+        self.scripts = KnownScripts(scripts if scripts is not None else ScriptBodies(encode))
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
         self.session = SessionSettings(target.client_name)
         self.rng = rng

@@ -13,7 +13,8 @@ from resilient_io.health import Cause
 from resilient_io.text import clean_text
 
 from ..attempt import AttemptFailed, Call
-from ..errors import REDIRECTED, refusal_in_cluster
+from ..commands import Effect
+from ..errors import CLOSED, REDIRECTED, refusal_in_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
 
     from ..attempt import Carrier, Limits
-    from ..commands import Effect
     from ..executor import Server
     from .nodes import Member
     from .router import Router
@@ -45,6 +45,7 @@ class ClusterCall(Call):
         slot: The slot of its keys; None for a command without keys.
         member: The node to which it is sent first, whoever has the slot; None for the owner.
         first: The call to that node, if the hot path has begun it.
+        bounded: Whether the policy's deadline applies. A blocking command has its own time limit.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ClusterCall(Call):
         slot: int | None,
         member: Member | None = None,
         first: Call | None = None,
+        bounded: bool = True,
     ) -> None:
         self._router = router
         self._make = make
@@ -66,20 +68,13 @@ class ClusterCall(Call):
         self._importing: Member | None = None  # gets the next attempt, with ASKING
         self._carrier_member: Member | None = None
         self.operation = operation
-        self.bounded = True if first is None else first.bounded
-
-    @classmethod
-    def unbounded(cls, *args: object, **options: object) -> ClusterCall:
-        """Return a call that has a time limit of its own, as a blocking command has."""
-        call = cls(*args, **options)  # type: ignore[arg-type]
-        call.bounded = False
-        return call
+        self.bounded = bounded
 
     @property
     def effect(self) -> Effect:
         """The effect of executing it twice."""
-        assert self._inner is not None, "it is computed after a failure"  # noqa: S101
-        return self._inner.effect
+        # Without a node, nothing was sent.
+        return Effect.READ if self._inner is None else self._inner.effect
 
     def describe(self, error: ResilientIOError) -> None:
         """Add what the call to the node knows."""
@@ -96,6 +91,8 @@ class ClusterCall(Call):
             if found is None or isinstance(found, AttemptFailed):
                 return found
             member = found
+        if self._router.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         if self._inner is None or member is not self._member or asking:
             self._inner, self._member = self._make(member, asking), member
         await member.open()
@@ -158,10 +155,8 @@ class ClusterCall(Call):
         if failed.progress is Progress.NOT_SENT and elsewhere and not failed.expired:
             # Its node was left, or is down, while another one has the slot by now.
             detail = f"{member.name}: {failed.detail}"
-            return replace(
-                failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail
-            )
-        return failed
+            return replace(failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail)
+        return replace(failed, detail=f"{member.name}: {failed.detail}")
 
     def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (the latest one)
         """Return whether another node has the slot than the one that may still apply a copy.
@@ -180,3 +175,20 @@ class ClusterCall(Call):
                 [carrier.fenced, self._router.changed], return_when=asyncio.FIRST_COMPLETED
             )
         return self.taken_over(carrier) or carrier.fenced.result()
+
+
+class TableCall(Call):
+    """Waits for the slot table, within the deadline of the call that needs it."""
+
+    def __init__(self, router: Router, operation: str) -> None:
+        self._router = router
+        self.operation = operation
+
+    @property
+    def effect(self) -> Effect:
+        """It changes nothing."""
+        return Effect.READ
+
+    async def attempt(self, limits: Limits) -> object:
+        """Wait until the table is known."""
+        return await self._router.until_known(limits)

@@ -9,17 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import RedisError
 
 from resilient_io.health import Cause, ClientDependency
 from resilient_io.text import format_address
 
-from ..connect import RedisTarget, asker
+from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.health import Dependency, HealthSettings
     from resilient_io.retry import RetryPolicy
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from ..multiplexer import Multiplexer
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool
+    from ..scripts import ScriptBodies
     from .slots import Address
 
 _POOL_ONLY = ("response_callbacks", "connection_class", "max_connections", "host", "port")
@@ -54,6 +58,7 @@ class NodeSettings:
         name: Name of the cluster in logs and errors.
         rng: Source of jitter and names.
         updated: Called after each change of a node's availability.
+        scripts: The scripts that the client knows.
     """
 
     options: Mapping[str, Any]
@@ -63,6 +68,7 @@ class NodeSettings:
     name: str
     rng: random.Random
     updated: Callable[[Dependency], object]
+    scripts: ScriptBodies
 
     def pool(self, address: Address) -> ConnectionPool:
         """Return a pool of redis-py that is never connected: it holds the settings of a node."""
@@ -76,9 +82,24 @@ class NodeSettings:
             **options,
         )
 
-    def asker(self, address: Address) -> Callable[..., Awaitable[list[Any]]]:
-        """Return a function that sends commands to a node on a new connection."""
-        return asker(RedisTarget(self.pool(address)), self.policy.connect_timeout)
+    async def ask(
+        self, address: Address, *commands: Sequence[str]
+    ) -> list[Any] | ConnectionFailure:
+        """Send commands to a node on a new connection, and return the replies, or why not."""
+        target, policy = RedisTarget(self.pool(address)), self.policy
+        connection: AbstractConnection | None = None
+        try:
+            connection = await connect(
+                target, timeout=policy.connect_timeout, user_timeout=policy.response_timeout
+            )
+            async with StallTolerantTimeout(policy.connect_timeout):
+                return await exchange(connection, *commands)
+        except (RedisError, OSError) as error:
+            return target.failure(error)
+        finally:
+            if connection is not None:
+                abort(connection)
+            await target.aclose()
 
 
 class NodeDependency(ClientDependency):
@@ -162,6 +183,7 @@ class Member:
                 rng=settings.rng,
                 bound=False,
                 search=self._search,
+                scripts=settings.scripts,
             )
             health.on_update(settings.updated)
         return self._runtime

@@ -11,10 +11,11 @@ import contextlib
 import math
 from collections import Counter
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from resilient_io.errors import Progress
 from resilient_io.health import Cause
@@ -23,6 +24,7 @@ from resilient_io.tasks import Signal, describe_task_end, log_task_death
 from resilient_io.text import clean_text, describe_error, format_address
 
 from ..attempt import AttemptFailed, end_of_wait, server_down
+from ..errors import CLOSED, ConnectionFailure
 from .nodes import Members
 from .slots import SLOTS, SlotTable, epoch_of, newest, read_table
 
@@ -65,7 +67,7 @@ class Router:
         owners: By slot, the member that has it, or None. The hot path reads this list.
         table: The slot table, which also has the replicas.
         members: The nodes and their connections.
-        failure: Why no node answers, or an empty string.
+        failure: Why the last node that was asked gave no answer, until one does.
     """
 
     def __init__(
@@ -82,10 +84,9 @@ class Router:
         self.owners: list[Member | None] = [None] * SLOTS
         self.table = SlotTable()
         self.members = Members(settings, search=self, suspected=self.suspect)
-        self.failure = ""
-        self.permanent = False
-        """Whether the failure needs a person: the server is not part of a cluster, for example."""
+        self.failure: ConnectionFailure | None = None
         self.refreshes = 0
+        self.closed = False
         self._startup = list(startup)
         self._settings = settings
         self._rules = rules
@@ -107,8 +108,9 @@ class Router:
     def start(self) -> None:
         """Start the task that refreshes the table. Idempotent."""
         if self._task is None:
+            self.closed = False
+            self._wanted, self._attempted = Signal(), Signal()
             self._wanted.set()
-            self._attempted.clear()
             self._task = asyncio.get_running_loop().create_task(
                 self._keep_fresh(), name="resilient-io redis slot table", context=Context()
             )
@@ -124,6 +126,7 @@ class Router:
 
     async def aclose(self) -> None:
         """End the task and close every member. Idempotent."""
+        self.close()
         task, self._task = self._task, None
         tasks = [*([task] if task is not None else []), *self._asking]
         for each in tasks:
@@ -131,6 +134,10 @@ class Router:
         if tasks:
             await asyncio.wait(tasks)
         await self.members.aclose()
+
+    def close(self) -> None:
+        """End the waits for the owner of a slot. Idempotent."""
+        self.closed = True
         self._publish_change()
 
     def forget_loop(self) -> None:
@@ -173,13 +180,12 @@ class Router:
         loop = asyncio.get_running_loop()
         health = self._health
         end = end_of_wait(health, limits.outage_wait)
-        why = f" ({self.failure})" if self.failure else ""
-        if self.permanent or (end is not None and loop.time() >= end):
-            if not health.available:
-                return server_down(health)
-            return AttemptFailed(
-                progress=Progress.NOT_SENT, cause=Cause.OTHER, detail=self.failure, final=True
-            )
+        failure = CLOSED if self.closed else self.failure
+        why = f" ({failure.detail})" if failure is not None else ""
+        if failure is not None and (failure.permanent or self.closed):
+            return AttemptFailed.because(failure, Progress.NOT_SENT, final=True)
+        if end is not None and loop.time() >= end:
+            return server_down(health)
         left = math.inf if limits.sent is None else limits.sent - loop.time()
         if left <= 0:
             return AttemptFailed(
@@ -284,7 +290,7 @@ class Router:
             answers = await self._ask_all(candidates[at : at + _ASKED_AT_ONCE])
             if not answers:
                 continue
-            self.failure, self.permanent = "", False
+            self.failure = None
             # A cluster that was created again begins with lower epochs.
             ignored = self._ignored >= _MOST_IGNORED or all(each.suspect for each in self.slots)
             table = newest(answers, None if ignored else self.table)
@@ -335,24 +341,30 @@ class Router:
     async def _ask(self, address: Address) -> SlotTable | None:
         member = self.members.find(address)
         connection = member.connection if member is not None else None
-        try:
-            if connection is not None:
+        replies: Any
+        if connection is None:
+            replies = await self._settings.ask(address, *_QUESTION)
+        else:
+            try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
-                    replies: Any = await asyncio.shield(connection.ask(_PACKED, count=2))
-                if isinstance(replies, Exception):
-                    raise ConnectionResetError(str(replies))
-            else:
-                replies = await self._settings.asker(address)(*_QUESTION)
-            slots, info = replies
-            if isinstance(slots, Exception):
-                raise slots
-            epoch = None if isinstance(info, Exception) else epoch_of(info)
-            if member is not None and member.opened and not isinstance(info, Exception):
-                self._check_state(member, info)
+                    replies = await asyncio.shield(connection.ask(_PACKED, count=2))
+            except TimeoutError:
+                return None  # its watchdog reports that
+        if isinstance(replies, ConnectionFailure | Exception):
+            self._note_failure(address, replies)
+            return None
+        slots, info = replies
+        if isinstance(slots, Exception):
+            self._note_failure(address, slots)
+            return None
+        epoch = None if isinstance(info, Exception) else epoch_of(info)
+        if member is not None and member.opened and not isinstance(info, Exception):
+            self._check_state(member, info)
+        try:
             return await read_table(
                 slots, asked=address[0], rules=self._rules, epoch=epoch, known=self.table
             )
-        except (RedisError, OSError) as error:
+        except InvalidResponse as error:
             self._note_failure(address, error)
             return None
 
@@ -364,17 +376,18 @@ class Router:
             if "cluster_state:ok" in text:
                 member.multiplexer.write_accepted()
 
-    def _note_failure(self, address: Address, error: Exception) -> None:
+    def _note_failure(self, address: Address, error: ConnectionFailure | Exception) -> None:
         where = format_address(*address)
-        if isinstance(error, ResponseError) and _NOT_A_CLUSTER in str(error):
-            self.failure = (
-                f"{where} is a single server, not a node of a cluster: use ResilientRedis"
-            )
-            self.permanent = True
-            return
-        detail = describe_error(error)
-        self.failure = clean_text(detail if where in detail else f"{where}: {detail}")
-        self.permanent = isinstance(error, ResponseError) and "NOPERM" in str(error)
+        if isinstance(error, Exception) and _NOT_A_CLUSTER in str(error):
+            detail = "is a single server, not a node of a cluster: use ResilientRedis"
+            error, where = ConnectionFailure(Cause.OTHER, detail, permanent=True), f"{where} "
+        elif isinstance(error, Exception):
+            permanent = isinstance(error, ResponseError | InvalidResponse)
+            detail = describe_error(error)
+            error, where = ConnectionFailure(Cause.OTHER, detail, permanent=permanent), f"{where}: "
+        else:
+            where = f"{where}: "
+        self.failure = replace(error, detail=clean_text(f"{where}{error.detail}"))
 
     def _apply(self, table: SlotTable, began: float) -> None:
         """Use another table, except for slots of which MOVED has said something newer."""
@@ -425,7 +438,8 @@ class Router:
         change, self._change = self._change, None
         if change is not None and not change.done():
             change.set_result(None)
-        self._health.probe_soon()
+        if not self.closed:
+            self._health.probe_soon()
 
 
 def _is(one: Shard | None, other: Shard | None) -> bool:

@@ -1,0 +1,604 @@
+"""`ResilientRedisCluster`: redis-py's cluster client, whose commands pass through the executor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import functools
+import warnings
+from _thread import get_ident
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import redis.asyncio as driver
+from hiredis import pack_command
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
+from redis.exceptions import RedisClusterException, RedisError
+
+from resilient_io.binding import SYSTEM_RANDOM
+from resilient_io.deadlines import current_deadline
+from resilient_io.errors import ConfigurationError
+from resilient_io.health import ClientDependency, HealthSettings
+from resilient_io.text import format_address, redact_credentials
+from resilient_io.validation import check_name, check_number, check_seconds
+
+from ..attempt import Command, MultiplexedCall, Packer
+from ..commands import SPECS, Route, lookup
+from ..connect import driver_info
+from ..connection import LARGE
+from ..errors import RouteRefused
+from ..options import (
+    ConnectionSettings,
+    check_conflicts,
+    check_types,
+    explain_options,
+    policy_from_options,
+    pool_from_url,
+    probe_interval,
+)
+from ..pool import ExclusiveCall
+from ..scripts import ScriptBodies
+from .call import ClusterCall, TableCall
+from .driver_nodes import DriverNodes
+from .keys import KeySlots, merge_replies, node_flag
+from .runtime import ClusterRuntime
+from .slots import AddressRules
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from resilient_io.health import Dependency
+    from resilient_io.retry import RetryPolicy
+
+    from ..attempt import Call
+    from ..commands import CommandSpec
+    from .nodes import Member
+
+_NO_OPTIONS: dict[str, Any] = {}
+
+_get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
+
+_RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
+_DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
+
+
+class ResilientRedisCluster(driver.RedisCluster):  # type: ignore[misc] # in redis-py itself
+    """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
+
+    Every command, type and constructor is redis-py's. `async with` finds the nodes; without it the
+    first command does. If no node answers at startup, the client neither raises nor hangs:
+    `redis.health` shows the state. It is DEGRADED, with their share, while some slots are lost.
+
+    A call fails with one of the errors in `resilient_io.redis.errors`, which are also redis-py's.
+    Redirections (MOVED, ASK) are followed, and calls that the cluster refuses for now (TRYAGAIN,
+    CLUSTERDOWN, LOADING) are repeated until the deadline. Cancelling a call returns immediately.
+
+    Args:
+        policy: How often and how long to try. By default, `RetryPolicy()` with the times and
+            retries of redis-py's own options (`socket_timeout`, `retry`).
+        health: The dependency of the whole cluster, if the application creates it.
+        connections: The number of shared connections to each node, and how much may be in flight.
+        name: The name of the client and of its dependency in logs, errors and metrics. By default,
+            "redis cluster" and the address of the first node.
+        rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
+        reopen: Whether a call after `aclose()` opens the client again, as in redis-py. Otherwise it
+            raises `RedisClosed`.
+        refresh_interval: Seconds between two looks at the slot table while nothing changes. Every
+            redirection and every failure of a node is a reason for an earlier one.
+        down_share: Share of the slots, above 0 and up to 1, whose loss makes the state DOWN. With
+            less, it is DEGRADED, and `HealthMonitor` is ready.
+        **options: All options of `redis.asyncio.RedisCluster`. `require_full_coverage`,
+            `reinitialize_steps` and `dynamic_startup_nodes` have no effect: the client serves the
+            slots that the cluster serves, and never reconnects to healthy nodes.
+
+    Raises:
+        ConfigurationError: An option is unknown, contradicts another, or cannot be supported.
+        TypeError: `policy`, `health` or `connections` has the wrong type.
+    """
+
+    health: Dependency
+    _origin: ResilientRedisCluster | None = None
+    """The client of which this is a view. A view keeps it from being collected."""
+    _closed: bool = False  # whether `aclose` was the last that was called
+
+    def __init__(
+        self,
+        host: str | None = None,
+        port: str | int = 6379,
+        startup_nodes: Sequence[ClusterNode] | None = None,
+        *,
+        policy: RetryPolicy | None = None,
+        health: Dependency | None = None,
+        connections: ConnectionSettings | None = None,
+        name: str | None = None,
+        rng: random.Random | None = None,
+        reopen: bool = True,
+        refresh_interval: float = 60.0,
+        down_share: float = 1.0,
+        **options: Any,
+    ) -> None:
+        check_types(policy, health, connections)
+        check_seconds("refresh_interval", refresh_interval)
+        if not 0 < check_number("down_share", down_share) <= 1:
+            raise ConfigurationError(
+                f"down_share={down_share!r} is not a share of the slots: use a number above 0 and "
+                f"up to 1, for example down_share=0.5"
+            )
+        check_conflicts(options, policy)
+        if policy is None:
+            policy = policy_from_options(options)
+        given = {key: value for key, value in options.items() if key not in _RETRY_OPTIONS}
+        interval = probe_interval(given.pop("health_check_interval", 0))
+        if not any(option in given for option in _DRIVER_OPTIONS):
+            given["driver_info"] = driver_info()
+        if given.get("db"):
+            raise ConfigurationError(
+                f"db={given['db']!r} does not exist in a cluster, which has only database 0: omit "
+                f"it, and use a prefix for keys instead"
+            )
+        with explain_options():
+            super().__init__(
+                host=host,
+                port=port,
+                startup_nodes=list(startup_nodes or ()),
+                retry=Retry(NoBackoff(), 0),
+                **given,
+            )
+        self._reopen = reopen
+        self._policy = policy
+        self._deliberate = False  # whether the policy was chosen for the call, as in a view
+        self._rng = rng if rng is not None else SYSTEM_RANDOM
+        startup = [(node.host, int(node.port)) for node in self.startup_nodes]
+        if name is not None:
+            check_name("name", name)
+        if health is None:
+            health = ClientDependency(
+                name if name is not None else f"redis cluster {format_address(*startup[0])}",
+                rng=self._rng,
+            )
+        self.health = health
+        self.name = health.name if name is None else redact_credentials(name)
+        self._packer = Packer(self.encoder)
+        self._hot = self._packer.direct  # whether commands may take the hot path at all
+        self._slots = KeySlots(self.encoder.encode)
+        self._driver_nodes = self.nodes_manager = DriverNodes(self.nodes_manager)
+        self._runtime = ClusterRuntime(
+            startup=startup,
+            options=self.connection_kwargs,
+            policy=policy,
+            health=health,
+            node_health=HealthSettings(interval=interval) if interval else None,
+            connections=connections if connections is not None else ConnectionSettings(),
+            rules=AddressRules(tls=bool(given.get("ssl")), address_map=given.get("address_remap")),
+            changed=self._driver_nodes.use,
+            scripts=ScriptBodies(self.encoder.encode),
+            rng=self._rng,
+            refresh_interval=refresh_interval,
+            down_share=down_share,
+        )
+        self._router = self._runtime.router
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Return a client for the URL of one node (`redis://`, `rediss://`), as redis-py does.
+
+        Args:
+            url: The URL of any node. A password in it is never shown.
+            **options: Those of the constructor and of `redis.asyncio.RedisCluster`.
+
+        Raises:
+            ConfigurationError: The URL or an option is invalid.
+        """
+        pool = pool_from_url(url, {})
+        settings = dict(pool.connection_kwargs)
+        if settings.pop("path", None) is not None:
+            raise ConfigurationError(
+                "a cluster client cannot use unix sockets: use redis://host:port of one node"
+            )
+        settings = {key: value for key, value in settings.items() if not key.startswith("maint")}
+        with_tls = {"ssl": True} if issubclass(pool.connection_class, driver.SSLConnection) else {}
+        settings.setdefault("host", "localhost")
+        return cls(**{**options, **settings, **with_tls})
+
+    # -- commands --------------------------------------------------------------------------
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command to the node that has its keys, and return its reply, as redis-py does.
+
+        Args:
+            args: The command and its arguments.
+            **options: `target_nodes=` chooses the nodes, as in redis-py.
+
+        Raises:
+            ResilientIOError: One of the errors in `resilient_io.redis.errors`.
+            CrossSlotKeys: The keys belong to several slots. Nothing was sent.
+            redis.exceptions.RedisError: The server refused the command.
+        """
+        # The hot path: one slot, one node, one shared connection, one row of the command table.
+        spec = SPECS.get(args[0])
+        if spec is None or not spec.simple or not spec.key_at or not self._hot or options:
+            return await self._execute(args, options)
+        try:
+            slot = self._slots[args[spec.key_at]]
+        except (IndexError, TypeError):
+            return await self._execute(args, options)
+        member = self._router.owners[slot]
+        multiplexer: Any = None if member is None else member.hot
+        connection = None if multiplexer is None else multiplexer.fast
+        if connection is None or get_ident() != multiplexer.thread or not multiplexer.is_running():
+            return await self._execute(args, options)
+        limit = current_deadline()
+        if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
+            return await self._execute(args, options)
+        try:
+            data = pack_command(args)
+        except TypeError:
+            data = self._packer.pack(spec.words, args)
+        if len(data) > LARGE:
+            return await self._execute(args, options)
+        future = multiplexer.create_future()
+        connection.send(future, data)
+        started = connection.clock
+        try:
+            reply = await future
+        except CancelledError:
+            multiplexer.abandon_future(future)
+            raise
+        if isinstance(reply, Exception):
+            command = Command(spec, args, _NO_OPTIONS)
+            first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
+            call = self._cluster_call(command, data, slot=slot, member=member, first=first)
+            return await self._runtime.executor.run(call, self._policy, started=started)
+        callback = _get_callback(self.response_callbacks, args[0])
+        if callback is None:
+            return reply
+        reply = callback(reply)
+        return await reply if hasattr(reply, "__await__") else reply
+
+    async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Send a command that cannot take the hot path."""
+        options.pop("keys", None)
+        targets = options.pop("target_nodes", None)
+        await self._ensure_open(args[0])
+        spec = SPECS.get(args[0]) or lookup(args)
+        self._runtime.executor.check_available(spec.name, self._policy)
+        if spec.route in (Route.REFUSED, Route.BOUND):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if spec.name in _CONTAINS_SCRIPT and len(args) > 1:
+            self._runtime.scripts.remember(args[_CONTAINS_SCRIPT[spec.name]])
+        command = Command(spec, args, options)
+        if targets is None or targets == []:
+            slot = self._slots.of_call(spec, args)
+            if slot is not None:
+                return await self._run(command, slot=slot)
+            flag: Any = node_flag(spec, args, self.command_flags)
+            if isinstance(flag, int):
+                return await self._run(command, slot=flag)
+        elif self._is_node_flag(targets):
+            flag = targets
+        else:
+            nodes = self._parse_target_nodes(targets)
+            return await self._run_on_nodes(command, nodes)
+        if flag in (self.RANDOM, self.DEFAULT_NODE):
+            return await self._run_on_any(command)
+        await self._until_known(spec.name)
+        return await self._run_on_nodes(command, self._flagged(flag))
+
+    async def _run(
+        self, command: Command, *, slot: int | None, member: Member | None = None
+    ) -> Any:
+        """Execute a command on one node."""
+        data = b""
+        if command.spec.route is not Route.EXCLUSIVE:
+            data = self._packer.pack(command.spec.words, command.args)
+        call = self._cluster_call(command, data, slot=slot, member=member)
+        return await self._runtime.executor.run(
+            call,
+            self._policy,
+            started=asyncio.get_running_loop().time(),
+            deliberate=self._deliberate,
+        )
+
+    async def _run_on_any(self, command: Command) -> Any:
+        """Execute a command without keys on any master, and convert its reply as redis-py does."""
+        reply = await self._run(command, slot=None)
+        convert = self.result_callbacks.get(command.args[0])
+        if convert is None:
+            return reply
+        return merge_replies(command.args, {"": reply}, self.result_callbacks, command.options)
+
+    async def _run_on_nodes(self, command: Command, nodes: Sequence[ClusterNode]) -> Any:
+        """Execute a command on several nodes at the same time, and merge the replies.
+
+        If one fails, its error is raised after the others have ended. Cancelling cancels all.
+        """
+        if not nodes:
+            raise RedisClusterException(
+                f"{command.spec.name}: the cluster has no such nodes: check target_nodes="
+            )
+        if len(nodes) == 1:
+            replies = [await self._execute_on(nodes[0], command)]
+        else:
+            replies = await all_of([self._execute_on(node, command) for node in nodes])
+        named = {node.name: reply for node, reply in zip(nodes, replies, strict=True)}
+        return merge_replies(command.args, named, self.result_callbacks, command.options)
+
+    async def _execute_on(self, node: ClusterNode, command: Command) -> Any:
+        address = (node.host, int(node.port))
+        own = Command(command.spec, command.args, dict(command.options))
+        return await self._run(own, slot=None, member=self._router.members.get(address))
+
+    async def _execute_command(self, target_node: ClusterNode, *args: Any, **options: Any) -> Any:
+        """Send a command to one node, as redis-py's own methods do."""
+        return await self.execute_command(*args, target_nodes=[target_node], **options)
+
+    def _flagged(self, flag: str) -> list[ClusterNode]:
+        """Return the nodes of one of redis-py's node flags."""
+        if flag == self.PRIMARIES:
+            return self.get_primaries()
+        if flag == self.REPLICAS:
+            return self.get_replicas()
+        if flag == self.ALL_NODES:
+            return self.get_nodes()
+        raise RedisClusterException(f"unknown node flag {flag!r}")
+
+    async def _until_known(self, operation: str) -> None:
+        """Wait for the slot table, within the deadline of the call."""
+        call = TableCall(self._router, operation)
+        started = asyncio.get_running_loop().time()
+        await self._runtime.executor.run(call, self._policy, started=started)
+
+    def _cluster_call(
+        self,
+        command: Command,
+        data: bytes,
+        *,
+        slot: int | None,
+        member: Member | None = None,
+        first: Call | None = None,
+    ) -> ClusterCall:
+        spec = command.spec
+        make: Callable[[Member, bool], Call]
+        if spec.route is Route.EXCLUSIVE:
+            make = functools.partial(self._exclusive_call, command)
+        else:
+            make = functools.partial(self._multiplexed_call_to, command, data, slot)
+        return ClusterCall(
+            self._router,
+            make,
+            spec.name,
+            slot=slot,
+            member=member,
+            first=first,
+            bounded=spec.block is None,
+        )
+
+    def _multiplexed_call_to(
+        self, command: Command, data: bytes, slot: int | None, member: Member, asking: bool
+    ) -> MultiplexedCall:
+        return self._multiplexed_call(member, command, data, slot=slot, asking=asking)
+
+    def _multiplexed_call(
+        self,
+        member: Any,
+        command: Command,
+        data: bytes,
+        *,
+        slot: int | None,
+        asking: bool = False,
+        first: Exception | None = None,
+    ) -> MultiplexedCall:
+        runtime = member.runtime
+        return MultiplexedCall(
+            runtime.multiplexer,
+            self.response_callbacks,
+            self._policy,
+            command,
+            data,
+            exchange=runtime.pool.exchange,
+            scripts=runtime.scripts,
+            fallback=functools.partial(self._exclusive_call, command, member, False),
+            first=first,
+            asking=asking,
+            slot=slot,
+        )
+
+    def _exclusive_call(self, command: Command, member: Member, asking: bool) -> ExclusiveCall:
+        runtime = member.runtime
+        return ExclusiveCall(
+            runtime.multiplexer,
+            runtime.pool,
+            self._policy,
+            command,
+            self,
+            scripts=runtime.scripts,
+            asking=asking,
+        )
+
+    # -- what redis-py reads ---------------------------------------------------------------
+
+    @property
+    def callback_table(self) -> Any:
+        """The response callbacks: read only."""
+        return self.response_callbacks
+
+    async def _send_command_parse_response(
+        self, connection: Any, command_name: Any, *args: Any, **options: Any
+    ) -> Any:
+        """Send a command on an exclusive connection, and convert the reply."""
+        await connection.send_command(*args)
+        # redis-py 8.1 `Redis.parse_response` uses `response_callbacks` only.
+        return await driver.Redis.parse_response(
+            self,  # type: ignore[arg-type]
+            connection,
+            command_name,
+            **options,
+        )
+
+    def keyslot(self, key: Any) -> int:
+        """Return the hash slot of a key."""
+        return self._slots.of_key(key)
+
+    async def _determine_slot(self, command: str, *args: Any) -> int:
+        slot = self._slots.of_call(SPECS.get(command) or lookup((command, *args)), (command, *args))
+        if slot is None:
+            raise RedisClusterException(f"{command} has no key: pass target_nodes=")
+        return slot
+
+    # -- views, state ----------------------------------------------------------------------
+
+    def with_policy(self, policy: RetryPolicy | None = None, **changes: Any) -> Self:
+        """Return a view of this client with another policy on the same connections.
+
+        The policy counts as chosen for each call: with `repeat="any"` it also covers FLUSHALL and
+        other dangerous commands. Closing the view does nothing.
+
+        Args:
+            policy: The other policy; None for this client's own.
+            **changes: Fields of the policy to change, for example `repeat="any"`.
+
+        Raises:
+            ConfigurationError: The policy contradicts itself.
+        """
+        check_types(policy, None, None)
+        view = copy.copy(self)
+        view._policy = (policy if policy is not None else self._policy).replace(**changes)
+        view._deliberate, view._hot = True, False
+        return view
+
+    def __copy__(self) -> Self:
+        """Return a view of this client: a copy that shares its connections."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        for kind in type(self).__mro__:
+            for slot in getattr(kind, "__slots__", ()):
+                with contextlib.suppress(AttributeError):
+                    setattr(view, slot, getattr(self, slot))
+        view._origin = self._origin or self
+        return view
+
+    @property
+    def node_health(self) -> Mapping[str, Dependency]:
+        """The availability of each node to which a call was sent, by `host:port`."""
+        opened = (member for member in self._router.members if member.opened)
+        return {member.name: member.health for member in opened}
+
+    def set_retry(self, retry: Any) -> NoReturn:  # noqa: ARG002 (redis-py's signature)
+        """Refuse: the policy decides about retries.
+
+        Raises:
+            ConfigurationError: Always; it names `with_policy`.
+        """
+        raise ConfigurationError(
+            "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
+        )
+
+    def liveness_failure(self) -> str | None:
+        """Return why only a restart helps (a task of the client crashed), or None."""
+        return self._runtime.liveness_failure()
+
+    # -- lifecycle -------------------------------------------------------------------------
+
+    async def initialize(self, *_: Any, **__: Any) -> Self:
+        """Start to look for the nodes, without waiting for them.
+
+        Raises:
+            RuntimeError: The client is in use in another event loop, or the process was forked.
+        """
+        await self._runtime.reopen()
+        (self._origin or self)._mark_open()
+        self._runtime.start()
+        return self
+
+    async def _ensure_open(self, operation: object) -> None:
+        runtime = self._runtime
+        origin = self._origin or self
+        if origin._closed and not origin._reopen:
+            raise runtime.executor.closed_error(operation)
+        if runtime.executor.closed:
+            await runtime.reopen()
+        if origin._closed:
+            origin._mark_open()
+        runtime.start()
+
+    def _mark_open(self) -> None:
+        self._closed = False
+        self._hot = self._packer.direct and not self._deliberate
+
+    async def aclose(self) -> None:
+        """Close: every waiting call raises `Closed`, and every connection and task ends.
+
+        Takes at most the connect timeout. Idempotent. Cancelling returns immediately; the closing
+        continues in the background. A later call opens the client again, unless it has
+        `reopen=False`.
+        """
+        if self._deliberate:
+            return
+        self._closed, self._hot = True, False
+        await self._runtime.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Start to look for the nodes, without waiting for them."""
+        await self.initialize()
+        self._usage_counter += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close when the last `async with` block is left."""
+        self._usage_counter -= 1
+        if self._usage_counter == 0:
+            await self.aclose()
+
+    def __del__(self, _warnings: Any = warnings, *_: Any) -> None:
+        """Close in the background if the client is collected unclosed."""
+        runtime = self.__dict__.get("_runtime")
+        if runtime is None or self._origin is not None or self._closed or not runtime.running:
+            return
+        _warnings.warn(
+            f"unclosed client {self!r}: use `async with`, or await aclose()",
+            ResourceWarning,
+            stacklevel=1,
+            source=self,
+        )
+        runtime.close_later()
+
+    def __repr__(self) -> str:
+        """Return the address and the state, without secrets."""
+        return f"<{type(self).__name__} {self.name} {self.health.state.value}>"
+
+
+async def all_of(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return the results of calls that run at the same time, after all of them have ended.
+
+    The first error is raised then. Cancelling cancels all calls.
+    """
+
+    async def outcome(call: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await call
+        except (RedisError, OSError) as error:
+            return _Failed(error)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(outcome(call)) for call in calls]
+    results = [task.result() for task in tasks]
+    for result in results:
+        if isinstance(result, _Failed):
+            raise result.error
+    return results
+
+
+class _Failed:
+    """The error of one of several calls."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+_CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1}
+"""Commands that contain a script, and its position in their arguments."""
