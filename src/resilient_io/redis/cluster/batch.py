@@ -31,6 +31,7 @@ from ..connection import LARGE, NotMultiplexable, PendingRequest
 from ..errors import REDIRECTED, refusal_in_cluster, remove_secrets
 from ..pipeline import effect_of_batch
 from ..scripts import RUNS_BY_HASH
+from .call import OF_A_SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -285,8 +286,12 @@ class NodeBatch(Call):
         meaning = refusal_in_cluster(error)
         if meaning is None or (meaning is REDIRECTED and not self._redirections):
             return False
+        if meaning is not REDIRECTED and OF_A_SCRIPT in str(error):
+            return False  # the script may have changed something before
         if isinstance(error, MovedError):
-            self._router.moved(error, member)
+            owner = self._router.moved(error, member)
+            if command.member is not None:
+                self.open[command.position] = command._replace(member=owner)
         elif isinstance(error, AskError):
             self._importing[command.position] = self._router.importing(error, member)
         self._note_refusal(member, error, meaning)

@@ -1,7 +1,7 @@
 """`ResilientClusterPipeline`: redis-py's cluster pipeline, executed by resilient-io's executor.
 
-Without `transaction=True`, commands are sent to several nodes at the same time: those of one node in
-one write, in their order. A transaction is sent to the one node that has its slot.
+Commands are sent to several nodes at the same time, those of one node in one write and in their
+order. With `transaction=True`, they are sent to the one node that has their slot.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ from .call import ClusterCall
 from .keys import node_flag
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from ..attempt import Call
     from ..commands import CommandSpec
     from .nodes import Member
 
 Result = TypeVar("Result")
+
+_truncate: Callable[[str], str] = truncate_text
 
 _NO_TRANSACTION = "is for transactions: use pipeline(transaction=True)"
 
@@ -71,6 +73,11 @@ class ResilientClusterPipeline(ClusterPipeline):
         """Return the kind and the number of queued commands."""
         kind = "transaction" if self._transaction else "pipeline"
         return f"<{type(self).__name__} {kind} of {len(self)} commands>"
+
+    @property
+    def _event_dispatcher(self) -> Any:  # type: ignore[override]
+        """The client's, as redis-py's protocol for typed commands requires."""
+        return self._client._event_dispatcher
 
     async def initialize(self) -> Self:
         """Open the client, without waiting for its nodes."""
@@ -135,7 +142,7 @@ class ResilientClusterPipeline(ClusterPipeline):
             await self._client._ensure_open("MULTI" if self._transaction else "PIPELINE")
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in self._queue]
             for spec, (args, _) in zip(specs, self._queue, strict=True):
-                self._client._runtime.scripts.note(spec.name, args)
+                self._client._note_script(spec, args)
             if self._transaction:
                 replies = await self._execute_transaction(specs)
             else:
@@ -146,7 +153,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         finally:
             await self.reset()
 
-    async def reset(self) -> None:
+    async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and release its connection, which is closed if it still watches."""
         self._queue = []
         self._explicit = False
@@ -165,7 +172,7 @@ class ResilientClusterPipeline(ClusterPipeline):
                     at for at, each in enumerate(replies) if isinstance(each, RedisOutcomeUnknown)
                 ]
             elif isinstance(error, ResponseError):
-                shown = truncate_text(" ".join(map(safe_str, self._queue[position][0])))
+                shown = _truncate(" ".join(map(safe_str, self._queue[position][0])))
                 why = f"Command # {position + 1} ({shown}) of pipeline caused error: {error}"
                 error.args = (why, *error.args[1:])
             raise error
@@ -237,10 +244,10 @@ class ResilientClusterPipeline(ClusterPipeline):
         if slot is None and not targets:
             flag = node_flag(spec, args, client.command_flags)
             slot = flag if isinstance(flag, int) else None
-        member = None
+        only: Member | None = None
         if slot is None and flag not in (client.RANDOM, client.DEFAULT_NODE):
-            member = self._only(spec, client._flagged(flag))
-        return QueuedCommand(position, spec, args, options, data, slot, member)
+            only = self._only(spec, client._flagged(flag))
+        return QueuedCommand(position, spec, args, options, data, slot, only)
 
     def _only(self, spec: CommandSpec, nodes: Sequence[Any]) -> Member:
         if len(nodes) != 1:
@@ -328,7 +335,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         return ResilientPipeline(
             client,
             member.runtime,
-            True,  # noqa: FBT003 (redis-py's signature)
+            True,
             None,
             packer=client._packer,
             policy=client._policy,
@@ -342,7 +349,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         commands: list[Any],
         specs: list[CommandSpec],
         member: Member,
-        asking: bool,  # noqa: FBT001
+        asking: bool,
     ) -> Call:
         pipeline = self._on(member)
         pipeline.hashes += [
@@ -379,7 +386,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         args: tuple[Any, ...],
         options: dict[str, Any],
         member: Member,
-        asking: bool,  # noqa: FBT001
+        asking: bool,
     ) -> Call:
         if asking:
             raise WatchError("the slot of the watched keys is being moved: run it again")
@@ -418,14 +425,14 @@ class ResilientClusterPipeline(ClusterPipeline):
             raise RedisError("Commands without an initial WATCH have already been issued")
         self._explicit = True
 
-    async def watch(self, *names: Any) -> Any:
+    async def watch(self, *names: Any) -> Any:  # type: ignore[override]
         """Watch keys of one slot, on an exclusive connection to their node."""
         self._check_transaction("watch()")
         if self._explicit:
             raise RedisError("Cannot issue a WATCH after a MULTI")
         return await self.execute_command("WATCH", *names)
 
-    async def unwatch(self) -> Any:
+    async def unwatch(self) -> Any:  # type: ignore[override]
         """Watch no keys any more."""
         self._check_transaction("unwatch()")
         return await self.execute_command("UNWATCH") if self._watching else True
@@ -441,9 +448,10 @@ class ResilientClusterPipeline(ClusterPipeline):
 
 
 if not TYPE_CHECKING:
-    # redis-py blocks these because it cannot tell whether their keys are in one slot.
+    # redis-py blocks these because it does not find out whether their keys are in one slot.
     for _command in PIPELINE_BLOCKED_COMMANDS:
-        if " " not in _command and lookup((_command,)).keys is not no_keys:
+        _routed = lookup((_command,)).keys is not no_keys or _command == "PUBLISH"
+        if " " not in _command and _routed:
             _name = _command.lower()
             setattr(ResilientClusterPipeline, _name, getattr(AsyncRedisClusterCommands, _name))
 
