@@ -55,7 +55,7 @@ class QueuedCommand(NamedTuple):
     options: Mapping[str, Any]
     data: bytes  # the command as it is sent
     slot: int | None  # of its keys
-    member: Member | None = None  # the node that gets it, whoever has the slot
+    member: Member | None = None  # the node that gets it, even if another one has the slot
 
 
 class _LeftNodeError(Exception):
