@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .client import RedisStats, ResilientRedis
+from .cluster import ResilientRedisCluster
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
@@ -30,5 +31,6 @@ __all__ = [
     "ResilientLock",
     "ResilientPipeline",
     "ResilientRedis",
+    "ResilientRedisCluster",
     "RouteRefused",
 ]

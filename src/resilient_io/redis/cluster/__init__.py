@@ -1,1 +1,7 @@
-"""Redis Cluster: the slot table, the keys of commands, and the client."""
+"""Redis Cluster: the client, the slot table, and the keys of commands."""
+
+from __future__ import annotations
+
+from .client import ResilientRedisCluster
+
+__all__ = ["ResilientRedisCluster"]

@@ -1,10 +1,10 @@
-"""A call of a cluster client, whose attempts choose the node: the executor's one loop repeats them."""
+"""A call of a cluster client: each attempt chooses a node, and the one retry loop repeats it."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AskError, MovedError, RedisError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from resilient_io.errors import ResilientIOError
 
     from ..attempt import Carrier, Limits
-    from ..executor import Server
     from .nodes import Member
     from .router import Router
 
@@ -93,9 +92,9 @@ class ClusterCall(Call):
             member = found
         if self._router.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
+        await member.open()
         if self._inner is None or member is not self._member or asking:
             self._inner, self._member = self._make(member, asking), member
-        await member.open()
         self.server = member.server
         try:
             result = await self._inner.attempt(limits)
@@ -138,7 +137,7 @@ class ClusterCall(Call):
         )
 
     def _judge(self, failed: AttemptFailed, member: Member) -> AttemptFailed:
-        """Return a failed attempt as the executor should see it, and refresh the table if needed."""
+        """Return a failed attempt as the executor should see it. Refresh the table if needed."""
         router = self._router
         if failed.connection is not None:
             # A request that was not sent may have moved to another node meanwhile.
@@ -155,7 +154,9 @@ class ClusterCall(Call):
         if failed.progress is Progress.NOT_SENT and elsewhere and not failed.expired:
             # Its node was left, or is down, while another one has the slot by now.
             detail = f"{member.name}: {failed.detail}"
-            return replace(failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail)
+            return replace(
+                failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail
+            )
         return replace(failed, detail=f"{member.name}: {failed.detail}")
 
     def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (the latest one)
@@ -171,9 +172,8 @@ class ClusterCall(Call):
     async def until_fenced(self, carrier: Carrier) -> bool:
         """Wait until a lost connection cannot apply anything, or another node has the slot."""
         while not (carrier.fenced.done() or self.taken_over(carrier)):
-            await asyncio.wait(
-                [carrier.fenced, self._router.changed], return_when=asyncio.FIRST_COMPLETED
-            )
+            futures: list[asyncio.Future[Any]] = [carrier.fenced, self._router.changed]
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         return self.taken_over(carrier) or carrier.fenced.result()
 
 

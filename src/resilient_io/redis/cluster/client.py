@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import redis.asyncio as driver
 from hiredis import pack_command
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.client import NEVER_DECODE
 from redis.exceptions import RedisClusterException, RedisError, WatchError
 
 from resilient_io.binding import SYSTEM_RANDOM
@@ -51,6 +50,7 @@ from .runtime import ClusterRuntime
 from .slots import AddressRules
 
 if TYPE_CHECKING:
+    from redis.asyncio.cluster import ClusterNode
     import random
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from ..attempt import Call
-    from ..commands import CommandSpec
     from .nodes import Member
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -69,12 +68,12 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 
 
-class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-py itself
+class ResilientRedisCluster(MultiKeyCommands):
     """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
 
-    Every command, type and constructor is redis-py's. `async with` finds the nodes; without it the
-    first command does. If no node answers at startup, the client neither raises nor hangs:
-    `redis.health` shows the state. It is DEGRADED, with their share, while some slots are lost.
+    Every command, type and constructor is redis-py's. `async with` looks for the nodes; without it
+    the first command does. If no node answers, the client neither raises nor waits for longer than
+    the connect timeout: `redis.health` shows the state. While some slots are lost, it is DEGRADED.
 
     A call fails with one of the errors in `resilient_io.redis.errors`, which are also redis-py's.
     Redirections (MOVED, ASK) are followed, and calls that the cluster refuses for now (TRYAGAIN,
@@ -196,20 +195,22 @@ class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-
         Raises:
             ConfigurationError: The URL or an option is invalid.
         """
-        pool = pool_from_url(url, {})
-        settings = dict(pool.connection_kwargs)
-        if settings.pop("path", None) is not None:
+        pool_from_url(url, {})  # which explains an invalid URL, without its password
+        settings: dict[str, Any] = dict(parse_url(url))
+        if "path" in settings:
             raise ConfigurationError(
                 "a cluster client cannot use unix sockets: use redis://host:port of one node"
             )
-        settings = {key: value for key, value in settings.items() if not key.startswith("maint")}
-        with_tls = {"ssl": True} if issubclass(pool.connection_class, driver.SSLConnection) else {}
+        if settings.pop("connection_class", None) is driver.SSLConnection:
+            settings["ssl"] = True
         settings.setdefault("host", "localhost")
-        return cls(**{**options, **settings, **with_tls})
+        return cls(**{**options, **settings})
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
+    async def execute_command(  # noqa: PLR0911 (the hot path)
+        self, *args: Any, **options: Any
+    ) -> Any:
         """Send one command to the node that has its keys, and return its reply, as redis-py does.
 
         Args:
@@ -268,7 +269,7 @@ class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-
         targets = options.pop("target_nodes", None)
         await self._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
-        self._runtime.executor.check_available(spec.name, self._policy)
+        self._runtime.check_available(spec.name, self._policy)
         if spec.route in (Route.REFUSED, Route.BOUND):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         self._note_script(spec, args)
@@ -455,7 +456,7 @@ class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-
             while True:
                 try:
                     if watches:
-                        await pipe.watch(*watches)
+                        await pipe.watch(*watches)  # type: ignore[no-untyped-call]
                     value = await func(pipe)
                     replies = await pipe.execute()
                 except WatchError:
@@ -548,20 +549,24 @@ class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-
     # -- lifecycle -------------------------------------------------------------------------
 
     async def initialize(self, *_: Any, **__: Any) -> Self:
-        """Start to look for the nodes, without waiting for them.
+        """Look for the nodes, for at most the connect timeout. It does not raise if none answers.
+
+        Afterwards `get_nodes()` and the like know the nodes, as in redis-py.
 
         Raises:
             RuntimeError: The client is in use in another event loop, or the process was forked.
         """
-        await self._runtime.reopen()
-        (self._origin or self)._mark_open()
-        self._runtime.start()
+        await self._ensure_open("initialize", deliberate=True)
+        if not self._router.slots:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._policy.connect_timeout):
+                    await self._router.first_attempt()
         return self
 
-    async def _ensure_open(self, operation: object) -> None:
+    async def _ensure_open(self, operation: object, *, deliberate: bool = False) -> None:
         runtime = self._runtime
         origin = self._origin or self
-        if origin._closed and not origin._reopen:
+        if origin._closed and not (origin._reopen or deliberate):
             raise runtime.executor.closed_error(operation)
         if runtime.executor.closed:
             await runtime.reopen()
@@ -586,7 +591,7 @@ class ResilientRedisCluster(MultiKeyCommands):  # type: ignore[misc] # in redis-
         await self._runtime.aclose()
 
     async def __aenter__(self) -> Self:
-        """Start to look for the nodes, without waiting for them."""
+        """Look for the nodes, as `initialize` does."""
         await self.initialize()
         self._usage_counter += 1
         return self

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.cluster import PRIMARY, REPLICA
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-from .slots import SLOTS, SlotTable
+from .slots import SlotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-from .slots import SLOTS
+from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
 if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency

@@ -258,7 +258,7 @@ class Member:
         """Close it after the last reply: it is no longer a node of the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
-        while not self.idle and loop.time() < until:
+        while not self.idle and loop.time() < until:  # noqa: ASYNC110 (several events end it)
             await asyncio.sleep(_LAST_REPLIES)
         await self.aclose()
 

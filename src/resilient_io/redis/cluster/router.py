@@ -1,7 +1,7 @@
 """Which node gets a command: the slot table, and the task that keeps it fresh.
 
-MOVED changes one slot at once. Everything else is learnt from CLUSTER SLOTS, which a background task
-asks of two nodes that are not suspected of a failure. No call waits for it, except the first ones.
+MOVED changes one slot at once. Everything else is learnt from CLUSTER SLOTS, which a background
+task asks of two nodes that are not suspected of a failure. Only the first calls wait for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hiredis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.exceptions import InvalidResponse, ResponseError
 
 from resilient_io.errors import Progress
@@ -26,7 +27,7 @@ from resilient_io.text import clean_text, describe_error, format_address
 from ..attempt import AttemptFailed, end_of_wait, server_down
 from ..errors import CLOSED, ConnectionFailure
 from .nodes import Members
-from .slots import SLOTS, SlotTable, epoch_of, newest, read_table
+from .slots import SlotTable, epoch_of, newest, read_table
 
 if TYPE_CHECKING:
     import random
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from .nodes import Member, NodeSettings
     from .slots import Address, AddressRules, Shard
 
-_QUESTION: Sequence[tuple[str, ...]] = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
-_PACKED = b"".join(hiredis.pack_command(command) for command in _QUESTION)
+_QUESTION = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+_PACKED = b"".join(hiredis.pack_command(words) for words in _QUESTION)  # type: ignore[arg-type]
 
 _ASKED_AT_ONCE = 2
 _ANSWER_TIMEOUT = 1.0  # seconds that a node may take to answer over an open connection
@@ -398,10 +399,13 @@ class Router:
             table.move(slot, address)
         same = all(map(_is, table.slots, self.table.slots)) and len(self.owners)
         self.table = table
-        by_shard: dict[int, Member | None] = {id(None): None}
-        for shard in table.shards:
-            by_shard[id(shard)] = self.members.get(shard.master.address) if shard else None
-        owners = [by_shard[id(shard)] for shard in table.slots]
+        # By identity: to compare shards takes long. MOVED leaves some that are not in `shards`.
+        distinct = dict(zip(map(id, table.slots), table.slots, strict=True))
+        member_of = {
+            key: None if shard is None else self.members.get(shard.master.address)
+            for key, shard in distinct.items()
+        }
+        owners = [member_of[id(shard)] for shard in table.slots]
         before, self.owners = self.owners, owners
         self._counts = Counter(member for member in owners if member is not None)
         self._notify(table)

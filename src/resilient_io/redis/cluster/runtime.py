@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
+from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
 from ..errors import RedisClosed
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ..options import ConnectionSettings
     from ..scripts import ScriptBodies
     from .slots import Address, AddressRules, SlotTable
+
+
+_LONGEST_ELECTION = 10.0  # seconds for which calls wait, within their deadlines
 
 
 class ClusterRuntime:
@@ -148,6 +152,20 @@ class ClusterRuntime:
             self._binding = self._closing = None
             self.router.forget_loop()
             self._build()
+
+    def check_available(self, operation: str, policy: RetryPolicy) -> None:
+        """Raise if the whole cluster is down and the policy does not permit waiting.
+
+        While the cluster elects a master, all its nodes refuse calls, which takes about a second.
+        """
+        health = self.health
+        electing = health.cause is Cause.CLUSTER_DOWN
+        if health.available or (electing and self._time_down() < _LONGEST_ELECTION):
+            return
+        self.executor.check_available(operation, policy)
+
+    def _time_down(self) -> float:
+        return asyncio.get_running_loop().time() - self.health.since
 
     def liveness_failure(self) -> str | None:
         """Return why only a new process helps, or None, also while the client does not run."""
