@@ -23,6 +23,7 @@ from redis.exceptions import (
 from resilient_io.errors import Progress
 
 from .attempt import (
+    ASKING,
     MOVED,
     SCRIPTED,
     AttemptFailed,
@@ -80,6 +81,18 @@ _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
+def effect_of_batch(specs: Sequence[CommandSpec], commands: Sequence[Sequence[Any]]) -> Effect:
+    """Return the effect of executing commands twice, in their order. Each includes its name."""
+    pending = {effect_of(spec, args) for spec, args in zip(specs, commands, strict=True)}
+    if pending <= {Effect.READ}:
+        return Effect.READ
+    if pending == {Effect.IDEMPOTENT} and (
+        len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
+    ):
+        return Effect.IDEMPOTENT
+    return max(Effect.NON_IDEMPOTENT, *pending)
+
+
 class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
@@ -97,6 +110,7 @@ class BatchCall(Call):
         transaction: bool,
         blocking: bool,
         fallback: Call,
+        asking: bool = False,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
         self._pipeline = pipeline
@@ -104,6 +118,7 @@ class BatchCall(Call):
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
+        self._prefix = ASKING if asking else b""  # before MULTI, it applies to all commands
         self._fallback = fallback
         self.bounded = not blocking
         self.sends_left = pipeline._policy.attempts
@@ -130,18 +145,7 @@ class BatchCall(Call):
     def effect(self) -> Effect:
         """The effect of executing the unanswered commands twice. A mixture is non-idempotent."""
         done = len(self._answers)
-        specs = self._specs[done:]
-        pending = {
-            effect_of(spec, args)
-            for spec, (args, _) in zip(specs, self._commands[done:], strict=True)
-        }
-        if pending <= {Effect.READ}:
-            return Effect.READ
-        if pending == {Effect.IDEMPOTENT} and (
-            len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
-        ):
-            return Effect.IDEMPOTENT
-        return max(Effect.NON_IDEMPOTENT, *pending)
+        return effect_of_batch(self._specs[done:], [args for args, _ in self._commands[done:]])
 
     def describe(self, error: ResilientIOError) -> None:
         """Add which commands were answered and which may have been applied."""
@@ -190,6 +194,7 @@ class BatchCall(Call):
         answers = self._without_loads(request, replies if request.count > 1 else [replies])
         errors = self._clean(answers)
         if self._transaction:
+            answers = answers[bool(self._prefix) :]
             return await self._finish_transaction(answers, errors=errors)
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
@@ -282,7 +287,8 @@ class BatchCall(Call):
         )
         first = len(loads)
         if self._transaction:
-            data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
+            data = b"".join((self._prefix, _MULTI, *self._packed, _EXEC))
+            count = len(self._packed) + 2 + bool(self._prefix)
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
@@ -646,7 +652,7 @@ class ResilientPipeline(Pipeline):
             await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
-            replies: list[Any] = await self._run(self._call(commands, specs))
+            replies: list[Any] = await self._run(self.call_for(commands, specs))
             if raise_on_error:
                 self._raise_first(replies, commands)
             return replies
@@ -661,7 +667,10 @@ class ResilientPipeline(Pipeline):
                 self.annotate_exception(error, index + 1, commands[index][0])
             raise error
 
-    def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
+    def call_for(
+        self, commands: list[Queued], specs: list[CommandSpec], *, asking: bool = False
+    ) -> Call:
+        """Return the call that executes commands. ASKING may come first, in a cluster."""
         transaction = bool(self.is_transaction or self.explicit_transaction)
         distinct = list({id(spec): spec for spec in specs}.values())
         # Within MULTI, no command blocks.
@@ -694,10 +703,15 @@ class ResilientPipeline(Pipeline):
             transaction=transaction,
             blocking=blocking,
             fallback=exclusive,
+            asking=asking,
         )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         await self._client._ensure_open(args[0])
+        return await self._run(self.immediate_call(args, options))
+
+    def immediate_call(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
+        """Return the call that sends one command on this pipeline's own connection."""
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -714,7 +728,7 @@ class ResilientPipeline(Pipeline):
 
         self._runtime.scripts.note(spec.name, args)
         block = block_of([Command(spec, args, options)])
-        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args, block=block))
+        return _WatchedCall(self, spec.name, exchange, [spec], args, block=block)
 
     async def _run(self, call: Call) -> Any:
         executor, policy = self._runtime.executor, self._policy

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     MakeCall = Callable[[Member, bool], Call]
 
-_OF_A_SCRIPT = "script: "
+OF_A_SCRIPT = "script: "
 """Part of an error that a command inside a script has caused: the script may have done more."""
 
 
@@ -119,7 +119,7 @@ class ClusterCall(Call):
     def _refused(self, error: Exception, member: Member) -> AttemptFailed | None:
         """Return the failed attempt that an error reply means if another attempt may succeed."""
         meaning = refusal_in_cluster(error)
-        if meaning is None or _OF_A_SCRIPT in str(error):
+        if meaning is None or OF_A_SCRIPT in str(error):
             return None
         if isinstance(error, MovedError):
             self._router.moved(error, member)

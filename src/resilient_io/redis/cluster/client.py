@@ -16,7 +16,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError, WatchError
 
 from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline
@@ -44,6 +44,8 @@ from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
 from .keys import KeySlots, merge_replies, node_flag
+from .multi_key import MultiKeyCommands
+from .pipeline import ResilientClusterPipeline
 from .runtime import ClusterRuntime
 from .slots import AddressRules
 
@@ -67,7 +69,7 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 
 
-class ResilientRedisCluster(driver.RedisCluster):
+class ResilientRedisCluster(MultiKeyCommands):
     """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
 
     Every command, type and constructor is redis-py's. `async with` looks for the nodes; without it
@@ -272,8 +274,7 @@ class ResilientRedisCluster(driver.RedisCluster):
         self._runtime.check_available(spec.name, self._policy)
         if spec.route in (Route.REFUSED, Route.BOUND):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        if spec.name in _CONTAINS_SCRIPT and len(args) > 1:
-            self._runtime.scripts.remember(args[_CONTAINS_SCRIPT[spec.name]])
+        self._note_script(spec, args)
         command = Command(spec, args, options)
         if targets is None or targets == []:
             slot = self._slots.of_call(spec, args)
@@ -291,6 +292,11 @@ class ResilientRedisCluster(driver.RedisCluster):
             return await self._run_on_any(command)
         await self._until_known(spec.name)
         return await self._run_on_nodes(command, self._flagged(flag))
+
+    def _note_script(self, spec: CommandSpec, args: Sequence[Any]) -> None:
+        """Remember the script that a command contains."""
+        if spec.name in _CONTAINS_SCRIPT and len(args) > 1:
+            self._runtime.scripts.remember(args[_CONTAINS_SCRIPT[spec.name]])
 
     async def _run(
         self, command: Command, *, slot: int | None, member: Member | None = None
@@ -422,6 +428,43 @@ class ResilientRedisCluster(driver.RedisCluster):
             scripts=runtime.scripts,
             asking=asking,
         )
+
+    # -- pipelines -------------------------------------------------------------------------
+
+    def pipeline(
+        self, transaction: bool | None = None, shard_hint: Any = None
+    ) -> ResilientClusterPipeline:
+        """Return a pipeline, whose commands are sent to their nodes at the same time.
+
+        Args:
+            transaction: Wrap the commands in MULTI and EXEC. Then all keys must be in one slot.
+            shard_hint: Not supported by redis-py in a cluster.
+        """
+        if shard_hint:
+            raise RedisClusterException("shard_hint is deprecated in cluster mode")
+        return ResilientClusterPipeline(self, transaction)
+
+    async def transaction(self, func: Any, *watches: Any, **options: Any) -> Any:
+        """Call a function with a pipeline that watches keys, again if they changed meanwhile.
+
+        Args:
+            func: Asynchronous function of the pipeline. It reads, calls `multi` and queues writes.
+            watches: Keys of one slot.
+            **options: `value_from_callable=True` returns the result of the function instead of the
+                replies; `watch_delay=` is the pause in seconds before the next call.
+        """
+        delay = options.get("watch_delay") or 0.0
+        async with self.pipeline(True, options.get("shard_hint")) as pipe:  # noqa: FBT003
+            while True:
+                try:
+                    if watches:
+                        await pipe.watch(*watches)  # type: ignore[no-untyped-call]
+                    value = await func(pipe)
+                    replies = await pipe.execute()
+                except WatchError:
+                    await asyncio.sleep(delay)
+                else:
+                    return value if options.get("value_from_callable") else replies
 
     # -- what redis-py reads ---------------------------------------------------------------
 

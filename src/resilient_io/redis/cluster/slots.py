@@ -10,15 +10,17 @@ import asyncio
 import itertools
 import operator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import InvalidResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Address: TypeAlias = "tuple[str, int]"
+
+SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
 
 _SLICE = 0.002
 """Seconds after which reading a reply lets other tasks run."""
