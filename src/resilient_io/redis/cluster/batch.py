@@ -138,8 +138,7 @@ class NodeBatch(Call):
         for command in self.open.values():
             found: Member | AttemptFailed | None = importing.get(command.position, command.member)
             if found is None and command.slot is not None:
-                owners = self._router.owners
-                found = owners[command.slot] or await self._router.owner(command.slot, limits)
+                found = await self._router.owner(command.slot, limits)
             elif found is None:
                 found = next(iter(groups), None) or await self._router.any_owner(limits)
             if isinstance(found, AttemptFailed):

@@ -16,6 +16,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.exceptions import RedisClusterException, RedisError, WatchError
 
 from resilient_io.binding import SYSTEM_RANDOM
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from ..attempt import Call
+    from ..commands import CommandSpec
     from .nodes import Member
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -210,7 +212,7 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(  # noqa: PLR0911 (the hot path)
+    async def execute_command(  # noqa: C901, PLR0911 (the hot path)
         self, *args: Any, **options: Any
     ) -> Any:
         """Send one command to the node that has its keys, and return its reply, as redis-py does.
@@ -226,16 +228,21 @@ class ResilientRedisCluster(MultiKeyCommands):
         """
         # The hot path: one slot, one node, one shared connection, one row of the command table.
         spec = SPECS.get(args[0])
-        if spec is None or not spec.simple or not spec.key_at or not self._hot or options:
+        if spec is None or not spec.simple or not spec.key_at or not self._hot:
             return await self._execute(args, options)
         try:
             slot = self._slots[args[spec.key_at]]
         except (IndexError, TypeError):
             return await self._execute(args, options)
-        member = self._router.owners[slot]
-        multiplexer: Any = None if member is None else member.hot
-        connection = None if multiplexer is None else multiplexer.fast
-        if connection is None or get_ident() != multiplexer.thread or not multiplexer.is_running():
+        member: Any = self._router.owners[slot]
+        multiplexer = member.hot
+        connection = multiplexer.fast
+        if (
+            connection is None
+            or get_ident() != multiplexer.thread
+            or not multiplexer.is_running()
+            or (options and ("target_nodes" in options or NEVER_DECODE in options))
+        ):
             return await self._execute(args, options)
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
@@ -246,6 +253,10 @@ class ResilientRedisCluster(MultiKeyCommands):
             data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
             return await self._execute(args, options)
+        if not options or (len(options) == 1 and "keys" in options):
+            options = _NO_OPTIONS
+        else:
+            options.pop("keys", None)
         future = multiplexer.create_future()
         connection.send(future, data)
         started = connection.clock
@@ -255,14 +266,14 @@ class ResilientRedisCluster(MultiKeyCommands):
             multiplexer.abandon_future(future)
             raise
         if isinstance(reply, Exception):
-            command = Command(spec, args, _NO_OPTIONS)
+            command = Command(spec, args, options)
             first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
             call = self._cluster_call(command, data, slot=slot, member=member, first=first)
             return await self._runtime.executor.run(call, self._policy, started=started)
         callback = _get_callback(self.response_callbacks, args[0])
         if callback is None:
             return reply
-        reply = callback(reply)
+        reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -454,7 +465,7 @@ class ResilientRedisCluster(MultiKeyCommands):
                 replies; `watch_delay=` is the pause in seconds before the next call.
         """
         delay = options.get("watch_delay") or 0.0
-        async with self.pipeline(True, options.get("shard_hint")) as pipe:  # noqa: FBT003
+        async with self.pipeline(True, options.get("shard_hint")) as pipe:
             while True:
                 try:
                     if watches:

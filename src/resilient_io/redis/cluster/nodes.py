@@ -130,6 +130,15 @@ class _Unopened:
 _UNOPENED = _Unopened()
 
 
+class Nobody:
+    """Stands in for the owner of a slot that no node serves, as far as is known."""
+
+    hot = _UNOPENED
+
+
+NOBODY = Nobody()
+
+
 class Member:
     """One node and the connections to it, which are made when the first call is sent to it.
 

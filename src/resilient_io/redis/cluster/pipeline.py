@@ -260,11 +260,11 @@ class ResilientClusterPipeline(ClusterPipeline):
 
     def _by_node(self, commands: Sequence[QueuedCommand]) -> list[list[QueuedCommand]]:
         """Return the commands of each node, in their order. Those for any node join the first."""
-        owners = self._client._router.owners
+        known_owner = self._client._router.known_owner
         groups: dict[Member | None, list[QueuedCommand]] = {}
         anywhere = []
         for command in commands:
-            owner = command.member if command.slot is None else owners[command.slot]
+            owner = command.member if command.slot is None else known_owner(command.slot)
             if owner is None and command.slot is None:
                 anywhere.append(command)
             else:

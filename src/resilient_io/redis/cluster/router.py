@@ -26,7 +26,7 @@ from resilient_io.text import clean_text, describe_error, format_address
 
 from ..attempt import AttemptFailed, end_of_wait, server_down
 from ..errors import CLOSED, ConnectionFailure
-from .nodes import Members
+from .nodes import NOBODY, Member, Members
 from .slots import SlotTable, epoch_of, newest, read_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..attempt import Limits
     from ..connection import PendingRequest
     from ..multiplexer import Multiplexer
-    from .nodes import Member, NodeSettings
+    from .nodes import Nobody, NodeSettings
     from .slots import Address, AddressRules, Shard
 
 _QUESTION = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
@@ -65,7 +65,7 @@ class Router:
     """The owner of each slot, and the connections to it.
 
     Attributes:
-        owners: By slot, the member that has it, or None. The hot path reads this list.
+        owners: By slot, the member that has it, or `NOBODY`. The hot path reads this list.
         table: The slot table, which also has the replicas.
         members: The nodes and their connections.
         failure: Why the last node that was asked gave no answer, until one does.
@@ -82,7 +82,7 @@ class Router:
         rng: random.Random,
         interval: float,
     ) -> None:
-        self.owners: list[Member | None] = [None] * SLOTS
+        self.owners: list[Member | Nobody] = [NOBODY] * SLOTS
         self.table = SlotTable()
         self.members = Members(settings, search=self, suspected=self.suspect)
         self.failure: ConnectionFailure | None = None
@@ -151,11 +151,16 @@ class Router:
         """Return the node that has a slot, or why none is known in time."""
         while True:
             member = self.owners[slot]
-            if member is not None:
+            if isinstance(member, Member):
                 return member
             unknown = await self._until_change(limits, f"a node that serves slot {slot}")
             if unknown is not None:
                 return unknown
+
+    def known_owner(self, slot: int) -> Member | None:
+        """Return the node that has a slot, or None if none is known."""
+        member = self.owners[slot]
+        return member if isinstance(member, Member) else None
 
     async def any_owner(self, limits: Limits) -> Member | AttemptFailed:
         """Return a node for a command without keys, preferably one that answers."""
@@ -216,7 +221,7 @@ class Router:
         if member is not before:
             self.owners[slot] = member
             self._counts[member] += 1
-            if before is not None:
+            if isinstance(before, Member):
                 self._counts[before] -= 1
                 self._move_waiting(before)
             self._publish_change()
@@ -233,7 +238,7 @@ class Router:
     def has_taken_over(self, slot: int, member: Member) -> bool:
         """Return whether another node has a slot that a member had."""
         owner = self.owners[slot]
-        return owner is not None and owner is not member
+        return isinstance(owner, Member) and owner is not member
 
     def suspect(self, member: Member) -> None:
         """Refresh the table, without asking this member, until it answers or has no slots."""
@@ -402,23 +407,23 @@ class Router:
         # By identity: to compare shards takes long. MOVED leaves some that are not in `shards`.
         distinct = dict(zip(map(id, table.slots), table.slots, strict=True))
         member_of = {
-            key: None if shard is None else self.members.get(shard.master.address)
+            key: NOBODY if shard is None else self.members.get(shard.master.address)
             for key, shard in distinct.items()
         }
         owners = [member_of[id(shard)] for shard in table.slots]
         before, self.owners = self.owners, owners
-        self._counts = Counter(member for member in owners if member is not None)
+        self._counts = Counter(member for member in owners if isinstance(member, Member))
         self._notify(table)
         if not same:
             self._reroute(before)
         self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
 
-    def _reroute(self, before: list[Member | None]) -> None:
+    def _reroute(self, before: list[Member | Nobody]) -> None:
         """Move the calls that were not sent to the new owners, in their order."""
         losers = {
             old: None
             for old, new in zip(before, self.owners, strict=True)
-            if old is not new and old is not None
+            if old is not new and isinstance(old, Member)
         }
         for member in losers:
             self._move_waiting(member)
@@ -431,8 +436,8 @@ class Router:
             member.multiplexer.move_waiting(self._home_of)
 
     def _home_of(self, request: PendingRequest) -> Multiplexer | None:
-        owner = None if request.slot is None else self.owners[request.slot]
-        if owner is None:
+        owner = NOBODY if request.slot is None else self.owners[request.slot]
+        if not isinstance(owner, Member):
             return None
         if not owner.runtime.executor.closed:
             owner.start()
