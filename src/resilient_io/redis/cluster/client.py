@@ -50,14 +50,16 @@ from .runtime import ClusterRuntime
 from .slots import AddressRules
 
 if TYPE_CHECKING:
-    from redis.asyncio.cluster import ClusterNode
     import random
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from redis.asyncio.cluster import ClusterNode
 
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
     from ..attempt import Call
+    from ..commands import CommandSpec
     from .nodes import Member
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -452,7 +454,7 @@ class ResilientRedisCluster(MultiKeyCommands):
                 replies; `watch_delay=` is the pause in seconds before the next call.
         """
         delay = options.get("watch_delay") or 0.0
-        async with self.pipeline(True, options.get("shard_hint")) as pipe:  # noqa: FBT003
+        async with self.pipeline(True, options.get("shard_hint")) as pipe:
             while True:
                 try:
                     if watches:
