@@ -179,6 +179,7 @@ class ResilientRedisCluster(MultiKeyCommands):
             connections=connections if connections is not None else ConnectionSettings(),
             rules=AddressRules(tls=bool(given.get("ssl")), address_map=given.get("address_remap")),
             changed=self._driver_nodes.use,
+            also_close=self._driver_nodes.aclose,
             scripts=ScriptBodies(self.encoder.encode),
             rng=self._rng,
             refresh_interval=refresh_interval,

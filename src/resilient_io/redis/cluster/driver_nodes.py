@@ -60,6 +60,13 @@ class DriverNodes(NodesManager):
         made.server_type = server_type
         return made
 
+    async def aclose(self, _attr: str = "nodes_cache") -> None:
+        """Close the connections that redis-py's own methods have opened to nodes, if any."""
+        made, self._made, self._default = list(self._made.values()), {}, None
+        for node in made:
+            if node._connections:
+                await node.disconnect()
+
     def of_shard(self, shard: Shard | None) -> list[ClusterNode]:
         """Return the nodes of a shard, the master first."""
         if shard is None:

@@ -20,7 +20,7 @@ from .router import Router
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import Any
 
     from resilient_io.health import Dependency, HealthSettings
@@ -59,6 +59,7 @@ class ClusterRuntime:
         connections: ConnectionSettings,
         rules: AddressRules,
         changed: Callable[[SlotTable], None],
+        also_close: Callable[[], Awaitable[None]],
         scripts: ScriptBodies,
         rng: random.Random,
         refresh_interval: float,
@@ -68,6 +69,7 @@ class ClusterRuntime:
         self.policy = policy
         self.scripts = scripts
         self.rng = rng
+        self._also_close = also_close
         settings = NodeSettings(
             options=options,
             policy=policy,
@@ -202,6 +204,7 @@ class ClusterRuntime:
         await self._cluster_health.aclose()
         await self.router.aclose()
         await self.health.release()
+        await self._also_close()
         self._binding = self._closing = None
 
     def close_later(self) -> None:
