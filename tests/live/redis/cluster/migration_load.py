@@ -107,7 +107,7 @@ class Load:
         self.pushed[item] += 1
 
     async def check(self, cluster: RedisServerCluster) -> None:
-        """Compare what the new owner has with what the callers were told."""
+        """Compare what the new owner has with the replies of the callers."""
         owner = (await cluster.shard_of(SLOT)).master
         stored: Counter[str] = Counter()
         names = ["pipeline", "transaction", *range(5, 5 + LISTS)]

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
+from redis import WatchError
 
 from resilient_io.redis import ResilientRedisCluster
 from resilient_io.testing import NoServerError, RedisServerCluster, ServerError, find_embedded_redis
-
 from tests.live.redis.cluster.migration_load import SLOT, TAG, Load
 
 _SLOWER = 4.0  # times the mean latency of GET before the migration
@@ -18,11 +18,11 @@ async def _another_master(cluster):
     return owner, next(node for node in await cluster.masters() if node is not owner)
 
 
-async def _move(load, migrate):
+async def _move(load, migration):
     """Return how much slower GET was during a migration than before."""
     await asyncio.sleep(0.3)
     before = load.take_latency()
-    await migrate()
+    await migration
     during = load.take_latency()
     await asyncio.sleep(0.1)
     return during / before
@@ -38,7 +38,7 @@ async def test_slot_moves_key_by_key_to_a_master_with_slots(client, shared_redis
     try:
         for turn in range(_TRIES * 2):  # there and back, so that the cluster is as it was
             target = first if turn % 2 else second
-            ratios.append(await _move(load, lambda: cluster.migrate(SLOT, target, pause=0.01)))
+            ratios.append(await _move(load, cluster.migrate(SLOT, target, pause=0.01)))
             if turn % 2 and min(ratios) <= _SLOWER:
                 break
     finally:
@@ -56,7 +56,7 @@ async def test_slot_moves_key_by_key_to_a_master_without_slots():
             await load.fill()
             load.start()
             try:
-                ratio = await _move(load, lambda: cluster.migrate(SLOT, target, pause=0.01))
+                ratio = await _move(load, cluster.migrate(SLOT, target, pause=0.01))
             finally:
                 await load.stop()
             await load.check(cluster)
@@ -69,21 +69,22 @@ async def test_slot_moves_at_once():
         binary = find_embedded_redis()
     except NoServerError as error:
         pytest.skip(str(error))
-    async with RedisServerCluster(masters=3, binary=binary) as cluster:
-        async with ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client:
-            load = Load(client)
-            await load.fill()
-            load.start()
-            try:
-                for _ in range(2):
-                    _, target = await _another_master(cluster)
-                    try:
-                        await _move(load, lambda: cluster.migrate_atomically(SLOT, SLOT, target))  # noqa: B023
-                    except ServerError as error:
-                        pytest.skip(f"only Valkey 9 and later: {error}")
-            finally:
-                await load.stop()
-            await load.check(cluster)
+    async with (
+        RedisServerCluster(masters=3, binary=binary) as cluster,
+        ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client,
+    ):
+        load = Load(client)
+        await load.fill()
+        load.start()
+        try:
+            for _ in range(2):
+                _, target = await _another_master(cluster)
+                await _move(load, cluster.migrate_atomically(SLOT, SLOT, target))
+        except ServerError as error:
+            pytest.skip(f"only Valkey 9 and later: {error}")
+        finally:
+            await load.stop()
+        await load.check(cluster)
 
 
 async def test_pipeline_and_transaction_wait_for_keys_that_are_split(client, shared_redis_cluster):
@@ -114,8 +115,6 @@ async def test_pipeline_and_transaction_wait_for_keys_that_are_split(client, sha
 
 
 async def test_watched_slot_that_moves_is_reported_as_a_change(client, shared_redis_cluster):
-    from redis import WatchError  # noqa: PLC0415
-
     cluster = shared_redis_cluster
     await client.set(f"{TAG}a", 1)
     source, target = await _another_master(cluster)
