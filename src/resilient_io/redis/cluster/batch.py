@@ -28,7 +28,7 @@ from ..attempt import (
 )
 from ..commands import Effect, effect_of
 from ..connection import LARGE, NotMultiplexable, PendingRequest
-from ..errors import REDIRECTED, refusal_in_cluster, remove_secrets
+from ..errors import CLOSED, REDIRECTED, refusal_in_cluster, remove_secrets
 from ..pipeline import effect_of_batch
 from ..scripts import RUNS_BY_HASH
 from .call import OF_A_SCRIPT
@@ -154,6 +154,8 @@ class NodeBatch(Call):
         limits: Limits,
     ) -> AttemptFailed | None:
         """Send commands to a node in one write, and take its replies."""
+        if self._router.closed:
+            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         await member.open()
         self.server = member.server
         self._sending = commands

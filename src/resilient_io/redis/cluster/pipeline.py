@@ -184,7 +184,7 @@ class ResilientClusterPipeline(ClusterPipeline):
     ) -> list[Any]:
         client = self._client
         started = asyncio.get_running_loop().time()
-        client._runtime.executor.check_available("PIPELINE", client._policy)
+        client._runtime.check_available("PIPELINE", client._policy)
         packed = client._packer.pack_all(specs, [args for args, _ in self._queue])
         commands = [
             self._place(position, spec, args, options, data)
@@ -296,7 +296,7 @@ class ResilientClusterPipeline(ClusterPipeline):
     async def _execute_transaction(self, specs: Sequence[CommandSpec]) -> list[Any]:
         client = self._client
         started = asyncio.get_running_loop().time()
-        client._runtime.executor.check_available("MULTI", client._policy)
+        client._runtime.check_available("MULTI", client._policy)
         slot = self._slot_of_transaction(specs)
         make = partial(self._transaction_on, list(self._queue), list(specs))
         call = ClusterCall(client._router, make, "MULTI", slot=slot)

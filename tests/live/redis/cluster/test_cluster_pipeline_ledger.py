@@ -1,0 +1,119 @@
+"""Pipelines and transactions with unique pushes, while masters change or are killed."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from redis.exceptions import RedisError
+
+from resilient_io import OutcomeUnknown
+from resilient_io.redis import ResilientRedisCluster
+from resilient_io.testing import RedisServerCluster
+
+_CALLERS = 8
+_LISTS = 12  # in each pipeline: about four for each shard
+_KILLED = 1
+
+
+class _Ledger:
+    """Callers whose pipelines push a unique item to lists on all shards."""
+
+    def __init__(self, client):
+        self.client = client
+        self.pushed = Counter()
+        self.maybe = Counter()
+        self.errors = []
+        self.replies = 0
+        self._tasks = []
+        self._stopping = False
+
+    def start(self):
+        for caller in range(_CALLERS):
+            call = self._transaction if caller % 4 == 3 else self._pipeline
+            self._tasks.append(asyncio.create_task(self._repeat(call, caller)))
+
+    async def stop(self):
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+    async def _repeat(self, call, caller):
+        turn = 0
+        while not self._stopping:
+            turn += 1
+            await call(caller, f"{caller}:{turn}")
+            await asyncio.sleep(0.002)
+
+    async def _pipeline(self, caller, item):
+        pipe = self.client.pipeline()
+        for number in range(_LISTS):
+            pipe.rpush(f"list{caller}:{number}", f"{item}:{number}").llen(f"list{caller}:{number}")
+        replies = await pipe.execute(raise_on_error=False)
+        assert len(replies) == 2 * _LISTS
+        for number, reply in enumerate(replies[::2]):
+            self._note(f"{item}:{number}", reply)
+
+    async def _transaction(self, caller, item):
+        pipe = self.client.pipeline(transaction=True)
+        pipe.rpush(f"{{list{caller}}}:0", item).llen(f"{{list{caller}}}:0")
+        try:
+            reply, _ = await pipe.execute()
+        except RedisError as error:
+            reply = error
+        self._note(item, reply)
+
+    def _note(self, item, reply):
+        self.replies += 1
+        if isinstance(reply, OutcomeUnknown):
+            self.maybe[item] += 1
+        if isinstance(reply, Exception):
+            self.errors.append(reply)
+        else:
+            self.pushed[item] += 1
+
+    async def check(self):
+        stored = Counter()
+        async for key in self.client.scan_iter("*list*"):
+            stored.update(item.decode() for item in await self.client.lrange(key, 0, -1))
+        assert [item for item, count in stored.items() if count > 1] == []  # duplicates
+        assert self.pushed - stored == Counter()  # lost
+        assert stored - self.pushed - self.maybe == Counter()  # applied, and reported as failed
+
+
+@pytest.fixture
+async def cluster():
+    async with RedisServerCluster(masters=3, replicas=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def ledger(cluster):
+    async with ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client:
+        yield _Ledger(client)
+
+
+@pytest.mark.soak
+async def test_planned_failover_of_each_shard_in_turn_fails_no_command(cluster, ledger):
+    ledger.start()
+    for shard in await cluster.shards():
+        before = ledger.replies
+        await cluster.failover(shard.replicas[0])
+        await asyncio.sleep(0.5)
+        assert ledger.replies > before
+    await ledger.stop()
+    assert ledger.errors == []
+    await ledger.check()
+
+
+@pytest.mark.soak
+async def test_killed_master_leaves_only_commands_in_flight_unknown(cluster, ledger):
+    ledger.start()
+    await asyncio.sleep(0.5)
+    shards = await cluster.shards()
+    shards[_KILLED].master.kill()
+    await asyncio.sleep(6)
+    await ledger.stop()
+    assert {type(error).__name__ for error in ledger.errors} <= {"RedisOutcomeUnknown"}
+    # Each caller had one pipeline in flight, with at most all of its commands on that shard.
+    assert len(ledger.errors) <= _CALLERS * _LISTS
+    await cluster.wait_until_ok()
+    await ledger.check()
