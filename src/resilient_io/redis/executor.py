@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -36,27 +36,10 @@ from .instrumentation import tracing_of_call
 if TYPE_CHECKING:
     import random
 
-    from resilient_io.health import Dependency, Reporter
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryBudget, RetryPolicy
 
-    from .attempt import Call, Carrier
-    from .multiplexer import Multiplexer
-
-
-class Search(Protocol):
-    """Looks for the server that accepts writes."""
-
-    def note_refusal(self) -> None:
-        """Search, unless that was done too recently: a server refused a call."""
-
-
-class Server(NamedTuple):
-    """The server of an attempt: a client has one, a cluster client one for each node."""
-
-    multiplexer: Multiplexer
-    health: Dependency
-    reports: Reporter
-    search: Search
+    from .attempt import Call, Carrier, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,7 +430,7 @@ class Executor:
             server.reports.refused(refused.cause, failed.detail)
             server.multiplexer.refresh()
         else:
-            server.reports.failed(refused.cause, failed.detail)
+            server.reports.failed(refused.cause, failed.detail, answered=True)
         if refused.elsewhere:
             server.search.note_refusal()
 
@@ -456,6 +439,12 @@ class Executor:
     def closed_error(self, operation: object) -> ResilientIOError:
         """Return the error of a call on a client that is closed for good."""
         return self._error(RedisClosed, "the client is closed", str(operation))
+
+    def not_open_in_time(self, operation: object, began: float) -> ResilientIOError:
+        """Return the error of a call whose deadline passed while its client was still closing."""
+        elapsed = asyncio.get_running_loop().time() - began
+        reason = "the deadline passed while the client was closing"
+        return self._error(RedisDeadlineExceeded, reason, str(operation), elapsed=elapsed)
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

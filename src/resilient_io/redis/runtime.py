@@ -13,10 +13,10 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
-from .attempt import Packer
+from .attempt import Packer, Server
 from .credentials import follow_credentials
 from .errors import RedisClosed
-from .executor import Executor, Server
+from .executor import Executor
 from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency, Reporter, Subscription
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Search
     from .connect import RedisTarget
-    from .executor import Search
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
 
@@ -287,7 +287,7 @@ class Runtime:
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED
         self._checks_use = False
-        if self.users or not self.running:
+        if self.users or not self.running or self._closing is not None:
             return
         if self.multiplexer.time() >= due:
             self._begin_close(_nothing_else)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency, HealthSettings
     from resilient_io.retry import RetryPolicy
 
+    from ..attempt import Search, Server
     from ..connection import MultiplexedConnection
-    from ..executor import Search, Server
     from ..multiplexer import Multiplexer
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool
@@ -109,9 +109,11 @@ class NodeDependency(ClientDependency):
         self._suspected = suspected
         super().__init__(*args, **options)
 
-    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+    def failed(
+        self, cause: Cause, detail: str = "", *, definite: bool = False, answered: bool = False
+    ) -> None:
         """Report the failure of a call or a connection."""
-        super().failed(cause, detail, definite=definite)
+        super().failed(cause, detail, definite=definite, answered=answered)
         self._suspected()
 
     def note(self, event: str, **fields: object) -> None:
