@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from resilient_io.binding import LoopBinding, notify_on_fork
@@ -16,7 +17,7 @@ from .attempt import Packer
 from .credentials import follow_credentials
 from .errors import RedisClosed
 from .executor import Executor, Server
-from .lock_keys import LockKeys
+from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
@@ -115,7 +116,8 @@ class Runtime:
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
-        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self.rng)
+        server = LockServer(multiplexer, self.pool)
+        self.locks = LockKeys(server_of=partial(_only, server), moved=_do_nothing, rng=self.rng)
         search = self._search or MasterSearch(multiplexer, self.pool, self.rng)
         self.server = Server(multiplexer, self.health, self._reports, search)
         self.executor = Executor(
@@ -298,6 +300,15 @@ class Runtime:
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed meanwhile
                 loop.call_soon_threadsafe(callback, context=Context())
+
+
+def _only(server: LockServer, _key: bytes) -> LockServer:
+    """Return the server of every key."""
+    return server
+
+
+def _do_nothing() -> None:
+    """Ignore that a server does not have a key: there is no other one."""
 
 
 async def _nothing_else() -> None:

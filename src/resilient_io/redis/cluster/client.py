@@ -31,6 +31,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..lock import ResilientLock
 from ..options import (
     ConnectionSettings,
     check_conflicts,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.lock import Lock
+    from redis.typing import KeyT
 
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
@@ -476,6 +479,52 @@ class ResilientRedisCluster(MultiKeyCommands):
                     await asyncio.sleep(delay)
                 else:
                     return value if options.get("value_from_callable") else replies
+
+    def lock(  # noqa: PLR0917 (redis-py's signature)
+        self,
+        name: KeyT,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        lock_class: type[Lock] | None = None,
+        thread_local: bool = True,
+        raise_on_release_error: bool = True,
+        **options: Any,
+    ) -> ResilientLock:
+        """Return a lock, with redis-py's options and those of `ResilientLock`.
+
+        The lock follows its key to another node. If a failover loses the key, the holder is
+        notified, as it is when the key expires.
+
+        Args:
+            name: The name of the key.
+            timeout: Seconds after which the server releases the lock; None for never.
+            sleep: Seconds between attempts where the server does not report changes of the key.
+            blocking: Whether `acquire` waits for the lock.
+            blocking_timeout: Maximum wait in seconds; None for no limit.
+            lock_class: Another class of locks.
+            thread_local: Whether the token belongs to the thread that acquired the lock.
+            raise_on_release_error: Whether `async with` raises if the lock was not held any more.
+            **options: `renew`, `fencing` and `cancel_on_loss` of `ResilientLock`.
+        """
+        kind: type[Any] = lock_class if lock_class is not None else ResilientLock
+        lock: ResilientLock = kind(
+            self,
+            name,
+            timeout=timeout,
+            sleep=sleep,
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            thread_local=thread_local,
+            raise_on_release_error=raise_on_release_error,
+            **options,
+        )
+        return lock
+
+    @property
+    def _is_closed(self) -> bool:
+        return (self._origin or self)._closed or self._runtime.executor.closed
 
     # -- what redis-py reads ---------------------------------------------------------------
 

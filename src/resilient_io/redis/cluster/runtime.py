@@ -7,6 +7,8 @@ import contextlib
 from contextvars import Context
 from typing import TYPE_CHECKING
 
+from redis.crc import key_slot
+
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.health import Cause
@@ -14,6 +16,7 @@ from resilient_io.retry import RetryBudget
 
 from ..errors import RedisClosed
 from ..executor import Executor
+from ..lock_keys import LockKeys, LockServer
 from .health import ClusterHealth
 from .nodes import NodeSettings
 from .router import Router
@@ -44,9 +47,11 @@ class ClusterRuntime:
         router: Knows which node gets a call.
         executor: Sends, repeats and fails the calls.
         scripts: The scripts that the client knows.
+        locks: The keys of its locks.
     """
 
     executor: Executor
+    locks: LockKeys
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class ClusterRuntime:
         self.policy = policy
         self.scripts = scripts
         self.rng = rng
+        self._changed = changed
         self._also_close = also_close
         settings = NodeSettings(
             options=options,
@@ -85,7 +91,7 @@ class ClusterRuntime:
             settings,
             rules=rules,
             health=health,
-            changed=changed,
+            changed=self._table_changed,
             rng=rng,
             interval=refresh_interval,
         )
@@ -97,12 +103,25 @@ class ClusterRuntime:
         notify_on_fork(self.note_fork)
 
     def _build(self) -> None:
+        self.locks = LockKeys(
+            server_of=self._server_of_key, moved=self.router.refresh_soon, rng=self.rng
+        )
         self.executor = Executor(
             server=None,
             health=self.health,
             budget=RetryBudget(self.policy.retry_budget, self._replies),
             rng=self.rng,
         )
+
+    def _server_of_key(self, key: bytes) -> LockServer | None:
+        member = self.router.known_owner(key_slot(key))
+        if member is None or not member.opened:
+            return None
+        return LockServer(member.multiplexer, member.pool)
+
+    def _table_changed(self, table: SlotTable) -> None:
+        self._changed(table)
+        self.locks.server_changed()
 
     def _replies(self) -> int:
         """Return how many replies have arrived from all nodes."""
@@ -189,6 +208,7 @@ class ClusterRuntime:
     def _begin_close(self) -> asyncio.Task[None] | None:
         self._closes += 1
         self.executor.close()
+        self.locks.close()
         if self._binding is None or self._binding.forked:
             return None  # not started, or the sockets belong to the parent process
         self.router.close()
@@ -202,6 +222,7 @@ class ClusterRuntime:
 
     async def _close(self) -> None:
         await self._cluster_health.aclose()
+        await self.locks.aclose()
         await self.router.aclose()
         await self.health.release()
         await self._also_close()
