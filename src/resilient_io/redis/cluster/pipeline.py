@@ -32,7 +32,7 @@ from ..pipeline import ResilientPipeline
 from ..scripts import RUNS_BY_HASH
 from .batch import NodeBatch, QueuedCommand
 from .call import ClusterCall
-from .keys import node_flag
+from .keys import node_flag, replica_may_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -192,8 +192,12 @@ class ResilientClusterPipeline(ClusterPipeline):
                 zip(specs, self._queue, packed, strict=True)
             )
         ]
+        # A read after a write must not be answered by a replica that lacks the write.
+        reads = client._reads if all(map(replica_may_answer, specs)) else None
         batches = [
-            NodeBatch(client._router, group, client._policy, redirections=allow_redirections)
+            NodeBatch(
+                client._router, group, client._policy, redirections=allow_redirections, reads=reads
+            )
             for group in self._by_node(commands)
         ]
         outcomes = await _all_of([self._run(batch, started) for batch in batches])

@@ -1,4 +1,4 @@
-"""Reads that replicas answer: which node of a shard gets them, and how far a replica lags behind."""
+"""Reads that replicas answer: which node of a shard gets them, and how old its data may be."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import contextlib
 import itertools
 from collections import deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-import hiredis
-from redis.asyncio.cluster import LoadBalancingStrategy
+from redis.cluster import LoadBalancingStrategy
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.utils import str_if_bytes
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.tasks import describe_task_end, log_task_death
+from resilient_io.validation import check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    import random
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .nodes import Member, Members
     from .router import Router
@@ -35,7 +36,7 @@ _SLOWEST_CHECK: Final = 5.0
 _NEAR: Final = 1.5  # times the lowest latency, up to which a node counts as near
 _NEAR_SECONDS: Final = 0.0005  # the same as a difference
 
-_INFO = hiredis.pack_command(("INFO", "replication"))
+_INFO: Final = b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"
 _READONLY: Final = ("READONLY",)
 
 _STRATEGIES: Mapping[LoadBalancingStrategy, ReadFrom] = {
@@ -47,34 +48,53 @@ _STRATEGIES: Mapping[LoadBalancingStrategy, ReadFrom] = {
 """redis-py's option, and what it means here."""
 
 
-def read_from_options(
-    read_from: str | None, max_lag: float | None, options: Mapping[str, Any]
-) -> ReadFrom:
-    """Return which nodes answer reads, from our option and those of redis-py.
+class ReadOptions(NamedTuple):
+    """Which nodes answer reads."""
 
-    Raises:
-        ConfigurationError: They contradict each other, or the option has another value.
-    """
-    strategy = options.get("load_balancing_strategy")
-    theirs: ReadFrom | None = None
-    if strategy is not None:
-        theirs = _STRATEGIES.get(strategy)
-    elif options.get("read_from_replicas"):
-        theirs = "any"
-    if read_from is not None and read_from not in get_args(ReadFrom):
-        names = ", ".join(map(repr, get_args(ReadFrom)))
-        raise ConfigurationError(f"read_from={read_from!r} must be one of {names}")
-    if read_from is not None and theirs is not None and theirs != read_from:
-        raise ConfigurationError(
-            f"read_from={read_from!r} contradicts read_from_replicas= or load_balancing_strategy=: "
-            f"use only one of them"
-        )
-    found: Any = read_from or theirs or "master"
-    if max_lag is not None and found == "master":
-        raise ConfigurationError(
-            'max_lag= is for reads from replicas: add read_from="replica", "nearest" or "any"'
-        )
-    return found  # type: ignore[no-any-return]
+    read_from: ReadFrom = "master"
+    max_lag: float | None = None  # seconds that a replica may lag behind
+    zone: str | None = None  # the availability zone of this process
+
+    @classmethod
+    def of(
+        cls,
+        read_from: str | None,
+        max_lag: float | None,
+        zone: str | None,
+        theirs: Mapping[str, Any],
+    ) -> ReadOptions:
+        """Return our options, checked, or what those of redis-py mean.
+
+        Raises:
+            ConfigurationError: They contradict each other, or an option has a wrong value.
+        """
+        meant: ReadFrom | None = None
+        if theirs.get("load_balancing_strategy") is not None:
+            meant = _STRATEGIES.get(theirs["load_balancing_strategy"])
+        elif theirs.get("read_from_replicas"):
+            meant = "any"
+        if read_from is not None and read_from not in get_args(ReadFrom):
+            names = ", ".join(map(repr, get_args(ReadFrom)))
+            raise ConfigurationError(f"read_from={read_from!r} must be one of {names}")
+        if read_from is not None and meant not in (None, read_from):
+            raise ConfigurationError(
+                f"read_from={read_from!r} contradicts read_from_replicas= or "
+                f"load_balancing_strategy=: use only one of them"
+            )
+        found: Any = read_from or meant or "master"
+        if max_lag is not None:
+            check_seconds("max_lag", max_lag)
+        if found == "master" and max_lag is not None:
+            raise ConfigurationError(
+                'max_lag= is for reads from replicas: add read_from="replica", "nearest" or "any"'
+            )
+        if found != "nearest" and zone is not None:
+            raise ConfigurationError(f'zone={zone!r} needs read_from="nearest"')
+        return cls(found, max_lag, zone)
+
+    def make(self, router: Router, rng: random.Random) -> ReplicaReads | None:
+        """Return what chooses the nodes for reads, or None if masters get all."""
+        return None if self.read_from == "master" else ReplicaReads(router, self, rng)
 
 
 async def send_readonly(connection: Any) -> None:
@@ -96,27 +116,17 @@ class ReplicaReads:
 
     Args:
         router: Knows the shards and their nodes.
-        read_from: Which nodes of a shard to use.
-        max_lag: Longest lag of a replica in seconds; None for any.
-        zone: The availability zone of this process, or None.
-        cursor: Where to begin with the nodes of each shard.
+        options: Which nodes of a shard to use.
+        rng: Begins the sequence of choices.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        read_from: ReadFrom,
-        *,
-        max_lag: float | None,
-        zone: str | None,
-        cursor: int,
-    ) -> None:
-        self.lag = None if max_lag is None else ReplicaLag(router, max_lag)
+    def __init__(self, router: Router, options: ReadOptions, rng: random.Random) -> None:
+        self.lag = None if options.max_lag is None else ReplicaLag(router, options.max_lag)
         self._router = router
-        self._read_from = read_from
-        self._zone = zone
+        self._read_from = options.read_from
+        self._zone = options.zone
         self._choices: dict[int, _Choices] = {}  # by the identity of the shard
-        self._cursor = cursor
+        self._random = rng.getrandbits(31)
 
     def choose(self, slot: int, avoid: Sequence[Member] = ()) -> Member | None:
         """Return the node for a read of a slot, or None for its master.
@@ -137,8 +147,9 @@ class ReplicaReads:
             members = [member for member in members if member not in avoid]
         if not members:
             return None
-        self._cursor += 1
-        return members[self._cursor % len(members)]
+        # Not in turn: a call may choose twice, and would skip every other node.
+        self._random = (self._random * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+        return members[(self._random >> 16) % len(members)]
 
     def _choose_again(self, shard: Shard, now: float) -> _Choices:
         if len(self._choices) > len(self._router.table.shards):
@@ -259,7 +270,7 @@ class ReplicaLag:
         known = {node.address for shard in shards for node in shard.nodes}
         for table in (self._offsets, self._current):
             for address in [address for address in table if address not in known]:
-                del table[address]  # type: ignore[attr-defined]
+                del table[address]
         now = asyncio.get_running_loop().time()
         masters = await self._ask(shard.master for shard in shards)
         for address, facts in masters.items():
