@@ -427,9 +427,7 @@ class LockKeys:
         """Ask for the keys again that another server has by now."""
         for key in list(self._keys.values()):
             server, connection = self._server_of(key.name), key.connection
-            if server is None or connection is None:
-                continue
-            if connection.owner is not server.multiplexer:
+            if server is None or connection is None or connection.owner is not server.multiplexer:
                 key.connection = None
                 self.look(key)
 

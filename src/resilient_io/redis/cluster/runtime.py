@@ -120,8 +120,10 @@ class ClusterRuntime:
 
     def _server_of_key(self, key: bytes) -> LockServer | None:
         member = self.router.known_owner(key_slot(key))
-        if member is None or not member.opened:
+        if member is None or not self.running or self.router.closed:
             return None
+        if not member.runtime.executor.closed:
+            member.start()
         return LockServer(member.multiplexer, member.pool)
 
     def _table_changed(self, table: SlotTable) -> None:
