@@ -9,7 +9,6 @@ from redis.exceptions import RedisError
 
 from resilient_io import OutcomeUnknown
 from resilient_io.redis import ResilientRedisCluster
-from resilient_io.testing import RedisServerCluster
 
 _CALLERS = 8
 _LISTS = 12  # in each pipeline: about four for each shard
@@ -81,18 +80,11 @@ class _Ledger:
 
 
 @pytest.fixture
-async def cluster():
-    async with RedisServerCluster(masters=3, replicas=1) as cluster:
-        yield cluster
-
-
-@pytest.fixture
 async def ledger(cluster):
     async with ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client:
         yield _Ledger(client)
 
 
-@pytest.mark.soak
 async def test_planned_failover_of_each_shard_in_turn_fails_no_command(cluster, ledger):
     ledger.start()
     for shard in await cluster.shards():
