@@ -55,6 +55,7 @@ _WATCHED_INTERVAL = 0.1  # seconds between refreshes while a node is suspected, 
 _RETRY_BACKOFF = 0.05
 _RETRY_BACKOFF_CAP = 1.0
 _TRUSTED = 1.0  # seconds for which MOVED counts more than the answer of another node
+_SETTLING = (1.0, 5.0)  # seconds after a change at which the table is looked at again
 _MOST_IGNORED = 5
 _WAKE = 0.1  # seconds between checks of a call that waits for the owner of its slot
 
@@ -97,6 +98,7 @@ class Router:
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
         self._counts: Counter[Member] = Counter()
+        self._changed_at = -math.inf  # loop time at which the table last changed
         self._ignored = 0  # refreshes in a row whose answers were older than the table
         self._wanted = Signal()
         self._change: asyncio.Future[None] | None = None
@@ -286,7 +288,11 @@ class Router:
         """Return the longest time until the next refresh."""
         if any(member.suspect for member in self.slots):
             return (_WATCHED_INTERVAL + len(self.table.nodes) / 1000) * (1 + self._rng.random())
-        return self._interval * (1 - 0.1 * self._rng.random())
+        steady = self._interval * (1 - 0.1 * self._rng.random())
+        # Replicas appear some time after their master.
+        since = asyncio.get_running_loop().time() - self._changed_at
+        later = (after - since for after in _SETTLING if after > since)
+        return min(steady, next(later, steady))
 
     async def _refresh(self) -> bool:
         """Ask two nodes at a time, until one answers. Return whether one did."""
@@ -402,7 +408,9 @@ class Router:
         self._moved = {slot: move for slot, move in self._moved.items() if move[1] >= recent}
         for slot, (address, _) in self._moved.items():
             table.move(slot, address)
-        same = all(map(_is, table.slots, self.table.slots)) and len(self.owners)
+        same = all(map(_is, table.slots, self.table.slots))
+        if not same:
+            self._changed_at = now
         self.table = table
         # By identity: to compare shards takes long. MOVED leaves some that are not in `shards`.
         distinct = dict(zip(map(id, table.slots), table.slots, strict=True))
