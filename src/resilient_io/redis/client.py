@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
@@ -18,7 +19,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
 from resilient_io.binding import SYSTEM_RANDOM
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, deadline, earlier
 from resilient_io.errors import ConfigurationError, Progress, ResilientIOError
 from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
@@ -365,7 +366,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await trace_command(
                 "execute_command", self, self._tracing, send, args=args, options=options
             )
-        await self._ensure_open(args[0])
+        reopened = await self._ensure_open(args[0])
         runtime = self._runtime
         executor = runtime.executor
         spec = SPECS.get(args[0]) or lookup(args)
@@ -375,7 +376,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        started = runtime.multiplexer.time()
+        started = reopened if reopened is not None else runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
@@ -426,26 +427,43 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             self.own_callbacks()
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
+            twin._closed = False  # only this client knows; it is asked below
             twin._hot = self._packer.direct and not self._deliberate
         if self._is_closed:
-            await self._ensure_open(args[0])
+            began, limit = await self._ensure_open(args[0]), self._policy.deadline
+            if began is not None and limit is not None:
+                left = began + limit - self._runtime.multiplexer.time()
+                with deadline(max(left, _NO_TIME)):
+                    return await _execute_command(twin, *args, **options)
         return await _execute_command(twin, *args, **options)
 
-    async def _ensure_open(self, operation: object) -> None:
+    async def _ensure_open(self, operation: object) -> float | None:
         """Open the client before a call, also after `aclose()`, unless that is not permitted.
+
+        Return when that began, if it took time: it counts against the deadline of the call.
 
         Raises:
             RedisClosed: The client is closed and has `reopen=False`, or is closed meanwhile.
+            RedisDeadlineExceeded: The closing that is under way outlasts the deadline.
         """
         runtime = self._runtime
         if self._closed_for_good:
             raise runtime.executor.closed_error(operation)
+        began = None
         if runtime.executor.closed:
-            await runtime.reopen()
+            began = asyncio.get_running_loop().time()
+            limit = self._policy.deadline
+            until = earlier(current_deadline(), None if limit is None else began + limit)
+            try:
+                async with asyncio.timeout_at(until):
+                    await runtime.reopen()
+            except TimeoutError:
+                raise runtime.executor.not_open_in_time(operation, began) from None
         origin = self._origin or self
         if origin._closed:
             origin._mark_open()
         runtime.start()
+        return began
 
     @property
     def _is_closed(self) -> bool:
@@ -795,6 +813,7 @@ _execute_command = ResilientRedis.execute_command
 
 _OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
+_NO_TIME = 1e-6  # seconds that are left of a deadline that has passed
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 

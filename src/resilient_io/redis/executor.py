@@ -447,7 +447,7 @@ class Executor:
             server.reports.refused(refused.cause, failed.detail)
             server.multiplexer.refresh()
         else:
-            server.reports.failed(refused.cause, failed.detail)
+            server.reports.failed(refused.cause, failed.detail, answered=True)
         if refused.elsewhere:
             server.search.note_refusal()
 
@@ -456,6 +456,12 @@ class Executor:
     def closed_error(self, operation: object) -> ResilientIOError:
         """Return the error of a call on a client that is closed for good."""
         return self._error(RedisClosed, "the client is closed", str(operation))
+
+    def not_open_in_time(self, operation: object, began: float) -> ResilientIOError:
+        """Return the error of a call whose deadline passed while its client was still closing."""
+        elapsed = asyncio.get_running_loop().time() - began
+        reason = "the deadline passed while the client was closing"
+        return self._error(RedisDeadlineExceeded, reason, str(operation), elapsed=elapsed)
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

@@ -649,10 +649,12 @@ class ResilientPipeline(Pipeline):
             if self.scripts:
                 await self._load_scripts()
             transaction = self.is_transaction or self.explicit_transaction
-            await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
+            name = "MULTI" if transaction else "PIPELINE"
+            reopened = await self._client._ensure_open(name)
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
-            replies: list[Any] = await self._run(self.call_for(commands, specs))
+            call = self.call_for(commands, specs)
+            replies: list[Any] = await self._run(call, started=reopened)
             if raise_on_error:
                 self._raise_first(replies, commands)
             return replies
@@ -707,8 +709,8 @@ class ResilientPipeline(Pipeline):
         )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
-        await self._client._ensure_open(args[0])
-        return await self._run(self.immediate_call(args, options))
+        reopened = await self._client._ensure_open(args[0])
+        return await self._run(self.immediate_call(args, options), started=reopened)
 
     def immediate_call(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
         """Return the call that sends one command on this pipeline's own connection."""
@@ -730,9 +732,10 @@ class ResilientPipeline(Pipeline):
         block = block_of([Command(spec, args, options)])
         return _WatchedCall(self, spec.name, exchange, [spec], args, block=block)
 
-    async def _run(self, call: Call) -> Any:
+    async def _run(self, call: Call, *, started: float | None = None) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        started = asyncio.get_running_loop().time()
+        if started is None:
+            started = asyncio.get_running_loop().time()
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)

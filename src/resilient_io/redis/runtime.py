@@ -287,7 +287,7 @@ class Runtime:
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED
         self._checks_use = False
-        if self.users or not self.running:
+        if self.users or not self.running or self._closing is not None:
             return
         if self.multiplexer.time() >= due:
             self._begin_close(_nothing_else)

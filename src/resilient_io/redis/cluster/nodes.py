@@ -109,9 +109,11 @@ class NodeDependency(ClientDependency):
         self._suspected = suspected
         super().__init__(*args, **options)
 
-    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+    def failed(
+        self, cause: Cause, detail: str = "", *, definite: bool = False, answered: bool = False
+    ) -> None:
         """Report the failure of a call or a connection."""
-        super().failed(cause, detail, definite=definite)
+        super().failed(cause, detail, definite=definite, answered=answered)
         self._suspected()
 
     def note(self, event: str, **fields: object) -> None:
