@@ -653,7 +653,8 @@ class ResilientPipeline(Pipeline):
             reopened = await self._client._ensure_open(name)
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
-            replies: list[Any] = await self._run(self.call_for(commands, specs), started=reopened)
+            call = self.call_for(commands, specs)
+            replies: list[Any] = await self._run(call, started=reopened)
             if raise_on_error:
                 self._raise_first(replies, commands)
             return replies

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..connection import MultiplexedConnection
     from ..errors import Refusal
     from .nodes import Member
+    from .replicas import ReplicaReads
     from .router import Router
 
 
@@ -82,6 +83,7 @@ class NodeBatch(Call):
         policy: RetryPolicy,
         *,
         redirections: bool = True,
+        reads: ReplicaReads | None = None,
     ) -> None:
         self.replies: dict[int, object] = {}
         self.unsure: set[int] = set()
@@ -99,6 +101,8 @@ class NodeBatch(Call):
         self._reloaded = False  # whether scripts were missing once
         self._lost: list[MultiplexedConnection] = []
         self._carrier_member: Member | None = None
+        self._reads = reads
+        self._failed: list[Member] = []  # nodes that did not answer reads
 
     @property
     def effect(self) -> Effect:
@@ -125,6 +129,7 @@ class NodeBatch(Call):
         for member, commands in groups.items():
             failed = await self._send(member, commands, importing, limits)
             if failed is not None:
+                self._failed.append(member)
                 return failed if self.bounded else failed.served_since(began)
         # A pause is necessary unless all were redirected.
         refusals = sorted(self._refusals, key=lambda each: each.refusal is REDIRECTED)
@@ -138,13 +143,24 @@ class NodeBatch(Call):
         for command in self.open.values():
             found: Member | AttemptFailed | None = importing.get(command.position, command.member)
             if found is None and command.slot is not None:
-                found = await self._router.owner(command.slot, limits)
+                found = await self._owner(command.slot, limits)
             elif found is None:
                 found = next(iter(groups), None) or await self._router.any_owner(limits)
             if isinstance(found, AttemptFailed):
                 return found
             groups.setdefault(found, []).append(command)
-        return groups
+        if self._reads is None or importing:
+            return groups
+        # All reads of a shard go to the same node.
+        chosen: dict[Member, list[QueuedCommand]] = {}
+        for member, commands in groups.items():
+            slot = commands[0].slot
+            replica = None if slot is None else self._reads.choose(slot, self._failed)
+            chosen.setdefault(replica or member, []).extend(commands)
+        return chosen
+
+    async def _owner(self, slot: int, limits: Limits) -> Member | AttemptFailed:
+        return self._router.known_owner(slot) or await self._router.owner(slot, limits)
 
     async def _send(
         self,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Carrier, Limits
     from .nodes import Member
+    from .replicas import ReplicaReads
     from .router import Router
 
     MakeCall = Callable[[Member, bool], Call]
@@ -44,6 +45,7 @@ class ClusterCall(Call):
         slot: The slot of its keys; None for a command without keys.
         member: The node to which it is sent first, whoever has the slot; None for the owner.
         first: The call to that node, if the hot path has begun it.
+        reads: Chooses the node, if replicas may answer.
         bounded: Whether the policy's deadline applies. A blocking command has its own time limit.
     """
 
@@ -56,12 +58,15 @@ class ClusterCall(Call):
         slot: int | None,
         member: Member | None = None,
         first: Call | None = None,
+        reads: ReplicaReads | None = None,
         bounded: bool = True,
     ) -> None:
         self._router = router
         self._make = make
         self._slot = slot
-        self._fixed = member
+        self._fixed = member if first is None else None
+        self._reads = reads
+        self._failed: list[Member] = []  # nodes that did not answer a read
         self._member = member
         self._inner = first
         self._importing: Member | None = None  # gets the next attempt, with ASKING
@@ -107,6 +112,7 @@ class ClusterCall(Call):
         if asking:
             self._member = None  # so that a new call is made, without ASKING
         if isinstance(result, AttemptFailed):
+            self._failed.append(member)
             return self._judge(result, member)
         return result
 
@@ -115,6 +121,10 @@ class ClusterCall(Call):
             return self._fixed
         if self._slot is None:
             return await self._router.any_owner(limits)
+        if self._reads is not None:
+            chosen = self._reads.choose(self._slot, self._failed)
+            if chosen is not None:
+                return chosen
         return await self._router.owner(self._slot, limits)
 
     def _refused(self, error: Exception, member: Member) -> AttemptFailed | None:

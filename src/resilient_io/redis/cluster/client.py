@@ -45,9 +45,10 @@ from ..pool import ExclusiveCall
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
-from .keys import KeySlots, merge_replies, node_flag
+from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
 from .multi_key import MultiKeyCommands
 from .pipeline import ResilientClusterPipeline
+from .replicas import ReadOptions, send_readonly
 from .runtime import ClusterRuntime
 from .slots import AddressRules
 
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from ..attempt import Call
     from ..commands import CommandSpec
     from .nodes import Member
+    from .replicas import ReadFrom
+    from .slots import Node
 
 _NO_OPTIONS: dict[str, Any] = {}
 
@@ -99,6 +102,12 @@ class ResilientRedisCluster(MultiKeyCommands):
             redirection and every failure of a node is a reason for an earlier one.
         down_share: Share of the slots, above 0 and up to 1, whose loss makes the state DOWN. With
             less, it is DEGRADED, and `HealthMonitor` is ready.
+        read_from: Which nodes answer reads: "master" (default), "replica", "any" of a shard, or the
+            "nearest", by zone or else by latency. If no replica qualifies, the master does. The
+            data of a replica is older. redis-py's options for this have the same effect.
+        max_lag: Longest time in seconds by which the data of a replica may be older; None for any.
+        zone: The availability zone of this process, for "nearest".
+        zone_of: Returns the zone of a node (`host`, `port`, `id`) that reports none.
         **options: All options of `redis.asyncio.RedisCluster`. `require_full_coverage`,
             `reinitialize_steps` and `dynamic_startup_nodes` have no effect: the client serves the
             slots that the cluster serves, and never reconnects to healthy nodes.
@@ -127,6 +136,10 @@ class ResilientRedisCluster(MultiKeyCommands):
         reopen: bool = True,
         refresh_interval: float = 60.0,
         down_share: float = 1.0,
+        read_from: ReadFrom | None = None,
+        max_lag: float | None = None,
+        zone: str | None = None,
+        zone_of: Callable[[Node], str | None] | None = None,
         **options: Any,
     ) -> None:
         check_types(policy, health, connections)
@@ -136,6 +149,7 @@ class ResilientRedisCluster(MultiKeyCommands):
                 f"down_share={down_share!r} is not a share of the slots: use a number above 0 and "
                 f"up to 1, for example down_share=0.5"
             )
+        reads = ReadOptions.of(read_from, max_lag, zone, options)
         check_conflicts(options, policy)
         if policy is None:
             policy = policy_from_options(options)
@@ -174,6 +188,9 @@ class ResilientRedisCluster(MultiKeyCommands):
         self._hot = self._packer.direct  # whether commands may take the hot path at all
         self._slots = KeySlots(self.encoder.encode)
         self._driver_nodes = self.nodes_manager = DriverNodes(self.nodes_manager)
+        if reads.read_from != "master":
+            # redis-py's own is a method of the client, which then could not be collected.
+            self.connection_kwargs["redis_connect_func"] = send_readonly
         self._runtime = ClusterRuntime(
             startup=startup,
             options=self.connection_kwargs,
@@ -181,14 +198,20 @@ class ResilientRedisCluster(MultiKeyCommands):
             health=health,
             node_health=HealthSettings(interval=interval) if interval else None,
             connections=connections if connections is not None else ConnectionSettings(),
-            rules=AddressRules(tls=bool(given.get("ssl")), address_map=given.get("address_remap")),
+            rules=AddressRules(
+                tls=bool(given.get("ssl")),
+                address_map=given.get("address_remap"),
+                zone_of=zone_of,
+            ),
             changed=self._driver_nodes.use,
             also_close=self._driver_nodes.aclose,
             scripts=ScriptBodies(self.encoder.encode),
             rng=self._rng,
             refresh_interval=refresh_interval,
             down_share=down_share,
+            reads=reads,
         )
+        self._reads = self._runtime.reads
         self._router = self._runtime.router
 
     @classmethod
@@ -238,6 +261,8 @@ class ResilientRedisCluster(MultiKeyCommands):
         except (IndexError, TypeError):
             return await self._execute(args, options)
         member: Any = self._router.owners[slot]
+        if self._reads is not None and replica_may_answer(spec):
+            member = self._reads.choose(slot) or member
         multiplexer = member.hot
         connection = multiplexer.fast
         if (
@@ -398,6 +423,7 @@ class ResilientRedisCluster(MultiKeyCommands):
             slot=slot,
             member=member,
             first=first,
+            reads=self._reads if replica_may_answer(spec) else None,
             bounded=spec.block is None,
         )
 

@@ -32,7 +32,7 @@ from ..pipeline import ResilientPipeline
 from ..scripts import RUNS_BY_HASH
 from .batch import NodeBatch, QueuedCommand
 from .call import ClusterCall
-from .keys import node_flag
+from .keys import node_flag, replica_may_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _truncate: Callable[[str], str] = truncate_text
+
+_MOVED = (
+    "the slot of the watched keys moved to another node, and nothing was applied: run the "
+    "transaction again"
+)
 
 _NO_TRANSACTION = "is for transactions: use pipeline(transaction=True)"
 
@@ -62,6 +67,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         self._explicit = False  # between `multi` and `execute`
         self._watched: ResilientPipeline | None = None
         """The pipeline of the node whose keys are watched."""
+        self._member: Member | None = None  # that node
         self._slot: int | None = None  # of the watched keys
         self._keys: Sequence[Any] = ()  # one of them
 
@@ -157,7 +163,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         """Empty the pipeline and release its connection, which is closed if it still watches."""
         self._queue = []
         self._explicit = False
-        watched, self._watched, self._slot = self._watched, None, None
+        watched, self._watched, self._member, self._slot = self._watched, None, None, None
         if watched is not None:
             await watched.reset()
 
@@ -192,8 +198,12 @@ class ResilientClusterPipeline(ClusterPipeline):
                 zip(specs, self._queue, packed, strict=True)
             )
         ]
+        # A read after a write must not be answered by a replica that lacks the write.
+        reads = client._reads if all(map(replica_may_answer, specs)) else None
         batches = [
-            NodeBatch(client._router, group, client._policy, redirections=allow_redirections)
+            NodeBatch(
+                client._router, group, client._policy, redirections=allow_redirections, reads=reads
+            )
             for group in self._by_node(commands)
         ]
         outcomes = await _all_of([self._run(batch, started) for batch in batches])
@@ -378,6 +388,7 @@ class ResilientClusterPipeline(ClusterPipeline):
             call = ClusterCall(client._router, make, spec.name, slot=slot)
             started = asyncio.get_running_loop().time()
             return await client._runtime.executor.run(call, client._policy, started=started)
+        self._check_owner()
         with _MovedWhileWatched():
             return await self._watched.immediate_execute_command(*args, **options)
 
@@ -389,9 +400,9 @@ class ResilientClusterPipeline(ClusterPipeline):
         asking: bool,
     ) -> Call:
         if asking:
-            raise WatchError("the slot of the watched keys is being moved: run it again")
+            raise WatchError(_MOVED)
         self._release()
-        self._watched = self._on(member)
+        self._member, self._watched = member, self._on(member)
         return self._watched.immediate_call(args, options)
 
     def _release(self) -> None:
@@ -411,10 +422,19 @@ class ResilientClusterPipeline(ClusterPipeline):
                     if (keys := keys_of(spec, args))
                 )
                 raise self._client._slots.cross_slot("the transaction", [*self._keys, first], None)
+        self._check_owner()
         watched.explicit_transaction = True
         watched.command_stack = list(self._queue)
         with _MovedWhileWatched():
             return await watched.execute(raise_on_error)
+
+    def _check_owner(self) -> None:
+        """Raise if another node has the slot of the watched keys by now."""
+        slot, member = self._slot, self._member
+        if slot is not None and member is not None:
+            router = self._client._router
+            if router.known_owner(slot) is not None and router.has_taken_over(slot, member):
+                raise WatchError(_MOVED)
 
     def multi(self) -> None:
         """Begin to queue commands again, after WATCH."""
@@ -486,10 +506,7 @@ class _MovedWhileWatched:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Replace the error."""
         if isinstance(error, AskError | TryAgainError):
-            raise WatchError(
-                "the slot of the watched keys moved to another node, and nothing was applied: run "
-                "the transaction again"
-            ) from None
+            raise WatchError(_MOVED) from None
 
 
 async def _all_of(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..options import ConnectionSettings
     from ..scripts import ScriptBodies
+    from .replicas import ReadOptions
     from .slots import Address, AddressRules, SlotTable
 
 
@@ -47,6 +48,7 @@ class ClusterRuntime:
         router: Knows which node gets a call.
         executor: Sends, repeats and fails the calls.
         scripts: The scripts that the client knows.
+        reads: Chooses the nodes that answer reads; None for masters.
         locks: The keys of its locks.
     """
 
@@ -69,6 +71,7 @@ class ClusterRuntime:
         rng: random.Random,
         refresh_interval: float,
         down_share: float,
+        reads: ReadOptions,
     ) -> None:
         self.health = health
         self.policy = policy
@@ -95,6 +98,8 @@ class ClusterRuntime:
             rng=rng,
             interval=refresh_interval,
         )
+        self.reads = reads.make(self.router, rng)
+        self._lag = None if self.reads is None else self.reads.lag
         self._cluster_health = ClusterHealth(health, self.router, down_share=down_share)
         self._binding: LoopBinding | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -149,6 +154,8 @@ class ClusterRuntime:
             self._binding.check("ResilientRedisCluster")
         self._binding = LoopBinding()
         self.router.start()
+        if self._lag is not None:
+            self._lag.start()
         self._cluster_health.start()
 
     async def reopen(self) -> None:
@@ -174,6 +181,8 @@ class ClusterRuntime:
         if self._binding is not None and self._binding.closed:
             self._binding = self._closing = None
             self.router.forget_loop()
+            if self._lag is not None:
+                self._lag.forget_loop()
             self._build()
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
@@ -194,7 +203,8 @@ class ClusterRuntime:
         """Return why only a new process helps, or None, also while the client does not run."""
         if not self.running or self._closing is not None:
             return None
-        return self.router.liveness_failure()
+        lag = None if self._lag is None else self._lag.failure()
+        return lag if lag is not None else self.router.liveness_failure()
 
     async def aclose(self) -> None:
         """Fail every call as closed, close every connection, and end every task.
@@ -224,6 +234,8 @@ class ClusterRuntime:
 
     async def _close(self) -> None:
         await self._cluster_health.aclose()
+        if self._lag is not None:
+            await self._lag.aclose()
         await self.locks.aclose()
         await self.router.aclose()
         await self.health.release()
