@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -41,14 +41,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
     from .errors import Refusal
-    from .executor import Server
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -114,6 +113,22 @@ class AttemptFailed:
     def with_reason(self, reason: str, *, final: bool = False) -> AttemptFailed:
         """Return a copy whose detail ends with the reason why the call is not repeated."""
         return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
+
+
+class Search(Protocol):
+    """Looks for the server that accepts writes."""
+
+    def note_refusal(self) -> None:
+        """Search, unless that was done too recently: a server refused a call."""
+
+
+class Server(NamedTuple):
+    """The server of an attempt: a client has one, a cluster client one for each node."""
+
+    multiplexer: Multiplexer
+    health: Dependency
+    reports: Reporter
+    search: Search
 
 
 class Call:
@@ -312,9 +327,9 @@ async def await_reply(
         finally:
             timer.cancel()
             if not answered:
-                (request.home or multiplexer).abandon(request)
+                _home_of(request, multiplexer).abandon(request)
         if reply is CHECK_CLOCK:
-            multiplexer = clock.multiplexer = request.home or multiplexer
+            multiplexer = clock.multiplexer = _home_of(request, multiplexer)
             failed = None if request.done() else clock.check(limits, call)
             if failed is not None:
                 multiplexer.abandon(request)
@@ -326,6 +341,11 @@ async def await_reply(
             return failure_of(reply)
         else:
             return reply
+
+
+def _home_of(request: PendingRequest, first: Multiplexer) -> Multiplexer:
+    """Return the multiplexer that has a request: it may have moved with its slot."""
+    return first if request.home is None else cast("Multiplexer", request.home)
 
 
 class _ReplyClock:

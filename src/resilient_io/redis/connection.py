@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
 
-    from .multiplexer import Multiplexer
     from .wakeups import Wakeup
 
 
@@ -126,7 +125,7 @@ class PendingRequest:
         """Whether another connection may send it if its own is lost before it is written."""
         self.slot: int | None = None
         """The hash slot of its keys, if it moves to another node together with that slot."""
-        self.home: Multiplexer | None = None
+        self.home: ConnectionOwner | None = None
         """The multiplexer of the node to which it was moved, if it was."""
         self.replies: list[object] = []
         self.position = 0

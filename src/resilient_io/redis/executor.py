@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -36,27 +36,10 @@ from .instrumentation import tracing_of_call
 if TYPE_CHECKING:
     import random
 
-    from resilient_io.health import Dependency, Reporter
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryBudget, RetryPolicy
 
-    from .attempt import Call, Carrier
-    from .multiplexer import Multiplexer
-
-
-class Search(Protocol):
-    """Looks for the server that accepts writes."""
-
-    def note_refusal(self) -> None:
-        """Search, unless that was done too recently: a server refused a call."""
-
-
-class Server(NamedTuple):
-    """The server of an attempt: a client has one, a cluster client one for each node."""
-
-    multiplexer: Multiplexer
-    health: Dependency
-    reports: Reporter
-    search: Search
+    from .attempt import Call, Carrier, Server
 
 
 @dataclass(frozen=True, slots=True)

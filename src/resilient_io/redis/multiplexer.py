@@ -517,9 +517,9 @@ class Multiplexer:
         """
         moved = self._waiting.take(lambda request: home_of(request) not in (None, self))
         for request in moved:
-            request.home = home_of(request)
-            assert request.home is not None, "it was taken for another one"  # noqa: S101
-            request.home.submit(request)
+            home = request.home = home_of(request)
+            assert home is not None, "it was taken for another one"  # noqa: S101
+            home.submit(request)
             request.check_clock()
         return moved
 

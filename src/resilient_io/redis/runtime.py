@@ -13,10 +13,10 @@ from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import RetryBudget
 
-from .attempt import Packer
+from .attempt import Packer, Server
 from .credentials import follow_credentials
 from .errors import RedisClosed
-from .executor import Executor, Server
+from .executor import Executor
 from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency, Reporter, Subscription
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Search
     from .connect import RedisTarget
-    from .executor import Search
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
 

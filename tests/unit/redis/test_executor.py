@@ -19,10 +19,10 @@ from resilient_io.redis import (
     RedisOutcomeUnknown,
     RedisUnavailable,
 )
-from resilient_io.redis.attempt import AttemptFailed, Call
+from resilient_io.redis.attempt import AttemptFailed, Call, Server
 from resilient_io.redis.commands import Effect
 from resilient_io.redis.errors import Refusal
-from resilient_io.redis.executor import Executor, Server
+from resilient_io.redis.executor import Executor
 from resilient_io.redis.instrumentation import traced
 from resilient_io.retry import RetryBudget, RetrySchedule
 from resilient_io.testing import cancel_everywhere

@@ -97,7 +97,8 @@ class ClusterCall(Call):
             member = found
         if self._router.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
-        await member.open()
+        if not await _open(member, limits):
+            return limits.too_late()
         if self._inner is None or member is not self._member or asking:
             self._inner, self._member = self._make(member, asking), member
         self.server = member.server
@@ -185,6 +186,16 @@ class ClusterCall(Call):
             futures: list[asyncio.Future[Any]] = [carrier.fenced, self._router.changed]
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         return self.taken_over(carrier) or carrier.fenced.result()
+
+
+async def _open(member: Member, limits: Limits) -> bool:
+    """Open the connections of a node. Return False if its earlier close does not end in time."""
+    try:
+        async with asyncio.timeout_at(limits.sent):
+            await member.open()
+    except TimeoutError:
+        return False
+    return True
 
 
 class TableCall(Call):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency, HealthSettings
     from resilient_io.retry import RetryPolicy
 
+    from ..attempt import Search, Server
     from ..connection import MultiplexedConnection
-    from ..executor import Search, Server
     from ..multiplexer import Multiplexer
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool

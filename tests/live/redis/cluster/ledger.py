@@ -48,6 +48,7 @@ class Ledger:
     errors: list[tuple[float, int, Exception]] = field(default_factory=list)
     successes: list[list[float]] = field(default_factory=lambda: [[] for _ in range(SHARDS)])
     longest: float = 0.0
+    ended: float = 0.0
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -61,7 +62,8 @@ class Ledger:
         ]
 
     async def stop(self) -> None:
-        """End the callers after their current call."""
+        """End the callers."""
+        self.ended = asyncio.get_running_loop().time()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
@@ -92,9 +94,9 @@ class Ledger:
             await asyncio.sleep(self.pause)
 
     def gap(self, shard: int, since: float) -> float:
-        """Return the longest time without a success on a shard after a moment."""
+        """Return the longest time without a success on a shard after a moment, until the end."""
         times = [since, *(at for at in self.successes[shard] if at >= since)]
-        times.append(asyncio.get_running_loop().time())
+        times.append(self.ended)
         return max(after - before for before, after in itertools.pairwise(times))
 
     def failures(self, shard: int | None = None) -> list[Exception]:
