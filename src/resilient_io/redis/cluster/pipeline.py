@@ -16,18 +16,23 @@ from redis.client import EMPTY_RESPONSE
 from redis.cluster import PIPELINE_BLOCKED_COMMANDS
 from redis.commands import AsyncRedisClusterCommands
 from redis.exceptions import (
-    AskError,
     RedisClusterException,
     RedisError,
     ResponseError,
-    TryAgainError,
     WatchError,
 )
 from redis.utils import safe_str, truncate_text
 
 from ..attempt import apply_callback
 from ..commands import SPECS, Route, keys_of, lookup, no_keys
-from ..errors import RedisOutcomeUnknown, RedisUnavailable, RouteRefused, advise
+from ..errors import (
+    REDIRECTED,
+    RedisOutcomeUnknown,
+    RedisUnavailable,
+    RouteRefused,
+    advise,
+    refusal_in_cluster,
+)
 from ..pipeline import ResilientPipeline
 from ..scripts import RUNS_BY_HASH
 from .batch import NodeBatch, QueuedCommand
@@ -389,7 +394,7 @@ class ResilientClusterPipeline(ClusterPipeline):
             started = asyncio.get_running_loop().time()
             return await client._runtime.executor.run(call, client._policy, started=started)
         self._check_owner()
-        with _MovedWhileWatched():
+        with _RefusedWhileWatched():
             return await self._watched.immediate_execute_command(*args, **options)
 
     def _watch_on(
@@ -425,7 +430,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         self._check_owner()
         watched.explicit_transaction = True
         watched.command_stack = list(self._queue)
-        with _MovedWhileWatched():
+        with _RefusedWhileWatched():
             return await watched.execute(raise_on_error)
 
     def _check_owner(self) -> None:
@@ -497,16 +502,22 @@ class _Failure:
         return self._error if position in self._unsure else self._other
 
 
-class _MovedWhileWatched:
-    """Turns a redirection of a watched transaction into WatchError: its node has left the slot."""
+class _RefusedWhileWatched:
+    """Turns the refusal of a watched transaction into WatchError: its node lacks the slot."""
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Replace the error."""
-        if isinstance(error, AskError | TryAgainError):
+        refused = None if error is None else refusal_in_cluster(error)
+        if refused is REDIRECTED:
             raise WatchError(_MOVED) from None
+        if refused is not None:
+            raise WatchError(
+                f"the node of the watched keys does not serve them now ({error}), and nothing "
+                f"was applied: run the transaction again"
+            ) from None
 
 
 async def _all_of(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
