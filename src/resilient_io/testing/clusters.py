@@ -305,19 +305,24 @@ class RedisServerCluster(Server):
     # -- changes -----------------------------------------------------------------------------
 
     async def failover(self, replica: RedisClusterNode, mode: str | None = None) -> None:
-        """Make a replica the master, without loss of data, and wait until it is.
+        """Make a replica the master, without loss of data, and wait until both nodes know it.
 
         Args:
             replica: The replica.
             mode: "FORCE" if its master does not answer, "TAKEOVER" if most masters do not.
         """
+        _, _, port, *_ = await _role(replica)
+        former = next((node for node in self.nodes if node.port == port), None)
         await replica.query("CLUSTER", "FAILOVER", *([] if mode is None else [mode]))
 
-        async def is_master() -> bool:
-            role = await replica.query("ROLE")
-            return isinstance(role, list) and role[0] == b"master"
+        async def is_done() -> bool:
+            if (await _role(replica))[0] != b"master":
+                return False
+            if mode is not None or former is None or not former.running:
+                return True
+            return (await _role(former))[0] == b"slave"
 
-        await self._until(is_master, f"did not fail over to {replica}", _START_TIMEOUT)
+        await self._until(is_done, f"did not fail over to {replica}", _START_TIMEOUT)
 
     async def begin_migration(self, slot: int, target: RedisClusterNode) -> SlotMigration:
         """Begin to move a slot to another master, key by key.
@@ -512,6 +517,13 @@ class RedisServerCluster(Server):
             reports = [f"{node!r}: {_tail(node.log.splitlines())}" for node in self.nodes]
             text = "\n".join(reports)
             raise ServerDidNotStartError(f"the cluster {failure}:\n{text}") from None
+
+
+async def _role(node: RedisClusterNode) -> list[Reply]:
+    role = await node.query("ROLE")
+    if not isinstance(role, list):
+        raise InvalidReplyError(f"expected a list, not {role!r}")
+    return role
 
 
 def _text(reply: Reply) -> str:
