@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ SLOTS: Final = 16384
 
 _START_TIMEOUT: Final = 30.0
 _POLL_INTERVAL: Final = 0.02
+_FAILOVER_TIMEOUT: Final = 5.5
 _KEYS_PER_STEP: Final = 10
 _MIGRATE_TIMEOUT: Final = 5000  # milliseconds, of MIGRATE itself
 _NO_ANSWER: Final = (OSError, asyncio.IncompleteReadError, InvalidReplyError, ServerError)
@@ -313,9 +315,14 @@ class RedisServerCluster(Server):
         """
         _, _, port, *_ = await _role(replica)
         former = next((node for node in self.nodes if node.port == port), None)
-        await replica.query("CLUSTER", "FAILOVER", *([] if mode is None else [mode]))
+        sent_at = -math.inf
 
         async def is_done() -> bool:
+            nonlocal sent_at
+            now = asyncio.get_running_loop().time()
+            if now - sent_at > _FAILOVER_TIMEOUT:  # the server has given up without saying so
+                sent_at = now
+                await replica.query("CLUSTER", "FAILOVER", *([] if mode is None else [mode]))
             if (await _role(replica))[0] != b"master":
                 return False
             if mode is not None or former is None or not former.running:

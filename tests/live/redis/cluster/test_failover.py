@@ -31,7 +31,7 @@ async def test_killed_master_delays_only_its_shard(cluster):
         over = await until_taken_over(cluster, 0)
         await asyncio.sleep(1.0)
         await ledger.stop()
-        assert ledger.gap(0, killed) < over - killed + 0.7
+        assert ledger.gap(0, killed) < over - killed + 2.0
         assert not ledger.failures(1)
         assert not ledger.failures(2)
         result = await ledger.compare(cluster, since=killed)
@@ -59,7 +59,7 @@ async def test_frozen_master_is_left_and_its_late_replies_do_not_count(cluster):
         await cluster.wait_until_ok()
         await asyncio.sleep(0.3)
         await ledger.stop()
-        assert ledger.gap(1, frozen) < over - frozen + 1.0
+        assert ledger.gap(1, frozen) < over - frozen + 2.0
         assert not ledger.failures(0)
         assert not ledger.failures(2)
         result = await ledger.compare(cluster, since=frozen)
@@ -77,7 +77,7 @@ async def test_planned_failover_of_each_shard_fails_no_call(cluster):
             await asyncio.sleep(0.1)
         await ledger.stop()
         assert not ledger.errors
-        assert max(ledger.gap(shard, began) for shard in range(3)) < 1.0
+        assert max(ledger.gap(shard, began) for shard in range(3)) < 2.0
         result = await ledger.compare(cluster)
         assert not result.lost
         assert not result.duplicates
