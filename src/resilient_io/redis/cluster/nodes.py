@@ -189,7 +189,7 @@ class Member:
                 suspected=partial(self._suspected, self),
             )
             self._runtime = Runtime(
-                target=RedisTarget(pool),
+                target=RedisTarget(pool, in_cluster=True),
                 policy=settings.policy,
                 health=health,
                 settings=settings.connections,

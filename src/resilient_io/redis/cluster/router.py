@@ -28,6 +28,7 @@ from resilient_io.text import clean_text, describe_error, format_address
 
 from ..attempt import AttemptFailed, end_of_wait, server_down
 from ..errors import CLOSED, ConnectionFailure
+from ..wrong_server import single_server
 from .nodes import NO_OWNER, Member, Members
 from .slots import SlotTable, epoch_of, newest, read_table
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Limits
     from ..connection import PendingRequest
+    from ..errors import Refusal
     from ..multiplexer import Multiplexer
     from .nodes import NodeSettings, NoOwner
     from .slots import Address, AddressRules
@@ -249,7 +251,7 @@ class Router:
         member.suspected_at = asyncio.get_running_loop().time()
         self.refresh_soon()
 
-    def note_refusal(self) -> None:
+    def note_refusal(self, _refusal: Refusal) -> None:
         """Refresh the table: a node has refused a call."""
         self.refresh_soon()
 
@@ -396,15 +398,13 @@ class Router:
 
     def _note_failure(self, address: Address, error: ConnectionFailure | Exception) -> None:
         where = format_address(*address)
-        if isinstance(error, Exception) and _NOT_A_CLUSTER in str(error):
-            detail = "is a single server, not a node of a cluster: use ResilientRedis"
-            error, where = ConnectionFailure(Cause.OTHER, detail, permanent=True), f"{where} "
-        elif isinstance(error, Exception):
+        if isinstance(error, Exception):
+            alone = _NOT_A_CLUSTER in str(error)
+            cause = Cause.WRONG_SERVER if alone else Cause.OTHER
             permanent = isinstance(error, ResponseError | InvalidResponse)
-            detail = describe_error(error)
-            error, where = ConnectionFailure(Cause.OTHER, detail, permanent=permanent), f"{where}: "
-        else:
-            where = f"{where}: "
+            detail = describe_error(single_server(where) if alone else error)
+            error = ConnectionFailure(cause, detail, permanent=permanent)
+        where = "" if where in error.detail else f"{where}: "
         self.failure = replace(error, detail=clean_text(f"{where}{error.detail}"))
 
     async def _use(self, table: SlotTable, began: float) -> None:

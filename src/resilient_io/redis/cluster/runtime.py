@@ -16,6 +16,7 @@ from resilient_io.retry import RetryBudget
 
 from ..errors import RedisClosed
 from ..executor import Executor
+from ..failover import Failover
 from ..lock_keys import LockKeys, LockServer
 from .health import ClusterHealth
 from .nodes import NodeSettings
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .replicas import ReadOptions
     from .slots import Address, AddressRules, SlotTable
 
+
+_LONGEST_FAILOVER = 15.0
+"""Seconds of a node's outage in which a replica may take over: the default node timeout is 15 s."""
 
 _LONGEST_ELECTION = 10.0  # seconds for which calls wait, within their deadlines
 
@@ -108,12 +112,15 @@ class ClusterRuntime:
         notify_on_fork(self.note_fork)
 
     def _build(self) -> None:
+        self._failover = Failover(self.health.reporter(), self.health.name)
+        self._expect_failovers()
         self.locks = LockKeys(
             server_of=self._server_of_key, moved=self.router.refresh_soon, rng=self.rng
         )
         self.executor = Executor(
             server=None,
             health=self.health,
+            failover=self._failover,
             budget=RetryBudget(self.policy.retry_budget, self._replies),
             rng=self.rng,
         )
@@ -128,7 +135,13 @@ class ClusterRuntime:
 
     def _table_changed(self, table: SlotTable) -> None:
         self._changed(table)
+        self._expect_failovers()
         self.locks.server_changed()
+
+    def _expect_failovers(self) -> None:
+        """Let calls wait for the successor of a master, within their deadlines."""
+        has_replicas = any(shard.replicas for shard in self.router.table.shards)
+        self._failover.expect(_LONGEST_FAILOVER if has_replicas else 0.0)
 
     def _replies(self) -> int:
         """Return how many replies have arrived from all nodes."""
