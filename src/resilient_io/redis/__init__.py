@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .client import RedisStats, ResilientRedis
-from .cluster import ResilientRedisCluster
+from .cluster import ResilientClusterPipeline, ResilientRedisCluster
 from .errors import (
+    CrossSlotKeys,
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
@@ -20,6 +21,7 @@ from .pipeline import ResilientPipeline
 
 __all__ = [
     "ConnectionSettings",
+    "CrossSlotKeys",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
@@ -28,6 +30,7 @@ __all__ = [
     "RedisOverloaded",
     "RedisStats",
     "RedisUnavailable",
+    "ResilientClusterPipeline",
     "ResilientLock",
     "ResilientPipeline",
     "ResilientRedis",

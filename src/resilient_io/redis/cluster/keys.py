@@ -13,13 +13,13 @@ from redis.commands.policies import STATIC_POLICIES
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException
 
-from resilient_io.redis.commands import Effect, keys_of, no_keys
-from resilient_io.redis.errors import CrossSlotKeys
+from ..commands import Effect, keys_of, no_keys
+from ..errors import CrossSlotKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from resilient_io.redis.commands import CommandSpec
+    from ..commands import CommandSpec
 
 _MOST_CACHED = 16_384
 """How many slots of keys are remembered: looking one up takes a tenth of calculating it."""
