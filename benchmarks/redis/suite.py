@@ -36,7 +36,7 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             results["down"] = await arena.down(rounds)
     if "refresh" in wanted:
         say(f"{loop}: reading the slots of a cluster")
-        results["refresh"] = refresh.measure(rounds)
+        results["refresh"] = await refresh.measure(rounds)
     return results
 
 

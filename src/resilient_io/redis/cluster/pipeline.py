@@ -382,7 +382,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         await client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
         slot = client._slots.of_call(spec, args)
-        if slot is not None and self._slot not in (None, slot):
+        if slot is not None and self._watching and slot != self._slot:
             key = keys_of(spec, args)[0]
             raise client._slots.cross_slot("the transaction", [*self._keys, key], None)
         if self._watched is None or not self._watching:
