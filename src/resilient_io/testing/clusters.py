@@ -69,6 +69,7 @@ class RedisClusterNode(RedisServer):
         """Restart the server on another port. The other nodes find it if they run meanwhile."""
         self.kill()
         self._choose_other_ports()
+        self._fixed_ports = False  # another process may take one of them first
         await self.start()
 
     async def info(self) -> dict[str, str]:
